@@ -1,0 +1,41 @@
+# The newcomer's door. `make help` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): deploy/bootstrap.sh bootstrap.lock requirements.lock pyproject.toml
+	@PYTHON="$(PYTHON)" sh deploy/bootstrap.sh "$(VENV)"
+	@touch $@
+
+demo: $(STAMP) ## record a simulated room with two speakers and print the result
+	@$(BIN)/recorder demo
+
+test: $(STAMP) ## everything that must hold: the checks and all tests
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## style, types, import contracts, generated documents
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/python -m docs.generate --check
+
+format: $(STAMP) ## put the source into house form
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+docs: $(STAMP) ## write the generated documents anew
+	@$(BIN)/python -m docs.generate
+
+lock: $(STAMP) ## resolve the locks anew from pyproject.toml
+	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 --extra build --no-deps-of recorder pyproject.toml -o bootstrap.lock
+
+clean: ## remove the environment and what tests and demo left
+	@rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

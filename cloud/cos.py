@@ -1,0 +1,155 @@
+"""The door to COS: uploads files, checks buckets, gives uploads up; each request in a thread of its own pool.
+
+May import `machine` and, of this room, `objects`, `cos_upload`, `cos_requests`, `file_parts` and `credentials`. Rules: the
+SDK blocks, so nothing of it runs on the event loop; its own retries are off, because how often and how long to try is
+decided here; COS's errors leave as errors.UploadFailed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import requests
+import structlog
+
+from cloud import cos_requests, cos_upload, file_parts, objects
+from cloud import credentials as credentials_module
+from machine import errors
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+CosTarget = objects.CosTarget
+Part = cos_requests.Part
+UploadState = cos_upload.UploadState
+Uploaded = cos_upload.Uploaded
+object_key = objects.object_key
+url = objects.url
+
+PAUSES_S = (0.5, 2.0, 5.0)
+CHECK_TIMEOUT_S = 5
+
+
+class CosUploader:
+    """Uploads files, each request in one of `threads` threads of its own. `start` and `stop` are safe to call twice.
+
+    `pauses_s` are the waits between the tries of one request; after the last, the error goes to the caller, whose retry
+    goes on with the state saved. A thread cannot be cancelled: a cancelled upload ends at once, its last request within the
+    time limits of `cos_requests`.
+    """
+
+    def __init__(
+        self,
+        threads: int = 4,
+        *,
+        first_part_bytes: int = file_parts.FIRST_PART_BYTES,
+        pauses_s: tuple[float, ...] = PAUSES_S,
+        silence_timeout_s: float = cos_requests.SILENCE_TIMEOUT_S,
+    ) -> None:
+        if first_part_bytes < file_parts.MIN_PART_BYTES:
+            raise ValueError(f"COS takes no part under {file_parts.MIN_PART_BYTES} bytes but the last")
+        self._thread_count = threads
+        self._first_part_bytes = first_part_bytes
+        self._pauses_s = pauses_s
+        self._silence_timeout_s = silence_timeout_s
+        self._threads: ThreadPoolExecutor | None = None
+        self._session: requests.Session | None = None
+
+    async def start(self) -> None:
+        """Make the threads and the pool of connections, and switch the SDK's log off. Connects to nothing."""
+        if self._threads is None:
+            cos_requests.silence_sdk()
+            self._threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="cos")
+            self._session = cos_requests.session(self._thread_count)
+
+    async def stop(self) -> None:
+        """Begin no further request, wait for those under way (each has its time limit) and close the connections."""
+        threads, pool, self._threads, self._session = self._threads, self._session, None, None
+        if threads is not None:
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+        if pool is not None:
+            pool.close()
+
+    async def upload(
+        self,
+        path: Path,
+        target: objects.CosTarget,
+        credentials: credentials_module.Credentials,
+        *,
+        state: UploadState | None,
+        save: cos_upload.Save,
+        on_progress: cos_upload.OnProgress | None = None,
+        forbid_overwrite: bool = False,
+    ) -> Uploaded:
+        """Write the file at `path` to `target` and compare; goes on from `state` if there is one.
+
+        `save` gets the state after the upload was created and after each part sent, and what it raises ends the upload.
+        `on_progress` gets the bytes that COS has so far. Raises errors.UploadFailed with reason "refused" (for good),
+        "expired-token", "throttled", "server", "network", "mismatch" or "file-missing".
+        """
+        client = self._client(target, credentials, self._silence_timeout_s)
+        job = cos_upload.Upload(
+            self._ask, self._in_thread, client, path, target, save, on_progress or (lambda _: None), forbid_overwrite
+        )
+        return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
+
+    async def abort(self, target: objects.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:
+        """Have COS forget an upload and its parts; one it does not know is forgotten already. Raises errors.UploadFailed."""
+        client = self._client(target, credentials, self._silence_timeout_s)
+        try:
+            await self._ask(lambda: client.abort(upload_id))
+        except cos_requests.RequestFailed as failed:
+            if failed.code != cos_upload.GONE:
+                raise failed.as_upload_failed("giving the upload up") from failed
+
+    async def check_bucket(self, target: objects.CosTarget, credentials: credentials_module.Credentials) -> str:
+        """Ask once whether the bucket is there for this key. Answers "" if it is, or a warning where COS only says that the
+        key may not look (it may still be allowed to upload). Raises errors.UploadFailed: "refused" for a bucket or key that
+        does not exist or a wrong secret; another reason where it cannot be told now."""
+        client = self._client(target, credentials, CHECK_TIMEOUT_S)
+        try:
+            await self._in_thread(client.head_bucket)
+        except cos_requests.RequestFailed as failed:
+            if failed.code == "AccessDenied":
+                return f"The key may not look at the bucket {target.bucket}; whether it may upload there is not known yet."
+            raise failed.as_upload_failed("looking at the bucket") from failed
+        return ""
+
+    async def _ask(self, request: Callable[[], T]) -> T:
+        """Make one request in a thread, again after each pause while its failure is temporary. Raises RequestFailed."""
+        for pause_s in self._pauses_s:
+            try:
+                return await self._in_thread(request)
+            except cos_requests.RequestFailed as failed:
+                if not failed.temporary:
+                    raise
+                log.info("upload.request-retried", reason=failed.reason, status=failed.status, code=failed.code)
+            await asyncio.sleep(pause_s)
+        return await self._in_thread(request)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work in one of our threads. Raises errors.UploadFailed when they are stopped."""
+        if self._threads is None:
+            raise errors.UploadFailed("The uploader is not running.", reason="network", retry=True)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except asyncio.CancelledError:
+            if self._threads is None and not _is_cancelled():  # `stop` dropped what was queued
+                raise errors.UploadFailed("The uploader was stopped.", reason="network", retry=True) from None
+            raise
+
+    def _client(
+        self, target: objects.CosTarget, credentials: credentials_module.Credentials, timeout_s: float
+    ) -> cos_requests.Client:
+        if self._session is None:
+            raise errors.UploadFailed("The uploader is not running.", reason="network", retry=True)
+        return cos_requests.Client(target, credentials, self._session, silence_timeout_s=timeout_s)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,288 @@
+"""Single requests to COS through the official SDK, each blocking, each answering or raising `RequestFailed`.
+
+May import `machine` and, of this room, `objects` and `credentials`. Rule: one call is one request; whether to try again is
+the caller's decision (`failed.temporary`). Errors say COS's code, message and request id, never a key or a token.
+Sources: the SDK's `cos_client.py` (1.9.44) and COS's page of error codes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http import cookiejar
+from typing import Any, TypeVar
+
+import qcloud_cos
+import requests
+
+from cloud import credentials as credentials_module
+from cloud import objects
+from machine import errors
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+# Of silence, not in all: COS is either answering or taking bytes within this time.
+SILENCE_TIMEOUT_S = 30
+# COS puts the parts of a large object together before it answers; the SDK itself waits 20 minutes.
+COMPLETE_TIMEOUT_S = 300
+
+_EXPIRED = frozenset({"ExpiredToken", "RequestTimeTooSkewed", "RequestHasExpired", "TokenExpired"})
+_THROTTLED = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequests", "QpsLimitExceeded"})
+# What arrived was not what was sent, or not all of it: the way is at fault, not the request.
+_DAMAGED = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "EntitySizeNotMatch"})
+_TAG = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message", "RequestId")}
+_URL = re.compile(r"(with url: \S+|https?://\S+)")
+
+ADVICE = {
+    "NoSuchBucket": "Create the bucket, or correct CosConfig.Bucket and CosConfig.Region, then replay.",
+    "AccessDenied": "Allow this key to upload to the bucket (cos:PutObject and the multipart actions), then replay.",
+    "InvalidAccessKeyId": "Correct CosConfig.SecretId, or bring fresh credentials with a replay.",
+    "SignatureDoesNotMatch": "Correct CosConfig.SecretKey, or bring fresh credentials with a replay.",
+    "ExpiredToken": "Bring fresh credentials with a replay; the upload goes on where it was.",
+    "RequestTimeTooSkewed": "Set this machine's clock right; the upload goes on by itself.",
+    "FileAlreadyExists": "Another object has this key already and overwriting is forbidden.",
+}
+
+
+class RequestFailed(Exception):
+    """One request to COS failed. `reason` is a slug of errors.UploadFailed, `status` 0 where there was no answer."""
+
+    def __init__(self, reason: str, *, code: str = "", status: int = 0, message: str = "", request_id: str = "") -> None:
+        super().__init__(f"{reason} {status} {code}")
+        self.reason = reason
+        self.code = code
+        self.status = status
+        self.message = message
+        self.request_id = request_id
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same request may succeed in a moment, with the same credentials."""
+        return self.reason in ("throttled", "server", "network")
+
+    def as_upload_failed(self, what: str) -> errors.UploadFailed:
+        """This failure as the error that leaves the room; `what` is what was being done ("sending part 3")."""
+        pieces = [f"COS {self.status} {self.code or 'without a code'} while {what}" if self.status else f"No answer while {what}"]
+        pieces += [self.message] if self.message else []
+        pieces += [f"Request {self.request_id}"] if self.request_id else []
+        pieces += [ADVICE[self.code].rstrip(".")] if self.code in ADVICE else []
+        detail = ". ".join(piece.rstrip(". ") for piece in pieces) + "."
+        return errors.UploadFailed(detail, reason=self.reason, retry=self.reason != "refused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One part that COS has: its number from 1, its size in bytes, and its ETag without quotes (the MD5 in hex)."""
+
+    number: int
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectSeen:
+    """What HEAD says of an object: its size in bytes and its CRC-64/XZ as a decimal string ("" if COS gives none)."""
+
+    size_bytes: int
+    crc64: str
+
+
+class Client:
+    """The requests that an upload is made of, for one target and one pair of credentials. Every method blocks."""
+
+    def __init__(
+        self,
+        target: objects.CosTarget,
+        credentials: credentials_module.Credentials,
+        session: requests.Session,
+        *,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
+    ) -> None:
+        self._target = target
+        self._at = {"Bucket": target.bucket, "Key": target.key}
+        self._sdk = _sdk(target, credentials, session, silence_timeout_s)
+        self._patient_sdk = _sdk(target, credentials, session, max(COMPLETE_TIMEOUT_S, silence_timeout_s))
+
+    def create(self) -> str:
+        """Begin a multipart upload; answers its UploadId."""
+        answer = _ask(lambda: self._sdk.create_multipart_upload(**self._at, ContentType=objects.content_type(self._target.key)))
+        return _text(answer, "UploadId")
+
+    def put_part(self, upload_id: str, number: int, data: bytes, md5_base64: str) -> str:
+        """Send one part with its Content-MD5; answers its ETag without quotes."""
+        # A stream, not bytes: a plain-HTTP socket counts its time limit over one whole send, and a stream is sent in
+        # blocks of 16 KiB, so a slow line is not mistaken for a dead one.
+        answer = _ask(
+            lambda: self._sdk.upload_part(
+                **self._at, Body=io.BytesIO(data), PartNumber=number, UploadId=upload_id, ContentMD5=md5_base64
+            )
+        )
+        return _text(answer, "ETag").strip('"')
+
+    def list_parts(self, upload_id: str) -> tuple[Part, ...]:
+        """All parts that COS has of this upload, in order."""
+        parts: list[Part] = []
+        marker = 0
+        while True:
+            page = _ask(partial(self._sdk.list_parts, **self._at, UploadId=upload_id, PartNumberMarker=marker))
+            parts += [_part(entry) for entry in page.get("Part", ())]
+            if page.get("IsTruncated") != "true":
+                return tuple(parts)
+            following = int(_text(page, "NextPartNumberMarker"))
+            if following <= marker:
+                raise RequestFailed("server", status=200, message="The list of parts does not end")
+            marker = following
+
+    def complete(self, upload_id: str, parts: Sequence[Part], forbid_overwrite: bool) -> str:
+        """Put the parts together; answers the CRC-64 that COS gives for the whole, "" if it gives none."""
+        listed = {"Part": [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]}
+        answer = _ask(
+            lambda: self._patient_sdk.complete_multipart_upload(
+                **self._at, UploadId=upload_id, MultipartUpload=listed, **_headers(forbid_overwrite)
+            )
+        )
+        return str(_lower(answer).get("x-cos-hash-crc64ecma", ""))
+
+    def abort(self, upload_id: str) -> None:
+        """Give an upload up; COS forgets its parts."""
+        _ask(lambda: self._sdk.abort_multipart_upload(**self._at, UploadId=upload_id))
+
+    def head(self) -> ObjectSeen | None:
+        """What COS has under the key; None if nothing."""
+        try:
+            answer = _lower(_ask(lambda: self._sdk.head_object(**self._at)))
+        except RequestFailed as failed:
+            if failed.status == 404:
+                return None
+            raise self._explained(failed) from failed
+        try:
+            return ObjectSeen(size_bytes=int(answer["content-length"]), crc64=str(answer.get("x-cos-hash-crc64ecma", "")))
+        except (KeyError, ValueError) as error:
+            raise RequestFailed("server", status=200, message="The answer to HEAD has no length") from error
+
+    def head_bucket(self) -> None:
+        """Raise RequestFailed unless the bucket exists and may be looked at."""
+        try:
+            _ask(lambda: self._sdk.head_bucket(Bucket=self._target.bucket))
+        except RequestFailed as failed:
+            if failed.status == 404:
+                raise RequestFailed("refused", code="NoSuchBucket", status=404, request_id=failed.request_id) from failed
+            raise self._explained(failed) from failed
+
+    def _explained(self, failed: RequestFailed) -> RequestFailed:
+        """An answer to HEAD has no body and so no code: ask for the code by a GET that the same key is refused for."""
+        if failed.status not in (400, 403):
+            return failed
+        try:
+            _ask(lambda: self._sdk.list_objects(Bucket=self._target.bucket, Prefix=self._target.key, MaxKeys=1))
+        except RequestFailed as explained:
+            return explained
+        return RequestFailed("refused", code="AccessDenied", status=failed.status, request_id=failed.request_id)
+
+
+def session(connections: int) -> requests.Session:
+    """A pool of connections for our uploads alone: the SDK's own is shared by the whole process and never closed.
+
+    It follows no proxy variable and keeps no cookie of one customer for the next.
+    """
+    pool = requests.Session()
+    pool.trust_env = False
+    pool.cookies.set_policy(cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    for scheme in ("http://", "https://"):
+        pool.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=connections, pool_maxsize=connections))
+    return pool
+
+
+def silence_sdk() -> None:
+    """Switch the SDK's own log off: at DEBUG it prints keys, at INFO addresses, and our errors carry what it says at ERROR."""
+    logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
+
+
+def _sdk(target: objects.CosTarget, credentials: credentials_module.Credentials, pool: requests.Session, timeout_s: float) -> Any:
+    scheme, ip, port = target.endpoint or ("https", None, None)
+    config = qcloud_cos.CosConfig(
+        Region=target.region,
+        SecretId=credentials.secret_id,
+        SecretKey=credentials.secret_key,
+        Token=credentials.token or None,  # CredentialInstance would never send it
+        Scheme=scheme,
+        IP=ip,
+        Port=port,
+        Timeout=(CONNECT_TIMEOUT_S, timeout_s),
+        AllowRedirects=False,
+    )
+    if config.get_host(Bucket=target.bucket) != objects.host(target):
+        # The SDK rewrites some names of its first generation; the object would not be where its URL says.
+        raise errors.InvalidParameter("Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
+    return qcloud_cos.CosS3Client(config, retry=0, session=pool)
+
+
+def _headers(forbid_overwrite: bool) -> dict[str, Any]:
+    """The SDK has no parameter for this header; what it calls Metadata it passes on as headers."""
+    return {"Metadata": {"x-cos-forbid-overwrite": "true"}} if forbid_overwrite else {}
+
+
+def _ask(request: Callable[[], Any]) -> Any:
+    try:
+        return request()
+    except qcloud_cos.CosServiceError as error:
+        raise _from_answer(error) from None  # the SDK's error holds the whole answer
+    except qcloud_cos.CosClientError as error:
+        raise RequestFailed("network", message=_URL.sub("", str(error))[:200].strip()) from None
+    except SyntaxError:  # the XML parser's ParseError is one, and the SDK evaluates what it parsed
+        raise RequestFailed("server", status=200, message="The answer was not understood") from None
+
+
+def _from_answer(error: Any) -> RequestFailed:
+    """The SDK's error as ours. Its own getters raise when a tag is missing, so the tags are read here."""
+    status = int(error.get_status_code())
+    origin = error.get_origin_msg()
+    if isinstance(origin, bytes):
+        origin = origin.decode("utf-8", "replace")
+    found: Mapping[str, object] = error.get_digest_msg() if isinstance(error.get_digest_msg(), Mapping) else {}
+    if isinstance(origin, str) and "<Code>" in origin:
+        found = {name.lower(): match.group(1).strip() for name, tag in _TAG.items() if (match := tag.search(origin))}
+    code = str(found.get("code", ""))[:80]
+    return RequestFailed(
+        _reason(status, code),
+        code=code,
+        status=status,
+        message=str(found.get("message", ""))[:300],
+        request_id=str(found.get("requestid") or found.get("x-cos-request-id") or "")[:80],
+    )
+
+
+def _reason(status: int, code: str) -> str:
+    """The slug of errors.UploadFailed for an answer. A 4xx is for good unless its code or status says otherwise."""
+    if code in _EXPIRED:
+        return "expired-token"
+    if status == 429 or code in _THROTTLED:
+        return "throttled"
+    if status == 408 or code in _DAMAGED:
+        return "network"
+    if status >= 500 or status < 400:
+        return "server"
+    if status == 409 and code != "FileAlreadyExists":
+        return "server"  # somebody is at work on the same key or bucket; only FileAlreadyExists stays as it is
+    return "refused"
+
+
+def _text(answer: Any, name: str) -> str:
+    """A field of an answer. Missing: the server redirected or answered something else than COS would."""
+    value = _lower(answer).get(name.lower())
+    if not isinstance(value, str) or not value:
+        raise RequestFailed("server", status=200, message=f"The answer has no {name}")
+    return value
+
+
+def _part(entry: Any) -> Part:
+    return Part(number=int(_text(entry, "PartNumber")), size=int(_text(entry, "Size")), etag=_text(entry, "ETag").strip('"'))
+
+
+def _lower(answer: Any) -> dict[str, Any]:
+    return {str(name).lower(): value for name, value in dict(answer).items()}

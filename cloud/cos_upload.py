@@ -1,0 +1,238 @@
+"""One upload of one file to COS, from its beginning or from where it was, to the comparison at its end.
+
+May import `machine` and, of this room, `objects`, `file_parts` and `cos_requests`. Rules: the UploadId and every part are
+handed to `save` before the next step, so that a restart goes on where it was; an upload counts only when COS's own CRC-64
+and size are those of the file; nothing is reported as failed for good that a retry could cure.
+
+The loop is ours because the SDK's `upload_file` compares no CRC, shares one UploadId between the workers of a key, never
+aborts and cannot be cancelled. There is one road for all sizes: a small file is an upload of one part.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cloud import cos_requests, file_parts, objects
+from machine import errors, faults
+
+log = structlog.get_logger()
+
+Part = cos_requests.Part
+
+STARTS = 3  # how often one call begins an upload anew
+
+GONE = "NoSuchUpload"
+_TAKEN = "FileAlreadyExists"
+_PARTS_DISAGREE = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadState:
+    """An upload that COS knows, as the caller keeps it: the parts sent so far, and the size of the first ones in bytes (later
+    ones grow: see `file_parts`)."""
+
+    upload_id: str
+    parts: tuple[Part, ...] = ()
+    part_size_bytes: int = file_parts.FIRST_PART_BYTES
+
+    def to_json(self) -> str:
+        """As one line of JSON."""
+        sent = [[part.number, part.size, part.etag] for part in self.parts]
+        return json.dumps({"upload_id": self.upload_id, "part_size_bytes": self.part_size_bytes, "parts": sent})
+
+    @classmethod
+    def from_json(cls, text: str) -> UploadState:
+        """The inverse of to_json. Raises ValueError, KeyError or TypeError for anything else."""
+        read = json.loads(text)
+        sent = tuple(Part(number=int(number), size=int(size), etag=str(etag)) for number, size, etag in read["parts"])
+        return cls(upload_id=str(read["upload_id"]), parts=sent, part_size_bytes=int(read["part_size_bytes"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploaded:
+    """An object that COS has and that is the file: size in bytes, CRC-64/XZ as a decimal string, URL."""
+
+    size_bytes: int
+    crc64: str
+    url: str
+
+
+Ask = Callable[[Callable[[], Any]], Awaitable[Any]]
+Save = Callable[[UploadState], Awaitable[None]]
+OnProgress = Callable[[int], None]
+
+
+class _Afresh(Exception):
+    """This upload leads nowhere; the next one may. `leftover` is the UploadId whose parts COS still keeps, or ""."""
+
+    def __init__(self, failure: errors.UploadFailed, *, leftover: str = "") -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+        self.leftover = leftover
+
+
+class Upload:
+    """One call of CosUploader.upload; `ask` makes a request with its retries, `in_thread` anything else that blocks."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        in_thread: file_parts.InThread,
+        client: cos_requests.Client,
+        path: Path,
+        target: objects.CosTarget,
+        save: Save,
+        on_progress: OnProgress,
+        forbid_overwrite: bool,
+    ) -> None:
+        self._ask = ask
+        self._client = client
+        self._path = path
+        self._reader = file_parts.Reader(path, in_thread)
+        self._target = target
+        self._save = save
+        self._on_progress = on_progress
+        self._forbid_overwrite = forbid_overwrite
+
+    async def run(self, state: UploadState) -> Uploaded:
+        """Upload; begin anew a few times where COS has forgotten the upload or holds something else than the file."""
+        for start in range(1, STARTS + 1):
+            try:
+                return await self._once(state)
+            except _Afresh as afresh:
+                log.warning("upload.afresh", detail=afresh.failure.detail, start=start)
+                failure = afresh.failure
+                if afresh.leftover:
+                    await self._give_up(afresh.leftover)
+                state = replace(state, upload_id="", parts=())
+        # Whatever COS said last, it is not for good: a later try begins anew once more.
+        raise errors.UploadFailed(failure.detail, reason="mismatch" if failure.reason == "mismatch" else "server", retry=True)
+
+    async def _once(self, state: UploadState) -> Uploaded:
+        known: dict[int, Part] | None = {}
+        if state.upload_id:
+            known = await self._known(state)
+        else:
+            state = await self._create(state)
+        if known is None:
+            return await self._settled(*await self._reader.measure(state.part_size_bytes), _gone("resuming the upload"))
+        sent: list[Part] = []
+        size_bytes = crc64 = 0
+        async with contextlib.aclosing(self._reader.blocks(state.part_size_bytes)) as blocks:
+            async for block in blocks:
+                part = known.get(block.number)
+                if part is None or not _is_part(block, part):
+                    part = await self._put(state.upload_id, block)
+                    await self._save(replace(state, parts=(*sent, part)))
+                sent.append(part)
+                size_bytes, crc64 = size_bytes + part.size, block.crc64
+                self._on_progress(size_bytes)
+        return await self._complete(state.upload_id, sent, size_bytes, str(crc64))
+
+    async def _create(self, state: UploadState) -> UploadState:
+        await self._reader.check()
+        try:
+            upload_id = await self._ask(self._client.create)
+        except cos_requests.RequestFailed as failed:
+            raise failed.as_upload_failed("beginning the upload") from failed
+        faults.faultpoint("cloud.create.after")
+        state = replace(state, upload_id=upload_id, parts=())
+        await self._save(state)
+        return state
+
+    async def _known(self, state: UploadState) -> dict[int, Part] | None:
+        """The parts that COS has; None if it has forgotten the upload. A key that may not list them leaves us our own notes,
+        which the CRC at the end proves."""
+        try:
+            listed = await self._ask(lambda: self._client.list_parts(state.upload_id))
+        except cos_requests.RequestFailed as failed:
+            if failed.code == GONE:
+                return None
+            if failed.code != "AccessDenied":
+                raise failed.as_upload_failed("listing the parts sent before") from failed
+            listed = state.parts
+        log.info("upload.resumed", parts=len(listed))
+        return {part.number: part for part in listed}
+
+    async def _put(self, upload_id: str, block: file_parts.Block) -> Part:
+        md5 = base64.b64encode(block.md5).decode("ascii")
+        try:
+            etag = await self._ask(lambda: self._client.put_part(upload_id, block.number, block.data, md5))
+        except cos_requests.RequestFailed as failed:
+            failure = failed.as_upload_failed(f"sending part {block.number}")
+            raise (_Afresh(failure) if failed.code == GONE else failure) from failed
+        faults.faultpoint("cloud.part.after")
+        return Part(number=block.number, size=len(block.data), etag=etag)
+
+    async def _complete(self, upload_id: str, sent: Sequence[Part], size_bytes: int, crc64: str) -> Uploaded:
+        if not sent:
+            raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
+        faults.faultpoint("cloud.complete.before")
+        try:
+            told = await self._ask(lambda: self._client.complete(upload_id, sent, self._forbid_overwrite))
+        except cos_requests.RequestFailed as failed:
+            failure = failed.as_upload_failed("putting the parts together")
+            if failed.code in (GONE, _TAKEN):
+                return await self._settled(size_bytes, crc64, failed)
+            if failed.code in _PARTS_DISAGREE:
+                raise _Afresh(failure, leftover=upload_id) from failed
+            raise failure from failed
+        faults.faultpoint("cloud.complete.after")
+        return await self._compared(size_bytes, crc64, told)
+
+    async def _settled(self, size_bytes: int, crc64: str, failed: cos_requests.RequestFailed) -> Uploaded:
+        """COS knows the upload no more, or has an object already: is it ours, and only the answer was lost?"""
+        seen = await self._head()
+        if seen is not None and (seen.size_bytes, seen.crc64) == (size_bytes, crc64):
+            return self._uploaded(size_bytes, crc64)
+        failure = failed.as_upload_failed("putting the parts together")
+        raise (failure if failed.code == _TAKEN else _Afresh(failure)) from failed
+
+    async def _compared(self, size_bytes: int, crc64: str, told: str) -> Uploaded:
+        """The object is the file, by size and CRC-64; `told` is the CRC of the answer to Complete."""
+        try:
+            seen = await self._head()
+        except errors.UploadFailed as failure:
+            # A key may be allowed to write and not to look. The CRC told at the end then proves the same.
+            if failure.retry or told != crc64:
+                raise
+            return self._uploaded(size_bytes, crc64)
+        if seen is None or (seen.size_bytes, seen.crc64) != (size_bytes, crc64):
+            found = "nothing" if seen is None else f"{seen.size_bytes} bytes with CRC-64 {seen.crc64 or 'unknown'}"
+            detail = f"The file has {size_bytes} bytes with CRC-64 {crc64}, the bucket has {found}."
+            raise _Afresh(errors.UploadFailed(detail, reason="mismatch", retry=True))
+        return self._uploaded(size_bytes, crc64)
+
+    async def _give_up(self, upload_id: str) -> None:
+        """Parts left behind cost the customer storage until the bucket's lifecycle rule; that they stay is no failure of ours."""
+        try:
+            await self._ask(lambda: self._client.abort(upload_id))
+        except cos_requests.RequestFailed as failed:
+            log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
+
+    def _uploaded(self, size_bytes: int, crc64: str) -> Uploaded:
+        return Uploaded(size_bytes=size_bytes, crc64=crc64, url=objects.url(self._target))
+
+    async def _head(self) -> cos_requests.ObjectSeen | None:
+        try:
+            seen: cos_requests.ObjectSeen | None = await self._ask(self._client.head)
+        except cos_requests.RequestFailed as failed:
+            raise failed.as_upload_failed("comparing the object with the file") from failed
+        return seen
+
+
+def _is_part(block: file_parts.Block, part: Part) -> bool:
+    """Whether COS has these bytes as this part: the ETag of a part is its MD5."""
+    return (part.size, part.etag.lower()) == (len(block.data), block.md5.hex())
+
+
+def _gone(what: str) -> cos_requests.RequestFailed:
+    return cos_requests.RequestFailed("refused", code=GONE, status=404, message=f"COS has forgotten the upload while {what}")

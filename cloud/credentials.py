@@ -1,0 +1,238 @@
+"""Tencent Cloud credentials: the caller's own, or the first that this machine's surroundings offer.
+
+May import `machine`. Rule: a secret is never part of a `repr`, a message or a log field; the environment arrives as a
+mapping, and every address asked is an argument. Order of places: explicit → SCF → environment → profile → CVM role → TKE.
+Sources: SCF's page on execution roles (its variable names differ from the SDK's), the SDK's own `credential.py` (profile,
+CVM metadata, TKE by AssumeRoleWithWebIdentity), which misses SCF and asks the metadata without a time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+import structlog
+from tencentcloud.common import common_client
+from tencentcloud.common.exception import tencent_cloud_sdk_exception
+from tencentcloud.common.profile import client_profile, http_profile
+
+from machine import errors
+
+log = structlog.get_logger()
+
+METADATA_URL = "http://metadata.tencentyun.com/latest/meta-data"
+STS_ENDPOINT = ("https", "sts.tencentcloudapi.com")
+METADATA_TIMEOUT_S = 2.0
+STS_TIMEOUT_S = 10
+STS_DURATION_S = 7200
+RENEW_BEFORE_MS = 60_000
+
+_MAX_ANSWER_BYTES = 64 * 1024
+_SECRET = re.compile(r"[\x21-\x7e]+")  # anything else could not travel in a header, and its error would print it
+_PLACES = (
+    "CosConfig.SecretId and SecretKey",
+    "TENCENTCLOUD_SECRETID and TENCENTCLOUD_SECRETKEY (SCF)",
+    "TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY",
+    "the profile ~/.tencentcloud/credentials",
+    "the role of this CVM",
+    "the TKE_… variables",
+)
+
+
+class NoCredentials(errors.InvalidParameter):
+    """No credentials for Tencent Cloud were found; give CosConfig.SecretId and SecretKey, or run with a role."""
+
+    retry = True  # a role may be bound, or the metadata answer, a moment later
+
+    def __init__(self, looked_at: Sequence[str]) -> None:
+        message = f"{(type(self).__doc__ or '').strip()} Looked at: {'; '.join(looked_at)}."
+        super().__init__(message, field="CosConfig.SecretId")
+        self.looked_at = tuple(looked_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """A key pair, with the session token of temporary ones (else ""). `expires_ms` is Unix milliseconds, None if not known
+    or never; `source` says where they come from: explicit, scf, environment, profile, cvm-role or tke."""
+
+    secret_id: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    token: str = field(default="", repr=False)
+    expires_ms: int | None = None
+    source: str = "explicit"
+
+    def __post_init__(self) -> None:
+        for name, value in (("SecretId", self.secret_id), ("SecretKey", self.secret_key), ("Token", self.token or "-")):
+            if not _SECRET.fullmatch(value):
+                message = f"{name} is empty or holds characters that no key has."
+                raise errors.InvalidParameter(message, field=f"CosConfig.{name}")
+
+
+class CredentialChain:
+    """Finds credentials, and keeps temporary ones until 60 s before they expire.
+
+    `environment` is the process's variables as a mapping, `clock` Unix milliseconds. `home` is the folder that holds
+    `.tencentcloud` (default: HOME of the environment). `metadata_url` and `sts_endpoint` (scheme, host[:port]) are for tests.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        clock: Callable[[], int],
+        home: Path | None = None,
+        system_profile: Path = Path("/etc/tencentcloud/credentials"),
+        metadata_url: str = METADATA_URL,
+        sts_endpoint: tuple[str, str] = STS_ENDPOINT,
+    ) -> None:
+        self._environment = environment
+        self._clock = clock
+        self._home = home or (Path(environment["HOME"]) if environment.get("HOME") else None)
+        self._system_profile = system_profile
+        self._metadata_url = metadata_url.rstrip("/")
+        self._sts_endpoint = sts_endpoint
+        self._lock = asyncio.Lock()
+        self._cached: Credentials | None = None
+
+    async def resolve(self, explicit: Credentials | None = None) -> Credentials:
+        """The caller's own credentials if there are any, else the first that a place of the chain holds.
+
+        Raises NoCredentials, whose message names every place that was looked at and what was found there.
+        """
+        if explicit is not None:
+            return explicit
+        async with self._lock:
+            if self._cached is None or not self._is_fresh(self._cached):
+                self._cached = None
+                self._cached = await self._search()
+            return self._cached
+
+    def forget(self) -> None:
+        """Forget what is cached: the server has just refused it as expired."""
+        self._cached = None
+
+    def _is_fresh(self, credentials: Credentials) -> bool:
+        return credentials.expires_ms is not None and credentials.expires_ms - self._clock() > RENEW_BEFORE_MS
+
+    async def _search(self) -> Credentials:
+        looked_at = [f"{_PLACES[0]}: not given"]
+        searches = (self._from_scf, self._from_environment, self._from_profile, self._from_cvm_role, self._from_tke)
+        for place, search in zip(_PLACES[1:], searches, strict=True):
+            found = await search()
+            if isinstance(found, Credentials):
+                log.info("credentials.found", source=found.source, expires_ms=found.expires_ms)
+                return found
+            looked_at.append(f"{place}: {found}")
+        raise NoCredentials(looked_at)
+
+    async def _from_scf(self) -> Credentials | str:
+        return self._from_variables("TENCENTCLOUD_SECRETID", "TENCENTCLOUD_SECRETKEY", "TENCENTCLOUD_SESSIONTOKEN", "scf")
+
+    async def _from_environment(self) -> Credentials | str:
+        return self._from_variables("TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY", "", "environment")
+
+    def _from_variables(self, secret_id: str, secret_key: str, token: str, source: str) -> Credentials | str:
+        return _usable(self._environment.get(secret_id), self._environment.get(secret_key), self._environment.get(token), source)
+
+    async def _from_profile(self) -> Credentials | str:
+        return await asyncio.to_thread(self._read_profile)
+
+    def _read_profile(self) -> Credentials | str:
+        places = [self._home / ".tencentcloud" / "credentials"] if self._home else []
+        path = next((one for one in (*places, self._system_profile) if one.is_file()), None)
+        if path is None:
+            return "no such file"
+        parser = configparser.RawConfigParser()  # no interpolation: a key may hold "%"
+        try:
+            parser.read_string(path.read_text("utf-8"))
+            section = dict(parser["default"])
+        except (OSError, UnicodeDecodeError, configparser.Error, KeyError) as error:
+            return f"{path} is not readable as a profile ({type(error).__name__})"
+        return _usable(section.get("secret_id", "").strip(), section.get("secret_key", "").strip(), None, "profile")
+
+    async def _from_cvm_role(self) -> Credentials | str:
+        folder = f"{self._metadata_url}/cam/security-credentials/"
+        try:
+            async with asyncio.timeout(METADATA_TIMEOUT_S), aiohttp.ClientSession() as session:
+                role = (await _get(session, folder)).decode("utf-8").strip()
+                answer = json.loads(await _get(session, folder + quote(role, safe=""))) if role else {}
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return f"the metadata service did not answer ({type(error).__name__})"
+        if not isinstance(answer, dict) or answer.get("Code") != "Success":
+            return "no role is bound to it"
+        return _usable_temporary(answer, answer.get("ExpiredTime"), "cvm-role")
+
+    async def _from_tke(self) -> Credentials | str:
+        names = ("TKE_REGION", "TKE_PROVIDER_ID", "TKE_WEB_IDENTITY_TOKEN_FILE", "TKE_ROLE_ARN")
+        missing = [name for name in names if not self._environment.get(name)]
+        if missing:
+            return "not set: " + ", ".join(missing)
+        try:
+            answer = await asyncio.to_thread(self._assume_role)
+        except OSError as error:
+            return f"TKE_WEB_IDENTITY_TOKEN_FILE cannot be read ({type(error).__name__})"
+        except tencent_cloud_sdk_exception.TencentCloudSDKException as error:
+            return f"STS refused: {error.get_code()} (request {error.get_request_id()})"
+        except ValueError:
+            return "the answer of STS was not understood"
+        response = answer.get("Response", {})
+        return _usable_temporary(response.get("Credentials"), response.get("ExpiredTime"), "tke")
+
+    def _assume_role(self) -> Mapping[str, Mapping[str, object]]:
+        """AssumeRoleWithWebIdentity as the SDK's OIDCRoleArnCredential does it, but from our mapping and to our endpoint."""
+        logging.getLogger("tencentcloud_sdk_common").setLevel(logging.CRITICAL)  # at DEBUG it logs the whole answer
+        scheme, endpoint = self._sts_endpoint
+        profile = client_profile.ClientProfile(
+            httpProfile=http_profile.HttpProfile(protocol=scheme, endpoint=endpoint, reqTimeout=STS_TIMEOUT_S)
+        )
+        client = common_client.CommonClient("sts", "2018-08-13", None, self._environment["TKE_REGION"], profile)
+        parameters = {
+            "ProviderId": self._environment["TKE_PROVIDER_ID"],
+            "WebIdentityToken": Path(self._environment["TKE_WEB_IDENTITY_TOKEN_FILE"]).read_text("utf-8"),
+            "RoleArn": self._environment["TKE_ROLE_ARN"],
+            "RoleSessionName": f"recorder-{self._clock()}",
+            "DurationSeconds": STS_DURATION_S,
+        }
+        answer: Mapping[str, Mapping[str, object]] = client.call_json(
+            "AssumeRoleWithWebIdentity", parameters, options={"SkipSign": True}
+        )
+        return answer
+
+
+async def _get(session: aiohttp.ClientSession, address: str) -> bytes:
+    async with session.get(address, allow_redirects=False) as response:
+        if response.status != 200:
+            return b""
+        return await response.content.read(_MAX_ANSWER_BYTES)
+
+
+def _usable(
+    secret_id: object, secret_key: object, token: object, source: str, expires_ms: int | None = None
+) -> Credentials | str:
+    if not isinstance(secret_id, str) or not isinstance(secret_key, str) or not secret_id or not secret_key:
+        return "not set"
+    try:
+        return Credentials(
+            secret_id=secret_id,
+            secret_key=secret_key,
+            token=token if isinstance(token, str) else "",
+            expires_ms=expires_ms,
+            source=source,
+        )
+    except errors.InvalidParameter as error:
+        return error.message
+
+
+def _usable_temporary(answer: object, expired_s: object, source: str) -> Credentials | str:
+    """Credentials from Tencent's TmpSecretId, TmpSecretKey and Token, with the Unix seconds of their end."""
+    if not isinstance(answer, Mapping) or not answer.get("Token") or not isinstance(expired_s, int):
+        return "its answer was not understood"
+    return _usable(answer.get("TmpSecretId"), answer.get("TmpSecretKey"), answer["Token"], source, expired_s * 1000)

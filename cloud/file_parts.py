@@ -1,0 +1,102 @@
+"""A file read as the parts of a multipart upload: in order, with an end, each with its MD5 and the CRC-64 so far.
+
+May import `machine`. Rules: the length need not be known when reading begins, so parts grow with their number; reading
+blocks, so it happens where `in_thread` says. The one place to change for a file that is uploaded while it still grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fastcrc
+
+from machine import errors
+
+MIN_PART_BYTES = 1024 * 1024  # COS's own limit for every part but the last
+FIRST_PART_BYTES = 8 * 1024 * 1024
+PARTS_PER_SIZE = 1000
+MAX_PARTS = 10_000
+
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The bytes of one part, their MD5, and the CRC-64/XZ of the file up to their end."""
+
+    number: int
+    data: bytes
+    md5: bytes
+    crc64: int
+
+
+def part_size_bytes(first: int, number: int) -> int:
+    """The size of part `number` (from 1): it doubles every 1,000 parts, because an upload has at most 10,000 and the length
+    of what is uploaded need not be known when it begins. From 8 MiB that is room for 7.8 TiB."""
+    return int(first * 2 ** ((number - 1) // PARTS_PER_SIZE))
+
+
+class Reader:
+    """Reads one file; every method raises errors.UploadFailed(reason="file-missing") if it cannot be read."""
+
+    def __init__(self, path: Path, in_thread: InThread) -> None:
+        self._path = path
+        self._in_thread = in_thread
+
+    async def check(self) -> None:
+        """Raise errors.UploadFailed unless there is a file and it has bytes."""
+        status = await self._ask(self._path.stat)
+        if status.st_size == 0:
+            raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
+
+    async def blocks(self, first_part_bytes: int) -> AsyncGenerator[Block, None]:
+        """The file's parts in their order; the first 1,000 have `first_part_bytes`."""
+        file = await self._ask(lambda: self._path.open("rb"))
+        try:
+            crc64 = 0
+            for number in itertools.count(1):
+                size_bytes = part_size_bytes(first_part_bytes, number)
+                block = await self._ask(partial(_read, file, number, size_bytes, crc64))
+                if block is None:
+                    return
+                if number > MAX_PARTS:
+                    detail = f"The file {self._path.name} has more than {MAX_PARTS} parts."
+                    raise errors.UploadFailed(detail, reason="refused", retry=False)
+                crc64 = block.crc64
+                yield block
+        finally:
+            file.close()
+
+    async def measure(self, first_part_bytes: int) -> tuple[int, str]:
+        """The file's size in bytes and its CRC-64/XZ as a decimal string."""
+        size_bytes = crc64 = 0
+        async with contextlib.aclosing(self.blocks(first_part_bytes)) as blocks:
+            async for block in blocks:
+                size_bytes, crc64 = size_bytes + len(block.data), block.crc64
+        return size_bytes, str(crc64)
+
+    async def _ask(self, work: Callable[[], Any]) -> Any:
+        try:
+            return await self._in_thread(work)
+        except FileNotFoundError as error:
+            detail = f"The file {self._path.name} is not on the spool."
+            raise errors.UploadFailed(detail, reason="file-missing", retry=False) from error
+        except OSError as error:
+            detail = f"The file {self._path.name} could not be read ({error.strerror or type(error).__name__})."
+            raise errors.UploadFailed(detail, reason="file-missing", retry=True) from error
+
+
+def _read(file: BinaryIO, number: int, size_bytes: int, crc64: int) -> Block | None:
+    """The next part of the file, None at its end."""
+    data = file.read(size_bytes)
+    if not data:
+        return None
+    md5 = hashlib.md5(data, usedforsecurity=False).digest()
+    return Block(number=number, data=data, md5=md5, crc64=fastcrc.crc64.xz(data, crc64))

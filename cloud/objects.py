@@ -1,0 +1,119 @@
+"""Where a finished file goes: the names of bucket and region, the object's key, and its URL.
+
+May import `machine`. Rule: pure; a `CosTarget` that exists names a host under `.myqcloud.com` and a legal key, whatever
+strangers put into the request. Sources: COS's pages on bucket naming and on object keys; the key and the URL are contract.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from machine import errors
+
+MAX_KEY_BYTES = 850
+EXTENSIONS = {"00": "mp3", "01": "mp4", "02": "mp4"}
+
+# `fullmatch` only: `$` would let a trailing newline through.
+_REGION = re.compile(r"[a-z]{2}-[a-z]{2,20}(-[a-z0-9]{1,10}){0,3}|accelerate")
+_BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,48}[a-z0-9])?-[0-9]{5,12}")
+# COS's first generation: the SDK gives these another host than the contract's URL.
+_OLD_REGIONS = frozenset({"cn-north", "cn-south", "cn-east", "cn-south-2", "cn-southwest"})
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosTarget:
+    """One object in one bucket. `endpoint` (scheme, IP address, port) sends the requests to another server, such as the
+    simulator, while host name, bucket and signature stay real. Raises errors.InvalidParameter for an unusable name."""
+
+    region: str
+    bucket: str
+    key: str
+    endpoint: tuple[str, str, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_names(self.region, self.bucket)
+        check_key(self.key)
+        if self.endpoint is not None:
+            _check_endpoint(*self.endpoint)
+
+
+def check_names(region: str, bucket: str) -> None:
+    """Raise errors.InvalidParameter (field CosConfig.Region or CosConfig.Bucket) unless both are names that COS gives out."""
+    if not _REGION.fullmatch(region) or region in _OLD_REGIONS:
+        raise errors.InvalidParameter("Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
+    if not _BUCKET.fullmatch(bucket):
+        message = "Bucket must be the full name with the APPID, such as recordings-1250000000."
+        raise errors.InvalidParameter(message, field="CosConfig.Bucket")
+
+
+def check_path(path: str) -> None:
+    """Raise errors.InvalidParameter (field CosConfig.Path) unless `path` can be the folder of an object key."""
+    if not _is_text(path) or _CONTROL.search(path) or "\\" in path:
+        message = "Path must be text without control characters and backslashes."
+        raise errors.InvalidParameter(message, field="CosConfig.Path")
+    if any(segment in (".", "..") for segment in path.split("/")):
+        raise errors.InvalidParameter("Path must not have a folder named . or .. in it.", field="CosConfig.Path")
+    if len(path.encode()) > MAX_KEY_BYTES:
+        raise errors.InvalidParameter(f"Path must be at most {MAX_KEY_BYTES} bytes.", field="CosConfig.Path")
+
+
+def check_key(key: str) -> None:
+    """Raise errors.InvalidParameter (field CosConfig.Path) unless `key` is a legal object key."""
+    check_path(key)
+    if not key or key.startswith("/"):
+        raise errors.InvalidParameter("An object key is not empty and does not begin with a slash.", field="CosConfig.Path")
+
+
+def object_key(path: str, task_id: str, speaker: str, n: int, mode: str) -> str:
+    """`{Path without outer "/"}/{TaskId}/{safe speaker}_{n}.mp3|mp4`. Raises errors.InvalidParameter (CosConfig.Path, Mode)."""
+    if mode not in EXTENSIONS:
+        raise errors.InvalidParameter("Mode must be 00, 01 or 02.", field="Mode")
+    folder = path.strip("/")
+    key = f"{folder}/" if folder else ""
+    key += f"{task_id}/{safe_speaker(speaker)}_{n}.{EXTENSIONS[mode]}"
+    check_key(key)
+    return key
+
+
+def safe_speaker(speaker: str) -> str:
+    """The speaker's id as part of a name: itself if only `[A-Za-z0-9_-]` and not beginning with `b64-`, else `b64-` + base64url
+    of its UTF-8 without padding (so that no two ids share a name)."""
+    if _PLAIN_NAME.fullmatch(speaker) and not speaker.startswith("b64-"):
+        return speaker
+    encoded = base64.urlsafe_b64encode(speaker.encode("utf-8", "surrogatepass"))
+    return "b64-" + encoded.decode("ascii").rstrip("=")
+
+
+def content_type(key: str) -> str:
+    """The media type that browsers and players are told for this object."""
+    return {"mp3": "audio/mpeg", "mp4": "video/mp4"}.get(key.rpartition(".")[2], "application/octet-stream")
+
+
+def host(target: CosTarget) -> str:
+    """The bucket's host name, `{Bucket}.cos.{Region}.myqcloud.com`."""
+    return f"{target.bucket}.cos.{target.region}.myqcloud.com"
+
+
+def url(target: CosTarget) -> str:
+    """The object's URL, `https://{Bucket}.cos.{Region}.myqcloud.com/{percent-encoded key}`."""
+    return f"https://{host(target)}/{quote(target.key, safe='/-_.~')}"
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _check_endpoint(scheme: str, ip: str, port: int) -> None:
+    message = "The COS endpoint must be http or https, an IP address and a port."
+    if scheme not in ("http", "https") or not 0 < port < 65536:
+        raise errors.InvalidParameter(message, field="COS_ENDPOINT")
+    try:
+        ipaddress.ip_address(ip)
+    except ValueError as error:
+        raise errors.InvalidParameter(message, field="COS_ENDPOINT") from error

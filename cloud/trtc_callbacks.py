@@ -1,0 +1,179 @@
+"""TRTC's event callbacks: is the signature right, and what does the callback say in our words?
+
+May import `machine`. Rule: pure; nothing of a body is looked at before `verify` was true (the caller's duty), and every
+understood callback becomes exactly one event whose id is the same however often Tencent repeats it.
+Source of event numbers, fields and the signature: TRTC's page "Room and media callbacks" (EventGroupId 1 and 2).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from machine import errors
+
+ANCHOR = 20
+AUDIENCE = 21
+MAX_ROOM_NUMBER = 2**32 - 1
+MAX_ROOM_BYTES = 64
+MAX_USER_BYTES = 256
+
+_ROOM_DISMISSED = 102
+
+# (EventGroupId, EventType) → (our event type or "" for ignored, Kind, meaning)
+_MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
+    (1, 101): ("", "", "room created"),
+    (1, 102): ("room-destroyed", "", "room dismissed"),
+    (1, 103): ("user-entered", "", "entered the room"),
+    (1, 104): ("user-left", "", "left the room"),
+    (1, 105): ("", "", "changed role"),  # the type depends on Role: see _role_change
+    (2, 201): ("user-publishing", "video", "video on"),
+    (2, 202): ("user-unpublished", "video", "video off"),
+    (2, 203): ("user-publishing", "audio", "audio on"),
+    (2, 204): ("user-unpublished", "audio", "audio off"),
+    (2, 205): ("", "", "screen share on"),
+    (2, 206): ("", "", "screen share off"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackEvent:
+    """One understood callback. `data` holds SdkAppId, RoomId and/or StrRoomId, UserId, EventMs, Kind, Role, Reason, Note;
+    `event_ms` is Tencent's time of the event in Unix milliseconds."""
+
+    type: str
+    id: str
+    data: dict[str, object]
+    event_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignored:
+    """A genuine callback that changes nothing for us, and why."""
+
+    reason: str
+
+
+def verify(key: str, raw: bytes, sign: str) -> bool:
+    """Whether `sign` (the header `Sign`) is base64(HMAC-SHA256(key, raw)); compared in constant time, on the raw bytes.
+
+    An empty key or an empty signature is never right.
+    """
+    if not key or not sign:
+        return False
+    expected = base64.b64encode(hmac.new(key.encode(), raw, hashlib.sha256).digest())
+    return hmac.compare_digest(expected, sign.strip().encode("utf-8", "replace"))
+
+
+def to_event(sdk_app_id: int, body: Mapping[str, object]) -> CallbackEvent | Ignored:
+    """Translate one verified callback body into our event, or say why it is ignored.
+
+    `sdk_app_id` comes from the header `SdkAppId`. Raises errors.InvalidParameter(field=…) when a field is missing or wrong.
+    """
+    _number("SdkAppId", sdk_app_id, 1, MAX_ROOM_NUMBER)
+    group = _number("EventGroupId", body.get("EventGroupId"), 0, 2**31)
+    number = _number("EventType", body.get("EventType"), 0, 2**31)
+    if (group, number) not in _MEANINGS:
+        return Ignored(reason=f"EventType {number} of group {group} is not one the recorder acts on")
+    info = body.get("EventInfo")
+    if not isinstance(info, Mapping):
+        raise errors.InvalidParameter("EventInfo must be an object.", field="EventInfo")
+    return _understood(sdk_app_id, group, number, info)
+
+
+def _understood(sdk_app_id: int, group: int, number: int, info: Mapping[str, object]) -> CallbackEvent | Ignored:
+    event_type, kind, meaning = _MEANINGS[group, number]
+    role = _optional_number("Role", info)
+    reason = _optional_number("Reason", info)
+    if number == 105:
+        event_type, meaning = _role_change(role)
+    elif number == 103 and role != ANCHOR:
+        event_type, meaning = "", "an audience member entered"
+    if not event_type:
+        return Ignored(reason=f"{number}: {meaning}")
+    rooms, room_kind = _rooms(number, info)
+    user_id = "" if number == _ROOM_DISMISSED else _user(info)
+    event_ms = _event_ms(info)
+    data: dict[str, object] = {
+        "SdkAppId": sdk_app_id,
+        **rooms,
+        "UserId": user_id,
+        "EventMs": event_ms,
+        "Kind": kind,
+        "Role": role,
+        "Reason": reason,
+        "Note": f"TRTC {number}: {meaning}" + ("" if reason is None or number != 104 else f", Reason {reason}"),
+    }
+    identity = [sdk_app_id, number, room_kind, str(info["RoomId"]), user_id, event_ms]
+    return CallbackEvent(type=event_type, id=_event_id(identity), data=data, event_ms=event_ms)
+
+
+def _role_change(role: int | None) -> tuple[str, str]:
+    """105: an anchor who becomes audience publishes no more; one who becomes anchor is present from now on."""
+    if role == AUDIENCE:
+        return "user-left", "became audience"
+    if role == ANCHOR:
+        return "user-entered", "became anchor"
+    return "", "changed to a role the recorder does not know"
+
+
+def _rooms(number: int, info: Mapping[str, object]) -> tuple[dict[str, object], str]:
+    """The room fields of `data`, and the kind of the id as it was sent ("integer" or "string").
+
+    A number is an integer room, a string a string room. The documented example of 102 shows a number as a string, so for
+    102 a string that is a room number names both; the deciding handler takes the one that has an open session.
+    """
+    room = info.get("RoomId")
+    if isinstance(room, str):
+        _check_text("EventInfo.RoomId", room, MAX_ROOM_BYTES)
+        if number == _ROOM_DISMISSED and _is_room_number(room):
+            return {"RoomId": int(room), "StrRoomId": room}, "string"
+        return {"StrRoomId": room}, "string"
+    return {"RoomId": _number("EventInfo.RoomId", room, 1, MAX_ROOM_NUMBER)}, "integer"
+
+
+def _is_room_number(room: str) -> bool:
+    """Whether the string is how a room number is written: ASCII digits, no leading zero, 1 to 2³²−1."""
+    return room.isascii() and room.isdigit() and room[0] != "0" and int(room) <= MAX_ROOM_NUMBER
+
+
+def _user(info: Mapping[str, object]) -> str:
+    user_id = info.get("UserId")
+    if not isinstance(user_id, str):
+        raise errors.InvalidParameter("EventInfo.UserId must be a string.", field="EventInfo.UserId")
+    _check_text("EventInfo.UserId", user_id, MAX_USER_BYTES)
+    return user_id
+
+
+def _check_text(field: str, value: str, max_bytes: int) -> None:
+    """Not empty, not too long, and storable: JSON can spell lone surrogates and NUL, databases cannot hold them."""
+    encoded = value.encode("utf-8", "surrogatepass")
+    if not 0 < len(encoded) <= max_bytes or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise errors.InvalidParameter(f"{field} must be text of 1 to {max_bytes} bytes.", field=field)
+
+
+def _event_ms(info: Mapping[str, object]) -> int:
+    """EventMsTs, or EventTs in seconds where the finer one is missing."""
+    if info.get("EventMsTs") is not None:
+        return _number("EventInfo.EventMsTs", info["EventMsTs"], 1, 2**53)
+    return _number("EventInfo.EventTs", info.get("EventTs"), 1, 2**43) * 1000
+
+
+def _optional_number(name: str, info: Mapping[str, object]) -> int | None:
+    return None if info.get(name) is None else _number(f"EventInfo.{name}", info[name], 0, 2**31)
+
+
+def _number(field: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise errors.InvalidParameter(f"{field} must be an integer from {low} to {high}.", field=field)
+    return value
+
+
+def _event_id(identity: list[object]) -> str:
+    """The event's id, from (SdkAppId, EventType, room kind, room, UserId, EventMsTs): a repeat is a duplicate by construction."""
+    raw = json.dumps(identity, ensure_ascii=True, separators=(",", ":")).encode()
+    return "trtc-" + hashlib.sha256(raw).hexdigest()[:40]

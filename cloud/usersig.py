@@ -1,0 +1,54 @@
+"""TRTC's UserSig: minted with an application's key, and read (not verified) to learn when it expires.
+
+May import `machine`. Rule: a UserSig is a secret; none is ever part of a message, and the reader accepts any text.
+Source: the PyPI package tls-sig-api-v2, whose only format this is (zlib-packed JSON in an alphabet safe for URLs).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+
+import TLSSigAPIv2
+
+from machine import errors
+
+_MAX_CHARS = 8192
+_MAX_UNPACKED_BYTES = 16384
+
+
+def mint(sdk_app_id: int, key: str, user_id: str, expire_s: int) -> str:
+    """A UserSig for `user_id`, valid for `expire_s` seconds from now. Raises errors.InvalidParameter for an unusable argument."""
+    if not key:
+        raise errors.InvalidParameter("The application's key is empty, so no UserSig can be minted.", field="UserSig")
+    if not user_id:
+        raise errors.InvalidParameter("UserId is empty.", field="UserId")
+    if expire_s <= 0:
+        raise errors.InvalidParameter("A UserSig must be valid for at least one second.", field="UserSig")
+    return str(TLSSigAPIv2.TLSSigAPIv2(sdk_app_id, key).gen_sig(user_id, expire_s))
+
+
+def expires_s(user_sig: str) -> int | None:
+    """When this UserSig expires, in Unix seconds, as it says itself; None if it is not readable as a UserSig."""
+    if not 0 < len(user_sig) <= _MAX_CHARS or not user_sig.isascii():
+        return None
+    try:
+        packed = base64.b64decode(user_sig.translate(_TO_BASE64), validate=True)
+        claims = json.loads(zlib.decompressobj().decompress(packed, _MAX_UNPACKED_BYTES))
+        issued, lifetime = claims["TLS.time"], claims["TLS.expire"]
+    except (binascii.Error, zlib.error, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if isinstance(issued, int) and isinstance(lifetime, int):
+        return issued + lifetime
+    return None
+
+
+def remaining_s(user_sig: str, now_s: int) -> int | None:
+    """Seconds until this UserSig expires (negative: since it did); None if it is not readable as a UserSig."""
+    expires = expires_s(user_sig)
+    return None if expires is None else expires - now_s
+
+
+_TO_BASE64 = str.maketrans("*-_", "+/=")

@@ -1,0 +1,215 @@
+"""The sender of results to a callback URL that a stranger chose.
+
+May import `machine` and, of this room, `addresses`. Rules: a connection is made to an allowed address or not at all, checked
+on the number that the socket gets, after resolving; no redirect is followed, no proxy, cookie or credential used; ten
+seconds and 64 KB are the end. Source of headers, signature and schedule: the Standard Webhooks specification.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import socket
+from collections.abc import Iterable
+
+import aiohttp
+import yarl
+from aiohttp.abc import AbstractResolver
+
+from cloud import addresses
+from machine import errors, faults
+
+# The wait before each try, counted from the try before it; after the last the delivery has failed.
+RETRY_AFTER_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 1.0
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_URL_CHARS = 2048
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105 (the specification's prefix, not a secret)
+
+
+def check_url(url: str) -> None:
+    """Raise errors.InvalidParameter(field="Callback") unless `url` is http or https, with a host, a usable port and no
+    credentials in it. Whether its address is allowed is only known when it is resolved."""
+    _parse(url)
+
+
+def sign(secret: str, webhook_id: str, now_s: int, body: bytes) -> str:
+    """The header `webhook-signature`: `v1,` + base64 of HMAC-SHA256 of "id.timestamp.body".
+
+    `secret` is `whsec_` + base64 of the key, or the key as plain text. Raises errors.InvalidParameter(CALLBACK_SECRET).
+    """
+    signed = f"{webhook_id}.{now_s}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(_key(secret), signed, hashlib.sha256).digest()).decode("ascii")
+
+
+class WebhookSender:
+    """Sends one body to one URL per call; holds nothing between calls.
+
+    `secret` unset means unsigned. `allow` are the hosts and CIDRs that may be reached although they are not public.
+    `resolver` replaces the system's (for tests). Raises errors.InvalidParameter for an unusable secret or allow-list.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: str = "",
+        allow: Iterable[str] = (),
+        timeout_s: float = TIMEOUT_S,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        if secret:
+            _key(secret)
+        try:
+            self._allowed = addresses.allow_list(allow)
+        except ValueError as error:
+            raise errors.InvalidParameter(f"CALLBACK_ALLOW: {error}.", field="CALLBACK_ALLOW") from error
+        self._secret = secret
+        self._timeout_s = timeout_s
+        self._resolver = resolver
+
+    async def send(self, url: str, body: bytes, *, webhook_id: str, now_s: int) -> None:
+        """POST `body` (JSON). `webhook_id` stays the same over retries, `now_s` is Unix seconds.
+
+        Only a 2xx is success. Raises errors.CallbackFailed with reason "status", "redirect", "timeout" or "network" (retry),
+        "gone" (410), "private-address" or "bad-url" (no retry).
+        """
+        try:
+            target = _parse(url)
+        except errors.InvalidParameter as error:
+            raise errors.CallbackFailed(error.message, reason="bad-url", retry=False) from error
+        guard = _Guard(target.raw_host or "", self._allowed)
+        guard.check_literal()
+        faults.faultpoint("cloud.callback.before")
+        try:
+            status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
+        except TimeoutError as error:
+            detail = f"The callback URL did not answer within {self._timeout_s:g} s."
+            raise errors.CallbackFailed(detail, reason="timeout", retry=True) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if guard.refused and not guard.opened:
+                raise guard.failure() from None
+            # Only the kind: the text of these errors holds addresses, and may hold what the server sent.
+            detail = f"The callback URL could not be reached ({type(error).__name__})."
+            raise errors.CallbackFailed(detail, reason="network", retry=True) from error
+        faults.faultpoint("cloud.callback.after")
+        _judge(status)
+
+    async def _post(self, target: yarl.URL, body: bytes, headers: dict[str, str], guard: _Guard) -> int:
+        connector = aiohttp.TCPConnector(
+            force_close=True, use_dns_cache=False, resolver=self._resolver, socket_factory=guard.open_socket
+        )
+        async with (
+            asyncio.timeout(self._timeout_s),
+            aiohttp.ClientSession(
+                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            ) as session,
+            session.post(target, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            # The answer's body says nothing to us; reading some of it spares a polite server a reset connection. The
+            # status counts even if the body never ends.
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    await response.content.readexactly(MAX_ANSWER_BYTES)
+            return response.status
+
+    def _headers(self, webhook_id: str, now_s: int, body: bytes) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "recorder",
+            "webhook-id": webhook_id,
+            "webhook-timestamp": str(now_s),
+        }
+        if self._secret:
+            headers["webhook-signature"] = sign(self._secret, webhook_id, now_s, body)
+        return headers
+
+
+class _Guard:
+    """Stands between one delivery and the network: opens sockets for allowed addresses only, and remembers what it refused."""
+
+    def __init__(self, host: str, allowed: addresses.AllowList) -> None:
+        self._host = host
+        self._allowed = allowed
+        self.refused = ""
+        self.opened = False
+
+    def check_literal(self) -> None:
+        """Refuse an address written as such, in any way that a resolver would read as one (octal, hex, one number, three)."""
+        literal = self._host.partition("%")[0]
+        if ":" not in literal:
+            try:
+                literal = socket.inet_ntoa(socket.inet_aton(literal))
+            except (OSError, UnicodeError):
+                return
+        self.refused = addresses.refusal(literal, self._allowed, self._host)
+        if self.refused:
+            raise self.failure()
+
+    def open_socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
+        """What aiohttp calls for every address it is about to connect to, resolved or literal."""
+        family, kind, protocol, _, address = info
+        rule = addresses.refusal(str(address[0]), self._allowed, self._host)
+        if rule:
+            self.refused = rule
+            raise OSError(f"refused: {rule}")
+        self.opened = True
+        return socket.socket(family, kind, protocol)
+
+    def failure(self) -> errors.CallbackFailed:
+        detail = (
+            f"The callback URL leads to an address that is not public ({self.refused}). "
+            "List its host or network in CALLBACK_ALLOW if that is meant."
+        )
+        return errors.CallbackFailed(detail, reason="private-address", retry=False)
+
+
+def _judge(status: int) -> None:
+    if 200 <= status < 300:
+        return
+    if status == 410:
+        detail = "The callback URL answered 410: it wants no more of these."
+        raise errors.CallbackFailed(detail, reason="gone", retry=False)
+    if 300 <= status < 400:
+        detail = f"The callback URL answered {status}, a redirect, and none is followed. Give the final URL."
+        raise errors.CallbackFailed(detail, reason="redirect", retry=True)
+    raise errors.CallbackFailed(f"The callback URL answered {status}.", reason="status", retry=True)
+
+
+def _parse(url: str) -> yarl.URL:
+    """The URL as the client itself reads it, so that what is checked is what is used; nothing in it is rewritten."""
+    if not url.isascii() or not url.isprintable() or len(url) > MAX_URL_CHARS or any(char in url for char in ' \\"<>'):
+        raise _bad_url(f"must be at most {MAX_URL_CHARS} printable ASCII characters without spaces, quotes and backslashes")
+    try:
+        parsed = yarl.URL(url, encoded=True)
+        port = parsed.port
+    except ValueError as error:
+        raise _bad_url("is not a URL") from error
+    if parsed.scheme not in ("http", "https"):
+        raise _bad_url("must begin with http:// or https://")
+    if not parsed.raw_host or not port:
+        raise _bad_url("has no usable host and port")
+    if "@" in parsed.raw_authority:
+        raise _bad_url("must not have credentials in it")
+    return parsed
+
+
+def _bad_url(what: str) -> errors.InvalidParameter:
+    return errors.InvalidParameter(f"Callback {what}.", field="Callback")
+
+
+def _key(secret: str) -> bytes:
+    if not secret.startswith(_SECRET_PREFIX):
+        return secret.encode()
+    try:
+        key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+    except ValueError:  # binascii.Error is one
+        key = b""
+    if not key:
+        message = "CALLBACK_SECRET begins with whsec_ but does not go on in base64."
+        raise errors.InvalidParameter(message, field="CALLBACK_SECRET")
+    return key

@@ -1,0 +1,1 @@
+"""The words the recorder speaks: schemas.json and its codec. Imports nothing of ours."""

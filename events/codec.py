@@ -1,0 +1,213 @@
+"""Messages between bytes and `Event`: CloudEvents 1.0 in structured JSON, checked against schemas.json.
+
+Imports only this room. Rule: what leaves `decode` or `make` has passed its schema; what does not pass raises `InvalidEvent`
+with the field and the reason, and never with a value (values may be secrets).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+
+from events import errors
+
+CONTENT_TYPE = "application/cloudevents+json"
+SOURCE = "recorder"
+MAX_DEPTH = 16
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One message. `id` is the inbox key, `time_ms` the Unix time it was said, `subject` a TaskId or TaskId/speaker/n."""
+
+    id: str
+    type: str
+    time_ms: int
+    data: Data
+    subject: str = ""
+    source: str = SOURCE
+    correlation_id: str = field(default="")
+
+
+@functools.cache
+def schemas() -> dict[str, Any]:
+    """The whole document of schemas.json."""
+    document: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
+    return document
+
+
+@functools.cache
+def types(direction: str = "") -> tuple[str, ...]:
+    """The names of all message types, or of those of one direction: in, inside, command or out."""
+    entries = schemas()["$defs"].items()
+    return tuple(n for n, d in entries if "x-direction" in d and direction in ("", d["x-direction"]))
+
+
+@functools.cache
+def _validator(type_: str) -> Any:
+    document = schemas()
+    wanted = {"$schema": document["$schema"], "$ref": f"#/$defs/{type_}", "$defs": document["$defs"]}
+    return jsonschema_rs.validator_for(wanted, validate_formats=True, mask="the value")
+
+
+def check(type_: str, data: object) -> Data:
+    """Check `data` against the schema of `type_` and return it. Raises InvalidEvent for the first fault (missing, then unknown,
+    then wrong fields) and for an unknown type."""
+    if type_ not in types():
+        raise errors.InvalidEvent("type", f"unknown message type {type_[:64]!r}")
+    faults = sorted((_fault(e) for e in _validator(type_).iter_errors(data)), key=lambda f: f[0])
+    if faults:
+        _, where, why = faults[0]
+        raise errors.InvalidEvent(where, why)
+    _check_values(data, "", floats=type_ in types("out"))
+    assert isinstance(data, dict)  # noqa: S101 - every schema here is of type object; this tells the type checker
+    return data
+
+
+def make(type_: str, *, id: str, time_ms: int, data: Data, subject: str = "", correlation_id: str = "") -> Event:
+    """Build an event of ours, checked. Raises InvalidEvent."""
+    check(type_, dict(data))
+    return Event(id=id, type=type_, time_ms=time_ms, data=data, subject=subject, correlation_id=correlation_id)
+
+
+def encode(event: Event) -> bytes:
+    """The event as structured CloudEvents JSON, UTF-8."""
+    body: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "time": iso(event.time_ms),
+        "datacontenttype": "application/json",
+    }
+    if event.subject:
+        body["subject"] = event.subject
+    if event.correlation_id:
+        body["correlationid"] = event.correlation_id
+    return json.dumps(body | {"data": event.data}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode(raw: bytes, *, bare_type: str = "", bare_id: str = "", now_ms: int) -> Event:
+    """Parse and check a message. With `bare_type` and `bare_id` a body without `specversion` is taken as bare data, as publishers
+    may send it; the type then comes from the routing key and the id from message_id. Raises InvalidEvent."""
+    body = parse(raw)
+    if "specversion" not in body and bare_type:
+        if not bare_id:
+            raise errors.InvalidEvent("message_id", "a bare JSON body needs a message_id: it is what makes a repeat harmless")
+        return make(bare_type, id=bare_id, time_ms=now_ms, data=body)
+    for name in ("specversion", "id", "source", "type"):
+        if not isinstance(body.get(name), str) or not body[name] or len(body[name]) > 256:
+            raise errors.InvalidEvent(name, "must be a string of 1 to 256 characters (CloudEvents 1.0)")
+    if body["specversion"] != "1.0":
+        raise errors.InvalidEvent("specversion", "only CloudEvents 1.0 is understood")
+    return Event(
+        id=body["id"],
+        type=body["type"],
+        time_ms=_time_ms(body.get("time"), now_ms),
+        data=check(body["type"], body.get("data")),
+        subject=str(body.get("subject", "")),
+        source=body["source"],
+        correlation_id=str(body.get("correlationid", "")),
+    )
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """Bytes to a JSON object. Raises InvalidEvent if they are not one, or nest deeper than `MAX_DEPTH`."""
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        raise errors.InvalidEvent("", "the body is not JSON in UTF-8") from None
+    if not isinstance(body, dict):
+        raise errors.InvalidEvent("", "the body must be a JSON object")
+    if _depth(body) > MAX_DEPTH:
+        raise errors.InvalidEvent("", f"the body nests deeper than {MAX_DEPTH} levels")
+    return body
+
+
+def iso(time_ms: int) -> str:
+    """Unix milliseconds as ISO 8601 in UTC, with milliseconds."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _time_ms(text: object, now_ms: int) -> int:
+    if text is None:
+        return now_ms
+    try:
+        return int(datetime.fromisoformat(str(text)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise errors.InvalidEvent("time", "must be an ISO 8601 time") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _depth(value: object) -> int:
+    children: Iterator[object] = iter(())
+    if isinstance(value, dict):
+        children = iter(value.values())
+    elif isinstance(value, list):
+        children = iter(value)
+    else:
+        return 0
+    return 1 + max((_depth(c) for c in children), default=0)
+
+
+def _fault(error: Any) -> tuple[int, str, str]:
+    """(rank, field, reason) of one of the validator's errors. Its own text has the instance masked, but names neither a missing
+    nor an unknown field in `instance_path`."""
+    path = ".".join(str(p) for p in error.instance_path)
+    kind = error.kind
+    match kind.name:
+        case "required":
+            return 0, _join(path, kind.property), "is required"
+        case "additionalProperties":
+            return 1, _join(path, str(kind.unexpected[0])[:64]), "is not a known field"
+        case "anyOf":
+            return 2, path, _any_of(error)
+        case _:
+            return 2, path, str(error.message)
+
+
+def _any_of(error: Any) -> str:
+    branches = [list(branch) for branch in error.kind.context]
+    if all(e.kind.name == "required" for branch in branches for e in branch):
+        return "needs " + " or ".join(" and ".join(e.kind.property for e in branch) for branch in branches)
+    return "; or ".join(str(branch[0].message) for branch in branches if branch)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _check_values(value: object, path: str, *, floats: bool) -> None:
+    """What JSON Schema lets through and we do not: 1.0 as an integer, and text that no database or header can hold."""
+    match value:
+        case dict():
+            for name, child in value.items():
+                _check_values(child, _join(path, str(name)), floats=floats)
+        case list():
+            for index, child in enumerate(value):
+                _check_values(child, _join(path, str(index)), floats=floats)
+        case float() if not floats:
+            raise errors.InvalidEvent(path, "must be an integer, written without a decimal point")
+        case str():
+            if "\x00" in value or not _encodable(value):
+                raise errors.InvalidEvent(path, "contains a character that is not valid text")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,236 @@
+"""Writing decisions down: the shared half of every deciding handler. Imports `machine` and `events`.
+
+Rule: the caller holds the session's row. Whatever a decision asks for (new state, job, command, deadline, journal line, result) is
+written here and nowhere else, so that nothing can be written half.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from events import codec
+from machine import callback, effects, model, ports, recording, results, session, states
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What deciding handlers get besides transaction and event: the policy, and where new ids come from."""
+
+    policy: model.Policy
+    new_id: Callable[[], str]
+    mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service holds the application's key for UserSigs
+
+
+class Applying:
+    """One event's decisions, written to one transaction."""
+
+    def __init__(self, tx: ports.Transaction, event: codec.Event, context: Context, warnings: tuple[str, ...] = ()) -> None:
+        self.tx = tx
+        self.event = event
+        self.context = context
+        self.warnings = warnings
+
+    # --- recordings -------------------------------------------------------------------------------------------------------
+    async def to_recording(
+        self, current: model.Session, value: model.Recording, trigger: str, data: Mapping[str, Any] | None = None
+    ) -> recording.Decision:
+        """Let `trigger` happen to a recording and write down what it decides."""
+        facts = recording.Facts(
+            now_ms=self.tx.now_ms,
+            policy=self.context.policy,
+            callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
+            has_segments=value.state in (states.FAILED, states.DONE, states.UPLOADING) and await self.tx.has_segments(value.id),
+            has_output=value.output is not None and not value.files_removed,
+            data=self.event.data if data is None else data,
+        )
+        decision = recording.decide(value, trigger, facts)
+        if decision.ignored:
+            await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, f"ignored: {decision.ignored}")
+            return decision
+        saved = await self.tx.save_recording(value, decision.recording)
+        decision = replace(decision, recording=saved)
+        await self._journal_moves(value.task_id, value.id, decision.moves or ((value.state, value.state),), _note(value, saved))
+        for effect in decision.effects:
+            await self._effect(current, saved, effect)
+        return decision
+
+    async def open_recording(self, current: model.Session, value: model.Recording) -> model.Recording:
+        """A new recording, its first pull queued at once."""
+        opened = replace(value, epoch=1, job=model.Job(kind=states.CAPTURE, state=states.QUEUED))
+        await self.tx.add_recording(opened)
+        await self.tx.journal(value.task_id, value.id, self.event, "", states.JOINING, "a recording opens")
+        await self._effect(current, opened, effects.Command("start-capture"))
+        await self.tx.arm(opened.id, "idle", self.tx.now_ms + self.context.policy.idle_timeout_ms)
+        return opened
+
+    # --- sessions -----------------------------------------------------------------------------------------------------------
+    async def to_session(self, value: model.Session, trigger: str) -> session.Decision:
+        """Let `trigger` happen to a session and write down what it decides, to its recordings too."""
+        recordings = await self.tx.recordings(value.task_id)
+        live = [r for r in recordings if not r.final]
+        facts = session.Facts(
+            now_ms=self.tx.now_ms,
+            policy=self.context.policy,
+            live=len(live),
+            uploading=sum(r.state == states.UPLOADING for r in live),
+            present=any(r.present for r in live),
+            data=self.event.data,
+        )
+        decision = session.decide(value, trigger, facts)
+        if decision.ignored:
+            note = f"ignored: {trigger}: {decision.ignored}"
+            await self.tx.journal(value.task_id, value.task_id, self.event, value.state, value.state, note)
+            return decision
+        saved = await self.tx.save_session(value, decision.session)
+        moves = decision.moves or ((value.state, value.state),)
+        await self._journal_moves(value.task_id, value.task_id, moves, _session_note(value, saved, trigger))
+        for effect in decision.effects:
+            match effect:
+                case effects.StopRecordings(reason):
+                    await self._stop_all(saved, recordings, reason)
+                case effects.Finish():
+                    await self._finish(saved)
+                case effects.Arm(kind, at_ms):
+                    await self.tx.arm(saved.task_id, kind, at_ms)
+                case effects.Disarm(kind):
+                    await self.tx.disarm(saved.task_id, kind)
+        return replace(decision, session=saved)
+
+    async def settle(self, task_id: str) -> None:
+        """A recording has ended, or the session has closed: finish the session, or revise its result, if the time has come."""
+        current = await self.tx.session(task_id)
+        if current is None or current.state == states.OPEN:
+            return
+        if current.state == states.CLOSING and any(not r.final for r in await self.tx.recordings(task_id)):
+            return
+        await self.to_session(current, "all-final")
+
+    async def arm_opening(self, value: model.Session) -> None:
+        """The deadlines of a session that opens."""
+        for effect in session.opening(session.Facts(now_ms=self.tx.now_ms, policy=self.context.policy)):
+            if isinstance(effect, effects.Arm):
+                await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
+
+    # --- callbacks ----------------------------------------------------------------------------------------------------------
+    async def to_callback(self, value: model.Callback, trigger: str) -> callback.Decision:
+        """Let `trigger` happen to the delivery of a result and write down what it decides."""
+        policy, data = self.context.policy, self.event.data
+        decision = callback.decide(value, trigger, now_ms=self.tx.now_ms, policy=policy, data=data)
+        if decision.ignored:
+            note = f"ignored: {trigger}: {decision.ignored}"
+            await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, note)
+            return decision
+        await self.tx.save_callback(value, decision.callback)
+        note = decision.callback.detail
+        await self.tx.journal(value.task_id, value.id, self.event, value.state, decision.callback.state, note)
+        await self._callback_effects(decision)
+        return decision
+
+    async def send(self, channel: str, type_: str, data: Mapping[str, Any], *, subject: str, task_id: str = "") -> None:
+        """A message of ours, checked, into the outbox. Its id is derived from what it says, so that a repeat is a duplicate."""
+        event = codec.make(
+            type_,
+            id=self.context.new_id(),
+            time_ms=self.tx.now_ms,
+            data=data,
+            subject=subject,
+            correlation_id=self.event.id,
+        )
+        await self.tx.send(channel, event, task_id)
+
+    # --- the small steps they share ---------------------------------------------------------------------------------------
+    async def _effect(self, current: model.Session, value: model.Recording, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Command(type_):
+                data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
+                await self.send("command", type_, data, subject=value.id, task_id=value.task_id)
+            case effects.Arm(kind, at_ms):
+                await self.tx.arm(value.id, kind, at_ms)
+            case effects.Disarm(kind):
+                await self.tx.disarm(value.id, kind)
+            case effects.Report():
+                await self._report(current, value)
+
+    async def _report(self, current: model.Session, value: model.Recording) -> None:
+        if value.awaited:
+            return
+        type_, data = results.recording_result(current, value)
+        await self.send("result", type_, data, subject=value.id, task_id=value.task_id)
+
+    async def _stop_all(self, current: model.Session, recordings: list[model.Recording], reason: str) -> None:
+        for value in recordings:
+            if value.state in states.CAPTURING:
+                await self.to_recording(current, value, "stop", {"Detail": "", "Reason": reason})
+        await self.settle(current.task_id)
+
+    async def _finish(self, current: model.Session) -> None:
+        recordings = await self.tx.recordings(current.task_id)
+        body = results.session_result(current, recordings)
+        event = codec.make(
+            "session-finished",
+            id=f"{current.task_id}.{current.revision}",
+            time_ms=self.tx.now_ms,
+            data=body,
+            subject=current.task_id,
+            correlation_id=self.event.id,
+        )
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        await self.tx.add_result(current.task_id, current.revision, text)
+        await self.tx.send("result", event, current.task_id)
+        for older in await self.tx.callbacks(current.task_id):
+            if older.state == callback.PENDING:
+                await self.to_callback(older, "cancel")
+        if current.request.callback:
+            await self._call_back(current, text)
+        if all(r.state == states.DONE or (r.final and r.awaited) for r in recordings):
+            await self.tx.wipe_secrets(current.task_id)
+
+    async def _call_back(self, current: model.Session, body: str) -> None:
+        new = model.Callback(task_id=current.task_id, revision=current.revision, url=current.request.callback, body=body)
+        decision = callback.decide(new, "send", now_ms=self.tx.now_ms, policy=self.context.policy)
+        await self.tx.add_callback(decision.callback)
+        await self._callback_effects(decision)
+
+    async def _callback_effects(self, decision: callback.Decision) -> None:
+        value = decision.callback
+        for effect in decision.effects:
+            match effect:
+                case effects.Command(type_):
+                    data = {"TaskId": value.task_id, "Revision": value.revision, "Epoch": value.epoch}
+                    await self.send("command", type_, data, subject=value.id, task_id=value.task_id)
+                case effects.Arm(kind, at_ms):
+                    await self.tx.arm(value.id, kind, at_ms)
+                case effects.Disarm(kind):
+                    await self.tx.disarm(value.id, kind)
+
+    async def _journal_moves(self, task_id: str, owner: str, moves: tuple[tuple[str, str], ...], note: str) -> None:
+        for index, (source, target) in enumerate(moves):
+            last = index == len(moves) - 1
+            await self.tx.journal(task_id, owner, self.event, source, target, note if last else "")
+
+
+def _note(old: model.Recording, new: model.Recording) -> str:
+    """What changed, in words for the timeline."""
+    parts = []
+    if new.stop_requested and not old.stop_requested and new.state == old.state:
+        parts.append("asked to stop")
+    if new.job != old.job:
+        parts.append(f"{new.job.kind} {new.job.state}" if new.job else "no job left")
+    if new.epoch != old.epoch:
+        parts.append(f"epoch {new.epoch}")
+    if new.attempt != old.attempt:
+        parts.append(f"attempt {new.attempt}")
+    if new.present is not old.present:
+        parts.append({True: "speaker present", False: "speaker left", None: "presence unknown"}[new.present])
+    if new.detail and new.detail != old.detail:
+        parts.append(new.detail)
+    return "; ".join(parts)
+
+
+def _session_note(old: model.Session, new: model.Session, trigger: str) -> str:
+    if new.revision != old.revision:
+        return f"revision {new.revision}"
+    return new.end_reason if new.end_reason != old.end_reason else trigger

@@ -1,0 +1,75 @@
+"""Event → deciding handler: the one list, and the one way in. Imports `machine` and `events`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from events import codec
+from handlers import applying, outcomes, sessions, speakers
+from machine import errors, ports, template
+
+log = structlog.get_logger()
+
+Handler = Callable[[applying.Applying], Awaitable[dict[str, Any] | None]]
+# What is looked at before a start is decided, outside of any transaction: free space, the bucket. Answers warnings, or raises.
+Inspect = Callable[[codec.Data], Awaitable[tuple[str, ...]]]
+
+DECIDING: dict[str, Handler] = {
+    "start": sessions.start,
+    "stop": sessions.stop,
+    "replay": sessions.replay,
+    "user-publishing": speakers.user_publishing,
+    "user-unpublished": speakers.user_unpublished,
+    "user-entered": speakers.user_entered,
+    "user-left": speakers.user_left,
+    "user-removed": sessions.user_removed,
+    "room-destroyed": sessions.room_destroyed,
+    "capture-started": outcomes.capture_started,
+    "ffmpeg-exit": outcomes.ffmpeg_exit,
+    "upload-finished": outcomes.upload_finished,
+    "upload-failed": outcomes.upload_failed,
+    "callback-finished": outcomes.callback_finished,
+    "callback-failed": outcomes.callback_failed,
+    "deadline-passed": outcomes.deadline_passed,
+    "worker-lost": outcomes.worker_lost,
+}
+
+
+class Decider:
+    """Decides events, one transaction each."""
+
+    def __init__(self, store: ports.Store, context: applying.Context, inspect: Inspect | None = None) -> None:
+        self._store = store
+        self._context = context
+        self._inspect = inspect
+
+    async def decide(self, event: codec.Event) -> dict[str, Any]:
+        """Decide one event and return its answer (start, stop and replay have one). Raises what the handler raises: errors of
+        `machine.errors` that name what is wrong; nothing was written then."""
+        warnings: tuple[str, ...] = ()
+        if event.type == "start" and self._inspect is not None:
+            warnings = await self._inspect(event.data)
+
+        async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
+            return await DECIDING[event.type](applying.Applying(tx, event, self._context, warnings))
+
+        answer = await template.decide(self._store, event, handler)
+        log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
+        return answer
+
+    async def decide_from_bus(self, event: codec.Event) -> None:
+        """As `decide`, for an event that nobody waits for: what a user is refused is answered with `session-refused`."""
+        try:
+            await self.decide(event)
+        except errors.RecorderError as error:
+            if error.retry or event.type not in ("start", "stop", "replay"):
+                raise
+            refusal = {"Code": error.code, "Message": error.message, "RequestId": event.id}
+            answer = codec.make(
+                "session-refused", id=f"{event.id}.refused", time_ms=event.time_ms, data=refusal, correlation_id=event.id
+            )
+            log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
+            await self._store.send("result", answer)

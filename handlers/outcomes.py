@@ -1,0 +1,130 @@
+"""Deciding: what workers and time say. Imports `machine` and `events`.
+
+Rule: an outcome that names what is not there is ignored and logged, never raised: nobody could mend it.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from handlers import applying, sessions
+from machine import model, states
+
+log = structlog.get_logger()
+
+SESSION_DEADLINES = {
+    "max-duration": "max-duration-over",
+    "join": "join-over",
+    "idle": "idle-over",
+    "result-wait": "result-wait-over",
+}
+RECORDING_DEADLINES = {"retry": "retry-due", "linger": "linger-over", "idle": "idle-over"}
+
+
+async def capture_started(step: applying.Applying) -> None:
+    """The first packet is on disk."""
+    await _to_recording(step, "capture-started")
+
+
+async def ffmpeg_exit(step: applying.Applying) -> None:
+    """A run of ffmpeg ended; a capture's leaves a closed segment behind."""
+    data = step.event.data
+    if data["Job"] == states.CAPTURE:
+        values = {"media_ms": data.get("MediaMs", 0), "size_bytes": data.get("SizeBytes", 0), "reason": data["Reason"]}
+        values |= {"first_packet_ms": data.get("FirstPacketMs"), "last_packet_ms": data.get("LastPacketMs")}
+        await step.tx.close_segment(_id(step), data["Epoch"], values)
+    await _to_recording(step, f"{data['Job']}-exit")
+
+
+async def upload_finished(step: applying.Applying) -> None:
+    """The object is in the bucket."""
+    await _to_recording(step, "upload-finished")
+
+
+async def upload_failed(step: applying.Applying) -> None:
+    """The object is not in the bucket."""
+    await _to_recording(step, "upload-failed")
+
+
+async def callback_finished(step: applying.Applying) -> None:
+    """The receiver took the result."""
+    await _to_callback(step, "callback-finished")
+
+
+async def callback_failed(step: applying.Applying) -> None:
+    """The receiver did not take the result."""
+    await _to_callback(step, "callback-failed")
+
+
+async def worker_lost(step: applying.Applying) -> None:
+    """A lease ended without an outcome."""
+    data = step.event.data
+    owner = data["Owner"]
+    if "/" not in owner:
+        await _to_owner_callback(step, owner, "worker-lost")
+        return
+    if "MediaMs" in data:
+        values = {name: data[key] for name, key in (("media_ms", "MediaMs"), ("size_bytes", "SizeBytes")) if key in data}
+        values |= {"last_packet_ms": data.get("LastPacketMs"), "reason": "worker-lost"}
+        await step.tx.close_segment(owner, data["Epoch"], values)
+    await _to_recording(step, "worker-lost", owner)
+
+
+async def deadline_passed(step: applying.Applying) -> None:
+    """A deadline is over, if it is still the one that was armed."""
+    data, tx = step.event.data, step.tx
+    owner, kind = data["Owner"], data["Kind"]
+    if not await tx.spend_deadline(owner, kind, data["Serial"]):
+        return
+    if "/" in owner:
+        if kind == "keep":
+            await _forget(step, owner)
+        else:
+            await _to_recording(step, RECORDING_DEADLINES[kind], owner)
+    elif "#" in owner:
+        await _to_owner_callback(step, owner, "retry-due")
+    else:
+        current = await tx.session(owner)
+        if current is not None:
+            await step.to_session(current, SESSION_DEADLINES[kind])
+
+
+async def _forget(step: applying.Applying, owner: str) -> None:
+    """KEEP_FAILED is over: the secrets go; the files are the janitor's."""
+    task_id = model.split_id(owner)[0]
+    await step.tx.wipe_secrets(task_id)
+    await step.tx.journal(task_id, owner, step.event, note="KEEP_FAILED is over: secrets wiped, files may go")
+
+
+async def _to_recording(step: applying.Applying, trigger: str, recording_id: str = "") -> None:
+    recording_id = recording_id or _id(step)
+    current = await step.tx.session(model.split_id(recording_id)[0])
+    value = await step.tx.recording(recording_id)
+    if current is None or value is None:
+        log.warning("outcome.unknown_recording", recording_id=recording_id, event_type=step.event.type)
+        return
+    decision = await step.to_recording(current, value, trigger)
+    if (states.JOINING, states.RECORDING) in decision.moves:
+        await sessions.published(step, current)
+    if decision.recording.final and not value.final:
+        await step.settle(current.task_id)
+
+
+async def _to_callback(step: applying.Applying, trigger: str) -> None:
+    data = step.event.data
+    await _to_owner_callback(step, f"{data['TaskId']}#{data['Revision']}", trigger)
+
+
+async def _to_owner_callback(step: applying.Applying, owner: str, trigger: str) -> None:
+    task_id = owner.split("#")[0]
+    await step.tx.session(task_id)
+    for value in await step.tx.callbacks(task_id):
+        if value.id == owner:
+            await step.to_callback(value, trigger)
+            return
+    log.warning("outcome.unknown_callback", owner=owner, event_type=step.event.type)
+
+
+def _id(step: applying.Applying) -> str:
+    data = step.event.data
+    return f"{data['TaskId']}/{data['Speaker']}/{data['N']}"

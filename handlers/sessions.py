@@ -1,0 +1,257 @@
+"""Deciding: start, stop, replay, and the ends that TRTC tells of. Imports `machine` and `events`.
+
+Rule: no I/O. A start is decided under the unique index on its key; what is refused raises one of `machine.errors`, and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from events import errors as event_errors
+from events import requests
+from handlers import applying
+from machine import errors, model, states
+
+OWN_PULL_MS = 5 * model.SECOND
+REMOVED_REASONS = (3, 4, 5)
+STAGES = {"joining": states.JOINING, "transcoding": states.TRANSCODING, "uploading": states.UPLOADING}
+
+
+async def start(step: applying.Applying) -> dict[str, Any]:
+    """Open a session, or answer the Open one of the same key and take its fresh secrets. Answers TaskId, Repeated, Warnings."""
+    tx = step.tx
+    try:
+        request, secrets = requests.start(step.event.data)
+    except event_errors.InvalidEvent as error:
+        raise errors.InvalidParameter(str(error), field=error.field) from None
+    if not secrets.user_sig and not step.context.mints(request.room.sdk_app_id):
+        message = "UserSig: is required, because the service holds no key of this application (TRTC_KEYS) to mint one"
+        raise errors.InvalidParameter(message, field="UserSig")
+    current = await tx.open_session(request.room, request.user_id)
+    if current is not None:
+        return await _repeat(step, current, secrets)
+    callbacks_come = await tx.callbacks_come(request.room.sdk_app_id)
+    opened = model.Session(
+        task_id=step.context.new_id(),
+        request=request,
+        opened_ms=tx.now_ms,
+        idle_from_ms=tx.now_ms,
+        warnings=(*_warnings(request, callbacks_come), *step.warnings),
+    )
+    await tx.add_session(opened, secrets)
+    await tx.journal(opened.task_id, opened.task_id, step.event, "", states.OPEN, f"mode {request.mode}")
+    await step.arm_opening(opened)
+    await _open_known(step, opened)
+    return await _accepted(step, opened, repeated=False)
+
+
+async def stop(step: applying.Applying) -> dict[str, Any]:
+    """Close a session by its TaskId or by the key of its start. Answers TaskId and State. Raises NotFound, InvalidParameter."""
+    data = step.event.data
+    current = await _named(step, data["TaskId"]) if "TaskId" in data else await _by_key(step)
+    await step.to_session(current, "stop")
+    return {"TaskId": current.task_id, "State": (await _named(step, current.task_id)).state}
+
+
+async def replay(step: applying.Applying) -> dict[str, Any]:
+    """Try again what failed or is stuck: a session's failed and unfinished recordings, or those that are named.
+
+    Answers TaskId and what happens to each recording. With DryRun nothing is written. Raises NotFound, Refused."""
+    tx, data = step.tx, step.event.data
+    current = await _named(step, data["TaskId"])
+    chosen = _chosen(await tx.recordings(current.task_id), data)
+    plans = [(r, await _target(step, r)) for r in chosen]
+    answer = {"TaskId": current.task_id, "Recordings": [_plan(r, target) for r, target in plans]}
+    if data.get("DryRun"):
+        return answer
+    fresh = requests.secrets(data)
+    await tx.put_secrets(current.task_id, (await tx.secrets(current.task_id)).renewed_by(fresh))
+    if any(r.final and target == states.JOINING for r, target in plans):
+        current = await _reopen(step, current)
+    ended = [(await step.to_recording(current, r, "replay")).recording.final and not r.final for r, _ in plans]
+    if any(ended):
+        await step.settle(current.task_id)
+    return answer
+
+
+async def room_destroyed(step: applying.Applying) -> None:
+    """The room is gone: close its sessions that are older than the event, and forget who was in it."""
+    data, tx = step.event.data, step.tx
+    room = await _room(step)
+    await tx.note_callback(data["SdkAppId"])
+    for current in await tx.sessions_in(room):
+        if data["EventMs"] < current.opened_ms:
+            note = "ignored: the event is older than the session's opening"
+            await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+            continue
+        await step.to_session(current, "room-destroyed")
+    await tx.clear_room(room)
+
+
+async def user_removed(step: applying.Applying) -> None:
+    """The recording user was removed: close its session."""
+    data, tx = step.event.data, step.tx
+    room = await _room(step)
+    for current in await tx.sessions_in(room):
+        if current.request.user_id == data["UserId"]:
+            await recording_user_left(step, current)
+
+
+async def recording_user_left(step: applying.Applying, current: model.Session) -> None:
+    """TRTC says that the recording user left. Reasons 3, 4 and 5 close the session, unless we opened another pull under the same
+    user in the 5 s before: in TRTC a second entry of a user evicts the first. All other reasons are our own comings and goings."""
+    data, tx = step.event.data, step.tx
+    reason = data.get("Reason", 3 if step.event.type == "user-removed" else 0)
+    note = ""
+    if reason not in REMOVED_REASONS:
+        note = f"noted: the recording user left with reason {reason}"
+    elif data["EventMs"] < current.opened_ms:
+        note = "ignored: the event is older than the session's opening"
+    elif 0 <= data["EventMs"] - await tx.last_pull_ms(current.task_id) < OWN_PULL_MS:
+        note = f"noted: the recording user left with reason {reason} just after another pull of ours: mutual eviction"
+    if note:
+        await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+        return
+    await step.to_session(current, "user-removed")
+
+
+async def _repeat(step: applying.Applying, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
+    known = await step.tx.secrets(current.task_id)
+    await step.tx.put_secrets(current.task_id, known.renewed_by(secrets))
+    note = "a repeated start: fresh secrets taken, everything else ignored"
+    await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+    return await _accepted(step, current, repeated=True)
+
+
+async def _accepted(step: applying.Applying, current: model.Session, *, repeated: bool) -> dict[str, Any]:
+    answer = {"TaskId": current.task_id, "Repeated": repeated, "Warnings": list(current.warnings)}
+    await step.send("result", "session-accepted", answer, subject=current.task_id, task_id=current.task_id)
+    return answer
+
+
+async def _open_known(step: applying.Applying, current: model.Session) -> None:
+    """Recordings of those who are there already, and of those who are subscribed."""
+    known = dict(await step.tx.publishers(current.request.room))
+    for speaker in sorted({*known, *current.request.subscribe}):
+        wanted = set(known.get(speaker, ())) & set(states.WANTED_KINDS[current.request.mode])
+        if not takes(current.request, speaker) or (not wanted and speaker not in current.request.subscribe):
+            continue
+        current = await open_for(step, current, speaker, present=True if wanted else None)
+
+
+def takes(request: requests.StartRequest, speaker: str) -> bool:
+    """Whether the session records this speaker at all."""
+    if speaker == request.user_id or speaker in request.unsubscribe:
+        return False
+    return not request.subscribe or speaker in request.subscribe
+
+
+async def open_for(step: applying.Applying, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
+    """Open the next recording of a speaker; `present` None: subscribed, and not seen yet. Returns the session as it now stands."""
+    earlier = [r.n for r in await step.tx.recordings(current.task_id) if r.speaker == speaker]
+    value = model.Recording(
+        task_id=current.task_id,
+        speaker=speaker,
+        n=max(earlier, default=0) + 1,
+        mode=current.request.mode,
+        present=present,
+        awaited=present is None,
+        opened_ms=step.tx.now_ms,
+        idle_from_ms=step.tx.now_ms,
+    )
+    await step.open_recording(current, value)
+    return await published(step, current) if present else current
+
+
+async def published(step: applying.Applying, current: model.Session) -> model.Session:
+    """Somebody published: NobodyPublished cannot be the end any more."""
+    if current.published:
+        return current
+    return await step.tx.save_session(current, replace(current, published=True))
+
+
+def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:
+    if not callbacks_come and not request.subscribe:
+        yield (
+            f"No callback of application {request.room.sdk_app_id} was ever seen, and SubscribeUserIds is not given: no speaker can"
+            " be known. In the TRTC console set the callback address to this service's /trtc/callbacks, with the key in"
+            " TRTC_CALLBACK_KEYS, or name the speakers in SubscribeUserIds."
+        )
+
+
+async def _named(step: applying.Applying, task_id: str) -> model.Session:
+    current = await step.tx.session(task_id)
+    if current is None:
+        raise errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists what there is.")
+    return current
+
+
+async def _by_key(step: applying.Applying) -> model.Session:
+    try:
+        room = requests.room(step.event.data)
+    except event_errors.InvalidEvent as error:
+        raise errors.InvalidParameter(str(error), field=error.field) from None
+    if room is None:
+        raise errors.InvalidParameter("RoomId: one of RoomId and StrRoomId is required", field="RoomId")
+    current = await step.tx.open_session(room, step.event.data["UserId"])
+    if current is None:
+        raise errors.NotFound(f"No session of this key is Open: {room.kind} room {room.name!r}.")
+    return current
+
+
+async def _room(step: applying.Applying) -> requests.Room:
+    """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the integer."""
+    data = step.event.data
+    string = requests.Room(sdk_app_id=data["SdkAppId"], str_room_id=data.get("StrRoomId", ""))
+    if "RoomId" not in data:
+        return string
+    integer = requests.Room(sdk_app_id=data["SdkAppId"], room_id=data["RoomId"])
+    if "StrRoomId" not in data:
+        return integer
+    open_there = any(s.state == states.OPEN for s in await step.tx.sessions_in(string))
+    return string if open_there else integer
+
+
+room_of = _room
+
+
+def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recording]:
+    speaker, n = data.get("Speaker"), data.get("N")
+    named = [r for r in recordings if speaker in (None, r.speaker) and n in (None, r.n)]
+    if not named:
+        raise errors.NotFound("There is no such recording; `recorder show` lists a session's.")
+    explicit = speaker is not None or "From" in data
+    chosen = [r for r in named if not r.awaited and (explicit or r.state != states.DONE)]
+    if not chosen:
+        raise errors.Refused("Every recording is Done already; name a speaker and an earlier stage with From.")
+    return chosen
+
+
+async def _target(step: applying.Applying, value: model.Recording) -> str:
+    """The state that a replay leads to, by the same rules as the table's rows on replay. Raises Refused for what it would ignore."""
+    asked = step.event.data.get("From")
+    if value.state == states.DONE and asked is None:
+        raise errors.Refused(f"{value.id} is Done already; name an earlier stage with From.")
+    if not value.final:
+        return value.state
+    has_output = value.output is not None and not value.files_removed
+    if has_output and asked in (None, "uploading"):
+        return states.UPLOADING
+    if await step.tx.has_segments(value.id) and asked in (None, "uploading", "transcoding"):
+        return states.TRANSCODING
+    if asked in ("uploading", "transcoding"):
+        raise errors.Refused(f"{value.id} cannot be replayed from {asked}: its files are not kept. Joining would capture anew.")
+    return states.JOINING
+
+
+def _plan(value: model.Recording, target: str) -> dict[str, Any]:
+    return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": target, "Attempt": value.attempt + value.final}
+
+
+async def _reopen(step: applying.Applying, current: model.Session) -> model.Session:
+    other = await step.tx.open_session(current.request.room, current.request.user_id)
+    if other is not None and other.task_id != current.task_id:
+        raise errors.Refused(f"Joining anew needs the session Open, but {other.task_id} is Open for the same room and user.")
+    return (await step.to_session(current, "reopen")).session

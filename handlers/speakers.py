@@ -1,0 +1,103 @@
+"""Deciding: what TRTC's callbacks say of speakers. Imports `machine` and `events`.
+
+Rule: callbacks come late, doubled and out of order. What is older than the last that was applied for the same user (and track) is ignored;
+presence is kept whether a session is Open or not, so that a start finds who is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from events import requests
+from handlers import applying, sessions
+from machine import model, states
+
+
+async def user_publishing(step: applying.Applying) -> None:
+    """A speaker switched a track on: each Open session of the room that records this track and speaker pulls at once."""
+    data, tx = step.event.data, step.tx
+    room = await _heard(step)
+    known = await tx.presence(room, data["UserId"])
+    kind = data["Kind"]
+    if data["EventMs"] < max(known[f"{kind}_ms"], known["left_ms"]):
+        await _note(step, room, "ignored: older than the last event of this speaker that was applied")
+        return
+    await tx.put_presence(room, data["UserId"], known | {kind: True, f"{kind}_ms": data["EventMs"]})
+    for current in await tx.sessions_in(room):
+        await _publishing_in(step, current)
+
+
+async def user_unpublished(step: applying.Applying) -> None:
+    """A speaker switched a track off: noted. The stream goes on, or ffmpeg ends by itself."""
+    data, tx = step.event.data, step.tx
+    room = await _heard(step)
+    known = await tx.presence(room, data["UserId"])
+    kind = data["Kind"]
+    if data["EventMs"] >= known[f"{kind}_ms"]:
+        await tx.put_presence(room, data["UserId"], known | {kind: False, f"{kind}_ms": data["EventMs"]})
+    await _note(step, room, f"noted: {kind} off")
+
+
+async def user_entered(step: applying.Applying) -> None:
+    """An anchor entered: noted."""
+    room = await _heard(step)
+    await _note(step, room, "noted: an anchor entered")
+
+
+async def user_left(step: applying.Applying) -> None:
+    """A user left, or became audience. A leaver sends only this, never the end of its tracks."""
+    data, tx = step.event.data, step.tx
+    room = await _heard(step)
+    known = await tx.presence(room, data["UserId"])
+    stale = data["EventMs"] < max(known["audio_ms"], known["video_ms"], known["left_ms"])
+    if not stale:
+        gone = {"audio": False, "video": False, "left_ms": data["EventMs"]}
+        await tx.put_presence(room, data["UserId"], known | gone)
+    for current in await tx.sessions_in(room):
+        if current.request.user_id == data["UserId"]:
+            await sessions.recording_user_left(step, current)
+        elif stale:
+            note = "ignored: older than the last event of this speaker that was applied"
+            await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+        else:
+            await _left_in(step, current)
+
+
+async def _publishing_in(step: applying.Applying, current: model.Session) -> None:
+    data = step.event.data
+    speaker = data["UserId"]
+    if data["Kind"] not in states.WANTED_KINDS[current.request.mode] or not sessions.takes(current.request, speaker):
+        note = f"noted: {data['Kind']} of {speaker!r} is not recorded by this session"
+        await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+        return
+    running = [r for r in await _of(step, current, speaker) if r.state in states.CAPTURING and not r.stop_requested]
+    if running:
+        current = await sessions.published(step, current)
+        for value in running:
+            await step.to_recording(current, value, "user-publishing")
+    elif current.state == states.OPEN:
+        await sessions.open_for(step, current, speaker, present=True)
+    else:
+        note = f"ignored: {speaker!r} published while the session closes"
+        await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+
+
+async def _left_in(step: applying.Applying, current: model.Session) -> None:
+    for value in await _of(step, current, step.event.data["UserId"]):
+        if value.state in states.CAPTURING:
+            await step.to_recording(current, value, "user-left")
+
+
+async def _of(step: applying.Applying, current: model.Session, speaker: str) -> list[model.Recording]:
+    return [r for r in await step.tx.recordings(current.task_id) if r.speaker == speaker]
+
+
+async def _heard(step: applying.Applying) -> requests.Room:
+    await step.tx.note_callback(step.event.data["SdkAppId"])
+    return await sessions.room_of(step)
+
+
+async def _note(step: applying.Applying, room: requests.Room, note: str) -> None:
+    for current in await step.tx.sessions_in(room):
+        text: Any = f"{note} ({step.event.data['UserId']!r})"
+        await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, text)

@@ -1,0 +1,484 @@
+"""The recording's machine: one total table over (state, stop requested?, capture) × event, and the pure `decide` that reads it.
+
+May import `machine` and `events`. Rule: `decide` does no I/O, reads no clock and raises nothing on a live system; what does not
+fit the present state is ignored with a reason. The chart and table in docs/state-machine.md are made from ROWS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transitions import EventData
+
+from machine import effects, model, states, table
+
+CAPTURING = states.CAPTURING
+LATER = (states.TRANSCODING, states.UPLOADING, states.DONE, states.FAILED)
+WORKING = (states.TRANSCODING, states.UPLOADING)
+J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
+ALL = states.RECORDING_STATES
+
+# What may happen to a recording. `stop` stands for everything that closes its session: room-destroyed, user-removed, stop, or one
+# of the session's deadlines. The three kinds of `deadline-passed` that concern a recording are events of their own here.
+EVENTS = (
+    "user-publishing",
+    "user-left",
+    "stop",
+    "capture-started",
+    "capture-exit",
+    "transcode-exit",
+    "upload-finished",
+    "upload-failed",
+    "worker-lost",
+    "retry-due",
+    "linger-over",
+    "idle-over",
+    "replay",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a decision may look at besides the recording. `data` is the event's; `callbacks_come` says whether TRTC's callbacks
+    were seen for this application; `has_segments` and `has_output` say which inputs of later stages are kept."""
+
+    now_ms: int
+    policy: model.Policy = field(default_factory=model.Policy)
+    callbacks_come: bool = True
+    has_segments: bool = False
+    has_output: bool = False
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The recording as it is to be, what is to be done, and what was thought: the moves made, or why nothing happens."""
+
+    recording: model.Recording
+    effects: tuple[effects.Effect, ...] = ()
+    moves: tuple[tuple[str, str], ...] = ()
+    ignored: str = ""
+
+
+class Cursor:
+    """A throw-away walker of the table: conditions read the facts, actions rewrite the recording and collect effects."""
+
+    def __init__(self, recording: model.Recording, facts: Facts) -> None:
+        self.recording = recording
+        self.facts = facts
+        self.state = recording.state
+        self.fired = table.Fired()
+        self.effects: list[effects.Effect] = []
+
+    # --- conditions -----------------------------------------------------------------------------------------------------
+    def stopping(self, _: EventData) -> bool:
+        """A stop was requested."""
+        return self.recording.stop_requested
+
+    def leased(self, _: EventData) -> bool:
+        """A worker holds the capture."""
+        return self.recording.capture == states.LEASED
+
+    def running(self, _: EventData) -> bool:
+        """The capture is queued or leased."""
+        return self.recording.capture in (states.QUEUED, states.LEASED)
+
+    def waiting(self, _: EventData) -> bool:
+        """The present job waits for its next try."""
+        return self.recording.job is not None and self.recording.job.state == states.WAITING
+
+    def working(self, _: EventData) -> bool:
+        """A worker holds the present job, or it is on its way to one."""
+        return self.recording.job is not None and self.recording.job.state in (states.QUEUED, states.LEASED)
+
+    def stale(self, _: EventData) -> bool:
+        """An older epoch speaks."""
+        return bool(self.facts.data.get("Epoch") != self.recording.epoch)
+
+    def got_media(self, _: EventData) -> bool:
+        """This run put media of a wanted track on disk."""
+        return self._media_ms() > 0
+
+    def spool_gone(self, _: EventData) -> bool:
+        """The disk is full or the spool is lost."""
+        return self.facts.data.get("Reason") in ("disk-full", "spool-lost")
+
+    def hopeless(self, _: EventData) -> bool:
+        """A refusal that no retry cures."""
+        return self.facts.data.get("Reason") == "refused-for-good"
+
+    def absent(self, _: EventData) -> bool:
+        """A callback says that the speaker left."""
+        return self.recording.present is False
+
+    def present(self, _: EventData) -> bool:
+        """A callback says that the speaker is there."""
+        return self.recording.present is True
+
+    def awaited(self, _: EventData) -> bool:
+        """A subscribed speaker who was never seen."""
+        return self.recording.awaited
+
+    def last_pull(self, _: EventData) -> bool:
+        """It was the last try, at the end of LINGER."""
+        return self.recording.last_pull
+
+    def at_once(self, _: EventData) -> bool:
+        """The run ended only because a track appeared: the stream is live."""
+        return self.facts.data.get("Reason") == "new-track"
+
+    def lately(self, _: EventData) -> bool:
+        """Media came within IDLE_TIMEOUT."""
+        return self.recording.idle_from_ms + self.facts.policy.idle_timeout_ms > self.facts.now_ms
+
+    def verified(self, _: EventData) -> bool:
+        """The output is verified."""
+        return self.facts.data.get("Reason") == "ok" and "Output" in self.facts.data
+
+    def again(self, _: EventData) -> bool:
+        """The same step may succeed when tried again, and tries are left."""
+        retry = bool(self.facts.data.get("Retry", True))
+        if self.state == U:
+            return retry and self.facts.now_ms < self.recording.step_from_ms + self.facts.policy.upload_retry_for_ms
+        return retry and self.recording.tries < len(self.facts.policy.transcode_pauses_ms)
+
+    def lost_too_often(self, _: EventData) -> bool:
+        """Its workers died again and again."""
+        return self.recording.tries >= self.facts.policy.lost_limit
+
+    def to_uploading(self, _: EventData) -> bool:
+        """A verified output exists, and no earlier stage was asked for."""
+        return self.facts.has_output and self.facts.data.get("From", "uploading") == "uploading"
+
+    def to_transcoding(self, _: EventData) -> bool:
+        """Segments exist, and Joining was not asked for."""
+        return self.facts.has_segments and self.facts.data.get("From", "transcoding") in ("transcoding", "uploading")
+
+    def asked_earlier(self, _: EventData) -> bool:
+        """An earlier stage was asked for by name."""
+        return "From" in self.facts.data
+
+    # --- actions --------------------------------------------------------------------------------------------------------
+    def mark_present(self, _: EventData) -> None:
+        """The speaker is there: no linger, no last pull."""
+        self._set(present=True, awaited=False, last_pull=False)
+        self._add(effects.Disarm("linger"))
+
+    def mark_absent(self, _: EventData) -> None:
+        """The speaker left: LINGER begins."""
+        self._set(present=False, awaited=False)
+        self.arm_linger(_)
+
+    def arm_linger(self, _: EventData) -> None:
+        """LINGER begins anew."""
+        self._add(effects.Arm("linger", self.facts.now_ms + self.facts.policy.linger_ms))
+
+    def arm_idle(self, _: EventData) -> None:
+        """Look again when IDLE_TIMEOUT may be over."""
+        from_ms = max(self.recording.idle_from_ms, self.facts.now_ms - self.facts.policy.idle_timeout_ms + model.SECOND)
+        if self.recording.present or self.recording.awaited:
+            from_ms = self.facts.now_ms
+        self._add(effects.Arm("idle", from_ms + self.facts.policy.idle_timeout_ms))
+
+    def queue_capture(self, _: EventData) -> None:
+        """Start the next segment now."""
+        self._queue(states.CAPTURE)
+
+    def queue_transcode(self, _: EventData) -> None:
+        """Start the transcode."""
+        self._begin_step()
+        self._queue(states.TRANSCODE)
+
+    def queue_upload(self, _: EventData) -> None:
+        """Start the upload."""
+        self._begin_step()
+        self._queue(states.UPLOAD)
+
+    def queue_again(self, _: EventData) -> None:
+        """Issue the present step's command again under a new epoch."""
+        kind = {J: states.CAPTURE, R: states.CAPTURE, T: states.TRANSCODE, U: states.UPLOAD}[self.state]
+        self._queue(kind)
+
+    def release(self, _: EventData) -> None:
+        """The waiting job's time has come: same epoch, now queued."""
+        job = self.recording.job
+        if job is not None:
+            self._set(job=replace(job, state=states.QUEUED))
+            self._add(effects.Command(f"start-{job.kind}"))
+
+    def try_last(self, _: EventData) -> None:
+        """Pull one last time."""
+        self._set(last_pull=True)
+        self._queue(states.CAPTURE)
+
+    def wait_capture(self, _: EventData) -> None:
+        """Start the next segment after a growing pause."""
+        if self._media_ms() > 0 and self.recording.last_pull:
+            self._set(last_pull=False, present=None)
+        policy = self.facts.policy
+        pauses = policy.capture_pauses_ms if self.facts.callbacks_come else policy.blind_capture_pauses_ms
+        self._wait(states.CAPTURE, pauses)
+
+    def wait_transcode(self, _: EventData) -> None:
+        """Try the transcode again after a pause."""
+        self._wait(states.TRANSCODE, self.facts.policy.transcode_pauses_ms)
+
+    def wait_upload(self, _: EventData) -> None:
+        """Try the upload again after a growing pause."""
+        self._wait(states.UPLOAD, self.facts.policy.upload_pauses_ms)
+
+    def count_loss(self, _: EventData) -> None:
+        """A worker died over it."""
+        self._set(tries=self.recording.tries + 1)
+
+    def end_capture(self, _: EventData) -> None:
+        """No capture any more; a queued or waiting one is void under a new epoch."""
+        if self.recording.capture != states.LEASED:
+            self._set(epoch=self.recording.epoch + 1)
+        self._set(job=None)
+        self._add(effects.Disarm("retry"))
+
+    def ask_stop(self, _: EventData) -> None:
+        """Ask the worker to end the capture, and wait for it."""
+        self._set(stop_requested=True)
+        self._add(effects.Command("stop-capture"))
+
+    def note_stop(self, _: EventData) -> None:
+        """From here on it is stopped."""
+        self._set(stop_requested=True)
+
+    def note_media(self, _: EventData) -> None:
+        """Media is on disk."""
+        data = self.facts.data
+        first, last = data.get("FirstPacketMs"), data.get("LastPacketMs") or data.get("FirstPacketMs")
+        self._set(
+            awaited=False,
+            first_packet_ms=self.recording.first_packet_ms or first or self.facts.now_ms,
+            last_packet_ms=max(self.recording.last_packet_ms or 0, last or 0) or self.facts.now_ms,
+            idle_from_ms=max(self.recording.idle_from_ms, last or self.facts.now_ms),
+        )
+
+    def count_media(self, _: EventData) -> None:
+        """Add what a run put on disk; a run that brought media ends the series of failures."""
+        if self._media_ms() > 0:
+            self._set(media_ms=self.recording.media_ms + self._media_ms(), tries=0)
+            self.note_media(_)
+
+    def keep_output(self, _: EventData) -> None:
+        """The verified file is known."""
+        self._set(output=model.Output.from_json(self.facts.data["Output"]))
+
+    def finish(self, _: EventData) -> None:
+        """The object is in the bucket."""
+        output = self.recording.output
+        if output is not None:
+            output = replace(output, size_bytes=self.facts.data["SizeBytes"], crc64=self.facts.data["Crc64"])
+        self._set(output=output, url=self.facts.data["Url"], code=states.SUCCESS, detail="")
+        self._end()
+
+    def fail(self, _: EventData) -> None:
+        """It failed in the present state; what is on disk is kept."""
+        detail = str(self.facts.data.get("Detail") or self.facts.data.get("Reason") or "The worker ended without an outcome.")
+        self._fail(detail)
+
+    def fail_empty(self, _: EventData) -> None:
+        """It ended without any media."""
+        tracks = " or ".join(states.WANTED_KINDS[self.recording.mode])
+        seen = self.facts.data.get("Detail") or self.recording.detail
+        self._fail(
+            f"No {tracks} of {self.recording.speaker!r} arrived before the recording ended." + (f" {seen}" if seen else "")
+        )
+
+    def fail_lost(self, _: EventData) -> None:
+        """Its workers died too often."""
+        self._fail(f"{self.recording.tries} workers in a row ended without an outcome; see the service's log, then replay.")
+
+    def begin_attempt(self, _: EventData) -> None:
+        """A replay begins."""
+        self._set(
+            attempt=self.recording.attempt + 1,
+            stop_requested=True,
+            tries=0,
+            code="",
+            detail="",
+            url="",
+            ended_ms=None,
+            last_pull=False,
+            files_removed=False,
+        )
+        self._add(effects.Disarm("keep"))
+
+    def rejoin(self, _: EventData) -> None:
+        """Capture again from Joining; the replay has reopened the session."""
+        self._set(stop_requested=False, present=None, output=None, idle_from_ms=self.facts.now_ms, state=J)
+        self._add(effects.Arm("idle", self.facts.now_ms + self.facts.policy.idle_timeout_ms))
+
+    # --- the small steps they share ---------------------------------------------------------------------------------------
+    def _media_ms(self) -> int:
+        return int(self.facts.data.get("MediaMs") or 0)
+
+    def _set(self, **changes: Any) -> None:
+        self.recording = replace(self.recording, **changes)
+
+    def _add(self, effect: effects.Effect) -> None:
+        self.effects.append(effect)
+
+    def _begin_step(self) -> None:
+        self._set(tries=0, step_from_ms=self.facts.now_ms, stop_requested=True)
+        for kind in ("linger", "idle"):
+            self._add(effects.Disarm(kind))
+
+    def _queue(self, kind: str) -> None:
+        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED))
+        self._add(effects.Disarm("retry"))
+        self._add(effects.Command(f"start-{kind}"))
+
+    def _wait(self, kind: str, pauses_ms: tuple[int, ...]) -> None:
+        pause_ms = pauses_ms[min(self.recording.tries, len(pauses_ms) - 1)]
+        detail = str(self.facts.data.get("Detail") or "")
+        self._set(
+            epoch=self.recording.epoch + 1,
+            tries=self.recording.tries + 1,
+            job=model.Job(kind=kind, state=states.WAITING),
+            detail=detail or self.recording.detail,
+        )
+        self._add(effects.Arm("retry", self.facts.now_ms + pause_ms))
+
+    def _fail(self, detail: str) -> None:
+        output = None if self.facts.data.get("Reason") == "file-missing" else self.recording.output
+        self._set(code=states.FAILURE_OF[self.recording.state], detail=detail, output=output)
+        self._add(effects.Arm("keep", self.facts.now_ms + self.facts.policy.keep_failed_ms))
+        self._end()
+
+    def _end(self) -> None:
+        if self.recording.job is not None and self.recording.job.state in (states.WAITING, states.QUEUED):
+            self._set(epoch=self.recording.epoch + 1)
+        self._set(job=None, stop_requested=True, ended_ms=self.facts.now_ms)
+        for kind in ("linger", "idle", "retry"):
+            self._add(effects.Disarm(kind))
+        self._add(effects.Report())
+
+
+def _ignore(on: str, at: tuple[str, ...], reason: str, when: tuple[str, ...] = ()) -> table.Row:
+    return table.Row(on=on, at=at, when=when, ignore=reason)
+
+
+STALE = "an older epoch speaks"
+OVER = "the capture is over; a new recording takes up what comes"
+STOPPING = "it is stopping already"
+NO_SUCH_JOB = "no such job is held in this state"
+Row = table.Row
+
+ROWS: tuple[table.Row, ...] = (
+    # The speaker is there. A pull is made at once unless one runs.
+    _ignore("user-publishing", CAPTURING, OVER, ("stopping",)),
+    Row(on="user-publishing", at=CAPTURING, when=("running",), do=("mark_present",)),
+    Row(on="user-publishing", at=CAPTURING, do=("mark_present", "queue_capture")),
+    _ignore("user-publishing", LATER, OVER),
+    # The speaker left. A running capture ends by itself; no new pull is made until user-publishing, or the end of LINGER.
+    _ignore("user-left", CAPTURING, STOPPING, ("stopping",)),
+    Row(on="user-left", at=CAPTURING, when=("leased",), do=("mark_absent",)),
+    Row(on="user-left", at=CAPTURING, do=("mark_absent", "end_capture")),
+    _ignore("user-left", LATER, OVER),
+    # The session closes. A capture that no worker holds is void at once; a leased one is asked to end.
+    _ignore("stop", CAPTURING, STOPPING, ("stopping",)),
+    Row(on="stop", at=CAPTURING, when=("leased",), do=("ask_stop",)),
+    Row(on="stop", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
+    Row(on="stop", at=(R,), to=T, do=("end_capture", "queue_transcode")),
+    _ignore("stop", LATER, "it is not capturing any more"),
+    # Media of a wanted track is on disk.
+    _ignore("capture-started", ALL, STALE, ("stale",)),
+    Row(on="capture-started", at=(J,), when=("running",), to=R, do=("note_media",)),
+    Row(on="capture-started", at=(R,), when=("running",), do=("note_media",)),
+    _ignore("capture-started", ALL, NO_SUCH_JOB),
+    # A run of ffmpeg ended. By itself that is no stop. (With media in Joining, `decide` first makes the move of capture-started.)
+    _ignore("capture-exit", ALL, STALE, ("stale",)),
+    _ignore("capture-exit", LATER, NO_SUCH_JOB),
+    Row(on="capture-exit", at=CAPTURING, unless=("running",), ignore=NO_SUCH_JOB),
+    Row(on="capture-exit", at=CAPTURING, when=("spool_gone",), to=states.FAILED, do=("count_media", "fail")),
+    Row(on="capture-exit", at=(J,), when=("stopping",), to=states.FAILED, do=("fail_empty",)),
+    Row(on="capture-exit", at=(R,), when=("stopping",), to=T, do=("count_media", "end_capture", "queue_transcode")),
+    Row(on="capture-exit", at=(J,), when=("hopeless",), to=states.FAILED, do=("fail",)),
+    Row(on="capture-exit", at=(J,), when=("last_pull",), unless=("got_media",), to=states.FAILED, do=("fail_empty",)),
+    Row(on="capture-exit", at=(R,), when=("last_pull",), unless=("got_media",), to=T, do=("end_capture", "queue_transcode")),
+    Row(on="capture-exit", at=CAPTURING, when=("absent",), unless=("last_pull",), do=("count_media", "end_capture")),
+    Row(on="capture-exit", at=CAPTURING, when=("at_once", "got_media"), do=("count_media", "queue_capture")),
+    Row(on="capture-exit", at=CAPTURING, do=("count_media", "wait_capture")),
+    # The lease of a capture, transcode or upload ended without an outcome.
+    _ignore("worker-lost", ALL, STALE, ("stale",)),
+    _ignore("worker-lost", states.FINAL, NO_SUCH_JOB),
+    Row(on="worker-lost", at=(*CAPTURING, *WORKING), unless=("working",), ignore=NO_SUCH_JOB),
+    Row(on="worker-lost", at=(J,), when=("stopping",), to=states.FAILED, do=("fail_empty",)),
+    Row(on="worker-lost", at=(R,), when=("stopping",), to=T, do=("count_media", "end_capture", "queue_transcode")),
+    Row(on="worker-lost", at=CAPTURING, when=("absent",), unless=("last_pull",), do=("count_media", "end_capture")),
+    Row(on="worker-lost", at=CAPTURING, do=("count_media", "queue_capture")),
+    Row(on="worker-lost", at=WORKING, when=("lost_too_often",), to=states.FAILED, do=("fail_lost",)),
+    Row(on="worker-lost", at=WORKING, do=("count_loss", "queue_again")),
+    # A transcode ended.
+    _ignore("transcode-exit", ALL, STALE, ("stale",)),
+    Row(on="transcode-exit", at=(T,), unless=("working",), ignore=NO_SUCH_JOB),
+    Row(on="transcode-exit", at=(T,), when=("verified",), to=U, do=("keep_output", "queue_upload")),
+    Row(on="transcode-exit", at=(T,), when=("again",), do=("wait_transcode",)),
+    Row(on="transcode-exit", at=(T,), to=states.FAILED, do=("fail",)),
+    _ignore("transcode-exit", (*CAPTURING, U, *states.FINAL), NO_SUCH_JOB),
+    # An upload ended.
+    _ignore("upload-finished", ALL, STALE, ("stale",)),
+    Row(on="upload-finished", at=(U,), unless=("working",), ignore=NO_SUCH_JOB),
+    Row(on="upload-finished", at=(U,), to=states.DONE, do=("finish",)),
+    _ignore("upload-finished", (*CAPTURING, T, *states.FINAL), NO_SUCH_JOB),
+    _ignore("upload-failed", ALL, STALE, ("stale",)),
+    Row(on="upload-failed", at=(U,), unless=("working",), ignore=NO_SUCH_JOB),
+    Row(on="upload-failed", at=(U,), when=("again",), do=("wait_upload",)),
+    Row(on="upload-failed", at=(U,), to=states.FAILED, do=("fail",)),
+    _ignore("upload-failed", (*CAPTURING, T, *states.FINAL), NO_SUCH_JOB),
+    # Deadlines.
+    Row(on="retry-due", at=(*CAPTURING, *WORKING), when=("waiting",), do=("release",)),
+    _ignore("retry-due", ALL, "nothing waits"),
+    _ignore("linger-over", CAPTURING, STOPPING, ("stopping",)),
+    Row(on="linger-over", at=CAPTURING, unless=("absent",), ignore="the speaker came back"),
+    Row(on="linger-over", at=CAPTURING, when=("running",), do=("arm_linger",)),
+    Row(on="linger-over", at=CAPTURING, do=("try_last",)),
+    _ignore("linger-over", LATER, OVER),
+    _ignore("idle-over", CAPTURING, STOPPING, ("stopping",)),
+    Row(on="idle-over", at=CAPTURING, when=("lately",), do=("arm_idle",)),
+    Row(on="idle-over", at=CAPTURING, when=("present",), do=("arm_idle",)),
+    Row(on="idle-over", at=CAPTURING, when=("awaited",), do=("arm_idle",)),
+    Row(on="idle-over", at=CAPTURING, when=("leased",), do=("ask_stop",)),
+    Row(on="idle-over", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
+    Row(on="idle-over", at=(R,), to=T, do=("end_capture", "queue_transcode")),
+    _ignore("idle-over", LATER, OVER),
+    # Replay: the latest state whose inputs exist, or the earlier one that was asked for. On a stuck one: the command again.
+    Row(on="replay", at=(J,), when=("stopping",), to=states.FAILED, do=("fail_empty",)),
+    Row(on="replay", at=(R,), when=("stopping",), to=T, do=("end_capture", "queue_transcode")),
+    Row(on="replay", at=(*CAPTURING, T), do=("queue_again",)),
+    Row(on="replay", at=(U,), when=("to_transcoding",), unless=("to_uploading",), to=T, do=("queue_transcode",)),
+    Row(on="replay", at=(U,), do=("queue_again",)),
+    Row(on="replay", at=(states.DONE,), unless=("asked_earlier",), ignore="it is Done already; name an earlier stage with From"),
+    Row(on="replay", at=states.FINAL, when=("to_uploading",), to=U, do=("begin_attempt", "queue_upload")),
+    Row(on="replay", at=states.FINAL, when=("to_transcoding",), to=T, do=("begin_attempt", "queue_transcode")),
+    Row(on="replay", at=states.FINAL, to=J, do=("begin_attempt", "rejoin", "queue_capture")),
+)
+
+MACHINE = table.build(ROWS, states.RECORDING_STATES, EVENTS, Cursor)
+
+
+def decide(recording: model.Recording, event: str, facts: Facts) -> Decision:
+    """What `event` makes of `recording`: pure and total. Raises nothing but KeyError for an event that is not in EVENTS."""
+    cursor = Cursor(recording, facts)
+    moves: list[tuple[str, str]] = []
+    ends = event in ("capture-exit", "worker-lost")
+    if ends and recording.state == J and int(facts.data.get("MediaMs") or 0) > 0:
+        _step(cursor, "capture-started", moves)
+    row = _step(cursor, event, moves)
+    return Decision(recording=cursor.recording, effects=tuple(cursor.effects), moves=tuple(moves), ignored=row.ignore)
+
+
+def _step(cursor: Cursor, event: str, moves: list[tuple[str, str]]) -> table.Row:
+    before = cursor.state
+    row = table.fire(MACHINE, cursor, event)
+    if cursor.state != before:
+        moves.append((before, cursor.state))
+        cursor.recording = replace(cursor.recording, state=cursor.state)
+    return row

@@ -1,0 +1,66 @@
+"""What subscribers and the callback are told: a file's entry, a recording's result, a session's result. Pure.
+
+May import `machine` and `events`. Rule: the fields and their meaning are contract; the same facts give the same body, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from events import codec
+from machine import model, states
+
+
+def file_entry(recording: model.Recording) -> dict[str, Any]:
+    """One entry of `Files`. A recording that is not final yet is `UploadPending`."""
+    code = recording.code if recording.final else states.UPLOAD_PENDING
+    _, message, status = states.OUTCOMES[code]
+    output = recording.output if recording.url else None
+    start_ms = output.start_ms if output and output.start_ms else recording.first_packet_ms
+    end_ms = output.end_ms if output and output.end_ms else recording.last_packet_ms
+    gaps = output.gaps if output else ()
+    return {
+        "UserId": recording.speaker,
+        "RecordFile": recording.url,
+        "Status": status,
+        "Message": message,
+        "Code": code,
+        "Detail": _detail(recording, code),
+        "StartTime": codec.iso(start_ms) if start_ms else "",
+        "EndTime": codec.iso(end_ms) if end_ms else "",
+        "Duration": output.duration_ms / 1000 if output else 0,
+        "Size": output.size_bytes if output else 0,
+        "Crc64": output.crc64 if output else "",
+        "Gaps": [{"At": at / 1000, "Duration": duration / 1000} for at, duration in gaps],
+    }
+
+
+def recording_result(session: model.Session, recording: model.Recording) -> tuple[str, dict[str, Any]]:
+    """(event type, data) for a recording that has just become final."""
+    type_ = states.OUTCOMES[recording.code][0]
+    ours = {"Speaker": recording.speaker, "N": recording.n, "Attempt": recording.attempt, "File": file_entry(recording)}
+    return type_, {"TaskId": session.task_id, **_key(session), **ours}
+
+
+def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
+    """The body of `session-finished` and of the callback. A subscribed speaker who was never seen leaves no entry."""
+    files = [file_entry(r) for r in sorted(recordings, key=lambda r: (r.opened_ms, r.speaker, r.n)) if not r.awaited]
+    ours = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
+    return {**_key(session), "Files": files, **ours}
+
+
+def _key(session: model.Session) -> dict[str, str]:
+    room = session.request.room
+    return {
+        "SdkAppId": str(room.sdk_app_id),
+        "RoomId": str(room.room_id) if room.room_id else "",
+        "StrRoomId": room.str_room_id,
+        "UserId": session.request.user_id,
+    }
+
+
+def _detail(recording: model.Recording, code: str) -> str:
+    if code != states.UPLOAD_PENDING:
+        return recording.detail
+    return f"The upload is still being tried; a later revision says how it ended. {recording.detail}".strip()

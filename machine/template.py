@@ -1,0 +1,53 @@
+"""The one transaction template: claim the event, let the handler decide, commit; on a conflict, load and decide again.
+
+Imports `machine` and `events`. Rule: an event's writes, its journal line, its messages and its claim commit together or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from events import codec
+from machine import errors, faults, ports
+
+log = structlog.get_logger()
+
+Answer = dict[str, Any]
+Deciding = Callable[[ports.Transaction, codec.Event], Awaitable[Answer | None]]
+MAX_DECISIONS = 20
+
+
+async def decide(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
+    """Run `handler` once for this event's id, in one transaction. A repeat gets the first answer and changes nothing.
+
+    Raises what the handler raises (nothing is written then, not even the claim), and Conflict if the row is still moved by
+    others after `MAX_DECISIONS` tries: the caller's message comes again."""
+    for attempt in range(1, MAX_DECISIONS + 1):
+        try:
+            return await _once(store, event, handler)
+        except errors.Conflict as error:
+            log.info("decision.conflict", event_id=event.id, event_type=event.type, attempt=attempt, detail=error.message)
+            if attempt == MAX_DECISIONS:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def _once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
+    async with store.transaction() as tx:
+        faults.faultpoint("inbox.claim.before")
+        first = await tx.claim(event.id)
+        if first is not None:
+            log.info("decision.repeated", event_id=event.id, event_type=event.type)
+            answer: Answer = json.loads(first) if first else {}
+            return answer
+        faults.faultpoint("inbox.claim.after")
+        answer = await handler(tx, event) or {}
+        if answer:
+            await tx.answer(event.id, json.dumps(answer, ensure_ascii=False))
+        faults.faultpoint("decision.commit.before")
+    faults.faultpoint("decision.commit.after")
+    return answer

@@ -1,0 +1,71 @@
+"""What a finished or crashed segment holds, read from its tags. May import `media.flv` and `media.timeline`.
+
+Rule: the file is the witness. The wall time of its last packet is the time of its last writing (the capture flushes every packet
+and writes no trailer), less what was written after the last packet of a wanted track.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from media import flv, timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentScan:
+    """`media_ms` counts only the tracks the mode records; `has_audio`/`has_video` say what the file holds, wanted or not.
+
+    `first_packet_ms` and `last_packet_ms` are Unix milliseconds, None without media; the first is reckoned back from the last.
+    `torn`: bytes of an unfinished tag follow. `exists`: there was a file to read.
+    """
+
+    media_ms: int = 0
+    size_bytes: int = 0
+    has_audio: bool = False
+    has_video: bool = False
+    first_packet_ms: int | None = None
+    last_packet_ms: int | None = None
+    torn: bool = False
+    exists: bool = False
+
+
+def scan(path: Path, mode: str) -> SegmentScan:
+    """Reads a segment whole, a megabyte at a time (blocking: some seconds per hour of video; use a thread on a busy loop).
+
+    A missing file is a scan with nothing in it. Raises OSError when a file that is there cannot be read.
+    """
+    try:
+        reader = flv.Reader(path)
+    except FileNotFoundError:
+        return SegmentScan()
+    try:
+        return _scan(reader, mode)
+    finally:
+        reader.close()
+
+
+def _scan(reader: flv.Reader, mode: str) -> SegmentScan:
+    line = timeline.Timeline(timeline.wanted(mode))
+    present: set[int] = set()
+    latest_ms = latest_wanted_ms = 0
+    while tags := reader.read():
+        for tag in tags:
+            if tag.is_media:
+                present.add(tag.kind)
+                latest_ms = tag.timestamp_ms
+                if line.place(tag) is not None:
+                    latest_wanted_ms = tag.timestamp_ms
+    stat: os.stat_result = reader.stat()
+    last_ms = stat.st_mtime_ns // 1_000_000 - min(max(0, latest_ms - latest_wanted_ms), timeline.JUMP_MS)
+    return SegmentScan(
+        media_ms=line.end_ms,
+        size_bytes=stat.st_size,
+        has_audio=flv.AUDIO in present,
+        has_video=flv.VIDEO in present,
+        first_packet_ms=last_ms - line.position_ms if line.tracks else None,
+        last_packet_ms=last_ms if line.tracks else None,
+        torn=reader.torn,
+        exists=True,
+    )

@@ -1,0 +1,128 @@
+"""The spool: the folder that segments and finished files live in, and the node's id under a file lock. Imports `machine.errors`.
+
+    <root>/.lock                                    held while the node runs
+    <root>/.node                                    this node's id, made once
+    <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
+    <root>/<TaskId>/<speaker>_<n>/finished.mp4      the output
+
+Rule: no path is ever built from an id as it came; TRTC's ids may hold "/", ".." and "%2F".
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from machine import errors
+
+_PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
+_EXTENSIONS = {"00": "mp3", "01": "mp4", "02": "mp4"}
+
+
+def safe_name(text: str) -> str:
+    """A file name that stands for `text` and for nothing else: itself, base64url with `b64-`, or its SHA-256 when that is too long."""
+    if _PLAIN.fullmatch(text):
+        return text
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw) <= 90:
+        return "b64-" + base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
+    return "sha-" + hashlib.sha256(raw).hexdigest()
+
+
+class Spool:
+    """One node's spool. `start` takes the lock and learns the node's id; paths may be asked for at any time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.node_id = ""
+        self._lock = -1
+
+    def start(self) -> None:
+        """Makes the folder, takes its lock and reads or makes the node's id. Safe to call twice.
+
+        Raises errors.Unavailable when the folder cannot be used or another process holds its lock.
+        """
+        if self._lock >= 0:
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise errors.Unavailable(f"The spool folder {self.root} cannot be used: {error.strerror}.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.node_id = self._read_or_make_id()
+        except OSError as error:
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                message = f"The spool folder {self.root} is in use by another process; give each service its own folder."
+            else:
+                message = f"The spool folder {self.root} cannot be used: {error.strerror}."
+            raise errors.Unavailable(message) from error
+        self._lock = lock
+
+    def stop(self) -> None:
+        """Gives the lock back. Safe to call twice."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def segment_path(self, task_id: str, speaker: str, n: int, epoch: int) -> Path:
+        """Where the segment of this epoch is written; its folder is made. When the spool is gone, the capture will say so."""
+        return self._folder(task_id, speaker, n, make=True) / f"{int(epoch):08d}.flv"
+
+    def output_path(self, task_id: str, speaker: str, n: int, mode: str) -> Path:
+        """Where the finished file is written; its folder is made. Raises KeyError for an unknown mode."""
+        return self._folder(task_id, speaker, n, make=True) / f"finished.{_EXTENSIONS[mode]}"
+
+    def segments(self, task_id: str, speaker: str, n: int) -> list[Path]:
+        """The segments of a recording that are on this disk, in the order of their epochs."""
+        return sorted(self._folder(task_id, speaker, n).glob("*.flv"))
+
+    def free_bytes(self) -> int:
+        """What this process may still write to the spool's file system. Raises errors.Unavailable when it is gone."""
+        try:
+            return shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
+
+    def remove_recording(self, task_id: str, speaker: str, n: int) -> None:
+        """Deletes a recording's segments and output (blocking). What is gone already stays gone. Raises OSError otherwise."""
+        folder = self._folder(task_id, speaker, n)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+
+    def remove_session(self, task_id: str) -> None:
+        """Deletes everything of a session (blocking). What is gone already stays gone. Raises OSError otherwise."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.root / safe_name(task_id))
+
+    def _folder(self, task_id: str, speaker: str, n: int, *, make: bool = False) -> Path:
+        session = self.root / safe_name(task_id)
+        folder = session / f"{safe_name(speaker)}_{int(n)}"
+        if make and self.root.is_dir():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def _read_or_make_id(self) -> str:
+        path = self.root / ".node"
+        with contextlib.suppress(FileNotFoundError):
+            if known := path.read_text("ascii").strip():
+                return known
+        made = f"node-{uuid.uuid4().hex[:16]}"
+        fresh = self.root / ".node.part"
+        with fresh.open("w", encoding="ascii") as file:
+            file.write(made)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        return made

@@ -1,0 +1,86 @@
+"""Media time of one segment: where each wanted packet lies, in milliseconds from the segment's first one.
+
+May import only `media.flv`. One rule, used by the capture's watch, the scan of a finished segment and the joiner alike, so that all
+three count the same: only the tracks that the mode records count; pictures count from the first key frame; a jump in the
+timestamps, forwards or backwards, of more than `JUMP_MS` is cut and remembered, for nothing was there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from media import flv
+
+JUMP_MS = 5_000
+_LONGEST_PACKET_MS = 200
+_USUAL_PACKET_MS = {flv.AUDIO: 23, flv.VIDEO: 40}
+_WANTED = {
+    "00": frozenset((flv.AUDIO,)),
+    "01": frozenset((flv.VIDEO,)),
+    "02": frozenset((flv.AUDIO, flv.VIDEO)),
+}
+
+
+def wanted(mode: str) -> frozenset[int]:
+    """The kinds of tag that a mode records: "00" audio, "01" video, "02" both. Raises KeyError for another mode."""
+    return _WANTED[mode]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jump:
+    """A cut inside a segment: at `at_ms` of media time, `missing_ms` by the timestamps (0: they ran backwards)."""
+
+    at_ms: int
+    missing_ms: int
+
+
+class Timeline:
+    """Places the tags of one segment, given in the order of the file."""
+
+    def __init__(self, kinds: frozenset[int]) -> None:
+        self._kinds = kinds
+        self._offset_ms: int | None = None
+        self._last_ms: dict[int, int] = {}
+        self._packet_ms = dict(_USUAL_PACKET_MS)
+        self.position_ms = 0
+        self.jumps: list[Jump] = []
+
+    @property
+    def end_ms(self) -> int:
+        """Where the media ends: the latest packet's place plus its own length. 0 while there is none."""
+        return max((self.track_end_ms(kind) for kind in self._last_ms), default=0)
+
+    @property
+    def tracks(self) -> frozenset[int]:
+        """The wanted kinds that have had a packet."""
+        return frozenset(self._last_ms)
+
+    def track_end_ms(self, kind: int) -> int:
+        """Where one track ends; 0 when it has no packet."""
+        return self._last_ms[kind] + self._packet_ms[kind] if kind in self._last_ms else 0
+
+    def place(self, tag: flv.Tag) -> int | None:
+        """The place of a packet in media time, or None for what is not wanted, not media, or a picture before the first key frame."""
+        kind = tag.kind
+        if kind not in self._kinds or not flv.is_media(kind, tag.payload):
+            return None
+        last = self._last_ms.get(kind)
+        if last is None and kind == flv.VIDEO and not tag.is_key:
+            return None
+        place = self._continuous(tag.timestamp_ms)
+        if last is not None and 0 < place - last <= _LONGEST_PACKET_MS:
+            self._packet_ms[kind] = place - last
+        self._last_ms[kind] = place
+        self.position_ms = max(self.position_ms, place)
+        return place
+
+    def _continuous(self, timestamp_ms: int) -> int:
+        if self._offset_ms is None:
+            self._offset_ms = -timestamp_ms
+        place = timestamp_ms + self._offset_ms
+        if abs(place - self.position_ms) > JUMP_MS:
+            end_ms = self.end_ms
+            self.jumps.append(Jump(at_ms=end_ms, missing_ms=max(0, place - end_ms)))
+            self._offset_ms += end_ms - place
+            place = end_ms
+        return max(0, place)

@@ -1,0 +1,249 @@
+"""TRTC's event callbacks: signed messages, sent with Tencent's retry rule, and the faults that a test can ask for.
+
+Imports nothing of the simulator. Rules (docs: "Room and media callbacks"):
+- `Sign` is base64(HMAC-SHA256(key, raw body)). Status 200 is success, everything else a failure, and so are 5 s.
+- After a failure one retry at once, then one every 10 s until the message is a minute old; then it is lost for good.
+- A retry is the same event with another CallbackTs, so another body and signature.
+- First attempts go out in the order of the events of a room; retries, and what the faults do, break the order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import structlog
+
+ROOM, MEDIA = 1, 2
+CREATED, DISMISSED, ENTERED, LEFT, ROLE_CHANGED = 101, 102, 103, 104, 105
+VIDEO_ON, VIDEO_OFF, AUDIO_ON, AUDIO_OFF, SCREEN_ON, SCREEN_OFF = 201, 202, 203, 204, 205, 206
+DROP, DELAY, DOUBLE, SWAP = "drop", "delay", "double", "swap"
+ACTIONS = (DROP, DELAY, DOUBLE, SWAP)
+PENDING, DELIVERED, LOST, DROPPED = "pending", "delivered", "lost", "dropped"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """A TRTC application as its console configures it: where callbacks go, their key, and the key of its UserSigs."""
+
+    sdk_app_id: int
+    callback_url: str = ""
+    callback_key: str = ""
+    user_sig_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRule:
+    """Tencent's figures, in seconds."""
+
+    timeout_s: float = 5.0
+    pause_s: float = 10.0
+    give_up_after_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What happens to matching messages: lost, late by `delay_s`, sent twice, or sent after the next one of the room.
+
+    `event_type` 0 and `user_id` "" match all; `times` 0 = always, else that many messages.
+    """
+
+    action: str
+    event_type: int = 0
+    user_id: str = ""
+    times: int = 1
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One POST: its body, when (Unix ms), and the status it got or the error it met."""
+
+    body: bytes
+    at_ms: int
+    status: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Message:
+    """One event on its way: how it looks, every attempt, and what became of it."""
+
+    app: App
+    event_group: int
+    event_type: int
+    info: Mapping[str, Any]
+    room: str
+    born_s: float
+    outcome: str = PENDING
+    attempts: list[Attempt] = field(default_factory=list)
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the next message of the room may go."""
+
+
+def sign(key: str, body: bytes) -> str:
+    """The `Sign` header for a raw body."""
+    return base64.b64encode(hmac.new(key.encode(), body, hashlib.sha256).digest()).decode()
+
+
+def encode(event_group: int, event_type: int, callback_ms: int, info: Mapping[str, Any]) -> bytes:
+    """The body, in the layout Tencent's own JSON writer uses (tabs, newlines)."""
+    whole = {"EventGroupId": event_group, "EventType": event_type, "CallbackTs": callback_ms, "EventInfo": info}
+    return json.dumps(whole, indent="\t", separators=(",", ":\t"), ensure_ascii=False).encode()
+
+
+class Callbacks:
+    """Sends the messages of all rooms."""
+
+    def __init__(self, *, rule: RetryRule | None = None, wall_ms: Callable[[], int] = lambda: time.time_ns() // 10**6):
+        self.rule = rule or RetryRule()
+        self.messages: list[Message] = []
+        self._wall_ms = wall_ms
+        self._faults: list[Fault] = []
+        self._used: list[int] = []
+        self._last: dict[str, Message] = {}
+        self._held: dict[str, list[asyncio.Event]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+        self._last_event_ms = 0
+
+    def start(self) -> None:
+        """Open the connections' pool. A second call does nothing."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0)
+            timeout = aiohttp.ClientTimeout(total=self.rule.timeout_s)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+    async def stop(self) -> None:
+        """Give up what is under way and close the pool. A second call does nothing."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults in force, in the order they are tried; the first that matches is used."""
+        return tuple(self._faults)
+
+    def set_faults(self, *faults: Fault) -> None:
+        """Replace all faults. Raises ValueError for an unknown action."""
+        for fault in faults:
+            if fault.action not in ACTIONS:
+                raise ValueError(f"action must be one of {', '.join(ACTIONS)}")
+        self._faults, self._used = list(faults), [0] * len(faults)
+
+    def next_event_ms(self) -> int:
+        """The time of an event, Unix ms; no two events get the same."""
+        self._last_event_ms = max(self._wall_ms(), self._last_event_ms + 1)
+        return self._last_event_ms
+
+    def send(self, app: App, event_group: int, event_type: int, info: Mapping[str, Any], *, room: str = "") -> Message:
+        """Put one message on its way, in order with the others of `room`; returns it at once. No address: it is lost."""
+        message = Message(app=app, event_group=event_group, event_type=event_type, info=info, room=room, born_s=time.monotonic())
+        self.messages.append(message)
+        before, self._last[room] = self._last.get(room), message
+        task = asyncio.create_task(self._carry(message, before), name=f"simulator.callback.{event_type}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return message
+
+    async def settled(self) -> None:
+        """Wait until every message sent so far is delivered, lost or dropped."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _carry(self, message: Message, before: Message | None) -> None:
+        try:
+            if before is not None:
+                await before.passed.wait()
+            await self._deliver(message, self._fault_for(message))
+        finally:
+            self._pass(message)
+
+    async def _deliver(self, message: Message, fault: Fault | None) -> None:
+        action = fault.action if fault else ""
+        if not message.app.callback_url or self._session is None:
+            message.outcome = LOST
+        elif action == DROP:
+            message.outcome = DROPPED
+        else:
+            if action == DELAY and fault is not None:
+                message.passed.set()
+                await asyncio.sleep(fault.delay_s)
+            if action == SWAP:
+                await self._after_the_next(message)
+            await self._insist(message)
+            if action == DOUBLE:
+                await self._attempt(message)
+
+    async def _after_the_next(self, message: Message) -> None:
+        """Let one other message of the room pass first, or go after a minute if none comes."""
+        held = asyncio.Event()
+        message.passed.set()
+        self._held.setdefault(message.room, []).append(held)
+        try:
+            async with asyncio.timeout(self.rule.give_up_after_s):
+                await held.wait()
+        except TimeoutError:
+            log.info("callback.held_alone", event_type=message.event_type)
+
+    def _pass(self, message: Message) -> None:
+        message.passed.set()
+        for held in self._held.pop(message.room, []):
+            held.set()
+
+    async def _insist(self, message: Message) -> None:
+        while True:
+            delivered = await self._attempt(message)
+            self._pass(message)
+            if delivered:
+                message.outcome = DELIVERED
+                return
+            pause_s = self.rule.pause_s if len(message.attempts) > 1 else 0.0
+            if time.monotonic() + pause_s - message.born_s > self.rule.give_up_after_s:
+                message.outcome = LOST
+                log.warning("callback.lost", event_type=message.event_type, attempts=len(message.attempts))
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _attempt(self, message: Message) -> bool:
+        if self._session is None:
+            return False
+        at_ms = self._wall_ms()
+        body = encode(message.event_group, message.event_type, at_ms, message.info)
+        headers = {"Content-Type": "application/json", "SdkAppId": str(message.app.sdk_app_id)}
+        if message.app.callback_key:
+            headers["Sign"] = sign(message.app.callback_key, body)
+        status, error = 0, ""
+        try:
+            async with self._session.post(message.app.callback_url, data=body, headers=headers, allow_redirects=False) as answer:
+                await answer.read()
+                status = answer.status
+        except (aiohttp.ClientError, OSError, TimeoutError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        message.attempts.append(Attempt(body=body, at_ms=at_ms, status=status, error=error))
+        log.debug("callback.sent", event_type=message.event_type, status=status, error=error)
+        return status == 200
+
+    def _fault_for(self, message: Message) -> Fault | None:
+        for index, fault in enumerate(self._faults):
+            matches = fault.event_type in (0, message.event_type)
+            matches = matches and fault.user_id in ("", message.info.get("UserId", ""))
+            if matches and (not fault.times or self._used[index] < fault.times):
+                self._used[index] += 1
+                return fault
+        return None

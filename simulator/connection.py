@@ -1,0 +1,21 @@
+"""Breaks a connection off, as failing networks do.
+
+Imports nothing of the simulator. Rule: the other side sees a TCP reset, never an orderly end.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from aiohttp import web
+
+
+def reset(request: web.Request) -> None:
+    """Send a TCP reset instead of what is still queued; whatever is written afterwards raises ConnectionError."""
+    transport = request.transport
+    if transport is not None:
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()

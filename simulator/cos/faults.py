@@ -1,0 +1,91 @@
+"""A script of what goes wrong in COS: which requests, how often, and how.
+
+Imports nothing of the simulator. Rule: a fault strikes after the signature has been verified, so a script cannot hide a
+wrong key; the first fault that matches and is not used up strikes, one per request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+STATUS, DELAY, RESET, COMMIT_THEN_RESET, EXPIRED_TOKEN, WRONG_CRC = (
+    "status",
+    "delay",
+    "reset",
+    "commit-then-reset",
+    "expired-token",
+    "wrong-crc",
+)
+ACTIONS = (STATUS, DELAY, RESET, COMMIT_THEN_RESET, EXPIRED_TOKEN, WRONG_CRC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One rule. `operation`, `bucket` and `key` are patterns (`*`, `?`); the operations are those of service.py.
+
+    The first `skip` matching requests pass, the next `times` are struck (0 = all further ones).
+
+    status            answer `status` with COS's XML and `code`; nothing is done
+    delay             wait `delay_s`, then do and answer as usual
+    reset             break the connection off after the body's first bytes; nothing is done
+    commit-then-reset do it, then break off instead of answering
+    expired-token     403 ExpiredToken; nothing is done
+    wrong-crc         do it, but answer with a CRC-64 that is not the object's
+    """
+
+    action: str
+    operation: str = "*"
+    bucket: str = "*"
+    key: str = "*"
+    skip: int = 0
+    times: int = 1
+    status: int = 503
+    code: str = "ServiceUnavailable"
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One request as it was answered: status 0 = the connection was broken off; `fault` is the action that struck."""
+
+    operation: str
+    bucket: str
+    key: str
+    status: int
+    code: str = ""
+    fault: str = ""
+
+
+class Script:
+    """The faults in force, with how often each has matched."""
+
+    def __init__(self) -> None:
+        self._faults: tuple[Fault, ...] = ()
+        self._matched: list[int] = []
+
+    def set(self, *faults: Fault) -> None:
+        """Replace all faults (none given = none). Raises ValueError for an unknown action."""
+        for fault in faults:
+            if fault.action not in ACTIONS:
+                raise ValueError(f"action must be one of {', '.join(ACTIONS)}")
+        self._faults, self._matched = faults, [0] * len(faults)
+
+    def strike(self, operation: str, bucket: str, key: str) -> Fault | None:
+        """The fault for this request, counted as used."""
+        for index, fault in enumerate(self._faults):
+            if not (
+                fnmatchcase(operation, fault.operation) and fnmatchcase(bucket, fault.bucket) and fnmatchcase(key, fault.key)
+            ):
+                continue
+            self._matched[index] += 1
+            over = self._matched[index] - fault.skip
+            if over > 0 and (not fault.times or over <= fault.times):
+                return fault
+        return None
+
+
+def journal() -> deque[Served]:
+    """An empty list of the latest 10,000 requests."""
+    return deque(maxlen=10_000)

@@ -1,0 +1,1 @@
+"""Everything that knows SQL: tables, guarded updates, journal, outbox, leases, deadlines. Imports `machine` and `events`."""

@@ -1,0 +1,88 @@
+"""Rows to values and back. Imports `machine` and `events`.
+
+Rule: an update writes only what changed, so that a lease renewal's progress is not overwritten by a decision beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from events import requests
+from machine import model, states
+
+RECORDING_FIELDS = tuple(f.name for f in dataclasses.fields(model.Recording) if f.name not in ("job", "output", "version"))
+SESSION_FIELDS = (
+    "state",
+    "opened_ms",
+    "closing_ms",
+    "finished_ms",
+    "end_reason",
+    "revision",
+    "idle_from_ms",
+    "published",
+)
+
+
+def dumps(value: object) -> str:
+    """JSON text as this room keeps it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def recording_row(recording: model.Recording) -> dict[str, Any]:
+    """All columns of a recording."""
+    row = {name: getattr(recording, name) for name in RECORDING_FIELDS}
+    output = dumps(recording.output.to_json()) if recording.output else None
+    return row | {"id": recording.id, "version": recording.version, "output": output}
+
+
+def recording(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Recording:
+    """A recording from its row and the row of its present job (None: it has none)."""
+    values = {name: row[name] for name in RECORDING_FIELDS}
+    output = model.Output.from_json(json.loads(row["output"])) if row["output"] else None
+    return model.Recording(**values, version=row["version"], output=output, job=_job(job))
+
+
+def session_row(session: model.Session) -> dict[str, Any]:
+    """All columns of a session."""
+    request = session.request
+    row = {name: getattr(session, name) for name in SESSION_FIELDS}
+    return row | {
+        "task_id": session.task_id,
+        "sdk_app_id": request.room.sdk_app_id,
+        "room_kind": request.room.kind,
+        "room": request.room.name,
+        "user_id": request.user_id,
+        "request": dumps(dataclasses.asdict(request)),
+        "version": session.version,
+        "warnings": dumps(session.warnings),
+    }
+
+
+def session(row: Mapping[str, Any]) -> model.Session:
+    """A session from its row."""
+    body = json.loads(row["request"])
+    room = requests.Room(**body.pop("room"))
+    subscribe, unsubscribe = (tuple(body.pop(name)) for name in ("subscribe", "unsubscribe"))
+    values = {name: row[name] for name in SESSION_FIELDS}
+    return model.Session(
+        task_id=row["task_id"],
+        request=requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **body),
+        version=row["version"],
+        warnings=tuple(json.loads(row["warnings"])),
+        **values,
+    )
+
+
+def callback(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Callback:
+    """A callback from its row and the row of its present job."""
+    names = ("task_id", "revision", "url", "body", "state", "version", "epoch", "tries", "detail")
+    return model.Callback(**{name: row[name] for name in names}, job=_job(job))
+
+
+def _job(row: Mapping[str, Any] | None) -> model.Job | None:
+    if row is None or row["state"] == states.ENDED:
+        return None
+    return model.Job(kind=row["kind"], state=row["state"], node=row["node"])

@@ -1,0 +1,288 @@
+"""The store: deciding transactions, and what workers, relay and sweeper need beside them. Imports `machine` and `events`.
+
+Rule: every write is short and its own transaction; no caller sees a connection, a table or SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from events import codec
+from machine import errors, model, states
+from store import engine as engines
+from store import tables, transaction
+
+AWAY_KINDS = ("join", "idle", "linger")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A message in the outbox that was not sent yet."""
+
+    seq: int
+    channel: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """A deadline that is over."""
+
+    owner: str
+    kind: str
+    serial: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A job that a node holds. `recording` or `callback` id in `owner`."""
+
+    owner: str
+    epoch: int
+    kind: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One FLV file of a recording, named by the epoch that wrote it; it lies on `node`'s spool."""
+
+    epoch: int
+    node: str
+    first_packet_ms: int | None
+    last_packet_ms: int | None
+    media_ms: int
+
+
+class Store:
+    """One database. `changed` is set after each deciding commit: a hint for the relay, polling is the truth."""
+
+    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], int], new_id: Callable[[], str]) -> None:
+        self._engine = engine
+        self._writing = engine.execution_options(**{engines.WRITE: True})
+        self._clock = clock
+        self._new_id = new_id
+        self._writer = asyncio.Lock()
+        self.changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Bring the schema up to date."""
+        await engines.migrate(self._engine)
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._engine.dispose()
+
+    async def ping(self) -> None:
+        """Raise Unavailable if the database does not answer."""
+        try:
+            await engines.ping(self._engine)
+        except Exception as error:
+            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[transaction.Transaction]:
+        """One deciding transaction: commits at the end of the block, rolls back on any error. Raises Conflict."""
+        async with self._write() as connection:
+            yield transaction.Transaction(connection, self._clock(), self._new_id)
+        self.changed.set()
+
+    # --- outbox -----------------------------------------------------------------------------------------------------------
+    async def unsent(self, limit: int = 100) -> list[Message]:
+        """The oldest messages that were not sent, in the order they were written."""
+        table = tables.outbox
+        found = select(table.c.seq, table.c.channel, table.c.body).where(table.c.sent_ms.is_(None)).order_by(table.c.seq)
+        async with self._read() as connection:
+            rows = (await connection.execute(found.limit(limit))).all()
+        return [Message(seq=r.seq, channel=r.channel, body=r.body.encode()) for r in rows]
+
+    async def mark_sent(self, seq: int, parked: str = "") -> None:
+        """The message was handled; or cannot be, for the reason `parked`."""
+        table = tables.outbox
+        async with self._write() as connection:
+            await connection.execute(update(table).where(table.c.seq == seq).values(sent_ms=self._clock(), parked=parked))
+
+    async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
+        """Put a message in the outbox outside a decision: a worker's outcome, an event of a user."""
+        async with self.transaction() as tx:
+            await tx.send(channel, event, task_id)
+
+    # --- leases -----------------------------------------------------------------------------------------------------------
+    async def take_lease(self, owner: str, epoch: int, node: str, lease_ms: int) -> bool:
+        """Take the queued job of `owner` under exactly this epoch. False: it is held, stopped or superseded; do nothing."""
+        table = tables.jobs
+        where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.state == states.QUEUED)
+        values = {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
+        async with self._write() as connection:
+            if not (await connection.execute(update(table).where(where).values(values))).rowcount:
+                return False
+            await self._touch(connection, owner, epoch)
+        return True
+
+    async def renew_lease(self, owner: str, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
+        """Renew the lease, and note when media last came. False: it was refused; end the work and write nothing more."""
+        table = tables.jobs
+        where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.node == node, table.c.state == states.LEASED)
+        async with self._write() as connection:
+            done = await connection.execute(update(table).where(where).values(lease_until_ms=self._clock() + lease_ms))
+            if done.rowcount and last_packet_ms is not None:
+                await self._note_media(connection, owner, epoch, last_packet_ms)
+        return bool(done.rowcount)
+
+    async def holds_lease(self, owner: str, epoch: int, node: str) -> bool:
+        """Whether the lease is still ours: asked before a spawn."""
+        table = tables.jobs
+        found = select(table.c.epoch).where(
+            table.c.owner == owner, table.c.epoch == epoch, table.c.node == node, table.c.state == states.LEASED
+        )
+        async with self._read() as connection:
+            return (await connection.execute(found)).first() is not None
+
+    async def leases(self, *, node: str = "", until_ms: int | None = None) -> list[Lease]:
+        """The leases of a node, or those that ended before `until_ms`."""
+        table = tables.jobs
+        found = select(table.c.owner, table.c.epoch, table.c.kind, table.c.node).where(table.c.state == states.LEASED)
+        if node:
+            found = found.where(table.c.node == node)
+        if until_ms is not None:
+            found = found.where(table.c.lease_until_ms < until_ms)
+        async with self._read() as connection:
+            rows = (await connection.execute(found)).all()
+        return [Lease(owner=r.owner, epoch=r.epoch, kind=r.kind, node=r.node) for r in rows]
+
+    # --- segments and uploads ---------------------------------------------------------------------------------------------------
+    async def register_segment(self, recording_id: str, epoch: int, node: str) -> None:
+        """Write the segment down before ffmpeg is started; harmless to repeat."""
+        table = tables.segments
+        values = {"node": node, "registered_ms": self._clock(), "media_ms": 0, "size_bytes": 0, "reason": ""}
+        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
+        async with self._write() as connection:
+            if not (await connection.execute(update(table).where(where).values(values))).rowcount:
+                await connection.execute(insert(table).values(recording_id=recording_id, epoch=epoch, **values))
+
+    async def note_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
+        """Write down what is known of a segment while it grows: first_packet_ms, last_packet_ms, media_ms, size_bytes."""
+        table = tables.segments
+        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
+        async with self._write() as connection:
+            await connection.execute(update(table).where(where).values(dict(values)))
+
+    async def segments(self, recording_id: str) -> list[Segment]:
+        """The segments of a recording in the order they were written."""
+        table = tables.segments
+        async with self._read() as connection:
+            rows = (
+                await connection.execute(select(table).where(table.c.recording_id == recording_id).order_by(table.c.epoch))
+            ).all()
+        names = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms")
+        return [Segment(**{name: getattr(r, name) for name in names}) for r in rows]
+
+    async def upload_state(self, recording_id: str) -> dict[str, Any] | None:
+        """What the interrupted upload of a recording had reached, or None."""
+        table = tables.uploads
+        async with self._read() as connection:
+            row = (await connection.execute(select(table.c.body).where(table.c.recording_id == recording_id))).first()
+        return json.loads(row.body) if row else None
+
+    async def save_upload_state(self, recording_id: str, body: Mapping[str, Any] | None) -> None:
+        """Keep what an upload has reached; None forgets it."""
+        table = tables.uploads
+        async with self._write() as connection:
+            await connection.execute(delete(table).where(table.c.recording_id == recording_id))
+            if body is not None:
+                await connection.execute(insert(table).values(recording_id=recording_id, body=json.dumps(dict(body))))
+
+    # --- time ---------------------------------------------------------------------------------------------------------------
+    async def due_deadlines(self, limit: int = 100) -> list[Deadline]:
+        """Deadlines that are over, the oldest first."""
+        table = tables.deadlines
+        found = select(table).where(table.c.at_ms <= self._clock()).order_by(table.c.at_ms).limit(limit)
+        async with self._read() as connection:
+            rows = (await connection.execute(found)).all()
+        return [Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
+
+    async def heartbeat(self, node: str) -> None:
+        """Say that this node is alive."""
+        table = tables.nodes
+        async with self._write() as connection:
+            done = await connection.execute(update(table).where(table.c.node == node).values(seen_ms=self._clock()))
+            if not done.rowcount:
+                await connection.execute(insert(table).values(node=node, seen_ms=self._clock()))
+
+    async def last_seen_ms(self) -> int | None:
+        """When any node was last alive, Unix ms; None in a new database."""
+        async with self._read() as connection:
+            row = (await connection.execute(select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()))).first()
+        return int(row.seen_ms) if row else None
+
+    async def forgive_downtime(self, away_ms: int) -> None:
+        """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
+        table = tables.deadlines
+        async with self._write() as connection:
+            shift = {"at_ms": table.c.at_ms + away_ms}
+            await connection.execute(update(table).where(table.c.kind.in_(AWAY_KINDS)).values(shift))
+            for rows in (tables.sessions, tables.recordings):
+                live = rows.c.state.in_((states.OPEN, *states.CAPTURING))
+                await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + away_ms))
+
+    # --- clean-up -------------------------------------------------------------------------------------------------------------
+    async def removable(self) -> list[str]:
+        """Recordings that are Done and whose files still lie on the spool."""
+        table = tables.recordings
+        found = select(table.c.id).where(table.c.state == states.DONE, table.c.files_removed.is_(False)).limit(100)
+        async with self._read() as connection:
+            return [r.id for r in (await connection.execute(found)).all()]
+
+    async def mark_removed(self, recording_id: str) -> None:
+        """The files of a recording are gone; so are its segments and its output."""
+        table = tables.recordings
+        async with self._write() as connection:
+            await connection.execute(delete(tables.segments).where(tables.segments.c.recording_id == recording_id))
+            await connection.execute(update(table).where(table.c.id == recording_id).values(files_removed=True))
+
+    async def forget_inbox(self, before_ms: int) -> None:
+        """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""
+        inbox, outbox = tables.inbox, tables.outbox
+        inside = or_(outbox.c.channel == "command", outbox.c.channel == "event")
+        async with self._write() as connection:
+            await connection.execute(delete(inbox).where(inbox.c.at_ms < before_ms))
+            await connection.execute(delete(outbox).where(inside, outbox.c.sent_ms < before_ms, outbox.c.parked == ""))
+
+    # --- the small steps they share ---------------------------------------------------------------------------------------
+    async def _touch(self, connection: AsyncConnection, owner: str, epoch: int) -> None:
+        """A lease changes what a decision would see: bump the owner's version, so that a concurrent decision is made again."""
+        if "#" in owner and "/" not in owner:
+            callbacks = tables.callbacks
+            task_id, revision = owner.split("#")
+            where = and_(callbacks.c.task_id == task_id, callbacks.c.revision == int(revision), callbacks.c.epoch == epoch)
+            await connection.execute(update(callbacks).where(where).values(version=callbacks.c.version + 1))
+            return
+        table = tables.recordings
+        where = and_(table.c.id == owner, table.c.epoch == epoch)
+        await connection.execute(update(table).where(where).values(version=table.c.version + 1))
+
+    async def _note_media(self, connection: AsyncConnection, owner: str, epoch: int, last_packet_ms: int) -> None:
+        recordings, sessions = tables.recordings, tables.sessions
+        late = and_(recordings.c.id == owner, recordings.c.epoch == epoch, recordings.c.idle_from_ms < last_packet_ms)
+        await connection.execute(update(recordings).where(late).values(idle_from_ms=last_packet_ms))
+        task_id = model.split_id(owner)[0]
+        late = and_(sessions.c.task_id == task_id, sessions.c.idle_from_ms < last_packet_ms)
+        await connection.execute(update(sessions).where(late).values(idle_from_ms=last_packet_ms))
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        async with self._writer, self._writing.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            yield connection

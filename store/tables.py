@@ -1,0 +1,248 @@
+"""The tables, once, for every engine. Times are Unix ms. Imports nothing of ours.
+
+Rule: types that mean the same on SQLite and PostgreSQL only; JSON is text that this room writes and reads.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from machine import states
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+_Serial = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(v) for v in values)})"
+
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("task_id", String(26), primary_key=True),
+    Column("sdk_app_id", BigInteger, nullable=False),
+    Column("room_kind", String(8), nullable=False),
+    Column("room", String(64), nullable=False),
+    Column("user_id", String(64), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("opened_ms", BigInteger, nullable=False),
+    Column("closing_ms", BigInteger),
+    Column("finished_ms", BigInteger),
+    Column("end_reason", String(32), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("idle_from_ms", BigInteger, nullable=False),
+    Column("published", Boolean, nullable=False),
+    Column("warnings", Text, nullable=False),
+    CheckConstraint(_one_of("state", states.SESSION_STATES), name="state"),
+)
+# One Open session a key: a repeated start finds it, and two at once cannot both win.
+Index(
+    "uq_sessions_open_key",
+    sessions.c.sdk_app_id,
+    sessions.c.room_kind,
+    sessions.c.room,
+    sessions.c.user_id,
+    unique=True,
+    sqlite_where=text("state = 'Open'"),
+    postgresql_where=text("state = 'Open'"),
+)
+Index("ix_sessions_room", sessions.c.sdk_app_id, sessions.c.room, sessions.c.state)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("task_id", String(26), primary_key=True),
+    Column("body", Text, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
+recordings = Table(
+    "recordings",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("task_id", String(26), nullable=False, index=True),
+    Column("speaker", String(64), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("mode", String(2), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("stop_requested", Boolean, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("present", Boolean),
+    Column("awaited", Boolean, nullable=False),
+    Column("last_pull", Boolean, nullable=False),
+    Column("idle_from_ms", BigInteger, nullable=False),
+    Column("step_from_ms", BigInteger, nullable=False),
+    Column("opened_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+    Column("first_packet_ms", BigInteger),
+    Column("last_packet_ms", BigInteger),
+    Column("media_ms", BigInteger, nullable=False),
+    Column("code", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("output", Text),
+    Column("url", Text, nullable=False),
+    Column("files_removed", Boolean, nullable=False),
+    UniqueConstraint("task_id", "speaker", "n"),
+    CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("node", String(64), nullable=False),
+    Column("lease_until_ms", BigInteger, nullable=False),
+    CheckConstraint(_one_of("state", (*states.CAPTURES[1:], states.ENDED)), name="state"),
+)
+Index("ix_jobs_leased", jobs.c.state, jobs.c.lease_until_ms)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("recording_id", String(128), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("node", String(64), nullable=False),
+    Column("registered_ms", BigInteger, nullable=False),
+    Column("first_packet_ms", BigInteger),
+    Column("last_packet_ms", BigInteger),
+    Column("media_ms", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("reason", String(64), nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("recording_id", String(128), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+callbacks = Table(
+    "callbacks",
+    metadata,
+    Column("task_id", String(26), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("task_id", String(26), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+deadlines = Table(
+    "deadlines",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("serial", String(64), nullable=False),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("event_id", String(256), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("answer", Text, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("channel", String(16), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("task_id", String(26), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("sent_ms", BigInteger),
+    Column("parked", Text, nullable=False),
+    # Numbers are never used again: readers page by them.
+    sqlite_autoincrement=True,
+)
+Index("ix_outbox_unsent", outbox.c.seq, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("task_id", String(26), nullable=False, index=True),
+    Column("owner", String(128), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("event_id", String(256), nullable=False),
+    Column("event_type", String(64), nullable=False),
+    Column("from_state", String(16), nullable=False),
+    Column("to_state", String(16), nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+presence = Table(
+    "presence",
+    metadata,
+    Column("sdk_app_id", BigInteger, primary_key=True),
+    Column("room_kind", String(8), primary_key=True),
+    Column("room", String(64), primary_key=True),
+    Column("user_id", String(128), primary_key=True),
+    Column("audio", Boolean, nullable=False),
+    Column("audio_ms", BigInteger, nullable=False),
+    Column("video", Boolean, nullable=False),
+    Column("video_ms", BigInteger, nullable=False),
+    Column("left_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False, index=True),
+)
+
+applications = Table(
+    "applications",
+    metadata,
+    Column("sdk_app_id", BigInteger, primary_key=True),
+    Column("callback_ms", BigInteger, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node", String(64), primary_key=True),
+    Column("seen_ms", BigInteger, nullable=False),
+)

@@ -1,0 +1,307 @@
+"""One deciding transaction: what a handler may load and write. Imports `machine` and `events`.
+
+Rule: nothing here commits; an update that finds its row moved raises `Conflict`, and the template loads and decides again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, Table, Text, and_, cast, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from events import codec, requests
+from machine import errors, model, states
+from store import rows, tables
+
+PRESENCE_KEPT_MS = 24 * model.HOUR
+Row = TypeVar("Row", model.Session, model.Recording)
+
+
+class Transaction:
+    """What happens between BEGIN and COMMIT of one event. `now_ms` is the time of the whole transaction."""
+
+    def __init__(self, connection: AsyncConnection, now_ms: int, new_id: Callable[[], str]) -> None:
+        self._connection = connection
+        self.now_ms = now_ms
+        self._new_id = new_id
+
+    # --- inbox ------------------------------------------------------------------------------------------------------------
+    async def claim(self, event_id: str) -> str | None:
+        """Take the event's id. Returns None if it is ours now, or the answer that was given when it was first handled."""
+        table = tables.inbox
+        row = await self._one(select(table.c.answer).where(table.c.event_id == event_id))
+        if row is not None:
+            return str(row["answer"])
+        await self._insert(table, {"event_id": event_id, "at_ms": self.now_ms, "answer": ""})
+        return None
+
+    async def answer(self, event_id: str, answer: str) -> None:
+        """Keep what the event was answered, for its repeats."""
+        table = tables.inbox
+        await self._connection.execute(update(table).where(table.c.event_id == event_id).values(answer=answer))
+
+    # --- sessions ---------------------------------------------------------------------------------------------------------
+    async def session(self, task_id: str) -> model.Session | None:
+        """The session, its row locked until the end of the transaction."""
+        row = await self._one(select(tables.sessions).where(tables.sessions.c.task_id == task_id).with_for_update())
+        return rows.session(row) if row else None
+
+    async def open_session(self, room: requests.Room, user_id: str) -> model.Session | None:
+        """The Open session of this key, locked."""
+        table = tables.sessions
+        found = select(table).where(_in_room(room), table.c.user_id == user_id, table.c.state == states.OPEN)
+        row = await self._one(found.with_for_update())
+        return rows.session(row) if row else None
+
+    async def sessions_in(self, room: requests.Room) -> list[model.Session]:
+        """The sessions of a room that are not Finished, in order of their ids, locked."""
+        table = tables.sessions
+        found = select(table).where(_in_room(room), table.c.state != states.FINISHED).order_by(table.c.task_id)
+        return [rows.session(row) for row in await self._all(found.with_for_update())]
+
+    async def add_session(self, session: model.Session, secrets: requests.Secrets) -> None:
+        """A new session and its secrets. Raises Conflict if its key is Open already."""
+        await self._insert(tables.sessions, rows.session_row(session))
+        await self.put_secrets(session.task_id, secrets)
+
+    async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
+        """Guarded update of what changed; returns the session as it now stands. Raises Conflict."""
+        where = (tables.sessions.c.task_id == old.task_id, tables.sessions.c.state == old.state)
+        version = await self._guarded(tables.sessions, where, old.version, rows.session_row(old), rows.session_row(new))
+        return _with_version(new, version)
+
+    async def put_secrets(self, task_id: str, secrets: requests.Secrets) -> None:
+        """Keep the secrets of a session, in place of older ones."""
+        table = tables.secrets
+        values = {"body": rows.dumps(secrets.to_json()), "updated_ms": self.now_ms}
+        done = await self._connection.execute(update(table).where(table.c.task_id == task_id).values(values))
+        if not done.rowcount:
+            await self._insert(table, {"task_id": task_id, **values})
+
+    async def secrets(self, task_id: str) -> requests.Secrets:
+        """The secrets of a session; empty ones if they were wiped."""
+        row = await self._one(select(tables.secrets.c.body).where(tables.secrets.c.task_id == task_id))
+        return requests.Secrets.from_json(json.loads(row["body"])) if row else requests.Secrets()
+
+    async def wipe_secrets(self, task_id: str) -> None:
+        """Forget the secrets of a session."""
+        await self._connection.execute(delete(tables.secrets).where(tables.secrets.c.task_id == task_id))
+
+    # --- recordings -------------------------------------------------------------------------------------------------------
+    async def recordings(self, task_id: str) -> list[model.Recording]:
+        """All recordings of a session, oldest first."""
+        table = tables.recordings
+        found = _recordings().where(table.c.task_id == task_id).order_by(table.c.opened_ms, table.c.speaker, table.c.n)
+        return [_recording(row) for row in await self._all(found)]
+
+    async def recording(self, recording_id: str) -> model.Recording | None:
+        """One recording by its id, with its present job."""
+        row = await self._one(_recordings().where(tables.recordings.c.id == recording_id))
+        return _recording(row) if row else None
+
+    async def add_recording(self, recording: model.Recording) -> None:
+        """A new recording and its job. Raises Conflict if it exists."""
+        await self._insert(tables.recordings, rows.recording_row(recording))
+        await self._save_job(recording.id, 0, None, recording.epoch, recording.job)
+
+    async def save_recording(self, old: model.Recording, new: model.Recording) -> model.Recording:
+        """Guarded update of what changed, and of the job; returns the recording as it now stands. Raises Conflict."""
+        table = tables.recordings
+        where = (table.c.id == old.id, table.c.state == old.state)
+        version = await self._guarded(table, where, old.version, rows.recording_row(old), rows.recording_row(new))
+        await self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)
+        return _with_version(new, version)
+
+    async def has_segments(self, recording_id: str) -> bool:
+        """Whether media of the recording is kept in segments."""
+        table = tables.segments
+        found = select(table.c.epoch).where(table.c.recording_id == recording_id, table.c.media_ms > 0).limit(1)
+        return await self._one(found) is not None
+
+    async def last_pull_ms(self, task_id: str) -> int:
+        """When a pull was last opened for the session, Unix ms; 0 if never."""
+        table = tables.segments
+        found = select(table.c.registered_ms).where(table.c.recording_id.startswith(f"{task_id}/", autoescape=True))
+        row = await self._one(found.order_by(table.c.registered_ms.desc()).limit(1))
+        return int(row["registered_ms"]) if row else 0
+
+    async def close_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
+        """Write down how the run of `epoch` ended: media_ms, size_bytes, last_packet_ms, reason."""
+        table = tables.segments
+        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
+        await self._connection.execute(update(table).where(where).values(dict(values)))
+
+    # --- callbacks --------------------------------------------------------------------------------------------------------
+    async def callbacks(self, task_id: str) -> list[model.Callback]:
+        """All deliveries of a session's results, oldest revision first."""
+        table = tables.callbacks
+        found = _with_job(table, table.c.task_id + "#" + _text(table.c.revision)).where(table.c.task_id == task_id)
+        return [rows.callback(r, _job(r)) for r in await self._all(found.order_by(table.c.revision))]
+
+    async def add_callback(self, callback: model.Callback) -> None:
+        """A new delivery and its job."""
+        names = ("task_id", "revision", "url", "body", "state", "version", "epoch", "tries", "detail")
+        await self._insert(tables.callbacks, {name: getattr(callback, name) for name in names})
+        await self._save_job(callback.id, 0, None, callback.epoch, callback.job)
+
+    async def save_callback(self, old: model.Callback, new: model.Callback) -> None:
+        """Guarded update of a delivery and its job. Raises Conflict."""
+        table = tables.callbacks
+        names = ("state", "epoch", "tries", "detail")
+        before, after = ({name: getattr(c, name) for name in names} for c in (old, new))
+        where = (table.c.task_id == old.task_id, table.c.revision == old.revision)
+        await self._guarded(table, where, old.version, before, after)
+        await self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)
+
+    async def add_result(self, task_id: str, revision: int, body: str) -> None:
+        """Keep one revision of a session's result. Raises Conflict if that revision exists."""
+        await self._insert(tables.results, {"task_id": task_id, "revision": revision, "at_ms": self.now_ms, "body": body})
+
+    # --- deadlines, journal, outbox -------------------------------------------------------------------------------------------
+    async def arm(self, owner: str, kind: str, at_ms: int) -> None:
+        """Arm a deadline, in place of an earlier arming of the same kind."""
+        await self.disarm(owner, kind)
+        await self._insert(tables.deadlines, {"owner": owner, "kind": kind, "at_ms": at_ms, "serial": self._new_id()})
+
+    async def disarm(self, owner: str, kind: str) -> None:
+        """Take a deadline away, if it is armed."""
+        table = tables.deadlines
+        await self._connection.execute(delete(table).where(table.c.owner == owner, table.c.kind == kind))
+
+    async def spend_deadline(self, owner: str, kind: str, serial: str) -> bool:
+        """Take exactly this arming away; False if it was disarmed or armed anew meanwhile."""
+        table = tables.deadlines
+        where = and_(table.c.owner == owner, table.c.kind == kind, table.c.serial == serial)
+        return bool((await self._connection.execute(delete(table).where(where))).rowcount)
+
+    async def journal(
+        self, task_id: str, owner: str, event: codec.Event, from_state: str = "", to_state: str = "", note: str = ""
+    ) -> None:
+        """One line of the timeline: what happened, and what became of it."""
+        line = {"task_id": task_id, "owner": owner, "at_ms": self.now_ms, "event_id": event.id, "event_type": event.type}
+        await self._insert(tables.journal, line | {"from_state": from_state, "to_state": to_state, "note": note})
+
+    async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
+        """Put a message in the outbox: `channel` is event, command or result. The relay takes it from there after the commit."""
+        body = codec.encode(event).decode()
+        line = {"channel": channel, "type": event.type, "task_id": task_id, "body": body, "parked": ""}
+        await self._insert(tables.outbox, line | {"created_ms": self.now_ms, "sent_ms": None})
+
+    # --- what callbacks tell of rooms ---------------------------------------------------------------------------------------
+    async def note_callback(self, sdk_app_id: int) -> None:
+        """A genuine callback of this application came."""
+        table = tables.applications
+        done = await self._connection.execute(
+            update(table).where(table.c.sdk_app_id == sdk_app_id).values(callback_ms=self.now_ms)
+        )
+        if not done.rowcount:
+            await self._insert(table, {"sdk_app_id": sdk_app_id, "callback_ms": self.now_ms})
+
+    async def callbacks_come(self, sdk_app_id: int) -> bool:
+        """Whether a callback of this application was ever seen."""
+        return await self._one(select(tables.applications).where(tables.applications.c.sdk_app_id == sdk_app_id)) is not None
+
+    async def presence(self, room: requests.Room, user_id: str) -> dict[str, Any]:
+        """What is known of a user in a room: audio, video (bool), audio_ms, video_ms, left_ms."""
+        row = await self._one(select(tables.presence).where(_present(room), tables.presence.c.user_id == user_id))
+        blank = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
+        return blank if row is None else {name: row[name] for name in blank}
+
+    async def put_presence(self, room: requests.Room, user_id: str, known: Mapping[str, Any]) -> None:
+        """Keep what is known of a user in a room."""
+        table = tables.presence
+        values = dict(known) | {"updated_ms": self.now_ms}
+        where = and_(_present(room), table.c.user_id == user_id)
+        if not (await self._connection.execute(update(table).where(where).values(values))).rowcount:
+            key = {"sdk_app_id": room.sdk_app_id, "room_kind": room.kind, "room": room.name, "user_id": user_id}
+            await self._insert(table, key | values)
+
+    async def publishers(self, room: requests.Room) -> list[tuple[str, tuple[str, ...]]]:
+        """Who publishes what in a room, by the callbacks of the last 24 hours: (user, kinds), ordered by user."""
+        table = tables.presence
+        found = select(table).where(_present(room), table.c.updated_ms > self.now_ms - PRESENCE_KEPT_MS)
+        known = [(r["user_id"], tuple(k for k in ("audio", "video") if r[k])) for r in await self._all(found.order_by("user_id"))]
+        return [(user, kinds) for user, kinds in known if kinds]
+
+    async def clear_room(self, room: requests.Room) -> None:
+        """The room is gone, and everybody in it."""
+        await self._connection.execute(delete(tables.presence).where(_present(room)))
+
+    # --- the small steps they share ---------------------------------------------------------------------------------------
+    async def _one(self, query: Select[Any]) -> Mapping[str, Any] | None:
+        row = (await self._connection.execute(query)).mappings().first()
+        return dict(row) if row is not None else None
+
+    async def _all(self, query: Select[Any]) -> Sequence[Mapping[str, Any]]:
+        return [dict(row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def _insert(self, table: Table, values: Mapping[str, Any]) -> None:
+        try:
+            await self._connection.execute(insert(table).values(dict(values)))
+        except IntegrityError as error:
+            raise errors.Conflict(f"a row of {table.name} exists already") from error
+
+    async def _guarded(
+        self, table: Table, where: Sequence[Any], version: int, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> int:
+        changed = {name: value for name, value in after.items() if value != before[name] and name != "version"}
+        guard = and_(*where, table.c.version == version)
+        done = await self._connection.execute(update(table).where(guard).values(changed | {"version": version + 1}))
+        if not done.rowcount:
+            raise errors.Conflict(f"the row of {table.name} was moved by somebody else")
+        return version + 1
+
+    async def _save_job(self, owner: str, old_epoch: int, old: model.Job | None, epoch: int, job: model.Job | None) -> None:
+        table = tables.jobs
+        if old is not None and (job is None or epoch != old_epoch):
+            ended = update(table).where(table.c.owner == owner, table.c.epoch == old_epoch).values(state=states.ENDED)
+            await self._connection.execute(ended)
+        if job is None or (epoch == old_epoch and job == old):
+            return
+        values = {"kind": job.kind, "state": job.state, "node": job.node, "lease_until_ms": 0}
+        where = and_(table.c.owner == owner, table.c.epoch == epoch)
+        if not (await self._connection.execute(update(table).where(where).values(values))).rowcount:
+            await self._insert(table, {"owner": owner, "epoch": epoch, **values})
+
+
+def _in_room(room: requests.Room) -> Any:
+    table = tables.sessions
+    return and_(table.c.sdk_app_id == room.sdk_app_id, table.c.room_kind == room.kind, table.c.room == room.name)
+
+
+def _present(room: requests.Room) -> Any:
+    table = tables.presence
+    return and_(table.c.sdk_app_id == room.sdk_app_id, table.c.room_kind == room.kind, table.c.room == room.name)
+
+
+def _text(column: Any) -> Any:
+    return cast(column, Text)
+
+
+def _with_job(table: Table, owner: Any) -> Select[Any]:
+    job = tables.jobs
+    labelled = [c.label(f"job_{c.name}") for c in job.c]
+    return select(table, *labelled).select_from(table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch)))
+
+
+def _recordings() -> Select[Any]:
+    return _with_job(tables.recordings, tables.recordings.c.id)
+
+
+def _job(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if row["job_owner"] is None:
+        return None
+    return {name[4:]: value for name, value in row.items() if name.startswith("job_")}
+
+
+def _recording(row: Mapping[str, Any]) -> model.Recording:
+    return rows.recording(row, _job(row))
+
+
+def _with_version(value: Row, version: int) -> Row:
+    return dataclasses.replace(value, version=version)
