@@ -1,0 +1,357 @@
+"""Composition root and command line: builds the objects, runs them, drains them. Imports everything; nobody imports it.
+
+Rule: whatever ends unexpectedly ends the process (its supervisor starts it anew, and it goes on where it was); no other file
+builds a long-lived object out of the settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from ulid import ULID
+
+import bus.local
+import store.engine
+import store.reading
+import store.store
+from cloud import cos, cos_upload, credentials, objects, pull, trtc_callbacks, usersig, webhook
+from events import codec
+from handlers import adapters, applying, deciding, doing, sweeper, worker
+from machine import background, errors, model
+from media import capture, segments, spool, transcode
+from ops import settings as ops_settings
+from web import app as web_app
+
+log = structlog.get_logger()
+
+VERSION = "0.1.0"
+USER_SIG_FOR_S = 24 * 3600
+RENEW_BEFORE_S = 600
+
+
+def clock() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """A ULID: sorts by the time it was made."""
+    return str(ULID())
+
+
+class Steps:
+    """The work of a node, joined from media and cloud: what handlers.worker asks for."""
+
+    def __init__(self, settings: ops_settings.Settings, folder: spool.Spool, chain: credentials.CredentialChain) -> None:
+        self._settings = settings
+        self._spool = folder
+        self._chain = chain
+        self._ffmpeg = capture.find_ffmpeg(settings.ffmpeg_binary)
+        self.uploader = cos.CosUploader()
+        self._transcoder = transcode.Transcoder(self._ffmpeg)
+        secret = settings.callback_secret.get_secret_value()
+        self._webhook = webhook.WebhookSender(secret=secret, allow=settings.callback_allow)
+
+    def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
+        """A capture of the speaker's stream into the segment of `epoch`."""
+        spec = capture.CaptureSpec(address=self._address(job), path=self.segment_path(job, epoch), mode=job.recording.mode)
+        return capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
+
+    async def scan(self, job: adapters.Assignment, epoch: int) -> adapters.Scan:
+        """What the segment holds."""
+        return await asyncio.to_thread(segments.scan, self.segment_path(job, epoch), job.recording.mode)
+
+    async def transcode(self, job: adapters.Assignment, found: Sequence[Any]) -> adapters.Finished:
+        """Segments to the finished file."""
+        value = job.recording
+        files = [
+            transcode.SegmentFile(
+                path=self.segment_path(job, s.epoch), first_packet_ms=s.first_packet_ms, last_packet_ms=s.last_packet_ms
+            )
+            for s in found
+        ]
+        output = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode)
+        made = await self._transcoder.transcode(files, value.mode, output)
+        gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
+        return adapters.Finished(
+            output=model.Output(
+                duration_ms=made.duration_ms,
+                size_bytes=made.size_bytes,
+                crc64=made.crc64 or "",
+                start_ms=made.start_ms,
+                end_ms=made.end_ms,
+                gaps=gaps,
+            )
+        )
+
+    async def upload(
+        self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState
+    ) -> adapters.Uploaded:
+        """The finished file into the bucket."""
+        value = job.recording
+        path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode)
+        known = cos_upload.UploadState.from_json(json.dumps(state)) if state else None
+
+        async def keep(reached: cos_upload.UploadState) -> None:
+            await save(json.loads(reached.to_json()))
+
+        try:
+            target, keys = self.target(job), await self.credentials(job.secrets.to_json())
+            done = await self.uploader.upload(path, target, keys, state=known, save=keep)
+        except errors.InvalidParameter as error:
+            raise errors.UploadFailed(error.message, reason="refused", retry=error.retry) from error
+        except errors.UploadFailed as error:
+            if error.reason == "expired-token":
+                self._chain.forget()
+            raise
+        return adapters.Uploaded(size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
+
+    async def call_back(self, callback: model.Callback) -> None:
+        """Post the result; its id is the same over retries."""
+        webhook_id = f"{callback.task_id}.{callback.revision}"
+        await self._webhook.send(callback.url, callback.body.encode(), webhook_id=webhook_id, now_s=clock() // 1000)
+
+    async def remove(self, recording_id: str) -> None:
+        """Delete a recording's files."""
+        await asyncio.to_thread(self._spool.remove_recording, *model.split_id(recording_id))
+
+    def segment_path(self, job: adapters.Assignment, epoch: int) -> Path:
+        """Where the segment of `epoch` lies."""
+        value = job.recording
+        return self._spool.segment_path(value.task_id, value.speaker, value.n, epoch)
+
+    def target(self, job: adapters.Assignment) -> objects.CosTarget:
+        """The object that the recording becomes."""
+        request, value = job.session.request, job.recording
+        key = objects.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
+        return objects.CosTarget(
+            region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_endpoint_parts
+        )
+
+    async def credentials(self, secrets: Mapping[str, str]) -> credentials.Credentials:
+        """The start's own keys, or what the chain finds. Raises InvalidParameter."""
+        explicit = None
+        if secrets.get("SecretId"):
+            explicit = credentials.Credentials(
+                secret_id=secrets["SecretId"], secret_key=secrets["SecretKey"], token=secrets.get("Token", "")
+            )
+        return await self._chain.resolve(explicit)
+
+    async def inspect(self, data: codec.Data) -> tuple[str, ...]:
+        """Look at a start before it is decided: free space, the bucket, the UserSig's age. Answers warnings; raises
+        InsufficientSpace, InvalidParameter."""
+        free, needed = self._spool.free_bytes(), self._settings.min_free_bytes
+        if free < needed:
+            message = f"The spool has {free} bytes free; MIN_FREE asks for {needed}. Make room, or lower MIN_FREE."
+            raise errors.InsufficientSpace(message)
+        warnings = []
+        left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
+        if left_s is not None and left_s <= 0:
+            warnings.append("The UserSig has expired: pulls will be refused until a repeated start brings a fresh one.")
+        if data.get("Callback"):
+            webhook.check_url(data["Callback"])
+        config = data["CosConfig"]
+        objects.check_path(config["Path"])
+        keys = await self.credentials(config)
+        target = objects.CosTarget(
+            region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_endpoint_parts
+        )
+        try:
+            warnings.append(await self.uploader.check_bucket(target, keys))
+        except errors.UploadFailed as error:
+            if not error.retry:
+                raise errors.InvalidParameter(f"CosConfig.Bucket: {error.detail}", field="CosConfig.Bucket") from error
+            warnings.append(f"The bucket could not be looked at: {error.detail}")
+        return tuple(w for w in warnings if w)
+
+    def _address(self, job: adapters.Assignment) -> str:
+        request, room = job.session.request, job.session.request.room
+        user, sig = request.user_id, job.secrets.user_sig
+        key = self._settings.trtc_keys.get(room.sdk_app_id)
+        if key is not None and (not sig or self._settings.pull_user == "per-speaker"):
+            if self._settings.pull_user == "per-speaker":
+                # TRTC knows user ids of up to 32 bytes; a digest keeps those of two speakers apart however they begin.
+                digest = hashlib.sha256(job.recording.speaker.encode()).hexdigest()[:12]
+                user = f"{user.encode()[:19].decode(errors='ignore')}-{digest}"
+            sig = usersig.mint(room.sdk_app_id, key.get_secret_value(), user, USER_SIG_FOR_S)
+        return pull.pull_address(
+            self._settings.pull_address or pull.DEFAULT_TEMPLATE,
+            sdk_app_id=room.sdk_app_id,
+            room_id=room.room_id or None,
+            str_room_id=room.str_room_id,
+            user_id=user,
+            user_sig=sig,
+            speaker=job.recording.speaker,
+        )
+
+
+class Service:
+    """One node of the embedded engine: API, machine and worker in one process."""
+
+    def __init__(self, settings: ops_settings.Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self._environment = environment
+        self._stack = contextlib.AsyncExitStack()
+        self._sides: list[background.Background] = []
+        self._ready = False
+        self.port = settings.port
+        self.store: store.store.Store
+        self.worker: worker.Worker
+
+    async def start(self) -> None:
+        """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
+        settings, policy = self.settings, _policy(self.settings)
+        folder = spool.Spool(settings.spool_path)
+        folder.start()
+        self._stack.callback(folder.stop)
+        engine = _open_engine(settings)
+        self.store = store.store.Store(engine, clock=clock, new_id=new_id)
+        await self.store.start()
+        self._stack.push_async_callback(self.store.stop)
+        steps = Steps(settings, folder, credentials.CredentialChain(self._environment, clock=clock))
+        await steps.uploader.start()
+        self._stack.push_async_callback(steps.uploader.stop)
+        context = applying.Context(policy=policy, new_id=new_id, mints=lambda app: app in settings.trtc_keys)
+        decider = deciding.Decider(self.store, context, steps.inspect)
+        self.worker = worker.Worker(self.store, steps, node=folder.node_id, policy=policy, clock=clock)
+        relay = bus.local.LocalBus(
+            self.store,
+            clock=clock,
+            on_event=decider.decide_from_bus,
+            on_command=lambda command: doing.do(self.worker, command),
+        )
+        sweep = sweeper.Sweeper(self.store, node=folder.node_id, policy=policy, clock=clock)
+        janitor = worker.Janitor(self.store, steps, policy=policy, clock=clock)
+        for part in (sweep, self.worker, relay, janitor):
+            await part.start()
+            self._stack.push_async_callback(part.stop)
+        self._sides = [sweep.sweep, self.worker.renewal, relay.relay, janitor.cleaning]
+        await self._serve(self._api(decider, engine))
+        self._ready = True
+        log.info("service.started", node=folder.node_id, spool=str(folder.root), address=self.url)
+
+    async def stop(self) -> None:
+        """End what runs, in the opposite order; harmless to repeat. What is unfinished goes on at the next start."""
+        self._ready = False
+        await self._stack.aclose()
+        log.info("service.stopped")
+
+    @property
+    def url(self) -> str:
+        """Where the API listens."""
+        host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.port}"
+
+    async def run(self) -> None:
+        """Until a side task ends unexpectedly: raises what it raised."""
+        failed = [side.failed for side in self._sides if side.failed is not None]
+        await asyncio.wait([*failed, self._server_task], return_when=asyncio.FIRST_COMPLETED)
+        for future in failed:
+            if future.done():
+                future.result()
+        raise RuntimeError("The HTTP server ended by itself.")
+
+    def _api(self, decider: deciding.Decider, engine: Any) -> Any:
+        settings = self.settings
+        keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
+
+        def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
+            return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
+
+        api = web_app.Api(
+            decide=decider.decide,
+            reading=store.reading.Reading(engine),
+            ping=self.store.ping,
+            ready=lambda: [] if self._ready else ["The service is starting or stopping."],
+            new_id=new_id,
+            clock=clock,
+            tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
+            verify_callback=verify,
+            map_callback=trtc_callbacks.to_event,
+            version=VERSION,
+        )
+        return web_app.create(api)
+
+    async def _serve(self, application: Any) -> None:
+        config = uvicorn.Config(
+            application, host=self.settings.host, port=self.settings.port, log_config=None, access_log=False, lifespan="off"
+        )
+        server = _Server(config)
+        self._server_task = asyncio.create_task(server.serve(), name="http")
+        await server.listening(self._server_task)
+        self.port = server.servers[0].sockets[0].getsockname()[1]
+
+        async def close() -> None:
+            server.should_exit = True
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._server_task
+
+        self._stack.push_async_callback(close)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers, which would end the loop before our parts are stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+    async def listening(self, task: asyncio.Task[None]) -> None:
+        """Return when the socket listens. Raises errors.Unavailable if it cannot."""
+        while not self.started:
+            if task.done():
+                message = f"Port {self.config.port} on {self.config.host} cannot be used; set PORT to a free one."
+                raise errors.Unavailable(message)
+            await asyncio.sleep(0.01)
+
+
+def _open_engine(settings: ops_settings.Settings) -> Any:
+    settings.data_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return store.engine.open_engine(settings.database)
+
+
+def _policy(settings: ops_settings.Settings) -> model.Policy:
+    names = ("linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed", "lease")
+    return model.Policy(**{f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names})
+
+
+async def run_until_signal(parts: Sequence[Any], runs: Sequence[Callable[[], Any]] = ()) -> None:
+    """Start parts, wait for SIGTERM or SIGINT (or for one of `runs` to end), stop them in the opposite order."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    async with contextlib.AsyncExitStack() as stack:
+        for part in parts:
+            stack.push_async_callback(part.stop)
+            await part.start()
+        tasks = [asyncio.create_task(run()) for run in runs]
+        waiting = asyncio.create_task(asked.wait())
+        done, pending = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+def serve(environment: Mapping[str, str]) -> int:
+    """Run the service until it is told to stop. Returns the exit code: 0 stopped, 1 failed."""
+    service = Service(ops_settings.load(environment), environment)
+    try:
+        asyncio.run(run_until_signal([service], [service.run]))
+    except errors.RecorderError as error:
+        sys.stderr.write(f"recorder: {error.message}\n")
+        return 1
+    return 0

@@ -181,9 +181,12 @@ class CredentialChain:
             return f"TKE_WEB_IDENTITY_TOKEN_FILE cannot be read ({type(error).__name__})"
         except tencent_cloud_sdk_exception.TencentCloudSDKException as error:
             return f"STS refused: {error.get_code()} (request {error.get_request_id()})"
-        except ValueError:
+        except (ValueError, KeyError):
             return "the answer of STS was not understood"
         response = answer.get("Response", {})
+        refused = response.get("Error")  # the SDK raises for it only under the exact Content-Type application/json
+        if isinstance(refused, Mapping):
+            return f"STS refused: {refused.get('Code')} (request {response.get('RequestId')})"
         return _usable_temporary(response.get("Credentials"), response.get("ExpiredTime"), "tke")
 
     def _assume_role(self) -> Mapping[str, Mapping[str, object]]:

@@ -42,7 +42,7 @@ _MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackEvent:
-    """One understood callback. `data` holds SdkAppId, RoomId and/or StrRoomId, UserId, EventMs, Kind, Role, Reason, Note;
+    """One understood callback. `data` holds what the schema of `type` in events/schemas.json says;
     `event_ms` is Tencent's time of the event in Unix milliseconds."""
 
     type: str
@@ -98,16 +98,13 @@ def _understood(sdk_app_id: int, group: int, number: int, info: Mapping[str, obj
     rooms, room_kind = _rooms(number, info)
     user_id = "" if number == _ROOM_DISMISSED else _user(info)
     event_ms = _event_ms(info)
-    data: dict[str, object] = {
-        "SdkAppId": sdk_app_id,
-        **rooms,
-        "UserId": user_id,
-        "EventMs": event_ms,
-        "Kind": kind,
-        "Role": role,
-        "Reason": reason,
-        "Note": f"TRTC {number}: {meaning}" + ("" if reason is None or number != 104 else f", Reason {reason}"),
-    }
+    data: dict[str, object] = {"SdkAppId": sdk_app_id, **rooms, "UserId": user_id, "EventMs": event_ms}
+    if kind:
+        data["Kind"] = kind
+    if role is not None and event_type == "user-entered":
+        data["Role"] = role
+    if reason is not None and event_type == "user-left":
+        data["Reason"] = reason
     identity = [sdk_app_id, number, room_kind, str(info["RoomId"]), user_id, event_ms]
     return CallbackEvent(type=event_type, id=_event_id(identity), data=data, event_ms=event_ms)
 

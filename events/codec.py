@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,7 +128,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise errors.InvalidEvent("", "the body is not JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise errors.InvalidEvent("", "the body must be a JSON object")
-    if _depth(body) > MAX_DEPTH:
+    if _nests_deeper(body, MAX_DEPTH):
         raise errors.InvalidEvent("", f"the body nests deeper than {MAX_DEPTH} levels")
     return body
 
@@ -151,15 +151,11 @@ def _no_constant(name: str) -> float:
     raise ValueError(name)
 
 
-def _depth(value: object) -> int:
-    children: Iterator[object] = iter(())
-    if isinstance(value, dict):
-        children = iter(value.values())
-    elif isinstance(value, list):
-        children = iter(value)
-    else:
-        return 0
-    return 1 + max((_depth(c) for c in children), default=0)
+def _nests_deeper(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_nests_deeper(child, levels - 1) for child in children)
 
 
 def _fault(error: Any) -> tuple[int, str, str]:

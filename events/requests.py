@@ -84,7 +84,8 @@ class StartRequest:
 
 
 def room(data: Mapping[str, Any]) -> Room | None:
-    """The room a message names, or None. An integer room wins; 0 and "" mean not given. Raises InvalidEvent on too long a name."""
+    """The room a message names, or None. An integer room wins; 0 and "" mean not given. Raises InvalidEvent on too long a
+    name."""
     room_id, str_room_id = data.get("RoomId") or 0, data.get("StrRoomId") or ""
     if not room_id and not str_room_id:
         return None

@@ -1,7 +1,7 @@
 """Writing decisions down: the shared half of every deciding handler. Imports `machine` and `events`.
 
-Rule: the caller holds the session's row. Whatever a decision asks for (new state, job, command, deadline, journal line, result) is
-written here and nowhere else, so that nothing can be written half.
+Rule: the caller holds the session's row. Whatever a decision asks for (new state, job, command, deadline, journal line,
+result) is written here and nowhere else, so that nothing can be written half.
 """
 
 from __future__ import annotations
@@ -38,15 +38,7 @@ class Applying:
         self, current: model.Session, value: model.Recording, trigger: str, data: Mapping[str, Any] | None = None
     ) -> recording.Decision:
         """Let `trigger` happen to a recording and write down what it decides."""
-        facts = recording.Facts(
-            now_ms=self.tx.now_ms,
-            policy=self.context.policy,
-            callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
-            has_segments=value.state in (states.FAILED, states.DONE, states.UPLOADING) and await self.tx.has_segments(value.id),
-            has_output=value.output is not None and not value.files_removed,
-            data=self.event.data if data is None else data,
-        )
-        decision = recording.decide(value, trigger, facts)
+        decision = recording.decide(value, trigger, await self.facts(current, value, data))
         if decision.ignored:
             await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, f"ignored: {decision.ignored}")
             return decision
@@ -56,6 +48,19 @@ class Applying:
         for effect in decision.effects:
             await self._effect(current, saved, effect)
         return decision
+
+    async def facts(
+        self, current: model.Session, value: model.Recording, data: Mapping[str, Any] | None = None
+    ) -> recording.Facts:
+        """What a decision about a recording may look at."""
+        return recording.Facts(
+            now_ms=self.tx.now_ms,
+            policy=self.context.policy,
+            callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
+            has_segments=value.state not in states.CAPTURING and await self.tx.has_segments(value.id),
+            has_output=value.output is not None and not value.files_removed,
+            data=self.event.data if data is None else data,
+        )
 
     async def open_recording(self, current: model.Session, value: model.Recording) -> model.Recording:
         """A new recording, its first pull queued at once."""

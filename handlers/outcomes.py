@@ -5,10 +5,12 @@ Rule: an outcome that names what is not there is ignored and logged, never raise
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import structlog
 
 from handlers import applying, sessions
-from machine import model, states
+from machine import model, recording, states
 
 log = structlog.get_logger()
 
@@ -90,10 +92,16 @@ async def deadline_passed(step: applying.Applying) -> None:
 
 
 async def _forget(step: applying.Applying, owner: str) -> None:
-    """KEEP_FAILED is over: the secrets go; the files are the janitor's."""
+    """KEEP_FAILED is over: the files are the janitor's, and the secrets go unless another recording may still need them."""
     task_id = model.split_id(owner)[0]
-    await step.tx.wipe_secrets(task_id)
-    await step.tx.journal(task_id, owner, step.event, note="KEEP_FAILED is over: secrets wiped, files may go")
+    over_ms = step.tx.now_ms - step.context.policy.keep_failed_ms
+    needed = any(
+        not r.final or (r.state == states.FAILED and (r.ended_ms or 0) > over_ms) for r in await step.tx.recordings(task_id)
+    )
+    if not needed:
+        await step.tx.wipe_secrets(task_id)
+    note = "KEEP_FAILED is over: files may go" + ("" if needed else ", secrets wiped")
+    await step.tx.journal(task_id, owner, step.event, note=note)
 
 
 async def _to_recording(step: applying.Applying, trigger: str, recording_id: str = "") -> None:
@@ -104,10 +112,26 @@ async def _to_recording(step: applying.Applying, trigger: str, recording_id: str
         log.warning("outcome.unknown_recording", recording_id=recording_id, event_type=step.event.type)
         return
     decision = await step.to_recording(current, value, trigger)
-    if (states.JOINING, states.RECORDING) in decision.moves:
-        await sessions.published(step, current)
+    current = await _note_media(step, current, decision)
+    if value.state in states.CAPTURING and decision.recording.state == states.TRANSCODING:
+        await _await_again(step, current, decision.recording)
     if decision.recording.final and not value.final:
         await step.settle(current.task_id)
+
+
+async def _note_media(step: applying.Applying, current: model.Session, decision: recording.Decision) -> model.Session:
+    """What a recording's media means for its session: somebody publishes, and idleness counts from here."""
+    published = current.published or (states.JOINING, states.RECORDING) in decision.moves
+    idle_from_ms = max(current.idle_from_ms, decision.recording.idle_from_ms)
+    if (published, idle_from_ms) == (current.published, current.idle_from_ms):
+        return current
+    return await step.tx.save_session(current, replace(current, published=published, idle_from_ms=idle_from_ms))
+
+
+async def _await_again(step: applying.Applying, current: model.Session, value: model.Recording) -> None:
+    """A subscribed speaker is tried as long as the session is Open, callbacks or not: the next recording waits for media."""
+    if current.state == states.OPEN and value.speaker in current.request.subscribe and value.present is not False:
+        await sessions.open_for(step, current, value.speaker, present=None)
 
 
 async def _to_callback(step: applying.Applying, trigger: str) -> None:

@@ -1,6 +1,7 @@
 """Deciding: start, stop, replay, and the ends that TRTC tells of. Imports `machine` and `events`.
 
-Rule: no I/O. A start is decided under the unique index on its key; what is refused raises one of `machine.errors`, and nothing is written.
+Rule: no I/O. A start is decided under the unique index on its key; what is refused raises one of `machine.errors`, and nothing
+is written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Any
 from events import errors as event_errors
 from events import requests
 from handlers import applying
-from machine import errors, model, states
+from machine import errors, model, recording, states
 
 OWN_PULL_MS = 5 * model.SECOND
 REMOVED_REASONS = (3, 4, 5)
-STAGES = {"joining": states.JOINING, "transcoding": states.TRANSCODING, "uploading": states.UPLOADING}
 
 
 async def start(step: applying.Applying) -> dict[str, Any]:
@@ -62,15 +62,17 @@ async def replay(step: applying.Applying) -> dict[str, Any]:
     tx, data = step.tx, step.event.data
     current = await _named(step, data["TaskId"])
     chosen = _chosen(await tx.recordings(current.task_id), data)
-    plans = [(r, await _target(step, r)) for r in chosen]
-    answer = {"TaskId": current.task_id, "Recordings": [_plan(r, target) for r, target in plans]}
+    plans = [(r, await _planned(step, current, r)) for r in chosen]
+    answer = {"TaskId": current.task_id, "Recordings": [_plan(r, decided) for r, decided in plans]}
+    rejoins = any(r.final and decided.recording.state == states.JOINING for r, decided in plans)
+    if rejoins:
+        await _check_free(step, current)
     if data.get("DryRun"):
         return answer
-    fresh = requests.secrets(data)
-    await tx.put_secrets(current.task_id, (await tx.secrets(current.task_id)).renewed_by(fresh))
-    if any(r.final and target == states.JOINING for r, target in plans):
-        current = await _reopen(step, current)
-    ended = [(await step.to_recording(current, r, "replay")).recording.final and not r.final for r, _ in plans]
+    await tx.put_secrets(current.task_id, (await tx.secrets(current.task_id)).renewed_by(requests.secrets(data)))
+    if rejoins:
+        current = (await step.to_session(current, "reopen")).session
+    ended = [(await step.to_recording(current, r, "replay")).recording.final and not r.final for r in chosen]
     if any(ended):
         await step.settle(current.task_id)
     return answer
@@ -87,7 +89,7 @@ async def room_destroyed(step: applying.Applying) -> None:
             await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
             continue
         await step.to_session(current, "room-destroyed")
-    await tx.clear_room(room)
+    await tx.clear_room(room, data["EventMs"])
 
 
 async def user_removed(step: applying.Applying) -> None:
@@ -101,7 +103,8 @@ async def user_removed(step: applying.Applying) -> None:
 
 async def recording_user_left(step: applying.Applying, current: model.Session) -> None:
     """TRTC says that the recording user left. Reasons 3, 4 and 5 close the session, unless we opened another pull under the same
-    user in the 5 s before: in TRTC a second entry of a user evicts the first. All other reasons are our own comings and goings."""
+    user in the 5 s before: in TRTC a second entry of a user evicts the first. All other reasons are our own comings and
+    goings."""
     data, tx = step.event.data, step.tx
     reason = data.get("Reason", 3 if step.event.type == "user-removed" else 0)
     note = ""
@@ -109,7 +112,7 @@ async def recording_user_left(step: applying.Applying, current: model.Session) -
         note = f"noted: the recording user left with reason {reason}"
     elif data["EventMs"] < current.opened_ms:
         note = "ignored: the event is older than the session's opening"
-    elif 0 <= data["EventMs"] - await tx.last_pull_ms(current.task_id) < OWN_PULL_MS:
+    elif 0 <= data["EventMs"] - await tx.last_pull_ms(current.task_id, data["EventMs"]) < OWN_PULL_MS:
         note = f"noted: the recording user left with reason {reason} just after another pull of ours: mutual eviction"
     if note:
         await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
@@ -149,7 +152,8 @@ def takes(request: requests.StartRequest, speaker: str) -> bool:
 
 
 async def open_for(step: applying.Applying, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
-    """Open the next recording of a speaker; `present` None: subscribed, and not seen yet. Returns the session as it now stands."""
+    """Open the next recording of a speaker; `present` None: subscribed, and not seen yet. Returns the session as it now
+    stands."""
     earlier = [r.n for r in await step.tx.recordings(current.task_id) if r.speaker == speaker]
     value = model.Recording(
         task_id=current.task_id,
@@ -202,7 +206,8 @@ async def _by_key(step: applying.Applying) -> model.Session:
 
 
 async def _room(step: applying.Applying) -> requests.Room:
-    """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the integer."""
+    """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the
+    integer."""
     data = step.event.data
     string = requests.Room(sdk_app_id=data["SdkAppId"], str_room_id=data.get("StrRoomId", ""))
     if "RoomId" not in data:
@@ -229,29 +234,24 @@ def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recordin
     return chosen
 
 
-async def _target(step: applying.Applying, value: model.Recording) -> str:
-    """The state that a replay leads to, by the same rules as the table's rows on replay. Raises Refused for what it would ignore."""
+async def _planned(step: applying.Applying, current: model.Session, value: model.Recording) -> recording.Decision:
+    """What a replay would make of a recording: the machine's own answer. Raises Refused for what it ignores, and where a stage
+    is asked for whose files are not kept."""
+    decided = recording.decide(value, "replay", await step.facts(current, value))
+    if decided.ignored:
+        raise errors.Refused(f"{value.id} cannot be replayed: {decided.ignored}.")
     asked = step.event.data.get("From")
-    if value.state == states.DONE and asked is None:
-        raise errors.Refused(f"{value.id} is Done already; name an earlier stage with From.")
-    if not value.final:
-        return value.state
-    has_output = value.output is not None and not value.files_removed
-    if has_output and asked in (None, "uploading"):
-        return states.UPLOADING
-    if await step.tx.has_segments(value.id) and asked in (None, "uploading", "transcoding"):
-        return states.TRANSCODING
-    if asked in ("uploading", "transcoding"):
+    if value.final and decided.recording.state == states.JOINING and asked not in (None, "joining"):
         raise errors.Refused(f"{value.id} cannot be replayed from {asked}: its files are not kept. Joining would capture anew.")
-    return states.JOINING
+    return decided
 
 
-def _plan(value: model.Recording, target: str) -> dict[str, Any]:
-    return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": target, "Attempt": value.attempt + value.final}
+def _plan(value: model.Recording, decided: recording.Decision) -> dict[str, Any]:
+    then = decided.recording
+    return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": then.state, "Attempt": then.attempt}
 
 
-async def _reopen(step: applying.Applying, current: model.Session) -> model.Session:
+async def _check_free(step: applying.Applying, current: model.Session) -> None:
     other = await step.tx.open_session(current.request.room, current.request.user_id)
     if other is not None and other.task_id != current.task_id:
         raise errors.Refused(f"Joining anew needs the session Open, but {other.task_id} is Open for the same room and user.")
-    return (await step.to_session(current, "reopen")).session

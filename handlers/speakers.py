@@ -1,7 +1,7 @@
 """Deciding: what TRTC's callbacks say of speakers. Imports `machine` and `events`.
 
-Rule: callbacks come late, doubled and out of order. What is older than the last that was applied for the same user (and track) is ignored;
-presence is kept whether a session is Open or not, so that a start finds who is there.
+Rule: callbacks come late, doubled and out of order. What is older than the last that was applied for the same user (and track)
+is ignored; presence is kept whether a session is Open or not, so that a start finds who is there.
 """
 
 from __future__ import annotations

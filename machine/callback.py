@@ -1,6 +1,7 @@
 """The delivery of one result to one URL: pending until delivered, failed for good, or cancelled by a newer revision. Pure.
 
-May import `machine`. Rule: the schedule is that of Standard Webhooks; 2xx only is success, 410 and other refusals for good end it.
+May import `machine`. Rule: the schedule is that of Standard Webhooks; 2xx only is success, 410 and other refusals for good end
+it.
 """
 
 from __future__ import annotations

@@ -129,6 +129,10 @@ class Cursor:
         """The run ended only because a track appeared: the stream is live."""
         return self.facts.data.get("Reason") == "new-track"
 
+    def tried_often(self, _: EventData) -> bool:
+        """Several runs in a row brought nothing."""
+        return self.recording.tries >= 3
+
     def lately(self, _: EventData) -> bool:
         """Media came within IDLE_TIMEOUT."""
         return self.recording.idle_from_ms + self.facts.policy.idle_timeout_ms > self.facts.now_ms
@@ -168,7 +172,7 @@ class Cursor:
 
     def mark_absent(self, _: EventData) -> None:
         """The speaker left: LINGER begins."""
-        self._set(present=False, awaited=False)
+        self._set(present=False, awaited=False, last_pull=False)
         self.arm_linger(_)
 
     def arm_linger(self, _: EventData) -> None:
@@ -229,8 +233,8 @@ class Cursor:
         """Try the upload again after a growing pause."""
         self._wait(states.UPLOAD, self.facts.policy.upload_pauses_ms)
 
-    def count_loss(self, _: EventData) -> None:
-        """A worker died over it."""
+    def count_try(self, _: EventData) -> None:
+        """It was one more try in vain."""
         self._set(tries=self.recording.tries + 1)
 
     def end_capture(self, _: EventData) -> None:
@@ -383,7 +387,7 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="user-left", at=CAPTURING, do=("mark_absent", "end_capture")),
     _ignore("user-left", LATER, OVER),
     # The session closes. A capture that no worker holds is void at once; a leased one is asked to end.
-    _ignore("stop", CAPTURING, STOPPING, ("stopping",)),
+    _ignore("stop", CAPTURING, STOPPING, ("stopping", "leased")),
     Row(on="stop", at=CAPTURING, when=("leased",), do=("ask_stop",)),
     Row(on="stop", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
     Row(on="stop", at=(R,), to=T, do=("end_capture", "queue_transcode")),
@@ -405,6 +409,7 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="capture-exit", at=(R,), when=("last_pull",), unless=("got_media",), to=T, do=("end_capture", "queue_transcode")),
     Row(on="capture-exit", at=CAPTURING, when=("absent",), unless=("last_pull",), do=("count_media", "end_capture")),
     Row(on="capture-exit", at=CAPTURING, when=("at_once", "got_media"), do=("count_media", "queue_capture")),
+    Row(on="capture-exit", at=CAPTURING, when=("at_once",), unless=("tried_often",), do=("count_try", "queue_capture")),
     Row(on="capture-exit", at=CAPTURING, do=("count_media", "wait_capture")),
     # The lease of a capture, transcode or upload ended without an outcome.
     _ignore("worker-lost", ALL, STALE, ("stale",)),
@@ -414,8 +419,10 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="worker-lost", at=(R,), when=("stopping",), to=T, do=("count_media", "end_capture", "queue_transcode")),
     Row(on="worker-lost", at=CAPTURING, when=("absent",), unless=("last_pull",), do=("count_media", "end_capture")),
     Row(on="worker-lost", at=CAPTURING, do=("count_media", "queue_capture")),
-    Row(on="worker-lost", at=WORKING, when=("lost_too_often",), to=states.FAILED, do=("fail_lost",)),
-    Row(on="worker-lost", at=WORKING, do=("count_loss", "queue_again")),
+    Row(on="worker-lost", at=(T,), when=("lost_too_often",), to=states.FAILED, do=("fail_lost",)),
+    Row(on="worker-lost", at=(T,), do=("count_try", "queue_again")),
+    Row(on="worker-lost", at=(U,), when=("again",), do=("queue_again",)),
+    Row(on="worker-lost", at=(U,), to=states.FAILED, do=("fail",)),
     # A transcode ended.
     _ignore("transcode-exit", ALL, STALE, ("stale",)),
     Row(on="transcode-exit", at=(T,), unless=("working",), ignore=NO_SUCH_JOB),
@@ -441,10 +448,10 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="linger-over", at=CAPTURING, when=("running",), do=("arm_linger",)),
     Row(on="linger-over", at=CAPTURING, do=("try_last",)),
     _ignore("linger-over", LATER, OVER),
-    _ignore("idle-over", CAPTURING, STOPPING, ("stopping",)),
-    Row(on="idle-over", at=CAPTURING, when=("lately",), do=("arm_idle",)),
-    Row(on="idle-over", at=CAPTURING, when=("present",), do=("arm_idle",)),
-    Row(on="idle-over", at=CAPTURING, when=("awaited",), do=("arm_idle",)),
+    _ignore("idle-over", CAPTURING, STOPPING, ("stopping", "leased")),
+    Row(on="idle-over", at=CAPTURING, when=("lately",), unless=("stopping",), do=("arm_idle",)),
+    Row(on="idle-over", at=CAPTURING, when=("present",), unless=("stopping",), do=("arm_idle",)),
+    Row(on="idle-over", at=CAPTURING, when=("awaited",), unless=("stopping",), do=("arm_idle",)),
     Row(on="idle-over", at=CAPTURING, when=("leased",), do=("ask_stop",)),
     Row(on="idle-over", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
     Row(on="idle-over", at=(R,), to=T, do=("end_capture", "queue_transcode")),

@@ -1,6 +1,7 @@
 """What subscribers and the callback are told: a file's entry, a recording's result, a session's result. Pure.
 
-May import `machine` and `events`. Rule: the fields and their meaning are contract; the same facts give the same body, byte for byte.
+May import `machine` and `events`. Rule: the fields and their meaning are contract; the same facts give the same body, byte for
+byte.
 """
 
 from __future__ import annotations

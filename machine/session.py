@@ -1,7 +1,8 @@
 """The session's machine: Open → Closing → Finished, a total table and the pure `decide` that reads it.
 
 May import `machine` and `events`. Rule: as for the recording's machine; the caller holds the session's row and says in the facts
-what is true of its recordings. `all-final` is said by the deciding handler itself whenever a recording has ended or the session has closed.
+what is true of its recordings. `all-final` is said by the deciding handler itself whenever a recording has ended or the
+session has closed.
 """
 
 from __future__ import annotations

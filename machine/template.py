@@ -1,6 +1,7 @@
 """The one transaction template: claim the event, let the handler decide, commit; on a conflict, load and decide again.
 
-Imports `machine` and `events`. Rule: an event's writes, its journal line, its messages and its claim commit together or not at all.
+Imports `machine` and `events`. Rule: an event's writes, its journal line, its messages and its claim commit together or not at
+all.
 """
 
 from __future__ import annotations

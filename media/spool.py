@@ -40,7 +40,7 @@ class Spool:
     """One node's spool. `start` takes the lock and learns the node's id; paths may be asked for at any time."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()
         self.node_id = ""
         self._lock = -1
 

@@ -27,6 +27,7 @@ CREATED, DISMISSED, ENTERED, LEFT, ROLE_CHANGED = 101, 102, 103, 104, 105
 VIDEO_ON, VIDEO_OFF, AUDIO_ON, AUDIO_OFF, SCREEN_ON, SCREEN_OFF = 201, 202, 203, 204, 205, 206
 DROP, DELAY, DOUBLE, SWAP = "drop", "delay", "double", "swap"
 ACTIONS = (DROP, DELAY, DOUBLE, SWAP)
+KEPT = 10_000
 PENDING, DELIVERED, LOST, DROPPED = "pending", "delivered", "lost", "dropped"
 
 log = structlog.get_logger()
@@ -89,6 +90,11 @@ class Message:
     attempts: list[Attempt] = field(default_factory=list)
     passed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the next message of the room may go."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a message that was held back for the next one may go."""
+    follower: Message | None = None
+    """The message that overtook this one and in whose place this one now lets the others go on."""
+    first_tried: bool = False
 
 
 def sign(key: str, body: bytes) -> str:
@@ -112,7 +118,7 @@ class Callbacks:
         self._faults: list[Fault] = []
         self._used: list[int] = []
         self._last: dict[str, Message] = {}
-        self._held: dict[str, list[asyncio.Event]] = {}
+        self._held: dict[str, Message] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._last_event_ms = 0
@@ -155,6 +161,7 @@ class Callbacks:
         """Put one message on its way, in order with the others of `room`; returns it at once. No address: it is lost."""
         message = Message(app=app, event_group=event_group, event_type=event_type, info=info, room=room, born_s=time.monotonic())
         self.messages.append(message)
+        del self.messages[:-KEPT]
         before, self._last[room] = self._last.get(room), message
         task = asyncio.create_task(self._carry(message, before), name=f"simulator.callback.{event_type}")
         self._tasks.add(task)
@@ -184,7 +191,7 @@ class Callbacks:
             if action == DELAY and fault is not None:
                 message.passed.set()
                 await asyncio.sleep(fault.delay_s)
-            if action == SWAP:
+            if action == SWAP and message.room not in self._held:
                 await self._after_the_next(message)
             await self._insist(message)
             if action == DOUBLE:
@@ -192,19 +199,28 @@ class Callbacks:
 
     async def _after_the_next(self, message: Message) -> None:
         """Let one other message of the room pass first, or go after a minute if none comes."""
-        held = asyncio.Event()
+        self._held[message.room] = message
         message.passed.set()
-        self._held.setdefault(message.room, []).append(held)
         try:
             async with asyncio.timeout(self.rule.give_up_after_s):
-                await held.wait()
+                await message.released.wait()
         except TimeoutError:
+            self._held.pop(message.room, None)
             log.info("callback.held_alone", event_type=message.event_type)
 
     def _pass(self, message: Message) -> None:
-        message.passed.set()
-        for held in self._held.pop(message.room, []):
-            held.set()
+        """Let the room's messages go on after this one's first attempt; one that was held back comes first."""
+        if message.first_tried:
+            return
+        message.first_tried = True
+        held = self._held.pop(message.room, None)
+        if held is None:
+            message.passed.set()
+        else:
+            held.follower = message
+            held.released.set()
+        if message.follower is not None:
+            message.follower.passed.set()
 
     async def _insist(self, message: Message) -> None:
         while True:

@@ -67,10 +67,11 @@ class Control:
         return web.Response(status=204)
 
     async def _create_room(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"SdkAppId": int, "RoomId": int, "StrRoomId": str})
+        body = await _body(request, {"SdkAppId": int, "RoomId": int, "StrRoomId": str, "EndsWhenEmpty": bool})
         if "SdkAppId" not in body:
             raise ValueError("SdkAppId is required")
         room = self._simulator.rooms.create(body["SdkAppId"], body.get("RoomId") or body.get("StrRoomId", ""))
+        room.ends_when_empty = body.get("EndsWhenEmpty", room.ends_when_empty)
         return web.json_response(room.describe(), status=201)
 
     async def _show_room(self, request: web.Request) -> web.Response:

@@ -99,9 +99,11 @@ class Stream:
         self.audio = False
         self.video = False
         self.stalled = False
+        self.answers = True
         self.declares = ACTUAL
         self.viewers: set[Viewer] = set()
         self.last_ms = 0
+        self._unanswered: set[Viewer] = set()
         self._sound = sound
         self._picture = picture
         self._wanted_picture = picture
@@ -132,12 +134,18 @@ class Stream:
         """Send these pictures from the next full second on, after a new sequence header."""
         self._wanted_picture = picture
 
-    def set_stalled(self, stalled: bool) -> None:
-        """Keep every connection open and send nothing; afterwards go on at the clock's time, without what is past."""
+    def set_stalled(self, stalled: bool, *, answers: bool = True) -> None:
+        """Keep every connection open and send nothing; afterwards go on at the clock's time, without what is past.
+
+        With `answers` False a new viewer waits unanswered, and is broken off when the stall ends.
+        """
         if stalled != self.stalled:
             self.stalled = stalled
             self._audio_running = self._video_running = False
             self._begin_cache(self._cache_ms)
+        self.answers = answers or not stalled
+        for viewer in self._unanswered if self.answers else ():
+            viewer.close(RESET)
 
     def jump(self, by_ms: int) -> None:
         """Shift all further timestamps, forward or (not below 0) backward."""
@@ -151,9 +159,15 @@ class Stream:
         viewer.offer(b"".join(begin + self._cache))
         self.viewers.add(viewer)
 
+    def wait(self, viewer: Viewer) -> None:
+        """Keep a viewer without giving it anything."""
+        self._unanswered.add(viewer)
+        self.viewers.add(viewer)
+
     def leave(self, viewer: Viewer) -> None:
         """Forget a viewer."""
         self.viewers.discard(viewer)
+        self._unanswered.discard(viewer)
 
     def close(self, reason: str = ENDED, *, user_id: str | None = None) -> int:
         """End the stream of all viewers, or of one user's; tells how many that were."""

@@ -48,9 +48,11 @@ class Pulls:
         if self.one_per_user:
             for other in room.speakers.values():
                 other.close_viewers(user_id=user_id)
+        viewer = live.Viewer(user_id, is_gone=lambda: _gone(request), abort=lambda: connection.reset(request))
+        if not stream.answers:
+            return await _leave_unanswered(request, stream, viewer)
         response = web.StreamResponse(headers={"Content-Type": "video/x-flv", "Cache-Control": "no-cache"})
         await response.prepare(request)
-        viewer = live.Viewer(user_id, is_gone=lambda: _gone(request), abort=lambda: connection.reset(request))
         if not speaker.here:
             return response
         stream.join(viewer)
@@ -96,6 +98,18 @@ async def _write(response: web.StreamResponse, viewer: live.Viewer) -> None:
             await response.write_eof()
     except ConnectionError:
         viewer.close(live.GONE)
+
+
+async def _leave_unanswered(request: web.Request, stream: live.Stream, viewer: live.Viewer) -> web.StreamResponse:
+    """Say nothing until the stall or the stream is over, then break off."""
+    stream.wait(viewer)
+    try:
+        async for _ in viewer.chunks():
+            log.debug("viewer.unanswered", user_id=viewer.user_id)
+    finally:
+        stream.leave(viewer)
+    connection.reset(request)
+    return web.Response()
 
 
 def _gone(request: web.Request) -> bool:

@@ -94,10 +94,12 @@ class Speaker:
             self._end()
             self.room.announce(callbacks.LEFT, self.user_id, Role=ANCHOR, Reason=reason)
             log.info("speaker.left", room=self.room.handle, user_id=self.user_id, reason=reason)
+            if self.room.ends_when_empty and not self.room.speakers:
+                await self.room.dismiss()
 
-    def stall(self) -> None:
-        """Keep the connections open and send nothing; a new viewer gets the file header only."""
-        self.stream.set_stalled(True)
+    def stall(self, *, answer: bool = True) -> None:
+        """Keep the connections open and send nothing; a new viewer gets the file header only, or not even an answer."""
+        self.stream.set_stalled(True, answers=answer)
 
     def resume(self) -> None:
         """Send again, from the clock's present on."""
@@ -151,6 +153,10 @@ class Room:
         self.room = room
         self.speakers: dict[str, Speaker] = {}
         self.exists = False
+        self.ends_when_empty = False
+        """Whether the room ends when its last speaker leaves, as one in live mode does."""
+        self.dismissal_as_text = False
+        """Whether the 102 of an integer room carries the number as a string, as TRTC's documented example does."""
 
     async def join(
         self, user_id: str, *, audio: bool = True, video: bool = True, size: str = content.SIZES[0], number: int = -1
@@ -197,7 +203,7 @@ class Room:
                 self.announce(callbacks.LEFT, speaker.user_id, Role=ANCHOR, Reason=KILLED)
         if self.exists:
             self.exists = False
-            self.announce(callbacks.DISMISSED)
+            self.announce(callbacks.DISMISSED, RoomId=str(self.room) if self.dismissal_as_text else self.room)
             log.info("room.dismissed", room=self.handle)
 
     def viewer_entered(self, user_id: str) -> None:
@@ -209,8 +215,11 @@ class Room:
         """Report that a pull has ended: 104."""
         self.announce(callbacks.LEFT, user_id, Role=AUDIENCE, Reason=reason)
 
-    def announce(self, event_type: int, user_id: str = "", **more: int) -> callbacks.Message:
-        """Send one callback about this room, in order with its others; also for events nobody caused."""
+    def announce(self, event_type: int, user_id: str = "", **more: int | str) -> callbacks.Message:
+        """Send one callback about this room, in order with its others; also for events nobody caused.
+
+        `more` are further fields of EventInfo, or others in place of RoomId, EventTs and EventMsTs.
+        """
         event_ms = self.house.messenger.next_event_ms()
         info: dict[str, Any] = {"RoomId": self.room, "EventTs": event_ms // 1000, "EventMsTs": event_ms}
         if user_id:
@@ -253,6 +262,13 @@ class Rooms:
     def find(self, sdk_app_id: int, room: int | str) -> Room | None:
         """The room of this application and id, if there is one."""
         return self._rooms.get((sdk_app_id, room))
+
+    def clear(self) -> None:
+        """Forget every room; all streams end, nobody is told."""
+        for room in self.all():
+            for speaker in list(room.speakers.values()):
+                speaker._end()
+        self._rooms.clear()
 
     def by_handle(self, handle: str) -> Room:
         """The room of this handle. Raises NotHere."""

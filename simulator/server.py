@@ -82,8 +82,9 @@ class Simulator:
 
     @property
     def pull_template(self) -> str:
-        """The pull address up to the room's id, which is appended percent-encoded, then the query of pull.py."""
-        return f"{self.url}{pull.PREFIX}"
+        """The setting PULL_ADDRESS for a recorder that shall pull here: the recorder fills in what is in braces."""
+        query = "sdkappid={sdkappid}&userid={userid}&usersig={usersig}&remoteuserid={speaker}{number_room}"
+        return f"{self.url}{pull.PREFIX}{{room}}?{query}"
 
     def receiver_url(self, name: str) -> str:
         """Where to post what `receiver.received[name]` shall keep."""
@@ -113,6 +114,7 @@ class Simulator:
         if runner is None:
             return
         try:
+            self.rooms.clear()
             await self.live.stop()
         finally:
             await self.callbacks.stop()

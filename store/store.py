@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from events import codec
+from events import codec, requests
 from machine import errors, model, states
 from store import engine as engines
 from store import tables, transaction
@@ -49,6 +49,15 @@ class Lease:
     epoch: int
     kind: str
     node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a worker needs to know of its job."""
+
+    session: model.Session
+    recording: model.Recording
+    secrets: requests.Secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +209,23 @@ class Store:
             if body is not None:
                 await connection.execute(insert(table).values(recording_id=recording_id, body=json.dumps(dict(body))))
 
+    async def assignment(self, recording_id: str) -> Assignment | None:
+        """What a worker needs to know of a recording's job; None if there is no such recording."""
+        async with self._read() as connection:
+            tx = transaction.Transaction(connection, self._clock(), self._new_id)
+            recording = await tx.recording(recording_id)
+            session = await tx.session(recording.task_id) if recording else None
+            if recording is None or session is None:
+                return None
+            return Assignment(session=session, recording=recording, secrets=await tx.secrets(recording.task_id))
+
+    async def callback(self, callback_id: str) -> model.Callback | None:
+        """One delivery by its id, `TaskId#revision`."""
+        async with self._read() as connection:
+            tx = transaction.Transaction(connection, self._clock(), self._new_id)
+            found = [c for c in await tx.callbacks(callback_id.split("#")[0]) if c.id == callback_id]
+        return found[0] if found else None
+
     # --- time ---------------------------------------------------------------------------------------------------------------
     async def due_deadlines(self, limit: int = 100) -> list[Deadline]:
         """Deadlines that are over, the oldest first."""
@@ -234,10 +260,11 @@ class Store:
                 await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + away_ms))
 
     # --- clean-up -------------------------------------------------------------------------------------------------------------
-    async def removable(self) -> list[str]:
-        """Recordings that are Done and whose files still lie on the spool."""
+    async def removable(self, failed_before_ms: int) -> list[str]:
+        """Recordings whose files still lie on the spool and are not wanted: Done, or Failed before that time (Unix ms)."""
         table = tables.recordings
-        found = select(table.c.id).where(table.c.state == states.DONE, table.c.files_removed.is_(False)).limit(100)
+        over = or_(table.c.state == states.DONE, and_(table.c.state == states.FAILED, table.c.ended_ms < failed_before_ms))
+        found = select(table.c.id).where(over, table.c.files_removed.is_(False)).limit(100)
         async with self._read() as connection:
             return [r.id for r in (await connection.execute(found)).all()]
 

@@ -123,18 +123,33 @@ class Transaction:
         found = select(table.c.epoch).where(table.c.recording_id == recording_id, table.c.media_ms > 0).limit(1)
         return await self._one(found) is not None
 
-    async def last_pull_ms(self, task_id: str) -> int:
-        """When a pull was last opened for the session, Unix ms; 0 if never."""
+    async def last_pull_ms(self, task_id: str, until_ms: int) -> int:
+        """When the last pull until `until_ms` was opened for the session, Unix ms; 0 if none was."""
         table = tables.segments
-        found = select(table.c.registered_ms).where(table.c.recording_id.startswith(f"{task_id}/", autoescape=True))
+        of_session = table.c.recording_id.startswith(f"{task_id}/", autoescape=True)
+        found = select(table.c.registered_ms).where(of_session, table.c.registered_ms <= until_ms)
         row = await self._one(found.order_by(table.c.registered_ms.desc()).limit(1))
         return int(row["registered_ms"]) if row else 0
 
     async def close_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
-        """Write down how the run of `epoch` ended: media_ms, size_bytes, last_packet_ms, reason."""
+        """Write down how the run of `epoch` ended: media_ms, size_bytes, first_packet_ms, last_packet_ms, reason.
+
+        What is known only grows: a late word of less media (a worker found lost whose outcome was said all the same) takes
+        nothing away."""
         table = tables.segments
         where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
-        await self._connection.execute(update(table).where(where).values(dict(values)))
+        known = await self._one(select(table).where(where))
+        if known is None:
+            return
+        first = [ms for ms in (known["first_packet_ms"], values.get("first_packet_ms")) if ms]
+        grown = {
+            "first_packet_ms": min(first, default=None),
+            "last_packet_ms": max(known["last_packet_ms"] or 0, values.get("last_packet_ms") or 0) or None,
+            "media_ms": max(known["media_ms"], values.get("media_ms", 0)),
+            "size_bytes": max(known["size_bytes"], values.get("size_bytes", 0)),
+            "reason": known["reason"] or values["reason"],
+        }
+        await self._connection.execute(update(table).where(where).values(grown))
 
     # --- callbacks --------------------------------------------------------------------------------------------------------
     async def callbacks(self, task_id: str) -> list[model.Callback]:
@@ -228,9 +243,12 @@ class Transaction:
         known = [(r["user_id"], tuple(k for k in ("audio", "video") if r[k])) for r in await self._all(found.order_by("user_id"))]
         return [(user, kinds) for user, kinds in known if kinds]
 
-    async def clear_room(self, room: requests.Room) -> None:
-        """The room is gone, and everybody in it."""
-        await self._connection.execute(delete(tables.presence).where(_present(room)))
+    async def clear_room(self, room: requests.Room, at_ms: int) -> None:
+        """The room was gone at `at_ms`, and everybody in it left then; what is younger stays (rooms are used again)."""
+        table = tables.presence
+        for column, value, time in (("audio", False, "audio_ms"), ("video", False, "video_ms"), ("left_ms", at_ms, "left_ms")):
+            older = and_(_present(room), table.c[time] <= at_ms)
+            await self._connection.execute(update(table).where(older).values({column: value}))
 
     # --- the small steps they share ---------------------------------------------------------------------------------------
     async def _one(self, query: Select[Any]) -> Mapping[str, Any] | None:

@@ -46,7 +46,6 @@ class Cos:
     heads: list[dict[str, str]] = field(default_factory=list)
     spoilt_crc: int = 0
     page: int = 1000
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         operation = self._operation(request)
@@ -88,7 +87,6 @@ class Cos:
         if request.query["uploadId"] not in self.uploads:
             return failure(404, "NoSuchUpload")
         self.uploads[request.query["uploadId"]][int(request.query["partNumber"])] = data
-        self.arrived.set()
         return web.Response(headers={"ETag": f'"{digest.hex()}"'})
 
     async def _parts(self, request: web.Request, key: str) -> web.Response:

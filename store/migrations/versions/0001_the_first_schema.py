@@ -117,7 +117,7 @@ def upgrade() -> None:
         sa.Column("sdk_app_id", sa.BigInteger(), nullable=False),
         sa.Column("room_kind", sa.String(length=8), nullable=False),
         sa.Column("room", sa.String(length=64), nullable=False),
-        sa.Column("user_id", sa.String(length=128), nullable=False),
+        sa.Column("user_id", sa.String(length=64), nullable=False),
         sa.Column("audio", sa.Boolean(), nullable=False),
         sa.Column("audio_ms", sa.BigInteger(), nullable=False),
         sa.Column("video", sa.Boolean(), nullable=False),

@@ -1,0 +1,146 @@
+"""Writes the documents that are made from the code: state-machine.md, events.md, settings.md. `--check` compares instead.
+
+Rule: nothing here is written down twice. The wording of a row is the docstring of the condition or action it names.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from events import codec
+from machine import recording, session, states, table
+from ops import settings
+
+FOLDER = Path(__file__).parent
+MADE = "<!-- Made by `make docs` from the code; edit that instead. -->\n"
+DIRECTIONS = {
+    "in": "Events from users and from TRTC's callbacks",
+    "inside": "Events from workers and from time",
+    "command": "Commands",
+    "out": "Results",
+}
+
+
+def state_machine() -> str:
+    """docs/state-machine.md."""
+    parts = [
+        "# The machines\n",
+        MADE,
+        "Each table is read from top to bottom; the first row whose conditions hold decides. Every event has a row in every state:"
+        " it moves, stays with effects, or is ignored with a reason.\n",
+        "## Recording\n",
+        (states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2],
+        _chart(recording.ROWS, states.JOINING, states.FINAL),
+        _rows(recording.ROWS, recording.Cursor),
+        "## Session\n",
+        _chart(session.ROWS, states.OPEN, (states.FINISHED,)),
+        _rows(session.ROWS, session.Cursor),
+    ]
+    return "\n".join(parts)
+
+
+def _chart(rows: Sequence[table.Row], initial: str, final: Sequence[str]) -> str:
+    moves: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for source in row.at if row.to else ():
+            names = moves.setdefault((source, str(row.to)), [])
+            if row.on not in names:
+                names.append(row.on)
+    lines = [f"    {a} --> {b} : {', '.join(names)}" for (a, b), names in moves.items()]
+    ends = [f"    {state} --> [*]" for state in final]
+    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {initial}", *lines, *ends, "```\n"])
+
+
+def _rows(rows: Sequence[table.Row], cursor: type) -> str:
+    lines = ["| event | in | when | then |", "|---|---|---|---|"]
+    for row in rows:
+        when = [_says(cursor, name) for name in row.when] + [f"not: {_says(cursor, name)}" for name in row.unless]
+        done = "; ".join(_says(cursor, name) for name in row.do)
+        then = f"ignored: {row.ignore}" if row.ignore else "; ".join(x for x in (f"**→ {row.to}**" if row.to else "stays", done) if x)
+        lines.append(f"| `{row.on}` | {', '.join(row.at)} | {'; '.join(when)} | {then} |")
+    return "\n".join(lines) + "\n"
+
+
+def _says(cursor: type, name: str) -> str:
+    text = (getattr(cursor, name).__doc__ or name).split("\n")[0].rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def events() -> str:
+    """docs/events.md."""
+    parts = [
+        "# Messages\n",
+        MADE,
+        "Events are CloudEvents 1.0 in structured JSON (`application/cloudevents+json`). `type` is the name below, `subject` a"
+        " TaskId or `TaskId/speaker/n`. The schemas are in [`events/schemas.json`](../events/schemas.json).\n",
+    ]
+    document = codec.schemas()["$defs"]
+    for direction, title in DIRECTIONS.items():
+        parts.append(f"## {title}\n")
+        for name in codec.types(direction):
+            parts += [f"### `{name}`\n", document[name]["description"] + "\n", _fields(document[name], document)]
+    return "\n".join(parts)
+
+
+def _fields(schema: dict[str, Any], document: dict[str, Any]) -> str:
+    lines = ["| field | type | required | meaning |", "|---|---|---|---|", *_field_lines(schema, document, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _field_lines(schema: dict[str, Any], document: dict[str, Any], prefix: str) -> Iterable[str]:
+    for name, field in schema.get("properties", {}).items():
+        resolved = _resolve(field, document)
+        required = "yes" if name in schema.get("required", ()) else ""
+        meaning = field.get("description") or resolved.get("description", "")
+        yield f"| `{prefix}{name}` | {_type(resolved)} | {required} | {meaning} |"
+        inner = _resolve(resolved.get("items", {}), document) if resolved.get("type") == "array" else resolved
+        brackets = "[]" if resolved.get("type") == "array" else ""
+        yield from _field_lines(inner, document, f"{prefix}{name}{brackets}.")
+
+
+def _resolve(field: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in field:
+        found: dict[str, Any] = document[field["$ref"].rsplit("/", 1)[1]]
+        return found
+    return field
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " · ".join(f"`{v}`" for v in field["enum"])
+    if "anyOf" in field and "type" not in field:
+        return " or ".join(_type(v) if "type" in v else f"`{v.get('const', 'Ms')!r}`" for v in field["anyOf"]).replace("`'Ms'`", "integer")
+    limits = [f"{word} {field[key]}" for key, word in (("minimum", "≥"), ("maximum", "≤"), ("maxLength", "at most"), ("maxItems", "at most")) if key in field]
+    return " ".join([str(field.get("type", "")), *limits])
+
+
+def documents() -> dict[str, str]:
+    """File name → text."""
+    return {
+        "state-machine.md": state_machine(),
+        "events.md": events(),
+        "settings.md": f"# Settings\n\n{MADE}\nEnvironment variables, read once at the start; all faults are told at once.\n\n{settings.reference()}\n",
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the documents, or with --check compare them: 0 equal, 1 not."""
+    stale = [name for name, text in documents().items() if _stale(FOLDER / name, text)]
+    if "--check" in arguments:
+        for name in stale:
+            sys.stderr.write(f"docs/{name} is not what the code says; run `make docs`.\n")
+        return 1 if stale else 0
+    for name in stale:
+        (FOLDER / name).write_text(documents()[name], encoding="utf-8")
+    return 0
+
+
+def _stale(path: Path, text: str) -> bool:
+    return not path.exists() or path.read_text(encoding="utf-8") != text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""What the doing handlers are handed: captures, transcodes, uploads, callbacks, as shapes. Imports `machine` and `events`.
+
+Rule: the rooms that do the work (media, cloud) are not known here; `service.py` joins them. Every failure arrives as one of
+`machine.errors.StepFailed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from events import requests
+from machine import model
+
+
+class Assignment(Protocol):
+    """What a worker needs to know of its job (store.store.Assignment)."""
+
+    @property
+    def session(self) -> model.Session: ...
+    @property
+    def recording(self) -> model.Recording: ...
+    @property
+    def secrets(self) -> requests.Secrets: ...
+
+
+class Progress(Protocol):
+    """How far a capture is. Wall times in Unix ms, None before the first packet."""
+
+    @property
+    def media_ms(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def first_packet_ms(self) -> int | None: ...
+    @property
+    def last_packet_ms(self) -> int | None: ...
+
+
+class Exit(Protocol):
+    """How a capture ended: a reason of the closed list in media.capture, a detail in English, and what is on disk."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def progress(self) -> Progress: ...
+
+
+class Capture(Protocol):
+    """One run of ffmpeg on one stream."""
+
+    @property
+    def progress(self) -> Progress: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def kill(self) -> None: ...
+    async def wait(self) -> Exit: ...
+
+
+class Scan(Protocol):
+    """What a segment on disk holds."""
+
+    @property
+    def media_ms(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def last_packet_ms(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a transcode made."""
+
+    output: model.Output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploaded:
+    """What stands in the bucket now, compared with the file."""
+
+    size_bytes: int
+    crc64: str
+    url: str
+
+
+OnMedia = Callable[[Progress], None]
+SaveState = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Steps(Protocol):
+    """The work itself. Paths are the spool's; addresses and credentials never leave these calls."""
+
+    def capture(self, job: Assignment, epoch: int, on_media: OnMedia) -> Capture:
+        """A capture that is not started yet; `on_media` is called once, when the first packet of a wanted track is on disk."""
+        ...
+
+    async def scan(self, job: Assignment, epoch: int) -> Scan:
+        """What the segment of `epoch` holds; nothing if it was never written."""
+        ...
+
+    async def transcode(self, job: Assignment, segments: Sequence[Any]) -> Finished:
+        """Segments (rows of the store) to the finished file. Raises TranscodeFailed."""
+        ...
+
+    async def upload(self, job: Assignment, state: dict[str, Any] | None, save: SaveState) -> Uploaded:
+        """The finished file into the bucket; `save` keeps what was reached, `state` is what was kept. Raises UploadFailed."""
+        ...
+
+    async def call_back(self, callback: model.Callback) -> None:
+        """Post the result. Raises CallbackFailed."""
+        ...
+
+    async def remove(self, recording_id: str) -> None:
+        """Delete the files of a recording from the spool; harmless to repeat."""
+        ...
+
+    def segment_path(self, job: Assignment, epoch: int) -> Path:
+        """Where the segment of `epoch` lies."""
+        ...

@@ -1,0 +1,21 @@
+"""Command → doing handler: the one list. Imports `machine` and `events`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from events import codec
+from handlers import worker
+
+DOING: dict[str, Callable[[worker.Worker, codec.Event], Awaitable[None]]] = {
+    "start-capture": worker.Worker.start_capture,
+    "stop-capture": worker.Worker.stop_capture,
+    "start-transcode": worker.Worker.start_transcode,
+    "start-upload": worker.Worker.start_upload,
+    "send-callback": worker.Worker.send_callback,
+}
+
+
+async def do(node: worker.Worker, command: codec.Event) -> None:
+    """Hand a command to its handler: returns as soon as the job is held, or was refused; the work goes on under its lease."""
+    await DOING[command.type](node, command)

@@ -1,0 +1,84 @@
+"""Time as a source of events: overdue deadlines and ended leases. Imports `machine` and `events`.
+
+Rule: it only says what is over; deciding what follows is the machine's. It expires no lease until it has itself been connected
+for one lease, so that a database that was away does not look like dead workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from events import codec
+from machine import background, model, ports
+
+log = structlog.get_logger()
+
+POLL_S = 0.25
+HEARTBEAT_MS = 5 * model.SECOND
+KEEP_INBOX_MS = 7 * 24 * model.HOUR
+SAID_LIMIT = 10_000
+
+
+class Sweeper:
+    """Turns what is overdue into `deadline-passed` and `worker-lost`."""
+
+    def __init__(self, store: ports.Store, *, node: str, policy: model.Policy, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._node = node
+        self._policy = policy
+        self._clock = clock
+        self._said: dict[str, None] = {}
+        self._next_heartbeat_ms = 0
+        self._next_cleaning_ms = 0
+        self._since_ms = 0
+        self.sweep = background.Background("sweeper", self._run)
+
+    async def start(self) -> None:
+        """Give live sessions back the time in which no node could have tried, then begin to sweep."""
+        now_ms = self._clock()
+        seen_ms = await self._store.last_seen_ms()
+        if seen_ms is not None and now_ms > seen_ms:
+            log.info("sweeper.downtime_forgiven", away_ms=now_ms - seen_ms)
+            await self._store.forgive_downtime(now_ms - seen_ms)
+        await self._store.heartbeat(self._node)
+        self._since_ms = now_ms
+        self.sweep.start()
+
+    async def stop(self) -> None:
+        """End the sweep."""
+        await self.sweep.stop()
+
+    async def _run(self) -> None:
+        while True:
+            await self.round()
+            await asyncio.sleep(POLL_S)
+
+    async def round(self) -> None:
+        """One look at the clock."""
+        now_ms = self._clock()
+        for deadline in await self._store.due_deadlines():
+            over: dict[str, Any] = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
+            await self._say("deadline-passed", f"deadline.{deadline.serial}", deadline.owner, over)
+        if now_ms >= self._since_ms + self._policy.lease_ms:
+            for lease in await self._store.leases(until_ms=now_ms):
+                lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
+                await self._say("worker-lost", f"lost.{lease.owner}.{lease.epoch}", lease.owner, lost)
+        if now_ms >= self._next_heartbeat_ms:
+            self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
+            await self._store.heartbeat(self._node)
+        if now_ms >= self._next_cleaning_ms:
+            self._next_cleaning_ms = now_ms + model.HOUR
+            await self._store.forget_inbox(now_ms - KEEP_INBOX_MS)
+
+    async def _say(self, type_: str, event_id: str, owner: str, data: codec.Data) -> None:
+        if event_id in self._said:
+            return
+        event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=owner)
+        await self._store.send("event", event, owner[:26])
+        self._said[event_id] = None
+        while len(self._said) > SAID_LIMIT:
+            self._said.pop(next(iter(self._said)))

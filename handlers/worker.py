@@ -1,0 +1,369 @@
+"""Doing: a node's jobs, each under a lease that is renewed while it runs. Imports `machine` and `events`.
+
+The contract of each command (precondition · effect · resulting event · what a second call does):
+
+1. start-capture    job queued under this epoch · lease, segment registered, ffmpeg · capture-started, ffmpeg-exit · refused by
+the lease 2. stop-capture     capture of this epoch runs here · ffmpeg asked to end · ffmpeg-exit (by 1) · asks again, harmless
+3. start-transcode  job queued · lease, transcode into a partial file, verify, rename · ffmpeg-exit · refused by the lease
+4. start-upload     job queued · lease, upload resumed or begun, compared · upload-finished or upload-failed · refused by the
+lease 5. send-callback    job queued · lease, one POST · callback-finished or callback-failed · refused by the lease
+
+Rule: no outcome is said for a job whose lease was refused: the work is ended and nothing more is written. An unanswered
+renewal is not a refusal (the database may be restarting). Stopping the node is no outcome either: the next start voids its
+leases, as after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import structlog
+
+from events import codec
+from handlers import adapters
+from machine import background, errors, faults, model, ports, states
+
+log = structlog.get_logger()
+
+RENEW_S = 5.0
+SAY_AGAIN_S = 1.0
+# A transcode fills a core, an upload a thread; more at once would only slow the captures beside them.
+TRANSCODES = 2
+UPLOADS = 4
+
+
+class WorkerStore(ports.Store, Protocol):
+    """A store that can also tell a worker about its job."""
+
+    async def assignment(self, recording_id: str) -> Any: ...
+    async def callback(self, callback_id: str) -> model.Callback | None: ...
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """One job that this node holds. `ended`: its outcome is said; it is renewed until the machine has moved on."""
+
+    owner: str
+    epoch: int
+    kind: str
+    task: asyncio.Task[None] | None = None
+    capture: adapters.Capture | None = None
+    stop_asked: bool = False
+    ended: bool = False
+    said: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Worker:
+    """The jobs of one node."""
+
+    def __init__(
+        self,
+        store: WorkerStore,
+        steps: adapters.Steps,
+        *,
+        node: str,
+        policy: model.Policy,
+        clock: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._steps = steps
+        self._node = node
+        self._policy = policy
+        self._clock = clock
+        self._jobs: dict[tuple[str, int], Job] = {}
+        self._transcodes = asyncio.Semaphore(TRANSCODES)
+        self._uploads = asyncio.Semaphore(UPLOADS)
+        self.renewal = background.Background("worker.leases", self._renew)
+
+    async def start(self) -> None:
+        """Void the leases that an earlier life of this node held: ask the disk, not memory, what they left."""
+        for lease in await self._store.leases(node=self._node):
+            await self._void(lease)
+        self.renewal.start()
+
+    async def stop(self) -> None:
+        """End all work. Files stay as they are, leases are voided at the next start."""
+        await self.renewal.stop()
+        jobs = list(self._jobs.values())
+        self._jobs.clear()
+        await asyncio.gather(*(self._abandon(job) for job in jobs))
+
+    def progress(self) -> dict[str, int]:
+        """Media captured so far by the captures that run here: recording id → ms."""
+        running = [j for j in self._jobs.values() if j.capture is not None and not j.ended]
+        return {j.owner: j.capture.progress.media_ms for j in running if j.capture is not None}
+
+    # --- commands ---------------------------------------------------------------------------------------------------------
+    async def start_capture(self, command: codec.Event) -> None:
+        """Contract 1."""
+        await self._take(command, states.CAPTURE, self._capture)
+
+    async def stop_capture(self, command: codec.Event) -> None:
+        """Contract 2."""
+        job = self._jobs.get((_owner(command), command.data["Epoch"]))
+        if job is None:
+            log.info("capture.stop_ignored", owner=_owner(command), epoch=command.data["Epoch"], reason="it does not run here")
+            return
+        job.stop_asked = True
+        if job.capture is not None:
+            await job.capture.stop()
+
+    async def start_transcode(self, command: codec.Event) -> None:
+        """Contract 3."""
+        await self._take(command, states.TRANSCODE, self._transcode)
+
+    async def start_upload(self, command: codec.Event) -> None:
+        """Contract 4."""
+        await self._take(command, states.UPLOAD, self._upload)
+
+    async def send_callback(self, command: codec.Event) -> None:
+        """Contract 5."""
+        await self._take(command, states.CALLBACK, self._call_back)
+
+    # --- the work ---------------------------------------------------------------------------------------------------------
+    async def _capture(self, job: Job) -> None:
+        assignment = await self._store.assignment(job.owner)
+        await self._store.register_segment(job.owner, job.epoch, self._node)
+        capture = self._steps.capture(assignment, job.epoch, lambda progress: self._say_started(job, progress))
+        job.capture = capture
+        if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
+            await self._say_exit(job, states.CAPTURE, {"Reason": "stopped", "Detail": "It was stopped before it began."})
+            return
+        faults.faultpoint("capture.spawn.before")
+        await capture.start()
+        faults.faultpoint("capture.spawn.after")
+        log.info("capture.running", owner=job.owner, epoch=job.epoch)
+        if job.stop_asked:
+            await capture.stop()
+        ended = await capture.wait()
+        await asyncio.gather(*job.said)
+        faults.faultpoint("capture.exit.before")
+        log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
+        detail = {"Reason": ended.reason, "Detail": ended.detail[:4096]}
+        await self._say_exit(job, states.CAPTURE, detail | _on_disk(ended.progress))
+
+    async def _transcode(self, job: Job) -> None:
+        assignment = await self._store.assignment(job.owner)
+        segments: Sequence[Any] = await self._store.segments(job.owner)
+        faults.faultpoint("transcode.start.before")
+        try:
+            async with self._transcodes:
+                made = await self._steps.transcode(assignment, segments)
+        except errors.TranscodeFailed as error:
+            log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
+            await self._say_exit(job, states.TRANSCODE, failure)
+            return
+        log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms)
+        await self._say_exit(job, states.TRANSCODE, {"Reason": "ok", "Output": made.output.to_json()})
+
+    async def _upload(self, job: Job) -> None:
+        assignment = await self._store.assignment(job.owner)
+        state = await self._store.upload_state(job.owner)
+
+        async def save(reached: dict[str, Any]) -> None:
+            await self._store.save_upload_state(job.owner, reached)
+
+        try:
+            async with self._uploads:
+                done = await self._steps.upload(assignment, state, save)
+        except errors.UploadFailed as error:
+            log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
+            await self._say(job, "upload-failed", failure)
+            return
+        log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
+        await self._store.save_upload_state(job.owner, None)
+        await self._say(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
+
+    async def _call_back(self, job: Job) -> None:
+        value = await self._store.callback(job.owner)
+        if value is None:
+            return
+        try:
+            faults.faultpoint("callback.send.before")
+            await self._steps.call_back(value)
+        except errors.CallbackFailed as error:
+            log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
+            await self._say(job, "callback-failed", failure)
+            return
+        faults.faultpoint("callback.send.after")
+        log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
+        await self._say(job, "callback-finished", {})
+
+    # --- leases -----------------------------------------------------------------------------------------------------------
+    async def _take(self, command: codec.Event, kind: str, work: Callable[[Job], Awaitable[None]]) -> None:
+        owner, epoch = _owner(command), command.data["Epoch"]
+        if not await self._store.take_lease(owner, epoch, self._node, self._policy.lease_ms):
+            log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
+            return
+        faults.faultpoint("lease.take.after")
+        job = Job(owner=owner, epoch=epoch, kind=kind)
+        self._jobs[owner, epoch] = job
+        job.task = asyncio.create_task(self._run(job, work), name=f"{kind} {owner}")
+
+    async def _run(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+        try:
+            await work(job)
+        except errors.LeaseRefused:
+            log.warning("job.superseded", owner=job.owner, epoch=job.epoch, kind=job.kind)
+        except Exception as error:
+            # A fault of ours or of the database: say it, so that the machine tries again instead of waiting for the lease to end.
+            log.exception("job.raised", owner=job.owner, epoch=job.epoch, kind=job.kind)
+            await self._say_broken(job, f"{type(error).__name__}: {error}")
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(min(RENEW_S, self._policy.lease_ms / 6000))
+            for job in list(self._jobs.values()):
+                await self._renew_one(job)
+
+    async def _renew_one(self, job: Job) -> None:
+        last_ms = job.capture.progress.last_packet_ms if job.capture is not None and not job.ended else None
+        try:
+            held = await self._store.renew_lease(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
+            if held and job.capture is not None and not job.ended and last_ms is not None:
+                await self._store.note_segment(job.owner, job.epoch, _segment(job.capture.progress))
+        except Exception:
+            log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
+            return
+        if held:
+            return
+        self._jobs.pop((job.owner, job.epoch), None)
+        if not job.ended:
+            log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
+            await self._abandon(job)
+
+    async def _abandon(self, job: Job) -> None:
+        if job.capture is not None and not job.ended:
+            await job.capture.kill()
+        tasks = [t for t in (job.task, *job.said) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _void(self, lease: ports.Lease) -> None:
+        data: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
+        if "/" in lease.owner:
+            assignment = await self._store.assignment(lease.owner)
+            if assignment is not None and assignment.recording.state in states.CAPTURING:
+                found = await self._steps.scan(assignment, lease.epoch)
+                data |= {"MediaMs": found.media_ms, "SizeBytes": found.size_bytes, "LastPacketMs": found.last_packet_ms}
+        log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=data.get("MediaMs"))
+        event = codec.make(
+            "worker-lost", id=f"lost.{lease.owner}.{lease.epoch}", time_ms=self._clock(), data=data, subject=lease.owner
+        )
+        await self._store.send("event", event, lease.owner[:26])
+
+    # --- outcomes ---------------------------------------------------------------------------------------------------------
+    def _say_started(self, job: Job, progress: adapters.Progress) -> None:
+        task = asyncio.create_task(self._started(job, progress.first_packet_ms or self._clock()))
+        job.said.add(task)
+
+    async def _started(self, job: Job, first_packet_ms: int) -> None:
+        with contextlib.suppress(Exception):
+            await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
+        await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
+
+    async def _say_exit(self, job: Job, kind: str, data: dict[str, Any]) -> None:
+        await self._say(job, "ffmpeg-exit", {"Job": kind} | data)
+
+    async def _say_broken(self, job: Job, detail: str) -> None:
+        data = {"Reason": "error", "Detail": detail[:4096], "Retry": True}
+        match job.kind:
+            case states.CAPTURE:
+                if job.capture is not None:
+                    await job.capture.kill()
+                await self._say_exit(job, states.CAPTURE, {k: data[k] for k in ("Reason", "Detail")})
+            case states.TRANSCODE:
+                await self._say_exit(job, states.TRANSCODE, data)
+            case states.UPLOAD:
+                await self._say(job, "upload-failed", data)
+            case _:
+                await self._say(job, "callback-failed", data)
+
+    async def _say(self, job: Job, type_: str, data: dict[str, Any]) -> None:
+        """Say the job's outcome, until it stands in the outbox."""
+        await self._send(job, type_, data)
+        job.ended = True
+
+    async def _send(self, job: Job, type_: str, data: dict[str, Any]) -> None:
+        event = codec.make(
+            type_,
+            id=f"{type_}.{job.owner}.{job.epoch}",
+            time_ms=self._clock(),
+            data=_names(job) | {"Epoch": job.epoch} | data,
+            subject=job.owner,
+        )
+        while True:
+            try:
+                await self._store.send("event", event, job.owner[:26])
+                return
+            except Exception:
+                log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
+                await asyncio.sleep(SAY_AGAIN_S)
+
+
+class Janitor:
+    """Removes what is not needed any more from this node's spool: the files of recordings that are Done, and failed ones after
+    KEEP_FAILED. Rule: a file goes only after the row says that nothing can want it."""
+
+    def __init__(self, store: ports.Store, steps: adapters.Steps, *, policy: model.Policy, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._steps = steps
+        self._policy = policy
+        self._clock = clock
+        self.cleaning = background.Background("janitor", self._run)
+
+    async def start(self) -> None:
+        """Begin to clean."""
+        self.cleaning.start()
+
+    async def stop(self) -> None:
+        """End the cleaning."""
+        await self.cleaning.stop()
+
+    async def _run(self) -> None:
+        while True:
+            for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
+                faults.faultpoint("cleanup.remove.before")
+                await self._steps.remove(recording_id)
+                await self._store.mark_removed(recording_id)
+                log.info("spool.removed", owner=recording_id)
+            await asyncio.sleep(RENEW_S)
+
+
+def _owner(command: codec.Event) -> str:
+    data = command.data
+    return f"{data['TaskId']}/{data['Speaker']}/{data['N']}" if "Speaker" in data else f"{data['TaskId']}#{data['Revision']}"
+
+
+def _names(job: Job) -> dict[str, Any]:
+    if job.kind == states.CALLBACK:
+        task_id, revision = job.owner.split("#")
+        return {"TaskId": task_id, "Revision": int(revision)}
+    task_id, speaker, n = model.split_id(job.owner)
+    return {"TaskId": task_id, "Speaker": speaker, "N": n}
+
+
+def _on_disk(progress: adapters.Progress) -> dict[str, Any]:
+    return {
+        "MediaMs": progress.media_ms,
+        "SizeBytes": progress.size_bytes,
+        "FirstPacketMs": progress.first_packet_ms,
+        "LastPacketMs": progress.last_packet_ms,
+    }
+
+
+def _segment(progress: adapters.Progress) -> dict[str, Any]:
+    return {
+        "media_ms": progress.media_ms,
+        "size_bytes": progress.size_bytes,
+        "first_packet_ms": progress.first_packet_ms,
+        "last_packet_ms": progress.last_packet_ms,
+    }

@@ -1,0 +1,310 @@
+"""One capture: one ffmpeg pulls one speaker's stream into one segment, under a watch of our own. Imports `machine`, and this room.
+
+Rules: ffmpeg's exit code says nothing, so a capture is judged by the file, by what stderr said, and by who ended it. Every way to end
+goes through `wait()`, whose answer says why; `start` and `stop` raise nothing about the stream. A stream that is alive
+in any track is not stalled, whether or not the mode records that track. The address is secret: it is no argument
+of any process (see media/ffmpeg.py) and in no line that leaves here.
+
+`-progress` is not asked for: with packets flushed the file says the same sooner, and a stalled ffmpeg goes on printing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from machine import errors, faults
+from media import ffmpeg, lines, process, tail
+from media.tail import CaptureProgress as CaptureProgress
+
+log = structlog.get_logger()
+
+EOF = "eof"
+STALLED = "stalled"
+STOPPED = "stopped"
+REFUSED = "refused"
+REFUSED_FOR_GOOD = "refused-for-good"
+DISK_FULL = "disk-full"
+SPOOL_LOST = "spool-lost"
+NEW_TRACK = "new-track"
+NO_MEDIA = "no-media"
+ERROR = "error"
+
+_FIRST_LOOK_S = 0.1
+_LOOK_S = 0.5
+_ASK_S = 2.0
+_TERM_S = 1.0
+_NEW_TRACK = {
+    "00": frozenset((lines.Meaning.NEW_AUDIO,)),
+    "01": frozenset((lines.Meaning.NEW_VIDEO,)),
+    "02": frozenset((lines.Meaning.NEW_AUDIO, lines.Meaning.NEW_VIDEO)),
+}
+_REFUSED_FOR_GOOD_DETAIL = (
+    "The server refused this UserSig or account: the UserSig may have expired or be another user's, or the application "
+    "has no package that includes pulling (TRTC needs Standard or Pro)."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureSpec:
+    """What to capture: `address` (secret), to `path`, for `mode` "00", "01" or "02"; time limits for silence and for the first packet."""
+
+    address: str = field(repr=False)
+    path: Path
+    mode: str
+    stall_after_s: float = 10.0
+    first_media_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureExit:
+    """How a capture ended: `reason` one of this module's constants, `detail` an English sentence without secrets, what it got."""
+
+    reason: str
+    detail: str
+    progress: CaptureProgress
+
+
+def unix_ms() -> int:
+    """The wall clock, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Capture:
+    """A capture that can be started once. `stop` and `kill` may be called at any time and as often as one likes.
+
+    `on_media` is called once, in the event loop, when the first packet of a wanted track is on disk; it must not block.
+    """
+
+    def __init__(
+        self,
+        spec: CaptureSpec,
+        *,
+        ffmpeg: str,
+        on_media: Callable[[CaptureProgress], None] | None = None,
+        clock: Callable[[], int] = unix_ms,
+    ) -> None:
+        self._spec = spec
+        self._ffmpeg = ffmpeg
+        self._on_media = on_media
+        self._clock = clock
+        self._redact = lines.Redactor(spec.address)
+        self._news = asyncio.Event()
+        self._heard: dict[lines.Meaning, str] = {}
+        self._verdict: tuple[str, str] | None = None
+        self._stopping = self._killing = self._exited = False
+        self._spawned = asyncio.Event()
+        self._grown_s = 0.0
+        self._looks_with_media = 0
+        self._child: process.Child | None = None
+        self._tail: tail.Tail | None = None
+        self._task: asyncio.Task[CaptureExit] | None = None
+
+    @property
+    def progress(self) -> CaptureProgress:
+        """What is on disk, as of the last look (at most half a second ago)."""
+        return self._tail.progress if self._tail else CaptureProgress()
+
+    @property
+    def pid(self) -> int:
+        """ffmpeg's process id; 0 before it was spawned."""
+        return self._child.pid if self._child else 0
+
+    async def start(self) -> None:
+        """Spawns ffmpeg and the watch over it; what goes wrong is answered by `wait()`. Safe to call twice; cancelling it kills."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"capture {self._spec.path.name}")
+        try:
+            await self._spawned.wait()
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Asks the capture to end, and returns at once; `wait()` then answers "stopped"."""
+        self._stopping = True
+        self._news.set()
+
+    def kill(self) -> None:
+        """Ends ffmpeg at once; nothing that is on disk is lost. `wait()` then answers "stopped"."""
+        self._killing = True
+        self.stop()
+        if self._child is not None:
+            self._child.kill()
+
+    async def wait(self) -> CaptureExit:
+        """Waits for the end. Cancelling the wait kills the capture; it is then reaped in the background, and `wait` may be called again."""
+        if self._task is None:
+            return CaptureExit(reason=STOPPED, detail="The capture was never started.", progress=self.progress)
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+    async def _run(self) -> CaptureExit:
+        self._tail = tail.Tail(self._spec.path, self._spec.mode, spawned_ms=self._clock())
+        try:
+            await self._spawn()
+            self._spawned.set()
+            if self._child is not None:
+                await self._watch_and_end(self._child)
+        finally:
+            self._spawned.set()
+            if self._child is not None:
+                self._child.kill()
+            self._tail.close()
+        reason, detail = self._verdict or (ERROR, "The capture ended without a reason.")
+        log.info("capture.ended", reason=reason, detail=detail, media_ms=self.progress.media_ms)
+        return CaptureExit(reason=reason, detail=detail, progress=self.progress)
+
+    async def _spawn(self) -> None:
+        faults.faultpoint("media.capture.before")
+        spec = self._spec
+        if not spec.path.parent.is_dir():
+            self._verdict = (SPOOL_LOST, f"The folder {spec.path.parent} is gone.")
+        elif self._stopping:
+            self._verdict = (STOPPED, "Stopped before it began.")
+        else:
+            script = -1
+            try:
+                script = _inherited(ffmpeg.capture_script(spec.address, timeout_s=2 * spec.stall_after_s))
+                argv = ffmpeg.capture_args(self._ffmpeg, script, spec.path, spec.mode)
+                child = process.Child(argv, redact=self._redact, on_error_line=self._on_line)
+                await child.start(inherit=(script,))
+                self._child = child
+                log.info("capture.spawned", pid=child.pid, segment=spec.path.name)
+            except (OSError, errors.InvalidParameter) as error:
+                self._verdict = (ERROR, f"ffmpeg could not be started: {self._redact(str(error))}")
+            finally:
+                if script >= 0:
+                    os.close(script)
+
+    async def _watch_and_end(self, child: process.Child) -> None:
+        end = asyncio.create_task(self._reap(child))
+        try:
+            await self._watch()
+            if not self._exited:
+                reason = self._verdict[0] if self._verdict else ERROR
+                began = self._tail is not None and self._tail.grown_ms is not None  # before that, ffmpeg heeds no `q`
+                quick = self._killing or not began or reason in (STALLED, SPOOL_LOST)
+                await child.stop(ask_s=0 if quick else _ASK_S, term_s=0 if self._killing else _TERM_S)
+        finally:
+            child.kill()
+            await end
+        self._look()
+        if self._verdict is None:
+            self._verdict = self._judge()
+
+    async def _reap(self, child: process.Child) -> None:
+        try:
+            await child.wait()
+        finally:
+            self._exited = True
+            self._news.set()
+
+    async def _watch(self) -> None:
+        """Looks at the file until there is a verdict or ffmpeg has ended by itself."""
+        loop = asyncio.get_running_loop()
+        began = self._grown_s = loop.time()
+        while True:
+            alarm = loop.call_later(_LOOK_S if self._looks_with_media > 1 else _FIRST_LOOK_S, self._news.set)
+            await self._news.wait()
+            alarm.cancel()
+            self._news.clear()
+            self._look()
+            if self._verdict is None and not self._exited:
+                self._verdict = self._decide(running_s=loop.time() - began, silent_s=loop.time() - self._grown_s)
+            if self._verdict is not None or self._exited:
+                return
+
+    def _look(self) -> None:
+        assert self._tail is not None  # noqa: S101 - _run made it
+        grown_ms = self._tail.grown_ms
+        try:
+            self._tail.look(self._clock())
+            if self._tail.grown_ms != grown_ms:
+                self._grown_s = asyncio.get_running_loop().time()
+        except OSError as error:
+            self._verdict = self._verdict or (SPOOL_LOST, f"The segment cannot be read: {error.strerror}.")
+        if self._tail.progress.media_ms > 0:
+            self._looks_with_media += 1
+            # The first look may fall into the middle of ffmpeg's first burst, when the first packet's time is not settled.
+            if self._looks_with_media == 2 or (self._exited and self._looks_with_media == 1):
+                self._looks_with_media = 2
+                self._announce(self._tail.progress)
+
+    def _announce(self, progress: CaptureProgress) -> None:
+        if self._on_media is not None:
+            self._on_media(progress)
+
+    def _decide(self, *, running_s: float, silent_s: float) -> tuple[str, str] | None:
+        """Whether a capture whose ffmpeg is running must end, and why."""
+        assert self._tail is not None  # noqa: S101 - _run made it
+        spec, began = self._spec, self._tail.grown_ms is not None
+        if self._stopping:
+            return STOPPED, "Stopped as asked."
+        if self._tail.lost:
+            return SPOOL_LOST, f"The segment or its folder {spec.path.parent} was deleted while it was written."
+        if lines.Meaning.DISK_FULL in self._heard:
+            return DISK_FULL, self._heard[lines.Meaning.DISK_FULL]
+        if new := _NEW_TRACK[spec.mode] & self._heard.keys():
+            return NEW_TRACK, f"Another track began: {self._heard[min(new, key=str)]}"
+        if lines.Meaning.TIME_JUMP in self._heard:
+            return ERROR, f"The source's timestamps jumped: {self._heard[lines.Meaning.TIME_JUMP]}"
+        if not began and running_s > spec.first_media_s:
+            return NO_MEDIA, f"The server sent nothing for {spec.first_media_s:g} s."
+        if began and silent_s > spec.stall_after_s:
+            return STALLED, f"Nothing arrived for {spec.stall_after_s:g} s."
+        return None
+
+    def _judge(self) -> tuple[str, str]:
+        """Why an ffmpeg that nobody stopped has ended: first what is certain, then what is on disk, then what was said."""
+        assert self._tail is not None  # noqa: S101 - _run made it
+        heard = self._heard
+        said = self._child.last_lines[-1] if self._child and self._child.last_lines else "ffmpeg said nothing."
+        if self._stopping:
+            return STOPPED, "Stopped as asked."
+        if self._tail.lost or lines.Meaning.SPOOL_LOST in heard:
+            return SPOOL_LOST, f"The folder {self._spec.path.parent} cannot be written: {said}"
+        if lines.Meaning.DISK_FULL in heard:
+            return DISK_FULL, heard[lines.Meaning.DISK_FULL]
+        if _NEW_TRACK[self._spec.mode] & heard.keys():
+            return NEW_TRACK, "Another track began just before the stream ended."
+        if self._tail.grown_ms is not None:
+            return EOF, "The stream ended."
+        if lines.Meaning.REFUSED_FOR_GOOD in heard:
+            return REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {heard[lines.Meaning.REFUSED_FOR_GOOD]}"
+        if lines.Meaning.REFUSED in heard:
+            return REFUSED, heard[lines.Meaning.REFUSED]
+        if lines.Meaning.NO_TRACK in heard:
+            return NO_MEDIA, "The stream ended before any sound or picture came."
+        return ERROR, f"ffmpeg ended without media: {said}"
+
+    def _on_line(self, text: str) -> None:
+        line = lines.parse(text)
+        found = lines.meaning(line)
+        if found is not lines.Meaning.OTHER and found not in self._heard:
+            self._heard[found] = line.message
+            log.warning("capture.heard", meaning=found.name.lower(), line=line.message)
+            self._news.set()
+
+
+def _inherited(content: bytes) -> int:
+    """The reading end of a pipe that holds `content` and then ends. The caller closes it."""
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        with contextlib.closing(os.fdopen(writing, "wb", buffering=0)) as file:
+            file.write(content)
+    except OSError:
+        os.close(reading)
+        raise
+    return reading

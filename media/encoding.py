@@ -1,0 +1,103 @@
+"""How the joined stream becomes the finished file: what is copied, what is encoded, and ffmpeg's arguments for it. Pure.
+
+May import this room. Rules: a track is copied when its configuration is the same throughout and it is there throughout, else it alone is
+encoded. Pictures of another size are scaled into the largest one and centred on black of the exact length, which also shows through where
+a segment has no picture; missing sound becomes silence. In both cases what the joiner repeats to keep the track alive is hidden.
+
+`-reinit_filter 0` keeps one filter graph over changes of the picture's size (scale and overlay take each frame as it is; measured with
+9.0.2), for a graph that is built anew begins its black at zero again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ffmpeg as ffmpeg_python
+
+from media import ffmpeg, flv, survey
+
+_ANALYSIS_US = 10_000_000
+_PROBE_BYTES = 50_000_000
+_QUEUED_PACKETS = 65_536
+_HIDE_MARGIN_S = 0.02
+_KEY_EVERY_S = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is done with each track: `copied` and `encoded` kinds. `extension` "mp3" or "mp4"."""
+
+    extension: str
+    copied: frozenset[int]
+    encoded: frozenset[int]
+
+
+def plan(found: survey.Survey, mode: str, *, copy: bool = True) -> Plan:
+    """Copies what agrees, encodes the rest; with `copy` False encodes all (for a copy that did not verify)."""
+    extension = "mp3" if mode == "00" else "mp4"
+    copied = frozenset(kind for kind in found.kinds if copy and extension == "mp4" and found.agrees(kind))
+    return Plan(extension=extension, copied=copied, encoded=found.kinds - copied)
+
+
+def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -> list[str]:
+    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and its progress to stdout."""
+    source = ffmpeg_python.input(
+        "pipe:0",
+        format="flv",
+        protocol_whitelist="pipe",
+        analyzeduration=_ANALYSIS_US,
+        probesize=_PROBE_BYTES,
+        **({"reinit_filter:v": 0} if flv.VIDEO in chosen.encoded else {}),
+    )
+    streams: list[Any] = []
+    options: dict[str, Any] = {"max_muxing_queue_size": _QUEUED_PACKETS, "map_metadata": -1}
+    if flv.VIDEO in found.kinds:
+        streams.append(_video(source, found, options) if flv.VIDEO in chosen.encoded else source["v:0"])
+        options.setdefault("c:v", "copy")
+    if flv.AUDIO in found.kinds:
+        streams.append(_audio(source, found, options, chosen) if flv.AUDIO in chosen.encoded else source["a:0"])
+        options.setdefault("c:a", "copy")
+    if chosen.extension == "mp4":
+        options["movflags"] = "+faststart"
+    output = ffmpeg_python.output(*streams, part, format=chosen.extension, **options)
+    return ffmpeg.compiled(output, binary, "-nostdin", "-progress", "pipe:1")
+
+
+def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
+    width, height = found.canvas
+    rate = found.rate
+    options |= {"c:v": "libx264", "preset": "veryfast", "crf": 23, "pix_fmt": "yuv420p", "g": rate * _KEY_EVERY_S, "fps_mode": "passthrough"}
+    black = ffmpeg_python.filter([], "color", color="black", size=f"{width}x{height}", rate=rate, duration=_seconds(found.duration_ms))
+    picture = source["v:0"].filter("scale", width, height, force_original_aspect_ratio="decrease", force_divisible_by=2)
+    picture = picture.filter("setsar", 1).filter("format", "yuv420p")
+    hidden = _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.VIDEO)
+    enable = {"enable": f"not({hidden})"} if hidden else {}
+    joined = ffmpeg_python.overlay(black.filter("format", "yuv420p"), picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)
+    return joined.filter("setsar", 1)
+
+
+def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: Plan) -> Any:
+    options |= {"c:a": "libmp3lame" if chosen.extension == "mp3" else "aac", "b:a": "128k"}
+    if len(found.headers.get(flv.AUDIO, ())) > 1:
+        options |= {"ar": 48_000, "ac": 2}
+    sound = source["a:0"]
+    if hidden := _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.AUDIO):
+        sound = sound.filter("volume", volume=0, enable=hidden)
+    return sound.filter("aresample", **{"async": 1})
+
+
+def _within(spans_ms: Iterable[tuple[int, int]]) -> str:
+    """An expression that is true inside the spans; those that touch become one. "" for none."""
+    merged: list[tuple[int, int]] = []
+    for from_ms, to_ms in sorted(spans_ms):
+        if merged and from_ms - merged[-1][1] <= 100:
+            merged[-1] = (merged[-1][0], max(to_ms, merged[-1][1]))
+        else:
+            merged.append((from_ms, to_ms))
+    return "+".join(f"between(t,{_seconds(max(0, a - 1))},{b / 1000 - _HIDE_MARGIN_S:.3f})" for a, b in merged)
+
+
+def _seconds(duration_ms: int) -> str:
+    return f"{duration_ms / 1000:.3f}"

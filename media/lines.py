@@ -1,0 +1,138 @@
+"""What ffmpeg says, read in three steps: a line, its meaning, and (in the owner of the process) what follows from it. Pure; imports nothing.
+
+The texts are those of ffmpeg 7.1 to 9.0 at `-loglevel level+warning`. Two rules: the exit code is never evidence, and a text
+counts as "no retry cures this" only when nothing else can be meant by it. What TRTC's RTMP server answers to an expired UserSig or a
+missing package is not confirmed; HTTP 401/403, or a server's RTMP error that names the UserSig or the package, is taken for it.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+_LEVEL = r"panic|fatal|error|warning|info"
+_PREFIX = re.compile(rf"^(?:\[(?!(?:{_LEVEL})\])(?P<source>[^\]]*?)(?: @ 0x[0-9a-f]+)?\] )*(?:\[(?P<level>{_LEVEL})\] )?")
+_SECRET = re.compile(r"((?:user_?sig|token|secret|sign(?:ature)?|password)(?:=|%3D))[^&\s'\"]+", re.IGNORECASE)
+_SHORTEST_SECRET = 16
+
+
+class Meaning(enum.Enum):
+    """What a line of stderr tells. OTHER: nothing that is acted on."""
+
+    NEW_AUDIO = "a sound track began that this ffmpeg will not store"
+    NEW_VIDEO = "a picture track began that this ffmpeg will not store"
+    TIME_JUMP = "the source's timestamps jumped; what follows is stored with guessed times"
+    REFUSED_FOR_GOOD = "the server refuses this UserSig or this account"
+    REFUSED = "the server refuses, or cannot be reached"
+    DISK_FULL = "no space is left"
+    SPOOL_LOST = "the folder cannot be written any more"
+    NO_TRACK = "the source ended before it had a track"
+    OTHER = ""
+
+
+# In order: the first pattern found in the message decides.
+_MEANINGS: tuple[tuple[re.Pattern[str], Meaning], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), meaning)
+    for pattern, meaning in (
+        (r"New audio stream with index", Meaning.NEW_AUDIO),
+        (r"New video stream with index", Meaning.NEW_VIDEO),
+        (r"^DTS -?\d+, next:-?\d+ .*invalid dropping", Meaning.TIME_JUMP),
+        (r"No space left on device|Disk quota exceeded", Meaning.DISK_FULL),
+        (r"Read-only file system|Stale file handle|Error opening output .*No such file or directory", Meaning.SPOOL_LOST),
+        (r"HTTP error 40[13]\b|Server returned 40[13]\b", Meaning.REFUSED_FOR_GOOD),
+        (r"Server error: .*(user_?sig|sig(nature)? (is )?expired|package)", Meaning.REFUSED_FOR_GOOD),
+        (r"HTTP error \d{3}|Server returned [45]|Server error: |Connection (refused|reset|timed out)", Meaning.REFUSED),
+        (r"Connection to .* failed|Cannot open connection|Failed to resolve|Network is unreachable|No route", Meaning.REFUSED),
+        (r"does not contain any stream|Invalid data found when processing input", Meaning.NO_TRACK),
+    )
+)
+_JUMP_MS = 1_000
+_BACKWARDS = re.compile(r"Non-monotonic DTS; previous: (-?\d+), current: (-?\d+);")
+_DURATION = re.compile(r"^\s*Duration: (\d+):(\d\d):(\d\d)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of stderr: `source` the part of ffmpeg that speaks ("" the program itself), `level` its severity, `message` the rest."""
+
+    source: str
+    level: str
+    message: str
+
+
+def parse(text: str) -> Line:
+    """Takes a line of stderr apart."""
+    match = _PREFIX.match(text)
+    assert match is not None  # noqa: S101 - every part of the pattern may be empty
+    return Line(source=match["source"] or "", level=match["level"] or "", message=text[match.end() :].strip())
+
+
+def meaning(line: Line) -> Meaning:
+    """What a line tells."""
+    if backwards := _BACKWARDS.search(line.message):
+        return Meaning.TIME_JUMP if int(backwards[1]) - int(backwards[2]) > _JUMP_MS else Meaning.OTHER
+    for pattern, found in _MEANINGS:
+        if pattern.search(line.message):
+            return found
+    return Meaning.OTHER
+
+
+def container_duration_ms(text: str) -> int | None:
+    """The duration that ffmpeg states for its input at level info, or None when the line is another one."""
+    match = _DURATION.match(text)
+    if match is None:
+        return None
+    hours, minutes, seconds, fraction = match.groups()
+    return (int(hours) * 3600 + int(minutes) * 60 + int(seconds)) * 1000 + int(fraction.ljust(3, "0")[:3])
+
+
+class Redactor:
+    """Takes the pull address, and what it carries, out of everything ffmpeg says."""
+
+    def __init__(self, address: str = "") -> None:
+        """`address`: the pull address; "" still hides every `usersig=` and the like."""
+        hidden = [(address, "<pull address>")] if address else []
+        for value in urlsplit(address).query.split("&"):
+            secret = value.partition("=")[2]
+            if len(secret) >= _SHORTEST_SECRET:
+                hidden += [(secret, "<hidden>"), (unquote(secret), "<hidden>")]
+        self._hidden = tuple(hidden)
+
+    def __call__(self, text: str) -> str:
+        """The line without secrets."""
+        for secret, name in self._hidden:
+            text = text.replace(secret, name)
+        return _SECRET.sub(r"\1<hidden>", text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One block of `-progress`: where the output is, in milliseconds and bytes; `ended` in the last block."""
+
+    out_ms: int = 0
+    size_bytes: int = 0
+    frames: int = 0
+    ended: bool = False
+
+
+class ProgressReader:
+    """Reads `-progress` lines (key=value) and gives a `Progress` at the end of every block. "N/A" leaves what was known."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, int] = {}
+
+    def read(self, text: str) -> Progress | None:
+        """One line in; the block it completes, or None."""
+        key, _, value = text.strip().partition("=")
+        if key != "progress":
+            if value.lstrip("-").isdigit():
+                self._values[key] = int(value)
+            return None
+        return Progress(
+            out_ms=max(0, self._values.get("out_time_us", 0)) // 1000,
+            size_bytes=self._values.get("total_size", 0),
+            frames=self._values.get("frame", 0),
+            ended=value == "end",
+        )

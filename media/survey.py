@@ -1,0 +1,168 @@
+"""What the segments of a recording hold together, found in one pass before the transcode. May import this room.
+
+Rule: it walks the segments exactly as the joiner does, so that lengths, holes and gaps are those of the joined stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from media import avc, flv, joiner, timeline
+
+_HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
+_LONGEST_FRAME_MS = 1_000
+_SLOWEST, _FASTEST = 5, 60
+_AVC = 7
+_AAC = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """What is missing: cut at `at_s` seconds of the finished file, `duration_s` seconds by the wall clock (0: not known)."""
+
+    at_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """A stretch of the joined time in which one track has nothing while another goes on; `leading`: from its segment's beginning."""
+
+    kind: int
+    from_ms: int
+    to_ms: int
+    leading: bool
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """The joined stream, described. `kinds`: the wanted tracks that have packets. `headers`: each track's different configurations."""
+
+    duration_ms: int = 0
+    kinds: frozenset[int] = frozenset()
+    headers: dict[int, list[bytes]] = field(default_factory=dict)
+    codecs: dict[int, set[int]] = field(default_factory=dict)
+    ends_ms: dict[int, int] = field(default_factory=dict)
+    holes: list[Hole] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    first: dict[int, tuple[bytes | None, bytes]] = field(default_factory=dict)
+    frames: int = 0
+    frames_ms: int = 0
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+    def agrees(self, kind: int) -> bool:
+        """Whether a track can be copied: one configuration, a codec that MP4 players know, and present where it must be."""
+        usual = {_AAC} if kind == flv.AUDIO else {_AVC}
+        holes = [hole for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
+        return self.codecs.get(kind) == usual and len(self.headers.get(kind, ())) == 1 and not holes
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """The picture with the largest area, in even numbers of pixels; 1280×720 when no size can be read."""
+        sizes = [size for header in self.headers.get(flv.VIDEO, ()) if (size := avc.picture_size(header))]
+        width, height = max(sizes, key=lambda size: size[0] * size[1], default=(1280, 720))
+        return width + width % 2, height + height % 2
+
+    @property
+    def rate(self) -> int:
+        """Frames per second while there are frames, 5 to 60."""
+        measured = round(self.frames * 1000 / self.frames_ms) if self.frames_ms else 15
+        return min(max(measured, _SLOWEST), _FASTEST)
+
+    def filling(self, kind: int) -> joiner.Filling:
+        """How the joiner keeps a track alive in its holes; a picture only where its next packet is a key frame."""
+        spans = tuple((hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO))
+        header, packet = self.first[kind]
+        return joiner.Filling(kind=kind, spans_ms=spans, header=header, packet=packet)
+
+
+def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
+    """Reads all segments (blocking: some seconds per hour of video). Missing files hold nothing. Raises OSError when one cannot be read."""
+    found = Survey()
+    kinds = timeline.wanted(mode)
+    last_ms: int | None = None
+    for segment, limit_ms in zip(segments, joiner.limits_ms(segments), strict=True):
+        try:
+            walk = joiner.Walk(segment.path, kinds, limit_ms)
+        except FileNotFoundError:
+            continue
+        try:
+            last_ms = _Pass(found, walk, segment, last_ms).run()
+        finally:
+            walk.close()
+    found.kinds = frozenset(found.ends_ms)
+    found.holes = [hole for hole in found.holes if hole.kind in found.kinds]
+    found.end_ms = last_ms
+    return found
+
+
+class _Pass:
+    """One segment's contribution to the survey."""
+
+    def __init__(self, found: Survey, walk: joiner.Walk, segment: joiner.SegmentFile, previous_last_ms: int | None) -> None:
+        self._found = found
+        self._walk = walk
+        self._segment = segment
+        self._previous_last_ms = previous_last_ms
+        self._start_ms = found.duration_ms
+        self._track_ends_ms: dict[int, int] = {}
+        self._header: dict[int, bytes] = {}
+        self._frame_ms: int | None = None
+
+    def run(self) -> int | None:
+        """Adds the segment; returns the wall time of the last packet so far."""
+        while (batch := self._walk.batch()) is not None:
+            for tag, place in batch:
+                if place is None:
+                    self._header[tag.kind] = tag.payload
+                else:
+                    self._packet(tag, place)
+        if not self._walk.length_ms:
+            return self._previous_last_ms
+        for kind in (flv.AUDIO, flv.VIDEO):
+            self._hole(kind, self._walk.length_ms)
+        for kind, end_ms in self._track_ends_ms.items():
+            self._found.ends_ms[kind] = self._start_ms + end_ms
+        self._found.duration_ms += self._walk.length_ms
+        return self._times()
+
+    def _packet(self, tag: flv.Tag, place: int) -> None:
+        found, kind = self._found, tag.kind
+        self._hole(kind, place)
+        self._track_ends_ms[kind] = self._walk.timeline.track_end_ms(kind)
+        header = self._header.get(kind)
+        known = found.headers.setdefault(kind, [])
+        if header is not None and header not in known:
+            known.append(header)
+        found.codecs.setdefault(kind, set()).add(tag.payload[0] & 0x8F if kind == flv.VIDEO else tag.payload[0] >> 4)
+        found.first.setdefault(kind, (header, tag.payload))
+        if kind == flv.VIDEO:
+            self._count_frame(place)
+
+    def _count_frame(self, place: int) -> None:
+        if self._frame_ms is not None and 0 < place - self._frame_ms <= _LONGEST_FRAME_MS:
+            self._found.frames += 1
+            self._found.frames_ms += place - self._frame_ms
+        self._frame_ms = place
+
+    def _hole(self, kind: int, until_ms: int) -> None:
+        from_ms = self._track_ends_ms.get(kind, 0)
+        if until_ms - from_ms > _HOLE_MS[kind]:
+            leading = kind not in self._track_ends_ms
+            hole = Hole(kind=kind, from_ms=self._start_ms + from_ms, to_ms=self._start_ms + until_ms, leading=leading)
+            self._found.holes.append(hole)
+
+    def _times(self) -> int:
+        """Wall times of the segment, and with them the gap before it and those inside it."""
+        last_ms = self._segment.last_packet_ms or self._walk.written_ms()
+        first_ms = self._segment.first_packet_ms or last_ms - self._walk.timeline.position_ms
+        if self._found.start_ms is None:
+            self._found.start_ms = first_ms
+        if self._previous_last_ms is not None:
+            missing_ms = max(0, first_ms - self._previous_last_ms)
+            self._found.gaps.append(Gap(at_s=self._start_ms / 1000, duration_s=missing_ms / 1000))
+        for jump in self._walk.timeline.jumps:
+            self._found.gaps.append(Gap(at_s=(self._start_ms + jump.at_ms) / 1000, duration_s=jump.missing_ms / 1000))
+        return last_ms

@@ -1,0 +1,92 @@
+"""Follows a segment while ffmpeg writes it: what is on disk, and since when. May import `media.flv` and `media.timeline`.
+
+Rule: media on disk is the truth; nothing ffmpeg reports is counted. A wall time is the file's time of last writing, held between
+the previous look and this one, so that a file server with a wrong clock cannot move it.
+
+The first packet reaches the disk late (ffmpeg analyses for up to a second first), so its wall time is reckoned back: the
+earliest of (time of writing - place in the media) over the first seconds, but never before the capture was spawned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from media import flv, timeline
+
+_SETTLING_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureProgress:
+    """What a capture has on disk: `media_ms` of the tracks the mode records, `size_bytes` of all, first and last packet in Unix ms."""
+
+    media_ms: int = 0
+    size_bytes: int = 0
+    first_packet_ms: int | None = None
+    last_packet_ms: int | None = None
+
+
+class Tail:
+    """Reads what was added since the last look. `spawned_ms` is the wall time before which no packet can have come."""
+
+    def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
+        self._path = path
+        self._timeline = timeline.Timeline(timeline.wanted(mode))
+        self._spawned_ms = spawned_ms
+        self._looked_ms = spawned_ms
+        self._reader: flv.Reader | None = None
+        self.progress = CaptureProgress()
+        self.grown_ms: int | None = None
+
+    def close(self) -> None:
+        """Gives the file back; safe to call twice."""
+        if self._reader is not None:
+            self._reader.close()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file, once there, has been deleted, or its folder is gone. Raises nothing."""
+        try:
+            return not self._path.parent.is_dir() if self._reader is None else self._reader.stat().st_nlink == 0
+        except OSError:
+            return True
+
+    def look(self, now_ms: int) -> None:
+        """Takes in what has been written so far. `grown_ms` becomes the wall time of the last growth of any kind.
+
+        Raises OSError when the file cannot be read.
+        """
+        if self._reader is None:
+            try:
+                self._reader = flv.Reader(self._path)
+            except FileNotFoundError:
+                return
+        stat = self._reader.stat()
+        if stat.st_size > self.progress.size_bytes:
+            written_ms = min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms)
+            self._take(stat.st_size, written_ms)
+        self._looked_ms = now_ms
+
+    def _take(self, size_bytes: int, written_ms: int) -> None:
+        assert self._reader is not None  # noqa: S101 - look() opened it
+        found = arrived = False
+        while tags := self._reader.read():
+            for tag in tags:
+                arrived = arrived or tag.is_media
+                found = self._timeline.place(tag) is not None or found
+        if arrived:
+            self.grown_ms = written_ms
+        self.progress = CaptureProgress(
+            media_ms=self._timeline.end_ms,
+            size_bytes=size_bytes,
+            first_packet_ms=self._first_ms(written_ms) if found else self.progress.first_packet_ms,
+            last_packet_ms=written_ms if found else self.progress.last_packet_ms,
+        )
+
+    def _first_ms(self, written_ms: int) -> int:
+        known = self.progress.first_packet_ms
+        if known is not None and self._timeline.position_ms > _SETTLING_MS:
+            return known
+        reckoned = max(self._spawned_ms, written_ms - self._timeline.position_ms)
+        return reckoned if known is None else min(known, reckoned)

@@ -1,0 +1,236 @@
+"""The transcode: segments in, one verified file out. Imports `machine` and this room.
+
+The road: survey the segments, feed them as one stream to one ffmpeg, look at what it wrote (media/verify.py), and only then give the file
+its name: `*.part` → fsync → rename → fsync of the folder. A copy that does not verify is encoded instead before anything is given up.
+
+Rules: nothing but a verified file ever has the output's name; on cancellation ffmpeg is killed and the part removed; only one chunk is in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from machine import errors, faults
+from media import encoding, joiner, lines, process, survey, verify
+from media.joiner import SegmentFile as SegmentFile
+from media.survey import Gap as Gap
+
+log = structlog.get_logger()
+
+_CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscodeOutput:
+    """The finished file. `duration_ms` is what the file states, gaps cut; `crc64` CRC-64/XZ, decimal; `gaps` where media is missing;
+    `start_ms` and `end_ms` the wall times (Unix ms) of the first and last packet, None if no segment knew."""
+
+    path: Path
+    duration_ms: int
+    size_bytes: int
+    crc64: str | None
+    gaps: tuple[Gap, ...]
+    start_ms: int | None
+    end_ms: int | None
+
+
+class Transcoder:
+    """Turns a recording's segments into its file. Holds nothing between two calls.
+
+    `stuck_after_s`: an ffmpeg that takes, writes and reports nothing for that long is killed.
+    """
+
+    def __init__(self, ffmpeg: str, *, stuck_after_s: float = 300.0) -> None:
+        self._ffmpeg = ffmpeg
+        self._stuck_after_s = stuck_after_s
+
+    async def transcode(
+        self,
+        segments: Sequence[SegmentFile],
+        mode: str,
+        output: Path,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> TranscodeOutput:
+        """Writes `output` (MP3 for mode "00", MP4 for "01" and "02") from all segments, in their order.
+
+        `on_progress(done_ms, total_ms)` is called about twice a second and must not block.
+        Raises errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost" or "killed".
+        """
+        faults.faultpoint("media.transcode.before")
+        part = output.with_name(output.name + ".part")
+        try:
+            found = await asyncio.to_thread(survey.survey, segments, mode)
+            self._check(found, segments, output)
+            log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
+            seen = await self._make(found, segments, mode, part, on_progress)
+            size_bytes, crc64 = await asyncio.to_thread(verify.settle, part)
+            faults.faultpoint("media.rename.before")
+            await asyncio.to_thread(_give_name, part, output)
+            faults.faultpoint("media.rename.after")
+        except OSError as error:
+            raise _storage_failed(error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        return TranscodeOutput(
+            path=output,
+            duration_ms=seen.duration_ms,
+            size_bytes=size_bytes,
+            crc64=crc64,
+            gaps=tuple(found.gaps),
+            start_ms=found.start_ms,
+            end_ms=found.end_ms,
+        )
+
+    def _check(self, found: survey.Survey, segments: Sequence[SegmentFile], output: Path) -> None:
+        folders = {segment.path.parent for segment in segments} | {output.parent}
+        if gone := sorted(str(folder) for folder in folders if not folder.is_dir()):
+            raise errors.TranscodeFailed(f"The folder {gone[0]} is gone.", reason="spool-lost", retry=True)
+        if not found.kinds:
+            raise errors.TranscodeFailed("No segment holds a track that the mode records.", reason="no-media", retry=False)
+
+    async def _make(
+        self,
+        found: survey.Survey,
+        segments: Sequence[SegmentFile],
+        mode: str,
+        part: Path,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> verify.Seen:
+        chosen = encoding.plan(found, mode)
+        while True:
+            try:
+                await self._run(found, segments, chosen, part, on_progress)
+                return await verify.verify(self._ffmpeg, part, found, chosen)
+            except errors.TranscodeFailed as error:
+                if not chosen.copied or error.reason not in ("ffmpeg-failed", "verify-failed"):
+                    raise
+                log.warning("transcode.copy_refused", reason=error.reason, detail=error.detail)
+                chosen = encoding.plan(found, mode, copy=False)
+
+    async def _run(
+        self,
+        found: survey.Survey,
+        segments: Sequence[SegmentFile],
+        chosen: encoding.Plan,
+        part: Path,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        argv = encoding.transcode_args(self._ffmpeg, found, chosen, str(part))
+        fillings = [found.filling(kind) for kind in chosen.encoded]
+        joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
+        run = _Run(argv, found.duration_ms, on_progress)
+        log.info("transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms)
+        code = await run.to_end(joined.stream(), part, self._stuck_after_s)
+        if code != 0:
+            raise run.failure(code)
+
+
+class _Run:
+    """One ffmpeg that is fed, listened to, and watched for standing still."""
+
+    def __init__(self, argv: Sequence[str], total_ms: int, on_progress: Callable[[int, int], None] | None) -> None:
+        self._total_ms = total_ms
+        self._on_progress = on_progress
+        self._reader = lines.ProgressReader()
+        self._heard: dict[lines.Meaning, str] = {}
+        self._fed_bytes = 0
+        self._out_ms = 0
+        self._stuck = False
+        self._child = process.Child(argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output)
+
+    async def to_end(self, stream: AsyncIterator[bytes], part: Path, stuck_after_s: float) -> int:
+        """Feeds the stream and waits for the end; returns the exit code. Whatever interrupts it, ffmpeg is killed first."""
+        await self._child.start()
+        reaped = asyncio.create_task(self._child.wait())
+        feeding = asyncio.create_task(self._feed(stream))
+        watching = asyncio.create_task(self._watch(part, stuck_after_s))
+        try:
+            code = await asyncio.shield(reaped)
+            if code == 0:
+                await feeding
+            return code
+        finally:
+            self._child.kill()
+            watching.cancel()
+            feeding.cancel()
+            await asyncio.gather(reaped, feeding, watching, return_exceptions=True)
+
+    def failure(self, code: int) -> errors.TranscodeFailed:
+        """What an exit code other than 0 means."""
+        said = self._child.last_lines[-1] if self._child.last_lines else "it said nothing"
+        if self._stuck:
+            return errors.TranscodeFailed(f"ffmpeg stood still and was killed; last words: {said}", reason="ffmpeg-failed", retry=True)
+        if lines.Meaning.DISK_FULL in self._heard:
+            return errors.TranscodeFailed(self._heard[lines.Meaning.DISK_FULL], reason="disk-full", retry=True)
+        if lines.Meaning.SPOOL_LOST in self._heard:
+            return errors.TranscodeFailed(self._heard[lines.Meaning.SPOOL_LOST], reason="spool-lost", retry=True)
+        if code < 0:
+            return errors.TranscodeFailed(f"ffmpeg was killed by signal {-code}.", reason="killed", retry=True)
+        return errors.TranscodeFailed(f"ffmpeg ended with code {code}: {said}", reason="ffmpeg-failed", retry=True)
+
+    async def _feed(self, stream: AsyncIterator[bytes]) -> None:
+        stdin = self._child.stdin
+        try:
+            async for chunk in stream:
+                for at in range(0, len(chunk), _CHUNK_BYTES):
+                    stdin.write(chunk[at : at + _CHUNK_BYTES])
+                    await stdin.drain()
+                    self._fed_bytes += _CHUNK_BYTES
+        except (BrokenPipeError, ConnectionResetError):
+            return  # ffmpeg has ended before its input; its exit code and its words say why
+        except OSError:
+            self._child.kill()
+            raise
+        stdin.close()
+
+    async def _watch(self, part: Path, stuck_after_s: float) -> None:
+        before: object = None
+        while True:
+            now = (self._fed_bytes, self._out_ms, await asyncio.to_thread(_size_bytes, part))
+            if now == before:
+                self._stuck = True
+                self._child.kill()
+                return
+            before = now
+            await asyncio.sleep(stuck_after_s)
+
+    def _on_error(self, text: str) -> None:
+        line = lines.parse(text)
+        self._heard.setdefault(lines.meaning(line), line.message)
+
+    def _on_output(self, text: str) -> None:
+        block = self._reader.read(text)
+        if block is not None and block.out_ms > self._out_ms:
+            self._out_ms = block.out_ms
+            if self._on_progress is not None:
+                self._on_progress(min(block.out_ms, self._total_ms), self._total_ms)
+
+
+def _size_bytes(part: Path) -> int:
+    try:
+        stat = part.stat()
+    except OSError:
+        return 0
+    return stat.st_size ^ stat.st_mtime_ns
+
+
+def _give_name(part: Path, output: Path) -> None:
+    part.replace(output)
+    folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _storage_failed(error: OSError) -> errors.TranscodeFailed:
+    reason = "disk-full" if verify.is_disk_full(error) else "spool-lost"
+    return errors.TranscodeFailed(f"The spool cannot be read or written: {error.strerror or error}.", reason=reason, retry=True)

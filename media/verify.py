@@ -1,0 +1,115 @@
+"""Whether a finished file is what it should be, before it gets its name. Imports `machine.errors` and this room.
+
+Rules: the whole file is demuxed, track by track, and each track must reach its end within max(0.5 s, 0.5 %); its first and last seconds are
+decoded without an error (three hours of decoding would take minutes). Then it is on the disk (fsync) and its CRC-64 is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastcrc
+
+from machine import errors
+from media import encoding, flv, lines, process, survey
+
+_TOLERANCE_MS = 500
+_TOLERANCE = 0.005
+_DECODED_S = 5
+_READ_BYTES = 1 << 20
+_LIMIT_S = 60.0
+_LIMIT_BYTES_PER_S = 5_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a file states and holds: `duration_ms` of the whole, by its container."""
+
+    duration_ms: int
+
+
+async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: encoding.Plan) -> Seen:
+    """Checks `part` against what was joined. Raises errors.TranscodeFailed ("verify-failed") saying what differs, OSError if it is gone."""
+    limit_s = _LIMIT_S + part.stat().st_size / _LIMIT_BYTES_PER_S
+    duration_ms = 0
+    for kind in sorted(found.kinds):
+        name = "a" if kind == flv.AUDIO else "v"
+        look = _Look()
+        await look.run(_args(ffmpeg, part, chosen, map_=f"0:{name}:0", before=(), decode=False), limit_s)
+        # A track that is copied ends where its last packet did, one that is encoded is filled to the end of all.
+        expected_ms = found.ends_ms[kind] if kind in chosen.copied or kind == flv.AUDIO else found.duration_ms
+        _same(f"track {name}", look.out_ms, expected_ms)
+        duration_ms = look.duration_ms
+    _same("the file", duration_ms, found.duration_ms)
+    for before in ((), ("-sseof", f"-{_DECODED_S}")):
+        look = _Look()
+        await look.run(_args(ffmpeg, part, chosen, map_="0", before=before, decode=True), limit_s)
+    return Seen(duration_ms=duration_ms)
+
+
+def settle(part: Path) -> tuple[int, str]:
+    """Puts the file on the disk (fsync) and returns its size in bytes and its CRC-64/XZ in decimal (blocking). Raises OSError."""
+    crc = size_bytes = 0
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+        while piece := file.read(_READ_BYTES):
+            crc = fastcrc.crc64.xz(piece, crc)
+            size_bytes += len(piece)
+    return size_bytes, str(crc)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error of the operating system means that no space, or no quota, is left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Look:
+    """One run of ffmpeg over the file."""
+
+    def __init__(self) -> None:
+        self.out_ms = 0
+        self.duration_ms = 0
+        self._reader = lines.ProgressReader()
+
+    async def run(self, argv: Sequence[str], limit_s: float) -> None:
+        child = process.Child(argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output)
+        await child.start()
+        reaped = asyncio.create_task(child.wait())
+        try:
+            code = await asyncio.wait_for(asyncio.shield(reaped), limit_s)
+        except TimeoutError:
+            raise errors.TranscodeFailed(f"Verifying took longer than {limit_s:.0f} s.", reason="verify-failed", retry=True) from None
+        finally:
+            child.kill()
+            await asyncio.gather(reaped, return_exceptions=True)
+        if code != 0:
+            said = child.last_lines[-1] if child.last_lines else "it said nothing"
+            raise errors.TranscodeFailed(f"The finished file does not read well: {said}", reason="verify-failed", retry=True)
+
+    def _on_error(self, text: str) -> None:
+        self.duration_ms = lines.container_duration_ms(lines.parse(text).message) or self.duration_ms
+
+    def _on_output(self, text: str) -> None:
+        if block := self._reader.read(text):
+            self.out_ms = max(self.out_ms, block.out_ms)
+
+
+def _args(ffmpeg: str, part: Path, chosen: encoding.Plan, *, map_: str, before: Sequence[str], decode: bool) -> list[str]:
+    reading = ["-t", str(_DECODED_S)] if decode else []
+    doing = ["-xerror"] if decode else ["-c", "copy"]
+    return [
+        *(ffmpeg, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info", "-progress", "pipe:1"),
+        *(*before, *reading, "-protocol_whitelist", "file", "-f", chosen.extension, "-i", str(part)),
+        *("-map", map_, *doing, "-f", "null", "-"),
+    ]
+
+
+def _same(what: str, measured_ms: int, expected_ms: int) -> None:
+    if abs(measured_ms - expected_ms) > max(_TOLERANCE_MS, expected_ms * _TOLERANCE):
+        message = f"The length of {what} is {measured_ms / 1000:.2f} s, where {expected_ms / 1000:.2f} s were captured."
+        raise errors.TranscodeFailed(message, reason="verify-failed", retry=True)

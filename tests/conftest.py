@@ -1,0 +1,51 @@
+"""Fixtures that every room's tests share: quiet logs, Hypothesis profiles, a fresh store for each engine.
+
+HYPOTHESIS_PROFILE=thorough runs many more examples, chosen anew each time; the default is few, and the same ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import structlog
+
+from store import store as stores
+from tests import engines
+
+
+def _drop(_logger: object, _name: str, _event: object) -> structlog.types.EventDict:
+    raise structlog.DropEvent
+
+
+structlog.configure(processors=[_drop])
+
+hypothesis.settings.register_profile("quick", max_examples=100, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture
+def clock() -> engines.Clock:
+    """A clock that a test turns by hand."""
+    return engines.Clock()
+
+
+@pytest.fixture(params=engines.NAMES)
+def database(request: pytest.FixtureRequest) -> Iterator[engines.Database]:
+    """An empty database with the schema of today, on each engine."""
+    with engines.fast_folder() as folder:
+        yield engines.fresh(request.param, Path(folder))
+
+
+@pytest.fixture
+async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterator[stores.Store]:
+    """A store on that database, with the clock of the test and ids that count up."""
+    opened = database.open(clock)
+    try:
+        yield opened
+    finally:
+        await opened.stop()

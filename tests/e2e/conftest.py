@@ -1,0 +1,91 @@
+"""A whole world on this machine: the simulator as Tencent, and the real service as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator import server
+from simulator.cos import signature
+from tests import service_process
+
+APP = 1400000001
+REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
+SECRET_ID, SECRET_KEY = "AKIDexample", "secret-key-example"
+CALLBACK_KEY = "callback-key"
+
+
+class World:
+    """The simulator, and services that know its addresses."""
+
+    def __init__(self, folder: Path, simulator: server.Simulator) -> None:
+        self.folder = folder
+        self.simulator = simulator
+        self.service: service_process.ServiceProcess
+
+    async def serve(self, **environment: str) -> service_process.ServiceProcess:
+        """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
+        template = f"{self.simulator.pull_template}{{room}}?sdkappid={{sdkappid}}&userid={{userid}}&usersig={{usersig}}"
+        settings = {
+            "PULL_ADDRESS": template + "&remoteuserid={speaker}{number_room}",
+            "COS_ENDPOINT": self.simulator.url,
+            "TRTC_CALLBACK_KEYS": json.dumps({str(APP): CALLBACK_KEY}),
+            "CALLBACK_ALLOW": "127.0.0.1",
+            "CALLBACK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0",
+            "MIN_FREE": "1MiB",
+        }
+        self.service = service_process.ServiceProcess(self.folder / "service", settings | environment)
+        self.service.folder.mkdir(parents=True, exist_ok=True)
+        await self.service.start()
+        self.simulator.configure_app(APP, callback_url=f"{self.service.url}/trtc/callbacks", callback_key=CALLBACK_KEY)
+        return self.service
+
+    def request(self, room: int | str, **more: Any) -> dict[str, Any]:
+        """The body of a start; the result is posted to the simulator's receiver under the room's name."""
+        cos = {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", "SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
+        where = {"RoomId": room} if isinstance(room, int) else {"StrRoomId": room}
+        callback = self.simulator.receiver_url(f"results-{room}")
+        start = {"SdkAppId": APP, "UserId": "recorder", "UserSig": "any", "CosConfig": cos, "Callback": callback}
+        return start | where | more
+
+    def results(self, room: int | str) -> list[Any]:
+        """What the callback receiver got for a room, in order."""
+        return [r.json() for r in self.simulator.receiver.received[f"results-{room}"]]
+
+    def object_path(self, url: str) -> Path:
+        """Where the simulator keeps the object of a RecordFile."""
+        host, key = url.removeprefix("https://").split("/", 1)
+        return self.simulator.folder / "cos" / host.split(".")[0] / key
+
+
+@pytest.fixture(scope="session")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulator's encoded loops, made once."""
+    return tmp_path_factory.mktemp("loops")
+
+
+@pytest.fixture
+async def world(tmp_path: Path, loops: Path) -> AsyncIterator[World]:
+    account = signature.Account(secret_id=SECRET_ID, secret_key=SECRET_KEY)
+    simulator = server.Simulator(
+        folder=tmp_path / "tencent", content_folder=loops, accounts=[account], buckets=[BUCKET], announce_pulls=True
+    )
+    await simulator.start()
+    made = World(tmp_path, simulator)
+    yield made
+    if hasattr(made, "service"):
+        await made.service.stop()
+    await simulator.stop()
+
+
+async def live_for(seconds: float) -> None:
+    """Let the room be live for so long: the one thing here that takes time because it is about time."""
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
+        await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=left)

@@ -1,0 +1,98 @@
+"""Fresh databases for tests, one kind per engine, and the clock and ids that a test controls.
+
+A database is migrated once per process and copied for each test: a migration takes longer than most tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import itertools
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from store import engine as opening
+from store import store as stores
+
+NAMES = ("sqlite",)
+START_MS = 1_800_000_000_000
+
+
+@dataclass(slots=True)
+class Clock:
+    """Unix ms that move only when they are told to."""
+
+    now_ms: int = START_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    def advance(self, ms: int) -> None:
+        """Let `ms` pass."""
+        self.now_ms += ms
+
+
+def ids(prefix: str = "01") -> Callable[[], str]:
+    """Ids in the form of a ULID that count up, so that two runs of the same history get the same ones."""
+    numbers = itertools.count(1)
+    return lambda: prefix + str(next(numbers)).zfill(26 - len(prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database of one engine."""
+
+    engine: str
+    url: str
+    path: Path = field(default=Path())
+
+    def open(self, clock: Callable[[], int], new_id: Callable[[], str] | None = None) -> stores.Store:
+        """A store on it. The caller stops it."""
+        return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"))
+
+    def everything(self) -> bytes:
+        """All that the database keeps on disk, as bytes: to look for what must not be there."""
+        return b"".join(p.read_bytes() for p in sorted(self.path.parent.glob(self.path.name + "*")))
+
+
+def fresh(engine: str, folder: Path) -> Database:
+    """An empty database of `engine` with today's schema; files go into `folder`."""
+    if engine != "sqlite":
+        raise ValueError(f"no engine {engine!r}")
+    path = folder / "recorder.db"
+    shutil.copyfile(_template(), path)
+    return Database(engine=engine, url=f"sqlite+aiosqlite:///{path}", path=path)
+
+
+def fast_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder in memory where the system has one: durable writes cost nothing there."""
+    memory = Path("/dev/shm")
+    where = str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="recorder-test-", dir=where)
+
+
+@functools.cache
+def _template() -> Path:
+    folder = fast_folder()
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "template.db"
+    # In a thread of its own: the caller may be inside a running loop.
+    with futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _migrate(path)).result()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return path
+
+
+async def _migrate(path: Path) -> None:
+    store = stores.Store(opening.open_engine(f"sqlite+aiosqlite:///{path}"), clock=Clock(), new_id=ids())
+    await store.start()
+    await store.stop()

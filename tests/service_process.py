@@ -1,0 +1,126 @@
+"""The real service as a process of its own, as an operator would run it; it can be killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests import waiting
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServiceProcess:
+    """`recorder serve` in a folder of its own, with the settings of `environment`."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.database = folder / "data" / "recorder.db"
+        self.log = folder / "service.log"
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "DATA_DIR": str(folder / "data"),
+            "SPOOL_DIR": str(folder / "spool"),
+            "LOG_FORMAT": "json",
+        } | environment
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", "import service; service.main()", "serve",
+                cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        await waiting.until(self._is_ready, 30, "the service to be ready")
+
+    async def kill(self) -> None:
+        """kill -9, and reap it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        await self._process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM; returns the exit code. Harmless when it does not run."""
+        if self._process is None:
+            return 0
+        if self._process.returncode is None:
+            self._process.terminate()
+        async with asyncio.timeout(20):
+            return await self._process.wait()
+
+    async def get(self, path: str) -> Any:
+        """GET, as JSON; fails on anything but 2xx."""
+        async with aiohttp.ClientSession() as http, http.get(self.url + path) as answer:
+            body = await answer.json()
+            assert answer.status < 300, body
+            return body
+
+    async def post(self, path: str, body: Any = None) -> Any:
+        """POST, as JSON; fails on anything but 2xx."""
+        async with aiohttp.ClientSession() as http, http.post(self.url + path, json=body) as answer:
+            said = await answer.json()
+            assert answer.status < 300, said
+            return said
+
+    async def session(self, task_id: str) -> Any:
+        """A session as the API shows it."""
+        return await self.get(f"/sessions/{task_id}")
+
+    async def finished(self, task_id: str, timeout_s: float = 40) -> Any:
+        """Wait until the session is Finished; returns it."""
+
+        async def look() -> Any:
+            found = await self.session(task_id)
+            return found if found["State"] == "Finished" else None
+
+        return await waiting.until(look, timeout_s, f"{task_id} to be Finished; see {self.log}")
+
+    async def states(self, task_id: str) -> list[str]:
+        """The states of the session's recordings."""
+        return [r["State"] for r in (await self.session(task_id))["Recordings"]]
+
+    async def _is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.returncode is None, self.log.read_text()[-3000:]
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            async with aiohttp.ClientSession() as http, http.get(f"{self.url}/readyz") as answer:
+                return answer.status == 200
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found

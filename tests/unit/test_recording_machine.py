@@ -1,0 +1,610 @@
+"""The recording's machine against an oracle written from the design's page on it: every key × every event × the facts that matter.
+
+The oracle below imports nothing of machine.recording's table; what it expects is said in its own words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from machine import effects, model, recording
+
+NOW_MS = 1_800_000_000_000
+EPOCH = 7
+POLICY = model.Policy()
+
+STATES = ("Joining", "Recording", "Transcoding", "Uploading", "Done", "Failed")
+CAPTURES = ("none", "waiting", "queued", "leased")
+EVENTS = (
+    "user-publishing",
+    "user-left",
+    "stop",
+    "capture-started",
+    "capture-exit",
+    "transcode-exit",
+    "upload-finished",
+    "upload-failed",
+    "worker-lost",
+    "retry-due",
+    "linger-over",
+    "idle-over",
+    "replay",
+)
+CAPTURING = ("Joining", "Recording")
+FINAL = ("Done", "Failed")
+OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": [{"AtMs": 1, "DurationMs": 2}]}
+EDGES = {
+    ("Joining", "Recording"),
+    ("Recording", "Transcoding"),
+    ("Transcoding", "Uploading"),
+    ("Uploading", "Done"),
+    *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
+}
+REPLAY_EDGES = {(end, state) for end in FINAL for state in ("Joining", "Transcoding", "Uploading")} | {
+    ("Uploading", "Transcoding")
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One key, one event, and the facts that matter to it."""
+
+    state: str
+    stop: bool
+    capture: str
+    event: str
+    job: str = ""  # of a transcode or an upload: "", waiting, queued or leased
+    present: bool | None = None
+    awaited: bool = False
+    last_pull: bool = False
+    tries: int = 0
+    media_ms: int = 0
+    reason: str = "eof"
+    retry: bool = True
+    stale: bool = False
+    media_lately: bool = False
+    upload_over: bool = False
+    segments: bool = False
+    output: bool = False
+    from_: str = ""
+
+    @property
+    def row(self) -> model.Recording:
+        """The recording of this key."""
+        job = None
+        if self.capture != "none":
+            job = model.Job(kind="capture", state=self.capture, node="n" if self.capture == "leased" else "")
+        elif self.job:
+            job = model.Job(kind={"Transcoding": "transcode"}.get(self.state, "upload"), state=self.job)
+        return model.Recording(
+            task_id="T",
+            speaker="al",
+            n=1,
+            state=self.state,
+            stop_requested=self.stop,
+            epoch=EPOCH,
+            tries=self.tries,
+            present=self.present,
+            awaited=self.awaited,
+            last_pull=self.last_pull,
+            idle_from_ms=NOW_MS - (1_000 if self.media_lately else POLICY.idle_timeout_ms + 1),
+            step_from_ms=NOW_MS - (POLICY.upload_retry_for_ms + 1 if self.upload_over else 1_000),
+            code="FailedRecording" if self.state == "Failed" else "",
+            output=model.Output.from_json(OUTPUT) if self.output else None,
+            job=job,
+        )
+
+    @property
+    def facts(self) -> recording.Facts:
+        """What the event brings."""
+        data: dict[str, Any] = {"Epoch": EPOCH - 1 if self.stale else EPOCH, "Reason": self.reason, "Retry": self.retry}
+        data |= {"MediaMs": self.media_ms, "SizeBytes": 9, "Crc64": "1", "Url": "https://x/y"}
+        if self.reason == "ok":
+            data["Output"] = OUTPUT
+        if self.from_:
+            data["From"] = self.from_
+        return recording.Facts(now_ms=NOW_MS, policy=POLICY, has_segments=self.segments, has_output=self.output, data=data)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must happen. `moves` in order; `capture` or `job` afterwards ("": not looked at); `command` sent; `raised`: a new epoch."""
+
+    kind: str  # move, stay or ignore
+    moves: tuple[tuple[str, str], ...] = ()
+    capture: str = ""
+    job: str = ""
+    command: str = ""
+    raised: bool | None = None
+    stop: bool | None = None
+    armed: str = ""
+
+
+IGNORE = Expected("ignore", raised=False)
+
+
+def oracle(c: Case) -> Expected:
+    """What the design says of this case."""
+    of_a_job = c.event in ("capture-started", "capture-exit", "transcode-exit", "upload-finished", "upload-failed", "worker-lost")
+    if of_a_job and c.stale:
+        return IGNORE  # what an older epoch says is stale and refused
+    answers = {
+        "user-publishing": _user_publishing,
+        "user-left": _user_left,
+        "stop": _stop,
+        "capture-started": _capture_started,
+        "capture-exit": _capture_exit,
+        "transcode-exit": _transcode_exit,
+        "upload-finished": _upload_finished,
+        "upload-failed": _upload_failed,
+        "worker-lost": _worker_lost,
+        "retry-due": _retry_due,
+        "linger-over": _linger_over,
+        "idle-over": _idle_over,
+        "replay": _replay,
+    }
+    return answers[c.event](c)
+
+
+def _user_publishing(c: Case) -> Expected:
+    if c.state not in CAPTURING or c.stop:
+        return IGNORE  # that appearance is over: the next recording takes it up
+    if c.capture in ("queued", "leased"):
+        return Expected("stay", capture=c.capture, raised=False)
+    return Expected("stay", capture="queued", command="start-capture", raised=True)  # pulls at once
+
+
+def _user_left(c: Case) -> Expected:
+    if c.state not in CAPTURING or c.stop:
+        return IGNORE
+    if c.capture == "leased":
+        return Expected("stay", capture="leased", raised=False, armed="linger")
+    return Expected("stay", capture="none", raised=True, armed="linger")  # no pull is made
+
+
+def _stopped(c: Case, state: str, before: tuple[tuple[str, str], ...] = ()) -> Expected:
+    """Stopped and no capture left running."""
+    if state == "Joining":
+        return Expected("move", (*before, ("Joining", "Failed")), capture="none", stop=True)
+    move = ("Recording", "Transcoding")
+    return Expected("move", (*before, move), capture="none", job="queued", command="start-transcode", raised=True, stop=True)
+
+
+def _stop(c: Case) -> Expected:
+    if c.state not in CAPTURING:
+        return IGNORE
+    if c.capture != "leased":
+        return dataclasses.replace(_stopped(c, c.state), raised=True)  # raises the epoch and moves at once
+    if c.stop:
+        return IGNORE  # asked already
+    return Expected("stay", capture="leased", command="stop-capture", raised=False, stop=True)  # asks the worker and waits
+
+
+def _capture_started(c: Case) -> Expected:
+    if c.capture not in ("queued", "leased"):
+        return IGNORE
+    if c.state == "Joining":
+        return Expected("move", (("Joining", "Recording"),), capture=c.capture, raised=False)
+    return Expected("stay", capture=c.capture, raised=False) if c.state == "Recording" else IGNORE
+
+
+def _run_ended(c: Case) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """`media_ms` more than 0 in Joining first makes the move of capture-started."""
+    if c.state == "Joining" and c.media_ms > 0:
+        return "Recording", (("Joining", "Recording"),)
+    return c.state, ()
+
+
+def _capture_exit(c: Case) -> Expected:
+    if c.state not in CAPTURING or c.capture not in ("queued", "leased"):
+        return IGNORE
+    state, before = _run_ended(c)
+    if c.reason in ("disk-full", "spool-lost"):
+        return Expected("move", (*before, (state, "Failed")), capture="none")
+    if c.stop:
+        return _stopped(c, state, before)
+    if state == "Joining" and c.reason == "refused-for-good":
+        return Expected("move", (("Joining", "Failed"),), capture="none")
+    if c.last_pull and c.media_ms == 0:
+        return _stopped(c, state, before)  # left, and did not come back within LINGER
+    stays = "move" if before else "stay"
+    if c.present is False and not c.last_pull:
+        return Expected(stays, before, capture="none")  # no pull until user-publishing or the end of LINGER
+    if c.reason == "new-track" and c.media_ms > 0:
+        return Expected(stays, before, capture="queued", command="start-capture", raised=True)
+    return Expected(stays, before, capture="waiting", raised=True, armed="retry")
+
+
+def _worker_lost(c: Case) -> Expected:
+    if c.state in ("Transcoding", "Uploading"):
+        if c.job not in ("queued", "leased"):
+            return IGNORE
+        if c.state == "Transcoding" and c.tries >= POLICY.lost_limit:
+            return Expected("move", (("Transcoding", "Failed"),))  # retries spent
+        return Expected("stay", job="queued", command=_command(c.state), raised=True)
+    if c.state in FINAL or c.capture not in ("queued", "leased"):
+        return IGNORE
+    state, before = _run_ended(c)
+    if c.stop:
+        return _stopped(c, state, before)
+    stays = "move" if before else "stay"
+    if c.present is False and not c.last_pull:
+        return Expected(stays, before, capture="none")
+    return Expected(stays, before, capture="queued", command="start-capture", raised=True)
+
+
+def _transcode_exit(c: Case) -> Expected:
+    if c.state != "Transcoding" or c.job not in ("queued", "leased"):
+        return IGNORE
+    if c.reason == "ok":
+        return Expected("move", (("Transcoding", "Uploading"),), job="queued", command="start-upload", raised=True)
+    if c.retry and c.tries < len(POLICY.transcode_pauses_ms):
+        return Expected("stay", job="waiting", raised=True, armed="retry")
+    return Expected("move", (("Transcoding", "Failed"),))
+
+
+def _upload_finished(c: Case) -> Expected:
+    if c.state != "Uploading" or c.job not in ("queued", "leased"):
+        return IGNORE
+    return Expected("move", (("Uploading", "Done"),))
+
+
+def _upload_failed(c: Case) -> Expected:
+    if c.state != "Uploading" or c.job not in ("queued", "leased"):
+        return IGNORE
+    if c.retry and not c.upload_over:
+        return Expected("stay", job="waiting", raised=True, armed="retry")
+    return Expected("move", (("Uploading", "Failed"),))
+
+
+def _retry_due(c: Case) -> Expected:
+    if c.state in CAPTURING and c.capture == "waiting":
+        return Expected("stay", capture="queued", command="start-capture")
+    if c.state in ("Transcoding", "Uploading") and c.job == "waiting":
+        return Expected("stay", job="queued", command=_command(c.state))
+    return IGNORE
+
+
+def _linger_over(c: Case) -> Expected:
+    if c.state not in CAPTURING or c.stop or c.present is not False:
+        return IGNORE
+    if c.capture in ("queued", "leased"):
+        return Expected("stay", capture=c.capture, raised=False, armed="linger")  # media still comes: look again
+    return Expected("stay", capture="queued", command="start-capture", raised=True)  # one last time
+
+
+def _idle_over(c: Case) -> Expected:
+    if c.state not in CAPTURING:
+        return IGNORE
+    if c.stop:
+        return IGNORE if c.capture == "leased" else dataclasses.replace(_stopped(c, c.state), raised=True)
+    if c.media_lately or c.present is True or c.awaited:
+        return Expected("stay", capture=c.capture, raised=False, armed="idle")
+    return _stop(c)
+
+
+def _replay(c: Case) -> Expected:
+    if c.state in CAPTURING:
+        if c.stop:  # what it waits for does not come
+            return _stopped(c, c.state)
+        return Expected("stay", capture="queued", command="start-capture", raised=True)
+    if c.state == "Transcoding":
+        return Expected("stay", job="queued", command="start-transcode", raised=True)
+    if c.state == "Uploading":
+        if c.from_ == "transcoding" and c.segments:
+            return Expected("move", (("Uploading", "Transcoding"),), job="queued", command="start-transcode", raised=True)
+        if not c.output and c.segments and c.from_ != "joining":
+            return Expected("move", (("Uploading", "Transcoding"),), job="queued", command="start-transcode", raised=True)
+        return Expected("stay", job="queued", command="start-upload", raised=True)
+    if c.state == "Done" and not c.from_:
+        return IGNORE
+    if c.output and c.from_ in ("", "uploading"):
+        target, command = "Uploading", "start-upload"
+    elif c.segments and c.from_ in ("", "uploading", "transcoding"):
+        target, command = "Transcoding", "start-transcode"
+    else:
+        target, command = "Joining", "start-capture"
+    return Expected("move", ((c.state, target),), job="queued", command=command, raised=True, stop=target != "Joining")
+
+
+def _command(state: str) -> str:
+    return {"Transcoding": "start-transcode", "Uploading": "start-upload"}[state]
+
+
+def cases() -> Iterator[Case]:
+    """Every key × every event × the values of the facts that matter there."""
+    for state, stop, capture, event in itertools.product(STATES, (False, True), CAPTURES, EVENTS):
+        jobs = ("", "waiting", "queued", "leased") if state in ("Transcoding", "Uploading") and capture == "none" else ("",)
+        for job in jobs:
+            for extra in _facts_that_matter(state, event):
+                yield Case(state=state, stop=stop, capture=capture, event=event, job=job, **extra)
+
+
+def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
+    reasons = (
+        "eof",
+        "stopped",
+        "stalled",
+        "refused",
+        "refused-for-good",
+        "disk-full",
+        "spool-lost",
+        "new-track",
+        "no-media",
+        "error",
+    )
+    values: dict[str, tuple[Any, ...]] = {
+        "capture-started": {"stale": (False, True)},
+        "capture-exit": {
+            "stale": (False, True),
+            "media_ms": (0, 5_000),
+            "reason": reasons,
+            "present": (None, True, False),
+            "last_pull": (False, True),
+        },
+        "worker-lost": {
+            "stale": (False, True),
+            "media_ms": (0, 5_000),
+            "present": (None, True, False),
+            "last_pull": (False, True),
+            "tries": (0, 4, 5, 9),
+        },
+        "transcode-exit": {"stale": (False, True), "reason": ("ok", "ffmpeg-failed"), "retry": (False, True), "tries": (0, 1, 2)},
+        "upload-finished": {"stale": (False, True)},
+        "upload-failed": {"stale": (False, True), "retry": (False, True), "upload_over": (False, True), "tries": (0, 50)},
+        "linger-over": {"present": (None, True, False)},
+        "idle-over": {"present": (None, True, False), "awaited": (False, True), "media_lately": (False, True)},
+        "user-publishing": {"present": (None, True, False), "last_pull": (False, True), "awaited": (False, True)},
+        "user-left": {"present": (None, True, False), "last_pull": (False, True)},
+        "replay": {
+            "from_": ("", "joining", "transcoding", "uploading"),
+            "segments": (False, True),
+            "output": (False, True),
+        },
+    }.get(event, {})
+    for combination in itertools.product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
+
+
+def _differences(case: Case) -> list[str]:
+    before, facts = case.row, case.facts
+    got = recording.decide(before, case.event, facts)
+    want = oracle(case)
+    after = got.recording
+    kind = "ignore" if got.ignored else "move" if got.moves else "stay"
+    commands = [e.type for e in got.effects if isinstance(e, effects.Command)]
+    armed = [e.kind for e in got.effects if isinstance(e, effects.Arm)]
+    found = []
+    if kind != want.kind or got.moves != want.moves:
+        found.append(f"{kind} {got.moves}, not {want.kind} {want.moves}")
+    if kind == "ignore" and (after != before or got.effects):
+        found.append("ignored, but not without traces")
+    if want.capture and after.capture != want.capture:
+        found.append(f"capture is {after.capture}, not {want.capture}")
+    if want.job and (after.job is None or after.job.state != want.job):
+        found.append(f"job is {after.job}, not {want.job}")
+    if want.kind != "ignore" and commands != ([want.command] if want.command else []):
+        found.append(f"commands are {commands}, not {want.command!r}")
+    if want.raised is not None and (after.epoch > before.epoch) != want.raised:
+        found.append(f"epoch went from {before.epoch} to {after.epoch}")
+    if want.stop is not None and after.stop_requested != want.stop:
+        found.append(f"stop requested is {after.stop_requested}")
+    if want.armed and want.armed not in armed:
+        found.append(f"armed {armed}, not {want.armed}")
+    return [f"{case}: {text}" for text in found]
+
+
+def _reachable(case: Case) -> bool:
+    """A capture is held in Joining and Recording only: elsewhere the key exists, and must only do no harm."""
+    return case.capture == "none" or case.state in CAPTURING
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_the_table_does_what_the_design_says(event: str) -> None:
+    """Every key × this event × the facts that matter moves, stays or is ignored as the design has it."""
+    wrong = [d for case in cases() if case.event == event and _reachable(case) for d in _differences(case)]
+    assert not wrong, f"{len(wrong)} differences, the first:\n" + "\n".join(wrong[:10])
+
+
+def test_the_oracle_knows_every_event_and_state() -> None:
+    """No state and no event of the machine is left out of the oracle."""
+    assert set(recording.EVENTS) == set(EVENTS)
+    assert set(recording.MACHINE.states) == set(STATES)
+
+
+def test_a_key_that_cannot_be_is_harmless() -> None:
+    """A capture beside a later state makes nothing raise, and nothing go backwards."""
+    for case in cases():
+        if not _reachable(case):
+            got = recording.decide(case.row, case.event, case.facts)
+            assert set(got.moves) <= EDGES | REPLAY_EDGES
+
+
+# --- what holds for any facts ---------------------------------------------------------------------------------------------------
+TIMES = st.integers(0, 2**53 - 1)
+MAYBE_TIME = st.none() | TIMES
+TEXT = st.text(max_size=20)
+JOBS = st.none() | st.builds(
+    model.Job,
+    kind=st.sampled_from(("capture", "transcode", "upload")),
+    state=st.sampled_from(("waiting", "queued", "leased")),
+    node=TEXT,
+)
+OUTPUTS = st.builds(
+    model.Output,
+    duration_ms=TIMES,
+    size_bytes=TIMES,
+    crc64=TEXT,
+    start_ms=MAYBE_TIME,
+    end_ms=MAYBE_TIME,
+    gaps=st.lists(st.tuples(TIMES, TIMES), max_size=2).map(tuple),
+)
+RECORDINGS = st.builds(
+    model.Recording,
+    task_id=st.just("T"),
+    speaker=TEXT,
+    n=st.integers(1, 9),
+    mode=st.sampled_from(("00", "01", "02")),
+    state=st.sampled_from(STATES),
+    version=st.integers(1, 99),
+    stop_requested=st.booleans(),
+    epoch=st.integers(1, 9),
+    attempt=st.integers(1, 9),
+    tries=st.integers(0, 99),
+    present=st.none() | st.booleans(),
+    awaited=st.booleans(),
+    last_pull=st.booleans(),
+    idle_from_ms=TIMES,
+    step_from_ms=TIMES,
+    opened_ms=TIMES,
+    ended_ms=MAYBE_TIME,
+    first_packet_ms=MAYBE_TIME,
+    last_packet_ms=MAYBE_TIME,
+    media_ms=TIMES,
+    detail=TEXT,
+    output=st.none() | OUTPUTS,
+    url=TEXT,
+    job=JOBS,
+    files_removed=st.booleans(),
+)
+REASONS = TEXT | st.sampled_from(("eof", "ok", "disk-full", "spool-lost", "refused-for-good", "new-track", "file-missing"))
+ALWAYS = {"SizeBytes": TIMES, "Crc64": TEXT, "Url": TEXT}
+SOMETIMES = {
+    "Epoch": st.integers(1, 9),
+    "Reason": REASONS,
+    "Detail": TEXT,
+    "Retry": st.booleans(),
+    "MediaMs": TIMES,
+    "FirstPacketMs": MAYBE_TIME,
+    "LastPacketMs": MAYBE_TIME,
+    "Output": OUTPUTS.map(model.Output.to_json),
+    "From": st.sampled_from(("joining", "transcoding", "uploading")),
+}
+FACTS = st.builds(
+    recording.Facts,
+    now_ms=TIMES,
+    callbacks_come=st.booleans(),
+    has_segments=st.booleans(),
+    has_output=st.booleans(),
+    data=st.fixed_dictionaries(ALWAYS, optional=SOMETIMES),
+)
+
+
+@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
+def test_a_decision_is_pure_and_never_raises(value: model.Recording, event: str, facts: recording.Facts) -> None:
+    """Whatever the facts, a decision comes out; the same one twice; and neither recording nor data was touched."""
+    value_before, data_before = repr(value), repr(facts.data)
+    first = recording.decide(value, event, facts)
+    assert recording.decide(value, event, facts) == first
+    assert repr(value) == value_before
+    assert repr(facts.data) == data_before
+
+
+@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
+def test_what_every_decision_keeps(value: model.Recording, event: str, facts: recording.Facts) -> None:
+    """Epochs only grow; moves are the chart's; an ignored event leaves nothing; a job is changed only under a command or a deadline."""
+    got = recording.decide(value, event, facts)
+    after = got.recording
+    assert after.epoch >= value.epoch
+    assert after.version == value.version
+    assert after.id == value.id
+    assert set(got.moves) <= (EDGES | REPLAY_EDGES if event == "replay" else EDGES)
+    assert after.state == (got.moves[-1][1] if got.moves else value.state)
+    for (_, reached), (left, _) in itertools.pairwise(got.moves):
+        assert reached == left
+    if got.ignored:
+        assert (after, got.effects, got.moves) == (value, (), ())
+    started = [e.type for e in got.effects if isinstance(e, effects.Command) and e.type.startswith("start-")]
+    if started and event != "retry-due":
+        assert after.epoch > value.epoch, "a new attempt needs a new epoch"
+    if after.final and not value.final:
+        assert after.job is None
+        assert after.code in {"Success", "FailedRecording", "FailedTranscode", "FailedCosWrite"}
+        assert effects.Report() in got.effects
+
+
+@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
+def test_a_stale_epoch_moves_nothing(value: model.Recording, event: str, facts: recording.Facts) -> None:
+    """What a worker says under another epoch than the present one is ignored, with a reason."""
+    if event in ("capture-started", "capture-exit", "transcode-exit", "upload-finished", "upload-failed", "worker-lost"):
+        stale = dataclasses.replace(facts, data={**facts.data, "Epoch": value.epoch - 1})
+        got = recording.decide(value, event, stale)
+        assert got.ignored
+        assert got.recording == value
+
+
+@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
+def test_a_failure_has_the_code_of_its_state_and_keeps_the_files(
+    value: model.Recording, event: str, facts: recording.Facts
+) -> None:
+    """Failed from Joining or Recording, Transcoding, Uploading has that code, a Detail, and a time until which the files are kept."""
+    got = recording.decide(value, event, facts)
+    if got.moves and got.moves[-1][1] == "Failed":
+        codes = {"Joining": "FailedRecording", "Recording": "FailedRecording", "Transcoding": "FailedTranscode"}
+        assert got.recording.code == codes.get(got.moves[-1][0], "FailedCosWrite")
+        assert got.recording.detail
+        assert effects.Arm("keep", facts.now_ms + facts.policy.keep_failed_ms) in got.effects
+
+
+def _fresh(**changes: Any) -> model.Recording:
+    return dataclasses.replace(model.Recording(task_id="T", speaker="al", n=1, epoch=EPOCH), **changes)
+
+
+def _facts(**data: Any) -> recording.Facts:
+    return recording.Facts(now_ms=NOW_MS, data={"Epoch": EPOCH, **data})
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["with callbacks", "without callbacks"])
+def test_pauses_between_segments_grow(comes: bool) -> None:
+    """The capture starts again after 1 s, then longer, to 10 s; to 30 s where no callbacks come."""
+    value, pauses = _fresh(state="Recording"), []
+    for _ in range(8):
+        value = dataclasses.replace(value, job=model.Job(kind="capture", state="leased"))
+        facts = dataclasses.replace(_facts(Reason="eof", MediaMs=0), callbacks_come=comes)
+        facts = dataclasses.replace(facts, data={**facts.data, "Epoch": value.epoch})
+        got = recording.decide(value, "capture-exit", facts)
+        pauses += [e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm) and e.kind == "retry"]
+        value = got.recording
+    assert pauses[0] == 1_000
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == (10_000 if comes else 30_000)
+
+
+def test_media_ends_the_series_of_failures() -> None:
+    """After a run that brought media, the next segment starts after the shortest pause again."""
+    value = _fresh(state="Recording", tries=9, job=model.Job(kind="capture", state="leased"))
+    got = recording.decide(value, "capture-exit", _facts(Reason="eof", MediaMs=3_000))
+    assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
+
+
+def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
+    """From user-left on, exits and deaths start no capture; user-publishing pulls at once, the end of LINGER one last time."""
+    leased = _fresh(state="Recording", present=True, job=model.Job(kind="capture", state="leased"))
+    left = recording.decide(leased, "user-left", _facts()).recording
+    for event in ("capture-exit", "worker-lost"):
+        ended = recording.decide(left, event, _facts(Reason="eof", MediaMs=9)).recording
+        assert ended.capture == "none"
+        assert recording.decide(ended, "retry-due", _facts()).ignored
+        assert recording.decide(ended, "user-publishing", _facts()).recording.capture == "queued"
+        last = recording.decide(ended, "linger-over", _facts()).recording
+        assert last.capture == "queued"
+        over = recording.decide(last, "capture-exit", _facts(Epoch=last.epoch, Reason="refused", MediaMs=0))
+        assert over.moves == (("Recording", "Transcoding"),)
+
+
+def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
+    """A speaker who is heard in the last pull and leaves again is not pulled until the new LINGER is over."""
+    value = _fresh(state="Recording", present=False, last_pull=True, job=model.Job(kind="capture", state="leased"))
+    left = recording.decide(value, "user-left", _facts()).recording
+    for media_ms in (0, 4_000):
+        ended = recording.decide(left, "capture-exit", _facts(Reason="eof", MediaMs=media_ms))
+        assert ended.recording.state == "Recording"
+        assert ended.recording.capture == "none"

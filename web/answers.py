@@ -1,0 +1,90 @@
+"""Answers: JSON bodies with a RequestId, and every error as `{"Code", "Message", "RequestId"}`.
+
+May import `machine` and `events`. Rule: an error says the field and the reason, never a value and nothing of our inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import fastapi
+import structlog
+from fastapi import exceptions, responses
+from starlette import exceptions as starlette_exceptions
+
+from events import errors as event_errors
+from machine import errors
+
+# Codes of what the HTTP layer itself refuses; the others come with machine.errors.
+CODES = {
+    400: "InvalidParameter",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    408: "RequestTimeout",
+    413: "RequestTooLarge",
+    503: "ServiceUnavailable",
+}
+MESSAGES = {
+    404: "There is no such path; GET /openapi.json lists what there is.",
+    405: "This path does not take this method; the header Allow lists those it takes.",
+}
+UNEXPECTED = "The service failed on this request; its log has the reason under this RequestId."
+
+
+def ok(request: fastapi.Request, body: Mapping[str, Any], status: int = 200) -> responses.JSONResponse:
+    """A successful answer, with the RequestId."""
+    return responses.JSONResponse({**body, "RequestId": request_id(request)}, status)
+
+
+def failed(
+    request_id: str, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+) -> responses.JSONResponse:
+    """An error's answer, and its code on the request's line in the log."""
+    structlog.contextvars.bind_contextvars(code=code)
+    # A message may name a field as it was sent, and JSON can spell characters that UTF-8 cannot.
+    text = message.encode("utf-8", "backslashreplace").decode()
+    return responses.JSONResponse({"Code": code, "Message": text, "RequestId": request_id}, status, headers)
+
+
+def request_id(request: fastapi.Request) -> str:
+    """The id of this request: in the log, in the answer, and the event's id where no Idempotency-Key was given."""
+    return str(request.state.request_id)
+
+
+def install(app: fastapi.FastAPI) -> None:
+    """Turn every error that a route may raise into an answer."""
+    app.add_exception_handler(errors.RecorderError, _recorder_error)
+    app.add_exception_handler(event_errors.InvalidEvent, _invalid_event)
+    app.add_exception_handler(exceptions.RequestValidationError, _invalid_query)
+    app.add_exception_handler(starlette_exceptions.HTTPException, _http_error)
+
+
+async def _recorder_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
+    assert isinstance(error, errors.RecorderError)  # noqa: S101 - registered for this class only; tells the type checker
+    if error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
+        return failed(request_id(request), error.http_status, error.code, error.message)
+    if error.retry:
+        unavailable = errors.Unavailable()
+        return failed(request_id(request), unavailable.http_status, unavailable.code, unavailable.message)
+    structlog.get_logger().error("http.failed", exc_info=error)
+    return failed(request_id(request), 500, "InternalError", UNEXPECTED)
+
+
+async def _invalid_event(request: fastapi.Request, error: Exception) -> fastapi.Response:
+    return failed(request_id(request), 400, CODES[400], str(error))
+
+
+async def _invalid_query(request: fastapi.Request, error: Exception) -> fastapi.Response:
+    assert isinstance(error, exceptions.RequestValidationError)  # noqa: S101 - as above
+    first = error.errors()[0]
+    reason = "is not a known parameter" if first["type"] == "extra_forbidden" else str(first["msg"])
+    return failed(request_id(request), 400, CODES[400], f"{str(first['loc'][-1])[:64]}: {reason}")
+
+
+async def _http_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
+    assert isinstance(error, starlette_exceptions.HTTPException)  # noqa: S101 - as above
+    status = error.status_code
+    message = MESSAGES.get(status) or str(error.detail)
+    return failed(request_id(request), status, CODES.get(status, "InvalidRequest"), message, error.headers)

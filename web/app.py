@@ -1,0 +1,33 @@
+"""The HTTP application: sessions, TRTC callbacks, probes, and the document that describes them.
+
+May import `machine` and `events`. Rule: built from one `Api` value; it opens nothing, connects to nothing and reads no environment.
+"""
+
+from __future__ import annotations
+
+import fastapi
+
+from web import answers, callbacks, door, given, health, openapi, sessions
+
+Api = given.Api
+
+DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses one."
+
+
+def create(api: given.Api) -> fastapi.FastAPI:
+    """The ASGI application of one service."""
+    app = fastapi.FastAPI(
+        title="recorder",
+        version=api.version,
+        description=DESCRIPTION,
+        # The pages that come with the framework load their scripts from a foreign host.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (sessions.router(api), callbacks.router(api), health.router(api)):
+        app.include_router(router)
+    answers.install(app)
+    openapi.install(app, bearer=bool(api.tokens))
+    app.add_middleware(door.Door, api=api)
+    return app

@@ -1,0 +1,75 @@
+"""From a request to an event: the body within its limits, the event's id, and the check against the schema.
+
+May import `machine` and `events`. Rule: nothing is parsed before its size is known to be within the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import fastapi
+import structlog
+from starlette import exceptions
+
+from events import codec, errors
+from web import answers, given
+
+MAX_BODY_BYTES = 256 * 1024
+BODY_TIMEOUT_S = 30.0
+
+_KEY = re.compile(r"[\x20-\x7e]{1,128}")
+_TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES // 1024} KB."
+
+
+async def raw(request: fastapi.Request) -> bytes:
+    """The whole body. Raises HTTPException 413 above `MAX_BODY_BYTES`, whether announced or not, and 408 if it does not come."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+        raise exceptions.HTTPException(413, _TOO_LARGE)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise exceptions.HTTPException(413, _TOO_LARGE)
+    except TimeoutError:
+        raise exceptions.HTTPException(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+    return bytes(body)
+
+
+async def json_object(request: fastapi.Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body as a JSON object; an empty one is {} if `optional`. Raises InvalidEvent."""
+    body = await raw(request)
+    return {} if optional and not body.strip() else parse(body)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """As codec.parse."""
+    try:
+        return codec.parse(body)
+    except RecursionError:
+        raise errors.InvalidEvent("", f"the body nests deeper than {codec.MAX_DEPTH} levels") from None
+
+
+def event(api: given.Api, type_: str, *, id: str, data: dict[str, Any]) -> codec.Event:
+    """An event said now, checked. Raises InvalidEvent."""
+    structlog.contextvars.bind_contextvars(event_id=id, event_type=type_)
+    try:
+        return codec.make(type_, id=id, time_ms=api.clock(), data=data)
+    except UnicodeEncodeError:
+        raise errors.InvalidEvent("", "the body contains a character that is not valid text") from None
+
+
+def event_id(request: fastapi.Request, scope: str) -> str:
+    """What makes a repeated request harmless: the client's Idempotency-Key, kept apart by `scope`, else the request's own id.
+
+    Raises InvalidEvent for a key that is not 1 to 128 printable ASCII characters."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return answers.request_id(request)
+    if not _KEY.fullmatch(key):
+        raise errors.InvalidEvent("Idempotency-Key", "must be 1 to 128 printable ASCII characters")
+    return f"http-{scope}-{key}"

@@ -1,0 +1,39 @@
+"""Probes: is the process alive, and should it get work? May import `machine`.
+
+Rule: `/healthz` asks nobody, so that a slow database never gets the process killed; `/readyz` asks everybody.
+"""
+
+from __future__ import annotations
+
+import fastapi
+
+from machine import errors
+from web import answers, given
+
+
+def router(api: given.Api) -> fastapi.APIRouter:
+    """The two routes, for one service."""
+    routes = fastapi.APIRouter(tags=["health"])
+
+    @routes.get("/healthz", summary="Is the process alive?")
+    async def healthz(request: fastapi.Request) -> fastapi.Response:
+        return answers.ok(request, {"Status": "alive", "Version": api.version})
+
+    @routes.get("/readyz", summary="Should this node get work?")
+    async def readyz(request: fastapi.Request) -> fastapi.Response:
+        reasons = [*api.ready(), *await _database(api)]
+        if reasons:
+            raise errors.Unavailable(" ".join(reasons))
+        return answers.ok(request, {"Status": "ready"})
+
+    return routes
+
+
+async def _database(api: given.Api) -> list[str]:
+    try:
+        await api.ping()
+    except errors.RecorderError as error:
+        return [error.message]
+    except (TimeoutError, OSError) as error:
+        return [f"The database does not answer: {type(error).__name__}."]
+    return []
