@@ -29,7 +29,7 @@ from cloud import cos, cos_upload, credentials, objects, pull, trtc_callbacks, u
 from events import codec
 from handlers import adapters, applying, deciding, doing, sweeper, worker
 from machine import background, errors, model
-from media import capture, segments, spool, transcode
+from media import capture, ffmpeg, segments, spool, transcode
 from ops import settings as ops_settings
 from web import app as web_app
 
@@ -57,7 +57,7 @@ class Steps:
         self._settings = settings
         self._spool = folder
         self._chain = chain
-        self._ffmpeg = capture.find_ffmpeg(settings.ffmpeg_binary)
+        self._ffmpeg = ffmpeg.find(settings.ffmpeg_binary)
         self.uploader = cos.CosUploader()
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
@@ -136,7 +136,7 @@ class Steps:
         request, value = job.session.request, job.recording
         key = objects.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
         return objects.CosTarget(
-            region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_endpoint_parts
+            region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server
         )
 
     async def credentials(self, secrets: Mapping[str, str]) -> credentials.Credentials:
@@ -165,7 +165,7 @@ class Steps:
         objects.check_path(config["Path"])
         keys = await self.credentials(config)
         target = objects.CosTarget(
-            region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_endpoint_parts
+            region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_server
         )
         try:
             warnings.append(await self.uploader.check_bucket(target, keys))
@@ -212,7 +212,7 @@ class Service:
     async def start(self) -> None:
         """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
         settings, policy = self.settings, _policy(self.settings)
-        folder = spool.Spool(settings.spool_path)
+        folder = spool.Spool(settings.spool)
         folder.start()
         self._stack.callback(folder.stop)
         engine = _open_engine(settings)
@@ -317,7 +317,7 @@ class _Server(uvicorn.Server):
 
 
 def _open_engine(settings: ops_settings.Settings) -> Any:
-    settings.data_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return store.engine.open_engine(settings.database)
 
 
@@ -355,3 +355,8 @@ def serve(environment: Mapping[str, str]) -> int:
         sys.stderr.write(f"recorder: {error.message}\n")
         return 1
     return 0
+
+
+def main() -> None:
+    """The command `recorder`."""
+    ops_cli.app()

@@ -179,8 +179,8 @@ async def published(step: applying.Applying, current: model.Session) -> model.Se
 def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:
     if not callbacks_come and not request.subscribe:
         yield (
-            f"No callback of application {request.room.sdk_app_id} was ever seen, and SubscribeUserIds is not given: no speaker can"
-            " be known. In the TRTC console set the callback address to this service's /trtc/callbacks, with the key in"
+            f"No callback of application {request.room.sdk_app_id} was ever seen, and SubscribeUserIds is not given: no speaker"
+            " can be known. In the TRTC console set the callback address to this service's /trtc/callbacks, with the key in"
             " TRTC_CALLBACK_KEYS, or name the speakers in SubscribeUserIds."
         )
 

@@ -2,11 +2,11 @@
 
 The contract of each command (precondition · effect · resulting event · what a second call does):
 
-1. start-capture    job queued under this epoch · lease, segment registered, ffmpeg · capture-started, ffmpeg-exit · refused by
-the lease 2. stop-capture     capture of this epoch runs here · ffmpeg asked to end · ffmpeg-exit (by 1) · asks again, harmless
-3. start-transcode  job queued · lease, transcode into a partial file, verify, rename · ffmpeg-exit · refused by the lease
-4. start-upload     job queued · lease, upload resumed or begun, compared · upload-finished or upload-failed · refused by the
-lease 5. send-callback    job queued · lease, one POST · callback-finished or callback-failed · refused by the lease
+1. start-capture    job queued · lease, segment registered, ffmpeg · capture-started, ffmpeg-exit · refused by the lease
+2. stop-capture     capture of this epoch runs here · ffmpeg asked to end · ffmpeg-exit (by 1) · asks again, harmless
+3. start-transcode  job queued · lease, partial file, verified, renamed · ffmpeg-exit · refused by the lease
+4. start-upload     job queued · lease, upload resumed or begun, compared · upload-finished, upload-failed · refused by the lease
+5. send-callback    job queued · lease, one POST · callback-finished, callback-failed · refused by the lease
 
 Rule: no outcome is said for a job whose lease was refused: the work is ended and nothing more is written. An unanswered
 renewal is not a refusal (the database may be restarting). Stopping the node is no outcome either: the next start voids its
@@ -110,7 +110,7 @@ class Worker:
             return
         job.stop_asked = True
         if job.capture is not None:
-            await job.capture.stop()
+            job.capture.stop()
 
     async def start_transcode(self, command: codec.Event) -> None:
         """Contract 3."""
@@ -138,7 +138,7 @@ class Worker:
         faults.faultpoint("capture.spawn.after")
         log.info("capture.running", owner=job.owner, epoch=job.epoch)
         if job.stop_asked:
-            await capture.stop()
+            capture.stop()
         ended = await capture.wait()
         await asyncio.gather(*job.said)
         faults.faultpoint("capture.exit.before")
@@ -241,7 +241,7 @@ class Worker:
 
     async def _abandon(self, job: Job) -> None:
         if job.capture is not None and not job.ended:
-            await job.capture.kill()
+            job.capture.kill()
         tasks = [t for t in (job.task, *job.said) if t is not None]
         for task in tasks:
             task.cancel()
@@ -278,7 +278,7 @@ class Worker:
         match job.kind:
             case states.CAPTURE:
                 if job.capture is not None:
-                    await job.capture.kill()
+                    job.capture.kill()
                 await self._say_exit(job, states.CAPTURE, {k: data[k] for k in ("Reason", "Detail")})
             case states.TRANSCODE:
                 await self._say_exit(job, states.TRANSCODE, data)

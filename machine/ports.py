@@ -71,9 +71,13 @@ class Deadline(Protocol):
     def serial(self) -> str: ...
 
 
-class Lease(Deadline, Protocol):
+class Lease(Protocol):
     """A job that a node holds (store.store.Lease)."""
 
+    @property
+    def owner(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
     @property
     def epoch(self) -> int: ...
     @property

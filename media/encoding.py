@@ -69,12 +69,13 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
     width, height = found.canvas
     rate = found.rate
     options |= {"c:v": "libx264", "preset": "veryfast", "crf": 23, "pix_fmt": "yuv420p", "g": rate * _KEY_EVERY_S, "fps_mode": "passthrough"}
-    black = ffmpeg_python.filter([], "color", color="black", size=f"{width}x{height}", rate=rate, duration=_seconds(found.duration_ms))
+    described = f"color=color=black:size={width}x{height}:rate={rate}:duration={_seconds(found.duration_ms)},format=yuv420p"
+    black = ffmpeg_python.input(described, format="lavfi").video
     picture = source["v:0"].filter("scale", width, height, force_original_aspect_ratio="decrease", force_divisible_by=2)
     picture = picture.filter("setsar", 1).filter("format", "yuv420p")
     hidden = _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.VIDEO)
     enable = {"enable": f"not({hidden})"} if hidden else {}
-    joined = ffmpeg_python.overlay(black.filter("format", "yuv420p"), picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)
+    joined = ffmpeg_python.overlay(black, picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)
     return joined.filter("setsar", 1)
 
 

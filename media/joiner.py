@@ -193,7 +193,8 @@ class Joiner:
 
 def _times(filling: Filling) -> Iterator[int]:
     for from_ms, to_ms in filling.spans_ms:
-        yield from range(from_ms, to_ms - _FILL_MARGIN_MS, FILL_EVERY_MS)
+        yield from range(from_ms, to_ms - 2 * _FILL_MARGIN_MS, FILL_EVERY_MS)
+        yield to_ms - _FILL_MARGIN_MS
 
 
 def _step(steps: Generator[bytes, bool | None, None], answer: bool | None) -> bytes | None:

@@ -58,6 +58,10 @@ class Survey:
         holes = [hole for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
         return self.codecs.get(kind) == usual and len(self.headers.get(kind, ())) == 1 and not holes
 
+    def filled_end_ms(self, kind: int) -> int:
+        """Where a track ends when its holes have been filled."""
+        return max([self.ends_ms[kind], *(hole.to_ms for hole in self.holes if hole.kind == kind)])
+
     @property
     def canvas(self) -> tuple[int, int]:
         """The picture with the largest area, in even numbers of pixels; 1280×720 when no size can be read."""
@@ -131,7 +135,7 @@ class _Pass:
     def _packet(self, tag: flv.Tag, place: int) -> None:
         found, kind = self._found, tag.kind
         self._hole(kind, place)
-        self._track_ends_ms[kind] = self._walk.timeline.track_end_ms(kind)
+        self._track_ends_ms[kind] = place + self._walk.timeline.packet_ms(kind)
         header = self._header.get(kind)
         known = found.headers.setdefault(kind, [])
         if header is not None and header not in known:

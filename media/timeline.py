@@ -59,6 +59,10 @@ class Timeline:
         """Where one track ends; 0 when it has no packet."""
         return self._last_ms[kind] + self._packet_ms[kind] if kind in self._last_ms else 0
 
+    def packet_ms(self, kind: int) -> int:
+        """How long a packet of a track lasts, by the distance of its latest two."""
+        return self._packet_ms[kind]
+
     def place(self, tag: flv.Tag) -> int | None:
         """The place of a packet in media time, or None for what is not wanted, not media, or a picture before the first key frame."""
         kind = tag.kind

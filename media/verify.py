@@ -41,15 +41,20 @@ async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: encoding
         name = "a" if kind == flv.AUDIO else "v"
         look = _Look()
         await look.run(_args(ffmpeg, part, chosen, map_=f"0:{name}:0", before=(), decode=False), limit_s)
-        # A track that is copied ends where its last packet did, one that is encoded is filled to the end of all.
-        expected_ms = found.ends_ms[kind] if kind in chosen.copied or kind == flv.AUDIO else found.duration_ms
-        _same(f"track {name}", look.out_ms, expected_ms)
+        _same(f"track {name}", look.out_ms, _expected_ms(kind, found, chosen))
         duration_ms = look.duration_ms
     _same("the file", duration_ms, found.duration_ms)
     for before in ((), ("-sseof", f"-{_DECODED_S}")):
         look = _Look()
         await look.run(_args(ffmpeg, part, chosen, map_="0", before=before, decode=True), limit_s)
     return Seen(duration_ms=duration_ms)
+
+
+def _expected_ms(kind: int, found: survey.Survey, chosen: encoding.Plan) -> int:
+    """A copied track ends with its last packet, encoded sound with its last packet or silence, encoded pictures with the whole."""
+    if kind in chosen.copied:
+        return found.ends_ms[kind]
+    return found.filled_end_ms(kind) if kind == flv.AUDIO else found.duration_ms
 
 
 def settle(part: Path) -> tuple[int, str]:

@@ -258,6 +258,7 @@ class Live:
         """Begin to tick. A second call does nothing."""
         if self._task is None:
             self._task = asyncio.create_task(self._tick(), name="simulator.live")
+            self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """End every stream and the ticker. A second call does nothing; raises what ended the ticker, if not this."""
@@ -280,6 +281,13 @@ class Live:
             stream.advance(self.clock())
             self.streams.discard(stream)
             stream.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A ticker that dies must not look like a quiet room: break every viewer off and say so."""
+        if not task.cancelled() and task.exception() is not None:
+            log.error("simulator.ticker_died", error=repr(task.exception()))
+            for stream in self.streams:
+                stream.close(RESET)
 
     async def _tick(self) -> None:
         while True:

@@ -26,19 +26,42 @@ _FLASH = "drawbox=color=white:t=fill:enable='lt(mod(t,1),0.1)'"
 _BEEP = "volume='if(lt(mod(t,1),0.1),1,0)':eval=frame"
 
 
+# Synthetic packets for tests that need no decoder.
+AVC_HEADER = bytes.fromhex("17000000000142c00cffe100166742c00cda0507ec0440000003004000000783c50aa801000468ce0fc8")  # 320x240
+LARGER_AVC_HEADER = bytes.fromhex(  # 1278x718
+    "17000000000142c01fffe100186742c01fda014016faac0440000003004000000783c60ca801000468ce0fc8"
+)
+AAC_HEADER = bytes.fromhex("af00120856e500")
+
+
+def sound(timestamp_ms: int, payload: bytes = b"\x21\x10") -> flv.Tag:
+    """A packet of AAC sound."""
+    return flv.Tag(kind=flv.AUDIO, timestamp_ms=timestamp_ms, payload=b"\xaf\x01" + payload)
+
+
+def picture(timestamp_ms: int, *, key: bool = False, payload: bytes = b"\x00\x00\x00\x01\x09") -> flv.Tag:
+    """A packet of AVC pictures."""
+    return flv.Tag(kind=flv.VIDEO, timestamp_ms=timestamp_ms, payload=(b"\x17" if key else b"\x27") + b"\x01\x00\x00\x00" + payload)
+
+
+def configuration(kind: int, payload: bytes, timestamp_ms: int = 0) -> flv.Tag:
+    """A sequence header."""
+    return flv.Tag(kind=kind, timestamp_ms=timestamp_ms, payload=payload)
+
+
 @functools.cache
-def content(size: str = "320x240", duration_s: int = 10, rate: int = 15, gop: int = 15, samples: int = 44100) -> tuple[flv.Tag, ...]:
-    """The tags of a stream with both tracks: blue picture of `size` (so that black is something else), flash and beep each second."""
+def content(
+    size: str = "320x240", duration_s: int = 10, rate: int = 15, gop: int = 15, samples: int = 44100, bframes: int = 0
+) -> tuple[flv.Tag, ...]:
+    """The tags of a stream with both tracks: blue picture (so that black is something else), flash and beep each second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "source.flv"
         picture = f"color=blue:s={size}:r={rate}:d={duration_s},{_FLASH}"
         sound = f"sine=frequency=1000:r={samples}:d={duration_s},{_BEEP}"
-        subprocess.run(
-            [FFMPEG, "-loglevel", "error", "-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
-            + ["-c:v", "libx264", "-profile:v", "baseline", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", str(gop)]
-            + ["-bf", "0", "-c:a", "aac", "-b:a", "64k", "-ac", "1", "-f", "flv", str(path)],
-            check=True,
-        )
+        video = f"-c:v libx264 -preset ultrafast -pix_fmt yuv420p -g {gop} -bf {bframes}".split()
+        audio = "-c:a aac -b:a 64k -ac 1".split()
+        inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
+        subprocess.run([FFMPEG, "-loglevel", "error", *inputs, *video, *audio, "-f", "flv", str(path)], check=True)
         return read(path)
 
 

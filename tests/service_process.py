@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import imageio_ffmpeg
 
 from tests import waiting
 
@@ -42,6 +43,7 @@ class ServiceProcess:
             "DATA_DIR": str(folder / "data"),
             "SPOOL_DIR": str(folder / "spool"),
             "LOG_FORMAT": "json",
+            "FFMPEG_BINARY": imageio_ffmpeg.get_ffmpeg_exe(),
         } | environment
         self._process: asyncio.subprocess.Process | None = None
 
@@ -55,7 +57,7 @@ class ServiceProcess:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", "import service; service.main()", "serve",
+                sys.executable, "-c", "import os, sys, service; sys.exit(service.serve(os.environ))",
                 cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         await waiting.until(self._is_ready, 30, "the service to be ready")
@@ -100,7 +102,7 @@ class ServiceProcess:
             found = await self.session(task_id)
             return found if found["State"] == "Finished" else None
 
-        return await waiting.until(look, timeout_s, f"{task_id} to be Finished; see {self.log}")
+        return await waiting.until(look, timeout_s, f"{task_id} to be Finished; see {self.log}", every_s=0.2)
 
     async def states(self, task_id: str) -> list[str]:
         """The states of the session's recordings."""

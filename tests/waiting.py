@@ -12,8 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "") -> T:
-    """Ask `condition` every 20 ms until it answers something true; return that. Raises AssertionError after `timeout_s`."""
+async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "", every_s: float = 0.02) -> T:
+    """Ask `condition` every `every_s` until it answers something true; return that. Raises AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         answer = condition()
@@ -23,4 +23,4 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what or condition}")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), timeout=0.02)
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=every_s)

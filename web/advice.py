@@ -52,8 +52,8 @@ def _after_failure(recording: model.Recording) -> str:
             return f"The segments are kept. `{command}` tries the transcode again."
         case _:
             return (
-                f"The finished file is kept. `{command}` uploads it again; if the credentials are the cause, set COS_SECRET_ID and"
-                " COS_SECRET_KEY before."
+                f"The finished file is kept. `{command}` uploads it again; if the credentials are the cause,"
+                " set COS_SECRET_ID and COS_SECRET_KEY before."
             )
 
 

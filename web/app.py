@@ -1,6 +1,6 @@
 """The HTTP application: sessions, TRTC callbacks, probes, and the document that describes them.
 
-May import `machine` and `events`. Rule: built from one `Api` value; it opens nothing, connects to nothing and reads no environment.
+Imports only this room. Rule: built from one `Api` value; it opens nothing, connects to nothing and reads no environment.
 """
 
 from __future__ import annotations

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from simulator import server
 from simulator.cos import signature
-from tests import service_process
+from tests import service_process, waiting
 
 APP = 1400000001
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 SECRET_ID, SECRET_KEY = "AKIDexample", "secret-key-example"
 CALLBACK_KEY = "callback-key"
+
+
+def receiver(room: int | str) -> str:
+    """The name of the callback receiver of a room."""
+    return f"{type(room).__name__}-{room}"
 
 
 class World:
@@ -31,9 +36,8 @@ class World:
 
     async def serve(self, **environment: str) -> service_process.ServiceProcess:
         """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
-        template = f"{self.simulator.pull_template}{{room}}?sdkappid={{sdkappid}}&userid={{userid}}&usersig={{usersig}}"
         settings = {
-            "PULL_ADDRESS": template + "&remoteuserid={speaker}{number_room}",
+            "PULL_ADDRESS": self.simulator.pull_template,
             "COS_ENDPOINT": self.simulator.url,
             "TRTC_CALLBACK_KEYS": json.dumps({str(APP): CALLBACK_KEY}),
             "CALLBACK_ALLOW": "127.0.0.1",
@@ -50,13 +54,13 @@ class World:
         """The body of a start; the result is posted to the simulator's receiver under the room's name."""
         cos = {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", "SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
         where = {"RoomId": room} if isinstance(room, int) else {"StrRoomId": room}
-        callback = self.simulator.receiver_url(f"results-{room}")
+        callback = self.simulator.receiver_url(quote(receiver(room), safe=""))
         start = {"SdkAppId": APP, "UserId": "recorder", "UserSig": "any", "CosConfig": cos, "Callback": callback}
         return start | where | more
 
     def results(self, room: int | str) -> list[Any]:
         """What the callback receiver got for a room, in order."""
-        return [r.json() for r in self.simulator.receiver.received[f"results-{room}"]]
+        return [r.json() for r in self.simulator.receiver.received[receiver(room)]]
 
     def object_path(self, url: str) -> Path:
         """Where the simulator keeps the object of a RecordFile."""
@@ -87,5 +91,4 @@ async def world(tmp_path: Path, loops: Path) -> AsyncIterator[World]:
 async def live_for(seconds: float) -> None:
     """Let the room be live for so long: the one thing here that takes time because it is about time."""
     ends = time.monotonic() + seconds
-    while (left := ends - time.monotonic()) > 0:
-        await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=left)
+    await waiting.until(lambda: time.monotonic() >= ends, seconds + 1)

@@ -1,4 +1,4 @@
-"""The recording's machine against an oracle written from the design's page on it: every key × every event × the facts that matter.
+"""The recording's machine against an oracle written from the design's page: every key × every event × the facts that matter.
 
 The oracle below imports nothing of machine.recording's table; what it expects is said in its own words.
 """
@@ -77,6 +77,14 @@ class Case:
     from_: str = ""
 
     @property
+    def short(self) -> str:
+        """What differs from the ordinary, for messages."""
+        said = [
+            f.name for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        ]
+        return " ".join(f"{name}={getattr(self, name)}" for name in said)
+
+    @property
     def row(self) -> model.Recording:
         """The recording of this key."""
         job = None
@@ -116,7 +124,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Expected:
-    """What must happen. `moves` in order; `capture` or `job` afterwards ("": not looked at); `command` sent; `raised`: a new epoch."""
+    """What must happen: `moves` in order; `capture` or `job` afterwards ("": not looked at); the one `command` sent; whether the
+    epoch is `raised`; whether a stop is requested afterwards; what is `armed` (None and "": not looked at)."""
 
     kind: str  # move, stay or ignore
     moves: tuple[tuple[str, str], ...] = ()
@@ -218,7 +227,7 @@ def _capture_exit(c: Case) -> Expected:
     stays = "move" if before else "stay"
     if c.present is False and not c.last_pull:
         return Expected(stays, before, capture="none")  # no pull until user-publishing or the end of LINGER
-    if c.reason == "new-track" and c.media_ms > 0:
+    if c.reason == "new-track":  # the stream is live: the next segment starts now
         return Expected(stays, before, capture="queued", command="start-capture", raised=True)
     return Expected(stays, before, capture="waiting", raised=True, armed="retry")
 
@@ -399,7 +408,7 @@ def _differences(case: Case) -> list[str]:
         found.append(f"stop requested is {after.stop_requested}")
     if want.armed and want.armed not in armed:
         found.append(f"armed {armed}, not {want.armed}")
-    return [f"{case}: {text}" for text in found]
+    return [f"{case.short}: {text}" for text in found]
 
 
 def _reachable(case: Case) -> bool:
@@ -428,7 +437,7 @@ def test_a_key_that_cannot_be_is_harmless() -> None:
             assert set(got.moves) <= EDGES | REPLAY_EDGES
 
 
-# --- what holds for any facts ---------------------------------------------------------------------------------------------------
+# --- what holds for any facts -----------------------------------------------------------------------------------------
 TIMES = st.integers(0, 2**53 - 1)
 MAYBE_TIME = st.none() | TIMES
 TEXT = st.text(max_size=20)
@@ -510,7 +519,7 @@ def test_a_decision_is_pure_and_never_raises(value: model.Recording, event: str,
 
 @given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
 def test_what_every_decision_keeps(value: model.Recording, event: str, facts: recording.Facts) -> None:
-    """Epochs only grow; moves are the chart's; an ignored event leaves nothing; a job is changed only under a command or a deadline."""
+    """Epochs only grow; moves are the chart's; an ignored event leaves nothing; a new attempt is made under a new epoch."""
     got = recording.decide(value, event, facts)
     after = got.recording
     assert after.epoch >= value.epoch
@@ -545,7 +554,7 @@ def test_a_stale_epoch_moves_nothing(value: model.Recording, event: str, facts: 
 def test_a_failure_has_the_code_of_its_state_and_keeps_the_files(
     value: model.Recording, event: str, facts: recording.Facts
 ) -> None:
-    """Failed from Joining or Recording, Transcoding, Uploading has that code, a Detail, and a time until which the files are kept."""
+    """A failure has the code of the state it left, a Detail, and a time until which the files are kept."""
     got = recording.decide(value, event, facts)
     if got.moves and got.moves[-1][1] == "Failed":
         codes = {"Joining": "FailedRecording", "Recording": "FailedRecording", "Transcoding": "FailedTranscode"}

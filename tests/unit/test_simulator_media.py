@@ -12,6 +12,7 @@ import av
 import pytest
 
 from simulator import barcode, content, flv, live
+from tests import waiting
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +212,19 @@ async def test_a_viewer_that_left_is_noticed(loops: content.Content) -> None:
     stream.join(viewer)
     stream.advance(1.0)
     assert viewer.reason == live.GONE
+
+
+async def test_a_dying_ticker_breaks_its_viewers_off(loops: content.Content) -> None:
+    """A fault in the ticker ends all streams abruptly, and `stop` raises it."""
+    stream = await stream_of(loops)
+    viewer = live.Viewer("test")
+    stream.join(viewer)
+    ticker = live.Live(lambda: float("nan"))
+    ticker.add(stream)
+    ticker.start()
+    await waiting.until(lambda: viewer.closed)
+    assert viewer.reason == live.RESET
+    ticker.clock = lambda: 1.0
+    with pytest.raises(ValueError, match="NaN"):
+        await ticker.stop()
+    await ticker.stop()

@@ -1,0 +1,134 @@
+"""The commands' way to the service: its HTTP API, with errors in sentences and exit codes. Imports nothing of ours.
+
+Rules: no proxy and no redirect, so that the token goes to the service and nowhere else; an error says what to do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+# Exit codes of every command.
+OK = 0
+REFUSED = 1
+USAGE = 2
+UNREACHABLE = 3
+NOT_FOUND = 4
+
+Json = dict[str, Any]
+
+
+class ClientError(Exception):
+    """The service could not be asked, or refused. `exit_code` is what the command ends with, `body` the service's answer."""
+
+    def __init__(self, message: str, exit_code: int, body: Json | None = None) -> None:
+        self.exit_code = exit_code
+        self.body = body or {}
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """One service. `url` is its address, path in front of the API's included; `token` one of its API_TOKENS."""
+
+    url: str = DEFAULT_URL
+    token: str = field(default="", repr=False)
+    timeout_s: float = 30.0
+
+    def start(self, body: Mapping[str, Any], *, key: str = "") -> Json:
+        """POST /sessions; `key` is the Idempotency-Key. Raises ClientError, as all of these do."""
+        return self._ask("POST", "/sessions", body=body, key=key)
+
+    def stop(self, task_id: str) -> Json:
+        """POST /sessions/{TaskId}/stop."""
+        return self._ask("POST", f"/sessions/{quote(task_id, safe='')}/stop", body={})
+
+    def replay(self, task_id: str, body: Mapping[str, Any]) -> Json:
+        """POST /sessions/{TaskId}/replay."""
+        return self._ask("POST", f"/sessions/{quote(task_id, safe='')}/replay", body=body)
+
+    def sessions(self, *, state: str = "", limit: int = 50, before: str = "") -> Json:
+        """GET /sessions."""
+        query = {"state": state, "limit": str(limit), "before": before}
+        return self._ask("GET", "/sessions?" + urlencode({name: text for name, text in query.items() if text}))
+
+    def session(self, task_id: str) -> Json:
+        """GET /sessions/{TaskId}."""
+        return self._ask("GET", f"/sessions/{quote(task_id, safe='')}")
+
+    def _ask(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, key: str = "") -> Json:
+        headers = {"Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        if key:
+            headers["Idempotency-Key"] = key
+        payload = None
+        if body is not None:
+            payload = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        return _understood(*self._exchange(method, path, payload, headers))
+
+    def _exchange(self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        connection, prefix = self._connection()
+        try:
+            connection.request(method, prefix + path, body=payload, headers=dict(headers))
+            response = connection.getresponse()
+            return response.status, response.read()
+        except ssl.SSLError as error:
+            raise ClientError(f"No secure connection to {self.url}: {error.reason}.", UNREACHABLE) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ClientError(_unreachable(self.url, error), UNREACHABLE) from error
+        except ValueError as error:  # a token or key that no header can hold
+            raise ClientError("RECORDER_TOKEN holds characters that a header cannot.", USAGE) from error
+        finally:
+            connection.close()
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, str]:
+        wrong = "RECORDER_URL must be an address such as http://127.0.0.1:8080."
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ClientError(wrong, USAGE) from error
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.username:
+            raise ClientError(wrong, USAGE)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(host, port, timeout=self.timeout_s), parts.path.rstrip("/")
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    match error:
+        case ConnectionRefusedError():
+            why = "nothing listens there. Start the service with `recorder serve`, or set RECORDER_URL to where it runs"
+        case TimeoutError():
+            why = "it did not answer in time"
+        case _:
+            why = f"{type(error).__name__}. Is RECORDER_URL right?"
+    return f"The service at {url} cannot be reached: {why.removesuffix('.')}."
+
+
+def _understood(status: int, raw: bytes) -> Json:
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ClientError(f"What answers at RECORDER_URL is not the recorder (HTTP {status}, no JSON).", UNREACHABLE)
+    if status < http.HTTPStatus.BAD_REQUEST:
+        return body
+    message = str(body.get("Message") or f"HTTP {status}")
+    match status:
+        case http.HTTPStatus.NOT_FOUND:
+            code = NOT_FOUND
+        case http.HTTPStatus.SERVICE_UNAVAILABLE | http.HTTPStatus.BAD_GATEWAY | http.HTTPStatus.GATEWAY_TIMEOUT:
+            code = UNREACHABLE
+        case _:
+            code = REFUSED
+    raise ClientError(message, code, body)

@@ -1,0 +1,316 @@
+"""The settings: one frozen value, built once from an environment mapping. Imports nothing of ours but this room.
+
+Rules: all faults are reported at once, each naming its variable and what it may be, and never its value; the environment of the
+process is not read here; an empty variable is an unset one; secrets are `SecretStr`, so that no log and no dump shows them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import pydantic
+import pydantic_settings
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic.config import JsonDict
+
+from ops import values
+
+SQLITE = "sqlite+aiosqlite:///"
+DATABASE_NAME = "recorder.db"
+DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used. `faults` has one sentence for each variable that is wrong."""
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        self.faults = faults
+        super().__init__("The settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _read(reader: Callable[[str], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
+
+
+def _list_of(reader: Callable[[str], str]) -> BeforeValidator:
+    return _read(lambda text: tuple(reader(item) for item in values.items(text)))
+
+
+def _setting(name: str, default: Any, allowed: str, meaning: str, *, shown: str = "", **limits: Any) -> Any:
+    """A field: its variable, its default, what is allowed (for faults), what it means and how its default is shown."""
+    extra: JsonDict = {"allowed": allowed, "shown": shown}
+    return Field(default=default, validation_alias=name, description=meaning, json_schema_extra=extra, **limits)
+
+
+Seconds = Annotated[float, _read(values.seconds)]
+Keys = Annotated[dict[int, SecretStr], _read(values.keys_by_application)]
+
+
+class Settings(pydantic_settings.BaseSettings):
+    """Every figure and address that the service is run with. Times are in seconds, sizes in bytes."""
+
+    model_config = pydantic_settings.SettingsConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
+    )
+
+    host: str = _setting(
+        "HOST", "127.0.0.1", "a host name or address", "Where the API listens.", min_length=1, pattern=r"^[\w.:\[\]-]+$"
+    )
+    port: int = _setting("PORT", 8080, "a number from 0 to 65535", "Port of the API; 0 takes a free one.", ge=0, le=65535)
+    api_tokens: Annotated[tuple[SecretStr, ...], _list_of(values.token)] = _setting(
+        "API_TOKENS",
+        (),
+        "a comma-separated list of printable words without spaces",
+        "Bearer tokens of the API. Required unless HOST is a loopback address.",
+    )
+    data_dir: Path = _setting(
+        "DATA_DIR",
+        Path(),
+        "a path",
+        "Folder of the database.",
+        shown="`$XDG_DATA_HOME/recorder`, or `~/.local/share/recorder`",
+    )
+    database_url: SecretStr = _setting(
+        "DATABASE_URL",
+        SecretStr(""),
+        f"an address that begins with {SQLITE} and names a file",
+        "The database, where it is not the SQLite file `recorder.db` in DATA_DIR.",
+    )
+    cfs_path: Path | None = _setting(
+        "CFS_PATH", None, "a path", "Mounted file system (CFS) that takes the spool. The database never lies on it."
+    )
+    spool_dir: Path = _setting(
+        "SPOOL_DIR",
+        Path(),
+        "a path",
+        "Folder for recordings on their way, where CFS_PATH is not set.",
+        shown="`recorder-<uid>` in the system's folder for temporary files",
+    )
+    pull_address: str = _setting(
+        "PULL_ADDRESS",
+        "",
+        "an address that begins with rtmp://, rtmps://, http:// or https://",
+        "Template of the address that streams are pulled from, with {room}, {sdkappid}, {userid}, {usersig}, {speaker}"
+        " and {number_room}.",
+        shown="TRTC's RTMP address",
+        pattern=r"^((rtmps?|https?)://\S+)?$",
+    )
+    pull_user: Literal["shared", "per-speaker"] = _setting(
+        "PULL_USER",
+        "shared",
+        "shared or per-speaker",
+        "Whether all pulls of a session use the recording user, or each speaker's a user of its own (needs TRTC_KEYS).",
+    )
+    trtc_keys: Keys = _setting(
+        "TRTC_KEYS", {}, "SdkAppId=key pairs, or a JSON object", "Secret keys of TRTC applications, to mint UserSigs with."
+    )
+    trtc_callback_keys: Keys = _setting(
+        "TRTC_CALLBACK_KEYS",
+        {},
+        "SdkAppId=key pairs, or a JSON object",
+        "Callback keys of TRTC applications, as set in the TRTC console. Callbacks of other applications are refused.",
+    )
+    callback_secret: SecretStr = _setting(
+        "CALLBACK_SECRET",
+        SecretStr(""),
+        "a text, or whsec_ and base64",
+        "Secret that results are signed with (Standard Webhooks). Unset: they are sent unsigned.",
+    )
+    callback_allow: Annotated[tuple[str, ...], _list_of(values.host_or_network)] = _setting(
+        "CALLBACK_ALLOW",
+        (),
+        "a comma-separated list of hosts, addresses and networks such as 10.0.0.0/8",
+        "Hosts and networks that results may be posted to although they are not public.",
+    )
+    cos_endpoint: Annotated[str, _read(values.http_endpoint)] = _setting(
+        "COS_ENDPOINT",
+        "",
+        "an address such as http://127.0.0.1:9000",
+        "Server that answers for COS, such as the simulator.",
+        shown="COS itself",
+    )
+    ffmpeg_binary: str = _setting(
+        "FFMPEG_BINARY", "", "a path", "The ffmpeg to run.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"
+    )
+    linger_s: Seconds = _setting(
+        "LINGER", 30.0, DURATION, "How long a speaker who left may stay away and still be the same recording.", ge=0
+    )
+    idle_timeout_s: Seconds = _setting(
+        "IDLE_TIMEOUT", 300.0, DURATION, "Without media for so long, and no callback that says otherwise, it is the end.", gt=0
+    )
+    join_timeout_s: Seconds = _setting(
+        "JOIN_TIMEOUT", 300.0, DURATION, "A session in which nobody publishes ends after this.", gt=0
+    )
+    max_duration_s: Seconds = _setting(
+        "MAX_DURATION", 86_400.0, DURATION, "A session ends after this in any case.", gt=0, shown="24h"
+    )
+    result_wait_s: Seconds = _setting(
+        "RESULT_WAIT",
+        900.0,
+        DURATION,
+        "How long a closed session's result waits for uploads that are retried.",
+        gt=0,
+        shown="15m",
+    )
+    upload_retry_for_s: Seconds = _setting(
+        "UPLOAD_RETRY_FOR", 259_200.0, DURATION, "How long an upload is tried again.", ge=0, shown="72h"
+    )
+    keep_failed_s: Seconds = _setting(
+        "KEEP_FAILED", 604_800.0, DURATION, "How long the files and secrets of what failed are kept.", gt=0, shown="7d"
+    )
+    lease_s: Seconds = _setting(
+        "LEASE", 30.0, f"{DURATION}, at least 1", "After so long without a sign of life a worker counts as lost.", ge=1
+    )
+    min_free_bytes: Annotated[int, _read(values.size_bytes)] = _setting(
+        "MIN_FREE",
+        2 * 2**30,
+        "a size such as 2GiB, 500MB or 1048576",
+        "Free space of the spool below which no start is taken.",
+        ge=0,
+        shown="2GiB",
+    )
+    max_captures: int = _setting("MAX_CAPTURES", 0, "a number from 0", "Captures at once on this node; 0 is no limit.", ge=0)
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _read(str.lower)] = _setting(
+        "LOG_LEVEL", "info", "debug, info, warning or error", "What is logged."
+    )
+    log_format: Annotated[Literal["auto", "json", "console"], _read(str.lower)] = _setting(
+        "LOG_FORMAT", "auto", "auto, json or console", "auto: for people on a terminal, else JSON lines."
+    )
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *others: Any, **named: Any) -> tuple[Any, ...]:
+        """Only what `load` passes in: no environment, no file."""
+        return (init_settings,)
+
+    @property
+    def spool(self) -> Path:
+        """The folder that FLV and finished files live in."""
+        return self.cfs_path or self.spool_dir
+
+    @property
+    def database(self) -> str:
+        """The database's URL, whether given or made from DATA_DIR. May hold a password."""
+        return self.database_url.get_secret_value() or f"{SQLITE}{self.data_dir / DATABASE_NAME}"
+
+    @property
+    def database_file(self) -> Path:
+        """The SQLite file."""
+        return Path(self.database.removeprefix(SQLITE).partition("?")[0])
+
+    @property
+    def cos_server(self) -> tuple[str, str, int] | None:
+        """COS_ENDPOINT as (scheme, host, port); None for COS itself."""
+        parts = urlsplit(self.cos_endpoint)
+        if not parts.hostname:
+            return None
+        return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings that `environ` describes. Raises SettingsError with every fault."""
+    given = {name: environ[name].strip() for name in _fields() if environ.get(name, "").strip()}
+    for name, place in _places(environ).items():
+        given[name] = given.get(name) or place
+    for name in ("DATA_DIR", "SPOOL_DIR", "CFS_PATH", "FFMPEG_BINARY"):
+        if given.get(name):
+            given[name] = _expanded(given[name], environ)
+    settings, faults = _checked(given)
+    faults.update({name: fault for name, fault in _contradictions(settings) if name not in faults})
+    if faults:
+        raise SettingsError(tuple(f"{name}: {fault}" for name, fault in sorted(faults.items())))
+    return settings
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    """Every setting as text, by variable, without the secrets."""
+    return {name: _shown(getattr(settings, field)) for name, field in _fields().items()}
+
+
+def reference() -> str:
+    """The table of all settings, in Markdown."""
+    lines = ["| name | default | meaning |", "|---|---|---|"]
+    for name, field in _fields().items():
+        info = Settings.model_fields[field]
+        extra: Any = info.json_schema_extra
+        shown = extra["shown"] or _default(info.default)
+        lines.append(f"| `{name}` | {shown} | {info.description} Allowed: {extra['allowed']}. |".replace("  ", " "))
+    return "\n".join(lines) + "\n"
+
+
+def _fields() -> dict[str, str]:
+    """Field by variable, in order."""
+    return {str(info.validation_alias): field for field, info in Settings.model_fields.items()}
+
+
+def _places(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where things lie by default, on this machine."""
+    data = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
+    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the folder below it is the spool's, which checks its owner
+    return {"DATA_DIR": f"{data}/recorder" if data else "", "SPOOL_DIR": f"{temporary}/recorder-{os.getuid()}"}
+
+
+def _expanded(path: str, environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME", "")
+    return home + path[1:] if home and (path == "~" or path.startswith("~/")) else path
+
+
+def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:
+    """The settings without those that are wrong, and the fault of each of these."""
+    try:
+        return Settings.model_validate(given), {}
+    except pydantic.ValidationError as error:
+        wrong = {str(fault["loc"][0]) for fault in error.errors(include_input=False, include_context=False)}
+    names = _fields()
+    allowed: dict[str, Any] = {name: Settings.model_fields[names[name]].json_schema_extra for name in wrong}
+    right = Settings.model_validate({name: text for name, text in given.items() if name not in wrong})
+    return right, {name: f"must be {extra['allowed']}" for name, extra in allowed.items()}
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What each setting may be by itself, but not beside the others."""
+    if not values.is_loopback(settings.host) and not settings.api_tokens:
+        yield "API_TOKENS", "is required, because HOST is not a loopback address: whoever reaches the port could record"
+    if settings.data_dir == Path() and not settings.database_url.get_secret_value():
+        yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
+    url = settings.database_url.get_secret_value()
+    if url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
+        yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
+    elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
+        name = "DATABASE_URL" if url else "DATA_DIR"
+        yield name, "must not lie on CFS_PATH: SQLite loses data on a network file system"
+    if not _signs(settings.callback_secret.get_secret_value()):
+        yield "CALLBACK_SECRET", "must be base64 after whsec_"
+
+
+def _signs(secret: str) -> bool:
+    if not secret.startswith("whsec_"):
+        return True
+    try:
+        return bool(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+    except binascii.Error:
+        return False
+
+
+def _shown(value: object) -> str:
+    match value:
+        case SecretStr():
+            return "(set)" if value.get_secret_value() else ""
+        case tuple():
+            return f"({len(value)} set)" if any(isinstance(v, SecretStr) for v in value) else ", ".join(value)
+        case dict():
+            return ", ".join(f"{key}=(set)" for key in value)
+        case None:
+            return ""
+        case _:
+            return str(value)
+
+
+def _default(value: object) -> str:
+    text = f"{value:g}s" if isinstance(value, float) else _shown(value)
+    return f"`{text}`" if text else ""

@@ -1,0 +1,56 @@
+"""The schema of the tables and that of the migrations are one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect
+
+from store import engine as opening
+from store import tables
+from tests import engines
+
+
+async def _ask(database: engines.Database, question: Any) -> Any:
+    engine = opening.open_engine(database.url)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(question)
+    finally:
+        await engine.dispose()
+
+
+async def test_tables_equal_migrations(database: engines.Database) -> None:
+    """Nothing is in the tables' declaration that the migrations do not make, nor the other way round."""
+
+    def differences(connection: Connection) -> list[Any]:
+        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), tables.metadata)
+
+    assert await _ask(database, differences) == []
+
+
+async def test_checks_and_partial_indexes_are_made(database: engines.Database) -> None:
+    """What the comparison does not look at: CHECK constraints, and the conditions of the partial indexes."""
+
+    def made(connection: Connection) -> tuple[set[str], set[str]]:
+        looking = inspect(connection)
+        names = looking.get_table_names()
+        checks = {str(c["name"]) for t in names for c in looking.get_check_constraints(t)}
+        indexes = {str(i["name"]) for t in names for i in looking.get_indexes(t) if i.get("dialect_options")}
+        return checks, indexes
+
+    checks, indexes = await _ask(database, made)
+    assert {"ck_sessions_state", "ck_recordings_state", "ck_jobs_state"} <= checks
+    assert {"uq_sessions_open_key", "ix_outbox_unsent"} <= indexes
+
+
+async def test_migrating_twice_is_safe(database: engines.Database) -> None:
+    """A database of today's schema is left as it is."""
+    engine = opening.open_engine(database.url)
+    try:
+        await opening.migrate(engine)
+        await opening.migrate(engine)
+    finally:
+        await engine.dispose()

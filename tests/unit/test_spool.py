@@ -1,0 +1,69 @@
+"""The spool: its lock, the node's id, paths that no id can lead astray, and clean-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from machine import errors
+from media import spool
+
+
+def test_one_process_holds_the_spool_and_keeps_its_id(tmp_path: Path) -> None:
+    """A second spool on the same folder is refused with its name; after stop it starts with the same node id."""
+    first, second = spool.Spool(tmp_path / "s"), spool.Spool(tmp_path / "s")
+    first.start()
+    first.start()
+    with pytest.raises(errors.Unavailable, match=str(tmp_path / "s")):
+        second.start()
+    first.stop()
+    first.stop()
+    second.start()
+    assert second.node_id == first.node_id
+    assert second.node_id.startswith("node-")
+    second.stop()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A spool below a file is an error that names the folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.Unavailable, match="file/spool"):
+        spool.Spool(tmp_path / "file" / "spool").start()
+
+
+@pytest.mark.parametrize("speaker", ["anna", "../../etc/passwd", "a/b", "..", ".", "", "b64-x", "sha-x", "房间", "a" * 500, "%2F", " |~"])
+def test_no_id_leads_out_of_the_spool(tmp_path: Path, speaker: str) -> None:
+    """Whatever the speaker is called, its segment lies two folders below the root and can be written."""
+    owned = spool.Spool(tmp_path)
+    path = owned.segment_path("01JTASK", speaker, 1, 3)
+    assert path.parent.parent == tmp_path / "01JTASK"
+    assert path.name == "00000003.flv"
+    path.write_bytes(b"x")
+    assert owned.segments("01JTASK", speaker, 1) == [path]
+    assert owned.output_path("01JTASK", speaker, 1, "00").name == "finished.mp3"
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_two_ids_never_share_a_name(one: str, other: str) -> None:
+    """Different ids have different names, and every name is a plain one."""
+    assert (spool.safe_name(one) == spool.safe_name(other)) == (one == other)
+    assert "/" not in spool.safe_name(one)
+    assert not spool.safe_name(one).startswith(".")
+
+
+def test_removing_leaves_the_others(tmp_path: Path) -> None:
+    """A recording's files go without its neighbour's, a session's go together, and both may be asked for twice."""
+    owned = spool.Spool(tmp_path)
+    paths = [owned.segment_path("T", "anna", 1, 1), owned.segment_path("T", "anna", 2, 1), owned.segment_path("U", "bob", 1, 1)]
+    for path in paths:
+        path.write_bytes(b"x")
+    owned.remove_recording("T", "anna", 1)
+    owned.remove_recording("T", "anna", 1)
+    assert [path.exists() for path in paths] == [False, True, True]
+    owned.remove_session("T")
+    owned.remove_session("T")
+    assert [path.exists() for path in paths] == [False, False, True]
+    assert owned.free_bytes() > 0
