@@ -10,15 +10,19 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
+import typer
 import uvicorn
+from rich import console
 from ulid import ULID
 
 import bus.local
@@ -30,6 +34,8 @@ from events import codec
 from handlers import adapters, applying, deciding, doing, sweeper, worker
 from machine import background, errors, model
 from media import capture, ffmpeg, segments, spool, transcode
+from ops import cli as ops_cli
+from ops import logs
 from ops import settings as ops_settings
 from web import app as web_app
 
@@ -37,7 +43,7 @@ log = structlog.get_logger()
 
 VERSION = "0.1.0"
 USER_SIG_FOR_S = 24 * 3600
-RENEW_BEFORE_S = 600
+DEMO_MARK = ".recorder-demo"
 
 
 def clock() -> int:
@@ -95,9 +101,7 @@ class Steps:
             )
         )
 
-    async def upload(
-        self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState
-    ) -> adapters.Uploaded:
+    async def upload(self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState) -> adapters.Uploaded:
         """The finished file into the bucket."""
         value = job.recording
         path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode)
@@ -135,9 +139,7 @@ class Steps:
         """The object that the recording becomes."""
         request, value = job.session.request, job.recording
         key = objects.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
-        return objects.CosTarget(
-            region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server
-        )
+        return objects.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server)
 
     async def credentials(self, secrets: Mapping[str, str]) -> credentials.Credentials:
         """The start's own keys, or what the chain finds. Raises InvalidParameter."""
@@ -346,15 +348,90 @@ async def run_until_signal(parts: Sequence[Any], runs: Sequence[Callable[[], Any
             task.result()
 
 
-def serve(environment: Mapping[str, str]) -> int:
-    """Run the service until it is told to stop. Returns the exit code: 0 stopped, 1 failed."""
-    service = Service(ops_settings.load(environment), environment)
+def run_service(environment: Mapping[str, str]) -> int:
+    """Run the service until it is told to stop. Returns the exit code: 0 stopped, 1 failed, 2 wrong settings."""
+    try:
+        settings = ops_settings.load(environment)
+    except ops_settings.SettingsError as error:
+        sys.stderr.write(f"recorder: {error}\n")
+        return 2
+    logs.configure(level=settings.log_level, form=settings.log_format)
+    service = Service(settings, environment)
     try:
         asyncio.run(run_until_signal([service], [service.run]))
     except errors.RecorderError as error:
         sys.stderr.write(f"recorder: {error.message}\n")
         return 1
     return 0
+
+
+async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) -> int:
+    """Simulator and service in one process, one recorded room. Returns the exit code: 0 all as it should be, 1 not."""
+    from simulator import demo, server
+
+    screen = console.Console(highlight=False)
+    screen.print(f"A stand-in for Tencent and a recorder start on this machine; everything they write is under {folder}.")
+    simulator = server.Simulator(folder=folder / "tencent", accounts=[demo.ACCOUNT], buckets=[demo.BUCKET])
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(simulator.stop)
+        await simulator.start()
+        own = {"PORT": "0", "DATA_DIR": str(folder / "data"), "SPOOL_DIR": str(folder / "spool"), "MIN_FREE": "100MiB"}
+        kept = {name: environment[name] for name in ("HOME", "PATH", "FFMPEG_BINARY") if name in environment}
+        service = Service(ops_settings.load(kept | own | demo.settings(simulator)), kept)
+        stack.push_async_callback(service.stop)
+        await service.start()
+        run = demo.Demo(
+            simulator=simulator, service_url=service.url, live_s=live_s, progress=service.worker.progress, screen=screen
+        )
+        try:
+            await run.run()
+        except demo.WrongResult as error:
+            screen.print(f"[bold red]The demo failed:[/] {error} The log is {folder / 'service.log'}.", soft_wrap=True)
+            return 1
+    screen.print("\n[bold green]Two speakers live, two files in the bucket, one result delivered.[/]")
+    return 0
+
+
+@ops_cli.app.command("serve")
+def serve_command() -> None:
+    """Run the service; settings come from the environment (docs/settings.md)."""
+    raise typer.Exit(run_service(os.environ))
+
+
+@ops_cli.app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = Path("var/demo"),
+    seconds: Annotated[float, typer.Option(help="How long the room is live.", min=3, max=3600)] = 10.0,
+) -> None:
+    """Record a simulated room with two speakers, and show the result. Needs no account and no network."""
+    folder = folder.absolute()
+    if folder.exists() and any(folder.iterdir()) and not (folder / DEMO_MARK).exists():
+        raise typer.BadParameter(f"{folder} holds something that is not an earlier demo's; name another folder.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / DEMO_MARK).touch()
+    with (folder / "service.log").open("w", encoding="utf-8") as log_file:
+        logs.configure(level="info", form="json", stream=log_file)
+        code = asyncio.run(run_demo(folder, seconds, os.environ))
+    raise typer.Exit(code)
+
+
+@ops_cli.app.command("simulator")
+def simulator_command(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 9000,
+    folder: Annotated[Path, typer.Option(help="Where objects and pictures are kept.")] = Path("var/simulator"),
+    app: Annotated[int, typer.Option(help="SdkAppId of the application it knows.")] = 1400000001,
+    callback_url: Annotated[str, typer.Option(help="Where TRTC's callbacks go.")] = "http://127.0.0.1:8080/trtc/callbacks",
+    callback_key: Annotated[str, typer.Option(help="Key that signs them.")] = "simulator-callback-key",
+) -> None:
+    """Run a small stand-in for Tencent: live rooms, TRTC callbacks, COS. For development without an account."""
+    from simulator import callbacks, server
+
+    logs.configure(level="info", form="auto")
+    known = callbacks.App(sdk_app_id=app, callback_url=callback_url, callback_key=callback_key)
+    simulator = server.Simulator(host, port, folder, apps=[known])
+    asyncio.run(run_until_signal([simulator]))
 
 
 def main() -> None:

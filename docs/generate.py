@@ -59,7 +59,11 @@ def _rows(rows: Sequence[table.Row], cursor: type) -> str:
     for row in rows:
         when = [_says(cursor, name) for name in row.when] + [f"not: {_says(cursor, name)}" for name in row.unless]
         done = "; ".join(_says(cursor, name) for name in row.do)
-        then = f"ignored: {row.ignore}" if row.ignore else "; ".join(x for x in (f"**→ {row.to}**" if row.to else "stays", done) if x)
+        then = (
+            f"ignored: {row.ignore}"
+            if row.ignore
+            else "; ".join(x for x in (f"**→ {row.to}**" if row.to else "stays", done) if x)
+        )
         lines.append(f"| `{row.on}` | {', '.join(row.at)} | {'; '.join(when)} | {then} |")
     return "\n".join(lines) + "\n"
 
@@ -112,8 +116,14 @@ def _type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " · ".join(f"`{v}`" for v in field["enum"])
     if "anyOf" in field and "type" not in field:
-        return " or ".join(_type(v) if "type" in v else f"`{v.get('const', 'Ms')!r}`" for v in field["anyOf"]).replace("`'Ms'`", "integer")
-    limits = [f"{word} {field[key]}" for key, word in (("minimum", "≥"), ("maximum", "≤"), ("maxLength", "at most"), ("maxItems", "at most")) if key in field]
+        return " or ".join(_type(v) if "type" in v else f"`{v.get('const', 'Ms')!r}`" for v in field["anyOf"]).replace(
+            "`'Ms'`", "integer"
+        )
+    limits = [
+        f"{word} {field[key]}"
+        for key, word in (("minimum", "≥"), ("maximum", "≤"), ("maxLength", "at most"), ("maxItems", "at most"))
+        if key in field
+    ]
     return " ".join([str(field.get("type", "")), *limits])
 
 

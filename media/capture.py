@@ -102,7 +102,7 @@ class Capture:
         self._stopping = self._killing = self._exited = False
         self._spawned = asyncio.Event()
         self._grown_s = 0.0
-        self._looks_with_media = 0
+        self._looks_with_media = self._code = 0
         self._child: process.Child | None = None
         self._tail: tail.Tail | None = None
         self._task: asyncio.Task[CaptureExit] | None = None
@@ -111,6 +111,11 @@ class Capture:
     def progress(self) -> CaptureProgress:
         """What is on disk, as of the last look (at most half a second ago)."""
         return self._tail.progress if self._tail else CaptureProgress()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `wait()` would answer at once."""
+        return self._task is not None and self._task.done()
 
     @property
     def pid(self) -> int:
@@ -205,7 +210,7 @@ class Capture:
 
     async def _reap(self, child: process.Child) -> None:
         try:
-            await child.wait()
+            self._code = await child.wait()
         finally:
             self._exited = True
             self._news.set()
@@ -278,6 +283,8 @@ class Capture:
             return DISK_FULL, heard[lines.Meaning.DISK_FULL]
         if _NEW_TRACK[self._spec.mode] & heard.keys():
             return NEW_TRACK, "Another track began just before the stream ended."
+        if self._code < 0:
+            return ERROR, f"ffmpeg was killed by signal {-self._code}."
         if self._tail.grown_ms is not None:
             return EOF, "The stream ended."
         if lines.Meaning.REFUSED_FOR_GOOD in heard:

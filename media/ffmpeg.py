@@ -23,6 +23,8 @@ from machine import errors
 OLDEST_SYSTEM_VERSION = (7, 1)
 QUIET = ("-hide_banner", "-nostats", "-loglevel", "level+warning")
 _ANALYSIS_US = 1_000_000
+# While one track is muted, ffmpeg holds the other back for this long, waiting for the first; its default is 10 s, which a crash loses.
+_INTERLEAVE_US = 250_000
 _LONGEST_ADDRESS_BYTES = 16_384
 _PROTOCOLS = {"http": "http,tcp", "https": "https,http,tls,tcp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}
 _HEARTBEAT = "noise=drop=mod(n\\,31)"
@@ -100,6 +102,7 @@ def capture_args(binary: str, script_fd: int, path: Path, mode: str) -> list[str
         format="flv",
         codec="copy",
         flush_packets=1,
+        max_interleave_delta=_INTERLEAVE_US,
         flvflags="no_duration_filesize+no_sequence_end",
         **heartbeat,
     )

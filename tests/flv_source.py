@@ -41,7 +41,9 @@ def sound(timestamp_ms: int, payload: bytes = b"\x21\x10") -> flv.Tag:
 
 def picture(timestamp_ms: int, *, key: bool = False, payload: bytes = b"\x00\x00\x00\x01\x09") -> flv.Tag:
     """A packet of AVC pictures."""
-    return flv.Tag(kind=flv.VIDEO, timestamp_ms=timestamp_ms, payload=(b"\x17" if key else b"\x27") + b"\x01\x00\x00\x00" + payload)
+    return flv.Tag(
+        kind=flv.VIDEO, timestamp_ms=timestamp_ms, payload=(b"\x17" if key else b"\x27") + b"\x01\x00\x00\x00" + payload
+    )
 
 
 def configuration(kind: int, payload: bytes, timestamp_ms: int = 0) -> flv.Tag:

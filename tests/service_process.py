@@ -57,7 +57,7 @@ class ServiceProcess:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", "import os, sys, service; sys.exit(service.serve(os.environ))",
+                sys.executable, "-c", "import service; service.main()", "serve",
                 cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         await waiting.until(self._is_ready, 30, "the service to be ready")

@@ -56,7 +56,9 @@ def audit(database: Path, cos_folder: Path, received: dict[str, list[tuple[str, 
         not_done=[f"{r['id']} is {r['state']}" for r in recordings if r["state"] != "Done"],
         doubled_results=doubled,
         wrong_objects=[fault for r in recordings for fault in _object_faults(r, cos_folder)],
-        undelivered=[f"{t}: its result was not delivered" for t, body in newest.items() if not _delivered(body, received.get(t, []))],
+        undelivered=[
+            f"{t}: its result was not delivered" for t, body in newest.items() if not _delivered(body, received.get(t, []))
+        ],
     )
 
 

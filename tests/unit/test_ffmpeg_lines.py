@@ -10,14 +10,19 @@ from machine import errors
 from media import ffmpeg, lines
 from media.lines import Meaning
 
-ADDRESS = "rtmp://rtmp.rtc.qq.com/pull/42?sdkappid=1400000001&userid=recorder&usersig=eJyrVgrxCdYrSy1SslI%2AqQ__&remoteuserid=anna"
+ADDRESS = (
+    "rtmp://rtmp.rtc.qq.com/pull/42?sdkappid=1400000001&userid=recorder&usersig=eJyrVgrxCdYrSy1SslI%2AqQ__&remoteuserid=anna"
+)
 
 SAID = [
     ("[in#0/concat @ 0x55a] [warning] New video stream with index 1 at pos:9490 and DTS:4.023s", Meaning.NEW_VIDEO),
     ("[in#0/flv @ 0x55a] [warning] New audio stream with index 1 at pos:12 and DTS:1s", Meaning.NEW_AUDIO),
     ("[in#0/flv @ 0x55a] [warning] New data stream with index 2 at pos:12 and DTS:1s", Meaning.OTHER),
     ("[aist#0:1/aac @ 0x55a] [warning] DTS 4294867296, next:2020219 st:1 invalid dropping", Meaning.TIME_JUMP),
-    ("[aost#0:0/copy @ 0x55] [warning] Non-monotonic DTS; previous: 5991, current: 2000; changing to 5991. This", Meaning.TIME_JUMP),
+    (
+        "[aost#0:0/copy @ 0x55] [warning] Non-monotonic DTS; previous: 5991, current: 2000; changing to 5991. This",
+        Meaning.TIME_JUMP,
+    ),
     ("[aost#0:0/copy @ 0x55] [warning] Non-monotonic DTS; previous: 5991, current: 5990; changing to 5991. This", Meaning.OTHER),
     ("[http @ 0x55] [warning] HTTP error 403 Forbidden", Meaning.REFUSED_FOR_GOOD),
     ("[http @ 0x55] [warning] HTTP error 401 Unauthorized", Meaning.REFUSED_FOR_GOOD),
@@ -52,7 +57,12 @@ def test_a_line_comes_apart() -> None:
 def test_no_line_keeps_the_address_or_what_it_carries() -> None:
     """The whole address, its signature alone, its decoded signature and any usersig= are taken out."""
     redact = lines.Redactor(ADDRESS)
-    for said in (f"Impossible to open '{ADDRESS}'", "sig eJyrVgrxCdYrSy1SslI%2AqQ__", "sig eJyrVgrxCdYrSy1SslI*qQ__", "x?userSig=other&a=b"):
+    for said in (
+        f"Impossible to open '{ADDRESS}'",
+        "sig eJyrVgrxCdYrSy1SslI%2AqQ__",
+        "sig eJyrVgrxCdYrSy1SslI*qQ__",
+        "x?userSig=other&a=b",
+    ):
         hidden = redact(said)
         assert "eJyrVgrx" not in hidden
         assert "other" not in hidden
@@ -62,7 +72,15 @@ def test_no_line_keeps_the_address_or_what_it_carries() -> None:
 def test_progress_is_read_block_by_block() -> None:
     """Values hold until the block's end; N/A leaves what was known; the last block says so."""
     reader = lines.ProgressReader()
-    said = ["frame=10", "total_size=2048", "out_time_us=1500000", "progress=continue", "out_time_us=N/A", "total_size=4096", "progress=end"]
+    said = [
+        "frame=10",
+        "total_size=2048",
+        "out_time_us=1500000",
+        "progress=continue",
+        "out_time_us=N/A",
+        "total_size=4096",
+        "progress=end",
+    ]
     blocks = [block for text in said if (block := reader.read(text))]
     assert blocks == [
         lines.Progress(out_ms=1500, size_bytes=2048, frames=10, ended=False),
@@ -100,7 +118,9 @@ def test_the_script_quotes_the_address_and_limits_what_it_may_open() -> None:
     assert "option rw_timeout 20000000\n" in script
 
 
-@pytest.mark.parametrize("address", ["file:///etc/passwd", "concat:a|b", "/etc/passwd", "rtmp://h/a\nfile '/etc/passwd'", "rtmp://h/a b", ""])
+@pytest.mark.parametrize(
+    "address", ["file:///etc/passwd", "concat:a|b", "/etc/passwd", "rtmp://h/a\nfile '/etc/passwd'", "rtmp://h/a b", ""]
+)
 def test_what_is_no_live_address_is_refused(address: str) -> None:
     """Only http, https, rtmp and rtmps; no line breaks, no spaces; the address is not repeated in the error."""
     with pytest.raises(errors.InvalidParameter) as refused:

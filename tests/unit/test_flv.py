@@ -85,7 +85,17 @@ def test_configuration_and_end_markers_are_no_media() -> None:
     hevc_start = flv.Tag(kind=flv.VIDEO, timestamp_ms=0, payload=b"\x90hvc1...")
     hevc_frame = flv.Tag(kind=flv.VIDEO, timestamp_ms=0, payload=b"\x91hvc1...")
     script = flv.Tag(kind=flv.SCRIPT, timestamp_ms=0, payload=b"\x02\x00\x0aonMetaData")
-    assert [tag.is_media for tag in (*TAGS, end, hevc_start, hevc_frame, script)] == [False, False, True, True, True, False, False, True, False]
+    assert [tag.is_media for tag in (*TAGS, end, hevc_start, hevc_frame, script)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert [tag.is_sequence_header for tag in (*TAGS[:3], hevc_start, script)] == [True, True, False, True, False]
     assert hevc_frame.is_key
     assert not flv_source.picture(0).is_key

@@ -80,7 +80,10 @@ async def test_another_configuration_is_passed_on(tmp_path: Path) -> None:
 
 async def test_what_a_superseded_capture_wrote_beside_its_successor_is_left_out(tmp_path: Path) -> None:
     """A first segment that went on for a second after the next one began gives only what came before."""
-    files = [_segment(tmp_path / "a", _both(0, 3_000), 100_000, 103_000), _segment(tmp_path / "b", _both(0, 1_000), 102_000, 103_000)]
+    files = [
+        _segment(tmp_path / "a", _both(0, 3_000), 100_000, 103_000),
+        _segment(tmp_path / "b", _both(0, 1_000), 102_000, 103_000),
+    ]
     tags = await _join(tmp_path, joiner.Joiner(files, BOTH))
     assert _times(tags, flv.AUDIO) == list(range(0, 3_000, 20))
     assert survey.survey(files, "02").duration_ms == 3_000

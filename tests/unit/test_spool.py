@@ -34,7 +34,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         spool.Spool(tmp_path / "file" / "spool").start()
 
 
-@pytest.mark.parametrize("speaker", ["anna", "../../etc/passwd", "a/b", "..", ".", "", "b64-x", "sha-x", "房间", "a" * 500, "%2F", " |~"])
+@pytest.mark.parametrize(
+    "speaker", ["anna", "../../etc/passwd", "a/b", "..", ".", "", "b64-x", "sha-x", "房间", "a" * 500, "%2F", " |~"]
+)
 def test_no_id_leads_out_of_the_spool(tmp_path: Path, speaker: str) -> None:
     """Whatever the speaker is called, its segment lies two folders below the root and can be written."""
     owned = spool.Spool(tmp_path)

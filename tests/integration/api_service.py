@@ -1,0 +1,135 @@
+"""The HTTP room as it really runs, for tests: uvicorn on a free port of 127.0.0.1 over a real Decider and a SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvicorn
+from ulid import ULID
+
+from cloud import trtc_callbacks
+from events import codec
+from handlers import applying, deciding
+from machine import model
+from store import engine, reading, store
+from tests import waiting
+from web import app
+
+SDK_APP_ID = 1400000001
+CALLBACK_KEY = "callback-key"
+
+
+def now_ms() -> int:
+    """Unix ms."""
+    return int(time.time() * 1000)
+
+
+def new_id() -> str:
+    """A ULID."""
+    return str(ULID())
+
+
+def start_body(**more: Any) -> dict[str, Any]:
+    """A start that is right, with planted secrets."""
+    cos = {"Region": "ap-shanghai", "Bucket": "lessons-1250000000", "Path": "/a/b/", "SecretId": "PLANTED-ID"}
+    cos["SecretKey"] = "PLANTED-KEY"
+    body = {"SdkAppId": SDK_APP_ID, "RoomId": 8489, "UserId": "rec", "UserSig": "PLANTED-SIG", "Mode": "02", "CosConfig": cos}
+    return body | more
+
+
+@dataclass(kw_only=True)
+class Service:
+    """A running API and what stands behind it. `not_ready` and `failure` are for tests to set."""
+
+    url: str
+    decider: deciding.Decider
+    store: store.Store
+    http: aiohttp.ClientSession
+    token: str = ""
+    not_ready: list[str] = field(default_factory=list)
+    failure: Exception | None = None
+    decided: list[codec.Event] = field(default_factory=list)
+
+    async def decide(self, event: codec.Event) -> dict[str, Any]:
+        """What the API is given: the real decider, counted, or a failure."""
+        if self.failure is not None:
+            raise self.failure
+        self.decided.append(event)
+        return await self.decider.decide(event)
+
+    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+        """One request with the right token: its status and its JSON."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        headers |= options.pop("headers", {})
+        async with self.http.request(method, self.url + path, headers=headers, **options) as response:
+            return response.status, await response.json()
+
+    async def say(self, type_: str, **data: Any) -> None:
+        """An event from inside, as a worker or TRTC would say it."""
+        await self.decider.decide(codec.make(type_, id=new_id(), time_ms=now_ms(), data=data))
+
+    async def failed_recording(self, task_id: str) -> None:
+        """A session with one recording, alice/1, that failed in the upload; the room is gone."""
+        room = {"SdkAppId": SDK_APP_ID, "RoomId": 8489}
+        named = {"TaskId": task_id, "Speaker": "alice", "N": 1}
+        owner = f"{task_id}/alice/1"
+        await self.say("user-publishing", **room, UserId="alice", EventMs=now_ms(), Kind="audio")
+        await self.store.take_lease(owner, 1, "node", 30_000)
+        await self.store.register_segment(owner, 1, "node")
+        await self.say("capture-started", **named, Epoch=1)
+        await self.say("room-destroyed", **room, EventMs=now_ms())
+        await self.say("ffmpeg-exit", **named, Epoch=1, Job="capture", Reason="stopped", MediaMs=5000, SizeBytes=4)
+        await self.store.take_lease(owner, 2, "node", 30_000)
+        output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
+        await self.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
+        await self.store.take_lease(owner, 3, "node", 30_000)
+        refused = {"Reason": "refused", "Detail": "The bucket refused the key (403).", "Retry": False}
+        await self.say("upload-failed", **named, Epoch=3, **refused)
+
+
+@asynccontextmanager
+async def running(folder: Path, tokens: tuple[str, ...] = ()) -> AsyncIterator[Service]:
+    """A service on a new database in `folder`."""
+    database = engine.open_engine(f"sqlite+aiosqlite:///{folder / 'recorder.db'}")
+    kept = store.Store(database, clock=now_ms, new_id=new_id)
+    await kept.start()
+    decider = deciding.Decider(kept, applying.Context(policy=model.Policy(), new_id=new_id))
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    async with aiohttp.ClientSession() as http:
+        service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "")
+        api = app.Api(
+            decide=service.decide,
+            reading=reading.Reading(database),
+            ping=kept.ping,
+            ready=lambda: service.not_ready,
+            new_id=new_id,
+            clock=now_ms,
+            tokens=tokens,
+            verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
+            map_callback=trtc_callbacks.to_event,
+            version="1.2.3",
+        )
+        async with _served(app.create(api), listening):
+            yield service
+    await kept.stop()
+
+
+@asynccontextmanager
+async def _served(application: Callable[..., Awaitable[None]], listening: socket.socket) -> AsyncIterator[None]:
+    server = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_config=None, access_log=False))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    await waiting.until(lambda: server.started, what="the server listens")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving

@@ -1,0 +1,363 @@
+"""Captures by the real ffmpeg from live sources that behave as TRTC might: end, stall, refuse, begin a track late, jump in time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from media import capture, flv, segments
+from tests import flv_source, waiting
+from tests.flv_source import FFMPEG, LiveSource, Stream
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[LiveSource]:
+    live = LiveSource()
+    await live.start()
+    yield live
+    await live.stop()
+
+
+def _capture(address: str, path: Path, mode: str = "02", **limits: float) -> capture.Capture:
+    return capture.Capture(capture.CaptureSpec(address=address, path=path, mode=mode, **limits), ffmpeg=FFMPEG)
+
+
+async def _run(address: str, path: Path, mode: str = "02", **limits: float) -> capture.CaptureExit:
+    running = _capture(address, path, mode, **limits)
+    await running.start()
+    return await asyncio.wait_for(running.wait(), 30)
+
+
+def _gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("then", ["close", "reset"])
+async def test_a_stream_that_ends_half_way_is_an_end_with_its_media(source: LiveSource, tmp_path: Path, then: str) -> None:
+    """A clean close and a reset both end with "eof", every packet on disk, and wall times within 0.3 s of what the server sent."""
+    tags = flv_source.shifted(flv_source.between(flv_source.content(), 0, 3_000), 1_000_000)
+    stream = source.streams["anna"] = Stream(tags=tags, then=then)
+    ended = await _run(source.address("anna"), tmp_path / "a.flv")
+    assert ended.reason == capture.EOF
+    assert ended.progress.media_ms == pytest.approx(3_000, abs=100)
+    assert ended.progress.first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
+    assert ended.progress.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
+    seen = segments.scan(tmp_path / "a.flv", "02")
+    assert (seen.media_ms, seen.has_audio, seen.has_video) == (ended.progress.media_ms, True, True)
+    assert seen.first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
+    assert seen.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
+
+
+async def test_media_is_announced_once_with_its_time(source: LiveSource, tmp_path: Path) -> None:
+    """on_media comes once, while the capture runs, with the first packet's wall time, though ffmpeg analyses for a second first."""
+    stream = source.streams["anna"] = Stream(tags=flv_source.content())
+    seen: list[capture.CaptureProgress] = []
+    spec = capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02")
+    running = capture.Capture(spec, ffmpeg=FFMPEG, on_media=seen.append)
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 2_500)
+    running.stop()
+    await running.wait()
+    assert len(seen) == 1
+    assert seen[0].first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
+
+
+async def test_a_burst_at_the_beginning_does_not_move_the_first_packet_before_the_spawn(
+    source: LiveSource, tmp_path: Path
+) -> None:
+    """A server that sends two seconds at once is recorded as beginning when the capture did."""
+    source.streams["anna"] = Stream(tags=flv_source.between(flv_source.content(), 0, 4_000), ahead_ms=2_000)
+    before_ms = capture.unix_ms()
+    ended = await _run(source.address("anna"), tmp_path / "a.flv")
+    assert ended.progress.first_packet_ms == pytest.approx(before_ms, abs=300)
+    assert ended.progress.media_ms == pytest.approx(4_000, abs=100)
+
+
+async def test_the_address_is_in_no_process_list_and_no_sentence(source: LiveSource, tmp_path: Path) -> None:
+    """Neither the command line nor the environment of ffmpeg holds the UserSig, nor does what the capture says."""
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    running = _capture(source.address("anna"), tmp_path / "a.flv")
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 0)
+    for file in ("cmdline", "environ"):
+        assert b"SECRET" not in Path(f"/proc/{running.pid}/{file}").read_bytes()
+    running.stop()
+    source.streams["bob"] = Stream(status=404)
+    refused = await _run(source.address("bob"), tmp_path / "b.flv")
+    assert "SECRET" not in repr(refused) + repr(await running.wait())
+    assert "SECRET" not in repr(capture.CaptureSpec(address=source.address("bob"), path=tmp_path, mode="00"))
+
+
+async def test_stop_ends_at_once_and_may_be_asked_twice(source: LiveSource, tmp_path: Path) -> None:
+    """A live capture stops within a second, keeps its last packet, leaves no process, and answers every wait the same."""
+    stream = source.streams["anna"] = Stream(tags=flv_source.content())
+    running = _capture(source.address("anna"), tmp_path / "a.flv")
+    await running.start()
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 2_000)
+    began = time.monotonic()
+    running.stop()
+    running.stop()
+    ended = await running.wait()
+    assert time.monotonic() - began < 1
+    assert ended.reason == capture.STOPPED
+    assert ended.progress.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
+    assert await running.wait() == ended
+    assert _gone(running.pid)
+    running.kill()
+
+
+async def test_a_server_that_falls_silent_is_noticed(source: LiveSource, tmp_path: Path) -> None:
+    """No growth for the limit is "stalled" within a second and a half more, though ffmpeg heeds no `q` then; media and time hold."""
+    stream = source.streams["anna"] = Stream(tags=flv_source.between(flv_source.content(), 0, 2_000), then="hold")
+    running = _capture(source.address("anna"), tmp_path / "a.flv", stall_after_s=2)
+    await running.start()
+    ended = await running.wait()
+    assert ended.reason == capture.STALLED
+    assert 2 <= time.time() - stream.last_sent <= 4
+    assert ended.progress.media_ms == pytest.approx(2_000, abs=100)
+    assert segments.scan(tmp_path / "a.flv", "02").last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
+    assert _gone(running.pid)
+
+
+async def test_a_server_that_never_sends_is_no_media(source: LiveSource, tmp_path: Path) -> None:
+    """An open connection without a packet ends after first_media_s with nothing; asked to stop before, it stops within a second."""
+    source.streams["anna"] = Stream(then="hold")
+    ended = await _run(source.address("anna"), tmp_path / "a.flv", first_media_s=1)
+    assert (ended.reason, ended.progress.media_ms) == (capture.NO_MEDIA, 0)
+    running = _capture(source.address("anna"), tmp_path / "b.flv")
+    await running.start()
+    running.stop()
+    assert (await asyncio.wait_for(running.wait(), 1)).reason == capture.STOPPED
+
+
+async def test_refusals_are_told_apart(source: LiveSource, tmp_path: Path) -> None:
+    """401 and 403 are for good and say what to look at; 404, 500 and a closed port may be tried again."""
+    reasons = {}
+    for status in (401, 403, 404, 500):
+        source.streams[str(status)] = Stream(status=status)
+        ended = await _run(source.address(str(status)), tmp_path / f"{status}.flv")
+        reasons[status] = ended.reason
+        if ended.reason == capture.REFUSED_FOR_GOOD:
+            assert "UserSig" in ended.detail
+            assert "package" in ended.detail
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for scheme in ("rtmp", "http"):
+            address = f"{scheme}://127.0.0.1:{closed.getsockname()[1]}/pull/1?usersig=SECRET"
+            reasons[scheme] = (await _run(address, tmp_path / f"{scheme}.flv")).reason
+    good, again = capture.REFUSED_FOR_GOOD, capture.REFUSED
+    assert reasons == {401: good, 403: good, 404: again, 500: again, "rtmp": again, "http": again}
+
+
+async def test_a_declared_track_that_never_comes_holds_nothing_up(source: LiveSource, tmp_path: Path) -> None:
+    """A header that declares both tracks while only sound comes: the sound is on disk within two seconds, from its first packet."""
+    sounds = flv_source.between(flv_source.only(flv_source.content(), flv.AUDIO), 0, 4_000)
+    stream = source.streams["anna"] = Stream(tags=sounds)
+    running = _capture(source.address("anna"), tmp_path / "a.flv")
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 0, timeout_s=2)
+    ended = await running.wait()
+    assert ended.progress.media_ms == pytest.approx(4_000, abs=100)
+    assert ended.progress.first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
+
+
+async def test_a_camera_switched_on_later_ends_the_segment(source: LiveSource, tmp_path: Path) -> None:
+    """A picture that begins after three seconds ends the segment at once in mode 02, and does not in mode 00, which needs none."""
+    whole = flv_source.content()
+    late = flv_source.shifted(flv_source.between(flv_source.only(whole, flv.VIDEO), 0, 2_000), 3_000)
+    tags = flv_source.merged(flv_source.between(flv_source.only(whole, flv.AUDIO), 0, 5_000), late)
+    stream = source.streams["anna"] = Stream(tags=tags, declares=(True, False))
+    both, sound = await asyncio.gather(
+        _run(source.address("anna"), tmp_path / "02.flv"), _run(source.address("anna"), tmp_path / "00.flv", "00")
+    )
+    assert both.reason == capture.NEW_TRACK
+    assert both.progress.media_ms == pytest.approx(3_000, abs=400)
+    assert (sound.reason, sound.progress.media_ms) == (capture.EOF, pytest.approx(5_000, abs=100))
+    assert stream.requests == 2
+
+
+async def test_in_mode_00_the_picture_is_only_a_sign_of_life(source: LiveSource, tmp_path: Path) -> None:
+    """A muted microphone is no stall while the camera is on; the sound after it lands in the same segment; hardly a picture is stored."""
+    whole = flv_source.content()
+    sound = flv_source.only(whole, flv.AUDIO)
+    parts = (flv_source.between(sound, 0, 1_500), flv_source.between(sound, 5_500, 7_000)[1:])
+    tags = flv_source.merged(flv_source.between(flv_source.only(whole, flv.VIDEO), 0, 7_000), *parts)
+    source.streams["anna"] = Stream(tags=tags)
+    ended = await _run(source.address("anna"), tmp_path / "a.flv", "00", stall_after_s=3)
+    assert ended.reason == capture.EOF
+    stored = flv_source.read(tmp_path / "a.flv")
+    assert [tag.timestamp_ms for tag in flv_source.only(stored, flv.AUDIO)][-1] > 6_900
+    assert len([tag for tag in stored if tag.kind == flv.VIDEO and tag.is_media]) < 8
+
+
+async def test_pictures_alone_are_no_media_in_mode_00(source: LiveSource, tmp_path: Path) -> None:
+    """A speaker without sound gives mode 00 nothing, and mode 01 all its pictures."""
+    pictures = flv_source.between(flv_source.only(flv_source.content(), flv.VIDEO), 0, 3_000)
+    source.streams["anna"] = Stream(tags=pictures)
+    sound, picture = await asyncio.gather(
+        _run(source.address("anna"), tmp_path / "00.flv", "00"), _run(source.address("anna"), tmp_path / "01.flv", "01")
+    )
+    assert (sound.progress.media_ms, sound.progress.first_packet_ms) == (0, None)
+    assert picture.progress.media_ms == pytest.approx(3_000, abs=100)
+
+
+@pytest.mark.parametrize("back_to_ms", [0, 101_000])
+async def test_a_clock_set_back_ends_the_segment(source: LiveSource, tmp_path: Path, back_to_ms: int) -> None:
+    """Timestamps that run backwards, below the stream's beginning or above it, end the segment instead of being guessed."""
+    whole = flv_source.content()
+    before = flv_source.shifted(flv_source.between(whole, 0, 4_000), 100_000)
+    after = flv_source.shifted(flv_source.between(whole, 0, 3_000), back_to_ms)
+    source.streams["anna"] = Stream(tags=before + after)
+    ended = await _run(source.address("anna"), tmp_path / "a.flv")
+    assert ended.reason == capture.ERROR
+    assert "jumped" in ended.detail
+
+
+async def test_a_full_disk_is_named(source: LiveSource, tmp_path: Path) -> None:
+    """When a write finds no space, the capture ends with "disk-full"."""
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    (tmp_path / "a.flv").symlink_to("/dev/full")
+    assert (await _run(source.address("anna"), tmp_path / "a.flv")).reason == capture.DISK_FULL
+
+
+async def test_a_spool_that_goes_away_is_noticed(source: LiveSource, tmp_path: Path) -> None:
+    """A folder deleted under a running capture, and one that was never there, are "spool-lost"; ffmpeg alone would write on unseen."""
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    running = _capture(source.address("anna"), folder / "a.flv")
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 0)
+    shutil.rmtree(folder)
+    assert (await asyncio.wait_for(running.wait(), 5)).reason == capture.SPOOL_LOST
+    assert _gone(running.pid)
+    assert (await _run(source.address("anna"), folder / "b.flv")).reason == capture.SPOOL_LOST
+
+
+async def test_a_cancelled_wait_leaves_no_process(source: LiveSource, tmp_path: Path) -> None:
+    """Whoever is cancelled while waiting takes ffmpeg along; it is reaped and its media stays."""
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    running = _capture(source.address("anna"), tmp_path / "a.flv")
+    await running.start()
+    waiter = asyncio.create_task(running.wait())
+    await waiting.until(lambda: running.progress.media_ms > 0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await waiting.until(lambda: _gone(running.pid), timeout_s=2)
+    assert (await running.wait()).progress.media_ms > 0
+
+
+async def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
+    """After wait() has returned there is no task and no file descriptor more than before."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"rtmp://127.0.0.1:{closed.getsockname()[1]}/pull/1?usersig=SECRET"
+        await _run(address, tmp_path / "first.flv")
+        before = (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")))
+        for index in range(3):
+            await _run(address, tmp_path / f"{index}.flv")
+        assert (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))) == before
+
+
+async def test_ffmpeg_killed_from_outside_keeps_its_media(source: LiveSource, tmp_path: Path) -> None:
+    """SIGKILL from elsewhere is an error, and what had arrived is on disk."""
+    stream = source.streams["anna"] = Stream(tags=flv_source.content())
+    running = _capture(source.address("anna"), tmp_path / "a.flv")
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 1_500)
+    os.kill(running.pid, signal.SIGKILL)
+    killed = time.time()
+    ended = await running.wait()
+    assert ended.reason == capture.ERROR
+    assert ended.progress.media_ms == pytest.approx((killed - stream.first_sent) * 1000, abs=300)
+
+
+async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) -> None:
+    """A service killed with -9 takes its ffmpeg along, and the segment holds all but the last second."""
+    stream = source.streams["anna"] = Stream(tags=flv_source.content())
+    program = (
+        "import asyncio, sys; from pathlib import Path; from media import capture\n"
+        "async def main():\n"
+        "    spec = capture.CaptureSpec(address=sys.argv[1], path=Path(sys.argv[2]), mode='02')\n"
+        "    running = capture.Capture(spec, ffmpeg=sys.argv[3]); await running.start()\n"
+        "    print(running.pid, flush=True); await running.wait()\n"
+        "asyncio.run(main())\n"
+    )
+    path = tmp_path / "a.flv"
+    service = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, source.address("anna"), str(path), FFMPEG),
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert service.stdout is not None
+    await waiting.until(lambda: segments.scan(path, "02").media_ms > 2_000)
+    said = (await service.stdout.read(4096)).decode()
+    pid = int(next(line for line in said.splitlines() if line.isdigit()))
+    service.kill()
+    killed = time.time()
+    await service.wait()
+    await waiting.until(lambda: _gone(pid), timeout_s=2)
+    assert segments.scan(path, "02").media_ms == pytest.approx((killed - stream.first_sent) * 1000, abs=1_000)
+
+
+async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:
+    """An RTMP source is recorded from its first packet, stops when asked, and ends with "eof" when the server goes."""
+    file = flv_source.write(tmp_path / "source.flv", flv_source.content())
+    for stop in (True, False):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"rtmp://127.0.0.1:{free.getsockname()[1]}/pull/42?userid=recorder&usersig=SECRET-SIGNATURE"
+        arguments = (FFMPEG, "-loglevel", "error", "-re", "-i", str(file), "-c", "copy", "-f", "flv", "-listen", "1", address)
+        server = await asyncio.create_subprocess_exec(*arguments, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            ended = await _rtmp(address, tmp_path / f"{stop}.flv", server, stop)
+        finally:
+            if server.returncode is None:
+                server.kill()
+            await server.wait()
+        assert ended.reason == (capture.STOPPED if stop else capture.EOF)
+        assert 1_500 < ended.progress.media_ms < 6_000
+        assert "SECRET" not in repr(ended)
+
+
+async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, stop: bool) -> capture.CaptureExit:
+    async def begun() -> capture.Capture | None:
+        running = _capture(address, path)
+        await running.start()
+        await waiting.until(lambda: running.progress.media_ms > 0 or running.ended)
+        return running if running.progress.media_ms > 0 else None
+
+    running = await waiting.until(begun)
+    await waiting.until(lambda: running.progress.media_ms > 1_500)
+    if stop:
+        running.stop()
+    else:
+        server.kill()
+    return await asyncio.wait_for(running.wait(), 10)
+
+
+@pytest.mark.parametrize("silent", [flv.AUDIO, flv.VIDEO])
+async def test_a_muted_track_does_not_hold_the_other_back(source: LiveSource, tmp_path: Path, silent: int) -> None:
+    """When one of two tracks stops, the other still reaches the disk within a second of its arrival, so a crash loses no more."""
+    whole = flv_source.content()
+    goes_on = flv.VIDEO if silent == flv.AUDIO else flv.AUDIO
+    tags = flv_source.merged(flv_source.between(flv_source.only(whole, silent), 0, 1_500), flv_source.only(whole, goes_on))
+    stream = source.streams["anna"] = Stream(tags=tags)
+    running = _capture(source.address("anna"), tmp_path / "a.flv")
+    await running.start()
+    await waiting.until(lambda: stream.first_sent and time.time() - stream.first_sent > 4)
+    running.kill()
+    killed_ms = (time.time() - stream.first_sent) * 1000
+    assert (await running.wait()).progress.media_ms == pytest.approx(killed_ms, abs=1_000)
