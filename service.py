@@ -43,6 +43,7 @@ log = structlog.get_logger()
 
 VERSION = "0.1.0"
 USER_SIG_FOR_S = 24 * 3600
+TASK_ID_CHARS = 26
 DEMO_MARK = ".recorder-demo"
 
 
@@ -129,6 +130,14 @@ class Steps:
     async def remove(self, recording_id: str) -> None:
         """Delete a recording's files."""
         await asyncio.to_thread(self._spool.remove_recording, *model.split_id(recording_id))
+
+    async def kept_sessions(self) -> list[str]:
+        """The TaskIds of which something lies on the spool."""
+        return [path.name for path in self._spool.root.iterdir() if path.is_dir() and len(path.name) == TASK_ID_CHARS]
+
+    async def remove_session(self, task_id: str) -> None:
+        """Delete everything of a session."""
+        await asyncio.to_thread(self._spool.remove_session, task_id)
 
     def segment_path(self, job: adapters.Assignment, epoch: int) -> Path:
         """Where the segment of `epoch` lies."""
@@ -287,7 +296,13 @@ class Service:
 
     async def _serve(self, application: Any) -> None:
         config = uvicorn.Config(
-            application, host=self.settings.host, port=self.settings.port, log_config=None, access_log=False, lifespan="off"
+            application,
+            host=self.settings.host,
+            port=self.settings.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=3,
         )
         server = _Server(config)
         self._server_task = asyncio.create_task(server.serve(), name="http")

@@ -29,8 +29,8 @@ def state_machine() -> str:
     parts = [
         "# The machines\n",
         MADE,
-        "Each table is read from top to bottom; the first row whose conditions hold decides. Every event has a row in every state:"
-        " it moves, stays with effects, or is ignored with a reason.\n",
+        "Each table is read from top to bottom; the first row whose conditions hold decides. Every event has a row in every"
+        " state: it moves, stays with effects, or is ignored with a reason.\n",
         "## Recording\n",
         (states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2],
         _chart(recording.ROWS, states.JOINING, states.FINAL),
@@ -129,10 +129,11 @@ def _type(field: dict[str, Any]) -> str:
 
 def documents() -> dict[str, str]:
     """File name → text."""
+    read = "Environment variables, read once at the start; all faults are told at once."
     return {
         "state-machine.md": state_machine(),
         "events.md": events(),
-        "settings.md": f"# Settings\n\n{MADE}\nEnvironment variables, read once at the start; all faults are told at once.\n\n{settings.reference()}\n",
+        "settings.md": f"# Settings\n\n{MADE}\n{read}\n\n{settings.reference()}\n",
     }
 
 

@@ -119,6 +119,14 @@ class Steps(Protocol):
         """Delete the files of a recording from the spool; harmless to repeat."""
         ...
 
+    async def kept_sessions(self) -> list[str]:
+        """The TaskIds of which something lies on the spool."""
+        ...
+
+    async def remove_session(self, task_id: str) -> None:
+        """Delete everything of a session from the spool; harmless to repeat."""
+        ...
+
     def segment_path(self, job: Assignment, epoch: int) -> Path:
         """Where the segment of `epoch` lies."""
         ...

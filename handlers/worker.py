@@ -311,7 +311,7 @@ class Worker:
 
 class Janitor:
     """Removes what is not needed any more from this node's spool: the files of recordings that are Done, and failed ones after
-    KEEP_FAILED. Rule: a file goes only after the row says that nothing can want it."""
+    KEEP_FAILED. Rule: a file goes only after its row has given it up."""
 
     def __init__(self, store: ports.Store, steps: adapters.Steps, *, policy: model.Policy, clock: Callable[[], int]) -> None:
         self._store = store
@@ -321,7 +321,11 @@ class Janitor:
         self.cleaning = background.Background("janitor", self._run)
 
     async def start(self) -> None:
-        """Begin to clean."""
+        """Remove what a crash between giving up and deleting has left, then begin to clean."""
+        for task_id in await self._steps.kept_sessions():
+            if await self._store.spent(task_id):
+                await self._steps.remove_session(task_id)
+                log.info("spool.leftover_removed", task_id=task_id)
         self.cleaning.start()
 
     async def stop(self) -> None:
@@ -331,10 +335,10 @@ class Janitor:
     async def _run(self) -> None:
         while True:
             for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
-                faults.faultpoint("cleanup.remove.before")
-                await self._steps.remove(recording_id)
-                await self._store.mark_removed(recording_id)
-                log.info("spool.removed", owner=recording_id)
+                if await self._store.mark_removed(recording_id):
+                    faults.faultpoint("cleanup.remove.before")
+                    await self._steps.remove(recording_id)
+                    log.info("spool.removed", owner=recording_id)
             await asyncio.sleep(RENEW_S)
 
 

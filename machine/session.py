@@ -116,7 +116,8 @@ class Cursor:
 
     def arm_idle(self, _: EventData) -> None:
         """Look again when IDLE_TIMEOUT may be over."""
-        from_ms = self.facts.now_ms if self.facts.present else self.session.idle_from_ms
+        active = self.facts.present or not self.session.published
+        from_ms = self.facts.now_ms if active else self.session.idle_from_ms
         at_ms = max(from_ms + self.facts.policy.idle_timeout_ms, self.facts.now_ms + model.SECOND)
         self.effects.append(effects.Arm("idle", at_ms))
 

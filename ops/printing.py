@@ -52,7 +52,7 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     target = out()
     if not target.is_terminal:
         for cells in (headings, *lines):
-            target.print("\t".join(safe(cell) for cell in cells))
+            sys.stdout.write("\t".join(safe(cell) for cell in cells) + "\n")
         return
     drawn = table.Table(box=box.SIMPLE, pad_edge=False)
     for heading in headings:

@@ -169,13 +169,14 @@ class Store:
 
     # --- segments and uploads ---------------------------------------------------------------------------------------------------
     async def register_segment(self, recording_id: str, epoch: int, node: str) -> None:
-        """Write the segment down before ffmpeg is started; harmless to repeat."""
+        """Write the segment down before ffmpeg is started; harmless to repeat, and takes nothing away that is known of it."""
         table = tables.segments
+        key = {"recording_id": recording_id, "epoch": epoch}
         values = {"node": node, "registered_ms": self._clock(), "media_ms": 0, "size_bytes": 0, "reason": ""}
         where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
         async with self._write() as connection:
-            if not (await connection.execute(update(table).where(where).values(values))).rowcount:
-                await connection.execute(insert(table).values(recording_id=recording_id, epoch=epoch, **values))
+            if (await connection.execute(select(table.c.epoch).where(where))).first() is None:
+                await connection.execute(insert(table).values(**key, **values))
 
     async def note_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down what is known of a segment while it grows: first_packet_ms, last_packet_ms, media_ms, size_bytes."""
@@ -268,12 +269,24 @@ class Store:
         async with self._read() as connection:
             return [r.id for r in (await connection.execute(found)).all()]
 
-    async def mark_removed(self, recording_id: str) -> None:
-        """The files of a recording are gone; so are its segments and its output."""
+    async def mark_removed(self, recording_id: str) -> bool:
+        """Give the files of a final recording up, before they are deleted. False: a replay came first and needs them."""
         table = tables.recordings
+        where = and_(table.c.id == recording_id, table.c.state.in_(states.FINAL), table.c.files_removed.is_(False))
+        values = {"files_removed": True, "version": table.c.version + 1}
         async with self._write() as connection:
+            if not (await connection.execute(update(table).where(where).values(values))).rowcount:
+                return False
             await connection.execute(delete(tables.segments).where(tables.segments.c.recording_id == recording_id))
-            await connection.execute(update(table).where(table.c.id == recording_id).values(files_removed=True))
+        return True
+
+    async def spent(self, task_id: str) -> bool:
+        """Whether nothing of this session is wanted on the spool any more: every recording's files were given up, or it is not
+        known at all."""
+        table = tables.recordings
+        found = select(table.c.id).where(table.c.task_id == task_id, table.c.files_removed.is_(False)).limit(1)
+        async with self._read() as connection:
+            return (await connection.execute(found)).first() is None
 
     async def forget_inbox(self, before_ms: int) -> None:
         """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""

@@ -1,13 +1,14 @@
-"""A world without ffmpeg, TRTC and COS: rooms, workers and time played by hand around a real store and the real deciding handlers.
+"""A world without ffmpeg, TRTC and COS: rooms, workers and time played by hand around a real store and real deciding handlers.
 
-Workers take leases, register segments, say what they did and die, as the design has them; what they say lies in `mail` until somebody
-delivers it: in any order, again, late, or (a callback of TRTC) never. Nothing here knows the recorder's tables.
+Workers take leases, register segments, say what they did and die, as the design has them; what they say lies in `mail` until
+somebody delivers it: in any order, again, late, or (a callback of TRTC) never. Nothing here knows the recorder's tables.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ ROOMS: tuple[dict[str, Any], ...] = ({"RoomId": 88}, {"StrRoomId": "88"})
 NODES = ("n1", "n2")
 TRTC = ("user-publishing", "user-unpublished", "user-left", "room-destroyed", "user-removed")
 CAPTURE_ENDS = ("eof", "stalled", "refused", "error", "new-track", "no-media", "refused-for-good", "disk-full")
+HANGS_MS = 120_000  # how long a pull of a speaker who is gone goes on before it ends by itself
 OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
 # The figures of DESIGN, with those of hours brought down, so that a history of a day has tens of steps and not thousands.
 POLICY = model.Policy(
@@ -78,7 +80,6 @@ class World:
     results: list[codec.Event] = field(default_factory=list)
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
     truth: dict[str, Truth] = field(default_factory=dict)
-    causes: set[str] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
     new_id: Callable[[], str] = field(default_factory=engines.ids)
     event_id: Callable[[], str] = field(default_factory=lambda: engines.ids("e"))
@@ -117,10 +118,11 @@ class World:
         if self.mail:
             event = self.mail.pop(index % len(self.mail))
             await self.decider.decide(event)
+            self.delivered.append(event)
             if self.twice:
                 await self.decider.decide(event)
-            self.delivered.append(event)
-            self.causes.add(event.type)
+                if event.type in ("deadline-passed", "worker-lost"):  # a second sweeper says the same under an id of its own
+                    await self.decider.decide(dataclasses.replace(event, id=f"{event.id}.twin"))
 
     async def again(self, index: int) -> None:
         """A message that was delivered before is delivered again."""
@@ -234,28 +236,23 @@ class World:
             if not run.frozen and not await self.store.renew_lease(run.owner, run.epoch, run.node, POLICY.lease_ms):
                 await self.end(run, "stopped" if run.type == "start-capture" else "again")
         await self.sweep()
-        if self.twice:
-            await self.sweep(".twin")
 
-    async def sweep(self, twin: str = "") -> None:
-        """Overdue deadlines and ended leases are said: once, or by a second sweeper under another id."""
+    async def sweep(self) -> None:
+        """Overdue deadlines and ended leases are said, each once."""
         for deadline in await self.store.due_deadlines(limit=1_000):
             over = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
-            await self._note(f"deadline.{deadline.serial}", "deadline-passed", over, twin)
+            self._note(f"deadline.{deadline.serial}", "deadline-passed", over)
         for lease in await self.store.leases(until_ms=self.clock()):
             lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
             if "/" in lease.owner and lease.epoch % 2:
                 held = [s.media_ms for s in await self.store.segments(lease.owner) if s.epoch == lease.epoch]
                 lost |= {"MediaMs": sum(held)}
-            await self._note(f"lost.{lease.owner}.{lease.epoch}", "worker-lost", lost, twin)
+            self._note(f"lost.{lease.owner}.{lease.epoch}", "worker-lost", lost)
 
-    async def _note(self, id_: str, type_: str, data: dict[str, Any], twin: str) -> None:
-        if id_ + twin not in self.said:
-            self.said.add(id_ + twin)
-            if twin:
-                self.twins.append(codec.make(type_, id=id_ + twin, time_ms=self.clock(), data=data))
-            else:
-                self._post(type_, id_, data)
+    def _note(self, id_: str, type_: str, data: dict[str, Any]) -> None:
+        if id_ not in self.said:
+            self.said.add(id_)
+            self._post(type_, id_, data)
 
     async def be_away(self, ms: int) -> None:
         """The whole service is killed and comes back after `ms`."""
@@ -283,9 +280,8 @@ class World:
         raise AssertionError("it does not come to rest")
 
     def _over(self) -> Run | None:
-        captures_for_ms = 120_000
         for run in self.runs.values():
-            if run.type != "start-capture" or self.clock() >= run.since_ms + captures_for_ms:
+            if run.type != "start-capture" or self.clock() >= run.since_ms + HANGS_MS:
                 return run
         return None
 
@@ -299,16 +295,13 @@ class World:
         return chance.choices(("ok", "again", "never"), (7, 2, 1))[0]
 
     async def _next_ms(self) -> int:
-        waits = "SELECT min(at_ms) FROM deadlines WHERE kind <> 'keep'"
-        held = "SELECT min(lease_until_ms) + 1 FROM jobs WHERE state = 'leased'"
-        captures = [run.since_ms + 120_000 for run in self.runs.values()]
-        times = [value for (value,) in [*await self.rows(waits), *([] if self.runs else await self.rows(held))] if value]
-        return int(min([*times, *captures], default=0))
+        waits = [at_ms for (at_ms,) in await self.rows("SELECT at_ms FROM deadlines WHERE kind <> 'keep'")]
+        held = await self.rows("SELECT owner, epoch, lease_until_ms FROM jobs WHERE state = 'leased'")
+        lost = [until_ms + 1 for owner, epoch, until_ms in held if (owner, epoch) not in self.runs]
+        captures = [run.since_ms + HANGS_MS for run in self.runs.values()]
+        return min([*waits, *lost, *captures], default=0)
 
     async def rows(self, query: str) -> list[Any]:
         """What the database holds, asked past the store."""
         async with self.store._engine.connect() as connection:
             return list((await connection.execute(text(query))).all())
-
-
-Step = Callable[[World], Awaitable[None]]

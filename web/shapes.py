@@ -114,7 +114,10 @@ def _line(line: given.Line) -> Json:
 
 def _origin(url: str) -> str:
     """Scheme and host of a URL: path, query and credentials of a callback address are often its secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as an open bracket: nothing of it is safe to show
+        return "…"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if url else ""
 
 

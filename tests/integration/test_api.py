@@ -191,6 +191,12 @@ class TestSessions:
         assert body["Callbacks"][0]["State"] == "pending"
         assert "PLANTED" not in json.dumps(body)
 
+    async def test_a_callback_that_is_no_address_hides_no_session(self, service: Service) -> None:
+        """A session can be looked at whatever its callback address is."""
+        task_id = await started(service, Callback="http://[PLANTED")
+        status, body = await service.ask("GET", f"/sessions/{task_id}")
+        assert (status, body["Callback"]) == (200, "…")
+
     async def test_the_list_counts_recordings_by_state(self, service: Service) -> None:
         """An operator sees in the list which sessions have failures."""
         await service.failed_recording(await started(service))
@@ -276,7 +282,7 @@ class TestCallbacks:
         assert service.decided == []
 
     async def test_a_forged_callback_is_refused_before_it_is_read(self, service: Service) -> None:
-        """Wrong key, no Sign, another application, no application: 401, even where the body is not JSON, and nothing is decided."""
+        """Wrong key, no Sign, another application, none: 401, even where the body is not JSON, and nothing is decided."""
         raw = json.dumps(trtc(102)).encode()
         right = signed(raw)
         forged = [
@@ -363,7 +369,7 @@ class TestDoor:
     async def test_one_line_a_request(self, service: Service) -> None:
         """The log has the path's template, the status, the time taken and the ids, and none of the secrets."""
         with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
-            status, answer = await service.ask("POST", "/sessions", json=start_body())
+            _, answer = await service.ask("POST", "/sessions", json=start_body())
             await service.ask("GET", f"/sessions/{answer['TaskId']}")
             await service.ask("GET", "/PLANTED")
         said = [line for line in lines if line["event"] == "http.request"]

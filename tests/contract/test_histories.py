@@ -1,0 +1,334 @@
+"""Any history ends well: whatever is said, in whatever order, twice, late or never, whoever dies, and whenever.
+
+A history is a list of numbers that Hypothesis shrinks; the world (tests/world.py) plays it against a real store and the real
+deciding handlers, then lets every deadline run out. What must hold then, and on the way, is written here from the design's page on
+the machines; nothing of it is asked of the machines themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import engines, world
+
+COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", "SecretId": "i", "SecretKey": "k"}
+SHAPES: tuple[dict[str, Any], ...] = (
+    {"Mode": "00"},
+    {"Mode": "02", "Callback": "https://example.com/done"},
+    {"Mode": "02", "SubscribeUserIds": ["al", "bo"], "Callback": "https://example.com/done"},
+    {"Mode": "01", "UnSubscribeUserIds": ["bo"]},
+)
+PASSES_MS = (500, 1_000, 2_000, 6_000, 12_000, 31_000, 301_000, 16 * 60_000)
+
+# What may follow what: the chart of DESIGN, by hand.
+RECORDING_EDGES = {
+    ("", "Joining"),
+    ("Joining", "Recording"),
+    ("Recording", "Transcoding"),
+    ("Transcoding", "Uploading"),
+    ("Uploading", "Done"),
+    *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
+}
+REPLAY_EDGES = {(end, to) for end in ("Done", "Failed") for to in ("Joining", "Transcoding", "Uploading")}
+REPLAY_EDGES |= {("Uploading", "Transcoding")}
+SESSION_EDGES = {("", "Open"), ("Open", "Closing"), ("Closing", "Finished")}
+SESSION_REPLAY_EDGES = {("Closing", "Open"), ("Finished", "Open")}
+CODES = {
+    "Success": ("录制成功", 1),
+    "FailedRecording": ("录制失败", 0),
+    "FailedTranscode": ("转码失败", 0),
+    "FailedCosWrite": ("写cos失败", 0),
+    "UploadPending": ("写cos失败", 0),
+}
+
+World = world.World
+Step = Callable[[World, int, int], Awaitable[None]]
+
+
+# --- what may happen -------------------------------------------------------------------------------------------------
+async def start(w: World, a: int, b: int) -> None:
+    """A start; of a key that is Open already, a repeat."""
+    room = world.ROOMS[a % 2]
+    await w.ask("start", SdkAppId=world.APP, **room, UserId=world.REC, UserSig="s", CosConfig=COS, **SHAPES[b % len(SHAPES)])
+
+
+async def stop(w: World, a: int, _: int) -> None:
+    """A stop by key."""
+    await w.ask("stop", SdkAppId=world.APP, **world.ROOMS[a % 2], UserId=world.REC)
+
+
+async def publish(w: World, a: int, b: int) -> None:
+    """A speaker switches a track on."""
+    w.callback("user-publishing", b % 2, UserId=world.SPEAKERS[a % 2], Kind=("audio", "video")[a // 2 % 2])
+
+
+async def unpublish(w: World, a: int, b: int) -> None:
+    """A speaker switches a track off."""
+    w.callback("user-unpublished", b % 2, UserId=world.SPEAKERS[a % 2], Kind=("audio", "video")[a // 2 % 2])
+
+
+async def leave(w: World, a: int, b: int) -> None:
+    """A speaker leaves."""
+    w.callback("user-left", b % 2, UserId=world.SPEAKERS[a % 2], Reason=1)
+
+
+async def remove(w: World, a: int, b: int) -> None:
+    """The recording user leaves, for any of Tencent's reasons."""
+    w.callback("user-left", b % 2, UserId=world.REC, Reason=1 + a % 5)
+
+
+async def dismiss(w: World, _: int, b: int) -> None:
+    """The room is dismissed."""
+    w.callback("room-destroyed", b % 2)
+
+
+async def deliver(w: World, a: int, b: int) -> None:
+    """Some mail arrives, not in the order it was sent."""
+    for _ in range(1 + b):
+        await w.deliver(a)
+
+
+async def lose(w: World, a: int, _: int) -> None:
+    """A callback is lost."""
+    w.lose(a)
+
+
+async def obey(w: World, a: int, b: int) -> None:
+    """Some commands reach workers."""
+    await w.relay()
+    for _ in range(1 + a):
+        await w.obey(0 if b % 2 else a, world.NODES[b % 2])
+
+
+async def flow(w: World, a: int, _: int) -> None:
+    """All that was said and commanded arrives, in order, and captures bring media."""
+    for _ in range(2):
+        await w.relay()
+        while w.commands:
+            await w.obey(0, world.NODES[a % 2])
+        while w.mail:
+            await w.deliver(0)
+    for run in list(w.runs.values()):
+        await w.media(run)
+
+
+async def media(w: World, a: int, _: int) -> None:
+    """Media arrives in a capture."""
+    if run := w.run(a):
+        await w.media(run)
+
+
+async def end(w: World, a: int, b: int) -> None:
+    """A job ends, somehow."""
+    if run := w.run(a):
+        ends = world.CAPTURE_ENDS if run.type == "start-capture" else ("ok", "ok", "again", "never")
+        await w.end(run, ends[b % len(ends)])
+
+
+async def freeze(w: World, a: int, _: int) -> None:
+    """A worker stands still: its lease is not renewed, its job not ended."""
+    if run := w.run(a):
+        run.frozen = True
+
+
+async def die(w: World, a: int, _: int) -> None:
+    """A node is killed."""
+    w.die(world.NODES[a % 2])
+
+
+async def pass_time(w: World, a: int, _: int) -> None:
+    """Time passes."""
+    await w.pass_time(PASSES_MS[a % len(PASSES_MS)])
+
+
+async def be_away(w: World, a: int, _: int) -> None:
+    """The service is down for a while."""
+    await w.be_away(PASSES_MS[a % len(PASSES_MS)])
+
+
+async def replay(w: World, a: int, b: int) -> None:
+    """Somebody replays a session, or one recording of it, from some stage."""
+    sessions = [task_id for (task_id,) in await w.rows("SELECT task_id FROM sessions ORDER BY task_id")]
+    if sessions:
+        stage = ({}, {"From": "joining"}, {"From": "transcoding"}, {"From": "uploading"})[b % 4]
+        speaker = {"Speaker": world.SPEAKERS[a % 2]} if b >= 4 else {}
+        await w.ask("replay", TaskId=sessions[a % len(sessions)], UserSig="fresh", **stage, **speaker)
+
+
+STEPS: tuple[Step, ...] = (
+    *(flow, flow, flow, flow, flow, publish, publish, publish, deliver, deliver, deliver, obey, obey, media, media),
+    *(end, end, end, pass_time, pass_time, pass_time, leave, leave, unpublish, replay, replay, freeze, die),
+    *(start, stop, dismiss, remove, lose, be_away),
+)
+HISTORIES = st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=60)
+
+
+# --- what must hold on the way ---------------------------------------------------------------------------------------
+class Watch:
+    """Looks at the database after every step."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[str, int] = {}
+        self.revisions: dict[str, int] = {}
+
+    async def look(self, w: World) -> None:
+        """Epochs and revisions only grow; a recording has one job that is not ended; a key is Open once."""
+        for id_, epoch in await w.rows("SELECT id, epoch FROM recordings"):
+            assert epoch >= self.epochs.get(id_, 0), f"the epoch of {id_} went back"
+            self.epochs[id_] = epoch
+        for task_id, revision in await w.rows("SELECT task_id, revision FROM sessions"):
+            assert revision >= self.revisions.get(task_id, 0)
+            self.revisions[task_id] = revision
+        twofold = await w.rows("SELECT owner FROM jobs WHERE state <> 'ended' GROUP BY owner HAVING count(*) > 1")
+        assert twofold == [], "two jobs at once"
+        keys = "SELECT room FROM sessions WHERE state = 'Open' GROUP BY sdk_app_id, room_kind, room, user_id HAVING count(*) > 1"
+        assert await w.rows(keys) == [], "a key is Open twice"
+
+
+# --- what must hold in the end ---------------------------------------------------------------------------------------
+async def check_the_end(w: World) -> None:
+    """Everything is over, once, and what is said is what happened."""
+    await _nothing_is_left(w)
+    await _the_journal_follows_the_chart(w)
+    await _results_are_whole(w)
+    await _callbacks_are_over(w)
+    await _outcomes_are_true(w)
+
+
+async def _nothing_is_left(w: World) -> None:
+    assert {s for (s,) in await w.rows("SELECT state FROM sessions")} <= {"Finished"}
+    assert {s for (s,) in await w.rows("SELECT state FROM recordings")} <= {"Done", "Failed"}
+    assert await w.rows("SELECT owner, epoch FROM jobs WHERE state <> 'ended'") == []
+    kept = {owner for (owner,) in await w.rows("SELECT owner FROM deadlines WHERE kind = 'keep'")}
+    assert kept == {i for (i,) in await w.rows("SELECT id FROM recordings WHERE state = 'Failed'")}
+    assert await w.rows("SELECT owner, kind FROM deadlines WHERE kind <> 'keep'") == []
+
+
+async def _the_journal_follows_the_chart(w: World) -> None:
+    lines = await w.rows("SELECT owner, event_type, from_state, to_state FROM journal ORDER BY seq")
+    moves: dict[str, list[tuple[str, str]]] = {}
+    for owner, type_, source, target in lines:
+        if source == target or "#" in owner:
+            continue
+        edges = RECORDING_EDGES if "/" in owner else SESSION_EDGES
+        if type_ == "replay":
+            edges = edges | (REPLAY_EDGES if "/" in owner else SESSION_REPLAY_EDGES)
+        assert (source, target) in edges, f"{owner} went from {source} to {target} by {type_}"
+        moves.setdefault(owner, []).append((source, target))
+    for owner, chain in moves.items():
+        for (_, reached), (left, _) in itertools.pairwise(chain):
+            assert reached == left, f"{owner}: {chain}"
+    ends = dict(await w.rows("SELECT id, state FROM recordings")) | dict(await w.rows("SELECT task_id, state FROM sessions"))
+    assert {owner: chain[-1][1] for owner, chain in moves.items()} == ends
+
+
+async def _results_are_whole(w: World) -> None:
+    bodies: dict[str, list[Any]] = {}
+    for task_id, revision, body in await w.rows("SELECT task_id, revision, body FROM results ORDER BY task_id, revision"):
+        bodies.setdefault(task_id, []).append(json.loads(body))
+        assert bodies[task_id][-1]["Revision"] == revision == len(bodies[task_id]), "revisions have no gaps"
+    sent: dict[tuple[str, int], set[tuple[str, str]]] = {}
+    for event in w.results:
+        if event.type == "session-finished":
+            key = (event.data["TaskId"], event.data["Revision"])
+            sent.setdefault(key, set()).add((event.id, json.dumps(event.data)))
+    assert {key: len(said) for key, said in sent.items()} == {
+        (task_id, n): 1 for task_id, all_ in bodies.items() for n in range(1, len(all_) + 1)
+    }, "each revision went out once, under one id, with one body"
+    for task_id, reason, revision in await w.rows("SELECT task_id, end_reason, revision FROM sessions"):
+        last = bodies[task_id][-1]
+        assert (last["EndReason"], last["Revision"]) == (reason, revision)
+        entries = await w.rows(f"SELECT speaker, code, url, awaited FROM recordings WHERE task_id = '{task_id}' ORDER BY id")
+        wanted = sorted((speaker, code, url) for speaker, code, url, awaited in entries if not awaited)
+        assert sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in last["Files"]) == wanted
+        for file in itertools.chain(*(b["Files"] for b in bodies[task_id])):
+            assert (file["Message"], file["Status"]) == CODES[file["Code"]]
+
+
+async def _callbacks_are_over(w: World) -> None:
+    found = await w.rows("SELECT task_id, revision, state FROM callbacks ORDER BY task_id, revision")
+    asked = {i for i, r in await w.rows("SELECT task_id, request FROM sessions") if json.loads(r)["callback"]}
+    results = {(i, r) for i, r in await w.rows("SELECT task_id, revision FROM results") if i in asked}
+    assert {(i, r) for i, r, _ in found} == results
+    last = {task_id: state for task_id, _, state in found}
+    assert set(last.values()) <= {"delivered", "failed"}, "only a newer revision cancels"
+    assert {state for _, _, state in found} <= {"delivered", "failed", "cancelled"}
+
+
+async def _outcomes_are_true(w: World) -> None:
+    segments = dict(await w.rows("SELECT recording_id, sum(media_ms) FROM segments GROUP BY recording_id"))
+    for id_, code, attempt, awaited in await w.rows("SELECT id, code, attempt, awaited FROM recordings"):
+        true, held_ms = w.of(id_), segments.get(id_) or 0
+        if code == "FailedRecording":
+            assert not held_ms or true.disk_full or attempt > 1, f"{id_}: media is on disk, and it is called 录制失败"
+        else:
+            assert held_ms, f"{id_} is {code} without any media"
+        assert not (awaited and held_ms), f"{id_} was seen, and leaves no entry"
+        assert code != "Success" or true.stored, f"{id_} is Done without an object"
+        assert code != "FailedTranscode" or true.transcode_failures
+        assert code != "FailedCosWrite" or true.upload_refused or true.upload_failures
+    ended = {reason for (reason,) in await w.rows("SELECT end_reason FROM sessions")}
+    said = {e.type for e in w.delivered}
+    assert "Stopped" not in ended or "stop" in said
+    assert "RoomDestroyed" not in ended or "room-destroyed" in said
+    assert "UserRemoved" not in ended or "user-left" in said
+
+
+# --- playing ---------------------------------------------------------------------------------------------------------
+History = list[tuple[int, int, int]]
+
+
+async def _play(history: History, engine: str, *, twice: bool) -> dict[str, Any]:
+    """Play one history to its end in a world of its own, look at it all the while, and tell how it ended."""
+    with engines.fast_folder() as folder:
+        clock = engines.Clock()
+        store = engines.fresh(engine, Path(folder)).open(clock)
+        try:
+            w = World(store=store, clock=clock, seed=len(history), twice=twice)
+            await _live(w, history)
+            await w.come_to_rest()
+            await check_the_end(w)
+            return await _ends(w)
+        finally:
+            await store.stop()
+
+
+async def _live(w: World, history: History) -> None:
+    watch, chance = Watch(), random.Random(len(history))
+    await start(w, 0, history[0][2])
+    await publish(w, *history[0][1:])
+    await flow(w, 0, 0)
+    for step, a, b in history:
+        await STEPS[step](w, a, b)
+        if w.twice:
+            await w.again(chance.randrange(1_000))
+        await watch.look(w)
+
+
+async def _ends(w: World) -> dict[str, Any]:
+    queries = {
+        "sessions": "SELECT task_id, state, end_reason, revision FROM sessions ORDER BY task_id",
+        "recordings": "SELECT id, state, code, detail, url, attempt, epoch, media_ms FROM recordings ORDER BY id",
+        "results": "SELECT task_id, revision, at_ms, body FROM results ORDER BY task_id, revision",
+        "callbacks": "SELECT task_id, revision, state FROM callbacks ORDER BY task_id, revision",
+    }
+    return {name: [tuple(row) for row in await w.rows(query)] for name, query in queries.items()}
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+@settings(max_examples=max(10, settings.default.max_examples // 2))
+@given(history=HISTORIES)
+def test_every_history_ends_in_one_result(engine: str, history: History) -> None:
+    """Any history ends with all recordings final and one result per revision; with everything said twice it ends the same way."""
+    once = asyncio.run(_play(history, engine, twice=False))
+    assert asyncio.run(_play(history, engine, twice=True)) == once

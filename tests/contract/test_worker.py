@@ -1,0 +1,290 @@
+"""A node's jobs under leases, with real store and machine and steps that a test leads by the hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events import codec
+from handlers import adapters, applying, deciding, doing, worker
+from machine import errors, model
+from store import store as stores
+from tests import engines, waiting
+
+ROOM = {"SdkAppId": 1400000001, "RoomId": 88}
+COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", "SecretId": "i", "SecretKey": "k"}
+POLICY = model.Policy(lease_ms=600)
+
+
+@dataclass
+class Progress:
+    media_ms: int = 0
+    size_bytes: int = 0
+    first_packet_ms: int | None = None
+    last_packet_ms: int | None = None
+
+
+@dataclass
+class Exit:
+    reason: str
+    detail: str
+    progress: Progress
+
+
+class Capture:
+    """A capture that ends when the test says so."""
+
+    def __init__(self, on_media: adapters.OnMedia) -> None:
+        self.on_media = on_media
+        self.progress = Progress()
+        self.started = self.stopped = self.killed = False
+        self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        self.started = True
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.end("stopped")
+
+    def kill(self) -> None:
+        self.killed = True
+        self.end("stopped")
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._ended)
+
+    def media(self, media_ms: int, clock: engines.Clock) -> None:
+        self.progress = Progress(media_ms, media_ms, clock() - media_ms, clock())
+        self.on_media(self.progress)
+
+    def end(self, reason: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(Exit(reason, "", self.progress))
+
+
+@dataclass
+class Steps:
+    """Steps that note what they are asked for."""
+
+    captures: list[Capture] = field(default_factory=list)
+    transcodes: int = 0
+    failure: Exception | None = None
+    scanned: Progress = field(default_factory=Progress)
+    removed: list[str] = field(default_factory=list)
+
+    def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
+        self.captures.append(Capture(on_media))
+        return self.captures[-1]
+
+    async def scan(self, job: adapters.Assignment, epoch: int) -> adapters.Scan:
+        return self.scanned
+
+    async def transcode(self, job: adapters.Assignment, segments: Sequence[Any]) -> adapters.Finished:
+        self.transcodes += 1
+        if self.failure:
+            raise self.failure
+        return adapters.Finished(output=model.Output(duration_ms=1000, size_bytes=10))
+
+    async def upload(self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState) -> adapters.Uploaded:
+        await save({"reached": 1})
+        return adapters.Uploaded(size_bytes=10, crc64="1", url="https://x")
+
+    async def call_back(self, callback: model.Callback) -> None:
+        return None
+
+    async def remove(self, recording_id: str) -> None:
+        self.removed.append(recording_id)
+
+    async def kept_sessions(self) -> list[str]:
+        return []
+
+    async def remove_session(self, task_id: str) -> None:
+        raise AssertionError("nothing is left over")
+
+    def segment_path(self, job: adapters.Assignment, epoch: int) -> Path:
+        return Path("/nowhere")
+
+
+class Node:
+    """One node's worker and everything around it, driven message by message."""
+
+    def __init__(self, store: stores.Store, clock: engines.Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.steps = Steps()
+        self._ids = 0
+        self.decider = deciding.Decider(store, applying.Context(policy=POLICY, new_id=self.new_id))
+        self.worker = self.new_worker()
+
+    def new_worker(self) -> worker.Worker:
+        return worker.Worker(self.store, self.steps, node="node-1", policy=POLICY, clock=self.clock)
+
+    def new_id(self) -> str:
+        self._ids += 1
+        return f"01{self._ids:024d}"
+
+    async def say(self, type_: str, **data: Any) -> dict[str, Any]:
+        event = codec.make(type_, id=self.new_id(), time_ms=self.clock(), data=data)
+        return await self.decider.decide(event)
+
+    async def relay(self) -> list[str]:
+        """Hand out everything that is unsent; returns the types."""
+        types = []
+        while messages := await self.store.unsent():
+            for message in messages:
+                event = codec.decode(message.body, now_ms=self.clock())
+                types.append(event.type)
+                if message.channel == "event":
+                    await self.decider.decide_from_bus(event)
+                elif message.channel == "command":
+                    await doing.do(self.worker, event)
+                await self.store.mark_sent(message.seq)
+        return types
+
+    async def relayed(self, type_: str) -> None:
+        """Relay until a message of this type came by."""
+
+        async def came() -> bool:
+            return type_ in await self.relay()
+
+        await waiting.until(came, what=type_)
+
+    async def recording(self) -> model.Recording:
+        async with self.store.transaction() as tx:
+            (found,) = await tx.recordings(self.task_id)
+        return found
+
+    async def open(self) -> Capture:
+        """A session with one speaker whose capture runs."""
+        self.task_id = (await self.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
+        await self.say("user-publishing", **ROOM, UserId="al", EventMs=self.clock(), Kind="audio")
+        await self.relay()
+        return await waiting.until(lambda: next((c for c in self.steps.captures if c.started), None), what="the capture")
+
+
+@pytest.fixture
+async def node(store: stores.Store, clock: engines.Clock) -> AsyncIterator[Node]:
+    made = Node(store, clock)
+    await made.worker.start()
+    yield made
+    await made.worker.stop()
+    await made.worker.stop()
+
+
+async def test_the_whole_road(node: Node) -> None:
+    """Capture, stop, transcode, upload: each job under its own lease, Done at the end and nothing held."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    await node.relayed("capture-started")
+    assert (await node.recording()).state == "Recording"
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("session-finished")
+    assert capture.stopped
+    assert (await node.recording()).state == "Done"
+    assert await node.store.leases(node="node-1") == []
+    assert await node.store.upload_state((await node.recording()).id) is None
+
+
+async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
+    """A capture whose stop overtook its start ends as stopped without media, and ffmpeg is never run."""
+    node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
+    await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
+    await node.say("stop", TaskId=node.task_id)
+    await node.relay()
+    assert (await node.recording()).state == "Failed"
+    assert not any(c.started for c in node.steps.captures)
+
+
+async def test_a_refused_lease_ends_the_work_without_a_word(node: Node) -> None:
+    """When the epoch has moved on, the capture is killed and says no outcome."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    await node.relayed("capture-started")
+    value = await node.recording()
+    await node.say("worker-lost", Owner=value.id, Epoch=value.epoch, Node="node-1")
+    await waiting.until(lambda: capture.killed, 5, "the superseded capture to be killed")
+    types = await node.relay()
+    assert "ffmpeg-exit" not in types
+    assert (await node.recording()).epoch == value.epoch + 1
+
+
+async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database does not answer, the capture goes on."""
+    capture = await node.open()
+    asked = asyncio.Event()
+
+    async def unanswered(*_: Any, **__: Any) -> bool:
+        asked.set()
+        raise OSError("the database is restarting")
+
+    monkeypatch.setattr(node.store, "renew_lease", unanswered)
+    async with asyncio.timeout(5):
+        await asked.wait()
+    assert not capture.killed
+    assert node.worker.progress() == {(await node.recording()).id: 0}
+
+
+async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
+    """After a crash the node asks the disk what its captures left, and the next segment follows at once."""
+    capture = await node.open()
+    before = await node.recording()
+    await node.worker.stop()
+    assert capture.killed
+    node.steps.scanned = Progress(media_ms=7_000, size_bytes=70, last_packet_ms=node.clock())
+    node.worker = node.new_worker()
+    await node.worker.start()
+    assert "start-capture" in await node.relay()
+    after = await node.recording()
+    assert (after.state, after.media_ms, after.epoch) == ("Recording", 7_000, before.epoch + 1)
+
+
+async def test_a_failed_step_is_told_with_its_reason(node: Node) -> None:
+    """What no retry cures fails the recording with the step's own words."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    node.steps.failure = errors.TranscodeFailed("The segments cannot be read.", reason="no-media", retry=False)
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("session-finished")
+    value = await node.recording()
+    assert (value.state, value.code, value.detail) == ("Failed", "FailedTranscode", "The segments cannot be read.")
+
+
+async def test_a_fault_of_ours_is_tried_again(node: Node) -> None:
+    """A step that raises what it should not is told as a failure that a retry may cure; nothing hangs until the lease ends."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    node.steps.failure = RuntimeError("a fault of ours")
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("ffmpeg-exit")
+
+    async def waits() -> bool:
+        await node.relay()
+        job = (await node.recording()).job
+        return job is not None and job.kind == "transcode" and job.state == "waiting"
+
+    await waiting.until(waits, what="the transcode to wait for its next try")
+    assert "a fault of ours" in (await node.recording()).detail
+
+
+async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: stores.Store) -> None:
+    """Files go after Done; those of a failed recording stay until KEEP_FAILED is over."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    node.steps.failure = errors.TranscodeFailed("no", reason="no-media", retry=False)
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("session-finished")
+    value = await node.recording()
+    assert await store.removable(node.clock() - POLICY.keep_failed_ms) == []
+    node.clock.advance(POLICY.keep_failed_ms + 1)
+    janitor = worker.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
+    await janitor.start()
+    await waiting.until(lambda: node.steps.removed == [value.id], what="the files to go")
+    await janitor.stop()
+    assert await store.spent(node.task_id)
+    assert not await store.mark_removed(value.id)

@@ -1,0 +1,161 @@
+"""The settings: what is read, what is refused and how, and that no secret shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops import settings
+
+HOME = {"HOME": "/home/op"}
+
+
+def faults(**environ: str) -> dict[str, str]:
+    """The faults of these variables, by variable."""
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.load({**HOME, **environ})
+    return dict(fault.split(": ", 1) for fault in caught.value.faults)
+
+
+def test_nothing_is_required_on_loopback() -> None:
+    """An empty environment but for HOME gives the defaults of the design."""
+    found = settings.load(HOME)
+    assert (found.host, found.port, found.api_tokens) == ("127.0.0.1", 8080, ())
+    assert found.database == "sqlite+aiosqlite:////home/op/.local/share/recorder/recorder.db"
+    assert (found.linger_s, found.idle_timeout_s, found.join_timeout_s, found.max_duration_s) == (30, 300, 300, 86_400)
+    assert (found.result_wait_s, found.upload_retry_for_s, found.keep_failed_s, found.lease_s) == (900, 259_200, 604_800, 30)
+    assert (found.min_free_bytes, found.max_captures, found.pull_user, found.cos_server) == (2 * 2**30, 0, "shared", None)
+    assert found.spool.name.startswith("recorder-")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("72h", 259_200), ("7d", 604_800), ("500ms", 0.5), (" 3 s ", 3)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    """A duration is a number with a unit; without one it is in seconds."""
+    assert settings.load({**HOME, "LINGER": text}).linger_s == seconds
+
+
+@pytest.mark.parametrize("text", ["-1", "1w", "s", "1e3", "1 000", "∞", "٣", "nan", "30s 5"])
+def test_what_is_no_duration(text: str) -> None:
+    """What is no duration is refused, and the fault says what one is."""
+    assert "30s, 15m, 72h or 7d" in faults(LINGER=text)["LINGER"]
+
+
+@pytest.mark.parametrize(("text", "size"), [("1048576", 2**20), ("512MiB", 2**29), ("2GiB", 2**31), ("2GB", 2 * 10**9), ("0", 0)])
+def test_sizes(text: str, size: int) -> None:
+    """A size is in bytes, or has a unit."""
+    assert settings.load({**HOME, "MIN_FREE": text}).min_free_bytes == size
+
+
+@pytest.mark.parametrize("text", ["1400000001=one,1400000002=t=wo", '{"1400000001": "one", "1400000002": "t=wo"}'])
+def test_keys_by_application(text: str) -> None:
+    """Keys are given as pairs or as JSON; a key may hold an equals sign."""
+    keys = settings.load({**HOME, "TRTC_KEYS": text}).trtc_keys
+    assert {app: key.get_secret_value() for app, key in keys.items()} == {1400000001: "one", 1400000002: "t=wo"}
+
+
+@pytest.mark.parametrize("text", ["1400000001", "x=key", "0=key", "4294967296=key", "[1]", '{"1": 2}', "1=", "{"])
+def test_what_are_no_keys(text: str) -> None:
+    """A key without an application, or the other way round, is refused."""
+    assert "SdkAppId=key" in faults(TRTC_CALLBACK_KEYS=text)["TRTC_CALLBACK_KEYS"]
+
+
+def test_lists() -> None:
+    """Lists are separated by commas; spaces and empty items do not count."""
+    found = settings.load({**HOME, "API_TOKENS": " a, b ,,", "CALLBACK_ALLOW": "10.0.0.0/8, hooks.internal,::1"})
+    assert [token.get_secret_value() for token in found.api_tokens] == ["a", "b"]
+    assert found.callback_allow == ("10.0.0.0/8", "hooks.internal", "::1")
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    """What a compose file passes on as empty changes nothing."""
+    assert settings.load({**HOME, "PORT": "", "LINGER": "  ", "CFS_PATH": ""}) == settings.load(HOME)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    """Every wrong variable is named, those that are wrong beside others too, each with what it may be."""
+    found = faults(
+        HOST="0.0.0.0",
+        PORT="99999",
+        LINGER="soon",
+        PULL_USER="both",
+        COS_ENDPOINT="cos",
+        LOG_LEVEL="loud",
+        PULL_ADDRESS="file:///x",
+    )
+    assert set(found) == {"API_TOKENS", "PORT", "LINGER", "PULL_USER", "COS_ENDPOINT", "LOG_LEVEL", "PULL_ADDRESS"}
+    assert found["PORT"] == "must be a number from 0 to 65535"
+    assert found["PULL_USER"] == "must be shared or per-speaker"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "::1", "[::1]"])
+def test_loopback_needs_no_token(host: str) -> None:
+    """What cannot be reached from outside may be open."""
+    assert settings.load({**HOME, "HOST": host}).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "recorder.example.com", "localhost.example.com"])
+def test_any_other_host_needs_a_token(host: str) -> None:
+    """Whoever reaches the port could record: without a token the service does not start."""
+    assert "HOST" in faults(HOST=host)["API_TOKENS"]
+    assert settings.load({**HOME, "HOST": host, "API_TOKENS": "t"}).host == host
+
+
+def test_the_database_never_lies_on_cfs(tmp_path: Path) -> None:
+    """Neither directly, nor by DATABASE_URL, nor through a link."""
+    cfs = tmp_path / "cfs"
+    cfs.mkdir()
+    (tmp_path / "link").symlink_to(cfs)
+    assert "CFS_PATH" in faults(CFS_PATH=str(cfs), DATA_DIR=str(cfs / "data"))["DATA_DIR"]
+    assert "CFS_PATH" in faults(CFS_PATH=str(cfs), DATA_DIR=str(tmp_path / "link"))["DATA_DIR"]
+    assert "CFS_PATH" in faults(CFS_PATH=str(cfs), DATABASE_URL=f"sqlite+aiosqlite:///{cfs}/x.db")["DATABASE_URL"]
+    assert settings.load({**HOME, "CFS_PATH": str(cfs), "DATA_DIR": str(tmp_path)}).spool == cfs
+
+
+@pytest.mark.parametrize("url", ["postgres://u:PLANTED@h/x", "sqlite+aiosqlite:///", "sqlite+aiosqlite:///:memory:", "x"])
+def test_a_database_that_is_none_is_refused(url: str) -> None:
+    """Another engine, or one that forgets, is refused without repeating the address."""
+    fault = faults(DATABASE_URL=url)["DATABASE_URL"]
+    assert "sqlite+aiosqlite:///" in fault
+    assert "PLANTED" not in fault
+
+
+def test_without_a_home_the_folder_must_be_given() -> None:
+    """Where there is no HOME, DATA_DIR is asked for; with it, ~ is the HOME of the mapping."""
+    with pytest.raises(settings.SettingsError, match="DATA_DIR: is required"):
+        settings.load({})
+    assert settings.load({"DATA_DIR": "/data"}).data_dir == Path("/data")
+    assert settings.load({**HOME, "DATA_DIR": "~/r"}).data_dir == Path("/home/op/r")
+    assert settings.load({**HOME, "XDG_DATA_HOME": "/xdg"}).data_dir == Path("/xdg/recorder")
+
+
+def test_the_environment_of_the_process_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the mapping counts."""
+    monkeypatch.setenv("PORT", "1234")
+    monkeypatch.setenv("port", "1234")
+    assert settings.load(HOME).port == 8080
+
+
+def test_no_secret_shows() -> None:
+    """Neither the dump, nor the value's own text, nor a fault repeats a secret; the dump says which are set."""
+    secret = "PLANTED"
+    environ = dict.fromkeys(("API_TOKENS", "CALLBACK_SECRET"), secret)
+    environ |= {"TRTC_KEYS": f"1={secret}", "TRTC_CALLBACK_KEYS": f"2={secret}"}
+    environ |= {"DATABASE_URL": f"sqlite+aiosqlite:////x/{secret}.db"}
+    found = settings.load({**HOME, **environ})
+    shown = settings.describe(found)
+    assert (shown["API_TOKENS"], shown["CALLBACK_SECRET"], shown["TRTC_KEYS"]) == ("(1 set)", "(set)", "1=(set)")
+    assert secret not in f"{shown}{found!r}{found}"
+    wrong = {"TRTC_KEYS": secret, "API_TOKENS": f"{secret} x", "CALLBACK_SECRET": f"whsec_{secret}!", "PORT": secret}
+    assert secret not in str(faults(**wrong))
+
+
+def test_the_reference_has_every_setting() -> None:
+    """The table for the documentation has a row for each variable, with its meaning, and no machine's own paths."""
+    table = settings.reference()
+    for name in settings.describe(settings.load(HOME)):
+        assert table.count(f"| `{name}` |") == 1
+    assert str(Path.home()) not in table.replace("~/", "")
+    assert all(line.count(" |") == 3 for line in table.splitlines()[2:])
