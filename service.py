@@ -303,6 +303,7 @@ class Service:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=3,
+            server_header=False,
         )
         server = _Server(config)
         self._server_task = asyncio.create_task(server.serve(), name="http")

@@ -64,11 +64,13 @@ def check(type_: str, data: object) -> Data:
     then wrong fields) and for an unknown type."""
     if type_ not in types():
         raise errors.InvalidEvent("type", f"unknown message type {type_[:64]!r}")
+    _check_text(data, "")
     faults = sorted((_fault(e) for e in _validator(type_).iter_errors(data)), key=lambda f: f[0])
     if faults:
         _, where, why = faults[0]
         raise errors.InvalidEvent(where, why)
-    _check_values(data, "", floats=type_ in types("out"))
+    if type_ not in types("out"):
+        _check_integers(data, "")
     assert isinstance(data, dict)  # noqa: S101 - every schema here is of type object; this tells the type checker
     return data
 
@@ -185,25 +187,35 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _check_values(value: object, path: str, *, floats: bool) -> None:
-    """What JSON Schema lets through and we do not: 1.0 as an integer, and text that no database or header can hold."""
-    match value:
-        case dict():
-            for name, child in value.items():
-                _check_values(child, _join(path, str(name)), floats=floats)
-        case list():
-            for index, child in enumerate(value):
-                _check_values(child, _join(path, str(index)), floats=floats)
-        case float() if not floats:
-            raise errors.InvalidEvent(path, "must be an integer, written without a decimal point")
-        case str():
-            if "\x00" in value or not _encodable(value):
-                raise errors.InvalidEvent(path, "contains a character that is not valid text")
+def _check_integers(value: object, path: str) -> None:
+    """What JSON Schema lets through and we do not: 1.0 as an integer."""
+    if isinstance(value, float):
+        raise errors.InvalidEvent(path, "must be an integer, written without a decimal point")
+    for name, child in _children(value):
+        _check_integers(child, _join(path, name))
 
 
-def _encodable(text: str) -> bool:
+def _check_text(value: object, path: str) -> None:
+    """Text that no database, header or validator can hold: NUL, and halves of surrogate pairs; in names of fields, too."""
+    if isinstance(value, str) and not _is_text(value):
+        raise errors.InvalidEvent(path, "contains a character that is not valid text")
+    for name, child in _children(value):
+        if not _is_text(name):
+            raise errors.InvalidEvent(path, "has a field whose name is not valid text")
+        _check_text(child, _join(path, name))
+
+
+def _children(value: object) -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [(str(name), child) for name, child in value.items()]
+    if isinstance(value, list):
+        return [(str(index), child) for index, child in enumerate(value)]
+    return []
+
+
+def _is_text(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\x00" not in text

@@ -84,6 +84,7 @@ class _Look:
     async def run(self, argv: Sequence[str], limit_s: float) -> None:
         child = process.Child(argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output)
         await child.start()
+        child.stdin.close()
         reaped = asyncio.create_task(child.wait())
         try:
             code = await asyncio.wait_for(asyncio.shield(reaped), limit_s)

@@ -1,0 +1,1 @@
+"""The operator's room: settings, logging, commands. Imports nothing of ours."""

@@ -21,7 +21,8 @@ WRITE = "recorder_write"
 
 def open_engine(url: str) -> AsyncEngine:
     """An engine for `url`: `sqlite+aiosqlite:///path`."""
-    engine = create_async_engine(url, pool_size=5)
+    # Parameters may be secrets: an error of the database must not repeat them.
+    engine = create_async_engine(url, pool_size=5, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         _tame_sqlite(engine)
     return engine

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from store import engine as opening
 from store import store as stores
@@ -57,6 +59,11 @@ class Database:
         """A store on it. The caller stops it."""
         return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"))
 
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        """What the database holds, asked past the store."""
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute(query).fetchall()
+
     def everything(self) -> bytes:
         """All that the database keeps on disk, as bytes: to look for what must not be there."""
         return b"".join(p.read_bytes() for p in sorted(self.path.parent.glob(self.path.name + "*")))
@@ -86,9 +93,8 @@ def _template() -> Path:
     # In a thread of its own: the caller may be inside a running loop.
     with futures.ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, _migrate(path)).result()
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return path
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import text
-
 from events import codec
 from handlers import applying, deciding
 from machine import errors, model
@@ -70,6 +68,7 @@ class Truth:
 class World:
     """`fates` decides how jobs end that nobody ended by hand; the same seed gives the same ends to the same epochs."""
 
+    database: engines.Database
     store: stores.Store
     clock: engines.Clock
     seed: int = 0
@@ -273,7 +272,7 @@ class World:
                 await self.deliver(0)
             elif ended := self._over():
                 await self.end(ended, self._fate(ended))
-            elif next_ms := await self._next_ms():
+            elif next_ms := self._next_ms():
                 await self.pass_time(max(0, next_ms - self.clock()))
             else:
                 return
@@ -294,14 +293,13 @@ class World:
             return "again"
         return chance.choices(("ok", "again", "never"), (7, 2, 1))[0]
 
-    async def _next_ms(self) -> int:
-        waits = [at_ms for (at_ms,) in await self.rows("SELECT at_ms FROM deadlines WHERE kind <> 'keep'")]
-        held = await self.rows("SELECT owner, epoch, lease_until_ms FROM jobs WHERE state = 'leased'")
+    def _next_ms(self) -> int:
+        waits = [at_ms for (at_ms,) in self.rows("SELECT at_ms FROM deadlines WHERE kind <> 'keep'")]
+        held = self.rows("SELECT owner, epoch, lease_until_ms FROM jobs WHERE state = 'leased'")
         lost = [until_ms + 1 for owner, epoch, until_ms in held if (owner, epoch) not in self.runs]
         captures = [run.since_ms + HANGS_MS for run in self.runs.values()]
         return min([*waits, *lost, *captures], default=0)
 
-    async def rows(self, query: str) -> list[Any]:
+    def rows(self, query: str) -> list[Any]:
         """What the database holds, asked past the store."""
-        async with self.store._engine.connect() as connection:
-            return list((await connection.execute(text(query))).all())
+        return self.database.ask(query)
