@@ -68,6 +68,8 @@ class Steps:
         self.uploader = cos.CosUploader()
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
+        # What running captures still need; the worker that knows them is built after its steps.
+        self.expected_bytes: Callable[[], int] = lambda: 0
         self._webhook = webhook.WebhookSender(secret=secret, allow=settings.callback_allow)
 
     def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
@@ -162,10 +164,12 @@ class Steps:
     async def inspect(self, data: codec.Data) -> tuple[str, ...]:
         """Look at a start before it is decided: free space, the bucket, the UserSig's age. Answers warnings; raises
         InsufficientSpace, InvalidParameter."""
-        free, needed = self._spool.free_bytes(), self._settings.min_free_bytes
-        if free < needed:
-            message = f"The spool has {free} bytes free; MIN_FREE asks for {needed}. Make room, or lower MIN_FREE."
-            raise errors.InsufficientSpace(message)
+        free_bytes, needed_bytes = self._spool.free_bytes(), self._min_free_bytes() + self.expected_bytes()
+        if free_bytes < needed_bytes:
+            raise errors.InsufficientSpace(
+                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for MIN_FREE"
+                " and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
+            )
         warnings = []
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
         if left_s is not None and left_s <= 0:
@@ -185,6 +189,13 @@ class Steps:
                 raise errors.InvalidParameter(f"CosConfig.Bucket: {error.detail}", field="CosConfig.Bucket") from error
             warnings.append(f"The bucket could not be looked at: {error.detail}")
         return tuple(w for w in warnings if w)
+
+    def _min_free_bytes(self) -> int:
+        """MIN_FREE; where nobody set it, at most a tenth of a small spool."""
+        settings = self._settings
+        if "min_free_bytes" in settings.model_fields_set:
+            return settings.min_free_bytes
+        return min(settings.min_free_bytes, self._spool.total_bytes() // 10)
 
     def _address(self, job: adapters.Assignment) -> str:
         request, room = job.session.request, job.session.request.room
@@ -236,6 +247,7 @@ class Service:
         context = applying.Context(policy=policy, new_id=new_id, mints=lambda app: app in settings.trtc_keys)
         decider = deciding.Decider(self.store, context, steps.inspect)
         self.worker = worker.Worker(self.store, steps, node=folder.node_id, policy=policy, clock=clock)
+        steps.expected_bytes = lambda: self.worker.expected_bytes(settings.capture_reserve_bytes)
         relay = bus.local.LocalBus(
             self.store,
             clock=clock,

@@ -97,6 +97,12 @@ class Worker:
         running = [j for j in self._jobs.values() if j.capture is not None and not j.ended]
         return {j.owner: j.capture.progress.media_ms for j in running if j.capture is not None}
 
+    def expected_bytes(self, reserve_bytes: int) -> int:
+        """What the captures that run here are expected to need of the spool still: a reserve each, and room for the finished
+        file beside what is captured already."""
+        running = [j.capture.progress.size_bytes for j in self._jobs.values() if j.capture is not None and not j.ended]
+        return sum(size_bytes + reserve_bytes for size_bytes in running)
+
     # --- commands ---------------------------------------------------------------------------------------------------------
     async def start_capture(self, command: codec.Event) -> None:
         """Contract 1."""

@@ -1,7 +1,7 @@
 """Picture size from an AVC sequence header. Pure; imports nothing of ours.
 
-Format: ISO/IEC 14496-15 (AVCDecoderConfigurationRecord) and ITU-T H.264, 7.3.2.1.1 (sequence parameter set). The size that FLV metadata
-states is not looked at: when the size changes inside a stream, it goes on stating the first.
+Format: ISO/IEC 14496-15 (AVCDecoderConfigurationRecord) and ITU-T H.264, 7.3.2.1.1 (sequence parameter set). The size
+that FLV metadata states is not looked at: when the size changes inside a stream, it goes on stating the first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""One capture: one ffmpeg pulls one speaker's stream into one segment, under a watch of our own. Imports `machine`, and this room.
+"""One capture: one ffmpeg pulls one speaker's stream into one segment, under a watch of our own. Imports `machine`, and
+this room.
 
-Rules: ffmpeg's exit code says nothing, so a capture is judged by the file, by what stderr said, and by who ended it. Every way to end
-goes through `wait()`, whose answer says why; `start` and `stop` raise nothing about the stream. A stream that is alive
-in any track is not stalled, whether or not the mode records that track. The address is secret: it is no argument
-of any process (see media/ffmpeg.py) and in no line that leaves here.
+Rules: ffmpeg's exit code says nothing, so a capture is judged by the file, by what stderr said, and by who ended it.
+Every way to end goes through `wait()`, whose answer says why; `start` and `stop` raise nothing about the stream. A
+stream that is alive in any track is not stalled, whether or not the mode records that track. The address is secret: it
+is no argument of any process (see media/ffmpeg.py) and in no line that leaves here.
 
 `-progress` is not asked for: with packets flushed the file says the same sooner, and a stalled ffmpeg goes on printing it.
 """
@@ -54,7 +55,8 @@ _REFUSED_FOR_GOOD_DETAIL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSpec:
-    """What to capture: `address` (secret), to `path`, for `mode` "00", "01" or "02"; time limits for silence and for the first packet."""
+    """What to capture: `address` (secret), to `path`, for `mode` "00", "01" or "02"; time limits for silence and for
+    the first packet."""
 
     address: str = field(repr=False)
     path: Path
@@ -123,7 +125,8 @@ class Capture:
         return self._child.pid if self._child else 0
 
     async def start(self) -> None:
-        """Spawns ffmpeg and the watch over it; what goes wrong is answered by `wait()`. Safe to call twice; cancelling it kills."""
+        """Spawns ffmpeg and the watch over it; what goes wrong is answered by `wait()`. Safe to call twice; cancelling
+        it kills."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"capture {self._spec.path.name}")
         try:
@@ -145,7 +148,8 @@ class Capture:
             self._child.kill()
 
     async def wait(self) -> CaptureExit:
-        """Waits for the end. Cancelling the wait kills the capture; it is then reaped in the background, and `wait` may be called again."""
+        """Waits for the end. Cancelling the wait kills the capture; it is then reaped in the background, and `wait` may
+        be called again."""
         if self._task is None:
             return CaptureExit(reason=STOPPED, detail="The capture was never started.", progress=self.progress)
         try:

@@ -1,11 +1,13 @@
 """How the joined stream becomes the finished file: what is copied, what is encoded, and ffmpeg's arguments for it. Pure.
 
-May import this room. Rules: a track is copied when its configuration is the same throughout and it is there throughout, else it alone is
-encoded. Pictures of another size are scaled into the largest one and centred on black of the exact length, which also shows through where
-a segment has no picture; missing sound becomes silence. In both cases what the joiner repeats to keep the track alive is hidden.
+May import this room. Rules: a track is copied when its configuration is the same throughout and it is there throughout,
+else it alone is encoded. Pictures of another size are scaled into the largest one and centred on black of the exact
+length, which also shows through where a segment has no picture; missing sound becomes silence. In both cases what the
+joiner repeats to keep the track alive is hidden.
 
-`-reinit_filter 0` keeps one filter graph over changes of the picture's size (scale and overlay take each frame as it is; measured with
-9.0.2), for a graph that is built anew begins its black at zero again.
+`-reinit_filter 0` keeps one filter graph over changes of the picture's size: scale and overlay take each frame as it
+is, where a graph that is built anew loses a frame at every change. For the same reason nothing that fixes the size,
+such as `pad` or `format`, may stand between the two (both measured with 9.0.2).
 """
 
 from __future__ import annotations
@@ -68,11 +70,18 @@ def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -
 def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
     width, height = found.canvas
     rate = found.rate
-    options |= {"c:v": "libx264", "preset": "veryfast", "crf": 23, "pix_fmt": "yuv420p", "g": rate * _KEY_EVERY_S, "fps_mode": "passthrough"}
+    options |= {
+        "c:v": "libx264",
+        "preset": "veryfast",
+        "crf": 23,
+        "pix_fmt": "yuv420p",
+        "g": rate * _KEY_EVERY_S,
+        "fps_mode": "passthrough",
+    }
     described = f"color=color=black:size={width}x{height}:rate={rate}:duration={_seconds(found.duration_ms)},format=yuv420p"
     black = ffmpeg_python.input(described, format="lavfi").video
     picture = source["v:0"].filter("scale", width, height, force_original_aspect_ratio="decrease", force_divisible_by=2)
-    picture = picture.filter("setsar", 1).filter("format", "yuv420p")
+    picture = picture.filter("setsar", 1)
     hidden = _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.VIDEO)
     enable = {"enable": f"not({hidden})"} if hidden else {}
     joined = ffmpeg_python.overlay(black, picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)

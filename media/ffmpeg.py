@@ -1,9 +1,10 @@
 """The ffmpeg binary, and the argument lists it is run with for a capture. Built with ffmpeg-python; imports `machine.errors`.
 
-Rule: what ffmpeg may open is spelled out (`-protocol_whitelist`, `-format_whitelist`), its analysis is short, its packets are flushed,
-and no secret is ever an argument. The pull address travels as an ffconcat script on an inherited pipe. Measured with ffmpeg 9.0.2
-against the plain address, over HTTP-FLV and RTMP: first byte on disk (1.09 s and 0.81 s), stop by `q` (0.10 s and 0.34 s), late tracks, a
-resolution change, timestamps, stalls and refusals are all the same to within 20 ms, so it is used always.
+Rule: what ffmpeg may open is spelled out (`-protocol_whitelist`, `-format_whitelist`), its analysis is short, its
+packets are flushed, and no secret is ever an argument. The pull address travels as an ffconcat script on an inherited
+pipe. Measured with ffmpeg 9.0.2 against the plain address, over HTTP-FLV and RTMP: first byte on disk (1.09 s and 0.81
+s), stop by `q` (0.10 s and 0.34 s), late tracks, a resolution change, timestamps, stalls and refusals are all the same
+to within 20 ms, so it is used always.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from machine import errors
 OLDEST_SYSTEM_VERSION = (7, 1)
 QUIET = ("-hide_banner", "-nostats", "-loglevel", "level+warning")
 _ANALYSIS_US = 1_000_000
-# While one track is muted, ffmpeg holds the other back for this long, waiting for the first; its default is 10 s, which a crash loses.
+# While one track is muted, ffmpeg holds the other back for this long, waiting for the first. The default is 10 s, all of
+# which a crash would lose and a watch would take for a stall (measured).
 _INTERLEAVE_US = 250_000
 _LONGEST_ADDRESS_BYTES = 16_384
 _PROTOCOLS = {"http": "http,tcp", "https": "https,http,tls,tcp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}

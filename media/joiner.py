@@ -1,11 +1,12 @@
 """All segments of a recording as one stream of FLV bytes with an end. May import `media.flv` and `media.timeline`.
 
-Rules: the segment that follows begins where the media of the one before it ended, so gaps are cut; inside a segment sound and picture
-keep their distance; tracks that are not wanted are left out; a torn tail is where a segment ends. Only one chunk is in memory.
+Rules: the segment that follows begins where the media of the one before it ended, so gaps are cut; inside a segment
+sound and picture keep their distance; tracks that are not wanted are left out; a torn tail is where a segment ends.
+Only one chunk is in memory.
 
-A track that is missing for a while is kept alive where the reader asks for it (`Filling`): its nearest packet is repeated every half
-second. The encoder hides them under black or silence; without them ffmpeg would not know the track yet, or would buffer the other one
-for as long as this one is silent.
+A track that is missing for a while is kept alive where the reader asks for it (`Filling`): its nearest packet is
+repeated every half second. The encoder hides them under black or silence; without them ffmpeg would not know the track
+yet, or would buffer the other one for as long as this one is silent.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filling:
-    """Keeps the track `kind` alive in `spans_ms` (from, to) of the joined time, before its first packet by `header` and `packet`."""
+    """Keeps the track `kind` alive in `spans_ms` (from, to) of the joined time, before its first packet by `header` and
+    `packet`."""
 
     kind: int
     spans_ms: tuple[tuple[int, int], ...]
@@ -88,9 +90,10 @@ class Walk:
 
 
 def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
-    """Where each segment ends because the next one had begun by then: a superseded capture may have written on beside its successor."""
+    """Where each segment ends because the next one had begun by then: a superseded capture may have written on beside
+    its successor."""
     limits: list[int | None] = []
-    for segment, follower in zip(segments, [*segments[1:], None], strict=True):
+    for segment, follower in zip(segments, [*segments[1:], None], strict=False):
         limit = None
         if follower is not None and None not in (segment.first_packet_ms, segment.last_packet_ms, follower.first_packet_ms):
             first, last, following = segment.first_packet_ms, segment.last_packet_ms, follower.first_packet_ms
@@ -101,7 +104,8 @@ def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
 
 
 class Joiner:
-    """Joins segments. `more`, asked with a segment that is read to its end, says whether it may have grown; without it none grows."""
+    """Joins segments. `more`, asked with a segment that is read to its end, says whether it may have grown; without it
+    none grows."""
 
     def __init__(
         self,
@@ -124,7 +128,8 @@ class Joiner:
         self.end_ms = 0
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The joined file, in chunks of at most about a megabyte, read in a thread. Raises OSError when a segment cannot be read."""
+        """The joined file, in chunks of at most about a megabyte, read in a thread. Raises OSError when a segment
+        cannot be read."""
         yield flv.header(audio=flv.AUDIO in self._kinds, video=flv.VIDEO in self._kinds)
         for segment, limit_ms in zip(self._segments, self._limits, strict=True):
             steps = self._join(segment, limit_ms)
@@ -193,8 +198,10 @@ class Joiner:
 
 def _times(filling: Filling) -> Iterator[int]:
     for from_ms, to_ms in filling.spans_ms:
-        yield from range(from_ms, to_ms - 2 * _FILL_MARGIN_MS, FILL_EVERY_MS)
-        yield to_ms - _FILL_MARGIN_MS
+        yield from_ms
+        yield from range(from_ms + FILL_EVERY_MS, to_ms - 2 * _FILL_MARGIN_MS, FILL_EVERY_MS)
+        if to_ms - from_ms > 2 * _FILL_MARGIN_MS:
+            yield to_ms - _FILL_MARGIN_MS
 
 
 def _step(steps: Generator[bytes, bool | None, None], answer: bool | None) -> bytes | None:

@@ -1,8 +1,10 @@
-"""What ffmpeg says, read in three steps: a line, its meaning, and (in the owner of the process) what follows from it. Pure; imports nothing.
+"""What ffmpeg says, read in three steps: a line, its meaning, and (in the owner of the process) what follows from it.
+Pure; imports nothing.
 
-The texts are those of ffmpeg 7.1 to 9.0 at `-loglevel level+warning`. Two rules: the exit code is never evidence, and a text
-counts as "no retry cures this" only when nothing else can be meant by it. What TRTC's RTMP server answers to an expired UserSig or a
-missing package is not confirmed; HTTP 401/403, or a server's RTMP error that names the UserSig or the package, is taken for it.
+The texts are those of ffmpeg 7.1 to 9.0 at `-loglevel level+warning`. Two rules: the exit code is never evidence, and a
+text counts as "no retry cures this" only when nothing else can be meant by it. What TRTC's RTMP server answers to an
+expired UserSig or a missing package is not confirmed; HTTP 401/403, or a server's RTMP error that names the UserSig or
+the package, is taken for it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ _DURATION = re.compile(r"^\s*Duration: (\d+):(\d\d):(\d\d)\.(\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of stderr: `source` the part of ffmpeg that speaks ("" the program itself), `level` its severity, `message` the rest."""
+    """One line of stderr: `source` the part of ffmpeg that speaks ("" the program itself), `level` its severity,
+    `message` the rest."""
 
     source: str
     level: str

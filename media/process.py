@@ -1,10 +1,12 @@
 """Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import only the standard library.
 
-Rule: after `wait()` has returned there is no process, no pipe and no task left. The child has its own process group, so that a terminal's
-Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; and it dies with the thread that spawned
-it (setpriv --pdeathsig KILL), so spawn from the main thread, where the event loop runs.
+Rule: after `wait()` has returned there is no process, no pipe and no task left. The child has its own process group, so
+that a terminal's Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; and it
+dies with the thread that spawned it (setpriv --pdeathsig KILL), so spawn from the main thread, where the event loop
+runs.
 
-Measured with 9.0.2: a stalled ffmpeg ignores `q` and one signal, and ends its reads after the second, so SIGTERM goes with a SIGINT.
+Measured with 9.0.2: a stalled ffmpeg ignores `q` and one signal, and ends its reads after the second, so SIGTERM goes
+with a SIGINT.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _DRAIN_S = 2.0
 class Child:
     """One process with its stderr (and stdout, if wanted) read line by line.
 
-    `on_error_line` sees every redacted line of stderr, `on_output_line` every line of stdout. `last_lines` keeps the latest of stderr.
+    `on_error_line` sees every redacted line of stderr, `on_output_line` every line of stdout. `last_lines` keeps the
+    latest of stderr.
     """
 
     def __init__(

@@ -27,7 +27,8 @@ _EXTENSIONS = {"00": "mp3", "01": "mp4", "02": "mp4"}
 
 
 def safe_name(text: str) -> str:
-    """A file name that stands for `text` and for nothing else: itself, base64url with `b64-`, or its SHA-256 when that is too long."""
+    """A file name that stands for `text` and for nothing else: itself, base64url with `b64-`, or its SHA-256 when that
+    is too long."""
     if _PLAIN.fullmatch(text):
         return text
     raw = text.encode("utf-8", "surrogatepass")
@@ -90,6 +91,13 @@ class Spool:
         """What this process may still write to the spool's file system. Raises errors.Unavailable when it is gone."""
         try:
             return shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
+
+    def total_bytes(self) -> int:
+        """The size of the spool's file system. Raises errors.Unavailable when it is gone."""
+        try:
+            return shutil.disk_usage(self.root).total
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
 

@@ -27,7 +27,8 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
-    """A stretch of the joined time in which one track has nothing while another goes on; `leading`: from its segment's beginning."""
+    """A stretch of the joined time in which one track has nothing while another goes on; `leading`: from its segment's
+    beginning."""
 
     kind: int
     from_ms: int
@@ -37,12 +38,14 @@ class Hole:
 
 @dataclass(kw_only=True)
 class Survey:
-    """The joined stream, described. `kinds`: the wanted tracks that have packets. `headers`: each track's different configurations."""
+    """The joined stream, described. `kinds`: the wanted tracks that have packets. `headers`: each track's different
+    configurations."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
     headers: dict[int, list[bytes]] = field(default_factory=dict)
     codecs: dict[int, set[int]] = field(default_factory=dict)
+    begins_ms: dict[int, int] = field(default_factory=dict)
     ends_ms: dict[int, int] = field(default_factory=dict)
     holes: list[Hole] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -76,14 +79,20 @@ class Survey:
         return min(max(measured, _SLOWEST), _FASTEST)
 
     def filling(self, kind: int) -> joiner.Filling:
-        """How the joiner keeps a track alive in its holes; a picture only where its next packet is a key frame."""
-        spans = tuple((hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO))
+        """How the joiner keeps a track alive in its holes; a picture only where its next packet is a key frame.
+
+        A picture that begins a little later than the sound is shown from the start, so that no file opens with a black frame.
+        """
+        spans = [(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
+        if kind == flv.VIDEO and self.begins_ms[kind] > 0 and not any(from_ms == 0 for from_ms, _ in spans):
+            spans.insert(0, (0, self.begins_ms[kind]))
         header, packet = self.first[kind]
-        return joiner.Filling(kind=kind, spans_ms=spans, header=header, packet=packet)
+        return joiner.Filling(kind=kind, spans_ms=tuple(spans), header=header, packet=packet)
 
 
 def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
-    """Reads all segments (blocking: some seconds per hour of video). Missing files hold nothing. Raises OSError when one cannot be read."""
+    """Reads all segments (blocking: some seconds per hour of video). Missing files hold nothing. Raises OSError when
+    one cannot be read."""
     found = Survey()
     kinds = timeline.wanted(mode)
     last_ms: int | None = None
@@ -142,6 +151,7 @@ class _Pass:
             known.append(header)
         found.codecs.setdefault(kind, set()).add(tag.payload[0] & 0x8F if kind == flv.VIDEO else tag.payload[0] >> 4)
         found.first.setdefault(kind, (header, tag.payload))
+        found.begins_ms.setdefault(kind, self._start_ms + place)
         if kind == flv.VIDEO:
             self._count_frame(place)
 

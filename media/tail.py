@@ -19,7 +19,8 @@ _SETTLING_MS = 5_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureProgress:
-    """What a capture has on disk: `media_ms` of the tracks the mode records, `size_bytes` of all, first and last packet in Unix ms."""
+    """What a capture has on disk: `media_ms` of the tracks the mode records, `size_bytes` of all, first and last packet
+    in Unix ms."""
 
     media_ms: int = 0
     size_bytes: int = 0

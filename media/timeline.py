@@ -1,8 +1,8 @@
 """Media time of one segment: where each wanted packet lies, in milliseconds from the segment's first one.
 
-May import only `media.flv`. One rule, used by the capture's watch, the scan of a finished segment and the joiner alike, so that all
-three count the same: only the tracks that the mode records count; pictures count from the first key frame; a jump in the
-timestamps, forwards or backwards, of more than `JUMP_MS` is cut and remembered, for nothing was there.
+May import only `media.flv`. One rule, used by the capture's watch, the scan of a finished segment and the joiner alike,
+so that all three count the same: only the tracks that the mode records count; pictures count from the first key frame;
+a jump in the timestamps, forwards or backwards, of more than `JUMP_MS` is cut and remembered, for nothing was there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Timeline:
         return self._packet_ms[kind]
 
     def place(self, tag: flv.Tag) -> int | None:
-        """The place of a packet in media time, or None for what is not wanted, not media, or a picture before the first key frame."""
+        """The place of a packet in media time, or None for what is not wanted, not media, or a picture before the first
+        key frame."""
         kind = tag.kind
         if kind not in self._kinds or not flv.is_media(kind, tag.payload):
             return None

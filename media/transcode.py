@@ -1,9 +1,11 @@
 """The transcode: segments in, one verified file out. Imports `machine` and this room.
 
-The road: survey the segments, feed them as one stream to one ffmpeg, look at what it wrote (media/verify.py), and only then give the file
-its name: `*.part` → fsync → rename → fsync of the folder. A copy that does not verify is encoded instead before anything is given up.
+The road: survey the segments, feed them as one stream to one ffmpeg, look at what it wrote (media/verify.py), and only
+then give the file its name: `*.part` → fsync → rename → fsync of the folder. A copy that does not verify is encoded
+instead before anything is given up.
 
-Rules: nothing but a verified file ever has the output's name; on cancellation ffmpeg is killed and the part removed; only one chunk is in memory.
+Rules: nothing but a verified file ever has the output's name; on cancellation ffmpeg is killed and the part removed;
+only one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ _CHUNK_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscodeOutput:
-    """The finished file. `duration_ms` is what the file states, gaps cut; `crc64` CRC-64/XZ, decimal; `gaps` where media is missing;
-    `start_ms` and `end_ms` the wall times (Unix ms) of the first and last packet, None if no segment knew."""
+    """The finished file. `duration_ms` is what the file states, gaps cut; `crc64` CRC-64/XZ, decimal; `gaps` where
+    media is missing; `start_ms` and `end_ms` the wall times (Unix ms) of the first and last packet, None if no segment
+    knew."""
 
     path: Path
     duration_ms: int
@@ -60,8 +63,9 @@ class Transcoder:
     ) -> TranscodeOutput:
         """Writes `output` (MP3 for mode "00", MP4 for "01" and "02") from all segments, in their order.
 
-        `on_progress(done_ms, total_ms)` is called about twice a second and must not block.
-        Raises errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost" or "killed".
+        `on_progress(done_ms, total_ms)` is called about twice a second and must not block. Raises
+        errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost"
+        or "killed".
         """
         faults.faultpoint("media.transcode.before")
         part = output.with_name(output.name + ".part")
@@ -127,7 +131,9 @@ class Transcoder:
         fillings = [found.filling(kind) for kind in chosen.encoded]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
         run = _Run(argv, found.duration_ms, on_progress)
-        log.info("transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms)
+        log.info(
+            "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
+        )
         code = await run.to_end(joined.stream(), part, self._stuck_after_s)
         if code != 0:
             raise run.failure(code)
@@ -167,7 +173,9 @@ class _Run:
         """What an exit code other than 0 means."""
         said = self._child.last_lines[-1] if self._child.last_lines else "it said nothing"
         if self._stuck:
-            return errors.TranscodeFailed(f"ffmpeg stood still and was killed; last words: {said}", reason="ffmpeg-failed", retry=True)
+            return errors.TranscodeFailed(
+                f"ffmpeg stood still and was killed; last words: {said}", reason="ffmpeg-failed", retry=True
+            )
         if lines.Meaning.DISK_FULL in self._heard:
             return errors.TranscodeFailed(self._heard[lines.Meaning.DISK_FULL], reason="disk-full", retry=True)
         if lines.Meaning.SPOOL_LOST in self._heard:

@@ -1,7 +1,8 @@
 """Whether a finished file is what it should be, before it gets its name. Imports `machine.errors` and this room.
 
-Rules: the whole file is demuxed, track by track, and each track must reach its end within max(0.5 s, 0.5 %); its first and last seconds are
-decoded without an error (three hours of decoding would take minutes). Then it is on the disk (fsync) and its CRC-64 is known.
+Rules: the whole file is demuxed, track by track, and each track must reach its end within max(0.5 s, 0.5 %); its first
+and last seconds are decoded without an error (three hours of decoding would take minutes). Then it is on the disk
+(fsync) and its CRC-64 is known.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class Seen:
 
 
 async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: encoding.Plan) -> Seen:
-    """Checks `part` against what was joined. Raises errors.TranscodeFailed ("verify-failed") saying what differs, OSError if it is gone."""
-    limit_s = _LIMIT_S + part.stat().st_size / _LIMIT_BYTES_PER_S
+    """Checks `part` against what was joined. Raises errors.TranscodeFailed ("verify-failed") saying what differs,
+    OSError if it is gone."""
+    stat = await asyncio.to_thread(part.stat)
+    limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
     duration_ms = 0
     for kind in sorted(found.kinds):
         name = "a" if kind == flv.AUDIO else "v"
@@ -51,7 +54,8 @@ async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: encoding
 
 
 def _expected_ms(kind: int, found: survey.Survey, chosen: encoding.Plan) -> int:
-    """A copied track ends with its last packet, encoded sound with its last packet or silence, encoded pictures with the whole."""
+    """A copied track ends with its last packet, encoded sound with its last packet or silence, encoded pictures with
+    the whole."""
     if kind in chosen.copied:
         return found.ends_ms[kind]
     return found.filled_end_ms(kind) if kind == flv.AUDIO else found.duration_ms
@@ -89,7 +93,9 @@ class _Look:
         try:
             code = await asyncio.wait_for(asyncio.shield(reaped), limit_s)
         except TimeoutError:
-            raise errors.TranscodeFailed(f"Verifying took longer than {limit_s:.0f} s.", reason="verify-failed", retry=True) from None
+            raise errors.TranscodeFailed(
+                f"Verifying took longer than {limit_s:.0f} s.", reason="verify-failed", retry=True
+            ) from None
         finally:
             child.kill()
             await asyncio.gather(reaped, return_exceptions=True)

@@ -175,6 +175,13 @@ class Settings(pydantic_settings.BaseSettings):
         ge=0,
         shown="2GiB",
     )
+    capture_reserve_bytes: Annotated[int, _read(values.size_bytes)] = _setting(
+        "CAPTURE_RESERVE",
+        256 * 2**20,
+        "a size such as 2GiB, 500MB or 1048576",
+        "Free space that each running capture is expected to need still; a start is refused when MIN_FREE and this do not fit.",
+        shown="256MiB",
+    )
     max_captures: int = _setting("MAX_CAPTURES", 0, "a number from 0", "Captures at once on this node; 0 is no limit.", ge=0)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _read(str.lower)] = _setting(
         "LOG_LEVEL", "info", "debug, info, warning or error", "What is logged."

@@ -1,7 +1,7 @@
 """Live streams for tests: small FLV files made by the bundled ffmpeg, cut up into tags, and an HTTP server that paces them.
 
-Imports only `media.flv` of ours, for the tags. Rule: a flash and a beep at every full second of the source's own time, 100 ms long,
-so that a test can see in the finished file what was recorded when.
+Imports only `media.flv` of ours, for the tags. Rule: a flash and a beep at every full second of the source's own time,
+100 ms long, so that a test can see in the finished file what was recorded when.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def content(
         picture = f"color=blue:s={size}:r={rate}:d={duration_s},{_FLASH}"
         sound = f"sine=frequency=1000:r={samples}:d={duration_s},{_BEEP}"
         video = f"-c:v libx264 -preset ultrafast -pix_fmt yuv420p -g {gop} -bf {bframes}".split()
-        audio = "-c:a aac -b:a 64k -ac 1".split()
+        audio = ["-c:a", "aac", "-b:a", "64k", "-ac", "1"]
         inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
         subprocess.run([FFMPEG, "-loglevel", "error", *inputs, *video, *audio, "-f", "flv", str(path)], check=True)
         return read(path)

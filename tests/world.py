@@ -25,15 +25,15 @@ ROOMS: tuple[dict[str, Any], ...] = ({"RoomId": 88}, {"StrRoomId": "88"})
 NODES = ("n1", "n2")
 TRTC = ("user-publishing", "user-unpublished", "user-left", "room-destroyed", "user-removed")
 CAPTURE_ENDS = ("eof", "stalled", "refused", "error", "new-track", "no-media", "refused-for-good", "disk-full")
-HANGS_MS = 120_000  # how long a pull of a speaker who is gone goes on before it ends by itself
+HANGS_MS = 200_000  # how long a pull of a speaker who is gone goes on before it ends by itself
 OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
 # The figures of DESIGN, with those of hours brought down, so that a history of a day has tens of steps and not thousands.
 POLICY = model.Policy(
-    max_duration_ms=40 * model.MINUTE,
+    max_duration_ms=14 * model.MINUTE,
     upload_retry_for_ms=2 * model.HOUR,
-    capture_pauses_ms=(1_000, 10_000, 60_000),
-    blind_capture_pauses_ms=(1_000, 30_000, 120_000),
-    upload_pauses_ms=(2_000, model.MINUTE, 15 * model.MINUTE, model.HOUR),
+    capture_pauses_ms=(1_000, 10_000, 100_000),
+    blind_capture_pauses_ms=(1_000, 30_000, 200_000),
+    upload_pauses_ms=(2_000, 10 * model.MINUTE, model.HOUR),
 )
 
 

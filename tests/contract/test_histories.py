@@ -28,7 +28,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"Mode": "02", "SubscribeUserIds": ["al", "bo"], "Callback": "https://example.com/done"},
     {"Mode": "01", "UnSubscribeUserIds": ["bo"]},
 )
-PASSES_MS = (500, 1_000, 2_000, 6_000, 12_000, 31_000, 301_000, 16 * 60_000)
+PASSES_MS = (500, 1_000, 2_000, 6_000, 12_000, 31_000, 301_000, 10 * 60_000)
 
 # What may follow what: the chart of DESIGN, by hand.
 RECORDING_EDGES = {
@@ -175,7 +175,7 @@ STEPS: tuple[Step, ...] = (
     *(end, end, end, pass_time, pass_time, pass_time, leave, leave, unpublish, replay, replay, freeze, die),
     *(start, stop, dismiss, remove, lose, be_away, rest),
 )
-HISTORIES = st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=60)
+HISTORIES = st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=50)
 
 
 # --- what must hold on the way ---------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def _ends(w: World) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", engines.NAMES)
-@settings(max_examples=max(10, settings.default.max_examples // 2))
+@settings(max_examples=max(10, settings.default.max_examples * 2 // 5))
 @given(history=HISTORIES)
 def test_every_history_ends_in_one_result(engine: str, history: History) -> None:
     """Any history ends with all recordings final and one result per revision; with everything said twice it ends the same way."""

@@ -121,11 +121,12 @@ async def test_a_missing_track_is_kept_alive_from_its_own_packets(tmp_path: Path
 
 
 def test_holes_decide_what_is_copied(tmp_path: Path) -> None:
-    """Sound that pauses for two seconds is encoded while the picture is copied; whole tracks are both copied; MP3 always is encoded."""
+    """Sound that pauses for two seconds is encoded while the picture is copied; whole tracks are both copied; MP3
+    always is encoded."""
     paused = [AUDIO_HEADER, VIDEO_HEADER, *flv_source.merged(_sounds(0, 1_000), _sounds(3_000, 4_000), _pictures(0, 4_000))]
     found = survey.survey([_segment(tmp_path / "a", paused)], "02")
     chosen = encoding.plan(found, "02")
-    assert (chosen.copied, chosen.encoded) == ({flv.VIDEO}, {flv.AUDIO})
+    assert (set(chosen.copied), set(chosen.encoded)) == ({flv.VIDEO}, {flv.AUDIO})
     whole = survey.survey([_segment(tmp_path / "b", _both(0, 4_000))], "02")
     assert encoding.plan(whole, "02").copied == BOTH
     assert encoding.plan(whole, "02", copy=False).encoded == BOTH

@@ -1,0 +1,234 @@
+"""Each failure message by a real cause, the files kept, and the replay that heals it: Revision 2."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+
+from simulator.cos import faults
+from tests import content, waiting
+from tests.e2e.conftest import APP, World, live_for
+from tests.e2e.test_road import check_audit
+
+SPOOL_KIB = 4096
+
+
+def failing_transcoder(folder: Path) -> str:
+    """An ffmpeg that captures as always and fails each transcode as long as the file `broken` is there."""
+    script = folder / "failing-ffmpeg"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *libmp3lame*) [ -e {folder}/broken ] && {{ echo "$(cat {folder}/broken)" >&2; exit 1; }} ;; esac\n'
+        f'exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
+
+
+async def record(world: World, name: int | str, seconds: float = 3, **more: Any) -> str:
+    """One room with one speaker, recorded for some seconds and dismissed; returns the TaskId."""
+    started = await world.service.post("/sessions", world.request(name, **more))
+    task_id: str = started["TaskId"]
+    room = world.simulator.create_room(APP, name)
+    await room.join("alice")
+
+    async def recording() -> bool:
+        return await world.service.states(task_id) == ["Recording"]
+
+    await waiting.until(recording, 15, f"{name!r} to be recorded", every_s=0.1)
+    await live_for(seconds)
+    await room.dismiss()
+    return task_id
+
+
+async def result(world: World, name: int | str, revision: int, timeout_s: float = 40) -> Any:
+    """Wait for one revision of the room's result; returns its only file."""
+
+    def came() -> Any:
+        return next((r for r in world.results(name) if r["Revision"] == revision), None)
+
+    body = await waiting.until(came, timeout_s, f"revision {revision} of {name!r}; see {world.service.log}")
+    (entry,) = body["Files"]
+    return entry
+
+
+def kept(world: World) -> list[Path]:
+    """The segments on the spool."""
+    return sorted((world.service.folder / "spool").rglob("*.flv"))
+
+
+async def test_failed_transcode_and_its_replay(world: World, tmp_path: Path) -> None:
+    """转码失败 keeps the segments; a replay that fails again is Revision 2 with its own detail, one that works is Success."""
+    (tmp_path / "broken").write_text("first cause")
+    await world.serve(FFMPEG_BINARY=failing_transcoder(tmp_path))
+    task_id = await record(world, 6001)
+    entry = await result(world, 6001, 1)
+    assert (entry["Status"], entry["Message"], entry["Code"], entry["RecordFile"]) == (0, "转码失败", "FailedTranscode", "")
+    assert "first cause" in entry["Detail"]
+    assert kept(world)
+    (tmp_path / "broken").write_text("second cause")
+    await world.service.post(f"/sessions/{task_id}/replay")
+    entry = await result(world, 6001, 2)
+    assert entry["Code"] == "FailedTranscode"
+    assert "second cause" in entry["Detail"]
+    (tmp_path / "broken").unlink()
+    plan = await world.service.post(f"/sessions/{task_id}/replay", {"DryRun": True})
+    assert [(r["State"], r["To"]) for r in plan["Recordings"]] == [("Failed", "Transcoding")]
+    await world.service.post(f"/sessions/{task_id}/replay")
+    entry = await result(world, 6001, 3)
+    assert (entry["Code"], entry["Message"]) == ("Success", "录制成功")
+    assert content.look(world.object_path(entry["RecordFile"])).has_audio
+    await waiting.until(lambda: not kept(world), 15, "the spool to be cleaned after Done")
+    check_audit(world)
+
+
+async def test_failed_cos_write_and_its_replay(world: World) -> None:
+    """写cos失败 on a refusal for good; a replay with fresh credentials uploads the same file: Success, Revision 2."""
+    await world.serve()
+    world.simulator.cos.faults.set(
+        faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied", times=0)
+    )
+    task_id = await record(world, 6002)
+    entry = await result(world, 6002, 1)
+    assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "FailedCosWrite")
+    assert "AccessDenied" in entry["Detail"]
+    world.simulator.cos.faults.set()
+    fresh = {"CosConfig": {"SecretId": "AKIDexample", "SecretKey": "secret-key-example"}}
+    answer = await world.service.post(f"/sessions/{task_id}/replay", fresh)
+    assert [r["To"] for r in answer["Recordings"]] == ["Uploading"]
+    entry = await result(world, 6002, 2)
+    assert (entry["Code"], entry["Status"]) == ("Success", 1)
+    check_audit(world)
+
+
+async def test_replay_with_wrong_credentials_fails_again(world: World) -> None:
+    """A replay that fails again is a Revision of its own with the new reason."""
+    await world.serve()
+    world.simulator.cos.faults.set(faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied"))
+    task_id = await record(world, 6003)
+    assert (await result(world, 6003, 1))["Code"] == "FailedCosWrite"
+    wrong = {"CosConfig": {"SecretId": "AKIDexample", "SecretKey": "not-the-secret"}}
+    await world.service.post(f"/sessions/{task_id}/replay", wrong)
+    entry = await result(world, 6003, 2)
+    assert entry["Code"] == "FailedCosWrite"
+    assert "SignatureDoesNotMatch" in entry["Detail"]
+
+
+async def test_upload_pending_is_corrected(world: World) -> None:
+    """While COS is away the result goes out as UploadPending after RESULT_WAIT; the upload's end is Revision 2."""
+    await world.serve(RESULT_WAIT="2s")
+    world.simulator.cos.faults.set(faults.Fault(action=faults.STATUS, operation="initiate", times=0))
+    await record(world, 6004)
+    entry = await result(world, 6004, 1)
+    assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "UploadPending")
+    world.simulator.cos.faults.set()
+    assert (await result(world, 6004, 2))["Code"] == "Success"
+    check_audit(world)
+
+
+async def test_callbacks_survive_restarts_and_newer_ones_replace_older(world: World) -> None:
+    """An undelivered callback is retried by the next life of the service; a newer revision cancels an older one."""
+    await world.serve()
+    names = ("int-6005", "int-6006")
+    for name in names:
+        world.simulator.receiver.answer_with(name, 500)
+    world.simulator.cos.faults.set(
+        faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied", key="*/alice_1.mp3")
+    )
+    replaced = await record(world, 6006)
+    await waiting.until(lambda: world.results(6006), 20, "the first try")
+    retried = await record(world, 6005)
+    await waiting.until(lambda: world.results(6005), 20, "the first try")
+    await world.service.post(f"/sessions/{replaced}/replay")
+    await waiting.until(lambda: any(r["Revision"] == 2 for r in world.results(6006)), 20, "revision 2")
+    await world.service.kill()
+    for name in names:
+        world.simulator.receiver.answer_with(name, 200)
+    tries = {name: len(world.simulator.receiver.received[name]) for name in names}
+    await world.service.start()
+    await waiting.until(lambda: all(len(world.simulator.receiver.received[n]) > tries[n] for n in names), 20, "the retries")
+    assert [r["Revision"] for r in world.results(6006)][tries["int-6006"] :] == [2]
+
+    async def delivered() -> bool:
+        said = [await world.service.session(task) for task in (retried, replaced)]
+        return [[c["State"] for c in s["Callbacks"]] for s in said] == [["delivered"], ["cancelled", "delivered"]]
+
+    await waiting.until(delivered, 10, "both to be delivered")
+    ids = {
+        dict(r.headers).get("webhook-id") or dict(r.headers)["Webhook-Id"] for r in world.simulator.receiver.received["int-6005"]
+    }
+    assert len(ids) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few MiB; skipped where the machine does not allow one to be made."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SPOOL_KIB}k", "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"this machine lets us mount no tmpfs: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path, leave_kib: int) -> Path:
+    """Fill the file system but for so much."""
+    filler = folder / "filler"
+    free = subprocess.run(["df", "--output=avail", "-k", folder], capture_output=True, text=True, check=True)
+    filler.write_bytes(b"\0" * 1024 * max(0, int(free.stdout.split()[-1]) - leave_kib))
+    return filler
+
+
+async def test_disk_full_in_capture(world: World, small_disk: Path) -> None:
+    """录制失败 when the disk is full; what was captured is kept, and a replay after making room delivers it."""
+    await world.serve(SPOOL_DIR=str(small_disk / "spool"), MIN_FREE="1")
+    filler = fill(small_disk, leave_kib=48)
+    started = await world.service.post("/sessions", world.request(6007, Mode="02"))
+    room = world.simulator.create_room(APP, 6007)
+    await room.join("alice", size="640x360")
+
+    async def failed() -> bool:
+        return await world.service.states(started["TaskId"]) == ["Failed"]
+
+    await waiting.until(failed, 40, "the disk to be full", every_s=0.1)
+    await room.dismiss()
+    entry = await result(world, 6007, 1)
+    assert (entry["Message"], entry["Code"]) == ("录制失败", "FailedRecording")
+    assert "disk" in entry["Detail"].lower() or "space" in entry["Detail"].lower()
+    await asyncio.to_thread(filler.unlink)
+    await world.service.post(f"/sessions/{started['TaskId']}/replay")
+    entry = await result(world, 6007, 2)
+    assert entry["Code"] == "Success"
+    assert content.look(world.object_path(entry["RecordFile"])).duration_s > 1
+
+
+async def test_disk_full_in_transcode(world: World, small_disk: Path, tmp_path: Path) -> None:
+    """转码失败 when the finished file does not fit; the segments are kept, and a replay after making room delivers it."""
+    await world.serve(SPOOL_DIR=str(small_disk / "spool"), MIN_FREE="1")
+    started = await world.service.post("/sessions", world.request(6008))
+    room = world.simulator.create_room(APP, 6008)
+    await room.join("alice")
+    await live_for(4)
+    filler = fill(small_disk, leave_kib=12)
+    await room.dismiss()
+    entry = await result(world, 6008, 1, 60)
+    assert (entry["Message"], entry["Code"]) == ("转码失败", "FailedTranscode")
+    await asyncio.to_thread(filler.unlink)
+    await world.service.post(f"/sessions/{started['TaskId']}/replay")
+    assert (await result(world, 6008, 2))["Code"] == "Success"
+
+
+async def test_admission_by_free_space(world: World) -> None:
+    """A start is refused with 507 and a clear error below MIN_FREE, and nothing of it is kept."""
+    await world.serve(MIN_FREE="1000000GiB")
+    with pytest.raises(AssertionError, match="InsufficientSpace"):
+        await world.service.post("/sessions", world.request(6009))
+    assert (await world.service.get("/sessions"))["Sessions"] == []

@@ -1,0 +1,213 @@
+"""The house rules that a tool can hold: documents made from code, import contracts, locks, sizes, headers, wording, links.
+
+Imports `docs.generate`. Rule: a rule is held for every file of the repository, tracked or about to be; an exception has its reason
+beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+
+ROOT = Path(__file__).parent.parent.parent
+ROOMS = ("machine", "handlers", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator")
+LOCKS = ("requirements.lock", "bootstrap.lock")
+MOST_LINES = 400
+LONGER = {
+    "machine/recording.py": (520, "one table with its cursor: to be read in one piece"),
+    "service.py": (470, "the one file that joins the rooms, with its commands"),
+}
+MOST_LINES_TEST = 700  # a test file is a list, read one test at a time
+VAGUE_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "manager", "base", "misc"}
+FORBIDDEN = {
+    "an unfinished note": r"\b(?:TODO|FIXME|XXX|HACK)\b",
+    "a path of some machine": r"(?<![\w.])/(?:root|Users|work|mnt)/[a-z]|/home/(?!op/)[a-z]",
+    "a package registry": r"\b(?:pypi|pythonhosted|artifactory|nexus|devpi)\b[\w-]*\.|--(?:extra-)?index-url|\bmirrors?\.[a-z]",
+}
+MARKDOWN_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+MARKDOWN_NAME = re.compile(r"(?<![\w/-])((?:docs/)?[A-Za-z][A-Za-z0-9-]*\.md)\b")
+
+
+def files(suffix: str = "") -> list[Path]:
+    """Every file of the repository: what git tracks, and what it would if it were added now."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    return [ROOT / name for name in sorted(set(listed)) if name.endswith(suffix) and (ROOT / name).is_file()]
+
+
+def of_ours(path: Path) -> bool:
+    """Whether it is a module that a person writes."""
+    return path.suffix == ".py" and "versions" not in path.parts
+
+
+def name(path: Path) -> str:
+    """As it is written in the documents."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("document", sorted(generate.documents()))
+def test_generated_documents_are_up_to_date(document: str) -> None:
+    """The committed document is what the code says today; `make docs` writes it anew."""
+    assert (ROOT / "docs" / document).read_text(encoding="utf-8") == generate.documents()[document]
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The import contracts of pyproject.toml, checked in `folder`."""
+    tool = Path(sys.executable).with_name("lint-imports")
+    return subprocess.run([tool, "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_import_contracts_hold() -> None:
+    """No room imports what it must not."""
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_broken_import_contract_is_noticed(tmp_path: Path) -> None:
+    """One import in the wrong direction, and the check says which."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / "media" / "flv.py").open("a", encoding="utf-8") as module:
+        module.write("\nfrom store import rows as rows\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode != 0
+    assert "media.flv -> store.rows" in done.stdout
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_holds(what: str) -> None:
+    """What must not stand in a file of ours stands in none."""
+    found = []
+    for path in files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        # This file spells out what it forbids; the licence and the locks are not our words.
+        if path != Path(__file__) and path.name not in ("LICENSE", *LOCKS):
+            found += [f"{name(path)}: {hit.group()}" for hit in re.finditer(FORBIDDEN[what], text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_has_a_version_and_a_hash(lock: str) -> None:
+    """Nothing is installed that was not looked at when the lock was made, and the lock names no host to get it from."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    packages = re.findall(r"^(\S+?)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)(?: \\)?$", re.sub(r"(?m)^ *#.*\n", "", text), re.M)
+    assert len(packages) > 3
+    assert [package for package, _ in packages if not re.fullmatch(r"[a-z0-9._-]+(?:\[[a-z,]+\])?==[\w.+!-]+", package)] == []
+    assert [package for package, hashes in packages if not hashes] == []
+    assert not re.search(r"://|index-url|find-links|trusted-host|@ ", text)
+
+
+def locked(lock: str) -> dict[str, str]:
+    """Version by package."""
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / lock).read_text(encoding="utf-8"), re.M))
+
+
+def test_the_locks_hold_what_the_project_asks_for() -> None:
+    """Each dependency of pyproject.toml, the build tools included, is in the lock, and the two locks agree."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    asked = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    asked += [one for extra in project["project"]["optional-dependencies"].values() for one in extra]
+    names = {re.split(r"[\[<>=~! ]", one)[0].lower() for one in asked}
+    whole, first = locked("requirements.lock"), locked("bootstrap.lock")
+    assert sorted(names - whole.keys()) == []
+    assert {package: version for package, version in first.items() if whole.get(package) != version} == {}
+
+
+def test_every_module_begins_with_its_header() -> None:
+    """A module says in its first line what it is for; one of a room also says what it may import, or that it is pure."""
+    found = []
+    for path in filter(of_ours, files(".py")):
+        text = path.read_text(encoding="utf-8")
+        header = ast.get_docstring(ast.parse(text)) or ""
+        if text.strip() and not header:
+            found.append(f"{name(path)} has no header")
+        elif path.relative_to(ROOT).parts[0] in ROOMS and path.name != "__init__.py" and text.strip():
+            whole = " ".join(header.split())
+            if not re.search(r"[Ii]mport|\bPure\b", whole) and path.name not in ("errors.py",):
+                found.append(f"{name(path)} does not say what it may import")
+    assert found == []
+
+
+def test_no_file_is_too_long() -> None:
+    """A file has one job, so it is short; the few longer ones are named here, with their reason and their limit."""
+    found = []
+    for path in files(".py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        limit = MOST_LINES_TEST if path.relative_to(ROOT).parts[0] == "tests" else LONGER.get(name(path), (MOST_LINES, ""))[0]
+        if lines > limit:
+            found.append(f"{name(path)}: {lines} lines, at most {limit}")
+    assert found == []
+
+
+def test_names_say_something() -> None:
+    """No module or folder is called after nothing in particular."""
+    parts = {part.removesuffix(".py") for path in files(".py") for part in path.relative_to(ROOT).parts}
+    assert parts & VAGUE_NAMES == set()
+
+
+def test_no_test_sleeps() -> None:
+    """A test waits for a condition with a time limit (`tests/waiting.py`), never for time to pass."""
+    found = [
+        f"{name(path)}: {call.func.attr}"
+        for path in files(".py")
+        if path.relative_to(ROOT).parts[0] == "tests" and path.name != "waiting.py"
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "sleep"
+    ]
+    assert found == []
+
+
+def test_every_test_says_what_it_proves() -> None:
+    """A test begins with a sentence."""
+    found = []
+    for path in files(".py"):
+        if not path.name.startswith("test_"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                sentence = " ".join((ast.get_docstring(node) or "").split())
+                found += [] if sentence.endswith((".", "…")) else [f"{name(path)}::{node.name}"]
+    assert found == []
+
+
+def test_links_and_names_in_documents_lead_somewhere() -> None:
+    """Every relative link is a file, every test that a document cites exists, and so does every document that is mentioned."""
+    found = []
+    for path in files():
+        if path.suffix not in (".md", ".py", ".toml", ".sh") or path == Path(__file__):
+            continue
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".md":
+            links = [link.split("#")[0] for link in MARKDOWN_LINK.findall(text) if "://" not in link and not link.startswith("#")]
+            found += [f"{name(path)} links to {link}" for link in links if not (path.parent / link).exists()]
+        for module, test in TEST_NAME.findall(text):
+            known = (ROOT / module).is_file() and f"def {test}" in (ROOT / module).read_text(encoding="utf-8")
+            found += [] if known else [f"{name(path)} cites {module}::{test}"]
+        for document in MARKDOWN_NAME.findall(text):
+            places = (ROOT / document, ROOT / "docs" / document, path.parent / document)
+            found += [] if any(place.is_file() for place in places) else [f"{name(path)} names {document}"]
+    assert sorted(set(found)) == []
+
+
+@pytest.mark.parametrize("script", [".ci/run", "deploy/bootstrap.sh"])
+def test_scripts_are_whole(script: str) -> None:
+    """A script of the door has an interpreter line and stops at the first fault."""
+    first, *rest = (ROOT / script).read_text(encoding="utf-8").splitlines()
+    assert first.startswith("#!/")
+    assert any(line.startswith("set -e") for line in rest)
+    if script == ".ci/run":
+        assert os.access(ROOT / script, os.X_OK)
