@@ -19,6 +19,7 @@ demo: $(STAMP) ## record a simulated room with two speakers and print the result
 
 test: $(STAMP) ## everything that must hold: the checks and all tests
 	@$(MAKE) --no-print-directory check
+	@sh deploy/test-servers.sh
 	@$(BIN)/python -m pytest -q
 
 check: $(STAMP) ## style, types, import contracts, generated documents

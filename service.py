@@ -167,8 +167,8 @@ class Steps:
         free_bytes, needed_bytes = self._spool.free_bytes(), self._min_free_bytes() + self.expected_bytes()
         if free_bytes < needed_bytes:
             raise errors.InsufficientSpace(
-                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for MIN_FREE"
-                " and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
+                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
+                " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
             )
         warnings = []
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
@@ -176,6 +176,8 @@ class Steps:
             warnings.append("The UserSig has expired: pulls will be refused until a repeated start brings a fresh one.")
         if data.get("Callback"):
             webhook.check_url(data["Callback"])
+            if not self._settings.callback_secret.get_secret_value():
+                warnings.append("The result will be posted unsigned: the service has no CALLBACK_SECRET.")
         config = data["CosConfig"]
         objects.check_path(config["Path"])
         keys = await self.credentials(config)

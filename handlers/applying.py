@@ -57,7 +57,7 @@ class Applying:
             now_ms=self.tx.now_ms,
             policy=self.context.policy,
             callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
-            has_segments=value.state not in states.CAPTURING and await self.tx.has_segments(value.id),
+            has_segments=value.state != states.RECORDING and await self.tx.has_segments(value.id),
             has_output=value.output is not None and not value.files_removed,
             data=self.event.data if data is None else data,
         )

@@ -19,6 +19,8 @@ LATER = (states.TRANSCODING, states.UPLOADING, states.DONE, states.FAILED)
 WORKING = (states.TRANSCODING, states.UPLOADING)
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 ALL = states.RECORDING_STATES
+OF_A_RUN = ("capture-exit", "worker-lost")
+MAY_END_JOINING = (*OF_A_RUN, "stop", "idle-over", "replay")
 
 # What may happen to a recording. `stop` stands for everything that closes its session: room-destroyed, user-removed, stop, or one
 # of the session's deadlines. The three kinds of `deadline-passed` that concern a recording are events of their own here.
@@ -27,6 +29,7 @@ EVENTS = (
     "user-left",
     "stop",
     "capture-started",
+    "media-found",
     "capture-exit",
     "transcode-exit",
     "upload-finished",
@@ -42,7 +45,8 @@ EVENTS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a decision may look at besides the recording. `data` is the event's; `callbacks_come` says whether TRTC's callbacks
-    were seen for this application; `has_segments` and `has_output` say which inputs of later stages are kept."""
+    were seen for this application; `has_segments` and `has_output` say which inputs of later stages are kept: media in
+    segments of any epoch, a verified file."""
 
     now_ms: int
     policy: model.Policy = field(default_factory=model.Policy)
@@ -397,7 +401,11 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="capture-started", at=(J,), when=("running",), to=R, do=("note_media",)),
     Row(on="capture-started", at=(R,), when=("running",), do=("note_media",)),
     _ignore("capture-started", ALL, NO_SUCH_JOB),
-    # A run of ffmpeg ended. By itself that is no stop. (With media in Joining, `decide` first makes the move of capture-started.)
+    # Media is on disk although no capture-started was heard of it: from a run that has just ended, or a superseded one. `decide`
+    # makes this move first, before what would end Joining for lack of media.
+    Row(on="media-found", at=(J,), to=R, do=("note_media",)),
+    _ignore("media-found", (R, *LATER), "that is known"),
+    # A run of ffmpeg ended. By itself that is no stop.
     _ignore("capture-exit", ALL, STALE, ("stale",)),
     _ignore("capture-exit", LATER, NO_SUCH_JOB),
     Row(on="capture-exit", at=CAPTURING, unless=("running",), ignore=NO_SUCH_JOB),
@@ -475,11 +483,18 @@ def decide(recording: model.Recording, event: str, facts: Facts) -> Decision:
     """What `event` makes of `recording`: pure and total. Raises nothing but KeyError for an event that is not in EVENTS."""
     cursor = Cursor(recording, facts)
     moves: list[tuple[str, str]] = []
-    ends = event in ("capture-exit", "worker-lost")
-    if ends and recording.state == J and int(facts.data.get("MediaMs") or 0) > 0:
-        _step(cursor, "capture-started", moves)
+    if recording.state == J and event in MAY_END_JOINING and _media_found(recording, event, facts):
+        _step(cursor, "media-found", moves)
     row = _step(cursor, event, moves)
     return Decision(recording=cursor.recording, effects=tuple(cursor.effects), moves=tuple(moves), ignored=row.ignore)
+
+
+def _media_found(recording: model.Recording, event: str, facts: Facts) -> bool:
+    """Whether media is on disk: by this very run, or (whatever its epoch) by an earlier one. A stale word finds nothing."""
+    if event not in OF_A_RUN:
+        return facts.has_segments and (event != "replay" or recording.stop_requested)
+    fresh = facts.data.get("Epoch") == recording.epoch and recording.capture in (states.QUEUED, states.LEASED)
+    return fresh and (facts.has_segments or int(facts.data.get("MediaMs") or 0) > 0)
 
 
 def _step(cursor: Cursor, event: str, moves: list[tuple[str, str]]) -> table.Row:

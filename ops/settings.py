@@ -131,7 +131,7 @@ class Settings(pydantic_settings.BaseSettings):
     cos_endpoint: Annotated[str, _read(values.http_endpoint)] = _setting(
         "COS_ENDPOINT",
         "",
-        "an address such as http://127.0.0.1:9000",
+        "an IP address such as http://127.0.0.1:9000",
         "Server that answers for COS, such as the simulator.",
         shown="COS itself",
     )
@@ -182,7 +182,6 @@ class Settings(pydantic_settings.BaseSettings):
         "Free space that each running capture is expected to need still; a start is refused when MIN_FREE and this do not fit.",
         shown="256MiB",
     )
-    max_captures: int = _setting("MAX_CAPTURES", 0, "a number from 0", "Captures at once on this node; 0 is no limit.", ge=0)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _read(str.lower)] = _setting(
         "LOG_LEVEL", "info", "debug, info, warning or error", "What is logged."
     )

@@ -78,6 +78,7 @@ def http_endpoint(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
         raise ValueError("not an endpoint")
     _ = parts.port  # raises ValueError for a port that is none
+    ipaddress.ip_address(parts.hostname)  # likewise: the COS client sends to an address, the host name stays the bucket's
     return text.rstrip("/")
 
 

@@ -25,10 +25,13 @@ import structlog
 ROOM, MEDIA = 1, 2
 CREATED, DISMISSED, ENTERED, LEFT, ROLE_CHANGED = 101, 102, 103, 104, 105
 VIDEO_ON, VIDEO_OFF, AUDIO_ON, AUDIO_OFF, SCREEN_ON, SCREEN_OFF = 201, 202, 203, 204, 205, 206
-DROP, DELAY, DOUBLE, SWAP = "drop", "delay", "double", "swap"
-ACTIONS = (DROP, DELAY, DOUBLE, SWAP)
+DROP, DELAY, DOUBLE, SWAP, FORGE = "drop", "delay", "double", "swap", "forge"
+ACTIONS = (DROP, DELAY, DOUBLE, SWAP, FORGE)
 KEPT = 10_000
 PENDING, DELIVERED, LOST, DROPPED = "pending", "delivered", "lost", "dropped"
+"""What became of a message: under way · answered 200 · never answered 200 in its minute · lost by a fault."""
+FORGED = "-forged"
+"""What a forger's key has after the right one."""
 
 log = structlog.get_logger()
 
@@ -54,7 +57,8 @@ class RetryRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What happens to matching messages: lost, late by `delay_s`, sent twice, or sent after the next one of the room.
+    """What happens to matching messages: lost, late by `delay_s`, sent twice, sent after the next one of the room, or
+    signed with a wrong key (each attempt, so that a receiver that checks never takes it).
 
     `event_type` 0 and `user_id` "" match all; `times` 0 = always, else that many messages.
     """
@@ -86,6 +90,7 @@ class Message:
     info: Mapping[str, Any]
     room: str
     born_s: float
+    forged: bool = False
     outcome: str = PENDING
     attempts: list[Attempt] = field(default_factory=list)
     passed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -157,9 +162,13 @@ class Callbacks:
         self._last_event_ms = max(self._wall_ms(), self._last_event_ms + 1)
         return self._last_event_ms
 
-    def send(self, app: App, event_group: int, event_type: int, info: Mapping[str, Any], *, room: str = "") -> Message:
+    def send(
+        self, app: App, event_group: int, event_type: int, info: Mapping[str, Any], *, room: str = "", forged: bool = False
+    ) -> Message:
         """Put one message on its way, in order with the others of `room`; returns it at once. No address: it is lost."""
-        message = Message(app=app, event_group=event_group, event_type=event_type, info=info, room=room, born_s=time.monotonic())
+        message = Message(
+            app=app, event_group=event_group, event_type=event_type, info=info, room=room, born_s=time.monotonic(), forged=forged
+        )
         self.messages.append(message)
         del self.messages[:-KEPT]
         before, self._last[room] = self._last.get(room), message
@@ -188,6 +197,7 @@ class Callbacks:
         elif action == DROP:
             message.outcome = DROPPED
         else:
+            message.forged = message.forged or action == FORGE
             if action == DELAY and fault is not None:
                 message.passed.set()
                 await asyncio.sleep(fault.delay_s)
@@ -242,8 +252,9 @@ class Callbacks:
         at_ms = self._wall_ms()
         body = encode(message.event_group, message.event_type, at_ms, message.info)
         headers = {"Content-Type": "application/json", "SdkAppId": str(message.app.sdk_app_id)}
-        if message.app.callback_key:
-            headers["Sign"] = sign(message.app.callback_key, body)
+        key = message.app.callback_key + (FORGED if message.forged else "")
+        if key:
+            headers["Sign"] = sign(key, body)
         status, error = 0, ""
         try:
             async with self._session.post(message.app.callback_url, data=body, headers=headers, allow_redirects=False) as answer:

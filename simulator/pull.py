@@ -1,6 +1,6 @@
 """The door that a recorder pulls at: `GET /pull/{room}?sdkappid=&userid=&usersig=&remoteuserid=[&use_number_room_id=1]`.
 
-Imports connection, live, rooms, usersig. Rule: the query is that of TRTC's RTMP address; only `use_number_room_id=1` makes
+Imports connection, live, rooms, speakers, usersig. Rule: the query is that of TRTC's RTMP address; only `use_number_room_id=1` makes
 the room an integer one. The room is taken from the raw target, since `..` and `%2F` are legal in a string room's id.
 
 403: the UserSig is missing, wrong or expired (text says which) · 404: no such room, or the speaker publishes nothing ·
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote
 import structlog
 from aiohttp import web
 
-from simulator import connection, live, rooms, usersig
+from simulator import connection, live, rooms, speakers, usersig
 
 PREFIX = "/pull/"
 
@@ -68,7 +68,7 @@ class Pulls:
             log.info("viewer.left", room=room.handle, speaker=speaker.user_id, user_id=user_id, reason=viewer.reason)
         return response
 
-    def _admit(self, request: web.Request) -> tuple[rooms.Speaker, str]:
+    def _admit(self, request: web.Request) -> tuple[speakers.Speaker, str]:
         path, _, raw_query = request.raw_path.partition("?")
         query = {name: values[0] for name, values in parse_qs(raw_query).items()}
         missing = [name for name in ("sdkappid", "userid", "remoteuserid") if not query.get(name)]

@@ -12,23 +12,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from email.utils import formatdate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 import structlog
 from aiohttp import web
 
 from simulator import connection
-from simulator.cos import answers, faults, listing, objects, routing, signature, uploads
+from simulator.cos import answers, faults, listing, objects, routing, signature, uploads, wire
 
 CHUNK_BYTES = 256 * 1024
-CRC64 = "x-cos-hash-crc64ecma"
-XML = "application/xml"
 
 log = structlog.get_logger()
 
@@ -94,7 +90,7 @@ class Cos:
             action = fault.action if fault else ""
             response = await self._under(fault, operation, request, about)
         except answers.Refused as refused:
-            response = await _refusal(request, refused)
+            response = await wire.refusal(request, refused)
             self._note(operation, bucket, key, refused.status, refused.code, action)
             return response
         broken = action in (faults.RESET, faults.COMMIT_THEN_RESET)
@@ -119,8 +115,8 @@ class Cos:
         if self.buckets is not None and about.bucket not in self.buckets and operation != routing.PUT_BUCKET:
             raise answers.Refused(404, "NoSuchBucket", "The specified bucket does not exist.")
         response = await self._operations[operation](request, about)
-        if action == faults.WRONG_CRC and CRC64 in response.headers:
-            response.headers[CRC64] = str(int(response.headers[CRC64]) ^ 1)
+        if action == faults.WRONG_CRC and wire.CRC64 in response.headers:
+            response.headers[wire.CRC64] = str(int(response.headers[wire.CRC64]) ^ 1)
         if action == faults.COMMIT_THEN_RESET:
             connection.reset(request)
         return response
@@ -133,20 +129,20 @@ class Cos:
     # Buckets
 
     async def _head_bucket(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
-        return _response(200)
+        return wire.response(200)
 
     async def _put_bucket(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         if self.buckets is not None:
             if about.bucket in self.buckets:
                 raise answers.Refused(409, "BucketAlreadyOwnedByYou", "The bucket exists already.")
             self.buckets.add(about.bucket)
-        return _response(200)
+        return wire.response(200)
 
     async def _list_objects(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
-        return _document("ListBucketResult", listing.objects_page(about, self.objects.all(about.bucket)))
+        return wire.document("ListBucketResult", listing.objects_page(about, self.objects.all(about.bucket)))
 
     async def _list_uploads(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
-        return _document("ListMultipartUploadsResult", listing.uploads_page(about, self.uploads.all(about.bucket)))
+        return wire.document("ListMultipartUploadsResult", listing.uploads_page(about, self.uploads.all(about.bucket)))
 
     # Objects
 
@@ -154,21 +150,21 @@ class Cos:
         draft = await self._receive(request)
         try:
             self._check_overwrite(request, about)
-            stored = self.objects.put(draft, about.bucket, about.key, modified_s=self._wall_s(), **_described(request))
+            stored = self.objects.put(draft, about.bucket, about.key, modified_s=self._wall_s(), **wire.described(request))
         finally:
             draft.drop()
-        return _response(200, {"ETag": f'"{stored.etag}"', CRC64: stored.crc64})
+        return wire.response(200, {"ETag": f'"{stored.etag}"', wire.CRC64: stored.crc64})
 
     async def _head_object(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         stored = self._object(about)
-        response = web.StreamResponse(headers=_object_headers(stored))
+        response = web.StreamResponse(headers=wire.object_headers(stored))
         response.content_length = stored.size
         return response
 
     async def _get_object(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         stored = self._object(about)
-        start, stop = _range(request, stored.size)
-        headers = _object_headers(stored)
+        start, stop = wire.byte_range(request, stored.size)
+        headers = wire.object_headers(stored)
         headers |= {name[9:]: value for name, value in about.query.items() if name.startswith("response-")}
         partial = "Range" in request.headers
         if partial:
@@ -186,14 +182,14 @@ class Cos:
 
     async def _delete_object(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         self.objects.delete(about.bucket, about.key)
-        return _response(204)
+        return wire.response(204)
 
     # Multipart uploads
 
     async def _initiate(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
-        upload = self.uploads.initiate(about.bucket, about.key, now_s=self._wall_s(), **_described(request))
+        upload = self.uploads.initiate(about.bucket, about.key, now_s=self._wall_s(), **wire.described(request))
         fields = {"Bucket": about.bucket, "Key": about.key, "UploadId": upload.upload_id}
-        return _document("InitiateMultipartUploadResult", fields)
+        return wire.document("InitiateMultipartUploadResult", fields)
 
     async def _upload_part(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         upload = self.uploads.get(about.bucket, about.key, about.query["uploadId"])
@@ -206,11 +202,11 @@ class Cos:
             part = self.uploads.add(upload, int(number), draft, now_s=self._wall_s())
         finally:
             draft.drop()
-        return _response(200, {"ETag": f'"{part.etag}"', CRC64: part.crc64})
+        return wire.response(200, {"ETag": f'"{part.etag}"', wire.CRC64: part.crc64})
 
     async def _list_parts(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         upload = self.uploads.get(about.bucket, about.key, about.query["uploadId"])
-        return _document("ListPartsResult", listing.parts_page(about, upload))
+        return wire.document("ListPartsResult", listing.parts_page(about, upload))
 
     async def _complete(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         body = await request.read()
@@ -227,11 +223,11 @@ class Cos:
         self._locks.pop(about.query["uploadId"], None)
         place = f"{request.headers.get('Host', '')}/{quote(about.key, safe='/-_.~')}"
         fields = {"Location": place, "Bucket": about.bucket, "Key": about.key, "ETag": f'"{stored.etag}"'}
-        return _document("CompleteMultipartUploadResult", fields, {CRC64: stored.crc64})
+        return wire.document("CompleteMultipartUploadResult", fields, {wire.CRC64: stored.crc64})
 
     async def _abort(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         self.uploads.remove(self.uploads.get(about.bucket, about.key, about.query["uploadId"]))
-        return _response(204)
+        return wire.response(204)
 
     def _object(self, about: routing.Target) -> objects.Stored:
         stored = self.objects.get(about.bucket, about.key)
@@ -258,58 +254,6 @@ class Cos:
             draft.drop()
             raise
         return draft
-
-
-async def _refusal(request: web.Request, refused: answers.Refused) -> web.Response:
-    """The XML of a refusal, after the rest of the body, so that a client in the middle of sending gets to read it."""
-    while await request.content.readany():
-        pass
-    request_id = _request_id()
-    body = answers.error(refused, resource=request.headers.get("Host", "") + request.raw_path, request_id=request_id)
-    headers = {"x-cos-request-id": request_id}
-    return web.Response(status=refused.status, body=body, content_type=XML, headers=headers)
-
-
-def _request_id() -> str:
-    return base64.b64encode(uuid.uuid4().hex.encode()).decode()
-
-
-def _response(status: int, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, headers={"x-cos-request-id": _request_id()} | (headers or {}))
-
-
-def _document(name: str, fields: dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:
-    response = _response(200, headers)
-    response.body = answers.document(name, fields)
-    response.content_type = XML
-    return response
-
-
-def _described(request: web.Request) -> dict[str, Any]:
-    metadata = {name.lower(): value for name, value in request.headers.items() if name.lower().startswith("x-cos-meta-")}
-    return {"content_type": request.headers.get("Content-Type", "application/octet-stream"), "metadata": metadata}
-
-
-def _object_headers(stored: objects.Stored) -> dict[str, str]:
-    return {
-        "ETag": f'"{stored.etag}"',
-        "Content-Type": stored.content_type,
-        "Last-Modified": formatdate(stored.modified_s, usegmt=True),
-        "Accept-Ranges": "bytes",
-        CRC64: stored.crc64,
-        "x-cos-request-id": _request_id(),
-    } | stored.metadata
-
-
-def _range(request: web.Request, size: int) -> tuple[int, int]:
-    """First byte and the one behind the last. Raises answers.Refused (416 InvalidRange)."""
-    try:
-        start, stop, _ = request.http_range.indices(size)
-    except ValueError:
-        start = stop = size
-    if "Range" in request.headers and start >= stop:
-        raise answers.Refused(416, "InvalidRange", "The requested range cannot be satisfied.")
-    return start, stop
 
 
 def _open(path: Path) -> BinaryIO:

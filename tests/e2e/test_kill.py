@@ -53,7 +53,7 @@ async def test_kill(world: World, tmp_path: Path, state: str) -> None:
         await live_for(3)
     if state == "Uploading":
         (tmp_path / "fast").touch()
-        world.simulator.cos.faults.set(faults.Fault(action=faults.DELAY, operation="UploadPart", delay_s=3, times=2))
+        world.simulator.cos.faults.set(faults.Fault(action=faults.DELAY, operation="upload-part", delay_s=3, times=2))
     if state in ("Transcoding", "Uploading"):
         await room.dismiss()
     await reach(world, task_id, state)

@@ -346,16 +346,13 @@ async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:
 
 
 async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, stop: bool) -> capture.CaptureExit:
-    tries: list[capture.Capture] = []
-
-    async def begun() -> bool:
-        """Pulls until the server listens: a refused pull ends at once."""
-        tries.append(_capture(address, path))
-        await tries[-1].start()
-        return bool(await waiting.until(lambda: tries[-1].progress.media_ms > 0 or tries[-1].ended)) and not tries[-1].ended
-
-    await waiting.until(begun)
-    running = tries[-1]
+    running = _capture(address, path)
+    for _ in range(500):  # a pull is refused, within some 20 ms, until the server listens
+        await running.start()
+        await waiting.until(lambda: running.progress.media_ms > 0 or running.ended)
+        if not running.ended:
+            break
+        running = _capture(address, path)
     await waiting.until(lambda: running.progress.media_ms > 1_500)
     if stop:
         running.stop()

@@ -19,7 +19,7 @@ import av
 import pytest
 import TLSSigAPIv2
 
-from simulator import barcode, callbacks, content, flv, rooms, server
+from simulator import barcode, callbacks, content, flv, rooms, server, speakers
 from tests import waiting
 
 APP = 1400000001
@@ -482,7 +482,7 @@ async def test_a_room_that_ends_with_its_last_speaker(simulator: server.Simulato
     room.ends_when_empty = room.dismissal_as_text = True
     alice, bob = await room.join("alice"), await room.join("bob")
     await alice.leave()
-    await bob.leave(rooms.TIMED_OUT)
+    await bob.leave(speakers.TIMED_OUT)
     await told_types(simulator, 101, 103, 203, 201, 103, 203, 201, 104, 104, 102)
     assert told(simulator)[8]["EventInfo"]["Reason"] == 2
     assert told(simulator)[9]["EventInfo"]["RoomId"] == "8489"

@@ -25,7 +25,7 @@ def test_nothing_is_required_on_loopback() -> None:
     assert found.database == "sqlite+aiosqlite:////home/op/.local/share/recorder/recorder.db"
     assert (found.linger_s, found.idle_timeout_s, found.join_timeout_s, found.max_duration_s) == (30, 300, 300, 86_400)
     assert (found.result_wait_s, found.upload_retry_for_s, found.keep_failed_s, found.lease_s) == (900, 259_200, 604_800, 30)
-    assert (found.min_free_bytes, found.max_captures, found.pull_user, found.cos_server) == (2 * 2**30, 0, "shared", None)
+    assert (found.min_free_bytes, found.pull_user, found.cos_server) == (2 * 2**30, "shared", None)
     assert found.spool.name.startswith("recorder-")
 
 

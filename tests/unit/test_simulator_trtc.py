@@ -21,8 +21,8 @@ def test_tencents_own_callback_example() -> None:
 
 def test_unknown_fault_actions_are_refused() -> None:
     """A fault that cannot be carried out is an error when it is set, not when it should strike."""
-    with pytest.raises(ValueError, match="drop, delay, double, swap"):
-        callbacks.Callbacks().set_faults(callbacks.Fault(action="forge"))
+    with pytest.raises(ValueError, match="drop, delay, double, swap, forge"):
+        callbacks.Callbacks().set_faults(callbacks.Fault(action="burn"))
 
 
 async def test_no_two_events_at_one_time() -> None:

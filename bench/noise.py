@@ -1,0 +1,52 @@
+"""How quiet the machine was while something was measured, and tables of figures. Imports nothing of ours.
+
+Rule: a figure is never printed without the load beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Noise:
+    """From its making on: how busy all cores were with what is not this process and its children."""
+
+    def __init__(self) -> None:
+        self._from = self._now()
+
+    def __str__(self) -> str:
+        """One line for under a table."""
+        wall_s, busy_s, own_s = (now - then for now, then in zip(self._now(), self._from, strict=True))
+        cores = os.cpu_count() or 1
+        others = max(0.0, busy_s - own_s) / (wall_s * cores)
+        return (
+            f"{cores} cores, {wall_s:.0f} s; other work on the machine took {others:.0%} of them (load {os.getloadavg()[0]:.1f})"
+        )
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        fields = [int(n) for n in Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]]
+        busy_s = (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
+        times = os.times()
+        return time.monotonic(), busy_s, times.user + times.system + times.children_user + times.children_system
+
+
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} … {max(values):{form}})"
+
+
+def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they must be; the first to the left, the others to the right."""
+    every = [headings, *lines]
+    widths = [max(len(line[at]) for line in every) for at in range(len(headings))]
+    drawn = []
+    for line in every:
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        drawn.append("  ".join(cells))
+    drawn.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(drawn)

@@ -1,0 +1,40 @@
+#!/bin/sh
+# The servers that tests start for themselves, each private to its test: on Debian and Ubuntu they come as packages.
+# Installs what is missing where it may (root, apt-get); elsewhere names it and exits 2. No system service is started or enabled.
+set -eu
+packages="nginx libnginx-mod-rtmp"
+
+missing=""
+for package in $packages; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$state" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+by_hand() {
+    echo "recorder: $1:$missing" >&2
+    echo "          On Debian or Ubuntu, as root:  apt-get install --no-install-recommends$missing" >&2
+    exit 2
+}
+
+[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || by_hand "the tests need servers that are not installed"
+
+# A package starts its service when it is installed, unless policy-rc.d forbids it.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+export DEBIAN_FRONTEND=noninteractive
+echo "recorder: installing for the tests:$missing"
+get="apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300"
+$get update || echo "recorder: apt-get update failed; trying with the lists that are there." >&2
+# shellcheck disable=SC2086 # words on purpose
+$get install --no-install-recommends $missing >/dev/null || by_hand "these servers could not be installed"
+if [ -d /run/systemd/system ]; then
+    for package in $missing; do
+        systemctl disable --quiet --now "$package" 2>/dev/null || true
+    done
+fi

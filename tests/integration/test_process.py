@@ -1,0 +1,83 @@
+"""The owner of a process, with programs that misbehave: deaf, chatty, endless lines, silent, gone before they are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from media import process
+from tests import waiting
+
+
+def _child(script: str, **options: object) -> process.Child:
+    return process.Child(["/bin/bash", "-c", script], redact=lambda text: text.replace("SECRET", "<hidden>"), **options)  # type: ignore[arg-type] # options differ per test
+
+
+async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> None:
+    """`q` ends what listens, SIGTERM what does not, SIGKILL what ignores both; each after its limit and no later."""
+    polite, plain, deaf = (
+        _child("read -n1 key; exit 7"),
+        _child("exec sleep 60"),
+        _child("trap '' TERM INT; while :; do read -t 9; done"),
+    )
+    took, codes = [], []
+    for child in (polite, plain, deaf):
+        await child.start()
+        began = time.monotonic()
+        await child.stop(ask_s=0.4, term_s=0.4)
+        took.append(time.monotonic() - began)
+        codes.append(await child.wait())
+    assert codes[0] == 7
+    assert codes[1] in (-15, -2)
+    assert codes[2] == -9
+    assert took[0] < 0.3
+    assert 0.4 <= took[1] < 0.7
+    assert 0.8 <= took[2] < 1.2
+
+
+async def test_what_it_says_is_redacted_bounded_and_always_read() -> None:
+    """Megabytes on stderr never block the child; only the latest lines are kept, an endless line is cut, and secrets are hidden."""
+    seen: list[str] = []
+    script = "for i in $(seq 20000); do echo line $i SECRET >&2; done; head -c 3000000 /dev/zero | tr '\\0' x >&2; echo; exit 0"
+    child = _child(script, on_error_line=seen.append)
+    await child.start()
+    assert await asyncio.wait_for(child.wait(), 20) == 0
+    assert len(seen) == 20_001
+    assert not [line for line in seen if "SECRET" in line]
+    assert len(child.last_lines) <= 100
+    assert max(map(len, child.last_lines)) <= 8_192
+
+
+async def test_a_failing_listener_ends_the_child_and_is_heard() -> None:
+    """An error in a callback kills the child, which nobody would listen to any more, and comes out of wait()."""
+
+    def fail(_: str) -> None:
+        raise ValueError("listener")
+
+    child = _child("echo hello >&2; exec sleep 60", on_error_line=fail)
+    await child.start()
+    with pytest.raises(ValueError, match="listener"):
+        await asyncio.wait_for(child.wait(), 5)
+
+
+async def test_stopping_and_killing_what_has_ended_is_harmless() -> None:
+    """A child that is gone may be stopped and killed again; one that was never started may be killed."""
+    child = _child("exit 0")
+    child.kill()
+    await child.start()
+    assert await child.wait() == 0
+    await child.stop()
+    child.kill()
+    await waiting.until(lambda: not Path(f"/proc/{child.pid}").exists())
+
+
+async def test_the_child_has_nothing_of_our_environment() -> None:
+    """No variable of the service reaches the child, proxies least of all."""
+    said: list[str] = []
+    child = process.Child(["/usr/bin/env"], redact=str, on_output_line=said.append)
+    await child.start()
+    await child.wait()
+    assert sorted(line.partition("=")[0] for line in said) == ["LC_ALL", "PATH"]
