@@ -26,7 +26,7 @@ check: $(STAMP) ## style, types, import contracts, generated documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m docs.generate --check
 
 format: $(STAMP) ## put the source into house form
@@ -36,7 +36,8 @@ docs: $(STAMP) ## write the generated documents anew
 	@$(BIN)/python -m docs.generate
 
 lock: $(STAMP) ## resolve the locks anew from pyproject.toml
-	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 --extra build --no-deps-of recorder pyproject.toml -o bootstrap.lock
+	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 -c requirements.lock deploy/bootstrap.in -o bootstrap.lock
 
 clean: ## remove the environment and what tests and demo left
 	@rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -172,7 +172,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few MiB; skipped where the machine does not allow one to be made."""
     folder = tmp_path / "small"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SPOOL_KIB}k", "tmpfs", folder], capture_output=True, text=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SPOOL_KIB}k", "tmpfs", str(folder)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
     if made.returncode != 0:
         pytest.skip(f"this machine lets us mount no tmpfs: {made.stderr.strip()}")
     yield folder
