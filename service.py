@@ -21,12 +21,12 @@ from typing import Annotated, Any
 
 import structlog
 import typer
-import uvicorn
 from rich import console
 from ulid import ULID
 
 import bus.local
 import store.engine
+import store.inspection
 import store.reading
 import store.store
 from cloud import cos, cos_upload, credentials, objects, pull, trtc_callbacks, usersig, webhook
@@ -35,9 +35,10 @@ from handlers import adapters, applying, deciding, doing, sweeper, worker
 from machine import background, errors, model
 from media import capture, ffmpeg, segments, spool, transcode
 from ops import cli as ops_cli
-from ops import logs
+from ops import doctor, logs
 from ops import settings as ops_settings
 from web import app as web_app
+from web import serving
 
 log = structlog.get_logger()
 
@@ -229,9 +230,9 @@ class Service:
         self._stack = contextlib.AsyncExitStack()
         self._sides: list[background.Background] = []
         self._ready = False
-        self.port = settings.port
         self.store: store.store.Store
         self.worker: worker.Worker
+        self._http: serving.HttpServer
 
     async def start(self) -> None:
         """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
@@ -262,7 +263,9 @@ class Service:
             await part.start()
             self._stack.push_async_callback(part.stop)
         self._sides = [sweep.sweep, self.worker.renewal, relay.relay, janitor.cleaning]
-        await self._serve(self._api(decider, engine))
+        self._http = serving.HttpServer(self._api(decider, engine, relay), host=settings.host, port=settings.port)
+        await self._http.start()
+        self._stack.push_async_callback(self._http.stop)
         self._ready = True
         log.info("service.started", node=folder.node_id, spool=str(folder.root), address=self.url)
 
@@ -276,18 +279,19 @@ class Service:
     def url(self) -> str:
         """Where the API listens."""
         host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
-        return f"http://{host}:{self.port}"
+        return f"http://{host}:{self._http.port}"
 
     async def run(self) -> None:
         """Until a side task ends unexpectedly: raises what it raised."""
         failed = [side.failed for side in self._sides if side.failed is not None]
-        await asyncio.wait([*failed, self._server_task], return_when=asyncio.FIRST_COMPLETED)
+        serves = [self._http.task] if self._http.task is not None else []
+        await asyncio.wait([*failed, *serves], return_when=asyncio.FIRST_COMPLETED)
         for future in failed:
             if future.done():
                 future.result()
         raise RuntimeError("The HTTP server ended by itself.")
 
-    def _api(self, decider: deciding.Decider, engine: Any) -> Any:
+    def _api(self, decider: deciding.Decider, engine: Any, relay: bus.local.LocalBus) -> Any:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
 
@@ -304,48 +308,13 @@ class Service:
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
             verify_callback=verify,
             map_callback=trtc_callbacks.to_event,
+            progress=self.worker.progress,
+            listeners=relay.listeners,
+            draining=lambda: not self._ready,
+            policy=_policy(settings),
             version=VERSION,
         )
         return web_app.create(api)
-
-    async def _serve(self, application: Any) -> None:
-        config = uvicorn.Config(
-            application,
-            host=self.settings.host,
-            port=self.settings.port,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=3,
-            server_header=False,
-        )
-        server = _Server(config)
-        self._server_task = asyncio.create_task(server.serve(), name="http")
-        await server.listening(self._server_task)
-        self.port = server.servers[0].sockets[0].getsockname()[1]
-
-        async def close() -> None:
-            server.should_exit = True
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._server_task
-
-        self._stack.push_async_callback(close)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers, which would end the loop before our parts are stopped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
-    async def listening(self, task: asyncio.Task[None]) -> None:
-        """Return when the socket listens. Raises errors.Unavailable if it cannot."""
-        while not self.started:
-            if task.done():
-                message = f"Port {self.config.port} on {self.config.host} cannot be used; set PORT to a free one."
-                raise errors.Unavailable(message)
-            await asyncio.sleep(0.01)
 
 
 def _open_engine(settings: ops_settings.Settings) -> Any:
@@ -428,6 +397,27 @@ def serve_command() -> None:
     raise typer.Exit(run_service(os.environ))
 
 
+@ops_cli.app.command("doctor")
+def doctor_command(as_json: ops_cli.AsJson = False) -> None:
+    """Look at settings and surroundings: what is wrong, what it means, what to type. Ends with 1 if something fails."""
+    logs.configure(level="error")
+
+    def source() -> str:
+        return asyncio.run(credentials.CredentialChain(os.environ, clock=clock).resolve()).source
+
+    given = doctor.Given(
+        find_ffmpeg=ffmpeg.find,
+        ffmpeg_version=ffmpeg.version,
+        check_template=pull.check_template,
+        pull_template=pull.DEFAULT_TEMPLATE,
+        schema=store.inspection.look,
+        credentials=source,
+        version=VERSION,
+        fault=errors.RecorderError,
+    )
+    raise typer.Exit(ops_cli.report(doctor.examine(os.environ, given), as_json=as_json))
+
+
 @ops_cli.app.command("demo")
 def demo_command(
     folder: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = Path("var/demo"),
@@ -449,19 +439,43 @@ def demo_command(
 @ops_cli.app.command("simulator")
 def simulator_command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 9000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 9000,
     folder: Annotated[Path, typer.Option(help="Where objects and pictures are kept.")] = Path("var/simulator"),
-    app: Annotated[int, typer.Option(help="SdkAppId of the application it knows.")] = 1400000001,
+    app: Annotated[int, typer.Option(help="SdkAppId of the application it knows.", min=1, max=2**32 - 1)] = 1400000001,
     callback_url: Annotated[str, typer.Option(help="Where TRTC's callbacks go.")] = "http://127.0.0.1:8080/trtc/callbacks",
     callback_key: Annotated[str, typer.Option(help="Key that signs them.")] = "simulator-callback-key",
+    user_sig_key: Annotated[str, typer.Option(help="Key of the application's UserSigs; without it any UserSig is good.")] = "",
+    secret_id: Annotated[str, typer.Option(help="SecretId that COS and TRTC's server API know.")] = "AKIDsimulator",  # noqa: S107 - the stand-in's
+    secret_key: Annotated[str, typer.Option(help="SecretKey of it.")] = "simulator-secret-key",  # noqa: S107 - likewise
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="A bucket there is; may be repeated. Without: any name is one.")
+    ] = None,
+    announce_pulls: Annotated[bool, typer.Option(help="Each pull enters and leaves the room as an audience member.")] = False,
+    one_pull_per_user: Annotated[bool, typer.Option(help="A second pull of a user in a room ends the first.")] = False,
 ) -> None:
-    """Run a small stand-in for Tencent: live rooms, TRTC callbacks, COS. For development without an account."""
-    from simulator import callbacks, server
+    """Run a small stand-in for Tencent: live rooms, TRTC's callbacks and server API, COS. For development without an account."""
+    from simulator import callbacks, server, welcome
+    from simulator.cos import signature
 
     logs.configure(level="info", form="auto")
-    known = callbacks.App(sdk_app_id=app, callback_url=callback_url, callback_key=callback_key)
-    simulator = server.Simulator(host, port, folder, apps=[known])
-    asyncio.run(run_until_signal([simulator]))
+    known = callbacks.App(sdk_app_id=app, callback_url=callback_url, callback_key=callback_key, user_sig_key=user_sig_key)
+    account = signature.Account(secret_id=secret_id, secret_key=secret_key)
+    simulator = server.Simulator(
+        host,
+        port,
+        folder,
+        apps=[known],
+        accounts=[account],
+        buckets=bucket or None,
+        announce_pulls=announce_pulls,
+        one_pull_per_user=one_pull_per_user,
+    )
+    greeting = welcome.Welcome(simulator=simulator, sdk_app_id=app, account=account, write=typer.echo)
+    try:
+        asyncio.run(run_until_signal([simulator, greeting]))
+    except OSError as error:
+        sys.stderr.write(f"recorder: The simulator cannot run: {error}. Choose another --port or --folder.\n")
+        raise typer.Exit(1) from error
 
 
 def main() -> None:

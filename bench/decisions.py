@@ -2,13 +2,13 @@
 
     .venv/bin/python -m bench.decisions
 
-May import every room but `service`. Rule: both are measured in turns, so that what else the machine does hits both; the files lie in
-a folder on disk (not in memory), because the price of a commit is what it is about.
+May import every room but `service`. Rule: both are measured in turns, so that what else the machine does hits both; the files lie
+in a folder on disk (not in memory), because the price of a commit is what it is about.
 
-A bare transaction is `BEGIN IMMEDIATE`, four statements (claim an id, read a row, update it, append a line) and `COMMIT`, in WAL with
-synchronous=FULL, by Python's sqlite3 with nothing around it. An event is decided by the real Decider on the real Store: claim, load,
-decide, guarded update, journal, outbox. The events are those of whole recordings, from `start` to `upload-finished`; leases that
-workers take between them count as time, not as events.
+A bare transaction is `BEGIN IMMEDIATE`, four statements (claim an id, read a row, update it, append a line) and `COMMIT`, in WAL
+with synchronous=FULL, by Python's sqlite3 with nothing around it. An event is decided by the real Decider on the real Store:
+claim, load, decide, guarded update, journal, outbox. The events are those of whole recordings, from `start` to `upload-finished`;
+leases that workers take between them count as time, not as events.
 """
 
 from __future__ import annotations

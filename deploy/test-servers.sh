@@ -2,7 +2,7 @@
 # The servers that tests start for themselves, each private to its test: on Debian and Ubuntu they come as packages.
 # Installs what is missing where it may (root, apt-get); elsewhere names it and exits 2. No system service is started or enabled.
 set -eu
-packages="nginx libnginx-mod-rtmp"
+packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server"
 
 missing=""
 for package in $packages; do

@@ -14,6 +14,9 @@ from typing import Any
 from events import codec
 from machine import callback, effects, model, ports, recording, results, session, states
 
+# What may give a recording a new Detail that says how its pulls ended.
+NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
@@ -59,6 +62,7 @@ class Applying:
             callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
             has_segments=value.state != states.RECORDING and await self.tx.has_segments(value.id),
             has_output=value.output is not None and not value.files_removed,
+            evictions=await self.tx.evictions(value.task_id, value.id) if self.event.type in NAMES_EVICTIONS else 0,
             data=self.event.data if data is None else data,
         )
 

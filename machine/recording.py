@@ -14,6 +14,13 @@ from transitions import EventData
 
 from machine import effects, model, states, table
 
+# Whether TRTC lets several pulls share one UserId is not confirmed; in its SDK a second entry of a user evicts the first.
+EVICTIONS_NAMED = 3
+EVICTED = (
+    "Pulls of this session ended one another, {} times here: it seems that TRTC lets a UserId in only once. Give the service"
+    " the application's key (TRTC_KEYS) and set PULL_USER=per-speaker."
+)
+
 CAPTURING = states.CAPTURING
 LATER = (states.TRANSCODING, states.UPLOADING, states.DONE, states.FAILED)
 WORKING = (states.TRANSCODING, states.UPLOADING)
@@ -46,13 +53,15 @@ EVENTS = (
 class Facts:
     """What a decision may look at besides the recording. `data` is the event's; `callbacks_come` says whether TRTC's callbacks
     were seen for this application; `has_segments` and `has_output` say which inputs of later stages are kept: media in
-    segments of any epoch, a verified file."""
+    segments of any epoch, a verified file; `evictions` how many runs of this recording ended by themselves just as a pull for
+    another speaker of the session began."""
 
     now_ms: int
     policy: model.Policy = field(default_factory=model.Policy)
     callbacks_come: bool = True
     has_segments: bool = False
     has_output: bool = False
+    evictions: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -283,7 +292,7 @@ class Cursor:
         output = self.recording.output
         if output is not None:
             output = replace(output, size_bytes=self.facts.data["SizeBytes"], crc64=self.facts.data["Crc64"])
-        self._set(output=output, url=self.facts.data["Url"], code=states.SUCCESS, detail="")
+        self._set(output=output, url=self.facts.data["Url"], code=states.SUCCESS, detail=self._evicted())
         self._end()
 
     def fail(self, _: EventData) -> None:
@@ -294,7 +303,8 @@ class Cursor:
     def fail_empty(self, _: EventData) -> None:
         """It ended without any media."""
         tracks = " or ".join(states.WANTED_KINDS[self.recording.mode])
-        seen = self.facts.data.get("Detail") or self.recording.detail
+        stopped = self.facts.data.get("Reason") == "stopped"  # which says nothing of why no media came
+        seen = self._evicted() or (self.recording.detail if stopped else self.facts.data.get("Detail")) or self.recording.detail
         self._fail(
             f"No {tracks} of {self.recording.speaker!r} arrived before the recording ended." + (f" {seen}" if seen else "")
         )
@@ -327,6 +337,10 @@ class Cursor:
     def _media_ms(self) -> int:
         return int(self.facts.data.get("MediaMs") or 0)
 
+    def _evicted(self) -> str:
+        """Names mutual eviction, once it cannot be chance any more."""
+        return EVICTED.format(self.facts.evictions) if self.facts.evictions >= EVICTIONS_NAMED else ""
+
     def _set(self, **changes: Any) -> None:
         self.recording = replace(self.recording, **changes)
 
@@ -345,7 +359,7 @@ class Cursor:
 
     def _wait(self, kind: str, pauses_ms: tuple[int, ...]) -> None:
         pause_ms = pauses_ms[min(self.recording.tries, len(pauses_ms) - 1)]
-        detail = str(self.facts.data.get("Detail") or "")
+        detail = self._evicted() or str(self.facts.data.get("Detail") or "")
         self._set(
             epoch=self.recording.epoch + 1,
             tries=self.recording.tries + 1,

@@ -39,7 +39,7 @@ NO_MEDIA = "no-media"
 ERROR = "error"
 
 _FIRST_LOOK_S = 0.1
-_LOOK_S = 0.5
+_LOOK_S = 1.0
 _ASK_S = 2.0
 _TERM_S = 1.0
 _NEW_TRACK = {
@@ -111,7 +111,7 @@ class Capture:
 
     @property
     def progress(self) -> CaptureProgress:
-        """What is on disk, as of the last look (at most half a second ago)."""
+        """What is on disk, as of the last look (at most a second ago)."""
         return self._tail.progress if self._tail else CaptureProgress()
 
     @property
@@ -181,6 +181,8 @@ class Capture:
             self._verdict = (SPOOL_LOST, f"The folder {spec.path.parent} is gone.")
         elif self._stopping:
             self._verdict = (STOPPED, "Stopped before it began.")
+        elif _holds_something(spec.path):
+            self._verdict = (ERROR, f"{spec.path.name} holds media already; a capture never overwrites a segment.")
         else:
             script = -1
             try:
@@ -306,6 +308,13 @@ class Capture:
             self._heard[found] = line.message
             log.warning("capture.heard", meaning=found.name.lower(), line=line.message)
             self._news.set()
+
+
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _inherited(content: bytes) -> int:

@@ -19,7 +19,7 @@ _AAC = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """What is missing: cut at `at_s` seconds of the finished file, `duration_s` seconds by the wall clock (0: not known)."""
+    """What is missing: cut at `at_s` seconds of the finished file, `duration_s` seconds by the wall clock."""
 
     at_s: float
     duration_s: float
@@ -175,8 +175,11 @@ class _Pass:
         if self._found.start_ms is None:
             self._found.start_ms = first_ms
         if self._previous_last_ms is not None:
-            missing_ms = max(0, first_ms - self._previous_last_ms)
-            self._found.gaps.append(Gap(at_s=self._start_ms / 1000, duration_s=missing_ms / 1000))
+            self._gap(self._start_ms, first_ms - self._previous_last_ms)
         for jump in self._walk.timeline.jumps:
-            self._found.gaps.append(Gap(at_s=(self._start_ms + jump.at_ms) / 1000, duration_s=jump.missing_ms / 1000))
+            self._gap(self._start_ms + jump.at_ms, jump.missing_ms)
         return last_ms
+
+    def _gap(self, at_ms: int, missing_ms: int) -> None:
+        if missing_ms > 0:  # a seam, or a clock set back, where nothing is known to be missing is no gap
+            self._found.gaps.append(Gap(at_s=at_ms / 1000, duration_s=missing_ms / 1000))

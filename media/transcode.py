@@ -160,8 +160,8 @@ class _Run:
         watching = asyncio.create_task(self._watch(part, stuck_after_s))
         try:
             code = await asyncio.shield(reaped)
-            if code == 0:
-                await feeding
+            if code == 0 or feeding.done():
+                await feeding  # a segment that cannot be read is the reason, not the ffmpeg that was killed for it
             return code
         finally:
             self._child.kill()

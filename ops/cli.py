@@ -1,13 +1,16 @@
-"""The operator's commands: start, stop, sessions, show, replay. Clients of the HTTP API. Imports nothing of ours but this room.
+"""The operator's commands: start, stop, sessions, show, results, replay. Clients of the HTTP API. Imports nothing of ours but
+this room.
 
-Rules: RECORDER_URL and RECORDER_TOKEN say which service; exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the service
-cannot be reached, 4 no such session. `service.py` adds the commands that are the service.
+Rules: RECORDER_URL and RECORDER_TOKEN say which service; the exit codes are those of `EPILOG`. `service.py` adds the commands
+that are the service, and `doctor`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +18,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ops import client, printing, requests
+from ops import client, doctor, following, printing, requests, watching
+
+PAGE = 100
+EPILOG = (
+    "Exit codes: 0 done; 1 refused or failed, or `doctor` found a failure; 2 wrong usage or settings; 3 the service cannot be"
+    " reached or is not ready; 4 there is no such session or recording; 130 interrupted (Ctrl-C)."
+    " Output is a table on a terminal, lines with tabs when piped, JSON with --json; errors are on standard error."
+)
 
 app = typer.Typer(
     name="recorder",
     help="Records live TRTC rooms, one file per speaker. The commands ask the service at RECORDER_URL with RECORDER_TOKEN.",
+    epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -108,22 +119,57 @@ def stop(task_id: TaskId, as_json: AsJson = False) -> None:
 @app.command()
 def sessions(
     state: Annotated[State | None, typer.Option(help="Only sessions in this state.", case_sensitive=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 50,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="Only those that a person should look at: why, and what to type.")
+    ] = False,
+    room: Annotated[str, typer.Option(help="Only sessions in this room, integer or string.")] = "",
+    sdk_app_id: Annotated[int, typer.Option("--app", min=0, help="Only sessions of this TRTC application.")] = 0,
+    since: Annotated[str, typer.Option(help="Only sessions opened since: 2h, 7d, or a time such as 2026-11-02T08:00.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
     before: Annotated[str, typer.Option(help="Only sessions older than this TaskId.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """List sessions, newest first."""
     with _exits(as_json=as_json):
-        answer = _service().sessions(state=state.value if state else "", limit=limit, before=before)
-        printing.as_json(answer) if as_json else printing.sessions(answer)
+        filters = {"state": state.value if state else "", "stuck": "true" if stuck else "", "room": room, "before": before}
+        filters |= {"app": str(sdk_app_id) if sdk_app_id else "", "since": requests.since(since, time.time())}
+        answer = _pages(_service(), limit, filters)
+        if as_json:
+            printing.as_json(answer)
+        elif stuck:
+            printing.stuck(answer)
+        else:
+            printing.sessions(answer)
 
 
 @app.command()
-def show(task_id: TaskId, as_json: AsJson = False) -> None:
-    """Show a session: its recordings, what happened, and what to type next."""
+def show(
+    task_id: TaskId,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it is Finished.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.1, max=3600, help="Seconds between two looks.")] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show a session: its recordings, what is missing in them, what happened, and what to type next."""
     with _exits(as_json=as_json):
+        if watch:
+            _watch(_service(), task_id, every_s, as_json=as_json)
+            return
         answer = _service().session(task_id)
         printing.as_json(answer) if as_json else printing.session(answer)
+
+
+@app.command()
+def results(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come, until interrupted.")] = False,
+    after: Annotated[str, typer.Option(help="Only results behind this cursor; `now`: only those to come.")] = "",
+    types: Annotated[list[str] | None, typer.Option("--type", help="Only results of this type; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result as JSON on a line of its own.")] = False,
+) -> None:
+    """Print the results of all sessions, oldest first: what became of every file."""
+    with _exits(as_json=as_json):
+        printing.results_heading(as_json=as_json)
+        for found in following.results(_service(), after=after, types=types or (), follow=follow):
+            printing.result(found, as_json=as_json)
 
 
 @app.command()
@@ -147,9 +193,38 @@ def replay(
         printing.as_json(answer) if as_json else printing.replay(answer, dry_run=dry_run)
 
 
+def report(found: list[doctor.Finding], *, as_json: bool) -> int:
+    """Print what `doctor` found; returns the exit code."""
+    verdict = doctor.verdict(found)
+    lines = [{name.capitalize(): text for name, text in dataclasses.asdict(f).items()} for f in found]
+    if as_json:
+        printing.as_json({"Status": verdict, "Checks": lines})
+    else:
+        printing.findings(lines, verdict=verdict)
+    return client.REFUSED if verdict == doctor.FAIL else client.OK
+
+
 def _service() -> client.Client:
     url = os.environ.get("RECORDER_URL") or client.DEFAULT_URL
     return client.Client(url=url, token=os.environ.get("RECORDER_TOKEN", ""))
+
+
+def _pages(service: client.Client, limit: int, filters: dict[str, str]) -> dict[str, Any]:
+    """So many sessions, asked for page by page, as one answer."""
+    whole: dict[str, Any] = {"Sessions": [], "Next": filters["before"]}
+    while len(whole["Sessions"]) < limit:
+        page = min(PAGE, limit - len(whole["Sessions"]))
+        answer = service.sessions(**filters | {"before": whole["Next"], "limit": str(page)})
+        whole = {**answer, "Sessions": whole["Sessions"] + answer["Sessions"]}
+        if not whole["Next"]:
+            break
+    return whole
+
+
+def _watch(service: client.Client, task_id: str, every_s: float, *, as_json: bool) -> None:
+    with watching.screen(as_json=as_json) as show_it:
+        for answer in following.session(service, task_id, every_s):
+            show_it(answer)
 
 
 @contextmanager
@@ -160,6 +235,8 @@ def _exits(*, as_json: bool) -> Iterator[None]:
     except requests.UsageError as error:
         printing.failure(str(error))
         raise typer.Exit(client.USAGE) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(client.INTERRUPTED) from error
     except client.ClientError as error:
         if as_json and error.body:
             printing.as_json(error.body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -21,6 +21,7 @@ REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
 NOT_FOUND = 4
+INTERRUPTED = 130
 
 Json = dict[str, Any]
 
@@ -54,14 +55,26 @@ class Client:
         """POST /sessions/{TaskId}/replay."""
         return self._ask("POST", f"/sessions/{quote(task_id, safe='')}/replay", body=body)
 
-    def sessions(self, *, state: str = "", limit: int = 50, before: str = "") -> Json:
-        """GET /sessions."""
-        query = {"state": state, "limit": str(limit), "before": before}
-        return self._ask("GET", "/sessions?" + urlencode({name: text for name, text in query.items() if text}))
+    def sessions(self, **filters: str) -> Json:
+        """GET /sessions: one page; `filters` are the query's parameters, empty ones left out."""
+        return self._ask("GET", "/sessions" + _query(filters.items()))
 
     def session(self, task_id: str) -> Json:
         """GET /sessions/{TaskId}."""
         return self._ask("GET", f"/sessions/{quote(task_id, safe='')}")
+
+    def results(self, *, after: str, limit: int = 100, wait_s: float = 0, types: Sequence[str] = ()) -> Json:
+        """GET /results: what there is behind the cursor `after`, or the first that comes within `wait_s`."""
+        pairs = [("after", after), ("limit", str(limit)), ("wait", f"{wait_s:g}"), *(("type", name) for name in types)]
+        return self._ask("GET", "/results" + _query(pairs))
+
+    def version(self) -> str:
+        """The version of the service, from GET /healthz."""
+        return str(self._ask("GET", "/healthz").get("Version", ""))
+
+    def check_ready(self) -> None:
+        """GET /readyz. Raises ClientError with the reasons why it is not."""
+        self._ask("GET", "/readyz")
 
     def _ask(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, key: str = "") -> Json:
         headers = {"Accept": "application/json"}
@@ -101,6 +114,11 @@ class Client:
             raise ClientError(wrong, USAGE)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         return kind(host, port, timeout=self.timeout_s), parts.path.rstrip("/")
+
+
+def _query(pairs: Iterable[tuple[str, str]]) -> str:
+    given = [(name, text) for name, text in pairs if text]
+    return "?" + urlencode(given) if given else ""
 
 
 def _unreachable(url: str, error: Exception) -> str:

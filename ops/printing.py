@@ -24,7 +24,13 @@ STYLES = {
     "Transcoding": "yellow",
     "Uploading": "yellow",
     "Closing": "yellow",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
 }
+# Columns that are never folded, and their width.
+WHOLE = {"TaskId": 26}
+RESULT_HEADINGS = ("Cursor", "Time", "Type", "Subject", "What")
 
 
 def out() -> console.Console:
@@ -47,19 +53,40 @@ def as_json(body: Any) -> None:
     sys.stdout.write(json.dumps(body, ensure_ascii=False, indent=2) + "\n")
 
 
+def as_json_line(body: Any) -> None:
+    """The value as JSON on one line, at once."""
+    sys.stdout.write(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal: asked of the file, because the drawing library lets variables say otherwise."""
+    return sys.stdout.isatty()
+
+
+def plain(cells: Iterable[str]) -> None:
+    """One row for a pipe: its cells whole, tabs between them, written at once."""
+    sys.stdout.write("\t".join(safe(cell) for cell in cells) + "\n")
+    sys.stdout.flush()
+
+
 def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     """A table: drawn on a terminal; else one line a row, with tabs, the headings first."""
-    target = out()
-    if not target.is_terminal:
-        for cells in (headings, *lines):
-            sys.stdout.write("\t".join(safe(cell) for cell in cells) + "\n")
+    if on_terminal():
+        out().print(drawn(headings, lines))
         return
-    drawn = table.Table(box=box.SIMPLE, pad_edge=False)
+    for cells in (headings, *lines):
+        plain(cells)
+
+
+def drawn(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> table.Table:
+    """A table for a terminal: cells are folded where it is narrow, ids never, so that they can be copied."""
+    made = table.Table(box=box.SIMPLE, pad_edge=False)
     for heading in headings:
-        drawn.add_column(heading, overflow="fold")
+        made.add_column(heading, overflow="fold", no_wrap=heading in WHOLE, min_width=WHOLE.get(heading))
     for cells in lines:
-        drawn.add_row(*(text.Text(safe(cell), style=STYLES.get(cell, "")) for cell in cells))
-    target.print(drawn)
+        made.add_row(*(text.Text(safe(cell), style=STYLES.get(cell, "")) for cell in cells))
+    return made
 
 
 def safe(words: str) -> str:
@@ -75,8 +102,24 @@ def sessions(body: Json) -> None:
         return
     headings = ("TaskId", "State", "Room", "User", "Mode", "Opened", "Recordings", "End")
     rows(headings, (_session_cells(s) for s in found))
-    if body["Next"] and out().is_terminal:
+    if body["Next"] and on_terminal():
         line(f"Older ones: recorder sessions --before {body['Next']}")
+
+
+def stuck(body: Json) -> None:
+    """The answer of GET /sessions?stuck=true: each reason on a row."""
+    if not body["Sessions"]:
+        failure("Nothing is stuck.")
+        return
+    found = [(session, finding) for session in body["Sessions"] for finding in session["Stuck"]]
+    if not on_terminal():
+        rows(("TaskId", "Of", "Why", "Next"), ([s["TaskId"], f["Of"], f["Why"], f["Next"]] for s, f in found))
+        return
+    for one in body["Sessions"]:
+        _section(f"{one['TaskId']}  {one['State']}, {_room(one)}")
+        _findings(one["Stuck"])
+    if body["Next"]:
+        line(f"Older ones: recorder sessions --stuck --before {body['Next']}")
 
 
 def session(body: Json) -> None:
@@ -88,11 +131,16 @@ def session(body: Json) -> None:
     line("  " + ", ".join(f"{word} {body[name]}" for word, name in times if body[name]))
     for warning in body["Warnings"]:
         line(f"  warning: {warning}")
+    if body["Stuck"]:
+        _section("Stuck")
+        _findings(body["Stuck"])
     _section("Recordings")
     headings = ("Speaker", "N", "State", "Capture", "Attempt", "Media s", "Code", "Detail")
     rows(headings, (_recording_cells(r) for r in body["Recordings"]))
     for entry in (r["File"] for r in body["Recordings"] if r["File"]):
         _file(entry)
+    _segments(body["Recordings"])
+    _gaps(body["Recordings"])
     if body["Callbacks"]:
         _section("Callbacks")
         names = ("Revision", "State", "Tries", "Detail")
@@ -106,6 +154,24 @@ def session(body: Json) -> None:
             line(f"  {step}")
 
 
+def results_heading(*, as_json: bool) -> None:
+    """What stands above the results."""
+    if not as_json and not on_terminal():
+        plain(RESULT_HEADINGS)
+
+
+def result(body: Json, *, as_json: bool) -> None:
+    """One of the results of GET /results."""
+    if as_json:
+        as_json_line(body)
+        return
+    cells = [body["Cursor"], body["Time"], body["Type"], body["Subject"], _told(body["Data"])]
+    if not on_terminal():
+        plain(cells)
+        return
+    line(f"{cells[1][:19].replace('T', ' ')}  {cells[2]:<17} {cells[3]:<28} {cells[4]}")
+
+
 def replay(body: Json, *, dry_run: bool) -> None:
     """The answer of POST …/replay."""
     rows(
@@ -114,6 +180,20 @@ def replay(body: Json, *, dry_run: bool) -> None:
     )
     if dry_run:
         line("Nothing was done: this was a dry run.")
+
+
+def findings(found: Sequence[Json], *, verdict: str) -> None:
+    """What `doctor` found: a row each, and on a terminal below them what to do."""
+    if not on_terminal():
+        names = ("Status", "Check", "Found", "Meaning", "Type")
+        rows(names, ([f[n] for n in names] for f in found))
+        return
+    rows(("Status", "Check", "Found"), ([f["Status"], f["Check"], f["Found"]] for f in found))
+    for one in (f for f in found if f["Status"] != "ok"):
+        _section(f"{one['Check']}: {one['Status']}")
+        line(f"  {one['Meaning']}")
+        line(f"  {one['Type']}")
+    line({"ok": "All is well.", "warn": "It works, with limits.", "fail": "Something is wrong."}[verdict])
 
 
 def _section(title: str) -> None:
@@ -140,12 +220,55 @@ def _timeline_cells(entry: Json) -> list[str]:
 def _file(entry: Json) -> None:
     if not entry["RecordFile"]:
         return
-    gaps = "".join(f", {gap['Duration']:g} s missing at {gap['At']:g} s" for gap in entry["Gaps"])
-    line(f"  {entry['UserId']}: {entry['RecordFile']} ({entry['Duration']:g} s, {entry['Size']} bytes{gaps})")
+    line(f"  {entry['UserId']}: {entry['RecordFile']} ({entry['Duration']:g} s, {entry['Size']} bytes)")
+
+
+def _segments(recordings: Sequence[Json]) -> None:
+    found = [(r, segment) for r in recordings for segment in r["Segments"]]
+    if not found:
+        return
+    _section("Segments")
+    rows(("Of", "Epoch", "Begin", "End", "Media s", "Bytes", "Ended by", "Node"), (_segment_cells(r, s) for r, s in found))
+
+
+def _segment_cells(recording: Json, segment: Json) -> list[str]:
+    ended = "(live)" if segment["Live"] else segment["EndedBy"]
+    figures = [f"{segment['MediaSeconds']:.1f}", str(segment["Size"]), ended, segment["Node"]]
+    return [_of(recording), str(segment["Epoch"]), segment["StartTime"], segment["EndTime"], *figures]
+
+
+def _gaps(recordings: Sequence[Json]) -> None:
+    found = [(r, gap) for r in recordings for gap in r["Gaps"]]
+    if not found:
+        return
+    _section("Gaps")
+    rows(("Of", "At s", "Missing s"), ([_of(r), f"{gap['At']:g}", f"{gap['Duration']:g}"] for r, gap in found))
+
+
+def _findings(found: Sequence[Json]) -> None:
+    for finding in found:
+        line(f"  {finding['Of'] or 'session'}: {finding['Why']}")
+        line(f"    {finding['Next']}")
+
+
+def _told(data: Json) -> str:
+    """The gist of a result, on one line."""
+    if "Files" in data:
+        good = sum(entry["Status"] for entry in data["Files"])
+        return f"{data['EndReason']}, revision {data['Revision']}, {good} of {len(data['Files'])} files written"
+    if "File" in data:
+        return data["File"]["RecordFile"] or f"{data['File']['Message']} {data['File']['Detail']}"
+    if "Code" in data:
+        return f"{data['Code']}: {data['Message']}"
+    return "; ".join(data.get("Warnings", ()))
 
 
 def _next(body: Json) -> str:
-    return f"{body['Speaker']}/{body['N']}: {body['Next']}" if body["Next"] else ""
+    return f"{_of(body)}: {body['Next']}" if body["Next"] else ""
+
+
+def _of(recording: Json) -> str:
+    return f"{recording['Speaker']}/{recording['N']}"
 
 
 def _room(body: Json) -> str:

@@ -1,4 +1,5 @@
-"""The bodies of start and replay from options, files and the environment. Pure but for reading the file. Imports nothing of ours.
+"""What the service is asked, from options, files and the environment: bodies of start and replay, times. Imports nothing of ours
+but this room. Pure but for reading the file.
 
 Rule: what is typed as an option wins over what stands in the body; secrets of the environment only fill what neither gives.
 """
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ops import values
 
 Json = dict[str, Any]
 
@@ -63,6 +67,21 @@ def replay(fields: Mapping[str, Any], cos: Mapping[str, str], environ: Mapping[s
     config = _said(cos)
     config = {**_credentials(environ, config), **config}
     return {**whole, "CosConfig": config} if config else whole
+
+
+def since(text: str, now_s: float) -> str:
+    """`2h` or `7d` ago, or the time itself, as ISO 8601 in UTC; "" for "". A time without an offset is this machine's. Raises
+    UsageError."""
+    if not text:
+        return ""
+    try:
+        time = datetime.fromtimestamp(now_s - values.seconds(text), UTC)
+    except (ValueError, OverflowError):
+        try:
+            time = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError) as error:
+            raise UsageError("--since takes a time span such as 2h or 7d, or a time such as 2026-11-02T08:00.") from error
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _credentials(environ: Mapping[str, str], config: Mapping[str, Any]) -> Json:

@@ -154,7 +154,7 @@ class Callbacks:
         """Replace all faults. Raises ValueError for an unknown action."""
         for fault in faults:
             if fault.action not in ACTIONS:
-                raise ValueError(f"action must be one of {', '.join(ACTIONS)}")
+                raise ValueError(f"Action is one of {', '.join(ACTIONS)}")
         self._faults, self._used = list(faults), [0] * len(faults)
 
     def next_event_ms(self) -> int:
@@ -263,7 +263,7 @@ class Callbacks:
         except (aiohttp.ClientError, OSError, TimeoutError) as failure:
             error = f"{type(failure).__name__}: {failure}"
         message.attempts.append(Attempt(body=body, at_ms=at_ms, status=status, error=error))
-        log.debug("callback.sent", event_type=message.event_type, status=status, error=error)
+        log.info("callback.sent", event_type=message.event_type, room=message.room, status=status, error=error)
         return status == 200
 
     def _fault_for(self, message: Message) -> Fault | None:

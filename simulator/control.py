@@ -1,24 +1,37 @@
 """The HTTP control API under `/control`: rooms, speakers, callbacks and faults for those who do not write Python.
 
-Imports rooms, callbacks, cos. Rule: it does nothing that the Python API does not; JSON in, JSON out, errors as
-`{"Code", "Message"}`. It has no authentication: the simulator listens on loopback unless told otherwise.
+Imports bodies, callbacks, control_speakers, rooms, cos. Rule: it does nothing that the Python API does not; JSON in, JSON out,
+errors as `{"Code", "Message"}`. It has no authentication: the simulator listens on loopback unless told otherwise.
+docs/simulator.md is its reference.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from simulator import callbacks, content, rooms
-from simulator.cos import faults
+from simulator import bodies, callbacks, control_speakers, rooms
+from simulator.cos import faults, signature
 
 if TYPE_CHECKING:
     from simulator import server
 
-F = TypeVar("F")
+ROOM = "/control/rooms/{room}"
+SPEAKER = ROOM + "/speakers/{user}"
+ROOM_FIELDS: bodies.Fields = {
+    "SdkAppId": int,
+    "RoomId": int,
+    "StrRoomId": str,
+    "Room": str,
+    "EndsWhenEmpty": bool,
+    "DismissalAsText": bool,
+    "AnnouncesLeavers": bool,
+    "Speakers": list,
+}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -30,181 +43,187 @@ class Control:
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add all routes."""
-        room, speaker = "/control/rooms/{room}", "/control/rooms/{room}/speakers/{user}"
         table: list[tuple[str, str, Handler]] = [
             ("GET", "/control", self._overview),
             ("PUT", "/control/apps/{app}", self._put_app),
+            ("PUT", "/control/accounts/{id}", self._put_account),
+            ("DELETE", "/control/accounts/{id}", self._delete_account),
+            ("PUT", "/control/pulls", self._put_pulls),
             ("POST", "/control/rooms", self._create_room),
-            ("GET", room, self._show_room),
-            ("DELETE", room, self._dismiss),
-            ("POST", room + "/remove", self._remove),
-            ("POST", room + "/speakers", self._join),
-            ("PATCH", speaker, self._change),
-            ("DELETE", speaker, self._leave),
-            ("POST", speaker + "/close", self._close),
+            ("GET", ROOM, self._show_room),
+            ("DELETE", ROOM, self._dismiss),
+            ("POST", ROOM + "/remove", self._remove),
+            ("POST", ROOM + "/announce", self._announce),
+            ("POST", ROOM + "/speakers", self._join),
+            ("PATCH", SPEAKER, self._change),
+            ("DELETE", SPEAKER, self._leave),
+            ("POST", SPEAKER + "/close", self._close),
             ("GET", "/control/callbacks", self._list_callbacks),
-            ("PUT", "/control/callbacks/faults", self._callback_faults),
-            ("PUT", "/control/cos/faults", self._cos_faults),
+            ("GET", "/control/callbacks/faults", self._show_callback_faults),
+            ("PUT", "/control/callbacks/faults", self._put_callback_faults),
             ("GET", "/control/cos", self._cos),
+            ("GET", "/control/cos/faults", self._show_cos_faults),
+            ("PUT", "/control/cos/faults", self._put_cos_faults),
+            ("GET", "/control/rest", self._rest),
         ]
         for method, path, handler in table:
-            router.add_route(method, path, _with_errors(handler))
+            router.add_route(method, path, with_errors(handler))
 
     async def _overview(self, request: web.Request) -> web.Response:
         simulator = self._simulator
         apps = [{"SdkAppId": app.sdk_app_id, "CallbackUrl": app.callback_url} for app in simulator.apps.values()]
         shown = [room.describe() for room in simulator.rooms.all()]
-        return web.json_response({"Url": simulator.url, "Apps": apps, "Rooms": shown})
+        accounts = list(simulator.cos.accounts)
+        return bodies.answer({"Url": simulator.url, "Apps": apps, "Accounts": accounts, "Rooms": shown})
 
     async def _put_app(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"CallbackUrl": str, "CallbackKey": str, "UserSigKey": str})
+        body = await bodies.read(request, {"CallbackUrl": str, "CallbackKey": str, "UserSigKey": str})
+        if not request.match_info["app"].isdecimal():
+            raise ValueError("SdkAppId is not a number")
         self._simulator.configure_app(
-            _integer(request.match_info["app"]),
+            int(request.match_info["app"]),
             callback_url=body.get("CallbackUrl"),
             callback_key=body.get("CallbackKey"),
             user_sig_key=body.get("UserSigKey"),
         )
         return web.Response(status=204)
 
+    async def _put_account(self, request: web.Request) -> web.Response:
+        body = await bodies.read(request, {"SecretKey": str, "Token": str, "ExpiresInS": float})
+        if not body.get("SecretKey"):
+            raise ValueError("SecretKey is required")
+        secret_id, expires_in_s = request.match_info["id"], body.get("ExpiresInS")
+        account = signature.Account(
+            secret_id=secret_id,
+            secret_key=body["SecretKey"],
+            token=body.get("Token", ""),
+            expires_s=None if expires_in_s is None else time.time() + expires_in_s,
+        )
+        self._simulator.cos.accounts[secret_id] = account
+        return web.Response(status=204)
+
+    async def _delete_account(self, request: web.Request) -> web.Response:
+        self._simulator.cos.accounts.pop(request.match_info["id"], None)
+        return web.Response(status=204)
+
+    async def _put_pulls(self, request: web.Request) -> web.Response:
+        body = await bodies.read(request, {"Announce": bool, "OnePerUser": bool})
+        pulls = self._simulator.pulls
+        pulls.announce = body.get("Announce", pulls.announce)
+        pulls.one_per_user = body.get("OnePerUser", pulls.one_per_user)
+        return web.Response(status=204)
+
+    # Rooms
+
     async def _create_room(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"SdkAppId": int, "RoomId": int, "StrRoomId": str, "EndsWhenEmpty": bool})
+        body = await bodies.read(request, ROOM_FIELDS)
         if "SdkAppId" not in body:
             raise ValueError("SdkAppId is required")
-        room = self._simulator.rooms.create(body["SdkAppId"], body.get("RoomId") or body.get("StrRoomId", ""))
+        joining = [bodies.checked(each, control_speakers.JOINING) for each in body.get("Speakers", [])]
+        number, text = body.get("RoomId"), body.get("StrRoomId", "")
+        room = self._simulator.rooms.create(body["SdkAppId"], number or text, handle=body.get("Room", ""))
         room.ends_when_empty = body.get("EndsWhenEmpty", room.ends_when_empty)
-        return web.json_response(room.describe(), status=201)
+        room.dismissal_as_text = body.get("DismissalAsText", room.dismissal_as_text)
+        room.announces_leavers = body.get("AnnouncesLeavers", room.announces_leavers)
+        for each in joining:
+            await control_speakers.join(room, each)
+        return bodies.answer(room.describe(), status=201)
 
     async def _show_room(self, request: web.Request) -> web.Response:
-        return web.json_response(self._room(request).describe())
+        return bodies.answer(self._room(request).describe())
 
     async def _dismiss(self, request: web.Request) -> web.Response:
         await self._room(request).dismiss()
         return web.Response(status=204)
 
     async def _remove(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"UserId": str})
-        await self._room(request).remove(body.get("UserId", ""))
-        return web.Response(status=204)
-
-    async def _join(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"UserId": str, "Audio": bool, "Video": bool, "Size": str, "Number": int})
+        body = await bodies.read(request, {"UserId": str})
         if not body.get("UserId"):
             raise ValueError("UserId is required")
-        speaker = await self._room(request).join(
-            body["UserId"],
-            audio=body.get("Audio", True),
-            video=body.get("Video", True),
-            size=body.get("Size", content.SIZES[0]),
-            number=body.get("Number", -1),
-        )
-        return web.json_response(rooms.describe(speaker), status=201)
+        await self._room(request).remove(body["UserId"])
+        return web.Response(status=204)
+
+    async def _announce(self, request: web.Request) -> web.Response:
+        body = await bodies.read(request, {"EventType": int, "UserId": str, "Info": dict, "Forged": bool})
+        if "EventType" not in body:
+            raise ValueError("EventType is required")
+        room, info = self._room(request), body.get("Info", {})
+        if not all(name[:1].isupper() for name in info):
+            raise ValueError("the names in Info are those of Tencent's EventInfo, such as Reason")
+        message = room.announce(body["EventType"], body.get("UserId", ""), forged=body.get("Forged", False), **info)
+        return bodies.answer(_shown(message), status=202)
+
+    # Speakers
+
+    async def _join(self, request: web.Request) -> web.Response:
+        body = await bodies.read(request, control_speakers.JOINING)
+        return bodies.answer(await control_speakers.join(self._room(request), body), status=201)
 
     async def _change(self, request: web.Request) -> web.Response:
-        speaker = self._speaker(request)
-        body = await _body(
-            request,
-            {
-                "Audio": bool, "Video": bool, "Size": str, "Stalled": bool, "Declares": str, "JumpMs": int,
-                "Refuse": int, "RefuseBody": str,
-            },
-        )  # fmt: skip
-        if "Audio" in body:
-            await (speaker.unmute_audio() if body["Audio"] else speaker.mute_audio())
-        if "Video" in body:
-            await (speaker.unmute_video() if body["Video"] else speaker.mute_video())
-        if "Size" in body:
-            await speaker.resize(body["Size"])
-        if "Stalled" in body:
-            speaker.stream.set_stalled(body["Stalled"])
-        if "Declares" in body:
-            speaker.declare(body["Declares"])
-        speaker.jump(body.get("JumpMs", 0))
-        if body.get("Refuse"):
-            speaker.refuse(body["Refuse"], body.get("RefuseBody", ""))
-        elif "Refuse" in body:
-            speaker.accept()
-        return web.json_response(rooms.describe(speaker))
+        body = await bodies.read(request, control_speakers.CHANGING)
+        room, user = self._room(request), request.match_info["user"]
+        return bodies.answer(await control_speakers.change(control_speakers.find(room, user), body))
 
     async def _leave(self, request: web.Request) -> web.Response:
-        await self._speaker(request).leave()
+        body = await bodies.read(request, {"Reason": int})
+        speaker = control_speakers.find(self._room(request), request.match_info["user"])
+        await speaker.leave(**({"reason": body["Reason"]} if "Reason" in body else {}))
         return web.Response(status=204)
 
     async def _close(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"Abrupt": bool, "UserId": str})
-        closed = self._speaker(request).close_viewers(abrupt=body.get("Abrupt", False), user_id=body.get("UserId"))
-        return web.json_response({"Closed": closed})
+        body = await bodies.read(request, {"Abrupt": bool, "UserId": str})
+        speaker = control_speakers.find(self._room(request), request.match_info["user"])
+        closed = speaker.close_viewers(abrupt=body.get("Abrupt", False), user_id=body.get("UserId"))
+        return bodies.answer({"Closed": closed})
+
+    # What was sent and served, and faults
 
     async def _list_callbacks(self, request: web.Request) -> web.Response:
-        return web.json_response([_shown(message) for message in self._simulator.callbacks.messages])
+        return bodies.answer([_shown(message) for message in self._simulator.callbacks.messages])
 
-    async def _callback_faults(self, request: web.Request) -> web.Response:
-        self._simulator.callbacks.set_faults(*await _faults(request, callbacks.Fault))
-        return web.Response(status=204)
+    async def _show_callback_faults(self, request: web.Request) -> web.Response:
+        return bodies.answer([bodies.shown(fault) for fault in self._simulator.callbacks.faults])
 
-    async def _cos_faults(self, request: web.Request) -> web.Response:
-        self._simulator.cos.faults.set(*await _faults(request, faults.Fault))
+    async def _put_callback_faults(self, request: web.Request) -> web.Response:
+        self._simulator.callbacks.set_faults(*await bodies.read_rules(request, callbacks.Fault))
         return web.Response(status=204)
 
     async def _cos(self, request: web.Request) -> web.Response:
         cos = self._simulator.cos
-        return web.json_response(
-            {
-                "Objects": [dataclasses.asdict(stored) | {"path": str(stored.path)} for stored in cos.objects.all()],
-                "Uploads": [dataclasses.asdict(upload) for upload in cos.uploads.all()],
-                "Served": [dataclasses.asdict(served) for served in cos.served],
-            }
-        )
+        stored = [bodies.shown(each) | {"Path": str(each.path)} for each in cos.objects.all()]
+        opened = [
+            bodies.shown(upload) | {"Parts": [bodies.shown(part) for part in upload.parts.values()]}
+            for upload in cos.uploads.all()
+        ]
+        served = [bodies.shown(each) for each in cos.served]
+        return bodies.answer({"Objects": stored, "Uploads": opened, "Served": served})
+
+    async def _show_cos_faults(self, request: web.Request) -> web.Response:
+        return bodies.answer([bodies.shown(fault) for fault in self._simulator.cos.faults.rules])
+
+    async def _put_cos_faults(self, request: web.Request) -> web.Response:
+        self._simulator.cos.faults.set(*await bodies.read_rules(request, faults.Fault))
+        return web.Response(status=204)
+
+    async def _rest(self, request: web.Request) -> web.Response:
+        return bodies.answer([dataclasses.asdict(served) for served in self._simulator.rest.served])
 
     def _room(self, request: web.Request) -> rooms.Room:
         return self._simulator.rooms.by_handle(request.match_info["room"])
 
-    def _speaker(self, request: web.Request) -> rooms.Speaker:
-        speaker = self._room(request).speakers.get(request.match_info["user"])
-        if speaker is None:
-            raise rooms.NotHere("no such speaker in the room")
-        return speaker
 
+def with_errors(handler: Handler) -> Handler:
+    """The handler with its mistakes answered as `{"Code", "Message"}`."""
 
-def _with_errors(handler: Handler) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
         except ValueError as error:
-            return web.json_response({"Code": "InvalidParameter", "Message": str(error)}, status=400)
+            return bodies.answer({"Code": "InvalidParameter", "Message": str(error)}, status=400)
         except rooms.NotHere as error:
-            return web.json_response({"Code": "NotFound", "Message": str(error)}, status=404)
+            return bodies.answer({"Code": "NotFound", "Message": str(error)}, status=404)
 
     return handle
-
-
-async def _body(request: web.Request, fields: Mapping[str, type]) -> dict[str, Any]:
-    """The JSON object sent, its fields known and of their type. Raises ValueError naming the field."""
-    body = await request.json() if request.can_read_body else {}
-    if not isinstance(body, dict):
-        raise ValueError("the body is not a JSON object")
-    for name, value in body.items():
-        if name not in fields:
-            raise ValueError(f"{name} is not known; there are {', '.join(fields)}")
-        if not isinstance(value, fields[name]) or (fields[name] is int and isinstance(value, bool)):
-            raise ValueError(f"{name} is not of type {fields[name].__name__}")
-    return body
-
-
-async def _faults(request: web.Request, kind: type[F]) -> list[F]:
-    """A JSON array of objects with the fields of the dataclass `kind`."""
-    body = await request.json()
-    if not isinstance(body, list) or not all(isinstance(item, dict) for item in body):
-        raise ValueError("the body is not a JSON array of objects")
-    try:
-        return [kind(**item) for item in body]
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _integer(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("SdkAppId is not a number")
-    return int(text)
 
 
 def _shown(message: callbacks.Message) -> dict[str, Any]:
@@ -213,6 +232,7 @@ def _shown(message: callbacks.Message) -> dict[str, Any]:
         "EventGroupId": message.event_group,
         "EventType": message.event_type,
         "EventInfo": message.info,
+        "Forged": message.forged,
         "Outcome": message.outcome,
         "Attempts": [{"AtMs": each.at_ms, "Status": each.status, "Error": each.error} for each in message.attempts],
     }

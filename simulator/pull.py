@@ -1,7 +1,7 @@
 """The door that a recorder pulls at: `GET /pull/{room}?sdkappid=&userid=&usersig=&remoteuserid=[&use_number_room_id=1]`.
 
-Imports connection, live, rooms, speakers, usersig. Rule: the query is that of TRTC's RTMP address; only `use_number_room_id=1` makes
-the room an integer one. The room is taken from the raw target, since `..` and `%2F` are legal in a string room's id.
+Imports connection, live, rooms, speakers, usersig. Rule: the query is that of TRTC's RTMP address; only `use_number_room_id=1`
+makes the room an integer one. The room is taken from the raw target, since `..` and `%2F` are legal in a string room's id.
 
 403: the UserSig is missing, wrong or expired (text says which) · 404: no such room, or the speaker publishes nothing ·
 400: the query is incomplete · the speaker's `refuse` answers what it says.

@@ -1,11 +1,13 @@
 """Keeps what is posted to it: where an application developer without a server looks at result messages.
 
-Imports nothing of the simulator. `POST /receiver/{name}` stores headers and body as they came, `GET` lists them, `DELETE`
-forgets them. Rule: nothing is interpreted; the body is shown as text and, if it is JSON, as such too.
+Imports bodies. `POST /receiver/{name}` stores headers and body as they came, `GET` lists them (with `?wait=30` after waiting up
+to so many seconds for the first), `PUT` says what further posts are answered, `DELETE` forgets them.
+Rule: nothing is interpreted; the body is shown as text and, if it is JSON, as such too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import defaultdict, deque
@@ -13,9 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiohttp import web
 
+from simulator import bodies
+
 KEPT = 1000
+MAX_WAIT_S = 600.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,25 +49,50 @@ class Receiver:
         self.received: defaultdict[str, deque[Received]] = defaultdict(lambda: deque(maxlen=KEPT))
         self.statuses: dict[str, int] = {}
         self._wall_ms = wall_ms
+        self._came = asyncio.Event()
 
     def answer_with(self, name: str, status: int) -> None:
         """Answer further posts to `name` with this status; they are stored all the same."""
         self.statuses[name] = status
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Add the three routes."""
+        """Add the four routes."""
         router.add_post("/receiver/{name}", self._post)
         router.add_get("/receiver/{name}", self._get)
+        router.add_put("/receiver/{name}", self._put)
         router.add_delete("/receiver/{name}", self._delete)
 
     async def _post(self, request: web.Request) -> web.Response:
         name, body = request.match_info["name"], await request.read()
         self.received[name].append(Received(at_ms=self._wall_ms(), headers=dict(request.headers), body=body))
+        self._came.set()
         return web.json_response({"code": 0}, status=self.statuses.get(name, 200))
 
     async def _get(self, request: web.Request) -> web.Response:
-        kept = self.received.get(request.match_info["name"], deque())
-        return web.json_response([_shown(received) for received in kept])
+        name, wait = request.match_info["name"], request.query.get("wait", "0")
+        if not wait.isdecimal():
+            return bodies.answer({"Code": "InvalidParameter", "Message": "wait is a number of seconds"}, status=400)
+        try:
+            async with asyncio.timeout(min(int(wait), MAX_WAIT_S)):
+                await self._first(name)
+        except TimeoutError:
+            log.debug("receiver.waited", name=name)
+        return bodies.answer([_shown(received) for received in self.received.get(name, deque())])
+
+    async def _first(self, name: str) -> None:
+        while not self.received.get(name):
+            self._came.clear()
+            await self._came.wait()
+
+    async def _put(self, request: web.Request) -> web.Response:
+        try:
+            body = await bodies.read(request, {"Status": int})
+            if not 200 <= body.get("Status", 0) < 600:
+                raise ValueError("Status is 200 to 599")
+        except ValueError as error:
+            return bodies.answer({"Code": "InvalidParameter", "Message": str(error)}, status=400)
+        self.answer_with(request.match_info["name"], body["Status"])
+        return web.Response(status=204)
 
     async def _delete(self, request: web.Request) -> web.Response:
         self.received.pop(request.match_info["name"], None)

@@ -1,9 +1,10 @@
-"""The simulator: one HTTP server that stands in for TRTC's rooms and callbacks and for COS.
+"""The simulator: one HTTP server that stands in for TRTC's rooms, callbacks and server API, and for COS.
 
 Imports the rest of the room and nothing of the recorder's. For the demo, the tests, and developers without an account.
 Rule: one port serves everything; what a request is meant for is told by its Host (COS) or its path.
 
     Host {bucket}.cos.{region}.myqcloud.com     COS (also as /cos/{bucket}/{key} under any host)
+    /, or the header X-TC-Action                TRTC's server API
     /pull/{room}?…                              live HTTP-FLV of one speaker
     /control…                                   the control API
     /receiver/{name}                            keeps what is posted to it
@@ -20,7 +21,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from simulator import callbacks, content, control, live, pull, receiver, rooms
+from simulator import callbacks, content, control, live, pull, receiver, rest, rooms
 from simulator.cos import service, signature
 
 MEBIBYTE = 1024 * 1024
@@ -33,7 +34,8 @@ class Simulator:
     """A small Tencent. `folder` keeps objects (`folder/cos/{bucket}/{key}`) and the encoded loops; rooms are not kept.
 
     `port` 0 takes a free one: see `port` and `url` after `start`. `content_folder` may be shared by many simulators, and
-    saves a second or so each. `accounts` are COS's keys, `buckets` the buckets there are (None = any name is one).
+    saves a second or so each. `accounts` are the keys of COS and of TRTC's server API, `buckets` the
+    buckets there are (None = any name is one).
     `announce_pulls`: each pull gives 103 (audience) and, ending, 104. `one_pull_per_user`: a second pull under a user id
     in a room ends the first. Both are open questions about the real service, so tests try both answers.
     """
@@ -72,6 +74,7 @@ class Simulator:
         self.pulls = pull.Pulls(self.rooms, announce=announce_pulls, one_per_user=one_pull_per_user, wall_s=wall_s)
         self.receiver = receiver.Receiver()
         self.cos = service.Cos(folder, accounts=accounts, buckets=buckets, wall_s=wall_s)
+        self.rest = rest.Api(self.rooms, lambda: self.cos.accounts, wall_s=wall_s)
         self._wanted_port = port
         self._runner: web.AppRunner | None = None
 
@@ -94,6 +97,7 @@ class Simulator:
         """Listen. A second call does nothing. Raises OSError if the port is taken."""
         if self._runner is not None:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.cos.start()
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
@@ -157,9 +161,11 @@ class Simulator:
     async def _doors(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Send what the router cannot tell apart, because it depends on the Host or the raw target, where it belongs."""
+        """Send what the router cannot tell apart, because it depends on headers or the raw target, where it belongs."""
         if self.cos.concerns(request):
             return await self.cos.answer(request)
+        if self.rest.concerns(request):
+            return await self.rest.answer(request)
         if request.method == "GET" and request.raw_path.startswith(pull.PREFIX):
             return await self.pulls.answer(request)
         return await handler(request)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from simulator import callbacks, content, live
+from simulator import callbacks, live
 
 if TYPE_CHECKING:
     from simulator import rooms

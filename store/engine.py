@@ -1,7 +1,9 @@
-"""Opening a database and bringing its schema up to date. Imports `machine`.
+"""Opening a database and bringing its schema up to date, for both engines. Imports `machine`.
 
 Rule for SQLite: WAL, synchronous=FULL, every write begins with BEGIN IMMEDIATE, and one writer at a time in this process, so that
 nobody waits for a lock that a neighbour holds. The file must not lie on a network file system.
+Rule for PostgreSQL: READ COMMITTED, locks in the order session, recording, job; a deadlock or a lost connection is an error that is
+tried again, never a wrong answer.
 """
 
 from __future__ import annotations
@@ -10,36 +12,88 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from alembic import command
+from alembic import command, script
 from alembic.config import Config
+from alembic.runtime import migration
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from machine import errors
+
 BUSY_TIMEOUT_MS = 10_000
+POOL_SIZE = 8
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 30.0
+# PostgreSQL's number of our migration lock: two nodes that migrate at once do it one after the other.
+MIGRATION_LOCK = 0x7265636F
 WRITE = "recorder_write"
 
 
 def open_engine(url: str) -> AsyncEngine:
-    """An engine for `url`: `sqlite+aiosqlite:///path`."""
+    """An engine for `url`: `sqlite+aiosqlite:///path` or `postgresql+asyncpg://user@host/name`. Connects to nothing yet."""
     # Parameters may be secrets: an error of the database must not repeat them.
-    engine = create_async_engine(url, pool_size=5, hide_parameters=True)
-    if engine.dialect.name == "sqlite":
+    if not url.startswith("postgresql"):
+        engine = create_async_engine(url, pool_size=5, hide_parameters=True)
         _tame_sqlite(engine)
-    return engine
+        return engine
+    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S}
+    return create_async_engine(
+        url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
+    )
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the schema to the newest revision; creates the tables of an empty database."""
+    """Bring the schema to the newest revision; creates the tables of an empty database. Raises Unavailable for a schema that is
+    newer than this program."""
     async with engine.execution_options(**{WRITE: True}).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+        await connection.run_sync(_refuse_newer)
         await connection.run_sync(upgrade)
+
+
+async def check_schema(engine: AsyncEngine) -> None:
+    """Raise Unavailable, with what to do, unless the schema is exactly the one this program was written for."""
+    async with engine.connect() as connection:
+        found = await connection.run_sync(_revision)
+        await connection.run_sync(_refuse_newer)
+    if found != head():
+        at = f"at revision {found}" if found else "empty"
+        raise errors.Unavailable(
+            f"The database is {at}, and this service needs {head()}: run `recorder migrate`, then start again."
+        )
+
+
+def head() -> str:
+    """The newest revision this program knows."""
+    return str(script.ScriptDirectory.from_config(_config()).get_current_head())
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Run the migrations on an open connection."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    return config
+
+
+def _revision(connection: Connection) -> str:
+    return migration.MigrationContext.configure(connection).get_current_revision() or ""
+
+
+def _refuse_newer(connection: Connection) -> None:
+    found = _revision(connection)
+    known = {revision.revision for revision in script.ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found and found not in known:
+        message = (
+            f"The database is at revision {found}, which this service (up to {head()}) does not know: it is older than its data."
+        )
+        raise errors.Unavailable(f"{message} Start the newer service, or restore a copy of before the migration.")
 
 
 async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:

@@ -1,16 +1,26 @@
-"""What faces and operators read: sessions, recordings, timelines, results. Imports `machine`. Rule: reads only."""
+"""What faces and operators read: sessions, recordings, timelines, results. Imports `machine`.
+
+Rules: reads only; a page costs the same number of queries however many sessions stand on it.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Select, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Select, Text, and_, cast, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from machine import model
-from store import rows, tables, transaction
+from machine import callback, errors, model, states
+from store import rows, tables
+
+NOW = "now"
+# What a result's cursor looks like outside: "s" and the outbox's sequence. Another engine may give another letter.
+_CURSOR = re.compile(r"s(\d{1,18})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,36 +35,127 @@ class Line:
     note: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One FLV file of a recording. `reason` is how its run ended, "" while it runs."""
+
+    recording_id: str
+    epoch: int
+    node: str
+    first_packet_ms: int | None
+    last_packet_ms: int | None
+    media_ms: int
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A job that is queued or leased: since when nothing was heard of it (queued), or until when its lease holds (leased)."""
+
+    kind: str
+    state: str
+    node: str
+    since_ms: int
+    lease_until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that stands behind a session: its recordings, the deliveries of its results, and their jobs by owner."""
+
+    recordings: list[model.Recording] = field(default_factory=list)
+    callbacks: list[model.Callback] = field(default_factory=list)
+    works: dict[str, Work] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One message to subscribers, with the cursor that stands behind it."""
+
+    cursor: str
+    id: str
+    type: str
+    time: str
+    subject: str
+    data: dict[str, Any]
+
+
 class Reading:
     """Read-only views of one database."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def sessions(self, *, state: str = "", limit: int = 50, before: str = "") -> list[model.Session]:
-        """Sessions, newest first; with `before` (a TaskId) those older than it."""
+    async def sessions(
+        self,
+        *,
+        state: str = "",
+        sdk_app_id: int = 0,
+        room: str = "",
+        since_ms: int = 0,
+        doubtful: bool = False,
+        before: str = "",
+        limit: int = 50,
+    ) -> list[model.Session]:
+        """Sessions, newest first: in a state, of an application, in a room (integer or string), opened at or after `since_ms`
+        (Unix ms), older than the TaskId `before`. With `doubtful` only those that might need a person: never fewer."""
         table = tables.sessions
-        found = select(table).order_by(table.c.task_id.desc()).limit(limit)
-        if state:
-            found = found.where(table.c.state == state)
-        if before:
-            found = found.where(table.c.task_id < before)
-        return [rows.session(r) for r in await self._all(found)]
+        wanted = (
+            (state, table.c.state == state),
+            (sdk_app_id, table.c.sdk_app_id == sdk_app_id),
+            (room, table.c.room == room),
+            (since_ms, table.c.opened_ms >= since_ms),
+            (before, table.c.task_id < before),
+            (doubtful, _doubtful()),
+        )
+        found = select(table).where(*(condition for given, condition in wanted if given))
+        return [rows.session(r) for r in await self._all(found.order_by(table.c.task_id.desc()).limit(limit))]
 
     async def session(self, task_id: str) -> model.Session | None:
         """One session, or None."""
         found = await self._all(select(tables.sessions).where(tables.sessions.c.task_id == task_id))
         return rows.session(found[0]) if found else None
 
-    async def recordings(self, task_id: str) -> list[model.Recording]:
-        """All recordings of a session, oldest first."""
-        async with self._engine.connect() as connection:
-            return await transaction.Transaction(connection, 0, str).recordings(task_id)
+    async def counts(self, task_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many recordings each session has in each state; a subscribed speaker who was never seen is not counted."""
+        table = tables.recordings
+        found = select(table.c.task_id, table.c.state, func.count().label("number"))
+        found = found.where(table.c.task_id.in_(task_ids), table.c.awaited.is_(False)).group_by(table.c.task_id, table.c.state)
+        counted: dict[str, dict[str, int]] = {task_id: {} for task_id in task_ids}
+        for row in await self._all(found):
+            counted[row["task_id"]][row["state"]] = row["number"]
+        return counted
 
-    async def callbacks(self, task_id: str) -> list[model.Callback]:
-        """The deliveries of a session's results."""
+    async def evidence(self, task_ids: Sequence[str]) -> dict[str, Evidence]:
+        """What stands behind each of these sessions, recordings and deliveries oldest first."""
+        found = {task_id: Evidence() for task_id in task_ids}
         async with self._engine.connect() as connection:
-            return await transaction.Transaction(connection, 0, str).callbacks(task_id)
+            job_rows = await _recordings_and_jobs(connection, task_ids)
+            for row in job_rows:
+                found[row["task_id"]].recordings.append(rows.recording(row, _job(row)))
+            callback_rows = await _callbacks_and_jobs(connection, task_ids)
+            for row in callback_rows:
+                found[row["task_id"]].callbacks.append(rows.callback(row, _job(row)))
+            busy = [r for r in (*job_rows, *callback_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
+            since = await _heard_of(connection, [r for r in busy if r["job_state"] == states.QUEUED])
+        for row in busy:
+            found[row["task_id"]].works[row["job_owner"]] = Work(
+                kind=row["job_kind"],
+                state=row["job_state"],
+                node=row["job_node"],
+                since_ms=since.get(row["job_owner"], 0),
+                lease_until_ms=row["job_lease_until_ms"],
+            )
+        return found
+
+    async def segments(self, task_id: str) -> list[Segment]:
+        """The segments of a session's recordings, in the order they were written."""
+        table = tables.segments
+        of_session = select(tables.recordings.c.id).where(tables.recordings.c.task_id == task_id)
+        names = tuple(Segment.__dataclass_fields__)
+        found = select(*(table.c[n] for n in names)).where(table.c.recording_id.in_(of_session))
+        return [Segment(**r) for r in await self._all(found.order_by(table.c.recording_id, table.c.epoch))]
 
     async def timeline(self, task_id: str) -> list[Line]:
         """What happened to a session, in order."""
@@ -69,6 +170,112 @@ class Reading:
         found = select(table.c.body).where(table.c.task_id == task_id).order_by(table.c.revision)
         return [json.loads(r["body"]) for r in await self._all(found)]
 
+    async def results_after(self, after: str, *, types: Sequence[str] = (), limit: int = 50) -> tuple[list[Result], str]:
+        """Results of all sessions after a cursor ("": from the first; `now`: none of those there are), and the cursor to go on
+        from. Raises InvalidParameter for what is no cursor.
+
+        The sequence is the order of commits in SQLite only, which has one writer at a time: there nothing is ever committed
+        behind a number that was read already. In PostgreSQL numbers commit out of order, and "seq > last" would pass over what
+        a slower transaction commits later: its cursor has to be another one (the transaction's id with the sequence, read up to
+        the oldest transaction still open), which is why a cursor is an opaque string outside of this file.
+        """
+        table = tables.outbox
+        last = _sequence(after)
+        found = select(table.c.seq, table.c.body).where(table.c.channel == "result", table.c.seq > last)
+        if types:
+            found = found.where(table.c.type.in_(types))
+        # One connection, so one snapshot: what is committed between the two queries is behind the end for both.
+        async with self._engine.connect() as connection:
+            end = max(last, int((await connection.execute(select(func.max(table.c.seq)))).scalar() or 0))
+            if after == NOW:
+                return [], _cursor(end)
+            read = (await connection.execute(found.order_by(table.c.seq).limit(limit))).all()
+        results = [_result(r.seq, json.loads(r.body)) for r in read]
+        return results, results[-1].cursor if len(results) == limit else _cursor(end)
+
     async def _all(self, query: Select[Any]) -> list[dict[str, Any]]:
         async with self._engine.connect() as connection:
             return [dict(r) for r in (await connection.execute(query)).mappings()]
+
+
+def _doubtful() -> Any:
+    """A net that is never narrower than the rules of what is stuck: sessions and recordings that have not ended, failed
+    recordings whose files were not given up, results that were not taken."""
+    sessions, recordings, callbacks = tables.sessions, tables.recordings, tables.callbacks
+    unsettled = or_(
+        recordings.c.state.notin_(states.FINAL),
+        and_(recordings.c.state == states.FAILED, recordings.c.files_removed.is_(False)),
+    )
+    untaken = callbacks.c.state.in_((callback.PENDING, callback.FAILED))
+    return or_(
+        sessions.c.state != states.FINISHED,
+        sessions.c.task_id.in_(select(recordings.c.task_id).where(unsettled)),
+        sessions.c.task_id.in_(select(callbacks.c.task_id).where(untaken)),
+    )
+
+
+async def _recordings_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
+    table = tables.recordings
+    found = _with_job(table, table.c.id).where(table.c.task_id.in_(task_ids))
+    found = found.order_by(table.c.opened_ms, table.c.speaker, table.c.n)
+    return [dict(r) for r in (await connection.execute(found)).mappings()]
+
+
+async def _callbacks_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
+    table = tables.callbacks
+    owner = table.c.task_id + "#" + cast(table.c.revision, Text)
+    found = _with_job(table, owner).where(table.c.task_id.in_(task_ids)).order_by(table.c.revision)
+    return [dict(r) for r in (await connection.execute(found)).mappings()]
+
+
+def _with_job(table: Any, owner: Any) -> Select[Any]:
+    job = tables.jobs
+    labelled = [c.label(f"job_{c.name}") for c in job.c]
+    return select(table, *labelled).select_from(table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch)))
+
+
+def _job(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if row["job_owner"] is None:
+        return None
+    return {name: row[f"job_{name}"] for name in ("kind", "state", "node")}
+
+
+async def _heard_of(connection: AsyncConnection, queued: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Since when each queued job waits, Unix ms: its owner's last line in the journal that was not ignored, or (a delivery not
+    tried yet) the time of the result."""
+    if not queued:
+        return {}
+    heard: dict[str, int] = defaultdict(int)
+    task_ids = {r["task_id"] for r in queued}
+    lines, results = tables.journal, tables.results
+    said = select(lines.c.owner, func.max(lines.c.at_ms)).where(lines.c.task_id.in_(task_ids))
+    said = said.where(lines.c.owner.in_([r["job_owner"] for r in queued]), lines.c.note.notlike("ignored:%"))
+    made = select(results.c.task_id + "#" + cast(results.c.revision, Text), results.c.at_ms)
+    for query in (said.group_by(lines.c.owner), made.where(results.c.task_id.in_(task_ids))):
+        for owner, at_ms in (await connection.execute(query)).all():
+            heard[owner] = max(heard[owner], at_ms)
+    return heard
+
+
+def _sequence(cursor: str) -> int:
+    if cursor in ("", NOW):
+        return 0
+    known = _CURSOR.fullmatch(cursor)
+    if known is None:
+        raise errors.InvalidParameter("after: is not a cursor that this service has given", field="after")
+    return int(known[1])
+
+
+def _cursor(sequence: int) -> str:
+    return f"s{sequence}"
+
+
+def _result(sequence: int, body: Mapping[str, Any]) -> Result:
+    return Result(
+        cursor=_cursor(sequence),
+        id=body["id"],
+        type=body["type"],
+        time=body["time"],
+        subject=body.get("subject", ""),
+        data=body["data"],
+    )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from events import codec, requests
@@ -21,6 +22,8 @@ from store import engine as engines
 from store import tables, transaction
 
 AWAY_KINDS = ("join", "idle", "linger")
+# PostgreSQL: serialization_failure, deadlock_detected.
+TRY_AGAIN = ("40001", "40P01")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,8 @@ class Store:
         self._writing = engine.execution_options(**{engines.WRITE: True})
         self._clock = clock
         self._new_id = new_id
+        # SQLite takes one writer at a time; PostgreSQL sorts that out by its rows.
+        self._one_writer = engine.dialect.name == "sqlite"
         self._writer = asyncio.Lock()
         self.changed = asyncio.Event()
 
@@ -131,19 +136,22 @@ class Store:
         where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.state == states.QUEUED)
         values = {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
         async with self._write() as connection:
-            if not (await connection.execute(update(table).where(where).values(values))).rowcount:
-                return False
             await self._touch(connection, owner, epoch)
-        return True
+            if (await connection.execute(update(table).where(where).values(values))).rowcount:
+                return True
+            await connection.rollback()
+        return False
 
     async def renew_lease(self, owner: str, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
         """Renew the lease, and note when media last came. False: it was refused; end the work and write nothing more."""
         table = tables.jobs
         where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.node == node, table.c.state == states.LEASED)
         async with self._write() as connection:
-            done = await connection.execute(update(table).where(where).values(lease_until_ms=self._clock() + lease_ms))
-            if done.rowcount and last_packet_ms is not None:
+            if last_packet_ms is not None:
                 await self._note_media(connection, owner, epoch, last_packet_ms)
+            done = await connection.execute(update(table).where(where).values(lease_until_ms=self._clock() + lease_ms))
+            if not done.rowcount:
+                await connection.rollback()
         return bool(done.rowcount)
 
     async def holds_lease(self, owner: str, epoch: int, node: str) -> bool:
@@ -310,17 +318,23 @@ class Store:
         await connection.execute(update(table).where(where).values(version=table.c.version + 1))
 
     async def _note_media(self, connection: AsyncConnection, owner: str, epoch: int, last_packet_ms: int) -> None:
+        """In the order of all locks: session, recording, and then the caller's job."""
         recordings, sessions = tables.recordings, tables.sessions
-        late = and_(recordings.c.id == owner, recordings.c.epoch == epoch, recordings.c.idle_from_ms < last_packet_ms)
-        await connection.execute(update(recordings).where(late).values(idle_from_ms=last_packet_ms))
         task_id = model.split_id(owner)[0]
         late = and_(sessions.c.task_id == task_id, sessions.c.idle_from_ms < last_packet_ms)
         await connection.execute(update(sessions).where(late).values(idle_from_ms=last_packet_ms))
+        late = and_(recordings.c.id == owner, recordings.c.epoch == epoch, recordings.c.idle_from_ms < last_packet_ms)
+        await connection.execute(update(recordings).where(late).values(idle_from_ms=last_packet_ms))
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
-        async with self._writer, self._writing.begin() as connection:
-            yield connection
+        try:
+            async with self._writer if self._one_writer else nullcontext(), self._writing.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) in TRY_AGAIN:
+                raise errors.Conflict("the database broke a tie between two transactions") from error
+            raise
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[AsyncConnection]:

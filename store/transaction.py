@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Table, Text, and_, cast, delete, insert, select, update
+from sqlalchemy import Select, Table, Text, and_, cast, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,6 +19,10 @@ from machine import errors, model, states
 from store import rows, tables
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
+# A pull that evicts another of its user does so while it connects; the slack is that of reading clocks and files.
+EVICTS_WITHIN_MS = 2 * model.SECOND
+EVICTS_SLACK_MS = 200
+NOTE_CALLBACK_EVERY_MS = model.MINUTE
 Row = TypeVar("Row", model.Session, model.Recording)
 
 
@@ -131,6 +135,19 @@ class Transaction:
         row = await self._one(found.order_by(table.c.registered_ms.desc()).limit(1))
         return int(row["registered_ms"]) if row else 0
 
+    async def evictions(self, task_id: str, recording_id: str) -> int:
+        """How many runs of a recording ended by themselves just as a pull for another of the session began that went on."""
+        ended, begun = tables.segments.alias(), tables.segments.alias()
+        since_ms = begun.c.registered_ms - ended.c.last_packet_ms
+        together = and_(
+            begun.c.recording_id.startswith(f"{task_id}/", autoescape=True),
+            begun.c.recording_id != recording_id,
+            since_ms.between(-EVICTS_WITHIN_MS, EVICTS_SLACK_MS),
+            or_(begun.c.reason == "", begun.c.last_packet_ms > ended.c.last_packet_ms + EVICTS_SLACK_MS),
+        )
+        runs = select(ended.c.epoch).distinct().select_from(ended.join(begun, together))
+        return len(await self._all(runs.where(ended.c.recording_id == recording_id, ended.c.reason == "eof")))
+
     async def close_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down how the run of `epoch` ended: media_ms, size_bytes, first_packet_ms, last_packet_ms, reason.
 
@@ -211,11 +228,13 @@ class Transaction:
     async def note_callback(self, sdk_app_id: int) -> None:
         """A genuine callback of this application came."""
         table = tables.applications
-        done = await self._connection.execute(
-            update(table).where(table.c.sdk_app_id == sdk_app_id).values(callback_ms=self.now_ms)
-        )
-        if not done.rowcount:
+        row = await self._one(select(table.c.callback_ms).where(table.c.sdk_app_id == sdk_app_id))
+        if row is None:
             await self._insert(table, {"sdk_app_id": sdk_app_id, "callback_ms": self.now_ms})
+        elif row["callback_ms"] < self.now_ms - NOTE_CALLBACK_EVERY_MS:
+            # Not at each callback: all of an application's would wait for one another at this row.
+            where = table.c.sdk_app_id == sdk_app_id
+            await self._connection.execute(update(table).where(where).values(callback_ms=self.now_ms))
 
     async def callbacks_come(self, sdk_app_id: int) -> bool:
         """Whether a callback of this application was ever seen."""

@@ -22,8 +22,9 @@ from typing import Any
 
 from store import engine as opening
 from store import store as stores
+from tests import postgres
 
-NAMES = ("sqlite",)
+NAMES = ("sqlite", "postgresql")
 START_MS = 1_800_000_000_000
 
 
@@ -66,13 +67,15 @@ class Database:
 
     def everything(self) -> bytes:
         """All that the database keeps on disk, as bytes: to look for what must not be there."""
+        if self.engine == "postgresql":
+            return postgres.shared().dump(self.url)
         return b"".join(p.read_bytes() for p in sorted(self.path.parent.glob(self.path.name + "*")))
 
 
 def fresh(engine: str, folder: Path) -> Database:
     """An empty database of `engine` with today's schema; files go into `folder`."""
-    if engine != "sqlite":
-        raise ValueError(f"no engine {engine!r}")
+    if engine == "postgresql":
+        return Database(engine=engine, url=postgres.shared().create(_postgres_template()))
     path = folder / "recorder.db"
     shutil.copyfile(_template(), path)
     return Database(engine=engine, url=f"sqlite+aiosqlite:///{path}", path=path)
@@ -86,19 +89,27 @@ def fast_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
+def _postgres_template() -> str:
+    url = postgres.shared().create()
+    with futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _migrate(url)).result()
+    return url.rsplit("/", 1)[1]
+
+
+@functools.cache
 def _template() -> Path:
     folder = fast_folder()
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "template.db"
     # In a thread of its own: the caller may be inside a running loop.
     with futures.ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, _migrate(path)).result()
+        pool.submit(asyncio.run, _migrate(f"sqlite+aiosqlite:///{path}")).result()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return path
 
 
-async def _migrate(path: Path) -> None:
-    store = stores.Store(opening.open_engine(f"sqlite+aiosqlite:///{path}"), clock=Clock(), new_id=ids())
+async def _migrate(url: str) -> None:
+    store = stores.Store(opening.open_engine(url), clock=Clock(), new_id=ids())
     await store.start()
     await store.stop()

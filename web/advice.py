@@ -39,6 +39,27 @@ def for_recording(recording: model.Recording) -> str:
     return ""
 
 
+def send_again(task_id: str, recording: model.Recording | None = None) -> str:
+    """What to type where a job does not move."""
+    command = _replay(recording) if recording else f"recorder replay {task_id}"
+    return f"`recorder doctor` says whether something is missing here; `{command}` gives the command out again."
+
+
+def look_around(task_id: str) -> str:
+    """What to type where a result is not even tried."""
+    return f"`recorder doctor` says whether something is missing here; the result itself is in `recorder show {task_id} --json`."
+
+
+def fetch_result(task_id: str) -> str:
+    """What to type for a result that was not taken and is not sent again."""
+    return f"Nothing posts it again. `recorder show {task_id} --json` has it under Results; hand it on from there."
+
+
+def mend_receiver(task_id: str) -> str:
+    """What to type for a result that is refused and sent again."""
+    return f"It is sent again by itself. Mend the receiver; meanwhile `recorder show {task_id} --json` has the result."
+
+
 def _after_failure(recording: model.Recording) -> str:
     command = _replay(recording)
     if recording.files_removed:

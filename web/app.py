@@ -1,4 +1,4 @@
-"""The HTTP application: sessions, TRTC callbacks, probes, and the document that describes them.
+"""The HTTP application: sessions, results, TRTC callbacks, probes, and the document that describes them.
 
 Imports only this room. Rule: built from one `Api` value; it opens nothing, connects to nothing and reads no environment.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fastapi
 
-from web import answers, callbacks, door, given, health, openapi, sessions
+from web import answers, callbacks, door, given, health, openapi, results, sessions
 
 Api = given.Api
 
@@ -25,7 +25,7 @@ def create(api: given.Api) -> fastapi.FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (sessions.router(api), callbacks.router(api), health.router(api)):
+    for router in (sessions.router(api), results.router(api), callbacks.router(api), health.router(api)):
         app.include_router(router)
     answers.install(app)
     openapi.install(app, bearer=bool(api.tokens))

@@ -30,15 +30,91 @@ class Line(Protocol):
     def note(self) -> str: ...
 
 
+class Segment(Protocol):
+    """One FLV file of a recording (store.reading.Segment). `reason` is "" while its run is under way."""
+
+    @property
+    def recording_id(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def first_packet_ms(self) -> int | None: ...
+    @property
+    def last_packet_ms(self) -> int | None: ...
+    @property
+    def media_ms(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Work(Protocol):
+    """A queued or leased job (store.reading.Work)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def since_ms(self) -> int: ...
+    @property
+    def lease_until_ms(self) -> int: ...
+
+
+class Evidence(Protocol):
+    """What stands behind a session (store.reading.Evidence)."""
+
+    @property
+    def recordings(self) -> Sequence[model.Recording]: ...
+    @property
+    def callbacks(self) -> Sequence[model.Callback]: ...
+    @property
+    def works(self) -> Mapping[str, Work]: ...
+
+
+class Result(Protocol):
+    """One message to subscribers (store.reading.Result)."""
+
+    @property
+    def cursor(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def time(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def data(self) -> Mapping[str, Any]: ...
+
+
 class Reading(Protocol):
     """Read-only views of the database (store.reading.Reading)."""
 
-    async def sessions(self, *, state: str = "", limit: int = 50, before: str = "") -> list[model.Session]: ...
+    async def sessions(
+        self,
+        *,
+        state: str = "",
+        sdk_app_id: int = 0,
+        room: str = "",
+        since_ms: int = 0,
+        doubtful: bool = False,
+        before: str = "",
+        limit: int = 50,
+    ) -> list[model.Session]: ...
     async def session(self, task_id: str) -> model.Session | None: ...
-    async def recordings(self, task_id: str) -> list[model.Recording]: ...
-    async def callbacks(self, task_id: str) -> list[model.Callback]: ...
+    async def counts(self, task_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]: ...
+    async def evidence(self, task_ids: Sequence[str]) -> Mapping[str, Evidence]: ...
+    async def segments(self, task_id: str) -> Sequence[Segment]: ...
     async def timeline(self, task_id: str) -> Sequence[Line]: ...
     async def results(self, task_id: str) -> list[dict[str, Any]]: ...
+    async def results_after(self, after: str, *, types: Sequence[str] = (), limit: int = 50) -> tuple[Sequence[Result], str]: ...
 
 
 class Understood(Protocol):
@@ -67,7 +143,9 @@ class Api:
     """`decide` decides one event and answers after the commit, raising machine.errors. `ping` raises if the database does not
     answer. `ready` gives the reasons why this node should get no work; none means ready. `clock` is Unix ms. `tokens` are the
     bearer tokens; () means that no token is asked for, which is for loopback only. `verify_callback` (SdkAppId, raw body, Sign)
-    is false also for an application without a key; `map_callback` (SdkAppId, body) raises InvalidParameter."""
+    is false also for an application without a key; `map_callback` (SdkAppId, body) raises InvalidParameter. `progress` gives the
+    media (ms) of the captures that run in this process, by recording id. `listeners` are called with each result that goes out:
+    a hint to those who wait for one. `draining` is true from the moment on when the service is told to stop."""
 
     decide: Callable[[codec.Event], Awaitable[dict[str, Any]]]
     reading: Reading
@@ -77,5 +155,9 @@ class Api:
     clock: Callable[[], int]
     verify_callback: Callable[[int, bytes, str], bool]
     map_callback: Callable[[int, dict[str, Any]], Understood | Ignored]
+    progress: Callable[[], Mapping[str, int]] = dict
+    listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
+    draining: Callable[[], bool] = lambda: False
+    policy: model.Policy = field(default_factory=model.Policy)
     tokens: tuple[str, ...] = field(default=(), repr=False)
     version: str = ""

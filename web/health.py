@@ -8,18 +8,18 @@ from __future__ import annotations
 import fastapi
 
 from machine import errors
-from web import answers, given
+from web import answers, given, openapi
 
 
 def router(api: given.Api) -> fastapi.APIRouter:
     """The two routes, for one service."""
     routes = fastapi.APIRouter(tags=["health"])
 
-    @routes.get("/healthz", summary="Is the process alive?")
+    @routes.get("/healthz", summary="Is the process alive?", **openapi.alive())
     async def healthz(request: fastapi.Request) -> fastapi.Response:
         return answers.ok(request, {"Status": "alive", "Version": api.version})
 
-    @routes.get("/readyz", summary="Should this node get work?")
+    @routes.get("/readyz", summary="Should this node get work?", **openapi.ready())
     async def readyz(request: fastapi.Request) -> fastapi.Response:
         reasons = [*api.ready(), *await _database(api)]
         if reasons:

@@ -1,6 +1,6 @@
-"""The OpenAPI document: bodies from the events' schemas, examples, and the one form of every error. May import `events`.
+"""The OpenAPI document: bodies from the events' schemas, answers from `answer_schemas`, and an example of each, errors included.
 
-Rule: nothing is described here that schemas.json describes already.
+May import `events`. Rule: nothing is described here that schemas.json describes already.
 """
 
 from __future__ import annotations
@@ -12,44 +12,10 @@ import fastapi
 from fastapi.openapi import utils
 
 from events import codec
+from web import answer_schemas, examples
 
 Json = dict[str, Any]
 
-TASK_ID = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
-START_EXAMPLE: Json = {
-    "SdkAppId": 1400000001,
-    "RoomId": 8489,
-    "UserId": "recorder-8489",
-    "UserSig": "eJw1jcEKgkAURX8lZh3y…",
-    "CosConfig": {
-        "Region": "ap-shanghai",
-        "Bucket": "lessons-1250000000",
-        "Path": "2026/autumn",
-        "SecretId": "AKID…",
-        "SecretKey": "…",
-    },
-    "Mode": "02",
-    "Callback": "https://example.com/recorded",
-}
-REPLAY_EXAMPLE: Json = {"Speaker": "alice", "N": 1, "From": "transcoding", "DryRun": True}
-STOP_EXAMPLE: Json = {}
-CALLBACK_EXAMPLE: Json = {
-    "EventGroupId": 2,
-    "EventType": 203,
-    "CallbackTs": 1664209748188,
-    "EventInfo": {"RoomId": 8489, "EventTs": 1664209748, "EventMsTs": 1664209748180, "UserId": "alice"},
-}
-ERROR: Json = {
-    "type": "object",
-    "description": "Every error.",
-    "properties": {
-        "Code": {"type": "string", "description": "InvalidParameter, Unauthorized, NotFound, FailedOperation, …"},
-        "Message": {"type": "string", "description": "Names the field and says why."},
-        "RequestId": {"type": "string", "description": "Find it in the service's log."},
-    },
-    "required": ["Code", "Message", "RequestId"],
-    "example": {"Code": "InvalidParameter", "Message": "CosConfig.Bucket: is required", "RequestId": TASK_ID},
-}
 IDEMPOTENCY_KEY: Json = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -57,59 +23,68 @@ IDEMPOTENCY_KEY: Json = {
     "description": "1 to 128 printable characters. A repeat under the same key gets the first answer and changes nothing.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
 }
-# Types whose schema is a body or an answer here.
-TYPES = ("start", "stop", "replay", "session-accepted", "session-finished")
+# Types whose schema is a body or part of an answer here; the results' are what Result.Data holds.
+BODIES = ("start", "stop", "replay")
+# What any route may answer besides its own: see web.door and web.answers.
+ANYWHERE = (401, 403, 500)
 
 
 def start() -> Json:
     """What POST /sessions says of itself."""
-    accepted = {"TaskId": TASK_ID, "Repeated": False, "Warnings": [], "RequestId": TASK_ID}
-    return _extra(_body("start", START_EXAMPLE), _answers(202, "The start was taken.", accepted, 400, 401, 413, 503, 507))
+    good = _good(202, "The start was taken.", "Accepted", examples.ACCEPTED)
+    return _extra(_body("start", examples.START), good, 400, 408, 413, 415, 503, 507)
 
 
 def listing() -> Json:
     """What GET /sessions says of itself."""
-    line = {"TaskId": TASK_ID, "State": "Open", "EndReason": "", "SdkAppId": "1400000001", "RoomId": "8489", "StrRoomId": ""}
-    line |= {
-        "UserId": "recorder-8489",
-        "Mode": "02",
-        "OpenedTime": "2026-11-02T08:00:00.000Z",
-        "ClosingTime": "",
-        "FinishedTime": "",
-    }
-    example = {"Sessions": [{**line, "Revision": 0, "Recordings": {"Recording": 2}}], "Next": "", "RequestId": TASK_ID}
-    return _extra({}, _answers(200, "A page of sessions; `Next` is the `before` of the page after it.", example, 400, 401))
+    words = "A page of sessions; `Next` is the `before` of the page after it."
+    return _extra({}, _good(200, words, "Sessions", examples.SESSIONS), 400, 503)
 
 
 def session() -> Json:
     """What GET /sessions/{TaskId} says of itself."""
-    recording = {"Speaker": "alice", "N": 1, "State": "Recording", "Capture": "leased", "Code": "", "Detail": "", "Next": ""}
-    line = {"Time": "2026-11-02T08:00:00.000Z", "Of": "alice/1", "Event": "capture-started", "From": "Joining", "To": "Recording"}
-    example = {"TaskId": TASK_ID, "State": "Open", "Recordings": [recording], "Timeline": [{**line, "Note": ""}], "Results": []}
-    return _extra({}, _answers(200, "The session, its recordings, its timeline and its results.", example, 401, 404))
+    words = "The session, its recordings, its timeline and its results."
+    return _extra({}, _good(200, words, "Session", examples.SESSION), 404, 503)
 
 
 def stop() -> Json:
     """What POST …/stop says of itself."""
-    answer = {"TaskId": TASK_ID, "State": "Closing", "RequestId": TASK_ID}
-    return _extra(_body("", STOP_EXAMPLE, required=False), _answers(202, "The session closes.", answer, 401, 404))
+    good = _good(202, "The session closes.", "Stopped", examples.STOPPED)
+    return _extra(_body("stop-body", examples.STOP, required=False), good, 400, 404, 408, 413, 415, 503)
 
 
 def replay() -> Json:
     """What POST …/replay says of itself."""
-    step = {"Speaker": "alice", "N": 1, "State": "Failed", "To": "Transcoding", "Attempt": 2}
-    answer = {"TaskId": TASK_ID, "Recordings": [step], "RequestId": TASK_ID}
-    words = "What happens to each recording; 200 instead for a dry run."
-    return _extra(_body("replay-body", REPLAY_EXAMPLE, required=False), _answers(202, words, answer, 400, 401, 404, 409))
+    good = _good(202, "What happens to each recording.", "Replayed", examples.REPLAYED)
+    good |= _good(200, "What would happen to each recording: a dry run.", "Replayed", examples.REPLAYED)
+    return _extra(_body("replay-body", examples.REPLAY, required=False), good, 400, 404, 408, 409, 413, 415, 503)
+
+
+def results() -> Json:
+    """What GET /results says of itself."""
+    words = "Results behind `after`, or none where none came within `wait`; `Next` is the `after` of the next request."
+    return _extra({}, _good(200, words, "Results", examples.RESULTS), 400, 503)
 
 
 def callback() -> Json:
     """What POST /trtc/callbacks says of itself."""
-    names = ("SdkAppId", "Sign")
-    headers = [{"name": n, "in": "header", "required": True, "schema": {"type": "string"}} for n in names]
-    body = _body("", CALLBACK_EXAMPLE)["requestBody"]
-    answer = {"code": 0, "RequestId": TASK_ID}
-    return _extra({"requestBody": body, "parameters": headers, "security": []}, _answers(200, "Taken.", answer, 400, 401, 413))
+    names = {"SdkAppId": "1400000001", "Sign": "kkoFeO3Oh2ZHnjtg8tEAQhtXK16/KI05W3BQff8IvGA="}
+    headers = [
+        {"name": n, "in": "header", "required": True, "schema": {"type": "string"}, "example": e} for n, e in names.items()
+    ]
+    body = _body("TrtcCallback", examples.CALLBACK)["requestBody"]
+    more = {"requestBody": body, "parameters": headers, "security": []}
+    return _extra(more, _good(200, "Taken.", "Taken", examples.TAKEN), 400, 401, 408, 413, 503, anywhere=(500,))
+
+
+def alive() -> Json:
+    """What GET /healthz says of itself."""
+    return _extra({"security": []}, _good(200, "It is.", "Alive", examples.ALIVE), anywhere=(500,))
+
+
+def ready() -> Json:
+    """What GET /readyz says of itself."""
+    return _extra({"security": []}, _good(200, "It should.", "Ready", examples.READY), 503, anywhere=(500,))
 
 
 def install(app: fastapi.FastAPI, *, bearer: bool) -> None:
@@ -118,7 +93,11 @@ def install(app: fastapi.FastAPI, *, bearer: bool) -> None:
     def document() -> Json:
         if app.openapi_schema is None:
             body = utils.get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            body.setdefault("components", {}).setdefault("schemas", {}).update(_components())
+            for operations in body["paths"].values():
+                for operation in operations.values():
+                    # The framework's own form of a refusal, which `answers` replaces.
+                    operation["responses"].pop("422", None)
+            body["components"] = {"schemas": _components()}
             if bearer:
                 body["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
                 body["security"] = [{"bearer": []}]
@@ -130,12 +109,22 @@ def install(app: fastapi.FastAPI, *, bearer: bool) -> None:
 
 def _components() -> Json:
     defs = codec.schemas()["$defs"]
-    named = {name: schema for name, schema in defs.items() if name in TYPES or "x-direction" not in schema}
+    wanted = (*BODIES, *codec.types("out"))
+    named = {name: schema for name, schema in defs.items() if name in wanted or "x-direction" not in schema}
     parts: Json = {name: _moved(schema) for name, schema in named.items()}
-    body = copy.deepcopy(parts["replay"])
+    return {**parts, "replay-body": _without_task_id(parts["replay"]), "stop-body": _no_fields(), **answer_schemas.COMPONENTS}
+
+
+def _without_task_id(schema: Json) -> Json:
+    """As the event, but for the TaskId, which stands in the path."""
+    body = copy.deepcopy(schema)
     del body["properties"]["TaskId"]
     del body["required"]
-    return {**parts, "replay-body": body, "Error": ERROR}
+    return body
+
+
+def _no_fields() -> Json:
+    return {"type": "object", "description": "Nothing: the path says which session.", "additionalProperties": False}
 
 
 def _moved(schema: Any) -> Any:
@@ -149,19 +138,23 @@ def _reference(reference: str) -> str:
     return reference.replace("#/$defs/", "#/components/schemas/")
 
 
-def _body(type_: str, example: Json, *, required: bool = True) -> Json:
-    schema = {"$ref": f"#/components/schemas/{type_}"} if type_ else {"type": "object"}
-    content = {"application/json": {"schema": schema, "example": example}}
+def _body(schema: str, example: Json, *, required: bool = True) -> Json:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}}
     return {"requestBody": {"required": required, "content": content}, "parameters": [IDEMPOTENCY_KEY]}
 
 
-def _answers(status: int, description: str, example: Json, *failures: int) -> Json:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    words = {400: "A field is wrong.", 401: "No right token or signature.", 404: "No such session.", 409: "Not possible now."}
-    words |= {413: "The body is too large.", 503: "Try again in a moment.", 507: "The spool is too full."}
-    good = {"description": description, "content": {"application/json": {"example": example}}}
-    return {str(status): good, **{str(f): {"description": words[f], "content": error} for f in failures}}
+def _good(status: int, description: str, schema: str, example: Json) -> Json:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}}
+    return {str(status): {"description": description, "content": content}}
 
 
-def _extra(more: Json, answers: Json) -> Json:
-    return {"openapi_extra": {**more, "responses": answers}}
+def _extra(more: Json, good: Json, *failures: int, anywhere: tuple[int, ...] = ANYWHERE) -> Json:
+    failed = {str(status): _failure(status) for status in sorted({*failures, *anywhere})}
+    return {"openapi_extra": {**more, "responses": {**good, **failed}}}
+
+
+def _failure(status: int) -> Json:
+    description, code, message = examples.FAILURES[status]
+    example = {"Code": code, "Message": message, "RequestId": examples.REQUEST_ID}
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}, "example": example}}
+    return {"description": description, "content": content}

@@ -5,6 +5,7 @@ Rule: a POST becomes one event, decided in this process; it is answered after th
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import fastapi
@@ -13,8 +14,12 @@ import structlog
 
 from events import codec
 from events import errors as event_errors
-from machine import errors
-from web import answers, bodies, given, openapi, shapes
+from machine import errors, model
+from web import answers, bodies, given, openapi, shapes, stuck
+
+MAX_SDK_APP_ID = 2**32 - 1
+# How many candidates are looked at in one go when only the stuck ones are wanted.
+CANDIDATES = 100
 
 TaskId = Annotated[str, fastapi.Path(alias="TaskId", description="Id of the session, a ULID.")]
 
@@ -25,6 +30,10 @@ class Query(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
     state: Literal["", "Open", "Closing", "Finished"] = pydantic.Field("", description="Only sessions in this state.")
+    stuck: bool = pydantic.Field(False, description="Only sessions that a person should look at; `Stuck` says why.")
+    app: int = pydantic.Field(0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application. 0: of all.")
+    room: str = pydantic.Field("", max_length=64, description="Only sessions in this room, integer or string.")
+    since: str = pydantic.Field("", max_length=40, description="Only sessions opened at or after this ISO 8601 time.")
     limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
     before: str = pydantic.Field("", max_length=26, description="A TaskId: only older sessions. `Next` of the page before.")
 
@@ -43,9 +52,9 @@ def router(api: given.Api) -> fastapi.APIRouter:
 
     @routes.get("", summary="List sessions, newest first", **openapi.listing())
     async def listing(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
-        found = await api.reading.sessions(state=query.state, limit=query.limit, before=query.before)
-        lines = [shapes.summary(s, await api.reading.recordings(s.task_id)) for s in found]
-        next_page = found[-1].task_id if len(found) == query.limit else ""
+        found, next_page = await (_stuck(api, query) if query.stuck else _page(api, query))
+        counts = await api.reading.counts([session.task_id for session, _ in found])
+        lines = [shapes.summary(session, counts[session.task_id], why) for session, why in found]
         return answers.ok(request, {"Sessions": lines, "Next": next_page})
 
     @routes.get("/{TaskId}", summary="Look at one session", **openapi.session())
@@ -54,10 +63,11 @@ def router(api: given.Api) -> fastapi.APIRouter:
         session = await api.reading.session(task_id)
         if session is None:
             raise _not_found(task_id)
+        (found,) = await _looks(api, [session])
         body = shapes.whole(
-            session,
-            await api.reading.recordings(task_id),
-            await api.reading.callbacks(task_id),
+            found,
+            await api.reading.segments(task_id),
+            api.progress(),
             await api.reading.timeline(task_id),
             await api.reading.results(task_id),
         )
@@ -82,6 +92,51 @@ def router(api: given.Api) -> fastapi.APIRouter:
         return answers.ok(request, answer, 200 if dry else 202)
 
     return routes
+
+
+Found = list[tuple[model.Session, list[stuck.Finding]]]
+
+
+async def _page(api: given.Api, query: Query) -> tuple[Found, str]:
+    """One page of the list, and the `before` of the page after it."""
+    found = await api.reading.sessions(**_filters(query), before=query.before, limit=query.limit)
+    return [(session, []) for session in found], found[-1].task_id if len(found) == query.limit else ""
+
+
+async def _stuck(api: given.Api, query: Query) -> tuple[Found, str]:
+    """As `_page`, of those that a person should look at: candidates from the database, judged by the rules."""
+    found: Found = []
+    before = query.before
+    while True:
+        candidates = await api.reading.sessions(**_filters(query), doubtful=True, before=before, limit=CANDIDATES)
+        for look in await _looks(api, candidates):
+            why = stuck.findings(look)
+            if why:
+                found.append((look.session, why))
+            if len(found) == query.limit:
+                return found, look.session.task_id
+        if len(candidates) < CANDIDATES:
+            return found, ""
+        before = candidates[-1].task_id
+
+
+async def _looks(api: given.Api, sessions: list[model.Session]) -> list[stuck.Look]:
+    evidence = await api.reading.evidence([s.task_id for s in sessions])
+    return [stuck.Look(session=s, evidence=evidence[s.task_id], policy=api.policy, now_ms=api.clock()) for s in sessions]
+
+
+def _filters(query: Query) -> dict[str, Any]:
+    since_ms = _since_ms(query.since) if query.since else 0
+    return {"state": query.state, "sdk_app_id": query.app, "room": query.room, "since_ms": since_ms}
+
+
+def _since_ms(text: str) -> int:
+    """An ISO 8601 time as Unix ms; one without an offset is UTC. Raises InvalidEvent."""
+    try:
+        time = datetime.fromisoformat(text)
+        return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise event_errors.InvalidEvent("since", "must be an ISO 8601 time such as 2026-11-02T08:00:00Z") from None
 
 
 def _named(task_id: str) -> None:

@@ -5,36 +5,37 @@ Rules: times are ISO 8601 in UTC, "" where there is none; no secret, and no addr
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from events import codec
 from machine import model, results, states
-from web import advice, given
+from web import advice, given, stuck
 
 Json = dict[str, Any]
 
 
-def summary(session: model.Session, recordings: Sequence[model.Recording]) -> Json:
-    """A session on one line of the list; `Recordings` counts them by state."""
-    counted = Counter(r.state for r in recordings if not r.awaited)
+def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[stuck.Finding] = ()) -> Json:
+    """A session on one line of the list; `Recordings` counts them by state, `Stuck` says why a person should look."""
     return {
         **_head(session),
-        "Recordings": {state: counted[state] for state in states.RECORDING_STATES if counted[state]},
+        "Recordings": {state: counted[state] for state in states.RECORDING_STATES if counted.get(state)},
+        "Stuck": [_finding(f) for f in found],
     }
 
 
 def whole(
-    session: model.Session,
-    recordings: Sequence[model.Recording],
-    callbacks: Sequence[model.Callback],
+    look: stuck.Look,
+    segments: Sequence[given.Segment],
+    progress: Mapping[str, int],
     timeline: Iterable[given.Line],
     result_bodies: list[Json],
 ) -> Json:
-    """A session with all that is known of it."""
+    """A session with all that is known of it. `progress` is the media (ms) of the captures that run in this process."""
+    session = look.session
     request = session.request
+    mine = {r.id: [s for s in segments if s.recording_id == r.id] for r in look.evidence.recordings}
     return {
         **_head(session),
         "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
@@ -43,16 +44,20 @@ def whole(
         "UnSubscribeUserIds": list(request.unsubscribe),
         "Warnings": list(session.warnings),
         "Next": advice.for_session(session),
-        "Recordings": [recording(r) for r in recordings],
-        "Callbacks": [_callback(c) for c in callbacks],
+        "Stuck": [_finding(f) for f in stuck.findings(look)],
+        "Recordings": [recording(r, mine[r.id], progress.get(r.id, 0)) for r in look.evidence.recordings],
+        "Callbacks": [_callback(c) for c in look.evidence.callbacks],
         "Timeline": [_line(line) for line in timeline],
         "Results": result_bodies,
     }
 
 
-def recording(value: model.Recording) -> Json:
-    """One recording: where it stands, why, and what to do next. `File` is its entry in the result, null until it has ended."""
+def recording(value: model.Recording, segments: Sequence[given.Segment], live_ms: int = 0) -> Json:
+    """One recording: where it stands, why, and what to do next. `File` is its entry in the result, null until it has ended;
+    `live_ms` is the media of the capture that runs in this process."""
     job = value.job
+    runs = [_segment(s, value, live_ms) for s in segments]
+    media_s = max(value.media_ms / 1000, sum(run["MediaSeconds"] for run in runs))
     return {
         "Speaker": value.speaker,
         "N": value.n,
@@ -71,10 +76,57 @@ def recording(value: model.Recording) -> Json:
         "StartTime": _iso(value.first_packet_ms),
         "EndTime": _iso(value.last_packet_ms),
         "EndedTime": _iso(value.ended_ms),
-        "MediaSeconds": value.media_ms / 1000,
+        "MediaSeconds": round(media_s, 3),
         "FilesRemoved": value.files_removed,
+        "Segments": runs,
+        "Gaps": _gaps(value, segments),
         "File": results.file_entry(value) if value.final and value.code else None,
     }
+
+
+def result(value: given.Result) -> Json:
+    """One message to subscribers."""
+    return {
+        "Cursor": value.cursor,
+        "Id": value.id,
+        "Type": value.type,
+        "Time": value.time,
+        "Subject": value.subject,
+        "Data": dict(value.data),
+    }
+
+
+def _segment(value: given.Segment, owner: model.Recording, live_ms: int) -> Json:
+    live = not value.reason and value.epoch == owner.epoch and owner.capture == states.LEASED
+    return {
+        "Epoch": value.epoch,
+        "Node": value.node,
+        "StartTime": _iso(value.first_packet_ms),
+        "EndTime": _iso(value.last_packet_ms),
+        "MediaSeconds": max(value.media_ms, live_ms if live else 0) / 1000,
+        "Size": value.size_bytes,
+        "EndedBy": value.reason,
+        "Live": live,
+    }
+
+
+def _gaps(value: model.Recording, segments: Sequence[given.Segment]) -> list[Json]:
+    """What is missing: as the finished file says, and before there is one, what passed between the segments so far."""
+    if value.output is not None:
+        return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in value.output.gaps]
+    found: list[Json] = []
+    media_ms, last_ms = 0, 0
+    for segment in (s for s in segments if s.first_packet_ms):
+        first_ms = segment.first_packet_ms or 0
+        if last_ms and first_ms > last_ms:
+            found.append({"At": media_ms / 1000, "Duration": (first_ms - last_ms) / 1000})
+        media_ms += segment.media_ms
+        last_ms = max(last_ms, segment.last_packet_ms or first_ms)
+    return found
+
+
+def _finding(value: stuck.Finding) -> Json:
+    return {"Rule": value.rule, "Of": value.of, "Why": value.why, "Next": value.next}
 
 
 def _head(session: model.Session) -> Json:

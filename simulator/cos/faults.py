@@ -66,11 +66,18 @@ class Script:
         self._matched: list[int] = []
 
     def set(self, *faults: Fault) -> None:
-        """Replace all faults (none given = none). Raises ValueError for an unknown action."""
+        """Replace all faults (none given = none). Raises ValueError for an unknown action, or a status that is no error."""
         for fault in faults:
             if fault.action not in ACTIONS:
-                raise ValueError(f"action must be one of {', '.join(ACTIONS)}")
+                raise ValueError(f"Action is one of {', '.join(ACTIONS)}")
+            if not 400 <= fault.status < 600:
+                raise ValueError("Status is 400 to 599")
         self._faults, self._matched = faults, [0] * len(faults)
+
+    @property
+    def rules(self) -> tuple[Fault, ...]:
+        """The faults in force, in the order they are tried."""
+        return self._faults
 
     def strike(self, operation: str, bucket: str, key: str) -> Fault | None:
         """The fault for this request, counted as used."""

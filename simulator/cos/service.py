@@ -79,7 +79,7 @@ class Cos:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, faults included."""
-        operation, bucket, key, action = "", "", "", ""
+        operation, bucket, key, action, code = "", "", "", "", ""
         try:
             about = routing.target(request.headers.get("Host", ""), request.raw_path)
             bucket, key = about.bucket, about.key
@@ -89,12 +89,12 @@ class Cos:
             fault = self.faults.strike(operation, bucket, key)
             action = fault.action if fault else ""
             response = await self._under(fault, operation, request, about)
+            status = 0 if action in (faults.RESET, faults.COMMIT_THEN_RESET) else response.status
         except answers.Refused as refused:
-            response = await wire.refusal(request, refused)
-            self._note(operation, bucket, key, refused.status, refused.code, action)
-            return response
-        broken = action in (faults.RESET, faults.COMMIT_THEN_RESET)
-        self._note(operation, bucket, key, 0 if broken else response.status, "", action)
+            response, status, code = await wire.refusal(request, refused), refused.status, refused.code
+        except ConnectionError:  # the client has gone while it was sending
+            response, status = web.Response(), 0
+        self._note(operation, bucket, key, status, code, action)
         return response
 
     async def _under(
@@ -124,7 +124,7 @@ class Cos:
     def _note(self, operation: str, bucket: str, key: str, status: int, code: str, fault: str) -> None:
         served = faults.Served(operation=operation, bucket=bucket, key=key, status=status, code=code, fault=fault)
         self.served.append(served)
-        log.debug("cos.served", operation=operation, bucket=bucket, key=key, status=status, code=code, fault=fault)
+        log.info("cos.served", operation=operation, bucket=bucket, key=key, status=status, code=code, fault=fault)
 
     # Buckets
 

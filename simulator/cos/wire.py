@@ -6,6 +6,7 @@ Imports answers, objects. Rule: every answer carries an `x-cos-request-id`, ever
 from __future__ import annotations
 
 import base64
+import contextlib
 import uuid
 from email.utils import formatdate
 from typing import Any
@@ -20,8 +21,9 @@ XML = "application/xml"
 
 async def refusal(request: web.Request, refused: answers.Refused) -> web.Response:
     """The XML of a refusal, after the rest of the body, so that a client in the middle of sending gets to read it."""
-    while await request.content.readany():
-        pass
+    with contextlib.suppress(ConnectionError):  # a client that has gone reads no answer
+        while await request.content.readany():
+            pass
     request_id = _request_id()
     body = answers.error(refused, resource=request.headers.get("Host", "") + request.raw_path, request_id=request_id)
     headers = {"x-cos-request-id": request_id}

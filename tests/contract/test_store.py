@@ -525,7 +525,6 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="D14: registering again forgets the media")
 async def test_registering_a_segment_again_loses_nothing(store: stores.Store) -> None:
     """A repeat of the registration does not forget the media that the segment holds."""
     owner = f"{TASK}/al/1"

@@ -272,6 +272,16 @@ async def test_a_cancelled_wait_leaves_no_process(source: LiveSource, tmp_path: 
     assert (await running.wait()).progress.media_ms > 0
 
 
+async def test_a_segment_is_never_overwritten(source: LiveSource, tmp_path: Path) -> None:
+    """A path that holds media already is refused before anything is spawned, and stays as it was."""
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    kept = flv_source.write(tmp_path / "a.flv", flv_source.content()).read_bytes()
+    ended = await _run(source.address("anna"), tmp_path / "a.flv")
+    assert ended.reason == capture.ERROR
+    assert (tmp_path / "a.flv").read_bytes() == kept
+    assert source.streams["anna"].requests == 0
+
+
 async def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
     """After wait() has returned there is no task and no file descriptor more than before."""
     with socket.socket() as closed:
@@ -345,12 +355,16 @@ async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:
         assert "SECRET" not in repr(ended)
 
 
+async def _begun(running: capture.Capture) -> bool:
+    await running.start()
+    await waiting.until(lambda: running.progress.media_ms > 0 or running.ended)
+    return not running.ended
+
+
 async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, stop: bool) -> capture.CaptureExit:
     running = _capture(address, path)
     for _ in range(500):  # a pull is refused, within some 20 ms, until the server listens
-        await running.start()
-        await waiting.until(lambda: running.progress.media_ms > 0 or running.ended)
-        if not running.ended:
+        if await _begun(running):
             break
         running = _capture(address, path)
     await waiting.until(lambda: running.progress.media_ms > 1_500)

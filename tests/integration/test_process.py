@@ -39,7 +39,7 @@ async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> Non
 
 
 async def test_what_it_says_is_redacted_bounded_and_always_read() -> None:
-    """Megabytes on stderr never block the child; only the latest lines are kept, an endless line is cut, and secrets are hidden."""
+    """Megabytes on stderr never block the child; only the latest lines are kept, an endless line is cut, secrets hidden."""
     seen: list[str] = []
     script = "for i in $(seq 20000); do echo line $i SECRET >&2; done; head -c 3000000 /dev/zero | tr '\\0' x >&2; echo; exit 0"
     child = _child(script, on_error_line=seen.append)

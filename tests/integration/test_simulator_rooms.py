@@ -435,11 +435,11 @@ async def test_control_api(simulator: server.Simulator, http: aiohttp.ClientSess
         assert "Sice" in (await answer.json())["Message"]
     async with http.post(f"{room}/remove", json={"UserId": "recorder"}) as answer:
         assert answer.status == 204
-    async with http.put(f"{control}/callbacks/faults", json=[{"action": "drop", "event_type": 102}]) as answer:
+    async with http.put(f"{control}/callbacks/faults", json=[{"Action": "drop", "EventType": 102}]) as answer:
         assert answer.status == 204
-    async with http.put(f"{control}/cos/faults", json=[{"action": "explode"}]) as answer:
+    async with http.put(f"{control}/cos/faults", json=[{"Action": "explode"}]) as answer:
         assert answer.status == 400
-    async with http.put(f"{control}/cos/faults", json=[{"action": "status", "status": 500}]) as answer:
+    async with http.put(f"{control}/cos/faults", json=[{"Action": "status", "Status": 500}]) as answer:
         assert answer.status == 204
     async with http.get(f"{control}/cos") as answer:
         assert await answer.json() == {"Objects": [], "Uploads": [], "Served": []}

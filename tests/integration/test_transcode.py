@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -286,6 +287,21 @@ async def test_a_full_disk_and_a_lost_folder_are_told_apart(tmp_path: Path) -> N
     shutil.copytree(tmp_path, tmp_path / "copy")
     lost = [SegmentFile(path=tmp_path / "nowhere" / "1.flv")]
     assert (await _failed(Transcoder(FFMPEG), lost, tmp_path / "a.mp4")).reason == "spool-lost"
+
+
+async def test_a_segment_that_cannot_be_read_any_more_is_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When reading fails under a running ffmpeg, as on a lost network disk, it is killed and the reason is the spool's."""
+    segment = _segment(tmp_path / "1.flv", _cut(None, 0, 4_000))
+    read, calls = flv.Reader.read, iter(range(10))
+
+    def fail_later(reader: flv.Reader, max_bytes: int = 1 << 20) -> list[flv.Tag]:
+        if next(calls) > 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(reader, max_bytes)
+
+    monkeypatch.setattr(flv.Reader, "read", fail_later)
+    failed = await _failed(Transcoder(FFMPEG), [segment], tmp_path / "a.mp4")
+    assert (failed.reason, failed.retry) == ("spool-lost", True)
 
 
 async def test_a_copy_that_does_not_verify_is_encoded_instead(tmp_path: Path) -> None:

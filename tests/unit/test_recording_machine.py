@@ -37,6 +37,7 @@ EVENTS = (
     "linger-over",
     "idle-over",
     "replay",
+    "media-found",
 )
 CAPTURING = ("Joining", "Recording")
 FINAL = ("Done", "Failed")
@@ -159,6 +160,7 @@ def oracle(c: Case) -> Expected:
         "linger-over": _linger_over,
         "idle-over": _idle_over,
         "replay": _replay,
+        "media-found": _media_found,
     }
     return answers[c.event](c)
 
@@ -187,14 +189,29 @@ def _stopped(c: Case, state: str, before: tuple[tuple[str, str], ...] = ()) -> E
     return Expected("move", (*before, move), capture="none", job="queued", command="start-transcode", raised=True, stop=True)
 
 
+def _found(c: Case, *, here: bool = False) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Media on disk, of this run (`media_ms`) or of a superseded one (`segments`), first makes the move of capture-started."""
+    if c.state == "Joining" and (c.segments or here):
+        return "Recording", (("Joining", "Recording"),)
+    return c.state, ()
+
+
 def _stop(c: Case) -> Expected:
     if c.state not in CAPTURING:
         return IGNORE
+    state, before = _found(c)
     if c.capture != "leased":
-        return dataclasses.replace(_stopped(c, c.state), raised=True)  # raises the epoch and moves at once
+        return dataclasses.replace(_stopped(c, state, before), raised=True)  # raises the epoch and moves at once
     if c.stop:
         return IGNORE  # asked already
-    return Expected("stay", capture="leased", command="stop-capture", raised=False, stop=True)  # asks the worker and waits
+    kind = "move" if before else "stay"  # asks the worker and waits
+    return Expected(kind, before, capture="leased", command="stop-capture", raised=False, stop=True)
+
+
+def _media_found(c: Case) -> Expected:
+    if c.state != "Joining":
+        return IGNORE
+    return Expected("move", (("Joining", "Recording"),), capture=c.capture, raised=False)
 
 
 def _capture_started(c: Case) -> Expected:
@@ -205,17 +222,10 @@ def _capture_started(c: Case) -> Expected:
     return Expected("stay", capture=c.capture, raised=False) if c.state == "Recording" else IGNORE
 
 
-def _run_ended(c: Case) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """`media_ms` more than 0 in Joining first makes the move of capture-started."""
-    if c.state == "Joining" and c.media_ms > 0:
-        return "Recording", (("Joining", "Recording"),)
-    return c.state, ()
-
-
 def _capture_exit(c: Case) -> Expected:
     if c.state not in CAPTURING or c.capture not in ("queued", "leased"):
         return IGNORE
-    state, before = _run_ended(c)
+    state, before = _found(c, here=c.media_ms > 0)
     if c.reason in ("disk-full", "spool-lost"):
         return Expected("move", (*before, (state, "Failed")), capture="none")
     if c.stop:
@@ -238,10 +248,12 @@ def _worker_lost(c: Case) -> Expected:
             return IGNORE
         if c.state == "Transcoding" and c.tries >= POLICY.lost_limit:
             return Expected("move", (("Transcoding", "Failed"),))  # retries spent
+        if c.state == "Uploading" and c.upload_over:
+            return Expected("move", (("Uploading", "Failed"),))
         return Expected("stay", job="queued", command=_command(c.state), raised=True)
     if c.state in FINAL or c.capture not in ("queued", "leased"):
         return IGNORE
-    state, before = _run_ended(c)
+    state, before = _found(c, here=c.media_ms > 0)
     if c.stop:
         return _stopped(c, state, before)
     stays = "move" if before else "stay"
@@ -293,17 +305,19 @@ def _linger_over(c: Case) -> Expected:
 def _idle_over(c: Case) -> Expected:
     if c.state not in CAPTURING:
         return IGNORE
-    if c.stop:
-        return IGNORE if c.capture == "leased" else dataclasses.replace(_stopped(c, c.state), raised=True)
-    if c.media_lately or c.present is True or c.awaited:
-        return Expected("stay", capture=c.capture, raised=False, armed="idle")
+    if not c.stop and (c.media_lately or c.present is True or (c.awaited and not c.segments)):
+        _, before = _found(c)
+        return Expected("move" if before else "stay", before, capture=c.capture, raised=False, armed="idle")
+    if not c.stop and c.state == "Joining" and c.segments:
+        before = (("Joining", "Recording"),)  # media has been found just now: idleness counts from here
+        return Expected("move", before, capture=c.capture, raised=False, armed="idle")
     return _stop(c)
 
 
 def _replay(c: Case) -> Expected:
     if c.state in CAPTURING:
         if c.stop:  # what it waits for does not come
-            return _stopped(c, c.state)
+            return _stopped(c, *_found(c))
         return Expected("stay", capture="queued", command="start-capture", raised=True)
     if c.state == "Transcoding":
         return Expected("stay", job="queued", command="start-transcode", raised=True)
@@ -358,6 +372,7 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "reason": reasons,
             "present": (None, True, False),
             "last_pull": (False, True),
+            "segments": (False, True),
         },
         "worker-lost": {
             "stale": (False, True),
@@ -365,12 +380,20 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "present": (None, True, False),
             "last_pull": (False, True),
             "tries": (0, 4, 5, 9),
+            "upload_over": (False, True) if state == "Uploading" else (False,),
+            "segments": (False, True),
         },
         "transcode-exit": {"stale": (False, True), "reason": ("ok", "ffmpeg-failed"), "retry": (False, True), "tries": (0, 1, 2)},
         "upload-finished": {"stale": (False, True)},
         "upload-failed": {"stale": (False, True), "retry": (False, True), "upload_over": (False, True), "tries": (0, 50)},
         "linger-over": {"present": (None, True, False)},
-        "idle-over": {"present": (None, True, False), "awaited": (False, True), "media_lately": (False, True)},
+        "stop": {"segments": (False, True)},
+        "idle-over": {
+            "present": (None, True, False),
+            "awaited": (False, True),
+            "media_lately": (False, True),
+            "segments": (False, True),
+        },
         "user-publishing": {"present": (None, True, False), "last_pull": (False, True), "awaited": (False, True)},
         "user-left": {"present": (None, True, False), "last_pull": (False, True)},
         "replay": {

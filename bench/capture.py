@@ -1,0 +1,212 @@
+"""CPU of the service per captured stream, beside bare ffmpeg on the same stream.
+
+    .venv/bin/python -m bench.capture
+
+Imports nothing of ours: the service runs as a process of its own, as an operator would run it. Rule: bare and service are
+measured in turns on the same source; CPU is what the kernel counts for the processes (user and system), over a window in which
+all streams flow.
+
+Bare is `ffmpeg -i ADDRESS -c copy -flush_packets 1 -f flv FILE`: flushing is part of the promise, so it is part of the price.
+The service's own price has a part that does not depend on streams (its clock and its relay look at the database a few times a
+second), which is measured without any stream and shown apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+
+from bench import noise
+
+APP = 1400000001
+FFMPEG: str = imageio_ffmpeg.get_ffmpeg_exe()
+SETTLE_S = 5.0
+LIMIT_S = 60.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """CPU time per second of wall time, in ms: of the service's own process, and of the ffmpegs, for all streams together."""
+
+    service: float
+    ffmpeg: float
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of each window")
+    parser.add_argument("--folder", type=Path, default=Path("var"), help="where everything is written")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as folder:
+        measure(Path(folder), given.folder.absolute(), given, print)
+
+
+def measure(folder: Path, kept: Path, given: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run all rounds and print the table."""
+    bare, recorded = [], []
+    with source(kept) as address:
+        quiet = noise.Noise()
+        idle = served(folder / "idle", address, 0, given.seconds)
+        for at in range(given.rounds):
+            bare.append(bared(folder / f"bare-{at}", address, given.streams, given.seconds))
+            recorded.append(served(folder / f"served-{at}", address, given.streams, given.seconds))
+    per = given.streams
+    ratios = [(r.ffmpeg + r.service - idle.service) / b.ffmpeg for b, r in zip(bare, recorded, strict=True)]
+    with_idle = statistics.median(r + idle.service / b.ffmpeg for r, b in zip(ratios, bare, strict=True))
+    lines = [
+        ["bare ffmpeg", noise.spread([b.ffmpeg / per for b in bare], ".2f")],
+        ["the service's ffmpeg", noise.spread([r.ffmpeg / per for r in recorded], ".2f")],
+        ["the service itself, without its idle part", noise.spread([(r.service - idle.service) / per for r in recorded], ".2f")],
+        ["ratio: (ffmpeg + service) / bare", noise.spread(ratios, ".2f")],
+        ["", ""],
+        ["idle part of the service, once", f"{idle.service:.2f}"],
+        [f"ratio with the idle part, {per} streams", f"{with_idle:.2f}"],
+    ]
+    heading = f"{per} streams of 1.5 Mbit/s, {given.rounds} rounds of {given.seconds:g} s"
+    say(noise.table([heading, "ms of CPU per second and stream"], lines))
+    say(str(quiet))
+
+
+@contextlib.contextmanager
+def source(folder: Path) -> Iterator[str]:
+    """The live source; yields its address, to which a name is added."""
+    command = [sys.executable, "-m", "bench.source", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/live/"
+        process.stdin.close()
+
+
+def bared(folder: Path, address: str, streams: int, seconds: float) -> Cost:
+    """The cost of bare ffmpegs."""
+    folder.mkdir()
+    plain = ["-nostdin", "-loglevel", "error", "-analyzeduration", "1000000"]
+    running = []
+    try:
+        for at in range(streams):
+            file = str(folder / f"{at}.flv")
+            command = [FFMPEG, *plain, "-i", f"{address}{at}", "-c", "copy", "-flush_packets", "1", "-f", "flv", file]
+            running.append(subprocess.Popen(command))
+        _until(lambda: len(_growing(folder)) == streams, "the streams to flow")
+        return _window(lambda: {process.pid for process in running}, 0, seconds)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def served(folder: Path, address: str, streams: int, seconds: float) -> Cost:
+    """The cost of the service and of its ffmpegs."""
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(folder), "PORT": str(port), "DATA_DIR": str(folder / "data"),
+        "SPOOL_DIR": str(folder / "spool"), "MIN_FREE": "100MiB", "FFMPEG_BINARY": FFMPEG, "LOG_LEVEL": "info",
+        "PULL_ADDRESS": f"{address}{{speaker}}",
+        # No stream ends before the measurement does, so nothing is ever uploaded: the bucket may be out of reach.
+        "COS_ENDPOINT": "http://127.0.0.1:9",
+    }  # fmt: skip
+    with (folder / "service.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", "import service; service.main()", "serve"], env=environment, stderr=log)
+    try:
+        _until(lambda: _is_ready(process, port, folder), "the service to be ready")
+        if streams:
+            _start(f"http://127.0.0.1:{port}/sessions", streams)
+        _until(lambda: len(_growing(folder / "spool")) == streams, "the streams to flow")
+        return _window(lambda: _children(process.pid), process.pid, seconds)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_ready(process: subprocess.Popen[bytes], port: int, folder: Path) -> bool:
+    if process.poll() is not None:
+        raise RuntimeError(f"the service ended: {(folder / 'service.log').read_text('utf-8')[-2000:]}")
+    return _ask(f"http://127.0.0.1:{port}/readyz") is not None
+
+
+def _start(url: str, streams: int) -> None:
+    speakers = [f"speaker-{n}" for n in range(streams)]
+    cos = {"Region": "ap-shanghai", "Bucket": "bench-1250000000", "Path": "/", "SecretId": "id", "SecretKey": "key"}
+    request = {"SdkAppId": APP, "RoomId": 1, "UserId": "rec", "UserSig": "sig", "Mode": "02", "CosConfig": cos}
+    if _ask(url, request | {"SubscribeUserIds": speakers}) is None:
+        raise RuntimeError("the start was refused; is the service's log any help?")
+
+
+def _ask(url: str, body: Any = None) -> Any:
+    """The answer as JSON, None if there is none or it is an error. The address is ours: always http on 127.0.0.1."""
+    data = json.dumps(body).encode() if body is not None else None
+    try:
+        with urllib.request.urlopen(url, data, timeout=LIMIT_S) as answer:  # noqa: S310 - as said
+            return json.loads(answer.read())
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _window(ffmpegs: Callable[[], set[int]], service: int, seconds: float) -> Cost:
+    time.sleep(SETTLE_S)
+    pids, begun_s = ffmpegs(), time.monotonic()
+    before = {pid: _cpu_s(pid) for pid in (*pids, service)}
+    time.sleep(seconds)
+    after = {pid: _cpu_s(pid) for pid in (*pids, service)}
+    wall_s = time.monotonic() - begun_s
+    if pids != ffmpegs():
+        raise RuntimeError("an ffmpeg ended inside the window: the figures would mean nothing")
+    used = {pid: (after[pid] - before[pid]) / wall_s * 1000 for pid in after}
+    return Cost(service=used[service], ffmpeg=sum(used[pid] for pid in pids))
+
+
+def _cpu_s(pid: int) -> float:
+    if not pid:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _children(pid: int) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text("ascii", "replace").rsplit(")", 1)[1].split()[1]) == pid:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def _growing(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.flv") if path.stat().st_size > 1 << 16]
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    limit_s = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > limit_s:
+            raise RuntimeError(f"waited {LIMIT_S:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A live source for measurements: one encoded stream over HTTP-FLV to any number of viewers, in a process of its own.
+
+    python -m bench.source FOLDER        prints its port, ends with its standard input
+
+May import `media.flv`. Rule: encoded once and kept in FOLDER; every viewer gets it from the beginning, paced by the packets' own
+times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+from aiohttp import web
+
+from media import flv
+
+KBITS = 1500
+LENGTH_S = 120
+
+
+def encoded(folder: Path) -> list[flv.Tag]:
+    """640×360 at 25 frames and 1.5 Mbit/s with 64 kbit/s of sound, as a phone sends it; made when it is not there yet."""
+    path = folder / f"source-{KBITS}-{LENGTH_S}.flv"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        noise = "noise=alls=40:allf=t"  # without it a test picture does not fill the bit rate
+        picture = f"testsrc=size=640x360:rate=25:duration={LENGTH_S},{noise},format=yuv420p"
+        rate = ["-b:v", f"{KBITS}k", "-minrate", f"{KBITS}k", "-maxrate", f"{KBITS}k", "-bufsize", f"{KBITS}k"]
+        subprocess.run(
+            [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "lavfi", "-i", picture, "-f", "lavfi",
+             "-i", f"sine=frequency=440:duration={LENGTH_S}", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-bf", "0",
+             *rate, "-c:a", "aac", "-b:a", "64k", "-f", "flv", str(part)],
+            check=True,
+        )  # fmt: skip
+        part.rename(path)
+    reader = flv.Reader(path)
+    tags = []
+    while more := reader.read():
+        tags += more
+    reader.close()
+    return [tag for tag in tags if tag.kind != flv.SCRIPT]
+
+
+async def serve(tags: list[flv.Tag]) -> None:
+    """Answer viewers on an ephemeral port of 127.0.0.1 until standard input ends."""
+    packets = [(tag.timestamp_ms / 1000, flv.encode(tag.kind, tag.timestamp_ms, tag.payload)) for tag in tags]
+
+    async def live(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "video/x-flv"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            await response.write(flv.header(audio=True, video=True))
+            begun_s = time.monotonic()
+            for at_s, packet in packets:
+                wait_s = begun_s + at_s - time.monotonic()
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                await response.write(packet)
+        return response
+
+    application = web.Application()
+    application.router.add_get("/live/{name}", live)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    sys.stdout.write(f"{runner.addresses[0][1]}\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.read)
+    await runner.cleanup()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(encoded(Path(sys.argv[1]))))

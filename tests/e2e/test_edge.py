@@ -1,0 +1,232 @@
+"""The real service on a real RTMP server, nginx-rtmp in TRTC's place: what it does when streams end, stall and change.
+
+The simulator is the room (its clock, pictures, callbacks); what its speakers send is pushed to nginx, and pulled from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator import rooms, speakers
+from tests import content, waiting
+from tests.e2e.conftest import APP, World, live_for
+from tests.e2e.test_road import check_audit
+from tests.edge import Edge
+
+LINGER_S = 3.0
+
+
+@pytest.fixture
+async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
+    made = Edge(tmp_path / "edge")
+    await made.start()
+    yield made
+    await made.stop()
+
+
+class Scene:
+    """One room that is recorded from the edge."""
+
+    def __init__(self, world: World, edge: Edge, name: int | str) -> None:
+        self.world = world
+        self.edge = edge
+        self.name = name
+        self.room: rooms.Room = world.simulator.create_room(APP, name)
+        self.task_id = ""
+        self.left_s: dict[str, list[float]] = {}
+
+    async def start(self, mode: str = "02") -> None:
+        """Ask for the room to be recorded."""
+        answer = await self.world.service.post("/sessions", self.world.request(self.name, Mode=mode))
+        self.task_id = answer["TaskId"]
+
+    async def enter(self, user_id: str, *, video: bool = True, by_ffmpeg: bool = False) -> speakers.Speaker:
+        """A speaker enters, pushes, and publishes; returns when they are pulled."""
+        before = len(self.plays(user_id))
+        speaker = await self.room.join(user_id, audio=False, video=False)
+        if by_ffmpeg:
+            await speaker.unmute_video()
+            await self.edge.publish_by_ffmpeg(speaker, self.world.simulator.pull_template)
+        else:
+            await self.edge.publish(speaker)
+        await speaker.unmute_audio()
+        if video:
+            await speaker.unmute_video()
+        await waiting.until(lambda: len(self.plays(user_id)) > before, 15, f"a pull of {user_id}")
+        return speaker
+
+    async def leave(self, speaker: speakers.Speaker) -> None:
+        """The speaker goes, and with them their stream."""
+        self.left_s.setdefault(speaker.user_id, []).append(time.monotonic())
+        await speaker.leave()
+
+    def plays(self, user_id: str) -> list[float]:
+        """When a speaker was pulled."""
+        return [play.at_s for play in self.edge.plays if (play.room, play.speaker) == (self.name, user_id)]
+
+    async def recordings(self, *states: str) -> None:
+        """Wait until the session's recordings are in these states."""
+
+        async def there() -> bool:
+            return await self.world.service.states(self.task_id) == list(states)
+
+        await waiting.until(there, 25, f"recordings of {self.name!r} to be {states}", every_s=0.2)
+
+    async def files(self, end_reason: str) -> dict[str, list[Any]]:
+        """The session's files by speaker, when it has finished and all of them are right."""
+        await self.world.service.finished(self.task_id)
+        await waiting.until(lambda: self.world.results(self.name), 10, "the callback")
+        (result,) = self.world.results(self.name)
+        assert result["EndReason"] == end_reason, result
+        found: dict[str, list[Any]] = {}
+        for entry in result["Files"]:
+            assert (entry["Status"], entry["Message"]) == (1, "录制成功"), result
+            found.setdefault(entry["UserId"], []).append(entry)
+        return found
+
+    async def look(self, entry: Any) -> content.Content:
+        """The inside of a file, which is as long as was said."""
+        found = await asyncio.to_thread(content.look, self.world.object_path(entry["RecordFile"]))
+        assert found.duration_s == pytest.approx(entry["Duration"], abs=0.5)
+        return found
+
+
+async def away_and_back(scene: Scene) -> None:
+    """Back within LINGER: one file, one gap. Back after it: a second file. The other speaker is not touched."""
+    await scene.start()
+    bob = await scene.enter("bob", by_ffmpeg=isinstance(scene.name, int))
+    alice = await scene.enter("alice")
+    await live_for(4)
+    await scene.leave(alice)
+    await live_for(1)
+    alice = await scene.enter("alice")
+    await live_for(4)
+    await scene.leave(alice)
+    await scene.recordings("Recording", "Done")
+    alice = await scene.enter("alice")
+    await live_for(3)
+    first, second, third = scene.plays("alice")[:2] + scene.plays("alice")[-1:]
+    away, gone = scene.left_s["alice"]
+    ended = time.monotonic()
+    await scene.room.dismiss()
+    files = await scene.files("RoomDestroyed")
+    assert not bob.here
+    both, again = files["alice"]
+    (gap,) = both["Gaps"]
+    assert both["Duration"] == pytest.approx(away - first + gone - second, abs=0.5)
+    assert gap["At"] == pytest.approx(away - first, abs=0.5)
+    assert gap["Duration"] == pytest.approx(second - away, abs=0.5)
+    assert again["Duration"] == pytest.approx(ended - third, abs=0.5)
+    assert again["Gaps"] == []
+    (whole,) = files["bob"]
+    assert whole["Gaps"] == []
+    for entry in (both, again, whole):
+        found = await scene.look(entry)
+        assert (found.has_audio, found.has_video, len(found.speakers)) == (True, True, 1)
+        content.check_together(found)
+
+
+async def dropped(scene: Scene) -> None:
+    """A pull that the server drops is made again, a gap in the same file; when the recording user is removed, that is the end."""
+    await scene.start("00")
+    await scene.enter("alice")
+    await scene.recordings("Recording")
+    await live_for(3)
+    assert await scene.edge.drop(scene.name, "alice") == 1
+    await waiting.until(lambda: len(scene.plays("alice")) == 2, 5, "the next pull")
+    await live_for(6)
+    ended = time.monotonic()
+    assert await scene.edge.drop(scene.name, "alice") == 1
+    await scene.room.remove("recorder")
+    (entry,) = (await scene.files("UserRemoved"))["alice"]
+    first, second = scene.plays("alice")[:2]
+    (gap,) = entry["Gaps"]
+    assert gap["Duration"] == pytest.approx(second - first - gap["At"], abs=0.5)
+    assert entry["Duration"] == pytest.approx(ended - first - gap["Duration"], abs=0.5)
+    content.check_spacing(tuple(t for t in (await scene.look(entry)).beeps_s if t > gap["At"]))
+
+
+async def turned(scene: Scene) -> None:
+    """A picture that changes its size inside a segment: every frame of the file has one size and decodes, the sound goes on."""
+    await scene.start()
+    alice = await scene.enter("alice")
+    await live_for(4)
+    await alice.resize("240x320")
+    await live_for(3)
+    await alice.resize("640x360")
+    await live_for(3)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    found = await scene.look(entry)
+    assert entry["Gaps"] == []
+    assert found.sizes == ((640, 360),)
+    content.check_spacing(found.beeps_s)
+
+
+async def camera_on_later(scene: Scene) -> None:
+    """A camera that is switched on after 8 s: its picture is in the file, and so is the sound of the first 8 s."""
+    await scene.start()
+    alice = await scene.enter("alice", video=False)
+    await live_for(8)
+    (began,) = scene.plays("alice")
+    on_s = time.monotonic() - began
+    await alice.unmute_video()
+    await live_for(5)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    found = await scene.look(entry)
+    assert found.speakers == {alice.number}
+    assert len([t for t in found.beeps_s if t < on_s]) >= 7
+    assert on_s - 1 <= found.flashes_s[0] <= on_s + 3
+    assert len(found.flashes_s) >= 2
+    assert min(abs(found.flashes_s[-1] - beep) for beep in found.beeps_s) <= 0.3
+    assert sum(gap["Duration"] for gap in entry["Gaps"]) <= 2
+
+
+async def test_rooms_on_a_real_edge(world: World, edge: Edge) -> None:
+    """Speakers who come and go, a dropped recording user, other sizes, a late camera, a closed room: each has its right files."""
+    await world.serve(PULL_ADDRESS=edge.pull_template, LINGER=f"{LINGER_S}s", IDLE_TIMEOUT="4s")
+    scenes = [
+        away_and_back(Scene(world, edge, 7001)),
+        away_and_back(Scene(world, edge, "room 7001")),
+        dropped(Scene(world, edge, 7002)),
+        turned(Scene(world, edge, "7003")),
+        camera_on_later(Scene(world, edge, 7004)),
+    ]
+    await asyncio.gather(*scenes)
+    check_audit(world)
+
+
+async def test_a_frozen_edge(world: World, edge: Edge) -> None:
+    """A server that falls silent is noticed within 12 s; when it goes on, so does the recording: one file, the silence a gap."""
+    await world.serve(PULL_ADDRESS=edge.pull_template, LINGER=f"{LINGER_S}s", IDLE_TIMEOUT="4s")
+    scene = Scene(world, edge, 7100)
+    await scene.start()
+    await scene.enter("alice")
+    await scene.recordings("Recording")
+    await live_for(2)
+    edge.freeze()
+    frozen = time.monotonic()
+
+    async def stalled() -> bool:
+        lines = (await world.service.session(scene.task_id))["Timeline"]
+        return any("Nothing arrived" in line["Note"] for line in lines if line["Event"] == "ffmpeg-exit")
+
+    await waiting.until(stalled, 12, "the stall to be noticed")
+    edge.thaw()
+    silent_s = time.monotonic() - frozen
+    await waiting.until(lambda: len(scene.plays("alice")) == 2, 10, "the next pull")
+    await live_for(4)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    (gap,) = entry["Gaps"]
+    assert silent_s - 1 <= gap["Duration"] <= silent_s + 3
+    found = await scene.look(entry)
+    assert len([t for t in found.beeps_s if t > gap["At"]]) >= 3
+    content.check_together(found)

@@ -1,0 +1,120 @@
+"""A PostgreSQL server of the tests' own: private folder, free port, loopback only; ended with the process that started it.
+
+PostgreSQL refuses to run as root, so there it runs as the user `postgres` that the Debian package makes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
+START_LIMIT_S = 30.0
+
+
+class Server:
+    """One server. Durable writes are off: the tests kill it, not the machine."""
+
+    def __init__(self, *, durable: bool = False) -> None:
+        if not BINARIES:
+            raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
+        self._bin = BINARIES[-1]
+        self._folder = Path(tempfile.mkdtemp(prefix="recorder-postgres-"))
+        self._durable = durable
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._own()
+        self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "recorder", "-E", "UTF8", "--locale=C", "--no-sync")
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        options = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self._folder)}
+        if not self._durable:
+            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        with (self._folder / "log").open("ab") as log:
+            command = [*self._as_user(), str(self._bin / "postgres"), "-D", str(self._data), *settings]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        limit_s = time.monotonic() + START_LIMIT_S
+        while self._sql("SELECT 1", check=False) != 0:
+            if time.monotonic() > limit_s or self._process.poll() is not None:
+                raise RuntimeError((self._folder / "log").read_text()[-2000:])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT is PostgreSQL's fast shutdown, SIGKILL a crash. Harmless when it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(how)
+            process.wait(30)
+
+    def remove(self) -> None:
+        """Stop it and delete its folder."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def create(self, template: str = "template1") -> str:
+        """A new database; returns its URL."""
+        name = f"test_{os.getpid()}_{next(self._numbers)}"
+        self._sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return f"postgresql+asyncpg://recorder@127.0.0.1:{self.port}/{name}"
+
+    def drop(self, url: str) -> None:
+        """Delete a database, whoever is still connected."""
+        self._sql(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
+
+    def dump(self, url: str) -> bytes:
+        """Everything in a database, as text."""
+        command = [str(self._bin / "pg_dump"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "recorder", url.rsplit("/", 1)[1]]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    def _sql(self, statement: str, *, check: bool = True) -> int:
+        command = [str(self._bin / "psql"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "recorder", "-d", "postgres"]
+        command += ["-q", "-v", "ON_ERROR_STOP=1", "-c", statement]
+        return subprocess.run(command, check=check, capture_output=True, stdin=subprocess.DEVNULL).returncode
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [*self._as_user(), str(self._bin / program), *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stderr}")
+
+    def _own(self) -> None:
+        self._folder.chmod(0o700)
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "postgres", "postgres")
+
+    def _as_user(self) -> list[str]:
+        # Dies with us however we end; a server left behind would hold its port and folder.
+        tied = ["setpriv", "--pdeathsig", "INT"]
+        return (
+            [*tied, "--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"] if os.geteuid() == 0 else [*tied, "--"]
+        )
+
+
+@functools.cache
+def shared() -> Server:
+    """The one server of this test process, started at the first use and removed at its end."""
+    server = Server()
+    atexit.register(server.remove)
+    server.start()
+    return server

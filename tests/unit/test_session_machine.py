@@ -1,0 +1,183 @@
+"""The session's machine against an oracle written from the design's page: every state × every event × the facts that matter."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events import requests
+from machine import effects, model, session
+
+NOW_MS = 1_800_000_000_000
+POLICY = model.Policy()
+STATES = ("Open", "Closing", "Finished")
+CLOSING = {
+    "room-destroyed": "RoomDestroyed",
+    "user-removed": "UserRemoved",
+    "stop": "Stopped",
+    "max-duration-over": "MaxDuration",
+    "join-over": "NobodyPublished",
+    "idle-over": "Idle",
+}
+EVENTS = (*CLOSING, "start", "result-wait-over", "all-final", "reopen")
+REQUEST = requests.StartRequest(
+    room=requests.Room(sdk_app_id=1, room_id=2), user_id="rec", region="ap-shanghai", bucket="b-12345", path="p"
+)
+Case = dict[str, Any]
+
+
+def oracle(c: Case) -> tuple[str, str]:
+    """(kind, state afterwards): what the design says of this state, event and facts."""
+    state, event = c["state"], c["event"]
+    if event == "start":
+        return ("stay", state) if state == "Open" else ("ignore", state)
+    if event == "reopen":
+        return ("ignore", state) if state == "Open" else ("move", "Open")
+    if event == "all-final":
+        return _all_final(c)
+    if event == "result-wait-over":
+        return _result_wait_over(c)
+    if state != "Open":
+        return "ignore", state
+    if event == "join-over" and c["published"]:
+        return "ignore", state
+    if event == "idle-over" and (not c["published"] or c["present"] or c["lately"]):
+        return "stay", state
+    return "move", "Closing"
+
+
+def _all_final(c: Case) -> tuple[str, str]:
+    if c["state"] == "Open":
+        return "ignore", "Open"
+    if c["state"] == "Closing":
+        return ("ignore", "Closing") if c["live"] else ("move", "Finished")
+    return "stay", "Finished"  # a later change: the next revision
+
+
+def _result_wait_over(c: Case) -> tuple[str, str]:
+    if c["state"] != "Closing":
+        return "ignore", c["state"]
+    return ("move", "Finished") if c["live"] == c["uploading"] else ("stay", "Closing")
+
+
+def cases() -> Iterator[Case]:
+    """Every state × event × fact that matters."""
+    facts = {
+        "published": (False, True),
+        "present": (False, True),
+        "lately": (False, True),
+        "live": (0, 2),
+        "uploading": (0, 1, 2),
+    }
+    for state, event, *values in itertools.product(STATES, EVENTS, *facts.values()):
+        case = {"state": state, "event": event, **dict(zip(facts, values, strict=True))}
+        if case["uploading"] <= case["live"]:
+            yield case
+
+
+def _session(case: Case, **changes: Any) -> model.Session:
+    idle_from_ms = NOW_MS - (1_000 if case.get("lately") else POLICY.idle_timeout_ms)
+    plain = model.Session(task_id="T", request=REQUEST, state=case["state"], idle_from_ms=idle_from_ms, revision=3)
+    return dataclasses.replace(plain, published=case.get("published", False), **changes)
+
+
+def _decide(case: Case, **changes: Any) -> session.Decision:
+    known = {k: case[k] for k in ("live", "uploading", "present") if k in case}
+    return session.decide(_session(case, **changes), case["event"], session.Facts(now_ms=NOW_MS, policy=POLICY, **known))
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_the_table_does_what_the_design_says(event: str) -> None:
+    """Every state × this event × the facts that matter moves, stays or is ignored as the design has it."""
+    for case in cases():
+        if case["event"] == event:
+            got = _decide(case)
+            kind = "ignore" if got.ignored else "move" if got.moves else "stay"
+            assert (kind, got.session.state) == oracle(case), case
+            assert got.moves in ((), ((case["state"], got.session.state),))
+            if got.ignored:
+                assert (got.session, got.effects) == (_session(case), ())
+
+
+def test_the_oracle_knows_every_event_and_state() -> None:
+    """No state and no event of the machine is left out of the oracle."""
+    assert set(session.EVENTS) == set(EVENTS)
+    assert set(session.MACHINE.states) == set(STATES)
+
+
+@pytest.mark.parametrize("event", CLOSING)
+def test_closing_has_its_reason_and_stops_everybody(event: str) -> None:
+    """Whatever closes a session: its EndReason, no more deadlines of an Open one, the wait for the result, and a stop to all."""
+    got = _decide({"state": "Open", "event": event, "published": event == "idle-over", "live": 1})
+    assert (got.session.state, got.session.end_reason, got.session.closing_ms) == ("Closing", CLOSING[event], NOW_MS)
+    assert {e.kind for e in got.effects if isinstance(e, effects.Disarm)} >= {"max-duration", "join", "idle"}
+    assert effects.Arm("result-wait", NOW_MS + 15 * 60_000) in got.effects
+    assert effects.StopRecordings(CLOSING[event]) in got.effects
+
+
+@pytest.mark.parametrize("state", ["Closing", "Finished"])
+def test_each_result_is_the_next_revision(state: str) -> None:
+    """A result raises the revision by one and goes out once; the time of the first end stays."""
+    got = _decide({"state": state, "event": "all-final"}, finished_ms=5 if state == "Finished" else None)
+    assert (got.session.revision, got.session.finished_ms) == (4, 5 if state == "Finished" else NOW_MS)
+    assert got.effects.count(effects.Finish()) == 1
+
+
+@pytest.mark.parametrize("state", ["Closing", "Finished"])
+def test_reopening_gives_fresh_deadlines(state: str) -> None:
+    """A session that is opened again has its whole day, join and idle times before it, and no end."""
+    got = _decide({"state": state, "event": "reopen"}, closing_ms=1, finished_ms=2, end_reason="Idle")
+    armed = {e.kind: e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm)}
+    assert armed == {"max-duration": 86_400_000, "join": 300_000, "idle": 300_000}
+    now = got.session
+    assert (now.state, now.closing_ms, now.finished_ms, now.end_reason, now.revision) == ("Open", None, None, "", 3)
+    assert (now.opened_ms, now.idle_from_ms) == (NOW_MS, NOW_MS)
+
+
+def test_a_look_at_idleness_is_always_in_the_future() -> None:
+    """Whenever the end of IDLE_TIMEOUT was looked at too early, it is looked at again, later than now."""
+    for case in cases():
+        if case["event"] == "idle-over" and oracle(case)[0] == "stay":
+            (armed,) = [e for e in _decide(case).effects if isinstance(e, effects.Arm)]
+            assert armed.kind == "idle"
+            assert armed.at_ms > NOW_MS
+
+
+SESSIONS = st.builds(
+    model.Session,
+    task_id=st.just("T"),
+    request=st.just(REQUEST),
+    state=st.sampled_from(STATES),
+    opened_ms=st.integers(0, 2**53),
+    closing_ms=st.none() | st.integers(0, 2**53),
+    finished_ms=st.none() | st.integers(0, 2**53),
+    end_reason=st.text(max_size=9),
+    revision=st.integers(0, 99),
+    idle_from_ms=st.integers(0, 2**53),
+    published=st.booleans(),
+)
+FACTS = st.builds(
+    session.Facts,
+    now_ms=st.integers(0, 2**53),
+    live=st.integers(0, 9),
+    uploading=st.integers(0, 9),
+    present=st.booleans(),
+    data=st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)
+
+
+@given(SESSIONS, st.sampled_from(EVENTS), FACTS)
+def test_a_decision_is_pure_and_never_raises(value: model.Session, event: str, facts: session.Facts) -> None:
+    """Whatever the facts, a decision comes out; the same one twice; nothing was touched; revisions never fall."""
+    before = repr((value, facts))
+    got = session.decide(value, event, facts)
+    assert session.decide(value, event, facts) == got
+    assert repr((value, facts)) == before
+    assert got.session.revision in (value.revision, value.revision + 1)
+    assert (got.session.revision > value.revision) == (effects.Finish() in got.effects)

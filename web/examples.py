@@ -1,0 +1,164 @@
+"""An example of every body and every answer, for the OpenAPI document: one room, one speaker, one failed upload. Pure.
+
+May import `machine`. Rule: a test holds each against its schema; secrets are cut short, so that none looks like a real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from machine import errors
+from web import answers, door
+
+Json = dict[str, Any]
+
+TASK_ID = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
+REQUEST_ID = "01JBX5R2M4N6P8Q0R2S4T6V8WX"
+NODE = "node-5f1c0a9e2b7d4c36"
+TIMES = ("2026-11-02T08:00:00.000Z", "2026-11-02T08:45:00.000Z", "2026-11-02T08:46:10.000Z")
+_COS = {"Region": "ap-shanghai", "Bucket": "lessons-1250000000", "Path": "2026/autumn"}
+_ROOM = {"SdkAppId": "1400000001", "RoomId": "8489", "StrRoomId": "", "UserId": "recorder-8489"}
+_REPLAY = f"`recorder replay {TASK_ID} --speaker=alice --n=1`"
+_ADVICE = (
+    f"The finished file is kept. {_REPLAY} uploads it again; if the credentials are the cause, set COS_SECRET_ID and"
+    " COS_SECRET_KEY before."
+)
+_REFUSED = "The bucket refused the key (403)."
+
+START: Json = {
+    "SdkAppId": 1400000001,
+    "RoomId": 8489,
+    "UserId": "recorder-8489",
+    "UserSig": "eJw1jcEKgkAURX8lZh3y…",
+    "CosConfig": {**_COS, "SecretId": "AKID…", "SecretKey": "…"},
+    "Mode": "02",
+    "Callback": "https://example.com/recorded",
+}
+STOP: Json = {}
+REPLAY: Json = {"Speaker": "alice", "N": 1, "From": "transcoding", "DryRun": True}
+CALLBACK: Json = {
+    "EventGroupId": 2,
+    "EventType": 203,
+    "CallbackTs": 1664209748188,
+    "EventInfo": {"RoomId": 8489, "EventTs": 1664209748, "EventMsTs": 1664209748180, "UserId": "alice"},
+}
+
+ACCEPTED: Json = {"TaskId": TASK_ID, "Repeated": False, "Warnings": [], "RequestId": REQUEST_ID}
+STOPPED: Json = {"TaskId": TASK_ID, "State": "Closing", "RequestId": REQUEST_ID}
+REPLAYED: Json = {
+    "TaskId": TASK_ID,
+    "Recordings": [{"Speaker": "alice", "N": 1, "State": "Failed", "To": "Uploading", "Attempt": 2}],
+    "RequestId": REQUEST_ID,
+}
+_FINDING = {"Rule": "failed-kept", "Of": "alice/1", "Why": f"FailedCosWrite: {_REFUSED}", "Next": _ADVICE}
+_HEAD: Json = {
+    "TaskId": TASK_ID,
+    "State": "Finished",
+    "EndReason": "RoomDestroyed",
+    **_ROOM,
+    "Mode": "02",
+    "OpenedTime": TIMES[0],
+    "ClosingTime": TIMES[1],
+    "FinishedTime": TIMES[2],
+    "Revision": 1,
+    "Stuck": [_FINDING],
+}
+SESSIONS: Json = {"Sessions": [{**_HEAD, "Recordings": {"Done": 1, "Failed": 1}}], "Next": "", "RequestId": REQUEST_ID}
+_FILE: Json = {
+    "UserId": "alice",
+    "RecordFile": "",
+    "Status": 0,
+    "Message": "写cos失败",
+    "Code": "FailedCosWrite",
+    "Detail": _REFUSED,
+    "StartTime": TIMES[0],
+    "EndTime": TIMES[1],
+    "Duration": 0,
+    "Size": 0,
+    "Crc64": "",
+    "Gaps": [],
+}
+_FINISHED: Json = {**_ROOM, "Files": [_FILE], "TaskId": TASK_ID, "Revision": 1, "EndReason": "RoomDestroyed"}
+_SEGMENT: Json = {
+    "Epoch": 1,
+    "Node": NODE,
+    "StartTime": TIMES[0],
+    "EndTime": TIMES[1],
+    "MediaSeconds": 2700.04,
+    "Size": 489_120_331,
+    "EndedBy": "eof",
+    "Live": False,
+}
+_RECORDING: Json = {
+    "Speaker": "alice",
+    "N": 1,
+    "State": "Failed",
+    "Capture": "none",
+    "Job": None,
+    "Attempt": 1,
+    "Tries": 0,
+    "Code": "FailedCosWrite",
+    "Detail": _REFUSED,
+    "Next": _ADVICE,
+    "StopRequested": True,
+    "Present": False,
+    "Awaited": False,
+    "OpenedTime": TIMES[0],
+    "StartTime": TIMES[0],
+    "EndTime": TIMES[1],
+    "EndedTime": TIMES[2],
+    "MediaSeconds": 2700.04,
+    "FilesRemoved": False,
+    "Segments": [_SEGMENT],
+    "Gaps": [],
+    "File": _FILE,
+}
+SESSION: Json = {
+    **_HEAD,
+    "CosConfig": _COS,
+    "Callback": "https://example.com/…",
+    "SubscribeUserIds": [],
+    "UnSubscribeUserIds": [],
+    "Warnings": [],
+    "Next": "",
+    "Recordings": [_RECORDING],
+    "Callbacks": [{"Revision": 1, "State": "delivered", "Tries": 0, "Detail": ""}],
+    "Timeline": [
+        {"Time": TIMES[0], "Of": "", "Event": "start", "From": "", "To": "Open", "Note": "mode 02"},
+        {"Time": TIMES[2], "Of": "alice/1", "Event": "upload-failed", "From": "Uploading", "To": "Failed", "Note": _REFUSED},
+    ],
+    "Results": [_FINISHED],
+    "RequestId": REQUEST_ID,
+}
+RESULTS: Json = {
+    "Results": [
+        {
+            "Cursor": "s4711",
+            "Id": f"{TASK_ID}.1",
+            "Type": "session-finished",
+            "Time": TIMES[2],
+            "Subject": TASK_ID,
+            "Data": _FINISHED,
+        }
+    ],
+    "Next": "s4711",
+    "RequestId": REQUEST_ID,
+}
+TAKEN: Json = {"code": 0, "RequestId": REQUEST_ID}
+ALIVE: Json = {"Status": "alive", "Version": "1.0.0", "RequestId": REQUEST_ID}
+READY: Json = {"Status": "ready", "RequestId": REQUEST_ID}
+
+# Status → what it means here, and the Code and Message of one such answer.
+FAILURES: dict[int, tuple[str, str, str]] = {
+    400: ("A field is missing, wrong or unknown.", "InvalidParameter", "CosConfig.Bucket: is required"),
+    401: ("No right token, or no right signature.", errors.Unauthorized.code, errors.Unauthorized().message),
+    403: ("No token is asked for, and the header Host names another machine.", "Forbidden", door.FOREIGN_HOST),
+    404: ("There is no such session or recording.", errors.NotFound.code, errors.NotFound().message),
+    408: ("The body did not come.", answers.CODES[408], "The body did not arrive within 30 s."),
+    409: ("Understood, but not possible in the present state.", errors.Refused.code, errors.Refused().message),
+    413: ("The body is too large.", answers.CODES[413], "The body is larger than 256 KB."),
+    415: ("No token is asked for, and the body is not sent as JSON.", "UnsupportedMediaType", door.NOT_JSON),
+    500: ("A fault of the service; its log has the reason under the RequestId.", "InternalError", answers.UNEXPECTED),
+    503: ("Try again in a moment.", errors.Unavailable.code, errors.Unavailable().message),
+    507: ("The spool is too full for another recording.", errors.InsufficientSpace.code, errors.InsufficientSpace().message),
+}
