@@ -32,7 +32,7 @@ def state_machine() -> str:
         "Each table is read from top to bottom; the first row whose conditions hold decides. Every event has a row in every"
         " state: it moves, stays with effects, or is ignored with a reason.\n",
         "## Recording\n",
-        (states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2],
+        _described((states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2]),
         _chart(recording.ROWS, states.JOINING, states.FINAL),
         _rows(recording.ROWS, recording.Cursor),
         "## Session\n",
@@ -40,6 +40,19 @@ def state_machine() -> str:
         _rows(session.ROWS, session.Cursor),
     ]
     return "\n".join(parts)
+
+
+def _described(text: str) -> str:
+    """The states of the module's header, a list item each; its names stand at the margin, what goes on is indented."""
+    intro, _, body = text.partition("\n\n")
+    items: list[str] = []
+    for line in body.strip().splitlines():
+        if line.startswith(" "):
+            items[-1] += " " + line.strip()
+        else:
+            name, _, meaning = line.partition(" ")
+            items.append(f"- **{name}**: {meaning.strip()}")
+    return "\n".join([intro, "", *items, ""])
 
 
 def _chart(rows: Sequence[table.Row], initial: str, final: Sequence[str]) -> str:

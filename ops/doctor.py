@@ -82,6 +82,11 @@ class Case:
         except settings.SettingsError as error:
             self.faults = error.faults
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a SQLite file."""
+        return self.settings.database.startswith(settings.SQLITE)
+
     @functools.cached_property
     def service(self) -> client.Client:
         """The service that the commands ask."""
@@ -215,7 +220,7 @@ def check_lock(case: Case) -> Finding:
 def check_database(case: Case) -> Finding:
     """The database can be written, and its schema is this program's."""
     name, file = "database", case.settings.database_file
-    fault = probes.folder_fault(file.parent)
+    fault = probes.folder_fault(file.parent) if case.is_file else ""
     get = "Set DATA_DIR to a folder that this user may write, or change its owner."
     try:
         schema = None if fault else case.given.schema(case.settings.database)
@@ -228,12 +233,13 @@ def check_database(case: Case) -> Finding:
         get = "pip install --upgrade recorder  # or set DATA_DIR to another folder"
         return Finding(check=name, status=FAIL, found=f"schema {schema.current}", meaning=meaning, type=get)
     if not schema.current:
-        return Finding(check=name, status=OK, found=f"{file} is made at the first start")
+        return Finding(check=name, status=OK, found="empty: its tables are made at the first start")
     if schema.current != schema.newest:
         meaning = f"The next start brings it to {schema.newest}, and an older recorder cannot use it after that."
-        get = f"cp {file} {file}.{schema.current}  # a copy, with the service stopped; then: recorder serve"
+        copy = f"cp {file} {file}.{schema.current}" if case.is_file else "pg_dump"
+        get = f"{copy}  # a copy, with the service stopped; then start it again"
         return Finding(check=name, status=WARN, found=f"schema {schema.current}", meaning=meaning, type=get)
-    return Finding(check=name, status=OK, found=f"{file}, schema {schema.current}")
+    return Finding(check=name, status=OK, found=f"can be written, schema {schema.current}")
 
 
 def check_place(case: Case) -> Finding:
@@ -242,8 +248,8 @@ def check_place(case: Case) -> Finding:
     meaning = "SQLite's locks do not hold on a network file system: the database would be damaged sooner or later."
     if any("must not lie on CFS_PATH" in fault for fault in case.faults):
         return Finding(check=name, status=FAIL, found="it lies on CFS_PATH", meaning=meaning, type=get)
-    if case.faults:
-        return Finding(check=name, status=OK, found="not on CFS_PATH")
+    if case.faults or not case.is_file:
+        return Finding(check=name, status=OK, found="not on CFS_PATH" if case.faults else "a server's, and no file")
     kind = probes.file_system(case.settings.database_file, case.given.mounts)
     distance = probes.distance(kind)
     if distance == "network":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
+from alembic.runtime import migration
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, exc
 from sqlalchemy.engine import make_url
@@ -21,7 +21,8 @@ from store import engine as engines
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """The schema's revision, "" for a database without tables or none at all, and the revision that this program brings."""
+    """The schema's revision, "" for a database without tables or none at all; the revision that this program brings; and whether
+    it knows the former."""
 
     current: str
     newest: str
@@ -29,17 +30,19 @@ class Schema:
 
 
 def look(url: str) -> Schema:
-    """The schema of the database at `url`. Takes the write lock for a moment. Raises errors.Unavailable."""
-    scripts = ScriptDirectory.from_config(_config())
+    """The schema of the database at `url`. Takes SQLite's write lock for a moment. Raises errors.Unavailable. Blocking."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
     newest = scripts.get_current_head() or ""
-    name = make_url(url).database or ""
-    if not Path(name).exists():
+    place = make_url(url)
+    if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
         return Schema(current="", newest=newest)
     try:
         current = asyncio.run(_revision(url))
-    except (exc.SQLAlchemyError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error)
-        raise errors.Unavailable(f"The database {name} cannot be written: {reason}.") from error
+    except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
+        reason = str(getattr(error, "orig", None) or type(error).__name__)
+        raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
     known = not current or current in {script.revision for script in scripts.walk_revisions()}
     return Schema(current=current, newest=newest, known=known)
 
@@ -47,7 +50,7 @@ def look(url: str) -> Schema:
 async def _revision(url: str) -> str:
     engine = engines.open_engine(url)
     try:
-        # A write transaction, rolled back: whether the lock is to be had is half of the question.
+        # A write transaction, rolled back: whether it is to be had is half of the question.
         async with engine.execution_options(**{engines.WRITE: True}).connect() as connection:
             return await connection.run_sync(_read)
     finally:
@@ -55,10 +58,4 @@ async def _revision(url: str) -> str:
 
 
 def _read(connection: Connection) -> str:
-    return MigrationContext.configure(connection).get_current_revision() or ""
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    return config
+    return migration.MigrationContext.configure(connection).get_current_revision() or ""

@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from store import store as stores
+from tests import desk as desks
 from tests import engines
 
 
@@ -49,3 +50,9 @@ async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterat
         yield opened
     finally:
         await opened.stop()
+
+
+@pytest.fixture
+def desk(store: stores.Store, clock: engines.Clock) -> desks.Desk:
+    """A desk at which a test says things to the deciding handlers."""
+    return desks.sit_down(store, clock)

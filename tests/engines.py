@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 from store import engine as opening
 from store import store as stores
 from tests import postgres
@@ -62,6 +64,9 @@ class Database:
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """What the database holds, asked past the store."""
+        if self.engine == "postgresql":
+            with futures.ThreadPoolExecutor(1) as pool:  # a loop of its own: the caller may be inside a running one
+                return pool.submit(asyncio.run, _ask_postgresql(self.url, query)).result()
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return connection.execute(query).fetchall()
 
@@ -70,6 +75,14 @@ class Database:
         if self.engine == "postgresql":
             return postgres.shared().dump(self.url)
         return b"".join(p.read_bytes() for p in sorted(self.path.parent.glob(self.path.name + "*")))
+
+
+async def _ask_postgresql(url: str, query: str) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        return [tuple(row) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
 
 
 def fresh(engine: str, folder: Path) -> Database:

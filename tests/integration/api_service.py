@@ -47,7 +47,8 @@ def start_body(**more: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Service:
-    """A running API and what stands behind it. `not_ready` and `failure` are for tests to set."""
+    """A running API and what stands behind it. `not_ready`, `failure`, `draining`, `progress` and
+    `clock_ahead_ms` (how far the API's clock is ahead) are for tests to set."""
 
     url: str
     decider: deciding.Decider
@@ -55,6 +56,12 @@ class Service:
     http: aiohttp.ClientSession
     token: str = ""
     not_ready: list[str] = field(default_factory=list)
+    draining: bool = False
+    progress: dict[str, int] = field(default_factory=dict)
+    listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
+    clock_ahead_ms: int = 0
+    document: dict[str, Any] = field(default_factory=dict)
+    routes: list[Any] = field(default_factory=list)
     failure: Exception | None = None
     decided: list[codec.Event] = field(default_factory=list)
 
@@ -112,13 +119,18 @@ async def running(folder: Path, tokens: tuple[str, ...] = ()) -> AsyncIterator[S
             ping=kept.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,
-            clock=now_ms,
+            clock=lambda: now_ms() + service.clock_ahead_ms,
+            progress=lambda: service.progress,
+            listeners=service.listeners,
+            draining=lambda: service.draining,
             tokens=tokens,
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
         )
-        async with _served(app.create(api), listening):
+        application = app.create(api)
+        service.document, service.routes = application.openapi(), list(application.routes)
+        async with _served(application, listening):
             yield service
     await kept.stop()
 

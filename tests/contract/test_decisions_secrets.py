@@ -1,0 +1,81 @@
+"""Secrets: in one table only, wiped in time, found nowhere else."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from machine import errors, model
+from tests import desk as desks
+from tests import engines
+
+
+async def _secrets(desk: desks.Desk, task_id: str) -> str:
+    async with desk.store.transaction() as tx:
+        return (await tx.secrets(task_id)).user_sig
+
+
+async def test_secrets_are_wiped_when_all_is_done(desk: desks.Desk) -> None:
+    """With every recording Done the secrets go; with one Failed they stay for its replay."""
+    task_id = await desk.start()
+    for speaker in ("al", "bo"):
+        await desk.publish(speaker)
+        await desk.capture(f"{task_id}/{speaker}/1", reason="eof")
+    await desk.say("stop", TaskId=task_id)
+    await desk.recorded(f"{task_id}/al/1")
+    await desk.transcode(f"{task_id}/bo/1", good=False)
+    assert (await desk.session(task_id)).state == "Finished"
+    assert await _secrets(desk, task_id) == "MARK-sig"
+    await desk.say("replay", TaskId=task_id)
+    await desk.recorded(f"{task_id}/bo/1")
+    assert await _secrets(desk, task_id) == ""
+
+
+async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
+    """KEEP_FAILED after the last failure they go, and not while another recording may still need them."""
+    task_id = await desk.start()
+    for speaker in ("al", "bo"):
+        await desk.publish(speaker)
+        await desk.capture(f"{task_id}/{speaker}/1", reason="eof")
+    await desk.say("stop", TaskId=task_id)
+    await desk.transcode(f"{task_id}/al/1", good=False)
+    await desk.jump(3 * 24 * model.HOUR)
+    await desk.transcode(f"{task_id}/bo/1", good=False)
+    await desk.jump(5 * 24 * model.HOUR)
+    assert await _secrets(desk, task_id) == "MARK-sig"
+    await desk.jump(3 * 24 * model.HOUR)
+    assert await _secrets(desk, task_id) == ""
+
+
+async def test_secrets_lie_in_their_own_table_only(desk: desks.Desk, database: engines.Database) -> None:
+    """Planted secrets are in no journal, inbox, outbox or any other table; wiped, they are nowhere in the database's files."""
+    task_id = await desk.start()
+    fresh = {"SecretId": "MARK-id3", "SecretKey": "MARK-key3", "Token": "MARK-token3"}
+    await desk.start(UserSig="MARK-sig2", CosConfig={k: desks.COS[k] for k in ("Region", "Bucket", "Path")})
+    await desk.publish()
+    await desk.say("replay", TaskId=task_id, UserSig="MARK-sig3", CosConfig=fresh)
+    for refused in ({"RoomId": 0}, {"CosConfig": desks.COS | {"Path": ".."}}):
+        with pytest.raises(errors.InvalidParameter):
+            await desk.start(**refused)
+    tables = [name for (name,) in database.ask("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    for table in tables:
+        rows = repr(database.ask(f"SELECT * FROM {table}"))
+        assert ("MARK" in rows) is (table == "secrets"), table
+    await desk.capture(f"{task_id}/al/1", reason="eof")
+    await desk.say("stop", TaskId=task_id)
+    await desk.recorded(f"{task_id}/al/1")
+    await desk.store.stop()
+    with sqlite3.connect(database.path) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    assert b"MARK" not in database.everything()
+
+
+async def test_wiped_secrets_are_gone_from_the_file(desk: desks.Desk, database: engines.Database) -> None:
+    """What was wiped is overwritten on disk, not only unlinked: nobody finds it in a copy of the file."""
+    task_id = await desk.start()
+    await desk.say("stop", TaskId=task_id)
+    await desk.store.stop()
+    assert b"MARK" not in database.everything()

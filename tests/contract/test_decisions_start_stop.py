@@ -1,0 +1,218 @@
+"""Starts, stops, and what must never get past the door: decided against a real store."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from events import codec
+from events import errors as event_errors
+from handlers import applying, deciding
+from machine import errors, model
+from tests import desk as desks
+from tests import engines
+
+
+# --- start ------------------------------------------------------------------------------------------------------------
+async def test_a_start_opens_a_session(desk: desks.Desk) -> None:
+    """A start is answered with a TaskId; the session is Open, and session-accepted says so under the event's id."""
+    answer = await desk.say(
+        "start", "start-1", SdkAppId=desks.APP, RoomId=88, UserId="rec", UserSig="MARK-sig", CosConfig=desks.COS
+    )
+    current = await desk.session(answer["TaskId"])
+    assert (current.state, current.request.mode, current.request.room.kind) == ("Open", "00", "integer")
+    (accepted,) = await desk.messages("result")
+    assert (accepted.type, accepted.correlation_id, accepted.data["TaskId"]) == ("session-accepted", "start-1", answer["TaskId"])
+    assert answer["Repeated"] is False
+
+
+async def test_the_same_start_event_again_gets_the_same_answer(desk: desks.Desk) -> None:
+    """A redelivered start changes nothing and is answered as at first."""
+    data = desks.START
+    first = await desk.say("start", "start-1", **data)
+    before = await desk.messages()
+    assert await desk.say("start", "start-1", **data) == first
+    assert await desk.messages() == before
+
+
+async def test_a_repeated_start_renews_secrets_and_nothing_else(desk: desks.Desk) -> None:
+    """A start of an Open key answers the same TaskId, takes the fresh secrets, and ignores the rest, which is journalled."""
+    task_id = await desk.start()
+    fresh = desks.COS | {"SecretId": "MARK-id2", "SecretKey": "MARK-key2", "Path": "elsewhere"}
+    del fresh["Token"]
+    answer = await desk.say("start", SdkAppId=desks.APP, RoomId=88, UserId="rec", UserSig="MARK-sig2", CosConfig=fresh, Mode="01")
+    assert (answer["TaskId"], answer["Repeated"]) == (task_id, True)
+    async with desk.store.transaction() as tx:
+        secrets = await tx.secrets(task_id)
+    assert secrets.to_json() == {"UserSig": "MARK-sig2", "SecretId": "MARK-id2", "SecretKey": "MARK-key2", "Token": ""}
+    current = await desk.session(task_id)
+    assert (current.request.mode, current.request.path) == ("02", "p")
+    assert "repeated start" in await desk.notes(task_id)
+
+
+async def test_rooms_of_two_kinds_are_two_keys(desk: desks.Desk) -> None:
+    """The integer room and the string room of the same digits are recorded apart; the integer wins if both are given."""
+    first = await desk.start()
+    second = await desk.start(RoomId=None, StrRoomId="88")
+    third = await desk.start(RoomId=88, StrRoomId="88")
+    assert first != second
+    assert third == first
+
+
+async def test_a_start_during_closing_opens_a_new_session(desk: desks.Desk) -> None:
+    """While the old session still works, a new start gets a new TaskId."""
+    first = await desk.start()
+    await desk.publish()
+    await desk.take(f"{first}/al/1")
+    await desk.say("stop", TaskId=first)
+    assert (await desk.session(first)).state == "Closing"
+    second = await desk.start()
+    assert second != first
+    assert (await desk.states(second)) == {"al/1": "Joining"}, "who publishes is known"
+
+
+async def test_a_start_finds_who_is_there(desk: desks.Desk) -> None:
+    """Presence is kept from before the start: speakers of the wanted kinds get a recording at once."""
+    await desk.publish("al")
+    await desk.trtc("user-publishing", "bo", Kind="video")
+    await desk.publish("cy")
+    await desk.trtc("user-left", "cy")
+    await desk.publish("rec")
+    task_id = await desk.start(Mode="00")
+    assert await desk.states(task_id) == {"al/1": "Joining"}
+    assert await desk.commands(f"{task_id}/al/1") == [("start-capture", 1)]
+
+
+async def test_presence_expires_after_a_day(desk: desks.Desk) -> None:
+    """What was heard of a room more than 24 h ago opens nothing."""
+    await desk.publish()
+    await desk.wait(24 * model.HOUR + 1)
+    assert await desk.states(await desk.start()) == {}
+
+
+async def test_a_start_without_any_way_to_know_speakers_is_warned(desk: desks.Desk) -> None:
+    """No callback ever seen and nobody subscribed: accepted, with a warning that says what to configure."""
+    data = desks.START
+    (warning,) = (await desk.say("start", **data))["Warnings"]
+    assert "TRTC_CALLBACK_KEYS" in warning
+    assert (await desk.say("start", **(data | {"RoomId": 89}), SubscribeUserIds=["al"]))["Warnings"] == []
+    await desk.publish()
+    assert (await desk.say("start", **(data | {"RoomId": 90})))["Warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"UserSig": None}, "UserSig"),
+        ({"UserSig": ""}, "UserSig"),
+        ({"RoomId": 0}, "RoomId"),
+        ({"RoomId": "", "StrRoomId": ""}, "RoomId"),
+        ({"RoomId": None, "StrRoomId": "房" * 22}, "StrRoomId"),
+        ({"CosConfig": desks.COS | {"Path": "a/../b"}}, "CosConfig.Path"),
+        ({"SubscribeUserIds": ["a"], "UnSubscribeUserIds": ["b"]}, "UnSubscribeUserIds"),
+    ],
+)
+async def test_a_refused_start_names_the_field_and_leaves_nothing(desk: desks.Desk, changes: dict[str, Any], where: str) -> None:
+    """What no schema can say is refused with the field's name, no secret, and not a row written."""
+    with pytest.raises(errors.InvalidParameter) as refused:
+        await desk.start(**changes)
+    assert refused.value.field == where
+    assert "MARK" not in refused.value.message
+    assert await desk.reading.sessions() == []
+    assert await desk.messages() == []
+
+
+async def test_a_refusal_of_the_bus_is_answered(desk: desks.Desk) -> None:
+    """A start from the bus that is refused is answered with session-refused under the event's id; nothing is raised."""
+    data = {"SdkAppId": desks.APP, "RoomId": 0, "UserId": "rec", "UserSig": "MARK", "CosConfig": desks.COS}
+    await desk.decider.decide_from_bus(codec.make("start", id="s1", time_ms=desk.clock(), data=data))
+    (refused,) = await desk.messages("result")
+    assert (refused.type, refused.correlation_id, refused.data["Code"]) == ("session-refused", "s1", "InvalidParameter")
+    assert "RoomId" in refused.data["Message"]
+    assert "MARK" not in json.dumps(refused.data)
+
+
+async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> None:
+    """What is looked at before a start (space, bucket) can refuse it with nothing written, or warn."""
+
+    async def inspect(data: codec.Data) -> tuple[str, ...]:
+        if data["RoomId"] == 1:
+            raise errors.InsufficientSpace
+        return ("the bucket is far away",)
+
+    desk.decider = deciding.Decider(desk.store, applying.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
+    with pytest.raises(errors.InsufficientSpace):
+        await desk.start(RoomId=1)
+    assert await desk.reading.sessions() == []
+    assert "the bucket is far away" in (await desk.session(await desk.start())).warnings
+
+
+# --- stop -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("by", ["id", "key", "string key"])
+async def test_a_stop_closes_by_id_and_by_key(desk: desks.Desk, by: str) -> None:
+    """A stop names the TaskId, or what the start named; with nobody there the result goes out at once."""
+    room = {"StrRoomId": "r 1"} if by == "string key" else {"RoomId": 88}
+    task_id = await desk.start(**({"RoomId": None} | room))
+    key = {"TaskId": task_id} if by == "id" else {"SdkAppId": desks.APP, "UserId": "rec", **room}
+    assert await desk.say("stop", **key) == {"TaskId": task_id, "State": "Finished"}
+    (body,) = await desk.reading.results(task_id)
+    assert (body["Files"], body["Revision"], body["EndReason"]) == ([], 1, "Stopped")
+
+
+async def test_a_stop_of_what_is_not_there(desk: desks.Desk) -> None:
+    """An unknown TaskId or key is NotFound; a key without a room is refused by name; a second stop changes nothing."""
+    with pytest.raises(errors.NotFound):
+        await desk.say("stop", TaskId="01" + "9" * 24)
+    with pytest.raises(errors.NotFound):
+        await desk.say("stop", SdkAppId=desks.APP, RoomId=88, UserId="rec")
+    with pytest.raises(errors.InvalidParameter):
+        await desk.say("stop", SdkAppId=desks.APP, UserId="rec")
+    task_id = await desk.start()
+    await desk.say("stop", TaskId=task_id)
+    assert await desk.say("stop", TaskId=task_id) == {"TaskId": task_id, "State": "Finished"}
+    assert len(await desk.reading.results(task_id)) == 1
+
+
+async def test_a_leased_capture_is_asked_and_waited_for(desk: desks.Desk) -> None:
+    """A stop asks the worker of a running capture; its ffmpeg-exit moves on, to Done, and then the session finishes."""
+    task_id = await desk.start()
+    await desk.publish()
+    owner = f"{task_id}/al/1"
+    epoch = await desk.take(owner)
+    await desk.outcome("capture-started", owner, epoch)
+    await desk.say("stop", TaskId=task_id)
+    assert (await desk.commands(owner))[-1] == ("stop-capture", epoch)
+    assert await desk.states(task_id) == {"al/1": "Recording"}
+    await desk.outcome("ffmpeg-exit", owner, epoch, Job="capture", Reason="stopped", MediaMs=4_000)
+    await desk.recorded(owner)
+    assert (await desk.session(task_id)).state == "Finished"
+    (body,) = await desk.reading.results(task_id)
+    (file,) = body["Files"]
+    assert (file["Code"], file["Size"], file["Crc64"], file["RecordFile"]) == ("Success", 11, "2", f"https://cos/{owner}")
+    types = [m.type for m in await desk.messages("result")]
+    assert types == ["session-accepted", "recording-done", "session-finished"]
+
+
+# --- what must never happen -------------------------------------------------------------------------------------------
+async def test_bad_data_never_gets_past_the_door(desk: desks.Desk) -> None:
+    """An event that the schema refuses never reaches a handler."""
+    with pytest.raises(event_errors.InvalidEvent):
+        await desk.say("user-publishing", SdkAppId=desks.APP, RoomId=88, UserId="", EventMs=1, Kind="audio")
+    with pytest.raises(event_errors.InvalidEvent):
+        await desk.say("user-publishing", SdkAppId=desks.APP, RoomId=88, UserId="x" * 65, EventMs=1, Kind="audio")
+
+
+async def test_the_longest_names_go_all_the_way(desk: desks.Desk) -> None:
+    """Speaker, room and user at their longest, with slashes and marks, are recorded like any others."""
+    speaker, room = "sp/#" + "k" * 60, "房" * 21 + "x"
+    task_id = await desk.start(RoomId=None, StrRoomId=room, UserId="u" * 64)
+    await desk.trtc("user-publishing", speaker, StrRoomId=room, Kind="audio")
+    owner = f"{task_id}/{speaker}/1"
+    await desk.capture(owner, reason="eof")
+    await desk.trtc("room-destroyed", StrRoomId=room)
+    await desk.recorded(owner)
+    (body,) = await desk.reading.results(task_id)
+    assert [(f["UserId"], f["Code"]) for f in body["Files"]] == [(speaker, "Success")]
+    assert (body["RoomId"], body["StrRoomId"], body["SdkAppId"]) == ("", room, str(desks.APP))

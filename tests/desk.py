@@ -1,0 +1,156 @@
+"""A desk at which tests say things to the deciding handlers, on a real store and a clock turned by hand, and read what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import text
+
+from events import codec
+from handlers import applying, deciding
+from machine import model
+from store import reading
+from store import store as stores
+from tests import engines
+
+APP = 1400000001
+LEASE_MS = 30_000
+# Secrets carry a mark, so that a test can look for them where they must not be.
+SECRETS = {"SecretId": "MARK-id", "SecretKey": "MARK-key", "Token": "MARK-token"}
+COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", **SECRETS}
+START: dict[str, Any] = {"SdkAppId": APP, "RoomId": 88, "UserId": "rec", "UserSig": "MARK-sig", "CosConfig": COS}
+OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
+
+
+@dataclass(slots=True)
+class Desk:
+    """Says things to the deciding handlers and reads what became of them."""
+
+    store: stores.Store
+    clock: engines.Clock
+    decider: deciding.Decider
+    reading: reading.Reading
+    new_id: Any = field(default_factory=lambda: engines.ids("e"))
+
+    async def say(self, type_: str, id_: str = "", **data: Any) -> dict[str, Any]:
+        """One event, with an id of its own unless it has one."""
+        return await self.decider.decide(codec.make(type_, id=id_ or self.new_id(), time_ms=self.clock(), data=data))
+
+    async def start(self, **changes: Any) -> str:
+        """A start; its TaskId."""
+        data = START | {"Mode": "02"} | changes
+        answer = await self.say("start", **{k: v for k, v in data.items() if v is not None})
+        return str(answer["TaskId"])
+
+    async def trtc(self, type_: str, user: str = "al", ago_ms: int = 0, **data: Any) -> None:
+        """A callback of TRTC about the room 88."""
+        room = {} if "StrRoomId" in data or "RoomId" in data else {"RoomId": 88}
+        about = {} if type_ == "room-destroyed" else {"UserId": user}
+        await self.say(type_, SdkAppId=APP, EventMs=self.clock() - ago_ms, **room, **about, **data)
+
+    async def publish(self, user: str = "al", **data: Any) -> None:
+        """A speaker switches audio on."""
+        await self.trtc("user-publishing", user, **({"Kind": "audio"} | data))
+
+    async def take(self, owner: str, node: str = "n1") -> int:
+        """A worker takes the present job; its epoch."""
+        epoch = (await self.recording(owner)).epoch
+        assert await self.store.take_lease(owner, epoch, node, LEASE_MS)
+        if (await self.recording(owner)).capture == "leased":
+            await self.store.register_segment(owner, epoch, node)
+        return epoch
+
+    async def outcome(self, type_: str, owner: str, epoch: int, **data: Any) -> None:
+        """What a worker says of a recording's job."""
+        task_id, speaker, n = model.split_id(owner)
+        await self.say(type_, TaskId=task_id, Speaker=speaker, N=n, Epoch=epoch, **data)
+
+    async def capture(self, owner: str, *, media_ms: int = 5_000, reason: str = "stopped", **data: Any) -> None:
+        """A capture is taken, brings media, and ends."""
+        epoch = await self.take(owner)
+        if media_ms:
+            await self.outcome("capture-started", owner, epoch, FirstPacketMs=self.clock())
+        await self.outcome(
+            "ffmpeg-exit", owner, epoch, Job="capture", Reason=reason, MediaMs=media_ms, SizeBytes=media_ms, **data
+        )
+
+    async def transcode(self, owner: str, *, good: bool = True) -> None:
+        """The transcode is taken and ends."""
+        said = {"Reason": "ok", "Output": OUTPUT} if good else {"Reason": "ffmpeg-failed", "Detail": "bad frame", "Retry": False}
+        await self.outcome("ffmpeg-exit", owner, await self.take(owner), Job="transcode", **said)
+
+    async def upload(self, owner: str, *, good: bool = True, retry: bool = False) -> None:
+        """The upload is taken and ends."""
+        epoch = await self.take(owner)
+        if good:
+            await self.outcome("upload-finished", owner, epoch, SizeBytes=11, Crc64="2", Url=f"https://cos/{owner}")
+        else:
+            await self.outcome("upload-failed", owner, epoch, Reason="refused", Detail="AccessDenied", Retry=retry)
+
+    async def recorded(self, owner: str) -> None:
+        """From the first packet to Done, of a recording whose session is closing."""
+        await self.transcode(owner)
+        await self.upload(owner)
+
+    async def wait(self, ms: int) -> None:
+        """Time passes, in the steps of the deadlines on the way, each of which is said."""
+        end_ms = self.clock() + ms
+        while True:
+            for deadline in await self.store.due_deadlines():
+                await self.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
+            if self.clock() >= end_ms:
+                return
+            self.clock.now_ms = min(end_ms, await self.next_ms() or end_ms)
+
+    async def jump(self, ms: int) -> None:
+        """Time passes at once; what is overdue is said late."""
+        self.clock.advance(ms)
+        await self.wait(0)
+
+    async def next_ms(self) -> int:
+        """When the next deadline is over."""
+        async with self.store._engine.connect() as connection:
+            query = text("SELECT min(at_ms) FROM deadlines WHERE at_ms > :now")
+            return int((await connection.execute(query, {"now": self.clock()})).scalar() or 0)
+
+    async def recording(self, owner: str) -> model.Recording:
+        """One recording as it stands."""
+        async with self.store.transaction() as tx:
+            found = await tx.recording(owner)
+        assert found is not None
+        return found
+
+    async def callbacks(self, task_id: str) -> list[model.Callback]:
+        """The deliveries of a session's results."""
+        async with self.store.transaction() as tx:
+            return await tx.callbacks(task_id)
+
+    async def states(self, task_id: str) -> dict[str, str]:
+        """speaker/n → state of a session's recordings."""
+        async with self.store.transaction() as tx:
+            return {f"{r.speaker}/{r.n}": r.state for r in await tx.recordings(task_id)}
+
+    async def session(self, task_id: str) -> model.Session:
+        """One session as it stands."""
+        found = await self.reading.session(task_id)
+        assert found is not None
+        return found
+
+    async def messages(self, channel: str = "") -> list[codec.Event]:
+        """What waits in the outbox, in order."""
+        return [codec.decode(m.body, now_ms=0) for m in await self.store.unsent(1_000) if channel in ("", m.channel)]
+
+    async def commands(self, owner: str) -> list[tuple[str, int]]:
+        """(type, epoch) of the commands to one recording, in order."""
+        return [(m.type, m.data["Epoch"]) for m in await self.messages("command") if m.subject == owner]
+
+    async def notes(self, task_id: str) -> str:
+        """All notes of a session's timeline, as one text."""
+        return "\n".join(line.note for line in await self.reading.timeline(task_id))
+
+
+def sit_down(store: stores.Store, clock: engines.Clock, inspect: deciding.Inspect | None = None) -> Desk:
+    """A desk with the policy of every day."""
+    context = applying.Context(policy=model.Policy(), new_id=engines.ids())
+    return Desk(store, clock, deciding.Decider(store, context, inspect), reading.Reading(store._engine))

@@ -1,0 +1,188 @@
+"""The OpenAPI document against the application and its real answers: every route, every reference, every example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from fastapi import routing
+
+from tests.integration import api_service
+from tests.integration.api_service import Service, start_body
+
+UNDESCRIBED = ("/openapi.json",)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with api_service.running(tmp_path) as running:
+        yield running
+
+
+def fault(document: dict[str, Any], schema: Any, value: Any) -> str:
+    """Why the value does not fit the schema, references looked up in the document; "" if it fits."""
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "components": document["components"], "allOf": [schema]}
+    found = list(jsonschema_rs.validator_for(whole, validate_formats=True).iter_errors(value))
+    return "; ".join(f"{'.'.join(map(str, error.instance_path))}: {error.message}" for error in found)
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every $ref below a value."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            if name == "$ref":
+                yield child
+            else:
+                yield from references(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from references(child)
+
+
+def contents(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every body and every answer, with where it stands."""
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if "requestBody" in operation:
+                yield f"{method} {path}", operation["requestBody"]["content"]["application/json"]
+            for status, answer in operation["responses"].items():
+                yield f"{method} {path} {status}", answer["content"]["application/json"]
+
+
+def schema_of(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:
+    """What the document says of one answer."""
+    found: dict[str, Any] = document["paths"][path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
+    return found
+
+
+async def test_every_route_is_described_and_nothing_else(service: Service) -> None:
+    """The paths and methods of the document are those of the application."""
+    flat = [r for route in service.routes for r in _leaves(route)]
+    real = {(path, m.lower()) for path, methods in flat for m in methods - {"HEAD"} if path not in UNDESCRIBED}
+    described = {(path, method) for path, operations in service.document["paths"].items() for method in operations}
+    assert described == real
+    assert len(real) == 9
+
+
+def _leaves(route: Any) -> list[tuple[str, set[str]]]:
+    """(path, methods) of a route, or of those of an included router."""
+    if isinstance(route, routing.APIRoute):
+        return [(route.path, route.methods)]
+    contexts = getattr(route, "effective_route_contexts", None)
+    return [(c.path, set(c.methods)) for c in contexts()] if contexts else []
+
+
+async def test_every_reference_leads_somewhere(service: Service) -> None:
+    """No dangling $ref, none into the events' own document, and no component that nobody refers to by accident of spelling."""
+    for reference in references(service.document):
+        *folders, name = reference.removeprefix("#/").split("/")
+        assert folders == ["components", "schemas"], reference
+        assert name in service.document["components"]["schemas"], reference
+
+
+async def test_every_component_is_a_schema(service: Service) -> None:
+    """Each component is valid JSON Schema 2020-12 by itself."""
+    assert service.document["openapi"].startswith("3.1")
+    for name, schema in service.document["components"]["schemas"].items():
+        plain = json.loads(json.dumps(schema))
+        assert jsonschema_rs.meta.is_valid(plain | {"$schema": "https://json-schema.org/draft/2020-12/schema"}), name
+
+
+async def test_every_body_and_answer_has_an_example_that_fits(service: Service) -> None:
+    """Errors included, of every route: schema and example are there and agree; the framework's own error form is nowhere."""
+    seen = 0
+    for where, content in contents(service.document):
+        assert "example" in content, where
+        assert fault(service.document, content["schema"], content["example"]) == "", where
+        seen += 1
+    assert seen > 40
+    assert "HTTPValidationError" not in json.dumps(service.document)
+
+
+async def test_every_error_says_its_own_code(service: Service) -> None:
+    """The example of a status is one that the service really gives under that status."""
+    codes: dict[str, set[str]] = {}
+    for operations in service.document["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if status >= "400":
+                    codes.setdefault(status, set()).add(answer["content"]["application/json"]["example"]["Code"])
+    assert {status: sorted(names) for status, names in codes.items()} == {
+        "400": ["InvalidParameter"],
+        "401": ["Unauthorized"],
+        "403": ["Forbidden"],
+        "404": ["NotFound"],
+        "408": ["RequestTimeout"],
+        "409": ["FailedOperation"],
+        "413": ["RequestTooLarge"],
+        "415": ["UnsupportedMediaType"],
+        "500": ["InternalError"],
+        "503": ["ServiceUnavailable"],
+        "507": ["InsufficientSpace"],
+    }
+
+
+async def test_query_parameters_are_described(service: Service) -> None:
+    """Each with what it means and its limits."""
+    for path, names in (
+        ("/sessions", {"state", "stuck", "app", "room", "since", "limit", "before"}),
+        ("/results", {"after", "limit", "wait", "type"}),
+    ):
+        parameters = service.document["paths"][path]["get"]["parameters"]
+        assert {p["name"] for p in parameters} == names
+        assert all(p.get("description") for p in parameters)
+
+
+async def test_the_examples_of_requests_are_accepted(service: Service) -> None:
+    """What the document says to send can be sent as it stands."""
+    paths = service.document["paths"]
+    start = paths["/sessions"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    status, answer = await service.ask("POST", "/sessions", json=start)
+    assert status == 202
+    await service.failed_recording(answer["TaskId"])
+    for action, right in (("replay", 200), ("stop", 202)):
+        example = paths[f"/sessions/{{TaskId}}/{action}"]["post"]["requestBody"]["content"]["application/json"]["example"]
+        assert (await service.ask("POST", f"/sessions/{answer['TaskId']}/{action}", json=example))[0] == right
+
+
+async def test_real_answers_are_as_described(service: Service) -> None:
+    """Every field that is answered is described, and every described field is answered."""
+    _, answer = await service.ask("POST", "/sessions", json=start_body(Callback="https://example.com/x"))
+    task_id = answer["TaskId"]
+    assert fault(service.document, schema_of(service.document, "post", "/sessions", 202), answer) == ""
+    await service.failed_recording(task_id)
+    asked = [
+        ("get", "/sessions", 200, "/sessions?stuck=true"),
+        ("get", "/sessions/{TaskId}", 200, f"/sessions/{task_id}"),
+        ("get", "/results", 200, "/results"),
+        ("post", "/sessions/{TaskId}/replay", 202, f"/sessions/{task_id}/replay"),
+        ("get", "/sessions/{TaskId}", 200, f"/sessions/{task_id}"),
+        ("post", "/sessions/{TaskId}/stop", 202, f"/sessions/{task_id}/stop"),
+        ("get", "/healthz", 200, "/healthz"),
+        ("get", "/readyz", 200, "/readyz"),
+        ("get", "/sessions/{TaskId}", 404, "/sessions/none"),
+        ("get", "/sessions", 400, "/sessions?limit=0"),
+    ]
+    for method, path, status, real in asked:
+        got, body = await service.ask(method.upper(), real)
+        assert got == status, body
+        assert fault(service.document, schema_of(service.document, method, path, status), body) == "", real
+    _, body = await service.ask("GET", "/results")
+    for result in body["Results"]:
+        schema = {"$ref": f"#/components/schemas/{result['Type']}"}
+        assert fault(service.document, schema, result["Data"]) == "", result["Type"]
+    _, body = await service.ask("GET", "/openapi.json")
+    assert body == json.loads(json.dumps(service.document))
+
+
+async def test_the_token_is_described_where_one_is_asked_for(tmp_path: Path) -> None:
+    """A bearer scheme for all but probes and TRTC's signed callbacks."""
+    async with api_service.running(tmp_path, ("a-token",)) as guarded:
+        document = guarded.document
+    assert document["security"] == [{"bearer": []}]
+    free = {p for p, operations in document["paths"].items() for o in operations.values() if o.get("security") == []}
+    assert free == {"/healthz", "/readyz", "/trtc/callbacks"}
