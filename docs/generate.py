@@ -15,6 +15,8 @@ from machine import recording, session, states, table
 from ops import settings
 
 FOLDER = Path(__file__).parent
+# What a database column holds: true of every number, and no help to a reader.
+UNSAID_LIMITS = (2**53 - 1, 2**31 - 1)
 MADE = "<!-- Made by `make docs` from the code; edit that instead. -->\n"
 DIRECTIONS = {
     "in": "Events from users and from TRTC's callbacks",
@@ -135,7 +137,7 @@ def _type(field: dict[str, Any]) -> str:
     limits = [
         f"{word} {field[key]}"
         for key, word in (("minimum", "≥"), ("maximum", "≤"), ("maxLength", "at most"), ("maxItems", "at most"))
-        if key in field
+        if key in field and field[key] not in UNSAID_LIMITS
     ]
     return " ".join([str(field.get("type", "")), *limits])
 

@@ -144,9 +144,13 @@ def _time_ms(text: object, now_ms: int) -> int:
     if text is None:
         return now_ms
     try:
-        return int(datetime.fromisoformat(str(text)).timestamp() * 1000)
+        time_ms = round(datetime.fromisoformat(str(text)).timestamp() * 1000)
+        iso(time_ms)
     except (ValueError, OverflowError):
         raise errors.InvalidEvent("time", "must be an ISO 8601 time") from None
+    if time_ms < 0:
+        raise errors.InvalidEvent("time", "must not be before 1970")
+    return time_ms
 
 
 def _no_constant(name: str) -> float:

@@ -473,7 +473,7 @@ ROWS: tuple[table.Row, ...] = (
     _ignore("idle-over", CAPTURING, STOPPING, ("stopping", "leased")),
     Row(on="idle-over", at=CAPTURING, when=("lately",), unless=("stopping",), do=("arm_idle",)),
     Row(on="idle-over", at=CAPTURING, when=("present",), unless=("stopping",), do=("arm_idle",)),
-    Row(on="idle-over", at=CAPTURING, when=("awaited",), unless=("stopping",), do=("arm_idle",)),
+    Row(on="idle-over", at=(J,), when=("awaited",), unless=("stopping",), do=("arm_idle",)),
     Row(on="idle-over", at=CAPTURING, when=("leased",), do=("ask_stop",)),
     Row(on="idle-over", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
     Row(on="idle-over", at=(R,), to=T, do=("end_capture", "queue_transcode")),
@@ -500,7 +500,9 @@ def decide(recording: model.Recording, event: str, facts: Facts) -> Decision:
     if recording.state == J and event in MAY_END_JOINING and _media_found(recording, event, facts):
         _step(cursor, "media-found", moves)
     row = _step(cursor, event, moves)
-    return Decision(recording=cursor.recording, effects=tuple(cursor.effects), moves=tuple(moves), ignored=row.ignore)
+    if row.ignore:
+        return Decision(recording=recording, ignored=row.ignore)
+    return Decision(recording=cursor.recording, effects=tuple(cursor.effects), moves=tuple(moves))
 
 
 def _media_found(recording: model.Recording, event: str, facts: Facts) -> bool:

@@ -12,6 +12,8 @@ from media import avc, flv, joiner, timeline
 
 _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
+# So much older than its arrival may a segment's first packet be: servers begin with what they have since the last key frame.
+_BURST_MS = 3_000
 _SLOWEST, _FASTEST = 5, 60
 _AVC = 7
 _AAC = 10
@@ -176,9 +178,18 @@ class _Pass:
             self._found.start_ms = first_ms
         if self._previous_last_ms is not None:
             self._gap(self._start_ms, first_ms - self._previous_last_ms)
-        for jump in self._walk.timeline.jumps:
-            self._gap(self._start_ms + jump.at_ms, jump.missing_ms)
+        self._jumps(last_ms - first_ms)
         return last_ms
+
+    def _jumps(self, lasted_ms: int) -> None:
+        """The gaps inside the segment. Where a publisher's clock jumped and nothing was missing, the wall clock knows better."""
+        timed = None not in (self._segment.first_packet_ms, self._segment.last_packet_ms)
+        missing_ms = max(0, lasted_ms - self._walk.length_ms)
+        for jump in self._walk.timeline.jumps:
+            believed = not timed or jump.missing_ms <= missing_ms + _BURST_MS
+            length_ms = jump.missing_ms if believed else missing_ms
+            missing_ms = max(0, missing_ms - length_ms)
+            self._gap(self._start_ms + jump.at_ms, length_ms)
 
     def _gap(self, at_ms: int, missing_ms: int) -> None:
         if missing_ms > 0:  # a seam, or a clock set back, where nothing is known to be missing is no gap

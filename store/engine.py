@@ -108,7 +108,14 @@ def _tame_sqlite(engine: AsyncEngine) -> None:
         # The driver's own transaction handling begins late and never IMMEDIATE: we say BEGIN ourselves.
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+        # secure_delete: wiped secrets leave the file, not only the table; SQLite's builds differ in their default.
+        for pragma in (
+            "secure_delete=ON",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "foreign_keys=ON",
+        ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

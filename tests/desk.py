@@ -1,4 +1,4 @@
-"""A desk at which tests say things to the deciding handlers, on a real store and a clock turned by hand, and read what became of it."""
+"""A desk at which tests say things to the deciding handlers and read what became of it: a real store, a clock turned by hand."""
 
 from __future__ import annotations
 
@@ -92,6 +92,23 @@ class Desk:
         """From the first packet to Done, of a recording whose session is closing."""
         await self.transcode(owner)
         await self.upload(owner)
+
+    async def pending_upload(self, **changes: Any) -> str:
+        """A session that finished while one upload is still being tried. Returns the recording's id."""
+        task_id = await self.start(**changes)
+        await self.publish()
+        owner = f"{task_id}/al/1"
+        epoch = await self.take(owner)
+        await self.outcome("capture-started", owner, epoch)
+        await self.say("stop", TaskId=task_id)
+        await self.outcome("ffmpeg-exit", owner, epoch, Job="capture", Reason="stopped", MediaMs=4_000)
+        await self.transcode(owner)
+        for _ in range(20):
+            await self.upload(owner, good=False, retry=True)
+            await self.wait(60_000)
+            if (await self.recording(owner)).job != model.Job(kind="upload", state="queued"):
+                break
+        return owner
 
     async def wait(self, ms: int) -> None:
         """Time passes, in the steps of the deadlines on the way, each of which is said."""

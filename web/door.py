@@ -134,7 +134,7 @@ def _foreign(method: str, headers: datastructures.Headers) -> Refusal | None:
     """What a browser could have been talked into."""
     if not _is_loopback(headers.get("host", "")):
         return Refusal(status=403, code="Forbidden", message=FOREIGN_HOST)
-    sends = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers or "content-type" in headers
+    sends = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if method == "POST" and sends and kind != "application/json" and not kind.endswith("+json"):
         return Refusal(status=415, code="UnsupportedMediaType", message=NOT_JSON)

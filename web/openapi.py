@@ -97,6 +97,9 @@ def install(app: fastapi.FastAPI, *, bearer: bool) -> None:
                 for operation in operations.values():
                     # The framework's own form of a refusal, which `answers` replaces.
                     operation["responses"].pop("422", None)
+            # The framework leaves every null out, those of examples too.
+            looked = body["paths"]["/sessions/{TaskId}"]["get"]["responses"]["200"]
+            looked["content"]["application/json"]["example"] = examples.SESSION
             body["components"] = {"schemas": _components()}
             if bearer:
                 body["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from machine import model
 from tests import desk as desks
@@ -56,22 +55,6 @@ async def test_downtime_counts_for_nothing(desk: desks.Desk) -> None:
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
-async def _pending(desk: desks.Desk, **changes: Any) -> str:
-    """A session that finished while one upload is still being tried. Returns the recording's id."""
-    task_id = await desk.start(**changes)
-    await desk.publish()
-    owner = f"{task_id}/al/1"
-    epoch = await desk.take(owner)
-    await desk.outcome("capture-started", owner, epoch)
-    await desk.say("stop", TaskId=task_id)
-    await desk.outcome("ffmpeg-exit", owner, epoch, Job="capture", Reason="stopped", MediaMs=4_000)
-    await desk.transcode(owner)
-    for _ in range(20):
-        await desk.upload(owner, good=False, retry=True)
-        await desk.wait(60_000)
-        if (await desk.recording(owner)).job != model.Job(kind="upload", state="queued"):
-            break
-    return owner
 
 
 async def _until_result(desk: desks.Desk, owner: str) -> None:
@@ -84,7 +67,7 @@ async def _until_result(desk: desks.Desk, owner: str) -> None:
 async def test_a_pending_upload_is_reported_and_revised(desk: desks.Desk) -> None:
     """RESULT_WAIT after closing the result goes out with UploadPending; when the upload ends, Revision 2 says so, and the
     callback of Revision 1 that was not delivered is cancelled."""
-    owner = await _pending(desk, Callback="https://example.com/done")
+    owner = await desk.pending_upload(Callback="https://example.com/done")
     await _until_result(desk, owner)
     current = await desk.session(owner[:26])
     assert current.state == "Finished"
@@ -118,7 +101,7 @@ async def test_the_result_waits_for_a_transcode(desk: desks.Desk) -> None:
 
 async def test_an_upload_is_tried_for_three_days(desk: desks.Desk) -> None:
     """UPLOAD_RETRY_FOR over, the recording has failed: FailedCosWrite, as a new revision; worker deaths alone never fail it."""
-    owner = await _pending(desk)
+    owner = await desk.pending_upload()
     for _ in range(2_000):
         if (await desk.recording(owner)).final:
             break

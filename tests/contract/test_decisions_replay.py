@@ -141,7 +141,7 @@ async def test_a_replay_of_a_stuck_recording_issues_its_command_again(desk: desk
 
 async def test_the_dry_run_of_an_unfinished_recording_is_true_too(desk: desks.Desk) -> None:
     """Uploading with an earlier stage asked for, and a stopped capture whose worker is silent: dry run and run agree."""
-    owner = await _pending(desk)
+    owner = await desk.pending_upload()
     asked = {"TaskId": owner[:26], "From": "transcoding"}
     dry = await desk.say("replay", DryRun=True, **asked)
     assert await desk.say("replay", **asked) == dry

@@ -171,13 +171,6 @@ async def test_events_that_do_not_concern_anybody_are_harmless(desk: desks.Desk)
     assert await desk.messages() == []
 
 
-@pytest.mark.parametrize("owner", ["x", "x/y", "x#y", "a/b/c", "#", "/", "//", ""])
-async def test_owners_that_cannot_be_are_harmless(desk: desks.Desk, owner: str) -> None:
-    """Nothing raises, whatever a message names as its owner."""
-    await desk.say("worker-lost", Owner=owner, Epoch=1, Node="n")
-    await desk.say("deadline-passed", Owner=owner, Kind="retry", Serial="s")
-
-
 # --- speakers who come and go -----------------------------------------------------------------------------------------
 async def test_a_speaker_who_comes_back_within_linger_has_one_recording(desk: desks.Desk) -> None:
     """Leaving ends no recording; coming back within LINGER pulls at once, as the next segment of the same."""

@@ -9,17 +9,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from simulator import rooms, speakers
+from simulator import speakers
 from tests import content, waiting
-from tests.e2e.conftest import APP, World, live_for
+from tests.e2e import scenes
+from tests.e2e.conftest import World, live_for
 from tests.e2e.test_road import check_audit
 from tests.edge import Edge
-
-LINGER_S = 3.0
 
 
 @pytest.fixture
@@ -30,26 +28,18 @@ async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     await made.stop()
 
 
-class Scene:
-    """One room that is recorded from the edge."""
+class Scene(scenes.Scene):
+    """A room that is recorded from the edge."""
 
     def __init__(self, world: World, edge: Edge, name: int | str) -> None:
-        self.world = world
+        super().__init__(world, name)
         self.edge = edge
-        self.name = name
-        self.room: rooms.Room = world.simulator.create_room(APP, name)
-        self.task_id = ""
         self.left_s: dict[str, list[float]] = {}
-
-    async def start(self, mode: str = "02") -> None:
-        """Ask for the room to be recorded."""
-        answer = await self.world.service.post("/sessions", self.world.request(self.name, Mode=mode))
-        self.task_id = answer["TaskId"]
 
     async def enter(self, user_id: str, *, video: bool = True, by_ffmpeg: bool = False) -> speakers.Speaker:
         """A speaker enters, pushes, and publishes; returns when they are pulled."""
         before = len(self.plays(user_id))
-        speaker = await self.room.join(user_id, audio=False, video=False)
+        speaker = await self.join(user_id, audio=False, video=False)
         if by_ffmpeg:
             await speaker.unmute_video()
             await self.edge.publish_by_ffmpeg(speaker, self.world.simulator.pull_template)
@@ -69,32 +59,6 @@ class Scene:
     def plays(self, user_id: str) -> list[float]:
         """When a speaker was pulled."""
         return [play.at_s for play in self.edge.plays if (play.room, play.speaker) == (self.name, user_id)]
-
-    async def recordings(self, *states: str) -> None:
-        """Wait until the session's recordings are in these states."""
-
-        async def there() -> bool:
-            return await self.world.service.states(self.task_id) == list(states)
-
-        await waiting.until(there, 25, f"recordings of {self.name!r} to be {states}", every_s=0.2)
-
-    async def files(self, end_reason: str) -> dict[str, list[Any]]:
-        """The session's files by speaker, when it has finished and all of them are right."""
-        await self.world.service.finished(self.task_id)
-        await waiting.until(lambda: self.world.results(self.name), 10, "the callback")
-        (result,) = self.world.results(self.name)
-        assert result["EndReason"] == end_reason, result
-        found: dict[str, list[Any]] = {}
-        for entry in result["Files"]:
-            assert (entry["Status"], entry["Message"]) == (1, "录制成功"), result
-            found.setdefault(entry["UserId"], []).append(entry)
-        return found
-
-    async def look(self, entry: Any) -> content.Content:
-        """The inside of a file, which is as long as was said."""
-        found = await asyncio.to_thread(content.look, self.world.object_path(entry["RecordFile"]))
-        assert found.duration_s == pytest.approx(entry["Duration"], abs=0.5)
-        return found
 
 
 async def away_and_back(scene: Scene) -> None:
@@ -128,7 +92,7 @@ async def away_and_back(scene: Scene) -> None:
     assert whole["Gaps"] == []
     for entry in (both, again, whole):
         found = await scene.look(entry)
-        assert (found.has_audio, found.has_video, len(found.speakers)) == (True, True, 1)
+        assert found.speakers == {scenes.number(entry["UserId"])}
         content.check_together(found)
 
 
@@ -149,7 +113,7 @@ async def dropped(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert gap["Duration"] == pytest.approx(second - first - gap["At"], abs=0.5)
     assert entry["Duration"] == pytest.approx(ended - first - gap["Duration"], abs=0.5)
-    content.check_spacing(tuple(t for t in (await scene.look(entry)).beeps_s if t > gap["At"]))
+    content.check_spacing(scenes.after(await scene.look(entry), gap["At"]).beeps_s)
 
 
 async def turned(scene: Scene) -> None:
@@ -191,21 +155,23 @@ async def camera_on_later(scene: Scene) -> None:
 
 async def test_rooms_on_a_real_edge(world: World, edge: Edge) -> None:
     """Speakers who come and go, a dropped recording user, other sizes, a late camera, a closed room: each has its right files."""
-    await world.serve(PULL_ADDRESS=edge.pull_template, LINGER=f"{LINGER_S}s", IDLE_TIMEOUT="4s")
-    scenes = [
+    await scenes.encode(world, "240x320", "640x360")
+    await world.serve(PULL_ADDRESS=edge.pull_template, **scenes.SHORT)
+    played = [
         away_and_back(Scene(world, edge, 7001)),
         away_and_back(Scene(world, edge, "room 7001")),
         dropped(Scene(world, edge, 7002)),
         turned(Scene(world, edge, "7003")),
         camera_on_later(Scene(world, edge, 7004)),
     ]
-    await asyncio.gather(*scenes)
+    await asyncio.gather(*played)
     check_audit(world)
 
 
 async def test_a_frozen_edge(world: World, edge: Edge) -> None:
     """A server that falls silent is noticed within 12 s; when it goes on, so does the recording: one file, the silence a gap."""
-    await world.serve(PULL_ADDRESS=edge.pull_template, LINGER=f"{LINGER_S}s", IDLE_TIMEOUT="4s")
+    await scenes.encode(world)
+    await world.serve(PULL_ADDRESS=edge.pull_template, **scenes.SHORT)
     scene = Scene(world, edge, 7100)
     await scene.start()
     await scene.enter("alice")
@@ -214,11 +180,7 @@ async def test_a_frozen_edge(world: World, edge: Edge) -> None:
     edge.freeze()
     frozen = time.monotonic()
 
-    async def stalled() -> bool:
-        lines = (await world.service.session(scene.task_id))["Timeline"]
-        return any("Nothing arrived" in line["Note"] for line in lines if line["Event"] == "ffmpeg-exit")
-
-    await waiting.until(stalled, 12, "the stall to be noticed")
+    await scene.noted("Nothing arrived", 12)
     edge.thaw()
     silent_s = time.monotonic() - frozen
     await waiting.until(lambda: len(scene.plays("alice")) == 2, 10, "the next pull")
@@ -228,5 +190,5 @@ async def test_a_frozen_edge(world: World, edge: Edge) -> None:
     (gap,) = entry["Gaps"]
     assert silent_s - 1 <= gap["Duration"] <= silent_s + 3
     found = await scene.look(entry)
-    assert len([t for t in found.beeps_s if t > gap["At"]]) >= 3
+    assert len(scenes.after(found, gap["At"]).beeps_s) >= 3
     content.check_together(found)

@@ -182,7 +182,15 @@ class TestSessions:
 
     @pytest.mark.parametrize(
         ("query", "message"),
-        [("since=soon", "since: "), ("app=-1", "app: "), ("stuck=perhaps", "stuck: "), ("limit=0", "limit: "), ("limit=x", "limit: "), ("state=open", "state: "), ("stat=Open", "stat: is not a known")],
+        [
+            ("since=soon", "since: "),
+            ("app=-1", "app: "),
+            ("stuck=perhaps", "stuck: "),
+            ("limit=0", "limit: "),
+            ("limit=x", "limit: "),
+            ("state=open", "state: "),
+            ("stat=Open", "stat: is not a known"),
+        ],
     )
     async def test_a_wrong_query_is_refused(self, service: Service, query: str, message: str) -> None:
         """A parameter that is wrong or unknown is named, and not passed over."""

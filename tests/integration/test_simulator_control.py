@@ -109,7 +109,7 @@ async def test_roles_and_screens(call: Caller) -> None:
 
 
 async def test_callbacks_nobody_caused(call: Caller) -> None:
-    """Any callback can be sent, with other fields of EventInfo, and with a wrong signature; a receiver can tell the forged one."""
+    """Any callback can be sent, with other fields of EventInfo and with a wrong signature, which a receiver can tell."""
     await call("POST", "/control/rooms", LESSON)
     announce = "/control/rooms/lesson/announce"
     said = await call("POST", announce, {"EventType": 104, "UserId": "eve", "Info": {"Reason": 3, "EventMsTs": 7}})

@@ -135,7 +135,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("replay", {"From": "done"}, "From", ""),
     ("replay", {"UserSig": ""}, "UserSig", ""),
     ("replay", {"CosConfig": {"SecretId": MARK}}, "CosConfig.SecretKey", "required"),
-    ("replay", {"CosConfig": COS | {"SecretId": MARK, "SecretKey": MARK}}, "CosConfig.Bucket", "known"),
+    ("replay", {"CosConfig": COS | {"SecretId": MARK, "SecretKey": MARK}}, "CosConfig.Region", "known"),
     ("user-publishing", {"Kind": "smell"}, "Kind", ""),
     ("user-publishing", {"UserId": ""}, "UserId", ""),
     ("user-publishing", {"RoomId": None}, "", "RoomId"),
@@ -158,6 +158,10 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("callback-failed", {"Reason": "x" * 65}, "Reason", ""),
     ("deadline-passed", {"Serial": None}, "Serial", "required"),
     ("worker-lost", {"Owner": 5}, "Owner", ""),
+    *[
+        ("worker-lost", {"Owner": o}, "Owner", "")
+        for o in ("", "x", "/", "//", "a/b/c", f"{TASK}/al", f"{TASK}/al/x", f"{TASK}#")
+    ],
     ("start-capture", {"Epoch": None}, "Epoch", "required"),
     ("stop-capture", {"N": 0}, "N", ""),
     ("start-transcode", {"Speaker": ""}, "Speaker", ""),

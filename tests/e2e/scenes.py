@@ -1,0 +1,110 @@
+"""One room that is recorded: what a test does to it, and what came of it. Imports the simulator and the tests' own eyes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+from simulator import rooms, speakers
+from tests import content, waiting
+from tests.e2e.conftest import APP, World
+
+SHORT = {"LINGER": "3s", "IDLE_TIMEOUT": "4s"}
+"""The figures that these tests are about, brought down."""
+
+_LOOKING = threading.Lock()
+
+
+class Scene:
+    """A room of the simulator, and the session that records it."""
+
+    def __init__(self, world: World, name: int | str, *, app: int = APP) -> None:
+        self.world = world
+        self.name = name
+        self.app = app
+        self.room: rooms.Room = world.simulator.create_room(app, name)
+        self.task_id = ""
+
+    async def start(self, mode: str = "02", **more: Any) -> Any:
+        """Ask for the room to be recorded; returns the answer."""
+        answer = await self.world.service.post("/sessions", self.world.request(self.name, SdkAppId=self.app, Mode=mode, **more))
+        self.task_id = answer["TaskId"]
+        return answer
+
+    async def join(self, user_id: str, **more: Any) -> speakers.Speaker:
+        """A speaker enters, with the same number in the bar code each time."""
+        return await self.room.join(user_id, **{"number": number(user_id)} | more)
+
+    async def recordings(self, *states: str, timeout_s: float = 25) -> None:
+        """Wait until the session's recordings are in these states, in the order in which they were opened."""
+
+        async def there() -> bool:
+            return await self.world.service.states(self.task_id) == list(states)
+
+        await waiting.until(there, timeout_s, f"recordings of {self.name!r} to be {states}", every_s=0.2)
+
+    async def noted(self, text: str, timeout_s: float = 12, times: int = 1) -> None:
+        """Wait until the session's timeline says this, as often as that."""
+
+        async def there() -> bool:
+            return len([note for note in await self.notes() if text in note]) >= times
+
+        await waiting.until(there, timeout_s, f"{text!r} on the timeline of {self.name!r}", every_s=0.2)
+
+    async def notes(self) -> list[str]:
+        """The notes on the session's timeline, each behind its event."""
+        return [f"{line['Event']}: {line['Note']}" for line in (await self.world.service.session(self.task_id))["Timeline"]]
+
+    async def result(self, end_reason: str) -> Any:
+        """What was posted when the session had finished; it ended as expected."""
+        finished = await self.world.service.finished(self.task_id)
+        assert finished["EndReason"] == end_reason, finished
+        (result,) = await waiting.until(self.results, 10, f"the callback of {self.name!r}")
+        return result
+
+    def results(self) -> list[Any]:
+        """What was posted for this session."""
+        return [result for result in self.world.results(self.name) if result["TaskId"] == self.task_id]
+
+    async def files(self, end_reason: str) -> dict[str, list[Any]]:
+        """The session's files by speaker; every one of them is there and as long as was said."""
+        result = await self.result(end_reason)
+        found: dict[str, list[Any]] = {}
+        for entry in result["Files"]:
+            assert (entry["Status"], entry["Message"], entry["Code"]) == (1, "录制成功", "Success"), result
+            found.setdefault(entry["UserId"], []).append(entry)
+        return found
+
+    async def look(self, entry: Any) -> content.Content:
+        """The inside of a file, which is as long as was said."""
+        found = await asyncio.to_thread(_look, self.world.object_path(entry["RecordFile"]))
+        assert abs(found.duration_s - entry["Duration"]) <= 0.5, (found, entry)
+        return found
+
+
+def _look(path: Path) -> content.Content:
+    """One file at a time: two would only slow the rooms that are still live."""
+    with _LOOKING:
+        return content.look(path)
+
+
+def number(user_id: str) -> int:
+    """One of four, so that few pictures have to be encoded; alice and bob differ."""
+    return sum(user_id.encode()) % 4
+
+
+async def encode(world: World, *sizes: str) -> None:
+    """Have every picture made that these rooms show, before anything is timed."""
+    for each in range(4):
+        await world.simulator.content.picture("320x240", each)
+    for size in sizes:
+        await world.simulator.content.picture(size, number("alice"))
+
+
+def after(found: content.Content, at_s: float) -> content.Content:
+    """What comes after a place in a file."""
+    beeps, flashes = (tuple(t for t in times if t > at_s) for times in (found.beeps_s, found.flashes_s))
+    return dataclasses.replace(found, beeps_s=beeps, flashes_s=flashes)

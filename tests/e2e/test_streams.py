@@ -1,0 +1,325 @@
+"""Streams as real rooms have them, over HTTP-FLV: speakers come, go, mute and jump; servers refuse, end and fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from cloud import usersig
+from simulator import callbacks, speakers
+from tests import content, waiting
+from tests.e2e import scenes
+from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
+from tests.e2e.scenes import Scene
+from tests.e2e.test_road import check_audit
+
+STRICT_APP = 1400000002
+"""An application whose UserSigs the simulator checks."""
+SIG_KEY = "the-key-of-user-signatures"
+
+
+async def late_and_on_one_track(scene: Scene) -> None:
+    """Speakers who come later, and speakers with one track alone: each has a file of what there was, in mode 02 too."""
+    await scene.start()
+    await scene.join("sound", video=False)
+    await live_for(2)
+    await scene.join("picture", audio=False)
+    await live_for(2)
+    await scene.join("both")
+    await scene.recordings("Recording", "Recording", "Recording")
+    await live_for(4)
+    await scene.room.dismiss()
+    files = await scene.files("RoomDestroyed")
+    found = {speaker: await scene.look(entry) for speaker, (entry,) in files.items()}
+    tracks = {speaker: (inside.has_audio, inside.has_video) for speaker, inside in found.items()}
+    assert tracks == {"sound": (True, False), "picture": (False, True), "both": (True, True)}
+    assert found["sound"].duration_s - 3 > found["both"].duration_s - 1.5
+    content.check_spacing(found["sound"].beeps_s)
+    content.check_spacing(found["picture"].flashes_s)
+    content.check_together(found["both"])
+
+
+async def muted_for_long(scene: Scene) -> None:
+    """Both tracks muted for longer than IDLE_TIMEOUT and a stall: still the same recording, the silence is a gap."""
+    await scene.start()
+    alice = await scene.join("alice")
+    await scene.recordings("Recording")
+    await live_for(3)
+    await alice.mute_audio()
+    await alice.mute_video()
+    muted = time.monotonic()
+    await scene.noted("Nothing arrived", 12)
+    await live_for(2)
+    await alice.unmute_audio()
+    await alice.unmute_video()
+    muted_s = time.monotonic() - muted
+    await waiting.until(lambda: alice.viewers, 5, "the next pull")
+    await live_for(4)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    (gap,) = entry["Gaps"]
+    assert gap["Duration"] == pytest.approx(muted_s, abs=1.5)
+    assert 6 <= entry["Duration"] <= 11
+    content.check_together(scenes.after(await scene.look(entry), gap["At"]))
+
+
+async def muted_sound(scene: Scene) -> None:
+    """Mode 00, the sound muted for 7 s while the camera stays on: one capture, one file, the silence cut and told of."""
+    await scene.start("00")
+    alice = await scene.join("alice")
+    await scene.recordings("Recording")
+    began_ms = alice.stream.last_ms
+    await live_for(2)
+    await alice.mute_audio()
+    await live_for(7)
+    await alice.unmute_audio()
+    await live_for(3)
+    live_s = (alice.stream.last_ms - began_ms) / 1000
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    (gap,) = entry["Gaps"]
+    assert gap["Duration"] == pytest.approx(7, abs=0.5)
+    assert live_s - gap["Duration"] - 0.5 <= entry["Duration"] <= live_s - gap["Duration"] + 3
+    content.check_spacing(scenes.after(await scene.look(entry), gap["At"]).beeps_s)
+
+
+async def back_in_another_size(scene: Scene) -> None:
+    """Back within LINGER with a larger picture: one file, every frame of one size, and all of it decodes."""
+    await scene.start()
+    alice = await scene.join("alice")
+    await scene.recordings("Recording")
+    await live_for(3)
+    await alice.leave()
+    await live_for(1)
+    again = await scene.join("alice", size="640x360")
+    await waiting.until(lambda: again.viewers, 5, "the next pull")
+    await live_for(3)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    (gap,) = entry["Gaps"]
+    found = await scene.look(entry)
+    assert found.sizes == ((640, 360),)
+    content.check_spacing(found.beeps_s[:3])
+    content.check_together(scenes.after(found, gap["At"]))
+
+
+async def jumping(scene: Scene) -> None:
+    """Timestamps that jump 20 s ahead, then 10 s back: nothing is lost, and nothing is in the file that was not live."""
+    await scene.start()
+    alice = await scene.join("alice")
+    await scene.recordings("Recording")
+    began_ms = alice.stream.last_ms
+    for jump_ms in (20_000, -10_000, 0):
+        await live_for(4)
+        alice.jump(jump_ms)
+    live_s = (alice.stream.last_ms - began_ms) / 1000
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    missing_s = sum(gap["Duration"] for gap in entry["Gaps"])
+    assert missing_s <= 6, entry
+    assert live_s - missing_s - 0.5 <= entry["Duration"] <= live_s + 2
+    content.check_together(await scene.look(entry))
+
+
+async def silent_server(scene: Scene) -> None:
+    """A server that sends nothing and answers nobody is noticed within 12 s; the other speaker is not touched."""
+    await scene.start()
+    alice, _ = await scene.join("alice"), await scene.join("bob")
+    await scene.recordings("Recording", "Recording")
+    await live_for(2)
+    alice.stall(answer=False)
+    silent = time.monotonic()
+    await scene.noted("Nothing arrived", 12)
+    await waiting.until(lambda: alice.viewers, 5, "the next pull, that nobody answers")
+    alice.resume()
+    silent_s = time.monotonic() - silent
+    await live_for(6)
+    await scene.room.dismiss()
+    files = await scene.files("RoomDestroyed")
+    (entry,), (whole,) = files["alice"], files["bob"]
+    (gap,) = entry["Gaps"]
+    assert silent_s - 1 <= gap["Duration"] <= silent_s + 4
+    assert whole["Gaps"] == []
+    content.check_together(scenes.after(await scene.look(entry), gap["At"]))
+
+
+async def ending_server(scene: Scene) -> None:
+    """A server that ends the stream, properly or by a reset, while the speaker goes on: each time a next segment, a short gap."""
+    await scene.start()
+    alice = await scene.join("alice")
+    await scene.recordings("Recording")
+    for abrupt in (False, True):
+        await live_for(3)
+        assert alice.close_viewers(abrupt=abrupt) == 1
+        await waiting.until(lambda: not alice.viewers, 2, "the end of the pull")
+        await waiting.until(lambda: alice.viewers, 5, "the next pull")
+    await live_for(3)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    assert len(entry["Gaps"]) == 2
+    assert all(gap["Duration"] <= 2.5 for gap in entry["Gaps"])
+    content.check_together(await scene.look(entry))
+
+
+async def expired(scene: Scene) -> None:
+    """A UserSig that has expired: the start warns, the refusal is 录制失败, and Detail says what it is about."""
+    answer = await scene.start(UserSig=await expired_sig())
+    assert any("UserSig has expired" in warning for warning in answer["Warnings"])
+    await scene.join("alice")
+    await scene.recordings("Failed")
+    await scene.room.dismiss()
+    (entry,) = (await scene.result("RoomDestroyed"))["Files"]
+    assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "录制失败", "FailedRecording")
+    assert "UserSig may have expired" in entry["Detail"]
+    assert "403" in entry["Detail"]
+
+
+async def renewed_before_media(scene: Scene) -> None:
+    """A repeated start with a fresh UserSig before the first media: the recording that is being tried goes on with it."""
+    await scene.start(UserSig=sig(5))
+    old_ends = time.monotonic() + 6
+    alice = await scene.join("alice", audio=False, video=False)
+    alice.refuse(503, "busy")
+    await alice.unmute_audio()
+    await alice.unmute_video()
+    await scene.noted("503")
+    await renew(scene)
+    await live_for(max(0.1, old_ends - time.monotonic()))
+    alice.accept()
+    await scene.recordings("Recording")
+    await live_for(2)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    assert entry["Gaps"] == []
+
+
+async def renewed_while_recording(scene: Scene) -> None:
+    """A UserSig that expires while media arrives: the next pull is refused, nothing is given up, a fresh one heals it."""
+    await scene.start(UserSig=sig(6))
+    old_ends = time.monotonic() + 7
+    alice = await scene.join("alice")
+    await scene.recordings("Recording")
+    await live_for(old_ends - time.monotonic())
+    alice.close_viewers()
+    await scene.noted("403")
+    await renew(scene)
+    await waiting.until(lambda: alice.viewers, 10, "a pull that is let in")
+    await live_for(3)
+    await scene.room.dismiss()
+    (entry,) = (await scene.files("RoomDestroyed"))["alice"]
+    assert len(entry["Gaps"]) == 1
+    assert entry["Duration"] >= 7
+
+
+async def renew(scene: Scene) -> None:
+    """Start again with a fresh UserSig: the same session."""
+    task_id = scene.task_id
+    answer = await scene.start(UserSig=sig(600))
+    assert (answer["TaskId"], answer["Repeated"]) == (task_id, True)
+
+
+def sig(expire_s: int) -> str:
+    """A genuine UserSig of the recording user."""
+    return usersig.mint(STRICT_APP, SIG_KEY, "recorder", expire_s)
+
+
+async def expired_sig() -> str:
+    """A genuine one whose time is over."""
+    made = sig(1)
+    await live_for(2)
+    return made
+
+
+async def test_untidy_rooms(world: World) -> None:
+    """What speakers, servers and signatures do to streams, in ten rooms of one service; every file is right, nothing is lost."""
+    await scenes.encode(world, "640x360")
+    keys = json.dumps({str(app): CALLBACK_KEY for app in (APP, STRICT_APP)})
+    service = await world.serve(TRTC_CALLBACK_KEYS=keys, **scenes.SHORT)
+    address = f"{service.url}/trtc/callbacks"
+    world.simulator.configure_app(STRICT_APP, callback_url=address, callback_key=CALLBACK_KEY, user_sig_key=SIG_KEY)
+    await asyncio.gather(
+        late_and_on_one_track(Scene(world, 8001)),
+        muted_for_long(Scene(world, 8002)),
+        muted_sound(Scene(world, 8003)),
+        back_in_another_size(Scene(world, 8004)),
+        jumping(Scene(world, 8005)),
+        silent_server(Scene(world, 8006)),
+        ending_server(Scene(world, 8007)),
+        expired(Scene(world, 8008, app=STRICT_APP)),
+        renewed_before_media(Scene(world, 8009, app=STRICT_APP)),
+        renewed_while_recording(Scene(world, 8010, app=STRICT_APP)),
+    )
+
+
+async def test_a_pull_user_per_speaker(world: World) -> None:
+    """With the application's key and no UserSig: each speaker is pulled under a user of its own, let in only once."""
+    world.simulator.pulls.one_per_user = True
+    await world.serve(PULL_USER="per-speaker", TRTC_KEYS=json.dumps({str(APP): SIG_KEY}), **scenes.SHORT)
+    world.simulator.configure_app(APP, user_sig_key=SIG_KEY)
+    scene = Scene(world, 8101)
+    await scene.start(UserSig="")
+    pulled = [await scene.join(name) for name in ("alice", "bob")]
+    await scene.recordings("Recording", "Recording")
+    await live_for(4)
+    users = {viewer.user_id for speaker in pulled for viewer in speaker.stream.viewers}
+    assert len(users) == 2
+    assert "recorder" not in users
+    await scene.room.dismiss()
+    for entries in (await scene.files("RoomDestroyed")).values():
+        assert [(entry["Gaps"], entry["Detail"]) for entry in entries] == [([], "")]
+    check_audit(world)
+
+
+async def test_pulls_that_evict_one_another(world: World) -> None:
+    """One user for all pulls where TRTC lets it in only once: Detail names it and the way out, and the session goes on."""
+    world.simulator.pulls.one_per_user = True
+    await world.serve(**scenes.SHORT)
+    scene = Scene(world, 8201)
+    await scene.start("00")
+    for name in ("alice", "bob"):
+        await scene.join(name)
+
+    async def named() -> bool:
+        recordings = (await world.service.session(scene.task_id))["Recordings"]
+        return ["PULL_USER=per-speaker" in r["Detail"] for r in recordings] == [True, True]
+
+    await waiting.until(named, 25, "both recordings to name it", every_s=0.2)
+    scene.room.announce(callbacks.LEFT, "recorder", Role=speakers.AUDIENCE, Reason=speakers.REMOVED)
+    await scene.noted("mutual eviction")
+    await scene.room.dismiss()
+    for entries in (await scene.files("RoomDestroyed")).values():
+        (entry,) = entries
+        assert "PULL_USER=per-speaker" in entry["Detail"]
+        assert len(entry["Gaps"]) >= 2
+    check_audit(world)
+
+
+async def test_subscribed_without_any_callback(world: World) -> None:
+    """No callback ever comes: subscribed speakers are found all the same, and when they are gone the session ends as Idle."""
+    await world.serve(**scenes.SHORT)
+    world.simulator.configure_app(APP, callback_url="")
+    scene = Scene(world, "silent room")
+    alice = await scene.join("alice")
+    answer = await scene.start("00", SubscribeUserIds=["alice", "bob", "ghost"])
+    assert answer["Warnings"] == []
+    bob = await scene.join("bob")
+    await scene.join("stranger")
+
+    async def both() -> bool:
+        found: list[Any] = (await world.service.session(scene.task_id))["Recordings"]
+        return [r["State"] for r in found if r["Speaker"] != "ghost"] == ["Recording", "Recording"]
+
+    await waiting.until(both, 15, "alice and bob to be recorded", every_s=0.2)
+    await live_for(4)
+    await alice.leave()
+    await live_for(2)
+    await bob.leave()
+    files = await scene.files("Idle")
+    assert sorted(files) == ["alice", "bob"]
+    for (entry,) in files.values():
+        content.check_spacing((await scene.look(entry)).beeps_s)
+    check_audit(world)

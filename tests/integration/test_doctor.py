@@ -1,0 +1,310 @@
+"""`recorder doctor`: all well where all is well, and for each check a world in which exactly that is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+
+from cloud import pull
+from machine import errors
+from media import ffmpeg
+from ops import doctor
+from store import inspection
+from tests import engines
+from tests.integration import api_service
+from tests.integration.api_service import Service
+
+ROOT = Path(__file__).parents[2]
+WHSEC = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
+TOKEN = "a-token-that-is-long-enough"
+
+
+@dataclass(kw_only=True)
+class World:
+    """A machine on which all is well, for tests to break. `environ` and `given` are what doctor gets."""
+
+    folder: Path
+    service: Service
+    given: doctor.Given
+    environ: dict[str, str] = field(default_factory=dict)
+
+    async def examine(self) -> dict[str, doctor.Finding]:
+        """What doctor finds, by check."""
+        found = await asyncio.to_thread(doctor.examine, self.environ, self.given)
+        return {f.check: f for f in found}
+
+    async def broken(self) -> list[tuple[str, str]]:
+        """(check, status) of everything that is not well; each says what it means and what to type."""
+        found = (await self.examine()).values()
+        bad = [f for f in found if f.status != "ok"]
+        assert all(f.found and f.meaning and f.type for f in bad)
+        assert all(f.found and not f.meaning and not f.type for f in found if f.status == "ok")
+        return [(f.check, f.status) for f in bad]
+
+    def change(self, **given: Any) -> None:
+        """Other rooms say something else."""
+        self.given = dataclasses.replace(self.given, **given)
+
+
+def no_credentials() -> str:
+    raise errors.InvalidParameter("No credentials for Tencent Cloud were found.")
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    (tmp_path / "api").mkdir()
+    data = tmp_path / "data"
+    data.mkdir()
+    engines.fresh("sqlite", data)
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/sda1 / ext4 rw 0 0\n")
+    async with api_service.running(tmp_path / "api", (TOKEN,)) as service:
+        given = doctor.Given(
+            find_ffmpeg=ffmpeg.find,
+            ffmpeg_version=ffmpeg.version,
+            check_template=pull.check_template,
+            pull_template=pull.DEFAULT_TEMPLATE,
+            schema=inspection.look,
+            credentials=lambda: "explicit",
+            version="1.2.3",
+            fault=errors.RecorderError,
+            mounts=mounts,
+        )
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "DATA_DIR": str(data),
+            "SPOOL_DIR": str(tmp_path / "spool"),
+            "MIN_FREE": "1MiB",
+            "FFMPEG_BINARY": imageio_ffmpeg.get_ffmpeg_exe(),
+            "TRTC_CALLBACK_KEYS": "1400000001=key",
+            "CALLBACK_SECRET": WHSEC,
+            "PULL_ADDRESS": f"{service.url}/pull/{{room}}",
+            "COS_ENDPOINT": service.url,
+            "RECORDER_URL": service.url,
+            "RECORDER_TOKEN": TOKEN,
+        }
+        yield World(folder=tmp_path, service=service, given=given, environ=environ)
+
+
+def script(path: Path, text: str) -> str:
+    """An executable file."""
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_all_is_well(world: World) -> None:
+    """Every check is made, none complains, and nothing was written anywhere."""
+    before = sorted(p.name for p in world.folder.iterdir())
+    found = await world.examine()
+    assert [f for f in found.values() if f.status != "ok"] == []
+    assert len(found) == len(doctor.CHECKS) == 16
+    assert sorted(p.name for p in world.folder.iterdir()) == before
+    assert doctor.verdict(list(found.values())) == "ok"
+
+
+async def test_settings(world: World) -> None:
+    """Every fault is named, and the checks that need none are made all the same."""
+    world.environ |= {"PORT": "x", "LINGER": "long"}
+    assert await world.broken() == [("settings", "fail")]
+    found = (await world.examine())["settings"].found
+    assert "PORT: must be" in found
+    assert "LINGER: must be" in found
+
+
+async def test_api_tokens(world: World) -> None:
+    """None where others can reach the port is a failure; a short one is a warning."""
+    world.environ["HOST"] = "0.0.0.0"
+    assert await world.broken() == [("settings", "fail"), ("api-tokens", "fail")]
+    world.environ["API_TOKENS"] = "short"
+    assert await world.broken() == [("api-tokens", "warn")]
+    world.environ["API_TOKENS"] = TOKEN
+    assert await world.broken() == []
+
+
+async def test_ffmpeg(world: World) -> None:
+    """One that is not there, does not run, or is too old."""
+    world.environ["FFMPEG_BINARY"] = str(world.folder / "none")
+    assert await world.broken() == [("ffmpeg", "fail"), ("ffmpeg-abilities", "fail")]
+    real = imageio_ffmpeg.get_ffmpeg_exe()
+    old = f'[ "$1" = -version ] && echo "ffmpeg version 5.1.9 Copyright" && exit\nexec {real} "$@"\n'
+    world.environ["FFMPEG_BINARY"] = script(world.folder / "old", old)
+    assert await world.broken() == [("ffmpeg", "warn")]
+    assert "5.1.9" in (await world.examine())["ffmpeg"].found
+
+
+async def test_ffmpeg_abilities(world: World) -> None:
+    """What it was built without is named."""
+    real = imageio_ffmpeg.get_ffmpeg_exe()
+    world.environ["FFMPEG_BINARY"] = script(world.folder / "poor", f'exec {real} "$@" | grep -v -e libmp3lame -e "^  rtmp$"\n')
+    assert await world.broken() == [("ffmpeg-abilities", "fail")]
+    assert (await world.examine())["ffmpeg-abilities"].found == "it lacks rtmp (protocols), libmp3lame (encoders)"
+
+
+async def test_setpriv(world: World) -> None:
+    """Not there, or one that does not know the option."""
+    empty = world.folder / "bin"
+    empty.mkdir()
+    world.environ["PATH"] = str(empty)
+    assert await world.broken() == [("setpriv", "warn")]
+    script(empty / "setpriv", "exit 1\n")
+    assert await world.broken() == [("setpriv", "warn")]
+    assert "does not know --pdeathsig" in (await world.examine())["setpriv"].found
+
+
+async def test_spool(world: World) -> None:
+    """A file where the folder should be, above it, or (for anybody but root) a folder that cannot be written."""
+    spool = Path(world.environ["SPOOL_DIR"])
+    spool.write_text("")
+    assert await world.broken() == [("spool", "fail")]
+    spool.unlink()
+    spool.mkdir(mode=0o500)
+    assert await world.broken() == ([] if os.geteuid() == 0 else [("spool", "fail")])
+    assert list(spool.iterdir()) == []
+
+
+async def test_spool_space(world: World) -> None:
+    """Less than MIN_FREE: every start would be refused."""
+    world.environ["MIN_FREE"] = "9999TiB"
+    assert await world.broken() == [("spool-space", "fail")]
+
+
+async def test_spool_lock(world: World) -> None:
+    """Held is well if a service answers, a failure if none does; free is well."""
+    spool = Path(world.environ["SPOOL_DIR"])
+    spool.mkdir()
+    with (spool / ".lock").open("w") as lock:
+        assert await world.broken() == []
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert await world.broken() == []
+        assert (await world.examine())["spool-lock"].found == "held by the running service"
+        world.service.not_ready = ["It is stopping."]
+        assert await world.broken() == [("spool-lock", "fail"), ("service", "warn")]
+
+
+async def test_database(world: World) -> None:
+    """No database, one locked, one that is none, an older and a newer schema, a folder that is a file."""
+    file = Path(world.environ["DATA_DIR"]) / "recorder.db"
+    kept = world.folder / "kept.db"
+    shutil.copy(file, kept)
+    file.unlink()
+    assert await world.broken() == []
+    assert not file.exists()
+    file.write_bytes(b"not a database, but long enough to look at" * 100)
+    assert await world.broken() == [("database", "fail")]
+    for revision, status in (("9999", "fail"), ("", "ok")):
+        shutil.copy(kept, file)
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute(
+                "UPDATE alembic_version SET version_num = ?" if revision else "DELETE FROM alembic_version",
+                (revision,) * bool(revision),
+            )
+            connection.commit()
+        assert (await world.examine())["database"].status == status
+    shutil.copy(kept, file)
+    world.change(schema=lambda url: inspection.Schema(current="0001", newest="0002"))
+    assert await world.broken() == [("database", "warn")]
+    world.change(schema=inspection.look)
+    world.environ["DATA_DIR"] = str(kept)
+    assert ("database", "fail") in await world.broken()
+
+
+async def test_database_place(world: World) -> None:
+    """On CFS_PATH, on a network file system, on what may be one."""
+    for kind, status in (("nfs4", "fail"), ("cifs", "fail"), ("fuse.sshfs", "warn"), ("fuseblk", "ok"), ("xfs", "ok")):
+        world.given.mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhost:/x {world.folder} {kind} rw 0 0\n")
+        assert (await world.examine())["database-place"].status == status, kind
+    world.given.mounts.unlink()
+    assert (await world.examine())["database-place"].status == "ok"
+    world.environ["CFS_PATH"] = world.environ["DATA_DIR"]
+    assert await world.broken() == [("settings", "fail"), ("database-place", "fail")]
+
+
+async def test_callback_keys(world: World) -> None:
+    """Without them no callback is taken."""
+    del world.environ["TRTC_CALLBACK_KEYS"]
+    assert await world.broken() == [("callback-keys", "warn")]
+
+
+async def test_callback_secret(world: World) -> None:
+    """Without it results are unsigned."""
+    del world.environ["CALLBACK_SECRET"]
+    assert await world.broken() == [("callback-secret", "warn")]
+    assert WHSEC not in repr(await world.examine())
+
+
+async def test_credentials(world: World) -> None:
+    """None are found: every start must bring its own."""
+    world.change(credentials=no_credentials)
+    assert await world.broken() == [("credentials", "warn")]
+
+
+async def test_pull(world: World) -> None:
+    """Nobody listens; a template that is none."""
+    world.environ["PULL_ADDRESS"] = "rtmp://127.0.0.1:9/pull/{room}"
+    assert await world.broken() == [("pull", "warn")]
+    world.environ["PULL_ADDRESS"] = "rtmp://127.0.0.1/pull/{rom}"
+    assert await world.broken() == [("pull", "fail")]
+    assert "{rom}" in (await world.examine())["pull"].found
+
+
+async def test_cos(world: World) -> None:
+    """Nobody listens."""
+    world.environ["COS_ENDPOINT"] = "http://127.0.0.1:9"
+    assert await world.broken() == [("cos", "warn")]
+
+
+async def test_service(world: World) -> None:
+    """A wrong token, a service that is not ready, another version, nobody."""
+    world.environ["RECORDER_TOKEN"] = "wrong"
+    assert await world.broken() == [("service", "warn")]
+    world.environ["RECORDER_TOKEN"] = TOKEN
+    world.service.not_ready = ["It is starting."]
+    assert await world.broken() == [("service", "warn")]
+    world.service.not_ready = []
+    world.change(version="9.9.9")
+    assert await world.broken() == [("service", "warn")]
+    world.environ["RECORDER_URL"] = "http://127.0.0.1:9"
+    assert "recorder serve" in (await world.examine())["service"].type
+
+
+async def run(world: World, *words: str) -> tuple[int, str]:
+    """`recorder doctor` as an operator runs it."""
+    environ = world.environ | {"PYTHONPATH": str(ROOT), "TENCENTCLOUD_SECRETID": "id", "TENCENTCLOUD_SECRETKEY": "key"}
+    program = (sys.executable, "-c", "import service; service.main()", "doctor", *words)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*program, stdout=pipe, stderr=pipe, env=environ)
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
+    assert stderr == b""
+    return process.returncode or 0, stdout.decode()
+
+
+async def test_the_command(world: World) -> None:
+    """0 with warnings, 1 with a failure; --json for programs, a line for each check in a pipe; no secret in either."""
+    code, text = await run(world, "--json")
+    body = json.loads(text)
+    assert (code, body["Status"]) == (0, "warn")
+    assert [c["Check"] for c in body["Checks"] if c["Status"] != "ok"] == ["service"]
+    assert next(c["Found"] for c in body["Checks"] if c["Check"] == "credentials") == "from scf"
+    world.environ["MIN_FREE"] = "9999TiB"
+    code, text = await run(world)
+    lines = [line.split("\t") for line in text.splitlines()]
+    assert (code, lines[0], len(lines)) == (1, ["Status", "Check", "Found", "Meaning", "Type"], 17)
+    assert [line[1] for line in lines if line[0] == "fail"] == ["spool-space"]
+    assert WHSEC not in text
+    assert TOKEN not in text

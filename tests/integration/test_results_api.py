@@ -1,0 +1,179 @@
+"""GET /results and `recorder results`: every result once, in order, by cursor; the wait ends when there is something to say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events import codec
+from tests import waiting
+from tests.integration import api_service
+from tests.integration.api_service import Service, start_body
+from tests.integration.test_commands import ROOT, run
+
+ALL = ["session-accepted", "failed-cos-write", "session-finished"]
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with api_service.running(tmp_path) as running:
+        yield running
+
+
+async def started(service: Service, **more: Any) -> str:
+    _, answer = await service.ask("POST", "/sessions", json=start_body(**more))
+    return str(answer["TaskId"])
+
+
+async def types(service: Service, query: str = "") -> tuple[list[str], str]:
+    """The types behind a query, and the cursor to go on from."""
+    status, answer = await service.ask("GET", f"/results{query}")
+    assert status == 200, answer
+    return [r["Type"] for r in answer["Results"]], answer["Next"]
+
+
+def announce(service: Service) -> None:
+    """As the bus does when a result has gone out."""
+    for listener in service.listeners:
+        listener(codec.Event(id="1", type="session-finished", time_ms=0, data={}))
+
+
+async def test_results_come_in_order_with_all_that_they_say(service: Service) -> None:
+    """Each as Cursor, Id, Type, Time, Subject and Data; the body of session-finished is the session's own result."""
+    task_id = await started(service)
+    await service.failed_recording(task_id)
+    _, answer = await service.ask("GET", "/results")
+    found = answer["Results"]
+    assert [r["Type"] for r in found] == ALL
+    assert [r["Subject"] for r in found] == [task_id, f"{task_id}/alice/1", task_id]
+    assert all(set(r) == {"Cursor", "Id", "Type", "Time", "Subject", "Data"} for r in found)
+    _, session = await service.ask("GET", f"/sessions/{task_id}")
+    assert found[2]["Data"] == session["Results"][0]
+    assert found[2]["Id"] == f"{task_id}.1"
+    assert "PLANTED" not in json.dumps(answer)
+
+
+async def test_a_cursor_goes_on_where_it_stands(service: Service) -> None:
+    """Page after page: nothing twice, nothing passed over; the end's cursor finds what comes after it, and only that."""
+    await service.failed_recording(await started(service))
+    seen, after = [], ""
+    while True:
+        found, after = await types(service, f"?limit=1&after={after}")
+        if not found:
+            break
+        seen += found
+    assert seen == ALL
+    await started(service, RoomId=2)
+    assert (await types(service, f"?after={after}"))[0] == ["session-accepted"]
+    _, end = await types(service, "?after=now")
+    assert (await types(service, f"?after={end}"))[0] == []
+
+
+async def test_results_of_a_type(service: Service) -> None:
+    """`type` chooses, and may be repeated; the cursor still goes on behind all that was passed over."""
+    await service.failed_recording(await started(service))
+    assert (await types(service, "?type=session-finished"))[0] == ["session-finished"]
+    assert (await types(service, "?type=session-finished&type=session-accepted"))[0] == [ALL[0], ALL[2]]
+    found, after = await types(service, "?type=recording-done")
+    assert (found, (await types(service, f"?after={after}"))[0]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("after=12", "after"),
+        ("after=s-1", "after"),
+        ("after=sx", "after"),
+        ("wait=31", "wait"),
+        ("type=start", "type"),
+        ("x=1", "x"),
+    ],
+)
+async def test_what_is_no_query_is_refused(service: Service, query: str, field: str) -> None:
+    """An invented cursor, a longer wait, a type that is no result's: named, and not passed over."""
+    status, answer = await service.ask("GET", f"/results?{query}")
+    assert (status, answer["Message"].split(":")[0]) == (400, field)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_the_wait_ends_with_a_result(service: Service, announced: bool) -> None:
+    """Woken by the bus at once, and without its word by polling; what came during the wait is the answer."""
+    _, end = await types(service, "?after=now")
+    asked = asyncio.create_task(types(service, f"?after={end}&wait=30"))
+    before = time.monotonic()
+    task_id = await started(service)
+    if announced:
+        await waiting.until(lambda: announce(service) or asked.done(), what="the answer")
+    found, _ = await asyncio.wait_for(asked, 10)
+    assert found == ["session-accepted"]
+    assert time.monotonic() - before < 5
+    assert task_id
+
+
+async def test_the_wait_ends_with_nothing(service: Service) -> None:
+    """At its end the answer is empty, and its cursor is where to go on."""
+    found, after = await types(service, "?wait=0.2")
+    assert (found, after) == ([], "s0")
+
+
+async def test_the_wait_ends_when_the_service_does(service: Service) -> None:
+    """A stop is not held up by those who wait."""
+    asked = asyncio.create_task(types(service, "?wait=30"))
+    await waiting.until(lambda: len(service.listeners) == 1, what="somebody to listen")
+    service.draining = True
+    assert (await asyncio.wait_for(asked, 3))[0] == []
+
+
+async def test_many_wait_and_all_are_told(service: Service) -> None:
+    """One result wakes everybody."""
+    asked = [asyncio.create_task(types(service, "?wait=30")) for _ in range(20)]
+    await started(service)
+    await waiting.until(lambda: announce(service) or all(a.done() for a in asked), what="the answers")
+    assert [(await a)[0] for a in asked] == [["session-accepted"]] * 20
+
+
+@asynccontextmanager
+async def following(service: Service, *words: str) -> AsyncIterator[asyncio.StreamReader]:
+    """`recorder results --follow …` as a process of its own; its output."""
+    environ = {"RECORDER_URL": service.url, "PYTHONPATH": str(ROOT)}
+    program = (sys.executable, "-c", "from ops import cli; cli.app(prog_name='recorder')", "results", "--follow", *words)
+    process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, env=environ)
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.send_signal(2)
+        assert await asyncio.wait_for(process.wait(), 10) == 130
+
+
+async def test_the_command_follows(service: Service) -> None:
+    """What there is and what comes, a JSON object on each line at once; Ctrl-C ends it with 130."""
+    first = await started(service)
+    async with following(service, "--json", "--type", "session-accepted") as output:
+        assert json.loads(await asyncio.wait_for(output.readline(), 15))["Subject"] == first
+        second = await started(service, RoomId=2)
+        assert json.loads(await asyncio.wait_for(output.readline(), 15))["Subject"] == second
+
+
+async def test_the_command_prints_what_there_is(service: Service) -> None:
+    """Lines with tabs in a pipe, the gist of each; --after goes on behind a cursor; without --follow it ends."""
+    task_id = await started(service)
+    await service.failed_recording(task_id)
+    result = await run(service, "results")
+    assert result.exit_code == 0
+    headings, *lines = (line.split("\t") for line in result.stdout.splitlines())
+    assert headings == ["Cursor", "Time", "Type", "Subject", "What"]
+    assert [line[2] for line in lines] == ALL
+    assert lines[1][4] == "写cos失败 The bucket refused the key (403)."
+    assert lines[2][4] == "RoomDestroyed, revision 1, 0 of 1 files written"
+    result = await run(service, "results", "--after", lines[1][0], "--json")
+    assert [json.loads(line)["Type"] for line in result.stdout.splitlines()] == ["session-finished"]
+    assert (await run(service, "results", "--after", "nonsense")).exit_code == 1

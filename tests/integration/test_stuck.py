@@ -1,0 +1,155 @@
+"""Stuck sessions over a real store: found by the API and the command, with the why and what to type; nothing else is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import api_service
+from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
+from tests.integration.test_commands import run
+
+MINUTE_MS = 60_000
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with api_service.running(tmp_path, ("right-token",)) as running:
+        yield running
+
+
+async def started(service: Service, **more: Any) -> str:
+    _, answer = await service.ask("POST", "/sessions", json=start_body(**more))
+    return str(answer["TaskId"])
+
+
+async def speaking(service: Service, room: int) -> str:
+    """A session with a recording whose first capture is queued."""
+    task_id = await started(service, RoomId=room)
+    await service.say("user-publishing", SdkAppId=SDK_APP_ID, RoomId=room, UserId="alice", EventMs=now_ms(), Kind="audio")
+    return task_id
+
+
+async def uploading(service: Service, room: int, failures: int) -> str:
+    """A session whose upload has failed so many times and is tried again."""
+    task_id = await speaking(service, room)
+    named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, f"{task_id}/alice/1"
+    await service.store.take_lease(owner, 1, "node", 30_000)
+    await service.say("capture-started", **named, Epoch=1)
+    await service.say("stop", TaskId=task_id)
+    await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", Reason="stopped", MediaMs=5000, SizeBytes=4)
+    output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
+    await service.store.take_lease(owner, 2, "node", 30_000)
+    await service.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
+    for epoch in range(3, 3 + 2 * failures, 1):
+        if await service.store.take_lease(owner, epoch, "node", 30_000):
+            failed = {"Reason": "network", "Detail": "No route to the bucket.", "Retry": True}
+            await service.say("upload-failed", **named, Epoch=epoch, **failed)
+            due = await waiting_retry(service, owner)
+            await service.say("deadline-passed", Owner=owner, Kind="retry", Serial=due)
+    return task_id
+
+
+async def waiting_retry(service: Service, owner: str) -> str:
+    """The serial of the armed retry."""
+    async with service.store.transaction() as tx:
+        await tx.arm(owner, "retry", 0)
+    (due,) = [d for d in await service.store.due_deadlines() if d.owner == owner and d.kind == "retry"]
+    return due.serial
+
+
+async def stuck(service: Service, query: str = "") -> dict[str, list[str]]:
+    """TaskId → the names of the rules that hold."""
+    _, answer = await service.ask("GET", f"/sessions?stuck=true{query}")
+    return {s["TaskId"]: [f["Rule"] for f in s["Stuck"]] for s in answer["Sessions"]}
+
+
+async def test_nothing_is_stuck_at_first(service: Service) -> None:
+    """Live sessions with queued work are not; the command says so and ends well."""
+    await speaking(service, 1)
+    assert await stuck(service) == {}
+    result = await run(service, "sessions", "--stuck")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Nothing is stuck.\n")
+
+
+async def test_each_cause_is_found_and_told(service: Service) -> None:
+    """A failure with files, an upload that fails again and again, a job that nobody takes, a lease that is over, a session that
+    does not finish: each under its rule, and what needs nobody is not there."""
+    failed = await started(service)
+    await service.failed_recording(failed)
+    fails = await uploading(service, 2, failures=3)
+    lost = await speaking(service, 3)
+    await service.store.take_lease(f"{lost}/alice/1", 1, "gone", 1)
+    queued = await speaking(service, 4)
+    assert await stuck(service) == {failed: ["failed-kept"], fails: ["tried-often"]}
+    service.clock_ahead_ms = MINUTE_MS + 1_000
+    assert await stuck(service) == {
+        queued: ["not-taken"],
+        lost: ["lease-over"],
+        fails: ["tried-often", "not-taken"],
+        failed: ["failed-kept"],
+    }
+    service.clock_ahead_ms = 16 * MINUTE_MS
+    assert (await stuck(service))[fails] == ["closing-long", "tried-often", "not-taken"]
+
+
+async def test_a_result_that_nobody_takes(service: Service) -> None:
+    """A callback that waits unsent, and one that was refused for good."""
+    task_id = await started(service, Callback="https://example.com/x")
+    await service.ask("POST", f"/sessions/{task_id}/stop", json={})
+    assert await stuck(service) == {}
+    service.clock_ahead_ms = 2 * MINUTE_MS
+    assert await stuck(service) == {task_id: ["not-taken"]}
+    service.clock_ahead_ms = 0
+    await service.store.take_lease(f"{task_id}#1", 1, "node", 30_000)
+    refused = {"Reason": "gone", "Detail": "The receiver answered 410.", "Retry": False}
+    await service.say("callback-failed", TaskId=task_id, Revision=1, Epoch=1, **refused)
+    assert await stuck(service) == {task_id: ["not-delivered"]}
+
+
+async def test_the_stuck_are_filtered_and_paged(service: Service) -> None:
+    """Filters hold, a page has as many as asked for, and `Next` leads through all of them."""
+    ids = []
+    for room in range(1, 6):
+        ids.append(await uploading(service, room, failures=3))
+        await speaking(service, 100 + room)
+    assert list(await stuck(service, "&room=3")) == [ids[2]]
+    assert list(await stuck(service, "&state=Open")) == []
+    seen: list[str] = []
+    before = ""
+    while True:
+        _, answer = await service.ask("GET", f"/sessions?stuck=true&limit=2&before={before}")
+        seen += [s["TaskId"] for s in answer["Sessions"]]
+        before = answer["Next"]
+        if not before:
+            break
+    assert seen == ids[::-1]
+
+
+async def test_the_command_says_why_and_what_to_type(service: Service) -> None:
+    """A row for each reason; `show` has the same; the command it names, typed as it stands, moves the recording on."""
+    task_id = await started(service)
+    await service.failed_recording(task_id)
+    result = await run(service, "sessions", "--stuck")
+    headings, line = (text.split("\t") for text in result.stdout.splitlines())
+    assert headings == ["TaskId", "Of", "Why", "Next"]
+    assert line[:3] == [task_id, "alice/1", "FailedCosWrite: The bucket refused the key (403)."]
+    shown = await run(service, "show", task_id)
+    assert "Stuck" in shown.stdout
+    words = line[3].split("`recorder ")[1].split("`")[0].split()
+    assert (await run(service, *words)).exit_code == 0
+    assert json.loads((await run(service, "sessions", "--stuck", "--json")).stdout)["Sessions"] == []
+
+
+async def test_the_list_costs_the_same_however_long(service: Service) -> None:
+    """Counts of a whole page come with it, and are those of each session."""
+    ids = [await speaking(service, room) for room in range(1, 4)]
+    failed = await started(service)
+    await service.failed_recording(failed)
+    _, answer = await service.ask("GET", "/sessions")
+    counts = {s["TaskId"]: s["Recordings"] for s in answer["Sessions"]}
+    assert counts == {failed: {"Failed": 1}} | dict.fromkeys(ids, {"Joining": 1})

@@ -1,0 +1,138 @@
+"""The rules of what a person should look at: each holds where it should, and not a moment or a try earlier."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from events import requests
+from machine import callback, model, states
+from store import reading
+from web import stuck
+
+TASK_ID = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
+NOW_MS = 1_800_000_000_000
+POLICY = model.Policy()
+REQUEST = requests.StartRequest(
+    room=requests.Room(sdk_app_id=1, room_id=7), user_id="rec", region="ap-x", bucket="b-1000", path="/", mode="02"
+)
+OPEN = model.Session(task_id=TASK_ID, request=REQUEST, opened_ms=NOW_MS - 3_600_000)
+CLOSING = replace(OPEN, state=states.CLOSING, closing_ms=NOW_MS - POLICY.result_wait_ms - 1)
+FINISHED = replace(CLOSING, state=states.FINISHED, finished_ms=NOW_MS - 1_000, revision=1)
+FAILED = model.Recording(
+    task_id=TASK_ID, speaker="ann", n=1, state=states.FAILED, code="FailedCosWrite", detail="Refused (403).", media_ms=5_000
+)
+UPLOADING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, state=states.UPLOADING, tries=3, detail="No route to host.")
+JOINING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, present=True, tries=3, detail="404.")
+SENT = model.Callback(task_id=TASK_ID, revision=1, url="", body="", tries=3, detail="HTTP 500.")
+
+
+def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **works: reading.Work) -> list[stuck.Finding]:
+    """What the rules say of a session with these recordings and callbacks; `works` are jobs by owner's end."""
+    recordings = [v for v in values if isinstance(v, model.Recording)]
+    callbacks = [v for v in values if isinstance(v, model.Callback)]
+    by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): work for name, work in works.items()}
+    evidence = reading.Evidence(recordings=recordings, callbacks=callbacks, works=by_owner)
+    return stuck.findings(stuck.Look(session=session, evidence=evidence, policy=POLICY, now_ms=now_ms))
+
+
+def rules(found: list[stuck.Finding]) -> list[tuple[str, str]]:
+    return [(f.rule, f.of) for f in found]
+
+
+def queued(ago_ms: int) -> reading.Work:
+    return reading.Work(kind="upload", state=states.QUEUED, node="", since_ms=NOW_MS - ago_ms, lease_until_ms=0)
+
+
+def leased(until_ms: int) -> reading.Work:
+    return reading.Work(kind="capture", state=states.LEASED, node="node-1", since_ms=0, lease_until_ms=until_ms)
+
+
+def test_what_goes_on_by_itself_is_not_stuck() -> None:
+    """A live session, a finished one, and work in progress need nobody."""
+    running = replace(JOINING, state=states.RECORDING, tries=0, media_ms=9)
+    assert look(OPEN, running, ann=leased(NOW_MS + 20_000)) == []
+    assert look(FINISHED, replace(FAILED, state=states.DONE, code="Success"), replace(SENT, state=callback.DELIVERED)) == []
+    assert look(CLOSING, replace(UPLOADING, tries=2), now_ms=NOW_MS - 1, ann=queued(60_000)) == []
+
+
+def test_failed_with_its_files_kept() -> None:
+    """Replayable: the code, the detail and the command; not any more when the files are gone."""
+    (found,) = look(FINISHED, FAILED)
+    assert (found.rule, found.of, found.why) == ("failed-kept", "ann/1", "FailedCosWrite: Refused (403).")
+    assert f"`recorder replay {TASK_ID} --speaker=ann --n=1`" in found.next
+    assert look(FINISHED, replace(FAILED, files_removed=True)) == []
+    assert look(FINISHED, replace(FAILED, media_ms=0)) == []
+
+
+def test_failed_with_nothing_in_a_session_that_is_open() -> None:
+    """There may be something to save as long as the room is live."""
+    empty = replace(FAILED, media_ms=0, code="FailedRecording", detail="The UserSig has expired.")
+    (found,) = look(OPEN, empty)
+    assert (found.rule, "The UserSig has expired." in found.why) == ("failed-live", True)
+    assert look(FINISHED, empty) == []
+    assert look(OPEN, replace(empty, awaited=True)) == []
+
+
+def test_a_publishing_speaker_without_media() -> None:
+    """Three pulls in vain while callbacks say that there is something; a speaker who left, or was never seen, is none."""
+    assert rules(look(OPEN, JOINING)) == [("no-media", "ann/1")]
+    for other in (replace(JOINING, tries=2), replace(JOINING, present=None), replace(JOINING, present=False)):
+        assert look(OPEN, other) == []
+
+
+@pytest.mark.parametrize("state", [states.TRANSCODING, states.UPLOADING])
+def test_tried_often(state: str) -> None:
+    """Three failures in a row of a transcode or upload, with the last one's detail."""
+    (found,) = look(FINISHED, replace(UPLOADING, state=state))
+    assert (found.rule, "3 times in a row. No route to host." in found.why) == ("tried-often", True)
+    assert found.next
+    assert look(FINISHED, replace(UPLOADING, state=state, tries=2)) == []
+
+
+def test_queued_and_not_taken() -> None:
+    """A recording's or a callback's job, after a minute."""
+    calm = replace(UPLOADING, tries=0)
+    assert look(FINISHED, calm, ann=queued(60_000)) == []
+    (found,) = look(FINISHED, calm, ann=queued(60_001))
+    assert (found.rule, found.of, found.why) == ("not-taken", "ann/1", "Its upload has been queued for 60 s: no worker takes it.")
+    assert "recorder doctor" in found.next
+    assert rules(look(FINISHED, replace(SENT, tries=0), sent=queued(61_000))) == [("not-taken", "#1")]
+
+
+def test_a_lease_that_nobody_took_over() -> None:
+    """With a grace of some seconds, in which the sweeper speaks."""
+    calm = replace(JOINING, tries=0)
+    assert look(OPEN, calm, ann=leased(NOW_MS - stuck.LEASE_GRACE_MS)) == []
+    (found,) = look(OPEN, calm, ann=leased(NOW_MS - 300_000))
+    assert (found.rule, found.why.startswith("The lease of its capture on node-1 ended 5 min ago")) == ("lease-over", True)
+
+
+def test_closing_for_too_long() -> None:
+    """Longer than RESULT_WAIT, and what it waits for."""
+    calm = replace(UPLOADING, tries=0)
+    (found,) = look(CLOSING, calm)
+    assert (found.rule, found.of) == ("closing-long", "")
+    assert "15 min" in found.why
+    assert "ann/1 (Uploading)" in found.why
+    assert look(CLOSING, calm, now_ms=NOW_MS - 1) == []
+
+
+def test_results_that_are_not_taken() -> None:
+    """Refused three times, or given up; the newest revision's delivery counts, for KEEP_FAILED."""
+    assert rules(look(FINISHED, SENT)) == [("refused-often", "#1")]
+    assert look(FINISHED, replace(SENT, tries=2)) == []
+    gone = replace(SENT, state=callback.FAILED, detail="HTTP 410.")
+    (found,) = look(FINISHED, gone)
+    assert (found.rule, "HTTP 410." in found.why, "recorder show" in found.next) == ("not-delivered", True, True)
+    assert look(FINISHED, gone, replace(SENT, revision=2, state=callback.DELIVERED)) == []
+    assert look(FINISHED, gone, now_ms=NOW_MS + POLICY.keep_failed_ms) == []
+
+
+def test_every_rule_has_its_sentence() -> None:
+    """Names are words for programs, meanings whole sentences for people."""
+    for rule in (*stuck.SESSION_RULES, *stuck.RECORDING_RULES, *stuck.CALLBACK_RULES):
+        assert rule.name.replace("-", "").isalpha()
+        assert rule.meaning.endswith(".")
