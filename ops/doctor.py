@@ -107,7 +107,20 @@ class Case:
 def examine(environ: Mapping[str, str], given: Given) -> list[Finding]:
     """Every check, in order; without settings that can be used, only those that need none."""
     case = Case(environ, given)
-    return [check(case) for check in (CHECKS if not case.faults else CHECKS_WITHOUT_SETTINGS)]
+    checks = CHECKS_WITHOUT_SETTINGS if case.faults else CHECKS
+    return [_made(name, check, case) for name, check in checks.items()]
+
+
+def _made(name: str, check: Callable[[Case], Finding], case: Case) -> Finding:
+    """What the check found; one that the system itself prevented is a failure, and no end of the examination."""
+    try:
+        return check(case)
+    except OSError as error:
+        meaning, get = (
+            "This could not be looked at; the service may meet the same.",
+            "recorder doctor  # again, once that is mended",
+        )
+        return Finding(check=name, status=FAIL, found=f"{type(error).__name__}: {error}", meaning=meaning, type=get)
 
 
 def verdict(found: list[Finding]) -> str:
@@ -336,22 +349,23 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
 
 
-CHECKS: tuple[Callable[[Case], Finding], ...] = (
-    check_settings,
-    check_tokens,
-    check_ffmpeg,
-    check_abilities,
-    check_setpriv,
-    check_spool,
-    check_space,
-    check_lock,
-    check_database,
-    check_place,
-    check_callback_keys,
-    check_callback_secret,
-    check_credentials,
-    check_pull,
-    check_cos,
-    check_service,
-)
-CHECKS_WITHOUT_SETTINGS = (check_settings, check_tokens, check_setpriv, check_place, check_service)
+CHECKS: dict[str, Callable[[Case], Finding]] = {
+    "settings": check_settings,
+    "api-tokens": check_tokens,
+    "ffmpeg": check_ffmpeg,
+    "ffmpeg-abilities": check_abilities,
+    "setpriv": check_setpriv,
+    "spool": check_spool,
+    "spool-space": check_space,
+    "spool-lock": check_lock,
+    "database": check_database,
+    "database-place": check_place,
+    "callback-keys": check_callback_keys,
+    "callback-secret": check_callback_secret,
+    "credentials": check_credentials,
+    "pull": check_pull,
+    "cos": check_cos,
+    "service": check_service,
+}
+_NEED_NO_SETTINGS = ("settings", "api-tokens", "setpriv", "database-place", "service")
+CHECKS_WITHOUT_SETTINGS = {name: CHECKS[name] for name in _NEED_NO_SETTINGS}

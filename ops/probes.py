@@ -5,7 +5,6 @@ Imports nothing of ours. Rule: nothing is left behind; whatever cannot be found 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
@@ -82,14 +81,16 @@ def free_bytes(folder: Path) -> int:
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock of this file. A shared lock is taken for a moment to find out."""
-    with contextlib.suppress(FileNotFoundError, PermissionError):
+    try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
+    except OSError:  # what is not there, or not ours to read, is told by other checks
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -29,7 +29,7 @@ TRTC callbacks go to {callback_url}. The keys of COS and of TRTC's server API: S
 
 {environment}
 recorder serve 2>{log} &
-curl -s --retry 20 --retry-connrefused {service_url}/readyz
+curl -s --retry 30 --retry-delay 1 --retry-connrefused {service_url}/readyz
 
 2. There, open a room with a speaker:
 

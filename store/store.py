@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,8 @@ class Message:
 
     seq: int
     channel: str
+    type: str
+    node: str
     body: bytes
 
 
@@ -113,10 +115,28 @@ class Store:
     async def unsent(self, limit: int = 100) -> list[Message]:
         """The oldest messages that were not sent, in the order they were written."""
         table = tables.outbox
-        found = select(table.c.seq, table.c.channel, table.c.body).where(table.c.sent_ms.is_(None)).order_by(table.c.seq)
+        found = select(*_message_columns()).where(table.c.sent_ms.is_(None)).order_by(table.c.seq)
         async with self._read() as connection:
             rows = (await connection.execute(found.limit(limit))).all()
-        return [Message(seq=r.seq, channel=r.channel, body=r.body.encode()) for r in rows]
+        return [_message(r) for r in rows]
+
+    async def claim_unsent(self, limit: int, hold_ms: int) -> list[Message]:
+        """Take the oldest unsent messages that no other relay holds, for `hold_ms`: who has not marked them sent by then has
+        died, and they are taken again. In the order they were written."""
+        table = tables.outbox
+        now_ms = self._clock()
+        free = select(table.c.seq).where(table.c.sent_ms.is_(None), table.c.claimed_until_ms < now_ms)
+        free = free.order_by(table.c.seq).limit(limit).with_for_update(skip_locked=True)
+        taken = update(table).where(table.c.seq.in_(free)).values(claimed_until_ms=now_ms + hold_ms)
+        async with self._write() as connection:
+            rows = (await connection.execute(taken.returning(*_message_columns()))).all()
+        return [_message(r) for r in sorted(rows, key=lambda r: int(r.seq))]
+
+    async def mark_all_sent(self, seqs: Sequence[int]) -> None:
+        """These messages were handed on."""
+        table = tables.outbox
+        async with self._write() as connection:
+            await connection.execute(update(table).where(table.c.seq.in_(seqs)).values(sent_ms=self._clock()))
 
     async def mark_sent(self, seq: int, parked: str = "") -> None:
         """The message was handled; or cannot be, for the reason `parked`."""
@@ -340,3 +360,12 @@ class Store:
     async def _read(self) -> AsyncIterator[AsyncConnection]:
         async with self._engine.connect() as connection:
             yield connection
+
+
+def _message_columns() -> list[Any]:
+    table = tables.outbox
+    return [table.c.seq, table.c.channel, table.c.type, table.c.node, table.c.body]
+
+
+def _message(row: Any) -> Message:
+    return Message(seq=row.seq, channel=row.channel, type=row.type, node=row.node, body=row.body.encode())

@@ -195,8 +195,10 @@ outbox = Table(
     Column("channel", String(16), nullable=False),
     Column("type", String(64), nullable=False),
     Column("task_id", String(26), nullable=False),
+    Column("node", String(64), nullable=False),
     Column("body", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("claimed_until_ms", BigInteger, nullable=False),
     Column("sent_ms", BigInteger),
     Column("parked", Text, nullable=False),
     # Numbers are never used again: readers page by them.

@@ -218,11 +218,12 @@ class Transaction:
         line = {"task_id": task_id, "owner": owner, "at_ms": self.now_ms, "event_id": event.id, "event_type": event.type}
         await self._insert(tables.journal, line | {"from_state": from_state, "to_state": to_state, "note": note})
 
-    async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
-        """Put a message in the outbox: `channel` is event, command or result. The relay takes it from there after the commit."""
+    async def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
+        """Put a message in the outbox: `channel` is event, command or result, `node` the only node it is for ("": any). The
+        relay takes it from there after the commit."""
         body = codec.encode(event).decode()
-        line = {"channel": channel, "type": event.type, "task_id": task_id, "body": body, "parked": ""}
-        await self._insert(tables.outbox, line | {"created_ms": self.now_ms, "sent_ms": None})
+        line = {"channel": channel, "type": event.type, "task_id": task_id, "node": node, "body": body, "parked": ""}
+        await self._insert(tables.outbox, line | {"created_ms": self.now_ms, "claimed_until_ms": 0, "sent_ms": None})
 
     # --- what callbacks tell of rooms ---------------------------------------------------------------------------------------
     async def note_callback(self, sdk_app_id: int) -> None:

@@ -42,6 +42,11 @@ class World:
     given: doctor.Given
     environ: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def spool(self) -> Path:
+        """SPOOL_DIR, which is not there yet."""
+        return Path(self.environ["SPOOL_DIR"])
+
     async def examine(self) -> dict[str, doctor.Finding]:
         """What doctor finds, by check."""
         found = await asyncio.to_thread(doctor.examine, self.environ, self.given)
@@ -169,13 +174,24 @@ async def test_setpriv(world: World) -> None:
 
 async def test_spool(world: World) -> None:
     """A file where the folder should be, above it, or (for anybody but root) a folder that cannot be written."""
-    spool = Path(world.environ["SPOOL_DIR"])
+    spool = world.spool
     spool.write_text("")
     assert await world.broken() == [("spool", "fail")]
     spool.unlink()
     spool.mkdir(mode=0o500)
     assert await world.broken() == ([] if os.geteuid() == 0 else [("spool", "fail")])
     assert list(spool.iterdir()) == []
+
+
+async def test_a_check_that_breaks_is_a_finding(world: World) -> None:
+    """What nobody thought of is told as a failure of that check; the others are made all the same."""
+
+    def breaks(_: str) -> inspection.Schema:
+        raise OSError("the disk is on fire")
+
+    world.change(schema=breaks)
+    assert await world.broken() == [("database", "fail")]
+    assert "the disk is on fire" in (await world.examine())["database"].found
 
 
 async def test_spool_space(world: World) -> None:
@@ -186,7 +202,7 @@ async def test_spool_space(world: World) -> None:
 
 async def test_spool_lock(world: World) -> None:
     """Held is well if a service answers, a failure if none does; free is well."""
-    spool = Path(world.environ["SPOOL_DIR"])
+    spool = world.spool
     spool.mkdir()
     with (spool / ".lock").open("w") as lock:
         assert await world.broken() == []

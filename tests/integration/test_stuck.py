@@ -152,4 +152,4 @@ async def test_the_list_costs_the_same_however_long(service: Service) -> None:
     await service.failed_recording(failed)
     _, answer = await service.ask("GET", "/sessions")
     counts = {s["TaskId"]: s["Recordings"] for s in answer["Sessions"]}
-    assert counts == {failed: {"Failed": 1}} | dict.fromkeys(ids, {"Joining": 1})
+    assert counts == {failed: {"Failed": 1}} | {key: {"Joining": 1} for key in ids}

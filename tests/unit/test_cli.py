@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer import testing
 
-from ops import cli, client, printing, requests
+from ops import cli, client, following, printing, requests, watching
 
 ENVIRON = {"RECORDER_USER_SIG": "sig", "COS_SECRET_ID": "id", "COS_SECRET_KEY": "key"}
 
@@ -65,7 +66,11 @@ class TestRequests:
 
 
 class TestExitCodes:
-    @pytest.mark.parametrize("words", [["sessions"], ["show", "X"], ["stop", "X"], ["replay", "X"], ["start"]])
+    @pytest.mark.parametrize(
+        "words",
+        [["sessions"], ["sessions", "--stuck"], ["show", "X"], ["show", "X", "-w"], ["results"], ["results", "-f"], ["stop", "X"],
+         ["replay", "X"], ["start"]],
+    )  # fmt: skip
     def test_nobody_answers(self, nobody: str, words: list[str]) -> None:
         """3, and a sentence that says where was asked and what to do."""
         result = run(*words, RECORDER_URL=nobody)
@@ -75,7 +80,16 @@ class TestExitCodes:
         assert result.stdout == ""
 
     @pytest.mark.parametrize(
-        "words", [["sessions", "--state", "Lost"], ["show"], ["replay", "X", "--from", "end"], ["start", "--x"]]
+        "words",
+        [
+            ["sessions", "--state", "Lost"],
+            ["sessions", "--since", "yesterday"],
+            ["sessions", "--limit", "0"],
+            ["show", "X", "--watch", "--every", "0"],
+            ["show"],
+            ["replay", "X", "--from", "end"],
+            ["start", "--x"],
+        ],
     )
     def test_wrong_usage(self, words: list[str]) -> None:
         """2 for what the command does not take."""
@@ -91,6 +105,157 @@ class TestExitCodes:
         """2, without a traceback and without the token."""
         result = run("sessions", RECORDER_URL=nobody, RECORDER_TOKEN="a\nb")
         assert (result.exit_code, "RECORDER_TOKEN" in result.stderr, "a\nb" in result.stderr) == (2, True, False)
+
+
+class TestHelp:
+    def test_exit_codes_are_documented(self) -> None:
+        """`recorder --help` says what each code means."""
+        text = " ".join(run("--help", COLUMNS="200").stdout.split())
+        for code in (client.OK, client.REFUSED, client.USAGE, client.UNREACHABLE, client.NOT_FOUND, client.INTERRUPTED):
+            assert f"{code} " in text.split("Exit codes:")[1]
+
+    def test_every_command_takes_json(self) -> None:
+        """A program can read the answer of each."""
+        for command in ("start", "stop", "sessions", "show", "results", "replay"):
+            assert "--json" in run(command, "--help", COLUMNS="200", NO_COLOR="1", TERM="dumb").stdout
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_the_script_is_given_out(self, shell: str) -> None:
+        """The script that `--install-completion` installs and `--show-completion` prints."""
+        result = run(_RECORDER_COMPLETE=f"source_{shell}")
+        assert result.exit_code == 0
+        assert "_RECORDER_COMPLETE" in result.stdout
+
+    def test_it_can_be_installed(self) -> None:
+        """Both options are there."""
+        text = run("--help", COLUMNS="200").stdout
+        assert "--install-completion" in text
+        assert "--show-completion" in text
+
+    @pytest.mark.parametrize(
+        ("line", "completed"),
+        [
+            ("recorder se", {"sessions"}),
+            ("recorder replay X --from tr", {"transcoding"}),
+            ("recorder sessions --st", {"--state", "--stuck"}),
+        ],
+    )
+    def test_words_are_completed(self, line: str, completed: set[str]) -> None:
+        """Commands, options and choices."""
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_RECORDER_COMPLETE": "complete_bash"}
+        result = run(**words)
+        assert completed <= set(result.stdout.split())
+        assert all(word.startswith(line.split()[-1]) for word in result.stdout.split())
+
+
+class TestSince:
+    def test_spans_and_times(self) -> None:
+        """Ago, or the time itself; always UTC for the service."""
+        assert requests.since("2h", 1_800_000_000) == "2027-01-15T06:00:00.000Z"
+        assert requests.since("7d", 1_800_000_000) == "2027-01-08T08:00:00.000Z"
+        assert requests.since("2027-01-15T08:00:00+08:00", 0) == "2027-01-15T00:00:00.000Z"
+        assert requests.since("", 0) == ""
+        for text in ("yesterday", "1e999", "99999999d", "2027-13-01"):
+            with pytest.raises(requests.UsageError):
+                requests.since(text, 1_800_000_000)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class TestTerminal:
+    TASK_ID = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
+
+    @pytest.fixture
+    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> _Terminal:
+        """A terminal of 60 columns."""
+        made = _Terminal()
+        monkeypatch.setattr("sys.stdout", made)
+        monkeypatch.setenv("COLUMNS", "60")
+        monkeypatch.setenv("TERM", "xterm")
+        return made
+
+    def test_ids_stay_whole_in_a_narrow_table(self, terminal: _Terminal) -> None:
+        """Everything else is folded; nothing is cut."""
+        printing.rows(("TaskId", "State", "User"), [[self.TASK_ID, "Open", "u" * 100]])
+        lines = terminal.getvalue().splitlines()
+        assert any(self.TASK_ID in line for line in lines)
+        assert terminal.getvalue().count("u") == 100
+        assert "…" not in terminal.getvalue()
+
+    def test_a_pipe_is_a_pipe_whatever_variables_say(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """FORCE_COLOR makes no table of what a program reads."""
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        printing.rows(("TaskId",), [[self.TASK_ID]])
+        printing.line("x" * 300)
+        assert capsys.readouterr().out == f"TaskId\n{self.TASK_ID}\n" + "x" * 300 + "\n"
+
+    def test_the_stuck_are_told_in_sentences(self, terminal: _Terminal) -> None:
+        """Why and what to type below each session; the command is on one line, to be copied."""
+        typed = f"`recorder replay {self.TASK_ID} --speaker=alice --n=1`"
+        finding = {"Rule": "failed-kept", "Of": "alice/1", "Why": "FailedCosWrite: refused.", "Next": f"Type {typed}."}
+        session = {"TaskId": self.TASK_ID, "State": "Finished", "RoomId": "7", "StrRoomId": "", "Stuck": [finding]}
+        printing.stuck({"Sessions": [session], "Next": ""})
+        assert any(typed in line for line in terminal.getvalue().splitlines())
+
+    def test_doctor_says_what_to_do(self, terminal: _Terminal) -> None:
+        """Below the table, for what is not well."""
+        found = {"Check": "cos", "Status": "warn", "Found": "no answer", "Meaning": "Uploads wait.", "Type": "nc -vz cos 443"}
+        printing.findings([found, found | {"Check": "pull", "Status": "ok", "Meaning": "", "Type": ""}], verdict="warn")
+        assert "  nc -vz cos 443" in terminal.getvalue()
+        assert "It works, with limits." in terminal.getvalue()
+
+    def test_progress_is_drawn_in_place(self, terminal: _Terminal) -> None:
+        """One picture, drawn anew with each look."""
+        recording = {
+            "Speaker": "alice",
+            "N": 1,
+            "State": "Recording",
+            "MediaSeconds": 1.5,
+            "Segments": [{}],
+            "Gaps": [],
+            "Detail": "",
+        }
+        body = {"TaskId": self.TASK_ID, "State": "Open", "EndReason": "", "Recordings": [recording]}
+        with watching.screen(as_json=False) as show:
+            show(body)
+            show(body | {"Recordings": [recording | {"MediaSeconds": 2.5}]})
+        assert "1.5" in terminal.getvalue()
+        assert "2.5" in terminal.getvalue()
+
+
+class _Flaky:
+    """A service that is away twice."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def results(self, *, after: str, types: object, wait_s: float = 0) -> dict[str, Any]:
+        """As client.Client."""
+        self.asked.append(after)
+        if len(self.asked) in (2, 3):
+            raise client.ClientError("It is away.", client.UNREACHABLE)
+        if len(self.asked) > 5:
+            raise client.ClientError("Refused.", client.REFUSED)
+        return {"Results": [{"Cursor": f"s{len(self.asked)}"}], "Next": f"s{len(self.asked)}"}
+
+
+class TestFollowing:
+    def test_a_service_that_is_away_is_asked_again(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """From the same cursor on, once it has answered before; said once; what it refuses is the end."""
+        service, pauses = _Flaky(), list[float]()
+        found = following.results(cast(client.Client, service), after="", follow=True, pause=pauses.append)
+        assert [next(found)["Cursor"] for _ in range(3)] == ["s1", "s4", "s5"]
+        with pytest.raises(client.ClientError, match=r"Refused\."):
+            next(found)
+        assert service.asked == ["", "s1", "s1", "s1", "s4", "s5"]
+        assert (len(pauses), capsys.readouterr().err.count("It is away.")) == (2, 1)
 
 
 class TestPrinting:
