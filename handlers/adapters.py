@@ -103,6 +103,10 @@ class Steps(Protocol):
         """What the segment of `epoch` holds; nothing if it was never written."""
         ...
 
+    async def fetch(self, job: Assignment, epoch: int, url: str) -> bool:
+        """Copy the segment of `epoch` from the node at `url` to this one's spool; False if it cannot be had now."""
+        ...
+
     async def transcode(self, job: Assignment, segments: Sequence[Any]) -> Finished:
         """Segments (rows of the store) to the finished file. Raises TranscodeFailed."""
         ...

@@ -24,6 +24,7 @@ class Context:
 
     policy: model.Policy
     new_id: Callable[[], str]
+    shared_spool: bool = True
     mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service holds the application's key for UserSigs
 
 
@@ -56,11 +57,14 @@ class Applying:
         self, current: model.Session, value: model.Recording, data: Mapping[str, Any] | None = None
     ) -> recording.Facts:
         """What a decision about a recording may look at."""
+        home, target_away = await self._whereabouts(value)
         return recording.Facts(
+            home=home,
+            target_away=target_away,
             now_ms=self.tx.now_ms,
             policy=self.context.policy,
             callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
-            has_segments=value.state != states.RECORDING and await self.tx.has_segments(value.id),
+            has_segments=value.state != states.RECORDING and not value.files_removed and await self.tx.has_segments(value.id),
             has_output=value.output is not None and not value.files_removed,
             evictions=await self.tx.evictions(value.task_id, value.id) if self.event.type in NAMES_EVICTIONS else 0,
             data=self.event.data if data is None else data,
@@ -138,7 +142,9 @@ class Applying:
         await self._callback_effects(decision)
         return decision
 
-    async def send(self, channel: str, type_: str, data: Mapping[str, Any], *, subject: str, task_id: str = "") -> None:
+    async def send(
+        self, channel: str, type_: str, data: Mapping[str, Any], *, subject: str, task_id: str = "", node: str = ""
+    ) -> None:
         """A message of ours, checked, into the outbox. Its id is derived from what it says, so that a repeat is a duplicate."""
         event = codec.make(
             type_,
@@ -148,14 +154,27 @@ class Applying:
             subject=subject,
             correlation_id=self.event.id,
         )
-        await self.tx.send(channel, event, task_id)
+        await self.tx.send(channel, event, task_id, node)
+
+    async def _whereabouts(self, value: model.Recording) -> tuple[str, bool]:
+        """Where the segments lie, and whether the node that the present job waits for is away; neither matters on a shared
+        spool."""
+        if self.context.shared_spool:
+            return "", False
+        nodes = await self.tx.segment_nodes(value.id)
+        home = max(nodes, key=lambda node: (nodes[node], node), default="")
+        job = value.job
+        if job is None or not job.node or job.state not in (states.WAITING, states.QUEUED):
+            return home, False
+        return home, await self.tx.node_seen_ms(job.node) < self.tx.now_ms - 2 * self.context.policy.lease_ms
 
     # --- the small steps they share ---------------------------------------------------------------------------------------
     async def _effect(self, current: model.Session, value: model.Recording, effect: effects.Effect) -> None:
         match effect:
             case effects.Command(type_):
                 data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
-                await self.send("command", type_, data, subject=value.id, task_id=value.task_id)
+                node = value.job.node if value.job else ""
+                await self.send("command", type_, data, subject=value.id, task_id=value.task_id, node=node)
             case effects.Arm(kind, at_ms):
                 await self.tx.arm(value.id, kind, at_ms)
             case effects.Disarm(kind):

@@ -20,7 +20,12 @@ SESSION_DEADLINES = {
     "idle": "idle-over",
     "result-wait": "result-wait-over",
 }
-RECORDING_DEADLINES = {"retry": "retry-due", "linger": "linger-over", "idle": "idle-over"}
+RECORDING_DEADLINES = {
+    "retry": "retry-due",
+    "linger": "linger-over",
+    "idle": "idle-over",
+    "node-return": "node-return-over",
+}
 
 
 async def capture_started(step: applying.Applying) -> None:

@@ -26,9 +26,13 @@ SAID_LIMIT = 10_000
 class Sweeper:
     """Turns what is overdue into `deadline-passed` and `worker-lost`."""
 
-    def __init__(self, store: ports.Store, *, node: str, policy: model.Policy, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, store: ports.Store, *, node: str, policy: model.Policy, clock: Callable[[], int], url: Callable[[], str] = str
+    ) -> None:
+        """`url` tells where other nodes fetch this one's files; "" for nowhere."""
         self._store = store
         self._node = node
+        self._url = url
         self._policy = policy
         self._clock = clock
         self._said: dict[str, None] = {}
@@ -44,7 +48,7 @@ class Sweeper:
         if seen_ms is not None and now_ms > seen_ms:
             log.info("sweeper.downtime_forgiven", away_ms=now_ms - seen_ms)
             await self._store.forgive_downtime(now_ms - seen_ms)
-        await self._store.heartbeat(self._node)
+        await self._store.heartbeat(self._node, self._url())
         self._since_ms = now_ms
         self.sweep.start()
 
@@ -69,7 +73,7 @@ class Sweeper:
                 await self._say("worker-lost", f"lost.{lease.owner}.{lease.epoch}", lease.owner, lost)
         if now_ms >= self._next_heartbeat_ms:
             self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
-            await self._store.heartbeat(self._node)
+            await self._store.heartbeat(self._node, self._url())
         if now_ms >= self._next_cleaning_ms:
             self._next_cleaning_ms = now_ms + model.HOUR
             await self._store.forget_inbox(now_ms - KEEP_INBOX_MS)

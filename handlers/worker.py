@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
@@ -53,6 +53,7 @@ class Job:
     task: asyncio.Task[None] | None = None
     capture: adapters.Capture | None = None
     stop_asked: bool = False
+    handed_over: bool = False
     ended: bool = False
     said: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -68,10 +69,13 @@ class Worker:
         node: str,
         policy: model.Policy,
         clock: Callable[[], int],
+        shared_spool: bool = True,
     ) -> None:
+        """`shared_spool`: any node can reach the files that this one writes."""
         self._store = store
         self._steps = steps
         self._node = node
+        self._place = "" if shared_spool else node
         self._policy = policy
         self._clock = clock
         self._jobs: dict[tuple[str, int], Job] = {}
@@ -84,6 +88,17 @@ class Worker:
         for lease in await self._store.leases(node=self._node):
             await self._void(lease)
         self.renewal.start()
+
+    async def drain(self) -> None:
+        """Hand the captures over: each ends, and says that the next segment is another node's. Returns when all have said so.
+
+        Take no new jobs before: cancel the consumers of commands first."""
+        running = [j for j in self._jobs.values() if j.capture is not None and not j.ended]
+        for job in running:
+            job.handed_over = True
+            if job.capture is not None:
+                job.capture.stop()
+        await asyncio.gather(*(j.task for j in running if j.task is not None), return_exceptions=True)
 
     async def stop(self) -> None:
         """End all work. Files stay as they are, leases are voided at the next start."""
@@ -149,7 +164,8 @@ class Worker:
         await asyncio.gather(*job.said)
         faults.faultpoint("capture.exit.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
-        detail = {"Reason": ended.reason, "Detail": ended.detail[:4096]}
+        handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
+        detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
         await self._say_exit(job, states.CAPTURE, detail | _on_disk(ended.progress))
 
     async def _transcode(self, job: Job) -> None:
@@ -157,15 +173,37 @@ class Worker:
         segments: Sequence[Any] = await self._store.segments(job.owner)
         faults.faultpoint("transcode.start.before")
         try:
+            missing = await self._gather(job, assignment, segments)
             async with self._transcodes:
-                made = await self._steps.transcode(assignment, segments)
+                made = await self._steps.transcode(assignment, [s for s in segments if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
             await self._say_exit(job, states.TRANSCODE, failure)
             return
-        log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms)
-        await self._say_exit(job, states.TRANSCODE, {"Reason": "ok", "Output": made.output.to_json()})
+        log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms, missing=len(missing))
+        output = replace(made.output, missing=len(missing), gaps=_with_missing(made.output, segments, missing))
+        await self._say_exit(job, states.TRANSCODE, {"Reason": "ok", "Output": output.to_json(), "Node": self._place})
+
+    async def _gather(self, job: Job, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
+        """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
+        (node-away) as long as NODE_RETURN gives their node time."""
+        if not self._place:
+            return set()
+        missing = set()
+        for segment in segments:
+            if segment.node != self._node and segment.media_ms and not await self._fetch(assignment, segment):
+                missing.add(segment.epoch)
+        over_ms = assignment.recording.step_from_ms + self._policy.node_return_ms
+        if missing and self._clock() < over_ms:
+            nodes = ", ".join(sorted({s.node for s in segments if s.epoch in missing}))
+            detail = f"Segments lie on {nodes}, which does not answer; the transcode waits for it until NODE_RETURN is over."
+            raise errors.TranscodeFailed(detail, reason="node-away", retry=True)
+        return missing
+
+    async def _fetch(self, assignment: adapters.Assignment, segment: Any) -> bool:
+        url = await self._store.node_url(segment.node, self._clock() - 2 * self._policy.lease_ms)
+        return bool(url) and await self._steps.fetch(assignment, segment.epoch, url)
 
     async def _upload(self, job: Job) -> None:
         assignment = await self._store.assignment(job.owner)
@@ -319,9 +357,13 @@ class Janitor:
     """Removes what is not needed any more from this node's spool: the files of recordings that are Done, and failed ones after
     KEEP_FAILED. Rule: a file goes only after its row has given it up."""
 
-    def __init__(self, store: ports.Store, steps: adapters.Steps, *, policy: model.Policy, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, store: ports.Store, steps: adapters.Steps, *, policy: model.Policy, clock: Callable[[], int], node: str = ""
+    ) -> None:
+        """`node` is whose spool it is; "" for one that all nodes share."""
         self._store = store
         self._steps = steps
+        self._node = node
         self._policy = policy
         self._clock = clock
         self.cleaning = background.Background("janitor", self._run)
@@ -341,11 +383,23 @@ class Janitor:
     async def _run(self) -> None:
         while True:
             for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
-                if await self._store.mark_removed(recording_id):
-                    faults.faultpoint("cleanup.remove.before")
-                    await self._steps.remove(recording_id)
-                    log.info("spool.removed", owner=recording_id)
+                await self._store.mark_removed(recording_id)
+            for recording_id in await self._store.given_up(self._node):
+                faults.faultpoint("cleanup.remove.before")
+                await self._steps.remove(recording_id)
+                await self._store.forget_files(recording_id, self._node)
+                log.info("spool.removed", owner=recording_id)
             await asyncio.sleep(RENEW_S)
+
+
+def _with_missing(output: model.Output, segments: Sequence[Any], missing: set[int]) -> tuple[tuple[int, int], ...]:
+    """The gaps of the file, and those that segments which could not be reached leave at its edges; one between two others is in
+    the wall time between these already."""
+    reached = [s for s in segments if s.epoch not in missing and s.media_ms]
+    before = sum(s.media_ms for s in segments if s.epoch in missing and reached and s.epoch < reached[0].epoch)
+    after = sum(s.media_ms for s in segments if s.epoch in missing and reached and s.epoch > reached[-1].epoch)
+    edges = (((0, before),) if before else (), ((output.duration_ms, after),) if after else ())
+    return (*edges[0], *output.gaps, *edges[1])
 
 
 def _owner(command: codec.Event) -> str:

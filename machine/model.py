@@ -25,6 +25,7 @@ class Policy:
     result_wait_ms: int = 15 * MINUTE
     upload_retry_for_ms: int = 72 * HOUR
     keep_failed_ms: int = 7 * 24 * HOUR
+    node_return_ms: int = 30 * MINUTE
     lease_ms: int = 30 * SECOND
     capture_pauses_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 10_000)
     blind_capture_pauses_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 16_000, 30_000)
@@ -33,12 +34,14 @@ class Policy:
     callback_pauses_ms: tuple[int, ...] = tuple(
         s * SECOND for s in (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
     )
+    node_away_pause_ms: int = 5_000
     lost_limit: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One attempt at a step. `state` is waiting, queued, leased or ended; `node` holds the lease."""
+    """One attempt at a step. `state` is waiting, queued, leased or ended; `node` holds the lease, or is the only one that the
+    job is for because the files lie there ("": any)."""
 
     kind: str
     state: str
@@ -47,7 +50,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A verified file of a transcode. `gaps` are (position in the file, wall time missing), both in ms."""
+    """A verified file of a transcode. `gaps` are (position in the file, wall time missing), both in ms; `missing` counts the
+    segments that could not be reached."""
 
     duration_ms: int
     size_bytes: int
@@ -55,6 +59,7 @@ class Output:
     start_ms: int | None = None
     end_ms: int | None = None
     gaps: tuple[tuple[int, int], ...] = ()
+    missing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As events and the database hold it."""
@@ -66,6 +71,7 @@ class Output:
             "StartMs": self.start_ms,
             "EndMs": self.end_ms,
             "Gaps": gaps,
+            "Missing": self.missing,
         }
 
     @staticmethod
@@ -78,6 +84,7 @@ class Output:
             start_ms=body["StartMs"],
             end_ms=body["EndMs"],
             gaps=tuple((g["AtMs"], g["DurationMs"]) for g in body["Gaps"]),
+            missing=body.get("Missing", 0),
         )
 
 
@@ -111,6 +118,7 @@ class Recording:
     code: str = ""
     detail: str = ""
     output: Output | None = None
+    output_node: str = ""
     url: str = ""
     job: Job | None = None
     files_removed: bool = False

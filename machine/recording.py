@@ -45,6 +45,7 @@ EVENTS = (
     "retry-due",
     "linger-over",
     "idle-over",
+    "node-return-over",
     "replay",
 )
 
@@ -54,13 +55,16 @@ class Facts:
     """What a decision may look at besides the recording. `data` is the event's; `callbacks_come` says whether TRTC's callbacks
     were seen for this application; `has_segments` and `has_output` say which inputs of later stages are kept: media in
     segments of any epoch, a verified file; `evictions` how many runs of this recording ended by themselves just as a pull for
-    another speaker of the session began."""
+    another speaker of the session began; `home` the node that holds most of the segments ("": any can reach them);
+    `target_away` whether the node that the present job is for shows no sign of life."""
 
     now_ms: int
     policy: model.Policy = field(default_factory=model.Policy)
     callbacks_come: bool = True
     has_segments: bool = False
     has_output: bool = False
+    home: str = ""
+    target_away: bool = False
     evictions: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,8 +143,8 @@ class Cursor:
         return self.recording.last_pull
 
     def at_once(self, _: EventData) -> bool:
-        """The run ended only because a track appeared: the stream is live."""
-        return self.facts.data.get("Reason") == "new-track"
+        """The run ended only because a track appeared, or because its node stops: the stream is live."""
+        return self.facts.data.get("Reason") in ("new-track", "node-stopping")
 
     def tried_often(self, _: EventData) -> bool:
         """Several runs in a row brought nothing."""
@@ -164,6 +168,14 @@ class Cursor:
     def lost_too_often(self, _: EventData) -> bool:
         """Its workers died again and again."""
         return self.recording.tries >= self.facts.policy.lost_limit
+
+    def node_away(self, _: EventData) -> bool:
+        """Segments lie on a node that is away, and NODE_RETURN is not over."""
+        return self.facts.data.get("Reason") == "node-away"
+
+    def target_away(self, _: EventData) -> bool:
+        """The job is for a node that is away."""
+        return self.facts.target_away
 
     def to_uploading(self, _: EventData) -> bool:
         """A verified output exists, and no earlier stage was asked for."""
@@ -242,6 +254,25 @@ class Cursor:
         """Try the transcode again after a pause."""
         self._wait(states.TRANSCODE, self.facts.policy.transcode_pauses_ms)
 
+    def wait_node(self, _: EventData) -> None:
+        """Look again soon whether the node is back; that is no try in vain."""
+        tries = self.recording.tries
+        self._wait(states.TRANSCODE, (self.facts.policy.node_away_pause_ms,))
+        self._set(tries=tries)
+
+    def queue_anywhere(self, _: EventData) -> None:
+        """Whoever takes it goes on with the segments that can be reached."""
+        self._queue(states.TRANSCODE, anywhere=True)
+
+    def wait_longer(self, _: EventData) -> None:
+        """The node is there: only look again later."""
+        self._add(effects.Arm("node-return", self.facts.now_ms + self.facts.policy.node_return_ms))
+
+    def fail_away(self, _: EventData) -> None:
+        """The node that holds the finished file did not come back."""
+        node = self.recording.output_node
+        self._fail(f"The finished file lies on {node}, which did not come back in time; start it and replay.")
+
     def wait_upload(self, _: EventData) -> None:
         """Try the upload again after a growing pause."""
         self._wait(states.UPLOAD, self.facts.policy.upload_pauses_ms)
@@ -285,7 +316,8 @@ class Cursor:
 
     def keep_output(self, _: EventData) -> None:
         """The verified file is known."""
-        self._set(output=model.Output.from_json(self.facts.data["Output"]))
+        output = model.Output.from_json(self.facts.data["Output"])
+        self._set(output=output, output_node=str(self.facts.data.get("Node") or ""))
 
     def finish(self, _: EventData) -> None:
         """The object is in the bucket."""
@@ -349,13 +381,21 @@ class Cursor:
 
     def _begin_step(self) -> None:
         self._set(tries=0, step_from_ms=self.facts.now_ms, stop_requested=True)
-        for kind in ("linger", "idle"):
+        for kind in ("linger", "idle", "node-return"):
             self._add(effects.Disarm(kind))
 
-    def _queue(self, kind: str) -> None:
-        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED))
+    def _queue(self, kind: str, *, anywhere: bool = False) -> None:
+        node = "" if anywhere else self._place(kind)
+        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED, node=node))
         self._add(effects.Disarm("retry"))
         self._add(effects.Command(f"start-{kind}"))
+        if node:
+            over_ms = self.recording.step_from_ms + self.facts.policy.node_return_ms
+            self._add(effects.Arm("node-return", max(over_ms, self.facts.now_ms + model.SECOND)))
+
+    def _place(self, kind: str) -> str:
+        """The only node a job is for: where its files lie; "" where that does not matter."""
+        return {states.TRANSCODE: self.facts.home, states.UPLOAD: self.recording.output_node}.get(kind, "")
 
     def _wait(self, kind: str, pauses_ms: tuple[int, ...]) -> None:
         pause_ms = pauses_ms[min(self.recording.tries, len(pauses_ms) - 1)]
@@ -363,7 +403,7 @@ class Cursor:
         self._set(
             epoch=self.recording.epoch + 1,
             tries=self.recording.tries + 1,
-            job=model.Job(kind=kind, state=states.WAITING),
+            job=model.Job(kind=kind, state=states.WAITING, node=self._place(kind)),
             detail=detail or self.recording.detail,
         )
         self._add(effects.Arm("retry", self.facts.now_ms + pause_ms))
@@ -378,7 +418,7 @@ class Cursor:
         if self.recording.job is not None and self.recording.job.state in (states.WAITING, states.QUEUED):
             self._set(epoch=self.recording.epoch + 1)
         self._set(job=None, stop_requested=True, ended_ms=self.facts.now_ms)
-        for kind in ("linger", "idle", "retry"):
+        for kind in ("linger", "idle", "retry", "node-return"):
             self._add(effects.Disarm(kind))
         self._add(effects.Report())
 
@@ -449,6 +489,7 @@ ROWS: tuple[table.Row, ...] = (
     _ignore("transcode-exit", ALL, STALE, ("stale",)),
     Row(on="transcode-exit", at=(T,), unless=("working",), ignore=NO_SUCH_JOB),
     Row(on="transcode-exit", at=(T,), when=("verified",), to=U, do=("keep_output", "queue_upload")),
+    Row(on="transcode-exit", at=(T,), when=("node_away",), do=("wait_node",)),
     Row(on="transcode-exit", at=(T,), when=("again",), do=("wait_transcode",)),
     Row(on="transcode-exit", at=(T,), to=states.FAILED, do=("fail",)),
     _ignore("transcode-exit", (*CAPTURING, U, *states.FINAL), NO_SUCH_JOB),
@@ -478,6 +519,11 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="idle-over", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
     Row(on="idle-over", at=(R,), to=T, do=("end_capture", "queue_transcode")),
     _ignore("idle-over", LATER, OVER),
+    # The files lie on a node that is away: after NODE_RETURN the transcode goes on without it; an upload cannot.
+    Row(on="node-return-over", at=WORKING, unless=("target_away",), do=("wait_longer",)),
+    Row(on="node-return-over", at=(T,), do=("queue_anywhere",)),
+    Row(on="node-return-over", at=(U,), to=states.FAILED, do=("fail_away",)),
+    _ignore("node-return-over", (*CAPTURING, *states.FINAL), "no file is waited for"),
     # Replay: the latest state whose inputs exist, or the earlier one that was asked for. On a stuck one: the command again.
     Row(on="replay", at=(J,), when=("stopping",), to=states.FAILED, do=("fail_empty",)),
     Row(on="replay", at=(R,), when=("stopping",), to=T, do=("end_capture", "queue_transcode")),

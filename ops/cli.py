@@ -167,9 +167,8 @@ def results(
 ) -> None:
     """Print the results of all sessions, oldest first: what became of every file."""
     with _exits(as_json=as_json):
-        printing.results_heading(as_json=as_json)
-        for found in following.results(_service(), after=after, types=types or (), follow=follow):
-            printing.result(found, as_json=as_json)
+        for number, found in enumerate(following.results(_service(), after=after, types=types or (), follow=follow)):
+            printing.result(found, as_json=as_json, first=number == 0)
 
 
 @app.command()

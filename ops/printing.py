@@ -154,22 +154,18 @@ def session(body: Json) -> None:
             line(f"  {step}")
 
 
-def results_heading(*, as_json: bool) -> None:
-    """What stands above the results."""
-    if not as_json and not on_terminal():
-        plain(RESULT_HEADINGS)
-
-
-def result(body: Json, *, as_json: bool) -> None:
-    """One of the results of GET /results."""
+def result(body: Json, *, as_json: bool, first: bool) -> None:
+    """One of the results of GET /results, below the headings if it is the first."""
     if as_json:
         as_json_line(body)
         return
     cells = [body["Cursor"], body["Time"], body["Type"], body["Subject"], _told(body["Data"])]
-    if not on_terminal():
-        plain(cells)
+    if on_terminal():
+        line(f"{cells[1][:19].replace('T', ' ')}  {cells[2]:<17} {cells[3]:<28} {cells[4]}")
         return
-    line(f"{cells[1][:19].replace('T', ' ')}  {cells[2]:<17} {cells[3]:<28} {cells[4]}")
+    if first:
+        plain(RESULT_HEADINGS)
+    plain(cells)
 
 
 def replay(body: Json, *, dry_run: bool) -> None:

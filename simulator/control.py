@@ -7,7 +7,6 @@ docs/simulator.md is its reference.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -206,7 +205,7 @@ class Control:
         return web.Response(status=204)
 
     async def _rest(self, request: web.Request) -> web.Response:
-        return bodies.answer([dataclasses.asdict(served) for served in self._simulator.rest.served])
+        return bodies.answer([bodies.shown(served) for served in self._simulator.rest.served])
 
     def _room(self, request: web.Request) -> rooms.Room:
         return self._simulator.rooms.by_handle(request.match_info["room"])

@@ -35,7 +35,8 @@ def recording_row(recording: model.Recording) -> dict[str, Any]:
     """All columns of a recording."""
     row = {name: getattr(recording, name) for name in RECORDING_FIELDS}
     output = dumps(recording.output.to_json()) if recording.output else None
-    return row | {"id": recording.id, "version": recording.version, "output": output}
+    partial = recording.output is not None and recording.output.missing > 0
+    return row | {"id": recording.id, "version": recording.version, "output": output, "partial": partial}
 
 
 def recording(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Recording:

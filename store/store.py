@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy import and_, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -264,13 +264,21 @@ class Store:
             rows = (await connection.execute(found)).all()
         return [Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
 
-    async def heartbeat(self, node: str) -> None:
-        """Say that this node is alive."""
+    async def heartbeat(self, node: str, url: str = "") -> None:
+        """Say that this node is alive, and where other nodes can fetch its files ("": nowhere)."""
         table = tables.nodes
+        values = {"seen_ms": self._clock(), "url": url}
         async with self._write() as connection:
-            done = await connection.execute(update(table).where(table.c.node == node).values(seen_ms=self._clock()))
-            if not done.rowcount:
-                await connection.execute(insert(table).values(node=node, seen_ms=self._clock()))
+            if not (await connection.execute(update(table).where(table.c.node == node).values(values))).rowcount:
+                await connection.execute(insert(table).values(node=node, **values))
+
+    async def node_url(self, node: str, alive_since_ms: int) -> str:
+        """Where the files of a node can be fetched; "" if it gave no sign of life since then, or offers none."""
+        table = tables.nodes
+        found = select(table.c.url).where(table.c.node == node, table.c.seen_ms >= alive_since_ms)
+        async with self._read() as connection:
+            row = (await connection.execute(found)).first()
+        return str(row.url) if row else ""
 
     async def last_seen_ms(self) -> int | None:
         """When any node was last alive, Unix ms; None in a new database."""
@@ -290,9 +298,11 @@ class Store:
 
     # --- clean-up -------------------------------------------------------------------------------------------------------------
     async def removable(self, failed_before_ms: int) -> list[str]:
-        """Recordings whose files still lie on the spool and are not wanted: Done, or Failed before that time (Unix ms)."""
+        """Recordings whose files are kept and not wanted any more: Done, and nothing was missing; or, of the others, those that
+        ended before that time (Unix ms)."""
         table = tables.recordings
-        over = or_(table.c.state == states.DONE, and_(table.c.state == states.FAILED, table.c.ended_ms < failed_before_ms))
+        whole = and_(table.c.state == states.DONE, table.c.partial.is_(False))
+        over = or_(whole, and_(table.c.state.in_(states.FINAL), table.c.ended_ms < failed_before_ms))
         found = select(table.c.id).where(over, table.c.files_removed.is_(False)).limit(100)
         async with self._read() as connection:
             return [r.id for r in (await connection.execute(found)).all()]
@@ -303,10 +313,26 @@ class Store:
         where = and_(table.c.id == recording_id, table.c.state.in_(states.FINAL), table.c.files_removed.is_(False))
         values = {"files_removed": True, "version": table.c.version + 1}
         async with self._write() as connection:
-            if not (await connection.execute(update(table).where(where).values(values))).rowcount:
-                return False
-            await connection.execute(delete(tables.segments).where(tables.segments.c.recording_id == recording_id))
-        return True
+            return bool((await connection.execute(update(table).where(where).values(values))).rowcount)
+
+    async def given_up(self, node: str) -> list[str]:
+        """Recordings whose files were given up and still lie on the spool of `node` ("": a spool that all share)."""
+        table, segments = tables.recordings, tables.segments
+        there = exists().where(segments.c.recording_id == table.c.id, *([segments.c.node == node] if node else []))
+        lies = or_(there, table.c.output_node == node) if node else there
+        found = select(table.c.id).where(table.c.files_removed.is_(True), lies).limit(100)
+        async with self._read() as connection:
+            return [r.id for r in (await connection.execute(found)).all()]
+
+    async def forget_files(self, recording_id: str, node: str) -> None:
+        """The files of a recording are gone from the spool of `node` ("": the one that all share)."""
+        table, segments = tables.recordings, tables.segments
+        gone = delete(segments).where(segments.c.recording_id == recording_id)
+        async with self._write() as connection:
+            await connection.execute(gone.where(segments.c.node == node) if node else gone)
+            if node:
+                held = and_(table.c.id == recording_id, table.c.output_node == node)
+                await connection.execute(update(table).where(held).values(output_node=""))
 
     async def spent(self, task_id: str) -> bool:
         """Whether nothing of this session is wanted on the spool any more: every recording's files were given up, or it is not

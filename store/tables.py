@@ -108,6 +108,8 @@ recordings = Table(
     Column("code", String(32), nullable=False),
     Column("detail", Text, nullable=False),
     Column("output", Text),
+    Column("output_node", String(64), nullable=False),
+    Column("partial", Boolean, nullable=False),
     Column("url", Text, nullable=False),
     Column("files_removed", Boolean, nullable=False),
     UniqueConstraint("task_id", "speaker", "n"),
@@ -246,5 +248,6 @@ nodes = Table(
     "nodes",
     metadata,
     Column("node", String(64), primary_key=True),
+    Column("url", Text, nullable=False),
     Column("seen_ms", BigInteger, nullable=False),
 )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Table, Text, and_, cast, delete, insert, or_, select, update
+from sqlalchemy import Select, Table, Text, and_, cast, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -120,6 +120,18 @@ class Transaction:
         version = await self._guarded(table, where, old.version, rows.recording_row(old), rows.recording_row(new))
         await self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)
         return _with_version(new, version)
+
+    async def segment_nodes(self, recording_id: str) -> dict[str, int]:
+        """Where the segments of a recording lie: node → media in ms."""
+        table = tables.segments
+        media = func.sum(table.c.media_ms).label("media_ms")
+        found = select(table.c.node, media).where(table.c.recording_id == recording_id).group_by(table.c.node)
+        return {row["node"]: int(row["media_ms"]) for row in await self._all(found)}
+
+    async def node_seen_ms(self, node: str) -> int:
+        """When a node last gave a sign of life, Unix ms; 0 if it is not known."""
+        row = await self._one(select(tables.nodes.c.seen_ms).where(tables.nodes.c.node == node))
+        return int(row["seen_ms"]) if row else 0
 
     async def has_segments(self, recording_id: str) -> bool:
         """Whether media of the recording is kept in segments."""

@@ -1,4 +1,5 @@
-"""What every bus must do, whichever it is: hand out, in order, at least once, and hold nothing up. The parameter's id names it."""
+"""What every bus must do, whichever it is: hand out, in order, at least once, and hold nothing up. The parameter's id names
+it."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ STEPS: tuple[Step, ...] = (
     *(end, end, end, pass_time, pass_time, pass_time, leave, leave, unpublish, replay, replay, freeze, die),
     *(start, stop, dismiss, remove, lose, be_away, rest),
 )
-HISTORIES = st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=50)
+HISTORIES = st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 7), st.integers(0, 7)), min_size=20, max_size=45)
 
 
 # --- what must hold on the way ---------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class Watch:
         self.revisions: dict[str, int] = {}
 
     def look(self, w: World) -> None:
-        """Epochs and revisions only grow; a recording has one job that is not ended; a key is Open once."""
+        """Epochs and revisions only grow; one job, one Open session of a key, one undelivered callback; nobody is forgotten."""
         for id_, epoch in w.rows("SELECT id, epoch FROM recordings"):
             assert epoch >= self.epochs.get(id_, 0), f"the epoch of {id_} went back"
             self.epochs[id_] = epoch
@@ -198,6 +198,29 @@ class Watch:
         assert twofold == [], "two jobs at once"
         keys = "SELECT room FROM sessions WHERE state = 'Open' GROUP BY sdk_app_id, room_kind, room, user_id HAVING count(*) > 1"
         assert w.rows(keys) == [], "a key is Open twice"
+        pending = "SELECT task_id FROM callbacks WHERE state = 'pending' GROUP BY task_id HAVING count(*) > 1"
+        assert w.rows(pending) == [], "a newer revision cancels older callbacks"
+        self._nobody_is_forgotten(w)
+
+    def _nobody_is_forgotten(self, w: World) -> None:
+        capturing = "SELECT id, epoch, present, stop_requested FROM recordings WHERE state IN ('Joining', 'Recording')"
+        jobs = dict(w.rows("SELECT owner, state FROM jobs WHERE state <> 'ended'"))
+        deadlines = set(w.rows("SELECT owner, kind FROM deadlines"))
+        asked = {(b["subject"], b["data"]["Epoch"]) for b in _bodies(w, "stop-capture")}
+        for id_, epoch, present, stop_requested in w.rows(capturing):
+            if stop_requested:
+                assert jobs.get(id_) == "leased", f"{id_} waits for nobody"
+                assert (id_, epoch) in asked, f"the worker of {id_} was not asked to stop"
+            elif present is not None and not present and id_ not in jobs:
+                assert (id_, "linger") in deadlines, f"{id_} is not tried one last time"
+            else:
+                assert id_ in jobs, f"{id_} is not pulled"
+        for id_, state in jobs.items():
+            assert state != "waiting" or (id_, "retry") in deadlines, f"{id_} waits for ever"
+
+
+def _bodies(w: World, type_: str) -> list[dict[str, Any]]:
+    return [json.loads(body) for (body,) in w.rows(f"SELECT body FROM outbox WHERE type = '{type_}'")]
 
 
 # --- what must hold in the end ---------------------------------------------------------------------------------------

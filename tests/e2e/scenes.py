@@ -104,6 +104,15 @@ async def encode(world: World, *sizes: str) -> None:
         await world.simulator.content.picture(size, number("alice"))
 
 
+def check_together(found: content.Content, entry: Any) -> None:
+    """Each beep has its flash, but in the second after each beginning: a picture comes with its next key frame, sound at once."""
+    seams_s = [0.0, *(gap["At"] for gap in entry["Gaps"])]
+    told = tuple(beep for beep in found.beeps_s if not any(0 <= beep - seam <= 1.1 for seam in seams_s))
+    assert len(told) >= 2, (found.beeps_s, seams_s)
+    # content.check_together leaves the first and the last beep out
+    content.check_together(dataclasses.replace(found, beeps_s=(0.0, *told)))
+
+
 def after(found: content.Content, at_s: float) -> content.Content:
     """What comes after a place in a file."""
     beeps, flashes = (tuple(t for t in times if t > at_s) for times in (found.beeps_s, found.flashes_s))

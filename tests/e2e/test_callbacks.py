@@ -36,7 +36,7 @@ async def recorded(scene: Scene, user_id: str, *, live_s: float = 3) -> None:
     await scene.room.dismiss()
     ((entry,),) = (await scene.files("RoomDestroyed")).values()
     assert entry["Gaps"] == []
-    content.check_together(await scene.look(entry))
+    scenes.check_together(await scene.look(entry), entry)
 
 
 async def crossed(scene: Scene) -> None:
@@ -71,6 +71,17 @@ async def never_told_of_leaving(scene: Scene) -> None:
     ((entry,),) = (await scene.files("RoomDestroyed")).values()
     assert len(entry["Gaps"]) == 1
     assert entry["Gaps"][0]["Duration"] >= 5.5
+
+
+async def never_told_of_the_end(scene: Scene) -> None:
+    """The room's end is not told: when its only speaker is gone for LINGER and IDLE_TIMEOUT, it ends as Idle."""
+    await scene.start("00")
+    speaker = await scene.join("alice")
+    await scene.recordings("Recording")
+    await live_for(2)
+    await speaker.leave()
+    ((entry,),) = (await scene.files("Idle")).values()
+    assert entry["Gaps"] == []
 
 
 async def two_sessions(world: World, name: int | str) -> None:
@@ -140,9 +151,7 @@ async def became_audience(scene: Scene) -> None:
     scene.room.announce(callbacks.ROLE_CHANGED, "alice", Role=speakers.AUDIENCE)
     await speaker.mute_audio()
     await speaker.mute_video()
-    await scene.recordings("Done")
-    await scene.room.dismiss()
-    assert list(await scene.files("RoomDestroyed")) == ["alice"]
+    assert list(await scene.files("Idle")) == ["alice"]
     told = [message for message in messages(scene) if message.event_type in (101, 205, 206, 999)]
     assert {message.outcome for message in told} == {callbacks.DELIVERED}
 
@@ -199,6 +208,7 @@ async def test_untidy_callbacks(world: World) -> None:
         recorded(Scene(world, 9004), "swapped"),
         crossed(Scene(world, 9005)),
         never_told_of_leaving(Scene(world, 9006)),
+        never_told_of_the_end(Scene(world, 9012)),
         two_sessions(world, "9007"),
         used_again(world, 9008),
         digits_only(world, 9009),

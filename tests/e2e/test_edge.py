@@ -93,7 +93,7 @@ async def away_and_back(scene: Scene) -> None:
     for entry in (both, again, whole):
         found = await scene.look(entry)
         assert found.speakers == {scenes.number(entry["UserId"])}
-        content.check_together(found)
+        scenes.check_together(found, entry)
 
 
 async def dropped(scene: Scene) -> None:
@@ -191,4 +191,4 @@ async def test_a_frozen_edge(world: World, edge: Edge) -> None:
     assert silent_s - 1 <= gap["Duration"] <= silent_s + 3
     found = await scene.look(entry)
     assert len(scenes.after(found, gap["At"]).beeps_s) >= 3
-    content.check_together(found)
+    scenes.check_together(found, entry)

@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "simulator.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "\x1eblock"
 TYPING_LIMIT_S = 180.0
-CURL = 'curl() { command curl --fail-with-body --show-error "$@"; }'
+CURL = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }'
 """On the page a refusal would be seen; here it has to end the script."""
 
 

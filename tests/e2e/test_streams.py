@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloud import usersig
-from simulator import callbacks, speakers
+from simulator import callbacks, live, speakers
 from tests import content, waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
@@ -23,9 +23,10 @@ SIG_KEY = "the-key-of-user-signatures"
 
 
 async def late_and_on_one_track(scene: Scene) -> None:
-    """Speakers who come later, and speakers with one track alone: each has a file of what there was, in mode 02 too."""
+    """Speakers who come later, and speakers with one track alone, whatever is declared: each has a file of what there was."""
     await scene.start()
-    await scene.join("sound", video=False)
+    sound = await scene.join("sound", video=False)
+    sound.declare(live.BOTH)
     await live_for(2)
     await scene.join("picture", audio=False)
     await live_for(2)
@@ -40,7 +41,7 @@ async def late_and_on_one_track(scene: Scene) -> None:
     assert found["sound"].duration_s - 3 > found["both"].duration_s - 1.5
     content.check_spacing(found["sound"].beeps_s)
     content.check_spacing(found["picture"].flashes_s)
-    content.check_together(found["both"])
+    scenes.check_together(found["both"], files["both"][0])
 
 
 async def muted_for_long(scene: Scene) -> None:
@@ -64,7 +65,7 @@ async def muted_for_long(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert gap["Duration"] == pytest.approx(muted_s, abs=1.5)
     assert 6 <= entry["Duration"] <= 11
-    content.check_together(scenes.after(await scene.look(entry), gap["At"]))
+    scenes.check_together(scenes.after(await scene.look(entry), gap["At"]), entry)
 
 
 async def muted_sound(scene: Scene) -> None:
@@ -104,7 +105,7 @@ async def back_in_another_size(scene: Scene) -> None:
     found = await scene.look(entry)
     assert found.sizes == ((640, 360),)
     content.check_spacing(found.beeps_s[:3])
-    content.check_together(scenes.after(found, gap["At"]))
+    scenes.check_together(scenes.after(found, gap["At"]), entry)
 
 
 async def jumping(scene: Scene) -> None:
@@ -122,7 +123,7 @@ async def jumping(scene: Scene) -> None:
     missing_s = sum(gap["Duration"] for gap in entry["Gaps"])
     assert missing_s <= 6, entry
     assert live_s - missing_s - 0.5 <= entry["Duration"] <= live_s + 2
-    content.check_together(await scene.look(entry))
+    scenes.check_together(await scene.look(entry), entry)
 
 
 async def silent_server(scene: Scene) -> None:
@@ -144,7 +145,7 @@ async def silent_server(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert silent_s - 1 <= gap["Duration"] <= silent_s + 4
     assert whole["Gaps"] == []
-    content.check_together(scenes.after(await scene.look(entry), gap["At"]))
+    scenes.check_together(scenes.after(await scene.look(entry), gap["At"]), entry)
 
 
 async def ending_server(scene: Scene) -> None:
@@ -162,7 +163,7 @@ async def ending_server(scene: Scene) -> None:
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     assert len(entry["Gaps"]) == 2
     assert all(gap["Duration"] <= 2.5 for gap in entry["Gaps"])
-    content.check_together(await scene.look(entry))
+    scenes.check_together(await scene.look(entry), entry)
 
 
 async def expired(scene: Scene) -> None:

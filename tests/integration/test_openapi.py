@@ -71,7 +71,7 @@ async def test_every_route_is_described_and_nothing_else(service: Service) -> No
 def _leaves(route: Any) -> list[tuple[str, set[str]]]:
     """(path, methods) of a route, or of those of an included router."""
     if isinstance(route, routing.APIRoute):
-        return [(route.path, route.methods)]
+        return [(route.path, set(route.methods or ()))]
     contexts = getattr(route, "effective_route_contexts", None)
     return [(c.path, set(c.methods)) for c in contexts()] if contexts else []
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,11 @@ async def types(service: Service, query: str = "") -> tuple[list[str], str]:
     return [r["Type"] for r in answer["Results"]], answer["Next"]
 
 
-def announce(service: Service) -> None:
-    """As the bus does when a result has gone out."""
+def announced_until(service: Service, done: Callable[[], bool]) -> bool:
+    """Say, as the bus does when a result has gone out, that one has; whether it is done."""
     for listener in service.listeners:
         listener(codec.Event(id="1", type="session-finished", time_ms=0, data={}))
+    return done()
 
 
 async def test_results_come_in_order_with_all_that_they_say(service: Service) -> None:
@@ -111,7 +112,7 @@ async def test_the_wait_ends_with_a_result(service: Service, announced: bool) ->
     before = time.monotonic()
     task_id = await started(service)
     if announced:
-        await waiting.until(lambda: announce(service) or asked.done(), what="the answer")
+        await waiting.until(lambda: announced_until(service, asked.done), what="the answer")
     found, _ = await asyncio.wait_for(asked, 10)
     assert found == ["session-accepted"]
     assert time.monotonic() - before < 5
@@ -136,7 +137,7 @@ async def test_many_wait_and_all_are_told(service: Service) -> None:
     """One result wakes everybody."""
     asked = [asyncio.create_task(types(service, "?wait=30")) for _ in range(20)]
     await started(service)
-    await waiting.until(lambda: announce(service) or all(a.done() for a in asked), what="the answers")
+    await waiting.until(lambda: announced_until(service, lambda: all(a.done() for a in asked)), what="the answers")
     assert [(await a)[0] for a in asked] == [["session-accepted"]] * 20
 
 

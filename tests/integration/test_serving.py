@@ -36,7 +36,7 @@ async def test_it_answers_and_ends(host: str) -> None:
     await server.stop()
     assert server.task is not None
     assert server.task.done()
-    with pytest.raises(OSError, match="refused|Connect call failed"):
+    with pytest.raises(OSError, match=r"refused|Connect call failed"):
         await asyncio.open_connection(host, server.port)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
@@ -146,6 +147,23 @@ async def test_the_command_says_why_and_what_to_type(service: Service) -> None:
 
 
 async def test_the_list_costs_the_same_however_long(service: Service) -> None:
+    """The number of queries does not grow with the sessions on the page, the stuck ones among them or not."""
+    queries: list[str] = []
+    listened = service.store._engine.sync_engine
+    sqlalchemy.event.listen(listened, "before_cursor_execute", lambda *args: queries.append(args[2]))
+    costs = []
+    for room in range(1, 4):
+        await uploading(service, room, failures=3)
+        for query in ("", "?stuck=true"):
+            queries.clear()
+            _, answer = await service.ask("GET", f"/sessions{query}")
+            assert len(answer["Sessions"]) == room
+            costs.append(len([q for q in queries if q.lstrip().upper().startswith("SELECT")]))
+    assert costs == costs[:2] * 3
+    assert max(costs) <= 6
+
+
+async def test_the_list_counts_each_session_by_itself(service: Service) -> None:
     """Counts of a whole page come with it, and are those of each session."""
     ids = [await speaking(service, room) for room in range(1, 4)]
     failed = await started(service)

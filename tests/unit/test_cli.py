@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import socket
@@ -172,16 +173,15 @@ class TestTerminal:
 
     @pytest.fixture
     def terminal(self, monkeypatch: pytest.MonkeyPatch) -> _Terminal:
-        """A terminal of 60 columns."""
-        made = _Terminal()
-        monkeypatch.setattr("sys.stdout", made)
+        """A terminal of 60 columns, to redirect to."""
         monkeypatch.setenv("COLUMNS", "60")
         monkeypatch.setenv("TERM", "xterm")
-        return made
+        return _Terminal()
 
     def test_ids_stay_whole_in_a_narrow_table(self, terminal: _Terminal) -> None:
         """Everything else is folded; nothing is cut."""
-        printing.rows(("TaskId", "State", "User"), [[self.TASK_ID, "Open", "u" * 100]])
+        with contextlib.redirect_stdout(terminal):
+            printing.rows(("TaskId", "State", "User"), [[self.TASK_ID, "Open", "u" * 100]])
         lines = terminal.getvalue().splitlines()
         assert any(self.TASK_ID in line for line in lines)
         assert terminal.getvalue().count("u") == 100
@@ -201,13 +201,15 @@ class TestTerminal:
         typed = f"`recorder replay {self.TASK_ID} --speaker=alice --n=1`"
         finding = {"Rule": "failed-kept", "Of": "alice/1", "Why": "FailedCosWrite: refused.", "Next": f"Type {typed}."}
         session = {"TaskId": self.TASK_ID, "State": "Finished", "RoomId": "7", "StrRoomId": "", "Stuck": [finding]}
-        printing.stuck({"Sessions": [session], "Next": ""})
+        with contextlib.redirect_stdout(terminal):
+            printing.stuck({"Sessions": [session], "Next": ""})
         assert any(typed in line for line in terminal.getvalue().splitlines())
 
     def test_doctor_says_what_to_do(self, terminal: _Terminal) -> None:
         """Below the table, for what is not well."""
         found = {"Check": "cos", "Status": "warn", "Found": "no answer", "Meaning": "Uploads wait.", "Type": "nc -vz cos 443"}
-        printing.findings([found, found | {"Check": "pull", "Status": "ok", "Meaning": "", "Type": ""}], verdict="warn")
+        with contextlib.redirect_stdout(terminal):
+            printing.findings([found, found | {"Check": "pull", "Status": "ok", "Meaning": "", "Type": ""}], verdict="warn")
         assert "  nc -vz cos 443" in terminal.getvalue()
         assert "It works, with limits." in terminal.getvalue()
 
@@ -223,7 +225,7 @@ class TestTerminal:
             "Detail": "",
         }
         body = {"TaskId": self.TASK_ID, "State": "Open", "EndReason": "", "Recordings": [recording]}
-        with watching.screen(as_json=False) as show:
+        with contextlib.redirect_stdout(terminal), watching.screen(as_json=False) as show:
             show(body)
             show(body | {"Recordings": [recording | {"MediaSeconds": 2.5}]})
         assert "1.5" in terminal.getvalue()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from media import encoding, flv, joiner, survey, timeline
 from tests import flv_source
 
@@ -145,3 +147,18 @@ def test_gaps_are_wall_seconds_at_their_place_in_the_file(tmp_path: Path) -> Non
     found = survey.survey(files, "00")
     assert found.gaps == [survey.Gap(at_s=2.0, duration_s=7.0), survey.Gap(at_s=3.0, duration_s=60.0)]
     assert (found.duration_ms, found.start_ms, found.end_ms) == (4_000, 1_000_000, 1_071_000)
+
+
+@pytest.mark.parametrize(
+    ("jump_ms", "lasted_ms", "missing_s"),
+    [(20_000, 2_000, []), (7_000, 9_000, [7.0]), (7_000, 8_200, [7.0]), (20_000, 22_000, [20.0]), (20_000, 7_000, [5.0])],
+    ids=["only the clock jumped", "muted", "muted after a burst at the beginning", "away for long", "less than it says"],
+)
+def test_a_jump_is_a_gap_as_far_as_time_is_missing(tmp_path: Path, jump_ms: int, lasted_ms: int, missing_s: list[float]) -> None:
+    """Timestamps that jump ahead inside a segment: the wall clock says how much was missing, if anything."""
+    tags = [AUDIO_HEADER, *_sounds(0, 1_000), *_sounds(1_000 + jump_ms, 2_000 + jump_ms)]
+    found = survey.survey([_segment(tmp_path / "a", tags, 100_000, 100_000 + lasted_ms)], "00")
+    assert found.duration_ms == 2_000
+    assert [gap.duration_s for gap in found.gaps] == pytest.approx(missing_s, abs=0.03)
+    untimed = survey.survey([_segment(tmp_path / "b", tags)], "00")
+    assert [gap.duration_s for gap in untimed.gaps] == pytest.approx([jump_ms / 1000], abs=0.03)

@@ -87,6 +87,7 @@ def upgrade() -> None:
     op.create_table(
         "nodes",
         sa.Column("node", sa.String(length=64), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
         sa.Column("seen_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("node", name=op.f("pk_nodes")),
     )
@@ -157,6 +158,8 @@ def upgrade() -> None:
         sa.Column("code", sa.String(length=32), nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("output", sa.Text(), nullable=True),
+        sa.Column("output_node", sa.String(length=64), nullable=False),
+        sa.Column("partial", sa.Boolean(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("files_removed", sa.Boolean(), nullable=False),
         sa.CheckConstraint(

@@ -1,0 +1,85 @@
+"""Pulls of one session that end one another: how the store counts them, and from when on a recording says so. On each engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from machine import model, recording, states
+from store import store as stores
+from tests import engines
+
+TASK = "01" + "0" * 23 + "1"
+ALICE, BOB = f"{TASK}/alice/1", f"{TASK}/bob/1"
+
+
+async def pulled(
+    store: stores.Store, clock: engines.Clock, owner: str, epoch: int, *, lasts_ms: int | None, reason: str = "eof"
+) -> None:
+    """A run that begins now; `lasts_ms` None: it goes on."""
+    await store.register_segment(owner, epoch, "n")
+    if lasts_ms is not None:
+        async with store.transaction() as tx:
+            last_ms = clock() + lasts_ms
+            await tx.close_segment(owner, epoch, {"media_ms": lasts_ms, "last_packet_ms": last_ms, "reason": reason})
+
+
+async def evictions(store: stores.Store, owner: str) -> int:
+    async with store.transaction() as tx:
+        return await tx.evictions(TASK, owner)
+
+
+async def test_pulls_that_take_turns_are_counted(store: stores.Store, clock: engines.Clock) -> None:
+    """Each run that ended while another speaker's pull connected, and went on, counts once, for the speaker who lost it."""
+    for epoch in (1, 2, 3):
+        await pulled(store, clock, ALICE, epoch, lasts_ms=1_500)
+        clock.advance(1_200)
+        await pulled(store, clock, BOB, epoch, lasts_ms=1_500)
+        clock.advance(1_200)
+    assert await evictions(store, ALICE) == 3
+    assert await evictions(store, BOB) == 2
+    await pulled(store, clock, ALICE, 4, lasts_ms=None)
+    assert await evictions(store, BOB) == 3
+
+
+@pytest.mark.parametrize("reason", ["stopped", "stalled", "new-track"])
+async def test_other_ends_are_no_evictions(store: stores.Store, clock: engines.Clock, reason: str) -> None:
+    """A run that we ended, or that fell silent, was not evicted, whoever was pulled then."""
+    await pulled(store, clock, ALICE, 1, lasts_ms=1_500, reason=reason)
+    clock.advance(1_200)
+    await pulled(store, clock, BOB, 1, lasts_ms=None)
+    assert await evictions(store, ALICE) == 0
+
+
+async def test_a_server_that_ends_everything_evicts_nobody(store: stores.Store, clock: engines.Clock) -> None:
+    """Two pulls that end at the same moment ended for another reason; so did one long after the other's beginning."""
+    await pulled(store, clock, ALICE, 1, lasts_ms=9_000)
+    clock.advance(8_000)
+    await pulled(store, clock, BOB, 1, lasts_ms=1_000)
+    assert await evictions(store, ALICE) == 0
+    clock.advance(2_000)
+    await pulled(store, clock, ALICE, 2, lasts_ms=5_000)
+    await pulled(store, clock, BOB, 2, lasts_ms=None)
+    assert await evictions(store, ALICE) == 0
+
+
+async def test_another_session_evicts_nobody(store: stores.Store, clock: engines.Clock) -> None:
+    """Pulls of another session are another user's."""
+    await pulled(store, clock, ALICE, 1, lasts_ms=1_000)
+    await pulled(store, clock, f"{TASK[:-1]}2/bob/1", 1, lasts_ms=None)
+    assert await evictions(store, ALICE) == 0
+
+
+def test_chance_is_not_named() -> None:
+    """Twice may be chance; from the third time on Detail names mutual eviction, and keeps naming it when the file is Done."""
+    job = model.Job(kind=states.CAPTURE, state=states.LEASED)
+    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=states.RECORDING, epoch=4, job=job)
+    data = {"Epoch": 4, "Reason": "eof", "Detail": "The stream ended.", "MediaMs": 900}
+    seen = [recording.decide(value, "capture-exit", recording.Facts(now_ms=1, data=data, evictions=n)) for n in (2, 3)]
+    assert seen[0].recording.detail == "The stream ended."
+    assert "PULL_USER=per-speaker" in seen[1].recording.detail
+    job = model.Job(kind=states.UPLOAD, state=states.LEASED)
+    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=states.UPLOADING, epoch=4, job=job)
+    data = {"Epoch": 4, "SizeBytes": 9, "Crc64": "1", "Url": "https://x/y"}
+    done = [recording.decide(value, "upload-finished", recording.Facts(now_ms=1, data=data, evictions=n)) for n in (0, 3)]
+    assert [d.recording.state for d in done] == [states.DONE, states.DONE]
+    assert [bool(d.recording.detail) for d in done] == [False, True]

@@ -1,0 +1,143 @@
+"""What faces read, on every engine: filters, counts, jobs since when, segments, and results by cursor."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from events import codec, requests
+from machine import callback, errors, model, states
+from store import inspection, reading
+from store import store as stores
+from tests import engines
+
+IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
+
+
+@pytest.fixture
+def views(store: stores.Store) -> reading.Reading:
+    """The views of the same database."""
+    return reading.Reading(store._engine)
+
+
+def session(index: int, **more: Any) -> model.Session:
+    """The session IDS[index], in a room of its own."""
+    room = requests.Room(sdk_app_id=1 + index % 2, room_id=100 + index)
+    request = requests.StartRequest(room=room, user_id="rec", region="r", bucket="b-1000", path="/")
+    return model.Session(task_id=IDS[index], request=request, opened_ms=engines.START_MS + index, **more)
+
+
+async def add(store: stores.Store, value: model.Session, *recordings: model.Recording) -> None:
+    async with store.transaction() as tx:
+        await tx.add_session(value, requests.Secrets())
+        for recording in recordings:
+            await tx.add_recording(recording)
+
+
+def recording(index: int, n: int = 1, **more: Any) -> model.Recording:
+    return model.Recording(task_id=IDS[index], speaker="a/b", n=n, **more)
+
+
+def said(number: int, type_: str = "session-refused") -> codec.Event:
+    body = {"Code": "InvalidParameter", "Message": str(number), "RequestId": "r"}
+    return codec.make(type_, id=f"r{number}", time_ms=engines.START_MS, data=body)
+
+
+async def test_sessions_are_filtered(store: stores.Store, views: reading.Reading) -> None:
+    """Each filter by itself, and all of them together; newest first."""
+    for index in range(4):
+        await add(store, session(index, state=states.OPEN if index else states.FINISHED))
+    for filters, found in (
+        ({}, (3, 2, 1, 0)),
+        ({"state": states.OPEN}, (3, 2, 1)),
+        ({"sdk_app_id": 2}, (3, 1)),
+        ({"room": "102"}, (2,)),
+        ({"since_ms": engines.START_MS + 2}, (3, 2)),
+        ({"before": IDS[2]}, (1, 0)),
+        ({"limit": 1}, (3,)),
+        ({"doubtful": True}, (3, 2, 1)),
+        ({"state": states.OPEN, "sdk_app_id": 2, "before": IDS[3], "doubtful": True}, (1,)),
+    ):
+        assert [s.task_id for s in await views.sessions(**filters)] == [IDS[i] for i in found], filters  # type: ignore[arg-type]
+
+
+async def test_the_net_for_what_is_stuck(store: stores.Store, views: reading.Reading) -> None:
+    """Finished sessions are in it with a failure whose files are kept, a recording that lives, or a result that was not taken."""
+    done = recording(0, state=states.DONE)
+    await add(store, session(0, state=states.FINISHED), done)
+    await add(store, session(1, state=states.FINISHED), replace(done, task_id=IDS[1], state=states.FAILED))
+    await add(store, session(2, state=states.FINISHED), replace(done, task_id=IDS[2], state=states.UPLOADING))
+    await add(store, session(3, state=states.FINISHED))
+    async with store.transaction() as tx:
+        for index, state in ((0, callback.DELIVERED), (3, callback.FAILED)):
+            await tx.add_callback(model.Callback(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
+    assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
+    assert await store.mark_removed(f"{IDS[1]}/a/b/1")
+    assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
+
+
+async def test_counts_and_evidence(store: stores.Store, views: reading.Reading, clock: engines.Clock) -> None:
+    """Of several sessions at once: recordings by state without awaited ones, jobs with their times, deliveries."""
+    job = model.Job(kind=states.CAPTURE, state=states.QUEUED)
+    queued = recording(0, epoch=1, job=job)
+    await add(store, session(0), queued, recording(0, 2, state=states.DONE), recording(0, 3, awaited=True))
+    await add(store, session(1), recording(1, epoch=1, job=job))
+    event = said(0)
+    async with store.transaction() as tx:
+        await tx.journal(IDS[0], queued.id, event, "", "Joining", "a recording opens")
+        sent = model.Callback(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.CALLBACK))
+        await tx.add_callback(sent)
+        await tx.add_result(IDS[1], 1, "{}")
+    clock.advance(5_000)
+    async with store.transaction() as tx:
+        await tx.journal(IDS[0], queued.id, event, "Joining", "Joining", "ignored: the speaker came back")
+    assert await store.take_lease(f"{IDS[1]}/a/b/1", 1, "node-1", 30_000)
+    assert await views.counts(IDS[:3]) == {IDS[0]: {"Joining": 1, "Done": 1}, IDS[1]: {"Joining": 1}, IDS[2]: {}}
+    found = await views.evidence(IDS[:3])
+    assert [(r.n, r.capture) for r in found[IDS[0]].recordings] == [(1, "queued"), (2, "none"), (3, "none")]
+    assert found[IDS[0]].works[queued.id].since_ms == engines.START_MS
+    lease = found[IDS[1]].works[f"{IDS[1]}/a/b/1"]
+    assert (lease.state, lease.node, lease.lease_until_ms) == ("leased", "node-1", engines.START_MS + 35_000)
+    assert [c.id for c in found[IDS[1]].callbacks] == [f"{IDS[1]}#1"]
+    assert found[IDS[1]].works[f"{IDS[1]}#1"].since_ms == engines.START_MS
+    assert found[IDS[2]] == reading.Evidence()
+
+
+async def test_segments_of_a_session(store: stores.Store, views: reading.Reading) -> None:
+    """Of all its recordings and of no other's, in the order of their epochs."""
+    await add(store, session(0), recording(0), recording(0, 2))
+    await add(store, session(1), recording(1))
+    for index, n, epoch in ((0, 1, 10), (0, 1, 9), (0, 2, 1), (1, 1, 1)):
+        await store.register_segment(f"{IDS[index]}/a/b/{n}", epoch, "node-1")
+    found = [(s.recording_id, s.epoch, s.reason) for s in await views.segments(IDS[0])]
+    assert found == [(f"{IDS[0]}/a/b/1", 9, ""), (f"{IDS[0]}/a/b/1", 10, ""), (f"{IDS[0]}/a/b/2", 1, "")]
+
+
+async def test_results_by_cursor(store: stores.Store, views: reading.Reading) -> None:
+    """Only results, in order, on from any cursor that was given; events and commands between them do not count."""
+    for number in range(5):
+        await store.send("result" if number % 2 == 0 else "event", said(number))
+    found, end = await views.results_after("")
+    assert [r.id for r in found] == ["r0", "r2", "r4"]
+    assert (await views.results_after(end))[0] == []
+    assert [r.id for r in (await views.results_after(found[0].cursor, limit=1))[0]] == ["r2"]
+    assert (await views.results_after("", types=["session-finished"])) == ([], end)
+    assert (await views.results_after("now")) == ([], end)
+    await store.send("result", said(5))
+    assert [r.id for r in (await views.results_after(end))[0]] == ["r5"]
+    for cursor in ("0", "s", "s-1", "s1 ", "S1", "s" + "9" * 30):
+        with pytest.raises(errors.InvalidParameter, match="after"):
+            await views.results_after(cursor)
+
+
+async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
+    """Today's schema is known and current; a database that does not answer is an error without its password."""
+    found = await asyncio.to_thread(inspection.look, database.url)
+    assert found.known
+    assert found.current == found.newest != ""
+    with pytest.raises(errors.Unavailable) as caught:
+        await asyncio.to_thread(inspection.look, "postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
+    assert "PLANTED" not in str(caught.value)
