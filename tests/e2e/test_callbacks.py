@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from simulator import callbacks, speakers
-from tests import content, waiting
+from tests import waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
 from tests.e2e.scenes import Scene

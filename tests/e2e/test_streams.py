@@ -98,7 +98,7 @@ async def back_in_another_size(scene: Scene) -> None:
     await live_for(1)
     again = await scene.join("alice", size="640x360")
     await waiting.until(lambda: again.viewers, 5, "the next pull")
-    await live_for(3)
+    await live_for(4)
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]

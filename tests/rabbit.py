@@ -1,0 +1,173 @@
+"""A RabbitMQ broker of the tests' own: private folder, free ports, loopback only; ended with the process that started it.
+
+Debian's wrapper in /usr/sbin changes the user and refuses such folders, so the server's own script is run. Erlang's port mapper,
+epmd, is a child of ours too: left to itself it stays behind as a daemon. Tests share the one broker and its one vhost, and are kept
+apart by the prefix of their exchanges and queues.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+START_LIMIT_S = 90.0
+
+CONFIG = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+disk_free_limit.absolute = 50MB
+vm_memory_high_watermark.absolute = 2GB
+log.console = false
+log.file.level = warning
+default_user = recorder
+default_pass = recorder
+"""
+# Few schedulers that do not spin, and nothing that listens beyond loopback.
+ERLANG = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+
+
+class Broker:
+    """One broker. `restart` is an orderly one, `kill` a crash; the messages of durable queues outlive both."""
+
+    def __init__(self) -> None:
+        if not SCRIPT.exists():
+            raise RuntimeError("RabbitMQ is not installed: apt-get install rabbitmq-server")
+        self._folder = Path(tempfile.mkdtemp(prefix="recorder-rabbit-"))
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        self.port, self._dist_port, self._epmd_port = _free_ports(3)
+        (self._folder / "rabbitmq.conf").write_text(CONFIG.format(port=self.port))
+        (self._folder / "enabled_plugins").write_text("[].\n")
+
+    @property
+    def url(self) -> str:
+        """Where it listens, with user and password."""
+        return f"amqp://recorder:recorder@127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Start, and wait until it answers; harmless when it runs."""
+        if self._epmd is None:
+            epmd = shutil.which("epmd")
+            assert epmd is not None, "epmd comes with erlang-base"
+            self._epmd = self._spawn([epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)])
+        if self._process is None:
+            self._process = self._spawn([str(SCRIPT)])
+            self._wait()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it: SIGTERM is the orderly way, SIGKILL a crash. Harmless when it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(how)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+    def kill(self) -> None:
+        """A crash."""
+        self.stop(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Down and up again, with all durable queues."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """Let it hang: connections stay open, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Stop it and delete its folder."""
+        self.stop(signal.SIGKILL)
+        epmd, self._epmd = self._epmd, None
+        if epmd is not None:
+            epmd.kill()
+            epmd.wait(10)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def prefix(self) -> str:
+        """A name of its own for the exchanges and queues of one test."""
+        return f"t{os.getpid()}x{next(self._numbers)}"
+
+    def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        # Dies with us however we end. RABBITMQ_ALLOW_INPUT makes the script become the Erlang machine instead of starting it: the
+        # process we hold is the broker itself.
+        with (self._folder / "log").open("ab") as log:
+            tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+            return subprocess.Popen(tied, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _environment(self) -> dict[str, str]:
+        folder = str(self._folder)
+        return {
+            "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            "LANG": "C.UTF-8",
+            "HOME": folder,
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_LOG_BASE": f"{folder}/logs",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_ALLOW_INPUT": "1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput {ERLANG}",
+        }
+
+    def _wait(self) -> None:
+        limit_s = time.monotonic() + START_LIMIT_S
+        while not self._answers():
+            assert self._process is not None
+            if time.monotonic() > limit_s or self._process.poll() is not None:
+                raise RuntimeError((self._folder / "log").read_text(errors="replace")[-2000:])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+
+    def _answers(self) -> bool:
+        """Whether it speaks AMQP: it closes the connection of who sends nonsense with its own header."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as probe:
+                probe.sendall(b"AMQP\x00\x00\x00\x00")
+                return probe.recv(4) == b"AMQP"
+        except OSError:
+            return False
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@functools.cache
+def shared() -> Broker:
+    """The one broker of this test process, started at the first use and removed at its end."""
+    broker = Broker()
+    atexit.register(broker.remove)
+    broker.start()
+    return broker
