@@ -17,7 +17,7 @@ from machine import effects, model, states, table
 # Whether TRTC lets several pulls share one UserId is not confirmed; in its SDK a second entry of a user evicts the first.
 EVICTIONS_NAMED = 3
 EVICTED = (
-    "Pulls of this session ended one another, {} times here: it seems that TRTC lets a UserId in only once. Give the service"
+    "Pulls of this session ended one another, again and again: it seems that TRTC lets a UserId in only once. Give the service"
     " the application's key (TRTC_KEYS) and set PULL_USER=per-speaker."
 )
 
@@ -370,8 +370,10 @@ class Cursor:
         return int(self.facts.data.get("MediaMs") or 0)
 
     def _evicted(self) -> str:
-        """Names mutual eviction, once it cannot be chance any more."""
-        return EVICTED.format(self.facts.evictions) if self.facts.evictions >= EVICTIONS_NAMED else ""
+        """Names mutual eviction, once it cannot be chance any more, and goes on naming it."""
+        if self.facts.evictions >= EVICTIONS_NAMED:
+            return EVICTED
+        return EVICTED if self.recording.detail == EVICTED else ""
 
     def _set(self, **changes: Any) -> None:
         self.recording = replace(self.recording, **changes)
@@ -399,7 +401,7 @@ class Cursor:
 
     def _wait(self, kind: str, pauses_ms: tuple[int, ...]) -> None:
         pause_ms = pauses_ms[min(self.recording.tries, len(pauses_ms) - 1)]
-        detail = self._evicted() or str(self.facts.data.get("Detail") or "")
+        detail = (self._evicted() if kind == states.CAPTURE else "") or str(self.facts.data.get("Detail") or "")
         self._set(
             epoch=self.recording.epoch + 1,
             tries=self.recording.tries + 1,

@@ -40,8 +40,10 @@ def safe_name(text: str) -> str:
 class Spool:
     """One node's spool. `start` takes the lock and learns the node's id; paths may be asked for at any time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, identity: Path | None = None) -> None:
+        """`identity` is the folder of lock and id where that is not the spool itself: a spool that several nodes share."""
         self.root = root.absolute()
+        self._identity = (identity or root).absolute()
         self.node_id = ""
         self._lock = -1
 
@@ -53,8 +55,9 @@ class Spool:
         if self._lock >= 0:
             return
         try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            for folder in (self.root, self._identity):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self._identity / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be used: {error.strerror}.") from error
         try:
@@ -63,7 +66,7 @@ class Spool:
         except OSError as error:
             os.close(lock)
             if isinstance(error, BlockingIOError):
-                message = f"The spool folder {self.root} is in use by another process; give each service its own folder."
+                message = f"The folder {self._identity} is in use by another process; give each service its own folder."
             else:
                 message = f"The spool folder {self.root} cannot be used: {error.strerror}."
             raise errors.Unavailable(message) from error
@@ -122,12 +125,12 @@ class Spool:
         return folder
 
     def _read_or_make_id(self) -> str:
-        path = self.root / ".node"
+        path = self._identity / ".node"
         with contextlib.suppress(FileNotFoundError):
             if known := path.read_text("ascii").strip():
                 return known
         made = f"node-{uuid.uuid4().hex[:16]}"
-        fresh = self.root / ".node.part"
+        fresh = self._identity / ".node.part"
         with fresh.open("w", encoding="ascii") as file:
             file.write(made)
             file.flush()

@@ -22,6 +22,7 @@ from pydantic.config import JsonDict
 from ops import values
 
 SQLITE = "sqlite+aiosqlite:///"
+POSTGRESQL = "postgresql+asyncpg://"
 DATABASE_NAME = "recorder.db"
 DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
 
@@ -137,6 +138,36 @@ class Settings(pydantic_settings.BaseSettings):
     )
     ffmpeg_binary: str = _setting(
         "FFMPEG_BINARY", "", "a path", "The ffmpeg to run.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"
+    )
+    roles: Annotated[tuple[str, ...], _list_of(values.role)] = _setting(
+        "ROLES",
+        values.ROLES,
+        "a list of api, machine, worker",
+        "What this process does; all three without AMQP_URL.",
+        shown="api,machine,worker",
+    )
+    amqp_url: SecretStr = _setting(
+        "AMQP_URL",
+        SecretStr(""),
+        "an address such as amqp://user:password@host/",
+        "RabbitMQ; with DATABASE_URL of PostgreSQL the engine of many nodes. Unset: everything in this process.",
+        shown="none",
+    )
+    spool_shared: bool = _setting(
+        "SPOOL_SHARED", False, "true or false", "CFS_PATH is one folder that all workers share: any of them can finish."
+    )
+    node_url: str = _setting(
+        "NODE_URL", "", "an address such as http://10.0.0.7:8080", "Where other nodes fetch this one's segments.", shown="HOST:PORT"
+    )
+    cluster_token: SecretStr = _setting(
+        "CLUSTER_TOKEN", SecretStr(""), "any text", "What nodes show each other to fetch segments.", shown="none"
+    )
+    node_return_s: Seconds = _setting(
+        "NODE_RETURN", 1800.0, DURATION, "How long a transcode waits for a node that holds segments and is away."
+    )
+    drain_s: Seconds = _setting("DRAIN", 20.0, DURATION, "How long a stop may take to hand captures over to other nodes.")
+    max_captures: int = _setting(
+        "MAX_CAPTURES", 0, "a number from 0", "Captures at once on this worker beside other workers; 0 is no limit.", ge=0
     )
     linger_s: Seconds = _setting(
         "LINGER", 30.0, DURATION, "How long a speaker who left may stay away and still be the same recording.", ge=0
@@ -285,7 +316,17 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.data_dir == Path() and not settings.database_url.get_secret_value():
         yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
     url = settings.database_url.get_secret_value()
-    if url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
+    many = bool(settings.amqp_url.get_secret_value())
+    if many != url.startswith(POSTGRESQL):
+        yield "DATABASE_URL", f"AMQP_URL and a DATABASE_URL that begins with {POSTGRESQL} go together: the engine of many nodes"
+    elif many:
+        if settings.spool_shared and not settings.cfs_path:
+            yield "SPOOL_SHARED", "needs CFS_PATH, the folder that is shared"
+        if "worker" in settings.roles and not settings.spool_shared and not settings.cluster_token.get_secret_value():
+            yield "CLUSTER_TOKEN", "is required where workers do not share a spool: they fetch segments from each other"
+    elif set(settings.roles) != set(values.ROLES):
+        yield "ROLES", "must be all three without AMQP_URL: everything is in this process"
+    elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
         yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
     elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
         name = "DATABASE_URL" if url else "DATA_DIR"

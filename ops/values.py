@@ -116,3 +116,13 @@ def _key(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("not a key")
     return value
+
+
+ROLES = ("api", "machine", "worker")
+
+
+def role(text: str) -> str:
+    """One of the roles a process may have."""
+    if text not in ROLES:
+        raise ValueError("not a role")
+    return text

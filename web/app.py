@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import fastapi
 
-from web import answers, callbacks, door, given, health, openapi, results, sessions
+from web import answers, callbacks, door, files, given, health, openapi, results, sessions
 
 Api = given.Api
 
 DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses one."
 
 
-def create(api: given.Api) -> fastapi.FastAPI:
-    """The ASGI application of one service."""
+def create(api: given.Api, *, faces: bool = True) -> fastapi.FastAPI:
+    """The ASGI application of one service. Without `faces` it has only the probes and what other nodes fetch: a node that is
+    not in the role `api`."""
     app = fastapi.FastAPI(
         title="recorder",
         version=api.version,
@@ -25,7 +26,8 @@ def create(api: given.Api) -> fastapi.FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (sessions.router(api), results.router(api), callbacks.router(api), health.router(api)):
+    outside = (sessions.router(api), results.router(api), callbacks.router(api)) if faces else ()
+    for router in (*outside, health.router(api), files.router(api)):
         app.include_router(router)
     answers.install(app)
     openapi.install(app, bearer=bool(api.tokens))

@@ -20,7 +20,7 @@ import structlog
 from starlette import datastructures, requests, types
 
 from machine import errors
-from web import answers, given
+from web import answers, files, given
 
 # Asked without a token: by probes, and by TRTC, which signs instead.
 OPEN_PATHS = ("/healthz", "/readyz", "/trtc/callbacks")
@@ -86,7 +86,7 @@ class Door:
             _log_line(scope, sent.status, time.perf_counter() - begun)
 
     def _refusal(self, scope: types.Scope) -> Refusal | None:
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS or scope["path"].startswith(files.PREFIX):
             return None
         headers = datastructures.Headers(scope=scope)
         if not self._tokens:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from events import codec
@@ -145,7 +146,8 @@ class Api:
     bearer tokens; () means that no token is asked for, which is for loopback only. `verify_callback` (SdkAppId, raw body, Sign)
     is false also for an application without a key; `map_callback` (SdkAppId, body) raises InvalidParameter. `progress` gives the
     media (ms) of the captures that run in this process, by recording id. `listeners` are called with each result that goes out:
-    a hint to those who wait for one. `draining` is true from the moment on when the service is told to stop."""
+    a hint to those who wait for one. `cluster_token` is what other nodes show to fetch a segment, whose place on this node's
+    spool `segment_path` (recording id, epoch) knows. `draining` is true from the moment on when the service is told to stop."""
 
     decide: Callable[[codec.Event], Awaitable[dict[str, Any]]]
     reading: Reading
@@ -160,4 +162,6 @@ class Api:
     draining: Callable[[], bool] = lambda: False
     policy: model.Policy = field(default_factory=model.Policy)
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    cluster_token: str = field(default="", repr=False)
+    segment_path: Callable[[str, int], Path | None] = lambda recording_id, epoch: None
     version: str = ""

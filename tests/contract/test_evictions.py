@@ -69,17 +69,30 @@ async def test_another_session_evicts_nobody(store: stores.Store, clock: engines
     assert await evictions(store, ALICE) == 0
 
 
+def decided(state: str, kind: str, event: str, evictions: int, detail: str = "", **data: object) -> model.Recording:
+    """What an outcome of epoch 4 makes of a recording."""
+    job = model.Job(kind=kind, state=states.LEASED)
+    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=state, epoch=4, job=job, detail=detail)
+    facts = recording.Facts(now_ms=1, data={"Epoch": 4} | data, evictions=evictions)
+    return recording.decide(value, event, facts).recording
+
+
 def test_chance_is_not_named() -> None:
-    """Twice may be chance; from the third time on Detail names mutual eviction, and keeps naming it when the file is Done."""
-    job = model.Job(kind=states.CAPTURE, state=states.LEASED)
-    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=states.RECORDING, epoch=4, job=job)
-    data = {"Epoch": 4, "Reason": "eof", "Detail": "The stream ended.", "MediaMs": 900}
-    seen = [recording.decide(value, "capture-exit", recording.Facts(now_ms=1, data=data, evictions=n)) for n in (2, 3)]
-    assert seen[0].recording.detail == "The stream ended."
-    assert "PULL_USER=per-speaker" in seen[1].recording.detail
-    job = model.Job(kind=states.UPLOAD, state=states.LEASED)
-    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=states.UPLOADING, epoch=4, job=job)
-    data = {"Epoch": 4, "SizeBytes": 9, "Crc64": "1", "Url": "https://x/y"}
-    done = [recording.decide(value, "upload-finished", recording.Facts(now_ms=1, data=data, evictions=n)) for n in (0, 3)]
-    assert [d.recording.state for d in done] == [states.DONE, states.DONE]
-    assert [bool(d.recording.detail) for d in done] == [False, True]
+    """Twice may be chance; from the third time on Detail names mutual eviction, and goes on naming it until the file is Done."""
+    ended = {"Reason": "eof", "Detail": "The stream ended.", "MediaMs": 900}
+    assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, **ended).detail == "The stream ended."
+    named = decided(states.RECORDING, states.CAPTURE, "capture-exit", 3, **ended)
+    assert "PULL_USER=per-speaker" in named.detail
+    assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, named.detail, **ended).detail == named.detail
+    stored = {"SizeBytes": 9, "Crc64": "1", "Url": "https://x/y"}
+    done = [
+        decided(states.UPLOADING, states.UPLOAD, "upload-finished", n, d, **stored)
+        for n, d in ((0, "x"), (3, ""), (2, named.detail))
+    ]
+    assert [(value.state, value.detail) for value in done] == [(states.DONE, d) for d in ("", named.detail, named.detail)]
+
+
+def test_it_hides_no_other_failure() -> None:
+    """A transcode that is tried again says why, whatever happened to the pulls."""
+    failed = {"Reason": "ffmpeg-failed", "Detail": "ffmpeg ended with code 1", "Retry": True}
+    assert decided(states.TRANSCODING, states.TRANSCODE, "transcode-exit", 5, **failed).detail == "ffmpeg ended with code 1"

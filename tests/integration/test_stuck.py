@@ -46,12 +46,12 @@ async def uploading(service: Service, room: int, failures: int) -> str:
     output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
     await service.store.take_lease(owner, 2, "node", 30_000)
     await service.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
-    for epoch in range(3, 3 + 2 * failures, 1):
-        if await service.store.take_lease(owner, epoch, "node", 30_000):
-            failed = {"Reason": "network", "Detail": "No route to the bucket.", "Retry": True}
-            await service.say("upload-failed", **named, Epoch=epoch, **failed)
-            due = await waiting_retry(service, owner)
-            await service.say("deadline-passed", Owner=owner, Kind="retry", Serial=due)
+    for epoch in range(3, 3 + failures):
+        assert await service.store.take_lease(owner, epoch, "node", 30_000)
+        failed = {"Reason": "network", "Detail": "No route to the bucket.", "Retry": True}
+        await service.say("upload-failed", **named, Epoch=epoch, **failed)
+        due = await waiting_retry(service, owner)
+        await service.say("deadline-passed", Owner=owner, Kind="retry", Serial=due)
     return task_id
 
 

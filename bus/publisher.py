@@ -1,0 +1,73 @@
+"""Publishing that knows what became of it: confirmed by the broker within a time, or an error. Imports `machine` and `events`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aio_pika
+from pamqp import encode
+
+from bus import link as links
+from events import codec
+
+PUBLISH_LIMIT_S = 10.0
+# A header frame must fit the broker's frame_max (128 KiB by default), with properties and our own reasons.
+MAX_HEADERS_BYTES = 64 * 1024
+# What the broker would act on once more: sender-selected queues, and a sender it compares with the connection's user.
+ACTED_ON = ("CC", "BCC")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message on its way out. `properties` are those of AMQP beside delivery mode and headers."""
+
+    key: str
+    body: bytes
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    mandatory: bool = True
+    node: str = ""
+
+
+async def publish(link: links.Link, message: Outgoing, *, parked: bool = False, limit_s: float = PUBLISH_LIMIT_S) -> None:
+    """Publish to `recorder` (or to `recorder.parked`) and wait for the broker's confirmation. Raises Unavailable when it does not
+    come within `limit_s` (waiting for a connection included), Unroutable when no queue takes the message."""
+    made = aio_pika.Message(
+        message.body,
+        headers=_headers(message.headers),
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        **message.properties,
+    )
+    # `publish(timeout=)` of aio_pika does not cover all it may wait for.
+    with links.wrapped("publishing"):
+        async with asyncio.timeout(limit_s):
+            session = await link.session()
+            if message.node:
+                await session.declare_node(message.node)
+            exchange = session.parked if parked else session.exchange
+            await exchange.publish(made, message.key, mandatory=message.mandatory)
+
+
+def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:
+    """A message of the outbox: its routing key and properties. A result that nobody subscribes to is no error."""
+    head = codec.parse(body)
+    properties = {"message_id": head["id"], "content_type": codec.CONTENT_TYPE, "type": type_, "app_id": codec.SOURCE}
+    if head.get("correlationid"):
+        properties["correlation_id"] = head["correlationid"]
+    named = node if channel == "command" else ""
+    key = ".".join(part for part in (channel, type_, named) if part)
+    return Outgoing(key=key, body=body, properties=properties, mandatory=channel != "result", node=named)
+
+
+def _headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Headers that can be sent: those of others may be of a kind, or a size, that cannot."""
+    kept = {name: value for name, value in headers.items() if name not in ACTED_ON}
+    try:
+        if len(encode.field_table(kept)) <= MAX_HEADERS_BYTES:
+            return kept
+    except (TypeError, ValueError):
+        pass
+    return {name: str(value)[:1_000] for name, value in list(kept.items())[-32:]}
