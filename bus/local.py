@@ -34,6 +34,7 @@ class LocalBus:
         self._handlers = {"event": on_event, "command": on_command, "result": self._published}
         self._tries: dict[int, tuple[int, float]] = {}
         self.relay = background.Background("bus.relay", self._run)
+        self.sides = [self.relay]
         self.listeners: list[Callable[[codec.Event], None]] = []
 
     async def start(self) -> None:
@@ -43,6 +44,12 @@ class LocalBus:
     async def stop(self) -> None:
         """End the relay; what is under way is handed out again at the next start."""
         await self.relay.stop()
+
+    async def stop_consuming(self) -> None:
+        """Nothing to give back: there is no other node."""
+
+    async def flush(self) -> None:
+        """Nothing to carry elsewhere: what is unsent stays in the outbox."""
 
     async def _run(self) -> None:
         while True:

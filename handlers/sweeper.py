@@ -18,7 +18,7 @@ from machine import background, model, ports
 log = structlog.get_logger()
 
 POLL_S = 0.25
-HEARTBEAT_MS = 5 * model.SECOND
+HEARTBEAT_MS = 2 * model.SECOND
 KEEP_INBOX_MS = 7 * 24 * model.HOUR
 SAID_LIMIT = 10_000
 
@@ -27,12 +27,20 @@ class Sweeper:
     """Turns what is overdue into `deadline-passed` and `worker-lost`."""
 
     def __init__(
-        self, store: ports.Store, *, node: str, policy: model.Policy, clock: Callable[[], int], url: Callable[[], str] = str
+        self,
+        store: ports.Store,
+        *,
+        node: str,
+        policy: model.Policy,
+        clock: Callable[[], int],
+        url: Callable[[], str] = str,
+        sweeps: bool = True,
     ) -> None:
-        """`url` tells where other nodes fetch this one's files; "" for nowhere."""
+        """`url` tells where other nodes fetch this one's files; "" for nowhere. Without `sweeps` it only gives signs of life."""
         self._store = store
         self._node = node
         self._url = url
+        self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
         self._said: dict[str, None] = {}
@@ -64,6 +72,13 @@ class Sweeper:
     async def round(self) -> None:
         """One look at the clock."""
         now_ms = self._clock()
+        if now_ms >= self._next_heartbeat_ms:
+            self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
+            await self._store.heartbeat(self._node, self._url())
+        if self._sweeps:
+            await self._sweep(now_ms)
+
+    async def _sweep(self, now_ms: int) -> None:
         for deadline in await self._store.due_deadlines():
             over: dict[str, Any] = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
             await self._say("deadline-passed", f"deadline.{deadline.serial}", deadline.owner, over)
@@ -71,9 +86,6 @@ class Sweeper:
             for lease in await self._store.leases(until_ms=now_ms):
                 lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
                 await self._say("worker-lost", f"lost.{lease.owner}.{lease.epoch}", lease.owner, lost)
-        if now_ms >= self._next_heartbeat_ms:
-            self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
-            await self._store.heartbeat(self._node, self._url())
         if now_ms >= self._next_cleaning_ms:
             self._next_cleaning_ms = now_ms + model.HOUR
             await self._store.forget_inbox(now_ms - KEEP_INBOX_MS)

@@ -157,7 +157,11 @@ class Settings(pydantic_settings.BaseSettings):
         "SPOOL_SHARED", False, "true or false", "CFS_PATH is one folder that all workers share: any of them can finish."
     )
     node_url: str = _setting(
-        "NODE_URL", "", "an address such as http://10.0.0.7:8080", "Where other nodes fetch this one's segments.", shown="HOST:PORT"
+        "NODE_URL",
+        "",
+        "an address such as http://10.0.0.7:8080",
+        "Where other nodes fetch this one's segments.",
+        shown="HOST:PORT",
     )
     cluster_token: SecretStr = _setting(
         "CLUSTER_TOKEN", SecretStr(""), "any text", "What nodes show each other to fetch segments.", shown="none"

@@ -93,13 +93,14 @@ def install(app: fastapi.FastAPI, *, bearer: bool) -> None:
     def document() -> Json:
         if app.openapi_schema is None:
             body = utils.get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            for operations in body["paths"].values():
+            for operations in body.setdefault("paths", {}).values():
                 for operation in operations.values():
                     # The framework's own form of a refusal, which `answers` replaces.
                     operation["responses"].pop("422", None)
             # The framework leaves every null out, those of examples too.
-            looked = body["paths"]["/sessions/{TaskId}"]["get"]["responses"]["200"]
-            looked["content"]["application/json"]["example"] = examples.SESSION
+            if "/sessions/{TaskId}" in body["paths"]:
+                looked = body["paths"]["/sessions/{TaskId}"]["get"]["responses"]["200"]
+                looked["content"]["application/json"]["example"] = examples.SESSION
             body["components"] = {"schemas": _components()}
             if bearer:
                 body["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}

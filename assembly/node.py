@@ -1,0 +1,233 @@
+"""One node: the parts of its roles, built from the settings, started in the order in which they are needed, drained and stopped.
+
+May import every room but the simulator. Rule: whatever ends unexpectedly ends the node; no other file builds a long-lived object
+out of the settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+import bus.local
+import store.engine
+import store.reading
+import store.store
+from assembly import steps as joined
+from assembly.identity import clock, new_id
+from cloud import credentials, trtc_callbacks
+from handlers import applying, deciding, doing, sweeper, worker
+from machine import background, model
+from media import spool
+from ops import settings as ops_settings
+from web import app as web_app
+from web import serving
+
+log = structlog.get_logger()
+
+VERSION = "0.1.0"
+
+
+class Service:
+    """One process in any mix of the roles api, machine and worker: all three on the embedded engine."""
+
+    def __init__(self, settings: ops_settings.Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.many = bool(settings.amqp_url.get_secret_value())
+        self._environment = environment
+        self._policy = _policy(settings)
+        self._stack = contextlib.AsyncExitStack()
+        self._sides: list[background.Background] = []
+        self._ready = False
+        self.node = ""
+        self.store: store.store.Store
+        self.worker: worker.Worker | None = None
+        self.bus: Any
+        self._http: serving.HttpServer
+
+    async def start(self) -> None:
+        """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
+        folder = self._open_spool()
+        engine = await self._open_store()
+        steps = joined.Steps(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
+        await steps.uploader.start()
+        self._stack.push_async_callback(steps.uploader.stop)
+        decider = deciding.Decider(self.store, self._context(), steps.inspect)
+        parts = [*self._workers(steps), *self._machines(), self._bus(decider)]
+        for part in parts:
+            await part.start()
+            self._stack.push_async_callback(part.stop)
+        application = web_app.create(self._api(decider, engine, steps), faces="api" in self.settings.roles)
+        self._http = serving.HttpServer(application, host=self.settings.host, port=self.settings.port)
+        await self._http.start()
+        self._stack.push_async_callback(self._http.stop)
+        self._ready = True
+        log.info("service.started", node=self.node, roles=self.settings.roles, address=self.url)
+
+    async def stop(self) -> None:
+        """Hand captures over where there are other nodes, then end what runs, in the opposite order; harmless to repeat. What is
+        unfinished goes on at the next start, or elsewhere."""
+        self._ready = False
+        if self.many and self.worker is not None:
+            await self._drain(self.worker)
+        await self._stack.aclose()
+        log.info("service.stopped", node=self.node)
+
+    @property
+    def url(self) -> str:
+        """Where the API listens."""
+        host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self._http.port}"
+
+    def progress(self) -> Mapping[str, int]:
+        """Media of the captures that run here: recording id → ms."""
+        return self.worker.progress() if self.worker is not None else {}
+
+    async def run(self) -> None:
+        """Until a side task ends unexpectedly: raises what it raised."""
+        sides = [*self._sides, *self.bus.sides]
+        failed = [side.failed for side in sides if side.failed is not None]
+        server = self._http.task
+        await asyncio.wait([*failed, *([server] if server else [])], return_when=asyncio.FIRST_COMPLETED)
+        for future in failed:
+            if future.done():
+                future.result()
+        raise RuntimeError("The HTTP server ended by itself.")
+
+    # --- parts ------------------------------------------------------------------------------------------------------------
+    def _open_spool(self) -> spool.Spool:
+        settings = self.settings
+        shared = settings.spool_shared and self.many
+        folder = spool.Spool(settings.spool, settings.data_dir if shared else None)
+        if "worker" in settings.roles:
+            folder.start()
+            self._stack.callback(folder.stop)
+        self.node = folder.node_id or f"node-{new_id().lower()}"
+        return folder
+
+    async def _open_store(self) -> Any:
+        settings = self.settings
+        if not self.many:
+            settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        engine = store.engine.open_engine(settings.database)
+        self.store = store.store.Store(engine, clock=clock, new_id=new_id)
+        self._stack.push_async_callback(self.store.stop)
+        if self.many:
+            await store.engine.check_schema(engine)
+        else:
+            await self.store.start()
+        return engine
+
+    def _context(self) -> applying.Context:
+        keys = self.settings.trtc_keys
+        return applying.Context(
+            policy=self._policy, new_id=new_id, shared_spool=self._shared, mints=lambda sdk_app_id: sdk_app_id in keys
+        )
+
+    @property
+    def _shared(self) -> bool:
+        return self.settings.spool_shared or not self.many
+
+    def _workers(self, steps: joined.Steps) -> list[Any]:
+        if "worker" not in self.settings.roles:
+            return []
+        place = "" if self._shared else self.node
+        made = worker.Worker(self.store, steps, node=self.node, policy=self._policy, clock=clock, shared_spool=self._shared)
+        self.worker = made
+        steps.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
+        janitor = worker.Janitor(self.store, steps, policy=self._policy, clock=clock, node=place)
+        self._sides += [made.renewal, janitor.cleaning]
+        return [made, janitor]
+
+    def _machines(self) -> list[Any]:
+        sweep = sweeper.Sweeper(
+            self.store,
+            node=self.node,
+            policy=self._policy,
+            clock=clock,
+            url=self._advertised,
+            sweeps="machine" in self.settings.roles,
+        )
+        self._sides.append(sweep.sweep)
+        return [sweep]
+
+    def _bus(self, decider: deciding.Decider) -> Any:
+        async def on_command(command: Any) -> None:
+            if self.worker is not None:
+                await doing.do(self.worker, command)
+
+        if not self.many:
+            self.bus = bus.local.LocalBus(self.store, clock=clock, on_event=decider.decide_from_bus, on_command=on_command)
+        else:
+            # Only here: the engine of one node needs no AMQP.
+            from bus import rabbit
+
+            self.bus = rabbit.RabbitBus(
+                self.store,
+                url=self.settings.amqp_url.get_secret_value(),
+                node=self.node,
+                roles=self.settings.roles,
+                clock=clock,
+                on_event=decider.decide_from_bus,
+                on_command=on_command,
+            )
+        return self.bus
+
+    async def _drain(self, made: worker.Worker) -> None:
+        """Take nothing new, end the captures as segments, and let the relay carry what they say to the other nodes."""
+        log.info("service.draining", node=self.node, captures=len(made.progress()))
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.bus.stop_consuming()
+                await made.drain()
+                await self.bus.flush()
+        except TimeoutError:
+            log.warning("service.drain_unfinished", node=self.node, drain_s=self.settings.drain_s)
+
+    def _advertised(self) -> str:
+        """Where other nodes fetch this one's segments."""
+        if "worker" not in self.settings.roles or self._shared:
+            return ""
+        return self.settings.node_url or (self.url if self._ready else "")
+
+    def _api(self, decider: deciding.Decider, engine: Any, steps: joined.Steps) -> web_app.Api:
+        settings = self.settings
+        keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
+
+        def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
+            return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
+
+        def segment_path(recording_id: str, epoch: int) -> Path | None:
+            return steps.path_of(recording_id, epoch) if "worker" in settings.roles else None
+
+        return web_app.Api(
+            decide=decider.decide,
+            reading=store.reading.Reading(engine),
+            ping=self.store.ping,
+            ready=lambda: [] if self._ready else ["The service is starting or stopping."],
+            new_id=new_id,
+            clock=clock,
+            tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
+            verify_callback=verify,
+            map_callback=trtc_callbacks.to_event,
+            progress=self.progress,
+            listeners=self.bus.listeners,
+            draining=lambda: not self._ready,
+            policy=self._policy,
+            cluster_token=settings.cluster_token.get_secret_value(),
+            segment_path=segment_path,
+            version=VERSION,
+        )
+
+
+def _policy(settings: ops_settings.Settings) -> model.Policy:
+    names = (
+        "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed", "lease",
+        "node_return",
+    )  # fmt: skip
+    return model.Policy(**{f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names})

@@ -1,0 +1,146 @@
+"""Takes the messages of one queue, a bounded number at a time, and gives each back with an answer. Imports `machine`, `events`.
+
+Rule: acknowledged only when it is handled (an event: committed; a command: its lease held) or lies in `recorder.parked`, confirmed.
+Handlers run in tasks of ours: aiormq cancels those of a channel that closes, and a job whose lease was just taken would be lost. For
+the same reason `message.process()` is not used: cancelled, it rejects without requeue, and the message is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+from aio_pika import abc
+
+from bus import handling, publisher
+from bus import link as links
+from bus import topology as topologies
+from machine import background, errors, faults
+
+log = structlog.get_logger()
+
+ANSWER_LIMIT_S = 10.0
+PARK_RETRY_S = 2.0
+PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "timestamp", "type", "app_id")
+
+
+class Consumer:
+    """The consumer of one queue. `wanted` says whether it should consume; the session that is present may not be the last."""
+
+    def __init__(self, link: links.Link, queue: topologies.Queue, judge: handling.Judge, *, prefetch: int) -> None:
+        self._link = link
+        self._judge = judge
+        self._prefetch = prefetch
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channel: abc.AbstractChannel | None = None
+        self._queue: abc.AbstractQueue | None = None
+        self._tag = ""
+        self._turn = asyncio.Lock()
+        self.queue = queue
+        self.wanted = True
+        self.taken = 0
+
+    async def open(self, session: links.Session) -> None:
+        """Begin to consume on a new session."""
+        async with self._turn:
+            self._channel, self._tag = await session.channel(), ""
+            await self._channel.set_qos(prefetch_count=self._prefetch)
+            underlay = await self._channel.get_underlay_channel()
+            # A consumer that the broker cancels (its queue was deleted or moved) says no more, and its channel stays open.
+            underlay.channel.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
+            self._queue = await self._channel.get_queue(self.queue.name, ensure=False)
+            await self._renew()
+
+    async def want(self, wanted: bool) -> None:
+        """Consume, or not, from now on; harmless to repeat. What was delivered before is handled all the same."""
+        self.wanted = wanted
+        async with self._turn:
+            if self._channel is not None and not self._channel.is_closed:
+                with links.wrapped(f"consumer of {self.queue.name}"):
+                    async with asyncio.timeout(ANSWER_LIMIT_S):
+                        await self._renew()
+
+    async def drain(self, limit_s: float) -> None:
+        """Let the handlers under way end for `limit_s`, then cancel them: their messages are delivered again."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=limit_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether it consumes now."""
+        return bool(self._tag) and self._channel is not None and not self._channel.is_closed
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the broker would deliver another message."""
+        return len(self._tasks) < self._prefetch
+
+    async def _renew(self) -> None:
+        if self._queue is None:
+            return
+        if self.wanted and not self._tag:
+            # Not the queue's iterator: it goes deaf on cancellation.
+            self._tag = await self._queue.consume(self._take)
+        elif not self.wanted and self._tag:
+            tag, self._tag = self._tag, ""
+            await self._queue.cancel(tag)
+
+    async def _take(self, message: abc.AbstractIncomingMessage) -> None:
+        self.taken += 1
+        task = asyncio.create_task(self._handle(message), name=f"bus.{self.queue.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, message: abc.AbstractIncomingMessage) -> None:
+        incoming = handling.Incoming(
+            key=message.routing_key or "",
+            body=message.body,
+            message_id=message.message_id or "",
+            deliveries=_deliveries(message.headers),
+        )
+        verdict = await self._judge.judge(incoming)
+        faults.faultpoint("bus.answer.before")
+        try:
+            await self._answer(message, incoming, verdict)
+        except errors.Unavailable as error:
+            # The channel is gone, and the broker delivers it again: the inbox knows it.
+            log.info("bus.answer_lost", key=incoming.key, message_id=incoming.message_id, reason=error.message)
+
+    async def _answer(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, verdict: handling.Verdict) -> None:
+        if verdict.kind == "again":
+            await background.pause(asyncio.Event(), verdict.pause_s)
+            await self._give_back(message)
+            return
+        if verdict.kind == "park":
+            try:
+                await self._park(message, incoming, verdict.reason)
+            except errors.Unavailable as error:
+                log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=error.message)
+                await background.pause(asyncio.Event(), PARK_RETRY_S)
+                await self._give_back(message)
+                return
+        with links.wrapped("acknowledging"):
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                await message.ack()
+
+    async def _give_back(self, message: abc.AbstractIncomingMessage) -> None:
+        with links.wrapped("giving back"):
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                await message.nack(requeue=True)
+
+    async def _park(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
+        headers = handling.parked_headers(incoming, self.queue.name, reason, message.headers)
+        # Neither its expiration, which would end it there, too, nor its user_id, which the broker compares with ours.
+        properties = {name: getattr(message, name) for name in PROPERTIES if getattr(message, name) is not None}
+        parked = publisher.Outgoing(key=incoming.key, body=message.body, properties=properties, headers=headers)
+        await publisher.publish(self._link, parked, parked=True)
+        log.error("bus.parked", key=incoming.key, message_id=incoming.message_id, queue=self.queue.name, reason=reason)
+
+
+def _deliveries(headers: Any) -> int:
+    count = headers.get("x-delivery-count", 0) if headers else 0
+    return count if isinstance(count, int) else 0

@@ -1,0 +1,120 @@
+"""The bus between nodes: outbox → RabbitMQ → handlers of any node. Imports `machine` and `events`.
+
+Rule: starts without a broker and outlives its absence; what waits in the outbox then waits longer. Every loop is a Background in
+`sides`: one that ends by itself ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import structlog
+
+from bus import consumer as consumers
+from bus import handling, relay, watchdog
+from bus import link as links
+from bus import presence as presences
+from bus import topology as topologies
+from machine import background, errors
+
+log = structlog.get_logger()
+
+ROLES = ("api", "machine", "worker")
+MACHINES_PREFETCH = 64
+# Few: what a full worker has taken and not begun, no other worker can take.
+CAPTURE_PREFETCH = 2
+FINISH_PREFETCH = 8
+NODE_PREFETCH = 32
+DRAIN_S = 5.0
+
+
+class RabbitBus:
+    """One node's end of the bus. A node of any role relays its own outbox; `machine` takes events, `worker` commands."""
+
+    def __init__(
+        self,
+        store: presences.Store,
+        *,
+        url: str,
+        node: str,
+        roles: Collection[str],
+        clock: Callable[[], int],
+        on_event: handling.Handler,
+        on_command: handling.Handler,
+        prefix: str = "recorder",
+        drain_s: float = DRAIN_S,
+    ) -> None:
+        unknown = set(roles) - set(ROLES)
+        if unknown:
+            raise errors.InvalidParameter(f"Roles are {', '.join(ROLES)}.", field="roles")
+        self.topology = topologies.Topology(prefix)
+        self._drain_s = drain_s
+        self._roles = frozenset(roles)
+        self._node = node
+        self._own = self.topology.node(node)
+        presence = presences.Presence(store)
+        self.link = links.Link(url, self.topology, name=f"recorder {node}", on_session=self._begin)
+        events = handling.Judge("event", on_event, presence=presence, clock=clock)
+        commands = handling.Judge("command", on_command, presence=presence, clock=clock)
+        self._captures = consumers.Consumer(self.link, self.topology.capture, commands, prefetch=CAPTURE_PREFETCH)
+        self._consumers: list[consumers.Consumer] = []
+        if "machine" in self._roles:
+            self._consumers += [consumers.Consumer(self.link, self.topology.machines, events, prefetch=MACHINES_PREFETCH)]
+        if "worker" in self._roles:
+            self._consumers += [
+                consumers.Consumer(self.link, self._own, commands, prefetch=NODE_PREFETCH),
+                consumers.Consumer(self.link, self.topology.finish, commands, prefetch=FINISH_PREFETCH),
+                self._captures,
+            ]
+        self._relay = relay.Relay(store, self.link, presence=presence)
+        self._watchdog = watchdog.Watchdog(self.link, self._consumers)
+        self.sides: list[background.Background] = [self.link.life, self._relay.loop, self._watchdog.loop]
+
+    async def start(self) -> None:
+        """Begin to connect, relay and consume; returns at once, and harmless to repeat."""
+        for side in self.sides:
+            side.start()
+
+    async def stop(self) -> None:
+        """Take nothing more, let the handlers under way end for a few seconds, close; harmless to repeat. What is unfinished then is
+        delivered again, to any node."""
+        for side in (self._watchdog.loop, self._relay.loop):
+            await side.stop()
+        for each in self._consumers:
+            try:
+                await each.want(False)
+            except errors.Unavailable as error:
+                log.info("bus.not_cancelled", queue=each.queue.name, reason=error.message)
+        for each in self._consumers:
+            await each.drain(self._drain_s)
+        await self.link.life.stop()
+        for each in self._consumers:
+            each.wanted = True
+
+    def problems(self) -> list[str]:
+        """Why messages do not flow now; [] when they do."""
+        return [self.link.problem] if self.link.problem else []
+
+    async def pause_captures(self) -> None:
+        """Take no new capture: this worker is full. Harmless to repeat; holds over reconnections."""
+        await self._capture(False)
+
+    async def resume_captures(self) -> None:
+        """Take new captures again; harmless to repeat."""
+        await self._capture(True)
+
+    async def _capture(self, wanted: bool) -> None:
+        if self._captures.wanted == wanted:
+            return
+        log.info("bus.captures", taken=wanted)
+        try:
+            await self._captures.want(wanted)
+        except errors.Unavailable as error:
+            # The session ends over this; the next one begins as it is wanted.
+            log.info("bus.not_cancelled", queue=self._captures.queue.name, reason=error.message)
+
+    async def _begin(self, session: links.Session) -> None:
+        if "worker" in self._roles:
+            await session.declare_node(self._node)
+        for each in self._consumers:
+            await each.open(session)

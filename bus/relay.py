@@ -1,0 +1,102 @@
+"""From the outbox to the broker: claim, publish, mark what was confirmed. Imports `machine` and `events`.
+
+Rule: a row is marked sent only after the broker has confirmed its message. A crash in between publishes it again under the same id,
+which is harmless. What could not be published is tried again: at once by this relay while its claim holds, later by any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from bus import link as links
+from bus import presence as presences
+from bus import publisher
+from events import errors as event_errors
+from machine import background, errors, faults, ports
+
+log = structlog.get_logger()
+
+POLL_S = 0.5
+BATCH = 200
+HOLD_S = 30.0
+# Failures in a row, with a database that answers, after which the fault is ours: the process ends and is started anew.
+FAILURES_BEFORE_END = 5
+
+
+class Relay:
+    """Publishes what waits in the outbox, a batch at a time, all of it in flight at once."""
+
+    def __init__(self, store: presences.Store, link: links.Link, *, presence: presences.Presence, hold_s: float = HOLD_S) -> None:
+        self._store = store
+        self._link = link
+        self._presence = presence
+        self._hold_s = hold_s
+        self._claimed: dict[int, tuple[ports.Message, float]] = {}
+        self.loop = background.Background("bus.relay", self._run)
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                # Nothing is claimed while there is nowhere to publish to.
+                await self._link.session()
+                sent, left = await self._round()
+                failures = 0
+            except Exception as error:
+                await self._presence.back()
+                failures += 1
+                if failures >= FAILURES_BEFORE_END:
+                    raise
+                log.exception("bus.relay_failed", failures=failures, reason=type(error).__name__)
+                sent, left = 0, 0
+            if left or not sent:
+                await background.pause(self._store.changed, POLL_S)
+
+    async def _round(self) -> tuple[int, int]:
+        """Publish what is due; how many went and how many did not."""
+        messages = await self._due()
+        faults.faultpoint("outbox.claim.after")
+        confirmed = [seq for seq in await asyncio.gather(*map(self._publish, messages)) if seq]
+        if confirmed:
+            faults.faultpoint("outbox.mark.before")
+            await self._store.mark_all_sent(confirmed)
+            faults.faultpoint("outbox.mark.after")
+        for seq in confirmed:
+            self._claimed.pop(seq, None)
+        return len(confirmed), len(messages) - len(confirmed)
+
+    async def _due(self) -> Sequence[ports.Message]:
+        """What this relay holds and may still publish, and what it claims beside that; in the order of the outbox."""
+        until_s = time.monotonic() + self._hold_s
+        # Well before the claim ends: another relay must not take what we are about to publish.
+        margin_s = self._hold_s / 3
+        self._claimed = {seq: held for seq, held in self._claimed.items() if held[1] - margin_s > time.monotonic()}
+        if len(self._claimed) < BATCH:
+            fresh = await self._store.claim_unsent(BATCH, round(self._hold_s * 1000))
+            self._claimed |= {message.seq: (message, until_s) for message in fresh}
+        return [self._claimed[seq][0] for seq in sorted(self._claimed)]
+
+    async def _publish(self, message: ports.Message) -> int:
+        """Publish one; its number if the broker has it, 0 if it has to be tried again."""
+        try:
+            made = publisher.outgoing(message.channel, message.type, message.node, message.body)
+        except event_errors.InvalidEvent as error:
+            # Written by our own codec in the same transaction as the decision: this is damage, and never heals.
+            log.error("bus.parked", seq=message.seq, channel=message.channel, reason=str(error))
+            await self._store.mark_sent(message.seq, parked=str(error))
+            self._claimed.pop(message.seq, None)
+            return 0
+        try:
+            await publisher.publish(self._link, made)
+        except links.Unroutable as error:
+            hint = "is the queue of that node, or of that kind of work, deleted? It is declared anew by any node that starts"
+            log.error("bus.unroutable", seq=message.seq, key=made.key, reason=error.message, hint=hint)
+            return 0
+        except errors.Unavailable as error:
+            log.warning("bus.not_published", seq=message.seq, key=made.key, reason=error.message)
+            return 0
+        return message.seq
