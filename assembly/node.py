@@ -18,6 +18,7 @@ import bus.local
 import store.engine
 import store.reading
 import store.store
+from assembly import capacity
 from assembly import steps as joined
 from assembly.identity import clock, new_id
 from cloud import credentials, trtc_callbacks
@@ -58,7 +59,7 @@ class Service:
         await steps.uploader.start()
         self._stack.push_async_callback(steps.uploader.stop)
         decider = deciding.Decider(self.store, self._context(), steps.inspect)
-        parts = [*self._workers(steps), *self._machines(), self._bus(decider)]
+        parts = [*self._workers(steps), *self._machines(), self._bus(decider), *self._capacity(steps, folder)]
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
@@ -175,19 +176,33 @@ class Service:
                 clock=clock,
                 on_event=decider.decide_from_bus,
                 on_command=on_command,
+                prefix=self.settings.amqp_prefix,
             )
         return self.bus
 
+    def _capacity(self, steps: joined.Steps, folder: spool.Spool) -> list[Any]:
+        made = self.worker
+        if made is None or not self.many:
+            return []
+        settings = self.settings
+        limits = capacity.Limits(captures=settings.max_captures, load=settings.max_load, free_bytes=steps.needed_bytes)
+        part = capacity.Capacity(self.bus, limits, running=lambda: len(made.progress()), free_bytes=folder.free_bytes)
+        self._sides.append(part.watch)
+        return [part]
+
     async def _drain(self, made: worker.Worker) -> None:
-        """Take nothing new, end the captures as segments, and let the relay carry what they say to the other nodes."""
+        """Take nothing new and end the captures as segments; what they say is in the outbox, which every node relays."""
         log.info("service.draining", node=self.node, captures=len(made.progress()))
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.bus.stop_consuming()
                 await made.drain()
-                await self.bus.flush()
         except TimeoutError:
             log.warning("service.drain_unfinished", node=self.node, drain_s=self.settings.drain_s)
+
+    def _problems(self) -> list[str]:
+        """Why this node should get no work now."""
+        return list(self.bus.problems()) if self._ready else ["The service is starting or stopping."]
 
     def _advertised(self) -> str:
         """Where other nodes fetch this one's segments."""
@@ -209,14 +224,14 @@ class Service:
             decide=decider.decide,
             reading=store.reading.Reading(engine),
             ping=self.store.ping,
-            ready=lambda: [] if self._ready else ["The service is starting or stopping."],
+            ready=self._problems,
             new_id=new_id,
             clock=clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
             verify_callback=verify,
             map_callback=trtc_callbacks.to_event,
             progress=self.progress,
-            listeners=self.bus.listeners,
+            listeners=[] if self.many else self.bus.listeners,
             draining=lambda: not self._ready,
             policy=self._policy,
             cluster_token=settings.cluster_token.get_secret_value(),

@@ -145,12 +145,8 @@ class Steps:
     async def inspect(self, data: codec.Data) -> tuple[str, ...]:
         """Look at a start before it is decided: free space, the bucket, the UserSig's age. Answers warnings; raises
         InsufficientSpace, InvalidParameter."""
-        free_bytes, needed_bytes = self._spool.free_bytes(), self._min_free_bytes() + self.expected_bytes()
-        if free_bytes < needed_bytes:
-            raise errors.InsufficientSpace(
-                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
-                " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
-            )
+        if "worker" in self._settings.roles:
+            self._check_space()
         warnings = []
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
         if left_s is not None and left_s <= 0:
@@ -172,6 +168,18 @@ class Steps:
                 raise errors.InvalidParameter(f"CosConfig.Bucket: {error.detail}", field="CosConfig.Bucket") from error
             warnings.append(f"The bucket could not be looked at: {error.detail}")
         return tuple(w for w in warnings if w)
+
+    def _check_space(self) -> None:
+        free_bytes, needed_bytes = self._spool.free_bytes(), self.needed_bytes()
+        if free_bytes < needed_bytes:
+            raise errors.InsufficientSpace(
+                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
+                " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
+            )
+
+    def needed_bytes(self) -> int:
+        """What must be free on the spool for another capture: MIN_FREE, and what those that run still need."""
+        return self._min_free_bytes() + self.expected_bytes()
 
     def _min_free_bytes(self) -> int:
         """MIN_FREE; where nobody set it, at most a tenth of a small spool."""

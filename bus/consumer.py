@@ -1,13 +1,14 @@
 """Takes the messages of one queue, a bounded number at a time, and gives each back with an answer. Imports `machine`, `events`.
 
-Rule: acknowledged only when it is handled (an event: committed; a command: its lease held) or lies in `recorder.parked`, confirmed.
-Handlers run in tasks of ours: aiormq cancels those of a channel that closes, and a job whose lease was just taken would be lost. For
-the same reason `message.process()` is not used: cancelled, it rejects without requeue, and the message is gone.
+Rule: acknowledged only when it is handled (an event: committed; a command: its lease held) or lies in `recorder.parked`,
+confirmed. Handlers run in tasks of ours: aiormq cancels those of a channel that closes, and a job whose lease was just taken
+would be lost. For the same reason not `message.process()`: cancelled, it rejects without requeue, and the message is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import structlog
@@ -46,9 +47,9 @@ class Consumer:
         async with self._turn:
             self._channel, self._tag = await session.channel(), ""
             await self._channel.set_qos(prefetch_count=self._prefetch)
-            underlay = await self._channel.get_underlay_channel()
+            underlay: Any = await self._channel.get_underlay_channel()
             # A consumer that the broker cancels (its queue was deleted or moved) says no more, and its channel stays open.
-            underlay.channel.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
+            underlay.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
             self._queue = await self._channel.get_queue(self.queue.name, ensure=False)
             await self._renew()
 
@@ -109,6 +110,9 @@ class Consumer:
         except errors.Unavailable as error:
             # The channel is gone, and the broker delivers it again: the inbox knows it.
             log.info("bus.answer_lost", key=incoming.key, message_id=incoming.message_id, reason=error.message)
+        except Exception as error:
+            log.exception("bus.answer_failed", key=incoming.key, message_id=incoming.message_id)
+            await self._later(message, incoming, str(error))
 
     async def _answer(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, verdict: handling.Verdict) -> None:
         if verdict.kind == "again":
@@ -119,13 +123,17 @@ class Consumer:
             try:
                 await self._park(message, incoming, verdict.reason)
             except errors.Unavailable as error:
-                log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=error.message)
-                await background.pause(asyncio.Event(), PARK_RETRY_S)
-                await self._give_back(message)
+                await self._later(message, incoming, error.message)
                 return
         with links.wrapped("acknowledging"):
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 await message.ack()
+
+    async def _later(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
+        log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=reason)
+        await background.pause(asyncio.Event(), PARK_RETRY_S)
+        with contextlib.suppress(errors.Unavailable):
+            await self._give_back(message)
 
     async def _give_back(self, message: abc.AbstractIncomingMessage) -> None:
         with links.wrapped("giving back"):

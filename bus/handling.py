@@ -1,4 +1,4 @@
-"""One message from the broker and what becomes of it: done, parked for good, or to be delivered again. Imports `machine`, `events`.
+"""One message from the broker and what becomes of it: done, parked, or delivered again. Imports `machine` and `events`.
 
 Rule: `judge` decides and touches no broker. Invalid, unknown, too large and refused for good → parked with the reason, whole;
 temporary → again, until the message itself has failed `TRIES_BEFORE_PARKED` times; database away → wait, nothing is counted.

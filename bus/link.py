@@ -1,8 +1,8 @@
 """The connection to RabbitMQ, made anew whenever it ends. Imports `machine`.
 
-Rule: there is one way back from any fault — a closed connection, a closed channel, a consumer that the broker cancelled or that went
-deaf: the whole session is closed and a new one opened. What was under way is delivered again; every handler is harmless to repeat.
-aio_pika's errors end here, as `errors.Unavailable`.
+Rule: there is one way back from any fault — a closed connection, a closed channel, a consumer that the broker cancelled or that
+went deaf: the whole session is closed and a new one opened. What was under way is delivered again; every handler is harmless to
+repeat. aio_pika's errors end here, as `errors.Unavailable`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def wrapped(what: str) -> Iterator[None]:
             raise
         raise errors.Unavailable(f"RabbitMQ: the connection ended ({what}).") from None
     except amqp_errors.PublishError as error:
-        raise Unroutable(f"RabbitMQ has no queue for the routing key {error.frame.routing_key!r} ({what}).") from error
+        raise Unroutable(f"RabbitMQ has no queue for it: {error} ({what}).") from error
     except TimeoutError as error:
         raise errors.Unavailable(f"RabbitMQ did not answer in time ({what}).") from error
     except amqp_errors.CONNECTION_EXCEPTIONS as error:

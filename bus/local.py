@@ -45,11 +45,12 @@ class LocalBus:
         """End the relay; what is under way is handed out again at the next start."""
         await self.relay.stop()
 
+    def problems(self) -> list[str]:
+        """There is nothing between outbox and handlers that could be away."""
+        return []
+
     async def stop_consuming(self) -> None:
         """Nothing to give back: there is no other node."""
-
-    async def flush(self) -> None:
-        """Nothing to carry elsewhere: what is unsent stays in the outbox."""
 
     async def _run(self) -> None:
         while True:

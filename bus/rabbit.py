@@ -76,10 +76,17 @@ class RabbitBus:
             side.start()
 
     async def stop(self) -> None:
-        """Take nothing more, let the handlers under way end for a few seconds, close; harmless to repeat. What is unfinished then is
-        delivered again, to any node."""
+        """Take nothing more, let the handlers under way end for a few seconds, close; harmless to repeat. What is unfinished then
+        is delivered again, to any node."""
         for side in (self._watchdog.loop, self._relay.loop):
             await side.stop()
+        await self.stop_consuming()
+        await self.link.life.stop()
+        for each in self._consumers:
+            each.wanted = True
+
+    async def stop_consuming(self) -> None:
+        """Take nothing new, and let what is in hand end for a few seconds; the relay goes on. Harmless to repeat."""
         for each in self._consumers:
             try:
                 await each.want(False)
@@ -87,9 +94,6 @@ class RabbitBus:
                 log.info("bus.not_cancelled", queue=each.queue.name, reason=error.message)
         for each in self._consumers:
             await each.drain(self._drain_s)
-        await self.link.life.stop()
-        for each in self._consumers:
-            each.wanted = True
 
     def problems(self) -> list[str]:
         """Why messages do not flow now; [] when they do."""

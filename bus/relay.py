@@ -1,7 +1,7 @@
 """From the outbox to the broker: claim, publish, mark what was confirmed. Imports `machine` and `events`.
 
-Rule: a row is marked sent only after the broker has confirmed its message. A crash in between publishes it again under the same id,
-which is harmless. What could not be published is tried again: at once by this relay while its claim holds, later by any.
+Rule: a row is marked sent only after the broker has confirmed its message. A crash in between publishes it again under the same
+id, which is harmless. What could not be published is tried again: soon by this relay while its claim holds, later by any.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -23,8 +24,18 @@ log = structlog.get_logger()
 POLL_S = 0.5
 BATCH = 200
 HOLD_S = 30.0
+AGAIN_S = 1.0
 # Failures in a row, with a database that answers, after which the fault is ours: the process ends and is started anew.
 FAILURES_BEFORE_END = 5
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A row that this relay holds until `until_s`, and publishes at `due_s` (monotonic)."""
+
+    message: ports.Message
+    until_s: float
+    due_s: float = 0.0
 
 
 class Relay:
@@ -35,7 +46,7 @@ class Relay:
         self._link = link
         self._presence = presence
         self._hold_s = hold_s
-        self._claimed: dict[int, tuple[ports.Message, float]] = {}
+        self._claimed: dict[int, _Claim] = {}
         self.loop = background.Background("bus.relay", self._run)
 
     async def _run(self) -> None:
@@ -59,26 +70,30 @@ class Relay:
     async def _round(self) -> tuple[int, int]:
         """Publish what is due; how many went and how many did not."""
         messages = await self._due()
+        again_s = time.monotonic() + AGAIN_S
         faults.faultpoint("outbox.claim.after")
         confirmed = [seq for seq in await asyncio.gather(*map(self._publish, messages)) if seq]
         if confirmed:
             faults.faultpoint("outbox.mark.before")
             await self._store.mark_all_sent(confirmed)
             faults.faultpoint("outbox.mark.after")
-        for seq in confirmed:
-            self._claimed.pop(seq, None)
+        for message in messages:
+            if message.seq in confirmed:
+                del self._claimed[message.seq]
+            elif message.seq in self._claimed:
+                self._claimed[message.seq].due_s = again_s
         return len(confirmed), len(messages) - len(confirmed)
 
     async def _due(self) -> Sequence[ports.Message]:
         """What this relay holds and may still publish, and what it claims beside that; in the order of the outbox."""
-        until_s = time.monotonic() + self._hold_s
-        # Well before the claim ends: another relay must not take what we are about to publish.
-        margin_s = self._hold_s / 3
-        self._claimed = {seq: held for seq, held in self._claimed.items() if held[1] - margin_s > time.monotonic()}
+        now_s = time.monotonic()
+        self._claimed = {seq: claim for seq, claim in self._claimed.items() if claim.until_s > now_s}
         if len(self._claimed) < BATCH:
+            # Let go well before the claim ends: another relay may not yet publish what we are about to.
+            until_s = now_s + self._hold_s * 2 / 3
             fresh = await self._store.claim_unsent(BATCH, round(self._hold_s * 1000))
-            self._claimed |= {message.seq: (message, until_s) for message in fresh}
-        return [self._claimed[seq][0] for seq in sorted(self._claimed)]
+            self._claimed |= {message.seq: _Claim(message, until_s) for message in fresh}
+        return [claim.message for _, claim in sorted(self._claimed.items()) if claim.due_s <= now_s]
 
     async def _publish(self, message: ports.Message) -> int:
         """Publish one; its number if the broker has it, 0 if it has to be tried again."""

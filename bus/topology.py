@@ -8,8 +8,8 @@
                                                └─ a key that nobody binds            ──► recorder.parked
 
 Rule: nothing that is published here vanishes. What no queue takes goes to `recorder.parked` by the alternate exchange, what is
-delivered too often by dead-lettering, what cannot be handled by the consumer. Results alone may go unheard: `recorder.unheard` takes
-them and keeps nothing. Every queue is a durable quorum queue (`declare_queue` defaults to neither).
+delivered too often by dead-lettering, what cannot be handled by the consumer. Results alone may go unheard: `recorder.unheard`
+takes them and keeps nothing. Every queue is a durable quorum queue (`declare_queue` defaults to neither).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aio_pika import abc
+from pamqp.common import FieldTable
 
 from machine import errors
 
-# Deliveries that ended in neither an acknowledgement nor a message parked by us: the consumer's process died, or its connection did.
-# RabbitMQ 3 has no limit of its own, 4 has 20; well above what our own count (handling.TRIES_BEFORE_PARKED) allows.
+# Deliveries without an acknowledgement: we gave it back, or the consumer's process or connection died. RabbitMQ 3 has no limit of
+# its own, 4 has 20. Well above what our own count (handling.TRIES_BEFORE_PARKED) allows, so that this one means crashes.
 DELIVERY_LIMIT = 100
 # recorder.parked is looked at by taking messages and giving them back: that must never count against them.
 NO_LIMIT = 2_000_000_000
@@ -78,7 +79,7 @@ class Topology:
 
     @property
     def unheard(self) -> Queue:
-        """Results that nobody subscribes to, so that they are not taken for unroutable: a time to live of 0 keeps none of them."""
+        """Results that nobody subscribes to: not to be taken for unroutable. A time to live of 0 keeps none of them."""
         arguments: Arguments = {"x-queue-type": "classic", "x-message-ttl": 0}
         return Queue(name=f"{self.prefix}.unheard", bindings=("result.#",), arguments=arguments)
 
@@ -109,7 +110,7 @@ async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
     parked = await channel.declare_exchange(topology.parked, "fanout", durable=True)
     last = await channel.declare_queue(topology.parked, durable=True, arguments=dict(topology.parked_arguments))
     await last.bind(parked)
-    alternate = {"alternate-exchange": topology.parked}
+    alternate: FieldTable = {"alternate-exchange": topology.parked}
     await channel.declare_exchange(topology.exchange, "topic", durable=True, arguments=alternate)
     for queue in topology.queues():
         await declare_queue(channel, topology, queue)

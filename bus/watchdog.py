@@ -1,7 +1,7 @@
 """Finds a consumer that went deaf and has its session rebuilt. Imports `machine`.
 
-Rule: what the broker says counts, not what the library believes. A consumer is deaf when its queue has no consumer at all, or when
-messages wait there, there is room for them, and none came between two looks in a row.
+Rule: what the broker says counts, not what the library believes. A consumer is deaf when its queue has no consumer at all, or
+when messages wait there, there is room for them, and none came between two looks in a row.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ POLL_S = 0.25
 HEARTBEAT_MS = 2 * model.SECOND
 KEEP_INBOX_MS = 7 * 24 * model.HOUR
 SAID_LIMIT = 10_000
+# Less than this since the last sign of life of any node: somebody may well have been there.
+AWAY_MS = 3 * HEARTBEAT_MS
 
 
 class Sweeper:
@@ -53,7 +55,7 @@ class Sweeper:
         """Give live sessions back the time in which no node could have tried, then begin to sweep."""
         now_ms = self._clock()
         seen_ms = await self._store.last_seen_ms()
-        if seen_ms is not None and now_ms > seen_ms:
+        if seen_ms is not None and now_ms > seen_ms + AWAY_MS:
             log.info("sweeper.downtime_forgiven", away_ms=now_ms - seen_ms)
             await self._store.forgive_downtime(now_ms - seen_ms)
         await self._store.heartbeat(self._node, self._url())

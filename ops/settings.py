@@ -153,6 +153,12 @@ class Settings(pydantic_settings.BaseSettings):
         "RabbitMQ; with DATABASE_URL of PostgreSQL the engine of many nodes. Unset: everything in this process.",
         shown="none",
     )
+    amqp_prefix: str = _setting(
+        "AMQP_PREFIX",
+        "recorder",
+        "a name",
+        "What the names of exchanges and queues begin with; two services on one broker need two.",
+    )
     spool_shared: bool = _setting(
         "SPOOL_SHARED", False, "true or false", "CFS_PATH is one folder that all workers share: any of them can finish."
     )
@@ -172,6 +178,9 @@ class Settings(pydantic_settings.BaseSettings):
     drain_s: Seconds = _setting("DRAIN", 20.0, DURATION, "How long a stop may take to hand captures over to other nodes.")
     max_captures: int = _setting(
         "MAX_CAPTURES", 0, "a number from 0", "Captures at once on this worker beside other workers; 0 is no limit.", ge=0
+    )
+    max_load: float = _setting(
+        "MAX_LOAD", 0.0, "a number from 0", "Load per core above which this worker takes no new capture; 0 is no limit.", ge=0
     )
     linger_s: Seconds = _setting(
         "LINGER", 30.0, DURATION, "How long a speaker who left may stay away and still be the same recording.", ge=0

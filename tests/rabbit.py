@@ -1,8 +1,8 @@
 """A RabbitMQ broker of the tests' own: private folder, free ports, loopback only; ended with the process that started it.
 
 Debian's wrapper in /usr/sbin changes the user and refuses such folders, so the server's own script is run. Erlang's port mapper,
-epmd, is a child of ours too: left to itself it stays behind as a daemon. Tests share the one broker and its one vhost, and are kept
-apart by the prefix of their exchanges and queues.
+epmd, is a child of ours too: left to itself it stays behind as a daemon. Tests share the one broker and its one vhost, and are
+kept apart by the prefix of their exchanges and queues.
 """
 
 from __future__ import annotations

@@ -36,7 +36,19 @@ class World:
 
     async def serve(self, **environment: str) -> service_process.ServiceProcess:
         """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
-        settings = {
+        self.service = service_process.ServiceProcess(self.folder / "service", self.settings() | environment)
+        self.service.folder.mkdir(parents=True, exist_ok=True)
+        await self.service.start()
+        self.point_callbacks()
+        return self.service
+
+    def point_callbacks(self) -> None:
+        """Have TRTC's callbacks sent to the service."""
+        self.simulator.configure_app(APP, callback_url=f"{self.service.url}/trtc/callbacks", callback_key=CALLBACK_KEY)
+
+    def settings(self) -> dict[str, str]:
+        """What a service is told to take the simulator for Tencent."""
+        return {
             "PULL_ADDRESS": self.simulator.pull_template,
             "COS_ENDPOINT": self.simulator.url,
             "TRTC_CALLBACK_KEYS": json.dumps({str(APP): CALLBACK_KEY}),
@@ -44,11 +56,6 @@ class World:
             "CALLBACK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0",
             "MIN_FREE": "1MiB",
         }
-        self.service = service_process.ServiceProcess(self.folder / "service", settings | environment)
-        self.service.folder.mkdir(parents=True, exist_ok=True)
-        await self.service.start()
-        self.simulator.configure_app(APP, callback_url=f"{self.service.url}/trtc/callbacks", callback_key=CALLBACK_KEY)
-        return self.service
 
     def request(self, room: int | str, **more: Any) -> dict[str, Any]:
         """The body of a start; the result is posted to the simulator's receiver under the room's name."""

@@ -1,0 +1,76 @@
+"""Many nodes on real servers: RabbitMQ and PostgreSQL of the tests' own, and nodes as processes in any mix of roles."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests import postgres, rabbit, service_process
+from tests.e2e.conftest import World
+
+CLUSTER_TOKEN = "cluster-token"
+
+
+class Cluster:
+    """One recorder of many nodes. `shared` lets all workers share one spool."""
+
+    def __init__(self, world: World, *, shared: bool, settings: dict[str, str] | None = None) -> None:
+        self.world = world
+        self.database = postgres.shared().create()
+        self.broker = rabbit.shared()
+        self.prefix = world.folder.name.replace("_", "-")[:40]
+        self.nodes: dict[str, service_process.ServiceProcess] = {}
+        self._settings = world.settings() | {
+            "DATABASE_URL": self.database,
+            "AMQP_URL": self.broker.url,
+            "AMQP_PREFIX": self.prefix,
+            "CLUSTER_TOKEN": CLUSTER_TOKEN,
+            "LEASE": "6s",
+        }
+        if shared:
+            self._settings |= {"CFS_PATH": str(world.folder / "cfs"), "SPOOL_SHARED": "true"}
+        self._settings |= settings or {}
+
+    async def start(self, **roles: str) -> None:
+        """Migrate, then start a node for each name: `api="api", worker1="worker"`."""
+        await asyncio.to_thread(self._migrate)
+        await asyncio.gather(*(self.add(name, role) for name, role in roles.items()))
+
+    async def add(self, name: str, roles: str) -> service_process.ServiceProcess:
+        """Start one more node, or an old one again."""
+        if name not in self.nodes:
+            folder = self.world.folder / name
+            folder.mkdir(parents=True, exist_ok=True)
+            self.nodes[name] = service_process.ServiceProcess(folder, self._settings | {"ROLES": roles})
+        node = self.nodes[name]
+        await node.start()
+        if "api" in roles:
+            self.world.service = node
+            self.world.point_callbacks()
+        return node
+
+    async def stop(self) -> None:
+        """Stop every node and forget the database."""
+        await asyncio.gather(*(node.stop() for node in self.nodes.values()))
+        await asyncio.to_thread(postgres.shared().drop, self.database)
+
+    async def ask(self, query: str) -> list[Any]:
+        """A query of the test's own."""
+        connection = await asyncpg.connect(self.database.replace("+asyncpg", ""))
+        try:
+            return list(await connection.fetch(query))
+        finally:
+            await connection.close()
+
+    def _migrate(self) -> None:
+        command = [sys.executable, "-c", "import service; service.main()", "migrate"]
+        environment = self._settings | {"HOME": str(self.world.folder), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
