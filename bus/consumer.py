@@ -17,13 +17,12 @@ from aio_pika import abc
 from bus import handling, publisher
 from bus import link as links
 from bus import topology as topologies
-from machine import background, errors, faults
+from machine import errors, faults
 
 log = structlog.get_logger()
 
 ANSWER_LIMIT_S = 10.0
 PARK_RETRY_S = 2.0
-PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "timestamp", "type", "app_id")
 
 
 class Consumer:
@@ -36,8 +35,10 @@ class Consumer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: abc.AbstractChannel | None = None
         self._queue: abc.AbstractQueue | None = None
+        self._underlay: Any = None
         self._tag = ""
         self._turn = asyncio.Lock()
+        self._leaving = asyncio.Event()
         self.queue = queue
         self.wanted = True
         self.taken = 0
@@ -47,9 +48,9 @@ class Consumer:
         async with self._turn:
             self._channel, self._tag = await session.channel(), ""
             await self._channel.set_qos(prefetch_count=self._prefetch)
-            underlay: Any = await self._channel.get_underlay_channel()
+            self._underlay = await self._channel.get_underlay_channel()
             # A consumer that the broker cancels (its queue was deleted or moved) says no more, and its channel stays open.
-            underlay.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
+            self._underlay.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
             self._queue = await self._channel.get_queue(self.queue.name, ensure=False)
             await self._renew()
 
@@ -64,16 +65,18 @@ class Consumer:
 
     async def drain(self, limit_s: float) -> None:
         """Let the handlers under way end for `limit_s`, then cancel them: their messages are delivered again."""
+        self._leaving.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=limit_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._leaving.clear()
 
     @property
-    def consuming(self) -> bool:
-        """Whether it consumes now."""
-        return bool(self._tag) and self._channel is not None and not self._channel.is_closed
+    def lost(self) -> bool:
+        """Whether aiormq has forgotten the consumer that we hold: it drops what is delivered to it then."""
+        return bool(self._tag) and self._tag not in self._underlay.consumers
 
     @property
     def has_room(self) -> bool:
@@ -116,7 +119,7 @@ class Consumer:
 
     async def _answer(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, verdict: handling.Verdict) -> None:
         if verdict.kind == "again":
-            await background.pause(asyncio.Event(), verdict.pause_s)
+            await self._rest(verdict.pause_s)
             await self._give_back(message)
             return
         if verdict.kind == "park":
@@ -131,9 +134,14 @@ class Consumer:
 
     async def _later(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
         log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=reason)
-        await background.pause(asyncio.Event(), PARK_RETRY_S)
+        await self._rest(PARK_RETRY_S)
         with contextlib.suppress(errors.Unavailable):
             await self._give_back(message)
+
+    async def _rest(self, pause_s: float) -> None:
+        """Keep a message for a while; give it back at once when this node leaves: another may take it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._leaving.wait(), pause_s)
 
     async def _give_back(self, message: abc.AbstractIncomingMessage) -> None:
         with links.wrapped("giving back"):
@@ -141,9 +149,8 @@ class Consumer:
                 await message.nack(requeue=True)
 
     async def _park(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
-        headers = handling.parked_headers(incoming, self.queue.name, reason, message.headers)
-        # Neither its expiration, which would end it there, too, nor its user_id, which the broker compares with ours.
-        properties = {name: getattr(message, name) for name in PROPERTIES if getattr(message, name) is not None}
+        headers = self._judge.parked_headers(incoming, self.queue.name, reason, message.headers)
+        properties = {name: getattr(message, name) for name in publisher.PROPERTIES if getattr(message, name) is not None}
         parked = publisher.Outgoing(key=incoming.key, body=message.body, properties=properties, headers=headers)
         await publisher.publish(self._link, parked, parked=True)
         log.error("bus.parked", key=incoming.key, message_id=incoming.message_id, queue=self.queue.name, reason=reason)

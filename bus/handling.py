@@ -119,7 +119,7 @@ class Judge:
         log.warning("bus.retry", key=message.key, message_id=message.message_id, tries=tries, reason=reason)
         return Verdict(kind="again", reason=reason, pause_s=RETRY_S[min(tries, len(RETRY_S)) - 1])
 
-
-def parked_headers(message: Incoming, queue: str, reason: str, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers under which a message is parked: its own, where it came from, and why."""
-    return dict(headers) | {"x-reason": reason[:1_000], "x-routing-key": message.key, "x-queue": queue}
+    def parked_headers(self, message: Incoming, queue: str, reason: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+        """The headers under which a message is parked: its own, where it came from, when (Unix ms), and why."""
+        ours = {"x-reason": reason[:1_000], "x-routing-key": message.key, "x-queue": queue, "x-parked-ms": self._clock()}
+        return dict(headers) | ours

@@ -55,6 +55,11 @@ def wrapped(what: str) -> Iterator[None]:
         raise errors.Unavailable(f"RabbitMQ: {type(error).__name__}: {str(error)[:500]} ({what}).") from error
 
 
+async def connect(url: str, name: str) -> abc.AbstractConnection:
+    """A connection that shows up under `name` on the broker and notices within seconds that the other side is gone."""
+    return await aio_pika.connect(str(URL(url).update_query({"heartbeat": HEARTBEAT_S, "name": name})))
+
+
 class Session:
     """One connection while it lives, with a channel to publish on and one to ask on."""
 
@@ -116,7 +121,8 @@ class Link:
     """Keeps a session open. `on_session` is called with each new one, before anybody gets it: to begin consuming."""
 
     def __init__(self, url: str, topology: topologies.Topology, *, name: str, on_session: OnSession) -> None:
-        self._url = URL(url).update_query({"heartbeat": HEARTBEAT_S, "name": name})
+        self._url = URL(url)
+        self._name = name
         self._topology = topology
         self._on_session = on_session
         self._session: Session | None = None
@@ -152,7 +158,7 @@ class Link:
         """One session from its beginning to its end; returns why it ended. Raises Unavailable when none could be opened."""
         with wrapped("connecting"):
             async with asyncio.timeout(CONNECT_LIMIT_S):
-                connection = await aio_pika.connect(self._url)
+                connection = await connect(str(self._url), self._name)
         session = Session(connection, self._topology)
         try:
             with wrapped("declaring"):

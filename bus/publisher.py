@@ -16,8 +16,11 @@ from events import codec
 PUBLISH_LIMIT_S = 10.0
 # A header frame must fit the broker's frame_max (128 KiB by default), with properties and our own reasons.
 MAX_HEADERS_BYTES = 64 * 1024
-# What the broker would act on once more: sender-selected queues, and a sender it compares with the connection's user.
+# What the broker would act on once more: sender-selected queues.
 ACTED_ON = ("CC", "BCC")
+# What of a message of others is kept when it is published again. Not its expiration, which would end it where it is parked, nor
+# its user_id, which the broker compares with ours.
+PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "timestamp", "type", "app_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ async def publish(link: links.Link, message: Outgoing, *, parked: bool = False, 
     come within `limit_s` (waiting for a connection included), Unroutable when no queue takes the message."""
     made = aio_pika.Message(
         message.body,
-        headers=_headers(message.headers),
+        headers=sendable(message.headers),
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         **message.properties,
     )
@@ -62,7 +65,7 @@ def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:
     return Outgoing(key=key, body=body, properties=properties, mandatory=channel != "result", node=named)
 
 
-def _headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+def sendable(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Headers that can be sent: those of others may be of a kind, or a size, that cannot."""
     kept = {name: value for name, value in headers.items() if name not in ACTED_ON}
     try:

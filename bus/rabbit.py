@@ -6,15 +6,17 @@ Rule: starts without a broker and outlives its absence; what waits in the outbox
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 
 import structlog
 
 from bus import consumer as consumers
-from bus import handling, relay, watchdog
+from bus import handling, hearing, relay, watchdog
 from bus import link as links
 from bus import presence as presences
 from bus import topology as topologies
+from events import codec
 from machine import background, errors
 
 log = structlog.get_logger()
@@ -68,10 +70,15 @@ class RabbitBus:
             ]
         self._relay = relay.Relay(store, self.link, presence=presence)
         self._watchdog = watchdog.Watchdog(self.link, self._consumers)
+        self._consuming = True
+        self._captures_wanted = True
+        self.listeners: list[Callable[[codec.Event], None]] = []
         self.sides: list[background.Background] = [self.link.life, self._relay.loop, self._watchdog.loop]
 
     async def start(self) -> None:
         """Begin to connect, relay and consume; returns at once, and harmless to repeat."""
+        self._consuming = True
+        await self._apply()
         for side in self.sides:
             side.start()
 
@@ -82,18 +89,17 @@ class RabbitBus:
             await side.stop()
         await self.stop_consuming()
         await self.link.life.stop()
-        for each in self._consumers:
-            each.wanted = True
 
     async def stop_consuming(self) -> None:
-        """Take nothing new, and let what is in hand end for a few seconds; the relay goes on. Harmless to repeat."""
-        for each in self._consumers:
-            try:
-                await each.want(False)
-            except errors.Unavailable as error:
-                log.info("bus.not_cancelled", queue=each.queue.name, reason=error.message)
-        for each in self._consumers:
-            await each.drain(self._drain_s)
+        """Take nothing new until the next start, and let what is in hand end for a few seconds; the relay goes on. Harmless to
+        repeat."""
+        self._consuming = False
+        await self._apply()
+        await asyncio.gather(*(each.drain(self._drain_s) for each in self._consumers))
+
+    async def flush(self) -> None:
+        """Wait until nothing in the outbox is left to publish. Bound it: broker and database may be away."""
+        await self._relay.flush()
 
     def problems(self) -> list[str]:
         """Why messages do not flow now; [] when they do."""
@@ -101,24 +107,34 @@ class RabbitBus:
 
     async def pause_captures(self) -> None:
         """Take no new capture: this worker is full. Harmless to repeat; holds over reconnections."""
-        await self._capture(False)
+        self._captures_wanted = False
+        await self._apply()
 
     async def resume_captures(self) -> None:
         """Take new captures again; harmless to repeat."""
-        await self._capture(True)
+        self._captures_wanted = True
+        await self._apply()
 
-    async def _capture(self, wanted: bool) -> None:
-        if self._captures.wanted == wanted:
-            return
-        log.info("bus.captures", taken=wanted)
-        try:
-            await self._captures.want(wanted)
-        except errors.Unavailable as error:
-            # The session ends over this; the next one begins as it is wanted.
-            log.info("bus.not_cancelled", queue=self._captures.queue.name, reason=error.message)
+    async def _apply(self) -> None:
+        for each in self._consumers:
+            wanted = self._consuming and (self._captures_wanted or each is not self._captures)
+            if each.wanted == wanted:
+                continue
+            log.info("bus.consuming", queue=each.queue.name, wanted=wanted)
+            try:
+                await each.want(wanted)
+            except errors.Unavailable as error:
+                # A channel that does not answer ends its session; the next one begins as it is wanted.
+                log.info("bus.not_told", queue=each.queue.name, reason=error.message)
 
     async def _begin(self, session: links.Session) -> None:
         if "worker" in self._roles:
             await session.declare_node(self._node)
         for each in self._consumers:
             await each.open(session)
+        if "api" in self._roles:
+            await hearing.listen(session, self._heard)
+
+    def _heard(self, event: codec.Event) -> None:
+        for listener in self.listeners:
+            listener(event)

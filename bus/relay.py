@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 POLL_S = 0.5
 BATCH = 200
-HOLD_S = 30.0
+HOLD_S = 15.0
 AGAIN_S = 1.0
 # Failures in a row, with a database that answers, after which the fault is ours: the process ends and is started anew.
 FAILURES_BEFORE_END = 5
@@ -47,7 +47,15 @@ class Relay:
         self._presence = presence
         self._hold_s = hold_s
         self._claimed: dict[int, _Claim] = {}
+        self._idle: asyncio.Future[None] | None = None
         self.loop = background.Background("bus.relay", self._run)
+
+    async def flush(self) -> None:
+        """Wait until a round that began after this call finds nothing left to publish. Bound it: both may be away."""
+        if self._idle is None or self._idle.done():
+            self._idle = asyncio.get_running_loop().create_future()
+        self._store.changed.set()
+        await asyncio.shield(self._idle)
 
     async def _run(self) -> None:
         failures = 0
@@ -69,7 +77,10 @@ class Relay:
 
     async def _round(self) -> tuple[int, int]:
         """Publish what is due; how many went and how many did not."""
+        idle = self._idle
         messages = await self._due()
+        if idle is not None and not idle.done() and not self._claimed:
+            idle.set_result(None)
         again_s = time.monotonic() + AGAIN_S
         faults.faultpoint("outbox.claim.after")
         confirmed = [seq for seq in await asyncio.gather(*map(self._publish, messages)) if seq]

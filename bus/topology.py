@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aio_pika import abc
 from pamqp.common import FieldTable
@@ -49,7 +49,7 @@ class Topology:
     """All names and arguments. `prefix` keeps several recorders (or tests) on one broker apart."""
 
     prefix: str = "recorder"
-    parked_arguments: Arguments = field(default_factory=lambda: {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT})
+    delivery_limit: int = DELIVERY_LIMIT
 
     @property
     def exchange(self) -> str:
@@ -98,7 +98,7 @@ class Topology:
         # At-least-once needs all three of strategy, overflow and exchange; else RabbitMQ silently makes it at-most-once.
         return {
             "x-queue-type": "quorum",
-            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-delivery-limit": self.delivery_limit,
             "x-dead-letter-exchange": self.parked,
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
@@ -108,7 +108,9 @@ class Topology:
 async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
     """Declare all that does not belong to one node; harmless to repeat. `recorder.parked` comes first: the rest leads there."""
     parked = await channel.declare_exchange(topology.parked, "fanout", durable=True)
-    last = await channel.declare_queue(topology.parked, durable=True, arguments=dict(topology.parked_arguments))
+    last = await channel.declare_queue(
+        topology.parked, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+    )
     await last.bind(parked)
     alternate: FieldTable = {"alternate-exchange": topology.parked}
     await channel.declare_exchange(topology.exchange, "topic", durable=True, arguments=alternate)

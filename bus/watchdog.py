@@ -51,6 +51,8 @@ class Watchdog:
         """What is wrong, "" if nothing is. Raises Unavailable when the broker does not answer."""
         for watched in [w for w in self._watched if w.wanted]:
             name = watched.queue.name
+            if watched.lost:
+                return f"the consumer of {name} is forgotten"
             before = self._quiet.pop(name, -1)
             with links.wrapped(f"looking at {name}"):
                 async with asyncio.timeout(ANSWER_LIMIT_S):

@@ -33,7 +33,7 @@ TYPING_LIMIT_S = 90.0
 MARK = "\x1ewas typed"
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE_BELOW = re.compile(r"`([\w./-]+\.(?:py|mjs|conf|service|timer|env|json))`\s*[:：]$")
+_FILE_BELOW = re.compile(r"`([\w./-]+\.(?:py|mjs|conf|service|env|json)|[\w/]*recorder-shell)`\s*[:：]$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

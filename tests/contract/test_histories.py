@@ -397,7 +397,7 @@ FEWER = {"postgresql": 8}  # the rules are the same there, and all takes longer
 def test_every_history_ends_in_one_result(engine: str) -> None:
     """Any history ends with all recordings final and one result per revision; with everything said twice it ends the same way."""
 
-    @settings(max_examples=settings.default.max_examples * 3 // 10 // FEWER.get(engine, 1))
+    @settings(max_examples=settings.default.max_examples // 4 // FEWER.get(engine, 1))
     @given(history=HISTORIES)
     def played_once_and_twice(history: History) -> None:
         once = asyncio.run(_play(history, engine, twice=False))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 from cloud import webhook
 from events import codec
 from machine import errors
+from ops import settings
 from tests import pages
 
 ROOT = pages.ROOT
@@ -114,3 +117,158 @@ async def test_a_receiver_takes_what_is_genuine_once(tmp_path: Path, program: st
     await desk.leave()
     lines = [line.split()[1:4] for line in printed.read_text().splitlines()[1:] if "Success" in line]
     assert lines == [["2", "alice", "Success"], ["3", "alice", "Success"]]
+
+
+@pytest.mark.timeout(240)
+async def test_the_page_for_operators(running: pages.Follower) -> None:
+    """docs/operate.md: what is stuck is found and replayed as it says; the rehearsal goes as written."""
+    await running.follow(ROOT / "docs" / "operate.md")
+
+
+DETAILS = r"^\| (`[^|]+) \| [^|]+ \| .+ \|$"
+
+
+def test_the_details_that_operators_are_told_exist() -> None:
+    """What docs/operate.md quotes of our own details stands in the code that writes them."""
+    page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    section = page.split("## What the messages mean")[1].split("## Replay")[0]
+    quoted = [text for row in re.findall(DETAILS, section, re.MULTILINE) for text in re.findall(r"`([^`]+)`", row)]
+    theirs = {"403", "sig", "package", "No space left on device", "COS 5…", "Detail"}
+    rooms = ("machine", "media", "cloud", "handlers")
+    code = "".join(path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
+    missing = [t for t in quoted if t not in theirs and not all(piece.strip() in code for piece in t.split("…"))]
+    assert len(quoted) > 12
+    assert missing == []
+
+
+GO_LIVE = ROOT / "docs" / "go-live.md"
+ON_THE_MACHINE = ("useradd", "git", "cd", "install", "chown", "chmod", "systemctl", "journalctl", "nginx", "curl", "recorder-shell")
+
+
+def machine_file(name: str) -> str:
+    """A file that docs/go-live.md says to save."""
+    (found,) = [block.text for block in pages.blocks(GO_LIVE) if block.file.endswith(name)]
+    return found
+
+
+async def test_the_commands_of_going_live(desk: pages.Desk) -> None:
+    """docs/go-live.md: commands that change a machine are known ones, the rest is typed; files it names are there."""
+    by_hand = BY_HAND | dict.fromkeys(ON_THE_MACHINE, lambda _: None)
+    follower = pages.Follower(desk, by_hand=by_hand, aside=("json", "bash"))
+    await follower.follow(GO_LIVE, only=lambda block: not block.file)
+    assert (ROOT / "deploy" / "bootstrap.sh").is_file()
+
+
+def test_the_settings_of_going_live() -> None:
+    """The environment file can be read by a shell and by systemd alike, and the service takes it."""
+    lines = [line.split("=", 1) for line in machine_file("recorder.env").splitlines()]
+    assert all(re.fullmatch(r"[A-Z_]+", name) and shlex.split(text) == [text] for name, text in lines)
+    loaded = settings.load(dict(lines) | {"HOME": "/var/lib/recorder"})
+    assert loaded.api_tokens
+    assert set(loaded.trtc_keys) == set(loaded.trtc_callback_keys) == {1400000001}
+
+
+def test_the_policy_of_going_live() -> None:
+    """The key may do what the uploader asks of COS, and nothing more: no reading, listing or deleting."""
+    allowed = {action.removeprefix("name/cos:") for one in json.loads(machine_file("policy.json"))["statement"] for action in one["action"]}
+    asked = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "cloud" / "cos_requests.py").read_text()))
+    used = {(a or b).replace("create_multipart", "initiate_multipart").title().replace("_", "") for a, b in asked}
+    # A listing only explains a refusal, and is refused itself; PutObject is said to be unused.
+    assert used - allowed == {"ListObjects"}
+    assert allowed - used == {"PutObject"}
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
+def test_the_unit_of_going_live(tmp_path: Path) -> None:
+    """systemd finds nothing wrong with the unit."""
+    unit = tmp_path / "recorder.service"
+    unit.write_text(machine_file("recorder.service").replace("/opt/recorder/.venv/bin/recorder", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
+    assert [line for line in done.stderr.splitlines() if "recorder" in line] == []
+
+
+def test_the_proxy_of_going_live(tmp_path: Path) -> None:
+    """nginx takes the configuration."""
+    keys = [tmp_path / "fullchain.pem", tmp_path / "privkey.pem"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=recorder.example.com"]
+    subprocess.run([*make, "-out", keys[0], "-keyout", keys[1]], capture_output=True, timeout=60, check=True)
+    conf = machine_file("recorder.conf").replace("/etc/ssl/recorder/", f"{tmp_path}/")
+    whole = f"pid {tmp_path}/pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off;\n{conf}\n}}\n"
+    (tmp_path / "nginx.conf").write_text(whole)
+    done = subprocess.run(
+        ["/usr/sbin/nginx", "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_shell_of_going_live(tmp_path: Path) -> None:
+    """recorder-shell has the settings, the commands and a token; tried with this user in place of the service's."""
+    env, shell = tmp_path / "recorder.env", tmp_path / "recorder-shell"
+    env.write_text(machine_file("recorder.env"))
+    text = machine_file("recorder-shell").replace("/etc/recorder/recorder.env", str(env)).replace("/var/lib/recorder", str(tmp_path))
+    shell.write_text(text.replace("runuser -u recorder -- ", ""))
+    said = subprocess.run(
+        ["sh", shell], input="echo $RECORDER_TOKEN $SPOOL_DIR $PATH\n", capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    assert said[0] == "put-the-first-one-here"
+    assert said[2].startswith("/opt/recorder/.venv/bin:")
+
+
+@pytest.mark.timeout(120)
+async def test_the_demo(desk: pages.Desk) -> None:
+    """What `make demo` runs ends as the README shows."""
+    (shown,) = [block.shows for block in pages.blocks(README) if "make demo" in block.lines]
+    said = await desk.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
+    assert said.strip().endswith(shown.strip())
+    assert "@$(BIN)/recorder demo\n" in (ROOT / "Makefile").read_text()
+
+
+PAIRS = ("README", "docs/publish", "docs/subscribe", "docs/operate", "docs/go-live", "docs/migrate")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_languages_have_the_same_blocks(name: str) -> None:
+    """The Chinese page has exactly the blocks of the English one, as many sections, and links to its own language's pages."""
+    english, chinese = ROOT / f"{name}.md", ROOT / f"{name}.zh-CN.md"
+    assert pages.blocks(chinese) == pages.blocks(english)
+    texts = [path.read_text(encoding="utf-8") for path in (english, chinese)]
+    assert len({len(re.findall(r"^##+ ", text, re.MULTILINE)) for text in texts}) == 1
+    assert len({len(re.findall(r"^\|", text, re.MULTILINE)) for text in texts}) == 1
+    translated = {f"{Path(pair).name}.md" for pair in PAIRS}
+    links = re.findall(r"\]\(([^)#\s]+)", texts[1].split("\n", 3)[3])
+    assert [link for link in links if Path(link).name in translated] == []
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "README.zh-CN.md"], ids=lambda path: path.name)
+def test_commands_inside_sentences_exist(page: Path) -> None:
+    """A command that a sentence of the README names is a target of the Makefile, or one of the recorder's that a block runs."""
+    typed = "\n".join(block.text for block in pages.blocks(README) if block.shell)
+    for code in pages.inline_commands(page, ("make", "recorder", "curl")):
+        words = code.split()
+        if words[0] == "make":
+            makes(words)
+        else:
+            ran = re.search(rf"\b{re.escape(code)}\b", typed) or words[:2] in (["recorder", "replay"], ["recorder", "stop"])
+            assert ran, code
+
+
+@pytest.mark.parametrize("page", PAIRS)
+def test_anchors_lead_to_sections(page: str) -> None:
+    """A link to a section of a page of ours finds it, in both languages."""
+    for path in (ROOT / f"{page}.md", ROOT / f"{page}.zh-CN.md"):
+        for link, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            target = (path.parent / link).resolve() if link else path
+            heads = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+            assert anchor in slugs, f"{path.name}: {link}#{anchor}"
+
+
+def test_the_request_of_migrating() -> None:
+    """The old request of docs/migrate.md is a start as it stands, and the page names every field of the request and the result."""
+    page = ROOT / "docs" / "migrate.md"
+    (request,) = [json.loads(block.text) for block in pages.blocks(page)]
+    codec.check("start", request)
+    defs = codec.schemas()["$defs"]
+    names = {*defs["start"]["properties"], *defs["session-finished"]["properties"]}
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in sorted(names) if f"`{name}" not in text] == []

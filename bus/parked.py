@@ -1,0 +1,157 @@
+"""What lies in `recorder.parked`: looked at, published again, or thrown away by an operator. Imports `machine` and `events`.
+
+Rule: looking takes messages and gives all of them back, so at most `MAX_LOOKED` of the oldest at a time; requeue acknowledges
+only what the broker has confirmed anew. What is shown has its secrets masked; what is published again has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+import structlog
+from aio_pika import abc
+
+from bus import link as links
+from bus import masking, publisher
+from bus import topology as topologies
+from machine import errors
+
+log = structlog.get_logger()
+
+MAX_LOOKED = 1_000
+MAX_LOOKED_BYTES = 256 * 1024 * 1024
+LIMIT_S = 30.0
+# What the broker and our consumers added; RabbitMQ would take a message with its x-death for one that goes in circles.
+ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count")
+ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """One parked message. `id` is made from key, message id and body; `parked_ms` is 0 where it is not known."""
+
+    id: str
+    key: str
+    message_id: str
+    reason: str
+    size_bytes: int
+    parked_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A parked message with its headers and body as text; secrets masked, long ones cut."""
+
+    parked: Parked
+    headers: Mapping[str, Any]
+    body: str
+
+
+class ParkedMessages:
+    """The queue `recorder.parked` of the broker at `url`; each call is a connection of its own. Raises Unavailable."""
+
+    def __init__(self, url: str, *, prefix: str = "recorder") -> None:
+        self._url = url
+        self._topology = topologies.Topology(prefix)
+
+    async def list(self, limit: int = 100) -> tuple[list[Parked], int]:
+        """The oldest `limit` parked messages, and how many there are in all."""
+        async with self._session() as (session, queue):
+            found = [_parked(m) async for m in _look(queue, min(limit, MAX_LOOKED))]
+            declared = await session.asking.declare_queue(queue.name, passive=True)
+            return found, (declared.declaration_result.message_count or 0) + len(found)
+
+    async def show(self, id_: str) -> Shown:
+        """One message, masked. Raises NotFound."""
+        async with self._session() as (_, queue):
+            message = await _find(queue, id_)
+            return Shown(parked=_parked(message), headers=masking.masked(message.headers), body=masking.body(message.body))
+
+    async def requeue(self, id_: str) -> Parked:
+        """Publish one message anew under its routing key, and take it out. Raises NotFound."""
+        async with self._session() as (session, queue):
+            message = await _find(queue, id_)
+            await session.exchange.publish(_anew(message), message.routing_key or "", mandatory=True)
+            await message.ack()
+            log.info("parked.requeued", parked_id=id_, key=message.routing_key)
+            return _parked(message)
+
+    async def drop(self, id_: str) -> Parked:
+        """Take one message out for good. Raises NotFound."""
+        async with self._session() as (_, queue):
+            message = await _find(queue, id_)
+            await message.ack()
+            log.info("parked.dropped", parked_id=id_, key=message.routing_key)
+            return _parked(message)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[tuple[links.Session, abc.AbstractQueue]]:
+        """A session that, closed, gives back all that was taken and not acknowledged."""
+        with links.wrapped("parked messages"):
+            async with asyncio.timeout(LIMIT_S):
+                session = links.Session(await links.connect(self._url, "recorder parked"), self._topology)
+                try:
+                    await session.open()
+                    channel = await session.channel()
+                    yield session, await channel.get_queue(self._topology.parked, ensure=False)
+                finally:
+                    await session.close()
+
+
+async def _look(queue: abc.AbstractQueue, limit: int) -> AsyncIterator[abc.AbstractIncomingMessage]:
+    """The oldest messages; they are ours until the session ends, or they are acknowledged."""
+    seen_bytes = 0
+    for _ in range(limit):
+        message = await queue.get(fail=False)
+        if message is None or seen_bytes > MAX_LOOKED_BYTES:
+            return
+        seen_bytes += len(message.body)
+        yield message
+
+
+async def _find(queue: abc.AbstractQueue, id_: str) -> abc.AbstractIncomingMessage:
+    async for message in _look(queue, MAX_LOOKED):
+        if _id(message) == id_:
+            return message
+    raise errors.NotFound(f"No such message among the oldest {MAX_LOOKED} parked ones; `recorder parked list` shows them.")
+
+
+def _id(message: abc.AbstractIncomingMessage) -> str:
+    digest = hashlib.sha256(f"{message.routing_key}\n{message.message_id}\n".encode())
+    digest.update(message.body)
+    return digest.hexdigest()[:12]
+
+
+def _parked(message: abc.AbstractIncomingMessage) -> Parked:
+    at_ms = message.headers.get("x-parked-ms", 0)
+    return Parked(
+        id=_id(message),
+        key=message.routing_key or "",
+        message_id=message.message_id or "",
+        reason=_reason(message.headers),
+        size_bytes=len(message.body),
+        parked_ms=at_ms if isinstance(at_ms, int) else 0,
+    )
+
+
+def _reason(headers: Mapping[str, Any]) -> str:
+    if headers.get("x-reason"):
+        return str(headers["x-reason"])
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
+        return f"dead-lettered by the broker: {deaths[0].get('reason')} in {deaths[0].get('queue')}"
+    return "no queue is bound for its routing key"
+
+
+def _anew(message: abc.AbstractIncomingMessage) -> aio_pika.Message:
+    kept = {n: v for n, v in message.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
+    properties = {name: getattr(message, name) for name in publisher.PROPERTIES if getattr(message, name) is not None}
+    return aio_pika.Message(
+        message.body, headers=publisher.sendable(kept), delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties
+    )

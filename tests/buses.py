@@ -1,0 +1,136 @@
+"""Buses for tests, one kind per engine: the same store, the same handlers, and a look at what was parked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import aio_pika
+
+from bus import handling, local
+from bus import rabbit as rabbit_bus
+from bus import topology as topologies
+from events import codec
+from machine import background
+from store import store as stores
+from tests import engines, rabbit, waiting
+
+NAMES = ("local", "rabbitmq")
+ROLES = ("api", "machine", "worker")
+TASK = "01" + "0" * 23 + "1"
+JOB = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1}
+
+
+class Bus(Protocol):
+    """What both buses have."""
+
+    sides: list[background.Background]
+    listeners: list[Callable[[codec.Event], None]]
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Hands:
+    """The handlers of a bus under test: they note what they are handed, and fail as they are told."""
+
+    events: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    failures: dict[str, list[Exception]] = field(default_factory=dict)
+
+    async def on_event(self, event: codec.Event) -> None:
+        """Note an event; raise the next of the failures that were told for it."""
+        self.events.append(event.id)
+        if self.failures.get(event.id):
+            raise self.failures[event.id].pop(0)
+
+    async def on_command(self, command: codec.Event) -> None:
+        """Note a command."""
+        self.commands.append(command.id)
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Makes buses of one kind on one store; all of them talk to each other."""
+
+    engine: str
+    database: engines.Database
+    store: stores.Store
+    clock: engines.Clock
+    prefix: str = ""
+
+    def make(self, on_event: handling.Handler, on_command: handling.Handler) -> Bus:
+        """A bus that is not started yet."""
+        if self.engine == "local":
+            return local.LocalBus(self.store, clock=self.clock, on_event=on_event, on_command=on_command)
+        return node(self.store, self.clock, self.prefix, on_event=on_event, on_command=on_command, drain_s=0.2)
+
+    async def parked(self, count: int = 1) -> list[str]:
+        """The reasons of the messages parked, as soon as there are `count` of them, the oldest first."""
+        if self.engine == "local":
+            query = "SELECT parked FROM outbox WHERE parked <> '' ORDER BY seq"
+            rows = await waiting.until(lambda: (r := self.database.ask(query)) and len(r) >= count and r, what="parked messages")
+            return [str(row[0]) for row in rows]
+        return [str(m.headers.get("x-reason", "")) for m in await taken(topologies.Topology(self.prefix).parked, count)]
+
+
+def node(
+    store: stores.Store,
+    clock: Callable[[], int],
+    prefix: str,
+    *,
+    on_event: handling.Handler,
+    on_command: handling.Handler,
+    name: str = "n1",
+    roles: Collection[str] = ROLES,
+    url: str = "",
+    drain_s: float = 5.0,
+) -> rabbit_bus.RabbitBus:
+    """One node's bus on RabbitMQ, not started yet."""
+    return rabbit_bus.RabbitBus(
+        store,
+        url=url or rabbit.shared().url,
+        node=name,
+        roles=roles,
+        clock=clock,
+        on_event=on_event,
+        on_command=on_command,
+        prefix=prefix,
+        drain_s=drain_s,
+    )
+
+
+async def taken(queue: str, count: int, url: str = "") -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """Take `count` messages out of a queue, as soon as they are there."""
+    async with await aio_pika.connect(url or rabbit.shared().url) as connection, connection.channel() as channel:
+        held = await channel.get_queue(queue, ensure=False)
+        found: list[aio_pika.abc.AbstractIncomingMessage] = []
+
+        async def another() -> bool:
+            message = await held.get(fail=False)
+            if message is not None:
+                found.append(message)
+                await message.ack()
+            return len(found) >= count
+
+        await waiting.until(another, timeout_s=20, what=f"{count} messages in {queue}")
+        return found
+
+
+async def say(exchange: str, key: str, body: bytes, *, url: str = "", **properties: object) -> None:
+    """Publish as any other application would."""
+    async with await aio_pika.connect(url or rabbit.shared().url) as connection, connection.channel() as channel:
+        target = await channel.get_exchange(exchange, ensure=False)
+        await target.publish(aio_pika.Message(body, **properties), key, mandatory=False)  # type: ignore[arg-type]
+
+
+async def failure(bus: Bus) -> BaseException:
+    """The error of the first side of a bus that ends by itself."""
+    sides = [side.failed for side in bus.sides if side.failed is not None]
+    done, _ = await asyncio.wait(sides, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    error = next(iter(done)).exception()
+    assert error is not None
+    return error
