@@ -38,6 +38,7 @@ docs: $(STAMP) ## write the generated documents anew
 lock: $(STAMP) ## resolve the locks anew from pyproject.toml
 	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 -c requirements.lock deploy/bootstrap.in -o bootstrap.lock
+	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 -c requirements.lock pyproject.toml -o runtime.lock
 
 clean: ## remove the environment and what tests and demo left
 	@rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

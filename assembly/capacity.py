@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,7 @@ class Capacity:
         self._running = running
         self._free_bytes = free_bytes
         self._reason = ""
+        self._turn = asyncio.Lock()
         self.watch = background.Background("capacity", self._run)
 
     async def start(self) -> None:
@@ -67,6 +68,17 @@ class Capacity:
         if free_bytes < needed_bytes:
             return f"the spool has {free_bytes >> 20} MiB free, {needed_bytes >> 20} MiB are needed"
         return ""
+
+    async def take(self, begin: Callable[[], Awaitable[None]]) -> None:
+        """Begin one more capture, or raise Unavailable, upon which the command goes back for any worker. One at a time: what was
+        delivered before the consumer was cancelled comes here as well, and together they would pass the limit."""
+        async with self._turn:
+            reason = self.full()
+            if not reason:
+                await begin()
+            await self.look()
+        if reason:
+            raise errors.Unavailable(f"This worker is full: {reason}.")
 
     async def _run(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Service:
         self.node = ""
         self.store: store.store.Store
         self.worker: worker.Worker | None = None
+        self.capacity: capacity.Capacity | None = None
         self.bus: Any
         self._http: serving.HttpServer
 
@@ -159,8 +161,13 @@ class Service:
 
     def _bus(self, decider: deciding.Decider) -> Any:
         async def on_command(command: Any) -> None:
-            if self.worker is not None:
-                await doing.do(self.worker, command)
+            if self.worker is None:
+                return
+            do = functools.partial(doing.do, self.worker, command)
+            if command.type == "start-capture" and self.capacity is not None:
+                await self.capacity.take(do)
+            else:
+                await do()
 
         if not self.many:
             self.bus = bus.local.LocalBus(self.store, clock=clock, on_event=decider.decide_from_bus, on_command=on_command)
@@ -186,9 +193,9 @@ class Service:
             return []
         settings = self.settings
         limits = capacity.Limits(captures=settings.max_captures, load=settings.max_load, free_bytes=steps.needed_bytes)
-        part = capacity.Capacity(self.bus, limits, running=lambda: len(made.progress()), free_bytes=folder.free_bytes)
-        self._sides.append(part.watch)
-        return [part]
+        self.capacity = capacity.Capacity(self.bus, limits, running=made.captures, free_bytes=folder.free_bytes)
+        self._sides.append(self.capacity.watch)
+        return [self.capacity]
 
     async def _drain(self, made: worker.Worker) -> None:
         """Take nothing new and end the captures as segments; what they say is in the outbox, which every node relays."""

@@ -1,4 +1,5 @@
-"""Writes the documents that are made from the code: state-machine.md, events.md, settings.md. `--check` compares instead.
+"""Writes the documents that are made from the code: state-machine.md, events.md, settings.md, asyncapi.yaml. `--check` compares
+instead.
 
 Rule: nothing here is written down twice. The wording of a row is the docstring of the condition or action it names.
 """
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from docs import asyncapi
 from events import codec
 from machine import recording, session, states, table
 from ops import settings
@@ -149,6 +151,7 @@ def documents() -> dict[str, str]:
         "state-machine.md": state_machine(),
         "events.md": events(),
         "settings.md": f"# Settings\n\n{MADE}\n{read}\n\n{settings.reference()}\n",
+        "asyncapi.yaml": asyncapi.document(),
     }
 
 

@@ -18,6 +18,7 @@ from machine import background, model, ports
 log = structlog.get_logger()
 
 POLL_S = 0.25
+AGAIN_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
 KEEP_INBOX_MS = 7 * 24 * model.HOUR
 SAID_LIMIT = 10_000
@@ -68,7 +69,14 @@ class Sweeper:
 
     async def _run(self) -> None:
         while True:
-            await self.round()
+            try:
+                await self.round()
+            except Exception:
+                # The database is away, most likely: nothing is said meanwhile, and no lease is judged until we have been
+                # connected for one lease again. A fault of ours shows in the log at each round.
+                log.exception("sweeper.round_failed")
+                self._since_ms = self._clock() + AGAIN_MS
+                await asyncio.sleep(AGAIN_MS / 1000)
             await asyncio.sleep(POLL_S)
 
     async def round(self) -> None:

@@ -382,14 +382,21 @@ class Janitor:
 
     async def _run(self) -> None:
         while True:
-            for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
-                await self._store.mark_removed(recording_id)
-            for recording_id in await self._store.given_up(self._node):
-                faults.faultpoint("cleanup.remove.before")
-                await self._steps.remove(recording_id)
-                await self._store.forget_files(recording_id, self._node)
-                log.info("spool.removed", owner=recording_id)
+            try:
+                await self._round()
+            except Exception:
+                # What could not be removed now is looked at again; a full disk is refused at the door, not here.
+                log.exception("janitor.round_failed")
             await asyncio.sleep(RENEW_S)
+
+    async def _round(self) -> None:
+        for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
+            await self._store.mark_removed(recording_id)
+        for recording_id in await self._store.given_up(self._node):
+            faults.faultpoint("cleanup.remove.before")
+            await self._steps.remove(recording_id)
+            await self._store.forget_files(recording_id, self._node)
+            log.info("spool.removed", owner=recording_id)
 
 
 def _with_missing(output: model.Output, segments: Sequence[Any], missing: set[int]) -> tuple[tuple[int, int], ...]:

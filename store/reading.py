@@ -1,6 +1,6 @@
 """What faces and operators read: sessions, recordings, timelines, results. Imports `machine`.
 
-Rules: reads only; a page costs the same number of queries however many sessions stand on it.
+Rules: reads only, but for the places of results; a page costs the same number of queries however many sessions stand on it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Select, Text, and_, cast, func, or_, select
+from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from machine import callback, errors, model, states
 from store import rows, tables
 
 NOW = "now"
-# What a result's cursor looks like outside: "s" and the outbox's sequence. Another engine may give another letter.
-_CURSOR = re.compile(r"s(\d{1,18})")
+# What a result's cursor looks like outside: "s" and the outbox's sequence, or "p" and the result's place.
+_CURSOR = re.compile(r"([sp])(\d{1,18})")
+# PostgreSQL's number of the lock under which results are given their places.
+PLACES_LOCK = 0x706C6163
+MAX_PLACED = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class Reading:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._places = engine.dialect.name == "postgresql"
+        self._letter = "p" if self._places else "s"
 
     async def sessions(
         self,
@@ -174,24 +179,56 @@ class Reading:
         """Results of all sessions after a cursor ("": from the first; `now`: none of those there are), and the cursor to go on
         from. Raises InvalidParameter for what is no cursor.
 
-        The sequence is the order of commits in SQLite only, which has one writer at a time: there nothing is ever committed
-        behind a number that was read already. In PostgreSQL numbers commit out of order, and "seq > last" would pass over what
-        a slower transaction commits later: its cursor has to be another one (the transaction's id with the sequence, read up to
-        the oldest transaction still open), which is why a cursor is an opaque string outside of this file.
+        In SQLite, with one writer at a time, the sequence is the order of commits. PostgreSQL's numbers commit out of order, and
+        "seq > last" would pass over what a slower transaction commits later: there results are read by their place, given to
+        them after their commit.
         """
         table = tables.outbox
-        last = _sequence(after)
-        found = select(table.c.seq, table.c.body).where(table.c.channel == "result", table.c.seq > last)
-        if types:
-            found = found.where(table.c.type.in_(types))
-        # One connection, so one snapshot: what is committed between the two queries is behind the end for both.
+        place = table.c.place if self._places else table.c.seq
+        last = self._last(after)
+        if self._places:
+            await self._give_places()
         async with self._engine.connect() as connection:
-            end = max(last, int((await connection.execute(select(func.max(table.c.seq)))).scalar() or 0))
+            there_are = select(func.max(place)).where(table.c.channel == "result")
+            end = max(last, int((await connection.execute(there_are)).scalar() or 0))
             if after == NOW:
-                return [], _cursor(end)
-            read = (await connection.execute(found.order_by(table.c.seq).limit(limit))).all()
-        results = [_result(r.seq, json.loads(r.body)) for r in read]
-        return results, results[-1].cursor if len(results) == limit else _cursor(end)
+                return [], self._cursor(end)
+            # Up to the end: between the two queries more may come.
+            found = select(place.label("place"), table.c.body).where(table.c.channel == "result", place > last, place <= end)
+            if types:
+                found = found.where(table.c.type.in_(types))
+            read = (await connection.execute(found.order_by(place).limit(limit))).all()
+        results = [_result(self._cursor(r.place), json.loads(r.body)) for r in read]
+        return results, results[-1].cursor if len(results) == limit else self._cursor(end)
+
+    async def _give_places(self) -> None:
+        """Give the committed results that have no place the next ones. One reader at a time does so, and its commit is seen before
+        the next begins: so places are committed in their order, whatever the transactions that wrote the results did. Not by the
+        transactions' own ids: a copy restored into another server would count them from the beginning."""
+        table = tables.outbox
+        fresh = select(table.c.seq).where(table.c.channel == "result", table.c.place.is_(None)).order_by(table.c.seq)
+        async with self._engine.connect() as connection:
+            if (await connection.execute(fresh.limit(1))).first() is None:
+                return
+        async with self._engine.begin() as connection:
+            await connection.execute(select(func.pg_advisory_xact_lock(PLACES_LOCK)))
+            end = int((await connection.execute(select(func.max(table.c.place)))).scalar() or 0)
+            # What a relay is marking now is left for the next reading: waiting for rows of others is how deadlocks are made.
+            seqs = (await connection.execute(fresh.limit(MAX_PLACED).with_for_update(skip_locked=True))).scalars().all()
+            if seqs:
+                given = update(table).where(table.c.seq == bindparam("of")).values(place=bindparam("to"))
+                await connection.execute(given, [{"of": seq, "to": end + n} for n, seq in enumerate(seqs, 1)])
+
+    def _last(self, cursor: str) -> int:
+        if cursor in ("", NOW):
+            return 0
+        known = _CURSOR.fullmatch(cursor)
+        if known is None or known[1] != self._letter:
+            raise errors.InvalidParameter("after: is not a cursor that this service has given", field="after")
+        return int(known[2])
+
+    def _cursor(self, place: int) -> str:
+        return f"{self._letter}{place}"
 
     async def _all(self, query: Select[Any]) -> list[dict[str, Any]]:
         async with self._engine.connect() as connection:
@@ -257,22 +294,9 @@ async def _heard_of(connection: AsyncConnection, queued: Sequence[Mapping[str, A
     return heard
 
 
-def _sequence(cursor: str) -> int:
-    if cursor in ("", NOW):
-        return 0
-    known = _CURSOR.fullmatch(cursor)
-    if known is None:
-        raise errors.InvalidParameter("after: is not a cursor that this service has given", field="after")
-    return int(known[1])
-
-
-def _cursor(sequence: int) -> str:
-    return f"s{sequence}"
-
-
-def _result(sequence: int, body: Mapping[str, Any]) -> Result:
+def _result(cursor: str, body: Mapping[str, Any]) -> Result:
     return Result(
-        cursor=_cursor(sequence),
+        cursor=cursor,
         id=body["id"],
         type=body["type"],
         time=body["time"],

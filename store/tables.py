@@ -203,10 +203,15 @@ outbox = Table(
     Column("claimed_until_ms", BigInteger, nullable=False),
     Column("sent_ms", BigInteger),
     Column("parked", Text, nullable=False),
+    # Where a result stands in the order in which results are read (reading.py); without one, nobody has read it yet.
+    Column("place", BigInteger),
     # Numbers are never used again: readers page by them.
     sqlite_autoincrement=True,
 )
 Index("ix_outbox_unsent", outbox.c.seq, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
+_UNPLACED = text("channel = 'result' AND place IS NULL")
+Index("ix_outbox_unplaced", outbox.c.seq, sqlite_where=_UNPLACED, postgresql_where=_UNPLACED)
+Index("uq_outbox_place", outbox.c.place, unique=True)
 
 journal = Table(
     "journal",

@@ -1,8 +1,8 @@
 """Pages that can be followed word for word: the blocks of a page, and a desk at which they are typed in their order.
 
-Only ports are others than on the page. `sh` blocks are typed into one shell, in a folder as it is after `make demo`; one that ends
-in a server is a terminal of its own. A block under a line that ends in a file's name is that file. A `text` block shows what the
-block before it prints; `…` in it stands for anything. Whatever else a block may be, `Follower` is told, or it fails.
+Only ports are others than on the page. `sh` blocks are typed into one shell, in a folder as it is after `make demo`; one that
+ends in a server is a terminal of its own. A block under a line that ends in a file's name is that file. A `text` block shows what
+the block before it prints; `…` in it stands for anything. Whatever else a block may be, `Follower` is told, or it fails.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import imageio_ffmpeg
@@ -136,7 +137,7 @@ class Desk:
             process = await self._spawn("bash", "-c", f"set -eu\n{CURL}\n{text}", out=out)
         self.terminals[printed] = process
 
-        async def up() -> bool:
+        async def up() -> Any:
             assert process.returncode is None, f"{block.text}\nended with {process.returncode}:\n{printed.read_text()[-3000:]}"
             match block.server:
                 case "recorder serve":
@@ -226,12 +227,13 @@ class Follower:
         for block in filter(only, blocks(page)):
             await self.do(block)
         for block, printed in self._shown:
-            await waiting.until(
-                lambda shown=self.desk.here(block.shows), out=printed: matches(shown, out.read_text(errors="replace")),  # type: ignore[misc]
-                20,
-                f"{block.text} printed\n{printed.read_text(errors='replace')[-3000:]}\nand the page shows\n{block.shows}",
-            )
+            await self._printed(block, printed)
         self._shown.clear()
+
+    async def _printed(self, block: Block, printed: Path) -> None:
+        shown = self.desk.here(block.shows)
+        what = f"{block.text}\nto print\n{shown}\nsee {printed}"
+        await waiting.until(lambda: matches(shown, printed.read_text(errors="replace")), 20, what, every_s=0.1)
 
     async def do(self, block: Block) -> None:
         """Do what one block says."""

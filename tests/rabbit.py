@@ -7,10 +7,12 @@ kept apart by the prefix of their exchanges and queues.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import functools
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 90.0
@@ -57,14 +60,14 @@ class Broker:
         return f"amqp://recorder:recorder@127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        """Start, and wait until it answers; harmless when it runs."""
+        """Start, and wait until it answers; harmless when it runs. From the main thread: the broker dies with the thread."""
         if self._epmd is None:
             epmd = shutil.which("epmd")
             assert epmd is not None, "epmd comes with erlang-base"
             self._epmd = self._spawn([epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)])
         if self._process is None:
             self._process = self._spawn([str(SCRIPT)])
-            self._wait()
+            self.wait()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it: SIGTERM is the orderly way, SIGKILL a crash. Harmless when it does not run."""
@@ -86,6 +89,12 @@ class Broker:
         self.stop()
         self.start()
 
+    async def restart_beside(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """As `restart`, or after a crash, while the loop of the caller goes on."""
+        await asyncio.to_thread(self.stop, how)
+        self._process = self._spawn([str(SCRIPT)])
+        await asyncio.to_thread(self.wait)
+
     def freeze(self) -> None:
         """Let it hang: connections stay open, nothing is answered."""
         assert self._process is not None
@@ -104,6 +113,12 @@ class Broker:
             epmd.kill()
             epmd.wait(10)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def queues(self, prefix: str) -> list[dict[str, Any]]:
+        """What the broker says of the queues whose names begin with `prefix`: name, type, durable, arguments."""
+        command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", "list_queues", "name", "type", "durable", "arguments"]
+        done = subprocess.run([*command, "--formatter", "json"], env=self._environment(), check=True, capture_output=True)
+        return [queue for queue in json.loads(done.stdout) if queue["name"].startswith(prefix)]
 
     def prefix(self) -> str:
         """A name of its own for the exchanges and queues of one test."""
@@ -137,7 +152,8 @@ class Broker:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-noinput {ERLANG}",
         }
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until it answers."""
         limit_s = time.monotonic() + START_LIMIT_S
         while not self._answers():
             assert self._process is not None

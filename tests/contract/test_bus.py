@@ -1,4 +1,4 @@
-"""What every bus must do, whichever it is: hand out, in order, at least once, and hold nothing up. The parameter's id names it."""
+"""What every bus must do, whichever it is: hand out, in order, at least once, and hold nothing up. A test's id names the bus."""
 
 from __future__ import annotations
 

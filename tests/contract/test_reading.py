@@ -141,3 +141,54 @@ async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
     with pytest.raises(errors.Unavailable) as caught:
         await asyncio.to_thread(inspection.look, "postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
     assert "PLANTED" not in str(caught.value)
+
+
+async def test_no_result_is_passed_over(store: stores.Store, views: reading.Reading, database: engines.Database) -> None:
+    """Of two transactions the one with the lower number commits later, where the engine lets it: a reader that goes on from each
+    cursor it is given sees both once. So do readers that read at the same moment, all in the same order."""
+    seen: list[str] = []
+    written, commit = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        async with store.transaction() as tx:
+            await tx.send("result", said(1))
+            written.set()
+            await commit.wait()
+
+    async def read_on(after: str) -> str:
+        found, cursor = await views.results_after(after)
+        seen.extend(r.id for r in found)
+        return cursor
+
+    slowly = asyncio.create_task(slow())
+    await written.wait()
+    quickly = asyncio.create_task(store.send("result", said(2)))
+    if database.engine == "postgresql":
+        await quickly
+    cursor = await read_on("")
+    assert seen == (["r2"] if database.engine == "postgresql" else [])
+    commit.set()
+    await asyncio.gather(slowly, quickly)
+    cursor = await read_on(cursor)
+    assert sorted(seen) == ["r1", "r2"]
+    assert await read_on(cursor) == cursor
+    await asyncio.gather(*(store.send("result", said(number)) for number in range(3, 20)))
+    at_once = await asyncio.gather(*(views.results_after("") for _ in range(4)))
+    assert all([r.id for r in found] == [r.id for r in at_once[0][0]] for found, _ in at_once)
+    assert sorted(r.id for r in at_once[0][0]) == sorted(f"r{number}" for number in range(1, 20))
+
+
+async def test_reading_on_while_others_write(store: stores.Store, views: reading.Reading) -> None:
+    """A reader that goes on page by page while results are written and marked sent sees each of them exactly once."""
+    numbers = range(60)
+    writing = asyncio.gather(*(store.send("result", said(number)) for number in numbers))
+    seen: list[str] = []
+    cursor = ""
+    async with asyncio.timeout(20):
+        while len(seen) < len(numbers):
+            found, cursor = await views.results_after(cursor, limit=7)
+            seen += [r.id for r in found]
+            await store.mark_all_sent([m.seq for m in await store.claim_unsent(5, 1_000)])
+    await writing
+    assert sorted(seen) == sorted(f"r{number}" for number in numbers)
+    assert (await views.results_after(cursor))[0] == []

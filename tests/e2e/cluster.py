@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,13 @@ from tests import postgres, rabbit, service_process
 from tests.e2e.conftest import World
 
 CLUSTER_TOKEN = "cluster-token"
+# A server dies with the thread that started it, so a restart beside a running loop needs a thread that stays to the end.
+_KEEPER = futures.ThreadPoolExecutor(1)
+
+
+async def keep(work: Callable[[], None]) -> None:
+    """Do blocking work on a server in the thread that stays."""
+    await asyncio.get_running_loop().run_in_executor(_KEEPER, work)
 
 
 class Cluster:
@@ -41,12 +50,12 @@ class Cluster:
         await asyncio.to_thread(self._migrate)
         await asyncio.gather(*(self.add(name, role) for name, role in roles.items()))
 
-    async def add(self, name: str, roles: str) -> service_process.ServiceProcess:
-        """Start one more node, or an old one again."""
+    async def add(self, name: str, roles: str, **settings: str) -> service_process.ServiceProcess:
+        """Start one more node, with settings of its own beside the cluster's; or an old one again."""
         if name not in self.nodes:
             folder = self.world.folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            self.nodes[name] = service_process.ServiceProcess(folder, self._settings | {"ROLES": roles})
+            self.nodes[name] = service_process.ServiceProcess(folder, self._settings | {"ROLES": roles} | settings)
         node = self.nodes[name]
         await node.start()
         if "api" in roles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -163,10 +162,10 @@ async def test_a_server_is_restarted(world: World, clusters: Callable[..., Await
     await load.begin()
     server = many.broker if what == "broker" else cluster.postgres.shared()
     if what == "broker":
-        await asyncio.to_thread(server.restart)
+        await cluster.keep(server.restart)
     else:
-        await asyncio.to_thread(server.stop)
-        await asyncio.to_thread(server.start)
+        await cluster.keep(server.stop)
+        await cluster.keep(server.start)
     await live_for(2)
     await load.end()
     files = check_results(world, load, await load.results(90))

@@ -142,7 +142,19 @@ def test_the_details_that_operators_are_told_exist() -> None:
 
 
 GO_LIVE = ROOT / "docs" / "go-live.md"
-ON_THE_MACHINE = ("useradd", "git", "cd", "install", "chown", "chmod", "systemctl", "journalctl", "nginx", "curl", "recorder-shell")
+ON_THE_MACHINE = (
+    "useradd",
+    "git",
+    "cd",
+    "install",
+    "chown",
+    "chmod",
+    "systemctl",
+    "journalctl",
+    "nginx",
+    "curl",
+    "recorder-shell",
+)
 
 
 def machine_file(name: str) -> str:
@@ -170,7 +182,11 @@ def test_the_settings_of_going_live() -> None:
 
 def test_the_policy_of_going_live() -> None:
     """The key may do what the uploader asks of COS, and nothing more: no reading, listing or deleting."""
-    allowed = {action.removeprefix("name/cos:") for one in json.loads(machine_file("policy.json"))["statement"] for action in one["action"]}
+    allowed = {
+        action.removeprefix("name/cos:")
+        for one in json.loads(machine_file("policy.json"))["statement"]
+        for action in one["action"]
+    }
     asked = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "cloud" / "cos_requests.py").read_text()))
     used = {(a or b).replace("create_multipart", "initiate_multipart").title().replace("_", "") for a, b in asked}
     # A listing only explains a refusal, and is refused itself; PutObject is said to be unused.
@@ -196,7 +212,11 @@ def test_the_proxy_of_going_live(tmp_path: Path) -> None:
     whole = f"pid {tmp_path}/pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off;\n{conf}\n}}\n"
     (tmp_path / "nginx.conf").write_text(whole)
     done = subprocess.run(
-        ["/usr/sbin/nginx", "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], capture_output=True, text=True, timeout=60, check=False
+        ["/usr/sbin/nginx", "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -205,7 +225,9 @@ def test_the_shell_of_going_live(tmp_path: Path) -> None:
     """recorder-shell has the settings, the commands and a token; tried with this user in place of the service's."""
     env, shell = tmp_path / "recorder.env", tmp_path / "recorder-shell"
     env.write_text(machine_file("recorder.env"))
-    text = machine_file("recorder-shell").replace("/etc/recorder/recorder.env", str(env)).replace("/var/lib/recorder", str(tmp_path))
+    text = (
+        machine_file("recorder-shell").replace("/etc/recorder/recorder.env", str(env)).replace("/var/lib/recorder", str(tmp_path))
+    )
     shell.write_text(text.replace("runuser -u recorder -- ", ""))
     said = subprocess.run(
         ["sh", shell], input="echo $RECORDER_TOKEN $SPOOL_DIR $PATH\n", capture_output=True, text=True, timeout=60, check=True
@@ -264,7 +286,7 @@ def test_anchors_lead_to_sections(page: str) -> None:
 
 
 def test_the_request_of_migrating() -> None:
-    """The old request of docs/migrate.md is a start as it stands, and the page names every field of the request and the result."""
+    """The old request of docs/migrate.md is a start as it stands; the page names every field of request and result."""
     page = ROOT / "docs" / "migrate.md"
     (request,) = [json.loads(block.text) for block in pages.blocks(page)]
     codec.check("start", request)

@@ -37,7 +37,7 @@ FORBIDDEN = {
 }
 MARKDOWN_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
-MARKDOWN_NAME = re.compile(r"(?<![\w/-])((?:docs/)?[A-Za-z][A-Za-z0-9-]*\.md)\b")
+MARKDOWN_NAME = re.compile(r"(?<![\w/.-])((?:docs/)?[A-Za-z][A-Za-z0-9-]*(?:\.zh-CN)?\.md)\b")
 
 
 def files(suffix: str = "") -> list[Path]:

@@ -103,10 +103,18 @@ def upgrade() -> None:
         sa.Column("claimed_until_ms", sa.BigInteger(), nullable=False),
         sa.Column("sent_ms", sa.BigInteger(), nullable=True),
         sa.Column("parked", sa.Text(), nullable=False),
+        sa.Column("place", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_outbox")),
         sqlite_autoincrement=True,
     )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_outbox_unplaced",
+            ["seq"],
+            unique=False,
+            sqlite_where=sa.text("channel = 'result' AND place IS NULL"),
+            postgresql_where=sa.text("channel = 'result' AND place IS NULL"),
+        )
         batch_op.create_index(
             "ix_outbox_unsent",
             ["seq"],
@@ -114,6 +122,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("sent_ms IS NULL"),
             postgresql_where=sa.text("sent_ms IS NULL"),
         )
+        batch_op.create_index("uq_outbox_place", ["place"], unique=True)
 
     op.create_table(
         "presence",

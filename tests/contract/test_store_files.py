@@ -1,0 +1,156 @@
+"""What every engine of the store must do: segments, uploads, nodes, and the janitor's two steps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from machine import errors, model
+from store import store as stores
+from tests import engines, examples
+
+
+# --- segments and uploads ---------------------------------------------------------------------------------------------
+async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
+    """Registered before anything is known, in the order of epochs; registering again is harmless; media is what counts."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    for epoch in (4, 1, 4):
+        await store.register_segment(owner, epoch, "n")
+    async with store.transaction() as tx:
+        assert not await tx.has_segments(owner)
+    await store.note_segment(owner, 4, {"media_ms": 900, "size_bytes": 10, "first_packet_ms": 5})
+    async with store.transaction() as tx:
+        assert await tx.has_segments(owner)
+        await tx.close_segment(owner, 4, {"media_ms": 1_000, "size_bytes": 12, "last_packet_ms": 1_005, "reason": "eof"})
+        await tx.close_segment(owner, 9, {"media_ms": 1_000})
+    found = await store.segments(owner)
+    assert [(s.epoch, s.node, s.media_ms, s.first_packet_ms, s.last_packet_ms) for s in found] == [
+        (1, "n", 0, None, None),
+        (4, "n", 1_000, 5, 1_005),
+    ]
+
+
+async def test_registering_a_segment_again_loses_nothing(store: stores.Store) -> None:
+    """A repeat of the registration does not forget the media that the segment holds."""
+    owner = f"{examples.TASK}/al/1"
+    await store.register_segment(owner, 1, "n")
+    await store.note_segment(owner, 1, {"media_ms": 900})
+    await store.register_segment(owner, 1, "n")
+    assert [s.media_ms for s in await store.segments(owner)] == [900]
+
+
+async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
+    """What an upload has reached comes back whole, is replaced, and is forgotten."""
+    assert await store.upload_state("r") is None
+    for body in ({"upload_id": "u", "parts": [[1, 2, "e"]]}, {"upload_id": "v", "parts": []}):
+        await store.save_upload_state("r", body)
+        assert await store.upload_state("r") == body
+    await store.save_upload_state("r", None)
+    assert await store.upload_state("r") is None
+
+
+async def test_where_the_segments_lie(store: stores.Store) -> None:
+    """The media that each node holds of a recording, its own only."""
+    for owner, epoch, node, media_ms in (("r", 1, "a", 500), ("r", 2, "b", 700), ("r", 3, "a", 600), ("q", 1, "c", 9)):
+        await store.register_segment(owner, epoch, node)
+        await store.note_segment(owner, epoch, {"media_ms": media_ms})
+    async with store.transaction() as tx:
+        assert await tx.segment_nodes("r") == {"a": 1_100, "b": 700}
+        assert await tx.segment_nodes("nobody") == {}
+
+
+async def test_signs_of_life_of_nodes(store: stores.Store, clock: engines.Clock) -> None:
+    """When a node was last heard of, and where its files can be fetched, as long as it gives signs of life."""
+    await store.heartbeat("a", "http://a:8080")
+    await store.heartbeat("b")
+    clock.advance(60_000)
+    async with store.transaction() as tx:
+        assert await tx.node_seen_ms("a") == engines.START_MS
+        assert await tx.node_seen_ms("unknown") == 0
+    assert await store.node_url("a", engines.START_MS) == "http://a:8080"
+    assert await store.node_url("a", engines.START_MS + 1) == ""
+    assert await store.node_url("b", 0) == ""
+    assert await store.node_url("unknown", 0) == ""
+    await store.heartbeat("a", "http://a:9090")
+    assert await store.node_url("a", clock()) == "http://a:9090"
+
+
+async def _ended(store: stores.Store) -> None:
+    """Recordings that ended at 1,000 ms in every way, with a segment each; and one that did not."""
+    done = {"state": "Done", "code": "Success", "ended_ms": 1_000, "job": None}
+    failed = {"state": "Failed", "code": "FailedTranscode", "ended_ms": 1_000, "job": None}
+    await examples.opened(
+        store,
+        examples.recording(speaker="done", **done),
+        examples.recording(speaker="partial", **done, output=model.Output(duration_ms=1, size_bytes=1, missing=1)),
+        examples.recording(speaker="failed", **failed),
+        examples.recording(speaker="live"),
+    )
+    for speaker in ("done", "partial", "failed", "live"):
+        await store.register_segment(f"{examples.TASK}/{speaker}/1", 1, "n1")
+        await store.note_segment(f"{examples.TASK}/{speaker}/1", 1, {"media_ms": 5})
+
+
+async def test_what_may_be_removed(store: stores.Store) -> None:
+    """Done and whole: at once. Failed, or Done with something missing: when it ended before the time given. Live: never."""
+    await _ended(store)
+    assert set(await store.removable(1_000)) == {f"{examples.TASK}/done/1"}
+    assert set(await store.removable(1_001)) == {f"{examples.TASK}/{s}/1" for s in ("done", "partial", "failed")}
+    assert await store.mark_removed(f"{examples.TASK}/done/1")
+    assert not await store.mark_removed(f"{examples.TASK}/done/1")
+    assert not await store.mark_removed(f"{examples.TASK}/live/1")
+    assert set(await store.removable(1_001)) == {f"{examples.TASK}/partial/1", f"{examples.TASK}/failed/1"}
+
+
+async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) -> None:
+    """A decision that saw the files must be made again when the janitor gave them up meanwhile."""
+    await _ended(store)
+    seen = await examples.saved(store, f"{examples.TASK}/failed/1")
+    assert await store.mark_removed(seen.id)
+    with pytest.raises(errors.Conflict):
+        async with store.transaction() as tx:
+            await tx.save_recording(seen, dataclasses.replace(seen, state="Transcoding"))
+
+
+async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.Store) -> None:
+    """The janitor's two steps: what was given up is listed for the node it lies on until that node has deleted it."""
+    await _ended(store)
+    owner = f"{examples.TASK}/failed/1"
+    await store.register_segment(owner, 2, "n2")
+    assert await store.given_up("n1") == []
+    await store.mark_removed(owner)
+    assert await store.given_up("n1") == await store.given_up("n2") == await store.given_up("") == [owner]
+    assert await store.given_up("n3") == []
+    await store.forget_files(owner, "n1")
+    assert await store.given_up("n1") == []
+    assert [s.node for s in await store.segments(owner)] == ["n2"]
+    await store.forget_files(owner, "")
+    assert await store.given_up("n2") == []
+    assert await store.segments(owner) == []
+    assert [s.epoch for s in await store.segments(f"{examples.TASK}/live/1")] == [1]
+
+
+async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.Store) -> None:
+    """A finished file on a node without segments is given up and forgotten there, too."""
+    await _ended(store)
+    owner = f"{examples.TASK}/failed/1"
+    await examples.moved(store, owner, output_node="n5")
+    await store.mark_removed(owner)
+    assert await store.given_up("n5") == [owner]
+    await store.forget_files(owner, "n5")
+    assert await store.given_up("n5") == []
+    assert await store.given_up("n1") == [owner]
+
+
+async def test_a_spent_session(store: stores.Store) -> None:
+    """A session is spent when all its recordings' files were given up."""
+    await _ended(store)
+    assert not await store.spent(examples.TASK)
+    for speaker in ("done", "partial", "failed"):
+        await store.mark_removed(f"{examples.TASK}/{speaker}/1")
+    assert not await store.spent(examples.TASK), "one is still live"
+    await examples.moved(store, f"{examples.TASK}/live/1", state="Done", job=None)
+    await store.mark_removed(f"{examples.TASK}/live/1")
+    assert await store.spent(examples.TASK)

@@ -1,0 +1,168 @@
+"""What every engine of the store must do: outbox, relays, journal, results; secrets and presence."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from events import codec, requests
+from machine import errors, model
+from store import reading
+from store import store as stores
+from tests import engines, examples
+
+
+# --- outbox and journal -----------------------------------------------------------------------------------------------
+async def test_the_outbox_keeps_the_order_and_forgets_what_is_sent(store: stores.Store) -> None:
+    """Messages come in the order they were written, whole, until they are marked; a parked one does not come again."""
+    async with store.transaction() as tx:
+        await tx.send("event", examples.event("a"), examples.TASK)
+        await tx.send("command", examples.event("b"), examples.TASK)
+    await store.send("result", examples.event("c"))
+    first = await store.unsent()
+    assert [codec.decode(m.body, now_ms=0).id for m in first] == ["a", "b", "c"]
+    assert [m.channel for m in first] == ["event", "command", "result"]
+    assert [m.seq for m in await store.unsent(limit=2)] == [m.seq for m in first[:2]]
+    await store.mark_sent(first[1].seq)
+    await store.mark_sent(first[0].seq, parked="unknown type")
+    assert [m.seq for m in await store.unsent()] == [first[2].seq]
+    assert first[0].seq < first[1].seq < first[2].seq
+
+
+async def test_a_commit_rings_the_bell(store: stores.Store) -> None:
+    """`changed` is set by a commit, and not by a rollback."""
+    with pytest.raises(errors.Refused):
+        async with store.transaction():
+            raise errors.Refused
+    assert not store.changed.is_set()
+    async with store.transaction():
+        pass
+    assert store.changed.is_set()
+
+
+async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.Clock) -> None:
+    """A session's timeline holds its lines and nobody else's, oldest first."""
+    async with store.transaction() as tx:
+        await tx.journal(examples.TASK, examples.TASK, examples.event("a", "start"), "", "Open", "one")
+        await tx.journal(examples.OTHER, examples.OTHER, examples.event("a", "start"), "", "Open", "other")
+    clock.advance(10)
+    async with store.transaction() as tx:
+        await tx.journal(examples.TASK, f"{examples.TASK}/al/1", examples.event("b"), "Joining", "Failed", "two")
+    lines = await reading.Reading(store._engine).timeline(examples.TASK)
+    assert [(x.at_ms - engines.START_MS, x.event_type, x.to_state, x.note) for x in lines] == [
+        (0, "start", "Open", "one"),
+        (10, "stop", "Failed", "two"),
+    ]
+
+
+async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, clock: engines.Clock) -> None:
+    """Old claims and sent commands go; unsent, parked and results stay."""
+    async with store.transaction() as tx:
+        await tx.claim("old")
+        for channel in ("command", "event", "result", "command", "command"):
+            await tx.send(channel, examples.event())
+    seqs = [m.seq for m in await store.unsent()]
+    for seq in seqs[:3]:
+        await store.mark_sent(seq)
+    await store.mark_sent(seqs[3], parked="why")
+    clock.advance(1_000)
+    async with store.transaction() as tx:
+        await tx.claim("new")
+    await store.forget_inbox(clock())
+    assert [m.seq for m in await store.unsent()] == [seqs[4]]
+    async with store.transaction() as tx:
+        assert await tx.claim("new") == ""
+        assert await tx.claim("old") is None
+
+
+async def test_a_revision_exists_once(store: stores.Store) -> None:
+    """The second result under one (TaskId, Revision) is a Conflict, whatever it says."""
+    await examples.opened(store)
+    async with store.transaction() as tx:
+        await tx.add_result(examples.TASK, 1, '{"a":1}')
+        await tx.add_result(examples.TASK, 2, '{"a":2}')
+    with pytest.raises(errors.Conflict):
+        async with store.transaction() as tx:
+            await tx.add_result(examples.TASK, 1, '{"a":1}')
+    assert await reading.Reading(store._engine).results(examples.TASK) == [{"a": 1}, {"a": 2}]
+
+
+async def test_two_relays_never_get_the_same_message(store: stores.Store) -> None:
+    """What one relay holds another does not get; each message goes to one of them, in order."""
+    for number in range(12):
+        await store.send("event", examples.event(f"e{number}"))
+    held = await asyncio.gather(*(store.claim_unsent(5, 10_000) for _ in range(4)))
+    seqs = [m.seq for messages in held for m in messages]
+    assert len(seqs) == len(set(seqs)) == 12
+    assert all([m.seq for m in messages] == sorted(m.seq for m in messages) for messages in held)
+    assert await store.claim_unsent(5, 10_000) == []
+
+
+async def test_what_a_dead_relay_held_comes_again(store: stores.Store, clock: engines.Clock) -> None:
+    """A claim that ran out is anybody's again; what was marked sent is nobody's."""
+    for number in range(3):
+        await store.send("event", examples.event(f"e{number}"))
+    first = await store.claim_unsent(10, 10_000)
+    await store.mark_all_sent([first[0].seq])
+    await store.mark_all_sent([])
+    clock.advance(9_999)
+    assert await store.claim_unsent(10, 10_000) == []
+    clock.advance(2)
+    assert await store.claim_unsent(10, 10_000) == first[1:]
+    await store.mark_all_sent([m.seq for m in first])
+    clock.advance(60_000)
+    assert await store.claim_unsent(10, 10_000) == []
+    assert await store.unsent() == []
+
+
+async def test_a_message_may_be_for_one_node(store: stores.Store) -> None:
+    """The node a message is for comes back with it."""
+    async with store.transaction() as tx:
+        await tx.send("command", examples.event("a"), examples.TASK, node="n7")
+        await tx.send("command", examples.event("b"), examples.TASK)
+    assert [m.node for m in await store.unsent()] == ["n7", ""]
+
+
+# --- secrets and presence ---------------------------------------------------------------------------------------------
+async def test_secrets_are_replaced_and_wiped(store: stores.Store) -> None:
+    """The newest secrets are kept; after wiping there are none."""
+    await examples.opened(store)
+    fresh = requests.Secrets(user_sig="new")
+    async with store.transaction() as tx:
+        await tx.put_secrets(examples.TASK, fresh)
+        assert await tx.secrets(examples.TASK) == fresh
+        await tx.wipe_secrets(examples.TASK)
+        assert await tx.secrets(examples.TASK) == requests.Secrets()
+        assert await tx.secrets(examples.OTHER) == requests.Secrets()
+
+
+async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engines.Clock) -> None:
+    """Who publishes what is known per kind of room, for 24 h, until the room is gone."""
+    twin = requests.Room(sdk_app_id=examples.ROOM.sdk_app_id, str_room_id="88")
+    async with store.transaction() as tx:
+        blank = await tx.presence(examples.ROOM, "al")
+        await tx.put_presence(examples.ROOM, "al", blank | {"audio": True, "audio_ms": 7})
+        await tx.put_presence(examples.ROOM, "bo", blank | {"video": True, "audio": True})
+        await tx.put_presence(examples.ROOM, "cy", blank | {"left_ms": 9})
+        await tx.put_presence(twin, "al", blank | {"video": True})
+        assert await tx.presence(examples.ROOM, "al") == blank | {"audio": True, "audio_ms": 7}
+        assert await tx.publishers(examples.ROOM) == [("al", ("audio",)), ("bo", ("audio", "video"))]
+        assert await tx.publishers(twin) == [("al", ("video",))]
+    clock.advance(12 * model.HOUR)
+    async with store.transaction() as tx:
+        await tx.put_presence(examples.ROOM, "al", blank | {"audio": True})
+    clock.advance(13 * model.HOUR)
+    async with store.transaction() as tx:
+        assert await tx.publishers(examples.ROOM) == [("al", ("audio",))]
+        assert await tx.publishers(twin) == []
+
+
+async def test_an_application_is_known_after_its_first_callback(store: stores.Store) -> None:
+    """Callbacks come for an application once one was seen, and for no other."""
+    async with store.transaction() as tx:
+        assert not await tx.callbacks_come(7)
+        await tx.note_callback(7)
+        await tx.note_callback(7)
+        assert await tx.callbacks_come(7)
+        assert not await tx.callbacks_come(8)

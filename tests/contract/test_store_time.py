@@ -1,0 +1,188 @@
+"""What every engine of the store must do: jobs, leases and epochs; deadlines and downtime."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pytest
+
+from machine import errors, model
+from store import store as stores
+from tests import engines, examples
+
+
+# --- jobs, leases, epochs ---------------------------------------------------------------------------------------------
+async def test_a_lease_is_taken_once(store: stores.Store) -> None:
+    """Of several nodes that want a queued job, one gets it; the holder is known."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    taken = await asyncio.gather(*(store.take_lease(owner, 1, f"n{k}", examples.LEASE_MS) for k in range(4)))
+    assert sorted(taken) == [False, False, False, True]
+    node = f"n{taken.index(True)}"
+    assert await store.holds_lease(owner, 1, node)
+    assert not await store.holds_lease(owner, 1, "other")
+    assert (await examples.saved(store, owner)).job == model.Job(kind="capture", state="leased", node=node)
+    assert [(x.owner, x.epoch, x.kind, x.node) for x in await store.leases(node=node)] == [(owner, 1, "capture", node)]
+
+
+async def test_an_older_epoch_gets_no_lease(store: stores.Store) -> None:
+    """A superseded epoch, one that never was, and a waiting job give no lease."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    await examples.moved(store, owner, epoch=2, job=model.Job(kind="capture", state="queued"))
+    assert not await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert not await store.take_lease(owner, 3, "n", examples.LEASE_MS)
+    assert not await store.take_lease("nobody", 1, "n", examples.LEASE_MS)
+    await examples.moved(store, owner, epoch=3, job=model.Job(kind="capture", state="waiting"))
+    assert not await store.take_lease(owner, 3, "n", examples.LEASE_MS)
+    await examples.moved(store, owner, job=model.Job(kind="capture", state="queued"))
+    assert await store.take_lease(owner, 3, "n", examples.LEASE_MS)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param({"job": None}, id="the job ended"),
+        pytest.param({"job": None, "epoch": 2}, id="the job ended under a new epoch"),
+        pytest.param({"job": model.Job(kind="transcode", state="queued"), "epoch": 2}, id="the next step"),
+        pytest.param({"job": model.Job(kind="capture", state="queued"), "epoch": 4}, id="epochs were left out"),
+    ],
+)
+async def test_a_lease_is_refused_after_the_end(store: stores.Store, end: dict[str, Any]) -> None:
+    """Once its job has ended or was superseded, a lease is neither renewed nor held, and nobody's to expire."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert await store.renew_lease(owner, 1, "n", examples.LEASE_MS)
+    assert not await store.renew_lease(owner, 1, "other", examples.LEASE_MS)
+    await examples.moved(store, owner, **end)
+    assert not await store.renew_lease(owner, 1, "n", examples.LEASE_MS)
+    assert not await store.holds_lease(owner, 1, "n")
+    assert not await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases(node="n") == []
+
+
+async def test_a_lease_makes_a_concurrent_decision_conflict(store: stores.Store) -> None:
+    """A decision that saw the job queued must be made again when a worker took the lease meanwhile."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    seen = await examples.saved(store, owner)
+    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    with pytest.raises(errors.Conflict):
+        async with store.transaction() as tx:
+            await tx.save_recording(seen, dataclasses.replace(seen, state="Failed", job=None, epoch=2))
+    assert await store.holds_lease(owner, 1, "n")
+
+
+async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store: stores.Store) -> None:
+    """The same for the delivery of a result."""
+    await examples.opened(store)
+    callback = model.Callback(
+        task_id=examples.TASK, revision=1, url="http://x/", body="{}", epoch=1, job=model.Job(kind="callback", state="queued")
+    )
+    async with store.transaction() as tx:
+        await tx.add_callback(callback)
+        assert await tx.callbacks(examples.TASK) == [callback]
+    assert await store.take_lease(callback.id, 1, "n", examples.LEASE_MS)
+    assert not await store.take_lease(callback.id, 1, "m", examples.LEASE_MS)
+    with pytest.raises(errors.Conflict):
+        async with store.transaction() as tx:
+            await tx.save_callback(callback, dataclasses.replace(callback, state="cancelled", job=None))
+
+
+async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, clock: engines.Clock) -> None:
+    """A lease is over after its time without a renewal, not before; others are not shown."""
+    await examples.opened(store, examples.recording(), examples.recording(speaker="bo"))
+    for speaker in ("al", "bo"):
+        assert await store.take_lease(f"{examples.TASK}/{speaker}/1", 1, "n", examples.LEASE_MS)
+    clock.advance(20_000)
+    assert await store.renew_lease(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS)
+    clock.advance(10_001)
+    assert [x.owner for x in await store.leases(until_ms=clock())] == [f"{examples.TASK}/bo/1"]
+    clock.advance(20_000)
+    assert len(await store.leases(until_ms=clock())) == 2
+    assert await store.leases(node="elsewhere") == []
+
+
+async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Store, clock: engines.Clock) -> None:
+    """The time of the last packet moves what idleness counts from, forwards only, and disturbs no decision."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    seen = await examples.saved(store, owner)
+    for last_ms in (clock() + 5_000, clock() + 2_000):
+        assert await store.renew_lease(owner, 1, "n", examples.LEASE_MS, last_packet_ms=last_ms)
+    async with store.transaction() as tx:
+        saved = await tx.save_recording(seen, dataclasses.replace(seen, detail="a decision beside it"))
+        session = await tx.session(examples.TASK)
+    assert saved.version == seen.version + 1
+    assert session is not None
+    assert session.idle_from_ms == clock() + 5_000
+    assert (await examples.saved(store, owner)).idle_from_ms == clock() + 5_000
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock: engines.Clock) -> None:
+    """Arming again replaces: one deadline, a new serial and a new time; the old serial is worth nothing."""
+    async with store.transaction() as tx:
+        await tx.arm(examples.TASK, "idle", clock() - 2)
+    (first,) = await store.due_deadlines()
+    async with store.transaction() as tx:
+        await tx.arm(examples.TASK, "idle", clock() - 1)
+    (second,) = await store.due_deadlines()
+    assert first.serial != second.serial
+    async with store.transaction() as tx:
+        assert not await tx.spend_deadline(examples.TASK, "idle", first.serial)
+        assert await tx.spend_deadline(examples.TASK, "idle", second.serial)
+        assert not await tx.spend_deadline(examples.TASK, "idle", second.serial)
+    assert await store.due_deadlines() == []
+
+
+async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, clock: engines.Clock) -> None:
+    """What is over is shown, oldest first, up to the limit; what is disarmed or still to come is not."""
+    async with store.transaction() as tx:
+        for kind, after_ms in (("join", 30), ("idle", 10), ("max-duration", 20), ("linger", 1_000), ("retry", 5)):
+            await tx.arm(examples.TASK, kind, clock() + after_ms)
+        await tx.disarm(examples.TASK, "retry")
+        await tx.disarm(examples.TASK, "keep")
+    assert await store.due_deadlines() == []
+    clock.advance(30)
+    assert [d.kind for d in await store.due_deadlines()] == ["idle", "max-duration", "join"]
+    assert [d.kind for d in await store.due_deadlines(limit=1)] == ["idle"]
+
+
+async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -> None:
+    """Join, idle and linger move by the time away, and so does what idleness counts from; the others keep their time."""
+    await examples.opened(
+        store,
+        examples.recording(idle_from_ms=clock()),
+        examples.recording(speaker="bo", state="Done", idle_from_ms=clock(), job=None),
+    )
+    async with store.transaction() as tx:
+        for kind in ("join", "idle", "linger", "max-duration", "result-wait", "retry", "keep"):
+            await tx.arm(examples.TASK, kind, clock() + 1_000)
+    clock.advance(60_000)
+    await store.forgive_downtime(60_000)
+    assert {d.kind for d in await store.due_deadlines()} == {"max-duration", "result-wait", "retry", "keep"}
+    clock.advance(1_000)
+    assert len(await store.due_deadlines()) == 7
+    async with store.transaction() as tx:
+        session = await tx.session(examples.TASK)
+        assert session is not None
+        assert session.idle_from_ms == engines.START_MS + 60_000
+        assert {r.speaker: r.idle_from_ms - engines.START_MS for r in await tx.recordings(examples.TASK)} == {
+            "al": 60_000,
+            "bo": 0,
+        }
+
+
+async def test_the_last_heartbeat_of_any_node_is_known(store: stores.Store, clock: engines.Clock) -> None:
+    """None in a new database, then the newest of all nodes."""
+    assert await store.last_seen_ms() is None
+    await store.heartbeat("a")
+    clock.advance(5_000)
+    await store.heartbeat("b")
+    await store.heartbeat("b")
+    assert await store.last_seen_ms() == clock()
