@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +20,13 @@ from rich import console
 
 import store.engine
 import store.inspection
-from assembly import node
+from assembly import node, parking
 from assembly.identity import clock
 from cloud import credentials, pull
 from machine import errors
 from media import ffmpeg
 from ops import cli as ops_cli
-from ops import doctor, logs
+from ops import client, doctor, logs, parked
 from ops import settings as ops_settings
 
 DEMO_MARK = ".recorder-demo"
@@ -120,6 +120,33 @@ def migrate_command() -> None:
         sys.stderr.write(f"recorder: {error}\n")
         raise typer.Exit(2 if isinstance(error, ops_settings.SettingsError) else 1) from error
     typer.echo(f"The schema is at revision {revision}.")
+
+
+@contextlib.asynccontextmanager
+async def open_parking() -> AsyncIterator[parking.Parking]:
+    """The parked messages of the recorder that the environment describes."""
+    logs.configure(level="error")
+    opened = parking.Parking(ops_settings.load(os.environ))
+    try:
+        await opened.start()
+        yield opened
+    finally:
+        await opened.stop()
+
+
+def parking_exit_code(error: Exception) -> int | None:
+    """What `recorder parked` ends with for an error; None for one that it does not expect."""
+    match error:
+        case errors.NotFound():
+            return client.NOT_FOUND
+        case errors.Unavailable():
+            return client.UNREACHABLE
+        case errors.RecorderError():
+            return client.REFUSED
+    return None
+
+
+ops_cli.app.add_typer(parked.commands(open_parking, parking_exit_code))
 
 
 @ops_cli.app.command("doctor")

@@ -102,9 +102,9 @@ class Steps:
         webhook_id = f"{callback.task_id}.{callback.revision}"
         await self._webhook.send(callback.url, callback.body.encode(), webhook_id=webhook_id, now_s=clock() // 1000)
 
-    async def remove(self, recording_id: str) -> None:
+    async def remove(self, recording_id: str, epochs: Sequence[int]) -> None:
         """Delete a recording's files."""
-        await asyncio.to_thread(self._spool.remove_recording, *model.split_id(recording_id))
+        await asyncio.to_thread(self._spool.remove_files, *model.split_id(recording_id), epochs)
 
     async def kept_sessions(self) -> list[str]:
         """The TaskIds of which something lies on the spool."""

@@ -21,6 +21,7 @@ from machine import errors, faults
 
 log = structlog.get_logger()
 
+OPEN_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 10.0
 PARK_RETRY_S = 2.0
 
@@ -44,21 +45,27 @@ class Consumer:
         self.taken = 0
 
     async def open(self, session: links.Session) -> None:
-        """Begin to consume on a new session."""
+        """Begin to consume on a new session. Raises Unavailable when the queue does not answer: one without a leader takes the
+        request and is silent, and must not keep the others from working."""
         async with self._turn:
-            self._channel, self._tag = await session.channel(), ""
-            await self._channel.set_qos(prefetch_count=self._prefetch)
-            self._underlay = await self._channel.get_underlay_channel()
+            self._tag, self._queue, self._channel = "", None, None
+            with links.wrapped(f"consuming {self.queue.name}"):
+                async with asyncio.timeout(OPEN_LIMIT_S):
+                    channel = await session.loose_channel()
+                    await channel.set_qos(prefetch_count=self._prefetch)
+                    self._underlay = await channel.get_underlay_channel()
+                    self._queue = await channel.get_queue(self.queue.name, ensure=False)
+                    await self._renew()
             # A consumer that the broker cancels (its queue was deleted or moved) says no more, and its channel stays open.
             self._underlay.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
-            self._queue = await self._channel.get_queue(self.queue.name, ensure=False)
-            await self._renew()
+            session.guard(channel)
+            self._channel = channel
 
     async def want(self, wanted: bool) -> None:
         """Consume, or not, from now on; harmless to repeat. What was delivered before is handled all the same."""
         self.wanted = wanted
         async with self._turn:
-            if self._channel is not None and not self._channel.is_closed:
+            if self.open_now:
                 with links.wrapped(f"consumer of {self.queue.name}"):
                     async with asyncio.timeout(ANSWER_LIMIT_S):
                         await self._renew()
@@ -72,6 +79,11 @@ class Consumer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._leaving.clear()
+
+    @property
+    def open_now(self) -> bool:
+        """Whether it has a queue that answered."""
+        return self._channel is not None and not self._channel.is_closed
 
     @property
     def lost(self) -> bool:

@@ -86,11 +86,20 @@ class Session:
 
     async def channel(self, **options: Any) -> abc.AbstractChannel:
         """Another channel; its end is the session's."""
+        made = await self.loose_channel(**options)
+        self.guard(made)
+        return made
+
+    async def loose_channel(self, **options: Any) -> abc.AbstractChannel:
+        """A channel whose end is its user's matter, until it is guarded."""
         made = self._connection.channel(**({"publisher_confirms": False} | options))
         self._channels.append(made)
         await made
-        made.close_callbacks.add(self._closed)
         return made
+
+    def guard(self, channel: abc.AbstractChannel) -> None:
+        """From now on the end of this channel is the session's."""
+        channel.close_callbacks.add(self._closed)
 
     async def declare_node(self, node: str) -> None:
         """Make sure that a node has a queue, whether or not it runs: what is for it must wait there."""

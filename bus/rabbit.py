@@ -103,7 +103,9 @@ class RabbitBus:
 
     def problems(self) -> list[str]:
         """Why messages do not flow now; [] when they do."""
-        return [self.link.problem] if self.link.problem else []
+        if self.link.problem:
+            return [self.link.problem]
+        return [f"RabbitMQ: the queue {each.queue.name} does not answer." for each in self._consumers if not each.open_now]
 
     async def pause_captures(self) -> None:
         """Take no new capture: this worker is full. Harmless to repeat; holds over reconnections."""
@@ -130,8 +132,13 @@ class RabbitBus:
     async def _begin(self, session: links.Session) -> None:
         if "worker" in self._roles:
             await session.declare_node(self._node)
-        for each in self._consumers:
-            await each.open(session)
+        # At once, and each for itself: a queue that is silent now is tried again by the watchdog.
+        opened = await asyncio.gather(*(each.open(session) for each in self._consumers), return_exceptions=True)
+        for each, error in zip(self._consumers, opened, strict=True):
+            if isinstance(error, errors.Unavailable):
+                log.error("bus.queue_silent", queue=each.queue.name, reason=error.message)
+            elif error is not None:
+                raise error
         if "api" in self._roles:
             await hearing.listen(session, self._heard)
 

@@ -47,6 +47,7 @@ class Relay:
         self._presence = presence
         self._hold_s = hold_s
         self._claimed: dict[int, _Claim] = {}
+        self._reason = ""
         self._idle: asyncio.Future[None] | None = None
         self.loop = background.Background("bus.relay", self._run)
 
@@ -84,6 +85,9 @@ class Relay:
         again_s = time.monotonic() + AGAIN_S
         faults.faultpoint("outbox.claim.after")
         confirmed = [seq for seq in await asyncio.gather(*map(self._publish, messages)) if seq]
+        left = len(messages) - len(confirmed)
+        if left:
+            log.warning("bus.not_published", messages=left, reason=self._reason)
         if confirmed:
             faults.faultpoint("outbox.mark.before")
             await self._store.mark_all_sent(confirmed)
@@ -93,7 +97,7 @@ class Relay:
                 del self._claimed[message.seq]
             elif message.seq in self._claimed:
                 self._claimed[message.seq].due_s = again_s
-        return len(confirmed), len(messages) - len(confirmed)
+        return len(confirmed), left
 
     async def _due(self) -> Sequence[ports.Message]:
         """What this relay holds and may still publish, and what it claims beside that; in the order of the outbox."""
@@ -113,6 +117,7 @@ class Relay:
         except event_errors.InvalidEvent as error:
             # Written by our own codec in the same transaction as the decision: this is damage, and never heals.
             log.error("bus.parked", seq=message.seq, channel=message.channel, reason=str(error))
+            self._reason = str(error)
             await self._store.mark_sent(message.seq, parked=str(error))
             self._claimed.pop(message.seq, None)
             return 0
@@ -121,8 +126,10 @@ class Relay:
         except links.Unroutable as error:
             hint = "is the queue of that node, or of that kind of work, deleted? It is declared anew by any node that starts"
             log.error("bus.unroutable", seq=message.seq, key=made.key, reason=error.message, hint=hint)
+            self._reason = error.message
             return 0
         except errors.Unavailable as error:
-            log.warning("bus.not_published", seq=message.seq, key=made.key, reason=error.message)
+            log.debug("bus.not_published", seq=message.seq, key=made.key, reason=error.message)
+            self._reason = error.message
             return 0
         return message.seq

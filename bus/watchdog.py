@@ -47,10 +47,19 @@ class Watchdog:
                 self._quiet.clear()
                 session.end(reason)
 
+    async def _open(self, watched: consumers.Consumer, session: links.Session) -> None:
+        try:
+            await watched.open(session)
+        except errors.Unavailable as error:
+            log.error("bus.queue_silent", queue=watched.queue.name, reason=error.message)
+
     async def _deaf(self, session: links.Session) -> str:
         """What is wrong, "" if nothing is. Raises Unavailable when the broker does not answer."""
         for watched in [w for w in self._watched if w.wanted]:
             name = watched.queue.name
+            if not watched.open_now:
+                await self._open(watched, session)
+                continue
             if watched.lost:
                 return f"the consumer of {name} is forgotten"
             before = self._quiet.pop(name, -1)

@@ -119,8 +119,8 @@ class Steps(Protocol):
         """Post the result. Raises CallbackFailed."""
         ...
 
-    async def remove(self, recording_id: str) -> None:
-        """Delete the files of a recording from the spool; harmless to repeat."""
+    async def remove(self, recording_id: str, epochs: Sequence[int]) -> None:
+        """Delete these segments and the finished file of a recording from the spool; harmless to repeat."""
         ...
 
     async def kept_sessions(self) -> list[str]:

@@ -112,6 +112,10 @@ class Worker:
         running = [j for j in self._jobs.values() if j.capture is not None and not j.ended]
         return {j.owner: j.capture.progress.media_ms for j in running if j.capture is not None}
 
+    def captures(self) -> int:
+        """How many captures this node holds, those included whose ffmpeg is not started yet."""
+        return sum(job.kind == states.CAPTURE and not job.ended for job in self._jobs.values())
+
     def expected_bytes(self, reserve_bytes: int) -> int:
         """What the captures that run here are expected to need of the spool still: a reserve each, and room for the finished
         file beside what is captured already."""
@@ -393,10 +397,11 @@ class Janitor:
         for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
             await self._store.mark_removed(recording_id)
         for recording_id in await self._store.given_up(self._node):
-            faults.faultpoint("cleanup.remove.before")
-            await self._steps.remove(recording_id)
-            await self._store.forget_files(recording_id, self._node)
-            log.info("spool.removed", owner=recording_id)
+            epochs = await self._store.forget_files(recording_id, self._node)
+            if epochs is not None:
+                faults.faultpoint("cleanup.remove.before")
+                await self._steps.remove(recording_id, epochs)
+                log.info("spool.removed", owner=recording_id)
 
 
 def _with_missing(output: model.Output, segments: Sequence[Any], missing: set[int]) -> tuple[tuple[int, int], ...]:

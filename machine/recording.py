@@ -521,9 +521,10 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="idle-over", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
     Row(on="idle-over", at=(R,), to=T, do=("end_capture", "queue_transcode")),
     _ignore("idle-over", LATER, OVER),
-    # The files lie on a node that is away: after NODE_RETURN the transcode goes on without it; an upload cannot.
+    # The files lie on a node that is away: after NODE_RETURN the transcode goes on without it; an upload waits for UPLOAD_RETRY_FOR.
     Row(on="node-return-over", at=WORKING, unless=("target_away",), do=("wait_longer",)),
     Row(on="node-return-over", at=(T,), do=("queue_anywhere",)),
+    Row(on="node-return-over", at=(U,), when=("again",), do=("wait_longer",)),
     Row(on="node-return-over", at=(U,), to=states.FAILED, do=("fail_away",)),
     _ignore("node-return-over", (*CAPTURING, *states.FINAL), "no file is waited for"),
     # Replay: the latest state whose inputs exist, or the earlier one that was asked for. On a stuck one: the command again.

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from machine import errors
@@ -111,6 +112,17 @@ class Spool:
             shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
+
+    def remove_files(self, task_id: str, speaker: str, n: int, epochs: Iterable[int]) -> None:
+        """Deletes these segments and the outputs of a recording (blocking), and the folders that are empty then; what a newer
+        epoch writes beside them stays. Raises OSError."""
+        folder = self._folder(task_id, speaker, n)
+        outputs = [f"finished.{extension}" for extension in sorted(set(_EXTENSIONS.values()))]
+        for name in (*(f"{int(epoch):08d}.flv" for epoch in epochs), *outputs, *(f"{name}.part" for name in outputs)):
+            (folder / name).unlink(missing_ok=True)
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
     def remove_session(self, task_id: str) -> None:
         """Deletes everything of a session (blocking). What is gone already stays gone. Raises OSError otherwise."""

@@ -324,15 +324,20 @@ class Store:
         async with self._read() as connection:
             return [r.id for r in (await connection.execute(found)).all()]
 
-    async def forget_files(self, recording_id: str, node: str) -> None:
-        """The files of a recording are gone from the spool of `node` ("": the one that all share)."""
+    async def forget_files(self, recording_id: str, node: str) -> list[int] | None:
+        """Forget what lies of a given-up recording on the spool of `node` ("": the one that all share), before it is deleted.
+        Returns the epochs of its segments there; None if a replay has begun meanwhile: then nothing may be deleted."""
         table, segments = tables.recordings, tables.segments
-        gone = delete(segments).where(segments.c.recording_id == recording_id)
+        held = and_(table.c.id == recording_id, table.c.files_removed.is_(True))
+        there = and_(segments.c.recording_id == recording_id, *([segments.c.node == node] if node else []))
         async with self._write() as connection:
-            await connection.execute(gone.where(segments.c.node == node) if node else gone)
+            if (await connection.execute(select(table.c.id).where(held).with_for_update())).first() is None:
+                return None
+            rows = (await connection.execute(delete(segments).where(there).returning(segments.c.epoch))).all()
             if node:
-                held = and_(table.c.id == recording_id, table.c.output_node == node)
-                await connection.execute(update(table).where(held).values(output_node=""))
+                mine = and_(held, table.c.output_node == node)
+                await connection.execute(update(table).where(mine).values(output_node=""))
+        return [int(r.epoch) for r in rows]
 
     async def spent(self, task_id: str) -> bool:
         """Whether nothing of this session is wanted on the spool any more: every recording's files were given up, or it is not

@@ -98,7 +98,7 @@ class Steps:
     async def call_back(self, callback: model.Callback) -> None:
         return None
 
-    async def remove(self, recording_id: str) -> None:
+    async def remove(self, recording_id: str, epochs: Sequence[int]) -> None:
         self.removed.append(recording_id)
 
     async def kept_sessions(self) -> list[str]:

@@ -273,6 +273,10 @@ async def test_a_broker_that_restarts_under_load_costs_nothing(
     how: signal.Signals, bus: rabbit_bus.RabbitBus, store: stores.Store, hands: buses.Hands, prefix: str
 ) -> None:
     """As many events as were written are decided, however the broker goes down in the middle of them."""
+    # First an orderly restart: RabbitMQ 3.10.8 forgets who leads a quorum queue that is declared in the second before a crash.
+    old = bus.link.present
+    await rabbit.shared().restart_beside()
+    await connected_anew(bus, old)
     ids = [f"e{number}" for number in range(2_000)]
     await send_many(store, ids[:1_000])
     await waiting.until(lambda: len(hands.events) > 100, what="the flow to begin")
@@ -324,7 +328,6 @@ async def test_a_database_that_restarts_under_load_costs_nothing(
 REFUSED = [
     ("event.stop", b"not json", {}, "not JSON"),
     ("event.stop", b"\xff\xfe", {}, "not JSON"),
-    ("event.stop", BARE, {}, "message_id"),
     ("event.stop", b"[]", {"message_id": "list"}, "object"),
     ("event.unknown", BARE, {"message_id": "unknown"}, "unknown message type"),
     ("event", BARE, {"message_id": "short"}, "unknown message type"),
@@ -360,9 +363,9 @@ async def test_properties_that_the_broker_acts_on_do_not_stop_a_message_from_bei
     properties: dict[str, Any] = {"user_id": "recorder", "expiration": 3_600, "message_id": "odd", "priority": 3}
     headers = {"big": "x" * 100_000, "CC": ["event.also"], "when": None}
     await buses.say(prefix, "event.unknown", b"{}", headers=headers, **properties)
-    parked = await buses.taken(f"{prefix}.parked", 2)
-    assert {m.headers["x-reason"] for m in parked} == {"invalid: type: unknown message type 'unknown'"}
-    assert {(m.user_id, m.expiration) for m in parked} == {(None, None)}
+    parked = (await buses.taken(f"{prefix}.parked", 1))[0]
+    assert parked.headers["x-reason"] == "invalid: type: unknown message type 'unknown'"
+    assert (parked.message_id, parked.user_id, parked.expiration) == ("odd", None, None)
 
 
 async def test_a_message_that_fails_for_ever_is_parked_in_the_end(

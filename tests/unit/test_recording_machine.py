@@ -474,12 +474,7 @@ def _reachable(case: Case) -> bool:
     return case.capture == "none" or case.state in CAPTURING
 
 
-H26 = pytest.mark.xfail(
-    strict=True, reason="H26: an upload whose node is away fails after NODE_RETURN, not after UPLOAD_RETRY_FOR"
-)
-
-
-@pytest.mark.parametrize("event", [pytest.param(e, marks=[H26] if e == "node-return-over" else []) for e in EVENTS])
+@pytest.mark.parametrize("event", EVENTS)
 def test_the_table_does_what_the_design_says(event: str) -> None:
     """Every key × this event × the facts that matter moves, stays or is ignored as the design has it."""
     wrong = [d for case in cases() if case.event == event and _reachable(case) for d in _differences(case)]

@@ -1,0 +1,107 @@
+"""What could not be handled, wherever it lies: in the queue of RabbitMQ, and in the outbox. For the operator's commands.
+
+May import every room but the simulator. Rule: nothing leaves here with its secrets, reasons included.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import store.engine
+import store.parked
+from bus import masking
+from machine import errors
+from ops import settings as ops_settings
+
+# Ids of the outbox's rows; those of the queue are hexadecimal.
+ROW = "row-"
+Json = dict[str, Any]
+
+
+class Parking:
+    """The parked messages of one recorder: of its outbox, and with AMQP_URL of its parked queue as well."""
+
+    def __init__(self, settings: ops_settings.Settings) -> None:
+        self._file = None if settings.amqp_url.get_secret_value() else settings.database_file
+        self._engine = store.engine.open_engine(settings.database)
+        self._rows = store.parked.ParkedRows(self._engine)
+        self._queue: Any = None
+        url = settings.amqp_url.get_secret_value()
+        if url:
+            # Only here: the engine of one node needs no AMQP.
+            from bus import parked
+
+            self._queue = parked.ParkedMessages(url, prefix=settings.amqp_prefix)
+
+    async def start(self) -> None:
+        """See that the database is there and of this program's schema. Raises Unavailable."""
+        if self._file is not None and not self._file.exists():
+            message = f"There is no database {self._file}: set DATABASE_URL or DATA_DIR as the service has it."
+            raise errors.Unavailable(message)
+        try:
+            await store.engine.ping(self._engine)
+        except Exception as error:
+            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+        await store.engine.check_schema(self._engine)
+
+    async def stop(self) -> None:
+        """Close the database."""
+        await self._engine.dispose()
+
+    async def list(self, limit: int) -> Json:
+        """The oldest `limit` of each place, and how many there are in all. Raises Unavailable, as all of these do."""
+        rows, count = await self._rows.list(limit)
+        found = [_of_row(row) for row in rows]
+        if self._queue is not None:
+            messages, more = await self._queue.list(limit)
+            found += [_of_message(message) for message in messages]
+            count += more
+        return {"Messages": found, "Count": count}
+
+    async def show(self, id_: str) -> Json:
+        """One of them with its headers and body. Raises NotFound."""
+        if id_.startswith(ROW):
+            row = await self._rows.show(_seq(id_))
+            return _of_row(row) | {"Headers": {}, "Body": masking.body(row.body.encode())}
+        shown = await self._messages().show(id_)
+        return _of_message(shown.parked) | {"Headers": dict(shown.headers), "Body": shown.body}
+
+    async def requeue(self, id_: str) -> Json:
+        """Send it on its way anew. Raises NotFound."""
+        if id_.startswith(ROW):
+            return _of_row(await self._rows.requeue(_seq(id_)))
+        return _of_message(await self._messages().requeue(id_))
+
+    async def drop(self, id_: str) -> Json:
+        """Throw it away. Raises NotFound."""
+        if id_.startswith(ROW):
+            return _of_row(await self._rows.drop(_seq(id_)))
+        return _of_message(await self._messages().drop(id_))
+
+    def _messages(self) -> Any:
+        if self._queue is None:
+            raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
+        return self._queue
+
+
+def _seq(id_: str) -> int:
+    number = id_.removeprefix(ROW)
+    if not (number.isdecimal() and len(number) <= 18):
+        raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
+    return int(number)
+
+
+def _of_row(row: store.parked.Row) -> Json:
+    place = {"Id": f"{ROW}{row.seq}", "In": "outbox", "Key": f"{row.channel}.{row.type}", "MessageId": ""}
+    return place | _facts(row.parked_ms, len(row.body.encode()), row.reason)
+
+
+def _of_message(message: Any) -> Json:
+    place = {"Id": message.id, "In": "queue", "Key": message.key, "MessageId": message.message_id}
+    return place | _facts(message.parked_ms, message.size_bytes, message.reason)
+
+
+def _facts(parked_ms: int, size_bytes: int, reason: str) -> Json:
+    since = datetime.datetime.fromtimestamp(parked_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")
+    return {"Time": since if parked_ms else "", "Size": size_bytes, "Reason": masking.masked(reason)}

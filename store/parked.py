@@ -1,0 +1,76 @@
+"""Rows of the outbox that could not be handed on: an operator looks at them, sends them again, or lets them go.
+
+Imports `machine`. Rule: a row is never deleted here; what is let go counts as sent, and a result among them stays readable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Update, and_, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from machine import errors
+from store import engine as engines
+from store import tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One parked row. `body` is the message as it was written, secrets included; `parked_ms` Unix ms."""
+
+    seq: int
+    channel: str
+    type: str
+    reason: str
+    parked_ms: int
+    body: str
+
+
+class ParkedRows:
+    """The parked rows of one database; the service may run meanwhile."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writing = engine.execution_options(**{engines.WRITE: True})
+
+    async def list(self, limit: int = 100) -> tuple[list[Row], int]:
+        """The oldest `limit` of them, and how many there are in all."""
+        table = tables.outbox
+        async with self._engine.connect() as connection:
+            found = (await connection.execute(_rows().order_by(table.c.seq).limit(limit))).all()
+            count = (await connection.execute(select(func.count()).where(table.c.parked != ""))).scalar_one()
+        return [_row(r) for r in found], int(count)
+
+    async def show(self, seq: int) -> Row:
+        """One of them. Raises NotFound."""
+        async with self._engine.connect() as connection:
+            found = (await connection.execute(_rows().where(tables.outbox.c.seq == seq))).first()
+        if found is None:
+            raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
+        return _row(found)
+
+    async def requeue(self, seq: int) -> Row:
+        """Have it handed on anew, by the service that runs or at its next start. Raises NotFound."""
+        return await self._free(seq, update(tables.outbox).values(parked="", sent_ms=None, claimed_until_ms=0))
+
+    async def drop(self, seq: int) -> Row:
+        """Let it go: it counts as sent. Raises NotFound."""
+        return await self._free(seq, update(tables.outbox).values(parked=""))
+
+    async def _free(self, seq: int, change: Update) -> Row:
+        found = await self.show(seq)
+        async with self._writing.begin() as connection:
+            await connection.execute(change.where(and_(tables.outbox.c.seq == seq, tables.outbox.c.parked != "")))
+        return found
+
+
+def _rows() -> Any:
+    table = tables.outbox
+    names = (table.c.seq, table.c.channel, table.c.type, table.c.sent_ms, table.c.parked, table.c.body)
+    return select(*names).where(table.c.parked != "")
+
+
+def _row(row: Any) -> Row:
+    return Row(seq=row.seq, channel=row.channel, type=row.type, reason=row.parked, parked_ms=int(row.sent_ms or 0), body=row.body)

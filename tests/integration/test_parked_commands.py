@@ -1,0 +1,144 @@
+"""`recorder parked`: what could not be handled, in the outbox of either engine and in the broker's queue, by the real command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+
+from bus import link as links
+from bus import topology as topologies
+from events import codec
+from ops import client
+from store import store as stores
+from tests import buses, desk, engines, rabbit
+
+ROOT = Path(__file__).parents[2]
+REASON = "invalid: UserSig: UserSig=PLANTED-SIG is too short"
+START = desk.START | {"UserSig": "PLANTED-SIG"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed."""
+        return json.loads(self.out)
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """Where messages are parked: the outbox of one engine, or the broker's queue beside it."""
+
+    name: str
+    database: engines.Database
+    store: stores.Store
+    environment: dict[str, str]
+    topology: topologies.Topology
+
+    async def park(self, id_: str) -> None:
+        """Park a start of this id, with secrets in its body and in the reason."""
+        if self.name == "queue":
+            body, headers = json.dumps(START).encode(), {"x-reason": REASON, "x-parked-ms": 1_800_000_000_000}
+            await buses.say(self.topology.parked, "event.start", body, message_id=id_, headers=headers)
+            return
+        await self.store.send("event", codec.make("start", id=id_, time_ms=engines.START_MS, data=START))
+        (message,) = await self.store.unsent()
+        await self.store.mark_sent(message.seq, parked=REASON)
+
+    async def on_its_way(self) -> list[str]:
+        """The ids of the messages that wait to be handled, taken."""
+        if self.name == "queue":
+            return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
+        return [codec.decode(m.body, now_ms=0).id for m in await self.store.unsent()]
+
+    async def run(self, *words: str, **environ: str) -> Answer:
+        """`recorder parked …` in a process of its own, its output piped."""
+        program = (sys.executable, "-c", "import service; service.main()", "parked", *words)
+        process = await asyncio.create_subprocess_exec(
+            *program, cwd=ROOT, env=self.environment | environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await asyncio.wait_for(process.communicate(), timeout=30)
+        assert b"PLANTED" not in out + err
+        return Answer(code=process.returncode or 0, out=out.decode(), err=err.decode())
+
+    async def ids(self) -> list[str]:
+        """The ids of what is parked."""
+        return [message["Id"] for message in (await self.run("list", "--json")).json["Messages"]]
+
+
+@pytest.fixture(params=["outbox-sqlite", "outbox-postgresql", "queue"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path, clock: engines.Clock) -> AsyncIterator[Place]:
+    """An empty one; for PostgreSQL there is a broker, whose queue is another place of the same recorder."""
+    kind = "sqlite" if request.param == "outbox-sqlite" else "postgresql"
+    database = engines.fresh(kind, tmp_path)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DATABASE_URL": database.url, "DATA_DIR": str(tmp_path)}
+    topology = topologies.Topology(rabbit.shared().prefix() if kind == "postgresql" else "none")
+    if kind == "postgresql":
+        environment |= {"AMQP_URL": rabbit.shared().url, "AMQP_PREFIX": topology.prefix, "CLUSTER_TOKEN": "t"}
+        async with await aio_pika.connect(rabbit.shared().url) as connection:
+            await links.Session(connection, topology).open()
+    store = database.open(clock)
+    yield Place(name=request.param, database=database, store=store, environment=environment, topology=topology)
+    await store.stop()
+
+
+async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
+    """Listed with the reason, shown whole, sent on their way anew or thrown away; secrets never reach the screen."""
+    nothing = await place.run("list")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "Nothing is parked.\n")
+    for id_ in ("a", "b", "c"):
+        await place.park(id_)
+    table = (await place.run("list", "--limit", "2")).out.splitlines()
+    assert [len(line.split("\t")) for line in table] == [7, 7, 7]
+    assert table[1].split("\t")[4] == "event.start"
+    assert "UserSig=***" in table[1]
+    listed = (await place.run("list", "--limit", "2", "--json")).json
+    assert (listed["Count"], len(listed["Messages"])) == (3, 2)
+    first, second, third = await place.ids()
+    shown = (await place.run("show", first, "--json")).json
+    assert shown["Time"].startswith("2027-01-15T08:00:00")
+    assert '"RoomId": 88' in shown["Body"]
+    assert '"UserSig": "***"' in (await place.run("show", first)).out
+    assert (await place.run("requeue", first)).out == f"{first} event.start: sent anew\n"
+    assert await place.on_its_way() == ["a"]
+    dropped = await place.run("drop", second, third, "--json")
+    assert [json.loads(line)["Id"] for line in dropped.out.splitlines()] == [second, third]
+    assert await place.ids() == []
+
+
+async def test_what_is_not_there(place: Place) -> None:
+    """An unknown id ends with 4, in every command; a number that no database has is none either."""
+    for words in (("show", "x"), ("requeue", "row-7"), ("drop", "row-" + "9" * 30), ("show", "row-x"), ("drop", "0123456789ab")):
+        answer = await place.run(*words)
+        assert (answer.code, "no such" in answer.err.lower()) == (client.NOT_FOUND, True), (words, answer.err)
+
+
+async def test_how_it_fails(place: Place, tmp_path: Path) -> None:
+    """Wrong settings end with 2; a broker or database that cannot be reached with 3, with no file left behind and no password
+    said."""
+    wrong = await place.run("list", DATABASE_URL="mysql://x")
+    assert (wrong.code, "DATABASE_URL" in wrong.err) == (client.USAGE, True)
+    if place.name == "outbox-sqlite":
+        away = await place.run("list", DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/none.db")
+        assert not (tmp_path / "none.db").exists()
+    elif place.name == "outbox-postgresql":
+        away = await place.run("list", DATABASE_URL="postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
+    else:
+        away = await place.run("list", AMQP_URL="amqp://u:PLANTED@127.0.0.1:9/")
+    assert (away.code, away.out) == (client.UNREACHABLE, "")
+    assert len(away.err.splitlines()) == 1
