@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -125,7 +126,8 @@ def migrate_command() -> None:
 @contextlib.asynccontextmanager
 async def open_parking() -> AsyncIterator[parking.Parking]:
     """The parked messages of the recorder that the environment describes."""
-    logs.configure(level="error")
+    # What goes wrong is said once, by the command itself.
+    logs.configure(level="error", stream=io.StringIO())
     opened = parking.Parking(ops_settings.load(os.environ))
     try:
         await opened.start()

@@ -96,6 +96,8 @@ class Judge:
 
     def _decode(self, message: Incoming) -> codec.Event:
         kind, _, type_ = message.key.partition(".")
+        if not type_:
+            raise event_errors.InvalidEvent("routing key", f"must be {self._kind}. and a type")
         bare = {"bare_type": type_, "bare_id": message.message_id} if self._kind == "event" else {}
         event = codec.decode(message.body, now_ms=self._clock(), **bare)
         if event.type not in self._types:

@@ -57,7 +57,14 @@ def wrapped(what: str) -> Iterator[None]:
 
 async def connect(url: str, name: str) -> abc.AbstractConnection:
     """A connection that shows up under `name` on the broker and notices within seconds that the other side is gone."""
-    return await aio_pika.connect(str(URL(url).update_query({"heartbeat": HEARTBEAT_S, "name": name})))
+    connection = aio_pika.Connection(URL(url).update_query({"heartbeat": HEARTBEAT_S, "name": name}))
+    try:
+        await connection.connect()
+    except BaseException:
+        # Else it closes itself when it is collected, in whatever loop there is then.
+        await connection.close()
+        raise
+    return connection
 
 
 class Session:

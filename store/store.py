@@ -340,12 +340,15 @@ class Store:
         return [int(r.epoch) for r in rows]
 
     async def spent(self, task_id: str) -> bool:
-        """Whether nothing of this session is wanted on the spool any more: every recording's files were given up, or it is not
-        known at all."""
+        """Whether nothing of this session is wanted on the spool any more: it is known, and every recording's files were given
+        up. What this database does not know is nobody's to delete: another DATA_DIR, or a backup, may know it."""
         table = tables.recordings
-        found = select(table.c.id).where(table.c.task_id == task_id, table.c.files_removed.is_(False)).limit(1)
+        wanted = select(table.c.id).where(table.c.task_id == task_id, table.c.files_removed.is_(False)).limit(1)
+        known = select(table.c.id).where(table.c.task_id == task_id).limit(1)
         async with self._read() as connection:
-            return (await connection.execute(found)).first() is None
+            if (await connection.execute(wanted)).first() is not None:
+                return False
+            return (await connection.execute(known)).first() is not None
 
     async def forget_inbox(self, before_ms: int) -> None:
         """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""

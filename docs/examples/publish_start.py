@@ -2,8 +2,9 @@
 
     AMQP_URL=amqp://user:password@host:5672/ python publish_start.py request.json
 
-`request.json` is the body of a start; `-` reads it from the standard input. Prints the data of `session-accepted` and ends with 0, or
-those of `session-refused` and ends with 1. Ends with 2 when no answer came: a message that breaks its schema is parked, not answered.
+`request.json` is the body of a start; `-` reads it from the standard input. Prints the data of `session-accepted` and ends
+with 0, or those of `session-refused` and ends with 1. Ends with 2 when no answer came: a message that breaks its schema is
+parked, not answered.
 """
 
 from __future__ import annotations

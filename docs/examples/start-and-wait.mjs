@@ -53,6 +53,7 @@ function take(message) {
 }
 
 const unanswered = setTimeout(() => end(2, `No answer to ${eventId}; was it parked?`), ANSWER_LIMIT_MS);
+channel.on("return", () => end(2, "No queue takes events."));
 await channel.consume(queue, take);
 
 // The id makes a repeat harmless; persistent and confirmed, the message outlives the broker's restart.

@@ -2,8 +2,8 @@
 
     AMQP_URL=amqp://user:password@host:5672/ python subscribe_results.py [TaskId]
 
-Runs until it is stopped; with a TaskId, until that session's `session-finished`. What is published while it does not run waits in the
-queue, so start it once before the first session: what was published before the queue was there is not in it.
+Runs until it is stopped; with a TaskId, until that session's `session-finished`. What is published while it does not run waits
+in the queue, so start it once before the first session: what was published before the queue was there is not in it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +30,18 @@ BARE = json.dumps({"TaskId": TASK}).encode()
 def database(tmp_path: Any) -> engines.Database:
     """A database of either engine would do: the broker is what is looked at."""
     return engines.fresh("sqlite", tmp_path)
+
+
+class RealClock(engines.Clock):
+    """Time as it passes: a claim on the outbox that was left behind is over some time."""
+
+    def __call__(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+@pytest.fixture
+def clock() -> engines.Clock:
+    return RealClock()
 
 
 @pytest.fixture
@@ -330,7 +343,7 @@ REFUSED = [
     ("event.stop", b"\xff\xfe", {}, "not JSON"),
     ("event.stop", b"[]", {"message_id": "list"}, "object"),
     ("event.unknown", BARE, {"message_id": "unknown"}, "unknown message type"),
-    ("event", BARE, {"message_id": "short"}, "unknown message type"),
+    ("event", BARE, {"message_id": "short"}, "routing key"),
     ("event.start", BARE, {"message_id": "schema"}, "SdkAppId"),
     ("event.start-upload", json.dumps(buses.JOB).encode(), {"message_id": "command"}, "is no event"),
     ("event.replay", codec.encode(stop("other")), {"message_id": "other"}, "does not belong"),

@@ -1,0 +1,174 @@
+"""Two nodes say different things of one session at the same moment: each a store of its own on one database, on every engine.
+
+The numbers are those of PostgreSQL, where transactions really run side by side. SQLite lets one writer in at a time, even of two
+processes: there is one way fewer to go wrong, and each of its commits is durable, so a tenth of them has to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from events import codec, requests
+from handlers import applying, deciding
+from machine import errors, model, states
+from tests import desk as desks
+from tests import engines
+
+SPEAKERS = ("al", "bo")
+RACES = {"postgresql": 500, "sqlite": 50}
+AT_ONCE = 5
+ENDED_MS = 5_000
+OUTPUT = model.Output(
+    duration_ms=ENDED_MS, size_bytes=9, crc64="1", start_ms=engines.START_MS, end_ms=engines.START_MS + ENDED_MS
+)
+COMPARED = {"SizeBytes": 9, "Crc64": "1"}
+
+
+@pytest.fixture
+async def nodes(database: engines.Database, clock: engines.Clock) -> AsyncIterator[list[desks.Desk]]:
+    """Two nodes of one recorder, with ids of their own."""
+    stores = [database.open(clock, engines.ids(f"0{number}")) for number in (3, 4)]
+    made = [desks.sit_down(store, clock) for store in stores]
+    for number, desk in enumerate(made):
+        desk.new_id = engines.ids(f"e{number}")
+        context = applying.Context(policy=model.Policy(), new_id=engines.ids(f"0{number + 5}"))
+        desk.decider = deciding.Decider(desk.store, context)
+    yield made
+    for store in stores:
+        await store.stop()
+
+
+def uploading(number: int) -> tuple[model.Session, list[model.Recording]]:
+    """A closing session whose two recordings are being uploaded, one by each node."""
+    room = requests.Room(sdk_app_id=desks.APP, room_id=number + 1)
+    request = requests.StartRequest(
+        room=room, user_id="rec", region="ap-shanghai", bucket="b-12345", path="p", callback="http://x/"
+    )
+    task_id = f"01{number:024d}"
+    session = model.Session(
+        task_id=task_id,
+        request=request,
+        state=states.CLOSING,
+        opened_ms=engines.START_MS,
+        closing_ms=engines.START_MS,
+        end_reason="Stopped",
+        published=True,
+    )
+    recordings = [
+        model.Recording(
+            task_id=task_id,
+            speaker=speaker,
+            n=1,
+            state=states.UPLOADING,
+            epoch=3,
+            opened_ms=engines.START_MS,
+            media_ms=ENDED_MS,
+            output=OUTPUT,
+            job=model.Job(kind=states.UPLOAD, state=states.LEASED, node=f"n{index}"),
+        )
+        for index, speaker in enumerate(SPEAKERS)
+    ]
+    return session, recordings
+
+
+async def persisted(say: Callable[[], Awaitable[Any]]) -> Any:
+    """Say it until it is decided: as a bus does with what failed for now."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await say()
+            except errors.RecorderError as error:
+                if not error.retry:
+                    raise
+
+
+def ended(desk: desks.Desk, value: model.Recording, *, good: bool) -> Callable[[], Awaitable[Any]]:
+    """The event that ends an upload, well or badly."""
+    said: dict[str, Any] = {"TaskId": value.task_id, "Speaker": value.speaker, "N": 1, "Epoch": 3}
+    said |= COMPARED | {"Url": "https://cos/x"} if good else {"Reason": "refused", "Detail": "AccessDenied", "Retry": False}
+    event = codec.make("upload-finished" if good else "upload-failed", id=f"{value.id}.3", time_ms=desk.clock(), data=said)
+    return lambda: desk.decider.decide(event)
+
+
+@pytest.mark.timeout(180)
+async def test_the_last_two_recordings_end_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """Both recordings of a session end at the same moment on two nodes, every third time one of them badly: each session finishes
+    once, with one result of Revision 1 that has both files."""
+    numbers = range(RACES[database.engine])
+    sessions = [uploading(number) for number in numbers]
+    async with nodes[0].store.transaction() as tx:
+        for session, recordings in sessions:
+            await tx.add_session(session, requests.Secrets())
+            for recording in recordings:
+                await tx.add_recording(recording)
+    for first in range(0, len(numbers), AT_ONCE):
+        batch = [
+            persisted(ended(desk, recording, good=bool((number + index) % 3)))
+            for number in numbers[first : first + AT_ONCE]
+            for index, (desk, recording) in enumerate(zip(nodes, sessions[number][1], strict=True))
+        ]
+        await asyncio.gather(*batch)
+    assert database.ask("SELECT state, revision, count(*) FROM sessions GROUP BY state, revision") == [
+        (states.FINISHED, 1, len(numbers))
+    ]
+    assert database.ask("SELECT revision, count(*), count(DISTINCT task_id) FROM results GROUP BY revision") == [
+        (1, len(numbers), len(numbers))
+    ]
+    sent = "SELECT count(*), count(DISTINCT task_id) FROM outbox WHERE type = "
+    assert database.ask(f"{sent}'session-finished'") == [(len(numbers), len(numbers))]
+    assert database.ask(f"{sent}'send-callback'") == [(len(numbers), len(numbers))]
+    for (body,) in database.ask("SELECT body FROM results"):
+        assert sorted(entry["UserId"] for entry in json.loads(body)["Files"]) == list(SPEAKERS)
+
+
+async def test_two_starts_of_one_key_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """The same start, on two nodes twice each: one session, and everybody is told its TaskId; one of them opened it."""
+    for room in range(RACES[database.engine] // 10):
+        starts = [desk.say("start", **desks.START | {"RoomId": room + 1}) for desk in nodes for _ in range(2)]
+        answers = await asyncio.gather(*starts)
+        assert len({answer["TaskId"] for answer in answers}) == 1
+        assert sorted(answer["Repeated"] for answer in answers) == [False, True, True, True]
+    rooms = RACES[database.engine] // 10
+    assert database.ask("SELECT count(*), count(DISTINCT room) FROM sessions") == [(rooms, rooms)]
+
+
+async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """A worker takes a capture while another node stops the session. The lease was first: the capture is asked to stop, and its end
+    ends the recording. The stop was first: no lease is given, and the recording has ended. Never both, and never neither."""
+    first, second = nodes
+
+    async def take(owner: str, looks: int) -> bool:
+        # A look takes as long as a statement or two of the stop: so the lease comes before each of them.
+        for _ in range(looks):
+            await second.store.holds_lease(owner, 1, "n2")
+        return bool(await persisted(lambda: second.store.take_lease(owner, 1, "n2", desks.LEASE_MS)))
+
+    for room in range(RACES[database.engine] // 10):
+        task_id = await first.start(RoomId=room + 1)
+        await first.publish(RoomId=room + 1)
+        owner = f"{task_id}/al/1"
+        taken, _ = await asyncio.gather(take(owner, room % 20), first.say("stop", TaskId=task_id))
+        print("WON", database.engine, room % 20, taken)
+        value, commands = await second.recording(owner), await asked(second, owner)
+        if taken:
+            assert (value.state, value.stop_requested, value.capture) == (states.JOINING, True, "leased")
+            assert commands == [("start-capture", 1), ("stop-capture", 1)]
+            await second.outcome("ffmpeg-exit", owner, 1, Job="capture", Reason="stopped", MediaMs=0, SizeBytes=0)
+        else:
+            assert commands == [("start-capture", 1)]
+        value = await first.recording(owner)
+        assert (value.state, value.capture) == (states.FAILED, "none")
+        assert (await first.session(task_id)).state == states.FINISHED
+
+
+async def asked(desk: desks.Desk, owner: str) -> list[tuple[str, int]]:
+    """(type, epoch) of the commands to a recording, which are marked sent."""
+    messages = await desk.store.claim_unsent(1_000, 0)
+    await desk.store.mark_all_sent([m.seq for m in messages])
+    events = [codec.decode(m.body, now_ms=0) for m in messages if m.channel == "command"]
+    return [(e.type, e.data["Epoch"]) for e in events if e.subject == owner]
