@@ -1,5 +1,7 @@
 # The newcomer's door. `make help` lists what there is.
 PYTHON ?= python3
+# Most tests wait for live streams: a few more at once than there are cores.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
@@ -20,7 +22,7 @@ demo: $(STAMP) ## record a simulated room with two speakers and print the result
 test: $(STAMP) ## everything that must hold: the checks and all tests
 	@$(MAKE) --no-print-directory check
 	@sh deploy/test-servers.sh
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 check: $(STAMP) ## style, types, import contracts, generated documents
 	@$(BIN)/ruff check .

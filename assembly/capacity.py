@@ -29,7 +29,7 @@ class Captures(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`captures` at once and `load` (of the last minute, per core): 0 is no limit. `free_bytes` of the spool that must be left."""
+    """`captures` at once and `load` (of the last minute, per core): 0 is no limit. `free_bytes` of the spool must be left."""
 
     captures: int
     load: float

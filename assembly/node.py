@@ -23,7 +23,7 @@ from assembly import capacity
 from assembly import steps as joined
 from assembly.identity import clock, new_id
 from cloud import credentials, trtc_callbacks
-from handlers import applying, deciding, doing, sweeper, worker
+from handlers import applying, deciding, doing, janitor, sweeper, worker
 from machine import background, model
 from media import spool
 from ops import settings as ops_settings
@@ -143,9 +143,9 @@ class Service:
         made = worker.Worker(self.store, steps, node=self.node, policy=self._policy, clock=clock, shared_spool=self._shared)
         self.worker = made
         steps.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
-        janitor = worker.Janitor(self.store, steps, policy=self._policy, clock=clock, node=place)
-        self._sides += [made.renewal, janitor.cleaning]
-        return [made, janitor]
+        cleaner = janitor.Janitor(self.store, steps, policy=self._policy, clock=clock, node=place)
+        self._sides += [made.renewal, cleaner.cleaning]
+        return [made, cleaner]
 
     def _machines(self) -> list[Any]:
         sweep = sweeper.Sweeper(

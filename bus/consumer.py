@@ -153,7 +153,8 @@ class Consumer:
     async def _rest(self, pause_s: float) -> None:
         """Keep a message for a while; give it back at once when this node leaves: another may take it."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._leaving.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._leaving.wait()
 
     async def _give_back(self, message: abc.AbstractIncomingMessage) -> None:
         with links.wrapped("giving back"):

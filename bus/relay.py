@@ -31,11 +31,13 @@ FAILURES_BEFORE_END = 5
 
 @dataclass(slots=True)
 class _Claim:
-    """A row that this relay holds until `until_s`, and publishes at `due_s` (monotonic)."""
+    """A row that this relay may publish from `due_s` until `until_s`, and that is anybody's from `over_s` (monotonic)."""
 
     message: ports.Message
     until_s: float
+    over_s: float
     due_s: float = 0.0
+    confirmed: bool = False
 
 
 class Relay:
@@ -67,8 +69,8 @@ class Relay:
                 sent, left = await self._round()
                 failures = 0
             except Exception as error:
+                failures = failures + 1 if await self._presence.answers() else 0
                 await self._presence.back()
-                failures += 1
                 if failures >= FAILURES_BEFORE_END:
                     raise
                 log.exception("bus.relay_failed", failures=failures, reason=type(error).__name__)
@@ -84,52 +86,53 @@ class Relay:
             idle.set_result(None)
         again_s = time.monotonic() + AGAIN_S
         faults.faultpoint("outbox.claim.after")
-        confirmed = [seq for seq in await asyncio.gather(*map(self._publish, messages)) if seq]
-        left = len(messages) - len(confirmed)
+        for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
+            claim = self._claimed[message.seq]
+            claim.confirmed, claim.due_s = confirmed, again_s
+        sent = [seq for seq, claim in self._claimed.items() if claim.confirmed]
+        left = sum(not self._claimed[message.seq].confirmed for message in messages)
         if left:
             log.warning("bus.not_published", messages=left, reason=self._reason)
-        if confirmed:
+        if sent:
+            # Where this fails, what the broker has is marked in the next round, not published again.
             faults.faultpoint("outbox.mark.before")
-            await self._store.mark_all_sent(confirmed)
+            await self._store.mark_all_sent(sent)
             faults.faultpoint("outbox.mark.after")
-        for message in messages:
-            if message.seq in confirmed:
-                del self._claimed[message.seq]
-            elif message.seq in self._claimed:
-                self._claimed[message.seq].due_s = again_s
-        return len(confirmed), left
+        for seq in sent:
+            del self._claimed[seq]
+        return len(sent), left
 
     async def _due(self) -> Sequence[ports.Message]:
         """What this relay holds and may still publish, and what it claims beside that; in the order of the outbox."""
         now_s = time.monotonic()
-        self._claimed = {seq: claim for seq, claim in self._claimed.items() if claim.until_s > now_s}
-        if len(self._claimed) < BATCH:
-            # Let go well before the claim ends: another relay may not yet publish what we are about to.
-            until_s = now_s + self._hold_s * 2 / 3
+        self._claimed = {seq: claim for seq, claim in self._claimed.items() if claim.over_s > now_s}
+        if sum(claim.until_s > now_s for claim in self._claimed.values()) < BATCH:
+            # Published only until well before the claim ends: another relay may not take what we are about to publish. Remembered
+            # until after its end, so that it is claimed anew before anybody is told that nothing is left.
+            until_s, over_s = now_s + self._hold_s * 2 / 3, now_s + self._hold_s + AGAIN_S
             fresh = await self._store.claim_unsent(BATCH, round(self._hold_s * 1000))
-            self._claimed |= {message.seq: _Claim(message, until_s) for message in fresh}
-        return [claim.message for _, claim in sorted(self._claimed.items()) if claim.due_s <= now_s]
+            self._claimed |= {message.seq: _Claim(message, until_s, over_s) for message in fresh}
+        due = [c for _, c in sorted(self._claimed.items()) if c.due_s <= now_s < c.until_s and not c.confirmed]
+        return [claim.message for claim in due]
 
-    async def _publish(self, message: ports.Message) -> int:
-        """Publish one; its number if the broker has it, 0 if it has to be tried again."""
+    async def _publish(self, message: ports.Message) -> bool:
+        """Publish one; whether the broker has it, or it can never have it."""
         try:
             made = publisher.outgoing(message.channel, message.type, message.node, message.body)
         except event_errors.InvalidEvent as error:
             # Written by our own codec in the same transaction as the decision: this is damage, and never heals.
             log.error("bus.parked", seq=message.seq, channel=message.channel, reason=str(error))
-            self._reason = str(error)
             await self._store.mark_sent(message.seq, parked=str(error))
-            self._claimed.pop(message.seq, None)
-            return 0
+            return True
         try:
             await publisher.publish(self._link, made)
         except links.Unroutable as error:
             hint = "is the queue of that node, or of that kind of work, deleted? It is declared anew by any node that starts"
             log.error("bus.unroutable", seq=message.seq, key=made.key, reason=error.message, hint=hint)
             self._reason = error.message
-            return 0
+            return False
         except errors.Unavailable as error:
             log.debug("bus.not_published", seq=message.seq, key=made.key, reason=error.message)
             self._reason = error.message
-            return 0
-        return message.seq
+            return False
+        return True

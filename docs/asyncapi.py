@@ -33,10 +33,10 @@ Object = dict[str, Any]
 
 def document() -> str:
     """docs/asyncapi.yaml."""
-    return MADE + yaml.dump(_whole(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+    return MADE + str(yaml.dump(_whole(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120))
 
 
-class _Plain(yaml.SafeDumper):
+class _Plain(yaml.SafeDumper):  # type: ignore[misc] # PyYAML ships no types
     """Writes what is used twice twice, instead of as an anchor."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -357,53 +357,6 @@ class Worker:
                 await asyncio.sleep(SAY_AGAIN_S)
 
 
-class Janitor:
-    """Removes what is not needed any more from this node's spool: the files of recordings that are Done, and failed ones after
-    KEEP_FAILED. Rule: a file goes only after its row has given it up."""
-
-    def __init__(
-        self, store: ports.Store, steps: adapters.Steps, *, policy: model.Policy, clock: Callable[[], int], node: str = ""
-    ) -> None:
-        """`node` is whose spool it is; "" for one that all nodes share."""
-        self._store = store
-        self._steps = steps
-        self._node = node
-        self._policy = policy
-        self._clock = clock
-        self.cleaning = background.Background("janitor", self._run)
-
-    async def start(self) -> None:
-        """Remove what a crash between giving up and deleting has left, then begin to clean."""
-        for task_id in await self._steps.kept_sessions():
-            if await self._store.spent(task_id):
-                await self._steps.remove_session(task_id)
-                log.info("spool.leftover_removed", task_id=task_id)
-        self.cleaning.start()
-
-    async def stop(self) -> None:
-        """End the cleaning."""
-        await self.cleaning.stop()
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._round()
-            except Exception:
-                # What could not be removed now is looked at again; a full disk is refused at the door, not here.
-                log.exception("janitor.round_failed")
-            await asyncio.sleep(RENEW_S)
-
-    async def _round(self) -> None:
-        for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
-            await self._store.mark_removed(recording_id)
-        for recording_id in await self._store.given_up(self._node):
-            epochs = await self._store.forget_files(recording_id, self._node)
-            if epochs is not None:
-                faults.faultpoint("cleanup.remove.before")
-                await self._steps.remove(recording_id, epochs)
-                log.info("spool.removed", owner=recording_id)
-
-
 def _with_missing(output: model.Output, segments: Sequence[Any], missing: set[int]) -> tuple[tuple[int, int], ...]:
     """The gaps of the file, and those that segments which could not be reached leave at its edges; one between two others is in
     the wall time between these already."""

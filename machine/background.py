@@ -49,6 +49,8 @@ class Background:
 
 async def pause(event: asyncio.Event, timeout_s: float) -> None:
     """Wait for a hint, or for `timeout_s` at most; then take the hint away."""
+    # Not wait_for: on Python 3.11 it swallows a cancellation that comes just as the event is set.
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
     event.clear()

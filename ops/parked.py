@@ -19,10 +19,10 @@ from ops import settings as ops_settings
 
 HELP = (
     "Messages that could not be handled: look at them, send them anew once the cause is mended, or throw them away."
-    " With AMQP_URL they lie in the broker's queue AMQP_PREFIX.parked, and a damaged row in the database's outbox; without it, in the"
-    " outbox alone (ids that begin with row-). Unlike the other commands these do not ask the service: they need its settings in the"
-    " environment, AMQP_URL and DATABASE_URL or DATA_DIR, and work while it is down. Secrets are masked on the screen; what is sent"
-    " anew is whole."
+    " With AMQP_URL they lie in the broker's queue AMQP_PREFIX.parked, and damaged ones in the database's outbox; without it, all"
+    " in the outbox (ids that begin with row-). Unlike the other commands these do not ask the service: they need its settings in"
+    " the environment, AMQP_URL and DATABASE_URL or DATA_DIR, and work while it is down. Secrets are masked on the screen;"
+    " what is sent anew is whole."
 )
 HEADINGS = ("Id", "In", "Time", "Size", "Key", "MessageId", "Reason")
 

@@ -5,6 +5,7 @@ Rules: reads only, but for the places of results; a page costs the same number o
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -202,19 +203,22 @@ class Reading:
         return results, results[-1].cursor if len(results) == limit else self._cursor(end)
 
     async def _give_places(self) -> None:
-        """Give the committed results that have no place the next ones. One reader at a time does so, and its commit is seen before
-        the next begins: so places are committed in their order, whatever the transactions that wrote the results did. Not by the
-        transactions' own ids: a copy restored into another server would count them from the beginning."""
+        """Give the committed results that have no place the next ones. One reader at a time does so, and its commit is seen
+        before the next begins: so places are committed in their order, whatever the transactions that wrote the results did. Not
+        by those transactions' own ids: a copy restored into another server would count them from the beginning."""
         table = tables.outbox
-        fresh = select(table.c.seq).where(table.c.channel == "result", table.c.place.is_(None)).order_by(table.c.seq)
+        unplaced = select(table.c.seq).where(table.c.channel == "result", table.c.place.is_(None)).order_by(table.c.seq)
         async with self._engine.connect() as connection:
-            if (await connection.execute(fresh.limit(1))).first() is None:
+            if (await connection.execute(unplaced.limit(1))).first() is None:
                 return
         async with self._engine.begin() as connection:
             await connection.execute(select(func.pg_advisory_xact_lock(PLACES_LOCK)))
             end = int((await connection.execute(select(func.max(table.c.place)))).scalar() or 0)
-            # What a relay is marking now is left for the next reading: waiting for rows of others is how deadlocks are made.
-            seqs = (await connection.execute(fresh.limit(MAX_PLACED).with_for_update(skip_locked=True))).scalars().all()
+            waiting = (await connection.execute(unplaced.limit(MAX_PLACED))).scalars().all()
+            # Waiting for a row that a relay is marking is how deadlocks are made: it is left for the next reading, and so is what
+            # stands behind it, which one transaction may have written after it.
+            free = set((await connection.execute(unplaced.limit(MAX_PLACED).with_for_update(skip_locked=True))).scalars())
+            seqs = list(itertools.takewhile(free.__contains__, waiting))
             if seqs:
                 given = update(table).where(table.c.seq == bindparam("of")).values(place=bindparam("to"))
                 await connection.execute(given, [{"of": seq, "to": end + n} for n, seq in enumerate(seqs, 1)])

@@ -9,71 +9,27 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from events import codec, requests
+from events import codec
 from machine import errors, model, states
 from store import engine as engines
-from store import tables, transaction
+from store import tables, transaction, values
 
 AWAY_KINDS = ("join", "idle", "linger")
 # PostgreSQL: serialization_failure, deadlock_detected.
 TRY_AGAIN = ("40001", "40P01")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """A message in the outbox that was not sent yet."""
-
-    seq: int
-    channel: str
-    type: str
-    node: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadline:
-    """A deadline that is over."""
-
-    owner: str
-    kind: str
-    serial: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A job that a node holds. `recording` or `callback` id in `owner`."""
-
-    owner: str
-    epoch: int
-    kind: str
-    node: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What a worker needs to know of its job."""
-
-    session: model.Session
-    recording: model.Recording
-    secrets: requests.Secrets
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One FLV file of a recording, named by the epoch that wrote it; it lies on `node`'s spool."""
-
-    epoch: int
-    node: str
-    first_packet_ms: int | None
-    last_packet_ms: int | None
-    media_ms: int
+Message = values.Message
+Deadline = values.Deadline
+Lease = values.Lease
+Assignment = values.Assignment
+Segment = values.Segment
 
 
 class Store:

@@ -21,7 +21,9 @@ await channel.checkExchange(exchange);
 // First listen, then ask. This queue goes with the connection: an application that must not miss the result of a session that
 // outlives it declares a durable one, { durable: true, arguments: { "x-queue-type": "quorum" } }, with a name of its own.
 const { queue } = await channel.assertQueue("", { exclusive: true });
-await channel.bindQueue(queue, exchange, "result.#");
+for (const type of ["session-accepted", "session-refused", "session-finished"]) {
+  await channel.bindQueue(queue, exchange, `result.${type}`);
+}
 
 const eventId = randomUUID();
 const seen = new Set();

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from events import codec
-from handlers import adapters, applying, deciding, doing, worker
+from handlers import adapters, applying, deciding, doing, janitor, worker
 from machine import errors, model
 from store import store as stores
 from tests import engines, waiting
@@ -282,9 +282,9 @@ async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: sto
     value = await node.recording()
     assert await store.removable(node.clock() - POLICY.keep_failed_ms) == []
     node.clock.advance(POLICY.keep_failed_ms + 1)
-    janitor = worker.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
-    await janitor.start()
+    cleaner = janitor.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
+    await cleaner.start()
     await waiting.until(lambda: node.steps.removed == [value.id], what="the files to go")
-    await janitor.stop()
+    await cleaner.stop()
     assert await store.spent(node.task_id)
     assert not await store.mark_removed(value.id)

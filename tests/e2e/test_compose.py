@@ -40,6 +40,12 @@ def image_environment() -> dict[str, str]:
     return dict(word.split("=", 1) for word in text.split())
 
 
+async def image_health(port: str) -> int:
+    """Run the image's own health check; returns its exit code."""
+    (text,) = [arguments for instruction, arguments in compose.dockerfile() if instruction == "HEALTHCHECK"]
+    return await compose.check(["CMD", *json.loads(text.partition(" CMD ")[2])], {}, {"PORT": port})
+
+
 # --- what the file says -------------------------------------------------------------------------------------------------------
 def test_every_service_is_looked_after(services: Any) -> None:
     """Each has a health check or ends by itself; each has an init; what is waited for can be waited for."""
@@ -263,6 +269,8 @@ async def test_a_room_is_recorded_by_what_the_file_starts(stack: Stack) -> None:
                 assert answer.status < 300, text
                 return json.loads(text) if text else None
 
+        assert await image_health(stack.api_url.rpartition(":")[2]) == 0
+        assert await image_health(str(service_process.free_port())) != 0
         started = await ask("POST", f"{stack.api_url}/sessions", request)
         await ask("POST", f"{stack.simulator_url}/control/rooms", room)
 

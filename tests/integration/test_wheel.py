@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("machine", "handlers", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator")
+ROOMS = ("machine", "handlers", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
 LIMIT_S = 100
 
 LOOK = f"""

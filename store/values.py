@@ -1,0 +1,58 @@
+"""What the store hands to relay, sweeper and workers: values, not rows. Imports `machine` and `events`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from events import requests
+from machine import model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A message in the outbox that was not sent yet."""
+
+    seq: int
+    channel: str
+    type: str
+    node: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """A deadline that is over."""
+
+    owner: str
+    kind: str
+    serial: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A job that a node holds. `recording` or `callback` id in `owner`."""
+
+    owner: str
+    epoch: int
+    kind: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a worker needs to know of its job."""
+
+    session: model.Session
+    recording: model.Recording
+    secrets: requests.Secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One FLV file of a recording, named by the epoch that wrote it; it lies on `node`'s spool."""
+
+    epoch: int
+    node: str
+    first_packet_ms: int | None
+    last_packet_ms: int | None
+    media_ms: int

@@ -1,0 +1,148 @@
+"""The permissions that docs/bus.md gives for each kind of user, tried on a broker: what they are for works, the rest does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import aio_pika
+import pytest
+from aiormq import exceptions
+
+from bus import topology
+from tests import rabbit
+
+ROOT = Path(__file__).parent.parent.parent
+KINDS = ("recorder", "starts", "hears")
+
+
+class Users:
+    """One user of each row of the table, on the shared broker, under a prefix of the test's own."""
+
+    def __init__(self, broker: rabbit.Broker) -> None:
+        self.broker, self.prefix = broker, broker.prefix()
+        rows = re.findall(r"(?m)^\| (?:the recorder|starts|hears).*\|$", (ROOT / "docs" / "bus.md").read_text(encoding="utf-8"))
+        for kind, row in zip(KINDS, rows, strict=True):
+            _, configure, write, read, publish, bind = self._cells(row)
+            name = f"{self.prefix}-{kind}"
+            self._run("add_user", name, name)
+            self._run("set_permissions", "-p", "/", name, configure, write, read)
+            self._run("set_topic_permissions", "-p", "/", name, self.prefix, publish, bind)
+
+    def _cells(self, row: str) -> list[str]:
+        """Of the table's row: `the same` is the one before it, and the names are the test's."""
+        cells: list[str] = []
+        for cell in re.split(r"(?<!\\)\|", row)[1:-1]:
+            cells.append(cells[-1] if cell.strip() == "the same" else cell.strip().strip("`").replace("\\|", "|"))
+        return [re.sub(r"\^(recorder|lessons)", lambda m: f"^{self._name(m[1])}", cell) for cell in cells]
+
+    def _name(self, name: str) -> str:
+        return self.prefix if name == "recorder" else f"{self.prefix}-lessons"
+
+    def _run(self, *words: str) -> None:
+        control = str(rabbit.SCRIPT.with_name("rabbitmqctl"))
+        subprocess.run([control, "-q", *words], env=self.broker._environment(), check=True, capture_output=True)
+
+    def url(self, kind: str) -> str:
+        """The broker's address for the user of this kind."""
+        name = f"{self.prefix}-{kind}"
+        return self.broker.url.replace("recorder:recorder@", f"{name}:{name}@")
+
+    async def may_publish(self, kind: str, key: str) -> bool:
+        """Whether the user may publish under this key."""
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            channel = await connection.channel()
+            exchange = await channel.get_exchange(self.prefix)
+            try:
+                await exchange.publish(aio_pika.Message(b"{}"), key)
+            except exceptions.ChannelAccessRefused:
+                return False
+            return True
+
+    async def may_hear(self, kind: str, key: str) -> bool:
+        """Whether the user may bind a queue of its own to this key."""
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            channel = await connection.channel()
+            name = f"{self.prefix}-lessons.x" if kind == "hears" else None
+            queue = await channel.declare_queue(name, exclusive=True)
+            try:
+                await queue.bind(self.prefix, key)
+            except exceptions.ChannelAccessRefused:
+                return False
+            return True
+
+    async def may_take(self, kind: str, queue: str) -> bool:
+        """Whether the user may take messages from this queue."""
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            channel = await connection.channel()
+            try:
+                await (await channel.declare_queue(queue, passive=True)).get(fail=False)
+            except exceptions.ChannelAccessRefused:
+                return False
+            return True
+
+
+@pytest.fixture(scope="module")
+def users() -> Users:
+    return Users(rabbit.shared())
+
+
+async def test_each_user_may_do_what_it_is_for_and_no_more(users: Users) -> None:
+    """The recorder declares all of its topology; an application that starts sessions publishes three events and hears their
+    answers; one that hears results hears all of them; neither publishes commands, hears events, or reads what is parked."""
+    names = topology.Topology(users.prefix)
+    async with await aio_pika.connect(users.url("recorder")) as connection:
+        channel = await connection.channel()
+        await topology.declare(channel, names)
+        await topology.declare_queue(channel, names, names.node("n1"))
+    for key in ("event.start", "command.start-capture", "result.session-finished"):
+        assert await users.may_publish("recorder", key)
+    assert await users.may_hear("recorder", "result.#")
+    for key, allowed in {"event.start": True, "event.stop": True, "event.replay": True, "event.user-left": False}.items():
+        assert await users.may_publish("starts", key) == allowed, key
+        assert not await users.may_publish("hears", key), key
+    for kind in ("starts", "hears"):
+        for key in ("command.start-capture", "command.stop-capture", "result.session-finished"):
+            assert not await users.may_publish(kind, key), (kind, key)
+        for key in ("#", "event.#", "event.start", "command.#"):
+            assert not await users.may_hear(kind, key), (kind, key)
+        for queue in (names.parked, names.machines.name, names.capture.name):
+            assert not await users.may_take(kind, queue), (kind, queue)
+    for key, allowed in {"result.session-accepted": True, "result.session-finished": True, "result.#": False}.items():
+        assert await users.may_hear("starts", key) == allowed, key
+        assert await users.may_hear("hears", key), key
+
+
+async def test_the_examples_need_no_more(users: Users) -> None:
+    """publish_start.py as a user that starts sessions: the message is taken, and the answer heard."""
+    names = topology.Topology(users.prefix)
+    async with await aio_pika.connect(users.url("recorder")) as connection:
+        channel = await connection.channel()
+        await topology.declare(channel, names)
+        machines = await channel.get_queue(names.machines.name)
+        await machines.purge()
+        asked: asyncio.Future[aio_pika.abc.AbstractIncomingMessage] = asyncio.get_running_loop().create_future()
+
+        async def hear(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+            asked.set_result(message)
+
+        await machines.consume(hear, no_ack=True)
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, ROOT / "docs" / "examples" / "publish_start.py", "-",
+            env={"AMQP_URL": users.url("starts"), "AMQP_PREFIX": users.prefix},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        telling = asyncio.create_task(program.communicate(b'{"a": 1}'))
+        async with asyncio.timeout(30):
+            message = await asked
+        assert (message.routing_key, message.body) == ("event.start", b'{"a": 1}')
+        body = json.dumps({"data": {"TaskId": "one"}}).encode()
+        answer = aio_pika.Message(body, correlation_id=message.message_id)
+        await (await channel.get_exchange(users.prefix)).publish(answer, "result.session-accepted")
+        async with asyncio.timeout(30):
+            said, faults = await telling
+    assert (program.returncode, json.loads(said), faults) == (0, {"TaskId": "one"}, b"")

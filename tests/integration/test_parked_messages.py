@@ -1,0 +1,104 @@
+"""Looking at parked messages loses none of them, and what is done to one is done to no other."""
+
+from __future__ import annotations
+
+import json
+
+import aio_pika
+import pytest
+
+from bus import parked
+from bus import topology as topologies
+from machine import errors
+from tests import buses, rabbit
+
+SECRET = {"UserSig": "PLANTED-sig", "CosConfig": {"SecretKey": "PLANTED-key", "Bucket": "b-12345"}, "Room": 7}
+
+
+@pytest.fixture
+async def topology() -> topologies.Topology:
+    """Exchanges and queues of one test, declared."""
+    made = topologies.Topology(rabbit.shared().prefix())
+    async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
+        await topologies.declare(channel, made)
+    return made
+
+
+@pytest.fixture
+def messages(topology: topologies.Topology) -> parked.ParkedMessages:
+    return parked.ParkedMessages(rabbit.shared().url, prefix=topology.prefix)
+
+
+async def park(topology: topologies.Topology, number: int, **headers: object) -> None:
+    headers = {"x-reason": f"reason {number}", "x-parked-ms": number, "mine": number} | headers
+    body = json.dumps(SECRET | {"Number": number}).encode()
+    await buses.say(topology.parked, "event.start", body, message_id=f"m{number}", headers=headers)
+
+
+async def test_looking_gives_every_message_back_in_its_order(
+    messages: parked.ParkedMessages, topology: topologies.Topology
+) -> None:
+    """However often the queue is looked at, all of it is there afterwards, the oldest first."""
+    for number in range(5):
+        await park(topology, number)
+    for _ in range(30):
+        found, total = await messages.list(3)
+        assert total == 5
+        assert [(m.message_id, m.reason, m.parked_ms, m.key) for m in found] == [
+            (f"m{n}", f"reason {n}", n, "event.start") for n in range(3)
+        ]
+
+
+async def test_what_is_shown_has_its_secrets_masked(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+    """Body and headers are there to read; the secrets in them are not."""
+    await park(topology, 1, Token="PLANTED-token")
+    (found,), _ = await messages.list()
+    shown = await messages.show(found.id)
+    assert "PLANTED" not in f"{shown.body}{shown.headers}"
+    assert json.loads(shown.body)["CosConfig"] == {"SecretKey": "***", "Bucket": "b-12345"}
+    assert shown.headers["mine"] == 1
+
+
+async def test_a_requeued_message_goes_where_it_was_meant_to(
+    messages: parked.ParkedMessages, topology: topologies.Topology
+) -> None:
+    """It is published whole, secrets included, without what was added when it was parked; the others stay."""
+    for number in range(3):
+        await park(topology, number)
+    found, _ = await messages.list()
+    await messages.requeue(found[1].id)
+    again = (await buses.taken(topology.machines.name, 1))[0]
+    assert json.loads(again.body) == SECRET | {"Number": 1}
+    assert (again.routing_key, again.message_id) == ("event.start", "m1")
+    assert {name for name in again.headers if name != "x-delivery-count"} == {"mine"}
+    assert [m.message_id for m in (await messages.list())[0]] == ["m0", "m2"]
+
+
+async def test_a_dropped_message_is_gone_and_no_other(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+    """One of several is thrown away; one that is not there is an error."""
+    for number in range(3):
+        await park(topology, number)
+    found, _ = await messages.list()
+    await messages.drop(found[0].id)
+    assert [m.message_id for m in (await messages.list())[0]] == ["m1", "m2"]
+    for act in (messages.drop, messages.requeue, messages.show):
+        with pytest.raises(errors.NotFound):
+            await act(found[0].id)
+
+
+async def test_the_brokers_own_reasons_are_told(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+    """What the broker parked carries no reason of ours; it is read from what there is."""
+    await buses.say(topology.exchange, "evnet.start", b"{}")
+    death = [{"reason": "delivery_limit", "queue": topology.machines.name}]
+    await buses.say(topology.parked, "event.stop", b"{}", headers={"x-death": death})
+    found, _ = await messages.list()
+    assert [m.reason for m in found] == [
+        "no queue is bound for its routing key",
+        f"dead-lettered by the broker: delivery_limit in {topology.machines.name}",
+    ]
+
+
+async def test_a_broker_that_is_away_is_said_so() -> None:
+    """Not a traceback of the library: an error of ours."""
+    with pytest.raises(errors.Unavailable):
+        await parked.ParkedMessages("amqp://127.0.0.1:1/").list()

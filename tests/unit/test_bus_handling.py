@@ -1,0 +1,164 @@
+"""What becomes of a message, decided without a broker; and how a parked one is shown without its secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies
+
+from bus import handling, masking, presence, publisher
+from events import codec
+from machine import errors
+
+TASK = "01" + "0" * 23 + "1"
+BARE = json.dumps({"TaskId": TASK}).encode()
+
+
+class Pinged:
+    """A database of which only the answer to a ping matters."""
+
+    def __init__(self) -> None:
+        self.away = 0
+
+    async def ping(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise errors.Unavailable()
+
+
+def judge(handler: Callable[[codec.Event], Awaitable[None]], store: Any = None, **options: Any) -> handling.Judge:
+    return handling.Judge("event", handler, presence=presence.Presence(store or Pinged()), clock=lambda: 5, **options)
+
+
+def incoming(body: bytes = BARE, key: str = "event.stop", id_: str = "m1", deliveries: int = 0) -> handling.Incoming:
+    return handling.Incoming(key=key, body=body, message_id=id_, deliveries=deliveries)
+
+
+def raising(*errors_: Exception) -> Callable[[codec.Event], Awaitable[None]]:
+    left = list(errors_)
+
+    async def handler(_: codec.Event) -> None:
+        if left:
+            raise left.pop(0)
+
+    return handler
+
+
+async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
+    """A publisher need not know CloudEvents: routing key and message_id say the rest."""
+    seen: list[codec.Event] = []
+
+    async def handler(event: codec.Event) -> None:
+        seen.append(event)
+
+    assert await judge(handler).judge(incoming()) == handling.DONE
+    assert [(e.id, e.type, e.time_ms, dict(e.data)) for e in seen] == [("m1", "stop", 5, {"TaskId": TASK})]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (incoming(id_=""), "message_id"),
+        (incoming(b"x" * (handling.MAX_BODY_BYTES + 1)), "are allowed"),
+        (incoming(key="event.stop.now"), "unknown message type"),
+        (incoming(key="event.session-finished"), "invalid"),
+        (incoming(codec.encode(codec.make("stop", id="1", time_ms=0, data={"TaskId": TASK})), key="event.start"), "belong"),
+    ],
+    ids=["no id", "too large", "key with a tail", "a result", "another key"],
+)
+async def test_what_is_wrong_is_parked_with_the_reason(message: handling.Incoming, reason: str) -> None:
+    """A message that no retry cures is parked at once, and its handler never sees it."""
+    verdict = await judge(raising(AssertionError("handled"))).judge(message)
+    assert verdict.kind == "park"
+    assert reason in verdict.reason
+
+
+async def test_only_the_messages_own_failures_count() -> None:
+    """Tries are counted by message; while the database is away none is; a success forgets them."""
+    store = Pinged()
+    fault = RuntimeError("ours")
+    judging = judge(raising(*[fault] * 3, errors.Unavailable(), *[fault] * 22), store)
+    pauses = [(await judging.judge(incoming())).pause_s for _ in range(3)]
+    assert pauses == list(handling.RETRY_S[:3])
+    store.away = 2
+    assert await judging.judge(incoming()) == handling.Verdict(kind="again", reason="the database was away")
+    verdicts = [await judging.judge(incoming()) for _ in range(22)]
+    assert [v.kind for v in verdicts] == ["again"] * 21 + ["park"]
+    assert "25 times" in verdicts[-1].reason
+    assert await judging.judge(incoming()) == handling.DONE
+
+
+async def test_the_brokers_count_outlives_the_process() -> None:
+    """A message that other processes have failed on is parked by the one that fails on it last."""
+    verdict = await judge(raising(errors.Conflict())).judge(incoming(deliveries=handling.TRIES_BEFORE_PARKED))
+    assert verdict.kind == "park"
+
+
+async def test_a_handler_that_hangs_is_ended() -> None:
+    """It is tried again, like any failure of ours."""
+
+    async def hang(_: codec.Event) -> None:
+        await asyncio.Event().wait()
+
+    assert (await judge(hang, limit_s=0.01).judge(incoming())).kind == "again"
+
+
+def test_routing_keys_and_properties_of_what_goes_out() -> None:
+    """A command for a node carries its name; a result may go unheard; ids are those of the event."""
+    job = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1}
+    body = codec.encode(codec.make("stop-capture", id="c1", time_ms=0, data=job, correlation_id="r9"))
+    made = publisher.outgoing("command", "stop-capture", "n1", body)
+    assert (made.key, made.node, made.mandatory) == ("command.stop-capture.n1", "n1", True)
+    assert made.properties["message_id"] == "c1"
+    assert made.properties["correlation_id"] == "r9"
+    assert made.properties["content_type"] == "application/cloudevents+json"
+    assert publisher.outgoing("command", "stop-capture", "", body).key == "command.stop-capture"
+    assert not publisher.outgoing("result", "session-accepted", "", body).mandatory
+
+
+@pytest.mark.parametrize("headers", [{"odd": object()}, {"big": "x" * 200_000}, {"n": 2**80}], ids=["kind", "size", "number"])
+def test_headers_that_cannot_be_sent_again_are_sent_as_text(headers: dict[str, Any]) -> None:
+    """What another client put there does not keep a message from being parked."""
+    assert all(isinstance(value, str) and len(value) <= 1_000 for value in publisher.sendable(headers).values())
+
+
+NAMES = ["UserSig", "user_sig", "SecretKey", "secret-id", "Token", "x-cos-security-token", "password"]
+
+
+@hypothesis.given(strategies.sampled_from(NAMES), strategies.integers(0, 6), strategies.booleans())
+def test_no_secret_is_shown_at_any_depth(name: str, depth: int, broken: bool) -> None:
+    """A secret is masked wherever its field stands, also in a body that is cut off in the middle."""
+    body: Any = {name: "PLANTED/secret+value=="}
+    for level in range(depth):
+        body = {"in": [body]} if level % 2 else {"in": body, "other": 1}
+    raw = json.dumps(body).encode()
+    shown = masking.body(raw[:-1] if broken else raw)
+    assert "PLANTED" not in shown
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"UserSig=PLANTEDabc&x=1",
+        b"user_sig: PLANTED-abc",
+        b"key AKIDPLANTED1234567890abcdef end",
+        b'{"Callback": "https://a/b?token=PLANTED&x=1"}',
+        b'{"inner": "{\\"SecretKey\\": \\"PLANTED\\"}"}',
+        b'["SecretKey", {"SecretKey": "PLANTED"}',
+        b"\xff\xfe" + b"SecretKey=PLANTED",
+    ],
+)
+def test_text_that_looks_like_a_key_is_masked(raw: bytes) -> None:
+    """Where there are no fields, what is named or looks like a key is masked."""
+    assert b"PLANTED" not in masking.body(raw).encode()
+
+
+def test_long_bodies_are_cut() -> None:
+    """A body of megabytes is not poured onto a screen."""
+    assert len(masking.body(b"word " * 1_000_000)) < 1_000
+    assert len(masking.body(json.dumps({"a": "word " * 1_000_000}).encode())) < 70_000
