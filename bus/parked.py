@@ -92,16 +92,26 @@ class ParkedMessages:
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[tuple[links.Session, abc.AbstractQueue]]:
-        """A session that, closed, gives back all that was taken and not acknowledged."""
+        """A session that gives back at its end all that was taken and not acknowledged."""
         with links.wrapped("parked messages"):
             async with asyncio.timeout(LIMIT_S):
                 session = links.Session(await links.connect(self._url, "recorder parked"), self._topology)
                 try:
                     await session.open()
                     channel = await session.channel()
-                    yield session, await channel.get_queue(self._topology.parked, ensure=False)
+                    try:
+                        yield session, await channel.get_queue(self._topology.parked, ensure=False)
+                    finally:
+                        await _give_back(channel)
                 finally:
                     await session.close()
+
+
+async def _give_back(channel: abc.AbstractChannel) -> None:
+    """All at once, and with an answer: who looks next finds them, in their order, and not a while later when this end is noticed."""
+    underlay = await channel.get_underlay_channel()
+    await underlay.basic_nack(0, multiple=True, requeue=True)
+    await channel.set_qos(prefetch_count=0)
 
 
 async def _look(queue: abc.AbstractQueue, limit: int) -> AsyncIterator[abc.AbstractIncomingMessage]:

@@ -75,4 +75,5 @@ async def _first(api: given.Api, query: Query, bell: Bell, request: fastapi.Requ
         if found or left_s <= 0 or api.draining() or await request.is_disconnected():
             return found, after
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(rung.wait(), min(POLL_S, left_s))
+            async with asyncio.timeout(min(POLL_S, left_s)):
+                await rung.wait()

@@ -21,7 +21,7 @@ from docs import generate
 
 ROOT = Path(__file__).parent.parent.parent
 ROOMS = ("machine", "handlers", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
-LOCKS = ("requirements.lock", "bootstrap.lock")
+LOCKS = ("requirements.lock", "bootstrap.lock", "runtime.lock")
 MOST_LINES = 400
 LONGER = {
     "service.py": (500, "the one file that joins the rooms, with its commands"),
