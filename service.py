@@ -96,9 +96,11 @@ async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) 
 
 
 @ops_cli.app.command("serve")
-def serve_command() -> None:
+def serve_command(
+    roles: Annotated[str, typer.Option(help="What this process does: a list of api, machine, worker. Wins over ROLES.")] = "",
+) -> None:
     """Run the service; settings come from the environment (docs/settings.md)."""
-    raise typer.Exit(run_service(os.environ))
+    raise typer.Exit(run_service({**os.environ, **({"ROLES": roles} if roles else {})}))
 
 
 async def migrate(settings: ops_settings.Settings) -> str:

@@ -19,18 +19,8 @@ MAX_SHOWN = 64 * 1024
 MAX_RAW = 500
 MAX_DEPTH = 32
 
-NAMES = (
-    "usersig",
-    "secretkey",
-    "secretid",
-    "token",
-    "sessiontoken",
-    "securitytoken",
-    "password",
-    "secret",
-    "authorization",
-    "sign",
-)
+# How the names of secret fields end, in small letters and nothing else: SessionToken, x-cos-security-token. Beside TRTC's Sign.
+ENDINGS = ("usersig", "secretkey", "secretid", "token", "password", "secret", "authorization", "signature")
 _NAMED = re.compile(
     r"""(?ix)
     ((?:user[_-]?sig | secret[_-]?(?:key|id) | (?:session|security)?[_-]?token | password | secret | q-ak | q-signature
@@ -71,7 +61,8 @@ def masked(value: Any, depth: int = 0) -> Any:
 
 
 def _is_secret(name: str) -> bool:
-    return re.sub(r"[^a-z0-9]", "", name.lower()) in NAMES
+    written = re.sub(r"[^a-z0-9]", "", name.lower())
+    return written == "sign" or written.endswith(ENDINGS)
 
 
 def _rest(size: int, shown: int) -> str:

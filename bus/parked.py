@@ -1,6 +1,6 @@
 """What lies in `recorder.parked`: looked at, published again, or thrown away by an operator. Imports `machine` and `events`.
 
-Rule: looking takes messages and gives all of them back, so at most `MAX_LOOKED` of the oldest at a time; requeue acknowledges
+Rule: looking takes messages and gives all of them back, so at most the first `MAX_LOOKED` at a time; requeue acknowledges
 only what the broker has confirmed anew. What is shown has its secrets masked; what is published again has not.
 """
 
@@ -61,7 +61,8 @@ class ParkedMessages:
         self._topology = topologies.Topology(prefix)
 
     async def list(self, limit: int = 100) -> tuple[list[Parked], int]:
-        """The oldest `limit` parked messages, and how many there are in all."""
+        """The first `limit` parked messages, and how many there are in all. The broker puts what was looked at and left behind what
+        was only looked at: the order is about that of parking, no more."""
         async with self._session() as (session, queue):
             found = [_parked(m) async for m in _look(queue, min(limit, MAX_LOOKED))]
             declared = await session.asking.declare_queue(queue.name, passive=True)
@@ -108,14 +109,14 @@ class ParkedMessages:
 
 
 async def _give_back(channel: abc.AbstractChannel) -> None:
-    """All at once, and with an answer: who looks next finds them, in their order, and not a while later when this end is noticed."""
+    """All at once, and with an answer: who looks next finds them, not some time later when the end of this is noticed."""
     underlay = await channel.get_underlay_channel()
     await underlay.basic_nack(0, multiple=True, requeue=True)
     await channel.set_qos(prefetch_count=0)
 
 
 async def _look(queue: abc.AbstractQueue, limit: int) -> AsyncIterator[abc.AbstractIncomingMessage]:
-    """The oldest messages; they are ours until the session ends, or they are acknowledged."""
+    """The first messages; they are ours until the session ends, or they are acknowledged."""
     seen_bytes = 0
     for _ in range(limit):
         message = await queue.get(fail=False)
@@ -129,7 +130,7 @@ async def _find(queue: abc.AbstractQueue, id_: str) -> abc.AbstractIncomingMessa
     async for message in _look(queue, MAX_LOOKED):
         if _id(message) == id_:
             return message
-    raise errors.NotFound(f"No such message among the oldest {MAX_LOOKED} parked ones; `recorder parked list` shows them.")
+    raise errors.NotFound(f"No such message among the first {MAX_LOOKED} parked ones; `recorder parked list` shows them.")
 
 
 def _id(message: abc.AbstractIncomingMessage) -> str:

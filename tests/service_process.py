@@ -35,6 +35,7 @@ class ServiceProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.database = folder / "data" / "recorder.db"
         self.log = folder / "service.log"
+        self.options: tuple[str, ...] = ()
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -57,7 +58,7 @@ class ServiceProcess:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", "import service; service.main()", "serve",
+                sys.executable, "-c", "import service; service.main()", "serve", *self.options,
                 cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         await waiting.until(self._is_ready, 30, "the service to be ready")

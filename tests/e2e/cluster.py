@@ -55,7 +55,8 @@ class Cluster:
         if name not in self.nodes:
             folder = self.world.folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            self.nodes[name] = service_process.ServiceProcess(folder, self._settings | {"ROLES": roles} | settings)
+            self.nodes[name] = service_process.ServiceProcess(folder, self._settings | settings)
+            self.nodes[name].options = ("--roles", roles)
         node = self.nodes[name]
         await node.start()
         if "api" in roles:
