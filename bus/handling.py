@@ -88,9 +88,8 @@ class Judge:
             if not error.retry:
                 return Verdict(kind="park", reason=f"refused: {error.code}: {error.message}")
             return await self._again(message, f"{error.code}: {error.message}")
-        except Exception as error:
-            log.exception("bus.handler_raised", key=message.key, message_id=message.message_id)
-            return await self._again(message, f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - not swallowed: logged where it is the message's, and the message comes again
+            return await self._again(message, f"{type(error).__name__}: {error}", fault=error)
         self._tries.pop(message.message_id, None)
         return DONE
 
@@ -107,10 +106,12 @@ class Judge:
             raise event_errors.InvalidEvent("type", f"{event.type!r} does not belong under the routing key {message.key[:128]!r}")
         return event
 
-    async def _again(self, message: Incoming, reason: str) -> Verdict:
+    async def _again(self, message: Incoming, reason: str, fault: Exception | None = None) -> Verdict:
         if not await self._presence.answers():
             await self._presence.back()
             return Verdict(kind="again", reason="the database was away")
+        if fault is not None:
+            log.error("bus.handler_raised", key=message.key, message_id=message.message_id, exc_info=fault)
         tries = max(self._tries.pop(message.message_id, 0), message.deliveries) + 1
         if tries >= TRIES_BEFORE_PARKED:
             return Verdict(kind="park", reason=f"failed {tries} times, at last with {reason}")

@@ -61,8 +61,8 @@ class ParkedMessages:
         self._topology = topologies.Topology(prefix)
 
     async def list(self, limit: int = 100) -> tuple[list[Parked], int]:
-        """The first `limit` parked messages, and how many there are in all. The broker puts what was looked at and left behind what
-        was only looked at: the order is about that of parking, no more."""
+        """The first `limit` parked messages, and how many there are in all. The broker puts what is given back
+        behind what was given back before: the order is about that of parking, no more."""
         async with self._session() as (session, queue):
             found = [_parked(m) async for m in _look(queue, min(limit, MAX_LOOKED))]
             declared = await session.asking.declare_queue(queue.name, passive=True)

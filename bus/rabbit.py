@@ -89,6 +89,8 @@ class RabbitBus:
             await side.stop()
         await self.stop_consuming()
         await self.link.life.stop()
+        # What was on its way to us while we said that we want no more.
+        await asyncio.gather(*(each.drain(0) for each in self._consumers))
 
     async def stop_consuming(self) -> None:
         """Take nothing new until the next start, and let what is in hand end for a few seconds; the relay goes on. Harmless to
