@@ -154,3 +154,8 @@ async def test_a_spent_session(store: stores.Store) -> None:
     await examples.moved(store, f"{examples.TASK}/live/1", state="Done", job=None)
     await store.mark_removed(f"{examples.TASK}/live/1")
     assert await store.spent(examples.TASK)
+
+
+async def test_what_the_database_does_not_know_is_not_spent(store: stores.Store) -> None:
+    """A session that is not in the database may be in another: its files are nobody's to delete."""
+    assert not await store.spent(examples.TASK)
