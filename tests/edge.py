@@ -26,7 +26,7 @@ import imageio_ffmpeg
 from aiohttp import web
 
 from simulator import speakers
-from tests import rtmp_publisher, service_process, waiting
+from tests import ports, rtmp_publisher, waiting
 
 MODULE = "/usr/lib/nginx/modules/ngx_rtmp_module.so"
 CONFIGURATION = """
@@ -107,7 +107,7 @@ class Edge:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port, self._http_port = service_process.free_port(), service_process.free_port()
+        self.port, self._http_port = ports.free(), ports.free()
         configuration = self.folder / "nginx.conf"
         hooks = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
         places = {"folder": self.folder, "port": self.port, "http_port": self._http_port, "hooks": hooks, "module": MODULE}

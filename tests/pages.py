@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 import imageio_ffmpeg
 
-from tests import service_process, waiting
+from tests import ports, waiting
 
 ROOT = Path(__file__).parent.parent
 CURL = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }'
@@ -89,8 +89,8 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.simulator_port, self.service_port = service_process.free_port(), service_process.free_port()
-        self.others = {number: service_process.free_port() for number in (9911, 9912)}
+        self.simulator_port, self.service_port = ports.free(), ports.free()
+        self.others = {number: ports.free() for number in (9911, 9912)}
         self.terminals: dict[Path, asyncio.subprocess.Process] = {}
         self._shell: asyncio.subprocess.Process | None = None
         self._typed = 0

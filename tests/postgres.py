@@ -12,11 +12,12 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from tests import ports
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
 START_LIMIT_S = 30.0
@@ -33,9 +34,7 @@ class Server:
         self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = ports.free()
         self._own()
         self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "recorder", "-E", "UTF8", "--locale=C", "--no-sync")
 

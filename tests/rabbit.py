@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import ports
+
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 90.0
 
@@ -50,7 +52,7 @@ class Broker:
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
-        self.port, self._dist_port, self._epmd_port = _free_ports(3)
+        self.port, self._dist_port, self._epmd_port = ports.free(), ports.free(), ports.free()
         (self._folder / "rabbitmq.conf").write_text(CONFIG.format(port=self.port))
         (self._folder / "enabled_plugins").write_text("[].\n")
 
@@ -170,14 +172,6 @@ class Broker:
                 return probe.recv(4) == b"AMQP"
         except OSError:
             return False
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,9 @@ from typing import Any
 import aiohttp
 import imageio_ffmpeg
 
-from tests import waiting
+from tests import ports, waiting
 
 ROOT = Path(__file__).parent.parent
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ServiceProcess:
@@ -31,7 +23,7 @@ class ServiceProcess:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = ports.free()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database = folder / "data" / "recorder.db"
         self.log = folder / "service.log"

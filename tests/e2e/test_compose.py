@@ -18,7 +18,7 @@ import imageio_ffmpeg
 import pytest
 
 from ops import settings, values
-from tests import compose, postgres, rabbit, service_process, waiting
+from tests import compose, ports, postgres, rabbit, waiting
 from tests.e2e.conftest import APP, live_for
 
 ROOT = compose.ROOT
@@ -176,14 +176,14 @@ class Stack:
         self.folder = folder
         self.database, self.broker = postgres.shared().create(), rabbit.shared()
         self.services = compose.read(DEV | {"AMQP_PREFIX": self.broker.prefix()})["services"]
-        self.simulator_url = f"http://127.0.0.1:{service_process.free_port()}"
-        self.api_url = f"http://127.0.0.1:{service_process.free_port()}"
+        self.simulator_url = f"http://127.0.0.1:{ports.free()}"
+        self.api_url = f"http://127.0.0.1:{ports.free()}"
         self.containers: dict[str, compose.Container] = {}
 
     def places(self, name: str) -> dict[str, str]:
         """What stands for the hosts and ports of the file. Each container has a port 8080 of its own."""
         simulator, api = (url.removeprefix("http://") for url in (self.simulator_url, self.api_url))
-        own = api if name == "api" else f"127.0.0.1:{service_process.free_port()}"
+        own = api if name == "api" else f"127.0.0.1:{ports.free()}"
         found = {
             "postgres:5432/recorder": self.database.split("@")[1],
             "rabbitmq:5672": f"127.0.0.1:{self.broker.port}",
@@ -270,7 +270,7 @@ async def test_a_room_is_recorded_by_what_the_file_starts(stack: Stack) -> None:
                 return json.loads(text) if text else None
 
         assert await image_health(stack.api_url.rpartition(":")[2]) == 0
-        assert await image_health(str(service_process.free_port())) != 0
+        assert await image_health(str(ports.free())) != 0
         started = await ask("POST", f"{stack.api_url}/sessions", request)
         await ask("POST", f"{stack.simulator_url}/control/rooms", room)
 

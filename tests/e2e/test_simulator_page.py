@@ -19,7 +19,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 
-from tests import service_process, waiting
+from tests import ports, waiting
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "simulator.md"
@@ -110,7 +110,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         program = tmp_path / "bin" / name
         program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {words} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    made = Desk(folder=tmp_path, simulator_port=service_process.free_port(), service_port=service_process.free_port())
+    made = Desk(folder=tmp_path, simulator_port=ports.free(), service_port=ports.free())
     simulator = await made.simulate()
     printed = tmp_path / "terminal-1.txt"
     await waiting.until(lambda: "Ctrl-C" in printed.read_text(), 20, f"the simulator; see {tmp_path / 'simulator.log'}")
