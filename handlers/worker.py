@@ -16,7 +16,6 @@ leases, as after a crash.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -314,8 +313,11 @@ class Worker:
         job.said.add(task)
 
     async def _started(self, job: Job, first_packet_ms: int) -> None:
-        with contextlib.suppress(Exception):
+        try:
             await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
+        except Exception:
+            # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
+            log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
         await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
 
     async def _say_exit(self, job: Job, kind: str, data: dict[str, Any]) -> None:
