@@ -2,12 +2,19 @@
 PYTHON ?= python3
 # Most tests wait for live streams: a few more at once than there are cores.
 WORKERS ?= 3
+CHAOS_MINUTES ?= 10
+# Of `make soak`; SOAK_ENGINE is embedded or distributed.
+SOAK_MINUTES ?= 30
+SOAK_CAPTURES ?= 50
+SOAK_ENGINE ?= embedded
+# Of `make fuzz`: fuzzed messages, and cases of Schemathesis, on each engine half.
+CASES ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs lock clean
+.PHONY: help demo test chaos soak fuzz check format docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +30,18 @@ test: $(STAMP) ## everything that must hold: the checks and all tests
 	@$(MAKE) --no-print-directory check
 	@sh deploy/test-servers.sh
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+chaos: $(STAMP) ## kill, freeze and fail the service at its fault points for CHAOS_MINUTES, on both engines, and audit the rest
+	@sh deploy/test-servers.sh
+	@$(BIN)/python -m tests.chaos --minutes $(CHAOS_MINUTES)
+
+soak: $(STAMP) ## record rooms that come and go for SOAK_MINUTES, and see that memory, descriptors, tasks and rows stay flat
+	@sh deploy/test-servers.sh
+	@SOAK_MINUTES=$(SOAK_MINUTES) SOAK_CAPTURES=$(SOAK_CAPTURES) SOAK_ENGINE=$(SOAK_ENGINE) $(BIN)/python -m tests.chaos.soak
+
+fuzz: $(STAMP) ## throw 10,000 fuzzed messages and 10,000 made-up requests at a service, and print what became of them
+	@sh deploy/test-servers.sh
+	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -q -s tests/fuzz
 
 check: $(STAMP) ## style, types, import contracts, generated documents
 	@$(BIN)/ruff check .

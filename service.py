@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import io
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -21,13 +22,15 @@ from rich import console
 
 import store.engine
 import store.inspection
-from assembly import node, parking
+import store.sealed
+from assembly import api_keys, node, parking, sealing
 from assembly.identity import clock
 from cloud import credentials, pull
-from machine import errors
+from machine import errors, faults
 from media import ffmpeg
+from ops import api_keys as key_commands
 from ops import cli as ops_cli
-from ops import client, doctor, logs, parked
+from ops import client, doctor, keys, logs, parked
 from ops import settings as ops_settings
 
 DEMO_MARK = ".recorder-demo"
@@ -53,6 +56,14 @@ async def run_until_signal(parts: Sequence[Any], runs: Sequence[Callable[[], Any
             task.result()
 
 
+def watch_children() -> None:
+    """Wait for ffmpegs by descriptor instead of by a thread for each, as Python does by itself from 3.12 on."""
+    if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # forbidden here: a thread for each then
+            os.close(os.pidfd_open(os.getpid()))
+            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+
 def run_service(environment: Mapping[str, str]) -> int:
     """Run the service until it is told to stop. Returns the exit code: 0 stopped, 1 failed, 2 wrong settings."""
     try:
@@ -61,7 +72,10 @@ def run_service(environment: Mapping[str, str]) -> int:
         sys.stderr.write(f"recorder: {error}\n")
         return 2
     logs.configure(level=settings.log_level, form=settings.log_format)
+    # Nobody's keys in a core dump: not ours, and not those of the children.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     service = node.Service(settings, environment)
+    watch_children()
     try:
         asyncio.run(run_until_signal([service], [service.run]))
     except errors.RecorderError as error:
@@ -104,10 +118,14 @@ def serve_command(
 
 
 async def migrate(settings: ops_settings.Settings) -> str:
-    """Bring the database's schema to what this program needs; returns its revision."""
+    """Bring the database's schema to what this program needs, and seal what older ones kept plain; returns its revision."""
+    ring = sealing.keyring(settings)
     engine = store.engine.open_engine(settings.database)
     try:
         await store.engine.migrate(engine)
+        kept = store.sealed.SealedRows(engine, ring)
+        await kept.check()
+        await kept.seal_plain()
     finally:
         await engine.dispose()
     return store.engine.head()
@@ -153,6 +171,36 @@ def parking_exit_code(error: Exception) -> int | None:
 ops_cli.app.add_typer(parked.commands(open_parking, parking_exit_code))
 
 
+async def rotate_keys(forget_lost: bool) -> keys.Rotated:
+    """Seal everything in the database anew under the first key."""
+    logs.configure(level="error", stream=io.StringIO())
+    settings = ops_settings.load(os.environ)
+    async with sealing.rows(settings) as kept:
+        forgotten = await kept.forget_lost() if forget_lost else 0
+        sealed = await kept.rotate()
+    async with open_api_keys() as audited:
+        await audited.note("keys-rotate", kept.key_id)
+    return keys.Rotated(sealed=sealed, forgotten=forgotten, key_id=kept.key_id, parked=await sealing.parked_elsewhere(settings))
+
+
+@contextlib.asynccontextmanager
+async def open_api_keys() -> AsyncIterator[api_keys.ApiKeys]:
+    """The API's keys of the recorder that the environment describes."""
+    logs.configure(level="error", stream=io.StringIO())
+    opened = api_keys.ApiKeys(ops_settings.load(os.environ))
+    try:
+        await opened.start()
+        yield opened
+    finally:
+        await opened.stop()
+
+
+keys_group = keys.commands(rotate_keys, parking_exit_code)
+key_commands.add_to(keys_group, open_api_keys, parking_exit_code)
+key_commands.add_audit(ops_cli.app, open_api_keys, parking_exit_code)
+ops_cli.app.add_typer(keys_group)
+
+
 @ops_cli.app.command("doctor")
 def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     """Look at settings and surroundings: what is wrong, what it means, what to type. Ends with 1 if something fails."""
@@ -167,6 +215,7 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
         check_template=pull.check_template,
         pull_template=pull.DEFAULT_TEMPLATE,
         schema=store.inspection.look,
+        sealing=sealing.look,
         credentials=source,
         version=node.VERSION,
         fault=errors.RecorderError,
@@ -234,6 +283,7 @@ def simulator_command(
         raise typer.Exit(1) from error
 
 
-def main() -> None:
-    """The command `recorder`."""
+def main(harness: Callable[[str], None] | None = None) -> None:
+    """The command `recorder`. `harness` is called at every fault point; without one they are nothing."""
+    faults.install(harness)
     ops_cli.app()

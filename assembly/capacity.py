@@ -1,6 +1,6 @@
 """How much a worker takes on: it leaves new captures to other workers while it is full, and goes on finishing what it has.
 
-May import `machine` and `media`. Rule: a limit never ends work that has begun.
+May import `machine`. Rule: a limit never ends work that has begun.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from machine import background, errors
+from assembly import cpu
+from machine import background, errors, model
 
 log = structlog.get_logger()
 
@@ -29,9 +30,11 @@ class Captures(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`captures` at once and `load` (of the last minute, per core): 0 is no limit. `free_bytes` of the spool must be left."""
+    """`captures` at once, `cpu` (share of this worker's CPUs that live work takes), `load` (of the last minute, per core); 0 is
+    no limit. `free_bytes` of the spool must be left."""
 
     captures: int
+    cpu: float
     load: float
     free_bytes: Callable[[], int]
 
@@ -39,9 +42,20 @@ class Limits:
 class Capacity:
     """Pauses and resumes a worker's captures."""
 
-    def __init__(self, bus: Captures, limits: Limits, *, running: Callable[[], int], free_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        bus: Captures,
+        limits: Limits,
+        *,
+        running: Callable[[], int],
+        live: cpu.LiveCpu,
+        free_bytes: Callable[[], int],
+        load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
+    ) -> None:
         self._bus = bus
         self._limits = limits
+        self._live = live
+        self._load = load
         self._running = running
         self._free_bytes = free_bytes
         self._reason = ""
@@ -56,21 +70,35 @@ class Capacity:
         """End it."""
         await self.watch.stop()
 
-    def full(self) -> str:
-        """Why no further capture is taken; "" while there is room."""
-        limits = self._limits
+    def busy(self) -> str:
+        """Why no further capture is taken whatever the spool has free; "" while one would be."""
+        limits, share = self._limits, self._live.share
         if limits.captures and self._running() >= limits.captures:
             return f"{self._running()} captures run, MAX_CAPTURES is {limits.captures}"
-        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+        if limits.cpu and share > limits.cpu:
+            return f"live work takes {share:.0%} of the CPUs, MAX_CPU is {limits.cpu:.0%}"
+        load = self._load()
         if limits.load and load > limits.load:
             return f"the load per core is {load:.1f}, MAX_LOAD is {limits.load:g}"
-        free_bytes, needed_bytes = self._free_bytes(), limits.free_bytes()
-        if free_bytes < needed_bytes:
-            return f"the spool has {free_bytes >> 20} MiB free, {needed_bytes >> 20} MiB are needed"
         return ""
 
+    def room(self) -> model.Room:
+        """What this worker says of itself to those who take starts."""
+        try:
+            return model.Room(free_bytes=self._free_bytes(), needed_bytes=self._limits.free_bytes(), busy=self.busy())
+        except errors.Unavailable as error:
+            # A spool that is gone has room for nothing.
+            return model.Room(free_bytes=0, needed_bytes=1, busy=error.message)
+
+    def full(self) -> str:
+        """Why no further capture is taken; "" while there is room."""
+        room = self.room()
+        if room.busy or room.free_bytes >= room.needed_bytes:
+            return room.busy
+        return f"the spool has {room.free_bytes >> 20} MiB free, {room.needed_bytes >> 20} MiB are needed"
+
     async def take(self, begin: Callable[[], Awaitable[None]]) -> None:
-        """Begin one more capture, or raise Unavailable, upon which the command goes back for any worker. One at a time: what was
+        """Begin one more capture, or raise Full, upon which the command goes back for any worker. One at a time: what was
         delivered before the consumer was cancelled comes here as well, and together they would pass the limit."""
         async with self._turn:
             reason = self.full()
@@ -78,19 +106,17 @@ class Capacity:
                 await begin()
             await self.look()
         if reason:
-            raise errors.Unavailable(f"This worker is full: {reason}.")
+            raise errors.Full(f"This worker is full: {reason}.")
 
     async def _run(self) -> None:
         while True:
+            self._live.look()
             await self.look()
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
         """Compare once, and pause or resume."""
-        try:
-            reason = self.full()
-        except errors.Unavailable as error:
-            reason = error.message
+        reason = self.full()
         if bool(reason) != bool(self._reason):
             log.info("worker.capacity", full=bool(reason), reason=reason)
         self._reason = reason

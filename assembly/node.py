@@ -17,9 +17,11 @@ import structlog
 
 import bus.local
 import store.engine
+import store.keys
 import store.reading
+import store.sealing
 import store.store
-from assembly import capacity
+from assembly import admission, capacity, cpu, sealing
 from assembly import steps as joined
 from assembly.identity import clock, new_id
 from cloud import credentials, trtc_callbacks
@@ -46,8 +48,10 @@ class Service:
         self._stack = contextlib.AsyncExitStack()
         self._sides: list[background.Background] = []
         self._ready = False
+        self._draining = False
         self.node = ""
         self.store: store.store.Store
+        self._sealer: store.sealing.Keyring
         self.worker: worker.Worker | None = None
         self.capacity: capacity.Capacity | None = None
         self.bus: Any
@@ -60,6 +64,8 @@ class Service:
         steps = joined.Steps(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
         await steps.uploader.start()
         self._stack.push_async_callback(steps.uploader.stop)
+        if self.many:
+            steps.admit = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).look
         decider = deciding.Decider(self.store, self._context(), steps.inspect)
         parts = [*self._workers(steps), *self._machines(), self._bus(decider), *self._capacity(steps, folder)]
         for part in parts:
@@ -118,10 +124,12 @@ class Service:
         if not self.many:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = store.engine.open_engine(settings.database)
-        self.store = store.store.Store(engine, clock=clock, new_id=new_id)
+        self._sealer = sealing.keyring(settings)
+        self.store = store.store.Store(engine, clock=clock, new_id=new_id, sealer=self._sealer)
         self._stack.push_async_callback(self.store.stop)
         if self.many:
             await store.engine.check_schema(engine)
+            await self.store.check_sealed()
         else:
             await self.store.start()
         return engine
@@ -154,6 +162,7 @@ class Service:
             policy=self._policy,
             clock=clock,
             url=self._advertised,
+            room=self._room,
             sweeps="machine" in self.settings.roles,
         )
         self._sides.append(sweep.sweep)
@@ -183,6 +192,7 @@ class Service:
                 clock=clock,
                 on_event=decider.decide_from_bus,
                 on_command=on_command,
+                sealer=self._sealer,
                 prefix=self.settings.amqp_prefix,
             )
         return self.bus
@@ -192,13 +202,17 @@ class Service:
         if made is None or not self.many:
             return []
         settings = self.settings
-        limits = capacity.Limits(captures=settings.max_captures, load=settings.max_load, free_bytes=steps.needed_bytes)
-        self.capacity = capacity.Capacity(self.bus, limits, running=made.captures, free_bytes=folder.free_bytes)
+        limits = capacity.Limits(
+            captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=steps.needed_bytes
+        )
+        live = cpu.LiveCpu(cpu.reading(steps.live_pids), cpus=cpu.usable())
+        self.capacity = capacity.Capacity(self.bus, limits, running=made.captures, live=live, free_bytes=folder.free_bytes)
         self._sides.append(self.capacity.watch)
         return [self.capacity]
 
     async def _drain(self, made: worker.Worker) -> None:
         """Take nothing new and end the captures as segments; what they say is in the outbox, which every node relays."""
+        self._draining = True
         log.info("service.draining", node=self.node, captures=len(made.progress()))
         try:
             async with asyncio.timeout(self.settings.drain_s):
@@ -211,6 +225,10 @@ class Service:
         """Why this node should get no work now."""
         return list(self.bus.problems()) if self._ready else ["The service is starting or stopping."]
 
+    def _room(self) -> model.Room | None:
+        """What this node has room for, as those who take starts are told; None: it captures nothing, or nothing more."""
+        return self.capacity.room() if self.capacity is not None and not self._draining else None
+
     def _advertised(self) -> str:
         """Where other nodes fetch this one's segments."""
         if "worker" not in self.settings.roles or self._shared:
@@ -220,6 +238,8 @@ class Service:
     def _api(self, decider: deciding.Decider, engine: Any, steps: joined.Steps) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
+
+        kept = store.keys.Keys(engine, clock=clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -235,7 +255,13 @@ class Service:
             new_id=new_id,
             clock=clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
+            keys=kept.all,
+            note_key_used=kept.note_used,
+            requests_per_minute=settings.api_rate,
+            quota=settings.api_sessions,
             verify_callback=verify,
+            knows_callbacks=lambda sdk_app_id: sdk_app_id in keys,
+            callback_window_ms=round(settings.trtc_callback_window_s * 1000),
             map_callback=trtc_callbacks.to_event,
             progress=self.progress,
             listeners=[] if self.many else self.bus.listeners,
@@ -249,7 +275,7 @@ class Service:
 
 def _policy(settings: ops_settings.Settings) -> model.Policy:
     names = (
-        "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed", "lease",
-        "node_return",
+        "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed",
+        "keep_messages", "keep_sessions", "lease", "node_return",
     )  # fmt: skip
     return model.Policy(**{f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names})

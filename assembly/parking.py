@@ -8,8 +8,11 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+import store.audit
 import store.engine
 import store.parked
+from assembly import api_keys, sealing
+from assembly.identity import clock
 from bus import masking
 from machine import errors
 from ops import settings as ops_settings
@@ -32,7 +35,7 @@ class Parking:
             # Only here: the engine of one node needs no AMQP.
             from bus import parked
 
-            self._queue = parked.ParkedMessages(url, prefix=settings.amqp_prefix)
+            self._queue = parked.ParkedMessages(url, sealer=sealing.keyring(settings), prefix=settings.amqp_prefix)
 
     async def start(self) -> None:
         """See that the database is there and of this program's schema. Raises Unavailable."""
@@ -70,14 +73,20 @@ class Parking:
     async def requeue(self, id_: str) -> Json:
         """Send it on its way anew. Raises NotFound."""
         if id_.startswith(ROW):
-            return _of_row(await self._rows.requeue(_seq(id_)))
-        return _of_message(await self._messages().requeue(id_))
+            return _of_row(await self._rows.requeue(_seq(id_), api_keys.operator(), clock()))
+        return await self._written_down("parked-requeue", await self._messages().requeue(id_))
 
     async def drop(self, id_: str) -> Json:
         """Throw it away. Raises NotFound."""
         if id_.startswith(ROW):
-            return _of_row(await self._rows.drop(_seq(id_)))
-        return _of_message(await self._messages().drop(id_))
+            return _of_row(await self._rows.drop(_seq(id_), api_keys.operator(), clock()))
+        return await self._written_down("parked-drop", await self._messages().drop(id_))
+
+    async def _written_down(self, action: str, message: Any) -> Json:
+        """The broker's queue and the database have no transaction in common: what was done is written down after it."""
+        done = _of_message(message)
+        await store.audit.Audit(self._engine, clock=clock).add(api_keys.operator(), action, f"{done['Id']} {done['Key']}")
+        return done
 
     def _messages(self) -> Any:
         if self._queue is None:

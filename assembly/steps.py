@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,21 @@ class Steps:
         secret = settings.callback_secret.get_secret_value()
         # What running captures still need; the worker that knows them is built after its steps.
         self.expected_bytes: Callable[[], int] = lambda: 0
+        # Whether there is room for a start: on this spool, unless other nodes capture too.
+        self.admit: Callable[[], Awaitable[tuple[str, ...]]] = self._check_space
+        self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
         self._webhook = webhook.WebhookSender(secret=secret, allow=settings.callback_allow)
 
     def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
         """A capture of the speaker's stream into the segment of `epoch`."""
         spec = capture.CaptureSpec(address=self._address(job), path=self.segment_path(job, epoch), mode=job.recording.mode)
-        return capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
+        made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
+        self._captures.add(made)
+        return made
+
+    def live_pids(self) -> list[int]:
+        """The processes of the captures that run here."""
+        return [each.pid for each in self._captures if each.pid and not each.ended]
 
     async def scan(self, job: adapters.Assignment, epoch: int) -> adapters.Scan:
         """What the segment holds."""
@@ -54,7 +64,7 @@ class Steps:
         token = self._settings.cluster_token.get_secret_value()
         return await fetching.fetch(url, token, job.recording.id, epoch, self.segment_path(job, epoch))
 
-    async def transcode(self, job: adapters.Assignment, found: Sequence[Any]) -> adapters.Finished:
+    async def transcode(self, job: adapters.Assignment, epoch: int, found: Sequence[Any]) -> adapters.Finished:
         """Segments to the finished file."""
         value = job.recording
         files = [
@@ -63,7 +73,8 @@ class Steps:
             )
             for s in found
         ]
-        output = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode)
+        await asyncio.to_thread(self._spool.remove_parts, value.task_id, value.speaker, value.n, epoch)
+        output = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch)
         made = await self._transcoder.transcode(files, value.mode, output)
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return adapters.Finished(
@@ -74,13 +85,15 @@ class Steps:
                 start_ms=made.start_ms,
                 end_ms=made.end_ms,
                 gaps=gaps,
+                epoch=epoch,
             )
         )
 
     async def upload(self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState) -> adapters.Uploaded:
         """The finished file into the bucket."""
         value = job.recording
-        path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode)
+        epoch = value.output.epoch if value.output else 0
+        path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch)
         known = cos_upload.UploadState.from_json(json.dumps(state)) if state else None
 
         async def keep(reached: cos_upload.UploadState) -> None:
@@ -145,14 +158,12 @@ class Steps:
     async def inspect(self, data: codec.Data) -> tuple[str, ...]:
         """Look at a start before it is decided: free space, the bucket, the UserSig's age. Answers warnings; raises
         InsufficientSpace, InvalidParameter."""
-        if "worker" in self._settings.roles:
-            self._check_space()
-        warnings = []
+        warnings = [*await self.admit()]
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
         if left_s is not None and left_s <= 0:
             warnings.append("The UserSig has expired: pulls will be refused until a repeated start brings a fresh one.")
         if data.get("Callback"):
-            webhook.check_url(data["Callback"])
+            self._webhook.check(data["Callback"])
             if not self._settings.callback_secret.get_secret_value():
                 warnings.append("The result will be posted unsigned: the service has no CALLBACK_SECRET.")
         config = data["CosConfig"]
@@ -169,13 +180,14 @@ class Steps:
             warnings.append(f"The bucket could not be looked at: {error.detail}")
         return tuple(w for w in warnings if w)
 
-    def _check_space(self) -> None:
+    async def _check_space(self) -> tuple[str, ...]:
         free_bytes, needed_bytes = self._spool.free_bytes(), self.needed_bytes()
         if free_bytes < needed_bytes:
             raise errors.InsufficientSpace(
                 f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
                 " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
             )
+        return ()
 
     def needed_bytes(self) -> int:
         """What must be free on the spool for another capture: MIN_FREE, and what those that run still need."""

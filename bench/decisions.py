@@ -33,6 +33,7 @@ from events import codec
 from handlers import applying, deciding
 from machine import model
 from store import engine as engines
+from store import sealing
 from store import store as stores
 
 APP = 1400000001
@@ -85,7 +86,9 @@ class Decisions:
 
     def __init__(self, path: Path) -> None:
         self.engine = engines.open_engine(f"sqlite+aiosqlite:///{path}")
-        self._store = stores.Store(self.engine, clock=now_ms, new_id=lambda: str(ULID()))
+        self._store = stores.Store(
+            self.engine, clock=now_ms, new_id=lambda: str(ULID()), sealer=sealing.Keyring([sealing.new_key()])
+        )
         self._decider = deciding.Decider(self._store, applying.Context(policy=POLICY, new_id=lambda: str(ULID())))
         self._rooms = itertools.count(1)
         self.decided = 0

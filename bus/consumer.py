@@ -14,10 +14,10 @@ from typing import Any
 import structlog
 from aio_pika import abc
 
-from bus import handling, publisher
+from bus import envelope, handling, publisher
 from bus import link as links
 from bus import topology as topologies
-from machine import errors, faults
+from machine import errors, faults, ports
 
 log = structlog.get_logger()
 
@@ -29,8 +29,11 @@ PARK_RETRY_S = 2.0
 class Consumer:
     """The consumer of one queue. `wanted` says whether it should consume; the session that is present may not be the last."""
 
-    def __init__(self, link: links.Link, queue: topologies.Queue, judge: handling.Judge, *, prefetch: int) -> None:
+    def __init__(
+        self, link: links.Link, queue: topologies.Queue, judge: handling.Judge, *, sealer: ports.Sealer, prefetch: int
+    ) -> None:
         self._link = link
+        self._sealer = sealer
         self._judge = judge
         self._prefetch = prefetch
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,10 +119,10 @@ class Consumer:
             key=message.routing_key or "",
             body=message.body,
             message_id=message.message_id or "",
-            deliveries=_deliveries(message.headers),
+            again=bool(message.redelivered),
         )
         verdict = await self._judge.judge(incoming)
-        faults.faultpoint("bus.answer.before")
+        faults.faultpoint("bus.acknowledge.before")
         try:
             await self._answer(message, incoming, verdict)
         except errors.Unavailable as error:
@@ -143,6 +146,7 @@ class Consumer:
         with links.wrapped("acknowledging"):
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 await message.ack()
+        faults.faultpoint("bus.acknowledge.after")
 
     async def _later(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
         log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=reason)
@@ -162,13 +166,7 @@ class Consumer:
                 await message.nack(requeue=True)
 
     async def _park(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
-        headers = self._judge.parked_headers(incoming, self.queue.name, reason, message.headers)
-        properties = {name: getattr(message, name) for name in publisher.PROPERTIES if getattr(message, name) is not None}
-        parked = publisher.Outgoing(key=incoming.key, body=message.body, properties=properties, headers=headers)
+        ours = self._judge.parked_headers(incoming, self.queue.name, reason)
+        parked = envelope.closed(envelope.of(message), self._sealer, ours)
         await publisher.publish(self._link, parked, parked=True)
-        log.error("bus.parked", key=incoming.key, message_id=incoming.message_id, queue=self.queue.name, reason=reason)
-
-
-def _deliveries(headers: Any) -> int:
-    count = headers.get("x-delivery-count", 0) if headers else 0
-    return count if isinstance(count, int) else 0
+        log.error("bus.parked", key=parked.key, message_id=incoming.message_id, queue=self.queue.name, reason=ours["x-reason"])

@@ -1,19 +1,20 @@
 """One message from the broker and what becomes of it: done, parked, or delivered again. Imports `machine` and `events`.
 
 Rule: `judge` decides and touches no broker. Invalid, unknown, too large and refused for good → parked with the reason, whole;
-temporary → again, until the message itself has failed `TRIES_BEFORE_PARKED` times; database away → wait, nothing is counted.
+temporary → again, until the message itself has been tried `attempts.TRIES_BEFORE_PARKED` times; database away, or worker full →
+again, nothing is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from bus import attempts, masking
 from bus import presence as presences
 from events import codec
 from events import errors as event_errors
@@ -24,21 +25,20 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 16 * 1024 * 1024
 # A transaction, or a lease taken: what takes longer hangs.
 HANDLER_LIMIT_S = 300.0
-RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-TRIES_BEFORE_PARKED = 25
-REMEMBERED = 10_000
+# For another node to take what this one has no room for.
+FULL_S = 1.0
 
 Handler = Callable[[codec.Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """What of a delivery matters here. `deliveries`: how often the broker delivered it before, as it counts."""
+    """What of a delivery matters here. `again`: the broker delivered it before."""
 
     key: str
     body: bytes
     message_id: str
-    deliveries: int = 0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,7 @@ class Judge:
         kind: str,
         handler: Handler,
         *,
+        tries: attempts.Tries,
         presence: presences.Presence,
         clock: Callable[[], int],
         limit_s: float = HANDLER_LIMIT_S,
@@ -71,8 +72,7 @@ class Judge:
         self._presence = presence
         self._clock = clock
         self._limit_s = limit_s
-        # The broker counts deliveries in its own way, which differs between versions: what failed here is counted here as well.
-        self._tries: OrderedDict[str, int] = OrderedDict()
+        self._tries = tries
 
     async def judge(self, message: Incoming) -> Verdict:
         """Handle one message; returns what becomes of it. Raises nothing but cancellation."""
@@ -80,18 +80,38 @@ class Judge:
             return Verdict(kind="park", reason=f"the body has {len(message.body)} bytes, and {MAX_BODY_BYTES} are allowed")
         try:
             event = self._decode(message)
-            async with asyncio.timeout(self._limit_s):
-                await self._handler(event)
         except event_errors.InvalidEvent as error:
             return Verdict(kind="park", reason=f"invalid: {error}")
+        name = attempts.name(self._kind, message.message_id or event.id)
+        try:
+            async with self._tries.begun(name, again=message.again) as counted:
+                return await self._try(message, event, name, counted)
+        except attempts.TriedTooOften as error:
+            return Verdict(kind="park", reason=str(error))
+        except Exception:
+            # The counts cannot be read or written: nothing is decided either while the database is away.
+            log.exception("bus.tries_not_counted", key=message.key, message_id=message.message_id)
+            await self._presence.back()
+            return Verdict(kind="again", reason="the database was away", pause_s=attempts.pause_s(1))
+
+    async def _try(self, message: Incoming, event: codec.Event, name: str, counted: int) -> Verdict:
+        """Handle it once. Raises what the counts raise."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                await self._handler(event)
+        except errors.Full as error:
+            await self._tries.excused(name, counted)
+            return Verdict(kind="again", reason=error.message, pause_s=FULL_S)
+        except event_errors.InvalidEvent as error:
+            return await self._over(name, counted, Verdict(kind="park", reason=f"invalid: {error}"))
         except errors.RecorderError as error:
+            reason = f"{error.code}: {error.message}"
             if not error.retry:
-                return Verdict(kind="park", reason=f"refused: {error.code}: {error.message}")
-            return await self._again(message, f"{error.code}: {error.message}")
+                return await self._over(name, counted, Verdict(kind="park", reason=f"refused: {reason}"))
+            return await self._again(message, name, counted, reason)
         except Exception as error:  # noqa: BLE001 - not swallowed: logged where it is the message's, and the message comes again
-            return await self._again(message, f"{type(error).__name__}: {error}", fault=error)
-        self._tries.pop(message.message_id, None)
-        return DONE
+            return await self._again(message, name, counted, f"{type(error).__name__}: {error}", fault=error)
+        return await self._over(name, counted, DONE)
 
     def _decode(self, message: Incoming) -> codec.Event:
         kind, _, type_ = message.key.partition(".")
@@ -106,23 +126,29 @@ class Judge:
             raise event_errors.InvalidEvent("type", f"{event.type!r} does not belong under the routing key {message.key[:128]!r}")
         return event
 
-    async def _again(self, message: Incoming, reason: str, fault: Exception | None = None) -> Verdict:
+    async def _over(self, name: str, counted: int, verdict: Verdict) -> Verdict:
+        try:
+            await self._tries.over(name, counted)
+        except Exception:
+            # The verdict stands all the same: a count that is left behind is forgotten by age.
+            log.exception("bus.tries_not_forgotten")
+        return verdict
+
+    async def _again(self, message: Incoming, name: str, counted: int, reason: str, fault: Exception | None = None) -> Verdict:
         if not await self._presence.answers():
             await self._presence.back()
+            await self._tries.excused(name, counted)
             return Verdict(kind="again", reason="the database was away")
         if fault is not None:
             log.error("bus.handler_raised", key=message.key, message_id=message.message_id, exc_info=fault)
-        tries = max(self._tries.pop(message.message_id, 0), message.deliveries) + 1
-        if tries >= TRIES_BEFORE_PARKED:
-            return Verdict(kind="park", reason=f"failed {tries} times, at last with {reason}")
-        if message.message_id:
-            self._tries[message.message_id] = tries
-        while len(self._tries) > REMEMBERED:
-            self._tries.popitem(last=False)
+        tries = await self._tries.failed(name, counted)
+        if tries >= attempts.TRIES_BEFORE_PARKED:
+            verdict = Verdict(kind="park", reason=f"failed {tries} times, at last with {reason}")
+            return await self._over(name, tries, verdict)
         log.warning("bus.retry", key=message.key, message_id=message.message_id, tries=tries, reason=reason)
-        return Verdict(kind="again", reason=reason, pause_s=RETRY_S[min(tries, len(RETRY_S)) - 1])
+        return Verdict(kind="again", reason=reason, pause_s=attempts.pause_s(tries))
 
-    def parked_headers(self, message: Incoming, queue: str, reason: str, headers: Mapping[str, Any]) -> dict[str, Any]:
-        """The headers under which a message is parked: its own, where it came from, when (Unix ms), and why."""
-        ours = {"x-reason": reason[:1_000], "x-routing-key": message.key, "x-queue": queue, "x-parked-ms": self._clock()}
-        return dict(headers) | ours
+    def parked_headers(self, message: Incoming, queue: str, reason: str) -> dict[str, Any]:
+        """What is added to a message that is parked: where it came from, when (Unix ms), and why. Nothing in it is a secret."""
+        said = masking.masked(reason)[:1_000]
+        return {"x-reason": said, "x-routing-key": masking.masked(message.key), "x-queue": queue, "x-parked-ms": self._clock()}

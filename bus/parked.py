@@ -1,7 +1,8 @@
 """What lies in `recorder.parked`: looked at, published again, or thrown away by an operator. Imports `machine` and `events`.
 
 Rule: looking takes messages and gives all of them back, so at most the first `MAX_LOOKED` at a time; requeue acknowledges
-only what the broker has confirmed anew. What is shown has its secrets masked; what is published again has not.
+only what the broker has confirmed anew. What is shown has its secrets masked, and needs no key; what is published again is the
+original, out of its seal where it has one.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import aio_pika
 import structlog
 from aio_pika import abc
 
+from bus import envelope, masking
 from bus import link as links
-from bus import masking, publisher
 from bus import topology as topologies
-from machine import errors
+from machine import errors, ports
 
 log = structlog.get_logger()
 
@@ -34,7 +35,8 @@ ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
-    """One parked message. `id` is made from key, message id and body; `parked_ms` is 0 where it is not known."""
+    """One parked message. `id` is made from key, message id and body; `parked_ms` is 0 where it is not known; `key_id` is that of
+    the key it is sealed under, "" for one that the broker parked by itself."""
 
     id: str
     key: str
@@ -42,6 +44,7 @@ class Parked:
     reason: str
     size_bytes: int
     parked_ms: int
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +59,9 @@ class Shown:
 class ParkedMessages:
     """The queue `recorder.parked` of the broker at `url`; each call is a connection of its own. Raises Unavailable."""
 
-    def __init__(self, url: str, *, prefix: str = "recorder") -> None:
+    def __init__(self, url: str, *, sealer: ports.Sealer, prefix: str = "recorder") -> None:
         self._url = url
+        self._sealer = sealer
         self._topology = topologies.Topology(prefix)
 
     async def list(self, limit: int = 100) -> tuple[list[Parked], int]:
@@ -72,13 +76,19 @@ class ParkedMessages:
         """One message, masked. Raises NotFound."""
         async with self._session() as (_, queue):
             message = await _find(queue, id_)
-            return Shown(parked=_parked(message), headers=masking.masked(message.headers), body=masking.body(message.body))
+            if not envelope.is_sealed(message.headers):
+                return Shown(parked=_parked(message), headers=masking.masked(message.headers), body=masking.body(message.body))
+            headers = {name: value for name, value in masking.masked(message.headers).items() if name != envelope.SHOWN}
+            return Shown(parked=_parked(message), headers=headers, body=str(message.headers.get(envelope.SHOWN, "")))
 
     async def requeue(self, id_: str) -> Parked:
-        """Publish one message anew under its routing key, and take it out. Raises NotFound."""
+        """Publish one message anew under its routing key, and take it out. Raises NotFound, Unsealable."""
         async with self._session() as (session, queue):
             message = await _find(queue, id_)
-            await session.exchange.publish(_anew(message), message.routing_key or "", mandatory=True)
+            original = envelope.of(message)
+            if envelope.is_sealed(message.headers):
+                original = envelope.opened(message.body, message.headers, self._sealer)
+            await session.exchange.publish(_anew(original), original.key, mandatory=True)
             await message.ack()
             log.info("parked.requeued", parked_id=id_, key=message.routing_key)
             return _parked(message)
@@ -140,14 +150,15 @@ def _id(message: abc.AbstractIncomingMessage) -> str:
 
 
 def _parked(message: abc.AbstractIncomingMessage) -> Parked:
-    at_ms = message.headers.get("x-parked-ms", 0)
+    at_ms, size = message.headers.get("x-parked-ms", 0), message.headers.get(envelope.SIZE)
     return Parked(
         id=_id(message),
         key=message.routing_key or "",
         message_id=message.message_id or "",
         reason=_reason(message.headers),
-        size_bytes=len(message.body),
+        size_bytes=size if isinstance(size, int) else len(message.body),
         parked_ms=at_ms if isinstance(at_ms, int) else 0,
+        key_id=str(message.headers.get(envelope.KEY_ID, "")),
     )
 
 
@@ -160,9 +171,8 @@ def _reason(headers: Mapping[str, Any]) -> str:
     return "no queue is bound for its routing key"
 
 
-def _anew(message: abc.AbstractIncomingMessage) -> aio_pika.Message:
-    kept = {n: v for n, v in message.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
-    properties = {name: getattr(message, name) for name in publisher.PROPERTIES if getattr(message, name) is not None}
+def _anew(original: envelope.Original) -> aio_pika.Message:
+    kept = {n: v for n, v in original.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
     return aio_pika.Message(
-        message.body, headers=publisher.sendable(kept), delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties
+        original.body, headers=kept, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **dict(original.properties)
     )

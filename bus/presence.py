@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from bus import attempts
 from machine import background, errors, ports
 
 log = structlog.get_logger()
@@ -19,8 +20,10 @@ ASK_EVERY_S = 0.5
 
 
 class Store(ports.Store, Protocol):
-    """A store that can be asked whether it answers (store.store.Store)."""
+    """A store that can be asked whether it answers, and counts tries (store.store.Store)."""
 
+    @property
+    def attempts(self) -> attempts.Counts: ...
     async def ping(self) -> None: ...
 
 

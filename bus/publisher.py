@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,12 @@ from pamqp import encode
 
 from bus import link as links
 from events import codec
+from machine import faults
 
 PUBLISH_LIMIT_S = 10.0
 # A header frame must fit the broker's frame_max (128 KiB by default), with properties and our own reasons.
 MAX_HEADERS_BYTES = 64 * 1024
+MAX_PROPERTY_BYTES = 255
 # What the broker would act on once more: sender-selected queues.
 ACTED_ON = ("CC", "BCC")
 # What of a message of others is kept when it is published again. Not its expiration, which would end it where it is parked, nor
@@ -51,18 +54,27 @@ async def publish(link: links.Link, message: Outgoing, *, parked: bool = False, 
             if message.node:
                 await session.declare_node(message.node)
             exchange = session.parked if parked else session.exchange
+            faults.faultpoint("bus.publish.before")
             await exchange.publish(made, message.key, mandatory=message.mandatory)
+    faults.faultpoint("bus.confirm.after")
 
 
 def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:
     """A message of the outbox: its routing key and properties. A result that nobody subscribes to is no error."""
     head = codec.parse(body)
-    properties = {"message_id": head["id"], "content_type": codec.CONTENT_TYPE, "type": type_, "app_id": codec.SOURCE}
-    if head.get("correlationid"):
+    properties = {"message_id": _short(head["id"]), "content_type": codec.CONTENT_TYPE, "type": type_, "app_id": codec.SOURCE}
+    # AMQP takes fewer bytes there than CloudEvents takes characters; the body says it in any case.
+    if head.get("correlationid") and len(head["correlationid"].encode()) <= MAX_PROPERTY_BYTES:
         properties["correlation_id"] = head["correlationid"]
     named = node if channel == "command" else ""
     key = ".".join(part for part in (channel, type_, named) if part)
     return Outgoing(key=key, body=body, properties=properties, mandatory=channel != "result", node=named)
+
+
+def _short(id_: str) -> str:
+    """The id, or where AMQP has no room for it a digest of it: who has two messages of one id must see that in either."""
+    raw = id_.encode()
+    return id_ if len(raw) <= MAX_PROPERTY_BYTES else f"sha256-{hashlib.sha256(raw).hexdigest()}"
 
 
 def sendable(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,4 +85,8 @@ def sendable(headers: Mapping[str, Any]) -> dict[str, Any]:
             return kept
     except (TypeError, ValueError):
         pass
-    return {name: str(value)[:1_000] for name, value in list(kept.items())[-32:]}
+    return {_text(name): _text(str(value)[:1_000]) for name, value in list(kept.items())[-32:]}
+
+
+def _text(words: str) -> str:
+    return words.encode("utf-8", "replace").decode()

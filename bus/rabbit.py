@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection
 
 import structlog
 
+from bus import attempts, handling, hearing, relay, watchdog
 from bus import consumer as consumers
-from bus import handling, hearing, relay, watchdog
 from bus import link as links
 from bus import presence as presences
 from bus import topology as topologies
 from events import codec
-from machine import background, errors
+from machine import background, errors, ports
 
 log = structlog.get_logger()
 
@@ -43,6 +43,7 @@ class RabbitBus:
         clock: Callable[[], int],
         on_event: handling.Handler,
         on_command: handling.Handler,
+        sealer: ports.Sealer,
         prefix: str = "recorder",
         drain_s: float = DRAIN_S,
     ) -> None:
@@ -54,18 +55,20 @@ class RabbitBus:
         self._roles = frozenset(roles)
         self._node = node
         self._own = self.topology.node(node)
-        presence = presences.Presence(store)
+        presence, tries = presences.Presence(store), attempts.Tries(store.attempts)
         self.link = links.Link(url, self.topology, name=f"recorder {node}", on_session=self._begin)
-        events = handling.Judge("event", on_event, presence=presence, clock=clock)
-        commands = handling.Judge("command", on_command, presence=presence, clock=clock)
-        self._captures = consumers.Consumer(self.link, self.topology.capture, commands, prefetch=CAPTURE_PREFETCH)
+        events = handling.Judge("event", on_event, tries=tries, presence=presence, clock=clock)
+        commands = handling.Judge("command", on_command, tries=tries, presence=presence, clock=clock)
+        self._captures = consumers.Consumer(self.link, self.topology.capture, commands, sealer=sealer, prefetch=CAPTURE_PREFETCH)
         self._consumers: list[consumers.Consumer] = []
         if "machine" in self._roles:
-            self._consumers += [consumers.Consumer(self.link, self.topology.machines, events, prefetch=MACHINES_PREFETCH)]
+            self._consumers += [
+                consumers.Consumer(self.link, self.topology.machines, events, sealer=sealer, prefetch=MACHINES_PREFETCH)
+            ]
         if "worker" in self._roles:
             self._consumers += [
-                consumers.Consumer(self.link, self._own, commands, prefetch=NODE_PREFETCH),
-                consumers.Consumer(self.link, self.topology.finish, commands, prefetch=FINISH_PREFETCH),
+                consumers.Consumer(self.link, self._own, commands, sealer=sealer, prefetch=NODE_PREFETCH),
+                consumers.Consumer(self.link, self.topology.finish, commands, sealer=sealer, prefetch=FINISH_PREFETCH),
                 self._captures,
             ]
         self._relay = relay.Relay(store, self.link, presence=presence)
@@ -98,10 +101,6 @@ class RabbitBus:
         self._consuming = False
         await self._apply()
         await asyncio.gather(*(each.drain(self._drain_s) for each in self._consumers))
-
-    async def flush(self) -> None:
-        """Wait until nothing in the outbox is left to publish. Bound it: broker and database may be away."""
-        await self._relay.flush()
 
     def problems(self) -> list[str]:
         """Why messages do not flow now; [] when they do."""

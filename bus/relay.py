@@ -50,15 +50,7 @@ class Relay:
         self._hold_s = hold_s
         self._claimed: dict[int, _Claim] = {}
         self._reason = ""
-        self._idle: asyncio.Future[None] | None = None
         self.loop = background.Background("bus.relay", self._run)
-
-    async def flush(self) -> None:
-        """Wait until a round that began after this call finds nothing left to publish. Bound it: both may be away."""
-        if self._idle is None or self._idle.done():
-            self._idle = asyncio.get_running_loop().create_future()
-        self._store.changed.set()
-        await asyncio.shield(self._idle)
 
     async def _run(self) -> None:
         failures = 0
@@ -80,10 +72,8 @@ class Relay:
 
     async def _round(self) -> tuple[int, int]:
         """Publish what is due; how many went and how many did not."""
-        idle = self._idle
+        faults.faultpoint("outbox.claim.before")
         messages = await self._due()
-        if idle is not None and not idle.done() and not self._claimed:
-            idle.set_result(None)
         again_s = time.monotonic() + AGAIN_S
         faults.faultpoint("outbox.claim.after")
         for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
@@ -108,7 +98,7 @@ class Relay:
         self._claimed = {seq: claim for seq, claim in self._claimed.items() if claim.over_s > now_s}
         if sum(claim.until_s > now_s for claim in self._claimed.values()) < BATCH:
             # Published only until well before the claim ends: another relay may not take what we are about to publish. Remembered
-            # until after its end, so that it is claimed anew before anybody is told that nothing is left.
+            # until after its end: what the broker has is marked as long as that, and not published again.
             until_s, over_s = now_s + self._hold_s * 2 / 3, now_s + self._hold_s + AGAIN_S
             fresh = await self._store.claim_unsent(BATCH, round(self._hold_s * 1000))
             self._claimed |= {message.seq: _Claim(message, until_s, over_s) for message in fresh}

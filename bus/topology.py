@@ -24,7 +24,7 @@ from pamqp.common import FieldTable
 from machine import errors
 
 # Deliveries without an acknowledgement: we gave it back, or the consumer's process or connection died. RabbitMQ 3 has no limit of
-# its own, 4 has 20. Well above what our own count (handling.TRIES_BEFORE_PARKED) allows, so that this one means crashes.
+# its own, 4 has 20. Well above what our own count (attempts.TRIES_BEFORE_PARKED) allows: what gets there never reached a handler.
 DELIVERY_LIMIT = 100
 # recorder.parked is looked at by taking messages and giving them back: that must never count against them.
 NO_LIMIT = 2_000_000_000

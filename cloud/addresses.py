@@ -2,8 +2,9 @@
 
 May import nothing of ours. Rules: pure; an address is judged as the number it is, after every way of writing it; what is
 not known to be public is refused, and every refusal names its rule.
-Source: IANA's registries of special-purpose addresses. They are written out here because what Python's `ipaddress` calls
-global differs between its patch releases.
+Source: IANA's registries of special-purpose addresses, multicast, and the one public number that is a cloud's own
+metadata service (Azure's). They are written out here because what Python's `ipaddress` calls global differs between
+its patch releases.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _SPECIAL_V4 = {
     "100.64.0.0/10": "carrier-shared",
     "127.0.0.0/8": "loopback",
     "169.254.0.0/16": "link-local (cloud metadata)",
+    "168.63.129.16/32": "cloud metadata",
     "172.16.0.0/12": "private",
     "192.0.0.0/24": "protocol-assignments",
     "192.0.2.0/24": "documentation",

@@ -138,6 +138,12 @@ class Client:
                 raise RequestFailed("server", status=200, message="The list of parts does not end")
             marker = following
 
+    def list_uploads(self) -> tuple[str, ...]:
+        """The UploadIds of the first uploads (a page of them) that were begun under this very key and not ended."""
+        page = _ask(partial(self._sdk.list_multipart_uploads, Bucket=self._target.bucket, Prefix=self._target.key))
+        begun = [entry for entry in page.get("Upload", ()) if _lower(entry).get("key") == self._target.key]
+        return tuple(_text(entry, "UploadId") for entry in begun)
+
     def complete(self, upload_id: str, parts: Sequence[Part], forbid_overwrite: bool) -> str:
         """Put the parts together; answers the CRC-64 that COS gives for the whole, "" if it gives none."""
         listed = {"Part": [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]}
@@ -218,7 +224,7 @@ def _sdk(target: objects.CosTarget, credentials: credentials_module.Credentials,
     )
     if config.get_host(Bucket=target.bucket) != objects.host(target):
         # The SDK rewrites some names of its first generation; the object would not be where its URL says.
-        raise errors.InvalidParameter("Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
+        raise errors.InvalidParameter("CosConfig.Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
     return qcloud_cos.CosS3Client(config, retry=0, session=pool)
 
 

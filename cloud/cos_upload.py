@@ -139,14 +139,44 @@ class Upload:
 
     async def _create(self, state: UploadState) -> UploadState:
         await self._reader.check()
+        await self._clear()
+        faults.faultpoint("upload.create.before")
+        tries = 0
+
+        def create() -> str:
+            nonlocal tries
+            tries += 1
+            return self._client.create()
+
         try:
-            upload_id = await self._ask(self._client.create)
+            upload_id = await self._ask(create)
         except cos_requests.RequestFailed as failed:
             raise failed.as_upload_failed("beginning the upload") from failed
-        faults.faultpoint("cloud.create.after")
+        faults.faultpoint("upload.create.after")
         state = replace(state, upload_id=upload_id, parts=())
-        await self._save(state)
+        try:
+            await self._save(state)
+        except errors.LeaseRefused:
+            await self._give_up(upload_id)
+            raise
+        if tries > 1:
+            await self._clear(but=upload_id)
         return state
+
+    async def _clear(self, but: str = "") -> None:
+        """Give up what was begun under this key and never written down: a crash between the two, or an answer that was lost,
+        leaves parts that cost the customer storage. A key that may not list leaves them to the bucket's lifecycle rule."""
+        try:
+            begun = await self._ask(self._client.list_uploads)
+        except cos_requests.RequestFailed as failed:
+            if failed.code != "AccessDenied":
+                raise failed.as_upload_failed("looking for an upload begun before") from failed
+            log.info("upload.leftovers_unknown", code=failed.code)
+            return
+        for upload_id in begun:
+            if upload_id != but:
+                log.info("upload.leftover")
+                await self._give_up(upload_id)
 
     async def _known(self, state: UploadState) -> dict[int, Part] | None:
         """The parts that COS has; None if it has forgotten the upload. A key that may not list them leaves us our own notes,
@@ -163,19 +193,20 @@ class Upload:
         return {part.number: part for part in listed}
 
     async def _put(self, upload_id: str, block: file_parts.Block) -> Part:
+        faults.faultpoint("upload.part.before")
         md5 = base64.b64encode(block.md5).decode("ascii")
         try:
             etag = await self._ask(lambda: self._client.put_part(upload_id, block.number, block.data, md5))
         except cos_requests.RequestFailed as failed:
             failure = failed.as_upload_failed(f"sending part {block.number}")
             raise (_Afresh(failure) if failed.code == GONE else failure) from failed
-        faults.faultpoint("cloud.part.after")
+        faults.faultpoint("upload.part.after")
         return Part(number=block.number, size=len(block.data), etag=etag)
 
     async def _complete(self, upload_id: str, sent: Sequence[Part], size_bytes: int, crc64: str) -> Uploaded:
         if not sent:
             raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
-        faults.faultpoint("cloud.complete.before")
+        faults.faultpoint("upload.complete.before")
         try:
             told = await self._ask(lambda: self._client.complete(upload_id, sent, self._forbid_overwrite))
         except cos_requests.RequestFailed as failed:
@@ -185,7 +216,7 @@ class Upload:
             if failed.code in _PARTS_DISAGREE:
                 raise _Afresh(failure, leftover=upload_id) from failed
             raise failure from failed
-        faults.faultpoint("cloud.complete.after")
+        faults.faultpoint("upload.complete.after")
         return await self._compared(size_bytes, crc64, told)
 
     async def _settled(self, size_bytes: int, crc64: str, failed: cos_requests.RequestFailed) -> Uploaded:
@@ -222,10 +253,12 @@ class Upload:
         return Uploaded(size_bytes=size_bytes, crc64=crc64, url=objects.url(self._target))
 
     async def _head(self) -> cos_requests.ObjectSeen | None:
+        faults.faultpoint("upload.head.before")
         try:
             seen: cos_requests.ObjectSeen | None = await self._ask(self._client.head)
         except cos_requests.RequestFailed as failed:
             raise failed.as_upload_failed("comparing the object with the file") from failed
+        faults.faultpoint("upload.head.after")
         return seen
 
 

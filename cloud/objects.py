@@ -46,21 +46,21 @@ class CosTarget:
 def check_names(region: str, bucket: str) -> None:
     """Raise errors.InvalidParameter (field CosConfig.Region or CosConfig.Bucket) unless both are names that COS gives out."""
     if not _REGION.fullmatch(region) or region in _OLD_REGIONS:
-        raise errors.InvalidParameter("Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
+        raise errors.InvalidParameter("CosConfig.Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
     if not _BUCKET.fullmatch(bucket):
-        message = "Bucket must be the full name with the APPID, such as recordings-1250000000."
+        message = "CosConfig.Bucket must be the full name with the APPID, such as recordings-1250000000."
         raise errors.InvalidParameter(message, field="CosConfig.Bucket")
 
 
 def check_path(path: str) -> None:
     """Raise errors.InvalidParameter (field CosConfig.Path) unless `path` can be the folder of an object key."""
     if not _is_text(path) or _CONTROL.search(path) or "\\" in path:
-        message = "Path must be text without control characters and backslashes."
+        message = "CosConfig.Path must be text without control characters and backslashes."
         raise errors.InvalidParameter(message, field="CosConfig.Path")
     if any(segment in (".", "..") for segment in path.split("/")):
-        raise errors.InvalidParameter("Path must not have a folder named . or .. in it.", field="CosConfig.Path")
+        raise errors.InvalidParameter("CosConfig.Path must not have a folder named . or .. in it.", field="CosConfig.Path")
     if len(path.encode()) > MAX_KEY_BYTES:
-        raise errors.InvalidParameter(f"Path must be at most {MAX_KEY_BYTES} bytes.", field="CosConfig.Path")
+        raise errors.InvalidParameter(f"CosConfig.Path must be at most {MAX_KEY_BYTES} bytes.", field="CosConfig.Path")
 
 
 def check_key(key: str) -> None:

@@ -1,8 +1,9 @@
 """The sender of results to a callback URL that a stranger chose.
 
-May import `machine` and, of this room, `addresses`. Rules: a connection is made to an allowed address or not at all, checked
-on the number that the socket gets, after resolving; no redirect is followed, no proxy, cookie or credential used; ten
-seconds and 64 KB are the end. Source of headers, signature and schedule: the Standard Webhooks specification.
+May import `machine` and, of this room, `addresses` and `callback_url`. Rules: a connection is made to an allowed address or
+not at all, checked on the number that the socket gets, after resolving; no redirect is followed, no proxy, cookie or
+credential used; ten seconds and 64 KB are the end.
+Source of headers, signature and schedule: the Standard Webhooks specification.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver
 
-from cloud import addresses
+from cloud import addresses, callback_url
 from machine import errors, faults
 
 # The wait before each try, counted from the try before it; after the last the delivery has failed.
@@ -27,15 +28,8 @@ RETRY_AFTER_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 1.0
 MAX_ANSWER_BYTES = 64 * 1024
-MAX_URL_CHARS = 2048
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 (the specification's prefix, not a secret)
-
-
-def check_url(url: str) -> None:
-    """Raise errors.InvalidParameter(field="Callback") unless `url` is http or https, with a host, a usable port and no
-    credentials in it. Whether its address is allowed is only known when it is resolved."""
-    _parse(url)
 
 
 def sign(secret: str, webhook_id: str, now_s: int, body: bytes) -> str:
@@ -72,6 +66,15 @@ class WebhookSender:
         self._timeout_s = timeout_s
         self._resolver = resolver
 
+    def check(self, url: str) -> None:
+        """Raise errors.InvalidParameter(field="Callback") for a URL that can be seen to be wrong, or to lead to an address that
+        is not public, before anything is resolved. Where a name leads is only known, and judged, when it is connected to."""
+        target = callback_url.parse(url)
+        try:
+            _Guard(target.raw_host or "", self._allowed).check_literal()
+        except errors.CallbackFailed as error:
+            raise errors.InvalidParameter(f"Callback: {error.detail}", field="Callback") from None
+
     async def send(self, url: str, body: bytes, *, webhook_id: str, now_s: int) -> None:
         """POST `body` (JSON). `webhook_id` stays the same over retries, `now_s` is Unix seconds.
 
@@ -79,12 +82,12 @@ class WebhookSender:
         "gone" (410), "private-address" or "bad-url" (no retry).
         """
         try:
-            target = _parse(url)
+            target = callback_url.parse(url)
         except errors.InvalidParameter as error:
             raise errors.CallbackFailed(error.message, reason="bad-url", retry=False) from error
         guard = _Guard(target.raw_host or "", self._allowed)
         guard.check_literal()
-        faults.faultpoint("cloud.callback.before")
+        faults.faultpoint("callback.send.before")
         try:
             status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
         except TimeoutError as error:
@@ -96,7 +99,7 @@ class WebhookSender:
             # Only the kind: the text of these errors holds addresses, and may hold what the server sent.
             detail = f"The callback URL could not be reached ({type(error).__name__})."
             raise errors.CallbackFailed(detail, reason="network", retry=True) from error
-        faults.faultpoint("cloud.callback.after")
+        faults.faultpoint("callback.send.after")
         _judge(status)
 
     async def _post(self, target: yarl.URL, body: bytes, headers: dict[str, str], guard: _Guard) -> int:
@@ -140,12 +143,9 @@ class _Guard:
 
     def check_literal(self) -> None:
         """Refuse an address written as such, in any way that a resolver would read as one (octal, hex, one number, three)."""
-        literal = self._host.partition("%")[0]
-        if ":" not in literal:
-            try:
-                literal = socket.inet_ntoa(socket.inet_aton(literal))
-            except (OSError, UnicodeError):
-                return
+        literal = callback_url.literal(self._host)
+        if not literal:
+            return
         self.refused = addresses.refusal(literal, self._allowed, self._host)
         if self.refused:
             raise self.failure()
@@ -178,28 +178,6 @@ def _judge(status: int) -> None:
         detail = f"The callback URL answered {status}, a redirect, and none is followed. Give the final URL."
         raise errors.CallbackFailed(detail, reason="redirect", retry=True)
     raise errors.CallbackFailed(f"The callback URL answered {status}.", reason="status", retry=True)
-
-
-def _parse(url: str) -> yarl.URL:
-    """The URL as the client itself reads it, so that what is checked is what is used; nothing in it is rewritten."""
-    if not url.isascii() or not url.isprintable() or len(url) > MAX_URL_CHARS or any(char in url for char in ' \\"<>'):
-        raise _bad_url(f"must be at most {MAX_URL_CHARS} printable ASCII characters without spaces, quotes and backslashes")
-    try:
-        parsed = yarl.URL(url, encoded=True)
-        port = parsed.port
-    except ValueError as error:
-        raise _bad_url("is not a URL") from error
-    if parsed.scheme not in ("http", "https"):
-        raise _bad_url("must begin with http:// or https://")
-    if not parsed.raw_host or not port:
-        raise _bad_url("has no usable host and port")
-    if "@" in parsed.raw_authority:
-        raise _bad_url("must not have credentials in it")
-    return parsed
-
-
-def _bad_url(what: str) -> errors.InvalidParameter:
-    return errors.InvalidParameter(f"Callback {what}.", field="Callback")
 
 
 def _key(secret: str) -> bytes:

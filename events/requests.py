@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from events import errors
 
@@ -70,7 +71,8 @@ class Secrets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRequest:
-    """A start with one meaning and no secrets. `mode` is 00, 01 or 02; `callback` is "" for none."""
+    """A start with one meaning and no secrets. `mode` is 00, 01 or 02; `callback` is "" for none, and only its `origin` once the
+    session is kept."""
 
     room: Room
     user_id: str
@@ -122,6 +124,16 @@ def secrets(data: Mapping[str, Any]) -> Secrets:
     return Secrets.from_json(
         {"UserSig": data.get("UserSig", ""), **{k: cos.get(k, "") for k in ("SecretId", "SecretKey", "Token")}}
     )
+
+
+def origin(url: str) -> str:
+    """Scheme and host of a URL, and of the rest only that it is there: path, query and user of a callback's address are often
+    its secret. What was cut before stays as it is."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as an open bracket: nothing of it is safe to show
+        return "…"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if url else ""
 
 
 def _path(text: str) -> str:

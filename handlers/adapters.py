@@ -107,8 +107,8 @@ class Steps(Protocol):
         """Copy the segment of `epoch` from the node at `url` to this one's spool; False if it cannot be had now."""
         ...
 
-    async def transcode(self, job: Assignment, segments: Sequence[Any]) -> Finished:
-        """Segments (rows of the store) to the finished file. Raises TranscodeFailed."""
+    async def transcode(self, job: Assignment, epoch: int, segments: Sequence[Any]) -> Finished:
+        """Segments (rows of the store) to the finished file of `epoch`. Raises TranscodeFailed."""
         ...
 
     async def upload(self, job: Assignment, state: dict[str, Any] | None, save: SaveState) -> Uploaded:

@@ -31,7 +31,16 @@ class Context:
 class Applying:
     """One event's decisions, written to one transaction."""
 
-    def __init__(self, tx: ports.Transaction, event: codec.Event, context: Context, warnings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tx: ports.Transaction,
+        event: codec.Event,
+        context: Context,
+        warnings: tuple[str, ...] = (),
+        by: model.Caller | None = None,
+    ) -> None:
+        """`by` is who asks; None for what nobody asked for, and for what came by the bus, whose broker knows who may."""
+        self.by = by
         self.tx = tx
         self.event = event
         self.context = context

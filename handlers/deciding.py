@@ -8,8 +8,8 @@ from typing import Any
 import structlog
 
 from events import codec
-from handlers import applying, outcomes, sessions, speakers
-from machine import errors, ports, template
+from handlers import answering, applying, outcomes, sessions, speakers
+from machine import errors, model, ports, template
 
 log = structlog.get_logger()
 
@@ -46,30 +46,41 @@ class Decider:
         self._context = context
         self._inspect = inspect
 
-    async def decide(self, event: codec.Event) -> dict[str, Any]:
-        """Decide one event and return its answer (start, stop and replay have one). Raises what the handler raises: errors of
-        `machine.errors` that name what is wrong; nothing was written then."""
+    async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
+        """Decide one event and return its answer (start, stop and replay have one). `by` is who asks, where somebody is known to;
+        the audit says so. Raises what the handler raises: errors of `machine.errors` that name what is wrong; nothing was
+        written then, but for the audit."""
         warnings: tuple[str, ...] = ()
         if event.type == "start" and self._inspect is not None:
             warnings = await self._inspect(event.data)
 
         async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
-            return await DECIDING[event.type](applying.Applying(tx, event, self._context, warnings))
+            answer = await DECIDING[event.type](applying.Applying(tx, event, self._context, warnings, by))
+            if by is not None and answer and not event.data.get("DryRun"):
+                # One who repeats a start opened nothing, and has not used up anything.
+                again = "-again" if answer.get("Repeated") else ""
+                await tx.audit(by, event.type + again, answer["TaskId"])
+            return answer
 
-        answer = await template.decide(self._store, event, handler)
+        try:
+            answer = await template.decide(self._store, event, handler)
+        except errors.RecorderError as error:
+            if by is not None and not error.retry:
+                async with self._store.transaction() as tx:
+                    await tx.audit(by, event.type, str(event.data.get("TaskId", "")), error.code)
+            raise
         log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
         return answer
 
     async def decide_from_bus(self, event: codec.Event) -> None:
-        """As `decide`, for an event that nobody waits for: what a user is refused is answered with `session-refused`."""
+        """As `decide`, for an event that nobody waits for: who asked is answered by a message, and a repeat with the same one. A
+        spool that is full now is a refusal too: nobody can say when it will not be."""
+        asked = event.type in answering.ASKED
+        if asked and await answering.again(self._store, event):
+            return
         try:
             await self.decide(event)
         except errors.RecorderError as error:
-            if error.retry or event.type not in ("start", "stop", "replay"):
+            if not asked or (error.retry and not isinstance(error, errors.InsufficientSpace)):
                 raise
-            refusal = {"Code": error.code, "Message": error.message, "RequestId": event.id}
-            answer = codec.make(
-                "session-refused", id=f"{event.id}.refused", time_ms=event.time_ms, data=refusal, correlation_id=event.id
-            )
-            log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
-            await self._store.send("result", answer)
+            await answering.refuse(self._store, event, error)

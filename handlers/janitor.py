@@ -34,7 +34,7 @@ class Janitor:
         self.cleaning = background.Background("janitor", self._run)
 
     async def start(self) -> None:
-        """Remove what a crash between giving up and deleting has left, then begin to clean."""
+        """Remove what an earlier life left of sessions that nobody wants any more, then begin to clean."""
         for task_id in await self._steps.kept_sessions():
             if await self._store.spent(task_id):
                 await self._steps.remove_session(task_id)
@@ -58,8 +58,10 @@ class Janitor:
         for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
             await self._store.mark_removed(recording_id)
         for recording_id in await self._store.given_up(self._node):
-            epochs = await self._store.forget_files(recording_id, self._node)
+            epochs = await self._store.files_of(recording_id, self._node)
             if epochs is not None:
                 faults.faultpoint("cleanup.remove.before")
                 await self._steps.remove(recording_id, epochs)
+                faults.faultpoint("cleanup.remove.after")
+                await self._store.forget_files(recording_id, self._node, epochs)
                 log.info("spool.removed", owner=recording_id)

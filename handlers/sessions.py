@@ -12,7 +12,7 @@ from typing import Any
 
 from events import errors as event_errors
 from events import requests
-from handlers import applying
+from handlers import answering, applying
 from machine import errors, model, recording, states
 
 OWN_PULL_MS = 5 * model.SECOND
@@ -32,6 +32,7 @@ async def start(step: applying.Applying) -> dict[str, Any]:
     current = await tx.open_session(request.room, request.user_id)
     if current is not None:
         return await _repeat(step, current, secrets)
+    await _within_quota(step)
     callbacks_come = await tx.callbacks_come(request.room.sdk_app_id)
     opened = model.Session(
         task_id=step.context.new_id(),
@@ -120,6 +121,13 @@ async def recording_user_left(step: applying.Applying, current: model.Session) -
     await step.to_session(current, "user-removed")
 
 
+async def _within_quota(step: applying.Applying) -> None:
+    """Raise QuotaReached for a key that has as many Open sessions as it may have."""
+    by = step.by
+    if by is not None and by.quota and await step.tx.open_sessions_of(by.key_id) >= by.quota:
+        raise errors.QuotaReached
+
+
 async def _repeat(step: applying.Applying, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
     known = await step.tx.secrets(current.task_id)
     await step.tx.put_secrets(current.task_id, known.renewed_by(secrets))
@@ -130,7 +138,7 @@ async def _repeat(step: applying.Applying, current: model.Session, secrets: requ
 
 async def _accepted(step: applying.Applying, current: model.Session, *, repeated: bool) -> dict[str, Any]:
     answer = {"TaskId": current.task_id, "Repeated": repeated, "Warnings": list(current.warnings)}
-    await step.send("result", "session-accepted", answer, subject=current.task_id, task_id=current.task_id)
+    await step.tx.send("result", answering.accepted(step.event.id, answer, step.tx.now_ms), current.task_id)
     return answer
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -20,10 +20,17 @@ log = structlog.get_logger()
 POLL_S = 0.25
 AGAIN_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
-KEEP_INBOX_MS = 7 * 24 * model.HOUR
+CLEAN_EVERY_MS = model.HOUR
 SAID_LIMIT = 10_000
 # Less than this since the last sign of life of any node: somebody may well have been there.
 AWAY_MS = 3 * HEARTBEAT_MS
+
+
+class SweeperStore(ports.Store, Protocol):
+    """A store that can also forget what is over, and what nobody could have done."""
+
+    async def forget_sessions(self, before_ms: int) -> int: ...
+    async def resume(self, node: str, url: str, room: model.Room | None, *, over_ms: int) -> int: ...
 
 
 class Sweeper:
@@ -31,36 +38,33 @@ class Sweeper:
 
     def __init__(
         self,
-        store: ports.Store,
+        store: SweeperStore,
         *,
         node: str,
         policy: model.Policy,
         clock: Callable[[], int],
         url: Callable[[], str] = str,
+        room: Callable[[], model.Room | None] = lambda: None,
         sweeps: bool = True,
     ) -> None:
-        """`url` tells where other nodes fetch this one's files; "" for nowhere. Without `sweeps` it only gives signs of life."""
+        """`url` tells where other nodes fetch this one's files, "" for nowhere; `room` what room it has for captures, None for a
+        node that takes none. Without `sweeps` it only gives signs of life."""
         self._store = store
         self._node = node
         self._url = url
+        self._room = room
         self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
         self._said: dict[str, None] = {}
         self._next_heartbeat_ms = 0
         self._next_cleaning_ms = 0
-        self._since_ms = 0
+        self._since_ms = self._looked_ms = 0
         self.sweep = background.Background("sweeper", self._run)
 
     async def start(self) -> None:
         """Give live sessions back the time in which no node could have tried, then begin to sweep."""
-        now_ms = self._clock()
-        seen_ms = await self._store.last_seen_ms()
-        if seen_ms is not None and now_ms > seen_ms + AWAY_MS:
-            log.info("sweeper.downtime_forgiven", away_ms=now_ms - seen_ms)
-            await self._store.forgive_downtime(now_ms - seen_ms)
-        await self._store.heartbeat(self._node, self._url())
-        self._since_ms = now_ms
+        await self._resume(self._clock())
         self.sweep.start()
 
     async def stop(self) -> None:
@@ -70,7 +74,7 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             try:
-                await self.round()
+                await self.look()
             except Exception:
                 # The database is away, most likely: nothing is said meanwhile, and no lease is judged until we have been
                 # connected for one lease again. A fault of ours shows in the log at each round.
@@ -79,14 +83,29 @@ class Sweeper:
                 await asyncio.sleep(AGAIN_MS / 1000)
             await asyncio.sleep(POLL_S)
 
+    async def look(self) -> None:
+        """One round; after a time in which the database did not answer, or this process stood still, as after a start."""
+        now_ms = self._clock()
+        if now_ms > self._looked_ms + AWAY_MS:
+            await self._resume(now_ms)
+        await self.round()
+        self._looked_ms = now_ms
+
     async def round(self) -> None:
         """One look at the clock."""
         now_ms = self._clock()
         if now_ms >= self._next_heartbeat_ms:
             self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
-            await self._store.heartbeat(self._node, self._url())
+            await self._store.heartbeat(self._node, self._url(), self._room())
         if self._sweeps:
             await self._sweep(now_ms)
+
+    async def _resume(self, now_ms: int) -> None:
+        """Begin to count anew: leases from now on, and deadlines without the time in which no node gave a sign of life."""
+        if away_ms := await self._store.resume(self._node, self._url(), self._room(), over_ms=AWAY_MS):
+            log.info("sweeper.downtime_forgiven", away_ms=away_ms)
+        self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
+        self._since_ms = self._looked_ms = now_ms
 
     async def _sweep(self, now_ms: int) -> None:
         for deadline in await self._store.due_deadlines():
@@ -97,8 +116,18 @@ class Sweeper:
                 lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
                 await self._say("worker-lost", f"lost.{lease.owner}.{lease.epoch}", lease.owner, lost)
         if now_ms >= self._next_cleaning_ms:
-            self._next_cleaning_ms = now_ms + model.HOUR
-            await self._store.forget_inbox(now_ms - KEEP_INBOX_MS)
+            await self._clean(now_ms)
+
+    async def _clean(self, now_ms: int) -> None:
+        """Forget what is older than anybody can want; where there is much of it, the rest at the next look."""
+        policy = self._policy
+        every_ms = min(CLEAN_EVERY_MS, policy.keep_messages_ms // 4, policy.keep_sessions_ms // 4)
+        # Before it is tried: cleaning that fails must not keep leases from being judged round after round.
+        self._next_cleaning_ms = now_ms + every_ms
+        await self._store.forget_inbox(now_ms - policy.keep_messages_ms)
+        if gone := await self._store.forget_sessions(now_ms - policy.keep_sessions_ms):
+            log.info("sweeper.sessions_forgotten", sessions=gone)
+            self._next_cleaning_ms = now_ms
 
     async def _say(self, type_: str, event_id: str, owner: str, data: codec.Data) -> None:
         if event_id in self._said:

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 
 from events import codec
-from handlers import adapters
+from handlers import adapters, holding
 from machine import background, errors, faults, model, ports, states
 
 log = structlog.get_logger()
@@ -40,21 +40,6 @@ class WorkerStore(ports.Store, Protocol):
 
     async def assignment(self, recording_id: str) -> Any: ...
     async def callback(self, callback_id: str) -> model.Callback | None: ...
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Job:
-    """One job that this node holds. `ended`: its outcome is said; it is renewed until the machine has moved on."""
-
-    owner: str
-    epoch: int
-    kind: str
-    task: asyncio.Task[None] | None = None
-    capture: adapters.Capture | None = None
-    stop_asked: bool = False
-    handed_over: bool = False
-    ended: bool = False
-    said: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Worker:
@@ -77,7 +62,7 @@ class Worker:
         self._place = "" if shared_spool else node
         self._policy = policy
         self._clock = clock
-        self._jobs: dict[tuple[str, int], Job] = {}
+        self._jobs: dict[tuple[str, int], holding.Job] = {}
         self._transcodes = asyncio.Semaphore(TRANSCODES)
         self._uploads = asyncio.Semaphore(UPLOADS)
         self.renewal = background.Background("worker.leases", self._renew)
@@ -128,13 +113,20 @@ class Worker:
 
     async def stop_capture(self, command: codec.Event) -> None:
         """Contract 2."""
-        job = self._jobs.get((_owner(command), command.data["Epoch"]))
+        job = self._jobs.get((holding.owner_of(command), command.data["Epoch"]))
         if job is None:
-            log.info("capture.stop_ignored", owner=_owner(command), epoch=command.data["Epoch"], reason="it does not run here")
+            log.info(
+                "capture.stop_ignored",
+                owner=holding.owner_of(command),
+                epoch=command.data["Epoch"],
+                reason="it does not run here",
+            )
             return
+        faults.faultpoint("capture.stop.before")
         job.stop_asked = True
         if job.capture is not None:
             job.capture.stop()
+        faults.faultpoint("capture.stop.after")
 
     async def start_transcode(self, command: codec.Event) -> None:
         """Contract 3."""
@@ -149,7 +141,7 @@ class Worker:
         await self._take(command, states.CALLBACK, self._call_back)
 
     # --- the work ---------------------------------------------------------------------------------------------------------
-    async def _capture(self, job: Job) -> None:
+    async def _capture(self, job: holding.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         await self._store.register_segment(job.owner, job.epoch, self._node)
         capture = self._steps.capture(assignment, job.epoch, lambda progress: self._say_started(job, progress))
@@ -157,38 +149,36 @@ class Worker:
         if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
             await self._say_exit(job, states.CAPTURE, {"Reason": "stopped", "Detail": "It was stopped before it began."})
             return
-        faults.faultpoint("capture.spawn.before")
         await capture.start()
-        faults.faultpoint("capture.spawn.after")
         log.info("capture.running", owner=job.owner, epoch=job.epoch)
         if job.stop_asked:
             capture.stop()
         ended = await capture.wait()
         await asyncio.gather(*job.said)
-        faults.faultpoint("capture.exit.before")
+        faults.faultpoint("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
         detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
-        await self._say_exit(job, states.CAPTURE, detail | _on_disk(ended.progress))
+        await self._say_exit(job, states.CAPTURE, detail | holding.on_disk(ended.progress))
+        faults.faultpoint("segment.close.after")
 
-    async def _transcode(self, job: Job) -> None:
+    async def _transcode(self, job: holding.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         segments: Sequence[Any] = await self._store.segments(job.owner)
-        faults.faultpoint("transcode.start.before")
         try:
             missing = await self._gather(job, assignment, segments)
             async with self._transcodes:
-                made = await self._steps.transcode(assignment, [s for s in segments if s.epoch not in missing])
+                made = await self._steps.transcode(assignment, job.epoch, [s for s in segments if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
             await self._say_exit(job, states.TRANSCODE, failure)
             return
         log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms, missing=len(missing))
-        output = replace(made.output, missing=len(missing), gaps=_with_missing(made.output, segments, missing))
+        output = replace(made.output, missing=len(missing), gaps=holding.with_missing(made.output, segments, missing))
         await self._say_exit(job, states.TRANSCODE, {"Reason": "ok", "Output": output.to_json(), "Node": self._place})
 
-    async def _gather(self, job: Job, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
+    async def _gather(self, job: holding.Job, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
         (node-away) as long as NODE_RETURN gives their node time."""
         if not self._place:
@@ -208,12 +198,13 @@ class Worker:
         url = await self._store.node_url(segment.node, self._clock() - 2 * self._policy.lease_ms)
         return bool(url) and await self._steps.fetch(assignment, segment.epoch, url)
 
-    async def _upload(self, job: Job) -> None:
+    async def _upload(self, job: holding.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         state = await self._store.upload_state(job.owner)
 
         async def save(reached: dict[str, Any]) -> None:
-            await self._store.save_upload_state(job.owner, reached)
+            if not await self._store.save_upload_state(job.owner, job.epoch, self._node, reached):
+                raise errors.LeaseRefused
 
         try:
             async with self._uploads:
@@ -224,37 +215,41 @@ class Worker:
             await self._say(job, "upload-failed", failure)
             return
         log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
-        await self._store.save_upload_state(job.owner, None)
+        faults.faultpoint("upload.done.before")
         await self._say(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
+        faults.faultpoint("upload.done.after")
+        # Not before it is said: a crash in between would upload hours of video once more.
+        await self._store.forget_upload_state(job.owner)
 
-    async def _call_back(self, job: Job) -> None:
+    async def _call_back(self, job: holding.Job) -> None:
         value = await self._store.callback(job.owner)
         if value is None:
             return
         try:
-            faults.faultpoint("callback.send.before")
             await self._steps.call_back(value)
         except errors.CallbackFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
             await self._say(job, "callback-failed", failure)
             return
-        faults.faultpoint("callback.send.after")
+        faults.faultpoint("callback.mark.before")
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
         await self._say(job, "callback-finished", {})
+        faults.faultpoint("callback.mark.after")
 
     # --- leases -----------------------------------------------------------------------------------------------------------
-    async def _take(self, command: codec.Event, kind: str, work: Callable[[Job], Awaitable[None]]) -> None:
-        owner, epoch = _owner(command), command.data["Epoch"]
+    async def _take(self, command: codec.Event, kind: str, work: Callable[[holding.Job], Awaitable[None]]) -> None:
+        owner, epoch = holding.owner_of(command), command.data["Epoch"]
+        faults.faultpoint("lease.take.before")
         if not await self._store.take_lease(owner, epoch, self._node, self._policy.lease_ms):
             log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
             return
         faults.faultpoint("lease.take.after")
-        job = Job(owner=owner, epoch=epoch, kind=kind)
+        job = holding.Job(owner=owner, epoch=epoch, kind=kind)
         self._jobs[owner, epoch] = job
         job.task = asyncio.create_task(self._run(job, work), name=f"{kind} {owner}")
 
-    async def _run(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+    async def _run(self, job: holding.Job, work: Callable[[holding.Job], Awaitable[None]]) -> None:
         try:
             await work(job)
         except errors.LeaseRefused:
@@ -263,30 +258,57 @@ class Worker:
             # A fault of ours or of the database: say it, so that the machine tries again instead of waiting for the lease to end.
             log.exception("job.raised", owner=job.owner, epoch=job.epoch, kind=job.kind)
             await self._say_broken(job, f"{type(error).__name__}: {error}")
+        finally:
+            if not job.ended:
+                # Ended without a word: renewed on, it would be held for ever; let go, it becomes `worker-lost`.
+                self._jobs.pop((job.owner, job.epoch), None)
 
     async def _renew(self) -> None:
+        every_s = min(RENEW_S, self._policy.lease_ms / 6000)
+        answered = True
         while True:
-            await asyncio.sleep(min(RENEW_S, self._policy.lease_ms / 6000))
+            await asyncio.sleep(every_s if answered else min(SAY_AGAIN_S, every_s))
+            answered = await self._end_refused()
             for job in list(self._jobs.values()):
-                await self._renew_one(job)
+                answered &= await self._renew_one(job)
 
-    async def _renew_one(self, job: Job) -> None:
+    async def _end_refused(self) -> bool:
+        """End the jobs whose leases are gone, all at once: after this node stood still there may be many, and renewing one after
+        the other takes longer than their ffmpegs may live on. Returns whether the database answered."""
+        jobs = dict(self._jobs)
+        if not jobs:
+            return True
+        try:
+            held = {(lease.owner, lease.epoch) for lease in await self._store.leases(node=self._node)}
+        except Exception:
+            log.exception("lease.unanswered", jobs=len(jobs))
+            return False
+        await asyncio.gather(*(self._refused(job) for key, job in jobs.items() if key not in held))
+        return True
+
+    async def _renew_one(self, job: holding.Job) -> bool:
+        """Returns whether the database answered."""
         last_ms = job.capture.progress.last_packet_ms if job.capture is not None and not job.ended else None
         try:
+            faults.faultpoint("lease.renew.before")
             held = await self._store.renew_lease(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
             if held and job.capture is not None and not job.ended and last_ms is not None:
-                await self._store.note_segment(job.owner, job.epoch, _segment(job.capture.progress))
+                await self._store.note_segment(job.owner, job.epoch, holding.segment(job.capture.progress))
+            faults.faultpoint("lease.renew.after")
         except Exception:
             log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
-            return
-        if held:
-            return
+            return False
+        if not held:
+            await self._refused(job)
+        return True
+
+    async def _refused(self, job: holding.Job) -> None:
         self._jobs.pop((job.owner, job.epoch), None)
         if not job.ended:
             log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
             await self._abandon(job)
 
-    async def _abandon(self, job: Job) -> None:
+    async def _abandon(self, job: holding.Job) -> None:
         if job.capture is not None and not job.ended:
             job.capture.kill()
         tasks = [t for t in (job.task, *job.said) if t is not None]
@@ -308,28 +330,31 @@ class Worker:
         await self._store.send("event", event, lease.owner[:26])
 
     # --- outcomes ---------------------------------------------------------------------------------------------------------
-    def _say_started(self, job: Job, progress: adapters.Progress) -> None:
+    def _say_started(self, job: holding.Job, progress: adapters.Progress) -> None:
         task = asyncio.create_task(self._started(job, progress.first_packet_ms or self._clock()))
         job.said.add(task)
 
-    async def _started(self, job: Job, first_packet_ms: int) -> None:
+    async def _started(self, job: holding.Job, first_packet_ms: int) -> None:
         try:
             await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
         except Exception:
             # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
             log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
         await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
+        faults.faultpoint("capture.media.after")
 
-    async def _say_exit(self, job: Job, kind: str, data: dict[str, Any]) -> None:
+    async def _say_exit(self, job: holding.Job, kind: str, data: dict[str, Any]) -> None:
         await self._say(job, "ffmpeg-exit", {"Job": kind} | data)
 
-    async def _say_broken(self, job: Job, detail: str) -> None:
+    async def _say_broken(self, job: holding.Job, detail: str) -> None:
         data = {"Reason": "error", "Detail": detail[:4096], "Retry": True}
         match job.kind:
             case states.CAPTURE:
+                said = {k: data[k] for k in ("Reason", "Detail")}
                 if job.capture is not None:
                     job.capture.kill()
-                await self._say_exit(job, states.CAPTURE, {k: data[k] for k in ("Reason", "Detail")})
+                    said |= holding.on_disk(job.capture.progress)
+                await self._say_exit(job, states.CAPTURE, said)
             case states.TRANSCODE:
                 await self._say_exit(job, states.TRANSCODE, data)
             case states.UPLOAD:
@@ -337,17 +362,17 @@ class Worker:
             case _:
                 await self._say(job, "callback-failed", data)
 
-    async def _say(self, job: Job, type_: str, data: dict[str, Any]) -> None:
+    async def _say(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
         """Say the job's outcome, until it stands in the outbox."""
         await self._send(job, type_, data)
         job.ended = True
 
-    async def _send(self, job: Job, type_: str, data: dict[str, Any]) -> None:
+    async def _send(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
         event = codec.make(
             type_,
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
-            data=_names(job) | {"Epoch": job.epoch} | data,
+            data=holding.names(job) | {"Epoch": job.epoch} | data,
             subject=job.owner,
         )
         while True:
@@ -357,44 +382,3 @@ class Worker:
             except Exception:
                 log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
                 await asyncio.sleep(SAY_AGAIN_S)
-
-
-def _with_missing(output: model.Output, segments: Sequence[Any], missing: set[int]) -> tuple[tuple[int, int], ...]:
-    """The gaps of the file, and those that segments which could not be reached leave at its edges; one between two others is in
-    the wall time between these already."""
-    reached = [s for s in segments if s.epoch not in missing and s.media_ms]
-    before = sum(s.media_ms for s in segments if s.epoch in missing and reached and s.epoch < reached[0].epoch)
-    after = sum(s.media_ms for s in segments if s.epoch in missing and reached and s.epoch > reached[-1].epoch)
-    edges = (((0, before),) if before else (), ((output.duration_ms, after),) if after else ())
-    return (*edges[0], *output.gaps, *edges[1])
-
-
-def _owner(command: codec.Event) -> str:
-    data = command.data
-    return f"{data['TaskId']}/{data['Speaker']}/{data['N']}" if "Speaker" in data else f"{data['TaskId']}#{data['Revision']}"
-
-
-def _names(job: Job) -> dict[str, Any]:
-    if job.kind == states.CALLBACK:
-        task_id, revision = job.owner.split("#")
-        return {"TaskId": task_id, "Revision": int(revision)}
-    task_id, speaker, n = model.split_id(job.owner)
-    return {"TaskId": task_id, "Speaker": speaker, "N": n}
-
-
-def _on_disk(progress: adapters.Progress) -> dict[str, Any]:
-    return {
-        "MediaMs": progress.media_ms,
-        "SizeBytes": progress.size_bytes,
-        "FirstPacketMs": progress.first_packet_ms,
-        "LastPacketMs": progress.last_packet_ms,
-    }
-
-
-def _segment(progress: adapters.Progress) -> dict[str, Any]:
-    return {
-        "media_ms": progress.media_ms,
-        "size_bytes": progress.size_bytes,
-        "first_packet_ms": progress.first_packet_ms,
-        "last_packet_ms": progress.last_packet_ms,
-    }

@@ -5,8 +5,11 @@
     ├── Unauthorized         401      no token, or a wrong one; a callback whose signature does not hold
     ├── NotFound             404      no such session or recording
     ├── Refused              409      understood, but not possible in the present state
+    ├── QuotaReached         429      the key has as many Open sessions as it may have
     ├── InsufficientSpace    507      admission: the spool could not hold what was asked for
     ├── Unavailable          503      the service is starting, stopping, or its database does not answer
+    │   └── Full             503      this worker takes no more now; its captures are another's, or its own later
+    ├── Unsealable           503      no key here opens a secret of the session
     ├── Conflict                      somebody else moved the row first: load and decide again (never leaves the template)
     ├── LeaseRefused                  this worker's epoch is stale: stop, write nothing
     └── StepFailed                    a worker's step ended badly: reason, detail, retry
@@ -45,7 +48,7 @@ class InvalidParameter(RecorderError):
 
 
 class Unauthorized(RecorderError):
-    """The bearer token is missing or not known; set RECORDER_TOKEN to one of the service's API_TOKENS."""
+    """The bearer token is missing or not known; set RECORDER_TOKEN to a key of the API or one of API_TOKENS."""
 
     code = "Unauthorized"
     http_status = 401
@@ -65,6 +68,13 @@ class Refused(RecorderError):
     http_status = 409
 
 
+class QuotaReached(RecorderError):
+    """This key has as many Open sessions as it may have; stop one, or have its quota raised."""
+
+    code = "LimitExceeded"
+    http_status = 429
+
+
 class InsufficientSpace(RecorderError):
     """The spool has too little free space for another recording."""
 
@@ -79,6 +89,14 @@ class Unavailable(RecorderError):
     code = "ServiceUnavailable"
     http_status = 503
     retry = True
+
+
+class Unsealable(Unavailable):
+    """No key of SECRET_KEYS opens what is sealed for this; another node may have the key, or it was lost."""
+
+
+class Full(Unavailable):
+    """This worker takes no more captures now."""
 
 
 class Conflict(RecorderError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from events import requests
 from machine import states
@@ -11,6 +11,26 @@ from machine import states
 SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks for something, as the audit names them. `key_id` is "" without a key of the keys' table; `quota` is how many Open
+    sessions the key may have at once, 0 for any number."""
+
+    name: str
+    key_id: str = ""
+    quota: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A worker's room for captures: what its spool has free and must have free for another one, and why it takes none now
+    whatever the spool says ("": it would)."""
+
+    free_bytes: int
+    needed_bytes: int
+    busy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +45,8 @@ class Policy:
     result_wait_ms: int = 15 * MINUTE
     upload_retry_for_ms: int = 72 * HOUR
     keep_failed_ms: int = 7 * 24 * HOUR
+    keep_messages_ms: int = 7 * 24 * HOUR
+    keep_sessions_ms: int = 90 * 24 * HOUR
     node_return_ms: int = 30 * MINUTE
     lease_ms: int = 30 * SECOND
     capture_pauses_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 10_000)
@@ -51,7 +73,7 @@ class Job:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """A verified file of a transcode. `gaps` are (position in the file, wall time missing), both in ms; `missing` counts the
-    segments that could not be reached."""
+    segments that could not be reached; `epoch` is the transcode that made it, which its file is named by."""
 
     duration_ms: int
     size_bytes: int
@@ -60,6 +82,7 @@ class Output:
     end_ms: int | None = None
     gaps: tuple[tuple[int, int], ...] = ()
     missing: int = 0
+    epoch: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As events and the database hold it."""
@@ -72,6 +95,7 @@ class Output:
             "EndMs": self.end_ms,
             "Gaps": gaps,
             "Missing": self.missing,
+            "Epoch": self.epoch,
         }
 
     @staticmethod
@@ -85,6 +109,7 @@ class Output:
             end_ms=body["EndMs"],
             gaps=tuple((g["AtMs"], g["DurationMs"]) for g in body["Gaps"]),
             missing=body.get("Missing", 0),
+            epoch=body.get("Epoch", 0),
         )
 
 
@@ -184,3 +209,27 @@ def split_id(recording_id: str) -> tuple[str, str, int]:
     task_id, rest = recording_id.split("/", 1)
     speaker, n = rest.rsplit("/", 1)
     return task_id, speaker, int(n)
+
+
+Value = TypeVar("Value", Recording, Session, Callback)
+# dataclasses.replace goes through the constructor; on these wide values, which every decision rewrites several times, copying
+# slot by slot takes a third of that. None of them has a __post_init__ that would be passed by.
+_SLOTS: dict[type, tuple[tuple[Any, Any], ...]] = {
+    kind: tuple((vars(kind)[f.name].__get__, vars(kind)[f.name].__set__) for f in fields(kind))
+    for kind in (Recording, Session, Callback)
+}
+_SETTERS = {kind: {f.name: vars(kind)[f.name].__set__ for f in fields(kind)} for kind in _SLOTS}
+
+
+def changed(value: Value, **changes: Any) -> Value:
+    """`value` with these fields changed, as dataclasses.replace. Raises TypeError for a field that it does not have."""
+    kind = type(value)
+    made: Value = object.__new__(kind)
+    for read, write in _SLOTS[kind]:
+        write(made, read(value))
+    setters = _SETTERS[kind]
+    for name, new in changes.items():
+        if name not in setters:
+            raise TypeError(f"{kind.__name__} has no field {name!r}")
+        setters[name](made, new)
+    return made

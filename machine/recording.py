@@ -6,7 +6,7 @@ fit the present state is ignored with a reason. The chart and table in docs/stat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from machine import effects, model, recording_cursor, states, table
 
@@ -194,5 +194,5 @@ def _step(cursor: Cursor, event: str, moves: list[tuple[str, str]]) -> table.Row
     row = table.fire(MACHINE, cursor, event)
     if cursor.state != before:
         moves.append((before, cursor.state))
-        cursor.recording = replace(cursor.recording, state=cursor.state)
+        cursor.recording = model.changed(cursor.recording, state=cursor.state)
     return row

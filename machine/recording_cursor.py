@@ -340,7 +340,7 @@ class Cursor:
         return EVICTED if self.recording.detail == EVICTED else ""
 
     def _set(self, **changes: Any) -> None:
-        self.recording = replace(self.recording, **changes)
+        self.recording = model.changed(self.recording, **changes)
 
     def _add(self, effect: effects.Effect) -> None:
         self.effects.append(effect)

@@ -6,6 +6,9 @@ that FLV metadata states is not looked at: when the size changes inside a stream
 
 from __future__ import annotations
 
+# A parameter set takes some dozen bytes, a kilobyte with all its scaling lists; a stranger's may claim to be longer.
+_LONGEST_BYTES = 4_096
+_MOST_REFERENCES = 255
 _WITH_CHROMA = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
 
 
@@ -15,7 +18,7 @@ def picture_size(payload: bytes) -> tuple[int, int] | None:
         record = payload[5:]
         if payload[0] & 0x8F != 0x07 or record[5] & 0x1F == 0:
             return None
-        length = int.from_bytes(record[6:8], "big")
+        length = min(int.from_bytes(record[6:8], "big"), _LONGEST_BYTES)
         return _size(record[8 : 8 + length])
     except (IndexError, ValueError):
         return None
@@ -104,5 +107,5 @@ def _skip_order_count(bits: _Bits) -> None:
         bits.take(1)
         bits.signed()
         bits.signed()
-        for _ in range(bits.unsigned()):
+        for _ in range(min(bits.unsigned(), _MOST_REFERENCES)):
             bits.signed()

@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from machine import errors, faults
-from media import ffmpeg, lines, process, tail
+from media import ffmpeg, limits, lines, process, tail
 from media.tail import CaptureProgress as CaptureProgress
 
 log = structlog.get_logger()
@@ -175,7 +175,6 @@ class Capture:
         return CaptureExit(reason=reason, detail=detail, progress=self.progress)
 
     async def _spawn(self) -> None:
-        faults.faultpoint("media.capture.before")
         spec = self._spec
         if not spec.path.parent.is_dir():
             self._verdict = (SPOOL_LOST, f"The folder {spec.path.parent} is gone.")
@@ -188,9 +187,11 @@ class Capture:
             try:
                 script = _inherited(ffmpeg.capture_script(spec.address, timeout_s=2 * spec.stall_after_s))
                 argv = ffmpeg.capture_args(self._ffmpeg, script, spec.path, spec.mode)
-                child = process.Child(argv, redact=self._redact, on_error_line=self._on_line)
+                child = process.Child(argv, redact=self._redact, on_error_line=self._on_line, limits=limits.CAPTURE)
+                faults.faultpoint("capture.spawn.before")
                 await child.start(inherit=(script,))
                 self._child = child
+                faults.faultpoint("capture.spawn.after")
                 log.info("capture.spawned", pid=child.pid, segment=spec.path.name)
             except (OSError, errors.InvalidParameter) as error:
                 self._verdict = (ERROR, f"ffmpeg could not be started: {self._redact(str(error))}")
@@ -211,6 +212,9 @@ class Capture:
             child.kill()
             await end
         self._look()
+        while self._tail is not None and self._tail.behind:
+            await asyncio.sleep(0)
+            self._look()
         if self._verdict is None:
             self._verdict = self._judge()
 
@@ -250,6 +254,7 @@ class Capture:
             # The first look may fall into the middle of ffmpeg's first burst, when the first packet's time is not settled.
             if self._looks_with_media == 2 or (self._exited and self._looks_with_media == 1):
                 self._looks_with_media = 2
+                faults.faultpoint("capture.media.before")
                 self._announce(self._tail.progress)
 
     def _announce(self, progress: CaptureProgress) -> None:

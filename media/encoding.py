@@ -25,6 +25,8 @@ _PROBE_BYTES = 50_000_000
 _QUEUED_PACKETS = 65_536
 _HIDE_MARGIN_S = 0.02
 _KEY_EVERY_S = 2
+# The expression is one argument of a command, which Linux holds to 128 KiB.
+_MOST_SPANS = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +101,16 @@ def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: P
 
 
 def _within(spans_ms: Iterable[tuple[int, int]]) -> str:
-    """An expression that is true inside the spans; those that touch become one. "" for none."""
+    """An expression that is true inside the spans; those that touch become one, and of very many the longest count.
+    "" for none."""
     merged: list[tuple[int, int]] = []
     for from_ms, to_ms in sorted(spans_ms):
         if merged and from_ms - merged[-1][1] <= 100:
             merged[-1] = (merged[-1][0], max(to_ms, merged[-1][1]))
         else:
             merged.append((from_ms, to_ms))
+    if len(merged) > _MOST_SPANS:
+        merged = sorted(sorted(merged, key=lambda span: span[0] - span[1])[:_MOST_SPANS])
     return "+".join(f"between(t,{_seconds(max(0, a - 1))},{b / 1000 - _HIDE_MARGIN_S:.3f})" for a, b in merged)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 import ffmpeg
 import imageio_ffmpeg
+import requests
 
 from machine import errors
 
@@ -29,6 +31,8 @@ _ANALYSIS_US = 1_000_000
 _INTERLEAVE_US = 250_000
 _LONGEST_ADDRESS_BYTES = 16_384
 _PROTOCOLS = {"http": "http,tcp", "https": "https,http,tls,tcp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}
+# Where Python knows of no file of authorities (SSL_CERT_FILE names one).
+_SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 _HEARTBEAT = "noise=drop=mod(n\\,31)"
 
 
@@ -69,15 +73,32 @@ def capture_script(address: str, *, timeout_s: float) -> bytes:
     raw = address.encode("utf-8", "replace")
     if scheme not in _PROTOCOLS or any(byte < 0x21 for byte in raw) or len(raw) > _LONGEST_ADDRESS_BYTES:
         raise errors.InvalidParameter("The pull address is not an http, https, rtmp or rtmps URL.", field="PULL_ADDRESS")
-    quoted = raw.replace(b"'", b"'\\''")
     options = {
         "protocol_whitelist": _PROTOCOLS[scheme],
+        "format_whitelist": "flv",  # else a server might answer with a script or a playlist of its own
         "rw_timeout": str(int(timeout_s * 1_000_000)),
         "analyzeduration": str(_ANALYSIS_US),
     }
-    lines = [b"ffconcat version 1.0", b"file '" + quoted + b"'"]
-    lines += [f"option {name} {value}".encode("ascii") for name, value in options.items()]
+    if scheme in ("https", "rtmps"):
+        # Before 8 ffmpeg checks nothing by itself, and its environment is empty: SSL_CERT_FILE is read here.
+        options |= {"tls_verify": "1", "ca_file": _quoted(authorities().encode()).decode()}
+    lines = [b"ffconcat version 1.0", b"file " + _quoted(raw)]
+    lines += [f"option {name} {value}".encode() for name, value in options.items()]
     return b"\n".join(lines) + b"\n"
+
+
+def authorities() -> str:
+    """The file of the authorities whose certificates count for a pull by TLS: SSL_CERT_FILE, the system's, or those that come
+    with requests."""
+    known = ssl.get_default_verify_paths().cafile
+    if known:
+        return known
+    return _SYSTEM_AUTHORITIES if Path(_SYSTEM_AUTHORITIES).is_file() else requests.utils.DEFAULT_CA_BUNDLE_PATH
+
+
+def _quoted(raw: bytes) -> bytes:
+    """One word of a script."""
+    return b"'" + raw.replace(b"'", b"'\\''") + b"'"
 
 
 def capture_args(binary: str, script_fd: int, path: Path, mode: str) -> list[str]:

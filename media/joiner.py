@@ -21,6 +21,7 @@ from media import flv, timeline
 FILL_EVERY_MS = 500
 _FILL_MARGIN_MS = 50
 _OVERLAP_MS = 300
+_DRIFT = 1_000  # one in a thousand, which no quartz reaches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +92,23 @@ class Walk:
 
 def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
     """Where each segment ends because the next one had begun by then: a superseded capture may have written on beside
-    its successor."""
+    its successor. What is known of its last packet may be older than the file (its worker was frozen, its ffmpeg was not), so the
+    file's own times count where they say that it went on for longer than clocks drift apart."""
     limits: list[int | None] = []
     for segment, follower in zip(segments, [*segments[1:], None], strict=False):
         limit = None
-        if follower is not None and None not in (segment.first_packet_ms, segment.last_packet_ms, follower.first_packet_ms):
-            first, last, following = segment.first_packet_ms, segment.last_packet_ms, follower.first_packet_ms
-            if last > following + _OVERLAP_MS:  # type: ignore[operator] # none of them is None: asked above
-                limit = max(0, following - first)  # type: ignore[operator] # the same
+        first, last = segment.first_packet_ms, segment.last_packet_ms
+        following = follower.first_packet_ms if follower is not None else None
+        if first is not None and following is not None:
+            known = last is not None and last > following + _OVERLAP_MS
+            limit = max(0, following - first) + (0 if known else tolerance_ms(following - first))
         limits.append(limit)
     return limits
+
+
+def tolerance_ms(lasted_ms: int) -> int:
+    """How far a publisher's clock and ours may be apart after so long, and still say the same."""
+    return max(_OVERLAP_MS, lasted_ms // _DRIFT)
 
 
 class Joiner:

@@ -1,9 +1,9 @@
-"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import only the standard library.
+"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import `media.limits`.
 
 Rule: after `wait()` has returned there is no process, no pipe and no task left. The child has its own process group, so
-that a terminal's Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; and it
-dies with the thread that spawned it (setpriv --pdeathsig KILL), so spawn from the main thread, where the event loop
-runs.
+that a terminal's Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; limits on
+what it may take, and no way to more rights than it has; and it dies with the thread that spawned it (setpriv
+--pdeathsig KILL), so spawn from the main thread, where the event loop runs.
 
 Measured with 9.0.2: a stalled ffmpeg ignores `q` and one signal, and ends its reads after the second, so SIGTERM goes
 with a SIGINT.
@@ -18,6 +18,8 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+
+from media import limits as limits_of
 
 _RING_LINES = 100
 _LONGEST_LINE_BYTES = 8_192
@@ -40,10 +42,12 @@ class Child:
         redact: Callable[[str], str],
         on_error_line: Callable[[str], None] = lambda _: None,
         on_output_line: Callable[[str], None] | None = None,
+        limits: limits_of.Limits = limits_of.CAPTURE,
     ) -> None:
         self.argv = tuple(argv)
         self.last_lines: collections.deque[str] = collections.deque(maxlen=_RING_LINES)
         self._redact = redact
+        self._limits = limits
         self._on_error_line = on_error_line
         self._on_output_line = on_output_line
         self._process: asyncio.subprocess.Process | None = None
@@ -64,9 +68,10 @@ class Child:
     async def start(self, *, inherit: Sequence[int] = ()) -> None:
         """Spawns the process; it keeps the file descriptors `inherit` under their numbers. Raises OSError when it cannot."""
         setpriv = shutil.which("setpriv")
-        guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+        guard = [setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--"] if setpriv else []
         self._process = process = await asyncio.create_subprocess_exec(
             *guard,
+            *self._limits.argv(),
             *self.argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE if self._on_output_line else asyncio.subprocess.DEVNULL,

@@ -3,7 +3,7 @@
     <root>/.lock                                    held while the node runs
     <root>/.node                                    this node's id, made once
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
-    <root>/<TaskId>/<speaker>_<n>/finished.mp4      the output
+    <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
 
 Rule: no path is ever built from an id as it came; TRTC's ids may hold "/", ".." and "%2F".
 """
@@ -83,9 +83,19 @@ class Spool:
         """Where the segment of this epoch is written; its folder is made. When the spool is gone, the capture will say so."""
         return self._folder(task_id, speaker, n, make=True) / f"{int(epoch):08d}.flv"
 
-    def output_path(self, task_id: str, speaker: str, n: int, mode: str) -> Path:
-        """Where the finished file is written; its folder is made. Raises KeyError for an unknown mode."""
-        return self._folder(task_id, speaker, n, make=True) / f"finished.{_EXTENSIONS[mode]}"
+    def output_path(self, task_id: str, speaker: str, n: int, mode: str, epoch: int) -> Path:
+        """Where the transcode of `epoch` writes the finished file (0: one that an older version wrote); its folder is made. A
+        worker that wakes after its lease neither writes into nor replaces what a newer epoch made. Raises KeyError for an unknown
+        mode."""
+        number = f".{int(epoch):08d}" if epoch else ""
+        return self._folder(task_id, speaker, n, make=True) / f"finished{number}.{_EXTENSIONS[mode]}"
+
+    def remove_parts(self, task_id: str, speaker: str, n: int, before_epoch: int) -> None:
+        """Deletes what transcodes of earlier epochs left unfinished (blocking); one of them that still writes ends in nothing."""
+        current = f"finished.{int(before_epoch):08d}."
+        for part in self._folder(task_id, speaker, n).glob("finished*.part"):
+            if part.name < current:
+                part.unlink(missing_ok=True)
 
     def segments(self, task_id: str, speaker: str, n: int) -> list[Path]:
         """The segments of a recording that are on this disk, in the order of their epochs."""
@@ -105,21 +115,12 @@ class Spool:
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
 
-    def remove_recording(self, task_id: str, speaker: str, n: int) -> None:
-        """Deletes a recording's segments and output (blocking). What is gone already stays gone. Raises OSError otherwise."""
-        folder = self._folder(task_id, speaker, n)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
-
     def remove_files(self, task_id: str, speaker: str, n: int, epochs: Iterable[int]) -> None:
         """Deletes these segments and the outputs of a recording (blocking), and the folders that are empty then; what a newer
         epoch writes beside them stays. Raises OSError."""
         folder = self._folder(task_id, speaker, n)
-        outputs = [f"finished.{extension}" for extension in sorted(set(_EXTENSIONS.values()))]
-        for name in (*(f"{int(epoch):08d}.flv" for epoch in epochs), *outputs, *(f"{name}.part" for name in outputs)):
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(folder / f"{int(epoch):08d}.flv" for epoch in epochs), *folder.glob("finished.*")):
+            path.unlink(missing_ok=True)
         for empty in (folder, folder.parent):
             with contextlib.suppress(OSError):
                 empty.rmdir()

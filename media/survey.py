@@ -1,6 +1,7 @@
 """What the segments of a recording hold together, found in one pass before the transcode. May import this room.
 
-Rule: it walks the segments exactly as the joiner does, so that lengths, holes and gaps are those of the joined stream.
+Rules: it walks the segments exactly as the joiner does, so that lengths, holes and gaps are those of the joined stream;
+what it remembers is bounded, whatever the segments hold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
 # So much older than its arrival may a segment's first packet be: servers begin with what they have since the last key frame.
 _BURST_MS = 3_000
+_STALE_MS = 1_000
 _SLOWEST, _FASTEST = 5, 60
+# Far beyond what a publisher's changes of picture and pauses come to; a stranger's stream may change with every packet.
+_MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
+_MOST_HOLES = 20_000
+_LARGEST_SIDE = 4_096
 _AVC = 7
 _AAC = 10
 
@@ -69,9 +75,14 @@ class Survey:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """The picture with the largest area, in even numbers of pixels; 1280×720 when no size can be read."""
+        """The picture with the largest area, in even numbers of pixels; 1280×720 when no size can be read.
+
+        Scaled down to 4096 a side where it claims more: what is encoded must fit the memory that an encoder may take.
+        """
         sizes = [size for header in self.headers.get(flv.VIDEO, ()) if (size := avc.picture_size(header))]
         width, height = max(sizes, key=lambda size: size[0] * size[1], default=(1280, 720))
+        if (side := max(width, height)) > _LARGEST_SIDE:
+            width, height = max(2, width * _LARGEST_SIDE // side), max(2, height * _LARGEST_SIDE // side)
         return width + width % 2, height + height % 2
 
     @property
@@ -149,8 +160,8 @@ class _Pass:
         self._track_ends_ms[kind] = place + self._walk.timeline.packet_ms(kind)
         header = self._header.get(kind)
         known = found.headers.setdefault(kind, [])
-        if header is not None and header not in known:
-            known.append(header)
+        if header is not None and header[:_LONGEST_HEADER_BYTES] not in known and len(known) < _MOST_HEADERS:
+            known.append(header[:_LONGEST_HEADER_BYTES])
         found.codecs.setdefault(kind, set()).add(tag.payload[0] & 0x8F if kind == flv.VIDEO else tag.payload[0] >> 4)
         found.first.setdefault(kind, (header, tag.payload))
         found.begins_ms.setdefault(kind, self._start_ms + place)
@@ -165,7 +176,7 @@ class _Pass:
 
     def _hole(self, kind: int, until_ms: int) -> None:
         from_ms = self._track_ends_ms.get(kind, 0)
-        if until_ms - from_ms > _HOLE_MS[kind]:
+        if until_ms - from_ms > _HOLE_MS[kind] and len(self._found.holes) < _MOST_HOLES:
             leading = kind not in self._track_ends_ms
             hole = Hole(kind=kind, from_ms=self._start_ms + from_ms, to_ms=self._start_ms + until_ms, leading=leading)
             self._found.holes.append(hole)
@@ -174,6 +185,10 @@ class _Pass:
         """Wall times of the segment, and with them the gap before it and those inside it."""
         last_ms = self._segment.last_packet_ms or self._walk.written_ms()
         first_ms = self._segment.first_packet_ms or last_ms - self._walk.timeline.position_ms
+        reached_ms = first_ms + self._walk.length_ms
+        if reached_ms > last_ms + _STALE_MS + joiner.tolerance_ms(self._walk.length_ms):
+            # Its worker was frozen and could not say how far it came; its ffmpeg wrote on.
+            last_ms = reached_ms
         if self._found.start_ms is None:
             self._found.start_ms = first_ms
         if self._previous_last_ms is not None:

@@ -1,7 +1,8 @@
 """Follows a segment while ffmpeg writes it: what is on disk, and since when. May import `media.flv` and `media.timeline`.
 
 Rule: media on disk is the truth; nothing ffmpeg reports is counted. A wall time is the file's time of last writing, held between
-the previous look and this one, so that a file server with a wrong clock cannot move it.
+the previous look and this one, so that a file server with a wrong clock cannot move it. A look is short, whatever a stranger's
+server sends: what is left is for the next one (`behind`).
 
 The first packet reaches the disk late (ffmpeg analyses for up to a second first), so its wall time is reckoned back: the
 earliest of (time of writing - place in the media) over the first seconds, but never before the capture was spawned.
@@ -9,12 +10,14 @@ earliest of (time of writing - place in the media) over the first seconds, but n
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from media import flv, timeline
 
 _SETTLING_MS = 5_000
+_LOOK_FOR_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,8 @@ class CaptureProgress:
 
 
 class Tail:
-    """Reads what was added since the last look. `spawned_ms` is the wall time before which no packet can have come."""
+    """Reads what was added since the last look. `spawned_ms` is the wall time before which no packet can have come; `behind`
+    says that the last look has left something for the next."""
 
     def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
         self._path = path
@@ -39,6 +43,7 @@ class Tail:
         self._reader: flv.Reader | None = None
         self.progress = CaptureProgress()
         self.grown_ms: int | None = None
+        self.behind = False
 
     def close(self) -> None:
         """Gives the file back; safe to call twice."""
@@ -63,8 +68,9 @@ class Tail:
                 self._reader = flv.Reader(self._path)
             except FileNotFoundError:
                 return
+        behind, self.behind = self.behind, False
         stat = self._reader.stat()
-        if stat.st_size > self.progress.size_bytes:
+        if stat.st_size > self.progress.size_bytes or behind:
             written_ms = min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms)
             self._take(stat.st_size, written_ms)
         self._looked_ms = now_ms
@@ -72,7 +78,9 @@ class Tail:
     def _take(self, size_bytes: int, written_ms: int) -> None:
         assert self._reader is not None  # noqa: S101 - look() opened it
         found = arrived = False
-        while tags := self._reader.read():
+        until_s = time.monotonic() + _LOOK_FOR_S
+        while not self.behind and (tags := self._reader.read()):
+            self.behind = time.monotonic() > until_s
             for tag in tags:
                 arrived = arrived or tag.is_media
                 found = self._timeline.place(tag) is not None or found

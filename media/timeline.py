@@ -3,6 +3,7 @@
 May import only `media.flv`. One rule, used by the capture's watch, the scan of a finished segment and the joiner alike,
 so that all three count the same: only the tracks that the mode records count; pictures count from the first key frame;
 a jump in the timestamps, forwards or backwards, of more than `JUMP_MS` is cut and remembered, for nothing was there.
+However wild a stranger's timestamps are, what is remembered of them is bounded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from media import flv
 
 JUMP_MS = 5_000
+_MOST_JUMPS = 1_000
 _LONGEST_PACKET_MS = 200
 _USUAL_PACKET_MS = {flv.AUDIO: 23, flv.VIDEO: 40}
 _WANTED = {
@@ -85,7 +87,14 @@ class Timeline:
         place = timestamp_ms + self._offset_ms
         if abs(place - self.position_ms) > JUMP_MS:
             end_ms = self.end_ms
-            self.jumps.append(Jump(at_ms=end_ms, missing_ms=max(0, place - end_ms)))
+            self._remember(Jump(at_ms=end_ms, missing_ms=max(0, place - end_ms)))
             self._offset_ms += end_ms - place
             place = end_ms
         return max(0, place)
+
+    def _remember(self, jump: Jump) -> None:
+        if len(self.jumps) < _MOST_JUMPS:
+            self.jumps.append(jump)
+        else:  # what is missing in all stays true
+            last = self.jumps[-1]
+            self.jumps[-1] = Jump(at_ms=last.at_ms, missing_ms=last.missing_ms + jump.missing_ms)

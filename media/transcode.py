@@ -20,13 +20,15 @@ from pathlib import Path
 import structlog
 
 from machine import errors, faults
-from media import encoding, joiner, lines, process, survey, verify
+from media import encoding, joiner, limits, lines, process, survey, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
 
 log = structlog.get_logger()
 
 _CHUNK_BYTES = 1 << 18
+# No session lasts that long; a stream whose timestamps run ahead of time could keep an encoder busy for ever.
+_LONGEST_MS = 31 * 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +69,17 @@ class Transcoder:
         errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost"
         or "killed".
         """
-        faults.faultpoint("media.transcode.before")
         part = output.with_name(output.name + ".part")
         try:
+            faults.faultpoint("transcode.start.before")
             found = await asyncio.to_thread(survey.survey, segments, mode)
             self._check(found, segments, output)
             log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
             seen = await self._make(found, segments, mode, part, on_progress)
             size_bytes, crc64 = await asyncio.to_thread(verify.settle, part)
-            faults.faultpoint("media.rename.before")
+            faults.faultpoint("transcode.rename.before")
             await asyncio.to_thread(_give_name, part, output)
-            faults.faultpoint("media.rename.after")
+            faults.faultpoint("transcode.rename.after")
         except OSError as error:
             raise _storage_failed(error) from error
         finally:
@@ -99,6 +101,10 @@ class Transcoder:
             raise errors.TranscodeFailed(f"The folder {gone[0]} is gone.", reason="spool-lost", retry=True)
         if not found.kinds:
             raise errors.TranscodeFailed("No segment holds a track that the mode records.", reason="no-media", retry=False)
+        if found.duration_ms > _LONGEST_MS:
+            hours = found.duration_ms // 3_600_000
+            detail = f"The segments claim {hours} hours of media, more than any session lasts."
+            raise errors.TranscodeFailed(detail, reason="ffmpeg-failed", retry=False)
 
     async def _make(
         self,
@@ -130,7 +136,8 @@ class Transcoder:
         argv = encoding.transcode_args(self._ffmpeg, found, chosen, str(part))
         fillings = [found.filling(kind) for kind in chosen.encoded]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
-        run = _Run(argv, found.duration_ms, on_progress)
+        input_bytes = await asyncio.to_thread(_size_in_all, segments)
+        run = _Run(argv, found.duration_ms, on_progress, limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
         )
@@ -142,7 +149,9 @@ class Transcoder:
 class _Run:
     """One ffmpeg that is fed, listened to, and watched for standing still."""
 
-    def __init__(self, argv: Sequence[str], total_ms: int, on_progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self, argv: Sequence[str], total_ms: int, on_progress: Callable[[int, int], None] | None, allowed: limits.Limits
+    ) -> None:
         self._total_ms = total_ms
         self._on_progress = on_progress
         self._reader = lines.ProgressReader()
@@ -150,7 +159,9 @@ class _Run:
         self._fed_bytes = 0
         self._out_ms = 0
         self._stuck = False
-        self._child = process.Child(argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output)
+        self._child = process.Child(
+            argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output, limits=allowed
+        )
 
     async def to_end(self, stream: AsyncIterator[bytes], part: Path, stuck_after_s: float) -> int:
         """Feeds the stream and waits for the end; returns the exit code. Whatever interrupts it, ffmpeg is killed first."""
@@ -159,6 +170,7 @@ class _Run:
         feeding = asyncio.create_task(self._feed(stream))
         watching = asyncio.create_task(self._watch(part, stuck_after_s))
         try:
+            faults.faultpoint("transcode.start.after")
             code = await asyncio.shield(reaped)
             if code == 0 or feeding.done():
                 await feeding  # a segment that cannot be read is the reason, not the ffmpeg that was killed for it
@@ -220,6 +232,14 @@ class _Run:
             self._out_ms = block.out_ms
             if self._on_progress is not None:
                 self._on_progress(min(block.out_ms, self._total_ms), self._total_ms)
+
+
+def _size_in_all(segments: Sequence[SegmentFile]) -> int:
+    found = 0
+    for segment in segments:
+        with contextlib.suppress(FileNotFoundError):  # what is not there holds nothing, as for the survey
+            found += segment.path.stat().st_size
+    return found
 
 
 def _size_bytes(part: Path) -> int:

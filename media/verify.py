@@ -17,7 +17,7 @@ from pathlib import Path
 import fastcrc
 
 from machine import errors
-from media import encoding, flv, lines, process, survey
+from media import encoding, flv, limits, lines, process, survey
 
 _TOLERANCE_MS = 500
 _TOLERANCE = 0.005
@@ -86,7 +86,13 @@ class _Look:
         self._reader = lines.ProgressReader()
 
     async def run(self, argv: Sequence[str], limit_s: float) -> None:
-        child = process.Child(argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output)
+        child = process.Child(
+            argv,
+            redact=lines.Redactor(),
+            on_error_line=self._on_error,
+            on_output_line=self._on_output,
+            limits=limits.verify(),
+        )
         await child.start()
         child.stdin.close()
         reaped = asyncio.create_task(child.wait())

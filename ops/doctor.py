@@ -55,14 +55,16 @@ class Schema(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What the other rooms know. `find_ffmpeg`, `check_template`, `schema` and `credentials` (the name of the place that has
-    them) raise `fault`, whose text is a sentence. `mounts` is the system's table of mounts."""
+    """What the other rooms know. `find_ffmpeg`, `check_template`, `schema`, `sealing` (where the keys of secrets are) and
+    `credentials` (the name of the place that has them) raise `fault`, whose text is a sentence. `mounts` is the system's table of
+    mounts."""
 
     find_ffmpeg: Callable[[str], str]
     ffmpeg_version: Callable[[str], tuple[int, ...] | None]
     check_template: Callable[[str], None]
     pull_template: str
     schema: Callable[[str], Schema]
+    sealing: Callable[[settings.Settings], str]
     credentials: Callable[[], str]
     version: str
     fault: type[Exception]
@@ -187,10 +189,10 @@ def check_abilities(case: Case) -> Finding:
 
 
 def check_setpriv(case: Case) -> Finding:
-    """A capture ends with the service that started it."""
+    """A capture ends with the service that started it, and takes no more than it may."""
     fault = probes.setpriv_fault(case.environ.get("PATH", ""))
     if fault:
-        meaning = "An ffmpeg outlives a service that is killed with -9, and captures on beside its successor."
+        meaning = "An ffmpeg outlives a service that is killed with -9, or has no limits on memory and files."
         return Finding(check="setpriv", status=WARN, found=fault, meaning=meaning, type="apt-get install util-linux")
     return Finding(check="setpriv", status=OK, found="works")
 
@@ -253,6 +255,16 @@ def check_database(case: Case) -> Finding:
         get = f"{copy}  # a copy, with the service stopped; then start it again"
         return Finding(check=name, status=WARN, found=f"schema {schema.current}", meaning=meaning, type=get)
     return Finding(check=name, status=OK, found=f"can be written, schema {schema.current}")
+
+
+def check_secret_keys(case: Case) -> Finding:
+    """There are keys to seal secrets with, and they open what the database holds."""
+    try:
+        return Finding(check="secret-keys", status=OK, found=case.given.sealing(case.settings))
+    except case.given.fault as error:
+        meaning = "The service does not start: UserSigs and COS keys could not be opened."
+        get = "recorder keys rotate --help  # docs/operate.md, Keys, says what to do"
+        return Finding(check="secret-keys", status=FAIL, found=str(error), meaning=meaning, type=get)
 
 
 def check_place(case: Case) -> Finding:
@@ -359,6 +371,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "spool-space": check_space,
     "spool-lock": check_lock,
     "database": check_database,
+    "secret-keys": check_secret_keys,
     "database-place": check_place,
     "callback-keys": check_callback_keys,
     "callback-secret": check_callback_secret,

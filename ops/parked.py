@@ -7,15 +7,13 @@ Rule: they ask the broker and the database themselves, not the service: they wor
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Protocol
 
 import typer
 
-from ops import client, printing
-from ops import settings as ops_settings
+from ops import exits, printing
 
 HELP = (
     "Messages that could not be handled: look at them, send them anew once the cause is mended, or throw them away."
@@ -39,13 +37,11 @@ class Parking(Protocol):
 
 
 Opening = Callable[[], AbstractAsyncContextManager[Parking]]
-# The exit code of an error: of the room that the messages lie in, whose errors are not known here.
-ExitCode = Callable[[Exception], int | None]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as `recorder parked list` shows them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def commands(opening: Opening, exit_code: ExitCode) -> typer.Typer:
+def commands(opening: Opening, exit_code: exits.ExitCode) -> typer.Typer:
     """The commands, on what `opening` opens."""
     app = typer.Typer(name="parked", help=HELP, no_args_is_help=True)
 
@@ -54,7 +50,7 @@ def commands(opening: Opening, exit_code: ExitCode) -> typer.Typer:
             async with opening() as parking:
                 return await ask(parking)
 
-        with _exits(exit_code):
+        with exits.told(exit_code):
             return asyncio.run(opened())
 
     @app.command("list")
@@ -110,20 +106,3 @@ def _table(answer: Json) -> None:
     more = answer["Count"] - len(answer["Messages"])
     if more > 0:
         printing.failure(f"… and {more} more: --limit shows up to 1000 at once.")
-
-
-@contextmanager
-def _exits(exit_code: ExitCode) -> Iterator[None]:
-    try:
-        yield
-    except ops_settings.SettingsError as error:
-        sys.stderr.write(f"recorder: {error}\n")
-        raise typer.Exit(client.USAGE) from error
-    except KeyboardInterrupt as error:
-        raise typer.Exit(client.INTERRUPTED) from error
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        printing.failure(str(error))
-        raise typer.Exit(code) from error

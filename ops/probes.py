@@ -45,16 +45,19 @@ def _ffmpeg_list(binary: str, kind: str) -> set[str]:
 
 
 def setpriv_fault(path: str) -> str:
-    """Why `setpriv --pdeathsig` of this PATH does not work; "" if it does."""
-    binary = shutil.which("setpriv", path=path)
-    if binary is None:
-        return "setpriv is not on PATH"
+    """Why `setpriv --pdeathsig` of this PATH does not work, or `prlimit` beside it; "" if both do."""
     true = shutil.which("true", path=path) or "/bin/true"
-    try:
-        done = subprocess.run([binary, "--pdeathsig", "KILL", "--", true], capture_output=True, timeout=RUN_S, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{binary} does not run ({type(error).__name__})"
-    return f"{binary} does not know --pdeathsig" if done.returncode else ""
+    for name, options in (("setpriv", ["--pdeathsig", "KILL", "--no-new-privs"]), ("prlimit", ["--core=0"])):
+        binary = shutil.which(name, path=path)
+        if binary is None:
+            return f"{name} is not on PATH"
+        try:
+            done = subprocess.run([binary, *options, "--", true], capture_output=True, timeout=RUN_S, check=False)
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"{binary} does not run ({type(error).__name__})"
+        if done.returncode:
+            return f"{binary} does not know {options[0]}"
+    return ""
 
 
 def folder_fault(folder: Path) -> str:

@@ -6,10 +6,8 @@ process is not read here; an empty variable is an unset one; secrets are `Secret
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,10 +17,9 @@ import pydantic_settings
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic.config import JsonDict
 
-from ops import values
+from ops import contradictions, values
 
-SQLITE = "sqlite+aiosqlite:///"
-POSTGRESQL = "postgresql+asyncpg://"
+SQLITE = contradictions.SQLITE
 DATABASE_NAME = "recorder.db"
 DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
 
@@ -70,6 +67,20 @@ class Settings(pydantic_settings.BaseSettings):
         "a comma-separated list of printable words without spaces",
         "Bearer tokens of the API. Required unless HOST is a loopback address.",
     )
+    api_rate: int = _setting(
+        "API_RATE",
+        1200,
+        "a number from 0",
+        "Requests a minute that each key or token may make on a node; 0 is no limit.",
+        ge=0,
+    )
+    api_sessions: int = _setting(
+        "API_SESSIONS",
+        1000,
+        "a number from 0",
+        "Open sessions that a key without a quota of its own may have; 0 is no limit.",
+        ge=0,
+    )
     data_dir: Path = _setting(
         "DATA_DIR",
         Path(),
@@ -82,6 +93,14 @@ class Settings(pydantic_settings.BaseSettings):
         SecretStr(""),
         f"an address that begins with {SQLITE} and names a file",
         "The database, where it is not the SQLite file `recorder.db` in DATA_DIR.",
+    )
+    secret_keys: Annotated[tuple[SecretStr, ...], _list_of(values.sealing_key)] = _setting(
+        "SECRET_KEYS",
+        (),
+        "a comma-separated list of keys, each base64 of 32 bytes as `openssl rand -base64 32` prints them",
+        "Keys that UserSigs, COS keys and callbacks' addresses are sealed with: the first seals, all open. The same for every"
+        " node; required with AMQP_URL.",
+        shown="those of the file `secret.keys` in DATA_DIR, made at the first start",
     )
     cfs_path: Path | None = _setting(
         "CFS_PATH", None, "a path", "Mounted file system (CFS) that takes the spool. The database never lies on it."
@@ -116,6 +135,14 @@ class Settings(pydantic_settings.BaseSettings):
         {},
         "SdkAppId=key pairs, or a JSON object",
         "Callback keys of TRTC applications, as set in the TRTC console. Callbacks of other applications are refused.",
+    )
+    trtc_callback_window_s: Seconds = _setting(
+        "TRTC_CALLBACK_WINDOW",
+        300.0,
+        DURATION,
+        "How old a callback of TRTC may be, or how far ahead, by its CallbackTs; an older one may be one played again. 0: any.",
+        ge=0,
+        shown="5m",
     )
     callback_secret: SecretStr = _setting(
         "CALLBACK_SECRET",
@@ -179,8 +206,24 @@ class Settings(pydantic_settings.BaseSettings):
     max_captures: int = _setting(
         "MAX_CAPTURES", 0, "a number from 0", "Captures at once on this worker beside other workers; 0 is no limit.", ge=0
     )
+    max_cpu: float = _setting(
+        "MAX_CPU",
+        0.8,
+        "a number from 0 to 1",
+        "Share of this worker's CPUs (a container's quota counts) that its captures and the service itself may take over half a"
+        " minute before it takes no new capture beside other workers; transcodes do not count; 0 is no limit.",
+        ge=0,
+        le=1,
+        shown="0.8",
+    )
     max_load: float = _setting(
-        "MAX_LOAD", 0.0, "a number from 0", "Load per core above which this worker takes no new capture; 0 is no limit.", ge=0
+        "MAX_LOAD",
+        0.0,
+        "a number from 0",
+        "Load of the machine per core, its neighbours' included, above which this worker takes no new capture beside other"
+        " workers; 0 is no limit.",
+        ge=0,
+        shown="0",
     )
     linger_s: Seconds = _setting(
         "LINGER", 30.0, DURATION, "How long a speaker who left may stay away and still be the same recording.", ge=0
@@ -207,6 +250,22 @@ class Settings(pydantic_settings.BaseSettings):
     )
     keep_failed_s: Seconds = _setting(
         "KEEP_FAILED", 604_800.0, DURATION, "How long the files and secrets of what failed are kept.", gt=0, shown="7d"
+    )
+    keep_messages_s: Seconds = _setting(
+        "KEEP_MESSAGES",
+        604_800.0,
+        DURATION,
+        "How long an event is known again by its id, so that its repeat changes nothing.",
+        gt=0,
+        shown="7d",
+    )
+    keep_sessions_s: Seconds = _setting(
+        "KEEP_SESSIONS",
+        7_776_000.0,
+        DURATION,
+        "How long finished sessions, their timelines and results can be read; longer while a file of theirs is kept.",
+        gt=0,
+        shown="90d",
     )
     lease_s: Seconds = _setting(
         "LEASE", 30.0, f"{DURATION}, at least 1", "After so long without a sign of life a worker counts as lost.", ge=1
@@ -271,7 +330,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         if given.get(name):
             given[name] = _expanded(given[name], environ)
     settings, faults = _checked(given)
-    faults.update({name: fault for name, fault in _contradictions(settings) if name not in faults})
+    faults.update({name: fault for name, fault in contradictions.found(settings) if name not in faults})
     if faults:
         raise SettingsError(tuple(f"{name}: {fault}" for name, fault in sorted(faults.items())))
     return settings
@@ -320,41 +379,6 @@ def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:
     allowed: dict[str, Any] = {name: Settings.model_fields[names[name]].json_schema_extra for name in wrong}
     right = Settings.model_validate({name: text for name, text in given.items() if name not in wrong})
     return right, {name: f"must be {extra['allowed']}" for name, extra in allowed.items()}
-
-
-def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
-    """What each setting may be by itself, but not beside the others."""
-    if not values.is_loopback(settings.host) and not settings.api_tokens:
-        yield "API_TOKENS", "is required, because HOST is not a loopback address: whoever reaches the port could record"
-    if settings.data_dir == Path() and not settings.database_url.get_secret_value():
-        yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
-    url = settings.database_url.get_secret_value()
-    many = bool(settings.amqp_url.get_secret_value())
-    if many != url.startswith(POSTGRESQL):
-        yield "DATABASE_URL", f"AMQP_URL and a DATABASE_URL that begins with {POSTGRESQL} go together: the engine of many nodes"
-    elif many:
-        if settings.spool_shared and not settings.cfs_path:
-            yield "SPOOL_SHARED", "needs CFS_PATH, the folder that is shared"
-        if "worker" in settings.roles and not settings.spool_shared and not settings.cluster_token.get_secret_value():
-            yield "CLUSTER_TOKEN", "is required where workers do not share a spool: they fetch segments from each other"
-    elif set(settings.roles) != set(values.ROLES):
-        yield "ROLES", "must be all three without AMQP_URL: everything is in this process"
-    elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
-        yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
-    elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
-        name = "DATABASE_URL" if url else "DATA_DIR"
-        yield name, "must not lie on CFS_PATH: SQLite loses data on a network file system"
-    if not _signs(settings.callback_secret.get_secret_value()):
-        yield "CALLBACK_SECRET", "must be base64 after whsec_"
-
-
-def _signs(secret: str) -> bool:
-    if not secret.startswith("whsec_"):
-        return True
-    try:
-        return bool(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
-    except binascii.Error:
-        return False
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,7 @@ Rule: every reader raises ValueError with words of its own and without the text,
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import re
@@ -55,6 +56,15 @@ def token(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{1,512}", text):
         raise ValueError("not a token")
     return text
+
+
+def sealing_key(text: str) -> str:
+    """A key of 32 bytes in base64, of either alphabet, with or without its padding; as Fernet wants it."""
+    written = text.rstrip("=").replace("+", "-").replace("/", "_")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{43}", written):
+        raise ValueError("not a key")
+    # Of the last character only four bits count: written in one way only, so that a key has one id.
+    return base64.urlsafe_b64encode(base64.urlsafe_b64decode(written + "=")).decode()
 
 
 def host_or_network(text: str) -> str:

@@ -48,12 +48,15 @@ class Receiver:
     def __init__(self, wall_ms: Callable[[], int] = lambda: time.time_ns() // 10**6) -> None:
         self.received: defaultdict[str, deque[Received]] = defaultdict(lambda: deque(maxlen=KEPT))
         self.statuses: dict[str, int] = {}
+        self.delays_s: dict[str, float] = {}
         self._wall_ms = wall_ms
         self._came = asyncio.Event()
 
-    def answer_with(self, name: str, status: int) -> None:
-        """Answer further posts to `name` with this status; they are stored all the same."""
+    def answer_with(self, name: str, status: int, *, delay_s: float = 0.0) -> None:
+        """Answer further posts to `name` with this status, so long after they came; they are stored all the same. A redirect
+        leads to the receiver `elsewhere`."""
         self.statuses[name] = status
+        self.delays_s[name] = delay_s
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the four routes."""
@@ -66,7 +69,11 @@ class Receiver:
         name, body = request.match_info["name"], await request.read()
         self.received[name].append(Received(at_ms=self._wall_ms(), headers=dict(request.headers), body=body))
         self._came.set()
-        return web.json_response({"code": 0}, status=self.statuses.get(name, 200))
+        if delay_s := self.delays_s.get(name):
+            await asyncio.sleep(delay_s)
+        status = self.statuses.get(name, 200)
+        headers = {"Location": "/receiver/elsewhere"} if 300 <= status < 400 else None
+        return web.json_response({"code": 0}, status=status, headers=headers)
 
     async def _get(self, request: web.Request) -> web.Response:
         name, wait = request.match_info["name"], request.query.get("wait", "0")

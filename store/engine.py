@@ -24,6 +24,8 @@ BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 8
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
+# A process that stands still in a transaction holds its rows' locks until the server ends it. Ours never idle in one.
+IDLE_IN_TRANSACTION_MS = 5_000
 # PostgreSQL's number of our migration lock: two nodes that migrate at once do it one after the other.
 MIGRATION_LOCK = 0x7265636F
 WRITE = "recorder_write"
@@ -36,7 +38,8 @@ def open_engine(url: str) -> AsyncEngine:
         engine = create_async_engine(url, pool_size=5, hide_parameters=True)
         _tame_sqlite(engine)
         return engine
-    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S}
+    idle = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
+    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, "server_settings": idle}
     return create_async_engine(
         url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
     )

@@ -12,11 +12,12 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.runtime import migration
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection, exc, select
 from sqlalchemy.engine import make_url
 
 from machine import errors
 from store import engine as engines
+from store import sealed, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,27 @@ def look(url: str) -> Schema:
         raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
     known = not current or current in {script.revision for script in scripts.walk_revisions()}
     return Schema(current=current, newest=newest, known=known)
+
+
+def key_ids(url: str) -> set[str]:
+    """The ids of the keys that secrets of the database at `url` are sealed under; none where there is no database, or one of
+    another schema or out of reach: `look` tells those. Blocking."""
+    place = make_url(url)
+    if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
+        return set()
+    try:
+        return asyncio.run(_key_ids(url)) - {sealed.PLAIN}
+    except (exc.SQLAlchemyError, OSError, TimeoutError):
+        return set()
+
+
+async def _key_ids(url: str) -> set[str]:
+    engine = engines.open_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return set((await connection.execute(select(tables.secrets.c.key_id).distinct())).scalars())
+    finally:
+        await engine.dispose()
 
 
 async def _revision(url: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import Update, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from machine import errors
+from machine import errors, model
+from store import audit, tables
 from store import engine as engines
-from store import tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +51,21 @@ class ParkedRows:
             raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
         return _row(found)
 
-    async def requeue(self, seq: int) -> Row:
+    async def requeue(self, seq: int, by: model.Caller, now_ms: int) -> Row:
         """Have it handed on anew, by the service that runs or at its next start. Raises NotFound."""
-        return await self._free(seq, update(tables.outbox).values(parked="", sent_ms=None, claimed_until_ms=0))
+        change = update(tables.outbox).values(parked="", sent_ms=None, claimed_until_ms=0)
+        return await self._free(seq, change, (by, now_ms, "parked-requeue"))
 
-    async def drop(self, seq: int) -> Row:
+    async def drop(self, seq: int, by: model.Caller, now_ms: int) -> Row:
         """Let it go: it counts as sent. Raises NotFound."""
-        return await self._free(seq, update(tables.outbox).values(parked=""))
+        return await self._free(seq, update(tables.outbox).values(parked=""), (by, now_ms, "parked-drop"))
 
-    async def _free(self, seq: int, change: Update) -> Row:
+    async def _free(self, seq: int, change: Update, done: tuple[model.Caller, int, str]) -> Row:
         found = await self.show(seq)
+        by, now_ms, action = done
         async with self._writing.begin() as connection:
             await connection.execute(change.where(and_(tables.outbox.c.seq == seq, tables.outbox.c.parked != "")))
+            await audit.write(connection, now_ms, by, action, f"row-{seq} {found.channel}.{found.type}")
         return found
 
 

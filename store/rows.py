@@ -47,8 +47,8 @@ def recording(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Re
 
 
 def session_row(session: model.Session) -> dict[str, Any]:
-    """All columns of a session."""
-    request = session.request
+    """All columns of a session; of the callback's address only the origin."""
+    request = dataclasses.replace(session.request, callback=requests.origin(session.request.callback))
     row = {name: getattr(session, name) for name in SESSION_FIELDS}
     return row | {
         "task_id": session.task_id,

@@ -9,18 +9,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from events import codec
-from machine import errors, model, states
+from machine import errors, model, ports, states
+from store import attempts, forgetting, leasing, nodes, sealed, tables, transaction, values
 from store import engine as engines
-from store import tables, transaction, values
 
-AWAY_KINDS = ("join", "idle", "linger")
 # PostgreSQL: serialization_failure, deadlock_detected.
 TRY_AGAIN = ("40001", "40P01")
 
@@ -35,19 +35,28 @@ Segment = values.Segment
 class Store:
     """One database. `changed` is set after each deciding commit: a hint for the relay, polling is the truth."""
 
-    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], int], new_id: Callable[[], str]) -> None:
+    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], int], new_id: Callable[[], str], sealer: ports.Sealer) -> None:
         self._engine = engine
         self._writing = engine.execution_options(**{engines.WRITE: True})
         self._clock = clock
         self._new_id = new_id
+        self._sealer = sealer
         # SQLite takes one writer at a time; PostgreSQL sorts that out by its rows.
         self._one_writer = engine.dialect.name == "sqlite"
         self._writer = asyncio.Lock()
         self.changed = asyncio.Event()
+        self.attempts = attempts.Attempts(reading=self._read, writing=self._write, clock=clock)
 
     async def start(self) -> None:
-        """Bring the schema up to date."""
+        """Bring the schema up to date, and seal what older schemas kept plain. Raises Unavailable, also for what no key opens."""
         await engines.migrate(self._engine)
+        await self.check_sealed()
+
+    async def check_sealed(self) -> None:
+        """See that every secret is sealed and can be opened. Raises Unavailable."""
+        kept = sealed.SealedRows(self._engine, self._sealer)
+        await kept.check()
+        await kept.seal_plain()
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -60,11 +69,14 @@ class Store:
         except Exception as error:
             raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
 
+    def _transaction(self, connection: AsyncConnection) -> transaction.Transaction:
+        return transaction.Transaction(connection, self._clock(), self._new_id, self._sealer)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[transaction.Transaction]:
         """One deciding transaction: commits at the end of the block, rolls back on any error. Raises Conflict."""
         async with self._write() as connection:
-            yield transaction.Transaction(connection, self._clock(), self._new_id)
+            yield self._transaction(connection)
         self.changed.set()
 
     # --- outbox -----------------------------------------------------------------------------------------------------------
@@ -75,6 +87,11 @@ class Store:
         async with self._read() as connection:
             rows = (await connection.execute(found.limit(limit))).all()
         return [_message(r) for r in rows]
+
+    async def newest_seq(self) -> int:
+        """The number of the message written last; 0 when there is none."""
+        async with self._read() as connection:
+            return int((await connection.execute(select(func.max(tables.outbox.c.seq)))).scalar() or 0)
 
     async def claim_unsent(self, limit: int, hold_ms: int) -> list[Message]:
         """Take the oldest unsent messages that no other relay holds, for `hold_ms`: who has not marked them sent by then has
@@ -112,7 +129,7 @@ class Store:
         where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.state == states.QUEUED)
         values = {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
         async with self._write() as connection:
-            await self._touch(connection, owner, epoch)
+            await leasing.touch(connection, owner, epoch)
             if (await connection.execute(update(table).where(where).values(values))).rowcount:
                 return True
             await connection.rollback()
@@ -124,7 +141,7 @@ class Store:
         where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.node == node, table.c.state == states.LEASED)
         async with self._write() as connection:
             if last_packet_ms is not None:
-                await self._note_media(connection, owner, epoch, last_packet_ms)
+                await leasing.note_media(connection, owner, epoch, last_packet_ms)
             done = await connection.execute(update(table).where(where).values(lease_until_ms=self._clock() + lease_ms))
             if not done.rowcount:
                 await connection.rollback()
@@ -153,19 +170,22 @@ class Store:
 
     # --- segments and uploads ---------------------------------------------------------------------------------------------------
     async def register_segment(self, recording_id: str, epoch: int, node: str) -> None:
-        """Write the segment down before ffmpeg is started; harmless to repeat, and takes nothing away that is known of it."""
+        """Write the segment down before ffmpeg is started; harmless to repeat, and takes nothing away that is known of it. For a
+        run that was superseded nothing is written."""
         table = tables.segments
         key = {"recording_id": recording_id, "epoch": epoch}
         values = {"node": node, "registered_ms": self._clock(), "media_ms": 0, "size_bytes": 0, "reason": ""}
         where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
+        there = or_(exists().where(where), _superseded(recording_id, epoch))
         async with self._write() as connection:
-            if (await connection.execute(select(table.c.epoch).where(where))).first() is None:
+            if not (await connection.execute(select(there))).scalar():
                 await connection.execute(insert(table).values(**key, **values))
 
     async def note_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
-        """Write down what is known of a segment while it grows: first_packet_ms, last_packet_ms, media_ms, size_bytes."""
+        """Write down what is known of a segment while it grows: first_packet_ms, last_packet_ms, media_ms, size_bytes. Of a run
+        that was superseded nothing is written."""
         table = tables.segments
-        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
+        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch, ~_superseded(recording_id, epoch))
         async with self._write() as connection:
             await connection.execute(update(table).where(where).values(dict(values)))
 
@@ -186,18 +206,29 @@ class Store:
             row = (await connection.execute(select(table.c.body).where(table.c.recording_id == recording_id))).first()
         return json.loads(row.body) if row else None
 
-    async def save_upload_state(self, recording_id: str, body: Mapping[str, Any] | None) -> None:
-        """Keep what an upload has reached; None forgets it."""
+    async def save_upload_state(self, recording_id: str, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
+        """Keep what an upload has reached. False: the lease was refused; end the work, nothing was written."""
+        table, jobs = tables.uploads, tables.jobs
+        held = select(jobs.c.epoch).where(
+            jobs.c.owner == recording_id, jobs.c.epoch == epoch, jobs.c.node == node, jobs.c.state == states.LEASED
+        )
+        async with self._write() as connection:
+            if (await connection.execute(held.with_for_update())).first() is None:
+                return False
+            await connection.execute(delete(table).where(table.c.recording_id == recording_id))
+            await connection.execute(insert(table).values(recording_id=recording_id, body=json.dumps(dict(body))))
+        return True
+
+    async def forget_upload_state(self, recording_id: str) -> None:
+        """Forget what an upload had reached; harmless to repeat."""
         table = tables.uploads
         async with self._write() as connection:
             await connection.execute(delete(table).where(table.c.recording_id == recording_id))
-            if body is not None:
-                await connection.execute(insert(table).values(recording_id=recording_id, body=json.dumps(dict(body))))
 
     async def assignment(self, recording_id: str) -> Assignment | None:
         """What a worker needs to know of a recording's job; None if there is no such recording."""
         async with self._read() as connection:
-            tx = transaction.Transaction(connection, self._clock(), self._new_id)
+            tx = self._transaction(connection)
             recording = await tx.recording(recording_id)
             session = await tx.session(recording.task_id) if recording else None
             if recording is None or session is None:
@@ -205,11 +236,11 @@ class Store:
             return Assignment(session=session, recording=recording, secrets=await tx.secrets(recording.task_id))
 
     async def callback(self, callback_id: str) -> model.Callback | None:
-        """One delivery by its id, `TaskId#revision`."""
+        """One delivery by its id, `TaskId#revision`, with its whole URL. Raises Unsealable."""
         async with self._read() as connection:
-            tx = transaction.Transaction(connection, self._clock(), self._new_id)
+            tx = self._transaction(connection)
             found = [c for c in await tx.callbacks(callback_id.split("#")[0]) if c.id == callback_id]
-        return found[0] if found else None
+            return replace(found[0], url=await tx.callback_url(found[0].task_id)) if found else None
 
     # --- time ---------------------------------------------------------------------------------------------------------------
     async def due_deadlines(self, limit: int = 100) -> list[Deadline]:
@@ -220,37 +251,37 @@ class Store:
             rows = (await connection.execute(found)).all()
         return [Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
 
-    async def heartbeat(self, node: str, url: str = "") -> None:
-        """Say that this node is alive, and where other nodes can fetch its files ("": nowhere)."""
-        table = tables.nodes
-        values = {"seen_ms": self._clock(), "url": url}
+    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None) -> None:
+        """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and, as a worker, how much room it
+        has for captures."""
         async with self._write() as connection:
-            if not (await connection.execute(update(table).where(table.c.node == node).values(values))).rowcount:
-                await connection.execute(insert(table).values(node=node, **values))
+            await nodes.heartbeat(connection, node, self._clock(), url, room)
 
     async def node_url(self, node: str, alive_since_ms: int) -> str:
         """Where the files of a node can be fetched; "" if it gave no sign of life since then, or offers none."""
-        table = tables.nodes
-        found = select(table.c.url).where(table.c.node == node, table.c.seen_ms >= alive_since_ms)
         async with self._read() as connection:
-            row = (await connection.execute(found)).first()
-        return str(row.url) if row else ""
+            return await nodes.url(connection, node, alive_since_ms)
+
+    async def worker_rooms(self, alive_since_ms: int) -> list[model.Room]:
+        """What the workers that gave a sign of life since then (Unix ms) say of their room, in the order of their names."""
+        async with self._read() as connection:
+            return await nodes.worker_rooms(connection, alive_since_ms)
 
     async def last_seen_ms(self) -> int | None:
         """When any node was last alive, Unix ms; None in a new database."""
         async with self._read() as connection:
-            row = (await connection.execute(select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()))).first()
-        return int(row.seen_ms) if row else None
+            return await nodes.last_seen_ms(connection)
 
     async def forgive_downtime(self, away_ms: int) -> None:
         """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
-        table = tables.deadlines
         async with self._write() as connection:
-            shift = {"at_ms": table.c.at_ms + away_ms}
-            await connection.execute(update(table).where(table.c.kind.in_(AWAY_KINDS)).values(shift))
-            for rows in (tables.sessions, tables.recordings):
-                live = rows.c.state.in_((states.OPEN, *states.CAPTURING))
-                await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + away_ms))
+            await nodes.forgive(connection, away_ms)
+
+    async def resume(self, node: str, url: str, room: model.Room | None, *, over_ms: int) -> int:
+        """Give the first sign of life after a while without. If no node at all gave one for longer than `over_ms`, that time is
+        forgiven, once, whoever else comes back too; returns it in ms, else 0."""
+        async with self._write() as connection:
+            return await nodes.resume(connection, node, self._clock(), url, room, over_ms=over_ms)
 
     # --- clean-up -------------------------------------------------------------------------------------------------------------
     async def removable(self, failed_before_ms: int) -> list[str]:
@@ -280,20 +311,28 @@ class Store:
         async with self._read() as connection:
             return [r.id for r in (await connection.execute(found)).all()]
 
-    async def forget_files(self, recording_id: str, node: str) -> list[int] | None:
-        """Forget what lies of a given-up recording on the spool of `node` ("": the one that all share), before it is deleted.
-        Returns the epochs of its segments there; None if a replay has begun meanwhile: then nothing may be deleted."""
+    async def files_of(self, recording_id: str, node: str) -> list[int] | None:
+        """The epochs of the segments of a given-up recording on the spool of `node` ("": the one that all share); None if a
+        replay has begun meanwhile: then nothing may be deleted."""
         table, segments = tables.recordings, tables.segments
         held = and_(table.c.id == recording_id, table.c.files_removed.is_(True))
         there = and_(segments.c.recording_id == recording_id, *([segments.c.node == node] if node else []))
-        async with self._write() as connection:
-            if (await connection.execute(select(table.c.id).where(held).with_for_update())).first() is None:
+        async with self._read() as connection:
+            if (await connection.execute(select(table.c.id).where(held))).first() is None:
                 return None
-            rows = (await connection.execute(delete(segments).where(there).returning(segments.c.epoch))).all()
+            return [int(r.epoch) for r in await connection.execute(select(segments.c.epoch).where(there))]
+
+    async def forget_files(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
+        """Forget segments, and the finished file, that were deleted from the spool of `node`. Not before: what a crash or a
+        failing disk keeps is listed by `given_up` until it is gone."""
+        table, segments = tables.recordings, tables.segments
+        async with self._write() as connection:
+            await connection.execute(
+                delete(segments).where(segments.c.recording_id == recording_id, segments.c.epoch.in_(epochs))
+            )
             if node:
-                mine = and_(held, table.c.output_node == node)
+                mine = and_(table.c.id == recording_id, table.c.files_removed.is_(True), table.c.output_node == node)
                 await connection.execute(update(table).where(mine).values(output_node=""))
-        return [int(r.epoch) for r in rows]
 
     async def spent(self, task_id: str) -> bool:
         """Whether nothing of this session is wanted on the spool any more: it is known, and every recording's files were given
@@ -308,34 +347,20 @@ class Store:
 
     async def forget_inbox(self, before_ms: int) -> None:
         """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""
-        inbox, outbox = tables.inbox, tables.outbox
-        inside = or_(outbox.c.channel == "command", outbox.c.channel == "event")
         async with self._write() as connection:
-            await connection.execute(delete(inbox).where(inbox.c.at_ms < before_ms))
-            await connection.execute(delete(outbox).where(inside, outbox.c.sent_ms < before_ms, outbox.c.parked == ""))
+            await forgetting.messages(connection, before_ms)
+
+    async def forget_sessions(self, before_ms: int) -> int:
+        """Forget sessions that finished before that time (Unix ms) and that nothing is kept of but rows; returns how many, which
+        is forgetting.AT_ONCE as long as there may be more. And what is older and belongs to none: who was where, lost nodes."""
+        now_ms = self._clock()
+        async with self._write() as connection:
+            gone = await forgetting.sessions(connection, before_ms)
+            presence_ms = now_ms - transaction.PRESENCE_KEPT_MS
+            await forgetting.loose(connection, presence_before_ms=presence_ms, before_ms=before_ms)
+        return gone
 
     # --- the small steps they share ---------------------------------------------------------------------------------------
-    async def _touch(self, connection: AsyncConnection, owner: str, epoch: int) -> None:
-        """A lease changes what a decision would see: bump the owner's version, so that a concurrent decision is made again."""
-        if "#" in owner and "/" not in owner:
-            callbacks = tables.callbacks
-            task_id, revision = owner.split("#")
-            where = and_(callbacks.c.task_id == task_id, callbacks.c.revision == int(revision), callbacks.c.epoch == epoch)
-            await connection.execute(update(callbacks).where(where).values(version=callbacks.c.version + 1))
-            return
-        table = tables.recordings
-        where = and_(table.c.id == owner, table.c.epoch == epoch)
-        await connection.execute(update(table).where(where).values(version=table.c.version + 1))
-
-    async def _note_media(self, connection: AsyncConnection, owner: str, epoch: int, last_packet_ms: int) -> None:
-        """In the order of all locks: session, recording, and then the caller's job."""
-        recordings, sessions = tables.recordings, tables.sessions
-        task_id = model.split_id(owner)[0]
-        late = and_(sessions.c.task_id == task_id, sessions.c.idle_from_ms < last_packet_ms)
-        await connection.execute(update(sessions).where(late).values(idle_from_ms=last_packet_ms))
-        late = and_(recordings.c.id == owner, recordings.c.epoch == epoch, recordings.c.idle_from_ms < last_packet_ms)
-        await connection.execute(update(recordings).where(late).values(idle_from_ms=last_packet_ms))
-
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
         try:
@@ -350,6 +375,12 @@ class Store:
     async def _read(self) -> AsyncIterator[AsyncConnection]:
         async with self._engine.connect() as connection:
             yield connection
+
+
+def _superseded(recording_id: str, epoch: int) -> ColumnElement[bool]:
+    """Whether another run of the recording's work was ordered since."""
+    table = tables.recordings
+    return exists().where(table.c.id == recording_id, table.c.epoch > epoch)
 
 
 def _message_columns() -> list[Any]:

@@ -77,6 +77,9 @@ secrets = Table(
     "secrets",
     metadata,
     Column("task_id", String(26), primary_key=True),
+    # What of the session is sealed (sealed.py), and the id of the key it is sealed under.
+    Column("kind", String(16), primary_key=True),
+    Column("key_id", String(16), nullable=False),
     Column("body", Text, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
 )
@@ -255,4 +258,43 @@ nodes = Table(
     Column("node", String(64), primary_key=True),
     Column("url", Text, nullable=False),
     Column("seen_ms", BigInteger, nullable=False),
+    # What a worker says of its room for captures; NULL for other nodes.
+    Column("free_bytes", BigInteger),
+    Column("needed_bytes", BigInteger),
+    Column("busy", Text),
 )
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("message", String(64), primary_key=True),
+    Column("tries", Integer, nullable=False),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(64), nullable=False),
+    # SHA-256 of the whole key, in hexadecimal. A key has 256 random bits, so that there is nothing to salt or to stretch.
+    Column("digest", String(64), nullable=False),
+    Column("scopes", String(64), nullable=False),
+    Column("quota", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("used_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("who", String(128), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("outcome", String(64), nullable=False),
+)
+Index("ix_audit_key", audit.c.key_id, audit.c.action)

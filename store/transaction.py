@@ -5,7 +5,6 @@ Rule: nothing here commits; an update that finds its row moved raises `Conflict`
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
-from machine import errors, model, states
-from store import rows, tables
+from machine import errors, model, ports, states
+from store import audit, rows, sealed, tables
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 # A pull that evicts another of its user does so while it connects; the slack is that of reading clocks and files.
@@ -29,10 +28,11 @@ Row = TypeVar("Row", model.Session, model.Recording)
 class Transaction:
     """What happens between BEGIN and COMMIT of one event. `now_ms` is the time of the whole transaction."""
 
-    def __init__(self, connection: AsyncConnection, now_ms: int, new_id: Callable[[], str]) -> None:
+    def __init__(self, connection: AsyncConnection, now_ms: int, new_id: Callable[[], str], sealer: ports.Sealer) -> None:
         self._connection = connection
         self.now_ms = now_ms
         self._new_id = new_id
+        self._sealer = sealer
 
     # --- inbox ------------------------------------------------------------------------------------------------------------
     async def claim(self, event_id: str) -> str | None:
@@ -48,6 +48,12 @@ class Transaction:
         """Keep what the event was answered, for its repeats."""
         table = tables.inbox
         await self._connection.execute(update(table).where(table.c.event_id == event_id).values(answer=answer))
+
+    async def answered(self, event_id: str) -> tuple[str, int] | None:
+        """What the event was answered, and when (Unix ms); None if it was not handled yet."""
+        table = tables.inbox
+        row = await self._one(select(table.c.answer, table.c.at_ms).where(table.c.event_id == event_id))
+        return (str(row["answer"]), int(row["at_ms"])) if row is not None else None
 
     # --- sessions ---------------------------------------------------------------------------------------------------------
     async def session(self, task_id: str) -> model.Session | None:
@@ -69,9 +75,11 @@ class Transaction:
         return [rows.session(row) for row in await self._all(found.with_for_update())]
 
     async def add_session(self, session: model.Session, secrets: requests.Secrets) -> None:
-        """A new session and its secrets. Raises Conflict if its key is Open already."""
+        """A new session and its secrets, the callback's address among them. Raises Conflict if its key is Open already."""
         await self._insert(tables.sessions, rows.session_row(session))
         await self.put_secrets(session.task_id, secrets)
+        if session.request.callback:
+            await self._put_sealed(session.task_id, sealed.CALLBACK, session.request.callback)
 
     async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
         """Guarded update of what changed; returns the session as it now stands. Raises Conflict."""
@@ -80,21 +88,36 @@ class Transaction:
         return _with_version(new, version)
 
     async def put_secrets(self, task_id: str, secrets: requests.Secrets) -> None:
-        """Keep the secrets of a session, in place of older ones."""
-        table = tables.secrets
-        values = {"body": rows.dumps(secrets.to_json()), "updated_ms": self.now_ms}
-        done = await self._connection.execute(update(table).where(table.c.task_id == task_id).values(values))
-        if not done.rowcount:
-            await self._insert(table, {"task_id": task_id, **values})
+        """Keep the secrets of a session, sealed, in place of older ones."""
+        await self._put_sealed(task_id, sealed.CREDENTIALS, rows.dumps(secrets.to_json()))
 
     async def secrets(self, task_id: str) -> requests.Secrets:
-        """The secrets of a session; empty ones if they were wiped."""
-        row = await self._one(select(tables.secrets.c.body).where(tables.secrets.c.task_id == task_id))
-        return requests.Secrets.from_json(json.loads(row["body"])) if row else requests.Secrets()
+        """The secrets of a session; empty ones if they were wiped. Raises Unsealable."""
+        kept = await self._sealed(task_id, sealed.CREDENTIALS)
+        return requests.Secrets.from_json(json.loads(kept)) if kept else requests.Secrets()
 
     async def wipe_secrets(self, task_id: str) -> None:
-        """Forget the secrets of a session."""
-        await self._connection.execute(delete(tables.secrets).where(tables.secrets.c.task_id == task_id))
+        """Forget the secrets of a session. The callback's address stays: a later revision may have to be posted."""
+        table = tables.secrets
+        where = and_(table.c.task_id == task_id, table.c.kind == sealed.CREDENTIALS)
+        await self._connection.execute(delete(table).where(where))
+
+    async def callback_url(self, task_id: str) -> str:
+        """Where the results of a session are posted, whole; "" if nowhere, or it was forgotten. Raises Unsealable."""
+        return await self._sealed(task_id, sealed.CALLBACK)
+
+    async def _put_sealed(self, task_id: str, kind: str, clear: str) -> None:
+        table = tables.secrets
+        values = {**sealed.seal(self._sealer, task_id, kind, clear), "updated_ms": self.now_ms}
+        where = and_(table.c.task_id == task_id, table.c.kind == kind)
+        if not (await self._connection.execute(update(table).where(where).values(values))).rowcount:
+            await self._insert(table, {"task_id": task_id, "kind": kind, **values})
+
+    async def _sealed(self, task_id: str, kind: str) -> str:
+        table = tables.secrets
+        found = select(table.c.key_id, table.c.body).where(table.c.task_id == task_id, table.c.kind == kind)
+        row = await self._one(found)
+        return sealed.unseal(self._sealer, task_id, kind, row["key_id"], row["body"]) if row else ""
 
     # --- recordings -------------------------------------------------------------------------------------------------------
     async def recordings(self, task_id: str) -> list[model.Recording]:
@@ -189,8 +212,9 @@ class Transaction:
 
     async def add_callback(self, callback: model.Callback) -> None:
         """A new delivery and its job."""
-        names = ("task_id", "revision", "url", "body", "state", "version", "epoch", "tries", "detail")
-        await self._insert(tables.callbacks, {name: getattr(callback, name) for name in names})
+        names = ("task_id", "revision", "body", "state", "version", "epoch", "tries", "detail")
+        row = {name: getattr(callback, name) for name in names} | {"url": requests.origin(callback.url)}
+        await self._insert(tables.callbacks, row)
         await self._save_job(callback.id, 0, None, callback.epoch, callback.job)
 
     async def save_callback(self, old: model.Callback, new: model.Callback) -> None:
@@ -236,6 +260,20 @@ class Transaction:
         body = codec.encode(event).decode()
         line = {"channel": channel, "type": event.type, "task_id": task_id, "node": node, "body": body, "parked": ""}
         await self._insert(tables.outbox, line | {"created_ms": self.now_ms, "claimed_until_ms": 0, "sent_ms": None})
+
+    # --- who asks ---------------------------------------------------------------------------------------------------------
+    async def audit(self, by: model.Caller, action: str, subject: str, outcome: str = "ok") -> None:
+        """Write down who did this; or what it was refused for, the Code."""
+        await audit.write(self._connection, self.now_ms, by, action, subject, outcome)
+
+    async def open_sessions_of(self, key_id: str) -> int:
+        """How many Open sessions a key has begun. Its row is locked, so that two starts at once do not both find room."""
+        table, begun = tables.sessions, tables.audit
+        await self._one(select(tables.api_keys.c.id).where(tables.api_keys.c.id == key_id).with_for_update())
+        mine = and_(begun.c.subject == table.c.task_id, begun.c.key_id == key_id, begun.c.action == audit.START)
+        found = select(func.count().label("open")).select_from(table.join(begun, mine)).where(table.c.state == states.OPEN)
+        row = await self._one(found)
+        return int(row["open"]) if row else 0
 
     # --- what callbacks tell of rooms ---------------------------------------------------------------------------------------
     async def note_callback(self, sdk_app_id: int) -> None:
@@ -354,4 +392,4 @@ def _recording(row: Mapping[str, Any]) -> model.Recording:
 
 
 def _with_version(value: Row, version: int) -> Row:
-    return dataclasses.replace(value, version=version)
+    return model.changed(value, version=version)

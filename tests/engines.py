@@ -23,10 +23,16 @@ from typing import Any
 import asyncpg
 
 from store import engine as opening
+from store import reading, sealing
 from store import store as stores
 from tests import postgres
+from tests.simulated import dictionary
 
 NAMES = ("sqlite", "postgresql")
+# What every test seals with, as the setting has it.
+SECRET_KEYS = "c2VhbHMgd2hhdCB0ZXN0cyBwbGFudCwgbm90aGluZyE="
+# Those that the store's own suite runs on: the simulated world's engine must be no other in what it is used for.
+STORES = (*NAMES, "dictionary")
 START_MS = 1_800_000_000_000
 
 
@@ -50,6 +56,11 @@ def ids(prefix: str = "01") -> Callable[[], str]:
     return lambda: prefix + str(next(numbers)).zfill(26 - len(prefix))
 
 
+def sealer() -> sealing.Keyring:
+    """The keyring of SECRET_KEYS."""
+    return sealing.Keyring([SECRET_KEYS])
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """One database of one engine."""
@@ -57,10 +68,13 @@ class Database:
     engine: str
     url: str
     path: Path = field(default=Path())
+    memory: dictionary.Tables | None = None
 
-    def open(self, clock: Callable[[], int], new_id: Callable[[], str] | None = None) -> stores.Store:
+    def open(self, clock: Callable[[], int], new_id: Callable[[], str] | None = None) -> Any:
         """A store on it. The caller stops it."""
-        return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"))
+        if self.memory is not None:
+            return dictionary.Store(clock=clock, new_id=new_id or ids("02"), tables=self.memory)
+        return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"), sealer=sealer())
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """What the database holds, asked past the store."""
@@ -87,11 +101,18 @@ async def _ask_postgresql(url: str, query: str) -> list[tuple[Any, ...]]:
 
 def fresh(engine: str, folder: Path) -> Database:
     """An empty database of `engine` with today's schema; files go into `folder`."""
+    if engine == "dictionary":
+        return Database(engine=engine, url="", memory=dictionary.Tables())
     if engine == "postgresql":
         return Database(engine=engine, url=postgres.shared().create(_postgres_template()))
     path = folder / "recorder.db"
     shutil.copyfile(_template(), path)
     return Database(engine=engine, url=f"sqlite+aiosqlite:///{path}", path=path)
+
+
+def reader(store: Any) -> Any:
+    """What reads a store's sessions, timelines and results."""
+    return store if isinstance(store, dictionary.Store) else reading.Reading(store._engine)
 
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:
@@ -123,6 +144,6 @@ def _template() -> Path:
 
 
 async def _migrate(url: str) -> None:
-    store = stores.Store(opening.open_engine(url), clock=Clock(), new_id=ids())
+    store = stores.Store(opening.open_engine(url), clock=Clock(), new_id=ids(), sealer=sealer())
     await store.start()
     await store.stop()

@@ -15,9 +15,10 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests import ports
+from tests import certificates, ports
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
 START_LIMIT_S = 30.0
@@ -84,6 +85,24 @@ class Server:
         """Everything in a database, as text."""
         command = [str(self._bin / "pg_dump"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "recorder", url.rsplit("/", 1)[1]]
         return subprocess.run(command, check=True, capture_output=True).stdout
+
+    @contextlib.contextmanager
+    def tls(self, made: certificates.Certificates) -> Iterator[None]:
+        """Meanwhile it also answers by TLS, as the server of these certificates."""
+        for name, source in (("server.crt", made.certificate), ("server.key", made.key)):
+            shutil.copy(source, self._data / name)
+            (self._data / name).chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(self._data / name, "postgres", "postgres")
+        self._switch_tls("on")
+        try:
+            yield
+        finally:
+            self._switch_tls("off")
+
+    def _switch_tls(self, how: str) -> None:
+        self._sql(f"ALTER SYSTEM SET ssl = {how}")
+        self._sql("SELECT pg_reload_conf()")
 
     def _sql(self, statement: str, *, check: bool = True) -> int:
         command = [str(self._bin / "psql"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "recorder", "-d", "postgres"]

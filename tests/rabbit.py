@@ -20,17 +20,21 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests import ports
+from tests import certificates, ports
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 90.0
 
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
+listeners.ssl.1 = 127.0.0.1:{tls_port}
+ssl_options.certfile = {certificates.certificate}
+ssl_options.keyfile = {certificates.key}
+ssl_options.verify = verify_none
 disk_free_limit.absolute = 50MB
 vm_memory_high_watermark.absolute = 2GB
 log.console = false
@@ -52,14 +56,20 @@ class Broker:
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
-        self.port, self._dist_port, self._epmd_port = ports.free(), ports.free(), ports.free()
-        (self._folder / "rabbitmq.conf").write_text(CONFIG.format(port=self.port))
+        self.port, self._dist_port, self._epmd_port, self._tls_port = (ports.free() for _ in range(4))
+        self.certificates = certificates.make(self._folder)
+        configured = CONFIG.format(port=self.port, tls_port=self._tls_port, certificates=self.certificates)
+        (self._folder / "rabbitmq.conf").write_text(configured)
         (self._folder / "enabled_plugins").write_text("[].\n")
 
     @property
     def url(self) -> str:
         """Where it listens, with user and password."""
         return f"amqp://recorder:recorder@127.0.0.1:{self.port}/"
+
+    def tls_url(self, host: str, trusted: Path) -> str:
+        """Where it listens by TLS, for a client that trusts this authority alone."""
+        return f"amqps://recorder:recorder@{host}:{self._tls_port}/?cafile={trusted}"
 
     def start(self) -> None:
         """Start, and wait until it answers; harmless when it runs. From the main thread: the broker dies with the thread."""
@@ -121,6 +131,21 @@ class Broker:
         command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", "list_queues", "name", "type", "durable", "arguments"]
         done = subprocess.run([*command, "--formatter", "json"], env=self._environment(), check=True, capture_output=True)
         return [queue for queue in json.loads(done.stdout) if queue["name"].startswith(prefix)]
+
+    @contextlib.asynccontextmanager
+    async def impatient(self, held_ms: int) -> AsyncIterator[None]:
+        """Meanwhile a channel that is opened is closed once a delivery on it is held for longer than this, instead of 30 min; the
+        broker looks four times a second, instead of once a minute."""
+        await asyncio.to_thread(self._set, consumer_timeout=held_ms, channel_tick_interval=250)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._set, consumer_timeout=1_800_000, channel_tick_interval=60_000)
+
+    def _set(self, **values: int) -> None:
+        code = ", ".join(f"application:set_env(rabbit, {name}, {value})" for name, value in values.items())
+        command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", "eval", f"{code}."]
+        subprocess.run(command, env=self._environment(), check=True, capture_output=True)
 
     def prefix(self) -> str:
         """A name of its own for the exchanges and queues of one test."""

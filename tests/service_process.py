@@ -19,13 +19,14 @@ ROOT = Path(__file__).parent.parent
 
 
 class ServiceProcess:
-    """`recorder serve` in a folder of its own, with the settings of `environment`."""
+    """`recorder serve` in a folder of its own, with the settings of `environment`; `program` is what stands for `recorder`."""
+
+    program = "import service; service.main()"
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.port = ports.free()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.database = folder / "data" / "recorder.db"
         self.log = folder / "service.log"
         self.options: tuple[str, ...] = ()
         self._environment = {
@@ -50,7 +51,7 @@ class ServiceProcess:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", "import service; service.main()", "serve", *self.options,
+                sys.executable, "-c", self.program, "serve", *self.options,
                 cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         await waiting.until(self._is_ready, 30, "the service to be ready")

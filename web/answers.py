@@ -64,7 +64,9 @@ def install(app: fastapi.FastAPI) -> None:
 async def _recorder_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
     assert isinstance(error, errors.RecorderError)  # noqa: S101 - registered for this class only; tells the type checker
     if error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        return failed(request_id(request), error.http_status, error.code, error.message)
+        # When a session ends nobody knows: a minute is soon enough to ask again.
+        again = {"Retry-After": "60"} if error.http_status == HTTPStatus.TOO_MANY_REQUESTS else None
+        return failed(request_id(request), error.http_status, error.code, error.message, again)
     if error.retry:
         unavailable = errors.Unavailable()
         return failed(request_id(request), unavailable.http_status, unavailable.code, unavailable.message)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fastapi
 
-from web import answers, callbacks, door, files, given, health, openapi, results, sessions
+from web import answers, callbacks, door, files, given, health, openapi, results, scopes, sessions
 
 Api = given.Api
 
@@ -16,7 +16,7 @@ DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses on
 
 def create(api: given.Api, *, faces: bool = True) -> fastapi.FastAPI:
     """The ASGI application of one service. Without `faces` it has only the probes and what other nodes fetch: a node that is
-    not in the role `api`."""
+    not in the role `api`. Raises RuntimeError for a route of which nobody said what it asks for."""
     app = fastapi.FastAPI(
         title="recorder",
         version=api.version,
@@ -30,6 +30,9 @@ def create(api: given.Api, *, faces: bool = True) -> fastapi.FastAPI:
     for router in (*outside, health.router(api), files.router(api)):
         app.include_router(router)
     answers.install(app)
-    openapi.install(app, bearer=bool(api.tokens))
+    openapi.install(app)
+    unguarded = scopes.missing(app.routes)
+    if unguarded:
+        raise RuntimeError(f"A route without a line in web/scopes.py: {', '.join(unguarded)}")
     app.add_middleware(door.Door, api=api)
     return app

@@ -18,6 +18,8 @@ from web import answers, given
 
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 30.0
+# What a parameter may hold: PostgreSQL's text has no NUL.
+TEXT = r"^[^\x00]*$"
 
 _KEY = re.compile(r"[\x20-\x7e]{1,128}")
 _TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES // 1024} KB."
@@ -64,7 +66,8 @@ def event(api: given.Api, type_: str, *, id: str, data: dict[str, Any]) -> codec
 
 
 def event_id(request: fastapi.Request, scope: str) -> str:
-    """What makes a repeated request harmless: the client's Idempotency-Key, kept apart by `scope`, else the request's own id.
+    """What makes a repeated request harmless: the client's Idempotency-Key, kept apart by `scope` and by API key (one must not
+    get the answer of another), else the request's own id.
 
     Raises InvalidEvent for a key that is not 1 to 128 printable ASCII characters."""
     key = request.headers.get("idempotency-key")
@@ -72,4 +75,5 @@ def event_id(request: fastapi.Request, scope: str) -> str:
         return answers.request_id(request)
     if not _KEY.fullmatch(key):
         raise errors.InvalidEvent("Idempotency-Key", "must be 1 to 128 printable ASCII characters")
-    return f"http-{scope}-{key}"
+    of = request.state.caller.key_id
+    return f"http-{scope}-{of}-{key}" if of else f"http-{scope}-{key}"

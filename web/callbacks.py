@@ -1,6 +1,8 @@
 """The endpoint that TRTC posts its event callbacks to. May import `machine` and `events`.
 
-Rule: nothing of a callback is parsed, and nothing done, before its signature was verified on the raw bytes.
+Rules: nothing of a callback is parsed, and nothing done, before its signature was verified on the raw bytes; what could not be
+signed rightly anyway is refused before its body is read. A signature is good for ever, so a callback is taken only while it is
+young: who has recorded an old one cannot play it again.
 Source: TRTC's event callbacks: headers `SdkAppId` and `Sign`, an answer of `{"code": 0}` within 5 s, else it comes again.
 """
 
@@ -16,6 +18,13 @@ from machine import errors
 from web import answers, bodies, given, openapi
 
 MAX_SDK_APP_ID = 2**32 - 1
+SIGN_LENGTH = 44  # base64 of 32 bytes
+STALE = (
+    "The callback is genuine, but was sent longer ago than TRTC_CALLBACK_WINDOW, or will be sent: is the clock of this machine"
+    " right?"
+)
+
+log = structlog.get_logger()
 FORGED = (
     "The signature does not hold: the header Sign is not the HMAC-SHA256 of the body under the key that TRTC_CALLBACK_KEYS has"
     " for the application in the header SdkAppId."
@@ -28,19 +37,35 @@ def router(api: given.Api) -> fastapi.APIRouter:
 
     @routes.post("/callbacks", summary="TRTC's event callbacks", **openapi.callback())
     async def callback(request: fastapi.Request) -> fastapi.Response:
+        sdk_app_id, sign = _sdk_app_id(request.headers.get("sdkappid", "")), request.headers.get("sign", "")
+        if not api.knows_callbacks(sdk_app_id) or len(sign.strip()) != SIGN_LENGTH:
+            raise errors.Unauthorized(FORGED)
         body = await bodies.raw(request)
-        sdk_app_id = _sdk_app_id(request.headers.get("sdkappid", ""))
-        if not api.verify_callback(sdk_app_id, body, request.headers.get("sign", "")):
+        if not api.verify_callback(sdk_app_id, body, sign):
             raise errors.Unauthorized(FORGED)
         structlog.contextvars.bind_contextvars(sdk_app_id=sdk_app_id)
-        mapped = api.map_callback(sdk_app_id, bodies.parse(body))
+        said = bodies.parse(body)
+        _check_age(api, said)
+        mapped = api.map_callback(sdk_app_id, said)
         if isinstance(mapped, given.Ignored):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
         else:
-            await api.decide(bodies.event(api, mapped.type, id=mapped.id, data=_known(mapped)))
+            await api.decide(bodies.event(api, mapped.type, id=mapped.id, data=_known(mapped)), None)
         return answers.ok(request, {"code": 0})
 
     return routes
+
+
+def _check_age(api: given.Api, said: dict[str, Any]) -> None:
+    """CallbackTs is when TRTC sent it (a retry of TRTC is sent anew; the last comes after a minute). Raises InvalidParameter,
+    Unauthorized. The window is open to both sides, for clocks that are not the same."""
+    sent_ms = said.get("CallbackTs")
+    if isinstance(sent_ms, bool) or not isinstance(sent_ms, int):
+        raise errors.InvalidParameter("CallbackTs must be an integer.", field="CallbackTs")
+    age_ms = api.clock() - sent_ms
+    if api.callback_window_ms and abs(age_ms) > api.callback_window_ms:
+        log.warning("trtc.callback_stale", age_s=age_ms // 1000)
+        raise errors.Unauthorized(STALE)
 
 
 def _sdk_app_id(header: str) -> int:

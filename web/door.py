@@ -1,16 +1,16 @@
-"""The door that every request goes through: its id, its bearer token, its one line in the log, and its last resort.
+"""The door that every request goes through: its id, who asks and for what, its one line in the log, and its last resort.
 
-May import `machine`. Rules: a request without a right token is answered before anything of it is read; an error that nobody
-expected is logged whole and answered with nothing of our inside. Where no token is asked for, which is on loopback only, a web
-page must not get in through the browser of whoever sits at this machine: neither under a name of its own that it lets point to
-127.0.0.1 (DNS rebinding: its Host header tells), nor by a form (which cannot send JSON).
+May import `machine`. Rules: a request without a right token or key, with too few rights or too many requests before it, is
+answered before anything of it is read; an error that nobody expected is logged whole and answered with nothing of our inside.
+Where no token is asked for, which is on loopback only, a web page must not get in through the browser of whoever sits at this
+machine: neither under a name of its own that it lets point to 127.0.0.1 (DNS rebinding: its Host header tells), nor by a form
+(which cannot send JSON).
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
+import math
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,10 +20,8 @@ import structlog
 from starlette import datastructures, requests, types
 
 from machine import errors
-from web import answers, files, given
+from web import access, answers, given, rates, scopes
 
-# Asked without a token: by probes, and by TRTC, which signs instead.
-OPEN_PATHS = ("/healthz", "/readyz", "/trtc/callbacks")
 PROBES = ("/healthz", "/readyz")
 CLIENT_GONE = 499  # as nginx calls it: the client left before the answer
 
@@ -31,7 +29,20 @@ FOREIGN_HOST = (
     "Without API_TOKENS the service answers only to localhost, 127.0.0.1 and [::1], and the header Host names another. Ask it"
     " under one of these, or set API_TOKENS."
 )
+WRONG_SCOPE = "This needs the scope {needed}, which the key does not have; `recorder keys create` makes one that has it."
+TOO_OFTEN = "Too many requests: the header Retry-After says when the next one may come."
 NOT_JSON = "Without API_TOKENS a body must be sent as JSON: set the header Content-Type to application/json."
+
+# On every answer that does not say otherwise itself. An answer of the API is data, and never a page: it may load nothing, stand
+# in no frame, be kept nowhere, and be nothing but what its Content-Type says.
+HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
 
 log = structlog.get_logger()
 
@@ -52,7 +63,8 @@ class Door:
     def __init__(self, app: types.ASGIApp, api: given.Api) -> None:
         self._app = app
         self._new_id = api.new_id
-        self._tokens = tuple(_digest(token.encode()) for token in api.tokens)
+        self._access = access.Access(api)
+        self._rates = rates.Rates(api.requests_per_minute)
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         """Serve one request (ASGI)."""
@@ -68,7 +80,7 @@ class Door:
     async def _serve(self, scope: types.Scope, receive: types.Receive, sent: _Sent, request_id: str) -> None:
         begun = time.perf_counter()
         try:
-            refusal = self._refusal(scope)
+            refusal = await self._refusal(scope)
             if refusal is None:
                 await self._app(scope, receive, sent)
             else:
@@ -76,6 +88,10 @@ class Door:
                 await answer(scope, receive, sent)
         except requests.ClientDisconnect:
             sent.status = CLIENT_GONE
+        except errors.Unavailable as error:
+            if sent.started:
+                raise
+            await answers.failed(request_id, error.http_status, error.code, error.message)(scope, receive, sent)
         except Exception:
             log.exception("http.failed")
             if sent.started:
@@ -85,24 +101,28 @@ class Door:
         finally:
             _log_line(scope, sent.status, time.perf_counter() - begun)
 
-    def _refusal(self, scope: types.Scope) -> Refusal | None:
-        if scope["path"] in OPEN_PATHS or scope["path"].startswith(files.PREFIX):
+    async def _refusal(self, scope: types.Scope) -> Refusal | None:
+        needed = scopes.needed(scope["method"], scope["path"])
+        if needed in scopes.UNGUARDED:
             return None
         headers = datastructures.Headers(scope=scope)
-        if not self._tokens:
+        if await self._access.open_to_all():
+            scope["state"]["caller"] = access.LOCAL.caller
             return _foreign(scope["method"], headers)
-        if self._knows(headers.get("authorization", "")):
-            return None
-        error = errors.Unauthorized()
-        challenge = {"WWW-Authenticate": "Bearer"}
-        return Refusal(status=error.http_status, code=error.code, message=error.message, headers=challenge)
-
-    def _knows(self, authorization: str) -> bool:
-        scheme, _, token = authorization.partition(" ")
-        given_digest = _digest(token.strip().encode("latin-1"))
-        # All of them are compared, so that the time taken says nothing about which one was nearly right.
-        matches = [hmac.compare_digest(given_digest, known) for known in self._tokens]
-        return bool(scheme.lower() == "bearer" and any(matches))
+        known = await self._access.known(headers.get("authorization", ""))
+        if known is None:
+            error = errors.Unauthorized()
+            challenge = {"WWW-Authenticate": "Bearer"}
+            return Refusal(status=error.http_status, code=error.code, message=error.message, headers=challenge)
+        scope["state"]["caller"] = known.caller
+        structlog.contextvars.bind_contextvars(caller=known.caller.name)
+        wait_s = self._rates.wait_s(known.caller.name)
+        if wait_s:
+            again = {"Retry-After": str(math.ceil(wait_s))}
+            return Refusal(status=429, code=errors.QuotaReached.code, message=TOO_OFTEN, headers=again)
+        if needed and needed not in known.scopes:
+            return Refusal(status=403, code="Forbidden", message=WRONG_SCOPE.format(needed=needed))
+        return None
 
 
 class _Sent:
@@ -118,8 +138,11 @@ class _Sent:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode()), (b"cache-control", b"no-store")]
-            message = {**message, "headers": headers}
+            headers = datastructures.MutableHeaders(raw=list(message.get("headers", ())))
+            headers["x-request-id"] = self._request_id
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            message = {**message, "headers": headers.raw}
         await self._send(message)
 
 
@@ -151,8 +174,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name).is_loopback
     except ValueError:
         return False
-
-
-def _digest(token: bytes) -> bytes:
-    """Of one length, whatever the token's."""
-    return hashlib.sha256(token).digest()

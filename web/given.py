@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from events import codec
-from machine import model
+from machine import api_keys, model
 
 
 class Line(Protocol):
@@ -139,17 +139,28 @@ class Ignored(Protocol):
     def reason(self) -> str: ...
 
 
+async def _no_keys() -> Sequence[api_keys.ApiKey]:
+    return ()
+
+
+async def _note_nothing(key_id: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """`decide` decides one event and answers after the commit, raising machine.errors. `ping` raises if the database does not
-    answer. `ready` gives the reasons why this node should get no work; none means ready. `clock` is Unix ms. `tokens` are the
-    bearer tokens; () means that no token is asked for, which is for loopback only. `verify_callback` (SdkAppId, raw body, Sign)
-    is false also for an application without a key; `map_callback` (SdkAppId, body) raises InvalidParameter. `progress` gives the
-    media (ms) of the captures that run in this process, by recording id. `listeners` are called with each result that goes out:
-    a hint to those who wait for one. `cluster_token` is what other nodes show to fetch a segment, whose place on this node's
-    spool `segment_path` (recording id, epoch) knows. `draining` is true from the moment on when the service is told to stop."""
+    """`decide` decides one event, asked for by somebody or nobody, and answers after the commit, raising machine.errors. `ping`
+    raises if the database does not answer. `ready` gives the reasons why this node should get no work; none means ready. `clock`
+    is Unix ms. `tokens` are the bearer tokens; () means that none is asked for unless a key was made, which is for loopback only.
+    `verify_callback` (SdkAppId, raw body, Sign) is false also for an application without a key; `map_callback` (SdkAppId, body)
+    raises InvalidParameter. `progress` gives the media (ms) of the captures that run in this process, by recording id.
+    `listeners` are called with each result that goes out: a hint to those who wait for one. `cluster_token` is what other nodes
+    show to fetch a segment, whose place on this node's spool `segment_path` (recording id, epoch) knows. `keys` are the API keys,
+    which `note_key_used` notes as used; a caller may ask `requests_per_minute` times a minute (0: as often as it likes), and a
+    key without a quota of its own may have `quota` Open sessions (0: any number). `knows_callbacks` says whether an application
+    has a callback key, and a callback is taken until `callback_window_ms` after it was sent (0: always). `draining` is true from
+    the moment on when the service is told to stop."""
 
-    decide: Callable[[codec.Event], Awaitable[dict[str, Any]]]
+    decide: Callable[[codec.Event, model.Caller | None], Awaitable[dict[str, Any]]]
     reading: Reading
     ping: Callable[[], Awaitable[None]]
     ready: Callable[[], list[str]]
@@ -158,6 +169,12 @@ class Api:
     verify_callback: Callable[[int, bytes, str], bool]
     map_callback: Callable[[int, dict[str, Any]], Understood | Ignored]
     progress: Callable[[], Mapping[str, int]] = dict
+    keys: Callable[[], Awaitable[Sequence[api_keys.ApiKey]]] = _no_keys
+    note_key_used: Callable[[str], Awaitable[None]] = _note_nothing
+    requests_per_minute: int = 0
+    quota: int = 0
+    knows_callbacks: Callable[[int], bool] = lambda sdk_app_id: True
+    callback_window_ms: int = 0
     listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
     draining: Callable[[], bool] = lambda: False
     policy: model.Policy = field(default_factory=model.Policy)

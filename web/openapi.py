@@ -12,7 +12,7 @@ import fastapi
 from fastapi.openapi import utils
 
 from events import codec
-from web import answer_schemas, examples
+from web import answer_schemas, examples, scopes
 
 Json = dict[str, Any]
 
@@ -23,10 +23,16 @@ IDEMPOTENCY_KEY: Json = {
     "description": "1 to 128 printable characters. A repeat under the same key gets the first answer and changes nothing.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
 }
+BEARER: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key made by `recorder keys create`, with the scope that the operation names, or one of API_TOKENS, which"
+    " has all scopes. On loopback nothing is asked for until there is a token or a key.",
+}
 # Types whose schema is a body or part of an answer here; the results' are what Result.Data holds.
 BODIES = ("start", "stop", "replay")
 # What any route may answer besides its own: see web.door and web.answers.
-ANYWHERE = (401, 403, 500)
+ANYWHERE = (401, 403, 429, 500, 503)
 
 
 def start() -> Json:
@@ -87,24 +93,22 @@ def ready() -> Json:
     return _extra({"security": []}, _good(200, "It should.", "Ready", examples.READY), 503, anywhere=(500,))
 
 
-def install(app: fastapi.FastAPI, *, bearer: bool) -> None:
+def install(app: fastapi.FastAPI) -> None:
     """Let the application describe itself with the events' schemas as components."""
 
     def document() -> Json:
         if app.openapi_schema is None:
             body = utils.get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            for operations in body.setdefault("paths", {}).values():
-                for operation in operations.values():
+            for path, operations in body.setdefault("paths", {}).items():
+                for method, operation in operations.items():
+                    operation.setdefault("security", [{"bearer": [scopes.needed(method.upper(), path)]}])
                     # The framework's own form of a refusal, which `answers` replaces.
                     operation["responses"].pop("422", None)
             # The framework leaves every null out, those of examples too.
             if "/sessions/{TaskId}" in body["paths"]:
                 looked = body["paths"]["/sessions/{TaskId}"]["get"]["responses"]["200"]
                 looked["content"]["application/json"]["example"] = examples.SESSION
-            body["components"] = {"schemas": _components()}
-            if bearer:
-                body["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-                body["security"] = [{"bearer": []}]
+            body["components"] = {"schemas": _components(), "securitySchemes": {"bearer": BEARER}}
             app.openapi_schema = body
         return app.openapi_schema
 

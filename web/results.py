@@ -15,7 +15,7 @@ import fastapi
 import pydantic
 
 from events import codec, errors
-from web import answers, given, openapi, shapes
+from web import answers, bodies, given, openapi, shapes
 
 MAX_WAIT_S = 30.0
 POLL_S = 0.5
@@ -27,7 +27,10 @@ class Query(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
     after: str = pydantic.Field(
-        "", max_length=64, description="Only results behind this cursor. Empty: from the first; `now`: only those to come."
+        "",
+        max_length=64,
+        pattern=bodies.TEXT,
+        description="Only results behind this cursor. Empty: from the first; `now`: only those to come.",
     )
     limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
     wait: float = pydantic.Field(0, ge=0, le=MAX_WAIT_S, description="Where there is none, wait so many seconds for one.")

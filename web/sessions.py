@@ -32,10 +32,12 @@ class Query(pydantic.BaseModel):
     state: Literal["", "Open", "Closing", "Finished"] = pydantic.Field("", description="Only sessions in this state.")
     stuck: bool = pydantic.Field(False, description="Only sessions that a person should look at; `Stuck` says why.")
     app: int = pydantic.Field(0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application. 0: of all.")
-    room: str = pydantic.Field("", max_length=64, description="Only sessions in this room, integer or string.")
+    room: str = pydantic.Field("", max_length=64, pattern=bodies.TEXT, description="Only sessions in this room, of either kind.")
     since: str = pydantic.Field("", max_length=40, description="Only sessions opened at or after this ISO 8601 time.")
     limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
-    before: str = pydantic.Field("", max_length=26, description="A TaskId: only older sessions. `Next` of the page before.")
+    before: str = pydantic.Field(
+        "", max_length=26, pattern=bodies.TEXT, description="A TaskId: only older sessions. `Next` of the page before."
+    )
 
 
 def router(api: given.Api) -> fastapi.APIRouter:
@@ -46,7 +48,7 @@ def router(api: given.Api) -> fastapi.APIRouter:
     async def start(request: fastapi.Request) -> fastapi.Response:
         event_id = bodies.event_id(request, "start")
         event = bodies.event(api, "start", id=event_id, data=await bodies.json_object(request))
-        answer = await api.decide(event)
+        answer = await api.decide(event, request.state.caller)
         structlog.contextvars.bind_contextvars(task_id=answer["TaskId"], repeated=answer["Repeated"])
         return answers.ok(request, answer, 202)
 
@@ -78,7 +80,7 @@ def router(api: given.Api) -> fastapi.APIRouter:
         _named(task_id)
         event_id = bodies.event_id(request, f"stop-{task_id}")
         data = _with_task_id(await bodies.json_object(request, optional=True), task_id)
-        answer = await api.decide(bodies.event(api, "stop", id=event_id, data=data))
+        answer = await api.decide(bodies.event(api, "stop", id=event_id, data=data), request.state.caller)
         return answers.ok(request, answer, 202)
 
     @routes.post("/{TaskId}/replay", status_code=202, summary="Try again what failed or is stuck", **openapi.replay())
@@ -88,7 +90,7 @@ def router(api: given.Api) -> fastapi.APIRouter:
         # A dry run under the key of the real one to come would be its answer.
         dry = data.get("DryRun") is True
         event_id = answers.request_id(request) if dry else bodies.event_id(request, f"replay-{task_id}")
-        answer = await api.decide(bodies.event(api, "replay", id=event_id, data=data))
+        answer = await api.decide(bodies.event(api, "replay", id=event_id, data=data), request.state.caller)
         return answers.ok(request, answer, 200 if dry else 202)
 
     return routes

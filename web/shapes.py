@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
-from events import codec
+from events import codec, requests
 from machine import model, results, states
 from web import advice, given, stuck
 
@@ -39,7 +38,7 @@ def whole(
     return {
         **_head(session),
         "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
-        "Callback": _origin(request.callback),
+        "Callback": requests.origin(request.callback),
         "SubscribeUserIds": list(request.subscribe),
         "UnSubscribeUserIds": list(request.unsubscribe),
         "Warnings": list(session.warnings),
@@ -162,15 +161,6 @@ def _line(line: given.Line) -> Json:
         "To": line.to_state,
         "Note": line.note,
     }
-
-
-def _origin(url: str) -> str:
-    """Scheme and host of a URL: path, query and credentials of a callback address are often its secret."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # such as an open bracket: nothing of it is safe to show
-        return "…"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if url else ""
 
 
 def _iso(time_ms: int | None) -> str:

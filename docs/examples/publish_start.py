@@ -24,7 +24,7 @@ ANSWER_LIMIT_S = 30
 async def start(request: bytes) -> int:
     """Publish one start under a fresh id. Asking again under the same id would be answered in the same way, and start nothing."""
     event_id = str(uuid.uuid4())
-    connection = await aio_pika.connect_robust(os.environ["AMQP_URL"], heartbeat=10)
+    connection = await aio_pika.connect(os.environ["AMQP_URL"], heartbeat=10)
     async with connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.get_exchange(os.environ.get("AMQP_PREFIX") or "recorder")

@@ -23,7 +23,8 @@ ACTIONS = (STATUS, DELAY, RESET, COMMIT_THEN_RESET, EXPIRED_TOKEN, WRONG_CRC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One rule. `operation`, `bucket` and `key` are patterns (`*`, `?`); the operations are those of service.py.
+    """One rule. `operation`, `bucket`, `key` and `signer` (the SecretId) are patterns (`*`, `?`); the operations are those of
+    service.py.
 
     The first `skip` matching requests pass, the next `times` are struck (0 = all further ones).
 
@@ -39,6 +40,7 @@ class Fault:
     operation: str = "*"
     bucket: str = "*"
     key: str = "*"
+    signer: str = "*"
     skip: int = 0
     times: int = 1
     status: int = 503
@@ -79,12 +81,12 @@ class Script:
         """The faults in force, in the order they are tried."""
         return self._faults
 
-    def strike(self, operation: str, bucket: str, key: str) -> Fault | None:
+    def strike(self, operation: str, bucket: str, key: str, signer: str = "") -> Fault | None:
         """The fault for this request, counted as used."""
+        request = (operation, bucket, key, signer)
         for index, fault in enumerate(self._faults):
-            if not (
-                fnmatchcase(operation, fault.operation) and fnmatchcase(bucket, fault.bucket) and fnmatchcase(key, fault.key)
-            ):
+            patterns = (fault.operation, fault.bucket, fault.key, fault.signer)
+            if not all(map(fnmatchcase, request, patterns)):
                 continue
             self._matched[index] += 1
             over = self._matched[index] - fault.skip

@@ -85,8 +85,8 @@ class Cos:
             bucket, key = about.bucket, about.key
             operation = routing.operation(request.method, about, copies="x-cos-copy-source" in request.headers)
             signed = signature.parse(request.method, request.raw_path, request.headers)
-            signature.verify(signed, self.accounts, self._wall_s())
-            fault = self.faults.strike(operation, bucket, key)
+            account = signature.verify(signed, self.accounts, self._wall_s())
+            fault = self.faults.strike(operation, bucket, key, account.secret_id)
             action = fault.action if fault else ""
             response = await self._under(fault, operation, request, about)
             status = 0 if action in (faults.RESET, faults.COMMIT_THEN_RESET) else response.status

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bus import attempts
 from events import codec
 from machine import errors
 from store import store as stores
@@ -64,6 +65,34 @@ async def test_handed_out_in_order(bus: buses.Bus, store: stores.Store, hands: b
     await emptied(store)
 
 
+async def test_a_database_that_cannot_be_written_ends_no_bus(
+    workshop: buses.Workshop, store: stores.Store, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While what was handed out cannot be marked as such (a full disk, a locked file) the bus asks again, and goes on after."""
+    made = workshop.make(hands.on_event, hands.on_command)
+    failed: list[str] = []
+
+    def failing(name: str) -> None:
+        real = getattr(store, name)
+
+        async def once(*args: object) -> None:
+            monkeypatch.setattr(store, name, real)
+            failed.append(name)
+            raise OSError("database or disk is full")
+
+        monkeypatch.setattr(store, name, once)
+
+    failing("mark_sent")
+    failing("mark_all_sent")
+    await made.start()
+    await store.send("event", stop("e1"))
+    await waiting.until(lambda: failed, what="the first mark to fail")
+    await emptied(store)
+    assert set(hands.events) == {"e1"}
+    assert not [side.name for side in made.sides if side.failed is not None and side.failed.done()]
+    await made.stop()
+
+
 async def test_every_command_finds_its_worker(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
     """Every kind of command is handed out, whether it names this node or none."""
     types = sorted(codec.types("command"))
@@ -101,6 +130,93 @@ async def test_what_can_never_be_handled_is_parked(
     assert hands.events == ["never", "after"]
     assert len(reasons) == 1
     assert "no such thing" in reasons[0]
+
+
+async def test_what_is_said_on_the_wrong_channel_is_parked(
+    bus: buses.Bus, store: stores.Store, hands: buses.Hands, workshop: buses.Workshop
+) -> None:
+    """A result or a command that stands among the events is parked at the first look, and no handler sees it."""
+    refused = {"Code": "x", "Message": "x", "RequestId": "x"}
+    await store.send("event", codec.make("session-refused", id="r1", time_ms=engines.START_MS, data=refused))
+    await store.send("event", codec.make("start-upload", id="c1", time_ms=engines.START_MS, data=buses.JOB))
+    await emptied(store)
+    reasons = await workshop.parked(2)
+    assert [("is no event" in reason) for reason in reasons] == [True, True]
+    assert hands.events == []
+
+
+async def test_a_result_with_a_long_id_goes_out(bus: buses.Bus, store: stores.Store, workshop: buses.Workshop) -> None:
+    """A refusal carries the id of what was refused, which a publisher may have made as long as it likes."""
+    data = {"Code": "x", "Message": "x", "RequestId": "x"}
+    for id_ in ("x" * 264, "名" * 264):
+        await store.send("result", codec.make("session-refused", id=id_, time_ms=engines.START_MS, data=data))
+    await store.send("event", stop("after"))
+    await emptied(store)
+
+
+async def test_tries_are_counted_over_restarts_and_nodes(
+    workshop: buses.Workshop, store: stores.Store, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed before a restart counts after it: a message is parked after as many tries as are allowed in all."""
+    monkeypatch.setattr(attempts, "RETRY_S", (0.01,))
+    monkeypatch.setattr(attempts, "TRIES_BEFORE_PARKED", 8)
+    hands.failures["bad"] = [RuntimeError("a fault of ours")] * 100
+    await store.send("event", stop("bad"))
+    for _ in range(2):
+        bus, begun = workshop.make(hands.on_event, hands.on_command), hands.events.count("bad")
+        await bus.start()
+        await waiting.until(lambda begun=begun: hands.events.count("bad") >= begun + 2, what="two tries")  # type: ignore[misc]
+        await bus.stop()
+    last = workshop.make(hands.on_event, hands.on_command)
+    await last.start()
+    assert "8 times" in (await workshop.parked())[0]
+    await last.stop()
+    # Each of the two stops may cut a try off: counted and not handled yet, or handled and its failure not counted yet.
+    assert 6 <= hands.events.count("bad") <= 10
+    assert workshop.database.ask("SELECT * FROM attempts") == []
+
+
+async def test_a_message_that_kills_its_process_is_parked_alone(
+    workshop: buses.Workshop, store: stores.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message whose handler never ends before the process does is parked in the end; what died beside it is not."""
+    monkeypatch.setattr(attempts, "TRIES_BEFORE_PARKED", 4)
+    monkeypatch.setattr(attempts, "ALONE_FROM", 2)
+    ids = {f"good{number}" for number in range(3)}
+    begun: list[str] = []
+    done: set[str] = set()
+    async with store.transaction() as tx:
+        for id_ in ("deadly", *sorted(ids)):
+            await tx.send("event", stop(id_), TASK)
+
+    def one_life() -> buses.Bus:
+        dying = asyncio.Event()
+
+        async def handler(event: codec.Event) -> None:
+            if event.id == "deadly":
+                begun.append(event.id)
+                dying.set()
+            if dying.is_set():
+                await asyncio.Event().wait()
+            done.add(event.id)
+
+        return workshop.make(handler, handler)
+
+    def over() -> bool:
+        return len(begun) > 3 and done == ids and not workshop.database.ask("SELECT * FROM attempts")
+
+    for life in range(1, 10):
+        bus = one_life()
+        await bus.start()
+        await waiting.until(lambda life=life: len(begun) == life or over(), every_s=0.1, what="death, or the end")  # type: ignore[misc]
+        await bus.stop()
+        if over():
+            break
+    assert over()
+    assert len(begun) in (4, 5)  # the first may not have been counted
+    reasons = await workshop.parked()
+    assert len(reasons) == 1
+    assert "never ended" in reasons[0]
 
 
 async def test_unsent_is_handed_out_after_a_restart(workshop: buses.Workshop, store: stores.Store, hands: buses.Hands) -> None:

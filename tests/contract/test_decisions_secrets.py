@@ -47,9 +47,9 @@ async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
     assert await _secrets(desk, task_id) == ""
 
 
-async def test_secrets_lie_in_their_own_table_only(desk: desks.Desk, database: engines.Database) -> None:
-    """Planted secrets are in no journal, inbox, outbox or any other table; wiped, no copy of the database's files has them."""
-    task_id = await desk.start()
+async def test_secrets_lie_nowhere_in_plain(desk: desks.Desk, database: engines.Database) -> None:
+    """Planted secrets, a callback's address among them, are in no table and no file of the database; wiped, not even sealed."""
+    task_id = await desk.start(Callback="https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query")
     fresh = {"SecretId": "MARK-id3", "SecretKey": "MARK-key3", "Token": "MARK-token3"}
     await desk.start(UserSig="MARK-sig2", CosConfig={k: desks.COS[k] for k in ("Region", "Bucket", "Path")})
     await desk.publish()
@@ -57,11 +57,16 @@ async def test_secrets_lie_in_their_own_table_only(desk: desks.Desk, database: e
     for refused in ({"RoomId": 0}, {"CosConfig": desks.COS | {"Path": ".."}}):
         with pytest.raises(errors.InvalidParameter):
             await desk.start(**refused)
-    for table in tables.metadata.tables:
-        rows = repr(database.ask(f"SELECT * FROM {table}"))
-        assert ("MARK" in rows) is (table == "secrets"), table
     await desk.capture(f"{task_id}/al/1", reason="eof")
     await desk.say("stop", TaskId=task_id)
+    assert await _secrets(desk, task_id) == "MARK-sig3"
+    assert "MARK" not in "".join(repr(database.ask(f"SELECT * FROM {table}")) for table in tables.metadata.tables)
     await desk.recorded(f"{task_id}/al/1")
+    (callback,) = await desk.callbacks(task_id)
+    assert callback.url == "https://example.com/…"
+    found = await desk.store.callback(callback.id)
+    assert found is not None
+    assert found.url == "https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query"
+    assert database.ask("SELECT kind FROM secrets") == [("callback",)]
     await desk.store.stop()
     assert b"MARK" not in database.everything()

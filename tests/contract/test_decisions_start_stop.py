@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from events import codec
 from events import errors as event_errors
 from handlers import applying, deciding
 from machine import errors, model
+from store import store as stores
 from tests import desk as desks
 from tests import engines
 
@@ -132,6 +134,51 @@ async def test_a_refusal_of_the_bus_is_answered(desk: desks.Desk) -> None:
     assert (refused.type, refused.correlation_id, refused.data["Code"]) == ("session-refused", "s1", "InvalidParameter")
     assert "RoomId" in refused.data["Message"]
     assert "MARK" not in json.dumps(refused.data)
+
+
+async def test_a_repeat_on_the_bus_is_answered_as_the_first_time(desk: desks.Desk) -> None:
+    """Whoever says the same start again gets the same answer, message for message, though the session has ended since."""
+    start = codec.make("start", id="s1", time_ms=desk.clock(), data=desks.START)
+    await desk.decider.decide_from_bus(start)
+    (first,) = await desk.messages("result")
+    await desk.say("stop", TaskId=first.data["TaskId"])
+    desk.clock.advance(60_000)
+    await desk.decider.decide_from_bus(start)
+    answers = [m for m in await desk.messages("result") if m.type == "session-accepted"]
+    assert answers == [first, first]
+    assert (first.id, first.correlation_id) == ("s1.accepted", "s1")
+
+
+async def test_a_refusal_on_the_bus_holds(desk: desks.Desk) -> None:
+    """What was refused under an id is refused again under it, though it would be taken now; under a new id it is."""
+    stop = {"SdkAppId": desks.APP, "RoomId": 88, "UserId": "rec"}
+    late = codec.make("stop", id="stop1", time_ms=desk.clock(), data=stop)
+    await desk.decider.decide_from_bus(late)
+    task_id = await desk.start()
+    desk.clock.advance(60_000)
+    await desk.decider.decide_from_bus(late)
+    first, second = [m for m in await desk.messages("result") if m.type == "session-refused"]
+    assert first == second
+    assert (first.id, first.data["Code"]) == ("stop1.refused", "NotFound")
+    assert (await desk.session(task_id)).state == "Open"
+    await desk.decider.decide_from_bus(dataclasses.replace(late, id="stop2"))
+    assert (await desk.session(task_id)).state != "Open"
+
+
+async def test_a_start_that_no_spool_has_room_for_is_refused(store: stores.Store, clock: engines.Clock) -> None:
+    """On the bus, too: its publisher hears the reason at once instead of nothing."""
+
+    async def full(_: codec.Data) -> tuple[str, ...]:
+        raise errors.InsufficientSpace("no worker has room")
+
+    desk = desks.sit_down(store, clock, full)
+    event_id = "\N{MUSICAL NOTE}" * 200
+    await desk.decider.decide_from_bus(codec.make("start", id=event_id, time_ms=0, data=desks.START))
+    (refused,) = await desk.messages("result")
+    assert (refused.data["Code"], refused.data["Message"]) == ("InsufficientSpace", "no worker has room")
+    assert refused.data["RequestId"] == event_id
+    # AMQP takes 255 bytes.
+    assert len(refused.id.encode()) < 100
 
 
 async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> None:

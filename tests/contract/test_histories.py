@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import engines, world
+from tests import chart, engines, world
 
 COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", "SecretId": "i", "SecretKey": "k"}
 SHAPES: tuple[dict[str, Any], ...] = (
@@ -29,27 +29,6 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"Mode": "01", "UnSubscribeUserIds": ["bo"]},
 )
 PASSES_MS = (500, 1_000, 2_000, 6_000, 12_000, 31_000, 301_000, 10 * 60_000)
-
-# What may follow what: the chart of DESIGN, by hand.
-RECORDING_EDGES = {
-    ("", "Joining"),
-    ("Joining", "Recording"),
-    ("Recording", "Transcoding"),
-    ("Transcoding", "Uploading"),
-    ("Uploading", "Done"),
-    *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
-}
-REPLAY_EDGES = {(end, to) for end in ("Done", "Failed") for to in ("Joining", "Transcoding", "Uploading")}
-REPLAY_EDGES |= {("Uploading", "Transcoding")}
-SESSION_EDGES = {("", "Open"), ("Open", "Closing"), ("Closing", "Finished")}
-SESSION_REPLAY_EDGES = {("Closing", "Open"), ("Finished", "Open")}
-CODES = {
-    "Success": ("录制成功", 1),
-    "FailedRecording": ("录制失败", 0),
-    "FailedTranscode": ("转码失败", 0),
-    "FailedCosWrite": ("写cos失败", 0),
-    "UploadPending": ("写cos失败", 0),
-}
 
 World = world.World
 Step = Callable[[World, int, int], Awaitable[None]]
@@ -282,10 +261,7 @@ def _the_journal_follows_the_chart(w: World) -> None:
     for owner, type_, source, target in lines:
         if source == target or "#" in owner:
             continue
-        edges = RECORDING_EDGES if "/" in owner else SESSION_EDGES
-        if type_ == "replay":
-            edges = edges | (REPLAY_EDGES if "/" in owner else SESSION_REPLAY_EDGES)
-        assert (source, target) in edges, f"{owner} went from {source} to {target} by {type_}"
+        assert chart.may(owner, type_, source, target), f"{owner} went from {source} to {target} by {type_}"
         moves.setdefault(owner, []).append((source, target))
     for owner, chain in moves.items():
         for (_, reached), (left, _) in itertools.pairwise(chain):
@@ -314,7 +290,7 @@ def _results_are_whole(w: World) -> None:
         wanted = sorted((speaker, code, url) for speaker, code, url, awaited in entries if not awaited)
         assert sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in last["Files"]) == wanted
         for file in itertools.chain(*(b["Files"] for b in bodies[task_id])):
-            assert (file["Message"], file["Status"]) == CODES[file["Code"]]
+            assert (file["Message"], file["Status"]) == chart.CODES[file["Code"]]
 
 
 def _callbacks_are_over(w: World) -> None:

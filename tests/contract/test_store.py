@@ -12,9 +12,11 @@ from sqlalchemy.exc import IntegrityError
 
 from events import codec, requests
 from machine import errors, model, template
-from store import reading, transaction
 from store import store as stores
+from store import transaction
 from tests import engines, examples
+
+pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
 
 # --- inbox ------------------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
 
     await template.decide(store, examples.event(), handler)
     assert len(tries) == 2
-    lines = await reading.Reading(store._engine).timeline(examples.TASK)
+    lines = await engines.reader(store).timeline(examples.TASK)
     assert [line.note for line in lines] == ["try 2"]
 
 
@@ -125,7 +127,7 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
     """Every field of a recording, session and callback survives the way through the database."""
     output = model.Output(duration_ms=5, size_bytes=6, crc64="7", start_ms=8, end_ms=None, gaps=((1, 2), (3, 4)))
     request = examples.request(
-        room=requests.Room(sdk_app_id=4294967295, str_room_id="房间 ../%2F|~"), callback="https://x/y", mode="02"
+        room=requests.Room(sdk_app_id=4294967295, str_room_id="房间 ../%2F|~"), callback="https://x/…", mode="02"
     )
     session = examples.session(
         request=request, warnings=("w1", "w2"), state="Closing", closing_ms=5, end_reason="Stopped", revision=3
@@ -196,7 +198,7 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
 
     answers = await asyncio.gather(*(template.decide(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
     assert len({a["TaskId"] for a in answers}) == 1
-    assert len(await reading.Reading(store._engine).sessions()) == 1
+    assert len(await engines.reader(store).sessions()) == 1
 
 
 async def test_a_closing_session_frees_its_key(store: stores.Store) -> None:
@@ -244,7 +246,7 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
         assert [s.epoch for s in await again.segments(owner)] == [1]
         assert [d.kind for d in await again.due_deadlines()] == ["idle"]
         assert await again.unsent() == [before]
-        assert [x.note for x in await reading.Reading(again._engine).timeline(examples.TASK)] == ["x"]
+        assert [x.note for x in await engines.reader(again).timeline(examples.TASK)] == ["x"]
     finally:
         await again.stop()
 
@@ -272,4 +274,4 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
     for n in range(20):
         steps += [lambda n=n: decide(n), lambda: store.renew_lease(owner, 1, "n", examples.LEASE_MS), store.unsent]
     await asyncio.gather(*(step() for step in steps))
-    assert len(await reading.Reading(store._engine).timeline(examples.TASK)) == 20
+    assert len(await engines.reader(store).timeline(examples.TASK)) == 20

@@ -10,6 +10,8 @@ from machine import errors, model
 from store import store as stores
 from tests import engines, examples
 
+pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
+
 
 # --- segments and uploads ---------------------------------------------------------------------------------------------
 async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
@@ -41,14 +43,36 @@ async def test_registering_a_segment_again_loses_nothing(store: stores.Store) ->
     assert [s.media_ms for s in await store.segments(owner)] == [900]
 
 
+async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None:
+    """Of a worker that woke after another run was ordered, neither a new segment nor a word about its own is taken."""
+    await examples.opened(store, examples.recording(speaker="late"))
+    owner = f"{examples.TASK}/late/1"
+    await store.register_segment(owner, 1, "n")
+    await store.note_segment(owner, 1, {"media_ms": 900})
+    await examples.moved(store, owner, epoch=2, job=model.Job(kind="capture", state="queued"))
+    await store.note_segment(owner, 1, {"media_ms": 9_000})
+    await store.register_segment(owner, 0, "n")
+    assert [(s.epoch, s.media_ms) for s in await store.segments(owner)] == [(1, 900)]
+    await store.register_segment(owner, 2, "m")
+    await store.note_segment(owner, 2, {"media_ms": 5})
+    assert [(s.epoch, s.media_ms) for s in await store.segments(owner)] == [(1, 900), (2, 5)]
+
+
 async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
-    """What an upload has reached comes back whole, is replaced, and is forgotten."""
-    assert await store.upload_state("r") is None
+    """What an upload has reached comes back whole, is replaced, and is forgotten; a worker without the lease writes nothing."""
+    await examples.opened(store, examples.recording())
+    owner = f"{examples.TASK}/al/1"
+    assert not await store.save_upload_state(owner, 1, "n", {"upload_id": "nobody's"})
+    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert await store.upload_state(owner) is None
     for body in ({"upload_id": "u", "parts": [[1, 2, "e"]]}, {"upload_id": "v", "parts": []}):
-        await store.save_upload_state("r", body)
-        assert await store.upload_state("r") == body
-    await store.save_upload_state("r", None)
-    assert await store.upload_state("r") is None
+        assert await store.save_upload_state(owner, 1, "n", body)
+        assert await store.upload_state(owner) == body
+    for epoch, node in ((2, "n"), (1, "m")):
+        assert not await store.save_upload_state(owner, epoch, node, {"upload_id": "stale"})
+    assert await store.upload_state(owner) == body
+    await store.forget_upload_state(owner)
+    assert await store.upload_state(owner) is None
 
 
 async def test_where_the_segments_lie(store: stores.Store) -> None:
@@ -115,7 +139,9 @@ async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) 
 
 
 async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.Store) -> None:
-    """The janitor's two steps: what was given up is listed for the node it lies on until that node has deleted it."""
+    """The janitor's steps: what was given up is listed for the node it lies on until that node has deleted it; where a replay
+    came first there is nothing to delete."""
+    assert await store.files_of(f"{examples.TASK}/failed/1", "") is None
     await _ended(store)
     owner = f"{examples.TASK}/failed/1"
     await store.register_segment(owner, 2, "n2")
@@ -123,10 +149,12 @@ async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.St
     await store.mark_removed(owner)
     assert await store.given_up("n1") == await store.given_up("n2") == await store.given_up("") == [owner]
     assert await store.given_up("n3") == []
-    await store.forget_files(owner, "n1")
+    (epoch,) = await store.files_of(owner, "n1") or []
+    await store.forget_files(owner, "n1", [epoch])
     assert await store.given_up("n1") == []
     assert [s.node for s in await store.segments(owner)] == ["n2"]
-    await store.forget_files(owner, "")
+    assert await store.files_of(owner, "") == [2]
+    await store.forget_files(owner, "", [2])
     assert await store.given_up("n2") == []
     assert await store.segments(owner) == []
     assert [s.epoch for s in await store.segments(f"{examples.TASK}/live/1")] == [1]
@@ -139,7 +167,7 @@ async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.S
     await examples.moved(store, owner, output_node="n5")
     await store.mark_removed(owner)
     assert await store.given_up("n5") == [owner]
-    await store.forget_files(owner, "n5")
+    await store.forget_files(owner, "n5", await store.files_of(owner, "n5") or [])
     assert await store.given_up("n5") == []
     assert await store.given_up("n1") == [owner]
 

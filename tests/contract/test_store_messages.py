@@ -8,9 +8,10 @@ import pytest
 
 from events import codec, requests
 from machine import errors, model
-from store import reading
 from store import store as stores
 from tests import engines, examples
+
+pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
 
 # --- outbox and journal -----------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.
     clock.advance(10)
     async with store.transaction() as tx:
         await tx.journal(examples.TASK, f"{examples.TASK}/al/1", examples.event("b"), "Joining", "Failed", "two")
-    lines = await reading.Reading(store._engine).timeline(examples.TASK)
+    lines = await engines.reader(store).timeline(examples.TASK)
     assert [(x.at_ms - engines.START_MS, x.event_type, x.to_state, x.note) for x in lines] == [
         (0, "start", "Open", "one"),
         (10, "stop", "Failed", "two"),
@@ -85,7 +86,7 @@ async def test_a_revision_exists_once(store: stores.Store) -> None:
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.add_result(examples.TASK, 1, '{"a":1}')
-    assert await reading.Reading(store._engine).results(examples.TASK) == [{"a": 1}, {"a": 2}]
+    assert await engines.reader(store).results(examples.TASK) == [{"a": 1}, {"a": 2}]
 
 
 async def test_two_relays_never_get_the_same_message(store: stores.Store) -> None:

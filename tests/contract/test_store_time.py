@@ -12,6 +12,8 @@ from machine import errors, model
 from store import store as stores
 from tests import engines, examples
 
+pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
+
 
 # --- jobs, leases, epochs ---------------------------------------------------------------------------------------------
 async def test_a_lease_is_taken_once(store: stores.Store) -> None:
@@ -80,7 +82,7 @@ async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store:
     """The same for the delivery of a result."""
     await examples.opened(store)
     callback = model.Callback(
-        task_id=examples.TASK, revision=1, url="http://x/", body="{}", epoch=1, job=model.Job(kind="callback", state="queued")
+        task_id=examples.TASK, revision=1, url="http://x/…", body="{}", epoch=1, job=model.Job(kind="callback", state="queued")
     )
     async with store.transaction() as tx:
         await tx.add_callback(callback)

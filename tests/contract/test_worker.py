@@ -12,7 +12,7 @@ import pytest
 
 from events import codec
 from handlers import adapters, applying, deciding, doing, janitor, worker
-from machine import errors, model
+from machine import errors, faults, model
 from store import store as stores
 from tests import engines, waiting
 
@@ -77,6 +77,7 @@ class Steps:
     failure: Exception | None = None
     scanned: Progress = field(default_factory=Progress)
     removed: list[str] = field(default_factory=list)
+    stuck: int = 0
 
     def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
         self.captures.append(Capture(on_media))
@@ -85,7 +86,7 @@ class Steps:
     async def scan(self, job: adapters.Assignment, epoch: int) -> adapters.Scan:
         return self.scanned
 
-    async def transcode(self, job: adapters.Assignment, segments: Sequence[Any]) -> adapters.Finished:
+    async def transcode(self, job: adapters.Assignment, epoch: int, segments: Sequence[Any]) -> adapters.Finished:
         self.transcodes += 1
         if self.failure:
             raise self.failure
@@ -99,6 +100,9 @@ class Steps:
         return None
 
     async def remove(self, recording_id: str, epochs: Sequence[int]) -> None:
+        if self.stuck:
+            self.stuck -= 1
+            raise OSError("the disk does not answer")
         self.removed.append(recording_id)
 
     async def kept_sessions(self) -> list[str]:
@@ -288,3 +292,48 @@ async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: sto
     await cleaner.stop()
     assert await store.spent(node.task_id)
     assert not await store.mark_removed(value.id)
+
+
+async def test_files_that_could_not_be_deleted_are_deleted_later(
+    node: Node, store: stores.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failing disk kept is listed until it is gone, and looked at again, not only at the next start."""
+    monkeypatch.setattr(janitor, "EVERY_S", 0.05)
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("session-finished")
+    node.steps.stuck = 2
+    cleaner = janitor.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
+    await cleaner.start()
+    await waiting.until(lambda: node.steps.removed, what="the files to go")
+    await cleaner.stop()
+    assert node.steps.stuck == 0
+
+
+async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) -> None:
+    """A crash just before an upload's end is said does not upload it once more: its state is there still."""
+
+    def crash(point: str) -> None:
+        if point == "upload.done.before":
+            raise SystemError(point)
+
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    await node.say("stop", TaskId=node.task_id)
+    faults.install(crash)
+    try:
+        await node.relayed("upload-failed")
+    finally:
+        faults.install(None)
+    assert await node.store.upload_state((await node.recording()).id) == {"reached": 1}
+
+
+async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours in saying an outcome: the lease is not renewed any more, so that the job becomes `worker-lost`."""
+    capture = await node.open()
+    monkeypatch.setattr(worker.Worker, "_say_exit", None)
+    capture.end("eof")
+    held = (await node.recording()).id, 1, "node-1", 10_000
+    assert await node.store.renew_lease(*held)
+    await waiting.until(lambda: node.worker.captures() == 0, what="the job to be let go")

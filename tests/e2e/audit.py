@@ -1,17 +1,32 @@
 """The audit: what became of every session, read from database, COS folder and callback receiver with code of its own.
 
-Imports nothing of the recorder. Rule: it knows the tables by name, computes its own CRC-64/XZ, and believes no message.
+Imports nothing of the recorder. Rule: it knows the tables by name, asks in SQL that SQLite and PostgreSQL both understand,
+computes its own CRC-64/XZ, and believes no message.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import sqlite3
+from collections.abc import Mapping
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 _POLYNOMIAL = 0xC96C5795D7870F42
+Row = Mapping[str, Any]
+QUERIES = {
+    "sessions": "SELECT task_id, state, revision FROM sessions",
+    "recordings": "SELECT id, task_id, state, url, output FROM recordings WHERE NOT awaited",
+    "results": "SELECT task_id, revision, body FROM results ORDER BY task_id, revision",
+    "live_jobs": "SELECT owner FROM jobs WHERE state <> 'ended'",
+}
+"""What is read, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,21 +45,41 @@ class Report:
         return [*self.unfinished, *self.not_done, *self.doubled_results, *self.wrong_objects, *self.undelivered]
 
 
-def audit(database: Path, cos_folder: Path, received: dict[str, list[tuple[str, bytes]]]) -> Report:
-    """`received`: TaskId → (webhook-id, body) of each POST, in order."""
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+def read(url: str, queries: Mapping[str, str]) -> dict[str, list[Row]]:
+    """The rows of each query, all of one moment, from `sqlite:///file` or `postgresql://…` (with or without a driver's name)."""
+    engine, rest = url.split("://", 1)
+    if engine.startswith("sqlite"):
+        return _read_sqlite(rest.removeprefix("/"), queries)
+    with futures.ThreadPoolExecutor(1) as pool:  # a loop of its own: the caller may be inside a running one
+        return pool.submit(asyncio.run, _read_postgresql(f"postgresql://{rest}", queries)).result()
+
+
+def _read_sqlite(file: str, queries: Mapping[str, str]) -> dict[str, list[Row]]:
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
-        sessions = connection.execute("SELECT task_id, state, revision FROM sessions").fetchall()
-        recordings = connection.execute("SELECT id, task_id, state, url, output FROM recordings WHERE NOT awaited").fetchall()
-        results = connection.execute("SELECT task_id, revision, body FROM results ORDER BY task_id, revision").fetchall()
-        live_jobs = connection.execute("SELECT owner FROM jobs WHERE state <> 'ended'").fetchall()
-    connection.close()
+        connection.execute("BEGIN")
+        return {name: [dict(row) for row in connection.execute(query)] for name, query in queries.items()}
+
+
+async def _read_postgresql(url: str, queries: Mapping[str, str]) -> dict[str, list[Row]]:
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            return {name: [dict(row) for row in await connection.fetch(query)] for name, query in queries.items()}
+    finally:
+        await connection.close()
+
+
+def audit(database: str, cos_folder: Path, received: dict[str, list[tuple[str, bytes]]]) -> Report:
+    """`database`: a URL, as `read` takes it. `received`: TaskId → (webhook-id, body) of each POST, in order."""
+    found = read(database, QUERIES)
+    sessions, recordings, results = found["sessions"], found["recordings"], found["results"]
     bodies: dict[str, set[bytes]] = {}
     for posts in received.values():
         for webhook_id, body in posts:
             bodies.setdefault(webhook_id, set()).add(body)
     unfinished = [f"{s['task_id']} is {s['state']}" for s in sessions if s["state"] != "Finished"]
-    unfinished += [f"a job of {j['owner']} is left" for j in live_jobs if "#" not in j["owner"]]
+    unfinished += [f"a job of {j['owner']} is left" for j in found["live_jobs"] if "#" not in j["owner"]]
     doubled = [f"{webhook_id} was posted with {len(seen)} bodies" for webhook_id, seen in bodies.items() if len(seen) > 1]
     numbers: dict[str, list[int]] = {}
     for row in results:
@@ -62,7 +97,7 @@ def audit(database: Path, cos_folder: Path, received: dict[str, list[tuple[str, 
     )
 
 
-def _object_faults(recording: sqlite3.Row, cos_folder: Path) -> list[str]:
+def _object_faults(recording: Row, cos_folder: Path) -> list[str]:
     if recording["state"] != "Done":
         return []
     host, key = recording["url"].removeprefix("https://").split("/", 1)

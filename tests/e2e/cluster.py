@@ -12,10 +12,9 @@ from typing import Any
 
 import asyncpg
 
-from tests import postgres, rabbit, service_process
+from tests import engines, footing, postgres, rabbit, service_process
 from tests.e2e.conftest import World
 
-CLUSTER_TOKEN = "cluster-token"
 # A server dies with the thread that started it, so a restart beside a running loop needs a thread that stays to the end.
 _KEEPER = futures.ThreadPoolExecutor(1)
 
@@ -38,7 +37,8 @@ class Cluster:
             "DATABASE_URL": self.database,
             "AMQP_URL": self.broker.url,
             "AMQP_PREFIX": self.prefix,
-            "CLUSTER_TOKEN": CLUSTER_TOKEN,
+            "CLUSTER_TOKEN": footing.CLUSTER_TOKEN,
+            "SECRET_KEYS": engines.SECRET_KEYS,
             "LEASE": "6s",
         }
         if shared:

@@ -1,4 +1,7 @@
-"""A whole world on this machine: the simulator as Tencent, and the real service as a process of its own."""
+"""A whole world on this machine: the simulator as Tencent, and the real service as a process of its own, on each engine.
+
+A module that is about one engine says so with `pytestmark = pytest.mark.parametrize("engine", [...])`, and in its header.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 
 from simulator import server
 from simulator.cos import signature
-from tests import service_process, waiting
+from tests import footing, service_process, waiting
 
 APP = 1400000001
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
@@ -29,15 +32,19 @@ def receiver(room: int | str) -> str:
 class World:
     """The simulator, and services that know its addresses."""
 
-    def __init__(self, folder: Path, simulator: server.Simulator) -> None:
+    def __init__(self, folder: Path, simulator: server.Simulator, engine: str) -> None:
         self.folder = folder
         self.simulator = simulator
+        self.engine = engine
+        self.footing: footing.Footing | None = None
         self.service: service_process.ServiceProcess
 
     async def serve(self, **environment: str) -> service_process.ServiceProcess:
         """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
-        self.service = service_process.ServiceProcess(self.folder / "service", self.settings() | environment)
-        self.service.folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / "service"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.footing = self.footing or footing.make(self.engine, folder / "data")
+        self.service = service_process.ServiceProcess(folder, self.settings() | self.footing.settings | environment)
         await self.service.start()
         self.point_callbacks()
         return self.service
@@ -81,17 +88,25 @@ def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("loops")
 
 
+@pytest.fixture(params=footing.NAMES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine that the service runs on."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def world(tmp_path: Path, loops: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, loops: Path, engine: str) -> AsyncIterator[World]:
     account = signature.Account(secret_id=SECRET_ID, secret_key=SECRET_KEY)
     simulator = server.Simulator(
         folder=tmp_path / "tencent", content_folder=loops, accounts=[account], buckets=[BUCKET], announce_pulls=True
     )
     await simulator.start()
-    made = World(tmp_path, simulator)
+    made = World(tmp_path, simulator, engine)
     yield made
     if hasattr(made, "service"):
         await made.service.stop()
+    if made.footing is not None:
+        await made.footing.remove(made.service.log)
     await simulator.stop()
 
 

@@ -58,10 +58,10 @@ class Scene:
         """The notes on the session's timeline, each behind its event."""
         return [f"{line['Event']}: {line['Note']}" for line in (await self.world.service.session(self.task_id))["Timeline"]]
 
-    async def result(self, end_reason: str) -> Any:
-        """What was posted when the session had finished; it ended as expected."""
+    async def result(self, *end_reasons: str) -> Any:
+        """What was posted when the session had finished; it ended for one of these reasons."""
         finished = await self.world.service.finished(self.task_id)
-        assert finished["EndReason"] == end_reason, finished
+        assert finished["EndReason"] in end_reasons, finished
         (result,) = await waiting.until(self.results, 10, f"the callback of {self.name!r}")
         return result
 

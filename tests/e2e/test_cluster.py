@@ -1,4 +1,4 @@
-"""The engine of many nodes, on RabbitMQ and PostgreSQL: nodes are killed, and nothing is lost or doubled."""
+"""The distributed engine with many nodes, on RabbitMQ and PostgreSQL: nodes are killed, and nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests import waiting
+from tests import footing, waiting
 from tests.e2e import cluster
 from tests.e2e.conftest import APP, World, live_for
 from tests.e2e.test_road import posted
+
+pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
 
 SESSIONS = 20
 SPEAKERS = ("alice", "bob")

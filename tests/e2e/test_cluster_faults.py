@@ -1,5 +1,5 @@
-"""What the bus of many nodes bears: a broken network, messages that nobody can handle, starts by other applications, a full
-worker."""
+"""What the bus of the distributed engine bears: a broken network, messages that nobody can handle, starts by other applications,
+a full worker."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pytest
 from aio_pika import abc
 
 from bus import parked
-from tests import buses, rabbit, tcp_proxy, waiting
+from tests import buses, engines, footing, rabbit, tcp_proxy, waiting
 from tests.e2e import cluster, test_cluster
 from tests.e2e.conftest import APP, World, live_for
+
+pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
 
 SESSIONS = 6
 ALONE = {"one": "api,machine,worker"}
@@ -52,9 +54,11 @@ async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
 
 @dataclass(slots=True)
 class Heard:
-    """The results that a subscriber heard, each message once: by message id, (routing key, correlation id, body)."""
+    """The results that a subscriber heard, each message once: by message id, (routing key, correlation id, body). `ids` are
+    those of all deliveries, in order."""
 
     messages: dict[str, tuple[str, str, Any]] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
     bodies: set[bytes] = field(default_factory=set)
 
     def of(self, type_: str) -> list[tuple[str, Any]]:
@@ -75,6 +79,7 @@ async def listening(prefix: str) -> AsyncIterator[Heard]:
         body = json.loads(message.body)
         heard.messages[str(message.message_id)] = (str(message.routing_key), message.correlation_id or "", body)
         heard.bodies.add(message.body)
+        heard.ids.append(str(message.message_id))
 
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         queue = await channel.declare_queue(exclusive=True)
@@ -128,7 +133,7 @@ async def test_what_cannot_be_handled_is_parked(world: World, clusters: Clusters
         await buses.say(many.prefix, key, body, message_id=id_, content_type="application/json")
     await load.end()
     test_cluster.check_results(world, load, await load.results())
-    queue = parked.ParkedMessages(many.broker.url, prefix=many.prefix)
+    queue = parked.ParkedMessages(many.broker.url, sealer=engines.sealer(), prefix=many.prefix)
 
     async def all_parked() -> dict[str, parked.Parked]:
         found, count = await queue.list()
@@ -144,7 +149,7 @@ async def test_what_cannot_be_handled_is_parked(world: World, clusters: Clusters
 @pytest.mark.timeout(120)
 async def test_a_start_by_another_application(world: World, clusters: Clusters) -> None:
     """A bare JSON start on the bus is accepted with the event's id as correlation id, and ends in a session-finished; its repeat
-    under the same id is a duplicate, under another the same session; a wrong one is refused."""
+    under the same id gets the same answer, under another the same session; a wrong one is refused."""
     many = await clusters(ALONE)
     wanted = world.request("bus-room", Mode="00")
 
@@ -157,6 +162,7 @@ async def test_a_start_by_another_application(world: World, clusters: Clusters) 
         (accepted,) = await heard.answer("session-accepted", "first")
         task_id = accepted["TaskId"]
         await publish("first", wanted)
+        await waiting.until(lambda: heard.ids.count("first.accepted") == 2, 20, "the same answer again")
         await publish("second", wanted)
         assert [(a["TaskId"], a["Repeated"]) for a in await heard.answer("session-accepted", "second")] == [(task_id, True)]
         await publish("third", {k: v for k, v in wanted.items() if k != "UserSig"})
@@ -176,7 +182,31 @@ async def test_a_start_by_another_application(world: World, clusters: Clusters) 
     ((_, result),) = heard.of("session-finished")
     assert (result["TaskId"], [f["Code"] for f in result["Files"]]) == (task_id, ["Success"])
     assert sorted(about for about, _ in heard.of("session-accepted")) == ["first", "second"]
+    assert len(heard.bodies) == len(heard.messages)
     assert [row["task_id"] for row in await many.ask("SELECT task_id FROM sessions")] == [task_id]
+
+
+@pytest.mark.timeout(120)
+async def test_no_delivery_is_held_while_ffmpeg_runs(world: World, clusters: Clusters) -> None:
+    """Where the broker ends who holds a delivery for a second, a capture of several goes on in one piece, on one connection."""
+    async with rabbit.shared().impatient(1_000):
+        many = await clusters(ALONE)
+        room = world.simulator.create_room(APP, "patient")
+        await room.join("alice")
+        answer = await world.service.post("/sessions", world.request("patient", Mode="00"))
+
+        async def recorded() -> bool:
+            return await world.service.states(answer["TaskId"]) == ["Recording"]
+
+        await waiting.until(recorded, 20, "alice to be recorded", every_s=0.2)
+        await live_for(4)
+        await room.dismiss()
+        await world.service.finished(answer["TaskId"])
+        log = many.nodes["one"].log.read_text()
+    ((file,),) = (result["Files"] for result in world.results("patient"))
+    assert (file["Code"], file["Gaps"]) == ("Success", [])
+    assert file["Duration"] >= 3
+    assert log.count('"bus.connected"') == 1
 
 
 @pytest.mark.timeout(120)

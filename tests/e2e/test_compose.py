@@ -1,5 +1,6 @@
 """docker-compose.yml and the Dockerfile, as far as they can be held without a Docker engine: what they say, and its commands and
-environments as processes against real servers. What that leaves open stands in docs/reliability.md under *not confirmed*."""
+environments as processes against a real RabbitMQ and PostgreSQL. What that leaves open stands in docs/reliability.md under *not
+confirmed*."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ import imageio_ffmpeg
 import pytest
 
 from ops import settings, values
-from tests import compose, ports, postgres, rabbit, waiting
+from tests import compose, engines, ports, postgres, rabbit, waiting
 from tests.e2e.conftest import APP, live_for
 
 ROOT = compose.ROOT
 DEV = compose.environment_file(ROOT / "deploy" / "compose-dev.env")
-PRODUCTION = {"POSTGRES_PASSWORD": "one", "RABBITMQ_PASSWORD": "two", "API_TOKENS": "three"}
+PRODUCTION = {"POSTGRES_PASSWORD": "one", "RABBITMQ_PASSWORD": "two", "API_TOKENS": "three", "SECRET_KEYS": engines.SECRET_KEYS}
 OURS = ("migrate", "api", "machine", "worker", "simulator")
 SECRET = re.compile(r"PASS|SECRET|TOKEN|KEY", re.I)
 
@@ -92,6 +93,7 @@ def test_containers_may_do_little(services: Any) -> None:
         service = services[name]
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["tmpfs"] == ["/tmp"]
         assert "privileged" not in service
         assert not [mount for mount in service.get("volumes", ()) if str(mount).startswith((".", "~"))]
     for service in services.values():

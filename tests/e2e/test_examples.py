@@ -1,4 +1,5 @@
-"""The programs of docs/examples, run as a reader would: they start a recording over AMQP and print its result."""
+"""The programs of docs/examples, run as a reader would, on the distributed engine: they start a recording over AMQP and
+print its result."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests import waiting
+from tests import footing, waiting
 from tests.e2e import cluster
 from tests.e2e.conftest import APP, World, live_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+DISTRIBUTED = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
 PRIVATE = "QUJD" * 8  # what no example may print
 
 
@@ -114,6 +116,7 @@ def check(result: Any, task: str) -> None:
     assert [(entry["UserId"], entry["Code"]) for entry in result["Files"]] == [("alice", "Success")]
 
 
+@DISTRIBUTED
 @pytest.mark.timeout(120)
 async def test_python_publishes_and_subscribes(world: World, node: cluster.Cluster) -> None:
     """publish_start.py prints the TaskId; subscribe_results.py prints every result up to session-finished; a wrong bucket is
@@ -138,6 +141,7 @@ async def test_python_publishes_and_subscribes(world: World, node: cluster.Clust
         assert await publisher.ended() == 1
 
 
+@DISTRIBUTED
 @pytest.mark.timeout(120)
 async def test_node_starts_and_waits(world: World, node: cluster.Cluster, tmp_path: Path) -> None:
     """start-and-wait.mjs, with what `npm ci` installs from its lock, prints the answer and then session-finished."""

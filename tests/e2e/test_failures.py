@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.e2e.conftest import APP, World, live_for
 from tests.e2e.test_road import check_audit
 
 SPOOL_KIB = 4096
+REFUSED = faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied")
 
 
 def failing_transcoder(folder: Path) -> str:
@@ -32,10 +34,12 @@ def failing_transcoder(folder: Path) -> str:
     return str(script)
 
 
-async def record(world: World, name: int | str, seconds: float = 3, **more: Any) -> str:
-    """One room with one speaker, recorded for some seconds and dismissed; returns the TaskId."""
-    started = await world.service.post("/sessions", world.request(name, **more))
+async def record(world: World, name: int | str, *strikes: faults.Fault, mode: str = "00") -> str:
+    """One room with one speaker, recorded for some seconds and dismissed, with faults of its own in COS; returns the TaskId."""
+    started = await world.service.post("/sessions", world.request(name, Mode=mode))
     task_id: str = started["TaskId"]
+    if mine := [dataclasses.replace(strike, key=f"*{task_id}*", times=0) for strike in strikes]:
+        world.simulator.cos.faults.set(*world.simulator.cos.faults.rules, *mine)
     room = world.simulator.create_room(APP, name)
     await room.join("alice")
 
@@ -43,9 +47,15 @@ async def record(world: World, name: int | str, seconds: float = 3, **more: Any)
         return await world.service.states(task_id) == ["Recording"]
 
     await waiting.until(recording, 15, f"{name!r} to be recorded", every_s=0.1)
-    await live_for(seconds)
+    await live_for(3)
     await room.dismiss()
     return task_id
+
+
+def heal(world: World, task_id: str) -> None:
+    """End the session's faults in COS, and no other's."""
+    rules = world.simulator.cos.faults.rules
+    world.simulator.cos.faults.set(*(rule for rule in rules if task_id not in rule.key))
 
 
 async def result(world: World, name: int | str, revision: int, timeout_s: float = 40) -> Any:
@@ -59,78 +69,81 @@ async def result(world: World, name: int | str, revision: int, timeout_s: float 
     return entry
 
 
-def kept(world: World) -> list[Path]:
-    """The segments on the spool."""
-    return sorted((world.service.folder / "spool").rglob("*.flv"))
+def kept(world: World, task_id: str) -> list[Path]:
+    """The session's segments on the spool."""
+    return sorted((world.service.folder / "spool" / task_id).rglob("*.flv"))
 
 
-async def test_failed_transcode_and_its_replay(world: World, tmp_path: Path) -> None:
+async def failed_transcode(world: World, folder: Path) -> str:
     """转码失败 keeps the segments; a replay that fails again is Revision 2 with its own detail, one that works is Success."""
-    (tmp_path / "broken").write_text("first cause")
-    await world.serve(FFMPEG_BINARY=failing_transcoder(tmp_path))
+    (folder / "broken").write_text("first cause")
     task_id = await record(world, 6001)
     entry = await result(world, 6001, 1)
     assert (entry["Status"], entry["Message"], entry["Code"], entry["RecordFile"]) == (0, "转码失败", "FailedTranscode", "")
     assert "first cause" in entry["Detail"]
-    assert kept(world)
-    (tmp_path / "broken").write_text("second cause")
+    assert kept(world, task_id)
+    (folder / "broken").write_text("second cause")
     await world.service.post(f"/sessions/{task_id}/replay")
     entry = await result(world, 6001, 2)
     assert entry["Code"] == "FailedTranscode"
     assert "second cause" in entry["Detail"]
-    (tmp_path / "broken").unlink()
+    (folder / "broken").unlink()
     plan = await world.service.post(f"/sessions/{task_id}/replay", {"DryRun": True})
     assert [(r["State"], r["To"]) for r in plan["Recordings"]] == [("Failed", "Transcoding")]
     await world.service.post(f"/sessions/{task_id}/replay")
     entry = await result(world, 6001, 3)
     assert (entry["Code"], entry["Message"]) == ("Success", "录制成功")
     assert content.look(world.object_path(entry["RecordFile"])).has_audio
-    await waiting.until(lambda: not kept(world), 15, "the spool to be cleaned after Done")
-    check_audit(world)
+    await waiting.until(lambda: not kept(world, task_id), 15, "the spool to be cleaned after Done")
+    return task_id
 
 
-async def test_failed_cos_write_and_its_replay(world: World) -> None:
+async def failed_cos_write(world: World) -> str:
     """写cos失败 on a refusal for good; a replay with fresh credentials uploads the same file: Success, Revision 2."""
-    await world.serve()
-    world.simulator.cos.faults.set(
-        faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied", times=0)
-    )
-    task_id = await record(world, 6002)
+    task_id = await record(world, 6002, REFUSED, mode="02")
     entry = await result(world, 6002, 1)
     assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "FailedCosWrite")
     assert "AccessDenied" in entry["Detail"]
-    world.simulator.cos.faults.set()
+    heal(world, task_id)
     fresh = {"CosConfig": {"SecretId": "AKIDexample", "SecretKey": "secret-key-example"}}
     answer = await world.service.post(f"/sessions/{task_id}/replay", fresh)
     assert [r["To"] for r in answer["Recordings"]] == ["Uploading"]
     entry = await result(world, 6002, 2)
     assert (entry["Code"], entry["Status"]) == ("Success", 1)
-    check_audit(world)
+    return task_id
 
 
-async def test_replay_with_wrong_credentials_fails_again(world: World) -> None:
-    """A replay that fails again is a Revision of its own with the new reason."""
-    await world.serve()
-    world.simulator.cos.faults.set(faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied"))
-    task_id = await record(world, 6003)
+async def wrong_credentials(world: World) -> str:
+    """A replay with wrong credentials fails again: a Revision of its own with the new reason."""
+    task_id = await record(world, 6003, REFUSED, mode="02")
     assert (await result(world, 6003, 1))["Code"] == "FailedCosWrite"
+    heal(world, task_id)
     wrong = {"CosConfig": {"SecretId": "AKIDexample", "SecretKey": "not-the-secret"}}
     await world.service.post(f"/sessions/{task_id}/replay", wrong)
     entry = await result(world, 6003, 2)
     assert entry["Code"] == "FailedCosWrite"
     assert "SignatureDoesNotMatch" in entry["Detail"]
+    return task_id
 
 
-async def test_upload_pending_is_corrected(world: World) -> None:
+async def upload_pending(world: World) -> str:
     """While COS is away the result goes out as UploadPending after RESULT_WAIT; the upload's end is Revision 2."""
-    await world.serve(RESULT_WAIT="2s")
-    world.simulator.cos.faults.set(faults.Fault(action=faults.STATUS, operation="initiate", times=0))
-    await record(world, 6004)
+    task_id = await record(world, 6004, faults.Fault(action=faults.STATUS, operation="initiate"), mode="02")
     entry = await result(world, 6004, 1)
     assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "UploadPending")
-    world.simulator.cos.faults.set()
+    heal(world, task_id)
     assert (await result(world, 6004, 2))["Code"] == "Success"
-    check_audit(world)
+    return task_id
+
+
+async def test_failures_and_their_replays(world: World, tmp_path: Path) -> None:
+    """Failed transcodes, refused and delayed uploads, in four rooms of one service: each is told as what it is, keeps its files,
+    and is healed by its replay or its next try."""
+    await world.serve(FFMPEG_BINARY=failing_transcoder(tmp_path), RESULT_WAIT="12s")
+    _, _, failed, _ = await asyncio.gather(
+        failed_transcode(world, tmp_path), failed_cos_write(world), wrong_credentials(world), upload_pending(world)
+    )
+    check_audit(world, failed=failed)
 
 
 async def test_callbacks_survive_restarts_and_newer_ones_replace_older(world: World) -> None:

@@ -1,81 +1,109 @@
-"""kill -9 in each working state, then a new start: every recording ends Done, and no result is doubled."""
+"""kill -9 in each working state at once, then a new start: every recording ends Done, and no result is doubled."""
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
-import pytest
 
+from simulator import speakers
 from simulator.cos import faults
 from tests import content, service_process, waiting
-from tests.e2e.conftest import APP, World, live_for
+from tests.e2e import scenes
+from tests.e2e.conftest import World, live_for
+from tests.e2e.scenes import Scene
 from tests.e2e.test_road import check_audit
 
+STATES = ("Joining", "Recording", "Transcoding", "Uploading")
+SPEAKERS = ("alice", "bob")
+WORKING = 6
+"""Processes when all four are reached: two captures that wait for media, two that get some, two transcodes."""
 
-def slow_transcoder(folder: Path) -> str:
-    """An ffmpeg that captures as always and takes its time over a transcode, so that one can be killed in the middle."""
-    script = folder / "slow-ffmpeg"
+
+def holding_transcoder(folder: Path) -> str:
+    """An ffmpeg that captures as always, and does not begin a transcode of a session as long as `held-<TaskId>` is there."""
+    script = folder / "holding-ffmpeg"
     script.write_text(
         "#!/bin/sh\n"
-        f'case "$*" in *faststart*) [ -e {folder}/fast ] || sleep 3 ;; esac\n'
+        f'case "$*" in *faststart*) for held in {folder}/held-*; do\n'
+        '  case "$*" in *"${held##*/held-}"*) while [ -e "$held" ]; do sleep 0.1; done ;; esac\n'
+        "done ;; esac\n"
         f'exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return str(script)
 
 
-async def reach(world: World, task_id: str, state: str) -> None:
-    """Wait until both recordings are in `state`."""
-
-    async def there() -> bool:
-        return await world.service.states(task_id) == [state, state]
-
-    await waiting.until(there, 20, f"both recordings to be {state}")
-
-
-@pytest.mark.parametrize("state", ["Joining", "Recording", "Transcoding", "Uploading"])
-async def test_kill(world: World, tmp_path: Path, state: str) -> None:
-    """Killed in this state and started again: both recordings end Done, one result, delivered, and no ffmpeg is left behind."""
-    await world.serve(FFMPEG_BINARY=slow_transcoder(tmp_path), LEASE="6s")
-    started = await world.service.post("/sessions", world.request(5000, Mode="02"))
-    task_id = started["TaskId"]
-    room = world.simulator.create_room(APP, 5000)
-    speakers = [await room.join(name, audio=False, video=False) for name in ("alice", "bob")]
-    for speaker in speakers:
-        if state == "Joining":
+async def enter(scene: Scene, *, stalled: bool = False) -> list[speakers.Speaker]:
+    """Both speakers enter, and publish; of one that is stalled nothing comes."""
+    found = [await scene.join(name, audio=False, video=False) for name in SPEAKERS]
+    for speaker in found:
+        if stalled:
             speaker.stall()
         await speaker.unmute_audio()
         await speaker.unmute_video()
-    if state != "Joining":
-        await reach(world, task_id, "Recording")
-        await live_for(3)
-    if state == "Uploading":
-        (tmp_path / "fast").touch()
-        world.simulator.cos.faults.set(faults.Fault(action=faults.DELAY, operation="upload-part", delay_s=3, times=2))
-    if state in ("Transcoding", "Uploading"):
-        await room.dismiss()
-    await reach(world, task_id, state)
-    await waiting.until(lambda: service_process.children(world.service.pid) or state == "Uploading", 10, "the work to run")
-    orphans = service_process.children(world.service.pid)
+    return found
+
+
+async def reach_all(by_state: dict[str, Scene], folder: Path) -> list[speakers.Speaker]:
+    """Bring each session to its state, so that all of them are in it at the same time; returns the speakers of the first."""
+    rooms = [by_state[state] for state in STATES[1:]]
+    for scene in rooms:
+        await enter(scene)
+    await asyncio.gather(*(scene.recordings("Recording", "Recording") for scene in rooms))
+    await live_for(3)
+    uploading, transcoding = by_state["Uploading"], by_state["Transcoding"]
+    slow = faults.Fault(action=faults.DELAY, operation="upload-part", key=f"*{uploading.task_id}*", delay_s=10, times=2)
+    uploading.world.simulator.cos.faults.set(slow)
+    await uploading.room.dismiss()
+    await uploading.recordings("Uploading", "Uploading")
+    # Only now: those that are held take all the places for transcodes.
+    (folder / f"held-{transcoding.task_id}").touch()
+    await transcoding.room.dismiss()
+    waiting_speakers = await enter(by_state["Joining"], stalled=True)
+    await asyncio.gather(*(scene.recordings(state, state) for state, scene in by_state.items()))
+    return waiting_speakers
+
+
+async def check(scene: Scene, *, gap: bool) -> None:
+    """Both recordings are whole, and were told of once."""
+    finished = await scene.world.service.finished(scene.task_id)
+    assert [r["State"] for r in finished["Recordings"]] == ["Done", "Done"], finished
+    await waiting.until(scene.results, 10, "the callback")
+    (result,) = scene.results()
+    assert result["Revision"] == 1
+    for entry in result["Files"]:
+        found: content.Content = await scene.look(entry)
+        assert bool(entry["Gaps"]) == gap, entry
+        content.check_together(found)
+
+
+async def test_kill(world: World, tmp_path: Path) -> None:
+    """Killed in every working state at once and started again: all recordings end Done, one result each, delivered, and no ffmpeg
+    is left behind."""
+    await scenes.encode(world)
+    await world.serve(FFMPEG_BINARY=holding_transcoder(tmp_path), LEASE="6s")
+    by_state: dict[str, Scene] = {state: Scene(world, 5000 + n) for n, state in enumerate(STATES)}
+    for scene in by_state.values():
+        await scene.start()
+    stalled = await reach_all(by_state, tmp_path)
+    orphans: list[Any] = await waiting.until(
+        lambda: (found := service_process.children(world.service.pid)) and len(found) >= WORKING and found, 10, "all the work"
+    )
     await world.service.kill()
     await waiting.until(lambda: not [p for p in orphans if Path(f"/proc/{p}").exists()], 5, "ffmpeg to die with the service")
-    (tmp_path / "fast").touch()
-    for speaker in speakers:
+    (tmp_path / f"held-{by_state['Transcoding'].task_id}").unlink()
+    world.simulator.cos.faults.set()
+    for speaker in stalled:
         speaker.resume()
     await world.service.start()
-    if state in ("Joining", "Recording"):
-        await reach(world, task_id, "Recording")
-        await live_for(3)
-        await room.dismiss()
-    finished = await world.service.finished(task_id)
-    assert [r["State"] for r in finished["Recordings"]] == ["Done", "Done"], finished
-    await waiting.until(lambda: world.results(5000), 10, "the callback")
-    assert [r["Revision"] for r in world.results(5000)] == [1]
-    for entry in world.results(5000)[0]["Files"]:
-        found = content.look(world.object_path(entry["RecordFile"]))
-        assert found.duration_s == pytest.approx(entry["Duration"], abs=0.5)
-        assert bool(entry["Gaps"]) == (state == "Recording")
-        content.check_together(found)
+    live = [by_state[state] for state in ("Joining", "Recording")]
+    await asyncio.gather(*(scene.recordings("Recording", "Recording") for scene in live))
+    await live_for(3)
+    for scene in live:
+        await scene.room.dismiss()
+    await asyncio.gather(*(check(scene, gap=state == "Recording") for state, scene in by_state.items()))
     check_audit(world)

@@ -1,4 +1,5 @@
-"""The pages that people follow: every command of both READMEs, and of the pages behind them, is typed here in its order.
+"""The pages that people follow: every command of both READMEs, and of the pages behind them, is typed here in its order,
+on the embedded engine, which is what they install.
 
 A command that is not typed (installing packages, make) is looked at instead; one that is neither fails the test.
 """
@@ -248,7 +249,7 @@ async def test_the_demo(desk: pages.Desk) -> None:
     assert "@$(BIN)/recorder demo\n" in (ROOT / "Makefile").read_text()
 
 
-PAIRS = ("README", "docs/publish", "docs/subscribe", "docs/operate", "docs/go-live", "docs/migrate")
+PAIRS = ("README", "docs/publish", "docs/subscribe", "docs/operate", "docs/go-live", "docs/migrate", "docs/bus")
 
 
 @pytest.mark.parametrize("name", PAIRS)

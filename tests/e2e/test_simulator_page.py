@@ -1,4 +1,5 @@
-"""docs/simulator.md, followed word for word: its commands are run in its order, and show what it says they show.
+"""docs/simulator.md, followed word for word: its commands are run in its order, and show what it says they show;
+its service is one process, on the embedded engine.
 
 Only the two ports are others than on the page. A `text` block after a `sh` block is what that prints; `…` stands for anything.
 """

@@ -1,4 +1,4 @@
-"""The HTTP room as it really runs, for tests: uvicorn on a free port of 127.0.0.1 over a real Decider and a SQLite file."""
+"""The HTTP room as it really runs, for tests: uvicorn on a free port of 127.0.0.1 over a real Decider and a database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,13 +17,14 @@ from ulid import ULID
 from cloud import trtc_callbacks
 from events import codec
 from handlers import applying, deciding
-from machine import model
-from store import engine, reading, store
-from tests import waiting
+from machine import api_keys, model
+from store import audit, keys, reading, store
+from tests import engines, waiting
 from web import app
 
 SDK_APP_ID = 1400000001
 CALLBACK_KEY = "callback-key"
+CALLBACK_WINDOW_MS = 300_000
 
 
 def now_ms() -> int:
@@ -54,6 +54,8 @@ class Service:
     decider: deciding.Decider
     store: store.Store
     http: aiohttp.ClientSession
+    keys: keys.Keys
+    audit: audit.Audit
     token: str = ""
     not_ready: list[str] = field(default_factory=list)
     draining: bool = False
@@ -65,12 +67,12 @@ class Service:
     failure: Exception | None = None
     decided: list[codec.Event] = field(default_factory=list)
 
-    async def decide(self, event: codec.Event) -> dict[str, Any]:
+    async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
         """What the API is given: the real decider, counted, or a failure."""
         if self.failure is not None:
             raise self.failure
         self.decided.append(event)
-        return await self.decider.decide(event)
+        return await self.decider.decide(event, by)
 
     async def ask(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
         """One request with the right token: its status and its JSON."""
@@ -78,6 +80,13 @@ class Service:
         headers |= options.pop("headers", {})
         async with self.http.request(method, self.url + path, headers=headers, **options) as response:
             return response.status, await response.json()
+
+    async def key(self, *scopes: str, quota: int = 0) -> tuple[str, str]:
+        """A new key with these scopes: its id and its text."""
+        id_, text = api_keys.new()
+        made = api_keys.ApiKey(id=id_, name="school", digest=api_keys.digest(text), scopes=scopes, quota=quota)
+        await self.keys.add(made, model.Caller(name="cli test"))
+        return id_, text
 
     async def say(self, type_: str, **data: Any) -> None:
         """An event from inside, as a worker or TRTC would say it."""
@@ -103,19 +112,18 @@ class Service:
 
 
 @asynccontextmanager
-async def running(folder: Path, tokens: tuple[str, ...] = ()) -> AsyncIterator[Service]:
-    """A service on a new database in `folder`."""
-    database = engine.open_engine(f"sqlite+aiosqlite:///{folder / 'recorder.db'}")
-    kept = store.Store(database, clock=now_ms, new_id=new_id)
-    await kept.start()
+async def running(database: engines.Database, tokens: tuple[str, ...] = (), **figures: int) -> AsyncIterator[Service]:
+    """A service on a database that has the schema of today. `figures` are those of the Api: requests_per_minute, quota, …"""
+    kept = database.open(now_ms, new_id)
     decider = deciding.Decider(kept, applying.Context(policy=model.Policy(), new_id=new_id))
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as http:
-        service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "")
+        held = {"keys": keys.Keys(kept._engine, clock=now_ms), "audit": audit.Audit(kept._engine, clock=now_ms)}
+        service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "", **held)
         api = app.Api(
             decide=service.decide,
-            reading=reading.Reading(database),
+            reading=reading.Reading(kept._engine),
             ping=kept.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,
@@ -124,9 +132,14 @@ async def running(folder: Path, tokens: tuple[str, ...] = ()) -> AsyncIterator[S
             listeners=service.listeners,
             draining=lambda: service.draining,
             tokens=tokens,
+            keys=service.keys.all,
+            note_key_used=service.keys.note_used,
+            knows_callbacks=lambda sdk_app_id: sdk_app_id == SDK_APP_ID,
+            callback_window_ms=CALLBACK_WINDOW_MS,
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
+            **figures,
         )
         application = app.create(api)
         service.document, service.routes = application.openapi(), list(application.routes)

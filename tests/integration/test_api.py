@@ -1,4 +1,4 @@
-"""The HTTP API over a real Decider and a SQLite file: what is taken, what is refused and how, and what never leaks."""
+"""The HTTP API over a real Decider and a database of each engine: what is taken, what is refused and how, what never leaks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
 from machine import errors
+from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 
@@ -24,14 +24,14 @@ UNKNOWN = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with api_service.running(tmp_path) as running:
+async def service(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database) as running:
         yield running
 
 
 @pytest.fixture
-async def guarded(tmp_path: Path) -> AsyncIterator[Service]:
-    async with api_service.running(tmp_path, TOKENS) as running:
+async def guarded(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database, TOKENS) as running:
         yield running
 
 
@@ -190,6 +190,8 @@ class TestSessions:
             ("limit=x", "limit: "),
             ("state=open", "state: "),
             ("stat=Open", "stat: is not a known"),
+            ("before=a%00b", "before: "),
+            ("room=%00", "room: "),
         ],
     )
     async def test_a_wrong_query_is_refused(self, service: Service, query: str, message: str) -> None:

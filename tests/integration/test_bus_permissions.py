@@ -1,12 +1,14 @@
-"""The permissions that docs/bus.md gives for each kind of user, tried on a broker: what they are for works, the rest does not."""
+"""RabbitMQ's permissions, as docs/bus.md gives them for each kind of user: what they are for works, the rest does not."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aio_pika
@@ -75,6 +77,47 @@ class Users:
                 return False
             return True
 
+    async def may_publish_past_the_exchange(self, kind: str, queue: str) -> bool:
+        """Whether the user may put a message straight into a queue, by the exchange without a name, which has no topics."""
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            channel = await connection.channel()
+            try:
+                await channel.default_exchange.publish(aio_pika.Message(b"{}"), queue)
+            except exceptions.ChannelAccessRefused:
+                return False
+            return True
+
+    async def may_publish_by_an_exchange_of_its_own(self, kind: str, name: str) -> bool:
+        """Whether the user may have an exchange of its own, which has no topics, in front of the recorder's."""
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            channel = await connection.channel()
+            try:
+                own = await channel.declare_exchange(name, "fanout", auto_delete=True)
+                await (await channel.get_exchange(self.prefix)).bind(own)
+                await own.publish(aio_pika.Message(b"{}"), "command.start-capture")
+            except exceptions.ChannelAccessRefused:
+                return False
+            return True
+
+    async def may_break(self, kind: str, name: str) -> list[str]:
+        """What of deleting, emptying, declaring and binding the user may do to a queue and an exchange of this name."""
+        done = []
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            for what in ("purge", "declare", "bind", "delete", "exchange"):
+                channel = await connection.channel()
+                queue = await channel.get_queue(name, ensure=False)
+                tries: dict[str, Callable[[], Awaitable[object]]] = {
+                    "purge": queue.purge,
+                    "declare": lambda channel=channel: channel.declare_queue(f"{name}.more", exclusive=True),
+                    "bind": lambda queue=queue: queue.bind(self.prefix, "command.start-capture"),
+                    "delete": lambda queue=queue: queue.delete(if_unused=False, if_empty=False),
+                    "exchange": lambda channel=channel: channel.exchange_delete(self.prefix),
+                }
+                with contextlib.suppress(exceptions.ChannelAccessRefused):
+                    await tries[what]()
+                    done.append(what)
+        return done
+
     async def may_take(self, kind: str, queue: str) -> bool:
         """Whether the user may take messages from this queue."""
         async with await aio_pika.connect(self.url(kind)) as connection:
@@ -115,6 +158,23 @@ async def test_each_user_may_do_what_it_is_for_and_no_more(users: Users) -> None
     for key, allowed in {"result.session-accepted": True, "result.session-finished": True, "result.#": False}.items():
         assert await users.may_hear("starts", key) == allowed, key
         assert await users.may_hear("hears", key), key
+
+
+async def test_no_application_goes_past_the_exchange_or_breaks_a_queue(users: Users) -> None:
+    """A message put straight into a queue would be a command of whoever put it there: refused, as are deleting, emptying and
+    declaring what is the recorder's; the recorder's own user may (the control)."""
+    names = topology.Topology(users.prefix)
+    async with await aio_pika.connect(users.url("recorder")) as connection:
+        await topology.declare(await connection.channel(), names)
+    queues = (names.parked, names.machines.name, names.capture.name, names.finish.name, names.unheard.name)
+    for kind in ("starts", "hears"):
+        for queue in queues:
+            assert not await users.may_publish_past_the_exchange(kind, queue), (kind, queue)
+        assert await users.may_break(kind, names.capture.name) == []
+        for own in ("amq_own", "amq.gen-own", f"{users.prefix}-lessons.own", f"{users.prefix}.own", "own"):
+            assert not await users.may_publish_by_an_exchange_of_its_own(kind, own), (kind, own)
+    assert await users.may_publish_by_an_exchange_of_its_own("recorder", f"{users.prefix}.own")
+    assert await users.may_break("recorder", names.unheard.name) == ["purge", "declare", "bind", "delete", "exchange"]
 
 
 async def test_the_examples_need_no_more(users: Users) -> None:

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from machine import errors
+from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
@@ -24,8 +25,8 @@ SECRETS = {"RECORDER_USER_SIG": "PLANTED-SIG", "COS_SECRET_ID": "PLANTED-ID", "C
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with api_service.running(tmp_path, ("right-token",)) as running:
+async def service(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database, ("right-token",)) as running:
         yield running
 
 

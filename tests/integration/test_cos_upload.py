@@ -41,6 +41,7 @@ class Cos:
     port: int = 0
     objects: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
     script: dict[str, list[Fault | None]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     heads: list[dict[str, str]] = field(default_factory=list)
@@ -73,11 +74,13 @@ class Cos:
             return "abort"
         if request.method == "HEAD":
             return "head" if request.path != "/" else "bucket"
+        if "uploads" in query:
+            return "begun"
         return "parts" if "uploadId" in query else "listing"
 
     async def _create(self, request: web.Request, key: str) -> web.Response:
-        upload_id = f"upload-{len(self.uploads) + 1}"
-        self.uploads[upload_id] = {}
+        upload_id = f"upload-{len(self.keys) + 1}"
+        self.uploads[upload_id], self.keys[upload_id] = {}, key
         return xml(f"<InitiateMultipartUploadResult><UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>")
 
     async def _part(self, request: web.Request, key: str) -> web.Response:
@@ -131,6 +134,11 @@ class Cos:
 
     async def _listing(self, request: web.Request, key: str) -> web.Response:
         return xml("<ListBucketResult></ListBucketResult>")
+
+    async def _begun(self, request: web.Request, key: str) -> web.Response:
+        wanted = [upload_id for upload_id in self.uploads if self.keys[upload_id].startswith(request.query["prefix"])]
+        listed = "".join(f"<Upload><Key>{self.keys[u]}</Key><UploadId>{u}</UploadId></Upload>" for u in wanted)
+        return xml(f"<ListMultipartUploadsResult>{listed}</ListMultipartUploadsResult>")
 
     async def _abort(self, request: web.Request, key: str) -> web.Response:
         gone = self.uploads.pop(request.query["uploadId"], None) is None
@@ -243,7 +251,7 @@ async def test_file_arrives_whole(server: Cos, uploader: cos.CosUploader, file: 
     assert done == cos.Uploaded(size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)), url=f"https://{HOST}/{KEY}")
     assert [len(state.parts) for state in notes.states] == [0, 1, 2, 3]
     assert progress == [MIB, 2 * MIB, len(data)]
-    assert server.asked == ["create", "part", "part", "part", "complete", "head"]
+    assert server.asked == ["begun", "create", "part", "part", "part", "complete", "head"]
 
 
 async def test_host_token_and_type_are_sent(server: Cos, uploader: cos.CosUploader, file: Path) -> None:
@@ -252,7 +260,7 @@ async def test_host_token_and_type_are_sent(server: Cos, uploader: cos.CosUpload
     assert {head["Host"] for head in server.heads} == {HOST}
     assert {head["x-cos-security-token"] for head in server.heads} == {KEYS.token}
     assert all("q-signature=" in head["Authorization"] for head in server.heads)
-    assert server.heads[0]["Content-Type"] == "video/mp4"
+    assert server.heads[server.asked.index("create")]["Content-Type"] == "video/mp4"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +336,7 @@ async def test_refusal_is_for_good_and_says_what_to_do(
     assert (caught.value.reason, caught.value.retry) == ("refused", False)
     assert all(piece in caught.value.detail for piece in (str(status), code, "said by COS", "req-7", advice))
     assert "planted" not in caught.value.detail
-    assert server.asked == ["create"]
+    assert server.asked == ["begun", "create"]
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
@@ -368,7 +376,7 @@ async def test_lost_answer_to_complete_is_success(server: Cos, uploader: cos.Cos
     """COS had put the object together but its answer was lost: NoSuchUpload and an equal object mean done."""
     server.script["complete"] = [lose_answer]
     await upload(uploader, file, server)
-    assert server.asked == ["create", "part", "part", "part", "complete", "complete", "head"]
+    assert server.asked == ["begun", "create", "part", "part", "part", "complete", "complete", "head"]
 
 
 async def test_lost_answer_and_a_crash_is_success_after_restart(
@@ -403,6 +411,29 @@ async def test_parts_that_disagree_are_given_up(server: Cos, uploader: cos.CosUp
     server.script["complete"] = [refuse(400, "InvalidPart")]
     await upload(uploader, file, server)
     assert server.asked.count("abort") == 1
+    assert server.uploads == {}
+
+
+async def test_what_was_begun_and_never_written_down_is_given_up(server: Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """A crash between Create and the note of its id leaves no upload behind; those of other keys are not touched, and a key that
+    may not list them uploads all the same."""
+    for number, key in enumerate((KEY, KEY, KEY + "-other")):
+        server.uploads[f"lost-{number}"], server.keys[f"lost-{number}"] = {1: b"x"}, key
+    await upload(uploader, file, server)
+    assert list(server.uploads) == ["lost-2"]
+    server.script["begun"] = [refuse(403, "AccessDenied")]
+    await upload(uploader, file, server)
+    assert server.asked.count("abort") == 2
+
+
+async def test_an_upload_whose_lease_was_refused_is_given_up(server: Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """A worker that was frozen while it began an upload, and is not the holder any more, takes the upload back."""
+
+    async def refused(_: cos.UploadState) -> None:
+        raise errors.LeaseRefused
+
+    with pytest.raises(errors.LeaseRefused):
+        await uploader.upload(file, target(server), KEYS, state=None, save=refused)
     assert server.uploads == {}
 
 
@@ -493,7 +524,7 @@ async def test_what_save_raises_ends_the_upload(server: Cos, uploader: cos.CosUp
 
     with pytest.raises(errors.LeaseRefused):
         await uploader.upload(file, target(server), KEYS, state=None, save=refused)
-    assert server.asked == ["create", "part"]
+    assert server.asked == ["begun", "create", "part"]
 
 
 async def test_cancelled_upload_goes_on_later(server: Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
@@ -518,10 +549,10 @@ async def test_cancelled_upload_goes_on_later(server: Cos, uploader: cos.CosUplo
 async def test_crash_after_create_repeats_the_create_only(
     server: Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """A crash before the UploadId was saved leaves nothing to go on from, and the next run still ends well."""
+    """A crash before the UploadId was saved leaves nothing to go on from; the next run ends well and gives up what was begun."""
 
     def crash(name: str) -> None:
-        if name == "cloud.create.after":
+        if name == "upload.create.after":
             raise SystemError(name)
 
     notes = Notes()
@@ -534,6 +565,7 @@ async def test_crash_after_create_repeats_the_create_only(
     assert notes.states == []
     await upload(uploader, file, server, notes)
     assert server.objects[KEY] == data
+    assert server.uploads == {}
 
 
 async def test_abort_is_harmless_to_repeat(server: Cos, uploader: cos.CosUploader) -> None:
@@ -591,7 +623,7 @@ async def test_stop_ends_what_is_queued(server: Cos, file: Path) -> None:
 
     server.script["create"] = [hold]
     first = asyncio.create_task(upload(one, file, server))
-    await waiting.until(lambda: server.asked, what="the first request is under way")
+    await waiting.until(lambda: "create" in server.asked, what="the first request is under way")
     second = asyncio.create_task(upload(one, file, server))
     stopping = asyncio.create_task(one.stop())
     with pytest.raises(errors.UploadFailed) as caught:

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import imageio_ffmpeg
 import pytest
 
+from assembly import sealing
 from cloud import pull
+from events import requests
 from machine import errors
 from media import ffmpeg
 from ops import doctor
@@ -29,6 +32,8 @@ from tests.integration import api_service
 from tests.integration.api_service import Service
 
 ROOT = Path(__file__).parents[2]
+SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 WHSEC = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 TOKEN = "a-token-that-is-long-enough"
 
@@ -70,20 +75,21 @@ def no_credentials() -> str:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    (tmp_path / "api").mkdir()
+async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[World]:
     data = tmp_path / "data"
     data.mkdir()
-    engines.fresh("sqlite", data)
+    if database.engine == "sqlite":  # one to break, beside that of the service that answers
+        shutil.copyfile(database.path, data / "recorder.db")
     mounts = tmp_path / "mounts"
     mounts.write_text("/dev/sda1 / ext4 rw 0 0\n")
-    async with api_service.running(tmp_path / "api", (TOKEN,)) as service:
+    async with api_service.running(database, (TOKEN,)) as service:
         given = doctor.Given(
             find_ffmpeg=ffmpeg.find,
             ffmpeg_version=ffmpeg.version,
             check_template=pull.check_template,
             pull_template=pull.DEFAULT_TEMPLATE,
             schema=inspection.look,
+            sealing=sealing.look,
             credentials=lambda: "explicit",
             version="1.2.3",
             fault=errors.RecorderError,
@@ -103,6 +109,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             "RECORDER_URL": service.url,
             "RECORDER_TOKEN": TOKEN,
         }
+        if database.engine == "postgresql":
+            environ |= {"DATABASE_URL": database.url, "AMQP_URL": "amqp://127.0.0.1:9/", "CLUSTER_TOKEN": TOKEN}
+            environ |= {"SECRET_KEYS": engines.SECRET_KEYS}
         yield World(folder=tmp_path, service=service, given=given, environ=environ)
 
 
@@ -118,7 +127,7 @@ async def test_all_is_well(world: World) -> None:
     before = sorted(p.name for p in world.folder.iterdir())
     found = await world.examine()
     assert [f for f in found.values() if f.status != "ok"] == []
-    assert len(found) == len(doctor.CHECKS) == 16
+    assert len(found) == len(doctor.CHECKS) == 17
     assert sorted(p.name for p in world.folder.iterdir()) == before
     assert doctor.verdict(list(found.values())) == "ok"
 
@@ -162,7 +171,7 @@ async def test_ffmpeg_abilities(world: World) -> None:
 
 
 async def test_setpriv(world: World) -> None:
-    """Not there, or one that does not know the option."""
+    """Not there, or one that does not know the option; or it works, and prlimit beside it does not."""
     empty = world.folder / "bin"
     empty.mkdir()
     world.environ["PATH"] = str(empty)
@@ -170,6 +179,10 @@ async def test_setpriv(world: World) -> None:
     script(empty / "setpriv", "exit 1\n")
     assert await world.broken() == [("setpriv", "warn")]
     assert "does not know --pdeathsig" in (await world.examine())["setpriv"].found
+    script(empty / "setpriv", "exit 0\n")
+    assert (await world.examine())["setpriv"].found == "prlimit is not on PATH"
+    script(empty / "prlimit", "exit 0\n")
+    assert await world.broken() == []
 
 
 async def test_spool(world: World) -> None:
@@ -213,8 +226,9 @@ async def test_spool_lock(world: World) -> None:
         assert await world.broken() == [("spool-lock", "fail"), ("service", "warn")]
 
 
-async def test_database(world: World) -> None:
-    """No database, one locked, one that is none, an older and a newer schema, a folder that is a file."""
+@SQLITE
+async def test_database_file(world: World) -> None:
+    """SQLite: no database, one locked, one that is none, an older and a newer schema, a folder that is a file."""
     file = Path(world.environ["DATA_DIR"]) / "recorder.db"
     kept = world.folder / "kept.db"
     shutil.copy(file, kept)
@@ -240,8 +254,58 @@ async def test_database(world: World) -> None:
     assert ("database", "fail") in await world.broken()
 
 
-async def test_database_place(world: World) -> None:
-    """On CFS_PATH, on a network file system, on what may be one."""
+@POSTGRESQL
+async def test_database_server(world: World) -> None:
+    """PostgreSQL: an older and a newer schema, a database that is none, a server that does not answer; no password is said."""
+    real = world.environ["DATABASE_URL"]
+    connection = await asyncpg.connect(real.replace("+asyncpg", ""))
+    for revision, status in (("9999", "fail"), ("", "ok")):
+        await connection.execute(f"UPDATE alembic_version SET version_num = '{revision}'")
+        await connection.execute("DELETE FROM alembic_version WHERE version_num = ''")
+        assert (await world.examine())["database"].status == status
+    await connection.close()
+    world.change(schema=lambda url: inspection.Schema(current="0001", newest="0002"))
+    assert await world.broken() == [("database", "warn")]
+    world.change(schema=inspection.look)
+    for away in (real + "_none", "postgresql+asyncpg://recorder:PLANTED@127.0.0.1:9/recorder"):
+        world.environ["DATABASE_URL"] = away
+        assert await world.broken() == [("database", "fail")]
+        assert "PLANTED" not in (await world.examine())["database"].found
+
+
+@POSTGRESQL
+async def test_database_server_has_no_place(world: World) -> None:
+    """PostgreSQL's files are the server's business, whatever lies on CFS_PATH."""
+    world.environ["CFS_PATH"] = world.environ["DATA_DIR"]
+    assert "no file" in (await world.examine())["database-place"].found
+
+
+async def test_secret_keys(world: World, database: engines.Database) -> None:
+    """Keys that do not open what the database holds, a key file that others can read, one that is gone; it makes none itself."""
+    world.environ |= {"DATABASE_URL": database.url, "SECRET_KEYS": engines.SECRET_KEYS}
+    store = database.open(engines.Clock())
+    async with store.transaction() as tx:
+        await tx.put_secrets("01" * 13, requests.Secrets(user_sig="PLANTED"))
+    await store.stop()
+    assert await world.broken() == []
+    ours, world.environ["SECRET_KEYS"] = world.environ["SECRET_KEYS"], "c29tZSBvdGhlciBrZXkgb2YgdGhpcnR5LXR3byBieXQ="
+    assert await world.broken() == [("secret-keys", "fail")]
+    if database.engine == "postgresql":
+        return
+    del world.environ["SECRET_KEYS"]
+    file = Path(world.environ["DATA_DIR"]) / sealing.KEY_FILE
+    assert await world.broken() == [("secret-keys", "fail")]
+    assert not file.exists()
+    file.write_text(ours)
+    file.chmod(0o640)
+    assert await world.broken() == [("secret-keys", "fail")]
+    file.chmod(0o600)
+    assert await world.broken() == []
+
+
+@SQLITE
+async def test_database_file_place(world: World) -> None:
+    """SQLite: on CFS_PATH, on a network file system, on what may be one."""
     for kind, status in (("nfs4", "fail"), ("cifs", "fail"), ("fuse.sshfs", "warn"), ("fuseblk", "ok"), ("xfs", "ok")):
         world.given.mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhost:/x {world.folder} {kind} rw 0 0\n")
         assert (await world.examine())["database-place"].status == status, kind
@@ -320,7 +384,7 @@ async def test_the_command(world: World) -> None:
     world.environ["MIN_FREE"] = "9999TiB"
     code, text = await run(world)
     lines = [line.split("\t") for line in text.splitlines()]
-    assert (code, lines[0], len(lines)) == (1, ["Status", "Check", "Found", "Meaning", "Type"], 17)
+    assert (code, lines[0], len(lines)) == (1, ["Status", "Check", "Found", "Meaning", "Type"], 18)
     assert [line[1] for line in lines if line[0] == "fail"] == ["spool-space"]
     assert WHSEC not in text
     assert TOKEN not in text

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 from fastapi import routing
 
+from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 
@@ -18,8 +18,8 @@ UNDESCRIBED = ("/openapi.json",)
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with api_service.running(tmp_path) as running:
+async def service(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database) as running:
         yield running
 
 
@@ -121,6 +121,7 @@ async def test_every_error_says_its_own_code(service: Service) -> None:
         "409": ["FailedOperation"],
         "413": ["RequestTooLarge"],
         "415": ["UnsupportedMediaType"],
+        "429": ["LimitExceeded"],
         "500": ["InternalError"],
         "503": ["ServiceUnavailable"],
         "507": ["InsufficientSpace"],
@@ -180,10 +181,12 @@ async def test_real_answers_are_as_described(service: Service) -> None:
     assert body == json.loads(json.dumps(service.document))
 
 
-async def test_the_token_is_described_where_one_is_asked_for(tmp_path: Path) -> None:
-    """A bearer scheme for all but probes and TRTC's signed callbacks."""
-    async with api_service.running(tmp_path, ("a-token",)) as guarded:
+async def test_the_token_is_described_where_one_is_asked_for(database: engines.Database) -> None:
+    """Every operation names its scope, but for probes and TRTC's signed callbacks."""
+    async with api_service.running(database, ("a-token",)) as guarded:
         document = guarded.document
-    assert document["security"] == [{"bearer": []}]
-    free = {p for p, operations in document["paths"].items() for o in operations.values() if o.get("security") == []}
+    said = {p: o["security"] for p, operations in document["paths"].items() for o in operations.values()}
+    assert said["/sessions/{TaskId}/stop"] == [{"bearer": ["operate"]}]
+    free = {p for p, security in said.items() if not security}
+    assert all(s in ([], [{"bearer": ["read"]}], [{"bearer": ["start"]}], [{"bearer": ["operate"]}]) for s in said.values())
     assert free == {"/healthz", "/readyz", "/trtc/callbacks"}

@@ -90,6 +90,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, clock: engines.C
     topology = topologies.Topology(rabbit.shared().prefix() if kind == "postgresql" else "none")
     if kind == "postgresql":
         environment |= {"AMQP_URL": rabbit.shared().url, "AMQP_PREFIX": topology.prefix, "CLUSTER_TOKEN": "t"}
+        environment |= {"SECRET_KEYS": engines.SECRET_KEYS}
         async with await aio_pika.connect(rabbit.shared().url) as connection:
             await links.Session(connection, topology).open()
     store = database.open(clock)

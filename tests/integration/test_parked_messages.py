@@ -1,4 +1,4 @@
-"""Looking at parked messages loses none of them, and what is done to one is done to no other."""
+"""RabbitMQ's queue of parked messages: looking at them loses none, and what is done to one is done to no other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import aio_pika
 import pytest
 
-from bus import parked
+from bus import envelope, parked
 from bus import topology as topologies
 from machine import errors
-from tests import buses, rabbit
+from store import sealing
+from tests import buses, engines, rabbit
 
 SECRET = {"UserSig": "PLANTED-sig", "CosConfig": {"SecretKey": "PLANTED-key", "Bucket": "b-12345"}, "Room": 7}
 
@@ -26,7 +27,7 @@ async def topology() -> topologies.Topology:
 
 @pytest.fixture
 def messages(topology: topologies.Topology) -> parked.ParkedMessages:
-    return parked.ParkedMessages(rabbit.shared().url, prefix=topology.prefix)
+    return parked.ParkedMessages(rabbit.shared().url, sealer=engines.sealer(), prefix=topology.prefix)
 
 
 async def park(topology: topologies.Topology, number: int, **headers: object) -> None:
@@ -74,6 +75,44 @@ async def test_a_requeued_message_goes_where_it_was_meant_to(
     assert {m.message_id for m in (await messages.list())[0]} == {"m0", "m2"}
 
 
+async def park_sealed(topology: topologies.Topology, sealer: sealing.Keyring) -> None:
+    """Park a message as a consumer does."""
+    original = envelope.Original(
+        key="event.start",
+        body=json.dumps(SECRET | {"Kennwort": "PLANTED-word", "Callback": "https://x.com/PLANTED-path"}).encode(),
+        properties={"message_id": "m1", "content_type": "application/json"},
+        headers={"mine": 1, "Authorization": "PLANTED-header", "deep": {"a": ["PLANTED-deep"]}},
+    )
+    ours = {"x-reason": "invalid: UserSig=PLANTED-sig", "x-parked-ms": 5, "x-routing-key": original.key}
+    made = envelope.closed(original, sealer, ours)
+    await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers), **made.properties)
+
+
+async def test_what_we_park_is_sealed(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+    """The broker holds nothing secret of it; it is shown masked, without any key; and sent anew whole, as it was published."""
+    await park_sealed(topology, engines.sealer())
+    keyless = parked.ParkedMessages(rabbit.shared().url, sealer=sealing.Keyring([sealing.new_key()]), prefix=topology.prefix)
+    (found,), _ = await keyless.list()
+    assert (found.key, found.message_id, found.reason) == ("event.start", "m1", "invalid: UserSig=***")
+    assert found.key_id == engines.sealer().key_id
+    shown = await keyless.show(found.id)
+    assert "PLANTED" not in f"{shown.body}{shown.headers}"
+    body = json.loads(shown.body)
+    assert (body["Kennwort"], body["Callback"], body["Room"]) == ("***", "https://x.com/…", 7)
+    with pytest.raises(errors.Unsealable, match=found.key_id):
+        await keyless.requeue(found.id)
+    await messages.requeue(found.id)
+    again = (await buses.taken(topology.machines.name, 1))[0]
+    assert json.loads(again.body) == SECRET | {"Kennwort": "PLANTED-word", "Callback": "https://x.com/PLANTED-path"}
+    assert (again.routing_key, again.message_id, again.content_type) == ("event.start", "m1", "application/json")
+    assert {n: v for n, v in again.headers.items() if n != "x-delivery-count"} == {
+        "mine": 1,
+        "Authorization": "PLANTED-header",
+        "deep": {"a": ["PLANTED-deep"]},
+    }
+    assert await messages.list() == ([], 0)
+
+
 async def test_a_dropped_message_is_gone_and_no_other(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
     """One of several is thrown away; one that is not there is an error."""
     for number in range(3):
@@ -101,4 +140,4 @@ async def test_the_brokers_own_reasons_are_told(messages: parked.ParkedMessages,
 async def test_a_broker_that_is_away_is_said_so() -> None:
     """Not a traceback of the library: an error of ours."""
     with pytest.raises(errors.Unavailable):
-        await parked.ParkedMessages("amqp://127.0.0.1:1/").list()
+        await parked.ParkedMessages("amqp://127.0.0.1:1/", sealer=engines.sealer()).list()

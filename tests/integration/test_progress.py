@@ -6,11 +6,10 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests import waiting
+from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
 from tests.integration.test_commands import ROOT, run
@@ -19,8 +18,8 @@ T0 = 1_800_000_000_000
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with api_service.running(tmp_path) as running:
+async def service(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database) as running:
         yield running
 
 

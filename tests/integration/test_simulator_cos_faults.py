@@ -140,6 +140,15 @@ async def test_an_expired_token_costs_no_part(simulator: server.Simulator, uploa
     assert parts == [200, 200, 403, 200]
 
 
+async def test_a_lost_answer_to_create_leaves_no_upload(simulator: server.Simulator, upload: Upload) -> None:
+    """COS began an upload that we were not told of: once the next one stands, the first is given up."""
+    script(simulator, faults.Fault(action=faults.COMMIT_THEN_RESET, operation="initiate", times=2))
+    check_right(simulator, await upload())
+    operations = [served.operation for served in simulator.cos.served]
+    assert (operations.count("initiate"), operations.count("abort")) == (3, 2)
+    assert not list(simulator.folder.glob("cos-uploads/*/upload.json"))
+
+
 async def test_forbid_overwrite(simulator: server.Simulator, upload: Upload) -> None:
     """An own object whose answer was lost counts as done; somebody else's stays, and that is told for good."""
     script(simulator, faults.Fault(action=faults.COMMIT_THEN_RESET, operation="complete"))

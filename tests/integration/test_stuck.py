@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
 
+from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
 from tests.integration.test_commands import run
@@ -18,8 +18,8 @@ MINUTE_MS = 60_000
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with api_service.running(tmp_path, ("right-token",)) as running:
+async def service(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database, ("right-token",)) as running:
         yield running
 
 

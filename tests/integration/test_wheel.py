@@ -96,7 +96,7 @@ def test_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
 
 
 def test_every_room_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    """Each module imports from the installed copy, the schemas are found, and the migrations make a database."""
+    """Each module imports from the installed copy, the schemas are found, and the migrations make a database of SQLite."""
     done = run([installed / "python", "-I", "-c", LOOK, tmp_path / "new.db"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > len(ROOMS)

@@ -10,8 +10,9 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies
+from pamqp import encode
 
-from bus import handling, masking, presence, publisher
+from bus import attempts, handling, masking, presence, publisher
 from events import codec
 from machine import errors
 
@@ -31,12 +32,38 @@ class Pinged:
             raise errors.Unavailable()
 
 
-def judge(handler: Callable[[codec.Event], Awaitable[None]], store: Any = None, **options: Any) -> handling.Judge:
-    return handling.Judge("event", handler, presence=presence.Presence(store or Pinged()), clock=lambda: 5, **options)
+class Counted:
+    """Counts of tries, kept while a test runs."""
+
+    def __init__(self, **tries: int) -> None:
+        self.tries = dict(tries)
+
+    async def count(self, message: str) -> int:
+        return self.tries.get(message, 0)
+
+    async def add(self, message: str) -> int:
+        self.tries[message] = self.tries.get(message, 0) + 1
+        return self.tries[message]
+
+    async def take_back(self, message: str) -> None:
+        self.tries[message] -= 1
+
+    async def forget(self, message: str) -> None:
+        self.tries.pop(message, None)
 
 
-def incoming(body: bytes = BARE, key: str = "event.stop", id_: str = "m1", deliveries: int = 0) -> handling.Incoming:
-    return handling.Incoming(key=key, body=body, message_id=id_, deliveries=deliveries)
+M1 = attempts.name("event", "m1")
+
+
+def judge(
+    handler: Callable[[codec.Event], Awaitable[None]], store: Any = None, counts: Counted | None = None, **options: Any
+) -> handling.Judge:
+    tries, there = attempts.Tries(counts or Counted()), presence.Presence(store or Pinged())
+    return handling.Judge("event", handler, tries=tries, presence=there, clock=lambda: 5, **options)
+
+
+def incoming(body: bytes = BARE, key: str = "event.stop", id_: str = "m1", again: bool = False) -> handling.Incoming:
+    return handling.Incoming(key=key, body=body, message_id=id_, again=again)
 
 
 def raising(*errors_: Exception) -> Callable[[codec.Event], Awaitable[None]]:
@@ -79,24 +106,54 @@ async def test_what_is_wrong_is_parked_with_the_reason(message: handling.Incomin
 
 
 async def test_only_the_messages_own_failures_count() -> None:
-    """Tries are counted by message; while the database is away none is; a success forgets them."""
-    store = Pinged()
+    """Tries are counted by message; while the database is away, or this worker full, none is; the end forgets them."""
+    store, counts = Pinged(), Counted()
     fault = RuntimeError("ours")
-    judging = judge(raising(*[fault] * 3, errors.Unavailable(), *[fault] * 22), store)
-    pauses = [(await judging.judge(incoming())).pause_s for _ in range(3)]
-    assert pauses == list(handling.RETRY_S[:3])
+    judging = judge(raising(*[fault] * 3, errors.Unavailable(), errors.Full("no room"), *[fault] * 22), store, counts)
+    assert (await judging.judge(incoming())).pause_s == attempts.RETRY_S[0]
+    pauses = [(await judging.judge(incoming(again=True))).pause_s for _ in range(2)]
+    assert pauses == list(attempts.RETRY_S[1:3])
     store.away = 2
-    assert await judging.judge(incoming()) == handling.Verdict(kind="again", reason="the database was away")
-    verdicts = [await judging.judge(incoming()) for _ in range(22)]
+    assert await judging.judge(incoming(again=True)) == handling.Verdict(kind="again", reason="the database was away")
+    full = handling.Verdict(kind="again", reason="no room", pause_s=handling.FULL_S)
+    assert await judging.judge(incoming(again=True)) == full
+    assert counts.tries == {M1: 3}
+    verdicts = [await judging.judge(incoming(again=True)) for _ in range(22)]
     assert [v.kind for v in verdicts] == ["again"] * 21 + ["park"]
     assert "25 times" in verdicts[-1].reason
+    assert counts.tries == {}
     assert await judging.judge(incoming()) == handling.DONE
 
 
-async def test_the_brokers_count_outlives_the_process() -> None:
-    """A message that other processes have failed on is parked by the one that fails on it last."""
-    verdict = await judge(raising(errors.Conflict())).judge(incoming(deliveries=handling.TRIES_BEFORE_PARKED))
-    assert verdict.kind == "park"
+async def test_a_first_try_that_ends_well_is_not_counted() -> None:
+    """Nothing is written for a message that is handled at once, and nothing is left of one that comes again and is."""
+
+    class Untouched(Counted):
+        async def add(self, message: str) -> int:
+            raise AssertionError(message)
+
+    assert await judge(raising(), counts=Untouched()).judge(incoming()) == handling.DONE
+    counts = Counted()
+    assert await judge(raising(), counts=counts).judge(incoming(again=True)) == handling.DONE
+    assert counts.tries == {}
+
+
+async def test_what_never_ended_is_parked_unhandled() -> None:
+    """A message that was begun as often as is allowed is parked, and its handler never sees it again."""
+    counts = Counted(**{M1: attempts.TRIES_BEFORE_PARKED})
+    verdict = await judge(raising(AssertionError("handled")), counts=counts).judge(incoming(again=True))
+    assert (verdict.kind, "never ended" in verdict.reason, counts.tries) == ("park", True, {})
+
+
+async def test_counts_that_cannot_be_kept_are_no_fault_of_the_message() -> None:
+    """When the count cannot be written, the message waits and comes again."""
+
+    class Broken(Counted):
+        async def add(self, message: str) -> int:
+            raise OSError("the database is away")
+
+    verdict = await judge(raising(AssertionError("handled")), counts=Broken()).judge(incoming(again=True))
+    assert verdict.kind == "again"
 
 
 async def test_a_handler_that_hangs_is_ended() -> None:
@@ -121,7 +178,28 @@ def test_routing_keys_and_properties_of_what_goes_out() -> None:
     assert not publisher.outgoing("result", "session-accepted", "", body).mandatory
 
 
-@pytest.mark.parametrize("headers", [{"odd": object()}, {"big": "x" * 200_000}, {"n": 2**80}], ids=["kind", "size", "number"])
+@pytest.mark.parametrize("id_", ["x" * 256, "名" * 86, "x" * 255])
+def test_an_id_that_amqp_has_no_room_for_is_a_digest_there(id_: str) -> None:
+    """What a publisher may call its event can go out again: the message id fits, is text, and is the same each time."""
+    body = codec.encode(codec.make("session-refused", id=id_, time_ms=0, data={"Code": "x", "Message": "x", "RequestId": "x"}))
+    made, again = (publisher.outgoing("result", "session-refused", "", body).properties["message_id"] for _ in range(2))
+    assert made == again
+    assert len(made.encode()) <= 255
+    assert (made == id_) == (len(id_.encode()) <= 255)
+
+
+def test_halves_of_characters_do_not_keep_a_message_from_being_parked() -> None:
+    """JSON can spell what no header can hold: what is shown of such a body, and headers made of it, can be sent."""
+    shown = masking.body(b'{"TaskId": "\\ud800", "Speaker": ["\\udfff"]}')
+    assert "\\ud800" in shown
+    for headers in ({"x-shown": shown}, {"x-reason": "\ud800"}, {"\udfff": "x"}):
+        assert encode.field_table(publisher.sendable(headers))
+
+
+ODD_HEADERS = [{"odd": object()}, {"big": "x" * 200_000}, {"n": 2**80}]
+
+
+@pytest.mark.parametrize("headers", ODD_HEADERS, ids=["kind", "size", "number"])
 def test_headers_that_cannot_be_sent_again_are_sent_as_text(headers: dict[str, Any]) -> None:
     """What another client put there does not keep a message from being parked."""
     assert all(isinstance(value, str) and len(value) <= 1_000 for value in publisher.sendable(headers).values())

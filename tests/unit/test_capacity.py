@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
 
-from assembly import capacity
+from assembly import capacity, cpu
 from machine import errors
 
 
@@ -39,10 +41,30 @@ class Captures:
         self.running += 1
 
 
-def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100) -> capacity.Capacity:
-    """A capacity of two captures and 10 bytes."""
-    limits = capacity.Limits(captures=2, load=0, free_bytes=lambda: 10)
-    return capacity.Capacity(bus, limits, running=lambda: captures.running, free_bytes=lambda: free_bytes)
+class Machine:
+    """What is read of a machine: seconds of CPU by process, and the time at which it is read."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.used_s = {cpu.OWN: 0.0}
+
+    def pass_time(self, live: cpu.LiveCpu, seconds: int, **shares: float) -> None:
+        """Let so many seconds pass, in which each process (`p7`) takes its share of one CPU; a look at the end of each."""
+        for _ in range(seconds):
+            self.now_s += 1
+            for name, share in shares.items():
+                pid = int(name[1:])
+                self.used_s[pid] = self.used_s.get(pid, 0.0) + share
+            live.look()
+
+
+def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu.LiveCpu | None = None) -> capacity.Capacity:
+    """A capacity of two captures, half of the CPUs, and 10 bytes, on a machine with a load of 3 per core."""
+    limits = capacity.Limits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
+    idle = cpu.LiveCpu(dict, cpus=1)
+    return capacity.Capacity(
+        bus, limits, running=lambda: captures.running, live=live or idle, free_bytes=lambda: free_bytes, load=lambda: 3.0
+    )
 
 
 async def test_a_burst_does_not_pass_the_limit() -> None:
@@ -66,3 +88,71 @@ async def test_a_full_spool_takes_nothing() -> None:
     with pytest.raises(errors.Unavailable, match="full: the spool has"):
         await limited(bus, captures, free_bytes=1).take(captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
+    room = limited(bus, captures, free_bytes=1).room()
+    assert (room.free_bytes, room.needed_bytes, room.busy) == (1, 10, "")
+
+
+async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
+    """Over half of two CPUs within half a minute is full; a burst is not, nor what ended captures took before."""
+    bus, captures, machine = Bus(), Captures(), Machine()
+    live = cpu.LiveCpu(lambda: machine.used_s, cpus=2, clock_s=lambda: machine.now_s)
+    part = limited(bus, captures, live=live)
+    machine.pass_time(live, 3, p0=1.0, p7=1.0)
+    assert part.full() == ""
+    machine.pass_time(live, 30, p0=0.1, p7=0.8)
+    assert part.full() == ""
+    machine.pass_time(live, 30, p0=0.1, p7=0.8, p8=0.8)
+    assert part.full() == "live work takes 85% of the CPUs, MAX_CPU is 50%"
+    assert part.room().busy == part.full()
+    await part.look()
+    assert not bus.wanted
+    del machine.used_s[8]
+    machine.pass_time(live, 30, p0=0.1, p7=0.1)
+    await part.look()
+    assert bus.wanted
+    assert live.share == pytest.approx(0.1)
+
+
+async def test_a_load_limit_is_the_machines() -> None:
+    """MAX_LOAD looks at the whole machine, and only where it is set."""
+    limits = capacity.Limits(captures=0, cpu=0, load=2, free_bytes=lambda: 0)
+    live = cpu.LiveCpu(dict, cpus=1)
+    part = capacity.Capacity(Bus(), limits, running=lambda: 0, live=live, free_bytes=lambda: 1, load=lambda: 3.0)
+    assert part.full() == "the load per core is 3.0, MAX_LOAD is 2"
+
+
+async def test_a_spool_that_is_gone_is_full() -> None:
+    """A worker whose spool cannot be looked at has room for nothing, and says why; its signs of life go on."""
+
+    def gone() -> int:
+        raise errors.Unavailable("the spool is gone")
+
+    limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
+    live = cpu.LiveCpu(dict, cpus=1)
+    part = capacity.Capacity(Bus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0)
+    assert part.full() == "the spool is gone"
+    assert part.room().free_bytes < part.room().needed_bytes
+
+
+def test_the_cpus_of_a_container_are_its_quota(tmp_path: Path) -> None:
+    """Fewer than there are where control groups of either version say so; no quota, or none that can be read, limits nothing."""
+    mine = float(len(os.sched_getaffinity(0)))
+    assert cpu.usable(tmp_path) == mine
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / cpu.QUOTA_V1[1]).write_text("100000\n")
+    (tmp_path / cpu.QUOTA_V1[0]).write_text("-1\n")
+    assert cpu.usable(tmp_path) == mine
+    (tmp_path / cpu.QUOTA_V1[0]).write_text("50000\n")
+    assert cpu.usable(tmp_path) == 0.5
+    (tmp_path / cpu.QUOTA_V2).write_text("25000 100000\n")
+    assert cpu.usable(tmp_path) == 0.25
+    (tmp_path / cpu.QUOTA_V2).write_text("max 100000\n")
+    (tmp_path / cpu.QUOTA_V1[0]).unlink()
+    assert cpu.usable(tmp_path) == mine
+
+
+def test_processes_are_read_from_the_system() -> None:
+    """This process has used some; one that is gone is left out."""
+    found = cpu.reading(lambda: [os.getpid(), 2**22 + 1])()
+    assert set(found) == {cpu.OWN, os.getpid()}
+    assert all(used_s > 0 for used_s in found.values())

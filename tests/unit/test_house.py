@@ -204,6 +204,34 @@ def test_links_and_names_in_documents_lead_somewhere() -> None:
     assert sorted(set(found)) == []
 
 
+def threats(text: str) -> list[str]:
+    """The rows of the table of threats."""
+    section = text.partition("\n### Threats\n")[2].partition("\n#")[0]
+    return [line for line in section.splitlines() if line.startswith("|")][2:]
+
+
+def unheld(rows: list[str]) -> list[str]:
+    """The rows whose last cell is anything but names of tests that are there."""
+    found = []
+    for row in rows:
+        cited = row.rstrip("| ").rpartition("|")[2].split(", ")
+        names = [TEST_NAME.fullmatch(one.strip()) for one in cited]
+        known = [one and one[2] and f"def {one[2]}(" in (ROOT / one[1]).read_text(encoding="utf-8") for one in names]
+        found += [] if all(known) else [row]
+    return found
+
+
+def test_every_threat_names_the_test_that_holds_it() -> None:
+    """SECURITY.md: a line of the threat model ends with a test that is there, or it does not stand."""
+    rows = threats((ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(rows) >= 25
+    assert unheld(rows) == []
+    this = "`tests/unit/test_house.py::test_every_threat_names_the_test_that_holds_it`"
+    for wrong in ("", "nothing", "`tests/unit/test_house.py`", this.replace("::test", "::no_test"), f"{this}, nothing"):
+        assert unheld([f"| a threat | a guard | {wrong} |"]), "a line without a test would be noticed"
+    assert unheld([f"| a threat | a guard | {this} |"]) == []
+
+
 @pytest.mark.parametrize("script", [".ci/run", "deploy/bootstrap.sh"])
 def test_scripts_are_whole(script: str) -> None:
     """A script of the door has an interpreter line and stops at the first fault."""

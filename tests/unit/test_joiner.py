@@ -162,3 +162,20 @@ def test_a_jump_is_a_gap_as_far_as_time_is_missing(tmp_path: Path, jump_ms: int,
     assert [gap.duration_s for gap in found.gaps] == pytest.approx(missing_s, abs=0.03)
     untimed = survey.survey([_segment(tmp_path / "b", tags)], "00")
     assert [gap.duration_s for gap in untimed.gaps] == pytest.approx([jump_ms / 1000], abs=0.03)
+
+
+def test_a_segment_that_went_on_unseen_is_cut_where_its_successor_begins(tmp_path: Path) -> None:
+    """Its worker was frozen, its ffmpeg was not: what is known of its last packet is old. Neither is its end taken for a gap, nor
+    shown twice."""
+    files = [
+        _segment(tmp_path / "a", _both(0, 9_000), 100_000, 103_000),
+        _segment(tmp_path / "b", _both(0, 4_000), 106_000, 110_000),
+    ]
+    found = survey.survey(files, "02")
+    assert found.gaps == []
+    assert found.duration_ms == pytest.approx(10_000, abs=400)
+    before = [
+        _segment(tmp_path / "c", _both(0, 9_000), 100_000, 103_000),
+        _segment(tmp_path / "d", _both(0, 500), 111_000, 111_500),
+    ]
+    assert [gap.duration_s for gap in survey.survey(before, "02").gaps] == pytest.approx([2.0], abs=0.2)

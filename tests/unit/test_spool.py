@@ -45,7 +45,8 @@ def test_no_id_leads_out_of_the_spool(tmp_path: Path, speaker: str) -> None:
     assert path.name == "00000003.flv"
     path.write_bytes(b"x")
     assert owned.segments("01JTASK", speaker, 1) == [path]
-    assert owned.output_path("01JTASK", speaker, 1, "00").name == "finished.mp3"
+    assert owned.output_path("01JTASK", speaker, 1, "00", 3) == path.with_name("finished.00000003.mp3")
+    assert owned.output_path("01JTASK", speaker, 1, "00", 0).name == "finished.mp3"
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
@@ -56,14 +57,27 @@ def test_two_ids_never_share_a_name(one: str, other: str) -> None:
     assert not spool.safe_name(one).startswith(".")
 
 
+def test_a_transcode_that_was_superseded_ends_in_nothing(tmp_path: Path) -> None:
+    """What an earlier epoch has not finished goes when the next one begins; finished files and its own part stay."""
+    owned = spool.Spool(tmp_path)
+    old, new = (owned.output_path("T", "anna", 1, "02", epoch) for epoch in (9, 10))
+    parts = [path.with_name(f"{path.name}.part") for path in (old, new)]
+    for path in (old, new, *parts):
+        path.write_bytes(b"x")
+    owned.remove_parts("T", "anna", 1, 10)
+    assert [path.exists() for path in (old, new, *parts)] == [True, True, False, True]
+    owned.remove_files("T", "anna", 1, [])
+    assert not old.parent.exists()
+
+
 def test_removing_leaves_the_others(tmp_path: Path) -> None:
     """A recording's files go without its neighbour's, a session's go together, and both may be asked for twice."""
     owned = spool.Spool(tmp_path)
     paths = [owned.segment_path("T", "anna", 1, 1), owned.segment_path("T", "anna", 2, 1), owned.segment_path("U", "bob", 1, 1)]
     for path in paths:
         path.write_bytes(b"x")
-    owned.remove_recording("T", "anna", 1)
-    owned.remove_recording("T", "anna", 1)
+    owned.remove_files("T", "anna", 1, [1])
+    owned.remove_files("T", "anna", 1, [1])
     assert [path.exists() for path in paths] == [False, True, True]
     owned.remove_session("T")
     owned.remove_session("T")

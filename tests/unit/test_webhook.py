@@ -316,7 +316,7 @@ async def test_list_is_no_wider_than_written(receiver: Receiver) -> None:
 async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
     """Other schemes, credentials, control characters and broken URLs are refused before any look-up, by field and for good."""
     with pytest.raises(errors.InvalidParameter) as refused:
-        webhook.check_url(url)
+        webhook.WebhookSender().check(url)
     assert refused.value.field == "Callback"
     assert "password" not in refused.value.message
     with pytest.raises(errors.CallbackFailed) as caught:
@@ -329,7 +329,7 @@ async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
 )
 def test_usual_urls_pass_the_door(url: str) -> None:
     """What customers write is accepted."""
-    webhook.check_url(url)
+    webhook.WebhookSender().check(url)
 
 
 async def test_proxy_of_the_environment_is_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

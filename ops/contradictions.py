@@ -1,0 +1,57 @@
+"""Settings that may each be what they are, but not beside one another. Imports nothing of ours but this room.
+
+Rule: each fault names its variable and says what it may be; no value is repeated.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ops import values
+
+if TYPE_CHECKING:
+    from ops import settings as settings_module
+
+SQLITE = "sqlite+aiosqlite:///"
+POSTGRESQL = "postgresql+asyncpg://"
+
+
+def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
+    """What each setting may be by itself, but not beside the others."""
+    if not values.is_loopback(settings.host) and not settings.api_tokens:
+        yield "API_TOKENS", "is required, because HOST is not a loopback address: whoever reaches the port could record"
+    if settings.data_dir == Path() and not settings.database_url.get_secret_value():
+        yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
+    url = settings.database_url.get_secret_value()
+    many = bool(settings.amqp_url.get_secret_value())
+    if many != url.startswith(POSTGRESQL):
+        yield "DATABASE_URL", f"AMQP_URL and a DATABASE_URL that begins with {POSTGRESQL} go together: the engine of many nodes"
+    elif many:
+        if not settings.secret_keys:
+            yield "SECRET_KEYS", "is required with AMQP_URL, the same for every node: openssl rand -base64 32 makes a key"
+        if settings.spool_shared and not settings.cfs_path:
+            yield "SPOOL_SHARED", "needs CFS_PATH, the folder that is shared"
+        if "worker" in settings.roles and not settings.spool_shared and not settings.cluster_token.get_secret_value():
+            yield "CLUSTER_TOKEN", "is required where workers do not share a spool: they fetch segments from each other"
+    elif set(settings.roles) != set(values.ROLES):
+        yield "ROLES", "must be all three without AMQP_URL: everything is in this process"
+    elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
+        yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
+    elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
+        name = "DATABASE_URL" if url else "DATA_DIR"
+        yield name, "must not lie on CFS_PATH: SQLite loses data on a network file system"
+    if not _signs(settings.callback_secret.get_secret_value()):
+        yield "CALLBACK_SECRET", "must be base64 after whsec_"
+
+
+def _signs(secret: str) -> bool:
+    if not secret.startswith("whsec_"):
+        return True
+    try:
+        return bool(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+    except binascii.Error:
+        return False

@@ -1,0 +1,71 @@
+"""The nodes' signs of life, and what they say of themselves with them. Imports `machine`.
+
+Rule: a node writes its own row and no other's. What is moved besides, once, are the deadlines of all when no node was alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from machine import model, states
+from store import tables
+
+AWAY_KINDS = ("join", "idle", "linger")
+# PostgreSQL's number of the lock under which downtime is forgiven.
+RESUME_LOCK = 0x61776179
+ROOM = ("free_bytes", "needed_bytes", "busy")
+
+
+async def heartbeat(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None) -> None:
+    """A sign of life."""
+    table = tables.nodes
+    said: dict[str, Any] = {name: getattr(room, name) if room is not None else None for name in ROOM}
+    values = {"seen_ms": now_ms, "url": url} | said
+    if not (await connection.execute(update(table).where(table.c.node == node).values(values))).rowcount:
+        await connection.execute(insert(table).values(node=node, **values))
+
+
+async def url(connection: AsyncConnection, node: str, alive_since_ms: int) -> str:
+    """Where its files can be fetched; "" if it gave no sign of life since then, or offers none."""
+    table = tables.nodes
+    found = select(table.c.url).where(table.c.node == node, table.c.seen_ms >= alive_since_ms)
+    row = (await connection.execute(found)).first()
+    return str(row.url) if row else ""
+
+
+async def worker_rooms(connection: AsyncConnection, alive_since_ms: int) -> list[model.Room]:
+    """The rooms of the workers that gave a sign of life since then, in the order of their names."""
+    table = tables.nodes
+    alive = select(table).where(table.c.seen_ms >= alive_since_ms, table.c.free_bytes.is_not(None)).order_by(table.c.node)
+    return [model.Room(**{name: getattr(row, name) for name in ROOM}) for row in (await connection.execute(alive)).all()]
+
+
+async def last_seen_ms(connection: AsyncConnection) -> int | None:
+    """When any of them was last alive; None where there is none."""
+    row = (await connection.execute(select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()))).first()
+    return int(row.seen_ms) if row else None
+
+
+async def forgive(connection: AsyncConnection, away_ms: int) -> None:
+    """Move join, idle and linger deadlines, and what idleness counts from, by so much."""
+    table = tables.deadlines
+    await connection.execute(update(table).where(table.c.kind.in_(AWAY_KINDS)).values(at_ms=table.c.at_ms + away_ms))
+    for rows in (tables.sessions, tables.recordings):
+        live = rows.c.state.in_((states.OPEN, *states.CAPTURING))
+        await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + away_ms))
+
+
+async def resume(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None, *, over_ms: int) -> int:
+    """A sign of life that forgives the time in which there was none of any node, if it was longer than `over_ms`; returns it."""
+    if connection.dialect.name == "postgresql":
+        # Nodes that come back together would each forgive the same time.
+        await connection.execute(select(func.pg_advisory_xact_lock(RESUME_LOCK)))
+    seen_ms = await last_seen_ms(connection)
+    away_ms = now_ms - seen_ms if seen_ms is not None and now_ms > seen_ms + over_ms else 0
+    if away_ms:
+        await forgive(connection, away_ms)
+    await heartbeat(connection, node, now_ms, url, room)
+    return away_ms

@@ -1,0 +1,141 @@
+"""What lies sealed in the database: that it can be opened, that nothing in it is plain, and sealing it anew. Imports `machine`.
+
+Rule: a row is replaced only while it is still the row that was read; a service may be at work on the same rows. Rows without a
+key's id are plain, of a schema that did not seal.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, and_, delete, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from machine import errors, ports
+from store import engine as engines
+from store import tables
+
+log = structlog.get_logger()
+
+CREDENTIALS = "credentials"
+CALLBACK = "callback"
+PLAIN = ""
+BATCH = 100
+
+
+def seal(sealer: ports.Sealer, task_id: str, kind: str, clear: str) -> dict[str, str]:
+    """The columns of a sealed value of a session."""
+    body = sealer.seal(clear.encode(), about(task_id, kind))
+    return {"key_id": sealer.key_id, "body": base64.b64encode(body).decode()}
+
+
+def unseal(sealer: ports.Sealer, task_id: str, kind: str, key_id: str, body: str) -> str:
+    """A session's value from its columns. Raises Unsealable."""
+    if key_id == PLAIN:
+        return body
+    return sealer.open(base64.b64decode(body), about(task_id, kind)).decode()
+
+
+def about(task_id: str, kind: str) -> str:
+    """What a sealed value says of itself."""
+    return f"{kind} {task_id}"
+
+
+class SealedRows:
+    """The sealed values of one database; the service may run meanwhile."""
+
+    def __init__(self, engine: AsyncEngine, sealer: ports.Sealer) -> None:
+        self._engine = engine
+        self._sealer = sealer
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that all is sealed under after a rotation."""
+        return self._sealer.key_id
+
+    async def key_ids(self) -> set[str]:
+        """The ids of the keys that rows are sealed under, PLAIN among them if some are not."""
+        async with self._engine.connect() as connection:
+            return set((await connection.execute(select(tables.secrets.c.key_id).distinct())).scalars())
+
+    async def check(self) -> None:
+        """Raise Unavailable if there is a row that no key here opens."""
+        lost = await self.key_ids() - {PLAIN, *self._sealer.key_ids}
+        if lost:
+            raise errors.Unavailable(locked(lost, self._sealer.key_ids))
+
+    async def seal_plain(self) -> int:
+        """Seal what is plain, and see that no file of the database keeps its old text; returns how many rows."""
+        done = await self._reseal(tables.secrets.c.key_id == PLAIN)
+        if done:
+            log.info("secrets.sealed", rows=done, key=self._sealer.key_id)
+            await self._flush()
+        return done
+
+    async def rotate(self) -> int:
+        """Seal everything under the first key; returns how many rows were not. Raises Unavailable, with all others done, if there
+        are rows that no key opens."""
+        table = tables.secrets
+        others = and_(table.c.key_id != self._sealer.key_id, table.c.key_id.in_([PLAIN, *self._sealer.key_ids]))
+        done = await self._reseal(others)
+        await self._flush()
+        await self.check()
+        return done
+
+    async def forget_lost(self) -> int:
+        """Forget the rows that no key opens; returns how many."""
+        table = tables.secrets
+        lost = table.c.key_id.notin_([PLAIN, *self._sealer.key_ids])
+        async with self._writing() as connection:
+            return int((await connection.execute(delete(table).where(lost))).rowcount)
+
+    async def _reseal(self, which: ColumnElement[bool]) -> int:
+        done = 0
+        after: tuple[str, str] = ("", "")
+        while rows := await self._batch(which, after):
+            async with self._writing() as connection:
+                for row in rows:
+                    done += await self._replace(connection, row)
+            after = (rows[-1].task_id, rows[-1].kind)
+        return done
+
+    async def _batch(self, which: ColumnElement[bool], after: tuple[str, str]) -> list[Any]:
+        """The next rows, in the order of their keys: one that changes under our hands is not met again."""
+        table = tables.secrets
+        behind = (table.c.task_id > after[0]) | and_(table.c.task_id == after[0], table.c.kind > after[1])
+        found = select(table).where(which, behind).order_by(table.c.task_id, table.c.kind).limit(BATCH)
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(found)).all())
+
+    async def _replace(self, connection: AsyncConnection, row: Any) -> int:
+        table = tables.secrets
+        try:
+            clear = unseal(self._sealer, row.task_id, row.kind, row.key_id, row.body)
+        except errors.Unsealable as error:
+            raise errors.Unavailable(f"What is sealed for {row.task_id} is damaged: {error.message}") from error
+        same = and_(table.c.task_id == row.task_id, table.c.kind == row.kind, table.c.body == row.body)
+        values = seal(self._sealer, row.task_id, row.kind, clear)
+        return int((await connection.execute(update(table).where(same).values(values))).rowcount)
+
+    async def _flush(self) -> None:
+        """SQLite's log still holds what was there before, until it is emptied; another connection may keep it from that."""
+        if self._engine.dialect.name == "sqlite":
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+
+    def _writing(self) -> Any:
+        return self._engine.execution_options(**{engines.WRITE: True}).begin()
+
+
+def locked(lost: Collection[str], known: Collection[str]) -> str:
+    """The sentence for rows that no key opens: which setting, and what else there is to do."""
+    needed, here = ", ".join(sorted(lost)), ", ".join(known) or "none"
+    return (
+        f"The database holds secrets sealed under key {needed}, and here is {here}: put the key they were sealed with into"
+        " SECRET_KEYS (without that setting: bring back the file secret.keys in DATA_DIR). If it is lost,"
+        " `recorder keys rotate --forget-lost` forgets them: their sessions need fresh credentials, by a replay."
+    )

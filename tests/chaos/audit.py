@@ -1,0 +1,185 @@
+"""The audit of one chaos run, a program of its own: `python -m tests.chaos.audit WHAT.json` prints the figures as JSON.
+
+Imports nothing of the recorder. Rule: it reads database, COS folder, callback receiver and process table with code of its own,
+and believes no message. What is lost, doubled or left is told in words, one line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e import audit as reading
+
+Row = Mapping[str, Any]
+QUERIES = {
+    "sessions": "SELECT task_id, state, revision FROM sessions",
+    "recordings": "SELECT id, task_id, speaker, state, code, detail, url, output FROM recordings WHERE NOT awaited",
+    "results": "SELECT task_id, revision, body FROM results ORDER BY task_id, revision",
+    "jobs": "SELECT owner, kind, state FROM jobs WHERE state <> 'ended'",
+    "messages": "SELECT seq, channel, type, body, sent_ms, parked FROM outbox",
+    "deliveries": "SELECT task_id, revision, state FROM callbacks",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class What:
+    """What to look at. `received`: name → (webhook-id, body) of each POST; `expected`: (TaskId, speaker) that were live;
+    `prefix`: what the keys of this run's objects begin with; `folder`: what only
+    processes of this run are told of; `pids`: its nodes."""
+
+    database: str
+    bucket: Path
+    uploads: Path
+    prefix: str
+    received: dict[str, list[tuple[str, str]]]
+    expected: list[tuple[str, str]]
+    folder: str
+    pids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was found, in words; all but `repeated_posts` (allowed: the same body under the same id) are faults."""
+
+    lost_recordings: list[str]
+    lost_results: list[str]
+    doubled_results: list[str]
+    doubled_objects: list[str]
+    leaked_uploads: list[str]
+    orphan_processes: list[str]
+    repeated_posts: int
+
+
+def audit(what: What) -> Figures:
+    """Look at everything."""
+    found = reading.read(what.database, QUERIES)
+    posts = [(webhook_id, body) for received in what.received.values() for webhook_id, body in received]
+    return Figures(
+        lost_recordings=_lost_recordings(what, found["recordings"]),
+        lost_results=_lost_results(what, found, posts),
+        doubled_results=_doubled_results(found, posts),
+        doubled_objects=_doubled_objects(what, found["recordings"]),
+        leaked_uploads=_leaked(what),
+        orphan_processes=_orphans(what),
+        repeated_posts=len(posts) - len(set(posts)),
+    )
+
+
+def settled(database: str, tasks: Sequence[str]) -> str:
+    """Why a run is not over yet; "" once nothing is left to do."""
+    found = reading.read(database, QUERIES)
+    states = {row["task_id"]: row["state"] for row in found["sessions"]}
+    waiting = [f"{task} is {states.get(task, 'not known')}" for task in tasks if states.get(task) != "Finished"]
+    waiting += [f"{row['kind']} of {row['owner']} is {row['state']}" for row in found["jobs"]]
+    waiting += [f"{row['type']} is not sent" for row in found["messages"] if row["sent_ms"] is None]
+    waiting += [
+        f"{row['task_id']}#{row['revision']} is {row['state']}" for row in found["deliveries"] if row["state"] == "Pending"
+    ]
+    return "; ".join(waiting)
+
+
+def _lost_recordings(what: What, recordings: Sequence[Row]) -> list[str]:
+    known = {(row["task_id"], row["speaker"]) for row in recordings}
+    lost = [f"{task}/{speaker} has no recording" for task, speaker in what.expected if (task, speaker) not in known]
+    for row in recordings:
+        if row["state"] != "Done":
+            lost.append(f"{row['id']} is {row['state']}: {row['code']} {row['detail']}")
+            continue
+        path, output = what.bucket / _key(row), json.loads(row["output"])
+        if not path.is_file():
+            lost.append(f"{row['id']}: {path.name} is not in COS")
+        elif path.stat().st_size != output["SizeBytes"] or str(reading.crc64(path.read_bytes())) != output["Crc64"]:
+            lost.append(f"{row['id']}: the object is not the file that was reported")
+        elif output["DurationMs"] <= 0:
+            lost.append(f"{row['id']}: the file holds nothing")
+    return lost
+
+
+def _lost_results(what: What, found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:
+    lost = []
+    bodies = [json.loads(body) for _, body in posts]
+    newest = {row["task_id"]: json.loads(row["body"]) for row in found["results"]}
+    sessions = {row["task_id"]: row for row in found["sessions"]}
+    for task in sorted({task for task, _ in what.expected}):
+        session = sessions.get(task)
+        if session is None or session["state"] != "Finished" or task not in newest:
+            lost.append(f"{task} has no result")
+        elif newest[task] not in bodies:
+            lost.append(f"{task}: its newest result was not delivered")
+    told = [json.loads(row["body"]).get("subject") for row in found["messages"] if row["type"] == "recording-done"]
+    lost += [
+        f"{row['id']} is Done and nobody was told"
+        for row in found["recordings"]
+        if row["state"] == "Done" and row["id"] not in told
+    ]
+    lost += [f"message {row['seq']} {row['type']} was never sent" for row in found["messages"] if row["sent_ms"] is None]
+    return lost + [f"message {row['seq']} {row['type']} is parked: {row['parked']}" for row in found["messages"] if row["parked"]]
+
+
+def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:
+    """Two bodies or two ids for one (TaskId, Revision), wherever it was told; two recordings of one moment."""
+    seen: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for webhook_id, body in posts:
+        said = json.loads(body)
+        seen[f"posted {said['TaskId']}#{said['Revision']}"].add((webhook_id, body))
+    for row in found["messages"]:
+        if row["channel"] == "result":
+            said = json.loads(row["body"])
+            attempt = said["data"].get("Attempt") or said["data"].get("Revision") or said.get("correlationid")
+            seen[f"{row['type']} {said.get('subject')} {attempt}"].add((said["id"], row["body"]))
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    for row in found["results"]:
+        numbers[row["task_id"]].append(row["revision"])
+    doubled = [f"{name}: {len(each)} times" for name, each in seen.items() if len(each) > 1]
+    return doubled + [f"{task}: revisions {got}" for task, got in numbers.items() if got != [1]]
+
+
+def _doubled_objects(what: What, recordings: Sequence[Row]) -> list[str]:
+    """Objects that are no recording's, and keys that two recordings share."""
+    keys = [_key(row) for row in recordings if row["url"]]
+    there = [path.relative_to(what.bucket).as_posix() for path in what.bucket.glob(f"{what.prefix}/**/*") if path.is_file()]
+    doubled = [f"{key} belongs to no recording" for key in there if key not in keys]
+    return doubled + [f"{key} belongs to {keys.count(key)} recordings" for key in set(keys) if keys.count(key) > 1]
+
+
+def _leaked(what: What) -> list[str]:
+    opened = [json.loads(path.read_text(encoding="utf-8")) for path in what.uploads.glob("*/upload.json")]
+    return [f"{each['key']}: {len(each['parts'])} parts" for each in opened if each["key"].startswith(f"{what.prefix}/")]
+
+
+def _orphans(what: What) -> list[str]:
+    """Nodes of the run that have not ended, and processes whose arguments, environment or working folder name its folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            told += os.fsencode((entry / "cwd").readlink())
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        known = f"{what.folder}/".encode() in told or int(entry.name) in what.pids
+        if known and int(entry.name) != os.getpid() and state != "Z":
+            found.append(f"{entry.name}: {told[:120].replace(bytes(1), b' ').decode(errors='replace')}")
+    return found
+
+
+def _key(row: Row) -> str:
+    return str(row["url"]).removeprefix("https://").split("/", 1)[1] if row["url"] else ""
+
+
+def main() -> None:
+    """Read what to look at from the file that is named, print the figures."""
+    told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    told |= {name: Path(told[name]) for name in ("bucket", "uploads")}
+    sys.stdout.write(json.dumps(asdict(audit(What(**told)))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

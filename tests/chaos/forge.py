@@ -1,0 +1,148 @@
+"""Where nodes come from: a process that has read the whole program once and forks a node from itself for each line it is told.
+
+Imports `tests.chaos.node`, and with it the service. Most of what a start of the service costs is reading its modules; forked,
+many more runs fit into the same minutes. Rule: it has one thread and no loop, so that what is forked is as if just started.
+
+    told:  {"Id", "Arguments", "Environment", "Log"}        says:  {"Id", "Pid"} when forked, {"Pid", "Code"} when ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+LOOK_S = 0.03
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A forked process."""
+
+    def __init__(self, pid: int, ended: asyncio.Future[int]) -> None:
+        self.pid = pid
+        self._ended = ended
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not self._ended.done()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal; harmless once it has ended."""
+        if self.running:
+            os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        """Its exit code, negative for the signal that killed it."""
+        return await asyncio.shield(self._ended)
+
+
+class Forge:
+    """The asking side."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._forked: dict[int, asyncio.Future[Child]] = {}
+        self._children: dict[int, asyncio.Future[int]] = {}
+
+    async def start(self) -> None:
+        """Start the process and wait until it has read the program."""
+        self._process = await asyncio.create_subprocess_exec(
+            "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "tests.chaos.forge",
+            cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline() == b"ready\n"
+        self._reading = asyncio.create_task(self._read(self._process.stdout))
+
+    async def stop(self) -> None:
+        """End it; nodes that still run die with it."""
+        if self._process is not None and self._reading is not None:
+            self._process.kill()
+            await self._process.wait()
+            await self._reading
+
+    async def fork(self, arguments: list[str], environment: dict[str, str], log: Path) -> Child:
+        """A new node with these arguments (after the program's name) and this environment and no other."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        number = len(self._forked)
+        self._forked[number] = asyncio.get_running_loop().create_future()
+        told = {"Id": number, "Arguments": arguments, "Environment": environment, "Log": str(log)}
+        self._process.stdin.write(json.dumps(told).encode() + b"\n")
+        await self._process.stdin.drain()
+        return await self._forked[number]
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            said = json.loads(line)
+            if "Id" in said:
+                ended = self._children[said["Pid"]] = asyncio.get_running_loop().create_future()
+                self._forked[said["Id"]].set_result(Child(said["Pid"], ended))
+            else:
+                self._children[said["Pid"]].set_result(said["Code"])
+
+
+def _be(told: dict[str, Any]) -> None:
+    """In the forked process: become the node."""
+    from tests.chaos import node
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.environ.clear()
+    os.environ.update(told["Environment"])
+    log = os.open(told["Log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
+        os.dup2(source, number)
+    os.closerange(3, 64)
+    sys.argv = ["recorder", *told["Arguments"]]
+    code = 1
+    try:
+        node.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _say(**said: int) -> None:
+    os.write(1, json.dumps(said).encode() + b"\n")
+
+
+def main() -> None:
+    """Fork until standard input ends."""
+    from tests.chaos import node as node  # what is read here is there for every node
+
+    os.write(1, b"ready\n")
+    rest = b""
+    while True:
+        if select.select([0], [], [], LOOK_S)[0]:
+            chunk = os.read(0, 65536)
+            if not chunk:
+                return
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                told = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    _be(told)
+                _say(Id=told["Id"], Pid=pid)
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            continue
+        if pid:
+            _say(Pid=pid, Code=os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main()

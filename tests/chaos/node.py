@@ -1,0 +1,71 @@
+"""One node of the recorder with a harness at its fault points: `python -m tests.chaos.node PLAN serve …`.
+
+Imports `service` and nothing else of ours. PLAN is a JSON file: {"Folder", "Strikes": [{"Point", "Hit", "Act"}]}. Rule: each
+strike happens once, in whichever process comes first, and is written down in the folder just before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import service
+
+
+class Harness:
+    """Counts how often this process comes by each point, and strikes."""
+
+    def __init__(self, folder: Path, strikes: list[dict[str, Any]]) -> None:
+        self._folder = folder
+        self._open = {n: strike for n, strike in enumerate(strikes) if not self._path(n).exists()}
+        self._hits: Counter[str] = Counter()
+
+    def __call__(self, point: str) -> None:
+        """Called by every fault point."""
+        self._hits[point] += 1
+        due = [n for n, s in self._open.items() if s["Point"] == point and self._hits[point] >= s["Hit"]]
+        for number in due:
+            strike = self._open.pop(number)
+            if self._claimed(number, strike):
+                _do(strike["Act"], point)
+
+    def _claimed(self, number: int, strike: dict[str, Any]) -> bool:
+        """Write the strike down; False if another process was first."""
+        told = {**strike, "Pid": os.getpid(), "MonotonicS": time.monotonic(), "UnixMs": time.time_ns() // 1_000_000}
+        try:
+            with self._path(number).open("x", encoding="utf-8") as file:
+                file.write(json.dumps(told))
+        except FileExistsError:
+            return False
+        return True
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"struck-{number}.json"
+
+
+def _do(act: str, point: str) -> None:
+    if act == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif act == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif len(point) % 2:
+        raise OSError(errno.EIO, f"chaos at {point}")
+    else:
+        raise RuntimeError(f"chaos at {point}")
+
+
+def main() -> None:
+    """Arm, and be the service."""
+    plan = json.loads(Path(sys.argv.pop(1)).read_text(encoding="utf-8"))
+    service.main(Harness(Path(plan["Folder"]), plan["Strikes"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What all runs came to: the table that is printed, and report.json. Imports nothing of ours but the plans.
+
+Rule: a run counts for every point that was struck in it, and a fault of a run is charged to each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import plans, worlds
+
+FAULTS = ("lost_recordings", "lost_results", "doubled_results", "doubled_objects", "leaked_uploads", "orphan_processes")
+OTHER = ("unfinished", "exit_codes", "media")
+MEDIA_LIMIT_S = 1.0
+HEADS = ("lost rec", "lost res", "dbl res", "dbl obj", "leaks", "orphans")
+
+
+def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
+    """The whole report."""
+    lost = {
+        engine: _distribution([s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s])
+        for engine in plans.ENGINES
+    }
+    return {
+        "runs": len(outcomes),
+        "points": [_point(engine, point, outcomes) for engine in plans.ENGINES for point in _struck_points(engine, outcomes)],
+        "unstruck": {engine: _unstruck(engine, outcomes) for engine in plans.ENGINES},
+        "repeated_posts": sum(o.repeated_posts for o in outcomes),
+        "media_lost_to_a_kill_s": lost,
+        "failures": [_failure(o) for o in outcomes if o.failed],
+        "too_much_media_lost": too_much_lost(outcomes),
+    }
+
+
+def too_much_lost(outcomes: Sequence[worlds.Outcome]) -> list[str]:
+    """The engines on which more than MEDIA_LIMIT_S is lost at the 99th percentile."""
+    found = []
+    for engine in plans.ENGINES:
+        lost = sorted(s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s)
+        if lost and _percentile(lost, 99) > MEDIA_LIMIT_S:
+            found.append(f"{engine}: {_percentile(lost, 99):.2f} s")
+    return found
+
+
+def write(path: Path, outcomes: Sequence[worlds.Outcome], about: dict[str, Any]) -> None:
+    """The report, and beside it every run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | summary(outcomes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = [json.dumps(asdict(o), default=str, ensure_ascii=False) for o in outcomes]
+    path.with_name("runs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def table(outcomes: Sequence[worlds.Outcome]) -> str:
+    """The table for people."""
+    lines = []
+    for engine in plans.ENGINES:
+        rows = [_point(engine, point, outcomes) for point in _struck_points(engine, outcomes)]
+        if not rows:
+            continue
+        lines += ["", f"{engine:25} runs  kill frz raise " + "".join(f"{h:>9}" for h in HEADS) + "   s to end (max)"]
+        for row in rows:
+            acts = "".join(f"{row['acts'].get(a, 0):>5}" for a in plans.ACTS)
+            faults = "".join(f"{row[name]:>9}" for name in FAULTS)
+            end = f"{row['end_median_s']:>8} ({row['end_max_s']})" if row["end_max_s"] is not None else "       –"
+            lines.append(f"{row['point']:25}{row['runs']:>5}{acts}{faults}{end}")
+        lost = _distribution([s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s])
+        lines.append(f"media lost to a kill, s: {_told(lost)}")
+        unstruck = _unstruck(engine, outcomes)
+        if 0 < len(unstruck) < len(rows):
+            lines.append(f"not struck: {', '.join(unstruck)}")
+    return "\n".join(lines)
+
+
+def failure(outcome: worlds.Outcome) -> str:
+    """A failed run, for people, with the line that repeats it."""
+    told = [f"  {name}: {each}" for name, faults in outcome.faults.items() for each in faults]
+    struck = plans.sentence(outcome.plan.strikes)
+    return "\n".join([f"FAILED {struck}", *told, f"  again: {outcome.plan.repeat}", f"  logs:  {outcome.folder}"])
+
+
+def _failure(outcome: worlds.Outcome) -> dict[str, Any]:
+    faults = {name: each for name, each in outcome.faults.items() if each}
+    return {"repeat": outcome.plan.repeat, "strikes": outcome.struck, "faults": faults, "folder": str(outcome.folder)}
+
+
+def _struck_points(engine: str, outcomes: Sequence[worlds.Outcome]) -> list[str]:
+    struck = {s["Point"] for o in outcomes if o.plan.engine == engine for s in o.struck}
+    return [point for point in plans.points(engine) if point in struck]
+
+
+def _unstruck(engine: str, outcomes: Sequence[worlds.Outcome]) -> list[str]:
+    if not any(o.plan.engine == engine for o in outcomes):
+        return []
+    return [point for point in plans.points(engine) if point not in _struck_points(engine, outcomes)]
+
+
+def _point(engine: str, point: str, outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
+    runs = [o for o in outcomes if o.plan.engine == engine and point in {s["Point"] for s in o.struck}]
+    acts = [s["Act"] for o in runs for s in o.struck if s["Point"] == point]
+    ends = [o.seconds_to_end for o in runs if o.seconds_to_end is not None]
+    return {
+        "engine": engine,
+        "point": point,
+        "runs": len(runs),
+        "acts": {act: acts.count(act) for act in plans.ACTS},
+        **{name: sum(len(o.faults.get(name, ())) for o in runs) for name in (*FAULTS, *OTHER)},
+        "end_median_s": round(statistics.median(ends), 1) if ends else None,
+        "end_max_s": round(max(ends), 1) if ends else None,
+    }
+
+
+def _distribution(lost: Sequence[float]) -> dict[str, float]:
+    if not lost:
+        return {}
+    ordered = sorted(lost)
+    named = {f"p{each}": _percentile(ordered, each) for each in (50, 90, 99)}
+    return {"count": len(ordered), "min": ordered[0], **named, "max": ordered[-1]}
+
+
+def _percentile(ordered: Sequence[float], percent: int) -> float:
+    """The smallest value that at least so many percent do not exceed."""
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def _told(lost: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in lost.items()) or "nothing measured"

@@ -1,0 +1,237 @@
+"""The long run: rooms come and go for half an hour, and what the service takes stays flat.
+
+    make soak SOAK_MINUTES=30 SOAK_CAPTURES=50 SOAK_ENGINE=embedded
+
+Rows are kept for a tenth of the run (KEEP_MESSAGES, KEEP_SESSIONS), so that forgetting is part of what is looked at. The bounds
+stand in soak_samples.py. Writes `var/soak/report.json`, prints a table, and ends with 1 when a bound is broken, a session is
+stuck, or a recording or result is lost or doubled. Imports the simulator and the tests' own eyes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import noise
+from simulator import server
+from simulator.cos import signature
+from tests import footing, service_process, waiting
+from tests.chaos import soak_rooms, soak_samples
+from tests.e2e import audit
+from tests.e2e.conftest import BUCKET, SECRET_ID, SECRET_KEY, World
+
+ROOT = Path(__file__).parents[2]
+SPEAKERS = 2
+LIVE_S = (40.0, 90.0)
+FORGOTTEN_S = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is run, from the environment."""
+
+    minutes: float
+    captures: int
+    engine: str
+    seed: int
+    folder: Path
+
+    @property
+    def keep_s(self) -> float:
+        """How long rows are kept."""
+        return max(20.0, self.minutes * 60 / 10)
+
+    @property
+    def every_s(self) -> float:
+        """Between two samples."""
+        return min(10.0, max(2.0, self.minutes * 60 / 150))
+
+    @staticmethod
+    def of(environ: Mapping[str, str]) -> Plan:
+        """The plan that an environment describes."""
+        return Plan(
+            minutes=float(environ.get("SOAK_MINUTES") or 30),
+            captures=int(environ.get("SOAK_CAPTURES") or 50),
+            engine=environ.get("SOAK_ENGINE") or footing.EMBEDDED,
+            seed=int(environ.get("SOAK_SEED") or 1),
+            folder=ROOT / (environ.get("SOAK_FOLDER") or "var/soak"),
+        )
+
+
+class Soak:
+    """One run: the world, its rooms, and who looks at it."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        self._plan = plan
+        self.world = world
+        self._eyes = plan.folder / "eyes.json"
+        self._from_s = time.monotonic()
+        self.samples: list[soak_samples.Sample] = []
+        self.faults: list[str] = []
+        live = min(LIVE_S[1], plan.minutes * 60 / 4)
+        until_s = self._from_s + plan.minutes * 60
+        count = max(1, plan.captures // SPEAKERS)
+        self.rooms = soak_rooms.Rooms(
+            world, count=count, until_s=until_s, live_s=(min(LIVE_S[0], live / 3), live), seed=plan.seed
+        )
+
+    async def serve(self) -> None:
+        """Start the service with eyes in it, and wait until they have seen something."""
+        folder, keep = self._plan.folder / "service", f"{self._plan.keep_s:g}s"
+        folder.mkdir(parents=True, exist_ok=True)
+        stand = self.world.footing = footing.make(self._plan.engine, folder / "data")
+        settings = self.world.settings() | stand.settings | {"KEEP_MESSAGES": keep, "KEEP_SESSIONS": keep, "KEEP_FAILED": "1h"}
+        settings |= {"LINGER": f"{soak_rooms.LINGER_S:g}s", "IDLE_TIMEOUT": "30s", "SOAK_EYES": str(self._eyes)}
+        self.world.service = service_process.ServiceProcess(folder, settings)
+        self.world.service.program = "from tests.chaos import soak_eyes; soak_eyes.main()"
+        await self.world.service.start()
+        self.world.point_callbacks()
+        await waiting.until(self._eyes.exists, 20, "the eyes")
+
+    async def run(self) -> tuple[soak_samples.Sample, soak_samples.Sample]:
+        """Let the rooms come and go; returns the samples of before the first session and of when all is over."""
+        before = await self.look()
+        watching = asyncio.create_task(self._watch())
+        try:
+            await self.rooms.run()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        self.faults += await asyncio.to_thread(self._audit)
+        self.faults += [f"{s['TaskId']} is stuck" for s in (await self.world.service.get("/sessions?stuck=true"))["Sessions"]]
+        return before, await self._afterwards(before)
+
+    async def look(self) -> soak_samples.Sample:
+        """One sample."""
+        return await asyncio.to_thread(self._look)
+
+    def _look(self) -> soak_samples.Sample:
+        service = self.world.service
+        assert self.world.footing is not None
+        embedded = self._plan.engine == footing.EMBEDDED
+        database = service.folder / "data" / "recorder.db" if embedded else Path()
+        rows = audit.read(self.world.footing.database, soak_samples.COUNTS)
+        figures = soak_samples.of_process(service.pid) | soak_samples.of_tasks(self._eyes)
+        figures |= soak_samples.of_files(database, service.folder / "spool")
+        figures |= {f"rows.{table}": float(found[0]["n"]) for table, found in rows.items()}
+        return soak_samples.Sample(at_s=time.monotonic() - self._from_s, figures=figures)
+
+    async def _watch(self) -> None:
+        next_s = time.monotonic()
+        while True:
+            next_s += self._plan.every_s
+            await soak_rooms.until(next_s)
+            # What the rooms may still do to a sample of the end is not what is looked at: they stop one by one.
+            if time.monotonic() < self._from_s + self._plan.minutes * 60:
+                self.samples.append(await self.look())
+            self._forget_objects()
+
+    def _forget_objects(self) -> None:
+        """Delete objects of sessions that the service has long forgotten: the disk of this machine is no part of the run."""
+        judged = self.rooms.judged
+        cos = self.world.simulator.folder / "cos"
+        while judged and judged[0][0] < time.monotonic() - 3 * self._plan.keep_s:
+            _, task_id = judged.pop(0)
+            for folder in cos.glob(f"*/lessons/{task_id}"):
+                shutil.rmtree(folder)
+
+    def _audit(self) -> list[str]:
+        """What the audit says of the sessions that are not forgotten yet."""
+        received: dict[str, list[tuple[str, bytes]]] = {}
+        for posts in list(self.world.simulator.receiver.received.values()):
+            for post in list(posts):
+                headers = {name.lower(): value for name, value in post.headers.items()}
+                received.setdefault(post.json()["TaskId"], []).append((headers["webhook-id"], post.body))
+        assert self.world.footing is not None
+        return audit.audit(self.world.footing.database, self.world.simulator.folder / "cos", received).faults
+
+    async def _afterwards(self, before: soak_samples.Sample) -> soak_samples.Sample:
+        """Wait until everything is forgotten and given back, or until it ought to be."""
+        last = await self.look()
+        limit_s = time.monotonic() + self._plan.keep_s * 1.5 + FORGOTTEN_S
+        while soak_samples.left(before, last) and time.monotonic() < limit_s:
+            await soak_rooms.until(time.monotonic() + 2)
+            last = await self.look()
+        self.faults += soak_samples.left(before, last)
+        return last
+
+
+def rows(samples: Sequence[soak_samples.Sample], before: soak_samples.Sample, after: soak_samples.Sample) -> list[list[str]]:
+    """The table: before, the mean of the second half, how it rose there, what was allowed, and when all was over."""
+    half = soak_samples.second_half(samples)
+    lines = []
+    for name, bound in soak_samples.BOUNDS.items():
+        mean, rises = soak_samples.rise(half, name)
+        most = max(s.figures[name] for s in samples)
+        allowed = max(bound.part * mean, bound.units)
+        figures = (before.figures[name], mean, most, rises, allowed, after.figures[name])
+        lines.append([name, *(f"{figure:,.1f}" for figure in figures)])
+    captures = (before.figures["ffmpegs"], *_mean_and_most(samples, half), after.figures["ffmpegs"])
+    lines.append(["ffmpegs (the load)", *(f"{n:,.1f}" for n in captures[:3]), "-", "-", f"{captures[3]:,.1f}"])
+    return lines
+
+
+def _mean_and_most(samples: Sequence[soak_samples.Sample], half: Sequence[soak_samples.Sample]) -> tuple[float, float]:
+    return statistics.fmean(s.figures["ffmpegs"] for s in half), max(s.figures["ffmpegs"] for s in samples)
+
+
+async def soak(plan: Plan) -> int:
+    """Run the plan; returns the exit code."""
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    plan.folder.mkdir(parents=True)
+    quiet = noise.Noise()
+    account = signature.Account(secret_id=SECRET_ID, secret_key=SECRET_KEY)
+    simulator = server.Simulator(folder=plan.folder / "tencent", accounts=[account], buckets=[BUCKET], announce_pulls=True)
+    await simulator.start()
+    run = Soak(plan, World(plan.folder, simulator, plan.engine))
+    try:
+        await run.serve()
+        before, after = await run.run()
+    finally:
+        await run.world.service.stop()
+        if run.world.footing is not None:
+            await run.world.footing.remove(run.world.service.log)
+        await simulator.stop()
+    tally, faults = run.rooms.tally, [*run.rooms.tally.faults, *run.faults, *soak_samples.broken(run.samples)]
+    captures = [s.figures["ffmpegs"] for s in soak_samples.second_half(run.samples)]
+    said = _said(plan, tally, captures, str(quiet))
+    table = noise.table(["figure", "before", "mean", "most", "rise", "allowed", "after"], rows(run.samples, before, after))
+    sys.stdout.write("\n".join((table, said, *faults, "")))
+    report: dict[str, Any] = {
+        "plan": dataclasses.asdict(plan) | {"folder": str(plan.folder.relative_to(ROOT))},
+        "summary": said,
+        "faults": faults,
+        "tally": dataclasses.asdict(tally),
+        "before": dict(before.figures),
+        "after": dict(after.figures),
+        "samples": [{"at_s": round(s.at_s, 1)} | {k: round(v, 2) for k, v in s.figures.items()} for s in run.samples],
+    }
+    (plan.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    return 1 if faults else 0
+
+
+def _said(plan: Plan, tally: soak_rooms.Tally, captures: Sequence[float], quiet: str) -> str:
+    return (
+        f"{plan.engine}, {plan.minutes:g} minutes, seed {plan.seed}: {tally.finished} of {tally.started} sessions finished, "
+        f"{tally.files} files with {tally.media_s / 3600:.1f} h of media, {tally.repeats} repeated posts; "
+        f"{statistics.fmean(captures):.0f} ffmpegs at once ({min(captures):.0f} … {max(captures):.0f})\n{quiet}"
+    )
+
+
+def main() -> None:
+    """The command."""
+    sys.exit(asyncio.run(soak(Plan.of(os.environ))))
+
+
+if __name__ == "__main__":
+    main()

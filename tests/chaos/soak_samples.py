@@ -1,0 +1,161 @@
+"""What a service takes while it runs, sampled from outside, and the bounds within which that must stay. Imports nothing of ours.
+
+Rule: *flat* is said of the second half of the samples. How many captures run at a moment is the rooms' doing, so each figure is
+taken as a sum of a constant, a part per capture and a part per second (least squares); the last, over the whole half, may rise by
+no more than the bound, which is a part of the mean, or a few units where the mean is small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLES = (
+    "sessions", "recordings", "segments", "jobs", "deadlines", "inbox", "outbox", "journal", "results", "callbacks", "uploads",
+    "secrets", "presence", "nodes",
+)  # fmt: skip
+COUNTS = {table: f"SELECT count(*) AS n FROM {table}" for table in TABLES}
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """How much the line may rise over the second half: a part of the mean, or so many units, whichever is more."""
+
+    part: float
+    units: float
+
+
+BOUNDS: Mapping[str, Bound] = {
+    "memory_mib": Bound(part=0.05, units=6),
+    "proportional_mib": Bound(part=0.05, units=6),
+    "descriptors": Bound(part=0.10, units=10),
+    "threads": Bound(part=0.0, units=3),
+    "tasks": Bound(part=0.10, units=10),
+    "database_mib": Bound(part=0.10, units=3),
+    "spool_mib": Bound(part=0.25, units=8),
+    **{f"rows.{table}": Bound(part=0.15, units=40) for table in TABLES},
+}
+"""Rows and the spool go up and down with the ends of sessions, so their bounds are wider."""
+
+IDLE_BOUNDS: Mapping[str, float] = {"descriptors": 24, "tasks": 6, "threads": 14}
+"""How much more than before the first session there may be when everything has ended: pools keep what they have opened (database
+connections with three files and a thread each, threads for files and for COS)."""
+
+NOTHING_LEFT = ("ffmpegs", "spool_files", *(f"rows.{t}" for t in ("sessions", "recordings", "segments", "jobs", "secrets")))
+"""What must be none when everything has ended and was forgotten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look: seconds from the beginning, and the figures."""
+
+    at_s: float
+    figures: Mapping[str, float]
+
+
+def of_process(pid: int) -> dict[str, float]:
+    """Memory, descriptors and threads of a process, and how many ffmpegs it has started."""
+    memory = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+    status = _fields(Path(f"/proc/{pid}/status"))
+    return {
+        "memory_mib": memory["Rss"] / 1024,
+        "proportional_mib": memory["Pss"] / 1024,
+        "descriptors": float(len(os.listdir(f"/proc/{pid}/fd"))),
+        "threads": status["Threads"],
+        "ffmpegs": float(sum(1 for child in _children(pid) if "ffmpeg" in child)),
+    }
+
+
+def of_files(database: Path, spool: Path) -> dict[str, float]:
+    """The database's files (none where a server keeps them), and the spool: bytes and files."""
+    kept = [p for p in database.parent.glob(database.name + "*") if p.is_file()] if database.name else []
+    sizes = []
+    for path in spool.rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and not path.name.startswith("."):
+                sizes.append(path.stat().st_size)
+    return {
+        "database_mib": sum(p.stat().st_size for p in kept if p.exists()) / MIB,
+        "spool_mib": sum(sizes) / MIB,
+        "spool_files": float(len(sizes)),
+    }
+
+
+def of_tasks(eyes: Path) -> dict[str, float]:
+    """What the service's eyes have seen last."""
+    return {"tasks": float(json.loads(eyes.read_text())["tasks"])}
+
+
+def rise(samples: Sequence[Sample], name: str) -> tuple[float, float]:
+    """(mean, how much it rises from the first to the last of these samples beside what the captures of each moment explain)."""
+    times, captures = [s.at_s for s in samples], [s.figures["ffmpegs"] for s in samples]
+    values = [s.figures[name] for s in samples]
+    # Two steps (Frisch and Waugh): what is left of time and of the figure without the captures is set against each other.
+    left_times, left_values = _without(captures, times), _without(captures, values)
+    spread = sum(t * t for t in left_times)
+    slope = sum(t * v for t, v in zip(left_times, left_values, strict=True)) / spread if spread else 0.0
+    return statistics.fmean(values), slope * (times[-1] - times[0])
+
+
+def _without(captures: Sequence[float], values: Sequence[float]) -> list[float]:
+    """What is left of values when the line through them by captures is taken away."""
+    if len(set(captures)) < 2:
+        mean = statistics.fmean(values)
+        return [value - mean for value in values]
+    line = statistics.linear_regression(captures, values)
+    return [value - line.intercept - line.slope * count for count, value in zip(captures, values, strict=True)]
+
+
+def broken(samples: Sequence[Sample]) -> list[str]:
+    """A sentence for each figure that was not flat in the second half."""
+    half = second_half(samples)
+    faults = []
+    for name, bound in BOUNDS.items():
+        mean, rises = rise(half, name)
+        allowed = max(bound.part * mean, bound.units)
+        if rises > allowed:
+            faults.append(f"{name} rose by {rises:.1f} in the second half (mean {mean:.1f}, allowed {allowed:.1f})")
+    return faults
+
+
+def left(before: Sample, after: Sample) -> list[str]:
+    """A sentence for each figure that did not come down again."""
+    faults = [f"{name}: {after.figures[name]:.0f} are left" for name in NOTHING_LEFT if after.figures[name]]
+    for name, more in IDLE_BOUNDS.items():
+        grown = after.figures[name] - before.figures[name]
+        if grown > more:
+            faults.append(f"{name}: {grown:.0f} more than before the first session (allowed {more:.0f})")
+    return faults
+
+
+def second_half(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The samples from the middle of the time on."""
+    middle_s = (samples[0].at_s + samples[-1].at_s) / 2
+    return [s for s in samples if s.at_s >= middle_s]
+
+
+def _fields(path: Path) -> dict[str, float]:
+    """`Name:  number …` lines of a file of /proc."""
+    found = {}
+    for line in path.read_text("ascii", "replace").splitlines():
+        name, _, rest = line.partition(":")
+        if rest.split() and rest.split()[0].isdigit():
+            found[name] = float(rest.split()[0])
+    return found
+
+
+def _children(pid: int) -> list[str]:
+    """The command names of the processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            before, after = stat.read_text("ascii", "replace").rsplit(")", 1)
+            if int(after.split()[1]) == pid:
+                found.append(before.split("(", 1)[1])
+    return found

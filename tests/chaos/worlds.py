@@ -1,0 +1,322 @@
+"""One run: nodes of the real service on either engine, one room with two speakers, the strikes of a plan, and what came of it.
+
+Imports the simulator and the tests' own eyes. Rule: the run asks like a customer would, again where it got no answer, and never
+looks into a node; what became of it is the audit's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from concurrent import futures
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from simulator import server
+from simulator.cos import signature
+from tests import footing, waiting
+from tests.chaos import audit, media, nodes, plans
+from tests.chaos import forge as forges
+
+REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
+ACCOUNT = signature.Account(secret_id="AKIDexample", secret_key="secret-key-example")
+CALLBACK_KEY = "callback-key"
+SPEAKERS = ("alice", "bob")
+LEASE_S, LINGER_S = 3.0, 2.0
+FROZEN_S = LEASE_S + 2.0
+LIVE_S, AFTER_S = 3.5, 2.0
+# A server begins with the second since its last key frame, and a busy machine is late.
+SEAM_S = 2.5
+# Generous: how long it takes is reported, and a machine that other work keeps busy is no fault.
+END_LIMIT_S, END_LIMIT_PER_STRIKE_S = 120.0, 30.0
+SETTINGS = {
+    "LEASE": f"{LEASE_S:g}s",
+    "LINGER": f"{LINGER_S:g}s",
+    "JOIN_TIMEOUT": "60s",
+    "NODE_RETURN": "40s",
+    "DRAIN": "3s",
+    "CALLBACK_ALLOW": "127.0.0.1",
+    "CALLBACK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0",
+    "MIN_FREE": "1MiB",
+    "MAX_DURATION": "10m",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What came of a run. `struck`: the strikes that happened, as the harness wrote them down; `faults`: figure → words."""
+
+    plan: plans.Plan
+    folder: Path
+    struck: list[dict[str, Any]] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    repeated_posts: int = 0
+    seconds_to_end: float | None = None
+    media_lost_s: list[float] = field(default_factory=list)
+    insides: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was lost, doubled or left."""
+        return any(self.faults.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What all runs share: the stand-in for Tencent, where nodes come from, and a process that looks into files."""
+
+    simulator: server.Simulator
+    forge: forges.Forge
+    eyes: futures.Executor
+
+
+class Run:
+    """One plan carried out in a folder of its own, against a simulator that other runs use too."""
+
+    def __init__(self, plan: plans.Plan, tools: Tools, folder: Path, number: int) -> None:
+        self.plan = plan
+        self.simulator = tools.simulator
+        self._forge = tools.forge
+        self.folder = folder
+        self.app = 1_400_000_001 + number
+        self.prefix = f"run-{number}"
+        self.room = tools.simulator.create_room(self.app, f"room-{number}")
+        self.nodes: dict[str, nodes.Node] = {}
+        self.footing: footing.Footing
+        self.task_id = ""
+        self.ended_s = 0.0
+        self._eyes = tools.eyes
+        self._lives: dict[str, media.Live] = {}
+        self._waking: set[asyncio.Task[None]] = set()
+
+    async def carry_out(self) -> Outcome:
+        """From an empty folder to the audit's figures."""
+        outcome = Outcome(plan=self.plan, folder=self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "strikes").mkdir(parents=True)
+        self.footing = footing.make(self.plan.engine, self.folder / "node" / "data")
+        waker = asyncio.create_task(self._wake_frozen())
+        try:
+            await self._start_nodes()
+            await self._live()
+            await self._end_room()
+            outcome.faults["unfinished"] = await self._until_over()
+            outcome.seconds_to_end = None if outcome.faults["unfinished"] else round(time.monotonic() - self.ended_s, 2)
+        except AssertionError as error:
+            outcome.faults["unfinished"] = [str(error)]
+        finally:
+            waker.cancel()
+            codes = await asyncio.gather(*(node.stop() for node in self.nodes.values()))
+        # A node that had just come back may be told to end before it listens to that, or be struck just then.
+        killed = {strike["Pid"] for strike in self.struck() if strike["Act"] == plans.KILL}
+        ended = [
+            (name, code) for (name, node), code in zip(self.nodes.items(), codes, strict=True) if node.pids[-1] not in killed
+        ]
+        wrong = {name: code for name, code in ended if code not in (0, -signal.SIGTERM)}
+        outcome.faults["exit_codes"] = [f"{name} ended with {code}" for name, code in wrong.items()]
+        await self._judge(outcome)
+        await self._remove()
+        return outcome
+
+    # --- the world --------------------------------------------------------------------------------------------------------
+    async def _start_nodes(self) -> None:
+        simulator = self.simulator
+        environment = SETTINGS | self.footing.settings
+        environment |= {"PULL_ADDRESS": simulator.pull_template, "COS_ENDPOINT": simulator.url}
+        environment |= {"TRTC_CALLBACK_KEYS": json.dumps({str(self.app): CALLBACK_KEY})}
+        if self.plan.engine == plans.EMBEDDED:
+            self.nodes["node"] = nodes.Node(self._forge, self.folder / "node", environment)
+        else:
+            if self.plan.shared:
+                environment |= {"CFS_PATH": str(self.folder / "cfs"), "SPOOL_SHARED": "true"}
+            self.nodes["desk"] = nodes.Node(self._forge, self.folder / "desk", environment, roles="api,machine")
+            for name in ("worker1", "worker2"):
+                self.nodes[name] = nodes.Node(
+                    self._forge, self.folder / name, environment, roles="worker", away_s=self.plan.away_s
+                )
+        for name, node in self.nodes.items():
+            kind = name.rstrip("12")
+            node.arm(self.folder / "strikes", self.plan.strikes if kind == "node" else self._armed(kind))
+            await node.start()
+        self.api = next(iter(self.nodes.values()))
+        self.simulator.configure_app(self.app, callback_url=f"{self.api.url}/trtc/callbacks", callback_key=CALLBACK_KEY)
+
+    def _armed(self, kind: str) -> tuple[plans.Strike, ...]:
+        return tuple(
+            strike if kind in strike.roles else plans.Strike(point="-", hit=1, act=plans.KILL) for strike in self.plan.strikes
+        )
+
+    async def _live(self) -> None:
+        started = await self._ask("POST", "/sessions", self._request())
+        self.task_id = started["TaskId"]
+        for number, name in enumerate(SPEAKERS):
+            speaker = await self.room.join(name, number=number)
+            first = round(speaker.stream.started_s) % 64 * media.RATE
+            self._lives[name] = media.Live(began_s=speaker.stream.started_s, first_frame=first)
+        await waiting.until(self._all_pulled, 40, "both speakers to be pulled", every_s=0.1)
+        await nodes.pass_time(LIVE_S)
+        # A strike while live is given the time to be mended while live: how large its gap is would else not be seen.
+        quiet_s = 0.0
+        while quiet_s < AFTER_S and time.monotonic() < min(live.began_s for live in self._lives.values()) + 40:
+            await nodes.pass_time(0.25)
+            quiet_s = quiet_s + 0.25 if not self.struck() or await self._calm() else 0.0
+
+    async def _calm(self) -> bool:
+        ready = await asyncio.gather(*(node.is_ready() for node in self.nodes.values()))
+        return all(ready) and self._all_pulled()
+
+    def _all_pulled(self) -> bool:
+        return all(speaker.viewers for speaker in self.room.speakers.values())
+
+    async def _end_room(self) -> None:
+        self.ended_s = time.monotonic()
+        if self.plan.ending == plans.STOP:
+            await self._ask("POST", f"/sessions/{self.task_id}/stop", {})
+        elif self.plan.ending == plans.LEAVE:
+            for speaker in list(self.room.speakers.values()):
+                await speaker.leave()
+        await self.room.dismiss()
+
+    async def _until_over(self) -> list[str]:
+        last = ""
+        cleaned = any(strike.point.startswith("cleanup") for strike in self.plan.strikes)
+
+        async def over() -> bool:
+            nonlocal last
+            last = await asyncio.to_thread(audit.settled, self.footing.database, [self.task_id])
+            if not last and cleaned and self._kept():
+                last = "files are left on the spool"
+            return not last
+
+        with contextlib.suppress(AssertionError):
+            limit_s = END_LIMIT_S + END_LIMIT_PER_STRIKE_S * len(self.plan.strikes)
+            await waiting.until(over, limit_s, "everything to be over", every_s=0.4)
+        return [last] if last else []
+
+    def _kept(self) -> bool:
+        return any(self.folder.glob(f"**/{self.task_id}/*/*"))
+
+    async def _wake_frozen(self) -> None:
+        """Wake what the harness froze, after its lease has run out."""
+        woken: set[int] = set()
+        while True:
+            await nodes.pass_time(0.2)
+            for number, strike in enumerate(self.struck()):
+                frozen = strike["Act"] == plans.FREEZE and number not in woken
+                if frozen and time.monotonic() > strike["MonotonicS"] + FROZEN_S:
+                    woken.add(number)
+                    self.api.wake(strike["Pid"])
+
+    def struck(self) -> list[dict[str, Any]]:
+        """The strikes that have happened, in the order of their numbers."""
+        read = [path.read_text(encoding="utf-8") for path in sorted((self.folder / "strikes").glob("struck-*.json"))]
+        return [json.loads(text) for text in read if text]
+
+    # --- what a customer does -----------------------------------------------------------------------------------------------
+    def _request(self) -> dict[str, Any]:
+        keys = {"SecretId": ACCOUNT.secret_id, "SecretKey": ACCOUNT.secret_key}
+        return {
+            "SdkAppId": self.app,
+            "StrRoomId": self.room.room,
+            "UserId": "recorder",
+            "UserSig": "any",
+            "Mode": "02",
+            "CosConfig": {"Region": REGION, "Bucket": BUCKET, "Path": self.prefix} | keys,
+            "Callback": self.simulator.receiver_url(self.prefix),
+        }
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        """Ask, and ask again while there is no answer or none but a 5xx."""
+        said: Any = None
+
+        async def answered() -> bool:
+            nonlocal said
+            try:
+                url = f"{self.api.url}{path}"
+                async with asyncio.timeout(15), aiohttp.ClientSession() as http, http.request(method, url, json=body) as answer:
+                    said = await answer.json()
+                    return answer.status < 300
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+                return False
+
+        await waiting.until(answered, 60, f"an answer to {method} {path}, at last {said}", every_s=0.3)
+        return said
+
+    # --- what came of it ----------------------------------------------------------------------------------------------------
+    async def _judge(self, outcome: Outcome) -> None:
+        outcome.struck = self.struck()
+        posts = [(r.headers["webhook-id"], r.body.decode()) for r in self.simulator.receiver.received[self.prefix]]
+        what = audit.What(
+            database=self.footing.database,
+            bucket=self.simulator.folder / "cos" / BUCKET,
+            uploads=self.simulator.folder / "cos-uploads",
+            prefix=self.prefix,
+            received={self.prefix: posts},
+            expected=[(self.task_id, speaker) for speaker in SPEAKERS],
+            folder=str(self.folder),
+            pids=[pid for node in self.nodes.values() for pid in node.pids],
+        )
+        path = self.folder / "what.json"
+        path.write_text(json.dumps(asdict(what), default=str))
+        found = await _audited(path)
+        outcome.repeated_posts = found.pop("repeated_posts")
+        outcome.faults |= found
+        await self._look_inside(outcome, what.bucket)
+
+    async def _look_inside(self, outcome: Outcome, bucket: Path) -> None:
+        loop = asyncio.get_running_loop()
+        killed = [s["MonotonicS"] for s in outcome.struck if s["Act"] == plans.KILL]
+        for speaker, live in self._lives.items():
+            for path in sorted((bucket / self.prefix / self.task_id).glob(f"{speaker}_*.mp4")):
+                counted = media.sent(await loop.run_in_executor(self._eyes, media.frames, path), live)
+                entries = self._entries(path.name)
+                if not entries:
+                    continue  # it was not told of at all, which the audit says
+                told_s = sum(gap["Duration"] for entry in entries for gap in entry["Gaps"])
+                missing_s, doubled_s = media.missing_s(counted), media.doubled_s(counted)
+                seen = {"file": path.name, "missing_s": missing_s, "doubled_s": doubled_s, "told_s": told_s}
+                outcome.faults.setdefault("media", []).extend(_wrong_media(path.name, missing_s, doubled_s, told_s))
+                outcome.insides.append({name: round(v, 2) if isinstance(v, float) else v for name, v in seen.items()})
+                lost = [media.lost_s(counted, live, moment_s) for moment_s in killed]
+                outcome.media_lost_s += [round(each, 3) for each in lost if each is not None]
+
+    def _entries(self, name: str) -> list[dict[str, Any]]:
+        """What the newest result says of a file."""
+        results = [received.json() for received in self.simulator.receiver.received[self.prefix]]
+        return [entry for entry in results[-1]["Files"] if entry["RecordFile"].endswith(f"/{name}")] if results else []
+
+    async def _remove(self) -> None:
+        whole = self.folder / "whole.log"
+        whole.write_bytes(b"".join(node.log.read_bytes() for node in self.nodes.values() if node.log.exists()))
+        with contextlib.suppress(ValueError):
+            await self.footing.remove(whole)
+
+
+def _wrong_media(name: str, missing_s: float, doubled_s: float, told_s: float) -> list[str]:
+    """Gaps that are not told, gaps that are told and are none, and what is shown twice, beyond what a seam costs."""
+    wrong = []
+    if abs(missing_s - told_s) > SEAM_S:
+        wrong.append(f"{name}: {missing_s:.1f} s are missing, {told_s:.1f} s are told")
+    if doubled_s > SEAM_S:
+        wrong.append(f"{name}: {doubled_s:.1f} s are shown twice")
+    return wrong
+
+
+async def _audited(path: Path) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.chaos.audit", str(path),
+        cwd=forges.ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
+    found: dict[str, Any] = json.loads(out)
+    return found

@@ -1,0 +1,43 @@
+"""Whether a start is taken by a recorder of many nodes, by what its workers say of their room, on each engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from assembly import admission
+from machine import errors, model
+from store import store as stores
+from tests import engines
+
+ALIVE_MS = 60_000
+FULL = model.Room(free_bytes=3 << 20, needed_bytes=9 << 20)
+ROOMY = model.Room(free_bytes=9 << 20, needed_bytes=3 << 20)
+
+
+@pytest.fixture
+def door(store: stores.Store, clock: engines.Clock) -> admission.Admission:
+    return admission.Admission(store, clock=clock, alive_ms=ALIVE_MS)
+
+
+async def test_refused_where_no_living_worker_has_room(
+    door: admission.Admission, store: stores.Store, clock: engines.Clock
+) -> None:
+    """One worker with room is enough; a dead one is none; with none left the refusal says how much is missing."""
+    await store.heartbeat("api")
+    await store.heartbeat("w1", room=FULL)
+    await store.heartbeat("w2", room=ROOMY)
+    assert await door.look() == ()
+    clock.advance(ALIVE_MS + 1)
+    await store.heartbeat("w1", room=FULL)
+    with pytest.raises(errors.InsufficientSpace, match="the best has 3 MiB free, and 9 MiB are needed"):
+        await door.look()
+
+
+async def test_what_only_makes_captures_wait_is_a_warning(door: admission.Admission, store: stores.Store) -> None:
+    """Without a worker, or with workers that are full of work, a start is taken; whoever sent it is told."""
+    assert "No worker is alive" in (await door.look())[0]
+    busy = model.Room(free_bytes=9 << 20, needed_bytes=3 << 20, busy="2 captures run, MAX_CAPTURES is 2")
+    await store.heartbeat("w1", room=busy)
+    assert "MAX_CAPTURES is 2" in (await door.look())[0]
+    await store.heartbeat("w2", room=ROOMY)
+    assert await door.look() == ()

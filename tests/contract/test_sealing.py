@@ -1,0 +1,183 @@
+"""Secrets at rest: sealed when they come, when an older schema is brought up to date, and anew when keys change."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from events import requests
+from machine import errors
+from store import engine as opening
+from store import sealed, sealing
+from store import store as stores
+from tests import desk as desks
+from tests import engines, postgres
+
+OLD, NEW = "b2xkIGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE=", "bmV3IGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE="
+URL = "https://example.com/hooks/MARK-path?token=MARK-query"
+PLAIN = {"UserSig": "MARK-sig", "SecretId": "MARK-id", "SecretKey": "MARK-key", "Token": "MARK-token"}
+
+
+def task(number: int) -> str:
+    """The id of one of many sessions."""
+    return "01" + str(number).zfill(24)
+
+
+def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
+    """A store that has these keys."""
+    return stores.Store(opening.open_engine(database.url), clock=clock, new_id=engines.ids(), sealer=sealing.Keyring(keys))
+
+
+@pytest.fixture
+async def keep(database: engines.Database, clock: engines.Clock) -> AsyncIterator[Any]:
+    """Opens stores by their keys; stops them in the end."""
+    made: list[stores.Store] = []
+
+    def make(*keys: str) -> stores.Store:
+        made.append(keyed(database, clock, *keys))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.stop()
+
+
+async def put(store: stores.Store, *numbers: int) -> None:
+    """Keep the secrets of some sessions."""
+    async with store.transaction() as tx:
+        for number in numbers:
+            await tx.put_secrets(task(number), requests.Secrets(user_sig=f"sig-{number}"))
+
+
+async def got(store: stores.Store, number: int) -> str:
+    """The UserSig that is kept for a session."""
+    async with store.transaction() as tx:
+        return (await tx.secrets(task(number))).user_sig
+
+
+def rows(store: stores.Store, *keys: str) -> sealed.SealedRows:
+    """The sealed rows of a store's database, with other keys."""
+    return sealed.SealedRows(store._engine, sealing.Keyring(keys))
+
+
+@pytest.fixture(params=engines.NAMES)
+async def landed(request: pytest.FixtureRequest, tmp_path: Path) -> engines.Database:
+    """A database of the first schema, in which one session's secrets lie plain."""
+    path = tmp_path / "recorder.db"
+    url = postgres.shared().create() if request.param == "postgresql" else f"sqlite+aiosqlite:///{path}"
+    found = engines.Database(engine=request.param, url=url, path=path)
+    engine = opening.open_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(opening.upgrade, "0001")
+        room = {"sdk_app_id": 1, "room_id": 7, "str_room_id": ""}
+        request_ = {"room": room, "user_id": "rec", "region": "ap-shanghai", "bucket": "b-12345", "path": "p", "mode": "00"}
+        request_ |= {"callback": URL, "subscribe": [], "unsubscribe": []}
+        session = {"task_id": task(1), "request": json.dumps(request_, separators=(",", ":"))}
+        await connection.execute(
+            text(
+                "INSERT INTO sessions (task_id, sdk_app_id, room_kind, room, user_id, request, state, version, opened_ms,"
+                " end_reason, revision, idle_from_ms, published, warnings)"
+                " VALUES (:task_id, 1, 'integer', '7', 'rec', :request, 'Open', 1, 1, '', 0, 1, false, '[]')"
+            ),
+            session,
+        )
+        secrets = {"task_id": task(1), "body": json.dumps(PLAIN)}
+        await connection.execute(text("INSERT INTO secrets (task_id, body, updated_ms) VALUES (:task_id, :body, 1)"), secrets)
+        callback = {"task_id": task(1), "url": URL}
+        await connection.execute(
+            text(
+                "INSERT INTO callbacks (task_id, revision, url, body, state, version, epoch, tries, detail)"
+                " VALUES (:task_id, 1, :url, '{}', 'Pending', 1, 1, 0, '')"
+            ),
+            callback,
+        )
+    await engine.dispose()
+    return found
+
+
+async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: engines.Clock) -> None:
+    """A database of the first schema keeps every secret and every address, and none of them plain; the start after it changes
+    nothing."""
+    assert b"MARK-key" in landed.everything()
+    bodies = []
+    for _ in range(2):
+        store = keyed(landed, clock, NEW)
+        await store.start()
+        async with store.transaction() as tx:
+            assert (await tx.secrets(task(1))).to_json() == PLAIN
+            session = await tx.session(task(1))
+        callback = await store.callback(f"{task(1)}#1")
+        assert session is not None
+        assert callback is not None
+        assert (session.request.callback, callback.url) == ("https://example.com/…", URL)
+        await store.stop()
+        assert b"MARK" not in landed.everything()
+        bodies.append(landed.ask("SELECT * FROM secrets ORDER BY kind"))
+    assert bodies[0] == bodies[1]
+
+
+async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
+    """After it the older key is not needed; who repeats it does nothing; what a service writes meanwhile stays."""
+    old, both = keep(OLD), keep(NEW, OLD)
+    count = 2 * sealed.BATCH + 7
+    await put(old, *range(count))
+    turning = rows(both, NEW, OLD)
+    writing = put(both, *range(0, count, 5))
+    done, _ = await asyncio.gather(turning.rotate(), writing)
+    assert count - count // 5 - 1 <= done <= count
+    assert await turning.rotate() == 0
+    new = keep(NEW)
+    await new.check_sealed()
+    assert [await got(new, number) for number in (0, 1, count - 1)] == ["sig-0", "sig-1", f"sig-{count - 1}"]
+    assert await turning.key_ids() == {sealing.Keyring([NEW]).key_id}
+
+
+async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
+    """Rows that no key opens keep the service from starting, with the setting's name; forgotten, all else goes on."""
+    await put(keep(OLD), 1)
+    await put(keep(NEW), 2)
+    new = keep(NEW)
+    for refused in (new.start, new.check_sealed, rows(new, NEW).rotate):
+        with pytest.raises(errors.Unavailable, match=r"SECRET_KEYS.*--forget-lost"):
+            await refused()
+    with pytest.raises(errors.Unsealable):
+        await got(new, 1)
+    assert await rows(new, NEW).forget_lost() == 1
+    await new.start()
+    assert [await got(new, number) for number in (1, 2)] == ["", "sig-2"]
+
+
+async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(keep: Any, clock: engines.Clock) -> None:
+    """With the key gone a repeated start and a replay bring new credentials, and the session goes on."""
+    desk = desks.sit_down(keep(OLD), clock)
+    task_id = await desk.start()
+    await desk.publish()
+    await desk.capture(f"{task_id}/al/1", reason="eof")
+    new = keep(NEW)
+    await rows(new, NEW).forget_lost()
+    later = dataclasses.replace(desks.sit_down(new, clock), new_id=engines.ids("f"))
+    fresh = {"SecretId": "id9", "SecretKey": "key9"}
+    await later.say("stop", TaskId=task_id)
+    await later.transcode(f"{task_id}/al/1", good=False)
+    await later.say("replay", TaskId=task_id, UserSig="sig9", CosConfig=fresh)
+    async with new.transaction() as tx:
+        assert (await tx.secrets(task_id)).to_json() == {"UserSig": "sig9", **fresh, "Token": ""}
+    await later.recorded(f"{task_id}/al/1")
+    assert (await later.states(task_id)) == {"al/1": "Done"}
+
+
+async def test_a_row_moved_to_another_session_does_not_open(keep: Any) -> None:
+    """Who can write to the database cannot have one session use another's credentials."""
+    store = keep(OLD)
+    await put(store, 1)
+    async with store._engine.begin() as connection:
+        await connection.execute(text("UPDATE secrets SET task_id = :other"), {"other": task(2)})
+    with pytest.raises(errors.Unsealable):
+        await got(store, 2)

@@ -1,0 +1,45 @@
+"""What is counted of messages' tries, and what workers say of their room, on each engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+from machine import model
+from store import store as stores
+from tests import engines
+
+
+async def test_tries_are_counted_by_message(store: stores.Store, clock: engines.Clock) -> None:
+    """Each message has a count of its own; one can be taken back, all be forgotten, and what is old is."""
+    kept = store.attempts
+    assert await kept.count("m1") == 0
+    assert [await kept.add("m1"), await kept.add("m1"), await kept.add("m2")] == [1, 2, 1]
+    await kept.take_back("m1")
+    await kept.take_back("m2")
+    await kept.take_back("m2")
+    await kept.take_back("m3")
+    assert [await kept.count(m) for m in ("m1", "m2", "m3")] == [1, 0, 0]
+    await kept.forget("m1")
+    assert await kept.count("m1") == 0
+    clock.advance(1_000)
+    await kept.add("young")
+    await store.forget_inbox(clock())
+    assert [await kept.count(m) for m in ("m2", "young")] == [0, 1]
+
+
+async def test_tries_counted_at_once_are_all_counted(store: stores.Store) -> None:
+    """Two nodes that try the same message at the same time count two."""
+    assert sorted(await asyncio.gather(*(store.attempts.add("m1") for _ in range(8)))) == list(range(1, 9))
+
+
+async def test_workers_that_live_tell_their_room(store: stores.Store, clock: engines.Clock) -> None:
+    """Only workers have room, and only what the living say counts; the newest word does."""
+    room = model.Room(free_bytes=10, needed_bytes=20, busy="full")
+    await store.heartbeat("old", room=room)
+    clock.advance(1_000)
+    await store.heartbeat("api")
+    await store.heartbeat("w1", room=room)
+    await store.heartbeat("w2", room=model.Room(free_bytes=2**40, needed_bytes=0))
+    await store.heartbeat("w1", room=model.Room(free_bytes=11, needed_bytes=20))
+    found = await store.worker_rooms(clock())
+    assert [(r.free_bytes, r.needed_bytes, r.busy) for r in found] == [(11, 20, ""), (2**40, 0, "")]

@@ -1,0 +1,44 @@
+"""Chaos at its smallest: every fault point once on the engine of one node, a third of them, by a fixed seed, on that of many.
+
+`make chaos` does the same for as long as it is given; see docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import plans, report, runner, worlds
+
+SEED = 1
+
+
+async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list[worlds.Outcome]:
+    """The seed's groups, all at once; each must end with nothing lost, doubled or left."""
+    work = plans.grouped(engine, SEED, part=part)
+    outcomes = await runner.carry_out(work, folder, content, at_once=len(work))
+    failed = [report.failure(outcome) for outcome in outcomes if outcome.failed]
+    assert not failed, "\n".join(failed)
+    return outcomes
+
+
+def struck(outcomes: list[worlds.Outcome]) -> set[str]:
+    """The points at which something happened."""
+    return {strike["Point"] for outcome in outcomes for strike in outcome.struck}
+
+
+@pytest.mark.timeout(600)
+async def test_every_fault_point_on_one_node(tmp_path: Path, loops: Path) -> None:
+    """Killed, frozen or failing at each point: nothing is lost, doubled or left, and a kill costs at most a second of media."""
+    outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
+    assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
+    assert report.too_much_lost(outcomes) == []
+
+
+@pytest.mark.timeout(600)
+async def test_a_third_of_the_fault_points_on_many_nodes(tmp_path: Path, loops: Path) -> None:
+    """The same with three nodes on PostgreSQL and RabbitMQ, for a third of the points."""
+    outcomes = await carry_out(plans.DISTRIBUTED, tmp_path, loops, part=3)
+    assert len(struck(outcomes)) >= len(plans.points(plans.DISTRIBUTED)) // 3 - 2
+    assert report.too_much_lost(outcomes) == []

@@ -1,0 +1,170 @@
+"""COS and callback receivers at their worst: every kind of fault at every step of an upload, tokens that expire in the middle,
+receivers that are slow, broken, elsewhere or gone. Every recording ends Done, nothing leaks or doubles, results are told once.
+
+Files are made larger than they are (an empty box at the end of the MP4) and parts as small as COS takes them, so that an upload
+has a first part, a middle one and a last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+
+from simulator.cos import faults, signature
+from tests import service_process, waiting
+from tests.chaos import surroundings
+from tests.e2e.conftest import BUCKET, REGION, SECRET_ID, SECRET_KEY, World, live_for, receiver
+from tests.e2e.scenes import Scene
+
+SMALL_PARTS = (
+    "from cloud import cos; cos.CosUploader.__init__.__kwdefaults__['first_part_bytes'] = 1 << 20; import service; service.main()"
+)
+PADDING_BYTES = 0x220000
+STEPS: dict[str, dict[str, Any]] = {
+    "create": {"operation": "initiate"},
+    "first": {"operation": "upload-part"},
+    "middle": {"operation": "upload-part", "skip": 1},
+    "last": {"operation": "upload-part", "skip": 2},
+    "complete": {"operation": "complete"},
+    "head": {"operation": "head-object"},
+}
+WRONGS: dict[str, dict[str, Any]] = {
+    "500": {"action": faults.STATUS, "status": 500, "code": "InternalError"},
+    "503": {"action": faults.STATUS, "times": 2},
+    "reset": {"action": faults.RESET},
+    "late": {"action": faults.DELAY, "delay_s": 1.5},
+    "lost": {"action": faults.COMMIT_THEN_RESET},
+}
+OUTLASTING = {"action": faults.STATUS, "times": 5}
+"""More often than one call of the uploader asks: the recording waits in Uploading and is tried again."""
+TEMPORARY = signature.Account(secret_id="AKIDtemporary", secret_key="temporary-key", token="temporary-token")
+FRESH = {"SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
+
+
+def padding(folder: Path) -> str:
+    """An ffmpeg that makes every MP4 larger by an empty box at its end."""
+    script = folder / "padding-ffmpeg"
+    size = "".join(f"\\x{byte:02x}" for byte in PADDING_BYTES.to_bytes(4, "big"))
+    script.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in *pipe:0*)\n'
+        "  for a; do [[ $a == *.part ]] && out=$a; done\n"
+        f'  {imageio_ffmpeg.get_ffmpeg_exe()} "$@" || exit\n'
+        f"  {{ printf '{size}free'; head -c {PADDING_BYTES - 8} /dev/zero; }} >> \"$out\"; exit\n"
+        "esac\n"
+        f'exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+def rules() -> list[faults.Fault]:
+    """Each fault at each step, for one speaker each."""
+    passing = [
+        faults.Fault(**(wrong | step), key=f"*/{name}-{at}_1.mp4")
+        for (name, wrong), (at, step) in itertools.product([*WRONGS.items(), ("outlasting", OUTLASTING)], STEPS.items())
+    ]
+    expired = [
+        faults.Fault(action=faults.EXPIRED_TOKEN, times=0, key=f"*/expired-{at}_1.mp4", signer=TEMPORARY.secret_id, **step)
+        for at, step in STEPS.items()
+    ]
+    return [*passing, *expired]
+
+
+async def enter(scene: Scene, names: list[str], **start: Any) -> list[tuple[Scene, str]]:
+    """Start a session and let these speakers in; they are recorded for a moment. Returns what the audit expects."""
+    await scene.start("02", **start)
+    await asyncio.gather(*(scene.join(name) for name in names))
+    await scene.recordings(*["Recording"] * len(names), timeout_s=150)
+    await live_for(1)
+    return [(scene, name) for name in names]
+
+
+async def at_every_step(world: World) -> list[tuple[Scene, str]]:
+    """What passes, and what outlasts the tries of one call."""
+    names = [f"{name}-{at}" for name in (*WRONGS, "outlasting") for at in STEPS]
+    scene = Scene(world, "every-step")
+    expected = await enter(scene, names)
+    await scene.room.dismiss()
+    await world.service.finished(scene.task_id, 200)
+    await scene.files("RoomDestroyed")
+    return expected
+
+
+async def tokens_expire(world: World, name: str, *, by_replay: bool) -> list[tuple[Scene, str]]:
+    """A token that expires at each step, renewed by a repeated start while the room is live, or by a replay after it."""
+    config = {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", "SecretId": TEMPORARY.secret_id}
+    config |= {"SecretKey": TEMPORARY.secret_key, "Token": TEMPORARY.token}
+    scene = Scene(world, name)
+    names = [f"expired-{at}" for at in STEPS]
+    expected = await enter(scene, names, CosConfig=config)
+    for speaker in list(scene.room.speakers.values()):
+        await speaker.leave()
+    if by_replay:
+        await scene.room.dismiss()
+    await scene.recordings(*["Uploading"] * len(names), timeout_s=150)
+    await scene.noted("ExpiredToken", timeout_s=150, times=len(names))
+    if by_replay:
+        await world.service.post(f"/sessions/{scene.task_id}/replay", {"CosConfig": FRESH})
+    else:
+        again = await world.service.post("/sessions", world.request(name, Mode="02", CosConfig=config | FRESH | {"Token": ""}))
+        assert (again["TaskId"], again["Repeated"]) == (scene.task_id, True)
+    await scene.recordings(*["Done"] * len(names), timeout_s=150)
+    await scene.room.dismiss()
+    await scene.files("RoomDestroyed")
+    return expected
+
+
+async def receivers(world: World, name: str, status: int, delay_s: float) -> list[tuple[Scene, str]]:
+    """A receiver that answers so until it has been asked once; what it is told after is the same under the same id."""
+    scene = Scene(world, name)
+    inbox = world.simulator.receiver
+    inbox.answer_with(receiver(name), status, delay_s=delay_s)
+    expected = await enter(scene, ["alice"])
+    await scene.room.dismiss()
+    await waiting.until(scene.results, 150, f"the first post to {name}", every_s=0.1)
+    inbox.answer_with(receiver(name), 200)
+    wanted = "failed" if status == 410 else "delivered"
+
+    async def settled() -> bool:
+        return [c["State"] for c in (await world.service.session(scene.task_id))["Callbacks"]] == [wanted]
+
+    await waiting.until(settled, 100, f"the callback of {name} to be {wanted}", every_s=0.3)
+    posts = inbox.received[receiver(name)]
+    ids = {{header.lower(): value for header, value in post.headers.items()}["webhook-id"] for post in posts}
+    assert (len(posts), len(ids), len({post.body for post in posts})) == (1 if status == 410 else 2, 1, 1)
+    return expected
+
+
+@pytest.mark.timeout(300)
+async def test_every_fault_of_cos_and_of_receivers(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one service: 36 uploads with a fault at a step each, twelve with an expired token, and four wrong receivers."""
+    monkeypatch.setattr(service_process.ServiceProcess, "program", SMALL_PARTS)
+    world.simulator.cos.accounts[TEMPORARY.secret_id] = TEMPORARY
+    world.simulator.cos.faults.set(*rules())
+    await world.serve(FFMPEG_BINARY=padding(tmp_path), LINGER="1s")
+    done = await asyncio.gather(
+        at_every_step(world),
+        tokens_expire(world, "by-start", by_replay=False),
+        tokens_expire(world, "by-replay", by_replay=True),
+        receivers(world, "slow", 200, delay_s=11),
+        receivers(world, "broken", 500, delay_s=0),
+        receivers(world, "moved", 302, delay_s=0),
+        receivers(world, "gone", 410, delay_s=0),
+    )
+    struck = {(s.key.rsplit("/", 1)[-1], s.operation) for s in world.simulator.cos.served if s.fault}
+    assert len({key for key, _ in struck}) == len(rules()), "a fault that struck nobody"
+    parts = [
+        s
+        for s in world.simulator.cos.served
+        if s.operation == "upload-part" and s.status == 200 and s.key.endswith("alice_1.mp4")
+    ]
+    assert len(parts) == 3 * 4, "files of three parts"
+    assert not world.simulator.receiver.received["elsewhere"]
+    assert world.footing is not None
+    await surroundings.audited(world, world.footing.database, [each for found in done for each in found])

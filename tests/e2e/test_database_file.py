@@ -1,0 +1,97 @@
+"""What the embedded engine stands on fails under live rooms: SQLite's file is locked by somebody else for longer than writes wait
+for it, and its disk is full. No capture ends for it, nothing is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from store import engine as opening
+from tests import footing, waiting
+from tests.chaos import surroundings
+from tests.e2e.conftest import World, live_for
+from tests.e2e.scenes import Scene
+from tests.e2e.test_failures import fill
+
+pytestmark = pytest.mark.parametrize("engine", [footing.EMBEDDED])
+
+LOCKED_S = opening.BUSY_TIMEOUT_MS / 1000 + 3
+# SQLite's log grows to 4 MiB before it is written back.
+DISK_KIB = 24 * 1024
+SPEAKERS = ("alice", "bob")
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Be the other writer: a backup, or a person with a shell."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@pytest.fixture
+def data_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own for the database; skipped where the machine does not allow one to be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"this machine lets us mount no tmpfs: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+async def _live(world: World, name: str) -> Scene:
+    scene = Scene(world, name)
+    await scene.start("02")
+    await asyncio.gather(*(scene.join(speaker) for speaker in SPEAKERS))
+    await scene.recordings("Recording", "Recording")
+    return scene
+
+
+async def _whole(world: World, scenes: list[Scene]) -> None:
+    for scene in scenes:
+        await world.service.finished(scene.task_id, 60)
+        files = await scene.files("RoomDestroyed")
+        assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
+    assert world.footing is not None
+    expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
+    await surroundings.audited(world, world.footing.database, expected)
+
+
+@pytest.mark.timeout(120)
+async def test_another_writer_holds_the_file(world: World) -> None:
+    """Locked for longer than writes wait, in one room's life and at another's end: what could not be written is written after."""
+    service = await world.serve(LINGER="3s")
+    scenes = [await _live(world, "locked-a"), await _live(world, "locked-b")]
+    with locked(service.folder / "data" / "recorder.db"):
+        await scenes[0].room.dismiss()
+        await live_for(LOCKED_S)
+    await live_for(1)
+    await scenes[1].room.dismiss()
+    await _whole(world, scenes)
+
+
+@pytest.mark.timeout(120)
+async def test_the_disk_of_the_database_is_full(world: World, data_disk: Path) -> None:
+    """No row can be written for some seconds in one room's life and at another's end; with room again everything goes on."""
+    service = await world.serve(LINGER="3s", DATA_DIR=str(data_disk / "data"))
+    assert world.footing is not None
+    world.footing.database = f"sqlite:///{data_disk / 'data' / 'recorder.db'}"
+    scenes = [await _live(world, "full-a"), await _live(world, "full-b")]
+    filler = await asyncio.to_thread(fill, data_disk, 0)
+    await scenes[0].room.dismiss()
+    await waiting.until(lambda: "disk is full" in service.log.read_text(), 20, "a write to fail", every_s=0.3)
+    await live_for(3)
+    await asyncio.to_thread(filler.unlink)
+    await scenes[1].room.dismiss()
+    await _whole(world, scenes)

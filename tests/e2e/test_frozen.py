@@ -1,0 +1,217 @@
+"""A worker that stands still past its lease and wakes: on the distributed engine everything it held is another's by then, and
+each of its writes is refused; on the embedded engine nobody else was there to take it, and it goes on.
+
+The distributed worker has a database user of its own, and triggers note every row that this user writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import imageio_ffmpeg
+import pytest
+
+from simulator.cos import faults
+from tests import footing, postgres, service_process, waiting
+from tests.chaos import surroundings
+from tests.e2e import cluster
+from tests.e2e.conftest import World, live_for
+from tests.e2e.scenes import Scene
+
+LEASE_S = 4.0
+DEAD_WITHIN_S = 2.0
+USER = "frozen_worker"
+WATCHED = ("sessions", "recordings", "jobs", "segments", "uploads", "callbacks", "results", "deadlines", "journal")
+
+
+class Writes:
+    """What the database user of the worker has written, by triggers."""
+
+    def __init__(self, many: cluster.Cluster) -> None:
+        self._many = many
+        self.url = many.database.replace("recorder@", f"{USER}@")
+
+    async def watch(self) -> None:
+        """Make the user and the triggers."""
+        await self._do(
+            f"DROP ROLE IF EXISTS {USER}",
+            f"CREATE ROLE {USER} LOGIN SUPERUSER",
+            "CREATE TABLE written (seq serial, what text, row_as_text text)",
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            f" IF current_user = '{USER}' THEN"
+            " INSERT INTO written (what, row_as_text) VALUES (TG_OP || ' ' || TG_TABLE_NAME, COALESCE(NEW, OLD)::text); END IF;"
+            " RETURN NULL; END $$",
+            *(
+                f"CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION note()"
+                for table in WATCHED
+            ),
+            "CREATE TRIGGER noted AFTER INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+
+    async def all(self) -> list[str]:
+        """Every row written so far, in order."""
+        return [f"{r['what']} {r['row_as_text']}" for r in await self._many.ask("SELECT * FROM written ORDER BY seq")]
+
+    async def forget(self) -> None:
+        """Delete the user; after the database."""
+        connection = await asyncpg.connect(f"postgresql://recorder@127.0.0.1:{postgres.shared().port}/postgres")
+        await connection.execute(f"DROP ROLE IF EXISTS {USER}")
+        await connection.close()
+
+    async def _do(self, *statements: str) -> None:
+        connection = await asyncpg.connect(self._many.database.replace("+asyncpg", ""))
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
+
+
+def hesitant(folder: Path) -> str:
+    """An ffmpeg that captures as always and begins no transcode as long as the file `hold` is there."""
+    script = folder / "hesitant-ffmpeg"
+    script.write_text(
+        "#!/bin/bash\n"
+        f'case "$*" in *pipe:0*) while [ -e {folder}/hold ]; do read -t 0.2 <> <(:); done ;; esac\n'
+        f'exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+async def many(world: World) -> AsyncIterator[cluster.Cluster]:
+    """A cluster with one spool for all."""
+    made = cluster.Cluster(world, shared=True, settings={"LEASE": f"{LEASE_S:g}s", "LINGER": "3s"})
+    yield made
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(made.nodes["frozen"].pid, signal.SIGCONT)
+    await made.stop()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_path: Path) -> None:
+    """Frozen in six captures, a transcode and an upload, woken when another worker has them all: it writes nothing more, its
+    ffmpegs are dead within two seconds, and every recording and result is there once."""
+    writes = Writes(many)
+    await many.start(one="api,machine")
+    await writes.watch()
+    (tmp_path / "hold").touch()
+    frozen = await many.add("frozen", "worker", DATABASE_URL=writes.url, FFMPEG_BINARY=hesitant(tmp_path))
+    live = [Scene(world, name) for name in ("frozen-a", "frozen-b", "frozen-c")]
+    transcoded, uploaded = Scene(world, "frozen-transcode"), Scene(world, "frozen-upload")
+    for scene in (*live, transcoded):
+        await scene.start("02")
+        await asyncio.gather(scene.join("alice"), scene.join("bob"))
+    await asyncio.gather(*(scene.recordings("Recording", "Recording") for scene in (*live, transcoded)))
+    await _freeze_in_upload(world, uploaded, tmp_path)
+    await transcoded.room.dismiss()
+    await transcoded.recordings("Transcoding", "Transcoding")
+    held = await _held(many)
+    await waiting.until(lambda: len(_ffmpegs(frozen)) >= 8, 15, "six captures and two transcodes to run")
+    running = _ffmpegs(frozen)
+
+    os.kill(frozen.pid, signal.SIGSTOP)
+    await many.add("other", "worker")
+    await asyncio.gather(transcoded.result("RoomDestroyed"), uploaded.result("RoomDestroyed"))
+
+    async def taken_over() -> bool:
+        rows = await many.ask("SELECT node FROM jobs WHERE state = 'leased' AND kind = 'capture'")
+        return len(rows) == 6 and not {row["node"] for row in rows} & {node for _, _, node in held}
+
+    await waiting.until(taken_over, 40, "the other worker to have every capture", every_s=0.3)
+    await asyncio.gather(*(scene.recordings("Recording", "Recording") for scene in live))
+
+    async def tidied() -> bool:
+        return not await many.ask(f"SELECT 1 FROM segments WHERE recording_id ~ '{transcoded.task_id}|{uploaded.task_id}'")
+
+    # Any worker may tidy what is Done: the one that wakes shall find nothing that it may do.
+    await waiting.until(tidied, 20, "the other worker to have deleted what is Done", every_s=0.3)
+    before = await writes.all()
+    assert before, "the triggers note what the worker writes"
+
+    os.kill(frozen.pid, signal.SIGCONT)
+    woken_s = time.monotonic()
+    await waiting.until(lambda: not set(running) & set(_ffmpegs(frozen)), DEAD_WITHIN_S, "its ffmpegs to be dead")
+    surroundings.note("frozen worker: ffmpegs dead after waking", f"{time.monotonic() - woken_s:.2f} s ({len(running)} of them)")
+    refused = await waiting.until(lambda: _refused(frozen, held), 10, "each of its jobs to be refused")
+    await live_for(LEASE_S / 2)
+    assert (await writes.all())[len(before) :] == []
+    surroundings.note("frozen worker: jobs held, refused, rows written after waking", f"{len(held)}, {len(refused)}, 0")
+    (tmp_path / "hold").unlink()
+    for scene in live:
+        await scene.room.dismiss()
+    await asyncio.gather(*(scene.files("RoomDestroyed") for scene in (*live, transcoded, uploaded)))
+    expected = [(scene, speaker) for scene in (*live, transcoded) for speaker in ("alice", "bob")]
+    await surroundings.audited(world, many.database, [*expected, (uploaded, "carol")])
+    await many.stop()
+    await writes.forget()
+
+
+async def _freeze_in_upload(world: World, scene: Scene, folder: Path) -> None:
+    """Bring a recording as far as its upload, whose first part COS takes long to answer."""
+    late = faults.Fault(action=faults.DELAY, operation="upload-part", key="*carol_1*", delay_s=25)
+    world.simulator.cos.faults.set(late)
+    await scene.start("02")
+    await scene.join("carol")
+    await scene.recordings("Recording")
+    await live_for(1.5)
+    (folder / "hold").unlink()
+    await scene.room.dismiss()
+    await scene.recordings("Uploading")
+    (folder / "hold").touch()
+
+
+async def _held(many: cluster.Cluster) -> list[tuple[str, int, str]]:
+    """What the only worker holds: (owner, epoch, node)."""
+
+    async def all_leased() -> list[Any]:
+        rows = await many.ask("SELECT owner, epoch, node FROM jobs WHERE state = 'leased' AND kind <> 'callback'")
+        return rows if len(rows) == 9 else []
+
+    rows = await waiting.until(all_leased, 20, "six captures, two transcodes and an upload to be leased", every_s=0.1)
+    return [(row["owner"], row["epoch"], row["node"]) for row in rows]
+
+
+def _ffmpegs(node: service_process.ServiceProcess) -> list[int]:
+    """The processes that a node has started."""
+    return service_process.children(node.pid)
+
+
+def _refused(node: service_process.ServiceProcess, held: list[tuple[str, int, str]]) -> list[str]:
+    """The lines of the node's log that say that a lease was refused, if there is one for each of these jobs."""
+    lines = [line for line in node.log.read_text().splitlines() if '"lease.refused"' in line or '"job.superseded"' in line]
+    told = all(any(f'"{owner}"' in line and f'"epoch": {epoch}' in line for line in lines) for owner, epoch, _ in held)
+    return lines if told else []
+
+
+@pytest.mark.timeout(120)
+async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
+    """The only node stands still past its lease, its ffmpegs go on: on waking no capture counts as lost, no idle time as passed,
+    and every file is whole."""
+    service = await world.serve(LEASE=f"{LEASE_S:g}s", LINGER="3s", IDLE_TIMEOUT="8s")
+    scene = Scene(world, "asleep")
+    await scene.start("02")
+    await asyncio.gather(scene.join("alice"), scene.join("bob"))
+    await scene.recordings("Recording", "Recording")
+    running = _ffmpegs(service)
+    os.kill(service.pid, signal.SIGSTOP)
+    try:
+        await live_for(LEASE_S + 6)
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+    await live_for(LEASE_S + 2)
+    assert _ffmpegs(service) == running
+    await scene.room.dismiss()
+    files = await scene.files("RoomDestroyed")
+    assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (engine, files)
+    assert all(entry["Duration"] > 2 * LEASE_S for entries in files.values() for entry in entries)
+    assert world.footing is not None
+    await surroundings.audited(world, world.footing.database, [(scene, "alice"), (scene, "bob")])

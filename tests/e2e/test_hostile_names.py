@@ -1,0 +1,168 @@
+"""Names that mean harm, on the whole road: the service as a process, the simulator as Tencent, the real ffmpeg.
+
+Rule: the witnesses are the file system around the spool before and after, the files that ffmpeg holds open while it runs, and
+marked files whose content may turn up nowhere. On the embedded engine: what becomes of a name does not depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import aiohttp
+import pytest
+
+from simulator import callbacks
+from tests import footing, service_process
+from tests.e2e import scenes
+from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
+from tests.e2e.scenes import Scene
+
+pytestmark = pytest.mark.parametrize("engine", [footing.EMBEDDED])
+
+MARK = b"MARK-OF-A-FILE-THAT-IS-NOBODYS-BUSINESS"
+PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+
+# (room, recording user, speaker, folder in the bucket): all of these TRTC and COS allow, so they are recorded.
+ACCEPTED = [
+    ("../../../canary", "../recorder", "../../../../canary", "lessons/%2e%2e/x"),
+    ("..", ".", "..", "-y"),
+    ("%2e%2e%2fcanary", "%2F", "a%2F..%2Fb", "a'b\" c"),
+    ("|id;$(id)`id`", "-y", "-i", "$(id)|;&"),
+    ("'; option safe 0", "'", "' option protocol_whitelist file", "~"),
+    ("file:canary", "concat:a|b", "pipe:1", "http:/127.0.0.1/x"),
+    ("房间/\u202e\U0001f3a4", "é", "说话人/%00", "课/…/x"),
+]
+CONTROL = ["\n", "\r\n", "\x00", "\x1b[2J", "\x7f"]
+LONG = "x" * 4096
+# What is no name is refused, and the answer says which field.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    *(({"StrRoomId": f"a{bad}b"}, "StrRoomId") for bad in (*CONTROL, LONG)),
+    *(({"UserId": f"a{bad}b"}, "UserId") for bad in (*CONTROL, LONG)),
+    *(({"SubscribeUserIds": [f"a{bad}b"]}, "SubscribeUserIds") for bad in (*CONTROL, LONG)),
+    *(({"CosConfig": {"Path": bad}}, "CosConfig.Path") for bad in ("..", "a/../b", "./a", "a\\b", "a\nb", "a\x00", LONG)),
+    ({"CosConfig": {"Region": "ap-shanghai.evil.example/#"}}, "CosConfig.Region"),
+    ({"CosConfig": {"Bucket": "x@evil.example:80/-1250000000"}}, "CosConfig.Bucket"),
+    ({"Callback": "file:///etc/passwd"}, "Callback"),
+    ({"Callback": "http://169.254.169.254/latest/meta-data/"}, "Callback"),
+]
+WORSE: list[Any] = [LONG, "a\nb", "\x00", "\ud800", "", None, 7, -1, 1.5, True, [], {}, ["x"], {"a": {"b": {}}}, "9" * 400]
+
+
+def listing(folder: Path, *, without: tuple[str, ...]) -> dict[str, int]:
+    """Every file and folder below `folder`, with its size, but for what lies in these."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        place = Path(root).relative_to(folder)
+        folders[:] = [name for name in folders if str(place / name) not in without]
+        found.update({str(place / name): (Path(root) / name).stat().st_size for name in files})
+        found.update(dict.fromkeys((str(place / name) for name in folders), 0))
+    return found
+
+
+def held_open(pid: int, spool: Path) -> list[str]:
+    """The files that ffmpegs of the service hold open, but for pipes, sockets and what is in the spool."""
+    found = []
+    for child in service_process.children(pid):
+        with contextlib.suppress(OSError):
+            if not Path(f"/proc/{child}/comm").read_text().startswith("ffmpeg"):
+                continue  # on its way to become one
+            names = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
+            found += [name for name in names if name.startswith("/") and not name.startswith((f"{spool}/", "/dev/null"))]
+    return found
+
+
+def in_spool(spool: Path) -> list[str]:
+    """Every path of the spool, from its root."""
+    return [str(path.relative_to(spool)) for path in spool.rglob("*") if path.name not in (".lock", ".node")]
+
+
+async def recorded(scene: Scene, user: str, speaker: str, folder: str) -> None:
+    """A session with these names, to its end: one file, under the key that the contract gives it."""
+    config = scene.world.request(scene.name)["CosConfig"] | {"Path": folder}
+    await scene.start("00", UserId=user, CosConfig=config)
+    await scene.join(speaker)
+    await scene.recordings("Recording")
+    await live_for(1.5)
+    await scene.room.dismiss()
+    ((entry,),) = (await scene.files("RoomDestroyed")).values()
+    assert entry["UserId"] == speaker
+    encoded = speaker if PLAIN.fullmatch(speaker) else "b64-" + base64.urlsafe_b64encode(speaker.encode()).decode().rstrip("=")
+    key = unquote(entry["RecordFile"].split("/", 3)[3])
+    assert key == f"{folder.strip('/')}/{scene.task_id}/{encoded}_1.mp3"
+
+
+async def refused(world: World) -> None:
+    """Every start of the table is refused, with the field's name and without its value."""
+    async with aiohttp.ClientSession() as http:
+        for number, (change, field) in enumerate(REFUSED):
+            body = world.request(f"refused-{number}") | change
+            body["CosConfig"] = world.request("x")["CosConfig"] | change.get("CosConfig", {})
+            async with http.post(f"{world.service.url}/sessions", json=body) as answer:
+                said = await answer.text()
+            assert answer.status == 400, (change, said[:300])
+            assert field in said, (field, said[:300])
+            assert len(said) < 1_000
+
+
+async def worse(world: World) -> None:
+    """Signed callbacks whose fields are no names, or nothing of the kind: none is a fault of the service."""
+    async with aiohttp.ClientSession() as http:
+        for field in ("RoomId", "UserId", "EventMsTs", "Reason", "Role"):
+            for value in WORSE:
+                info = {"RoomId": 77, "EventTs": 1, "EventMsTs": 1_000, "UserId": "u", "Reason": 1, "Role": 20} | {field: value}
+                told = {"EventGroupId": 1, "EventType": 103, "CallbackTs": time.time_ns() // 10**6, "EventInfo": info}
+                raw = json.dumps(told).encode()
+                headers = {"SdkAppId": str(APP), "Sign": callbacks.sign(CALLBACK_KEY, raw), "Content-Type": "application/json"}
+                async with http.post(f"{world.service.url}/trtc/callbacks", data=raw, headers=headers) as answer:
+                    assert answer.status < 500, (field, value)
+
+
+@pytest.mark.timeout(110)
+async def test_no_name_leaves_its_place(world: World) -> None:
+    """Hostile rooms, users, speakers and folders: what TRTC and COS allow is recorded under a name of ours, the rest refused by
+    its field; nothing appears beside the spool, no ffmpeg opens a file outside of it, and no marked file is read."""
+    for place in (world.folder, world.folder / "service"):
+        place.mkdir(exist_ok=True)
+        (place / "canary").write_bytes(MARK)
+    await world.serve(**scenes.SHORT)
+    spool = world.folder / "service" / "spool"
+    inside = ("service/spool", "service/data", "tencent")
+    before = listing(world.folder, without=inside)
+    root, seen, outside = {*os.listdir("/")}, set[str](), list[str]()
+    done = asyncio.Event()
+
+    async def look() -> None:
+        while not done.is_set():
+            outside.extend(held_open(world.service.pid, spool))
+            seen.update(in_spool(spool))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), 0.1)
+
+    looking = asyncio.create_task(look())
+    async with asyncio.TaskGroup() as group:
+        for room, user, speaker, folder in ACCEPTED:
+            group.create_task(recorded(Scene(world, room), user, speaker, folder))
+        group.create_task(refused(world))
+        group.create_task(worse(world))
+    done.set()
+    await looking
+    after = listing(world.folder, without=inside)
+    assert {**after, "service/service.log": 0} == {**before, "service/service.log": 0}
+    assert {*os.listdir("/")} == root
+    assert outside == []
+    assert len([path for path in seen if path.endswith(".flv")]) == len(ACCEPTED)
+    for path in seen:
+        assert re.fullmatch(r"[0-9A-Z]{26}(/[A-Za-z0-9_-]+(/(\d{8}\.flv|finished(\.\d{8})?\.mp3(\.part)?))?)?", path), path
+    log = world.service.log.read_text()
+    assert "Traceback" not in log
+    stored = world.simulator.folder / "cos"
+    assert not [path for path in stored.rglob("*") if path.is_file() and MARK in path.read_bytes()]

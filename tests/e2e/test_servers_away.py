@@ -1,0 +1,121 @@
+"""What stands behind the distributed engine fails under live rooms: RabbitMQ crashes and is cut off, PostgreSQL goes down while
+transactions are open. No capture ends for it, nothing is lost or doubled.
+
+With LONG_CUTS=1 RabbitMQ is cut off for 60 s, longer than a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from tests import footing, postgres, rabbit, tcp_proxy, waiting
+from tests.chaos import surroundings
+from tests.e2e import cluster
+from tests.e2e.conftest import World, live_for
+from tests.e2e.scenes import Scene
+
+pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+
+CUT_S = 60.0 if surroundings.LONG else 3.0
+NODES = {"one": "api,machine,worker", "two": "machine,worker"}
+SPEAKERS = ("alice", "bob")
+LIMIT_S = 40 + 2 * CUT_S
+
+
+@pytest.fixture
+async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
+    """The nodes' way to the broker."""
+    proxy = tcp_proxy.Proxy(target_port=rabbit.shared().port)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture
+async def many(world: World, cable: tcp_proxy.Proxy) -> AsyncIterator[cluster.Cluster]:
+    """Two nodes that share a spool, and reach the broker by the cable."""
+    broker = rabbit.shared()
+    settings = {"AMQP_URL": broker.url.replace(f":{broker.port}/", f":{cable.port}/"), "LINGER": "3s"}
+    made = cluster.Cluster(world, shared=True, settings=settings)
+    await made.start(**NODES)
+    yield made
+    await made.stop()
+
+
+async def _live(world: World, *names: str) -> list[Scene]:
+    """Rooms with two speakers each, all of them recorded."""
+    scenes = [Scene(world, name) for name in names]
+    for scene in scenes:
+        await scene.start("02")
+        await asyncio.gather(*(scene.join(speaker) for speaker in SPEAKERS))
+    await asyncio.gather(*(scene.recordings("Recording", "Recording", timeout_s=LIMIT_S) for scene in scenes))
+    return scenes
+
+
+async def _end(world: World, many: cluster.Cluster, scenes: list[Scene]) -> None:
+    """Dismiss the rooms that are live still; every file is whole, and the audit finds nothing."""
+    for scene in scenes:
+        await scene.room.dismiss()
+
+    async def files(scene: Scene) -> None:
+        await world.service.finished(scene.task_id, LIMIT_S)
+        found = await scene.files("RoomDestroyed")
+        assert [entry["Gaps"] for entries in found.values() for entry in entries] == [[], []], (scene.name, found)
+
+    await asyncio.gather(*(files(scene) for scene in scenes))
+    await surroundings.audited(world, many.database, [(scene, speaker) for scene in scenes for speaker in SPEAKERS])
+
+
+@pytest.mark.timeout(180 if not surroundings.LONG else 400)
+async def test_the_broker_crashes_and_is_cut_off(world: World, many: cluster.Cluster, cable: tcp_proxy.Proxy) -> None:
+    """Killed with -9 while rooms are live and one ends, then cut off while another ends: captures go on, and what was said is
+    said when the broker is back."""
+    scenes = await _live(world, "crash-a", "crash-b", "crash-c")
+    await cluster.keep(many.broker.kill)
+    await scenes[0].room.dismiss()
+    await live_for(1.5)
+    await cluster.keep(many.broker.start)
+    await world.service.finished(scenes[0].task_id, LIMIT_S)
+    cable.cut()
+    cut_s = time.monotonic()
+    await scenes[1].room.dismiss()
+    await live_for(CUT_S)
+    cable.restore()
+    back_s = time.monotonic()
+    await world.service.finished(scenes[1].task_id, LIMIT_S)
+    surroundings.note(
+        "broker cut off",
+        f"{back_s - cut_s:.0f} s; the room that ended meanwhile finished {time.monotonic() - back_s:.1f} s after",
+    )
+    await _end(world, many, scenes)
+
+
+@pytest.mark.timeout(180)
+async def test_the_database_goes_down_in_mid_transaction(world: World, many: cluster.Cluster) -> None:
+    """PostgreSQL is ended at once while deciding transactions of the nodes are open and waiting: none of them counts, all of them
+    are made again, captures go on."""
+    scenes = await _live(world, "down-a", "down-b", "down-c")
+    holder = await asyncpg.connect(many.database.replace("+asyncpg", ""))
+    await holder.execute("BEGIN; LOCK TABLE recordings IN ACCESS EXCLUSIVE MODE")
+    await asyncio.gather(*(scene.room.dismiss() for scene in scenes[:2]))
+    mine = many.database.rsplit("/", 1)[1]
+    waits = (
+        f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{mine}' AND wait_event_type = 'Lock' AND xact_start IS NOT NULL"
+    )
+    await waiting.until(lambda: _at_least(holder, waits, 2), 20, "transactions to be open", every_s=0.1)
+    # SIGQUIT is PostgreSQL's immediate shutdown: what is open is lost, as in a crash.
+    await cluster.keep(lambda: postgres.shared().stop(signal.SIGQUIT))
+    holder.terminate()
+    await live_for(1.5)
+    await cluster.keep(postgres.shared().start)
+    await _end(world, many, scenes)
+
+
+async def _at_least(connection: asyncpg.Connection, query: str, count: int) -> bool:
+    return int(await connection.fetchval(query)) >= count

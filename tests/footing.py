@@ -1,0 +1,68 @@
+"""What the real service stands on, one kind per engine: a file of its own, or a database and a corner of the broker.
+
+Rule: nothing of a test is left in servers that tests share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aio_pika
+
+from bus import topology
+from tests import engines, postgres, rabbit
+
+EMBEDDED, DISTRIBUTED = NAMES = ("embedded", "distributed")
+CLUSTER_TOKEN = "cluster-token"
+
+
+@dataclass(slots=True)
+class Footing:
+    """The settings of one service on one engine. `database` is a URL for whoever looks past the service."""
+
+    engine: str
+    database: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+    async def remove(self, log: Path) -> None:
+        """Delete what the service, which has ended, left in the servers; `log` (JSON lines) says which node it was."""
+        if self.engine == DISTRIBUTED:
+            await _forget(self.settings["AMQP_PREFIX"], _nodes(log))
+            await asyncio.to_thread(postgres.shared().drop, self.database)
+
+
+def embedded(data: Path) -> Footing:
+    """SQLite in the service's own folder: no setting at all."""
+    return Footing(engine=EMBEDDED, database=f"sqlite:///{data / 'recorder.db'}")
+
+
+def distributed() -> Footing:
+    """PostgreSQL, with the schema of today, and RabbitMQ. From the main thread: the servers end with the thread."""
+    broker = rabbit.shared()
+    url = engines.fresh("postgresql", Path()).url
+    settings = {"DATABASE_URL": url, "AMQP_URL": broker.url, "AMQP_PREFIX": broker.prefix(), "CLUSTER_TOKEN": CLUSTER_TOKEN}
+    settings |= {"SECRET_KEYS": engines.SECRET_KEYS}
+    return Footing(engine=DISTRIBUTED, database=url, settings=settings)
+
+
+def make(engine: str, data: Path) -> Footing:
+    """The footing of a service that keeps its data in `data`."""
+    return embedded(data) if engine == EMBEDDED else distributed()
+
+
+def _nodes(log: Path) -> set[str]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return {str(json.loads(line)["node"]) for line in lines if '"service.started"' in line}
+
+
+async def _forget(prefix: str, nodes: set[str]) -> None:
+    names = topology.Topology(prefix)
+    queues = [names.parked, *(queue.name for queue in (*names.queues(), *map(names.node, nodes)))]
+    async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
+        for queue in queues:
+            await channel.queue_delete(queue)
+        for exchange in (names.exchange, names.parked):
+            await channel.exchange_delete(exchange)

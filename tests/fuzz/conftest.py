@@ -1,0 +1,7 @@
+"""The world of the end-to-end tests, for runs that throw nonsense at it."""
+
+from __future__ import annotations
+
+from tests.e2e.conftest import engine, loops, world
+
+__all__ = ["engine", "loops", "world"]

@@ -1,0 +1,64 @@
+"""Fuzzed messages at a running service: by RabbitMQ on the engine of many nodes, into the outbox on the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests import footing, waiting
+from tests.e2e.conftest import World
+from tests.fuzz import messages as fuzz
+from tests.fuzz import tally, thrown
+
+IN_TEST = 400
+# What a decision takes on a busy machine, and what there is to wait for in any case.
+EACH_S, AT_LEAST_S = 0.1, 60.0
+
+
+def test_a_seed_gives_the_same_messages() -> None:
+    """A run can be run again; every type, and every mutation, takes part; valid ones are among them."""
+    once, again = (list(fuzz.messages(7, 2_000)) for _ in range(2))
+    assert once == again
+    used = {name for m in once for name in m.made_by.split("+")}
+    assert used == {"nothing", *(m.__name__.strip("_") for m in fuzz.MUTATIONS)}
+
+
+@pytest.mark.timeout(3_600 if tally.CASES else 180)
+async def test_every_message_is_handled_or_parked(world: World) -> None:
+    """None is lost, none is left, none ends the process; what is parked says why; a session beside them goes its way."""
+    count = tally.CASES // 2 or IN_TEST
+    service = await world.serve(LINGER="1s", PULL_ADDRESS="rtmp://127.0.0.1:9/pull/{room}?u={userid}&s={speaker}")
+    pid = service.pid
+    beside = (await service.post("/sessions", world.request(42)))["TaskId"]
+    sent = list(fuzz.messages(tally.SEED, count))
+    if world.engine == footing.EMBEDDED:
+        sent = [thrown.as_text(message) for message in sent]
+    found = await _thrown(world, sent)
+    assert found.lost(sent) == []
+    assert len(found.parked) + len(found.handled) == count
+    assert all(found.parked.values())
+    run = tally.Tally(name=f"Fuzzed messages, {world.engine}", cases=count, ends=found.ends())
+    assert service.pid == pid
+    assert (await service.session(beside))["State"] == "Open"
+    await service.post(f"/sessions/{beside}/stop")
+    await service.finished(beside)
+    await waiting.until(lambda: _answers(world, beside), what="the result of the session beside")
+    assert await service.stop() == 0
+    run.show("the process is the same one, and ended with 0 when it was told to; the session beside was finished and told")
+
+
+async def _thrown(world: World, sent: Sequence[fuzz.Message]) -> thrown.Found:
+    foot = world.footing
+    assert foot is not None
+    limit_s = AT_LEAST_S + EACH_S * len(sent)
+    if world.engine == footing.EMBEDDED:
+        rows = thrown.insert(foot, sent)
+        await thrown.handed_out(foot, rows, limit_s)
+        return await thrown.by_outbox(foot, rows, sent)
+    await thrown.publish(foot.settings["AMQP_PREFIX"], sent)
+    return await thrown.by_broker(foot, sent, limit_s)
+
+
+def _answers(world: World, task_id: str) -> bool:
+    return any(result["TaskId"] == task_id for result in world.results(42))

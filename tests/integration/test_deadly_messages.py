@@ -1,0 +1,106 @@
+"""A message that kills whoever handles it, on each engine: one process with SQLite, two nodes with PostgreSQL and RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events import codec
+from store import store as stores
+from tests import buses, deadly_node, engines, rabbit, waiting
+
+ROOT = Path(__file__).parents[2]
+TRIES = 2
+TIED = ("setpriv", "--pdeathsig", "KILL", "--")
+KINDS = {"sqlite": ("local", ("alone",)), "postgresql": ("rabbitmq", ("n1", "n2"))}
+
+
+class Node:
+    """One process, started again whenever it has died."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._plan = plan
+        self._process: asyncio.subprocess.Process | None = None
+        self.deaths = 0
+
+    async def live(self) -> None:
+        """Start, and start again after each death, until this is cancelled."""
+        try:
+            while True:
+                command = (
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "--",
+                    sys.executable,
+                    "-m",
+                    "tests.deadly_node",
+                    json.dumps(self._plan),
+                )
+                self._process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+                assert await self._process.wait() == -signal.SIGKILL
+                self.deaths += 1
+        finally:
+            if self._process is not None and self._process.returncode is None:
+                self._process.kill()
+                await self._process.wait()
+
+
+@pytest.fixture
+def workshop(database: engines.Database, store: stores.Store, clock: engines.Clock) -> buses.Workshop:
+    """The bus of the database's engine, to look at what was parked."""
+    kind, _ = KINDS[database.engine]
+    return buses.Workshop(kind, database, store, clock, rabbit.shared().prefix() if kind == "rabbitmq" else "")
+
+
+@pytest.mark.timeout(120)
+async def test_what_kills_every_process_is_parked_in_the_end(
+    workshop: buses.Workshop, store: stores.Store, tmp_path: Path
+) -> None:
+    """Killed with -9 at every try, on any node, a message is parked after as many tries as are allowed; others are handled."""
+    database, prefix = workshop.database, workshop.prefix
+    plan = {"Engine": database.engine, "Url": database.url, "Path": str(database.path), "Prefix": prefix, "Tries": TRIES}
+    plan |= {"Folder": str(tmp_path), "Amqp": rabbit.shared().url if prefix else ""}
+    nodes = [Node(plan | {"Name": name}) for name in KINDS[database.engine][1]]
+    others = {f"e{number}" for number in range(5)}
+    async with store.transaction() as tx:
+        for id_ in (deadly_node.DEADLY, *sorted(others)):
+            await tx.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}), buses.TASK)
+    if prefix:
+        await _publish_all(workshop, store)
+    lives = [asyncio.create_task(node.live()) for node in nodes]
+
+    def over() -> bool:
+        assert not any(life.done() for life in lives)
+        counted = database.ask("SELECT * FROM attempts")
+        return not counted and sum(node.deaths for node in nodes) >= TRIES and {p.name for p in tmp_path.iterdir()} >= others
+
+    await waiting.until(over, timeout_s=90, every_s=0.2, what="the message to be parked")
+    reasons = await workshop.parked()
+    for life in lives:
+        life.cancel()
+    await asyncio.gather(*lives, return_exceptions=True)
+    assert ["never ended" in reason for reason in reasons] == [True]
+    # The first delivery of all is not counted by RabbitMQ's bus; the local one counts what it finds when it starts.
+    assert sum(node.deaths for node in nodes) == TRIES + bool(prefix)
+
+
+async def _publish_all(workshop: buses.Workshop, store: stores.Store) -> None:
+    """Have the broker take what was written, so that no relay dies between its confirmation and our mark: that would be two."""
+    hands = buses.Hands()
+    relaying = buses.node(
+        store, workshop.clock, workshop.prefix, on_event=hands.on_event, on_command=hands.on_command, name="n0", roles=["api"]
+    )
+    await relaying.start()
+
+    async def empty() -> bool:
+        return not await store.unsent()
+
+    await waiting.until(empty, timeout_s=20, what="all to be published")
+    await relaying.stop()

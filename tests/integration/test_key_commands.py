@@ -1,0 +1,102 @@
+"""`recorder keys create|list|revoke` and `recorder audit`, by the real command, on a fresh install and beside many nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assembly import api_keys
+from machine import errors
+from ops import client, settings
+from tests import engines, footing, postgres, service_process, waiting
+
+ROOT = Path(__file__).parents[2]
+KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
+
+
+async def typed(environment: dict[str, str], *words: str, code: int = client.OK) -> str:
+    """Type a command; its standard output."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import service; service.main()", *words,
+        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode == code, err.decode()
+    return out.decode()
+
+
+def asked(url: str, key: str) -> Any:
+    """The commands' own client."""
+    return client.Client(url=url, token=key).sessions()
+
+
+@pytest.mark.parametrize("engine", footing.NAMES)
+async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> None:
+    """Made before the service ever ran, it opens it; revoked while it runs, it does not; the audit has both."""
+    ground = footing.make(engine, tmp_path / "data")
+    service = service_process.ServiceProcess(tmp_path, ground.settings)
+    environment = service._environment | {"PYTHONDONTWRITEBYTECODE": "1"}
+    made = json.loads(await typed(environment, "keys", "create", "--name", "school", "--scopes", "operate,read", "--json"))
+    assert (made["Scopes"], made["Key"].startswith(f"rec_{made['Id']}_")) == ("read,operate", True)
+    await service.start()
+    try:
+        assert (await asyncio.to_thread(asked, service.url, made["Key"]))["Sessions"] == []
+        with pytest.raises(client.ClientError, match="bearer token is missing"):
+            await asyncio.to_thread(asked, service.url, "")
+        assert made["Key"] not in service.log.read_text()
+        assert await typed(environment, "keys", "revoke", made["Id"]) == f"{made['Id']} school: revoked\n"
+
+        async def refused() -> bool:
+            try:
+                await asyncio.to_thread(asked, service.url, made["Key"])
+            except client.ClientError:
+                return True
+            return False
+
+        await waiting.until(refused, 5, "the revoked key to open nothing")
+    finally:
+        await service.stop()
+    said = json.loads(await typed(environment, "audit", "--json"))
+    assert [line["Action"] for line in said["Audit"]] == ["keys-revoke", "keys-create"]
+    assert all(line["Who"].startswith("cli ") for line in said["Audit"])
+    await ground.remove(service.log)
+
+
+@pytest.mark.parametrize("engine", footing.NAMES)
+async def test_wrong_words_write_nothing(tmp_path: Path, engine: str) -> None:
+    """Scopes or a name that are none are refused, an id that is none is not found; on a fresh install the file is made."""
+    ground = footing.make(engine, tmp_path / "new" / "data")
+    places = {"HOME": str(tmp_path), "DATA_DIR": str(tmp_path / "new" / "data")}
+    keys = api_keys.ApiKeys(settings.load(places | ground.settings))
+    await keys.start()
+    for name, scopes in (("x", ["everything"]), ("x", ["read", "write"]), ("x", []), (" ", ["read"]), ("x" * 65, ["read"])):
+        with pytest.raises(ValueError, match=r"Scopes are some of|A name has"):
+            await keys.create(name, scopes, 0)
+    with pytest.raises(errors.NotFound):
+        await keys.revoke("nobody")
+    assert await keys.audit(10) == {"Audit": [], "Count": 0}
+    assert await keys.list() == {"Keys": []}
+    await keys.stop()
+    await ground.remove(tmp_path / "none.log")
+
+
+async def test_beside_many_nodes(tmp_path: Path) -> None:
+    """On PostgreSQL they take the nodes' database as it is; a schema is asked for, never made."""
+    database = engines.fresh("postgresql", tmp_path)
+    nodes = {"HOME": str(tmp_path), "AMQP_URL": "amqp://nobody.invalid/", "CLUSTER_TOKEN": "t", "SECRET_KEYS": KEY}
+    keys = api_keys.ApiKeys(settings.load(nodes | {"DATABASE_URL": database.url}))
+    await keys.start()
+    made = await keys.create("school", ["start", "read"], 7)
+    (listed,) = (await keys.list())["Keys"]
+    assert listed == {name: value for name, value in made.items() if name != "Key"}
+    assert (listed["Scopes"], listed["Quota"]) == ("read,start", 7)
+    await keys.stop()
+    empty = api_keys.ApiKeys(settings.load(nodes | {"DATABASE_URL": postgres.shared().create()}))
+    with pytest.raises(errors.Unavailable, match="recorder migrate"):
+        await empty.start()
+    await empty.stop()

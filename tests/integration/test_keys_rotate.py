@@ -1,0 +1,113 @@
+"""`recorder keys rotate` by the real command, and what a service says that has not the keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aio_pika
+import pytest
+
+from assembly import sealing
+from bus import envelope
+from bus import topology as topologies
+from events import requests
+from ops import client
+from ops import settings as ops_settings
+from store import engine as opening
+from store import sealing as rings
+from store import store as stores
+from tests import buses, engines, footing, rabbit
+
+ROOT = Path(__file__).parents[2]
+TASK = "01" * 13
+OLD, NEW, OTHER = rings.new_key(), rings.new_key(), rings.new_key()
+
+
+async def run(folder: Path, *words: str, **environ: str) -> tuple[int, str]:
+    """The command in a process of its own: its exit code, and all that it says."""
+    given = {"PATH": os.environ["PATH"], "HOME": str(folder), "DATA_DIR": str(folder), "SPOOL_DIR": str(folder / "spool")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import service; service.main()", *words, cwd=ROOT, env=given | environ,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    assert not any(key.encode() in out for key in (OLD, NEW, OTHER, "PLANTED"))
+    return process.returncode or 0, out.decode()
+
+
+@pytest.fixture(params=[footing.EMBEDDED])
+async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[footing.Footing]:
+    """What a service stands on, with the schema of today."""
+    made = footing.make(request.param, tmp_path)
+    if made.engine == footing.EMBEDDED:
+        engines.fresh("sqlite", tmp_path)
+    yield made
+    await made.remove(tmp_path / "none.log")
+
+
+async def keep(ground: footing.Footing) -> None:
+    """A session's secrets, under the old key."""
+    url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
+    store = stores.Store(opening.open_engine(url), clock=engines.Clock(), new_id=engines.ids(), sealer=rings.Keyring([OLD]))
+    async with store.transaction() as tx:
+        await tx.put_secrets(TASK, requests.Secrets(user_sig="PLANTED"))
+    await store.stop()
+
+
+def given(ground: footing.Footing, folder: Path, *keys: str) -> dict[str, str]:
+    """The environment with these keys: many nodes have them as a setting, one has a file."""
+    if ground.engine == footing.DISTRIBUTED:
+        return ground.settings | {"SECRET_KEYS": ",".join(keys)}
+    file = folder / sealing.KEY_FILE
+    file.touch(0o600)
+    file.write_text("".join(f"{key}\n" for key in keys))
+    return {}
+
+
+async def test_from_an_old_key_to_a_new_one(ground: footing.Footing, tmp_path: Path) -> None:
+    """With both, in the setting or in the key file, all is sealed anew, once; then the old one may go. What no key opens keeps
+    the service from starting, until it is forgotten."""
+    await keep(ground)
+    new = rings.Keyring([NEW]).key_id
+
+    async def say(keys: list[str], *words: str) -> tuple[int, str]:
+        return await run(tmp_path, *words, **given(ground, tmp_path, *keys))
+
+    for keys, said in (([NEW, OLD], "1 sealed anew"), ([NEW, OLD], "0 sealed anew"), ([NEW], "0 sealed anew")):
+        assert await say(keys, "keys", "rotate") == (client.OK, f"{said} under key {new}.\n")
+    code, said = await say([OTHER], "serve")
+    assert (code, said.count("SECRET_KEYS"), new in said) == (1, 1, True)
+    code, said = await say([OTHER], "keys", "rotate")
+    assert (code, "--forget-lost" in said) == (client.UNREACHABLE, True)
+    code, said = await say([OTHER], "keys", "rotate", "--forget-lost")
+    assert (code, "1 forgotten" in said) == (client.OK, True)
+    assert await say([OTHER], "keys", "rotate") == (client.OK, f"0 sealed anew under key {rings.Keyring([OTHER]).key_id}.\n")
+
+
+async def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
+    """It lies beside SQLite's file, and is not used: the command says which file, and what to type."""
+    engines.fresh("sqlite", tmp_path)
+    file = tmp_path / sealing.KEY_FILE
+    file.write_text(NEW)
+    file.chmod(0o640)
+    code, said = await run(tmp_path, "keys", "rotate")
+    assert (code, f"chmod 600 {file}" in said) == (client.UNREACHABLE, True)
+
+
+async def test_parked_messages_that_need_an_older_key_are_counted(tmp_path: Path) -> None:
+    """They lie in RabbitMQ, not in the database: who rotates is told how many are sealed under another key."""
+    topology = topologies.Topology(rabbit.shared().prefix())
+    async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
+        await topologies.declare(channel, topology)
+    for key in (OLD, OLD, NEW):
+        made = envelope.closed(envelope.Original(key="event.start", body=b"{}"), rings.Keyring([key]), {"x-reason": "r"})
+        await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers))
+    await buses.say(topology.parked, "event.start", b"parked by the broker itself")
+    url = engines.fresh("postgresql", tmp_path).url
+    many = {"DATABASE_URL": url, "AMQP_URL": rabbit.shared().url, "AMQP_PREFIX": topology.prefix, "CLUSTER_TOKEN": "t"}
+    settings = ops_settings.load({"HOME": str(tmp_path), "SECRET_KEYS": f"{NEW},{OLD}", **many})
+    assert await sealing.parked_elsewhere(settings) == 2

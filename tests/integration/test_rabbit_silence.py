@@ -1,0 +1,104 @@
+"""What RabbitMQ ends by its clock, and what nobody ends: deliveries held for too long, and connections that fell silent.
+
+RabbitMQ 4.3 cancels the consumer of who holds a delivery, instead of closing its channel: for that see
+test_rabbit_traps.py::test_a_consumer_cancelled_by_the_broker_is_rebuilt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aio_pika
+import pytest
+
+from bus import link as links
+from events import codec
+from store import store as stores
+from tests import buses, engines, rabbit, tcp_proxy, waiting
+
+HELD_MS = 1_000
+BARE = json.dumps({"TaskId": buses.TASK}).encode()
+
+
+@pytest.fixture
+def database(tmp_path: Any) -> engines.Database:
+    """A database of either engine would do: the broker is what is looked at."""
+    return engines.fresh("sqlite", tmp_path)
+
+
+@pytest.fixture
+async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
+    """The way to the broker."""
+    proxy = tcp_proxy.Proxy(target_port=rabbit.shared().port)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+async def test_a_delivery_held_for_too_long_costs_a_channel_and_no_message(store: stores.Store, clock: engines.Clock) -> None:
+    """The broker closes the channel of a handler that hangs; the session is made anew, its messages come again, others go on."""
+    prefix, go = rabbit.shared().prefix(), asyncio.Event()
+    begun: list[str] = []
+    ended: list[str] = []
+
+    async def handler(event: codec.Event) -> None:
+        begun.append(event.id)
+        if event.id == "held":
+            await go.wait()
+        ended.append(event.id)
+
+    async with rabbit.shared().impatient(HELD_MS):
+        bus = buses.node(store, clock, prefix, on_event=handler, on_command=handler, drain_s=0.2)
+        await bus.start()
+        await waiting.until(lambda: not bus.problems(), timeout_s=20, what="the bus to flow")
+        # Nothing but the broker's word may end the session.
+        await bus._watchdog.loop.stop()
+        first = bus.link.present
+        assert first is not None
+        await buses.say(prefix, "event.stop", BARE, message_id="held")
+        async with asyncio.timeout(20):
+            assert "PRECONDITION_FAILED" in await asyncio.shield(first.over)
+        await waiting.until(lambda: begun.count("held") == 2, timeout_s=20, what="the same message again")
+        await buses.say(prefix, "event.stop", BARE, message_id="beside")
+        await waiting.until(lambda: "beside" in ended, timeout_s=20, what="another message")
+        go.set()
+        await waiting.until(lambda: ended.count("held") >= 2, what="what was held to end")
+        await bus.stop()
+    assert await _left(bus.topology.machines.name) == 0
+
+
+async def test_a_silent_broker_is_noticed_by_its_heartbeats_alone(
+    store: stores.Store, clock: engines.Clock, cable: tcp_proxy.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection on which nothing comes and nothing breaks is given up within a few heartbeats, with no watchdog and nothing to
+    publish; what was written meanwhile goes out once the way is open again."""
+    monkeypatch.setattr(links, "HEARTBEAT_S", 1)
+    prefix, hands = rabbit.shared().prefix(), buses.Hands()
+    url = rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")
+    bus = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=url)
+    await bus.start()
+    await waiting.until(lambda: not bus.problems(), timeout_s=20, what="the bus to flow")
+    await bus._watchdog.loop.stop()
+    old = bus.link.present
+    assert old is not None
+    cable.blackhole()
+    async with asyncio.timeout(10):
+        await asyncio.shield(old.over)
+    ids = {f"e{number}" for number in range(20)}
+    async with store.transaction() as tx:
+        for id_ in sorted(ids):
+            await tx.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}), buses.TASK)
+    assert bus.problems()
+    cable.restore()
+    await waiting.until(lambda: set(hands.events) == ids, timeout_s=30, what="every event")
+    await bus.stop()
+
+
+async def _left(queue: str) -> int:
+    """How many messages wait in a queue."""
+    async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
+        found = await channel.declare_queue(queue, passive=True)
+        return int(found.declaration_result.message_count or 0)

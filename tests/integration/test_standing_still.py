@@ -1,0 +1,50 @@
+"""A process that stands still in the middle of a transaction (PostgreSQL): its locks go to who is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from store import engine as opening
+from store import store as stores
+from tests import engines, examples
+
+IDLE_MS = 400
+
+
+@pytest.fixture
+async def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[stores.Store]]:
+    """Two stores on one database, whose patience with idle transactions is short."""
+    monkeypatch.setattr(opening, "IDLE_IN_TRANSACTION_MS", IDLE_MS)
+    database = engines.fresh("postgresql", tmp_path)
+    opened = [database.open(engines.Clock()) for _ in range(2)]
+    yield opened
+    for store in opened:
+        await store.stop()
+
+
+async def test_locks_of_a_transaction_that_stands_still_are_released(two_nodes: list[stores.Store]) -> None:
+    """The row is decided by the other node within seconds, and what the first would have written is refused."""
+    asleep, awake = two_nodes
+    await examples.opened(awake, examples.recording())
+
+    async def decide(by: stores.Store, end_reason: str, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
+        async with by.transaction() as tx:
+            session = await tx.session(examples.TASK)
+            assert session is not None
+            if meanwhile is not None:
+                async with asyncio.timeout(10):
+                    await meanwhile()
+            await tx.save_session(session, dataclasses.replace(session, end_reason=end_reason))
+
+    with pytest.raises(DBAPIError):
+        await decide(asleep, "MaxDuration", lambda: decide(awake, "Stopped"))
+    async with awake.transaction() as tx:
+        after = await tx.session(examples.TASK)
+    assert after is not None
+    assert after.end_reason == "Stopped"

@@ -1,0 +1,289 @@
+"""Callbacks out: nothing that a stranger writes or answers makes the service connect to an address that is not public.
+
+Rule: what counts is what was connected to. Listeners on every address of this machine count, and so does the event loop's own
+call that connects; a control shows that both would notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gzip
+import ipaddress
+import socket
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import abc
+
+from cloud import addresses, webhook
+from machine import errors
+from tests.security import callback_attempts
+
+BODY = b'{"TaskId":"01JD","Files":[]}'
+PUBLIC = ("93.184.215.14", "2606:4700::1111")
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+class Listener:
+    """Listens on every address of this machine, counts connections, and answers with what it is told to."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.connections = 0
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[Any] | None] = {}
+        self.reply: Callable[[asyncio.StreamWriter], Any] = self._ok
+
+    async def start(self) -> None:
+        """Take one free port on IPv4 and IPv6."""
+        self._server = await asyncio.start_server(self._connected, "0.0.0.0", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._second = await asyncio.start_server(self._connected, "::1", self.port)
+
+    async def stop(self) -> None:
+        """End what is under way and give the ports back."""
+        for writer, task in self._open.items():
+            writer.transport.abort()
+            assert task is not None
+            task.cancel()
+        await asyncio.gather(*filter(None, self._open.values()), return_exceptions=True)
+        for server in (self._server, self._second):
+            server.close()
+            await server.wait_closed()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._open[writer] = asyncio.current_task()
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await self.reply(writer)
+        writer.close()
+
+    async def _ok(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await writer.drain()
+
+
+class Resolver(abc.AbstractResolver):
+    """Leads every name where an attempt says, once for each time it is asked."""
+
+    def __init__(self, answers: tuple[tuple[str, ...], ...]) -> None:
+        self.left = list(answers)
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[abc.ResolveResult]:
+        answers = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        return [
+            abc.ResolveResult(
+                hostname=host, host=each, port=port, family=_family(each), proto=0, flags=socket.AI_NUMERICHOST
+            )
+            for each in answers
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    made = Listener()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every address that the event loop was asked to connect to. Only this machine's own are really connected to."""
+    found: list[str] = []
+    loop_class = asyncio.selector_events.BaseSelectorEventLoop
+    connect = loop_class.sock_connect
+
+    async def spy(self: Any, sock: socket.socket, address: Any) -> None:
+        found.append(address[0])
+        if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+            raise OSError(errno.ENETUNREACH, "not dialled in a test")
+        await connect(self, sock, address)
+
+    monkeypatch.setattr(loop_class, "sock_connect", spy)
+    return found
+
+
+async def send(url: str, *, times: int = 1, **more: Any) -> errors.CallbackFailed | None:
+    """Send `times` times, as retries would; returns how the last one failed."""
+    sender = webhook.WebhookSender(**more)
+    failure = None
+    for _ in range(times):
+        failure = None
+        try:
+            await sender.send(url, BODY, webhook_id="msg_1", now_s=1_700_000_000)
+        except errors.CallbackFailed as error:
+            failure = error
+    return failure
+
+
+async def test_no_attempt_reaches_an_address_that_is_not_public(listener: Listener, dialled: list[str]) -> None:
+    """Every attempt of the corpus, sent as often as its resolver changes its mind: no connection to the listeners, nothing
+    dialled but public addresses, and each refusal names its rule."""
+    wrong = []
+    for attempt in callback_attempts.ATTEMPTS:
+        url = attempt.url.replace("{port}", str(listener.port))
+        failure = await send(url, times=len(attempt.answers), resolver=Resolver(attempt.answers))
+        if failure is None or attempt.rule not in failure.detail:
+            wrong.append((attempt, failure))
+    assert len(callback_attempts.ATTEMPTS) >= 120
+    assert wrong == []
+    assert listener.connections == 0
+    assert {*dialled} == {*PUBLIC}
+
+
+def refused_at_the_start(url: str) -> errors.InvalidParameter | None:
+    """What a start with this callback is answered."""
+    try:
+        webhook.WebhookSender().check(url)
+    except errors.InvalidParameter as error:
+        return error
+    return None
+
+
+def test_what_can_be_seen_to_be_wrong_is_refused_at_the_start() -> None:
+    """A start with such a callback is refused before anything is resolved, naming field and rule; a name has to wait."""
+    for attempt in callback_attempts.ATTEMPTS:
+        error = refused_at_the_start(attempt.url.replace("{port}", "8080"))
+        assert (error is not None) == attempt.seen, attempt
+        if error is not None:
+            assert error.field == "Callback"
+            assert attempt.rule in error.message, attempt
+            assert "password" not in error.message
+
+
+@pytest.mark.parametrize(("status", "location"), callback_attempts.REDIRECTS)
+async def test_no_redirect_is_followed(listener: Listener, dialled: list[str], status: int, location: str) -> None:
+    """A receiver that is allowed answers with a way inside: nobody goes there."""
+    inside = Listener()
+    await inside.start()
+
+    async def redirect(writer: asyncio.StreamWriter) -> None:
+        target = location.replace("{inside}", str(inside.port))
+        writer.write(f"HTTP/1.1 {status} Elsewhere\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+
+    listener.reply = redirect
+    failure = await send(f"http://hook.example:{listener.port}/", allow=["hook.example"], resolver=Resolver((("127.0.0.1",),)))
+    await inside.stop()
+    assert failure is not None
+    assert failure.reason == "redirect"
+    assert (listener.connections, inside.connections, dialled) == (1, 0, ["127.0.0.1"])
+
+
+async def test_listener_and_spy_would_notice(listener: Listener, dialled: list[str]) -> None:
+    """The control: what the operator listed is reached, on IPv4, IPv6 and another address of this machine, and is counted."""
+    for host in ("127.0.0.1", "127.1.2.3", "[::1]"):
+        assert await send(f"http://{host}:{listener.port}/", allow=["127.0.0.0/8", "::1"]) is None
+    assert listener.connections == 3
+    assert dialled == ["127.0.0.1", "127.1.2.3", "::1"]
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
+async def test_no_proxy_is_asked(listener: Listener, dialled: list[str], monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """A proxy of the environment would connect for us, past every check: none is used."""
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{listener.port}")
+    for scheme in ("http", "https"):
+        failure = await send(f"{scheme}://public.example/", resolver=Resolver((PUBLIC,)))
+        assert failure is not None
+    assert listener.connections == 0
+    assert {*dialled} == {*PUBLIC}
+
+
+def test_every_row_of_the_registries_is_refused_to_its_edges() -> None:
+    """First and last address of every special block, by itself, mapped into IPv6 and through NAT64, is refused."""
+    nothing = addresses.AllowList()
+    for text in addresses._SPECIAL_V4:
+        network = ipaddress.IPv4Network(text)
+        for address in (network[0], network[-1]):
+            for written in (f"{address}", f"::ffff:{address}", f"64:ff9b::{address}"):
+                assert addresses.refusal(written, nothing), written
+    for text in {**addresses._SPECIAL_V6, **addresses._NAMED_V6}:
+        network6 = ipaddress.IPv6Network(text)
+        for address6 in (network6[0], network6[-1]):
+            assert addresses.refusal(str(address6), nothing), address6
+
+
+async def _header_flood(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        writer.write(b"".join(b"x-%d: %b\r\n" % (number, b"y" * 64) for number in range(1000)))
+        await writer.drain()
+
+
+async def _endless_header(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nx: ")
+    while True:
+        writer.write(b"y" * 65536)
+        await writer.drain()
+
+
+async def _one_after_another(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 100)
+        await writer.drain()
+
+
+async def _slow_header(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(1000):
+        writer.write(b"x-%d: y\r\n" % number)
+        await writer.drain()
+        await asyncio.wait([asyncio.create_task(writer.wait_closed())], timeout=0.05)
+
+
+async def _endless_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        await writer.drain()
+
+
+async def _slow_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    await writer.drain()
+    await writer.wait_closed()
+
+
+async def _bomb(writer: asyncio.StreamWriter) -> None:
+    squeezed = gzip.compress(bytes(1 << 20)) * 1000  # members one after another: a gigabyte
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(squeezed) + squeezed)
+    await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("reply", "reasons"),
+    [
+        (_header_flood, {"network", "timeout"}),
+        (_endless_header, {"network", "timeout"}),
+        (_one_after_another, {"timeout"}),
+        (_slow_header, {"timeout"}),
+        (_endless_body, {None}),
+        (_slow_body, {None}),
+        (_bomb, {None}),
+    ],
+)
+async def test_an_answer_without_end_costs_little(listener: Listener, reply: Any, reasons: set[str | None]) -> None:
+    """Floods, drips and bombs: the try ends within its limit, or counts by its status, in a few megabytes of memory."""
+    listener.reply = reply
+    loop = asyncio.get_running_loop()
+    tracemalloc.start()
+    began = loop.time()
+    failure = await send(f"http://127.0.0.1:{listener.port}/", allow=["127.0.0.1"], timeout_s=1.5)
+    took_s = loop.time() - began
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (failure.reason if failure else None) in reasons
+    assert took_s < 8
+    assert peak_bytes < 16 << 20

@@ -1,0 +1,123 @@
+"""The COS client talks to the bucket's own host under myqcloud.com, or to nobody, whatever a start says are bucket and region.
+
+Rule: the witness is the request that the SDK is about to send, caught before a connection is made; nothing is resolved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from cloud import cos_requests, credentials, objects
+from events import codec
+from events import errors as event_errors
+from machine import errors
+
+KEYS = credentials.Credentials(secret_id="AKIDexample", secret_key="secret", token="token")
+BUCKET, REGION = "lessons-1250000000", "ap-shanghai"
+# What could end a host name, begin another one, or be read in two ways.
+ENDS = [
+    ".evil.example", ".evil.example/", "/", "/..", "\\", "@evil.example", ":80", ":80@evil.example", "#", "?", "?x=", "#@", "%2f",
+    "%2e", "%00", "\x00", "\n", "\r\nHost: evil.example", "\t", " ", ";", ",", "&", "'", '"', "{", "}", "<", "|", "_", "-", "--",
+    "..", ".", "[::1]", "x" * 300, "。evil.example", "．", "／", "＠", "\u200b", "\u00ad", "é", "\ud800",
+]  # fmt: skip
+WHOLE = [
+    "", ".", "..", "evil.example", "127.0.0.1", "[::1]", "localhost", "169.254.169.254", "evil.example#", "evil.example/?",
+    "@evil.example", "evil.example:443", "cos.evil.example", "-", "-ap-shanghai", "ap-shanghai-", "AP-SHANGHAI", "ap_shanghai",
+    "cn-north", "cn-south", "cn-east", "cn-south-2", "cn-southwest", "sg", "tj", "bj", "accelerate.evil", "cos.accelerate",
+    "ap-shanghai.myqcloud.com.evil.example", "ap-shanghai.internal", "ap-shanghai.cos-internal",
+]  # fmt: skip
+REGIONS = [REGION + end for end in ENDS] + [end + REGION for end in ENDS] + WHOLE
+BUCKETS = (
+    [BUCKET + end for end in ENDS]
+    + [end + BUCKET for end in ENDS]
+    + WHOLE
+    + ["lessons", "1250000000", "-1250000000", "a.b-1250000000"]
+)
+HOSTILE = [(region, BUCKET) for region in REGIONS] + [(REGION, bucket) for bucket in BUCKETS]
+REAL = list(
+    itertools.product(
+        ("ap-shanghai", "ap-guangzhou", "ap-beijing-1", "na-siliconvalley", "eu-frankfurt", "accelerate"), (BUCKET, "a-12500")
+    )
+)
+
+
+class Caught(requests.Session):
+    """Takes the SDK's requests, answers 200, and connects to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str | None]] = []
+
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:
+        host = request.headers.get("Host")
+        self.seen.append((str(request.url), host.decode() if isinstance(host, bytes) else host))
+        answer = requests.Response()
+        answer.status_code, answer.request, answer.url = 200, request, str(request.url)
+        answer._content = b""
+        return answer
+
+
+def asked(region: str, bucket: str, **more: Any) -> list[tuple[str, str | None]]:
+    """The addresses and host headers of what the client would send. Raises errors.InvalidParameter."""
+    target = objects.CosTarget(region=region, bucket=bucket, key="lessons/one.mp4", **more)
+    caught = Caught()
+    client = cos_requests.Client(target, KEYS, caught)
+    client.head_bucket()
+    with pytest.raises(cos_requests.RequestFailed):  # an empty answer to HEAD has no length
+        client.head()
+    client.abort("upload")
+    return caught.seen
+
+
+def test_a_hostile_name_leads_nowhere() -> None:
+    """The name is refused, naming its field, by the last check before the client too, not only by the schema."""
+    assert len(HOSTILE) > 200
+    for region, bucket in HOSTILE:
+        with pytest.raises(errors.InvalidParameter) as caught:
+            asked(region, bucket)
+        assert caught.value.field == ("CosConfig.Bucket" if region == REGION else "CosConfig.Region")
+        assert "evil" not in caught.value.message
+
+
+@pytest.mark.parametrize(("region", "bucket"), REAL)
+def test_the_host_is_the_buckets_own(region: str, bucket: str) -> None:
+    """Every request of the client, of every kind, goes to {bucket}.cos.{region}.myqcloud.com and nowhere else, by TLS."""
+    expected = f"{bucket}.cos.{region}.myqcloud.com"
+    seen = asked(region, bucket)
+    assert len(seen) >= 3
+    for url, host in seen:
+        parts = urlsplit(url)
+        assert (parts.scheme, parts.netloc) == ("https", expected)
+        assert host in (None, expected)
+
+
+def test_only_a_setting_sends_it_to_another_server() -> None:
+    """COS_ENDPOINT is the operator's: the address is that server's, the host that is signed stays the bucket's."""
+    for url, host in asked(REGION, BUCKET, endpoint=("http", "127.0.0.1", 9)):
+        assert (urlsplit(url).netloc, host) == ("127.0.0.1:9", f"{BUCKET}.cos.{REGION}.myqcloud.com")
+
+
+def refused_by_the_schema(region: str, bucket: str) -> str:
+    """The field that a start is refused for at the door, "" if for none."""
+    config = {"Region": region, "Bucket": bucket, "Path": "x"}
+    try:
+        codec.check("start", {"SdkAppId": 1, "RoomId": 1, "UserId": "u", "UserSig": "s", "CosConfig": config})
+    except event_errors.InvalidEvent as error:
+        return error.field
+    return ""
+
+
+def test_the_schema_lets_no_mark_into_a_host() -> None:
+    """Of these names the schema takes only such of letters, digits and hyphens, which name a host under myqcloud.com if any."""
+    assert refused_by_the_schema(REGION, BUCKET) == ""
+    taken = [case for case in HOSTILE if not refused_by_the_schema(*case)]
+    assert len(taken) < 20
+    assert [
+        case for case in taken if not all(char in string.ascii_lowercase + string.digits + "-" for char in "".join(case))
+    ] == []

@@ -1,0 +1,192 @@
+"""What the service itself reads of a stranger's stream: segments that are mutated, made up, or built to explode.
+
+Rule: seeded, so that a failure can be repeated; nothing but an answer may come out, in bounded time and memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from machine import errors
+from media import avc, encoding, flv, joiner, segments, survey, tail, timeline, transcode
+from tests import flv_source
+
+SEED = 20_261_123
+MUTANTS = 250
+EXPRESSION_BYTES = 131_072  # Linux: the longest single argument of a command
+
+
+def whole() -> bytes:
+    """A good segment of two seconds with both tracks."""
+    tags = [
+        flv_source.configuration(flv.VIDEO, flv_source.AVC_HEADER),
+        flv_source.configuration(flv.AUDIO, flv_source.AAC_HEADER),
+    ]
+    tags += flv_source.merged(
+        [flv_source.picture(at, key=at % 400 == 0) for at in range(0, 2000, 40)],
+        [flv_source.sound(at) for at in range(0, 2000, 23)],
+    )
+    return flv.header(audio=True, video=True) + b"".join(flv.encode(tag.kind, tag.timestamp_ms, tag.payload) for tag in tags)
+
+
+def mutants(good: bytes) -> Iterator[bytes]:
+    """The good segment with bytes changed, taken out, doubled, cut off, and numbers made extreme."""
+    chance = random.Random(SEED)
+    for _ in range(MUTANTS):
+        made = bytearray(good)
+        for _ in range(chance.randrange(1, 12)):
+            at = chance.randrange(len(made))
+            match chance.randrange(5):
+                case 0:
+                    made[at] = chance.randrange(256)
+                case 1:
+                    made[at : at + 4] = chance.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"))
+                case 2:
+                    del made[at : at + chance.randrange(64)]
+                case 3:
+                    made[at:at] = made[at : at + chance.randrange(256)]
+                case _:
+                    made = made[: max(1, at)] if chance.randrange(4) == 0 else made
+        yield bytes(made)
+
+
+def read_everything(path: Path) -> survey.Survey:
+    """All that the service does with a segment but run ffmpeg: watch, scan, survey, plan, join."""
+    watch = tail.Tail(path, "02", spawned_ms=0)
+    watch.look(2_000_000_000_000)
+    while watch.behind:
+        watch.look(2_000_000_000_000)
+    watch.close()
+    scanned = segments.scan(path, "02")
+    assert 0 <= watch.progress.media_ms == scanned.media_ms
+    parts = [joiner.SegmentFile(path=path)]
+    found = survey.survey(parts, "02")
+    assert found.duration_ms >= 0
+    if found.kinds:
+        chosen = encoding.plan(found, "02", copy=False)
+        argv = encoding.transcode_args("ffmpeg", found, chosen, "out.part")
+        assert max(map(len, argv)) < EXPRESSION_BYTES
+        asyncio.run(drain(joiner.Joiner(parts, found.kinds, fillings=[found.filling(kind) for kind in chosen.encoded])))
+    return found
+
+
+async def drain(joined: joiner.Joiner) -> None:
+    """Read the joined stream to its end, or to 64 MB."""
+    seen_bytes = 0
+    async for chunk in joined.stream():
+        seen_bytes += len(chunk)
+        if seen_bytes > 64 << 20:
+            return
+
+
+def test_no_mutant_does_more_than_be_read(tmp_path: Path) -> None:
+    """Hundreds of damaged segments: each is read as far as it is whole, by every reader, and none raises."""
+    path = tmp_path / "a.flv"
+    lengths = set()
+    for mutant in mutants(whole()):
+        path.write_bytes(mutant)
+        lengths.add(read_everything(path).duration_ms)
+    assert len(lengths) > 20, "the mutants differ, and some still hold media"
+
+
+def jumping(count: int) -> Iterator[bytes]:
+    """Every packet hours after the one before."""
+    for number in range(count):
+        yield flv.encode(flv.AUDIO, number * 36_000_000 % (1 << 32), b"\xaf\x01x")
+
+
+def switching(count: int) -> Iterator[bytes]:
+    """Another configuration before each picture."""
+    for number in range(count):
+        yield flv.encode(flv.VIDEO, number * 40, flv_source.AVC_HEADER + struct.pack(">I", number) + bytes(1000))
+        yield flv.encode(flv.VIDEO, number * 40, b"\x17\x01\0\0\0x")
+
+
+def holed(count: int) -> Iterator[bytes]:
+    """One track comes and goes with every other packet, as far apart as is no jump."""
+    yield flv.encode(flv.VIDEO, 0, flv_source.AVC_HEADER)
+    for number in range(count):
+        yield flv.encode(flv.VIDEO, number * 4_900, b"\x17\x01\0\0\0x")
+        yield flv.encode(flv.AUDIO, number * 4_900, b"\xaf\x01x")
+
+
+def test_what_is_remembered_of_a_bomb_is_bounded(tmp_path: Path) -> None:
+    """Segments built so that each packet leaves something to be remembered: no list grows with them, and the command line that
+    comes of it can be run."""
+    found = {}
+    for bomb, count in ((jumping, 3_000), (switching, 600), (holed, 22_000)):
+        path = tmp_path / "a.flv"
+        path.write_bytes(flv.header(audio=True, video=True) + b"".join(bomb(count)))
+        found[bomb] = read_everything(path)
+    assert 900 < len(found[jumping].gaps) <= 1_000
+    assert len(found[switching].headers[flv.VIDEO]) == 256
+    assert len(found[holed].holes) == 20_000
+
+
+def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:
+    """A flood of tiny tags is taken in over several looks; each gives the event loop back, and in the end all was counted."""
+    path = tmp_path / "a.flv"
+    path.write_bytes(
+        flv.header(audio=True, video=False) + b"".join(flv.encode(flv.AUDIO, n, b"\xaf\x01") for n in range(150_000))
+    )
+    watch = tail.Tail(path, "00", spawned_ms=0)
+    looks, longest_s = 0, 0.0
+    while not looks or watch.behind:
+        began_s = time.process_time()
+        watch.look(2_000_000_000_000)
+        longest_s = max(longest_s, time.process_time() - began_s)
+        looks += 1
+    watch.close()
+    assert looks > 1
+    assert longest_s < 1
+    assert watch.progress.media_ms == segments.scan(path, "00").media_ms > 149_000
+
+
+def test_no_parameter_set_takes_long_or_much() -> None:
+    """Random, endless and huge parameter sets: a size or none, in no time, and the canvas fits what an encoder may take."""
+    chance = random.Random(SEED)
+    head = b"\x17\x00\x00\x00\x00\x01\x42\xc0\x33\xff\xe1"
+    units = [chance.randbytes(chance.randrange(1, 80)) for _ in range(2_000)]
+    units += [
+        bytes((0x67, profile, 0, 51)) + filling * 60_000
+        for profile in (66, 100, 244)
+        for filling in (b"\0", b"\xff", b"\xaa", b"\x01")
+    ]
+    began_s = time.process_time()
+    sizes = []
+    for unit in units:
+        header = head + min(len(unit), 65_535).to_bytes(2, "big") + unit
+        if size := avc.picture_size(header):
+            sizes.append(size)
+            width, height = survey.Survey(headers={flv.VIDEO: [header]}).canvas
+            assert 2 <= width <= 4_096
+            assert 2 <= height <= 4_096
+    assert time.process_time() - began_s < 10
+    assert max(width for width, _ in sizes) > 4_096
+
+
+def test_a_timeline_forgets_no_missing_time() -> None:
+    """Of more jumps than are remembered, what is missing in all stays true."""
+    line = timeline.Timeline(timeline.wanted("00"))
+    for number in range(3_000):
+        line.place(flv_source.sound(number * 10_000))
+    assert len(line.jumps) == 1_000
+    assert sum(jump.missing_ms for jump in line.jumps) == sum(10_000 - 23 for _ in range(2_999))
+
+
+async def test_a_stream_whose_clock_runs_away_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments that claim more media than any session lasts end as a failed transcode, before an encoder is started."""
+    monkeypatch.setattr(transcode, "_LONGEST_MS", 3_600_000)
+    path = tmp_path / "a.flv"
+    tags = (flv.encode(flv.AUDIO, number * 4_900, b"\xaf\x01x") for number in range(1_000))
+    path.write_bytes(flv.header(audio=True, video=False) + b"".join(tags))
+    with pytest.raises(errors.TranscodeFailed, match="1 hours of media") as caught:
+        await transcode.Transcoder("/nowhere/ffmpeg").transcode([joiner.SegmentFile(path=path)], "00", tmp_path / "out.mp3")
+    assert not caught.value.retry

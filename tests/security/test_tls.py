@@ -1,0 +1,94 @@
+"""TLS to RabbitMQ and PostgreSQL with real certificates: the right server is talked to, any other is not told a password.
+
+On the distributed engine; the embedded one has no connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from bus import link as links
+from bus import topology as topologies
+from store import engine as opening
+from tests import postgres, rabbit, waiting
+
+
+@pytest.fixture(scope="module")
+def broker() -> rabbit.Broker:
+    return rabbit.shared()
+
+
+async def outcome(url: str, prefix: str) -> str:
+    """What a node's connection to the bus comes to: "" when it is up, else what it says of itself."""
+
+    async def nothing(_: links.Session) -> None:
+        return None
+
+    link = links.Link(url, topologies.Topology(prefix), name="recorder test", on_session=nothing)
+    before = link.problem
+    link.life.start()
+    try:
+        await waiting.until(lambda: link.problem != before, 20, "a connection or a reason")
+        return link.problem
+    finally:
+        await link.life.stop()
+
+
+async def test_the_bus_is_reached_by_tls(broker: rabbit.Broker) -> None:
+    """amqps:// with the authority that signed the broker's certificate: connected, and its topology declared."""
+    assert await outcome(broker.tls_url("127.0.0.1", broker.certificates.authority), broker.prefix()) == ""
+
+
+async def test_a_broker_that_is_another_is_not_talked_to(broker: rabbit.Broker) -> None:
+    """A certificate of another authority, of the system's authorities only, or for another name: refused before a password is
+    said, and told without it."""
+    for url in (
+        broker.tls_url("127.0.0.1", broker.certificates.stranger),
+        broker.tls_url("127.0.0.1", broker.certificates.authority).partition("?")[0],
+        broker.tls_url("localhost", broker.certificates.authority),
+    ):
+        said = await outcome(url, broker.prefix())
+        assert "certificate" in said.lower(), said
+        assert "recorder:recorder" not in said
+
+
+async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the connection of a store is encrypted. Raises what connecting raises."""
+    monkeypatch.setenv("PGSSLROOTCERT", str(trusted))
+    engine = opening.open_engine(url.replace("127.0.0.1", host) + "?ssl=verify-full")
+    try:
+        async with engine.connect() as connection:
+            query = sqlalchemy.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+            return bool((await connection.execute(query)).scalar())
+    finally:
+        await engine.dispose()
+
+
+async def test_the_database_is_reached_by_tls(broker: rabbit.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`?ssl=verify-full` and PGSSLROOTCERT: encrypted with the right server; with another authority, another name, or a server
+    without TLS, no connection at all."""
+    server, made = postgres.shared(), broker.certificates
+    url = server.create()
+    with server.tls(made):
+        await waiting.until(lambda: reaches(url, made.authority, monkeypatch), 10, "the server to have read its certificate")
+        for host, trusted in (("127.0.0.1", made.stranger), ("localhost", made.authority)):
+            with pytest.raises(Exception, match="certificate"):
+                await secure(url, host, trusted, monkeypatch)
+
+    async def refused() -> bool:
+        return not await reaches(url, made.authority, monkeypatch)
+
+    await waiting.until(refused, 10, "the server to be without TLS again")
+    await asyncio.to_thread(server.drop, url)
+
+
+async def reaches(url: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether there is an encrypted connection to be had."""
+    try:
+        return await secure(url, "127.0.0.1", trusted, monkeypatch)
+    except (OSError, sqlalchemy.exc.SQLAlchemyError):
+        return False

@@ -1,0 +1,158 @@
+"""How a history ended, whether that is true, and whether it is how the ordered one ended. Imports nothing of ours but the worlds.
+
+Three judgements, written from the design's pages:
+
+`true`      for every history: everything is over, once; what is said is what happened; what was captured is in the file.
+`same`      for rough weather: the same recordings in the same states under the same codes, the same entries, the same end of the
+            session; and, where nothing was pending when the result was due, the same number of revisions.
+`excused`   for lost and late callbacks, where the end may differ. What may: a session that nobody told of its end is ended by
+            its own deadlines; a speaker of whom no callback came in time is not recorded; one who was away is one recording or
+            two. What may not: a speaker who never published, an end that nobody asked for, media that is in no file.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests import chart, engines
+from tests.simulated import nodes, script
+from tests.simulated.world import World
+
+# Less than this may be lost with a worker that dies over it.
+LOST_WITH_WORKER_MS = 1_000
+BY_ITSELF = ("Idle", "MaxDuration", "NobodyPublished")
+
+
+def of(world: World) -> dict[str, Any]:
+    """The end, in what users see of it."""
+    tables = world.store.tables
+    last: dict[str, Any] = {}
+    for (task_id, _), body in tables.results.items():
+        last[task_id] = json.loads(body)
+    return {
+        "sessions": [(s.state, s.end_reason) for s in tables.sessions.values()],
+        "recordings": sorted((r.speaker, r.n, r.state, r.code) for r in tables.recordings.values() if not r.awaited),
+        "files": sorted((f["UserId"], f["Code"], bool(f["RecordFile"])) for body in last.values() for f in body["Files"]),
+        "revisions": len(tables.results) if _undisturbed_result(world) else 0,
+    }
+
+
+def _undisturbed_result(world: World) -> bool:
+    return not (world.script.outages or world.script.replay)
+
+
+def true(world: World) -> None:
+    """Everything is over, once, and what is said is what happened."""
+    tables = world.store.tables
+    assert {s.state for s in tables.sessions.values()} <= {"Finished"}, "a session is stuck"
+    assert {r.state for r in tables.recordings.values()} <= set(chart.FINAL), "a recording is stuck"
+    assert {row.state for row in tables.jobs.values()} <= {"ended"}, "a job is left"
+    failed = {r.id for r in tables.recordings.values() if r.state == "Failed"}
+    assert set(tables.deadlines) == {(id_, "keep") for id_ in failed}, "deadlines are left"
+    assert not tables.unsent
+    _results(world)
+    _callbacks(world)
+    for recording in tables.recordings.values():
+        _recording(world, recording)
+    for key, media_ms in world.said_media.items():
+        assert tables.segments[key]["media_ms"] >= media_ms, f"what the run of {key} said is not kept"
+
+
+def foretold(world: World) -> None:
+    """A roomy script that nothing disturbs ends as anybody who reads it would say."""
+    outer, end = world.script, of(world)
+    recorded = [speaker for speaker in outer.speakers if outer.records(speaker)]
+    by_itself = "Idle" if recorded else "NobodyPublished"
+    reasons = {"stop": "Stopped", "destroy": "RoomDestroyed", "remove": "UserRemoved", "max": "MaxDuration", "idle": by_itself}
+    reason = by_itself if outer.blind and outer.ends_by == "destroy" else reasons[outer.ends_by]
+    assert end["sessions"] == [("Finished", reason)], f"{end['sessions']} instead of {reason}"
+    wanted = []
+    for speaker in recorded:
+        code = "FailedTranscode" if speaker in outer.bad and not outer.cured_ms else "Success"
+        code = "FailedCosWrite" if outer.cured_ms and not outer.replay else code
+        state = "Done" if code == "Success" else "Failed"
+        wanted += [(speaker, n, state, code) for n in range(1, 2 + outer.long_aways[speaker])]
+    assert end["recordings"] == wanted, f"{end['recordings']} instead of {wanted}"
+
+
+def _results(world: World) -> None:
+    tables = world.store.tables
+    sent: dict[tuple[str, int], set[tuple[str, str]]] = {}
+    for type_, body in world.results:
+        if type_ == "session-finished":
+            said = json.loads(body)
+            key = (said["data"]["TaskId"], said["data"]["Revision"])
+            sent.setdefault(key, set()).add((said["id"], json.dumps(said["data"])))
+    assert {key: len(said) for key, said in sent.items()} == dict.fromkeys(tables.results, 1), "one result per revision"
+    for session in tables.sessions.values():
+        body = json.loads(tables.results[session.task_id, session.revision])
+        assert body["EndReason"] == session.end_reason
+        of_session = [r for r in tables.recordings.values() if r.task_id == session.task_id and not r.awaited]
+        told = sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in body["Files"])
+        assert told == sorted((r.speaker, r.code, r.url) for r in of_session), "the last result is not what became of it"
+        assert all((f["Message"], f["Status"]) == chart.CODES[f["Code"]] for f in body["Files"])
+
+
+def _callbacks(world: World) -> None:
+    tables = world.store.tables
+    asked = {s.task_id for s in tables.sessions.values() if s.request.callback}
+    assert {(c.task_id, c.revision) for c in tables.callbacks.values()} == {key for key in tables.results if key[0] in asked}
+    for callback in tables.callbacks.values():
+        last = tables.sessions[callback.task_id].revision == callback.revision
+        assert callback.state == "delivered" or not last, f"{callback.id} is {callback.state}, and the receiver is there"
+        assert world.received.get(callback.id, {callback.body}) == {callback.body}, "two bodies under one id"
+
+
+def _recording(world: World, recording: Any) -> None:
+    held = {e for e, ms in nodes.on_disk(world, recording.id).items() if ms > LOST_WITH_WORKER_MS}
+    match recording.code:
+        case "Success":
+            assert held <= world.objects[recording.id], f"{recording.id}: segments {held} are not all in the object"
+        case "FailedRecording":
+            assert not held or recording.attempt > 1, f"{recording.id}: media is on disk, and it is called 录制失败"
+        case "FailedTranscode":
+            assert recording.speaker in world.script.bad, f"{recording.id}: its file could be transcoded"
+        case "FailedCosWrite":
+            assert world.script.cured_ms, f"{recording.id}: COS would have taken it"
+    assert not (recording.awaited and held), f"{recording.id} was seen, and leaves no entry"
+
+
+def same(ordered: dict[str, Any], disturbed: dict[str, Any]) -> None:
+    """The disturbed history ended as the ordered one did."""
+    for what, end in ordered.items():
+        assert disturbed[what] == end, f"{what}: {disturbed[what]} instead of {end}"
+
+
+def excused(ordered: dict[str, Any], world: World) -> None:
+    """What may differ after lost or late callbacks differs, and nothing else."""
+    end = of(world)
+    (_, reason), (_, ordered_reason) = end["sessions"][0], ordered["sessions"][0]
+    asked = {"stop": "Stopped", "destroy": "RoomDestroyed", "remove": "UserRemoved"}.get(world.script.ends_by)
+    by_itself = BY_ITSELF if world.sky.lost else ("Idle", "NobodyPublished")  # who hears all of it does not wait for MAX_DURATION
+    assert reason in (ordered_reason, asked, *by_itself), f"it ended by {reason}, and nobody asked for that"
+    assert len(end["sessions"]) == len(ordered["sessions"])
+    published = {act.about[0] for act in world.script.acts if act.name == "switch_on"} | set(world.script.subscribe)
+    there = {speaker for speaker, _, _, _ in end["recordings"]}
+    assert there <= published, f"{there - published} never published"
+    for speaker in world.script.speakers:
+        if _must_be_recorded(world, speaker):
+            assert speaker in there, f"{speaker} was heard of in time and not recorded"
+
+
+def _must_be_recorded(world: World, speaker: str) -> bool:
+    """Whether a callback came while the session was open and the speaker stayed for a minute after it."""
+    outer = world.script
+    closed_ms = min((s.closing_ms or 0 for s in world.store.tables.sessions.values()), default=0)
+    if not outer.records(speaker) or not outer.roomy:
+        return False
+    mine = [a for a in outer.acts if a.about[:1] == (speaker,)]
+    for at_ms in world.heard.get(speaker, []):
+        since_ms = at_ms - engines.START_MS
+        gone = [a.at_ms for a in mine if a.name in ("leave", "switch_off") and a.at_ms >= since_ms - 61_000]
+        until_ms = min([*gone, closed_ms - engines.START_MS, *([outer.end_ms] if outer.end_ms else [])])
+        if not world.sky.deaths and not world.sky.freezes and since_ms >= script.START_MS and until_ms - since_ms > 60_000:
+            kinds = [a.about[1] for a in mine if a.name == "switch_on" and a.at_ms <= since_ms]
+            if set(kinds) == {"audio", "video"} or set(kinds) & set(script.WANTED[outer.mode]):
+                return True
+    return False

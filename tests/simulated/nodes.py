@@ -1,0 +1,372 @@
+"""Workers of the simulated world: what handlers/worker.py promises of each command, without ffmpeg, COS and a second of waiting.
+
+Imports `events`, `handlers`, `machine`. Rule: a node touches the store by its port only, as a worker does; what its captures
+wrote lies on the world's disk and outlives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from events import codec
+from handlers import sweeper
+from machine import states
+from tests.simulated import driving, script
+
+if TYPE_CHECKING:
+    from tests.simulated.world import World
+
+LEASE_MS = script.POLICY.lease_ms
+RENEW_MS = 14_000
+KINDS = {"start-capture": "capture", "start-transcode": "transcode", "start-upload": "upload", "send-callback": "callback"}
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A job that a node holds. `from_ms`: when its media began; `quiet_ms`: since when a capture gets nothing; `over`: nothing
+    of it runs any more; `ended`: its outcome was said."""
+
+    kind: str
+    owner: str
+    epoch: int
+    names: dict[str, Any]
+    node: Node
+    speaker: str = ""
+    from_ms: int = 0
+    quiet_ms: int = 0
+    pulling: bool = False
+    stop_asked: bool = False
+    over: bool = False
+    ended: bool = False
+    kinds: set[str] = field(default_factory=set)
+
+
+class _NoTask:
+    """In place of the sweeper's own task: the world says when it is time."""
+
+    def start(self) -> None:
+        """Nothing runs by itself."""
+
+
+class Node:
+    """One worker and sweeper."""
+
+    def __init__(self, name: str, world: World) -> None:
+        self.name = name
+        self.world = world
+        self.alive = False
+        self.frozen = False
+        self.gone = False
+        self.jobs: dict[tuple[str, int], Run] = {}
+        self.sweeper = sweeper.Sweeper(world.store, node=name, policy=script.POLICY, clock=world.clock)
+        self._ticking = False
+        self._waiting: list[Callable[[], None]] = []
+
+    @property
+    def awake(self) -> bool:
+        """Whether it does anything."""
+        return self.alive and not self.frozen
+
+    @property
+    def judges_from_ms(self) -> int:
+        """From when on its sweeper judges leases."""
+        return self.sweeper._since_ms + LEASE_MS
+
+    def sweep(self) -> None:
+        """A round of its sweeper. Those since the last one found nothing, and are not played."""
+        self.sweeper._looked_ms = self.world.clock.now_ms
+        driving.run(self.sweeper.round())
+
+    # --- life -------------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Begin a life: void what an earlier one held, and ask the disk what it left."""
+        world = self.world
+        self.alive, self.frozen = True, False
+        beat(world, but=self)
+        self.sweeper = sweeper.Sweeper(world.store, node=self.name, policy=script.POLICY, clock=world.clock)
+        self.sweeper.sweep = _NoTask()  # type: ignore[assignment]
+        driving.run(self.sweeper.start())
+        for lease in driving.run(world.store.leases(node=self.name)):
+            self._void(lease.owner, lease.epoch)
+        world.look_again()
+
+    def _void(self, owner: str, epoch: int) -> None:
+        world = self.world
+        data: dict[str, Any] = {"Owner": owner, "Epoch": epoch, "Node": self.name}
+        if "/" in owner:
+            assignment = driving.run(world.store.assignment(owner))
+            if assignment is not None and assignment.recording.state in states.CAPTURING:
+                media_ms = world.disk.get(owner, {}).get(epoch, 0)
+                data |= {"MediaMs": media_ms, "SizeBytes": media_ms, "LastPacketMs": None}
+        self._send("worker-lost", f"lost.{owner}.{epoch}", data, owner)
+
+    def die(self, back_ms: int) -> None:
+        """Kill it, and all its ffmpegs; it comes back after `back_ms`, or never (0)."""
+        if not self.alive:
+            return
+        world = self.world
+        world.faults += 1
+        world._say(f"{self.name} dies, {f'and is back in {back_ms / 1000:g} s' if back_ms else 'for good'}")
+        beat(world)
+        for run in self.jobs.values():
+            close(world, run)
+            run.over = run.ended = True
+        self.jobs.clear()
+        self._waiting.clear()
+        self.alive, self.gone = False, not back_ms
+        world.look_again()
+        if back_ms:
+            world.after(back_ms, self.start)
+
+    def freeze(self, for_ms: int) -> None:
+        """SIGSTOP: it does nothing, and its ffmpegs go on."""
+        if self.awake:
+            self.world.faults += 1
+            beat(self.world)
+            self.sweeper._looked_ms = self.world.clock.now_ms
+            self.world._say(f"{self.name} freezes for {for_ms / 1000:g} s")
+            self.frozen = True
+            self.world.look_again()
+            self.world.after(for_ms, self.wake)
+
+    def wake(self) -> None:
+        """SIGCONT: what waited is done, then leases are renewed."""
+        if self.alive and self.frozen:
+            self.world._say(f"{self.name} wakes")
+            beat(self.world)
+            self.frozen = False
+            driving.run(self.sweeper.round())
+            self.world.look_again()
+            waiting, self._waiting = self._waiting, []
+            for what in waiting:
+                what()
+            self._renew()
+
+    def when_awake(self, what: Callable[[], None]) -> None:
+        """Do it now, or when the node wakes."""
+        if self.frozen:
+            self._waiting.append(what)
+        else:
+            what()
+
+    # --- commands ---------------------------------------------------------------------------------------------------------
+    def obey(self, command: codec.Event) -> None:
+        """Take a command's lease and begin, or do nothing."""
+        names = dict(command.data)
+        epoch = names.pop("Epoch")
+        recording = "Speaker" in names
+        owner = f"{names['TaskId']}/{names['Speaker']}/{names['N']}" if recording else f"{names['TaskId']}#{names['Revision']}"
+        if command.type == "stop-capture":
+            if run := self.jobs.get((owner, epoch)):
+                run.stop_asked = True
+                if run.pulling:
+                    self.world.after(300, self._exit, run, "stopped")
+            return
+        world = self.world
+        if not driving.run(world.store.take_lease(owner, epoch, self.name, LEASE_MS)):
+            return
+        kind = KINDS[command.type]
+        run = Run(kind, owner, epoch, names, self, speaker=names.get("Speaker", ""))
+        self.jobs[owner, epoch] = run
+        if not self._ticking:
+            self._ticking = True
+            world.after(RENEW_MS, self._tick)
+        match kind:
+            case "capture":
+                driving.run(world.store.register_segment(owner, epoch, self.name))
+                world.after(100, self._spawn, run)
+            case "transcode":
+                world.after(world.late(4_000, 2_000), self._when_over, run, self._transcoded)
+            case "upload":
+                world.after(world.late(3_000, 1_000), self._when_over, run, self._uploaded)
+            case _:
+                world.after(world.late(1_000, 200), self._when_over, run, self._called_back)
+
+    def _when_over(self, run: Run, then: Callable[[Run], None]) -> None:
+        if not run.over:
+            self.when_awake(lambda: None if run.over else then(run))
+
+    # --- captures ---------------------------------------------------------------------------------------------------------
+    def _spawn(self, run: Run) -> None:
+        if run.over:
+            return
+        if self.frozen:
+            self._waiting.append(lambda: self._spawn(run))
+            return
+        world = self.world
+        if run.stop_asked or not driving.run(world.store.holds_lease(run.owner, run.epoch, self.name)):
+            self._exit(run, "stopped")
+            return
+        run.pulling = True
+        kinds = world.live(run.speaker)
+        if kinds & set(script.WANTED[world.script.mode]):
+            world.after(300, self._first_packet, run)
+        else:
+            world.after(15_000 if kinds else 200, self._exit, run, "no-media" if kinds else "refused")
+
+    def _first_packet(self, run: Run) -> None:
+        if run.over:
+            return
+        world = self.world
+        run.kinds = world.live(run.speaker) & set(script.WANTED[world.script.mode])
+        if not run.kinds:
+            self._exit(run, "eof")
+            return
+        run.from_ms = first_ms = world.clock.now_ms
+
+        def say() -> None:
+            if not run.ended:
+                driving.run(world.store.note_segment(run.owner, run.epoch, {"first_packet_ms": first_ms}))
+                self._say(run, "capture-started", {"FirstPacketMs": first_ms})
+
+        self.when_awake(say)
+
+    def stream_changed(self, run: Run, how: str, kind: str) -> None:
+        """What the pull of a capture sees of its speaker."""
+        if how in ("gone", "broken"):
+            self._exit(run, "eof")
+        elif how == "on":
+            run.quiet_ms = 0
+            if run.from_ms and kind not in run.kinds and kind in script.WANTED[self.world.script.mode]:
+                self._exit(run, "new-track")
+        elif run.from_ms and not self.world.live(run.speaker) & run.kinds:
+            run.quiet_ms = self.world.clock.now_ms
+            self.world.after(10_000, self._stalled, run, run.quiet_ms)
+
+    def _stalled(self, run: Run, quiet_ms: int) -> None:
+        if run.quiet_ms == quiet_ms:
+            self._exit(run, "stalled")
+
+    def _exit(self, run: Run, reason: str) -> None:
+        if run.over:
+            return
+        media_ms = close(self.world, run)
+        run.over = True
+        last_ms = run.from_ms + media_ms if media_ms else None
+        data = {"Job": "capture", "Reason": reason, "Detail": f"it was {reason}", "MediaMs": media_ms, "SizeBytes": media_ms}
+        data |= {"FirstPacketMs": run.from_ms or None, "LastPacketMs": last_ms}
+        self.when_awake(lambda: self._say_end(run, "ffmpeg-exit", data))
+        if run.ended:
+            self.world.said_media[run.owner, run.epoch] = media_ms
+
+    # --- the other jobs ---------------------------------------------------------------------------------------------------
+    def _transcoded(self, run: Run) -> None:
+        world = self.world
+        registered = {s.epoch for s in driving.run(world.store.segments(run.owner))}
+        there = {epoch for epoch, media_ms in on_disk(world, run.owner).items() if media_ms and epoch in registered}
+        if run.speaker in world.script.bad and not world.script.cured_ms:
+            failure = {"Reason": "ffmpeg-failed", "Detail": "it cannot be read", "Retry": world.script.bad[run.speaker]}
+            self._say_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
+        elif not there:
+            failure = {"Reason": "no-media", "Detail": "no segment holds media", "Retry": False}
+            self._say_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
+        else:
+            world.finished[run.owner] = frozenset(there)
+            output = {"DurationMs": 1, "SizeBytes": len(there), "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
+            self._say_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
+
+    def _uploaded(self, run: Run) -> None:
+        world = self.world
+        if world.elapsed_ms() < world.script.cured_ms:
+            self._say_end(run, "upload-failed", {"Reason": "refused", "Detail": "AccessDenied", "Retry": False})
+        elif world.cos_is_down():
+            self._say_end(run, "upload-failed", {"Reason": "server", "Detail": "COS is away", "Retry": True})
+        else:
+            world.objects[run.owner] = world.finished[run.owner]
+            stored = {"SizeBytes": len(world.finished[run.owner]), "Crc64": "1", "Url": f"https://cos/{run.owner}"}
+            self._say_end(run, "upload-finished", stored)
+
+    def _called_back(self, run: Run) -> None:
+        world = self.world
+        from_ms, to_ms = world.script.deaf
+        callback = driving.run(world.store.callback(run.owner))
+        if from_ms <= world.elapsed_ms() < to_ms or callback is None:
+            self._say_end(run, "callback-failed", {"Reason": "status", "Detail": "500", "Retry": True})
+            return
+        world.received.setdefault(run.owner, set()).add(callback.body)
+        self._say_end(run, "callback-finished", {})
+
+    # --- leases and outcomes ----------------------------------------------------------------------------------------------
+    def _tick(self) -> None:
+        self._ticking = False
+        if self.awake:
+            self._renew()
+        if self.alive and self.jobs:
+            self._ticking = True
+            self.world.after(RENEW_MS, self._tick)
+
+    def _renew(self) -> None:
+        world, store = self.world, self.world.store
+        for key, run in list(self.jobs.items()):
+            media_ms = media_of(world, run)
+            last_ms = run.from_ms + media_ms if media_ms and not run.ended else None
+            held = driving.run(store.renew_lease(run.owner, run.epoch, self.name, LEASE_MS, last_ms))
+            if held:
+                if last_ms is not None:
+                    noted = {
+                        "media_ms": media_ms,
+                        "size_bytes": media_ms,
+                        "first_packet_ms": run.from_ms,
+                        "last_packet_ms": last_ms,
+                    }
+                    driving.run(store.note_segment(run.owner, run.epoch, noted))
+                continue
+            del self.jobs[key]
+            if not run.over:
+                close(world, run)
+            run.over = run.ended = True
+
+    def _say_end(self, run: Run, type_: str, data: dict[str, Any]) -> None:
+        """Say the job's outcome, unless its lease was refused meanwhile."""
+        if not run.ended and (run.owner, run.epoch) in self.jobs:
+            self._say(run, type_, data)
+            run.over = run.ended = True
+
+    def _say(self, run: Run, type_: str, data: dict[str, Any]) -> None:
+        self._send(type_, f"{type_}.{run.owner}.{run.epoch}", {**run.names, "Epoch": run.epoch, **data}, run.owner)
+
+    def _send(self, type_: str, id_: str, data: dict[str, Any], owner: str) -> None:
+        event = codec.make(type_, id=id_, time_ms=self.world.clock.now_ms, data=data, subject=owner)
+        driving.run(self.world.store.send("event", event, owner[:26]))
+
+
+def beat(world: World, but: Node | None = None) -> None:
+    """The signs of life that awake nodes have given up to now."""
+    for node in world.nodes.values():
+        if node.awake and node is not but:
+            driving.run(world.store.heartbeat(node.name))
+
+
+def media_of(world: World, run: Run) -> int:
+    """What a capture has written so far, in ms."""
+    if not run.from_ms:
+        return 0
+    if run.over:
+        return world.disk.get(run.owner, {}).get(run.epoch, 0)
+    return (run.quiet_ms or world.clock.now_ms) - run.from_ms
+
+
+def close(world: World, run: Run) -> int:
+    """The end of a capture: what it has written stays on the disk."""
+    media_ms = media_of(world, run)
+    if media_ms:
+        world.disk.setdefault(run.owner, {})[run.epoch] = media_ms
+    return media_ms
+
+
+def on_disk(world: World, owner: str) -> dict[int, int]:
+    """The segments of a recording, those included that are still being written: epoch → media in ms."""
+    held = dict(world.disk.get(owner, {}))
+    for node in world.nodes.values():
+        held |= {run.epoch: media_of(world, run) for run in node.jobs.values() if run.owner == owner and run.from_ms}
+    return held
+
+
+def stream_changed(world: World, speaker: str, how: str, kind: str = "") -> None:
+    """Tell all captures that pull this speaker."""
+    for node in world.nodes.values():
+        for run in list(node.jobs.values()):
+            if run.speaker == speaker and run.pulling and not run.over:
+                node.stream_changed(run, how, kind)

@@ -1,0 +1,91 @@
+"""What must hold after every transaction. Imports `machine`.
+
+Rule: only what the transaction wrote is looked at, so that a hundred thousand histories can afford it; the rules are written
+from the design, and nothing of them is asked of the machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from machine import model
+from tests import chart
+from tests.simulated import dictionary_transaction as transactions
+
+
+class Watch:
+    """Looks at each transaction before its commit. `timed`: a deadline or lease has moved since somebody asked."""
+
+    def __init__(self, tables: transactions.Tables) -> None:
+        self._tables = tables
+        self._leased: set[tuple[str, int]] = set()
+        self._jobs: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self.timed = True
+
+    def look(self, tx: transactions.Transaction) -> None:
+        """Raise AssertionError for what must not be."""
+        tables = self._tables
+        said = next((table[key] for table, key, _ in tx.changes if table is tables.journal), None)
+        for table, key, before in tx.changes:
+            if table is tables.journal:
+                line = table[key]
+                allowed = chart.may(line.owner, line.event_type, line.from_state, line.to_state)
+                assert allowed, f"{line.owner} went from {line.from_state} to {line.to_state} by {line.event_type}"
+            elif table is tables.deadlines or table is tables.leased:
+                self.timed = True
+            elif table is tables.jobs:
+                self.timed = True
+                self._job(key, before, table[key], said)
+            elif table is tables.recordings:
+                self._recording(before, table[key])
+            elif table is tables.sessions:
+                self._session(before, table[key])
+            elif table is tables.results:
+                task_id, revision = key
+                assert revision == self._told.get(task_id, 0) + 1, f"revision {revision} of {task_id} follows no other"
+                self._told[task_id] = revision
+
+    def _job(self, key: tuple[str, int], before: Any, row: transactions.JobRow, said: transactions.JournalLine | None) -> None:
+        owner, epoch = key
+        if row.state != "leased" and isinstance(before, transactions.JobRow) and before.state == "leased" and "/" in owner:
+            own_end = said is not None and (said.event_id.endswith(f".{owner}.{epoch}") or said.event_type == "replay")
+            assert own_end, f"epoch {epoch} of {owner} was leased, and its end was not its own: {said}"
+        if row.state == "leased" and row.lease_until_ms:
+            self._leased.add(key)
+        elif row.state in ("queued", "waiting"):
+            assert key not in self._leased, f"epoch {epoch} of {owner} may be leased twice"
+        if row.state != "ended":
+            other = self._jobs.get(owner, epoch)
+            over = other == epoch or self._tables.jobs[owner, other].state == "ended"
+            assert over, f"{owner} has two jobs at once: {other} and {epoch}"
+            self._jobs[owner] = epoch
+
+    def _recording(self, before: Any, row: model.Recording) -> None:
+        if isinstance(before, model.Recording):
+            assert row.epoch >= before.epoch, f"the epoch of {row.id} went back"
+        job, deadlines = row.job, self._tables.deadlines
+        if row.state in chart.FINAL:
+            assert job is None, f"{row.id} has ended and has a job"
+            assert row.code, f"{row.id} has ended and nobody says how"
+            return
+        if row.stop_requested and row.state in ("Joining", "Recording"):
+            assert job is not None, f"{row.id} is asked to stop and waits for nobody"
+            assert job.state == "leased", f"{row.id} is asked to stop and no worker holds it"
+        elif job is None:
+            lingers = row.present is False and (row.id, "linger") in deadlines
+            assert lingers, f"{row.id} is {row.state}, and nobody works on it"
+        elif job.state == "waiting":
+            assert (row.id, "retry") in deadlines, f"{row.id} waits for ever"
+
+    def _session(self, before: Any, row: model.Session) -> None:
+        deadlines, recordings = self._tables.deadlines, self._tables.recordings
+        if row.state == "Finished":
+            left = {r.state for r in recordings.values() if r.task_id == row.task_id} - {*chart.FINAL, "Uploading"}
+            assert not left or before.state == "Finished", f"{row.task_id} has finished, and recordings are {left}"
+        elif row.state == "Closing":
+            assert (row.task_id, "result-wait") in deadlines, f"{row.task_id} closes for ever"
+        else:
+            assert (row.task_id, "max-duration") in deadlines, f"{row.task_id} is open for ever"
+            same = [s for s in self._tables.sessions.values() if s.state == "Open" and s.request.room == row.request.room]
+            assert len({(s.request.user_id) for s in same}) == len(same), "a key is Open twice"

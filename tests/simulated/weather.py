@@ -1,0 +1,64 @@
+"""What goes wrong in one history, from a seed: copies, lateness, loss, deaths, freezes, crashes, conflicts. Imports `machine`.
+
+Three kinds of weather. `rough`: all that must not change how a history ends. Bus messages are repeated up to five times and
+late by up to 10 s (what workers say now and then by a minute, longer than a lease), callbacks by up to 20 s and in any order;
+nodes die or freeze at most three times; relays and deciders die between any two steps. `lossy`: callbacks are lost besides.
+`late`: callbacks are late by up to a minute, which is when TRTC gives up.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from machine import model
+
+S = model.SECOND
+KINDS = ("rough", "rough", "rough", "rough", "rough", "lossy", "lossy", "late") * 2
+
+
+@dataclass(slots=True)
+class Weather:
+    """The bounds of what goes wrong. Chances are per message or decision."""
+
+    kind: str = "calm"
+    seed: int = 0
+    copies: int = 0
+    bus_late_ms: int = 0
+    trtc_late_ms: int = 0
+    straggles: float = 0.0
+    lost: float = 0.0
+    conflict: float = 0.0
+    crash: float = 0.0
+    relay_dies: float = 0.0
+    all_sweep: bool = False
+    deaths: list[tuple[int, str, int]] = field(default_factory=list)  # when, which node, back after (0: never)
+    freezes: list[tuple[int, str, int]] = field(default_factory=list)
+
+
+def calm() -> Weather:
+    """Nothing goes wrong: the ordered history."""
+    return Weather()
+
+
+def rough(seed: int, kind: str, span_ms: int) -> Weather:
+    """The weather of a seed over a script of `span_ms`."""
+    chance = random.Random(seed ^ 0x5EED)
+    made = Weather(kind=kind, seed=seed)
+    made.copies = chance.choice((0, 1, 2, 5))
+    made.bus_late_ms = chance.choice((100, 1 * S, 3 * S, 10 * S))
+    made.trtc_late_ms = 60 * S if kind == "late" else chance.choice((200, 5 * S, 20 * S))
+    made.straggles = chance.choice((0.0, 0.0, 0.04))
+    made.lost = chance.choice((0.1, 0.3, 0.6)) if kind == "lossy" else 0.0
+    made.conflict = chance.choice((0.0, 0.0, 0.05, 0.2))
+    made.crash = chance.choice((0.0, 0.02, 0.1))
+    made.relay_dies = chance.choice((0.0, 0.05, 0.3))
+    made.all_sweep = chance.random() < 0.3
+    for _ in range(chance.choice((0, 0, 1, 2, 3))):
+        at_ms, node = chance.randrange(span_ms + 60 * S), chance.choice(("n1", "n2"))
+        if chance.random() < 0.4:
+            made.freezes.append((at_ms, node, chance.randrange(1 * S, 90 * S)))
+        else:
+            back_ms = chance.randrange(1 * S, 20 * S) if node == "n1" or chance.random() < 0.8 else 0
+            made.deaths.append((at_ms, node, back_ms))
+    return made

@@ -1,0 +1,116 @@
+"""The house rule that no behaviour is tested on one engine alone, and that the check of it would notice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import both_engines
+
+ROOT = Path(__file__).parent.parent.parent
+ONE_ENGINE = {
+    "tests/e2e/test_cluster.py": "nodes that die, leave and return; the embedded engine is one process",
+    "tests/e2e/test_cluster_faults.py": "the way to the broker, AMQP as other applications use it, and more nodes than one",
+    "tests/e2e/test_examples.py": "the examples are about the public bus",
+    "tests/e2e/test_compose.py": "the compose file has the distributed engine and no other",
+    "tests/e2e/test_readme.py": "the pages install the embedded engine",
+    "tests/e2e/test_simulator_page.py": "the page shows the simulator to one process",
+    "tests/integration/test_rabbit_traps.py": "what RabbitMQ does; what both buses do is in tests/contract/test_bus.py",
+    "tests/integration/test_bus_permissions.py": "RabbitMQ's own users and permissions",
+    "tests/integration/test_parked_messages.py": "a queue is read by taking from it; the outbox's are rows",
+    "tests/integration/test_wheel.py": "whether migrations are in the wheel; what they do: tests/contract/test_schema.py",
+    "tests/integration/test_standing_still.py": "locks that PostgreSQL holds for a process that stands still",
+    "tests/e2e/test_database_file.py": "SQLite's file: its lock and its disk",
+    "tests/e2e/test_servers_away.py": "RabbitMQ and PostgreSQL, away",
+    "tests/e2e/test_hostile_names.py": "what spool, ffmpeg and COS make of a name; they know no engine",
+    "tests/e2e/test_frozen.py::test_a_frozen_worker_wakes": "another node takes over; on the embedded engine the one goes on",
+    "tests/security/test_tls.py": "connections to RabbitMQ and PostgreSQL; a file has none",
+    "tests/integration/test_keys_rotate.py::test_from_an_old_key_to_a_new_one": "only the embedded engine makes a key file",
+    "tests/integration/test_keys_rotate.py::test_a_key_file_that_others_can_read": "only the embedded engine makes a key file",
+    "tests/integration/test_keys_rotate.py::test_parked_messages_that_need_an_older_key_are_counted": "RabbitMQ's queue",
+    "tests/integration/test_rabbit_silence.py": "RabbitMQ's clocks",
+    "tests/integration/test_key_commands.py::test_beside_many_nodes": "only PostgreSQL's schema is asked for and never made",
+    "tests/integration/test_doctor.py::test_database_file": "SQLite's file, missing or broken",
+    "tests/integration/test_doctor.py::test_database_file_place": "SQLite's locks on network file systems",
+    "tests/integration/test_doctor.py::test_database_server": "PostgreSQL, away or without the database",
+    "tests/integration/test_doctor.py::test_database_server_has_no_place": "PostgreSQL's files are not ours",
+}
+"""What is about one engine itself, with the reason."""
+
+
+@pytest.mark.timeout(180)
+def test_no_behaviour_is_tested_on_one_engine_alone() -> None:
+    """Whatever stands on an engine is collected on both, or is about one, is listed, and says which."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    collected = [line for line in done.stdout.splitlines() if line.startswith("tests/") and "::" in line]
+    sources = {path: (ROOT / path).read_text(encoding="utf-8") for path in {id_.partition("::")[0] for id_ in collected}}
+    assert both_engines.faults(collected, sources, ONE_ENGINE) == []
+
+
+SOURCE = '''
+"""Rooms."""
+
+def open_it(folder):
+    return engines.fresh("sqlite", folder)
+
+@pytest.fixture
+def place(tmp_path):
+    return open_it(tmp_path)
+
+def test_behind_a_fixture(place):
+    """It works."""
+
+def test_by_name(engine, kind):
+    """It works."""
+
+def test_a_process():
+    """It works."""
+    run("import service; MAIN")
+
+class TestRooms:
+    def test_behind_a_function(self):
+        """It works in SQLite."""
+        open_it(FOLDER)
+
+def test_of_no_engine(store: stores.Store) -> stores.Store:
+    """It works."""
+'''.replace("MAIN", "service." + "main()")  # not to be found here
+ALONE = [
+    ("test_behind_a_fixture", "an engine that its id does not name"),
+    ("test_by_name[embedded-Joining]", "embedded"),
+    ("test_by_name[Joining-rabbitmq]", "distributed"),
+    ("test_a_process", "an engine that its id does not name"),
+    ("TestRooms::test_behind_a_function", "an engine that its id does not name"),
+]
+
+
+@pytest.mark.parametrize(("test", "engine"), ALONE)
+def test_a_test_on_one_engine_is_noticed(test: str, engine: str) -> None:
+    """By its id, behind a fixture, in a function of the module, in a program that is written down."""
+    found = both_engines.faults([f"t.py::{test}"], {"t.py": SOURCE}, {})
+    assert found == [f"t.py::{test.partition('[')[0]} runs on {engine} alone"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [["test_by_name[embedded-Joining]", "test_by_name[distributed-Joining]"], ["test_of_no_engine"], ["test_of_no_engine[sql]"]],
+)
+def test_what_runs_on_both_or_on_none_is_left_alone(ids: list[str]) -> None:
+    """A word that only begins like an engine's is none, and an annotation opens nothing."""
+    assert both_engines.faults([f"t.py::{id_}" for id_ in ids], {"t.py": SOURCE}, {}) == []
+
+
+def test_what_is_listed_says_which_engine_and_is_needed() -> None:
+    """Being listed is not enough where nothing says which engine it is about, nor where it runs on both."""
+    both = ["t.py::test_by_name[sqlite]", "t.py::test_by_name[postgresql]"]
+    silent, said = "t.py::test_behind_a_fixture", "t.py::TestRooms::test_behind_a_function"
+    listed = dict.fromkeys(("t.py::test_by_name", silent, said), "a reason")
+    assert both_engines.faults([*both, silent, said], {"t.py": SOURCE}, listed) == [
+        f"{silent} is about one engine, and neither it nor its header says which",
+        "t.py::test_by_name is listed, and nothing in it runs on one engine alone",
+    ]

@@ -1,0 +1,146 @@
+"""The eyes of the chaos runs: what the audit must see, how lost media is reckoned, what the report makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos import audit, media, plans, report, worlds
+from tests.e2e import audit as reading
+
+TABLES = """
+CREATE TABLE sessions (task_id, state, revision); CREATE TABLE results (task_id, revision, body);
+CREATE TABLE recordings (id, task_id, speaker, state, code, detail, url, output, awaited);
+CREATE TABLE jobs (owner, kind, state); CREATE TABLE outbox (seq, channel, type, body, sent_ms, parked);
+CREATE TABLE callbacks (task_id, revision, state);
+"""
+BODY = {"TaskId": "T", "Revision": 1, "Files": []}
+CONTENT = b"what was recorded"
+
+
+class Remains:
+    """What a run has left, all as it should be."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = folder / "recorder.db"
+        self.bucket, self.uploads = folder / "bucket", folder / "uploads"
+        self.posts = [("T.1", json.dumps(BODY))]
+        output = json.dumps({"SizeBytes": len(CONTENT), "Crc64": str(reading.crc64(CONTENT)), "DurationMs": 5})
+        done = json.dumps({"id": "d1", "subject": "T/al/1", "data": {"Attempt": 1}})
+        self.put("run/T/al_1.mp4", CONTENT)
+        self.say(TABLES)
+        self.say("INSERT INTO sessions VALUES ('T', 'Finished', 1)")
+        self.say(
+            f"INSERT INTO recordings VALUES ('T/al/1', 'T', 'al', 'Done', '', '', 'https://b.c/run/T/al_1.mp4', '{output}', 0)"
+        )
+        self.say(f"INSERT INTO results VALUES ('T', 1, '{json.dumps(BODY)}')")
+        self.say(f"INSERT INTO outbox VALUES (1, 'result', 'recording-done', '{done}', 1, '')")
+
+    def put(self, key: str, content: bytes) -> None:
+        """An object."""
+        (self.bucket / key).parent.mkdir(parents=True, exist_ok=True)
+        (self.bucket / key).write_bytes(content)
+
+    def say(self, statements: str) -> None:
+        """SQL."""
+        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+            connection.executescript(statements)
+
+    def audited(self) -> dict[str, int]:
+        """How many faults of which kind the audit finds."""
+        found = audit.audit(
+            audit.What(
+                database=f"sqlite:///{self.database}",
+                bucket=self.bucket,
+                uploads=self.uploads,
+                prefix="run",
+                received={"run": self.posts},
+                expected=[("T", "al")],
+                folder=str(self.folder / "node"),
+                pids=[],
+            )
+        )
+        return {name: len(getattr(found, name)) for name in report.FAULTS if getattr(found, name)}
+
+
+@pytest.fixture
+def remains(tmp_path: Path) -> Remains:
+    return Remains(tmp_path)
+
+
+def test_what_is_as_it_should_be_has_no_fault(remains: Remains) -> None:
+    """Nothing is found where nothing is wrong, and the same body posted twice under its id is allowed."""
+    remains.posts *= 2
+    assert remains.audited() == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("UPDATE recordings SET state = 'Failed'", "lost_recordings"),
+        ("UPDATE recordings SET speaker = 'bo'", "lost_recordings"),
+        ("UPDATE recordings SET output = replace(output, 'Crc64\": \"', 'Crc64\": \"9')", "lost_recordings"),
+        ("UPDATE sessions SET state = 'Closing'", "lost_results"),
+        ("UPDATE outbox SET sent_ms = NULL", "lost_results"),
+        ("UPDATE outbox SET parked = 'why'", "lost_results"),
+        ("DELETE FROM outbox", "lost_results"),
+        ("UPDATE results SET body = '{}'", "lost_results"),
+        ("INSERT INTO results VALUES ('T', 2, (SELECT body FROM results))", "doubled_results"),
+        ("INSERT INTO outbox SELECT 2, channel, type, replace(body, 'd1', 'd2'), 1, '' FROM outbox", "doubled_results"),
+    ],
+)
+def test_a_fault_in_the_database_is_seen(remains: Remains, statement: str, fault: str) -> None:
+    """Each kind of loss and doubling that rows can show is found, and taken for no other."""
+    remains.say(statement)
+    assert remains.audited() == {fault: 1}
+
+
+def test_a_fault_outside_of_the_database_is_seen(remains: Remains) -> None:
+    """A result posted with two ids, an object of nobody, an upload that was not ended, a process that still runs."""
+    remains.posts.append(("T.1b", remains.posts[0][1]))
+    remains.put("run/T/al_2.mp4", b"")
+    (remains.uploads / "u").mkdir(parents=True)
+    (remains.uploads / "u" / "upload.json").write_text(json.dumps({"key": "run/T/al_1.mp4", "parts": {}}))
+    here = remains.folder / "node" / "spool"
+    here.mkdir(parents=True)
+    with subprocess.Popen(["cat"], cwd=here, stdin=subprocess.PIPE):
+        found = remains.audited()
+    assert found == {"doubled_results": 1, "doubled_objects": 1, "leaked_uploads": 1, "orphan_processes": 1}
+
+
+def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> None:
+    """Done in the database is not done in the bucket."""
+    (remains.bucket / "run/T/al_1.mp4").unlink()
+    assert remains.audited() == {"lost_recordings": 1}
+
+
+def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sent() -> None:
+    """By the frames of the loop, over its seam; nothing is said of a speaker who was not being captured at the moment."""
+    live = media.Live(began_s=100.0, first_frame=945)
+    counted = media.sent([950, 959, 0, 5, 60], live)
+    assert counted == [5, 14, 15, 20, 75]
+    assert media.lost_s(counted, live, 102.0) == pytest.approx(10 / 15)
+    assert media.lost_s(counted, live, 100.1) is None
+    assert media.lost_s(counted, live, 106.0) is None
+    assert media.missing_s([1, 2, 2, 6]) == pytest.approx(3 / 15)
+    assert media.doubled_s([1, 2, 2, 6]) == pytest.approx(1 / 15)
+
+
+def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path) -> None:
+    """Faults, acts and times by engine and point; the 99th percentile of what kills cost is judged."""
+    struck: list[dict[str, Any]] = [{"Point": p, "Act": plans.KILL} for p in ("lease.take.after", "upload.create.after")]
+    plan = plans.make(plans.EMBEDDED, 3)
+    bad = worlds.Outcome(plan=plan, folder=tmp_path, struck=struck, faults={"leaked_uploads": ["one"]}, media_lost_s=[0.1, 3.0])
+    good = worlds.Outcome(plan=plan, folder=tmp_path, struck=struck[:1], seconds_to_end=2.5)
+    found = report.summary([bad, good])
+    rows = {row["point"]: (row["runs"], row["leaked_uploads"], row["end_max_s"]) for row in found["points"]}
+    assert rows == {"lease.take.after": (2, 1, 2.5), "upload.create.after": (1, 1, None)}
+    assert found["failures"][0]["repeat"] == "python -m tests.chaos --engine embedded --seed 3"
+    assert report.too_much_lost([bad, good]) == ["embedded: 3.00 s"]

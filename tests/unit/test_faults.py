@@ -1,0 +1,58 @@
+"""The table of fault points against the code and the documents."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from machine import faults
+from tests.chaos import plans
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("assembly", "bus", "cloud", "handlers", "machine", "media", "store", "web")
+
+
+def called() -> set[str]:
+    """The names of all fault points in the code."""
+    found = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "faultpoint":
+                    (name,) = node.args
+                    assert isinstance(name, ast.Constant), f"{path.name}:{node.lineno} names no point"
+                    found.add(str(name.value))
+    return found
+
+
+def test_every_point_of_the_table_is_in_the_code_and_every_one_in_the_code_in_the_table() -> None:
+    """A crash that is described can be made to happen, and one that can be made to happen is described."""
+    assert called() == set(faults.POINTS)
+    assert set(faults.POINTS) > faults.DISTRIBUTED_ONLY
+
+
+def test_every_point_is_in_the_documents_table() -> None:
+    """docs/architecture.md says what a crash means at every point, in the words of the code."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name, meaning in faults.POINTS.items() if f"| `{name}` | {meaning} |" not in text] == []
+
+
+def test_a_point_is_nothing_without_a_harness_and_calls_one_with_its_name() -> None:
+    """Installed, a harness hears every name; removed, none."""
+    heard: list[str] = []
+    faults.install(heard.append)
+    try:
+        faults.faultpoint("inbox.claim.before")
+    finally:
+        faults.install(None)
+    faults.faultpoint("inbox.claim.after")
+    assert heard == ["inbox.claim.before"]
+
+
+def test_plans_strike_every_point_of_an_engine() -> None:
+    """The groups of a seed hold every point once, and as many seeds in a row as there are points strike each of them."""
+    for engine in plans.ENGINES:
+        names = plans.points(engine)
+        assert sorted(s.point for plan in plans.grouped(engine, 1) for s in plan.strikes) == sorted(names)
+        assert {plans.make(engine, seed).strikes[0].point for seed in range(len(names))} == set(names)
+        assert plans.make(engine, 7) == plans.make(engine, 7)

@@ -1,0 +1,62 @@
+"""The search for planted secrets finds them in whatever form they were written down."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from tests import planted
+
+
+def written(secret: str) -> dict[str, bytes]:
+    """A secret as programs write it down."""
+    raw = secret.encode()
+    found = {
+        "plain": b"a line with " + raw,
+        "json": json.dumps({"a": json.dumps({"b": secret})}).encode(),
+        "escaped": "".join(f"\\u{ord(c):04x}" for c in secret).encode(),
+        "quoted": quote(secret, safe="").encode(),
+        "form": urlencode({"UserSig": secret}).encode(),
+        "percent": "".join(f"%{b:02X}" for b in raw).encode(),
+        "hex": binascii.hexlify(raw, " ", 40),
+        "dump": raw.hex().upper().encode(),
+        "sqlite": b"\0\x01" + raw + b"\0",
+        "repr": repr(raw).encode(),
+        "upper": secret.upper().encode(),
+    }
+    for before in range(6):
+        for after in range(3):
+            found[f"base64-{before}-{after}"] = base64.b64encode(b"x" * before + raw + b"y" * after)
+            found[f"url-base64-{before}-{after}"] = base64.urlsafe_b64encode(b"x" * before + raw + b"y" * after)
+    return found
+
+
+def test_every_form_is_found() -> None:
+    """A search that finds nothing anywhere would prove nothing."""
+    marks = planted.Planted()
+    secret = marks.make("here")
+    missed = [name for name, content in written(secret).items() if not marks.search(name, content)]
+    assert missed == []
+
+
+@pytest.mark.parametrize("content", [b"", b"UserSig=***", base64.b64encode(b"nothing of it" * 100), b"planted mark"])
+def test_nothing_else_is_found(content: bytes) -> None:
+    """What only looks like it is no leak."""
+    assert planted.Planted().search("x", content) == []
+
+
+def test_files_and_their_names_are_searched(tmp_path: Path) -> None:
+    """Below folders, in files and in names; other secrets, which carry no mark, too."""
+    marks = planted.Planted(others={"the key": b"0123456789abcdef"})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "log").write_text("token=" + marks.make("log"))
+    (tmp_path / "a" / quote(marks.make("name"), safe="")).touch()
+    (tmp_path / "b").write_bytes(b"..0123456789abcdef..")
+    leaks = marks.search_all(dict(planted.files(tmp_path)))
+    assert len(leaks) == 3
+    assert any("the key" in leak for leak in leaks)

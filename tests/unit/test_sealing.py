@@ -1,0 +1,124 @@
+"""Keys and what they seal: the ring, and the file that the first start makes."""
+
+from __future__ import annotations
+
+import os
+from concurrent import futures
+from pathlib import Path
+
+import pytest
+
+from assembly import sealing
+from machine import errors
+from ops import settings as ops_settings
+from ops import values
+from store import sealing as rings
+
+A, B = "Zmlyc3Qga2V5IG9mIHRoaXMgdGVzdDogMzIgYnl0ZSE=", "c2Vjb25kLS1fX-_vv7-_dGhpcyB0ZXN0OiAzMiBieXQ="
+
+
+def settings(folder: Path, **environ: str) -> ops_settings.Settings:
+    """Settings of one node that keeps its data there."""
+    return ops_settings.load({"DATA_DIR": str(folder), "HOME": "/nowhere", **environ})
+
+
+def test_what_is_sealed_opens_with_every_key_of_the_ring() -> None:
+    """The first seals and all open; another key, another owner and a changed byte do not."""
+    sealed = rings.Keyring([A]).seal(b"secret", "mine")
+    assert b"secret" not in sealed
+    assert len(sealed) <= len(b"mine\nsecret") + rings.OVERHEAD_BYTES
+    both = rings.Keyring([B, A])
+    assert (both.open(sealed, "mine"), both.key_ids[1]) == (b"secret", rings.Keyring([A]).key_id)
+    assert rings.Keyring([B]).open(both.seal(b"", "mine"), "mine") == b""
+    changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    for ring, body, about in (
+        (rings.Keyring([B]), sealed, "mine"),
+        (both, sealed, "yours"),
+        (both, changed, "mine"),
+        (both, b"", ""),
+    ):
+        with pytest.raises(errors.Unsealable):
+            ring.open(body, about)
+
+
+@pytest.mark.parametrize("keys", [[], ["short"], ["c2hvcnQ="], [A, "é"]])
+def test_what_is_no_key_is_refused(keys: list[str]) -> None:
+    """None at all, or a text that is none; it is not repeated."""
+    with pytest.raises(errors.InvalidParameter, match="key") as refused:
+        rings.Keyring(keys)
+    assert not any(key in str(refused.value) for key in keys)
+
+
+def test_one_key_has_one_id_however_it_is_written() -> None:
+    """Both alphabets of base64, with and without padding."""
+    written = {A, A.rstrip("="), A.replace("-", "+").replace("_", "/")}
+    assert {rings.Keyring([values.sealing_key(text)]).key_id for text in written} == {rings.Keyring([A]).key_id}
+    for wrong in ("", "x", A + "x", A[:-2], "é" * 43):
+        with pytest.raises(ValueError, match="not a key"):
+            values.sealing_key(wrong)
+
+
+def test_the_first_start_makes_a_key_file_for_its_owner(tmp_path: Path) -> None:
+    """Made once, however many begin at once, whole, mode 0600, and nothing beside it."""
+    folder = tmp_path / "data"
+    with futures.ThreadPoolExecutor(8) as pool:
+        rings_ = list(pool.map(lambda _: sealing.keyring(settings(folder)), range(8)))
+    assert len({ring.key_id for ring in rings_}) == 1
+    assert [p.name for p in folder.iterdir()] == [sealing.KEY_FILE]
+    assert (folder / sealing.KEY_FILE).stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    before = (folder / sealing.KEY_FILE).read_bytes()
+    assert sealing.keyring(settings(folder)).key_id == rings_[0].key_id
+    assert (folder / sealing.KEY_FILE).read_bytes() == before
+
+
+def test_a_setting_wins_and_makes_no_file(tmp_path: Path) -> None:
+    """With SECRET_KEYS the file is neither made nor read."""
+    (tmp_path / sealing.KEY_FILE).mkdir()
+    ring = sealing.keyring(settings(tmp_path, SECRET_KEYS=f"{A}, {B}"))
+    assert ring.key_ids == rings.Keyring([A, B]).key_ids
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "says"),
+    [
+        (f"# of the first start\n\n{A}\n", 0o640, "chmod 600"),
+        (f"{A}\n", 0o604, "chmod 600"),
+        (f"# one\n{A}\nPLANTED-and-no-key\n", 0o600, "in line 3"),
+        ("# nothing but words\n", 0o600, "holds no key"),
+        ("", 0o600, "holds no key"),
+    ],
+    ids=["group", "others", "damaged", "words", "empty"],
+)
+def test_a_key_file_that_cannot_be_trusted_is_refused(tmp_path: Path, content: str, mode: int, says: str) -> None:
+    """Open to others, damaged or empty: the file is named, and nothing in it repeated."""
+    file = tmp_path / sealing.KEY_FILE
+    file.write_text(content)
+    file.chmod(mode)
+    with pytest.raises(errors.Unavailable, match=says) as refused:
+        sealing.keyring(settings(tmp_path))
+    assert str(file) in refused.value.message
+    assert not any(line and line in refused.value.message for line in content.splitlines())
+
+
+def test_a_key_file_that_cannot_be_read_or_made_is_said(tmp_path: Path) -> None:
+    """A folder in its place, and a DATA_DIR that cannot be: the way out is named."""
+    (tmp_path / "a" / sealing.KEY_FILE).mkdir(parents=True)
+    (tmp_path / "b").touch()
+    for folder in ("a", "b"):
+        with pytest.raises(errors.Unavailable, match="SECRET_KEYS"):
+            sealing.keyring(settings(tmp_path / folder))
+    if os.geteuid():
+        (tmp_path / "c").mkdir()
+        (tmp_path / "c" / sealing.KEY_FILE).touch(0o000)
+        with pytest.raises(errors.Unavailable, match="Permission denied"):
+            sealing.keyring(settings(tmp_path / "c"))
+
+
+def test_many_nodes_need_the_setting() -> None:
+    """Each with a key of its own would seal what the others cannot open."""
+    environ = {"DATABASE_URL": "postgresql+asyncpg://u@h/d", "AMQP_URL": "amqp://h/", "CLUSTER_TOKEN": "t", "HOME": "/nowhere"}
+    with pytest.raises(ops_settings.SettingsError, match="SECRET_KEYS: is required with AMQP_URL"):
+        ops_settings.load(environ)
+    assert ops_settings.load(environ | {"SECRET_KEYS": A}).secret_keys
+    assert A not in repr(ops_settings.describe(ops_settings.load(environ | {"SECRET_KEYS": A})))
