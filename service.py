@@ -22,6 +22,7 @@ from rich import console
 
 import store.engine
 import store.inspection
+import store.schema
 import store.sealed
 from assembly import api_keys, node, parking, sealing
 from assembly.identity import clock
@@ -128,7 +129,7 @@ async def migrate(settings: ops_settings.Settings) -> str:
         await kept.seal_plain()
     finally:
         await engine.dispose()
-    return store.engine.head()
+    return store.schema.HEAD
 
 
 @ops_cli.app.command("migrate")

@@ -54,6 +54,7 @@ class LocalBus:
         self.relay = background.Background("bus.relay", self._run)
         self.sides = [self.relay]
         self.listeners: list[Callable[[codec.Event], None]] = []
+        self._problem = ""
 
     async def start(self) -> None:
         """Begin to relay."""
@@ -65,8 +66,8 @@ class LocalBus:
         await self.relay.stop()
 
     def problems(self) -> list[str]:
-        """There is nothing between outbox and handlers that could be away."""
-        return []
+        """Why messages are not handed out just now: the outbox cannot be read or marked."""
+        return [self._problem] if self._problem else []
 
     async def stop_consuming(self) -> None:
         """Nothing to give back: there is no other node."""
@@ -75,10 +76,12 @@ class LocalBus:
         while True:
             try:
                 handed_out = await self._round()
-            except Exception:
+                self._problem = ""
+            except Exception as error:
                 # The database cannot be written, most likely: its disk is full, or somebody holds its file. To end the process
                 # would end every capture, and help nobody; a fault of ours shows in the log at each round.
                 log.exception("bus.round_failed")
+                self._problem = f"the outbox cannot be handed out: {type(error).__name__}"
                 await asyncio.sleep(AGAIN_S)
                 continue
             if not handed_out:

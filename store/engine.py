@@ -9,16 +9,13 @@ that is tried again, never a wrong answer.
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
-from alembic import command, script
-from alembic.config import Config
-from alembic.runtime import migration
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from machine import errors
+from store import schema
 
 BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 8
@@ -51,52 +48,29 @@ async def migrate(engine: AsyncEngine) -> None:
     async with engine.execution_options(**{WRITE: True}).begin() as connection:
         if engine.dialect.name == "postgresql":
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-        await connection.run_sync(_refuse_newer)
-        await connection.run_sync(upgrade)
+        if await connection.run_sync(_revision) != schema.HEAD:
+            await connection.run_sync(schema.upgrade)
 
 
 async def check_schema(engine: AsyncEngine) -> None:
     """Raise Unavailable, with what to do, unless the schema is exactly the one this program was written for."""
     async with engine.connect() as connection:
         found = await connection.run_sync(_revision)
-        await connection.run_sync(_refuse_newer)
-    if found != head():
+    if found != schema.HEAD:
         at = f"at revision {found}" if found else "empty"
         raise errors.Unavailable(
-            f"The database is {at}, and this service needs {head()}: run `recorder migrate`, then start again."
+            f"The database is {at}, and this service needs {schema.HEAD}: run `recorder migrate`, then start again."
         )
-
-
-def head() -> str:
-    """The newest revision this program knows."""
-    return str(script.ScriptDirectory.from_config(_config()).get_current_head())
-
-
-def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Run the migrations on an open connection."""
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    return config
 
 
 def _revision(connection: Connection) -> str:
-    return migration.MigrationContext.configure(connection).get_current_revision() or ""
-
-
-def _refuse_newer(connection: Connection) -> None:
-    found = _revision(connection)
-    known = {revision.revision for revision in script.ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found and found not in known:
-        message = (
-            f"The database is at revision {found}, which this service (up to {head()}) does not know: it is older than its data."
+    found = schema.current(connection)
+    if found and found not in schema.REVISIONS:
+        raise errors.Unavailable(
+            f"The database is at revision {found}, which this service (up to {schema.HEAD}) does not know: it is older than its "
+            "data. Start the newer service, or restore a copy of before the migration."
         )
-        raise errors.Unavailable(f"{message} Start the newer service, or restore a copy of before the migration.")
+    return found
 
 
 async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:

@@ -9,15 +9,12 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from alembic.config import Config
-from alembic.runtime import migration
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, exc, select
+from sqlalchemy import exc, select
 from sqlalchemy.engine import make_url
 
 from machine import errors
 from store import engine as engines
-from store import sealed, tables
+from store import schema, sealed, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +29,15 @@ class Schema:
 
 def look(url: str) -> Schema:
     """The schema of the database at `url`. Takes SQLite's write lock for a moment. Raises errors.Unavailable. Blocking."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    newest = scripts.get_current_head() or ""
     place = make_url(url)
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
-        return Schema(current="", newest=newest)
+        return Schema(current="", newest=schema.HEAD)
     try:
         current = asyncio.run(_revision(url))
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
-    known = not current or current in {script.revision for script in scripts.walk_revisions()}
-    return Schema(current=current, newest=newest, known=known)
+    return Schema(current=current, newest=schema.HEAD, known=not current or current in schema.REVISIONS)
 
 
 def key_ids(url: str) -> set[str]:
@@ -74,10 +66,6 @@ async def _revision(url: str) -> str:
     try:
         # A write transaction, rolled back: whether it is to be had is half of the question.
         async with engine.execution_options(**{engines.WRITE: True}).connect() as connection:
-            return await connection.run_sync(_read)
+            return await connection.run_sync(schema.current)
     finally:
         await engine.dispose()
-
-
-def _read(connection: Connection) -> str:
-    return migration.MigrationContext.configure(connection).get_current_revision() or ""

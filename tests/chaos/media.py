@@ -6,13 +6,14 @@ between the last frame that is in the file before it and the last one that had b
 
 from __future__ import annotations
 
-import bisect
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 
-from simulator import barcode
+from simulator import barcode, live
 
 LOOP = 960
 RATE = barcode.FRAMES_PER_SECOND
@@ -20,10 +21,26 @@ RATE = barcode.FRAMES_PER_SECOND
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """When a speaker's stream began (monotonic s), and with which frame of the loop."""
+    """When a speaker's stream began (monotonic s), with which frame of the loop, and who pulled it when: [from, to]."""
 
     began_s: float
     first_frame: int
+    pulls: list[list[float]] = field(default_factory=list)
+
+    def watch(self, stream: live.Stream) -> None:
+        """Note from now on when pulls begin and end."""
+        join, leave, begun = stream.join, stream.leave, dict[live.Viewer, list[float]]()
+
+        def joined(viewer: live.Viewer) -> None:
+            begun[viewer] = [time.monotonic(), math.inf]
+            self.pulls.append(begun[viewer])
+            join(viewer)
+
+        def left(viewer: live.Viewer) -> None:
+            begun[viewer][1] = time.monotonic()
+            leave(viewer)
+
+        stream.join, stream.leave = joined, left  # type: ignore[method-assign]
 
     def frame_at(self, moment_s: float) -> int:
         """The last frame that had been sent at a moment, counted from the stream's beginning."""
@@ -42,19 +59,19 @@ def frames(path: Path) -> list[int]:
     return found
 
 
-def sent(shown: list[int], live: Live) -> list[int]:
+def sent(shown: list[int], speaker: Live) -> list[int]:
     """The same frames counted from the stream's beginning; a stream is younger than one loop."""
-    return [(frame - live.first_frame) % LOOP for frame in shown]
+    return [(frame - speaker.first_frame) % LOOP for frame in shown]
 
 
-def lost_s(counted: list[int], live: Live, moment_s: float) -> float | None:
-    """What is missing of the second before a kill, in s; None if the speaker was not being captured then."""
-    wanted = live.frame_at(moment_s)
-    there = sorted(counted)
-    place = bisect.bisect_right(there, wanted)
-    if place in (0, len(there)):
+def lost_s(counted: list[int], speaker: Live, moment_s: float) -> float | None:
+    """What had been sent before a kill and is not in the file, in s; None if the speaker was not being pulled then."""
+    pulling = [begun_s for begun_s, ended_s in speaker.pulls if begun_s <= moment_s < ended_s]
+    if not pulling:
         return None
-    return (wanted - there[place - 1]) / RATE
+    wanted = speaker.frame_at(moment_s)
+    kept = max((frame for frame in counted if frame <= wanted), default=0)
+    return max(0, wanted - max(kept, speaker.frame_at(max(pulling)))) / RATE
 
 
 def missing_s(counted: list[int]) -> float:

@@ -162,6 +162,7 @@ class Run:
             speaker = await self.room.join(name, number=number)
             first = round(speaker.stream.started_s) % 64 * media.RATE
             self._lives[name] = media.Live(began_s=speaker.stream.started_s, first_frame=first)
+            self._lives[name].watch(speaker.stream)
         await waiting.until(self._all_pulled, 40, "both speakers to be pulled", every_s=0.1)
         await nodes.pass_time(LIVE_S)
         # A strike while live is given the time to be mended while live: how large its gap is would else not be seen.

@@ -258,9 +258,11 @@ async def test_results_reach_listeners(bus: buses.Bus, store: stores.Store, work
     await waiting.until(lambda: heard == ["session-accepted"], what="the result")
 
 
-async def test_the_death_of_the_relay_is_told(workshop: buses.Workshop, store: stores.Store, hands: buses.Hands) -> None:
-    """When the store fails under the relay and not for being away, `failed` holds the error: the process must not go on deaf."""
+async def test_a_store_that_fails_for_good_is_told(workshop: buses.Workshop, store: stores.Store, hands: buses.Hands) -> None:
+    """When the store fails under the relay and not for being away: a node among many ends with the error, for others go on; the
+    only one says that it is not ready, keeps its captures, and hands out what waited once the store works again."""
     bus = workshop.make(hands.on_event, hands.on_command)
+    whole = store.unsent
 
     async def broken(*_: object) -> list[stores.Message]:
         raise OSError("the store is broken")
@@ -268,5 +270,13 @@ async def test_the_death_of_the_relay_is_told(workshop: buses.Workshop, store: s
     store.unsent = broken  # type: ignore[method-assign]
     store.claim_unsent = broken  # type: ignore[method-assign]
     await bus.start()
-    assert "the store is broken" in str(await buses.failure(bus))
+    if workshop.engine == "local":
+        problem = await waiting.until(bus.problems, what="the bus to say that it is not ready")
+        assert "OSError" in str(problem)
+        store.unsent = whole  # type: ignore[method-assign]
+        await store.send("event", stop("e1"))
+        await waiting.until(lambda: hands.events, what="what waited to be handed out")
+        assert bus.problems() == []
+    else:
+        assert "the store is broken" in str(await buses.failure(bus))
     await bus.stop()

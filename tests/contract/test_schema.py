@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
 from store import engine as opening
-from store import tables
+from store import schema, tables
 from tests import engines
 
 
@@ -29,6 +31,12 @@ async def test_tables_equal_migrations(database: engines.Database) -> None:
         return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), tables.metadata)
 
     assert await _ask(database, differences) == []
+
+
+def test_the_revisions_are_those_of_the_migrations() -> None:
+    """The list that spares a start the loading of alembic is the one that alembic itself finds."""
+    found = ScriptDirectory(str(Path(schema.__file__).with_name("migrations"))).walk_revisions()
+    assert tuple(revision.revision for revision in found)[::-1] == schema.REVISIONS
 
 
 async def test_checks_and_partial_indexes_are_made(database: engines.Database) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from events import requests
 from machine import errors
 from store import engine as opening
-from store import sealed, sealing
+from store import schema, sealed, sealing
 from store import store as stores
 from tests import desk as desks
 from tests import engines, postgres
@@ -75,7 +75,7 @@ async def landed(request: pytest.FixtureRequest, tmp_path: Path) -> engines.Data
     found = engines.Database(engine=request.param, url=url, path=path)
     engine = opening.open_engine(url)
     async with engine.begin() as connection:
-        await connection.run_sync(opening.upgrade, "0001")
+        await connection.run_sync(schema.upgrade, "0001")
         room = {"sdk_app_id": 1, "room_id": 7, "str_room_id": ""}
         request_ = {"room": room, "user_id": "rec", "region": "ap-shanghai", "bucket": "b-12345", "path": "p", "mode": "00"}
         request_ |= {"callback": URL, "subscribe": [], "unsubscribe": []}

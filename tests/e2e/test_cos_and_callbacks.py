@@ -73,7 +73,9 @@ def rules() -> list[faults.Fault]:
         faults.Fault(action=faults.EXPIRED_TOKEN, times=0, key=f"*/expired-{at}_1.mp4", signer=TEMPORARY.secret_id, **step)
         for at, step in STEPS.items()
     ]
-    return [*passing, *expired]
+    # HEAD's refusal has no code: it is asked for by a GET, which the same token is refused for.
+    asked = faults.Fault(action=faults.EXPIRED_TOKEN, times=0, operation="list-objects", signer=TEMPORARY.secret_id)
+    return [*passing, *expired, asked]
 
 
 async def enter(scene: Scene, names: list[str], **start: Any) -> list[tuple[Scene, str]]:

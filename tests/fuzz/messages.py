@@ -253,8 +253,9 @@ def _other_key(dice: random.Random, message: Message) -> Message:
 
 
 def _other_properties(dice: random.Random, message: Message) -> Message:
+    # Never without a message id: the client library would make one up, and nobody could say what it was.
     changes: tuple[dict[str, Any], ...] = (
-        {"message_id": None}, {"message_id": ""}, {"message_id": "x" * 255}, {"message_id": "é" * 127}, {"message_id": "\x00"},
+        {"message_id": "0"}, {"message_id": " "}, {"message_id": "x" * 255}, {"message_id": "é" * 127}, {"message_id": "\x00"},
         {"message_id": "fuzz-1"}, {"content_encoding": "gzip"}, {"content_encoding": "\x00"}, {"correlation_id": "名" * 80},
         {"type": "stop"}, {"app_id": "recorder"}, {"reply_to": "somewhere"}, {"priority": 255},
         *({"content_type": text} for text in TEXTS),

@@ -134,6 +134,8 @@ async def _handled(foot: footing.Footing, found: Found, sent: Sequence[fuzz.Mess
     decided = {str(id_) for (id_,) in await _ask(foot, "SELECT event_id FROM inbox")}
     bodies = await _ask(foot, "SELECT body FROM outbox WHERE channel = 'result' AND type = 'session-refused'")
     refused = {json.loads(body)["correlationid"] for (body,) in bodies}
+    # What looked handled at an earlier look may have been on its way to be parked.
+    found.handled.clear()
     for message in sent:
         if message.n in found.parked:
             continue

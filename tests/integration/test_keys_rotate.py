@@ -39,7 +39,7 @@ async def run(folder: Path, *words: str, **environ: str) -> tuple[int, str]:
     return process.returncode or 0, out.decode()
 
 
-@pytest.fixture(params=[footing.EMBEDDED])
+@pytest.fixture(params=footing.NAMES)
 async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[footing.Footing]:
     """What a service stands on, with the schema of today."""
     made = footing.make(request.param, tmp_path)

@@ -28,7 +28,6 @@ ONE_ENGINE = {
     "tests/e2e/test_hostile_names.py": "what spool, ffmpeg and COS make of a name; they know no engine",
     "tests/e2e/test_frozen.py::test_a_frozen_worker_wakes": "another node takes over; on the embedded engine the one goes on",
     "tests/security/test_tls.py": "connections to RabbitMQ and PostgreSQL; a file has none",
-    "tests/integration/test_keys_rotate.py::test_from_an_old_key_to_a_new_one": "only the embedded engine makes a key file",
     "tests/integration/test_keys_rotate.py::test_a_key_file_that_others_can_read": "only the embedded engine makes a key file",
     "tests/integration/test_keys_rotate.py::test_parked_messages_that_need_an_older_key_are_counted": "RabbitMQ's queue",
     "tests/integration/test_rabbit_silence.py": "RabbitMQ's clocks",

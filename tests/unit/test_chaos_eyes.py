@@ -122,13 +122,16 @@ def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> No
 
 
 def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sent() -> None:
-    """By the frames of the loop, over its seam; nothing is said of a speaker who was not being captured at the moment."""
-    live = media.Live(began_s=100.0, first_frame=945)
+    """By the frames of the loop, over its seam; nothing is said of a speaker who was not being pulled at the moment, and no
+    more can be lost than was sent."""
+    live = media.Live(began_s=100.0, first_frame=945, pulls=[[100.2, 103.0], [104.0, 110.0]])
     counted = media.sent([950, 959, 0, 5, 60], live)
     assert counted == [5, 14, 15, 20, 75]
     assert media.lost_s(counted, live, 102.0) == pytest.approx(10 / 15)
     assert media.lost_s(counted, live, 100.1) is None
-    assert media.lost_s(counted, live, 106.0) is None
+    assert media.lost_s(counted, live, 103.5) is None
+    assert media.lost_s(counted, live, 104.5) == pytest.approx(0.5, abs=0.07)
+    assert media.lost_s(counted, live, 106.0) == pytest.approx(1.0, abs=0.07)
     assert media.missing_s([1, 2, 2, 6]) == pytest.approx(3 / 15)
     assert media.doubled_s([1, 2, 2, 6]) == pytest.approx(1 / 15)
 
