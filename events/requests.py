@@ -129,11 +129,13 @@ def secrets(data: Mapping[str, Any]) -> Secrets:
 def origin(url: str) -> str:
     """Scheme and host of a URL, and of the rest only that it is there: path, query and user of a callback's address are often
     its secret. What was cut before stays as it is."""
+    if not url:
+        return ""
     try:
         parts = urlsplit(url)
     except ValueError:  # such as an open bracket: nothing of it is safe to show
         return "…"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if url else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if parts.netloc else "…"
 
 
 def _path(text: str) -> str:

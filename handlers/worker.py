@@ -29,6 +29,7 @@ from machine import background, errors, faults, model, ports, states
 log = structlog.get_logger()
 
 RENEW_S = 5.0
+LEAST_RENEW_S = 0.5
 SAY_AGAIN_S = 1.0
 # A transcode fills a core, an upload a thread; more at once would only slow the captures beside them.
 TRANSCODES = 2
@@ -264,7 +265,8 @@ class Worker:
                 self._jobs.pop((job.owner, job.epoch), None)
 
     async def _renew(self) -> None:
-        every_s = min(RENEW_S, self._policy.lease_ms / 6000)
+        # A renewal tells when media last came, and by that a recording is idle or not: well within IDLE_TIMEOUT.
+        every_s = min(RENEW_S, self._policy.lease_ms / 6000, max(LEAST_RENEW_S, self._policy.idle_timeout_ms / 3000))
         answered = True
         while True:
             await asyncio.sleep(every_s if answered else min(SAY_AGAIN_S, every_s))

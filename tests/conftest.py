@@ -29,6 +29,21 @@ hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=No
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+COLLECTED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the ids of what was collected, before -k and the like take some away."""
+    config.stash[COLLECTED] = [item.nodeid for item in items]
+
+
+@pytest.fixture
+def collected(pytestconfig: pytest.Config) -> list[str]:
+    """The ids of the tests that this run collected, of all modules or of those that it was asked for."""
+    return pytestconfig.stash[COLLECTED]
+
+
 @pytest.fixture
 def clock() -> engines.Clock:
     """A clock that a test turns by hand."""

@@ -1,6 +1,6 @@
 """A process with a bus of either kind, which dies by SIGKILL of one message: `python -m tests.deadly_node PLAN`.
 
-PLAN is a JSON object: {"Engine", "Url", "Path", "Prefix", "Amqp", "Name", "Folder", "Tries"}. What else is handled leaves a file
+PLAN is a JSON object: {"Engine", "Url", "Path", "Prefix", "Amqp", "Name", "Folder", "Tries", "Alone"}. What else is handled leaves a file
 in the folder, named by its id.
 """
 
@@ -24,7 +24,7 @@ DEADLY = "deadly"
 
 async def live(plan: dict[str, Any]) -> None:
     """Take messages until one of them is the last."""
-    attempts.TRIES_BEFORE_PARKED = plan["Tries"]
+    attempts.TRIES_BEFORE_PARKED, attempts.ALONE_FROM = plan["Tries"], plan["Alone"]
     database = engines.Database(engine=plan["Engine"], url=plan["Url"], path=Path(plan["Path"]))
     store = database.open(lambda: time.time_ns() // 1_000_000)
 

@@ -276,7 +276,7 @@ async def test_a_store_that_fails_for_good_is_told(workshop: buses.Workshop, sto
         store.unsent = whole  # type: ignore[method-assign]
         await store.send("event", stop("e1"))
         await waiting.until(lambda: hands.events, what="what waited to be handed out")
-        assert bus.problems() == []
+        await waiting.until(lambda: not bus.problems(), what="the bus to say that it is ready again")
     else:
         assert "the store is broken" in str(await buses.failure(bus))
     await bus.stop()

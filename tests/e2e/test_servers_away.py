@@ -7,6 +7,7 @@ With LONG_CUTS=1 RabbitMQ is cut off for 60 s, longer than a lease.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -101,21 +102,30 @@ async def test_the_database_goes_down_in_mid_transaction(world: World, many: clu
     """PostgreSQL is ended at once while deciding transactions of the nodes are open and waiting: none of them counts, all of them
     are made again, captures go on."""
     scenes = await _live(world, "down-a", "down-b", "down-c")
-    holder = await asyncpg.connect(many.database.replace("+asyncpg", ""))
-    await holder.execute("BEGIN; LOCK TABLE recordings IN ACCESS EXCLUSIVE MODE")
-    await asyncio.gather(*(scene.room.dismiss() for scene in scenes[:2]))
-    mine = many.database.rsplit("/", 1)[1]
-    waits = (
-        f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{mine}' AND wait_event_type = 'Lock' AND xact_start IS NOT NULL"
-    )
-    await waiting.until(lambda: _at_least(holder, waits, 2), 20, "transactions to be open", every_s=0.1)
-    # SIGQUIT is PostgreSQL's immediate shutdown: what is open is lost, as in a crash.
-    await cluster.keep(lambda: postgres.shared().stop(signal.SIGQUIT))
-    holder.terminate()
+    async with _locked(many.database):
+        await asyncio.gather(*(scene.room.dismiss() for scene in scenes[:2]))
+        await waiting.until(lambda: _held_up(many), 20, "transactions to be open", every_s=0.2)
+        # SIGQUIT is PostgreSQL's immediate shutdown: what is open is lost, as in a crash.
+        await cluster.keep(lambda: postgres.shared().stop(signal.SIGQUIT))
     await live_for(1.5)
     await cluster.keep(postgres.shared().start)
     await _end(world, many, scenes)
 
 
-async def _at_least(connection: asyncpg.Connection, query: str, count: int) -> bool:
-    return int(await connection.fetchval(query)) >= count
+@contextlib.asynccontextmanager
+async def _locked(database: str) -> AsyncIterator[None]:
+    """Nobody else gets at the recordings, until the end of this or of the server."""
+    holder = await asyncpg.connect(database.replace("+asyncpg", ""))
+    try:
+        await holder.execute("BEGIN; LOCK TABLE recordings IN ACCESS EXCLUSIVE MODE")
+        yield
+    finally:
+        holder.terminate()
+
+
+async def _held_up(many: cluster.Cluster) -> bool:
+    """Whether transactions are open that wait for a lock. Asked on a connection of its own each time: within one transaction
+    PostgreSQL answers for pg_stat_activity what it answered the first time."""
+    waits = "wait_event_type = 'Lock' AND xact_start IS NOT NULL"
+    found = await many.ask(f"SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {waits}")
+    return len(found) >= 2

@@ -18,12 +18,15 @@ from typing import Any
 import hypothesis
 import requests
 import schemathesis
+import schemathesis.specs.openapi.schemas
 from schemathesis import checks
 from schemathesis.core import failures
 from schemathesis.specs.openapi import checks as promises
 
 from tests.e2e import conftest as worlds
 
+# Loaded here and not when the thread wants it: Python 3.11 does not bear two threads that parse at the same time.
+_ = schemathesis.specs.openapi.schemas
 # What each answer is held against: the statuses, content types, headers and schemas that are described.
 CHECKS = [
     promises.status_code_conformance,

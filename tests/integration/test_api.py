@@ -292,12 +292,21 @@ class TestCallbacks:
         assert [(r["Speaker"], r["N"], r["State"]) for r in body["Recordings"]] == [("alice", 1, "Joining")]
 
     @pytest.mark.parametrize(
-        "event",
-        [trtc(102, UserId=None), trtc(103, Role=20), trtc(104, Reason=1), trtc(105, Role=21), trtc(201), trtc(202), trtc(204)],
-        ids=lambda event: str(event["EventType"]),
+        ("number", "info"),
+        [
+            (102, {"UserId": None}),
+            (103, {"Role": 20}),
+            (104, {"Reason": 1}),
+            (105, {"Role": 21}),
+            (201, {}),
+            (202, {}),
+            (204, {}),
+        ],
+        ids=lambda given: str(given) if isinstance(given, int) else "",
     )
-    async def test_every_understood_callback_fits_its_schema(self, service: Service, event: dict[str, Any]) -> None:
+    async def test_every_understood_callback_fits_its_schema(self, service: Service, number: int, info: dict[str, Any]) -> None:
         """What the mapping adds for people is left out; what is decided has passed the event's schema."""
+        event = trtc(number, **info)
         event["EventInfo"] = {name: value for name, value in event["EventInfo"].items() if value is not None}
         assert (await call_back(service, event))[0] == 200
         assert len(service.decided) == 1

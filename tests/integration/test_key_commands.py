@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,9 @@ import pytest
 from assembly import api_keys
 from machine import errors
 from ops import client, settings
-from tests import engines, footing, postgres, service_process, waiting
+from tests import engines, footing, postgres, service_process, typed, waiting
 
-ROOT = Path(__file__).parents[2]
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
-
-
-async def typed(environment: dict[str, str], *words: str, code: int = client.OK) -> str:
-    """Type a command; its standard output."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import service; service.main()", *words,
-        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode == code, err.decode()
-    return out.decode()
 
 
 def asked(url: str, key: str) -> Any:
@@ -41,7 +27,8 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
     ground = footing.make(engine, tmp_path / "data")
     service = service_process.ServiceProcess(tmp_path, ground.settings)
     environment = service._environment | {"PYTHONDONTWRITEBYTECODE": "1"}
-    made = json.loads(await typed(environment, "keys", "create", "--name", "school", "--scopes", "operate,read", "--json"))
+    words = ("keys", "create", "--name", "school", "--scopes", "operate,read", "--json")
+    made = (await typed.process(environment, *words)).json
     assert (made["Scopes"], made["Key"].startswith(f"rec_{made['Id']}_")) == ("read,operate", True)
     await service.start()
     try:
@@ -49,7 +36,7 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
         with pytest.raises(client.ClientError, match="bearer token is missing"):
             await asyncio.to_thread(asked, service.url, "")
         assert made["Key"] not in service.log.read_text()
-        assert await typed(environment, "keys", "revoke", made["Id"]) == f"{made['Id']} school: revoked\n"
+        assert (await typed.inside(environment, "keys", "revoke", made["Id"])).out == f"{made['Id']} school: revoked\n"
 
         async def refused() -> bool:
             try:
@@ -61,7 +48,7 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
         await waiting.until(refused, 5, "the revoked key to open nothing")
     finally:
         await service.stop()
-    said = json.loads(await typed(environment, "audit", "--json"))
+    said = (await typed.inside(environment, "audit", "--json")).json
     assert [line["Action"] for line in said["Audit"]] == ["keys-revoke", "keys-create"]
     assert all(line["Who"].startswith("cli ") for line in said["Audit"])
     await ground.remove(service.log)

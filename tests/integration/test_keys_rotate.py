@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,23 +18,19 @@ from ops import settings as ops_settings
 from store import engine as opening
 from store import sealing as rings
 from store import store as stores
-from tests import buses, engines, footing, rabbit
+from tests import buses, engines, footing, rabbit, typed
 
-ROOT = Path(__file__).parents[2]
 TASK = "01" * 13
 OLD, NEW, OTHER = rings.new_key(), rings.new_key(), rings.new_key()
 
 
-async def run(folder: Path, *words: str, **environ: str) -> tuple[int, str]:
-    """The command in a process of its own: its exit code, and all that it says."""
+async def run(folder: Path, *words: str, process: bool = False, **environ: str) -> tuple[int, str]:
+    """The command, inside this process or in one of its own: its exit code, and all that it says."""
     given = {"PATH": os.environ["PATH"], "HOME": str(folder), "DATA_DIR": str(folder), "SPOOL_DIR": str(folder / "spool")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import service; service.main()", *words, cwd=ROOT, env=given | environ,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    assert not any(key.encode() in out for key in (OLD, NEW, OTHER, "PLANTED"))
-    return process.returncode or 0, out.decode()
+    answer = await (typed.process if process else typed.inside)(given | environ, *words)
+    said = answer.out + answer.err
+    assert not any(key in said for key in (OLD, NEW, OTHER, "PLANTED"))
+    return answer.code, said
 
 
 @pytest.fixture(params=footing.NAMES)
@@ -74,14 +68,14 @@ async def test_from_an_old_key_to_a_new_one(ground: footing.Footing, tmp_path: P
     await keep(ground)
     new = rings.Keyring([NEW]).key_id
 
-    async def say(keys: list[str], *words: str) -> tuple[int, str]:
-        return await run(tmp_path, *words, **given(ground, tmp_path, *keys))
+    async def say(keys: list[str], *words: str, process: bool = False) -> tuple[int, str]:
+        return await run(tmp_path, *words, process=process, **given(ground, tmp_path, *keys))
 
     for keys, said in (([NEW, OLD], "1 sealed anew"), ([NEW, OLD], "0 sealed anew"), ([NEW], "0 sealed anew")):
         assert await say(keys, "keys", "rotate") == (client.OK, f"{said} under key {new}.\n")
-    code, said = await say([OTHER], "serve")
+    code, said = await say([OTHER], "serve", process=True)
     assert (code, said.count("SECRET_KEYS"), new in said) == (1, 1, True)
-    code, said = await say([OTHER], "keys", "rotate")
+    code, said = await say([OTHER], "keys", "rotate", process=True)
     assert (code, "--forget-lost" in said) == (client.UNREACHABLE, True)
     code, said = await say([OTHER], "keys", "rotate", "--forget-lost")
     assert (code, "1 forgotten" in said) == (client.OK, True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aio_pika
 import pytest
@@ -19,25 +16,10 @@ from bus import topology as topologies
 from events import codec
 from ops import client
 from store import store as stores
-from tests import buses, desk, engines, rabbit
+from tests import buses, desk, engines, rabbit, typed
 
-ROOT = Path(__file__).parents[2]
 REASON = "invalid: UserSig=PLANTED-SIG is too short"
 START = desk.START | {"UserSig": "PLANTED-SIG"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What it printed."""
-        return json.loads(self.out)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,15 +48,17 @@ class Place:
             return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
         return [codec.decode(m.body, now_ms=0).id for m in await self.store.unsent()]
 
-    async def run(self, *words: str, **environ: str) -> Answer:
-        """`recorder parked …` in a process of its own, its output piped."""
-        program = (sys.executable, "-c", "import service; service.main()", "parked", *words)
-        process = await asyncio.create_subprocess_exec(
-            *program, cwd=ROOT, env=self.environment | environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        out, err = await asyncio.wait_for(process.communicate(), timeout=30)
-        assert b"PLANTED" not in out + err
-        return Answer(code=process.returncode or 0, out=out.decode(), err=err.decode())
+    async def run(self, *words: str) -> typed.Answer:
+        """`recorder parked …`, inside this process."""
+        return self._looked_at(await typed.inside(self.environment, "parked", *words))
+
+    async def process(self, *words: str, **environ: str) -> typed.Answer:
+        """`recorder parked …` in a process of its own."""
+        return self._looked_at(await typed.process(self.environment | environ, "parked", *words))
+
+    def _looked_at(self, answer: typed.Answer) -> typed.Answer:
+        assert "PLANTED" not in answer.out + answer.err
+        return answer
 
     async def ids(self) -> list[str]:
         """The ids of what is parked."""
@@ -133,14 +117,14 @@ async def test_what_is_not_there(place: Place) -> None:
 async def test_how_it_fails(place: Place, tmp_path: Path) -> None:
     """Wrong settings end with 2; a broker or database that cannot be reached with 3, with no file left behind and no password
     said."""
-    wrong = await place.run("list", DATABASE_URL="mysql://x")
+    wrong = await place.process("list", DATABASE_URL="mysql://x")
     assert (wrong.code, "DATABASE_URL" in wrong.err) == (client.USAGE, True)
     if place.name == "outbox-sqlite":
-        away = await place.run("list", DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/none.db")
+        away = await place.process("list", DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/none.db")
         assert not (tmp_path / "none.db").exists()
     elif place.name == "outbox-postgresql":
-        away = await place.run("list", DATABASE_URL="postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
+        away = await place.process("list", DATABASE_URL="postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
     else:
-        away = await place.run("list", AMQP_URL="amqp://u:PLANTED@127.0.0.1:9/")
+        away = await place.process("list", AMQP_URL="amqp://u:PLANTED@127.0.0.1:9/")
     assert (away.code, away.out) == (client.UNREACHABLE, "")
     assert len(away.err.splitlines()) == 1

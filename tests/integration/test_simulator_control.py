@@ -142,7 +142,7 @@ async def test_faults_are_shown_and_checked(call: Caller) -> None:
     late = {"Action": "delay", "EventType": 104, "UserId": "", "Times": 0, "DelayS": 0.5}
     await call("PUT", "/control/callbacks/faults", [late])
     assert await call("GET", "/control/callbacks/faults") == [late]
-    broken = {"Action": "status", "Operation": "upload-part", "Bucket": "*", "Key": "*.mp4", "Skip": 1, "Times": 2}
+    broken = {"Action": "status", "Operation": "upload-part", "Bucket": "*", "Key": "*.mp4", "Signer": "*", "Skip": 1, "Times": 2}
     broken |= {"Status": 500, "Code": "InternalError", "DelayS": 0.0}
     await call("PUT", "/control/cos/faults", [broken])
     assert await call("GET", "/control/cos/faults") == [broken]

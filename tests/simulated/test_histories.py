@@ -14,7 +14,7 @@ from tests.simulated import __main__ as command
 from tests.simulated import ends, nodes, playing, script, weather, world
 
 PIECES = 8
-IN_A_PIECE = 256
+IN_A_PIECE = 128
 S = model.SECOND
 
 

@@ -1,0 +1,64 @@
+"""The command `recorder`, typed: inside the test's process, as starting another costs a second of CPU, or in one of its own where
+the process is what is looked at.
+
+Imports the command line. Rule: a command sees the environment that it is given and no other, and leaves the test's logging alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from typer import testing
+
+import service  # noqa: F401 - it adds its commands to `cli.app`
+from ops import cli, logs
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = "import service; service.main()"
+LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed."""
+        return json.loads(self.out)
+
+
+async def inside(environment: Mapping[str, str], *words: str) -> Answer:
+    """The command in a thread of this process, its output piped. Raises what it does not expect itself."""
+    return await asyncio.to_thread(_invoke, environment, words)
+
+
+async def process(environment: Mapping[str, str], *words: str) -> Answer:
+    """The command in a process of its own, its output piped."""
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, *words,
+        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(LIMIT_S):
+        out, err = await started.communicate()
+    return Answer(code=started.returncode or 0, out=out.decode(), err=err.decode())
+
+
+def _invoke(environment: Mapping[str, str], words: tuple[str, ...]) -> Answer:
+    with mock.patch.dict(os.environ, environment, clear=True), mock.patch.object(logs, "configure"):
+        result = testing.CliRunner().invoke(cli.app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(code=result.exit_code, out=result.stdout, err=result.stderr)
