@@ -214,7 +214,7 @@ class Follower:
         self,
         desk: Desk,
         *,
-        aside: Collection[str] = ("json", "mermaid"),
+        aside: Collection[str] = ("ini", "json", "mermaid"),
         by_hand: Mapping[str, Callable[[list[str]], None]] | None = None,
         skip: Collection[str] = (),
     ) -> None:

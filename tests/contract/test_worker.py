@@ -118,16 +118,17 @@ class Steps:
 class Node:
     """One node's worker and everything around it, driven message by message."""
 
-    def __init__(self, store: stores.Store, clock: engines.Clock) -> None:
+    def __init__(self, store: stores.Store, clock: engines.Clock, policy: model.Policy = POLICY) -> None:
         self.store = store
         self.clock = clock
+        self.policy = policy
         self.steps = Steps()
         self._ids = 0
-        self.decider = deciding.Decider(store, applying.Context(policy=POLICY, new_id=self.new_id))
+        self.decider = deciding.Decider(store, applying.Context(policy=policy, new_id=self.new_id))
         self.worker = self.new_worker()
 
     def new_worker(self) -> worker.Worker:
-        return worker.Worker(self.store, self.steps, node="node-1", policy=POLICY, clock=self.clock)
+        return worker.Worker(self.store, self.steps, node="node-1", policy=self.policy, clock=self.clock)
 
     def new_id(self) -> str:
         self._ids += 1
@@ -232,6 +233,30 @@ async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pyte
         await asked.wait()
     assert not capture.killed
     assert node.worker.progress() == {(await node.recording()).id: 0}
+
+
+async def test_a_short_idle_timeout_is_judged_by_fresh_words(store: stores.Store, clock: engines.Clock) -> None:
+    """However long the lease, when media last came is told well within IDLE_TIMEOUT: who has just left is not idle yet."""
+    node = Node(store, clock, model.Policy(lease_ms=30_000, idle_timeout_ms=1_500))
+    await node.worker.start()
+    try:
+        capture = await node.open()
+        capture.media(1_000, clock)
+        await node.relayed("capture-started")
+        clock.advance(1_400)
+        capture.media(2_400, clock)
+
+        async def told() -> bool:
+            return (await node.recording()).idle_from_ms == clock()
+
+        await waiting.until(told, 3, "the renewal, long before the 5 s of a lease as long as this")
+        await node.say("user-left", **ROOM, UserId="al", EventMs=clock())
+        clock.advance(200)
+        (idle,) = [d for d in await store.due_deadlines() if d.kind == "idle" and "/" in d.owner]
+        await node.say("deadline-passed", Owner=idle.owner, Kind="idle", Serial=idle.serial)
+        assert not (await node.recording()).stop_requested
+    finally:
+        await node.worker.stop()
 
 
 async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:

@@ -64,7 +64,7 @@ async def muted_for_long(scene: Scene) -> None:
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]
     assert gap["Duration"] == pytest.approx(muted_s, abs=1.5)
-    assert 6 <= entry["Duration"] <= 11
+    assert 6 <= entry["Duration"] <= sent_s(alice) - muted_s + 1
     scenes.check_together(scenes.after(await scene.look(entry), gap["At"]), entry)
 
 
@@ -84,7 +84,7 @@ async def muted_sound(scene: Scene) -> None:
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]
     assert gap["Duration"] == pytest.approx(7, abs=0.5)
-    assert live_s - gap["Duration"] - 0.5 <= entry["Duration"] <= live_s - gap["Duration"] + 3
+    assert live_s - gap["Duration"] - 0.5 <= entry["Duration"] <= sent_s(alice) - gap["Duration"] + 1
     content.check_spacing(scenes.after(await scene.look(entry), gap["At"]).beeps_s)
 
 
@@ -122,7 +122,7 @@ async def jumping(scene: Scene) -> None:
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     missing_s = sum(gap["Duration"] for gap in entry["Gaps"])
     assert missing_s <= 6, entry
-    assert live_s - missing_s - 0.5 <= entry["Duration"] <= live_s + 2
+    assert live_s - missing_s - 0.5 <= entry["Duration"] <= sent_s(alice) + 0.5
     scenes.check_together(await scene.look(entry), entry)
 
 
@@ -153,16 +153,18 @@ async def ending_server(scene: Scene) -> None:
     await scene.start()
     alice = await scene.join("alice")
     await scene.recordings("Recording")
+    away_s = []
     for abrupt in (False, True):
         await live_for(3)
+        ended = time.monotonic()
         assert alice.close_viewers(abrupt=abrupt) == 1
         await waiting.until(lambda: not alice.viewers, 2, "the end of the pull")
         await waiting.until(lambda: alice.viewers, 5, "the next pull")
+        away_s.append(time.monotonic() - ended)
     await live_for(3)
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
-    assert len(entry["Gaps"]) == 2
-    assert all(gap["Duration"] <= 2.5 for gap in entry["Gaps"])
+    assert [gap["Duration"] for gap in entry["Gaps"]] == pytest.approx(away_s, abs=1.5)
     scenes.check_together(await scene.look(entry), entry)
 
 
@@ -215,6 +217,11 @@ async def renewed_while_recording(scene: Scene) -> None:
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     assert len(entry["Gaps"]) == 1
     assert entry["Duration"] >= 7
+
+
+def sent_s(speaker: speakers.Speaker) -> float:
+    """From a speaker's first packet to the last: what is recorded begins somewhere in it, the later the busier the machine is."""
+    return speaker.stream.last_ms / 1000
 
 
 async def renew(scene: Scene) -> None:

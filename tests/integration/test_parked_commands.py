@@ -48,9 +48,9 @@ class Place:
             return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
         return [codec.decode(m.body, now_ms=0).id for m in await self.store.unsent()]
 
-    async def run(self, *words: str) -> typed.Answer:
+    async def run(self, *words: str, **environ: str) -> typed.Answer:
         """`recorder parked …`, inside this process."""
-        return self._looked_at(await typed.inside(self.environment, "parked", *words))
+        return self._looked_at(await typed.inside(self.environment | environ, "parked", *words))
 
     async def process(self, *words: str, **environ: str) -> typed.Answer:
         """`recorder parked …` in a process of its own."""
@@ -117,7 +117,7 @@ async def test_what_is_not_there(place: Place) -> None:
 async def test_how_it_fails(place: Place, tmp_path: Path) -> None:
     """Wrong settings end with 2; a broker or database that cannot be reached with 3, with no file left behind and no password
     said."""
-    wrong = await place.process("list", DATABASE_URL="mysql://x")
+    wrong = await place.run("list", DATABASE_URL="mysql://x")
     assert (wrong.code, "DATABASE_URL" in wrong.err) == (client.USAGE, True)
     if place.name == "outbox-sqlite":
         away = await place.process("list", DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/none.db")

@@ -145,6 +145,11 @@ async def test_what_never_ended_is_parked_unhandled() -> None:
     assert (verdict.kind, "never ended" in verdict.reason, counts.tries) == ("park", True, {})
 
 
+def test_what_is_handled_beside_a_deadly_message_is_not_parked_for_it() -> None:
+    """It is handled alone long before it has been tried as often as is allowed."""
+    assert attempts.ALONE_FROM * 2 < attempts.TRIES_BEFORE_PARKED
+
+
 async def test_counts_that_cannot_be_kept_are_no_fault_of_the_message() -> None:
     """When the count cannot be written, the message waits and comes again."""
 
