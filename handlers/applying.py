@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from events import codec
-from machine import callback, effects, model, ports, recording, results, session, states
+from machine import callback, effects, errors, model, ports, recording, results, session, states
 
 # What may give a recording a new Detail that says how its pulls ended.
 NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
@@ -38,9 +38,12 @@ class Applying:
         context: Context,
         warnings: tuple[str, ...] = (),
         by: model.Caller | None = None,
+        no_room: errors.InsufficientSpace | None = None,
     ) -> None:
-        """`by` is who asks; None for what nobody asked for, and for what came by the bus, whose broker knows who may."""
+        """`no_room` is why no session may be opened now.
+        `by` is who asks; None for what nobody asked for, and for what came by the bus, whose broker knows who may."""
         self.by = by
+        self.no_room = no_room
         self.tx = tx
         self.event = event
         self.context = context

@@ -50,12 +50,14 @@ class Decider:
         """Decide one event and return its answer (start, stop and replay have one). `by` is who asks, where somebody is known to;
         the audit says so. Raises what the handler raises: errors of `machine.errors` that name what is wrong; nothing was
         written then, but for the audit."""
-        warnings: tuple[str, ...] = ()
-        if event.type == "start" and self._inspect is not None:
-            warnings = await self._inspect(event.data)
+        warnings, refused = await self._look(event)
+        no_room = refused if isinstance(refused, errors.InsufficientSpace) else None
 
         async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
-            answer = await DECIDING[event.type](applying.Applying(tx, event, self._context, warnings, by))
+            # Not sooner: a repeat gets the first answer whatever has changed since, and one of an Open session needs no room.
+            if refused is not None and no_room is None:
+                raise refused
+            answer = await DECIDING[event.type](applying.Applying(tx, event, self._context, warnings, by, no_room))
             if by is not None and answer and not event.data.get("DryRun"):
                 # One who repeats a start opened nothing, and has not used up anything.
                 again = "-again" if answer.get("Repeated") else ""
@@ -71,6 +73,15 @@ class Decider:
             raise
         log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
         return answer
+
+    async def _look(self, event: codec.Event) -> tuple[tuple[str, ...], errors.RecorderError | None]:
+        """What looking at the surroundings says of a start, before the transaction: warnings, or why it cannot be."""
+        if event.type != "start" or self._inspect is None:
+            return (), None
+        try:
+            return await self._inspect(event.data), None
+        except errors.RecorderError as error:
+            return (), error
 
     async def decide_from_bus(self, event: codec.Event) -> None:
         """As `decide`, for an event that nobody waits for: who asked is answered by a message, and a repeat with the same one. A

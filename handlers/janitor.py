@@ -58,10 +58,18 @@ class Janitor:
         for recording_id in await self._store.removable(self._clock() - self._policy.keep_failed_ms):
             await self._store.mark_removed(recording_id)
         for recording_id in await self._store.given_up(self._node):
-            epochs = await self._store.files_of(recording_id, self._node)
-            if epochs is not None:
-                faults.faultpoint("cleanup.remove.before")
-                await self._steps.remove(recording_id, epochs)
-                faults.faultpoint("cleanup.remove.after")
-                await self._store.forget_files(recording_id, self._node, epochs)
-                log.info("spool.removed", owner=recording_id)
+            try:
+                await self._remove(recording_id)
+            except OSError:
+                # One file that cannot be deleted must not keep all others on the disk.
+                log.exception("janitor.not_removed", owner=recording_id)
+
+    async def _remove(self, recording_id: str) -> None:
+        epochs = await self._store.files_of(recording_id, self._node)
+        if epochs is None:
+            return
+        faults.faultpoint("cleanup.remove.before")
+        await self._steps.remove(recording_id, epochs)
+        faults.faultpoint("cleanup.remove.after")
+        await self._store.forget_files(recording_id, self._node, epochs)
+        log.info("spool.removed", owner=recording_id)

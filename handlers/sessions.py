@@ -32,6 +32,8 @@ async def start(step: applying.Applying) -> dict[str, Any]:
     current = await tx.open_session(request.room, request.user_id)
     if current is not None:
         return await _repeat(step, current, secrets)
+    if step.no_room is not None:
+        raise step.no_room
     await _within_quota(step)
     callbacks_come = await tx.callbacks_come(request.room.sdk_app_id)
     opened = model.Session(

@@ -258,7 +258,8 @@ class Worker:
         except Exception as error:
             # A fault of ours or of the database: say it, so that the machine tries again instead of waiting for the lease to end.
             log.exception("job.raised", owner=job.owner, epoch=job.epoch, kind=job.kind)
-            await self._say_broken(job, f"{type(error).__name__}: {error}")
+            if not job.ended:
+                await self._say_broken(job, f"{type(error).__name__}: {error}")
         finally:
             if not job.ended:
                 # Ended without a word: renewed on, it would be held for ever; let go, it becomes `worker-lost`.

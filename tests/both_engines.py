@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from tests import trees
+
 EMBEDDED, DISTRIBUTED = "embedded", "distributed"
 SIDES = {
     "sqlite": EMBEDDED, "local": EMBEDDED, "embedded": EMBEDDED,
@@ -56,7 +58,7 @@ class Module:
 
 def read(source: str) -> Module:
     """A module out of its source."""
-    tree = ast.parse(source)
+    tree = trees.parse(source)
     made = Module(header=ast.get_docstring(tree) or "")
     for name, node in _definitions(tree):
         made.mentions[name] = set(_mentioned(node))

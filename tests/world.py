@@ -27,7 +27,7 @@ TRTC = ("user-publishing", "user-unpublished", "user-left", "room-destroyed", "u
 CAPTURE_ENDS = ("eof", "stalled", "refused", "error", "new-track", "no-media", "refused-for-good", "disk-full")
 HANGS_MS = 200_000  # how long a pull of a speaker who is gone goes on before it ends by itself
 OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
-# The figures of DESIGN, with those of hours brought down, so that a history of a day has tens of steps and not thousands.
+# The figures of the service, with those of hours brought down, so that a history of a day has tens of steps and not thousands.
 POLICY = model.Policy(
     max_duration_ms=14 * model.MINUTE,
     upload_retry_for_ms=2 * model.HOUR,

@@ -64,7 +64,7 @@ def audit(what: What) -> Figures:
     return Figures(
         lost_recordings=_lost_recordings(what, found["recordings"]),
         lost_results=_lost_results(what, found, posts),
-        doubled_results=_doubled_results(found, posts),
+        doubled_results=_doubled_results(found, posts) + _doubled_sessions(what, found["sessions"]),
         doubled_objects=_doubled_objects(what, found["recordings"]),
         leaked_uploads=_leaked(what),
         orphan_processes=_orphans(what),
@@ -139,6 +139,12 @@ def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[s
         numbers[row["task_id"]].append(row["revision"])
     doubled = [f"{name}: {len(each)} times" for name, each in seen.items() if len(each) > 1]
     return doubled + [f"{task}: revisions {got}" for task, got in numbers.items() if got != [1]]
+
+
+def _doubled_sessions(what: What, sessions: Sequence[Row]) -> list[str]:
+    """A start that was asked for again and opened another session of the room."""
+    asked_for = {task for task, _ in what.expected}
+    return [f"{row['task_id']} is a session that nobody was told of" for row in sessions if row["task_id"] not in asked_for]
 
 
 def _doubled_objects(what: What, recordings: Sequence[Row]) -> list[str]:

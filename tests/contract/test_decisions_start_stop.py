@@ -196,6 +196,30 @@ async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> Non
     assert "the bucket is far away" in (await desk.session(await desk.start())).warnings
 
 
+async def test_a_repeat_is_not_held_against_its_surroundings(desk: desks.Desk) -> None:
+    """Once a session is open, full spools keep no fresh UserSig from it; and the very same start, said again after a lost answer,
+    gets the first answer whatever is wrong by then. Credentials that the bucket refuses are refused all the same."""
+    wrong: list[errors.RecorderError] = []
+
+    async def inspect(_: codec.Data) -> tuple[str, ...]:
+        if wrong:
+            raise wrong[0]
+        return ()
+
+    desk.decider = deciding.Decider(desk.store, applying.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
+    said = codec.make("start", id="first", time_ms=desk.clock(), data=desks.START)
+    first = await desk.decider.decide(said)
+    wrong[:] = [errors.InsufficientSpace("no worker has room")]
+    assert await desk.decider.decide(said) == first
+    assert await desk.start(UserSig="MARK-fresh") == first["TaskId"]
+    async with desk.store.transaction() as tx:
+        assert (await tx.secrets(first["TaskId"])).user_sig == "MARK-fresh"
+    wrong[:] = [errors.InvalidParameter("the key is refused", field="CosConfig.SecretKey")]
+    assert await desk.decider.decide(said) == first
+    with pytest.raises(errors.InvalidParameter):
+        await desk.start(UserSig="MARK-other")
+
+
 # --- stop -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("by", ["id", "key", "string key"])
 async def test_a_stop_closes_by_id_and_by_key(desk: desks.Desk, by: str) -> None:

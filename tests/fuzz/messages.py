@@ -187,7 +187,7 @@ def _of_other_bytes(dice: random.Random, message: Message) -> Message:
     text = message.body.decode("utf-8", "replace")
     made: tuple[bytes, ...] = (
         b"", b"null", b"[]", b"0", b'""', b"\xff\xfe", b"\xef\xbb\xbf" + message.body, text.encode("utf-16"), message.body * 2,
-        gzip.compress(message.body), dice.randbytes(dice.randrange(1, 400)), b"<?xml version='1.0'?>", b"\x00" * 64,
+        gzip.compress(message.body, mtime=0), dice.randbytes(dice.randrange(1, 400)), b"<?xml version='1.0'?>", b"\x00" * 64,
         b" " * 300_000,
     )  # fmt: skip
     return replace(message, body=dice.choice(made))

@@ -92,6 +92,7 @@ def test_what_is_as_it_should_be_has_no_fault(remains: Remains) -> None:
         ("UPDATE outbox SET parked = 'why'", "lost_results"),
         ("DELETE FROM outbox", "lost_results"),
         ("UPDATE results SET body = '{}'", "lost_results"),
+        ("INSERT INTO sessions VALUES ('U', 'Finished', 1)", "doubled_results"),
         ("INSERT INTO results VALUES ('T', 2, (SELECT body FROM results))", "doubled_results"),
         ("INSERT INTO outbox SELECT 2, channel, type, replace(body, 'd1', 'd2'), 1, '' FROM outbox", "doubled_results"),
     ],
