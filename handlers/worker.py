@@ -252,18 +252,24 @@ class Worker:
 
     async def _run(self, job: holding.Job, work: Callable[[holding.Job], Awaitable[None]]) -> None:
         try:
-            await work(job)
+            await self._work(job, work)
         except errors.LeaseRefused:
             log.warning("job.superseded", owner=job.owner, epoch=job.epoch, kind=job.kind)
+        finally:
+            if not job.ended:
+                # Ended without a word: renewed on, it would be held for ever; let go, it becomes `worker-lost`.
+                self._jobs.pop((job.owner, job.epoch), None)
+
+    async def _work(self, job: holding.Job, work: Callable[[holding.Job], Awaitable[None]]) -> None:
+        try:
+            await work(job)
+        except errors.LeaseRefused:
+            raise
         except Exception as error:
             # A fault of ours or of the database: say it, so that the machine tries again instead of waiting for the lease to end.
             log.exception("job.raised", owner=job.owner, epoch=job.epoch, kind=job.kind)
             if not job.ended:
                 await self._say_broken(job, f"{type(error).__name__}: {error}")
-        finally:
-            if not job.ended:
-                # Ended without a word: renewed on, it would be held for ever; let go, it becomes `worker-lost`.
-                self._jobs.pop((job.owner, job.epoch), None)
 
     async def _renew(self) -> None:
         # A renewal tells when media last came, and by that a recording is idle or not: well within IDLE_TIMEOUT.
@@ -380,8 +386,14 @@ class Worker:
         )
         while True:
             try:
+                # A worker that stood still may end its work before its renewal is refused. A capture's word counts even then:
+                # what it wrote is media.
+                if job.kind != states.CAPTURE and not await self._store.holds_lease(job.owner, job.epoch, self._node):
+                    raise errors.LeaseRefused
                 await self._store.send("event", event, job.owner[:26])
                 return
+            except errors.LeaseRefused:
+                raise
             except Exception:
                 log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
                 await asyncio.sleep(SAY_AGAIN_S)

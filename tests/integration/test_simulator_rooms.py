@@ -290,8 +290,12 @@ async def test_stall_and_resume(simulator: server.Simulator, watch: Callable[...
     assert unanswered.status == 0
     stalled_ms = recording.last_ms
     alice.resume()
-    await waiting.until(lambda: len(recording.tags(flv.VIDEO)) > 8, what="video again")
-    resumed = [tag for tag in recording.tags() if tag[1] > stalled_ms + 500]
+
+    def after() -> list[Any]:
+        return [tag for tag in recording.tags() if tag[1] > stalled_ms + 500]
+
+    await waiting.until(lambda: sum(tag[0] == flv.VIDEO for tag in after()) > 8, what="video again")
+    resumed = after()
     assert resumed[0][1] - stalled_ms > 800
     video = [tag for tag in resumed if tag[0] == flv.VIDEO]
     assert video[0][2][1] == flv.SEQUENCE_HEADER
