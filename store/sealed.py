@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, and_, delete, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from machine import errors, ports
 from store import engine as engines
@@ -69,7 +69,7 @@ class SealedRows:
 
     async def seal_plain(self) -> int:
         """Seal what is plain, and see that no file of the database keeps its old text; returns how many rows."""
-        done = await self._reseal(tables.secrets.c.key_id == PLAIN)
+        done, _ = await self._reseal(tables.secrets.c.key_id == PLAIN)
         if done:
             log.info("secrets.sealed", rows=done, key=self._sealer.key_id)
             await self._flush()
@@ -77,30 +77,49 @@ class SealedRows:
 
     async def rotate(self) -> int:
         """Seal everything under the first key; returns how many rows were not. Raises Unavailable, with all others done, if there
-        are rows that no key opens."""
+        are rows that no key opens, or that are damaged."""
         table = tables.secrets
         others = and_(table.c.key_id != self._sealer.key_id, table.c.key_id.in_([PLAIN, *self._sealer.key_ids]))
-        done = await self._reseal(others)
+        done, damaged = await self._reseal(others)
         await self._flush()
         await self.check()
+        if damaged:
+            raise errors.Unavailable(
+                f"What is sealed for {', '.join(damaged)} is damaged and was left; all else is sealed anew."
+                " `recorder keys rotate --forget-lost` forgets it: these sessions need fresh credentials, by a replay."
+            )
         return done
 
     async def forget_lost(self) -> int:
-        """Forget the rows that no key opens; returns how many."""
+        """Forget the rows that no key opens, and those that are damaged; returns how many."""
         table = tables.secrets
-        lost = table.c.key_id.notin_([PLAIN, *self._sealer.key_ids])
+        known = table.c.key_id.in_([PLAIN, *self._sealer.key_ids])
         async with self._writing() as connection:
-            return int((await connection.execute(delete(table).where(lost))).rowcount)
+            gone = int((await connection.execute(delete(table).where(~known))).rowcount)
+        after: tuple[str, str] = ("", "")
+        while rows := await self._batch(known, after):
+            async with self._writing() as connection:
+                for row in rows:
+                    if self._clear(row) is None:
+                        gone += int((await connection.execute(delete(table).where(_same(row)))).rowcount)
+            after = (rows[-1].task_id, rows[-1].kind)
+        return gone
 
-    async def _reseal(self, which: ColumnElement[bool]) -> int:
-        done = 0
+    async def _reseal(self, which: ColumnElement[bool]) -> tuple[int, list[str]]:
+        """How many rows were sealed anew, and the sessions of those that are damaged."""
+        done, damaged = 0, []
         after: tuple[str, str] = ("", "")
         while rows := await self._batch(which, after):
             async with self._writing() as connection:
                 for row in rows:
-                    done += await self._replace(connection, row)
+                    clear = self._clear(row)
+                    if clear is None:
+                        damaged.append(row.task_id)
+                    else:
+                        values = seal(self._sealer, row.task_id, row.kind, clear)
+                        done += int((await connection.execute(update(tables.secrets).where(_same(row)).values(values))).rowcount)
             after = (rows[-1].task_id, rows[-1].kind)
-        return done
+        return done, damaged
 
     async def _batch(self, which: ColumnElement[bool], after: tuple[str, str]) -> list[Any]:
         """The next rows, in the order of their keys: one that changes under our hands is not met again."""
@@ -110,15 +129,13 @@ class SealedRows:
         async with self._engine.connect() as connection:
             return list((await connection.execute(found)).all())
 
-    async def _replace(self, connection: AsyncConnection, row: Any) -> int:
-        table = tables.secrets
+    def _clear(self, row: Any) -> str | None:
+        """What a row holds; None if it is damaged: its key is here and does not open it."""
         try:
-            clear = unseal(self._sealer, row.task_id, row.kind, row.key_id, row.body)
-        except errors.Unsealable as error:
-            raise errors.Unavailable(f"What is sealed for {row.task_id} is damaged: {error.message}") from error
-        same = and_(table.c.task_id == row.task_id, table.c.kind == row.kind, table.c.body == row.body)
-        values = seal(self._sealer, row.task_id, row.kind, clear)
-        return int((await connection.execute(update(table).where(same).values(values))).rowcount)
+            return unseal(self._sealer, row.task_id, row.kind, row.key_id, row.body)
+        except (errors.Unsealable, ValueError):
+            log.exception("secrets.damaged", task_id=row.task_id, kind=row.kind)
+            return None
 
     async def _flush(self) -> None:
         """SQLite's log still holds what was there before, until it is emptied; another connection may keep it from that."""
@@ -129,6 +146,11 @@ class SealedRows:
 
     def _writing(self) -> Any:
         return self._engine.execution_options(**{engines.WRITE: True}).begin()
+
+
+def _same(row: Any) -> ColumnElement[bool]:
+    table = tables.secrets
+    return and_(table.c.task_id == row.task_id, table.c.kind == row.kind, table.c.body == row.body)
 
 
 def locked(lost: Collection[str], known: Collection[str]) -> str:

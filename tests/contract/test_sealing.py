@@ -139,6 +139,21 @@ async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
     assert await turning.key_ids() == {sealing.Keyring([NEW]).key_id}
 
 
+async def test_a_damaged_row_does_not_keep_the_others_under_an_old_key(keep: Any) -> None:
+    """All else is sealed anew; the session is named with what to type, and forgetting it leaves the others."""
+    both = keep(NEW, OLD)
+    await put(keep(OLD), 1, 2, 3)
+    turning = rows(both, NEW, OLD)
+    async with turning._writing() as connection:
+        await connection.execute(text("UPDATE secrets SET body = 'AAAA' WHERE task_id = :task"), {"task": task(2)})
+    with pytest.raises(errors.Unavailable, match=rf"{task(2)}.*--forget-lost"):
+        await turning.rotate()
+    assert [await got(keep(NEW), number) for number in (1, 3)] == ["sig-1", "sig-3"]
+    assert await turning.forget_lost() == 1
+    assert await turning.rotate() == 0
+    assert [await got(keep(NEW), number) for number in (1, 2, 3)] == ["sig-1", "", "sig-3"]
+
+
 async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
     """Rows that no key opens keep the service from starting, with the setting's name; forgotten, all else goes on."""
     await put(keep(OLD), 1)
