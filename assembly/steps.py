@@ -69,7 +69,10 @@ class Steps:
         value = job.recording
         files = [
             transcode.SegmentFile(
-                path=self.segment_path(job, s.epoch), first_packet_ms=s.first_packet_ms, last_packet_ms=s.last_packet_ms
+                path=self.segment_path(job, s.epoch),
+                first_packet_ms=s.first_packet_ms,
+                last_packet_ms=s.last_packet_ms,
+                media_ms=s.media_ms or None,
             )
             for s in found
         ]

@@ -120,6 +120,7 @@ class Consumer:
             body=message.body,
             message_id=message.message_id or "",
             again=bool(message.redelivered),
+            detour=detour(message, self._link.topology.exchange),
         )
         verdict = await self._judge.judge(incoming)
         faults.faultpoint("bus.acknowledge.before")
@@ -170,3 +171,13 @@ class Consumer:
         parked = envelope.closed(envelope.of(message), self._sealer, ours)
         await publisher.publish(self._link, parked, parked=True)
         log.error("bus.parked", key=parked.key, message_id=incoming.message_id, queue=self.queue.name, reason=ours["x-reason"])
+
+
+def detour(message: abc.AbstractIncomingMessage, exchange: str) -> str:
+    """How a message came here other than by being published to `exchange` under its key, "" if it did not: the broker holds the
+    permissions by routing key against publishing alone. Ours are never dead-lettered into a queue that is worked on."""
+    if (message.exchange or "") != exchange:
+        return f"it was published to the exchange {message.exchange or ''!r} and not to {exchange!r}"
+    if "x-death" in message.headers:
+        return "it was not published under this key: a queue dead-lettered it (x-death)"
+    return ""

@@ -33,12 +33,14 @@ Handler = Callable[[codec.Event], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """What of a delivery matters here. `again`: the broker delivered it before."""
+    """What of a delivery matters here. `again`: the broker delivered it before. `detour`: how it came past the permissions that
+    the broker gives by routing key, "" for a message that its sender published under `key`."""
 
     key: str
     body: bytes
     message_id: str
     again: bool = False
+    detour: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ class Judge:
 
     async def judge(self, message: Incoming) -> Verdict:
         """Handle one message; returns what becomes of it. Raises nothing but cancellation."""
+        if message.detour:
+            return Verdict(kind="park", reason=f"refused: {message.detour}")
         if len(message.body) > MAX_BODY_BYTES:
             return Verdict(kind="park", reason=f"the body has {len(message.body)} bytes, and {MAX_BODY_BYTES} are allowed")
         try:

@@ -139,7 +139,7 @@ class Link:
     def __init__(self, url: str, topology: topologies.Topology, *, name: str, on_session: OnSession) -> None:
         self._url = URL(url)
         self._name = name
-        self._topology = topology
+        self.topology = topology
         self._on_session = on_session
         self._session: Session | None = None
         self._up = asyncio.Event()
@@ -175,7 +175,7 @@ class Link:
         with wrapped("connecting"):
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 connection = await connect(str(self._url), self._name)
-        session = Session(connection, self._topology)
+        session = Session(connection, self.topology)
         try:
             with wrapped("declaring"):
                 async with asyncio.timeout(CONNECT_LIMIT_S):

@@ -21,16 +21,27 @@ from media import flv, timeline
 FILL_EVERY_MS = 500
 _FILL_MARGIN_MS = 50
 _OVERLAP_MS = 300
+# So much older than its arrival may a segment's first packet be: servers begin with what they have since the last key frame.
+BURST_MS = 3_000
 _DRIFT = 1_000  # one in a thousand, which no quartz reaches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentFile:
-    """One segment, and when its first and last packet came (Unix ms; None: reckon from the file)."""
+    """One segment, when its first and last packet came (Unix ms; None: reckon from the file), and how much media it had by that
+    last one (None: not known). The file may hold more by now."""
 
     path: Path
     first_packet_ms: int | None = None
     last_packet_ms: int | None = None
+    media_ms: int | None = None
+
+    @property
+    def burst_ms(self) -> int:
+        """How much of its media may be older than its first packet's arrival: shown twice is better than lost."""
+        if self.first_packet_ms is None or self.last_packet_ms is None or self.media_ms is None:
+            return BURST_MS
+        return min(max(0, self.media_ms - (self.last_packet_ms - self.first_packet_ms)), BURST_MS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +104,8 @@ class Walk:
 def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
     """Where each segment ends because the next one had begun by then: a superseded capture may have written on beside
     its successor. What is known of its last packet may be older than the file (its worker was frozen, its ffmpeg was not), so the
-    file's own times count where they say that it went on for longer than clocks drift apart."""
+    file's own times count where they say that it went on for longer than clocks drift apart. What came in a burst at its
+    beginning is media that no clock of ours saw pass: it makes the file longer, and is no sign of an overlap."""
     limits: list[int | None] = []
     for segment, follower in zip(segments, [*segments[1:], None], strict=False):
         limit = None
@@ -101,7 +113,7 @@ def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
         following = follower.first_packet_ms if follower is not None else None
         if first is not None and following is not None:
             known = last is not None and last > following + _OVERLAP_MS
-            limit = max(0, following - first) + (0 if known else tolerance_ms(following - first))
+            limit = max(0, following - first) + segment.burst_ms + (0 if known else tolerance_ms(following - first))
         limits.append(limit)
     return limits
 

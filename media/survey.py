@@ -13,8 +13,6 @@ from media import avc, flv, joiner, timeline
 
 _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
-# So much older than its arrival may a segment's first packet be: servers begin with what they have since the last key frame.
-_BURST_MS = 3_000
 _STALE_MS = 1_000
 _SLOWEST, _FASTEST = 5, 60
 # Far beyond what a publisher's changes of picture and pauses come to; a stranger's stream may change with every packet.
@@ -185,7 +183,7 @@ class _Pass:
         """Wall times of the segment, and with them the gap before it and those inside it."""
         last_ms = self._segment.last_packet_ms or self._walk.written_ms()
         first_ms = self._segment.first_packet_ms or last_ms - self._walk.timeline.position_ms
-        reached_ms = first_ms + self._walk.length_ms
+        reached_ms = first_ms + self._walk.length_ms - self._segment.burst_ms
         if reached_ms > last_ms + _STALE_MS + joiner.tolerance_ms(self._walk.length_ms):
             # Its worker was frozen and could not say how far it came; its ffmpeg wrote on.
             last_ms = reached_ms
@@ -201,7 +199,7 @@ class _Pass:
         timed = None not in (self._segment.first_packet_ms, self._segment.last_packet_ms)
         missing_ms = max(0, lasted_ms - self._walk.length_ms)
         for jump in self._walk.timeline.jumps:
-            believed = not timed or jump.missing_ms <= missing_ms + _BURST_MS
+            believed = not timed or jump.missing_ms <= missing_ms + joiner.BURST_MS
             length_ms = jump.missing_ms if believed else missing_ms
             missing_ms = max(0, missing_ms - length_ms)
             self._gap(self._start_ms + jump.at_ms, length_ms)

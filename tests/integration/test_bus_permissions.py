@@ -16,7 +16,9 @@ import pytest
 from aiormq import exceptions
 
 from bus import topology
-from tests import rabbit
+from events import codec
+from store import store as stores
+from tests import buses, engines, rabbit, waiting
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("recorder", "starts", "hears")
@@ -99,6 +101,35 @@ class Users:
                 return False
             return True
 
+    async def declare_anew(self, names: topology.Topology) -> None:
+        """The recorder's queues, with nothing in them."""
+        async with await aio_pika.connect(self.url("recorder")) as connection:
+            channel = await connection.channel()
+            await topology.declare(channel, names)
+            for queue in (names.parked, *(each.name for each in names.queues())):
+                await channel.queue_delete(queue, if_unused=False)
+
+    async def plant(self, way: str, message: aio_pika.Message) -> None:
+        """Bring a message under a key that the user may not publish to into a queue of commands, on a broker that lets it."""
+        key = "command.start-capture"
+        kind = "recorder" if way == "an exchange in front" else "starts"
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            channel = await connection.channel()
+            exchange = await channel.get_exchange(self.prefix)
+            if way == "a copy":
+                message.headers["CC"] = [key]
+                await exchange.publish(message, "event.start")
+            elif way == "dead-lettered":
+                expiring = {"x-dead-letter-exchange": self.prefix, "x-dead-letter-routing-key": key, "x-message-ttl": 0}
+                queue = await channel.declare_queue(None, exclusive=True, arguments=expiring)
+                await queue.bind(exchange, "result.session-accepted")
+                message.headers["CC"] = ["result.session-accepted"]
+                await exchange.publish(message, "event.start")
+            else:
+                own = await channel.declare_exchange(f"{self.prefix}.own", "fanout", auto_delete=True)
+                await exchange.bind(own)
+                await own.publish(message, key)
+
     async def may_break(self, kind: str, name: str) -> list[str]:
         """What of deleting, emptying, declaring and binding the user may do to a queue and an exchange of this name."""
         done = []
@@ -127,6 +158,12 @@ class Users:
             except exceptions.ChannelAccessRefused:
                 return False
             return True
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> engines.Database:
+    """A database of either engine would do: the broker is what is looked at."""
+    return engines.fresh("sqlite", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +243,34 @@ async def test_the_examples_need_no_more(users: Users) -> None:
         async with asyncio.timeout(30):
             said, faults = await telling
     assert (program.returncode, json.loads(said), faults) == (0, {"TaskId": "one"}, b"")
+
+
+PARKED = {
+    "a copy": "does not belong under the routing key 'event.start'",
+    "dead-lettered": "a queue dead-lettered it",
+    "an exchange in front": "it was published to the exchange",
+}
+
+
+@pytest.mark.parametrize("way", PARKED)
+async def test_a_command_that_came_past_the_permissions_is_parked(
+    users: Users, way: str, store: stores.Store, clock: engines.Clock
+) -> None:
+    """RabbitMQ before 4 asks for permission for the routing key alone: copies to other keys, a queue of one's own that
+    dead-letters to them, and an exchange bound in front of the recorder's go past it. A worker does nothing of what comes so."""
+    names, hands = topology.Topology(users.prefix), buses.Hands()
+    await users.declare_anew(names)
+    node = buses.node(store, clock, users.prefix, on_event=hands.on_event, on_command=hands.on_command, drain_s=0.2)
+    await node.start()
+    try:
+        await waiting.until(lambda: not node.problems(), timeout_s=30, what="the node to be connected")
+        command = codec.make("start-capture", id=f"planted {way}", time_ms=engines.START_MS, data=buses.JOB, subject=buses.TASK)
+        await users.plant(way, aio_pika.Message(codec.encode(command), message_id=command.id))
+        parked = await buses.taken(names.parked, 1 if way == "an exchange in front" else 2)
+        assert PARKED[way] in next(str(m.headers["x-reason"]) for m in parked if m.headers["x-queue"] == names.capture.name)
+        assert hands.commands == hands.events == []
+        honest = codec.make("start-capture", id=f"honest {way}", time_ms=engines.START_MS, data=buses.JOB, subject=buses.TASK)
+        await buses.say(users.prefix, "command.start-capture", codec.encode(honest), message_id=honest.id)
+        await waiting.until(lambda: hands.commands == [honest.id], what="the same command, published")
+    finally:
+        await node.stop()

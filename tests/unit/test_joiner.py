@@ -27,8 +27,13 @@ def _both(from_ms: int, to_ms: int) -> list[flv.Tag]:
     return [VIDEO_HEADER, AUDIO_HEADER, *flv_source.merged(_pictures(from_ms, to_ms), _sounds(from_ms, to_ms))]
 
 
-def _segment(path: Path, tags: Iterable[flv.Tag], first_ms: int | None = None, last_ms: int | None = None) -> joiner.SegmentFile:
-    return joiner.SegmentFile(path=flv_source.write(path, tags), first_packet_ms=first_ms, last_packet_ms=last_ms)
+def _segment(
+    path: Path, tags: Iterable[flv.Tag], first_ms: int | None = None, last_ms: int | None = None, burst_ms: int = 0
+) -> joiner.SegmentFile:
+    media_ms = None if first_ms is None or last_ms is None else last_ms - first_ms + burst_ms
+    return joiner.SegmentFile(
+        path=flv_source.write(path, tags), first_packet_ms=first_ms, last_packet_ms=last_ms, media_ms=media_ms
+    )
 
 
 async def _join(folder: Path, joined: joiner.Joiner) -> tuple[flv.Tag, ...]:
@@ -179,3 +184,28 @@ def test_a_segment_that_went_on_unseen_is_cut_where_its_successor_begins(tmp_pat
         _segment(tmp_path / "d", _both(0, 500), 111_000, 111_500),
     ]
     assert [gap.duration_s for gap in survey.survey(before, "02").gaps] == pytest.approx([2.0], abs=0.2)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["noted", "its worker said no more"])
+async def test_a_burst_at_the_beginning_is_no_overlap(tmp_path: Path, known: bool) -> None:
+    """Two seconds of old packets make a segment longer than it took: its successor, promptly there, takes nothing of its end."""
+    files = [
+        _segment(tmp_path / "a", _both(0, 5_000), 100_000, 103_000 if known else None, burst_ms=2_000),
+        _segment(tmp_path / "b", _both(0, 1_000), 103_200, 104_200),
+    ]
+    tags = await _join(tmp_path, joiner.Joiner(files, BOTH))
+    assert _times(tags, flv.AUDIO) == list(range(0, 6_000, 20))
+    if known:
+        found = survey.survey(files, "02")
+        assert found.duration_ms == 6_000
+        assert [gap.duration_s for gap in found.gaps] == pytest.approx([0.2], abs=0.01)
+
+
+async def test_a_burst_moves_the_place_of_an_overlap(tmp_path: Path) -> None:
+    """A superseded capture that began with old packets and wrote on beside its successor is cut by its own media's time."""
+    files = [
+        _segment(tmp_path / "a", _both(0, 6_000), 100_000, 104_000, burst_ms=2_000),
+        _segment(tmp_path / "b", _both(0, 1_000), 103_000, 104_000),
+    ]
+    tags = await _join(tmp_path, joiner.Joiner(files, BOTH))
+    assert _times(tags, flv.AUDIO) == list(range(0, 6_000, 20))
