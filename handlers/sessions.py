@@ -29,6 +29,7 @@ async def start(step: applying.Applying) -> dict[str, Any]:
     if not secrets.user_sig and not step.context.mints(request.room.sdk_app_id):
         message = "UserSig: is required, because the service holds no key of this application (TRTC_KEYS) to mint one"
         raise errors.InvalidParameter(message, field="UserSig")
+    await tx.hold_room(request.room)
     current = await tx.open_session(request.room, request.user_id)
     if current is not None:
         return await _repeat(step, current, secrets)
@@ -220,9 +221,12 @@ async def _room(step: applying.Applying) -> requests.Room:
     integer."""
     data = step.event.data
     string = requests.Room(sdk_app_id=data["SdkAppId"], str_room_id=data.get("StrRoomId", ""))
+    integer = requests.Room(sdk_app_id=data["SdkAppId"], room_id=data.get("RoomId", 0))
+    for named in (string, integer):
+        if named.name:
+            await step.tx.hold_room(named)
     if "RoomId" not in data:
         return string
-    integer = requests.Room(sdk_app_id=data["SdkAppId"], room_id=data["RoomId"])
     if "StrRoomId" not in data:
         return integer
     open_there = any(s.state == states.OPEN for s in await step.tx.sessions_in(string))

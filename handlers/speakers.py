@@ -93,8 +93,9 @@ async def _of(step: applying.Applying, current: model.Session, speaker: str) -> 
 
 
 async def _heard(step: applying.Applying) -> requests.Room:
+    room = await sessions.room_of(step)
     await step.tx.note_callback(step.event.data["SdkAppId"])
-    return await sessions.room_of(step)
+    return room
 
 
 async def _note(step: applying.Applying, room: requests.Room, note: str) -> None:

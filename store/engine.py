@@ -15,7 +15,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from machine import errors
-from store import schema
+from store import locks, schema
 
 BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 8
@@ -23,8 +23,6 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
 # A process that stands still in a transaction holds its rows' locks until the server ends it. Ours never idle in one.
 IDLE_IN_TRANSACTION_MS = 5_000
-# PostgreSQL's number of our migration lock: two nodes that migrate at once do it one after the other.
-MIGRATION_LOCK = 0x7265636F
 WRITE = "recorder_write"
 
 
@@ -46,8 +44,7 @@ async def migrate(engine: AsyncEngine) -> None:
     """Bring the schema to the newest revision; creates the tables of an empty database. Raises Unavailable for a schema that is
     newer than this program."""
     async with engine.execution_options(**{WRITE: True}).begin() as connection:
-        if engine.dialect.name == "postgresql":
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+        await locks.hold(connection, locks.MIGRATION)
         if await connection.run_sync(_revision) != schema.HEAD:
             await connection.run_sync(schema.upgrade)
 

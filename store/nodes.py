@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
-from store import tables
+from store import locks, tables
 
 AWAY_KINDS = ("join", "idle", "linger")
-# PostgreSQL's number of the lock under which downtime is forgiven.
-RESUME_LOCK = 0x61776179
 ROOM = ("free_bytes", "needed_bytes", "busy")
 
 
@@ -60,9 +58,8 @@ async def forgive(connection: AsyncConnection, away_ms: int) -> None:
 
 async def resume(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None, *, over_ms: int) -> int:
     """A sign of life that forgives the time in which there was none of any node, if it was longer than `over_ms`; returns it."""
-    if connection.dialect.name == "postgresql":
-        # Nodes that come back together would each forgive the same time.
-        await connection.execute(select(func.pg_advisory_xact_lock(RESUME_LOCK)))
+    # Nodes that come back together would each forgive the same time.
+    await locks.hold(connection, locks.RESUME)
     seen_ms = await last_seen_ms(connection)
     away_ms = now_ms - seen_ms if seen_ms is not None and now_ms > seen_ms + over_ms else 0
     if away_ms:

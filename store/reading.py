@@ -17,13 +17,11 @@ from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from machine import callback, errors, model, states
-from store import rows, tables
+from store import locks, rows, tables
 
 NOW = "now"
 # What a result's cursor looks like outside: "s" and the outbox's sequence, or "p" and the result's place.
 _CURSOR = re.compile(r"([sp])(\d{1,18})")
-# PostgreSQL's number of the lock under which results are given their places.
-PLACES_LOCK = 0x706C6163
 MAX_PLACED = 10_000
 
 
@@ -212,7 +210,7 @@ class Reading:
             if (await connection.execute(unplaced.limit(1))).first() is None:
                 return
         async with self._engine.begin() as connection:
-            await connection.execute(select(func.pg_advisory_xact_lock(PLACES_LOCK)))
+            await locks.hold(connection, locks.PLACES)
             end = int((await connection.execute(select(func.max(table.c.place)))).scalar() or 0)
             waiting = (await connection.execute(unplaced.limit(MAX_PLACED))).scalars().all()
             # Waiting for a row that a relay is marking is how deadlocks are made: it is left for the next reading, and so is what

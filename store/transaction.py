@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
 from machine import errors, model, ports, states
-from store import audit, rows, sealed, tables
+from store import audit, locks, rows, sealed, tables
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 # A pull that evicts another of its user does so while it connects; the slack is that of reading clocks and files.
@@ -60,6 +60,11 @@ class Transaction:
         """The session, its row locked until the end of the transaction."""
         row = await self._one(select(tables.sessions).where(tables.sessions.c.task_id == task_id).with_for_update())
         return rows.session(row) if row else None
+
+    async def hold_room(self, room: requests.Room) -> None:
+        """No other transaction reads or changes who is in this room, and what records it, until the end of this one: a start and
+        the first words of a speaker would each not see the other."""
+        await locks.hold(self._connection, locks.of_room(room))
 
     async def open_session(self, room: requests.Room, user_id: str) -> model.Session | None:
         """The Open session of this key, locked."""

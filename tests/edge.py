@@ -26,7 +26,7 @@ import imageio_ffmpeg
 from aiohttp import web
 
 from simulator import speakers
-from tests import ports, rtmp_publisher, waiting
+from tests import freezing, ports, rtmp_publisher, waiting
 
 MODULE = "/usr/lib/nginx/modules/ngx_rtmp_module.so"
 CONFIGURATION = """
@@ -164,15 +164,13 @@ class Edge:
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay, nothing is sent, nobody is answered."""
-        self._signal(signal.SIGSTOP)
+        assert self._nginx is not None
+        freezing.freeze(self._nginx.pid)
 
     def thaw(self) -> None:
         """SIGCONT."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
         assert self._nginx is not None
-        self._nginx.send_signal(number)
+        self._nginx.send_signal(signal.SIGCONT)
 
     async def _on_publish(self, request: web.Request) -> web.Response:
         said = await request.post()

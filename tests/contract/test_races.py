@@ -137,6 +137,20 @@ async def test_two_starts_of_one_key_at_once(nodes: list[desks.Desk], database: 
     assert database.ask("SELECT count(*), count(DISTINCT room) FROM sessions") == [(rooms, rooms)]
 
 
+async def test_a_start_and_the_first_words_of_a_speaker_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """A room is opened, a speaker switches camera and microphone on, and a session starts, all at the same moment on two nodes:
+    whichever is decided first, the speaker is recorded, once."""
+    rooms = range(1, RACES[database.engine] // 2 + 1)
+    first, second = nodes
+    for room in rooms:
+        said = [second.publish(RoomId=room, Kind="video"), first.start(RoomId=room, Mode="00"), second.publish(RoomId=room)]
+        await asyncio.gather(*(said[room % 3 :] + said[: room % 3]))
+    recorded = "SELECT count(*), count(DISTINCT room) FROM recordings JOIN sessions USING (task_id)"
+    assert database.ask(recorded) == [(len(rooms), len(rooms))]
+    present = "SELECT count(*) FROM presence WHERE audio AND video"
+    assert database.ask(present) == [(len(rooms),)]
+
+
 async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
     """A worker takes a capture while another node stops the session. The lease was first: the capture is asked to stop, and its
     end ends the recording. The stop was first: no lease is given, and the recording has ended. Never both, and never neither."""

@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import pytest
 
 from simulator.cos import faults
-from tests import footing, postgres, service_process, waiting
+from tests import footing, freezing, postgres, service_process, waiting
 from tests.chaos import surroundings
 from tests.e2e import cluster
 from tests.e2e.conftest import World, live_for
@@ -118,7 +118,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     await waiting.until(lambda: len(_ffmpegs(frozen)) >= 8, 15, "six captures and two transcodes to run")
     running = _ffmpegs(frozen)
 
-    os.kill(frozen.pid, signal.SIGSTOP)
+    freezing.freeze(frozen.pid)
     await many.add("other", "worker")
     await asyncio.gather(transcoded.result("RoomDestroyed"), uploaded.result("RoomDestroyed"))
 
@@ -202,7 +202,7 @@ async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
     await asyncio.gather(scene.join("alice"), scene.join("bob"))
     await scene.recordings("Recording", "Recording")
     running = _ffmpegs(service)
-    os.kill(service.pid, signal.SIGSTOP)
+    freezing.freeze(service.pid)
     try:
         await live_for(LEASE_S + 6)
     finally:

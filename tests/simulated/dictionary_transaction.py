@@ -185,6 +185,9 @@ class Transaction:
         """The session."""
         return self.tables.sessions.get(task_id)
 
+    async def hold_room(self, room: requests.Room) -> None:
+        """Transactions run one after another here."""
+
     async def open_session(self, room: requests.Room, user_id: str) -> model.Session | None:
         """The Open session of this key."""
         for row in self.tables.sessions.values():
