@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import os
 import resource
@@ -15,7 +16,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich import console
@@ -144,17 +145,24 @@ def migrate_command() -> None:
     typer.echo(f"The schema is at revision {revision}.")
 
 
+Opened = TypeVar("Opened", parking.Parking, api_keys.ApiKeys)
+
+
 @contextlib.asynccontextmanager
-async def open_parking() -> AsyncIterator[parking.Parking]:
-    """The parked messages of the recorder that the environment describes."""
+async def opened(kind: Callable[[ops_settings.Settings], Opened]) -> AsyncIterator[Opened]:
+    """What a command works on, of the recorder that the environment describes."""
     # What goes wrong is said once, by the command itself.
     logs.configure(level="error", stream=io.StringIO())
-    opened = parking.Parking(ops_settings.load(os.environ))
+    made = kind(ops_settings.load(os.environ))
     try:
-        await opened.start()
-        yield opened
+        await made.start()
+        yield made
     finally:
-        await opened.stop()
+        await made.stop()
+
+
+open_parking = functools.partial(opened, parking.Parking)
+open_api_keys = functools.partial(opened, api_keys.ApiKeys)
 
 
 def parking_exit_code(error: Exception) -> int | None:
@@ -182,18 +190,6 @@ async def rotate_keys(forget_lost: bool) -> keys.Rotated:
     async with open_api_keys() as audited:
         await audited.note("keys-rotate", kept.key_id)
     return keys.Rotated(sealed=sealed, forgotten=forgotten, key_id=kept.key_id, parked=await sealing.parked_elsewhere(settings))
-
-
-@contextlib.asynccontextmanager
-async def open_api_keys() -> AsyncIterator[api_keys.ApiKeys]:
-    """The API's keys of the recorder that the environment describes."""
-    logs.configure(level="error", stream=io.StringIO())
-    opened = api_keys.ApiKeys(ops_settings.load(os.environ))
-    try:
-        await opened.start()
-        yield opened
-    finally:
-        await opened.stop()
 
 
 keys_group = keys.commands(rotate_keys, parking_exit_code)

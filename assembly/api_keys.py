@@ -15,7 +15,7 @@ import store.audit
 import store.engine
 import store.keys
 from assembly.identity import clock
-from machine import api_keys, errors, model
+from machine import api_keys, model
 from ops import settings as ops_settings
 
 MAX_NAME = 64
@@ -46,10 +46,7 @@ class ApiKeys:
         if not self._many and not self._settings.database_file.exists():
             self._settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             await store.engine.migrate(self._engine)
-        try:
-            await store.engine.ping(self._engine)
-        except Exception as error:
-            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+        await store.engine.ping(self._engine)
         await store.engine.check_schema(self._engine)
 
     async def stop(self) -> None:

@@ -42,10 +42,7 @@ class Parking:
         if self._file is not None and not self._file.exists():
             message = f"There is no database {self._file}: set DATABASE_URL or DATA_DIR as the service has it."
             raise errors.Unavailable(message)
-        try:
-            await store.engine.ping(self._engine)
-        except Exception as error:
-            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+        await store.engine.ping(self._engine)
         await store.engine.check_schema(self._engine)
 
     async def stop(self) -> None:

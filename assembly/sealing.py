@@ -68,10 +68,7 @@ async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.sealed.Se
     keys = keyring(settings, make=False)
     engine = store.engine.open_engine(settings.database)
     try:
-        try:
-            await store.engine.ping(engine)
-        except Exception as error:
-            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+        await store.engine.ping(engine)
         await store.engine.check_schema(engine)
         yield store.sealed.SealedRows(engine, keys)
     finally:

@@ -71,9 +71,12 @@ def _revision(connection: Connection) -> str:
 
 
 async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:
-    """Ask the database for anything at all. Raises TimeoutError or the driver's error."""
-    async with asyncio.timeout(timeout_s), engine.connect() as connection:
-        await connection.execute(text("SELECT 1"))
+    """Ask the database for anything at all. Raises Unavailable."""
+    try:
+        async with asyncio.timeout(timeout_s), engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+    except Exception as error:
+        raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
 
 
 def _tame_sqlite(engine: AsyncEngine) -> None:

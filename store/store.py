@@ -64,10 +64,7 @@ class Store:
 
     async def ping(self) -> None:
         """Raise Unavailable if the database does not answer."""
-        try:
-            await engines.ping(self._engine)
-        except Exception as error:
-            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+        await engines.ping(self._engine)
 
     def _transaction(self, connection: AsyncConnection) -> transaction.Transaction:
         return transaction.Transaction(connection, self._clock(), self._new_id, self._sealer)

@@ -1,8 +1,8 @@
 """Any history ends well: whatever is said, in whatever order, twice, late or never, whoever dies, and whenever.
 
 A history is a list of numbers that Hypothesis shrinks; the world (tests/world.py) plays it against a real store and the real
-deciding handlers, then lets every deadline run out. What must hold then, and on the way, is written here from the design's page
-on the machines; nothing of it is asked of the machines themselves.
+deciding handlers, then lets every deadline run out. What must hold then, and on the way, is written here by hand,
+and nothing of it is asked of the machines themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a history ended, whether that is true, and whether it is how the ordered one ended. Imports nothing of ours but the worlds.
 
-Three judgements, written from the design's pages:
+Three judgements, written by hand:
 
 `true`      for every history: everything is over, once; what is said is what happened; what was captured is in the file.
 `same`      for rough weather: the same recordings in the same states under the same codes, the same entries, the same end of the

@@ -1,4 +1,4 @@
-"""The recording's machine against an oracle written from the design's page: every key × every event × the facts that matter.
+"""The recording's machine against an oracle written by hand: every key × every event × the facts that matter.
 
 The oracle below imports nothing of machine.recording's table; what it expects is said in its own words.
 """

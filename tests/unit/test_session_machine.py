@@ -1,4 +1,4 @@
-"""The session's machine against an oracle written from the design's page: every state × every event × the facts that matter."""
+"""The session's machine against an oracle written by hand: every state × every event × the facts that matter."""
 
 from __future__ import annotations
 
