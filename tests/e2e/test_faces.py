@@ -33,15 +33,15 @@ async def test_who_waits_is_told_at_once_and_holds_up_no_stop(world: World) -> N
     await live_for(0.3)
     before = time.monotonic()
     started = await service.post("/sessions", world.request(7001))
-    answer = await asyncio.wait_for(waits, 5)
+    answer = await asyncio.wait_for(waits, 20)
     assert [r["Subject"] for r in answer["Results"]] == [started["TaskId"]]
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 3 * waiting.patience()
     waits = asyncio.create_task(service.get(f"/results?after={answer['Next']}&wait=30"))
     await live_for(0.3)
     before = time.monotonic()
     assert await service.stop() == 0
-    assert time.monotonic() - before < 5
-    assert (await asyncio.wait_for(waits, 5))["Results"] == []
+    assert time.monotonic() - before < 5 * waiting.patience()
+    assert (await asyncio.wait_for(waits, 20))["Results"] == []
 
 
 async def test_doctor_beside_the_running_service(world: World) -> None:
