@@ -1,4 +1,5 @@
-"""The audit: what became of every session, read from database, COS folder and callback receiver with code of its own.
+"""The audit: what became of every session, read from database, COS folder, callback receiver, and what a subscriber of the bus
+wrote down, with code of its own.
 
 Imports nothing of the recorder. Rule: it knows the tables by name, asks in SQL that SQLite and PostgreSQL both understand,
 computes its own CRC-64/XZ, and believes no message.
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,53 @@ def audit(database: str, cos_folder: Path, received: dict[str, list[tuple[str, b
             f"{t}: its result was not delivered" for t, body in newest.items() if not _delivered(body, received.get(t, []))
         ],
     )
+
+
+def heard(path: Path) -> list[Row]:
+    """What a subscriber wrote down, a line of JSON for each delivery: {"Key", "Id", "Body"}."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def unheard(results: Sequence[Row], messages: Sequence[Row], deliveries: Sequence[Row]) -> list[str]:
+    """Of the rows of `results`, and of those of the outbox that are results: what never came to the subscriber, or came other
+    than it was written."""
+    came: dict[str, set[str]] = {}
+    for each in deliveries:
+        came.setdefault(str(json.loads(each["Body"])["id"]), set()).add(each["Body"])
+    missing = []
+    for row in messages:
+        id_ = json.loads(row["body"])["id"]
+        if row["body"] not in came.get(id_, ()):
+            missing.append(
+                f"{row['type']} {id_} was heard with another body" if id_ in came else f"{row['type']} {id_} was not heard"
+            )
+    finished = [json.loads(each["Body"]) for each in deliveries if each["Key"] == "result.session-finished"]
+    for row in results:
+        if not any(event["type"] == "session-finished" and event["data"] == json.loads(row["body"]) for event in finished):
+            missing.append(f"{row['task_id']}#{row['revision']} was not heard as session-finished")
+    return missing
+
+
+def heard_doubled(messages: Sequence[Row], deliveries: Sequence[Row]) -> list[str]:
+    """What a subscriber cannot take for a repeat: a second id or body for one state of one thing, an AMQP message_id that is not
+    the event's, and what was never written. The same message under its id, again, is none of it."""
+    written = {json.loads(row["body"])["id"] for row in messages}
+    said: dict[str, set[tuple[str, str]]] = {}
+    wrong = []
+    for each in deliveries:
+        event = json.loads(each["Body"])
+        said.setdefault(about(event), set()).add((event["id"], each["Body"]))
+        if event["id"] not in written:
+            wrong.append(f"{each['Key']} {event['id']} was heard and never written")
+        if each["Id"] != event["id"]:
+            wrong.append(f"{each['Key']} {event['id']} was heard under the message_id {each['Id']}")
+    return wrong + [f"heard: {name}: {len(each)} times" for name, each in said.items() if len(each) > 1]
+
+
+def about(event: Row) -> str:
+    """What a result is about: of one such thing there is one message."""
+    number = event["data"].get("Attempt") or event["data"].get("Revision") or event.get("correlationid")
+    return f"{event['type']} {event.get('subject')} {number}"
 
 
 def _object_faults(recording: Row, cos_folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from tests import footing, postgres, rabbit, tcp_proxy, waiting
+from tests import footing, postgres, rabbit, subscriber, tcp_proxy, waiting
 from tests.chaos import surroundings
 from tests.e2e import cluster
 from tests.e2e.conftest import World, live_for
@@ -49,6 +49,15 @@ async def many(world: World, cable: tcp_proxy.Proxy) -> AsyncIterator[cluster.Cl
     await made.stop()
 
 
+@pytest.fixture
+async def heard(world: World, many: cluster.Cluster) -> AsyncIterator[subscriber.Subscriber]:
+    """An application that subscribes to the results, by a cable of its own."""
+    made = subscriber.Subscriber(many.broker.url, many.prefix, world.folder / "heard.jsonl")
+    await made.start()
+    yield made
+    await made.stop()
+
+
 async def _live(world: World, *names: str) -> list[Scene]:
     """Rooms with two speakers each, all of them recorded."""
     scenes = [Scene(world, name) for name in names]
@@ -59,8 +68,8 @@ async def _live(world: World, *names: str) -> list[Scene]:
     return scenes
 
 
-async def _end(world: World, many: cluster.Cluster, scenes: list[Scene]) -> None:
-    """Dismiss the rooms that are live still; every file is whole, and the audit finds nothing."""
+async def _end(world: World, many: cluster.Cluster, scenes: list[Scene], heard: subscriber.Subscriber) -> None:
+    """Dismiss the rooms that are live still; every file is whole, nothing is lost or doubled, and everything was heard."""
     for scene in scenes:
         await scene.room.dismiss()
 
@@ -70,13 +79,17 @@ async def _end(world: World, many: cluster.Cluster, scenes: list[Scene]) -> None
         assert [entry["Gaps"] for entries in found.values() for entry in entries] == [[], []], (scene.name, found)
 
     await asyncio.gather(*(files(scene) for scene in scenes))
-    await surroundings.audited(world, many.database, [(scene, speaker) for scene in scenes for speaker in SPEAKERS])
+    expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
+    figures = await surroundings.audited(world, many.database, expected, heard)
+    surroundings.note("heard by a subscriber", f"{figures.heard} results, {figures.repeated_deliveries} of them again")
 
 
 @pytest.mark.timeout(180 if not surroundings.LONG else 400)
-async def test_the_broker_crashes_and_is_cut_off(world: World, many: cluster.Cluster, cable: tcp_proxy.Proxy) -> None:
+async def test_the_broker_crashes_and_is_cut_off(
+    world: World, many: cluster.Cluster, cable: tcp_proxy.Proxy, heard: subscriber.Subscriber
+) -> None:
     """Killed with -9 while rooms are live and one ends, then cut off while another ends: captures go on, and what was said is
-    said when the broker is back."""
+    said, and heard, when the broker is back."""
     scenes = await _live(world, "crash-a", "crash-b", "crash-c")
     await cluster.keep(many.broker.kill)
     await scenes[0].room.dismiss()
@@ -94,11 +107,14 @@ async def test_the_broker_crashes_and_is_cut_off(world: World, many: cluster.Clu
         "broker cut off",
         f"{back_s - cut_s:.0f} s; the room that ended meanwhile finished {time.monotonic() - back_s:.1f} s after",
     )
-    await _end(world, many, scenes)
+    await _end(world, many, scenes, heard)
+    assert heard.came_back, "the subscriber lost its connection with the broker"
 
 
 @pytest.mark.timeout(180)
-async def test_the_database_goes_down_in_mid_transaction(world: World, many: cluster.Cluster) -> None:
+async def test_the_database_goes_down_in_mid_transaction(
+    world: World, many: cluster.Cluster, heard: subscriber.Subscriber
+) -> None:
     """PostgreSQL is ended at once while deciding transactions of the nodes are open and waiting: none of them counts, all of them
     are made again, captures go on."""
     scenes = await _live(world, "down-a", "down-b", "down-c")
@@ -109,7 +125,7 @@ async def test_the_database_goes_down_in_mid_transaction(world: World, many: clu
         await cluster.keep(lambda: postgres.shared().stop(signal.SIGQUIT))
     await live_for(1.5)
     await cluster.keep(postgres.shared().start)
-    await _end(world, many, scenes)
+    await _end(world, many, scenes, heard)
 
 
 @contextlib.asynccontextmanager
