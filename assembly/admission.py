@@ -1,12 +1,13 @@
 """Whether a start may be taken by a recorder of many nodes: its workers say what room they have. May import `machine`.
 
 Rule: refused only where no worker that lives could hold another capture. Workers that are full of work are a warning: captures
-wait for the first that is not.
+wait for the first that is not. A spool that cannot be read is not a full one: where others can be, they decide; where none can,
+the start is to come again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from machine import errors, model, ports
 
@@ -20,21 +21,27 @@ class Admission:
         self._alive_ms = alive_ms
 
     async def look(self) -> tuple[str, ...]:
-        """What to warn of. Raises InsufficientSpace."""
+        """What to warn of. Raises InsufficientSpace, Unavailable."""
         rooms = await self._store.worker_rooms(self._clock() - self._alive_ms)
         if not rooms:
             return ("No worker is alive: nothing is captured until one is.",)
-        fitting = [room for room in rooms if room.free_bytes >= room.needed_bytes]
+        known = [(room.free_bytes, room) for room in rooms if room.free_bytes is not None]
+        if not known:
+            raise errors.Unavailable(f"No worker can read its spool now; try again in a moment. {_reasons(rooms)}")
+        fitting = [room for free_bytes, room in known if free_bytes >= room.needed_bytes]
         if not fitting:
-            best = max(rooms, key=lambda room: room.free_bytes - room.needed_bytes)
+            free_bytes, best = max(known, key=lambda each: each[0] - each[1].needed_bytes)
             raise errors.InsufficientSpace(
-                f"No spool of the {len(rooms)} workers has room: the best has {best.free_bytes >> 20} MiB free, and"
+                f"No spool of the {len(known)} workers has room: the best has {free_bytes >> 20} MiB free, and"
                 f" {best.needed_bytes >> 20} MiB are needed for MIN_FREE and the captures that run. Make room there, add a"
                 " worker, or lower MIN_FREE or CAPTURE_RESERVE."
             )
         return () if any(not room.busy for room in fitting) else (_all_busy(fitting),)
 
 
-def _all_busy(rooms: list[model.Room]) -> str:
-    reasons = "; ".join(sorted({room.busy for room in rooms})[:3])
-    return f"Every worker is full now: captures wait for the first that is not ({reasons})."
+def _all_busy(rooms: Sequence[model.Room]) -> str:
+    return f"Every worker is full now: captures wait for the first that is not ({_reasons(rooms)})."
+
+
+def _reasons(rooms: Sequence[model.Room]) -> str:
+    return "; ".join(sorted({room.busy for room in rooms})[:3])

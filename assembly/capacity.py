@@ -87,13 +87,13 @@ class Capacity:
         try:
             return model.Room(free_bytes=self._free_bytes(), needed_bytes=self._limits.free_bytes(), busy=self.busy())
         except errors.Unavailable as error:
-            # A spool that is gone has room for nothing.
-            return model.Room(free_bytes=0, needed_bytes=1, busy=error.message)
+            # Nothing is captured to a spool that is not there, but a full one it is not: in a moment it may be back.
+            return model.Room(free_bytes=None, needed_bytes=0, busy=error.message)
 
     def full(self) -> str:
         """Why no further capture is taken; "" while there is room."""
         room = self.room()
-        if room.busy or room.free_bytes >= room.needed_bytes:
+        if room.free_bytes is None or room.busy or room.free_bytes >= room.needed_bytes:
             return room.busy
         return f"the spool has {room.free_bytes >> 20} MiB free, {room.needed_bytes >> 20} MiB are needed"
 

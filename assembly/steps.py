@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -118,17 +119,18 @@ class Steps:
         webhook_id = f"{callback.task_id}.{callback.revision}"
         await self._webhook.send(callback.url, callback.body.encode(), webhook_id=webhook_id, now_s=clock() // 1000)
 
-    async def remove(self, recording_id: str, epochs: Sequence[int]) -> None:
-        """Delete a recording's files."""
-        await asyncio.to_thread(self._spool.remove_files, *model.split_id(recording_id), epochs)
+    async def remove(self, recording_id: str, until_epoch: int) -> int:
+        """Delete what epochs up to this one wrote of a recording."""
+        return await asyncio.to_thread(self._spool.remove_files, *model.split_id(recording_id), until_epoch)
+
+    async def remove_outputs(self, recording_id: str, before_epoch: int, but_epoch: int) -> int:
+        """Delete what transcodes before `before_epoch` made, but for the one of `but_epoch`."""
+        return await asyncio.to_thread(self._spool.remove_outputs, *model.split_id(recording_id), before_epoch, but_epoch)
 
     async def kept_sessions(self) -> list[str]:
         """The TaskIds of which something lies on the spool."""
-        return [path.name for path in self._spool.root.iterdir() if path.is_dir() and len(path.name) == TASK_ID_CHARS]
-
-    async def remove_session(self, task_id: str) -> None:
-        """Delete everything of a session."""
-        await asyncio.to_thread(self._spool.remove_session, task_id)
+        names = await asyncio.to_thread(os.listdir, self._spool.root)
+        return [name for name in names if len(name) == TASK_ID_CHARS]
 
     def segment_path(self, job: adapters.Assignment, epoch: int) -> Path:
         """Where the segment of `epoch` lies."""
@@ -160,7 +162,7 @@ class Steps:
 
     async def inspect(self, data: codec.Data) -> tuple[str, ...]:
         """Look at a start before it is decided: free space, the bucket, the UserSig's age. Answers warnings; raises
-        InsufficientSpace, InvalidParameter."""
+        InsufficientSpace, Unavailable, InvalidParameter."""
         warnings = [*await self.admit()]
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
         if left_s is not None and left_s <= 0:

@@ -87,7 +87,8 @@ class CosUploader:
     ) -> Uploaded:
         """Write the file at `path` to `target` and compare; goes on from `state` if there is one.
 
-        `save` gets the state after the upload was created and after each part sent, and what it raises ends the upload.
+        `save` gets the state after the upload was created and after each part sent, and before an upload is given up that may be
+        a successor's by now; what it raises ends the upload.
         `on_progress` gets the bytes that COS has so far. Raises errors.UploadFailed with reason "refused" (for good),
         "expired-token", "throttled", "server", "network", "mismatch" or "file-missing".
         """

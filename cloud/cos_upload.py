@@ -110,9 +110,9 @@ class Upload:
             except _Afresh as afresh:
                 log.warning("upload.afresh", detail=afresh.failure.detail, start=start)
                 failure = afresh.failure
-                if afresh.leftover:
-                    await self._give_up(afresh.leftover)
                 state = replace(state, upload_id="", parts=())
+                if afresh.leftover:
+                    await self._give_up_ours(afresh.leftover, state)
         # Whatever COS said last, it is not for good: a later try begins anew once more.
         raise errors.UploadFailed(failure.detail, reason="mismatch" if failure.reason == "mismatch" else "server", retry=True)
 
@@ -139,7 +139,7 @@ class Upload:
 
     async def _create(self, state: UploadState) -> UploadState:
         await self._reader.check()
-        await self._clear()
+        await self._clear(state)
         faults.faultpoint("upload.create.before")
         tries = 0
 
@@ -160,12 +160,13 @@ class Upload:
             await self._give_up(upload_id)
             raise
         if tries > 1:
-            await self._clear(but=upload_id)
+            await self._clear(state)
         return state
 
-    async def _clear(self, but: str = "") -> None:
-        """Give up what was begun under this key and never written down: a crash between the two, or an answer that was lost,
-        leaves parts that cost the customer storage. Where they cannot be listed, they are left to the bucket's lifecycle rule."""
+    async def _clear(self, state: UploadState) -> None:
+        """Give up what was begun under this key, never written down, and is not the upload of `state`: a crash between the two,
+        or an answer that was lost, leaves parts that cost the customer storage. Where they cannot be listed, they are left to the
+        bucket's lifecycle rule."""
         try:
             begun = await self._ask(self._client.list_uploads)
         except cos_requests.RequestFailed as failed:
@@ -173,9 +174,9 @@ class Upload:
             log.info("upload.leftovers_unknown", code=failed.code)
             return
         for upload_id in begun:
-            if upload_id != but:
+            if upload_id != state.upload_id:
                 log.info("upload.leftover")
-                await self._give_up(upload_id)
+                await self._give_up_ours(upload_id, state)
 
     async def _known(self, state: UploadState) -> dict[int, Part] | None:
         """The parts that COS has; None if it has forgotten the upload. A key that may not list them leaves us our own notes,
@@ -240,6 +241,12 @@ class Upload:
             detail = f"The file has {size_bytes} bytes with CRC-64 {crc64}, the bucket has {found}."
             raise _Afresh(errors.UploadFailed(detail, reason="mismatch", retry=True))
         return self._uploaded(size_bytes, crc64)
+
+    async def _give_up_ours(self, upload_id: str, state: UploadState) -> None:
+        """As `_give_up`, once it is known that this is no successor's upload: a worker that stood still must not end what another
+        has begun by now, or goes on with. Raises what `save` raises."""
+        await self._save(state)
+        await self._give_up(upload_id)
 
     async def _give_up(self, upload_id: str) -> None:
         """Parts left behind cost the customer storage until the bucket's lifecycle rule; that they stay is no failure of ours."""

@@ -119,16 +119,17 @@ class Steps(Protocol):
         """Post the result. Raises CallbackFailed."""
         ...
 
-    async def remove(self, recording_id: str, epochs: Sequence[int]) -> None:
-        """Delete these segments and the finished file of a recording from the spool; harmless to repeat."""
+    async def remove(self, recording_id: str, until_epoch: int) -> int:
+        """Delete what epochs up to this one wrote of a recording from the spool; returns how many files that were. Harmless to
+        repeat. Raises OSError once the others are gone, for what cannot be deleted."""
+        ...
+
+    async def remove_outputs(self, recording_id: str, before_epoch: int, but_epoch: int) -> int:
+        """As `remove`, for what transcodes before `before_epoch` made, but for the one of `but_epoch`."""
         ...
 
     async def kept_sessions(self) -> list[str]:
         """The TaskIds of which something lies on the spool."""
-        ...
-
-    async def remove_session(self, task_id: str) -> None:
-        """Delete everything of a session from the spool; harmless to repeat."""
         ...
 
     def segment_path(self, job: Assignment, epoch: int) -> Path:

@@ -38,9 +38,9 @@ class Applying:
         context: Context,
         warnings: tuple[str, ...] = (),
         by: model.Caller | None = None,
-        no_room: errors.InsufficientSpace | None = None,
+        no_room: errors.RecorderError | None = None,
     ) -> None:
-        """`no_room` is why no session may be opened now.
+        """`no_room` is why no session may be opened now: full spools, or none that can be read.
         `by` is who asks; None for what nobody asked for, and for what came by the bus, whose broker knows who may."""
         self.by = by
         self.no_room = no_room

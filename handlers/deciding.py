@@ -51,7 +51,7 @@ class Decider:
         the audit says so. Raises what the handler raises: errors of `machine.errors` that name what is wrong; nothing was
         written then, but for the audit."""
         warnings, refused = await self._look(event)
-        no_room = refused if isinstance(refused, errors.InsufficientSpace) else None
+        no_room = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None
 
         async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
             # Not sooner: a repeat gets the first answer whatever has changed since, and one of an Open session needs no room.

@@ -81,28 +81,31 @@ async def deadline_passed(step: applying.Applying) -> None:
     """A deadline is over, if it is still the one that was armed."""
     data, tx = step.event.data, step.tx
     owner, kind = data["Owner"], data["Kind"]
+    # The session first, as everywhere: who holds it may be about to take this deadline away.
+    current = await tx.session(owner.split("/")[0].split("#")[0])
     if not await tx.spend_deadline(owner, kind, data["Serial"]):
         return
     if "/" in owner:
         if kind == "keep":
-            await _forget(step, owner)
+            await _forget(step, current, owner)
         else:
             await _to_recording(step, RECORDING_DEADLINES[kind], owner)
     elif "#" in owner:
         await _to_owner_callback(step, owner, "retry-due")
-    else:
-        current = await tx.session(owner)
-        if current is not None:
-            await step.to_session(current, SESSION_DEADLINES[kind])
+    elif current is not None:
+        await step.to_session(current, SESSION_DEADLINES[kind])
 
 
-async def _forget(step: applying.Applying, owner: str) -> None:
-    """KEEP_FAILED is over: the files are the janitor's, and the secrets go unless another recording may still need them."""
-    task_id = model.split_id(owner)[0]
-    over_ms = step.tx.now_ms - step.context.policy.keep_failed_ms
-    needed = any(
-        not r.final or (r.state == states.FAILED and (r.ended_ms or 0) > over_ms) for r in await step.tx.recordings(task_id)
-    )
+async def _forget(step: applying.Applying, current: model.Session | None, owner: str) -> None:
+    """KEEP_FAILED is over: the files are the janitor's, and the secrets go unless another recording, or whoever speaks next, may
+    still need them."""
+    task_id, keep_ms = model.split_id(owner)[0], step.context.policy.keep_failed_ms
+    recordings = await step.tx.recordings(task_id)
+    going_on = (current is not None and current.state == states.OPEN) or any(not r.final for r in recordings)
+    needed = going_on or any(r.state == states.FAILED and (r.ended_ms or 0) > step.tx.now_ms - keep_ms for r in recordings)
+    if going_on:
+        # What goes on may end well, and nothing else would wipe them then.
+        await step.tx.arm(owner, "keep", step.tx.now_ms + keep_ms)
     if not needed:
         await step.tx.wipe_secrets(task_id)
     note = "KEEP_FAILED is over: files may go" + ("" if needed else ", secrets wiped")

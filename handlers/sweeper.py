@@ -57,14 +57,13 @@ class Sweeper:
         self._policy = policy
         self._clock = clock
         self._said: dict[str, None] = {}
-        self._next_heartbeat_ms = 0
         self._next_cleaning_ms = 0
-        self._since_ms = self._looked_ms = 0
+        self._since_ms = self._beat_ms = 0
         self.sweep = background.Background("sweeper", self._run)
 
     async def start(self) -> None:
         """Give live sessions back the time in which no node could have tried, then begin to sweep."""
-        await self._resume(self._clock())
+        await self._beat()
         self.sweep.start()
 
     async def stop(self) -> None:
@@ -84,34 +83,33 @@ class Sweeper:
             await asyncio.sleep(POLL_S)
 
     async def look(self) -> None:
-        """One round; after a time in which the database did not answer, or this process stood still, as after a start."""
-        now_ms = self._clock()
-        if now_ms > self._looked_ms + AWAY_MS:
-            await self._resume(now_ms)
-        await self.round()
-        self._looked_ms = now_ms
-
-    async def round(self) -> None:
-        """One look at the clock."""
-        now_ms = self._clock()
-        if now_ms >= self._next_heartbeat_ms:
-            self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
-            await self._store.heartbeat(self._node, self._url(), self._room())
+        """One round: a sign of life when it is time for one, then what is over."""
+        if self._clock() >= self._beat_ms + HEARTBEAT_MS:
+            await self._beat()
         if self._sweeps:
-            await self._sweep(now_ms)
+            await self._sweep()
 
-    async def _resume(self, now_ms: int) -> None:
-        """Begin to count anew: leases from now on, and deadlines without the time in which no node gave a sign of life."""
+    async def _beat(self) -> None:
+        """A sign of life. Each gives sessions back the time in which no node gave one, because nobody can tell before where in a
+        round this process will stand still, or the database be away; after such a time leases are counted anew."""
+        now_ms = self._clock()
         if away_ms := await self._store.resume(self._node, self._url(), self._room(), over_ms=AWAY_MS):
             log.info("sweeper.downtime_forgiven", away_ms=away_ms)
-        self._next_heartbeat_ms = now_ms + HEARTBEAT_MS
-        self._since_ms = self._looked_ms = now_ms
+        if now_ms > self._beat_ms + AWAY_MS:
+            self._since_ms = now_ms
+        # When it began, not when it was over: what passed meanwhile may have been after the database had written it down.
+        self._beat_ms = now_ms
 
-    async def _sweep(self, now_ms: int) -> None:
-        for deadline in await self._store.due_deadlines():
+    async def _sweep(self) -> None:
+        due = await self._store.due_deadlines()
+        now_ms = self._clock()
+        stood_still = now_ms > self._beat_ms + AWAY_MS
+        for deadline in due:
+            if stood_still and deadline.kind in model.FORGIVEN:
+                continue  # the next sign of life may give it more time
             over: dict[str, Any] = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
             await self._say("deadline-passed", f"deadline.{deadline.serial}", deadline.owner, over)
-        if now_ms >= self._since_ms + self._policy.lease_ms:
+        if not stood_still and now_ms >= self._since_ms + self._policy.lease_ms:
             for lease in await self._store.leases(until_ms=now_ms):
                 lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
                 await self._say("worker-lost", f"lost.{lease.owner}.{lease.epoch}", lease.owner, lost)

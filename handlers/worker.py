@@ -145,8 +145,9 @@ class Worker:
     async def _capture(self, job: holding.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         await self._store.register_segment(job.owner, job.epoch, self._node)
-        capture = self._steps.capture(assignment, job.epoch, lambda progress: self._say_started(job, progress))
-        job.capture = capture
+        job.capture = capture = self._steps.capture(assignment, job.epoch, lambda progress: self._say_started(job, progress))
+        # A stop that came before this node knew of its lease found no job here.
+        job.stop_asked |= assignment.recording.stop_requested
         if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
             await self._say_exit(job, states.CAPTURE, {"Reason": "stopped", "Detail": "It was stopped before it began."})
             return
@@ -220,7 +221,7 @@ class Worker:
         await self._say(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
         faults.faultpoint("upload.done.after")
         # Not before it is said: a crash in between would upload hours of video once more.
-        await self._store.forget_upload_state(job.owner)
+        await self._store.forget_upload_state(job.owner, job.epoch)
 
     async def _call_back(self, job: holding.Job) -> None:
         value = await self._store.callback(job.owner)

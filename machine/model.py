@@ -12,6 +12,9 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 
+FORGIVEN = ("join", "idle", "linger")
+"""The deadlines for which time does not count in which no node could have tried."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -25,10 +28,10 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A worker's room for captures: what its spool has free and must have free for another one, and why it takes none now
-    whatever the spool says ("": it would)."""
+    """A worker's room for captures: what its spool has free (None: it cannot be read now, and `busy` says why) and must have free
+    for another one, and why it takes none now whatever the spool says ("": it would)."""
 
-    free_bytes: int
+    free_bytes: int | None
     needed_bytes: int
     busy: str = ""
 

@@ -18,13 +18,15 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from machine import errors
 
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
 _EXTENSIONS = {"00": "mp3", "01": "mp4", "02": "mp4"}
+# A segment or a finished file, or what has not become one yet.
+_OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
 
 
 def safe_name(text: str) -> str:
@@ -36,6 +38,29 @@ def safe_name(text: str) -> str:
     if len(raw) <= 90:
         return "b64-" + base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
     return "sha-" + hashlib.sha256(raw).hexdigest()
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, int, bool]]:
+    """The files in a recording's folder, with the epoch that wrote each and whether that was a transcode."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            if found := _OURS.fullmatch(path.name):
+                yield path, int(found["segment"] or found["output"] or 0), found["segment"] is None
+
+
+def _remove(paths: Iterable[Path]) -> int:
+    """Delete each that can be; returns how many. Raises the first OSError then."""
+    removed = 0
+    failed: OSError | None = None
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+            removed += 1
+        except OSError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return removed
 
 
 class Spool:
@@ -115,20 +140,21 @@ class Spool:
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
 
-    def remove_files(self, task_id: str, speaker: str, n: int, epochs: Iterable[int]) -> None:
-        """Deletes these segments and the outputs of a recording (blocking), and the folders that are empty then; what a newer
-        epoch writes beside them stays. Raises OSError."""
+    def remove_files(self, task_id: str, speaker: str, n: int, until_epoch: int) -> int:
+        """Deletes what epochs up to this one wrote of a recording (blocking), and the folders that are empty then; what a newer
+        epoch writes beside it stays, and so does what is none of ours. Returns how many files went; raises the first OSError when
+        all others have."""
         folder = self._folder(task_id, speaker, n)
-        for path in (*(folder / f"{int(epoch):08d}.flv" for epoch in epochs), *folder.glob("finished.*")):
-            path.unlink(missing_ok=True)
+        removed = _remove(path for path, epoch, _ in _files(folder) if epoch <= until_epoch)
         for empty in (folder, folder.parent):
             with contextlib.suppress(OSError):
                 empty.rmdir()
+        return removed
 
-    def remove_session(self, task_id: str) -> None:
-        """Deletes everything of a session (blocking). What is gone already stays gone. Raises OSError otherwise."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.root / safe_name(task_id))
+    def remove_outputs(self, task_id: str, speaker: str, n: int, before_epoch: int, but_epoch: int) -> int:
+        """As `remove_files`, for what transcodes before `before_epoch` made, finished or not, but for the one of `but_epoch`."""
+        found = _files(self._folder(task_id, speaker, n))
+        return _remove(path for path, epoch, output in found if output and epoch < before_epoch and epoch != but_epoch)
 
     def _folder(self, task_id: str, speaker: str, n: int, *, make: bool = False) -> Path:
         session = self.root / safe_name(task_id)

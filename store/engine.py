@@ -2,8 +2,8 @@
 
 Rule for SQLite: WAL, synchronous=FULL, every write begins with BEGIN IMMEDIATE, and one writer at a time in this process, so that
 nobody waits for a lock that a neighbour holds. The file must not lie on a network file system.
-Rule for PostgreSQL: READ COMMITTED, locks in the order session, recording, job; a deadlock or a lost connection is an error
-that is tried again, never a wrong answer.
+Rule for PostgreSQL: READ COMMITTED, locks in the order room, segment, session, recording, job, deadline; a deadlock or a lost
+connection is an error that is tried again, never a wrong answer.
 """
 
 from __future__ import annotations

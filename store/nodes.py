@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from machine import model, states
 from store import locks, tables
 
-AWAY_KINDS = ("join", "idle", "linger")
 ROOM = ("free_bytes", "needed_bytes", "busy")
 
 
@@ -37,7 +36,7 @@ async def url(connection: AsyncConnection, node: str, alive_since_ms: int) -> st
 async def worker_rooms(connection: AsyncConnection, alive_since_ms: int) -> list[model.Room]:
     """The rooms of the workers that gave a sign of life since then, in the order of their names."""
     table = tables.nodes
-    alive = select(table).where(table.c.seen_ms >= alive_since_ms, table.c.free_bytes.is_not(None)).order_by(table.c.node)
+    alive = select(table).where(table.c.seen_ms >= alive_since_ms, table.c.needed_bytes.is_not(None)).order_by(table.c.node)
     return [model.Room(**{name: getattr(row, name) for name in ROOM}) for row in (await connection.execute(alive)).all()]
 
 
@@ -49,20 +48,30 @@ async def last_seen_ms(connection: AsyncConnection) -> int | None:
 
 async def forgive(connection: AsyncConnection, away_ms: int) -> None:
     """Move join, idle and linger deadlines, and what idleness counts from, by so much."""
-    table = tables.deadlines
-    await connection.execute(update(table).where(table.c.kind.in_(AWAY_KINDS)).values(at_ms=table.c.at_ms + away_ms))
     for rows in (tables.sessions, tables.recordings):
         live = rows.c.state.in_((states.OPEN, *states.CAPTURING))
+        (key,) = rows.primary_key
+        # Nodes decide meanwhile: rows are locked in the order in which decisions lock them.
+        await connection.execute(select(key).where(live).order_by(key).with_for_update())
         await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + away_ms))
+    table = tables.deadlines
+    await connection.execute(update(table).where(table.c.kind.in_(model.FORGIVEN)).values(at_ms=table.c.at_ms + away_ms))
 
 
 async def resume(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None, *, over_ms: int) -> int:
     """A sign of life that forgives the time in which there was none of any node, if it was longer than `over_ms`; returns it."""
-    # Nodes that come back together would each forgive the same time.
-    await locks.hold(connection, locks.RESUME)
-    seen_ms = await last_seen_ms(connection)
-    away_ms = now_ms - seen_ms if seen_ms is not None and now_ms > seen_ms + over_ms else 0
+    away_ms = await _away_ms(connection, now_ms, over_ms)
+    if away_ms:
+        # Nodes that come back together would each forgive the same time; every other sign of life waits for nobody.
+        await locks.hold(connection, locks.RESUME)
+        away_ms = await _away_ms(connection, now_ms, over_ms)
     if away_ms:
         await forgive(connection, away_ms)
     await heartbeat(connection, node, now_ms, url, room)
     return away_ms
+
+
+async def _away_ms(connection: AsyncConnection, now_ms: int, over_ms: int) -> int:
+    """For how long there was no sign of life; 0 if not for longer than `over_ms`."""
+    seen_ms = await last_seen_ms(connection)
+    return now_ms - seen_ms if seen_ms is not None and now_ms > seen_ms + over_ms else 0

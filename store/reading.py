@@ -17,7 +17,7 @@ from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from machine import callback, errors, model, states
-from store import locks, rows, tables
+from store import jobs, locks, rows, tables
 
 NOW = "now"
 # What a result's cursor looks like outside: "s" and the outbox's sequence, or "p" and the result's place.
@@ -137,10 +137,10 @@ class Reading:
         async with self._engine.connect() as connection:
             job_rows = await _recordings_and_jobs(connection, task_ids)
             for row in job_rows:
-                found[row["task_id"]].recordings.append(rows.recording(row, _job(row)))
+                found[row["task_id"]].recordings.append(rows.recording(row, jobs.of(row)))
             callback_rows = await _callbacks_and_jobs(connection, task_ids)
             for row in callback_rows:
-                found[row["task_id"]].callbacks.append(rows.callback(row, _job(row)))
+                found[row["task_id"]].callbacks.append(rows.callback(row, jobs.of(row)))
             busy = [r for r in (*job_rows, *callback_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
             since = await _heard_of(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:
@@ -255,28 +255,15 @@ def _doubtful() -> Any:
 
 async def _recordings_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
     table = tables.recordings
-    found = _with_job(table, table.c.id).where(table.c.task_id.in_(task_ids))
+    found = jobs.recordings().where(table.c.task_id.in_(task_ids))
     found = found.order_by(table.c.opened_ms, table.c.speaker, table.c.n)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 
 
 async def _callbacks_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
     table = tables.callbacks
-    owner = table.c.task_id + "#" + cast(table.c.revision, Text)
-    found = _with_job(table, owner).where(table.c.task_id.in_(task_ids)).order_by(table.c.revision)
+    found = jobs.deliveries().where(table.c.task_id.in_(task_ids)).order_by(table.c.revision)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
-
-
-def _with_job(table: Any, owner: Any) -> Select[Any]:
-    job = tables.jobs
-    labelled = [c.label(f"job_{c.name}") for c in job.c]
-    return select(table, *labelled).select_from(table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch)))
-
-
-def _job(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if row["job_owner"] is None:
-        return None
-    return {name: row[f"job_{name}"] for name in ("kind", "state", "node")}
 
 
 async def _heard_of(connection: AsyncConnection, queued: Sequence[Mapping[str, Any]]) -> dict[str, int]:

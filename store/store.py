@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from events import codec
 from machine import errors, model, ports, states
-from store import attempts, forgetting, leasing, nodes, sealed, tables, transaction, values
+from store import attempts, cleaning, forgetting, leasing, nodes, sealed, tables, transaction, values
 from store import engine as engines
 
 # PostgreSQL: serialization_failure, deadlock_detected.
@@ -30,6 +30,8 @@ Deadline = values.Deadline
 Lease = values.Lease
 Assignment = values.Assignment
 Segment = values.Segment
+Files = values.Files
+Remains = values.Remains
 
 
 class Store:
@@ -180,9 +182,11 @@ class Store:
 
     async def note_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down what is known of a segment while it grows: first_packet_ms, last_packet_ms, media_ms, size_bytes. Of a run
-        that was superseded nothing is written."""
+        that was superseded, or whose end is known, nothing is written."""
         table = tables.segments
-        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch, ~_superseded(recording_id, epoch))
+        # Its end may be written while this waits for the row: that it is superseded then would not be seen.
+        grows = and_(table.c.reason == "", ~_superseded(recording_id, epoch))
+        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch, grows)
         async with self._write() as connection:
             await connection.execute(update(table).where(where).values(dict(values)))
 
@@ -216,11 +220,13 @@ class Store:
             await connection.execute(insert(table).values(recording_id=recording_id, body=json.dumps(dict(body))))
         return True
 
-    async def forget_upload_state(self, recording_id: str) -> None:
-        """Forget what an upload had reached; harmless to repeat."""
+    async def forget_upload_state(self, recording_id: str, epoch: int) -> None:
+        """Forget what the upload of `epoch` had reached, but not what its successor has; harmless to repeat. Not asked for by the
+        lease: with the outcome that was said just before, that may have ended."""
         table = tables.uploads
+        where = and_(table.c.recording_id == recording_id, ~_superseded(recording_id, epoch))
         async with self._write() as connection:
-            await connection.execute(delete(table).where(table.c.recording_id == recording_id))
+            await connection.execute(delete(table).where(where))
 
     async def assignment(self, recording_id: str) -> Assignment | None:
         """What a worker needs to know of a recording's job; None if there is no such recording."""
@@ -284,63 +290,37 @@ class Store:
     async def removable(self, failed_before_ms: int) -> list[str]:
         """Recordings whose files are kept and not wanted any more: Done, and nothing was missing; or, of the others, those that
         ended before that time (Unix ms)."""
-        table = tables.recordings
-        whole = and_(table.c.state == states.DONE, table.c.partial.is_(False))
-        over = or_(whole, and_(table.c.state.in_(states.FINAL), table.c.ended_ms < failed_before_ms))
-        found = select(table.c.id).where(over, table.c.files_removed.is_(False)).limit(100)
         async with self._read() as connection:
-            return [r.id for r in (await connection.execute(found)).all()]
+            return await cleaning.removable(connection, failed_before_ms)
 
-    async def mark_removed(self, recording_id: str) -> bool:
-        """Give the files of a final recording up, before they are deleted. False: a replay came first and needs them."""
-        table = tables.recordings
-        where = and_(table.c.id == recording_id, table.c.state.in_(states.FINAL), table.c.files_removed.is_(False))
-        values = {"files_removed": True, "version": table.c.version + 1}
+    async def mark_removed(self, recording_id: str, failed_before_ms: int) -> bool:
+        """Give the files of a recording up that is still `removable`, before they are deleted. False: a replay came first, and
+        needs them, or has ended and left others."""
         async with self._write() as connection:
-            return bool((await connection.execute(update(table).where(where).values(values))).rowcount)
+            return await cleaning.mark_removed(connection, recording_id, failed_before_ms)
 
     async def given_up(self, node: str) -> list[str]:
         """Recordings whose files were given up and still lie on the spool of `node` ("": a spool that all share)."""
-        table, segments = tables.recordings, tables.segments
-        there = exists().where(segments.c.recording_id == table.c.id, *([segments.c.node == node] if node else []))
-        lies = or_(there, table.c.output_node == node) if node else there
-        found = select(table.c.id).where(table.c.files_removed.is_(True), lies).limit(100)
         async with self._read() as connection:
-            return [r.id for r in (await connection.execute(found)).all()]
+            return await cleaning.given_up(connection, node)
 
-    async def files_of(self, recording_id: str, node: str) -> list[int] | None:
-        """The epochs of the segments of a given-up recording on the spool of `node` ("": the one that all share); None if a
-        replay has begun meanwhile: then nothing may be deleted."""
-        table, segments = tables.recordings, tables.segments
-        held = and_(table.c.id == recording_id, table.c.files_removed.is_(True))
-        there = and_(segments.c.recording_id == recording_id, *([segments.c.node == node] if node else []))
+    async def files_of(self, recording_id: str, node: str) -> Files | None:
+        """What of a given-up recording lies on the spool of `node` ("": the one that all share); None if a replay has begun
+        meanwhile: then nothing may be deleted."""
         async with self._read() as connection:
-            if (await connection.execute(select(table.c.id).where(held))).first() is None:
-                return None
-            return [int(r.epoch) for r in await connection.execute(select(segments.c.epoch).where(there))]
+            return await cleaning.files_of(connection, recording_id, node)
 
     async def forget_files(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
         """Forget segments, and the finished file, that were deleted from the spool of `node`. Not before: what a crash or a
         failing disk keeps is listed by `given_up` until it is gone."""
-        table, segments = tables.recordings, tables.segments
         async with self._write() as connection:
-            await connection.execute(
-                delete(segments).where(segments.c.recording_id == recording_id, segments.c.epoch.in_(epochs))
-            )
-            if node:
-                mine = and_(table.c.id == recording_id, table.c.files_removed.is_(True), table.c.output_node == node)
-                await connection.execute(update(table).where(mine).values(output_node=""))
+            await cleaning.forget_files(connection, recording_id, node, epochs)
 
-    async def spent(self, task_id: str) -> bool:
-        """Whether nothing of this session is wanted on the spool any more: it is known, and every recording's files were given
-        up. What this database does not know is nobody's to delete: another DATA_DIR, or a backup, may know it."""
-        table = tables.recordings
-        wanted = select(table.c.id).where(table.c.task_id == task_id, table.c.files_removed.is_(False)).limit(1)
-        known = select(table.c.id).where(table.c.task_id == task_id).limit(1)
+    async def remains(self, task_ids: Sequence[str]) -> list[Remains]:
+        """What nothing can want any more of these sessions, wherever it lies. What this database does not know is nobody's to
+        delete: another DATA_DIR, or a backup, may know it."""
         async with self._read() as connection:
-            if (await connection.execute(wanted)).first() is not None:
-                return False
-            return (await connection.execute(known)).first() is not None
+            return await cleaning.remains(connection, task_ids)
 
     async def forget_inbox(self, before_ms: int) -> None:
         """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""

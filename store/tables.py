@@ -258,7 +258,7 @@ nodes = Table(
     Column("node", String(64), primary_key=True),
     Column("url", Text, nullable=False),
     Column("seen_ms", BigInteger, nullable=False),
-    # What a worker says of its room for captures; NULL for other nodes.
+    # What a worker says of its room for captures; NULL for other nodes. Only free_bytes is NULL while its spool cannot be read.
     Column("free_bytes", BigInteger),
     Column("needed_bytes", BigInteger),
     Column("busy", Text),

@@ -9,13 +9,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Table, Text, and_, cast, delete, func, insert, or_, select, update
+from sqlalchemy import Select, Table, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
 from machine import errors, model, ports, states
-from store import audit, locks, rows, sealed, tables
+from store import audit, jobs, locks, rows, sealed, tables
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 # A pull that evicts another of its user does so while it connects; the slack is that of reading clocks and files.
@@ -87,7 +87,8 @@ class Transaction:
             await self._put_sealed(session.task_id, sealed.CALLBACK, session.request.callback)
 
     async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
-        """Guarded update of what changed; returns the session as it now stands. Raises Conflict."""
+        """Guarded update of what changed; returns the session as it now stands. Raises Conflict, also if it would be the second
+        Open one of its key."""
         where = (tables.sessions.c.task_id == old.task_id, tables.sessions.c.state == old.state)
         version = await self._guarded(tables.sessions, where, old.version, rows.session_row(old), rows.session_row(new))
         return _with_version(new, version)
@@ -128,12 +129,12 @@ class Transaction:
     async def recordings(self, task_id: str) -> list[model.Recording]:
         """All recordings of a session, oldest first."""
         table = tables.recordings
-        found = _recordings().where(table.c.task_id == task_id).order_by(table.c.opened_ms, table.c.speaker, table.c.n)
+        found = jobs.recordings().where(table.c.task_id == task_id).order_by(table.c.opened_ms, table.c.speaker, table.c.n)
         return [_recording(row) for row in await self._all(found)]
 
     async def recording(self, recording_id: str) -> model.Recording | None:
         """One recording by its id, with its present job."""
-        row = await self._one(_recordings().where(tables.recordings.c.id == recording_id))
+        row = await self._one(jobs.recordings().where(tables.recordings.c.id == recording_id))
         return _recording(row) if row else None
 
     async def add_recording(self, recording: model.Recording) -> None:
@@ -195,7 +196,7 @@ class Transaction:
         nothing away."""
         table = tables.segments
         where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
-        known = await self._one(select(table).where(where))
+        known = await self._one(select(table).where(where).with_for_update())
         if known is None:
             return
         first = [ms for ms in (known["first_packet_ms"], values.get("first_packet_ms")) if ms]
@@ -212,8 +213,8 @@ class Transaction:
     async def callbacks(self, task_id: str) -> list[model.Callback]:
         """All deliveries of a session's results, oldest revision first."""
         table = tables.callbacks
-        found = _with_job(table, table.c.task_id + "#" + _text(table.c.revision)).where(table.c.task_id == task_id)
-        return [rows.callback(r, _job(r)) for r in await self._all(found.order_by(table.c.revision))]
+        found = jobs.deliveries().where(table.c.task_id == task_id).order_by(table.c.revision)
+        return [rows.callback(r, jobs.of(r)) for r in await self._all(found)]
 
     async def add_callback(self, callback: model.Callback) -> None:
         """A new delivery and its job."""
@@ -344,7 +345,11 @@ class Transaction:
     ) -> int:
         changed = {name: value for name, value in after.items() if value != before[name] and name != "version"}
         guard = and_(*where, table.c.version == version)
-        done = await self._connection.execute(update(table).where(guard).values(changed | {"version": version + 1}))
+        try:
+            done = await self._connection.execute(update(table).where(guard).values(changed | {"version": version + 1}))
+        except IntegrityError as error:
+            # A replay opens its session again while a start, or another replay, opens one of the same key.
+            raise errors.Conflict(f"the row of {table.name} cannot be so beside another that is new") from error
         if not done.rowcount:
             raise errors.Conflict(f"the row of {table.name} was moved by somebody else")
         return version + 1
@@ -372,28 +377,8 @@ def _present(room: requests.Room) -> Any:
     return and_(table.c.sdk_app_id == room.sdk_app_id, table.c.room_kind == room.kind, table.c.room == room.name)
 
 
-def _text(column: Any) -> Any:
-    return cast(column, Text)
-
-
-def _with_job(table: Table, owner: Any) -> Select[Any]:
-    job = tables.jobs
-    labelled = [c.label(f"job_{c.name}") for c in job.c]
-    return select(table, *labelled).select_from(table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch)))
-
-
-def _recordings() -> Select[Any]:
-    return _with_job(tables.recordings, tables.recordings.c.id)
-
-
-def _job(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if row["job_owner"] is None:
-        return None
-    return {name[4:]: value for name, value in row.items() if name.startswith("job_")}
-
-
 def _recording(row: Mapping[str, Any]) -> model.Recording:
-    return rows.recording(row, _job(row))
+    return rows.recording(row, jobs.of(row))
 
 
 def _with_version(value: Row, version: int) -> Row:

@@ -56,3 +56,23 @@ class Segment:
     first_packet_ms: int | None
     last_packet_ms: int | None
     media_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What lies of a given-up recording on a node's spool: the epochs of its segments there. All that epochs up to `until_epoch`
+    wrote was given up, and nothing of later ones."""
+
+    until_epoch: int
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remains:
+    """What may lie of a recording on any spool, whoever wrote it there. If `given_up`, all that epochs up to `epoch` wrote may
+    go; else what transcodes before `epoch` made, but for the verified file of `output_epoch` (None: there is none, all stays)."""
+
+    recording_id: str
+    epoch: int
+    given_up: bool
+    output_epoch: int | None

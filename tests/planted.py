@@ -36,6 +36,7 @@ def forms(text: str) -> dict[str, bytes]:
         # Of the characters at the ends some bits belong to what stands around.
         first, last = -(-offset * 8 // 6), (offset + len(raw)) * 8 // 6
         found[f"base64 at {offset}"] = base64.b64encode(b"\0" * offset + raw)[first:last]
+        found[f"base64 of addresses at {offset}"] = base64.urlsafe_b64encode(b"\0" * offset + raw)[first:last]
     return found
 
 
@@ -55,6 +56,13 @@ class Planted:
         made = f"{MARK}{len(self.values):03}/+aB9=="
         self.values[made] = where
         return made
+
+    def learn(self, what: str, secret: str) -> None:
+        """A secret that was made elsewhere, searched for in every form, as it is and as it stands in an address: of either the
+        middle, which no use of it is without."""
+        for spelling in (secret, quote(secret, safe="")):
+            middle = spelling[len(spelling) // 4 : -(len(spelling) // 4)]
+            self.others |= {f"{what}, {len(self.others)}, {form}": raw for form, raw in forms(middle).items()}
 
     def search(self, name: str, content: bytes) -> list[str]:
         """The leaks in `content`: its name, the form, and what stands around."""

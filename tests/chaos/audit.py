@@ -1,7 +1,7 @@
 """The audit of one chaos run, a program of its own: `python -m tests.chaos.audit WHAT.json` prints the figures as JSON.
 
-Imports nothing of the recorder. Rule: it reads database, COS folder, callback receiver and process table with code of its own,
-and believes no message. What is lost, doubled or left is told in words, one line each.
+Imports nothing of the recorder. Rule: it reads database, COS folder, callback receiver, what a subscriber heard, and process
+table with code of its own, and believes no message. What is lost, doubled or left is told in words, one line each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ QUERIES = {
 class What:
     """What to look at. `received`: name → (webhook-id, body) of each POST; `expected`: (TaskId, speaker) that were live;
     `prefix`: what the keys of this run's objects begin with; `folder`: what only
-    processes of this run are told of; `pids`: its nodes."""
+    processes of this run are told of; `pids`: its nodes; `heard`: the file of a subscriber to the bus, where there is a bus;
+    `strays`: processes that were found to be left while the room was live."""
 
     database: str
     bucket: Path
@@ -42,11 +43,14 @@ class What:
     expected: list[tuple[str, str]]
     folder: str
     pids: list[int]
+    heard: Path | None = None
+    strays: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was found, in words; all but `repeated_posts` (allowed: the same body under the same id) are faults."""
+    """What was found, in words; all but `repeated_posts` and `repeated_deliveries` (allowed: the same body under the same id) and
+    `heard` (how many deliveries) are faults."""
 
     lost_recordings: list[str]
     lost_results: list[str]
@@ -55,20 +59,31 @@ class Figures:
     leaked_uploads: list[str]
     orphan_processes: list[str]
     repeated_posts: int
+    repeated_deliveries: int
+    heard: int
 
 
 def audit(what: What) -> Figures:
     """Look at everything."""
     found = reading.read(what.database, QUERIES)
     posts = [(webhook_id, body) for received in what.received.values() for webhook_id, body in received]
+    written = [row for row in found["messages"] if row["channel"] == "result"]
+    heard = reading.heard(what.heard) if what.heard else []
+    unheard = reading.unheard(found["results"], written, heard) if what.heard else []
     return Figures(
         lost_recordings=_lost_recordings(what, found["recordings"]),
-        lost_results=_lost_results(what, found, posts),
-        doubled_results=_doubled_results(found, posts) + _doubled_sessions(what, found["sessions"]),
+        lost_results=_lost_results(what, found, posts) + unheard,
+        doubled_results=[
+            *_doubled_results(found, posts),
+            *_doubled_sessions(what, found["sessions"]),
+            *reading.heard_doubled(written, heard),
+        ],
         doubled_objects=_doubled_objects(what, found["recordings"]),
         leaked_uploads=_leaked(what),
-        orphan_processes=_orphans(what),
+        orphan_processes=what.strays + _orphans(what),
         repeated_posts=len(posts) - len(set(posts)),
+        repeated_deliveries=len(heard) - len({each["Body"] for each in heard}),
+        heard=len(heard),
     )
 
 
@@ -132,8 +147,7 @@ def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[s
     for row in found["messages"]:
         if row["channel"] == "result":
             said = json.loads(row["body"])
-            attempt = said["data"].get("Attempt") or said["data"].get("Revision") or said.get("correlationid")
-            seen[f"{row['type']} {said.get('subject')} {attempt}"].add((said["id"], row["body"]))
+            seen[reading.about(said)].add((said["id"], row["body"]))
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     for row in found["results"]:
         numbers[row["task_id"]].append(row["revision"])
@@ -160,6 +174,29 @@ def _leaked(what: What) -> list[str]:
     return [f"{each['key']}: {len(each['parts'])} parts" for each in opened if each["key"].startswith(f"{what.prefix}/")]
 
 
+def strays(folder: str, nodes: set[int]) -> list[str]:
+    """Captures of a run that should be over although their room is live: no living node of the run has started them, or another
+    one records the same. A capture is known by the file that it writes, below `folder`."""
+    processes = {int(entry.name): entry for entry in Path("/proc").glob("[0-9]*")}
+    parents, captures = {}, {}
+    for pid, entry in processes.items():
+        try:
+            state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            files = [word for word in os.fsdecode((entry / "cmdline").read_bytes()).split("\0") if word.endswith(".flv")]
+        except OSError:
+            continue
+        if state != "Z":
+            parents[pid] = int(parent)
+            captures.update((pid, Path(file)) for file in files if file.startswith(f"{folder}/"))
+    found = [
+        f"{pid} captures {file.name} for no node" for pid, file in captures.items() if parents[pid] not in nodes & {*parents}
+    ]
+    recorded = [(file.parent.parent.name, file.parent.name) for file in captures.values()]
+    return found + [
+        f"{each} is captured {recorded.count(each)} times" for each in sorted(set(recorded)) if recorded.count(each) > 1
+    ]
+
+
 def _orphans(what: What) -> list[str]:
     """Nodes of the run that have not ended, and processes whose arguments, environment or working folder name its folder."""
     found = []
@@ -183,7 +220,7 @@ def _key(row: Row) -> str:
 def main() -> None:
     """Read what to look at from the file that is named, print the figures."""
     told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    told |= {name: Path(told[name]) for name in ("bucket", "uploads")}
+    told |= {name: Path(told[name]) for name in ("bucket", "uploads", "heard") if told[name]}
     sys.stdout.write(json.dumps(asdict(audit(What(**told)))) + "\n")
 
 

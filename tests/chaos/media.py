@@ -1,7 +1,8 @@
 """How much of what was live is missing in a file, told by the bar code in its pictures. Imports the bar code's reader.
 
 A speaker's frame numbers follow the clock: frame n was sent `n / 15` s after the stream began. What a kill lost is the time
-between the last frame that is in the file before it and the last one that had been sent by then.
+between the last frame that is in the file before it and the last one that had been sent by then; asked only of captures that the
+kill took along.
 """
 
 from __future__ import annotations

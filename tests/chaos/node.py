@@ -1,11 +1,13 @@
 """One node of the recorder with a harness at its fault points: `python -m tests.chaos.node PLAN serve …`.
 
 Imports `service` and nothing else of ours. PLAN is a JSON file: {"Folder", "Strikes": [{"Point", "Hit", "Act"}]}. Rule: each
-strike happens once, in whichever process comes first, and is written down in the folder just before.
+strike happens once, in whichever process comes first, and is written down in the folder just before, with the captures that
+this process has running: those, and no others, it takes along.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -39,6 +41,7 @@ class Harness:
     def _claimed(self, number: int, strike: dict[str, Any]) -> bool:
         """Write the strike down; False if another process was first."""
         told = {**strike, "Pid": os.getpid(), "MonotonicS": time.monotonic(), "UnixMs": time.time_ns() // 1_000_000}
+        told["Captures"] = captures()
         try:
             with self._path(number).open("x", encoding="utf-8") as file:
                 file.write(json.dumps(told))
@@ -48,6 +51,17 @@ class Harness:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"struck-{number}.json"
+
+
+def captures() -> list[str]:
+    """The files that ffmpegs of this process are writing now."""
+    found = []
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in listed.read_text().split():
+                words = os.fsdecode(Path(f"/proc/{child}/cmdline").read_bytes()).split("\0")
+                found += [word for word in words if word.endswith(".flv")]
+    return found
 
 
 def _do(act: str, point: str) -> None:

@@ -31,6 +31,8 @@ def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
         "points": [_point(engine, point, outcomes) for engine in plans.ENGINES for point in _struck_points(engine, outcomes)],
         "unstruck": {engine: _unstruck(engine, outcomes) for engine in plans.ENGINES},
         "repeated_posts": sum(o.repeated_posts for o in outcomes),
+        "heard": sum(o.heard for o in outcomes),
+        "repeated_deliveries": sum(o.repeated_deliveries for o in outcomes),
         "media_lost_to_a_kill_s": lost,
         "failures": [_failure(o) for o in outcomes if o.failed],
         "too_much_media_lost": too_much_lost(outcomes),
@@ -69,7 +71,10 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
             end = f"{row['end_median_s']:>8} ({row['end_max_s']})" if row["end_max_s"] is not None else "       –"
             lines.append(f"{row['point']:25}{row['runs']:>5}{acts}{faults}{end}")
         lost = _distribution([s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s])
-        lines.append(f"media lost to a kill, s: {_told(lost)}")
+        lines.append(f"media lost to a kill, by capture that it hit, s: {_told(lost)}")
+        heard = [(o.heard, o.repeated_deliveries) for o in outcomes if o.plan.engine == engine]
+        if engine == plans.DISTRIBUTED:
+            lines.append(f"heard by a subscriber: {sum(n for n, _ in heard)} results, {sum(n for _, n in heard)} of them again")
         unstruck = _unstruck(engine, outcomes)
         if 0 < len(unstruck) < len(rows):
             lines.append(f"not struck: {', '.join(unstruck)}")

@@ -6,12 +6,13 @@ Imports the tests' own eyes. Rule: what is noted is measured in that run, nothin
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import waiting
+from tests import subscriber, waiting
 from tests.chaos import audit
 from tests.e2e.conftest import BUCKET, World
 from tests.e2e.scenes import Scene
@@ -29,17 +30,25 @@ def note(what: str, figure: str) -> None:
         file.write(f"{what}: {figure}\n")
 
 
-async def audited(world: World, database: str, expected: Sequence[tuple[Scene, str]]) -> None:
-    """Wait until nothing is left to do; then nothing may be lost, doubled or leaked."""
+async def audited(
+    world: World, database: str, expected: Sequence[tuple[Scene, str]], heard: subscriber.Subscriber | None = None
+) -> audit.Figures:
+    """Wait until nothing is left to do; then nothing may be lost, doubled or leaked, and all must be heard by the subscriber, who
+    is told to hear the rest."""
     tasks = sorted({scene.task_id for scene, _ in expected})
 
     async def over() -> bool:
         return not await asyncio.to_thread(audit.settled, database, tasks)
 
     await waiting.until(over, 60, "nothing to be left to do", every_s=0.5)
-    figures = await asyncio.to_thread(audit.audit, looked_at(world, database, [(s.task_id, who) for s, who in expected]))
-    found = {name: getattr(figures, name) for name in figures.__dataclass_fields__ if name != "repeated_posts"}
+    what = looked_at(world, database, [(s.task_id, who) for s, who in expected])
+    if heard is not None:
+        await heard.stop()
+        what = dataclasses.replace(what, heard=heard.path)
+    figures = await asyncio.to_thread(audit.audit, what)
+    found = {name: value for name, value in dataclasses.asdict(figures).items() if isinstance(value, list)}
     assert not any(found.values()), found
+    return figures
 
 
 def looked_at(world: World, database: str, expected: list[tuple[str, str]]) -> audit.What:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from assembly import admission
+from assembly import admission, capacity, cpu
 from machine import errors, model
 from store import store as stores
 from tests import engines
@@ -31,6 +31,40 @@ async def test_refused_where_no_living_worker_has_room(
     await store.heartbeat("w1", room=FULL)
     with pytest.raises(errors.InsufficientSpace, match="the best has 3 MiB free, and 9 MiB are needed"):
         await door.look()
+
+
+def _unreadable() -> model.Room:
+    """What a worker says of itself while its spool cannot be read."""
+
+    def gone() -> int:
+        raise errors.Unavailable("The spool folder /s cannot be read: Stale file handle.")
+
+    limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
+    live = cpu.LiveCpu(dict, cpus=1)
+    return capacity.Capacity(NoBus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0).room()
+
+
+class NoBus:
+    """Captures that nobody asks for."""
+
+    async def pause_captures(self) -> None:
+        """Nothing to pause."""
+
+    async def resume_captures(self) -> None:
+        """Nothing to resume."""
+
+
+async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Admission, store: stores.Store) -> None:
+    """With no spool to be read now, a start is to come again, and hears why; otherwise those that can be read decide alone."""
+    await store.heartbeat("w1", room=_unreadable())
+    with pytest.raises(errors.Unavailable, match="/s cannot be read: Stale file handle") as refused:
+        await door.look()
+    assert refused.value.retry
+    await store.heartbeat("w2", room=FULL)
+    with pytest.raises(errors.InsufficientSpace, match="has 3 MiB free, and 9 MiB are needed"):
+        await door.look()
+    await store.heartbeat("w2", room=ROOMY)
+    assert await door.look() == ()
 
 
 async def test_what_only_makes_captures_wait_is_a_warning(door: admission.Admission, store: stores.Store) -> None:

@@ -47,6 +47,31 @@ async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
     assert await _secrets(desk, task_id) == ""
 
 
+async def test_secrets_outlive_keep_failed_as_long_as_they_are_used(desk: desks.Desk) -> None:
+    """KEEP_FAILED of one recording is over while another of its session is replayed, or was, and the session is Open: they stay
+    for whoever speaks next, and go when KEEP_FAILED is over once more."""
+    task_id = await desk.start()
+    await desk.publish("al")
+    await desk.publish("bo")
+    await desk.capture(f"{task_id}/bo/1", reason="eof")
+    await desk.say("stop", TaskId=task_id)
+    await desk.recorded(f"{task_id}/bo/1")
+    await desk.jump(7 * 24 * model.HOUR - model.MINUTE)
+    await desk.say("replay", TaskId=task_id, Speaker="bo", From="joining", UserSig="MARK-fresh")
+    await desk.capture(f"{task_id}/bo/1", reason="eof")
+    await desk.trtc("user-left", "bo")
+    await desk.jump(40_000)
+    await desk.capture(f"{task_id}/bo/1", media_ms=0, reason="eof")
+    await desk.recorded(f"{task_id}/bo/1")
+    await desk.jump(model.MINUTE)
+    assert await desk.states(task_id) == {"al/1": "Failed", "bo/1": "Done"}
+    assert (await desk.session(task_id)).state == "Open"
+    assert await _secrets(desk, task_id) == "MARK-fresh"
+    await desk.say("stop", TaskId=task_id)
+    await desk.jump(7 * 24 * model.HOUR)
+    assert await _secrets(desk, task_id) == ""
+
+
 async def test_secrets_lie_nowhere_in_plain(desk: desks.Desk, database: engines.Database) -> None:
     """Planted secrets, a callback's address among them, are in no table and no file of the database; wiped, not even sealed."""
     task_id = await desk.start(Callback="https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query")

@@ -181,6 +181,25 @@ async def test_a_start_that_no_spool_has_room_for_is_refused(store: stores.Store
     assert len(refused.id.encode()) < 100
 
 
+async def test_a_start_that_cannot_be_judged_now_comes_again(store: stores.Store, clock: engines.Clock) -> None:
+    """While no spool can be read, a start on the bus is neither refused nor lost: said again, it is accepted."""
+    away = [errors.Unavailable("no spool can be read")]
+
+    async def inspect(_: codec.Data) -> tuple[str, ...]:
+        if away:
+            raise away[0]
+        return ()
+
+    desk = desks.sit_down(store, clock, inspect)
+    said = codec.make("start", id="s", time_ms=0, data=desks.START)
+    with pytest.raises(errors.Unavailable, match="no spool can be read"):
+        await desk.decider.decide_from_bus(said)
+    assert await desk.messages("result") == []
+    away.clear()
+    await desk.decider.decide_from_bus(said)
+    assert [m.type for m in await desk.messages("result")] == ["session-accepted"]
+
+
 async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> None:
     """What is looked at before a start (space, bucket) can refuse it with nothing written, or warn."""
 
@@ -197,8 +216,8 @@ async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> Non
 
 
 async def test_a_repeat_is_not_held_against_its_surroundings(desk: desks.Desk) -> None:
-    """Once a session is open, full spools keep no fresh UserSig from it; and the very same start, said again after a lost answer,
-    gets the first answer whatever is wrong by then. Credentials that the bucket refuses are refused all the same."""
+    """Once a session is open, full or unreadable spools keep no fresh UserSig from it; the very same start, said again after a
+    lost answer, gets the first answer whatever is wrong by then. Credentials that the bucket refuses are refused all the same."""
     wrong: list[errors.RecorderError] = []
 
     async def inspect(_: codec.Data) -> tuple[str, ...]:
@@ -209,11 +228,14 @@ async def test_a_repeat_is_not_held_against_its_surroundings(desk: desks.Desk) -
     desk.decider = deciding.Decider(desk.store, applying.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
     said = codec.make("start", id="first", time_ms=desk.clock(), data=desks.START)
     first = await desk.decider.decide(said)
-    wrong[:] = [errors.InsufficientSpace("no worker has room")]
-    assert await desk.decider.decide(said) == first
-    assert await desk.start(UserSig="MARK-fresh") == first["TaskId"]
-    async with desk.store.transaction() as tx:
-        assert (await tx.secrets(first["TaskId"])).user_sig == "MARK-fresh"
+    for error in (errors.InsufficientSpace("no worker has room"), errors.Unavailable("no spool can be read")):
+        wrong[:] = [error]
+        assert await desk.decider.decide(said) == first
+        assert await desk.start(UserSig=f"MARK-{error.code}") == first["TaskId"]
+        async with desk.store.transaction() as tx:
+            assert (await tx.secrets(first["TaskId"])).user_sig == f"MARK-{error.code}"
+        with pytest.raises(type(error)):
+            await desk.start(RoomId=77)
     wrong[:] = [errors.InvalidParameter("the key is refused", field="CosConfig.SecretKey")]
     assert await desk.decider.decide(said) == first
     with pytest.raises(errors.InvalidParameter):

@@ -7,11 +7,13 @@ processes: there is one way fewer to go wrong, and each of its commits is durabl
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import structlog
 
 from events import codec, requests
 from handlers import applying, deciding
@@ -157,9 +159,7 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
     first, second = nodes
 
     async def take(owner: str, looks: int) -> bool:
-        # A look takes as long as a statement or two of the stop: so the lease comes before each of them.
-        for _ in range(looks):
-            await second.store.holds_lease(owner, 1, "n2")
+        await later(second, looks)
         return bool(await persisted(lambda: second.store.take_lease(owner, 1, "n2", desks.LEASE_MS)))
 
     for room in range(RACES[database.engine] // 10):
@@ -177,6 +177,114 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
         value = await first.recording(owner)
         assert (value.state, value.capture) == (states.FAILED, "none")
         assert (await first.session(task_id)).state == states.FINISHED
+
+
+async def test_a_start_and_two_replays_of_one_key_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """Two sessions of one key are replayed from Joining while a start asks for the key, on two nodes: one of the three has it
+    Open, the start is told which, and a replay that came too late is refused."""
+    first, second = nodes
+    for room in range(1, RACES[database.engine] // 50 + 1):
+        tasks = [await without_media(first, room) for _ in range(2)]
+        replays = [unless_refused(desk.say("replay", TaskId=task_id)) for desk, task_id in zip(nodes, tasks, strict=True)]
+        started, *replayed = await asyncio.gather(second.start(RoomId=room, Mode="00"), *replays)
+        opened = database.ask(f"SELECT task_id FROM sessions WHERE state = 'Open' AND room = '{room}'")
+        assert opened == [(started,)]
+        assert [answer is not None for answer in replayed] == [task_id == started for task_id in tasks]
+
+
+async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """KEEP_FAILED of one recording is over while another of its session is replayed with fresh secrets: they are kept."""
+    first, second = nodes
+    numbers = range(RACES[database.engine] // 10)
+    failed = [ended_badly(number) for number in numbers]
+    async with first.store.transaction() as tx:
+        for session, recordings in failed:
+            await tx.add_session(session, requests.Secrets(user_sig="MARK-old"))
+            for recording in recordings:
+                await tx.add_recording(recording)
+            await tx.arm(recordings[0].id, "keep", 0)
+    over = {deadline.owner: deadline.serial for deadline in await first.store.due_deadlines(len(failed))}
+
+    async def keep_is_over(owner: str, looks: int) -> None:
+        await later(first, looks)
+        await first.say("deadline-passed", Owner=owner, Kind="keep", Serial=over[owner])
+
+    for number, (session, (al, bo)) in zip(numbers, failed, strict=True):
+        fresh = second.say("replay", TaskId=session.task_id, Speaker=bo.speaker, UserSig="MARK-fresh")
+        await asyncio.gather(keep_is_over(al.id, number % 10), fresh)
+        async with first.store.transaction() as tx:
+            assert (await tx.secrets(session.task_id)).user_sig == "MARK-fresh"
+
+
+async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """A node looks at what it left, its last word before the crash is decided elsewhere, and so is a renewal's note, all at the
+    same moment: what is known of the segment is the most that any of them said."""
+    first, second = nodes
+    for number in range(RACES[database.engine] // 25):
+        owner = f"{await first.start(RoomId=number + 1, SubscribeUserIds=['al'])}/al/1"
+        await first.take(owner)
+        said = {"SizeBytes": 9, "LastPacketMs": first.clock()}
+
+        async def note(owner: str = owner, looks: int = number % 5) -> None:
+            await later(second, looks)
+            await second.store.note_segment(owner, 1, {"media_ms": 5_000, "size_bytes": 5, "last_packet_ms": 1})
+
+        await asyncio.gather(
+            first.outcome("ffmpeg-exit", owner, 1, Job="capture", Reason="eof", MediaMs=10_000, **said),
+            second.say("worker-lost", Owner=owner, Epoch=1, Node="n1", MediaMs=9_000, **said),
+            note(),
+        )
+        segment = (await first.store.segments(owner))[0]
+        assert (segment.media_ms, segment.last_packet_ms) == (10_000, first.clock())
+
+
+async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.Desk], database: engines.Database) -> None:
+    """Sessions are stopped on one node while another says that their deadlines are over, or forgives the time in which there was
+    no node: nobody waits for a lock that the other holds, which PostgreSQL would end after a second by refusing one of them."""
+    first, second = nodes
+    clock = first.clock
+    with structlog.testing.capture_logs() as lines:
+        for number in range(RACES[database.engine] // 50):
+            tasks = [await first.start(RoomId=room) for room in range(1, 5)]
+            await first.store.heartbeat("n1")
+            clock.advance(model.HOUR)
+            over = {d.owner: d for d in await first.store.due_deadlines() if d.kind == ("idle", "join")[number % 2]}
+            deadline = over[tasks[0]]
+            said = first.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
+            stops = [second.say("stop", TaskId=task_id) for task_id in tasks]
+            forgiven, *_ = await asyncio.gather(first.store.resume("n2", "", None, over_ms=model.MINUTE), said, *stops)
+            assert forgiven == model.HOUR
+    assert [line["detail"] for line in lines if line["event"] == "decision.conflict"] == []
+
+
+async def without_media(desk: desks.Desk, room: int) -> str:
+    """A finished session in which nobody was heard; its TaskId."""
+    task_id = await desk.start(RoomId=room)
+    await desk.publish(RoomId=room)
+    await desk.say("stop", TaskId=task_id)
+    return task_id
+
+
+def ended_badly(number: int) -> tuple[model.Session, list[model.Recording]]:
+    """A finished session whose two recordings failed without media, longer ago than KEEP_FAILED."""
+    session, recordings = uploading(number)
+    session = dataclasses.replace(session, state=states.FINISHED, finished_ms=1, revision=1)
+    ended = {"state": states.FAILED, "code": states.FAILURE_OF[states.JOINING], "ended_ms": 1, "job": None, "output": None}
+    return session, [model.changed(recording, **ended) for recording in recordings]
+
+
+async def unless_refused(replay: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The answer; None if it was refused."""
+    try:
+        return await replay
+    except errors.Refused:
+        return None
+
+
+async def later(desk: desks.Desk, looks: int) -> None:
+    """A look takes as long as a statement or two of a decision: so what follows falls between others of its statements."""
+    for _ in range(looks):
+        await desk.store.holds_lease("nobody", 1, "n")
 
 
 async def asked(desk: desks.Desk, owner: str) -> list[tuple[str, int]]:

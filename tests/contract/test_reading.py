@@ -68,14 +68,14 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: reading.Rea
     """Finished sessions are in it with a failure whose files are kept, a recording that lives, or a result that was not taken."""
     done = recording(0, state=states.DONE)
     await add(store, session(0, state=states.FINISHED), done)
-    await add(store, session(1, state=states.FINISHED), replace(done, task_id=IDS[1], state=states.FAILED))
+    await add(store, session(1, state=states.FINISHED), replace(done, task_id=IDS[1], state=states.FAILED, ended_ms=1))
     await add(store, session(2, state=states.FINISHED), replace(done, task_id=IDS[2], state=states.UPLOADING))
     await add(store, session(3, state=states.FINISHED))
     async with store.transaction() as tx:
         for index, state in ((0, callback.DELIVERED), (3, callback.FAILED)):
             await tx.add_callback(model.Callback(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
-    assert await store.mark_removed(f"{IDS[1]}/a/b/1")
+    assert await store.mark_removed(f"{IDS[1]}/a/b/1", failed_before_ms=2)
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
 
 

@@ -40,6 +40,8 @@ async def test_workers_that_live_tell_their_room(store: stores.Store, clock: eng
     await store.heartbeat("api")
     await store.heartbeat("w1", room=room)
     await store.heartbeat("w2", room=model.Room(free_bytes=2**40, needed_bytes=0))
+    await store.heartbeat("w3", room=model.Room(free_bytes=None, needed_bytes=0, busy="its spool cannot be read"))
     await store.heartbeat("w1", room=model.Room(free_bytes=11, needed_bytes=20))
     found = await store.worker_rooms(clock())
-    assert [(r.free_bytes, r.needed_bytes, r.busy) for r in found] == [(11, 20, ""), (2**40, 0, "")]
+    said = [(r.free_bytes, r.needed_bytes, r.busy) for r in found]
+    assert said == [(11, 20, ""), (2**40, 0, ""), (None, 0, "its spool cannot be read")]

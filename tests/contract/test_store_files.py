@@ -8,6 +8,7 @@ import pytest
 
 from machine import errors, model
 from store import store as stores
+from store import values
 from tests import engines, examples
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
@@ -56,6 +57,10 @@ async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None
     await store.register_segment(owner, 2, "m")
     await store.note_segment(owner, 2, {"media_ms": 5})
     assert [(s.epoch, s.media_ms) for s in await store.segments(owner)] == [(1, 900), (2, 5)]
+    async with store.transaction() as tx:
+        await tx.close_segment(owner, 2, {"media_ms": 7, "reason": "eof"})
+    await store.note_segment(owner, 2, {"media_ms": 6})
+    assert [s.media_ms for s in await store.segments(owner)] == [900, 7], "what is noted late takes nothing away"
 
 
 async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
@@ -71,7 +76,10 @@ async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
     for epoch, node in ((2, "n"), (1, "m")):
         assert not await store.save_upload_state(owner, epoch, node, {"upload_id": "stale"})
     assert await store.upload_state(owner) == body
-    await store.forget_upload_state(owner)
+    await examples.moved(store, owner, epoch=2, job=model.Job(kind="upload", state="queued"))
+    await store.forget_upload_state(owner, 1)
+    assert await store.upload_state(owner) == body, "its successor goes on from it"
+    await store.forget_upload_state(owner, 2)
     assert await store.upload_state(owner) is None
 
 
@@ -122,9 +130,10 @@ async def test_what_may_be_removed(store: stores.Store) -> None:
     await _ended(store)
     assert set(await store.removable(1_000)) == {f"{examples.TASK}/done/1"}
     assert set(await store.removable(1_001)) == {f"{examples.TASK}/{s}/1" for s in ("done", "partial", "failed")}
-    assert await store.mark_removed(f"{examples.TASK}/done/1")
-    assert not await store.mark_removed(f"{examples.TASK}/done/1")
-    assert not await store.mark_removed(f"{examples.TASK}/live/1")
+    assert await store.mark_removed(f"{examples.TASK}/done/1", 1_001)
+    assert not await store.mark_removed(f"{examples.TASK}/done/1", 1_001)
+    assert not await store.mark_removed(f"{examples.TASK}/live/1", 1_001)
+    assert not await store.mark_removed(f"{examples.TASK}/failed/1", 1_000)
     assert set(await store.removable(1_001)) == {f"{examples.TASK}/partial/1", f"{examples.TASK}/failed/1"}
 
 
@@ -132,7 +141,7 @@ async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) 
     """A decision that saw the files must be made again when the janitor gave them up meanwhile."""
     await _ended(store)
     seen = await examples.saved(store, f"{examples.TASK}/failed/1")
-    assert await store.mark_removed(seen.id)
+    assert await store.mark_removed(seen.id, 1_001)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_recording(seen, dataclasses.replace(seen, state="Transcoding"))
@@ -146,14 +155,15 @@ async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.St
     owner = f"{examples.TASK}/failed/1"
     await store.register_segment(owner, 2, "n2")
     assert await store.given_up("n1") == []
-    await store.mark_removed(owner)
+    await store.mark_removed(owner, 1_001)
     assert await store.given_up("n1") == await store.given_up("n2") == await store.given_up("") == [owner]
     assert await store.given_up("n3") == []
-    (epoch,) = await store.files_of(owner, "n1") or []
-    await store.forget_files(owner, "n1", [epoch])
+    assert await store.files_of(owner, "n1") == values.Files(until_epoch=1, segments=(1,))
+    await store.forget_files(owner, "n1", [1])
     assert await store.given_up("n1") == []
     assert [s.node for s in await store.segments(owner)] == ["n2"]
-    assert await store.files_of(owner, "") == [2]
+    await examples.moved(store, owner, epoch=2)
+    assert await store.files_of(owner, "") == values.Files(until_epoch=2, segments=(2,))
     await store.forget_files(owner, "", [2])
     assert await store.given_up("n2") == []
     assert await store.segments(owner) == []
@@ -165,25 +175,19 @@ async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.S
     await _ended(store)
     owner = f"{examples.TASK}/failed/1"
     await examples.moved(store, owner, output_node="n5")
-    await store.mark_removed(owner)
+    await store.mark_removed(owner, 1_001)
     assert await store.given_up("n5") == [owner]
-    await store.forget_files(owner, "n5", await store.files_of(owner, "n5") or [])
+    assert await store.files_of(owner, "n5") == values.Files(until_epoch=1, segments=())
+    await store.forget_files(owner, "n5", [])
     assert await store.given_up("n5") == []
     assert await store.given_up("n1") == [owner]
 
 
-async def test_a_spent_session(store: stores.Store) -> None:
-    """A session is spent when all its recordings' files were given up."""
+async def test_what_may_lie_on_any_spool(store: stores.Store) -> None:
+    """Of the sessions asked for: recordings whose files were given up, up to which epoch, and finished files that count."""
     await _ended(store)
-    assert not await store.spent(examples.TASK)
-    for speaker in ("done", "partial", "failed"):
-        await store.mark_removed(f"{examples.TASK}/{speaker}/1")
-    assert not await store.spent(examples.TASK), "one is still live"
-    await examples.moved(store, f"{examples.TASK}/live/1", state="Done", job=None)
-    await store.mark_removed(f"{examples.TASK}/live/1")
-    assert await store.spent(examples.TASK)
-
-
-async def test_what_the_database_does_not_know_is_not_spent(store: stores.Store) -> None:
-    """A session that is not in the database may be in another: its files are nobody's to delete."""
-    assert not await store.spent(examples.TASK)
+    await examples.moved(store, f"{examples.TASK}/live/1", epoch=7, output=model.Output(duration_ms=1, size_bytes=1, epoch=5))
+    await store.mark_removed(f"{examples.TASK}/failed/1", 1_001)
+    found = [(r.recording_id.split("/")[1], r.epoch, r.given_up, r.output_epoch) for r in await store.remains([examples.TASK])]
+    assert found == [("failed", 1, True, None), ("live", 7, False, 5), ("partial", 1, False, 0)]
+    assert await store.remains([examples.OTHER]) == await store.remains([]) == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from handlers import sweeper
@@ -14,8 +17,8 @@ AWAY_MS = model.HOUR
 OWNER = f"{examples.TASK}/al/1"
 
 
-def _sweeper(store: stores.Store, clock: engines.Clock, node: str = "n") -> sweeper.Sweeper:
-    return sweeper.Sweeper(store, node=node, policy=POLICY, clock=clock)
+def _sweeper(store: stores.Store, clock: engines.Clock, node: str = "n", **more: Any) -> sweeper.Sweeper:
+    return sweeper.Sweeper(store, node=node, policy=POLICY, clock=clock, **more)
 
 
 async def _types(store: stores.Store) -> list[str]:
@@ -34,7 +37,7 @@ async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clo
     """After an hour of standing still (a suspended machine, a database away) neither lease nor deadline is over: both have the
     time again that they had left."""
     made = _sweeper(store, clock)
-    await made._resume(clock())
+    await made.look()
     await _live(store, clock)
     await made.look()
     clock.advance(AWAY_MS)
@@ -45,10 +48,75 @@ async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clo
     assert await _types(store) == []
 
 
+STANDSTILLS = ["before the sign of life", "after the sign of life", "before the deadlines", "after the deadlines"]
+
+
+def _stand_still(monkeypatch: pytest.MonkeyPatch, store: stores.Store, name: str, when: str, then: Callable[[], None]) -> None:
+    """Let the time of `then` pass within the next call of this method of the store, before or after the database answered."""
+    real = getattr(store, name)
+    left = [then]
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        passing = left.pop() if left else None
+        if passing and when == "before":
+            passing()
+        answer = await real(*args, **more)
+        if passing and when == "after":
+            passing()
+        return answer
+
+    monkeypatch.setattr(store, name, slow)
+
+
+@pytest.mark.parametrize("where", STANDSTILLS)
+async def test_standing_still_inside_a_round(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Wherever in a round it stands still, or waits for the database: what ran out meanwhile is not said, the time is given back
+    once to all nodes together, and then the deadline comes when it should."""
+    others = [_sweeper(store, clock, name) for name in ("a", "b")]
+    made = _sweeper(store, clock)
+    await made.look()
+    await _live(store, clock)
+    clock.advance(sweeper.HEARTBEAT_MS)
+    when, _, what = where.partition(" the ")
+    for name in ("heartbeat", "resume") if what == "sign of life" else ("due_deadlines",):
+        _stand_still(monkeypatch, store, name, when, lambda: clock.advance(AWAY_MS))
+    await made.look()
+    for node in (made, *others, made):
+        await node.look()
+    assert await _types(store) == []
+    from_ms = clock()
+    while "deadline-passed" not in await _types(store):
+        clock.advance(sweeper.HEARTBEAT_MS)
+        await made.look()
+    assert 58_000 <= clock() - from_ms <= 60_000
+
+
+async def test_a_database_that_is_always_slow_holds_no_retry_up(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every look takes longer than a node may be silent, deadlines that no downtime moves are said all the same."""
+    made = _sweeper(store, clock)
+    await _live(store, clock)
+    async with store.transaction() as tx:
+        await tx.arm(OWNER, "retry", clock())
+    real = store.due_deadlines
+
+    async def slow() -> Any:
+        clock.advance(AWAY_MS)
+        return await real()
+
+    monkeypatch.setattr(store, "due_deadlines", slow)
+    await made.look()
+    (said,) = await store.unsent()
+    assert b'"retry"' in said.body
+
+
 async def test_another_nodes_signs_of_life_leave_deadlines_alone(store: stores.Store, clock: engines.Clock) -> None:
     """A node that stood still while another was alive forgives nothing: the other could have tried."""
     made = _sweeper(store, clock)
-    await made._resume(clock())
+    await made.look()
     await _live(store, clock)
     clock.advance(AWAY_MS)
     await store.heartbeat("other")
@@ -60,7 +128,7 @@ async def test_nodes_that_come_back_together_forgive_once(store: stores.Store, c
     """The second of two nodes back from the same outage finds the first's sign of life, and moves no deadline again."""
     nodes = [_sweeper(store, clock, name) for name in ("a", "b")]
     for node in nodes:
-        await node._resume(clock())
+        await node.look()
     await _live(store, clock)
     clock.advance(AWAY_MS)
     for node in nodes:
@@ -81,11 +149,11 @@ async def test_forgetting_that_fails_keeps_no_lease_from_being_judged(
 
     monkeypatch.setattr(store, "forget_inbox", fails)
     made = _sweeper(store, clock)
-    await made._resume(clock())
+    await made._beat()
     await _live(store, clock)
     with pytest.raises(OSError, match="no room"):
         await made.look()
-    await store.heartbeat("other")
-    clock.advance(examples.LEASE_MS + 1)
-    await made.round()
+    for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 1):
+        clock.advance(sweeper.HEARTBEAT_MS)
+        await made.look()
     assert await _types(store) == ["worker-lost"]

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import aiohttp
 import pytest
 
 from bus import topology
-from simulator import server
+from simulator import server, usersig
 from simulator.cos import faults, signature
 from tests import buses, footing, planted, ports, postgres, rabbit, service_process, waiting
 from tests.e2e.conftest import APP, BUCKET, REGION, World, live_for
@@ -39,6 +40,7 @@ class Garden:
         self.token = token
         self.cos: dict[str, str] = {}
         self.written: dict[str, bytes] = {}
+        self.minted: set[str] = set()
         self._numbers = itertools.count()
 
     @property
@@ -83,8 +85,8 @@ class Garden:
 
 
 @pytest.fixture
-async def garden(tmp_path: Path, loops: Path, engine: str) -> AsyncIterator[Garden]:
-    """The world of the other tests, but with marked secrets from the ground up."""
+async def garden(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Garden]:
+    """The world of the other tests, but with marked secrets from the ground up, and ears for the UserSigs that are minted."""
     marks = planted.Planted()
     cos = {name: marks.make(f"{name} of the account") for name in ("SecretId", "SecretKey", "Token")}
     account = signature.Account(secret_id=cos["SecretId"], secret_key=cos["SecretKey"], token=cos["Token"])
@@ -102,11 +104,38 @@ async def garden(tmp_path: Path, loops: Path, engine: str) -> AsyncIterator[Gard
     keys = json.loads(service._environment["TRTC_CALLBACK_KEYS"])
     for app in (APP, MINTED, SIGNED):
         simulator.configure_app(app, callback_url=f"{service.url}/trtc/callbacks", callback_key=keys[str(app)])
+    minting = json.loads(service._environment["TRTC_KEYS"])[str(MINTED)]
+    simulator.configure_app(MINTED, user_sig_key=minting)
+    _overhear(made, monkeypatch)
     simulator.configure_app(SIGNED, user_sig_key=marks.make("TRTC's key of the application that verifies"))
     yield made
     await service.stop()
     await world.footing.remove(service.log)
     await simulator.stop()
+
+
+def _overhear(garden: Garden, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the UserSigs that the service mints, as they come to the simulator: nowhere else may they be seen."""
+    check = usersig.check
+
+    def heard(user_sig: str, *, sdk_app_id: int, **more: Any) -> str:
+        verdict = check(user_sig, sdk_app_id=sdk_app_id, **more)
+        if sdk_app_id == MINTED:
+            assert verdict == usersig.OK, "it was minted with the planted key"
+            garden.minted.add(user_sig)
+        return verdict
+
+    monkeypatch.setattr(usersig, "check", heard)
+
+
+def _learn_minted(garden: Garden) -> None:
+    """Search for the minted UserSigs from now on, and for the signatures in them."""
+    assert garden.minted
+    for number, user_sig in enumerate(sorted(garden.minted)):
+        garden.marks.learn(f"a minted UserSig ({number})", user_sig)
+        packed = base64.b64decode(user_sig.translate(str.maketrans("*-_", "+/=")))
+        garden.marks.learn(f"the signature in a minted UserSig ({number})", json.loads(zlib.decompress(packed))["TLS.sig"])
+        assert garden.marks.search("an address", f"…?usersig={quote(user_sig)}&remoteuserid=alice".encode())
 
 
 def _planted_settings(garden: Garden, ground: footing.Footing) -> dict[str, str]:
@@ -392,6 +421,7 @@ async def test_no_planted_secret_is_found(garden: Garden) -> None:
         marks.others["the key that was made"] = key_file.read_bytes().splitlines()[-1]
     garden.written |= {name: found for name, found in planted.files(world.folder / "service") if name != str(key_file)}
     garden.written |= dict(planted.files(world.simulator.folder / "cos" / BUCKET))
+    _learn_minted(garden)
     assert marks.search_all(garden.written) == []
     # The search itself: it finds what is there to be found, and was shown what it should see.
     assert marks.search("environment", environment)

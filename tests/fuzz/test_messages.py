@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from tests import footing, waiting
+from tests.e2e import audit
 from tests.e2e.conftest import World
 from tests.fuzz import messages as fuzz
-from tests.fuzz import tally, thrown
+from tests.fuzz import tally, thrown, witnesses
 
 IN_TEST = 400
 # What a decision takes on a busy machine, and what there is to wait for in any case.
@@ -26,7 +27,8 @@ def test_a_seed_gives_the_same_messages() -> None:
 
 @pytest.mark.timeout(3_600 if tally.CASES else 180)
 async def test_every_message_is_handled_or_parked(world: World) -> None:
-    """None is lost, none is left, none ends the process; what is parked says why; a session beside them goes its way."""
+    """None is lost, left, or both handled and parked, and none ends the process: what is handled has left a witness of its own,
+    what is parked says why; a session beside them goes its way."""
     count = tally.CASES // 2 or IN_TEST
     service = await world.serve(LINGER="1s", PULL_ADDRESS="rtmp://127.0.0.1:9/pull/{room}?u={userid}&s={speaker}")
     pid = service.pid
@@ -34,10 +36,15 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     sent = list(fuzz.messages(tally.SEED, count))
     if world.engine == footing.EMBEDDED:
         sent = [thrown.as_text(message) for message in sent]
-    found = await _thrown(world, sent)
+    log = witnesses.Log(service.log)
+    found = await _thrown(world, log, sent)
     assert found.lost(sent) == []
+    assert found.over == []
     assert len(found.parked) + len(found.handled) == count
-    assert all(found.parked.values())
+    assert all(reason for reasons in found.parked.values() for reason in reasons)
+    assert world.footing is not None
+    assert found.unwritten(audit.read(world.footing.database, witnesses.QUERIES), sent) == []
+    assert any("command" in how for how in found.handled.values())
     run = tally.Tally(name=f"Fuzzed messages, {world.engine}", cases=count, ends=found.ends())
     assert service.pid == pid
     assert (await service.session(beside))["State"] == "Open"
@@ -45,19 +52,19 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     await service.finished(beside)
     await waiting.until(lambda: _answers(world, beside), what="the result of the session beside")
     assert await service.stop() == 0
+    if world.engine == footing.DISTRIBUTED:
+        assert await witnesses.left(world.footing.settings["AMQP_PREFIX"], log.nodes) == []
     run.show("the process is the same one, and ended with 0 when it was told to; the session beside was finished and told")
 
 
-async def _thrown(world: World, sent: Sequence[fuzz.Message]) -> thrown.Found:
+async def _thrown(world: World, log: witnesses.Log, sent: Sequence[fuzz.Message]) -> witnesses.Found:
     foot = world.footing
     assert foot is not None
     limit_s = AT_LEAST_S + EACH_S * len(sent)
     if world.engine == footing.EMBEDDED:
-        rows = thrown.insert(foot, sent)
-        await thrown.handed_out(foot, rows, limit_s)
-        return await thrown.by_outbox(foot, rows, sent)
+        return await thrown.by_outbox(foot, log, thrown.insert(foot, sent), sent, limit_s)
     await thrown.publish(foot.settings["AMQP_PREFIX"], sent)
-    return await thrown.by_broker(foot, sent, limit_s)
+    return await thrown.by_broker(foot, log, sent, limit_s)
 
 
 def _answers(world: World, task_id: str) -> bool:

@@ -426,8 +426,10 @@ async def test_what_was_begun_and_never_written_down_is_given_up(server: Cos, up
     assert server.asked.count("abort") == 2
 
 
-async def test_an_upload_whose_lease_was_refused_is_given_up(server: Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """A worker that was frozen while it began an upload, and is not the holder any more, takes the upload back."""
+async def test_an_upload_whose_lease_was_refused_is_given_up(
+    server: Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """A worker that was frozen while it began an upload, and is not the holder any more, takes that upload back, and no other."""
 
     async def refused(_: cos.UploadState) -> None:
         raise errors.LeaseRefused
@@ -435,6 +437,14 @@ async def test_an_upload_whose_lease_was_refused_is_given_up(server: Cos, upload
     with pytest.raises(errors.LeaseRefused):
         await uploader.upload(file, target(server), KEYS, state=None, save=refused)
     assert server.uploads == {}
+    # What its successor has begun meanwhile, or goes on with, is not its to give up.
+    whole = {number: data[(number - 1) * MIB : number * MIB] for number in (1, 2, 3)}
+    for state in (None, cos.UploadState(upload_id="successor", part_size_bytes=MIB)):
+        server.uploads["successor"], server.keys["successor"] = dict(whole), KEY
+        server.script["complete"] = [refuse(400, "InvalidPart")]
+        with pytest.raises(errors.LeaseRefused):
+            await uploader.upload(file, target(server), KEYS, state=state, save=refused)
+        assert server.uploads == {"successor": whole}
 
 
 async def test_part_with_other_content_is_sent_again(server: Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,14 +25,26 @@ from tests import certificates, flv_source, waiting
 from tests.flv_source import FFMPEG
 
 MARK = b"MARK-OF-A-FILE-THAT-IS-NOBODYS-BUSINESS"
+HTTPS = "https://127.0.0.1:{inside}/x"
 REDIRECTS = (
     "file://{secret}", "{secret}", "ffconcat:{secret}", "concat:{secret}|{secret}", "subfile,,start,0,end,9,,:{secret}",
     "data:video/x-flv;base64,RkxWAQ==", "crypto:file:{secret}", "cache:file:{secret}", "async:file:{secret}", "tee:{secret}",
     "pipe:0", "fd:0", "unix:{secret}", "tcp://127.0.0.1:{inside}", "udp://127.0.0.1:{inside}", "tls://127.0.0.1:{inside}",
     "rtmp://127.0.0.1:{inside}/a/b", "rtsp://127.0.0.1:{inside}/a", "gopher://127.0.0.1:{inside}/_x",
     "ftp://127.0.0.1:{inside}/x", "mmsh://127.0.0.1:{inside}/x", "icecast://127.0.0.1:{inside}/x",
-    "httpproxy://127.0.0.1:{inside}/x", "lavfi:testsrc",
+    "httpproxy://127.0.0.1:{inside}/x", "lavfi:testsrc", HTTPS,
 )  # fmt: skip
+# What ffmpeg opens if it may: files, whose mark is then in what is recorded, and calls, which then arrive.
+OPENED_FILES = ("file://{secret}", "{secret}", "concat:{secret}|{secret}", "cache:file:{secret}", "async:file:{secret}")
+OPENED_CALLS = (
+    HTTPS, "tls://127.0.0.1:{inside}", "rtmp://127.0.0.1:{inside}/a/b", "gopher://127.0.0.1:{inside}/_x",
+    "ftp://127.0.0.1:{inside}/x", "mmsh://127.0.0.1:{inside}/x", "httpproxy://127.0.0.1:{inside}/x",
+)  # fmt: skip
+PROTOCOLS = (
+    "file,http,https,tcp,tls,udp,rtmp,rtmps,rtsp,gopher,ftp,mmsh,icecast,httpproxy,concat,concatf,subfile,data,crypto,cache,async,"
+    "tee,pipe,fd,unix"
+)
+FORMATS = "concat,hls,dash,sdp,rtp,rtsp,flv"
 
 
 def amf_bomb(depth: int) -> bytes:
@@ -199,8 +212,32 @@ async def in_turn(addresses: list[str], folder: Path) -> list[capture.CaptureExi
     return list(await asyncio.gather(*(one(number, address) for number, address in enumerate(addresses))))
 
 
-async def test_no_redirect_leads_to_another_protocol(server: Server, secret: Path, tmp_path: Path, spool: Path) -> None:
-    """302 to files, pipes, scripts and other protocols: nothing is opened, nothing arrives, nothing is recorded."""
+def lift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on captures may speak every protocol and read every format: what is refused still, ffmpeg refuses by itself."""
+    script, args = ffmpeg.capture_script, ffmpeg.capture_args
+
+    def any_format(address: str, *, timeout_s: float) -> bytes:
+        ours, lifted = b"option format_whitelist flv\n", f"option format_whitelist {FORMATS}\n".encode()
+        made = script(address, timeout_s=timeout_s)
+        assert ours in made
+        return made.replace(ours, lifted)
+
+    def any_argument(*given: Any) -> list[str]:
+        made = args(*given)
+        assert "concat,flv" in made
+        return [FORMATS if word == "concat,flv" else word for word in made]
+
+    for scheme in list(ffmpeg._PROTOCOLS):
+        monkeypatch.setitem(ffmpeg._PROTOCOLS, scheme, PROTOCOLS)
+    monkeypatch.setattr(ffmpeg, "capture_script", any_format)
+    monkeypatch.setattr(ffmpeg, "capture_args", any_argument)
+
+
+async def test_no_redirect_leads_to_another_protocol(
+    server: Server, secret: Path, tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """302 to files, pipes, scripts and other protocols: nothing is opened, nothing arrives, nothing is recorded. Of these ffmpeg
+    refuses all but one by itself, as the control shows: without our list of protocols, the redirect to HTTPS is followed."""
     before = listing(tmp_path)
     addresses = []
     for number, target in enumerate(REDIRECTS):
@@ -214,11 +251,46 @@ async def test_no_redirect_leads_to_another_protocol(server: Server, secret: Pat
     assert server.inside == 0
     assert [name for name in listing(tmp_path) if name not in before and not name.startswith("spool/")] == []
     assert marked(spool) == []
+    lift(monkeypatch)
+    https = REDIRECTS.index(HTTPS)
+    await in_turn([address for number, address in enumerate(addresses[:-1]) if number != https], spool)
+    assert (server.inside, marked(spool)) == (0, [])
+    await run(addresses[https], spool, "https")
+    assert server.inside == 1
 
 
-async def test_no_script_of_a_server_is_obeyed(server: Server, secret: Path, tmp_path: Path, spool: Path) -> None:
+async def test_only_the_protocols_of_a_pull_are_spoken(
+    server: Server, secret: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever an address comes from, the script itself included: no file is opened, and nobody is called by a protocol that a
+    pull has no need of. Without our list of protocols ffmpeg would open every one of these."""
+    named = ffmpeg.capture_script
+    place = "http://place.invalid/"
+
+    def unchecked(address: str, *, timeout_s: float) -> bytes:
+        return named(place, timeout_s=timeout_s).replace(ffmpeg._quoted(place.encode()), ffmpeg._quoted(address.encode()))
+
+    monkeypatch.setattr(ffmpeg, "capture_script", unchecked)
+    files = [target.format(secret=secret) for target in OPENED_FILES]
+    calls = [target.format(inside=server.inside_port) for target in OPENED_CALLS]
+    ended = await in_turn([*files, *calls], spool)
+    assert {one.progress.media_ms for one in ended} == {0}
+    assert (server.inside, marked(spool)) == (0, [])
+    lift(monkeypatch)
+    for number, address in enumerate(files):
+        await run(address, spool, f"lifted-{number}")
+    assert [path.stem for path in sorted(marked(spool))] == [f"lifted-{number}" for number in range(len(files))]
+    for address in calls:
+        called = server.inside
+        await run(address, spool, "call")
+        assert server.inside > called, address
+
+
+async def test_no_script_of_a_server_is_obeyed(
+    server: Server, secret: Path, tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer that is a script or a playlist, whatever its type says, is no stream: what it names is not opened, not even
-    on its own server."""
+    on its own server. Without our list of formats, ffmpeg opens what the first script names; the others it does not take."""
     inside = f"http://127.0.0.1:{server.inside_port}/x.flv"
     bodies = [
         "ffconcat version 1.0\nfile next.flv\n",
@@ -236,6 +308,11 @@ async def test_no_script_of_a_server_is_obeyed(server: Server, secret: Path, tmp
     assert server.inside == 0
     assert sorted(server.asked) == sorted(f"/{n}.flv" for n in range(len(bodies)))
     assert marked(spool) == []
+    lift(monkeypatch)
+    server.asked.clear()
+    await in_turn(addresses, spool)
+    assert sorted(server.asked) == sorted(["/next.flv", *(f"/{n}.flv" for n in range(len(bodies)))])
+    assert (server.inside, marked(spool)) == (0, [])
 
 
 async def test_no_stream_harms_the_service(server: Server, spool: Path) -> None:

@@ -19,7 +19,6 @@ from machine import model, states
 from store import values
 from tests.simulated import dictionary_transaction as transactions
 
-AWAY_KINDS = ("join", "idle", "linger")
 Tables = transactions.Tables
 
 
@@ -137,7 +136,7 @@ class Store:
     async def note_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down what is known of a segment while it grows."""
         row = self.tables.segments.get((recording_id, epoch))
-        if row is not None and not self._superseded(recording_id, epoch):
+        if row is not None and not row["reason"] and not self._superseded(recording_id, epoch):
             async with self._write() as tx:
                 tx.put(self.tables.segments, (recording_id, epoch), row | dict(values))
 
@@ -164,10 +163,11 @@ class Store:
             tx.put(self.tables.uploads, recording_id, copy.deepcopy(dict(body)))
         return True
 
-    async def forget_upload_state(self, recording_id: str) -> None:
-        """Forget what an upload had reached."""
-        async with self._write() as tx:
-            tx.drop(self.tables.uploads, recording_id)
+    async def forget_upload_state(self, recording_id: str, epoch: int) -> None:
+        """Forget what the upload of `epoch` had reached, but not what its successor has."""
+        if not self._superseded(recording_id, epoch):
+            async with self._write() as tx:
+                tx.drop(self.tables.uploads, recording_id)
 
     async def assignment(self, recording_id: str) -> values.Assignment | None:
         """What a worker needs to know of a recording's job; None if there is no such recording."""
@@ -212,7 +212,7 @@ class Store:
         """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
         async with self._write() as tx:
             for key, (at_ms, serial) in list(self.tables.deadlines.items()):
-                if key[1] in AWAY_KINDS:
+                if key[1] in model.FORGIVEN:
                     tx.put(self.tables.deadlines, key, (at_ms + away_ms, serial))
             live = (states.OPEN, *states.CAPTURING)
             kept: tuple[dict[str, Any], ...] = (self.tables.sessions, self.tables.recordings)
@@ -247,20 +247,13 @@ class Store:
     # --- clean-up ---------------------------------------------------------------------------------------------------------
     async def removable(self, failed_before_ms: int) -> list[str]:
         """Recordings whose files are kept and not wanted any more."""
-        return [
-            r.id
-            for r in self.tables.recordings.values()
-            if not r.files_removed
-            and (
-                (r.state == states.DONE and not (r.output and r.output.missing))
-                or (r.final and r.ended_ms is not None and r.ended_ms < failed_before_ms)
-            )
-        ][:100]
+        return [r.id for r in self.tables.recordings.values() if _unwanted(r, failed_before_ms)][:100]
 
-    async def mark_removed(self, recording_id: str) -> bool:
-        """Give the files of a final recording up, before they are deleted. False: a replay came first and needs them."""
+    async def mark_removed(self, recording_id: str, failed_before_ms: int) -> bool:
+        """Give the files of a recording up that is still `removable`, before they are deleted. False: a replay came first, and
+        needs them, or has ended and left others."""
         found = self.tables.recordings.get(recording_id)
-        if found is None or not found.final or found.files_removed:
+        if found is None or not _unwanted(found, failed_before_ms):
             return False
         async with self._write() as tx:
             given_up = model.changed(found, files_removed=True, version=found.version + 1)
@@ -273,13 +266,13 @@ class Store:
         held = [r for r in self.tables.recordings.values() if r.files_removed]
         return [r.id for r in held if r.id in lying or (node and r.output_node == node)][:100]
 
-    async def files_of(self, recording_id: str, node: str) -> list[int] | None:
-        """The epochs of the segments of a given-up recording on the spool of `node`; None if a replay has begun meanwhile."""
+    async def files_of(self, recording_id: str, node: str) -> values.Files | None:
+        """What of a given-up recording lies on the spool of `node`; None if a replay has begun meanwhile."""
         found = self.tables.recordings.get(recording_id)
         if found is None or not found.files_removed:
             return None
-        there = self.tables.segments.items()
-        return [key[1] for key, row in there if key[0] == recording_id and node in ("", row["node"])]
+        there = [key[1] for key, row in self.tables.segments.items() if key[0] == recording_id and node in ("", row["node"])]
+        return values.Files(until_epoch=found.epoch, segments=tuple(epoch for epoch in there if epoch <= found.epoch))
 
     async def forget_files(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
         """Forget segments, and the finished file, that were deleted from the spool of `node`."""
@@ -290,10 +283,18 @@ class Store:
             if node and found is not None and found.files_removed and found.output_node == node:
                 tx.put(self.tables.recordings, recording_id, model.changed(found, output_node=""))
 
-    async def spent(self, task_id: str) -> bool:
-        """Whether nothing of this session is wanted on the spool any more: it is known, and every file was given up."""
-        of_session = [r for r in self.tables.recordings.values() if r.task_id == task_id]
-        return bool(of_session) and all(r.files_removed for r in of_session)
+    async def remains(self, task_ids: Sequence[str]) -> list[values.Remains]:
+        """What nothing can want any more of these sessions, wherever it lies."""
+        return [
+            values.Remains(
+                recording_id=r.id,
+                epoch=r.epoch,
+                given_up=r.files_removed,
+                output_epoch=r.output.epoch if r.output is not None else None,
+            )
+            for r in sorted(self.tables.recordings.values(), key=lambda r: r.id)
+            if r.task_id in task_ids and (r.files_removed or r.output is not None)
+        ]
 
     async def forget_inbox(self, before_ms: int) -> None:
         """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""
@@ -352,3 +353,9 @@ class _Open:
 
 def _message(line: transactions.Line) -> values.Message:
     return values.Message(seq=line.seq, channel=line.channel, type=line.type, node=line.node, body=line.body)
+
+
+def _unwanted(value: model.Recording, failed_before_ms: int) -> bool:
+    whole = value.state == states.DONE and not (value.output and value.output.missing)
+    over = value.final and value.ended_ms is not None and value.ended_ms < failed_before_ms
+    return not value.files_removed and (whole or over)

@@ -76,8 +76,9 @@ class Node:
 
     def sweep(self) -> None:
         """A round of its sweeper. Those since the last one found nothing, and are not played."""
-        self.sweeper._looked_ms = self.world.clock.now_ms
-        driving.run(self.sweeper.round())
+        driving.run(self.world.store.heartbeat(self.name))
+        self.sweeper._beat_ms = self.world.clock.now_ms
+        driving.run(self.sweeper.look())
 
     # --- life -------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -125,7 +126,7 @@ class Node:
         if self.awake:
             self.world.faults += 1
             beat(self.world)
-            self.sweeper._looked_ms = self.world.clock.now_ms
+            self.sweeper._beat_ms = self.world.clock.now_ms
             self.world._say(f"{self.name} freezes for {for_ms / 1000:g} s")
             self.frozen = True
             self.world.look_again()
@@ -137,7 +138,7 @@ class Node:
             self.world._say(f"{self.name} wakes")
             beat(self.world)
             self.frozen = False
-            driving.run(self.sweeper.round())
+            driving.run(self.sweeper.look())
             self.world.look_again()
             waiting, self._waiting = self._waiting, []
             for what in waiting:

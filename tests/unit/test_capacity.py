@@ -121,17 +121,20 @@ async def test_a_load_limit_is_the_machines() -> None:
     assert part.full() == "the load per core is 3.0, MAX_LOAD is 2"
 
 
-async def test_a_spool_that_is_gone_is_full() -> None:
-    """A worker whose spool cannot be looked at has room for nothing, and says why; its signs of life go on."""
+async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
+    """A worker whose spool cannot be looked at takes no capture, says why, and not that it is full; its signs of life go on."""
 
     def gone() -> int:
         raise errors.Unavailable("the spool is gone")
 
     limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu.LiveCpu(dict, cpus=1)
-    part = capacity.Capacity(Bus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0)
-    assert part.full() == "the spool is gone"
-    assert part.room().free_bytes < part.room().needed_bytes
+    bus, captures = Bus(), Captures()
+    part = capacity.Capacity(bus, limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0)
+    with pytest.raises(errors.Full, match="the spool is gone"):
+        await part.take(captures.begin)
+    assert (captures.running, bus.wanted) == (0, False)
+    assert part.room().free_bytes is None
 
 
 def test_the_cpus_of_a_container_are_its_quota(tmp_path: Path) -> None:

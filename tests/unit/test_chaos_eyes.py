@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ class Remains:
         self.database = folder / "recorder.db"
         self.bucket, self.uploads = folder / "bucket", folder / "uploads"
         self.posts = [("T.1", json.dumps(BODY))]
+        self.heard: list[tuple[str, dict[str, Any]]] | None = None
         output = json.dumps({"SizeBytes": len(CONTENT), "Crc64": str(reading.crc64(CONTENT)), "DurationMs": 5})
-        done = json.dumps({"id": "d1", "subject": "T/al/1", "data": {"Attempt": 1}})
+        done = json.dumps({"id": "d1", "type": "recording-done", "subject": "T/al/1", "data": {"Attempt": 1}})
         self.put("run/T/al_1.mp4", CONTENT)
         self.say(TABLES)
         self.say("INSERT INTO sessions VALUES ('T', 'Finished', 1)")
@@ -65,9 +68,27 @@ class Remains:
                 expected=[("T", "al")],
                 folder=str(self.folder / "node"),
                 pids=[],
+                heard=self._written(),
             )
         )
         return {name: len(getattr(found, name)) for name in report.FAULTS if getattr(found, name)}
+
+    def hear(self) -> None:
+        """From now on there is a subscriber too, and he heard all."""
+        finished = {"id": "T.1", "type": "session-finished", "subject": "T", "data": BODY}
+        done = {"id": "d1", "type": "recording-done", "subject": "T/al/1", "data": {"Attempt": 1}}
+        self.say("DELETE FROM outbox")
+        for seq, event in enumerate((finished, done)):
+            self.say(f"INSERT INTO outbox VALUES ({seq}, 'result', '{event['type']}', '{json.dumps(event)}', 1, '')")
+        self.heard = [(str(event["id"]), event) for event in (finished, done)]
+
+    def _written(self) -> Path | None:
+        if self.heard is None:
+            return None
+        path = self.folder / "heard.jsonl"
+        lines = [{"Key": f"result.{event['type']}", "Id": id_, "Body": json.dumps(event)} for id_, event in self.heard]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
 
 
 @pytest.fixture
@@ -114,6 +135,57 @@ def test_a_fault_outside_of_the_database_is_seen(remains: Remains) -> None:
     with subprocess.Popen(["cat"], cwd=here, stdin=subprocess.PIPE):
         found = remains.audited()
     assert found == {"doubled_results": 1, "doubled_objects": 1, "leaked_uploads": 1, "orphan_processes": 1}
+
+
+def test_what_a_subscriber_did_not_hear_is_lost_and_a_second_word_is_doubled(remains: Remains) -> None:
+    """All heard, and some of it again: no fault. Not heard, heard with another body, heard though never written, said under a
+    second id, or under a message_id that is not the event's: each is one."""
+    remains.hear()
+    assert remains.heard is not None
+    finished, done = whole = remains.heard
+    remains.heard = [finished, done, finished]
+    assert remains.audited() == {}
+    remains.heard = [finished]
+    assert remains.audited() == {"lost_results": 1}
+    remains.heard = [done]
+    assert remains.audited() == {"lost_results": 2}, "the message, and the result that it tells"
+    remains.heard = [finished, ("d1", done[1] | {"time": "later"})]
+    assert remains.audited() == {"lost_results": 1}
+    remains.heard = [*whole, ("d1", done[1] | {"time": "later"})]
+    assert remains.audited() == {"doubled_results": 1}
+    remains.heard = [*whole, ("d2", done[1] | {"id": "d2"})]
+    assert remains.audited() == {"doubled_results": 2}, "it was never written, and it is a second one"
+    remains.heard = [finished, ("other", done[1])]
+    assert remains.audited() == {"doubled_results": 1}
+
+
+def test_a_capture_of_no_node_and_one_too_many_are_seen(tmp_path: Path) -> None:
+    """By the file that a process writes: whose parent is no living node, or that records what another one does; a capture of
+    another run is none of it."""
+    run, other = tmp_path / "run-1", tmp_path / "run-10"
+    writers = [
+        [sys.executable, "-c", "input()", str(file)]
+        for file in (run / "a" / "T" / "al_1" / "1.flv", run / "b" / "T" / "al_1" / "2.flv", other / "T" / "al_1" / "1.flv")
+    ]
+    with contextlib.ExitStack() as running:
+        first, second, _ = (running.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE)) for words in writers)
+        me = os.getpid()
+        assert audit.strays(str(run), {me}) == ["('T', 'al_1') is captured 2 times"]
+        second.kill()
+        second.wait()
+        assert audit.strays(str(run), {me}) == []
+        assert audit.strays(str(run), {second.pid}) == [f"{first.pid} captures 1.flv for no node"]
+
+
+def test_a_kill_costs_media_in_the_captures_that_it_hit() -> None:
+    """Of two captures on two nodes the kill of one node takes one along, and its loss is counted once; a strike that kills
+    nothing costs nothing."""
+    struck = [
+        {"Act": plans.KILL, "MonotonicS": 5.0, "Captures": ["/run/cfs/T/al_1/00000001.flv"]},
+        {"Act": plans.KILL, "MonotonicS": 6.0, "Captures": []},
+        {"Act": plans.FREEZE, "MonotonicS": 7.0, "Captures": ["/run/cfs/T/bo_1/00000001.flv"]},
+    ]
+    assert worlds._hit(struck) == {"al_1": [5.0]}
 
 
 def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> None:

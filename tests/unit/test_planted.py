@@ -36,10 +36,13 @@ def written(secret: str) -> dict[str, bytes]:
     return found
 
 
-def test_every_form_is_found() -> None:
-    """A search that finds nothing anywhere would prove nothing."""
+@pytest.mark.parametrize("secret", ["", "eJyrVgrxCdYrSy1SslJQMtIzUNJR*-ItkpqTm_"])
+def test_every_form_is_found(secret: str) -> None:
+    """A search that finds nothing anywhere would prove nothing; what was made elsewhere is found as what is ours."""
     marks = planted.Planted()
-    secret = marks.make("here")
+    if secret:
+        marks.learn("made elsewhere", secret)
+    secret = secret or marks.make("here")
     missed = [name for name, content in written(secret).items() if not marks.search(name, content)]
     assert missed == []
 

@@ -66,20 +66,20 @@ def test_a_transcode_that_was_superseded_ends_in_nothing(tmp_path: Path) -> None
         path.write_bytes(b"x")
     owned.remove_parts("T", "anna", 1, 10)
     assert [path.exists() for path in (old, new, *parts)] == [True, True, False, True]
-    owned.remove_files("T", "anna", 1, [])
+    owned.remove_outputs("T", "anna", 1, 11, 10)
+    assert [path.exists() for path in (old, new, *parts)] == [False, True, False, True]
+    owned.remove_files("T", "anna", 1, 9)
+    assert new.exists()
+    owned.remove_files("T", "anna", 1, 10)
     assert not old.parent.exists()
 
 
 def test_removing_leaves_the_others(tmp_path: Path) -> None:
-    """A recording's files go without its neighbour's, a session's go together, and both may be asked for twice."""
+    """A recording's files go without its neighbour's, and may be asked for twice."""
     owned = spool.Spool(tmp_path)
     paths = [owned.segment_path("T", "anna", 1, 1), owned.segment_path("T", "anna", 2, 1), owned.segment_path("U", "bob", 1, 1)]
     for path in paths:
         path.write_bytes(b"x")
-    owned.remove_files("T", "anna", 1, [1])
-    owned.remove_files("T", "anna", 1, [1])
+    assert [owned.remove_files("T", "anna", 1, 1) for _ in range(2)] == [1, 0]
     assert [path.exists() for path in paths] == [False, True, True]
-    owned.remove_session("T")
-    owned.remove_session("T")
-    assert [path.exists() for path in paths] == [False, False, True]
     assert owned.free_bytes() > 0
