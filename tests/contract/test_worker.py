@@ -296,7 +296,7 @@ async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
     before = await node.recording()
     await node.worker.stop()
     assert capture.killed
-    node.steps.scanned = Progress(media_ms=7_000, size_bytes=70, last_packet_ms=failed_before_ms=node.clock())
+    node.steps.scanned = Progress(media_ms=7_000, size_bytes=70, last_packet_ms=node.clock())
     node.worker = node.new_worker()
     await node.worker.start()
     assert "start-capture" in await node.relay()
