@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ async def result(world: World, name: int | str, revision: int, timeout_s: float 
 
 def kept(world: World, task_id: str) -> list[Path]:
     """The session's segments on the spool."""
-    return sorted((world.service.folder / "spool" / task_id).rglob("*.flv"))
+    # Not rglob: it fails when the folder goes while it looks.
+    found = [Path(folder, name) for folder, _, names in os.walk(world.service.folder / "spool" / task_id) for name in names]
+    return sorted(path for path in found if path.suffix == ".flv")
 
 
 async def failed_transcode(world: World, folder: Path) -> str:

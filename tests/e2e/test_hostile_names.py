@@ -82,7 +82,9 @@ def held_open(pid: int, spool: Path) -> list[str]:
 
 def in_spool(spool: Path) -> list[str]:
     """Every path of the spool, from its root."""
-    return [str(path.relative_to(spool)) for path in spool.rglob("*") if path.name not in (".lock", ".node")]
+    # Not rglob: it fails when a folder goes while it looks.
+    found = [Path(folder, name) for folder, folders, names in os.walk(spool) for name in (*folders, *names)]
+    return [str(path.relative_to(spool)) for path in found if path.name not in (".lock", ".node")]
 
 
 async def recorded(scene: Scene, user: str, speaker: str, folder: str) -> None:
