@@ -27,7 +27,10 @@ class Admission:
             return ("No worker is alive: nothing is captured until one is.",)
         known = [(room.free_bytes, room) for room in rooms if room.free_bytes is not None]
         if not known:
-            raise errors.Unavailable(f"No worker can read its spool now; try again in a moment. {_reasons(rooms)}")
+            raise errors.Unavailable(
+                f"No worker can read its spool now ({_reasons(rooms)}). Try again in a moment; if it stays so, look at that"
+                " folder's disk or mount, and run `recorder doctor` there."
+            )
         fitting = [room for free_bytes, room in known if free_bytes >= room.needed_bytes]
         if not fitting:
             free_bytes, best = max(known, key=lambda each: each[0] - each[1].needed_bytes)

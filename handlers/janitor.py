@@ -66,7 +66,7 @@ class Janitor:
             await self._store.mark_removed(recording_id, failed_before_ms)
         listed = await self._store.given_up(self._node)
         for recording_id in listed:
-            await self._tell_stuck(recording_id, self._remove(recording_id))
+            await self._remove(recording_id)
         if self._clock() >= self._next_disk_ms:
             self._next_disk_ms = self._clock() + DISK_EVERY_MS
             await self._look_at_disk(set(listed))
@@ -76,7 +76,8 @@ class Janitor:
         if files is None:
             return
         faults.faultpoint("cleanup.remove.before")
-        await self._steps.remove(recording_id, files.until_epoch)
+        if await self._tell_stuck(recording_id, self._steps.remove(recording_id, files.until_epoch)) is None:
+            return
         faults.faultpoint("cleanup.remove.after")
         await self._store.forget_files(recording_id, self._node, files.segments)
         log.info("spool.removed", owner=recording_id)
@@ -87,21 +88,23 @@ class Janitor:
         for first in range(0, len(kept), SESSIONS_AT_ONCE):
             for each in await self._store.remains(kept[first : first + SESSIONS_AT_ONCE]):
                 if each.recording_id not in listed:
-                    await self._tell_stuck(each.recording_id, self._remove_remains(each))
+                    await self._remove_remains(each)
 
     async def _remove_remains(self, each: ports.Remains) -> None:
-        files = 0
         if each.given_up:
-            files = await self._steps.remove(each.recording_id, each.epoch)
+            removing = self._steps.remove(each.recording_id, each.epoch)
         elif each.output_epoch is not None:
-            files = await self._steps.remove_outputs(each.recording_id, each.epoch, each.output_epoch)
-        if files:
+            removing = self._steps.remove_outputs(each.recording_id, each.epoch, each.output_epoch)
+        else:
+            return
+        if files := await self._tell_stuck(each.recording_id, removing):
             log.info("spool.leftover_removed", owner=each.recording_id, files=files)
 
-    async def _tell_stuck(self, recording_id: str, removing: Awaitable[None]) -> None:
-        """One file that cannot be deleted must not keep all others on the disk."""
+    async def _tell_stuck(self, recording_id: str, removing: Awaitable[int]) -> int | None:
+        """How many files went; None if one could not be deleted, which must not keep all others on the disk."""
         try:
-            await removing
+            return await removing
         except OSError as error:
             said = error.strerror or str(error)
             log.error("janitor.not_removed", owner=recording_id, file=str(error.filename or ""), error=said, hint=HINT)
+            return None

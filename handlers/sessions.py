@@ -85,7 +85,7 @@ async def replay(step: applying.Applying) -> dict[str, Any]:
 async def room_destroyed(step: applying.Applying) -> None:
     """The room is gone: close its sessions that are older than the event, and forget who was in it."""
     data, tx = step.event.data, step.tx
-    room = await _room(step)
+    room = await room_of(step)
     await tx.note_callback(data["SdkAppId"])
     for current in await tx.sessions_in(room):
         if data["EventMs"] < current.opened_ms:
@@ -99,7 +99,7 @@ async def room_destroyed(step: applying.Applying) -> None:
 async def user_removed(step: applying.Applying) -> None:
     """The recording user was removed: close its session."""
     data, tx = step.event.data, step.tx
-    room = await _room(step)
+    room = await room_of(step)
     for current in await tx.sessions_in(room):
         if current.request.user_id == data["UserId"]:
             await recording_user_left(step, current)
@@ -216,7 +216,7 @@ async def _by_key(step: applying.Applying) -> model.Session:
     return current
 
 
-async def _room(step: applying.Applying) -> requests.Room:
+async def room_of(step: applying.Applying) -> requests.Room:
     """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the
     integer."""
     data = step.event.data
@@ -231,9 +231,6 @@ async def _room(step: applying.Applying) -> requests.Room:
         return integer
     open_there = any(s.state == states.OPEN for s in await step.tx.sessions_in(string))
     return string if open_there else integer
-
-
-room_of = _room
 
 
 def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recording]:

@@ -27,10 +27,9 @@ AWAY_MS = 3 * HEARTBEAT_MS
 
 
 class SweeperStore(ports.Store, Protocol):
-    """A store that can also forget what is over, and what nobody could have done."""
+    """A store that can also forget what is over."""
 
     async def forget_sessions(self, before_ms: int) -> int: ...
-    async def resume(self, node: str, url: str, room: model.Room | None, *, over_ms: int) -> int: ...
 
 
 class Sweeper:
@@ -93,7 +92,7 @@ class Sweeper:
         """A sign of life. Each gives sessions back the time in which no node gave one, because nobody can tell before where in a
         round this process will stand still, or the database be away; after such a time leases are counted anew."""
         now_ms = self._clock()
-        if away_ms := await self._store.resume(self._node, self._url(), self._room(), over_ms=AWAY_MS):
+        if away_ms := await self._store.heartbeat(self._node, self._url(), self._room(), over_ms=AWAY_MS):
             log.info("sweeper.downtime_forgiven", away_ms=away_ms)
         if now_ms > self._beat_ms + AWAY_MS:
             self._since_ms = now_ms

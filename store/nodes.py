@@ -16,8 +16,7 @@ from store import locks, tables
 ROOM = ("free_bytes", "needed_bytes", "busy")
 
 
-async def heartbeat(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None) -> None:
-    """A sign of life."""
+async def _write_down(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None) -> None:
     table = tables.nodes
     said: dict[str, Any] = {name: getattr(room, name) if room is not None else None for name in ROOM}
     values = {"seen_ms": now_ms, "url": url} | said
@@ -58,16 +57,18 @@ async def forgive(connection: AsyncConnection, away_ms: int) -> None:
     await connection.execute(update(table).where(table.c.kind.in_(model.FORGIVEN)).values(at_ms=table.c.at_ms + away_ms))
 
 
-async def resume(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None, *, over_ms: int) -> int:
-    """A sign of life that forgives the time in which there was none of any node, if it was longer than `over_ms`; returns it."""
-    away_ms = await _away_ms(connection, now_ms, over_ms)
-    if away_ms:
+async def heartbeat(
+    connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None, *, over_ms: int | None
+) -> int:
+    """As Store.heartbeat."""
+    away_ms = 0 if over_ms is None else await _away_ms(connection, now_ms, over_ms)
+    if away_ms and over_ms is not None:
         # Nodes that come back together would each forgive the same time; every other sign of life waits for nobody.
         await locks.hold(connection, locks.RESUME)
         away_ms = await _away_ms(connection, now_ms, over_ms)
     if away_ms:
         await forgive(connection, away_ms)
-    await heartbeat(connection, node, now_ms, url, room)
+    await _write_down(connection, node, now_ms, url, room)
     return away_ms
 
 

@@ -254,11 +254,12 @@ class Store:
             rows = (await connection.execute(found)).all()
         return [Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
 
-    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None) -> None:
+    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None, *, over_ms: int | None = None) -> int:
         """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and, as a worker, how much room it
-        has for captures."""
+        has for captures. If no node at all said so for longer than `over_ms` (None: whatever the time), that time is forgiven,
+        once, whoever else comes back too; returns it in ms, else 0."""
         async with self._write() as connection:
-            await nodes.heartbeat(connection, node, self._clock(), url, room)
+            return await nodes.heartbeat(connection, node, self._clock(), url, room, over_ms=over_ms)
 
     async def node_url(self, node: str, alive_since_ms: int) -> str:
         """Where the files of a node can be fetched; "" if it gave no sign of life since then, or offers none."""
@@ -269,22 +270,6 @@ class Store:
         """What the workers that gave a sign of life since then (Unix ms) say of their room, in the order of their names."""
         async with self._read() as connection:
             return await nodes.worker_rooms(connection, alive_since_ms)
-
-    async def last_seen_ms(self) -> int | None:
-        """When any node was last alive, Unix ms; None in a new database."""
-        async with self._read() as connection:
-            return await nodes.last_seen_ms(connection)
-
-    async def forgive_downtime(self, away_ms: int) -> None:
-        """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
-        async with self._write() as connection:
-            await nodes.forgive(connection, away_ms)
-
-    async def resume(self, node: str, url: str, room: model.Room | None, *, over_ms: int) -> int:
-        """Give the first sign of life after a while without. If no node at all gave one for longer than `over_ms`, that time is
-        forgiven, once, whoever else comes back too; returns it in ms, else 0."""
-        async with self._write() as connection:
-            return await nodes.resume(connection, node, self._clock(), url, room, over_ms=over_ms)
 
     # --- clean-up -------------------------------------------------------------------------------------------------------------
     async def removable(self, failed_before_ms: int) -> list[str]:

@@ -46,8 +46,9 @@ async def test_downtime_counts_for_nothing(desk: desks.Desk) -> None:
     """After an hour away, a session that waited for its first speaker waits on for the rest of its time."""
     task_id = await desk.start()
     await desk.wait(200_000)
+    await desk.store.heartbeat("n1")
     desk.clock.advance(model.HOUR)
-    await desk.store.forgive_downtime(model.HOUR)
+    assert await desk.store.heartbeat("n1", over_ms=0) == model.HOUR
     await desk.wait(99_000)
     assert (await desk.session(task_id)).state == "Open"
     await desk.wait(2_000)

@@ -252,7 +252,7 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.De
             deadline = over[tasks[0]]
             said = first.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
             stops = [second.say("stop", TaskId=task_id) for task_id in tasks]
-            forgiven, *_ = await asyncio.gather(first.store.resume("n2", "", None, over_ms=model.MINUTE), said, *stops)
+            forgiven, *_ = await asyncio.gather(first.store.heartbeat("n2", over_ms=model.MINUTE), said, *stops)
             assert forgiven == model.HOUR
     assert [line["detail"] for line in lines if line["event"] == "decision.conflict"] == []
 

@@ -165,8 +165,9 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
     async with store.transaction() as tx:
         for kind in ("join", "idle", "linger", "max-duration", "result-wait", "retry", "keep"):
             await tx.arm(examples.TASK, kind, clock() + 1_000)
+    await store.heartbeat("a")
     clock.advance(60_000)
-    await store.forgive_downtime(60_000)
+    assert await store.heartbeat("a", over_ms=59_999) == 60_000
     assert {d.kind for d in await store.due_deadlines()} == {"max-duration", "result-wait", "retry", "keep"}
     clock.advance(1_000)
     assert len(await store.due_deadlines()) == 7
@@ -180,11 +181,15 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
         }
 
 
-async def test_the_last_heartbeat_of_any_node_is_known(store: stores.Store, clock: engines.Clock) -> None:
-    """None in a new database, then the newest of all nodes."""
-    assert await store.last_seen_ms() is None
-    await store.heartbeat("a")
+async def test_the_last_heartbeat_of_any_node_counts(store: stores.Store, clock: engines.Clock) -> None:
+    """Nobody was away from a new database; then away is who comes after the newest of all signs of life, and longer than is let
+    pass."""
+    assert await store.heartbeat("a", over_ms=0) == 0
     clock.advance(5_000)
     await store.heartbeat("b")
     await store.heartbeat("b")
-    assert await store.last_seen_ms() == clock()
+    assert await store.heartbeat("a", over_ms=0) == 0
+    clock.advance(1_000)
+    assert await store.heartbeat("a", over_ms=1_000) == 0
+    clock.advance(1_000)
+    assert await store.heartbeat("a", over_ms=999) == 1_000

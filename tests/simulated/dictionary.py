@@ -190,9 +190,16 @@ class Store:
         due = [(at_ms, serial, key) for key, (at_ms, serial) in self.tables.deadlines.items() if at_ms <= now_ms]
         return [values.Deadline(owner=owner, kind=kind, serial=serial) for _, serial, (owner, kind) in sorted(due)[:limit]]
 
-    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None) -> None:
-        """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and how much room it has."""
-        self.tables.nodes[node] = (self._clock(), url, room)
+    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None, *, over_ms: int | None = None) -> int:
+        """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and how much room it has. If no node
+        said so for longer than `over_ms` (None: whatever the time), that time is forgiven; returns it in ms, else 0."""
+        now_ms, away_ms = self._clock(), 0
+        seen_ms = max((seen_ms for seen_ms, _, _ in self.tables.nodes.values()), default=None)
+        if over_ms is not None and seen_ms is not None and now_ms > seen_ms + over_ms:
+            away_ms = now_ms - seen_ms
+            await self._forgive(away_ms)
+        self.tables.nodes[node] = (now_ms, url, room)
+        return away_ms
 
     async def worker_rooms(self, alive_since_ms: int) -> list[model.Room]:
         """What the workers that gave a sign of life since then say of their room, in the order of their names."""
@@ -204,11 +211,7 @@ class Store:
         seen_ms, url, _ = self.tables.nodes.get(node, (-1, "", None))
         return url if seen_ms >= alive_since_ms else ""
 
-    async def last_seen_ms(self) -> int | None:
-        """When any node was last alive, Unix ms; None in a new database."""
-        return max((seen_ms for seen_ms, _, _ in self.tables.nodes.values()), default=None)
-
-    async def forgive_downtime(self, away_ms: int) -> None:
+    async def _forgive(self, away_ms: int) -> None:
         """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
         async with self._write() as tx:
             for key, (at_ms, serial) in list(self.tables.deadlines.items()):
@@ -220,16 +223,6 @@ class Store:
                 for id_, row in list(rows.items()):
                     if row.state in live:
                         tx.put(rows, id_, model.changed(row, idle_from_ms=row.idle_from_ms + away_ms))
-
-    async def resume(self, node: str, url: str, room: model.Room | None, *, over_ms: int) -> int:
-        """Give the first sign of life after a while without. If no other node gave one for longer than `over_ms` either, that
-        time is forgiven; returns it in ms, else 0."""
-        now_ms, seen_ms = self._clock(), await self.last_seen_ms()
-        away_ms = now_ms - seen_ms if seen_ms is not None and now_ms > seen_ms + over_ms else 0
-        if away_ms:
-            await self.forgive_downtime(away_ms)
-        await self.heartbeat(node, url, room)
-        return away_ms
 
     # --- reading ----------------------------------------------------------------------------------------------------------
     async def timeline(self, task_id: str) -> list[transactions.JournalLine]:

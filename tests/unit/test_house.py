@@ -24,9 +24,6 @@ ROOT = Path(__file__).parent.parent.parent
 ROOMS = ("machine", "handlers", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
 LOCKS = ("requirements.lock", "bootstrap.lock", "runtime.lock")
 MOST_LINES = 400
-LONGER = {
-    "service.py": (500, "the one file that joins the rooms, with its commands"),
-}
 MOST_LINES_TEST = 700  # a test file is a list, read one test at a time
 VAGUE_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "manager", "base", "misc"}
 FORBIDDEN = {
@@ -143,12 +140,11 @@ def test_every_module_begins_with_its_header() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    """A file has one job, so it is short; the few longer ones are named here, with their reason and their limit."""
-    found = [f"{path} is named here, and gone" for path in LONGER if not (ROOT / path).exists()]
+    """A file has one job, so it is short."""
+    found = []
     for path in files(".py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        usual = MOST_LINES_TEST if path.relative_to(ROOT).parts[0] == "tests" else MOST_LINES
-        limit, _ = LONGER.get(name(path), (usual, ""))
+        limit = MOST_LINES_TEST if path.relative_to(ROOT).parts[0] == "tests" else MOST_LINES
         if lines > limit:
             found.append(f"{name(path)}: {lines} lines, at most {limit}")
     assert found == []

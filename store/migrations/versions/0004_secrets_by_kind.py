@@ -72,4 +72,4 @@ def _origin(url: str) -> str:
 
 def downgrade() -> None:
     """What is sealed cannot be brought back here: restore a copy of before."""
-    raise NotImplementedError("There is no way back but a copy of the database from before.")
+    raise RuntimeError("What is sealed cannot be unsealed by a migration: restore a copy of the database from before it.")
