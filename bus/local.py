@@ -120,7 +120,8 @@ class LocalBus:
         else:
             faults.faultpoint("outbox.mark.before")
             await self._store.mark_sent(message.seq)
-            await self._over(message, counted)
+            self._due.pop(message.seq, None)
+            await self._tries.over(_name(message), counted)
             faults.faultpoint("outbox.mark.after")
 
     async def _failed(self, message: ports.Message, counted: int, error: Exception, *, park: bool) -> None:
@@ -137,12 +138,10 @@ class LocalBus:
 
     async def _park(self, message: ports.Message, counted: int, reason: str) -> None:
         log.error("bus.parked", seq=message.seq, channel=message.channel, reason=reason)
-        await self._store.mark_sent(message.seq, parked=reason)
-        await self._over(message, counted)
-
-    async def _over(self, message: ports.Message, counted: int) -> None:
-        self._due.pop(message.seq, None)
+        # The count first: one that is left behind would park the message anew as soon as an operator has it sent again.
         await self._tries.over(_name(message), counted)
+        await self._store.mark_sent(message.seq, parked=reason)
+        self._due.pop(message.seq, None)
 
     async def _published(self, event: codec.Event) -> None:
         for listener in self.listeners:

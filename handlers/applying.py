@@ -265,6 +265,8 @@ def _note(old: model.Recording, new: model.Recording) -> str:
         parts.append(f"attempt {new.attempt}")
     if new.present is not old.present:
         parts.append({True: "speaker present", False: "speaker left", None: "presence unknown"}[new.present])
+    if new.called and not old.called:
+        parts.append("a pull is on its way; the next one would start at once")
     if new.detail and new.detail != old.detail:
         parts.append(new.detail)
     return "; ".join(parts)

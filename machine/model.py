@@ -121,7 +121,8 @@ class Recording:
     """One appearance of one speaker, to its end: the persisted machine.
 
     `epoch` numbers its jobs; `tries` counts failures of the present step in a row; `present` is what callbacks say of the
-    speaker (None: nothing); `awaited` marks a subscribed speaker who was never seen (no entry in `Files`)."""
+    speaker (None: nothing); `awaited` marks a subscribed speaker who was never seen (no entry in `Files`); `called` says that
+    they switched a track on while a run was on its way, which may have come too early for it."""
 
     task_id: str
     speaker: str
@@ -136,6 +137,7 @@ class Recording:
     present: bool | None = None
     awaited: bool = False
     last_pull: bool = False
+    called: bool = False
     idle_from_ms: int = 0
     step_from_ms: int = 0
     opened_ms: int = 0

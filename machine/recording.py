@@ -63,9 +63,9 @@ NO_SUCH_JOB = "no such job is held in this state"
 Row = table.Row
 
 ROWS: tuple[table.Row, ...] = (
-    # The speaker is there. A pull is made at once unless one runs.
+    # The speaker is there. A pull is made at once unless one runs; that one may have been refused a moment too early.
     _ignore("user-publishing", CAPTURING, OVER, ("stopping",)),
-    Row(on="user-publishing", at=CAPTURING, when=("running",), do=("mark_present",)),
+    Row(on="user-publishing", at=CAPTURING, when=("running",), do=("mark_present", "note_call")),
     Row(on="user-publishing", at=CAPTURING, do=("mark_present", "queue_capture")),
     _ignore("user-publishing", LATER, OVER),
     # The speaker left. A running capture ends by itself; no new pull is made until user-publishing, or the end of LINGER.
@@ -81,8 +81,8 @@ ROWS: tuple[table.Row, ...] = (
     _ignore("stop", LATER, "it is not capturing any more"),
     # Media of a wanted track is on disk.
     _ignore("capture-started", ALL, STALE, ("stale",)),
-    Row(on="capture-started", at=(J,), when=("running",), to=R, do=("note_media",)),
-    Row(on="capture-started", at=(R,), when=("running",), do=("note_media",)),
+    Row(on="capture-started", at=(J,), when=("running",), to=R, do=("note_media", "answer_call")),
+    Row(on="capture-started", at=(R,), when=("running",), do=("note_media", "answer_call")),
     _ignore("capture-started", ALL, NO_SUCH_JOB),
     # Media is on disk although no capture-started was heard of it: from a run that has just ended, or a superseded one. `decide`
     # makes this move first, before what would end Joining for lack of media.
@@ -101,6 +101,7 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="capture-exit", at=CAPTURING, when=("absent",), unless=("last_pull",), do=("count_media", "end_capture")),
     Row(on="capture-exit", at=CAPTURING, when=("at_once", "got_media"), do=("count_media", "queue_capture")),
     Row(on="capture-exit", at=CAPTURING, when=("at_once",), unless=("tried_often",), do=("count_try", "queue_capture")),
+    Row(on="capture-exit", at=CAPTURING, when=("called",), do=("count_media", "queue_capture")),
     Row(on="capture-exit", at=CAPTURING, do=("count_media", "wait_capture")),
     # The lease of a capture, transcode or upload ended without an outcome.
     _ignore("worker-lost", ALL, STALE, ("stale",)),

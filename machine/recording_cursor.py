@@ -106,6 +106,10 @@ class Cursor:
         """It was the last try, at the end of LINGER."""
         return self.recording.last_pull
 
+    def called(self, _: EventData) -> bool:
+        """A track was switched on since this run was asked for, and no media was told of since."""
+        return self.recording.called
+
     def at_once(self, _: EventData) -> bool:
         """The run ended only because a track appeared, or because its node stops: the stream is live."""
         return self.facts.data.get("Reason") in ("new-track", "node-stopping")
@@ -155,13 +159,21 @@ class Cursor:
 
     # --- actions --------------------------------------------------------------------------------------------------------
     def mark_present(self, _: EventData) -> None:
-        """The speaker is there: no linger, no last pull."""
-        self._set(present=True, awaited=False, last_pull=False)
+        """The speaker is there: no linger, no last pull, and pauses grow from the shortest again."""
+        self._set(present=True, awaited=False, last_pull=False, tries=0)
         self._add(effects.Disarm("linger"))
+
+    def note_call(self, _: EventData) -> None:
+        """The run on its way may be too early for the track: should it end without media, the next one starts at once."""
+        self._set(called=True)
+
+    def answer_call(self, _: EventData) -> None:
+        """The run was early enough."""
+        self._set(called=False)
 
     def mark_absent(self, _: EventData) -> None:
         """The speaker left: LINGER begins."""
-        self._set(present=False, awaited=False, last_pull=False)
+        self._set(present=False, awaited=False, last_pull=False, called=False)
         self.arm_linger(_)
 
     def arm_linger(self, _: EventData) -> None:
@@ -257,10 +269,6 @@ class Cursor:
         self._set(stop_requested=True)
         self._add(effects.Command("stop-capture"))
 
-    def note_stop(self, _: EventData) -> None:
-        """From here on it is stopped."""
-        self._set(stop_requested=True)
-
     def note_media(self, _: EventData) -> None:
         """Media is on disk."""
         data = self.facts.data
@@ -352,7 +360,7 @@ class Cursor:
 
     def _queue(self, kind: str, *, anywhere: bool = False) -> None:
         node = "" if anywhere else self._place(kind)
-        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED, node=node))
+        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED, node=node), called=False)
         self._add(effects.Disarm("retry"))
         self._add(effects.Command(f"start-{kind}"))
         if node:

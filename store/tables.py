@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -101,6 +102,7 @@ recordings = Table(
     Column("present", Boolean),
     Column("awaited", Boolean, nullable=False),
     Column("last_pull", Boolean, nullable=False),
+    Column("called", Boolean, nullable=False, server_default=false()),
     Column("idle_from_ms", BigInteger, nullable=False),
     Column("step_from_ms", BigInteger, nullable=False),
     Column("opened_ms", BigInteger, nullable=False),

@@ -143,6 +143,7 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
         present=False,
         awaited=True,
         last_pull=True,
+        called=True,
         idle_from_ms=2**53,
         step_from_ms=4,
         ended_ms=5,

@@ -67,6 +67,7 @@ class Case:
     present: bool | None = None
     awaited: bool = False
     last_pull: bool = False
+    called: bool = False
     tries: int = 0
     media_ms: int = 0
     reason: str = "eof"
@@ -107,6 +108,7 @@ class Case:
             present=self.present,
             awaited=self.awaited,
             last_pull=self.last_pull,
+            called=self.called,
             idle_from_ms=NOW_MS - (1_000 if self.media_lately else POLICY.idle_timeout_ms + 1),
             step_from_ms=NOW_MS - (POLICY.upload_retry_for_ms + 1 if self.upload_over else 1_000),
             code="FailedRecording" if self.state == "Failed" else "",
@@ -250,6 +252,8 @@ def _capture_exit(c: Case) -> Expected:
     if c.present is False and not c.last_pull:
         return Expected(stays, before, capture="none")  # no pull until user-publishing or the end of LINGER
     if c.reason in ("new-track", "node-stopping"):  # the stream is live: the next segment starts now
+        return Expected(stays, before, capture="queued", command="start-capture", raised=True)
+    if c.called:  # a track was switched on when this run may have been refused already
         return Expected(stays, before, capture="queued", command="start-capture", raised=True)
     return Expected(stays, before, capture="waiting", raised=True, armed="retry")
 
@@ -396,6 +400,7 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "reason": reasons,
             "present": (None, True, False),
             "last_pull": (False, True),
+            "called": (False, True),
             "segments": (False, True),
         },
         "worker-lost": {
@@ -529,6 +534,7 @@ RECORDINGS = st.builds(
     present=st.none() | st.booleans(),
     awaited=st.booleans(),
     last_pull=st.booleans(),
+    called=st.booleans(),
     idle_from_ms=TIMES,
     step_from_ms=TIMES,
     opened_ms=TIMES,
@@ -625,69 +631,3 @@ def test_a_failure_has_the_code_of_its_state_and_keeps_the_files(
         assert got.recording.code == codes.get(got.moves[-1][0], "FailedCosWrite")
         assert got.recording.detail
         assert effects.Arm("keep", facts.now_ms + facts.policy.keep_failed_ms) in got.effects
-
-
-def _fresh(**changes: Any) -> model.Recording:
-    return dataclasses.replace(model.Recording(task_id="T", speaker="al", n=1, epoch=EPOCH), **changes)
-
-
-def _facts(**data: Any) -> recording.Facts:
-    return recording.Facts(now_ms=NOW_MS, data={"Epoch": EPOCH, **data})
-
-
-@pytest.mark.parametrize("comes", [True, False], ids=["with callbacks", "without callbacks"])
-def test_pauses_between_segments_grow(comes: bool) -> None:
-    """The capture starts again after 1 s, then longer, to 10 s; to 30 s where no callbacks come."""
-    value, pauses = _fresh(state="Recording"), []
-    for _ in range(8):
-        value = dataclasses.replace(value, job=model.Job(kind="capture", state="leased"))
-        facts = dataclasses.replace(_facts(Reason="eof", MediaMs=0), callbacks_come=comes)
-        facts = dataclasses.replace(facts, data={**facts.data, "Epoch": value.epoch})
-        got = recording.decide(value, "capture-exit", facts)
-        pauses += [e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm) and e.kind == "retry"]
-        value = got.recording
-    assert pauses[0] == 1_000
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == (10_000 if comes else 30_000)
-
-
-def test_media_ends_the_series_of_failures() -> None:
-    """After a run that brought media, the next segment starts after the shortest pause again."""
-    value = _fresh(state="Recording", tries=9, job=model.Job(kind="capture", state="leased"))
-    got = recording.decide(value, "capture-exit", _facts(Reason="eof", MediaMs=3_000))
-    assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
-
-
-def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
-    """From user-left on, exits and deaths start no capture; user-publishing pulls at once, the end of LINGER one last time."""
-    leased = _fresh(state="Recording", present=True, job=model.Job(kind="capture", state="leased"))
-    left = recording.decide(leased, "user-left", _facts()).recording
-    for event in ("capture-exit", "worker-lost"):
-        ended = recording.decide(left, event, _facts(Reason="eof", MediaMs=9)).recording
-        assert ended.capture == "none"
-        assert recording.decide(ended, "retry-due", _facts()).ignored
-        assert recording.decide(ended, "user-publishing", _facts()).recording.capture == "queued"
-        last = recording.decide(ended, "linger-over", _facts()).recording
-        assert last.capture == "queued"
-        over = recording.decide(last, "capture-exit", _facts(Epoch=last.epoch, Reason="refused", MediaMs=0))
-        assert over.moves == (("Recording", "Transcoding"),)
-
-
-def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
-    """A speaker who is heard in the last pull and leaves again is not pulled until the new LINGER is over."""
-    value = _fresh(state="Recording", present=False, last_pull=True, job=model.Job(kind="capture", state="leased"))
-    left = recording.decide(value, "user-left", _facts()).recording
-    for media_ms in (0, 4_000):
-        ended = recording.decide(left, "capture-exit", _facts(Reason="eof", MediaMs=media_ms))
-        assert ended.recording.state == "Recording"
-        assert ended.recording.capture == "none"
-
-
-def test_waiting_for_a_node_is_no_try_in_vain() -> None:
-    """A transcode whose segments lie on a node that is away looks again and again, and its retries stay unspent."""
-    value = _fresh(state="Transcoding", tries=1, job=model.Job(kind="transcode", state="leased"))
-    for _ in range(20):
-        away = _facts(Epoch=value.epoch, Reason="node-away", Detail="n2 does not answer", Retry=True)
-        waiting = recording.decide(value, "transcode-exit", away).recording
-        assert (waiting.state, waiting.tries) == ("Transcoding", 1)
-        value = recording.decide(waiting, "retry-due", _facts()).recording

@@ -1,0 +1,101 @@
+"""How a recording's captures follow one another: pauses, calls, leavings, nodes that are away; one story a test."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from machine import effects, model, recording
+
+NOW_MS = 1_800_000_000_000
+EPOCH = 7
+
+
+def _fresh(**changes: Any) -> model.Recording:
+    return dataclasses.replace(model.Recording(task_id="T", speaker="al", n=1, epoch=EPOCH), **changes)
+
+
+def _facts(**data: Any) -> recording.Facts:
+    return recording.Facts(now_ms=NOW_MS, data={"Epoch": EPOCH, **data})
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["with callbacks", "without callbacks"])
+def test_pauses_between_segments_grow(comes: bool) -> None:
+    """The capture starts again after 1 s, then longer, to 10 s; to 30 s where no callbacks come."""
+    value, pauses = _fresh(state="Recording"), []
+    for _ in range(8):
+        value = dataclasses.replace(value, job=model.Job(kind="capture", state="leased"))
+        facts = dataclasses.replace(_facts(Reason="eof", MediaMs=0), callbacks_come=comes)
+        facts = dataclasses.replace(facts, data={**facts.data, "Epoch": value.epoch})
+        got = recording.decide(value, "capture-exit", facts)
+        pauses += [e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm) and e.kind == "retry"]
+        value = got.recording
+    assert pauses[0] == 1_000
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == (10_000 if comes else 30_000)
+
+
+def test_a_track_that_is_switched_on_during_a_pull_is_pulled_at_once_should_it_fail() -> None:
+    """A pull may be refused a moment before the speaker publishes, and its end be heard a moment after: no pause lies between
+    that end and the next pull; should that one bring nothing either, the pauses begin with the shortest."""
+    value = _fresh(state="Recording", tries=9, job=model.Job(kind="capture", state="leased"))
+    value = recording.decide(value, "user-publishing", _facts()).recording
+    assert value.capture == "leased"
+    value = recording.decide(value, "capture-exit", _facts(Reason="refused", MediaMs=0)).recording
+    assert value.capture == "queued"
+    got = recording.decide(value, "capture-exit", _facts(Epoch=value.epoch, Reason="refused", MediaMs=0))
+    assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
+
+
+def test_media_or_leaving_answers_a_track_that_was_switched_on() -> None:
+    """Once the run brings media, its end is followed by a pause like any other; after user-left no pull is made at all."""
+    value = _fresh(state="Recording", job=model.Job(kind="capture", state="leased"))
+    called = recording.decide(value, "user-publishing", _facts()).recording
+    started = recording.decide(called, "capture-started", _facts()).recording
+    assert recording.decide(started, "capture-exit", _facts(Reason="eof", MediaMs=9)).recording.capture == "waiting"
+    left = recording.decide(called, "user-left", _facts()).recording
+    assert (left.called, recording.decide(left, "capture-exit", _facts(Reason="refused")).recording.capture) == (False, "none")
+
+
+def test_media_ends_the_series_of_failures() -> None:
+    """After a run that brought media, the next segment starts after the shortest pause again."""
+    value = _fresh(state="Recording", tries=9, job=model.Job(kind="capture", state="leased"))
+    got = recording.decide(value, "capture-exit", _facts(Reason="eof", MediaMs=3_000))
+    assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
+
+
+def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
+    """From user-left on, exits and deaths start no capture; user-publishing pulls at once, the end of LINGER one last time."""
+    leased = _fresh(state="Recording", present=True, job=model.Job(kind="capture", state="leased"))
+    left = recording.decide(leased, "user-left", _facts()).recording
+    for event in ("capture-exit", "worker-lost"):
+        ended = recording.decide(left, event, _facts(Reason="eof", MediaMs=9)).recording
+        assert ended.capture == "none"
+        assert recording.decide(ended, "retry-due", _facts()).ignored
+        assert recording.decide(ended, "user-publishing", _facts()).recording.capture == "queued"
+        last = recording.decide(ended, "linger-over", _facts()).recording
+        assert last.capture == "queued"
+        over = recording.decide(last, "capture-exit", _facts(Epoch=last.epoch, Reason="refused", MediaMs=0))
+        assert over.moves == (("Recording", "Transcoding"),)
+
+
+def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
+    """A speaker who is heard in the last pull and leaves again is not pulled until the new LINGER is over."""
+    value = _fresh(state="Recording", present=False, last_pull=True, job=model.Job(kind="capture", state="leased"))
+    left = recording.decide(value, "user-left", _facts()).recording
+    for media_ms in (0, 4_000):
+        ended = recording.decide(left, "capture-exit", _facts(Reason="eof", MediaMs=media_ms))
+        assert ended.recording.state == "Recording"
+        assert ended.recording.capture == "none"
+
+
+def test_waiting_for_a_node_is_no_try_in_vain() -> None:
+    """A transcode whose segments lie on a node that is away looks again and again, and its retries stay unspent."""
+    value = _fresh(state="Transcoding", tries=1, job=model.Job(kind="transcode", state="leased"))
+    for _ in range(20):
+        away = _facts(Epoch=value.epoch, Reason="node-away", Detail="n2 does not answer", Retry=True)
+        waiting = recording.decide(value, "transcode-exit", away).recording
+        assert (waiting.state, waiting.tries) == ("Transcoding", 1)
+        value = recording.decide(waiting, "retry-due", _facts()).recording
