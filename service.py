@@ -1,13 +1,13 @@
 """The command line `recorder` and the process around a node: signals, exit codes. Imports everything; nobody imports it.
 
-Rule: whatever ends unexpectedly ends the process (its supervisor starts it anew, and it goes on where it was).
+Rules: whatever ends unexpectedly ends the process (its supervisor starts it anew, and it goes on where it was). A command imports
+what it is made of when it is run: to load a whole node takes a second, and most commands only ask one over HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import os
 import resource
@@ -16,24 +16,18 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich import console
 
-import store.engine
-import store.inspection
-import store.schema
-import store.sealed
-from assembly import api_keys, node, parking, sealing
-from assembly.identity import clock
-from cloud import credentials, pull
 from machine import errors, faults
-from media import ffmpeg
 from ops import api_keys as key_commands
 from ops import cli as ops_cli
 from ops import client, doctor, keys, logs, parked
 from ops import settings as ops_settings
+
+if TYPE_CHECKING:
+    from assembly import api_keys, parking
 
 DEMO_MARK = ".recorder-demo"
 
@@ -68,6 +62,8 @@ def watch_children() -> None:
 
 def run_service(environment: Mapping[str, str]) -> int:
     """Run the service until it is told to stop. Returns the exit code: 0 stopped, 1 failed, 2 wrong settings."""
+    from assembly import node
+
     try:
         settings = ops_settings.load(environment)
     except ops_settings.SettingsError as error:
@@ -88,6 +84,9 @@ def run_service(environment: Mapping[str, str]) -> int:
 
 async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) -> int:
     """Simulator and service in one process, one recorded room. Returns the exit code: 0 all as it should be, 1 not."""
+    from rich import console
+
+    from assembly import node
     from simulator import demo, server
 
     screen = console.Console(highlight=False)
@@ -121,6 +120,11 @@ def serve_command(
 
 async def migrate(settings: ops_settings.Settings) -> str:
     """Bring the database's schema to what this program needs, and seal what older ones kept plain; returns its revision."""
+    import store.engine
+    import store.schema
+    import store.sealed
+    from assembly import sealing
+
     ring = sealing.keyring(settings)
     engine = store.engine.open_engine(settings.database)
     try:
@@ -145,7 +149,7 @@ def migrate_command() -> None:
     typer.echo(f"The schema is at revision {revision}.")
 
 
-Opened = TypeVar("Opened", parking.Parking, api_keys.ApiKeys)
+Opened = TypeVar("Opened", "parking.Parking", "api_keys.ApiKeys")
 
 
 @contextlib.asynccontextmanager
@@ -161,8 +165,18 @@ async def opened(kind: Callable[[ops_settings.Settings], Opened]) -> AsyncIterat
         await made.stop()
 
 
-open_parking = functools.partial(opened, parking.Parking)
-open_api_keys = functools.partial(opened, api_keys.ApiKeys)
+def open_parking() -> contextlib.AbstractAsyncContextManager[parking.Parking]:
+    """What `recorder parked` works on."""
+    from assembly import parking
+
+    return opened(parking.Parking)
+
+
+def open_api_keys() -> contextlib.AbstractAsyncContextManager[api_keys.ApiKeys]:
+    """What `recorder keys` and `recorder audit` work on."""
+    from assembly import api_keys
+
+    return opened(api_keys.ApiKeys)
 
 
 def parking_exit_code(error: Exception) -> int | None:
@@ -182,6 +196,8 @@ ops_cli.app.add_typer(parked.commands(open_parking, parking_exit_code))
 
 async def rotate_keys(forget_lost: bool) -> keys.Rotated:
     """Seal everything in the database anew under the first key."""
+    from assembly import sealing
+
     logs.configure(level="error", stream=io.StringIO())
     settings = ops_settings.load(os.environ)
     async with sealing.rows(settings) as kept:
@@ -201,10 +217,15 @@ ops_cli.app.add_typer(keys_group)
 @ops_cli.app.command("doctor")
 def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     """Look at settings and surroundings: what is wrong, what it means, what to type. Ends with 1 if something fails."""
+    import store.inspection
+    from assembly import identity, sealing
+    from cloud import credentials, pull
+    from media import ffmpeg
+
     logs.configure(level="error")
 
     def source() -> str:
-        return asyncio.run(credentials.CredentialChain(os.environ, clock=clock).resolve()).source
+        return asyncio.run(credentials.CredentialChain(os.environ, clock=identity.clock).resolve()).source
 
     given = doctor.Given(
         find_ffmpeg=ffmpeg.find,
@@ -214,7 +235,7 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
         schema=store.inspection.look,
         sealing=sealing.look,
         credentials=source,
-        version=node.VERSION,
+        version=identity.VERSION,
         fault=errors.RecorderError,
     )
     raise typer.Exit(ops_cli.report(doctor.examine(os.environ, given), as_json=as_json))

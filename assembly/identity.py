@@ -1,10 +1,13 @@
-"""The two things that are not pure and that everything is given: the time, and new ids. Imports nothing of ours."""
+"""Who this program is, and the two things that are not pure and that everything is given: the time, and new ids. Imports nothing
+of ours."""
 
 from __future__ import annotations
 
 import time
 
 from ulid import ULID
+
+VERSION = "0.1.0"
 
 
 def clock() -> int:

@@ -23,7 +23,7 @@ import store.sealing
 import store.store
 from assembly import admission, capacity, cpu, sealing
 from assembly import steps as joined
-from assembly.identity import clock, new_id
+from assembly.identity import VERSION, clock, new_id
 from cloud import credentials, trtc_callbacks
 from handlers import applying, deciding, doing, janitor, sweeper, worker
 from machine import background, model
@@ -33,8 +33,6 @@ from web import app as web_app
 from web import serving
 
 log = structlog.get_logger()
-
-VERSION = "0.1.0"
 
 
 class Service:
