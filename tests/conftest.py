@@ -44,6 +44,15 @@ def collected(pytestconfig: pytest.Config) -> list[str]:
     return pytestconfig.stash[COLLECTED]
 
 
+@pytest.fixture(scope="session")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the simulator's speakers show and say, encoded once in a run, by whichever of its processes needs it first."""
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine.parent if os.environ.get("PYTEST_XDIST_WORKER") else mine) / "loops"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture
 def clock() -> engines.Clock:
     """A clock that a test turns by hand."""

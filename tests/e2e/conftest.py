@@ -82,12 +82,6 @@ class World:
         return self.simulator.folder / "cos" / host.split(".")[0] / key
 
 
-@pytest.fixture(scope="session")
-def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulator's encoded loops, made once."""
-    return tmp_path_factory.mktemp("loops")
-
-
 @pytest.fixture(params=footing.NAMES)
 def engine(request: pytest.FixtureRequest) -> str:
     """The engine that the service runs on."""

@@ -21,11 +21,6 @@ APP, KEY = 1400000001, "callback-key"
 LESSON = {"Room": "lesson", "SdkAppId": APP, "RoomId": 8489}
 
 
-@pytest.fixture(scope="module")
-def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("content")
-
-
 @pytest.fixture
 async def simulator(tmp_path: Path, loops: Path) -> AsyncIterator[server.Simulator]:
     account = signature.Account(secret_id="AKIDone", secret_key="key-one")

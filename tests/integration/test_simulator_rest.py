@@ -26,11 +26,6 @@ SECRET_ID, SECRET_KEY = "AKIDone", "key-one"
 Client = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("content")
-
-
 @pytest.fixture
 async def simulator(tmp_path: Path, loops: Path) -> AsyncIterator[server.Simulator]:
     accounts = [

@@ -26,11 +26,6 @@ APP = 1400000001
 CALLBACK_KEY, USER_SIG_KEY = "123654", "user-sig-key"
 
 
-@pytest.fixture(scope="module")
-def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("content")
-
-
 @pytest.fixture
 async def simulator(tmp_path: Path, loops: Path) -> AsyncIterator[server.Simulator]:
     rule = callbacks.RetryRule(timeout_s=1.0, pause_s=0.1, give_up_after_s=0.5)
