@@ -75,7 +75,9 @@ class Store:
     async def transaction(self) -> AsyncIterator[transaction.Transaction]:
         """One deciding transaction: commits at the end of the block, rolls back on any error. Raises Conflict."""
         async with self._write() as connection:
-            yield self._transaction(connection)
+            tx = self._transaction(connection)
+            yield tx
+            await tx.write_down()
         self.changed.set()
 
     # --- outbox -----------------------------------------------------------------------------------------------------------

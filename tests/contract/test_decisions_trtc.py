@@ -122,7 +122,7 @@ async def test_an_eviction_by_our_own_pull_is_no_removal(
     desk: desks.Desk, pulls_ms: tuple[int, ...], event_ms: int, closes: bool
 ) -> None:
     """Not a removal when we opened another pull in the 5 s before it, however late the callback comes."""
-    task_id = await desk.start()
+    task_id = await desk.start(SubscribeUserIds=["al"])
     opened_ms = desk.clock()
     for epoch, pull_ms in enumerate(pulls_ms, 1):
         desk.clock.now_ms = opened_ms + pull_ms

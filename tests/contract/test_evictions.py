@@ -6,10 +6,19 @@ import pytest
 
 from machine import model, recording, states
 from store import store as stores
-from tests import engines
+from tests import engines, examples
 
-TASK = "01" + "0" * 23 + "1"
+TASK, OTHER = examples.TASK, examples.OTHER
 ALICE, BOB = f"{TASK}/alice/1", f"{TASK}/bob/1"
+
+
+@pytest.fixture
+async def store(store: stores.Store) -> stores.Store:
+    """The store, with two speakers in one session, and one of them in another, too."""
+    await examples.opened(store, *(examples.recording(speaker=name) for name in ("alice", "bob")))
+    request = examples.request(user_id="another")
+    await examples.opened(store, examples.recording(OTHER, "bob"), of=examples.session(OTHER, request=request))
+    return store
 
 
 async def pulled(
@@ -65,7 +74,7 @@ async def test_a_server_that_ends_everything_evicts_nobody(store: stores.Store, 
 async def test_another_session_evicts_nobody(store: stores.Store, clock: engines.Clock) -> None:
     """Pulls of another session are another user's."""
     await pulled(store, clock, ALICE, 1, lasts_ms=1_000)
-    await pulled(store, clock, f"{TASK[:-1]}2/bob/1", 1, lasts_ms=None)
+    await pulled(store, clock, f"{OTHER}/bob/1", 1, lasts_ms=None)
     assert await evictions(store, ALICE) == 0
 
 
