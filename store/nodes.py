@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
-from store import locks, tables
+from store import locks, statements, tables
 
 ROOM = ("free_bytes", "needed_bytes", "busy")
 
 
 async def _write_down(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None) -> None:
-    table = tables.nodes
     said: dict[str, Any] = {name: getattr(room, name) if room is not None else None for name in ROOM}
     values = {"seen_ms": now_ms, "url": url} | said
-    if not (await connection.execute(update(table).where(table.c.node == node).values(values))).rowcount:
-        await connection.execute(insert(table).values(node=node, **values))
+    if not (await connection.execute(statements.SIGN_OF_LIFE, {"at_node": node} | values)).rowcount:
+        await connection.execute(statements.INSERT[tables.nodes], {"node": node} | values)
 
 
 async def url(connection: AsyncConnection, node: str, alive_since_ms: int) -> str:
@@ -41,7 +40,7 @@ async def worker_rooms(connection: AsyncConnection, alive_since_ms: int) -> list
 
 async def last_seen_ms(connection: AsyncConnection) -> int | None:
     """When any of them was last alive; None where there is none."""
-    row = (await connection.execute(select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()))).first()
+    row = (await connection.execute(statements.LAST_SEEN)).first()
     return int(row.seen_ms) if row else None
 
 

@@ -1,4 +1,4 @@
-"""The statements of a deciding transaction, each built once. Imports nothing of ours beside this room.
+"""The statements that run again and again, each built once. Imports `machine`.
 
 Rule: values go in as parameters, under a column's name where it is set and under `at_` and the name where it is looked for. To
 build a statement anew for each use costs SQLAlchemy more time than to run it does (`python -m bench.decisions`).
@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     or_,
@@ -157,3 +158,49 @@ PUBLISHERS = (
     .where(_where(tables.presence, *_ROOM), tables.presence.c.updated_ms > at("after_ms"))
     .order_by(tables.presence.c.user_id)
 )
+
+# --- outbox ---------------------------------------------------------------------------------------------------------------
+MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
+UNSENT = select(*MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
+_FREE = (
+    select(tables.outbox.c.seq)
+    .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < bindparam("now_ms"))
+    .order_by(tables.outbox.c.seq)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+CLAIM_UNSENT = update(tables.outbox).where(tables.outbox.c.seq.in_(_FREE)).returning(*MESSAGE)
+MARK_SENT = _updating(tables.outbox, "seq")
+
+# --- leases ---------------------------------------------------------------------------------------------------------------
+TOUCH_RECORDING = _updating(tables.recordings, "id", "epoch").values(version=tables.recordings.c.version + 1)
+TOUCH_CALLBACK = _updating(tables.callbacks, "task_id", "revision", "epoch").values(version=tables.callbacks.c.version + 1)
+TAKE_LEASE = _updating(tables.jobs, "owner", "epoch", "state")
+HELD = _where(tables.jobs, "owner", "epoch", "node", "state")
+RENEW_LEASE = update(tables.jobs).where(HELD)
+HOLDS_LEASE = select(tables.jobs.c.epoch).where(HELD)
+HOLD_LEASE = HOLDS_LEASE.with_for_update()
+SESSION_NOT_IDLE = _updating(tables.sessions, "task_id").where(tables.sessions.c.idle_from_ms < at("idle_from_ms"))
+RECORDING_NOT_IDLE = _updating(tables.recordings, "id", "epoch").where(tables.recordings.c.idle_from_ms < at("idle_from_ms"))
+LEASES_OF = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, tables.jobs.c.node).where(
+    tables.jobs.c.state == states.LEASED
+)
+
+# --- what workers note ----------------------------------------------------------------------------------------------------
+SUPERSEDED = exists().where(tables.recordings.c.id == at("recording_id"), tables.recordings.c.epoch > at("epoch"))
+"""Whether another run of the recording's work was ordered since."""
+REGISTERED = select(or_(exists().where(_where(tables.segments, "recording_id", "epoch")), SUPERSEDED))
+# Its end may be written while this waits for the row: that it is superseded then would not be seen.
+NOTE_SEGMENT = SAVE_SEGMENT.where(tables.segments.c.reason == "", ~SUPERSEDED)
+FORGET_UPLOAD = _deleting(tables.uploads, "recording_id")
+FORGET_UPLOAD_UNLESS_SUPERSEDED = FORGET_UPLOAD.where(~SUPERSEDED)
+
+# --- time -----------------------------------------------------------------------------------------------------------------
+DUE_DEADLINES = (
+    select(tables.deadlines)
+    .where(tables.deadlines.c.at_ms <= bindparam("now_ms"))
+    .order_by(tables.deadlines.c.at_ms)
+    .limit(bindparam("limit"))
+)
+LAST_SEEN = select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()).limit(1)
+SIGN_OF_LIFE = _updating(tables.nodes, "node")

@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from events import codec
 from machine import errors, model, ports, states
-from store import attempts, cleaning, forgetting, leasing, nodes, sealed, tables, transaction, values
+from store import attempts, cleaning, forgetting, leasing, nodes, sealed, statements, tables, transaction, values
 from store import engine as engines
 
 # PostgreSQL: serialization_failure, deadlock_detected.
@@ -83,10 +83,8 @@ class Store:
     # --- outbox -----------------------------------------------------------------------------------------------------------
     async def unsent(self, limit: int = 100) -> list[Message]:
         """The oldest messages that were not sent, in the order they were written."""
-        table = tables.outbox
-        found = select(*_message_columns()).where(table.c.sent_ms.is_(None)).order_by(table.c.seq)
         async with self._read() as connection:
-            rows = (await connection.execute(found.limit(limit))).all()
+            rows = (await connection.execute(statements.UNSENT, {"limit": limit})).all()
         return [_message(r) for r in rows]
 
     async def newest_seq(self) -> int:
@@ -97,13 +95,10 @@ class Store:
     async def claim_unsent(self, limit: int, hold_ms: int) -> list[Message]:
         """Take the oldest unsent messages that no other relay holds, for `hold_ms`: who has not marked them sent by then has
         died, and they are taken again. In the order they were written."""
-        table = tables.outbox
         now_ms = self._clock()
-        free = select(table.c.seq).where(table.c.sent_ms.is_(None), table.c.claimed_until_ms < now_ms)
-        free = free.order_by(table.c.seq).limit(limit).with_for_update(skip_locked=True)
-        taken = update(table).where(table.c.seq.in_(free)).values(claimed_until_ms=now_ms + hold_ms)
+        taken = {"now_ms": now_ms, "limit": limit, "claimed_until_ms": now_ms + hold_ms}
         async with self._write() as connection:
-            rows = (await connection.execute(taken.returning(*_message_columns()))).all()
+            rows = (await connection.execute(statements.CLAIM_UNSENT, taken)).all()
         return [_message(r) for r in sorted(rows, key=lambda r: int(r.seq))]
 
     async def mark_all_sent(self, seqs: Sequence[int]) -> None:
@@ -114,9 +109,9 @@ class Store:
 
     async def mark_sent(self, seq: int, parked: str = "") -> None:
         """The message was handled; or cannot be, for the reason `parked`."""
-        table = tables.outbox
         async with self._write() as connection:
-            await connection.execute(update(table).where(table.c.seq == seq).values(sent_ms=self._clock(), parked=parked))
+            sent = {"at_seq": seq, "sent_ms": self._clock(), "parked": parked}
+            await connection.execute(statements.MARK_SENT, sent)
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Put a message in the outbox outside a decision: a worker's outcome, an event of a user."""
@@ -126,45 +121,38 @@ class Store:
     # --- leases -----------------------------------------------------------------------------------------------------------
     async def take_lease(self, owner: str, epoch: int, node: str, lease_ms: int) -> bool:
         """Take the queued job of `owner` under exactly this epoch. False: it is held, stopped or superseded; do nothing."""
-        table = tables.jobs
-        where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.state == states.QUEUED)
-        values = {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
+        queued = {"at_owner": owner, "at_epoch": epoch, "at_state": states.QUEUED}
+        taken = queued | {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
         async with self._write() as connection:
             await leasing.touch(connection, owner, epoch)
-            if (await connection.execute(update(table).where(where).values(values))).rowcount:
+            if (await connection.execute(statements.TAKE_LEASE, taken)).rowcount:
                 return True
             await connection.rollback()
         return False
 
     async def renew_lease(self, owner: str, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
         """Renew the lease, and note when media last came. False: it was refused; end the work and write nothing more."""
-        table = tables.jobs
-        where = and_(table.c.owner == owner, table.c.epoch == epoch, table.c.node == node, table.c.state == states.LEASED)
         async with self._write() as connection:
             if last_packet_ms is not None:
                 await leasing.note_media(connection, owner, epoch, last_packet_ms)
-            done = await connection.execute(update(table).where(where).values(lease_until_ms=self._clock() + lease_ms))
+            renewed = _held(owner, epoch, node) | {"lease_until_ms": self._clock() + lease_ms}
+            done = await connection.execute(statements.RENEW_LEASE, renewed)
             if not done.rowcount:
                 await connection.rollback()
         return bool(done.rowcount)
 
     async def holds_lease(self, owner: str, epoch: int, node: str) -> bool:
         """Whether the lease is still ours: asked before a spawn."""
-        table = tables.jobs
-        found = select(table.c.epoch).where(
-            table.c.owner == owner, table.c.epoch == epoch, table.c.node == node, table.c.state == states.LEASED
-        )
         async with self._read() as connection:
-            return (await connection.execute(found)).first() is not None
+            return (await connection.execute(statements.HOLDS_LEASE, _held(owner, epoch, node))).first() is not None
 
     async def leases(self, *, node: str = "", until_ms: int | None = None) -> list[Lease]:
         """The leases of a node, or those that ended before `until_ms`."""
-        table = tables.jobs
-        found = select(table.c.owner, table.c.epoch, table.c.kind, table.c.node).where(table.c.state == states.LEASED)
+        found = statements.LEASES_OF
         if node:
-            found = found.where(table.c.node == node)
+            found = found.where(tables.jobs.c.node == node)
         if until_ms is not None:
-            found = found.where(table.c.lease_until_ms < until_ms)
+            found = found.where(tables.jobs.c.lease_until_ms < until_ms)
         async with self._read() as connection:
             rows = (await connection.execute(found)).all()
         return [Lease(owner=r.owner, epoch=r.epoch, kind=r.kind, node=r.node) for r in rows]
@@ -173,24 +161,17 @@ class Store:
     async def register_segment(self, recording_id: str, epoch: int, node: str) -> None:
         """Write the segment down before ffmpeg is started; harmless to repeat, and takes nothing away that is known of it. For a
         run that was superseded nothing is written."""
-        table = tables.segments
-        key = {"recording_id": recording_id, "epoch": epoch}
-        values = {"node": node, "registered_ms": self._clock(), "media_ms": 0, "size_bytes": 0, "reason": ""}
-        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch)
-        there = or_(exists().where(where), _superseded(recording_id, epoch))
+        row = {"recording_id": recording_id, "epoch": epoch, "node": node, "registered_ms": self._clock()}
+        row |= {"media_ms": 0, "size_bytes": 0, "reason": ""}
         async with self._write() as connection:
-            if not (await connection.execute(select(there))).scalar():
-                await connection.execute(insert(table).values(**key, **values))
+            if not (await connection.execute(statements.REGISTERED, _run(recording_id, epoch))).scalar():
+                await connection.execute(statements.INSERT[tables.segments], row)
 
     async def note_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down what is known of a segment while it grows: first_packet_ms, last_packet_ms, media_ms, size_bytes. Of a run
         that was superseded, or whose end is known, nothing is written."""
-        table = tables.segments
-        # Its end may be written while this waits for the row: that it is superseded then would not be seen.
-        grows = and_(table.c.reason == "", ~_superseded(recording_id, epoch))
-        where = and_(table.c.recording_id == recording_id, table.c.epoch == epoch, grows)
         async with self._write() as connection:
-            await connection.execute(update(table).where(where).values(dict(values)))
+            await connection.execute(statements.NOTE_SEGMENT, _run(recording_id, epoch) | dict(values))
 
     async def segments(self, recording_id: str) -> list[Segment]:
         """The segments of a recording in the order they were written."""
@@ -211,24 +192,19 @@ class Store:
 
     async def save_upload_state(self, recording_id: str, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
         """Keep what an upload has reached. False: the lease was refused; end the work, nothing was written."""
-        table, jobs = tables.uploads, tables.jobs
-        held = select(jobs.c.epoch).where(
-            jobs.c.owner == recording_id, jobs.c.epoch == epoch, jobs.c.node == node, jobs.c.state == states.LEASED
-        )
+        kept = {"recording_id": recording_id, "body": json.dumps(dict(body))}
         async with self._write() as connection:
-            if (await connection.execute(held.with_for_update())).first() is None:
+            if (await connection.execute(statements.HOLD_LEASE, _held(recording_id, epoch, node))).first() is None:
                 return False
-            await connection.execute(delete(table).where(table.c.recording_id == recording_id))
-            await connection.execute(insert(table).values(recording_id=recording_id, body=json.dumps(dict(body))))
+            await connection.execute(statements.FORGET_UPLOAD, {"at_recording_id": recording_id})
+            await connection.execute(statements.INSERT[tables.uploads], kept)
         return True
 
     async def forget_upload_state(self, recording_id: str, epoch: int) -> None:
         """Forget what the upload of `epoch` had reached, but not what its successor has; harmless to repeat. Not asked for by the
         lease: with the outcome that was said just before, that may have ended."""
-        table = tables.uploads
-        where = and_(table.c.recording_id == recording_id, ~_superseded(recording_id, epoch))
         async with self._write() as connection:
-            await connection.execute(delete(table).where(where))
+            await connection.execute(statements.FORGET_UPLOAD_UNLESS_SUPERSEDED, _run(recording_id, epoch))
 
     async def assignment(self, recording_id: str) -> Assignment | None:
         """What a worker needs to know of a recording's job; None if there is no such recording."""
@@ -250,10 +226,8 @@ class Store:
     # --- time ---------------------------------------------------------------------------------------------------------------
     async def due_deadlines(self, limit: int = 100) -> list[Deadline]:
         """Deadlines that are over, the oldest first."""
-        table = tables.deadlines
-        found = select(table).where(table.c.at_ms <= self._clock()).order_by(table.c.at_ms).limit(limit)
         async with self._read() as connection:
-            rows = (await connection.execute(found)).all()
+            rows = (await connection.execute(statements.DUE_DEADLINES, {"now_ms": self._clock(), "limit": limit})).all()
         return [Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
 
     async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None, *, over_ms: int | None = None) -> int:
@@ -341,15 +315,12 @@ class Store:
             yield connection
 
 
-def _superseded(recording_id: str, epoch: int) -> ColumnElement[bool]:
-    """Whether another run of the recording's work was ordered since."""
-    table = tables.recordings
-    return exists().where(table.c.id == recording_id, table.c.epoch > epoch)
+def _held(owner: str, epoch: int, node: str) -> dict[str, Any]:
+    return {"at_owner": owner, "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
 
 
-def _message_columns() -> list[Any]:
-    table = tables.outbox
-    return [table.c.seq, table.c.channel, table.c.type, table.c.node, table.c.body]
+def _run(recording_id: str, epoch: int) -> dict[str, Any]:
+    return {"at_recording_id": recording_id, "at_epoch": epoch}
 
 
 def _message(row: Any) -> Message:
