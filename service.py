@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import resource
@@ -62,8 +63,12 @@ def watch_children() -> None:
 
 def run_service(environment: Mapping[str, str]) -> int:
     """Run the service until it is told to stop. Returns the exit code: 0 stopped, 1 failed, 2 wrong settings."""
+    # What is loaded now stays to the end: to look through it for garbage again and again costs a fifth of the start.
+    gc.disable()
     from assembly import node
 
+    gc.freeze()
+    gc.enable()
     try:
         settings = ops_settings.load(environment)
     except ops_settings.SettingsError as error:
