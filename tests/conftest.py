@@ -15,7 +15,7 @@ import structlog
 
 from store import store as stores
 from tests import desk as desks
-from tests import engines
+from tests import engines, order
 
 
 def _drop(_logger: object, _name: str, _event: object) -> structlog.types.EventDict:
@@ -34,8 +34,9 @@ COLLECTED = pytest.StashKey[list[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the ids of what was collected, before -k and the like take some away."""
+    """Keep the ids of what was collected, before -k and the like take some away; put what takes long first."""
     config.stash[COLLECTED] = [item.nodeid for item in items]
+    items[:] = order.shared(items, order.processes(), lambda item: item.nodeid.startswith(("tests/e2e/", "tests/fuzz/")))
 
 
 @pytest.fixture

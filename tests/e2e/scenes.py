@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from simulator import rooms, speakers
 from tests import content, waiting
 from tests.e2e.conftest import APP, World
@@ -104,6 +106,11 @@ async def encode(world: World, *sizes: str) -> None:
         await world.simulator.content.picture("320x240", each)
     for size in sizes:
         await world.simulator.content.picture(size, number("alice"))
+
+
+def about(expected_s: float) -> Any:
+    """A length in seconds, to half a second; on a busy machine less exactly, for it is measured between moments of processes."""
+    return pytest.approx(expected_s, abs=0.5 * waiting.patience())
 
 
 def check_together(found: content.Content, entry: Any) -> None:

@@ -59,11 +59,12 @@ async def muted_for_long(scene: Scene) -> None:
     await alice.unmute_video()
     muted_s = time.monotonic() - muted
     await waiting.until(lambda: alice.viewers, 5, "the next pull")
+    away_s = time.monotonic() - muted
     await live_for(4)
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]
-    assert gap["Duration"] == pytest.approx(muted_s, abs=1.5)
+    assert muted_s - 0.5 <= gap["Duration"] <= away_s + 1.5
     assert 6 <= entry["Duration"] <= sent_s(alice) - muted_s + 1
     scenes.check_together(scenes.after(await scene.look(entry), gap["At"]), entry)
 
@@ -76,14 +77,16 @@ async def muted_sound(scene: Scene) -> None:
     began_ms = alice.stream.last_ms
     await live_for(2)
     await alice.mute_audio()
+    muted = time.monotonic()
     await live_for(7)
     await alice.unmute_audio()
+    muted_s = time.monotonic() - muted
     await live_for(3)
     live_s = (alice.stream.last_ms - began_ms) / 1000
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]
-    assert gap["Duration"] == pytest.approx(7, abs=0.5)
+    assert gap["Duration"] == pytest.approx(muted_s, abs=0.5)
     assert live_s - gap["Duration"] - 0.5 <= entry["Duration"] <= sent_s(alice) - gap["Duration"] + 1
     content.check_spacing(scenes.after(await scene.look(entry), gap["At"]).beeps_s)
 

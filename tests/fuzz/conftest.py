@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.e2e.conftest import engine, loops, world
+from tests.e2e.conftest import engine, world
 
-__all__ = ["engine", "loops", "world"]
+__all__ = ["engine", "world"]

@@ -1,0 +1,31 @@
+"""The order of a run that processes share: what waits for live rooms comes first in each share. Imports nothing of ours.
+
+Rule: a process that has run its share takes half of what another has left, from its end. What lies there should be short, or the
+last process is alone with minutes of work while the others are idle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def shared(items: Sequence[Item], shares: int, is_long: Callable[[Item], bool]) -> list[Item]:
+    """`items` so that each of `shares` equal parts begins with as many of the long ones; the rest keeps its order."""
+    long, short = [item for item in items if is_long(item)], [item for item in items if not is_long(item)]
+    ordered: list[Item] = []
+    for share in range(shares):
+        size = (len(items) - len(ordered)) // (shares - share)
+        mine = long[share::shares]
+        taken = max(0, size - len(mine))
+        ordered += [*mine, *short[:taken]]
+        short = short[taken:]
+    return [*ordered, *short]
+
+
+def processes() -> int:
+    """How many processes share the run (pytest-xdist says so to each of them)."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
