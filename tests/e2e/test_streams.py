@@ -117,14 +117,17 @@ async def jumping(scene: Scene) -> None:
     alice = await scene.join("alice")
     await scene.recordings("Recording")
     began_ms = alice.stream.last_ms
-    for jump_ms in (20_000, -10_000, 0):
+    for jump_ms in (20_000, -10_000):
         await live_for(4)
         alice.jump(jump_ms)
+    await scene.noted("timestamps jumped")
+    await waiting.until(lambda: alice.viewers, 5, "the next pull")
+    await live_for(4)
     live_s = (alice.stream.last_ms - began_ms) / 1000
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     missing_s = sum(gap["Duration"] for gap in entry["Gaps"])
-    assert missing_s <= 6, entry
+    assert missing_s <= 6 * waiting.patience(), entry
     assert live_s - missing_s - 0.5 <= entry["Duration"] <= sent_s(alice) + 0.5
     scenes.check_together(await scene.look(entry), entry)
 
@@ -210,7 +213,9 @@ async def renewed_while_recording(scene: Scene) -> None:
     old_ends = time.monotonic() + 7
     alice = await scene.join("alice")
     await scene.recordings("Recording")
-    await live_for(old_ends - time.monotonic())
+    recorded = time.monotonic()
+    await live_for(max(1.0, old_ends - recorded))
+    live_s = time.monotonic() - recorded
     alice.close_viewers()
     await scene.noted("403")
     await renew(scene)
@@ -219,7 +224,7 @@ async def renewed_while_recording(scene: Scene) -> None:
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     assert len(entry["Gaps"]) == 1
-    assert entry["Duration"] >= 7
+    assert entry["Duration"] >= live_s + 3 - waiting.patience()
 
 
 def sent_s(speaker: speakers.Speaker) -> float:
