@@ -17,6 +17,7 @@ from events import errors as event_errors
 
 MASK = "***"
 MAX_SHOWN = 64 * 1024
+MAX_PARSED = 512 * 1024
 MAX_RAW = 500
 MAX_DEPTH = 32
 
@@ -36,8 +37,10 @@ _KEY_LIKE = re.compile(r"[A-Za-z0-9+/=_*-]{16,}")
 
 
 def body(raw: bytes) -> str:
-    """The body of a message: JSON set out with its secrets masked, or the masked beginning of what is none."""
+    """The body of a message: JSON set out with its secrets masked, or the masked beginning of what is none or too large."""
     try:
+        if len(raw) > MAX_PARSED:
+            raise event_errors.InvalidEvent("", "too large to be set out")
         # JSON can spell halves of characters, which neither a header nor a terminal can hold.
         text = json.dumps(masked(codec.parse(raw)), ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace").decode()
     except event_errors.InvalidEvent:

@@ -6,9 +6,10 @@ with the field and the reason, and never with a value (values may be secrets).
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from events import errors
 CONTENT_TYPE = "application/cloudevents+json"
 SOURCE = "recorder"
 MAX_DEPTH = 16
+# Above this many values in one message only the first fault is looked for.
+MOST_VALUES = 2_000
 LAST_MS = 253_402_214_400_000  # the last day of the year 9999, after which there is no ISO 8601 time
 
 Data = Mapping[str, Any]
@@ -28,7 +31,8 @@ Data = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One message. `id` is the inbox key, `time_ms` the Unix time it was said, `subject` a TaskId or TaskId/speaker/n."""
+    """One message. `time_ms` is the Unix time it was said, `subject` a TaskId or TaskId/speaker/n. `claim` is what the inbox
+    knows it by where that is not its `id`: ids that strangers choose are kept apart from those that we derive."""
 
     id: str
     type: str
@@ -37,6 +41,12 @@ class Event:
     subject: str = ""
     source: str = SOURCE
     correlation_id: str = field(default="")
+    claim: str = ""
+
+    @property
+    def inbox_id(self) -> str:
+        """What makes a repeat of it a repeat; at most 256 characters."""
+        return self.claim or self.id
 
 
 @functools.cache
@@ -69,9 +79,9 @@ def check(type_: str, data: object) -> Data:
     sound = _sound(data, inside)
     if not sound:
         _check_text(data, "")
-    faults = sorted((_fault(e) for e in _validator(type_).iter_errors(data)), key=lambda f: f[0])
-    if faults:
-        _, where, why = faults[0]
+    validator = _validator(type_)
+    if not validator.is_valid(data):
+        _, where, why = min((_fault(e) for e in _faults(validator, data)), key=lambda f: f[0])
         raise errors.InvalidEvent(where, why)
     if inside and not sound:
         _check_integers(data, "")
@@ -173,8 +183,8 @@ def _no_constant(name: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        # In one pass: a body has room for tens of thousands of names.
+        (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
         raise errors.InvalidEvent(twice[:64].encode("utf-8", "backslashreplace").decode(), "is given twice")
     return found
 
@@ -189,6 +199,29 @@ def _nests_deeper(value: object, levels: int) -> bool:
         return False
     children = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(_nests_deeper(child, levels - 1) for child in children)
+
+
+def _faults(validator: Any, data: object) -> Iterable[Any]:
+    """What is wrong with data that is not valid: all of it, or, where so much could be that telling it would take a kilobyte for
+    each two bytes that were sent, whatever comes first."""
+    if _holds_at_most(data, MOST_VALUES) >= 0:
+        found: Iterable[Any] = validator.iter_errors(data)
+        return found
+    try:
+        validator.validate(data)
+    except jsonschema_rs.ValidationError as error:
+        return (error,)
+    raise AssertionError("valid after all")
+
+
+def _holds_at_most(value: object, left: int) -> int:
+    """How many of `left` values a value, itself included, leaves; negative if it holds more."""
+    left -= 1
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if left < 0:
+            break
+        left = _holds_at_most(child, left)
+    return left
 
 
 def _fault(error: Any) -> tuple[int, str, str]:

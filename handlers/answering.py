@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -23,6 +24,8 @@ ASKED = ("start", "stop", "replay")
 REFUSED = "Refused"
 # What AMQP takes as a message_id.
 MAX_ID_BYTES = 255
+# What the inbox keeps as an id.
+MAX_CLAIM = 256
 
 
 def accepted(event_id: str, answer: Mapping[str, Any], time_ms: int) -> codec.Event:
@@ -40,7 +43,7 @@ def refused(event_id: str, refusal: Mapping[str, Any], time_ms: int) -> codec.Ev
 async def again(store: ports.Store, event: codec.Event) -> bool:
     """Answer a repeat as the first time; False for an event that was not decided yet."""
     async with store.transaction() as tx:
-        known = await tx.answered(event.id)
+        known = await tx.answered(event.inbox_id)
         if known is None:
             return False
         answer, at_ms = (json.loads(known[0]) if known[0] else {}), known[1]
@@ -57,11 +60,20 @@ async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderE
     elsewhere."""
     refusal = {"Code": error.code, "Message": error.message}
     async with store.transaction() as tx:
-        if await tx.claim(event.id) is not None:
+        if await tx.claim(event.inbox_id) is not None:
             return
-        await tx.answer(event.id, json.dumps({REFUSED: refusal}, ensure_ascii=False))
+        await tx.answer(event.inbox_id, json.dumps({REFUSED: refusal}, ensure_ascii=False))
         await tx.send("result", refused(event.id, refusal, tx.now_ms))
     log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
+
+
+def kept_apart(event: codec.Event) -> codec.Event:
+    """What a user asks for by the bus, claimed under an id that nothing of ours has: whoever may publish a start chooses its id,
+    and must not answer a worker's outcome, a callback of TRTC or another's Idempotency-Key with it."""
+    claim = f"bus-{event.id}"
+    if len(claim) > MAX_CLAIM:
+        claim = f"bus-{hashlib.sha256(event.id.encode()).hexdigest()}"
+    return replace(event, claim=claim)
 
 
 def _id(event_id: str, outcome: str) -> str:

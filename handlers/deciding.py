@@ -87,8 +87,10 @@ class Decider:
         """As `decide`, for an event that nobody waits for: who asked is answered by a message, and a repeat with the same one. A
         spool that is full now is a refusal too: nobody can say when it will not be."""
         asked = event.type in answering.ASKED
-        if asked and await answering.again(self._store, event):
-            return
+        if asked:
+            event = answering.kept_apart(event)
+            if await answering.again(self._store, event):
+                return
         try:
             await self.decide(event)
         except errors.RecorderError as error:

@@ -40,7 +40,7 @@ async def decide(store: ports.Store, event: codec.Event, handler: Deciding) -> A
 async def _once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
     async with store.transaction() as tx:
         faults.faultpoint("inbox.claim.before")
-        first = await tx.claim(event.id)
+        first = await tx.claim(event.inbox_id)
         if first is not None:
             log.info("decision.repeated", event_id=event.id, event_type=event.type)
             answer: Answer = json.loads(first) if first else {}
@@ -48,7 +48,7 @@ async def _once(store: ports.Store, event: codec.Event, handler: Deciding) -> An
         faults.faultpoint("inbox.claim.after")
         answer = await handler(tx, event) or {}
         if answer:
-            await tx.answer(event.id, json.dumps(answer, ensure_ascii=False))
+            await tx.answer(event.inbox_id, json.dumps(answer, ensure_ascii=False))
         faults.faultpoint("decision.commit.before")
     faults.faultpoint("decision.commit.after")
     return answer

@@ -165,6 +165,22 @@ async def test_a_refusal_on_the_bus_holds(desk: desks.Desk) -> None:
     assert (await desk.session(task_id)).state != "Open"
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["refused", "accepted"])
+async def test_the_bus_cannot_take_the_ids_of_outcomes(desk: desks.Desk, taken: bool) -> None:
+    """Whoever may publish a start chooses its id: if it is that of an outcome to come, the outcome is heard all the same."""
+    task_id = await desk.start()
+    await desk.publish()
+    owner = f"{task_id}/al/1"
+    epoch = await desk.take(owner)
+    outcome = f"ffmpeg-exit.{owner}.{epoch}"
+    data = desks.START | ({"UserId": "another"} if taken else {"UserSig": ""})
+    await desk.decider.decide_from_bus(codec.make("start", id=outcome, time_ms=desk.clock(), data=data))
+    assert [m.correlation_id for m in await desk.messages("result")][-1] == outcome
+    job = {"TaskId": task_id, "Speaker": "al", "N": 1, "Epoch": epoch, "Job": "capture", "Reason": "eof", "MediaMs": 5_000}
+    await desk.decider.decide_from_bus(codec.make("ffmpeg-exit", id=outcome, time_ms=desk.clock(), data=job))
+    assert (await desk.recording(owner)).state == "Recording"
+
+
 async def test_a_start_that_no_spool_has_room_for_is_refused(store: stores.Store, clock: engines.Clock) -> None:
     """On the bus, too: its publisher hears the reason at once instead of nothing."""
 

@@ -52,7 +52,7 @@ class Counted:
         self.tries.pop(message, None)
 
 
-M1 = attempts.name("event", "m1")
+M1 = attempts.name("event", "event.stop", "m1")
 
 
 def judge(
@@ -91,12 +91,13 @@ async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
     ("message", "reason"),
     [
         (incoming(id_=""), "message_id"),
-        (incoming(b"x" * (handling.MAX_BODY_BYTES + 1)), "are allowed"),
+        (incoming(b"x" * (handling.MAX_FOREIGN_BYTES + 1)), "are allowed"),
+        (incoming(b"x" * (handling.MAX_BODY_BYTES + 1), key="event.ffmpeg-exit"), "are allowed"),
         (incoming(key="event.stop.now"), "unknown message type"),
         (incoming(key="event.session-finished"), "invalid"),
         (incoming(codec.encode(codec.make("stop", id="1", time_ms=0, data={"TaskId": TASK})), key="event.start"), "belong"),
     ],
-    ids=["no id", "too large", "key with a tail", "a result", "another key"],
+    ids=["no id", "too large", "too large even for us", "key with a tail", "a result", "another key"],
 )
 async def test_what_is_wrong_is_parked_with_the_reason(message: handling.Incoming, reason: str) -> None:
     """A message that no retry cures is parked at once, and its handler never sees it."""
@@ -136,6 +137,29 @@ async def test_a_first_try_that_ends_well_is_not_counted() -> None:
     counts = Counted()
     assert await judge(raising(), counts=counts).judge(incoming(again=True)) == handling.DONE
     assert counts.tries == {}
+
+
+async def test_what_workers_say_may_be_larger_than_what_others_may() -> None:
+    """The gaps of a day do not fit into what is allowed for a start."""
+    gaps = [{"AtMs": n, "DurationMs": 1_000} for n in range(20_000)]
+    output = {"DurationMs": 5, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": gaps}
+    done = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1, "Job": "transcode", "Reason": "ok", "Output": output}
+    body = codec.encode(codec.make("ffmpeg-exit", id="1", time_ms=0, data=done))
+    assert len(body) > handling.MAX_FOREIGN_BYTES
+    assert await judge(raising()).judge(incoming(body, key="event.ffmpeg-exit")) == handling.DONE
+
+
+async def test_what_ends_the_process_while_it_is_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that comes again is counted before its body is looked at."""
+    counts = Counted()
+
+    def deadly(*_: object, **__: object) -> codec.Event:
+        raise SystemExit
+
+    monkeypatch.setattr(codec, "decode", deadly)
+    with pytest.raises(SystemExit):
+        await judge(raising(), counts=counts).judge(incoming(again=True))
+    assert counts.tries == {M1: 1}
 
 
 async def test_what_never_ended_is_parked_unhandled() -> None:
