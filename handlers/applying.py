@@ -7,7 +7,7 @@ result) is written here and nowhere else, so that nothing can be written half.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,6 +180,12 @@ class Applying:
             return home, False
         return home, await self.tx.node_seen_ms(job.node) < self.tx.now_ms - 2 * self.context.policy.lease_ms
 
+    def needs_secrets(self, recordings: Sequence[model.Recording]) -> bool:
+        """Whether something of a session goes on, or failed so lately that it may be replayed as it is."""
+        kept_from_ms = self.tx.now_ms - self.context.policy.keep_failed_ms
+        failed = [r for r in recordings if r.state == states.FAILED and not r.awaited]
+        return any(not r.final for r in recordings) or any((r.ended_ms or 0) > kept_from_ms for r in failed)
+
     # --- the small steps they share ---------------------------------------------------------------------------------------
     async def _effect(self, current: model.Session, value: model.Recording, effect: effects.Effect) -> None:
         match effect:
@@ -225,7 +231,7 @@ class Applying:
                 await self.to_callback(older, "cancel")
         if current.request.callback:
             await self._call_back(current, text)
-        if all(r.state == states.DONE or (r.final and r.awaited) for r in recordings):
+        if not self.needs_secrets(recordings):
             await self.tx.wipe_secrets(current.task_id)
 
     async def _call_back(self, current: model.Session, body: str) -> None:

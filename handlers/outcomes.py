@@ -102,7 +102,7 @@ async def _forget(step: applying.Applying, current: model.Session | None, owner:
     task_id, keep_ms = model.split_id(owner)[0], step.context.policy.keep_failed_ms
     recordings = await step.tx.recordings(task_id)
     going_on = (current is not None and current.state == states.OPEN) or any(not r.final for r in recordings)
-    needed = going_on or any(r.state == states.FAILED and (r.ended_ms or 0) > step.tx.now_ms - keep_ms for r in recordings)
+    needed = going_on or step.needs_secrets(recordings)
     if going_on:
         # What goes on may end well, and nothing else would wipe them then.
         await step.tx.arm(owner, "keep", step.tx.now_ms + keep_ms)

@@ -132,6 +132,13 @@ async def _within_quota(step: applying.Applying) -> None:
 
 
 async def _repeat(step: applying.Applying, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
+    by = step.by
+    if by is not None and not by.operates and not await step.tx.began(by.key_id, current.task_id):
+        # Wrong secrets end a recording as surely as a stop does.
+        raise errors.Refused(
+            "A session that another key began records this room for this UserId already. Repeat its start with that key or one"
+            " of the scope operate, or record the room under another UserId."
+        )
     known = await step.tx.secrets(current.task_id)
     await step.tx.put_secrets(current.task_id, known.renewed_by(secrets))
     note = "a repeated start: fresh secrets taken, everything else ignored"

@@ -19,11 +19,12 @@ FORGIVEN = ("join", "idle", "linger")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Who asks for something, as the audit names them. `key_id` is "" without a key of the keys' table; `quota` is how many Open
-    sessions the key may have at once, 0 for any number."""
+    sessions the key may have at once, 0 for any number; `operates` whether it may act on what others began."""
 
     name: str
     key_id: str = ""
     quota: int = 0
+    operates: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -148,6 +148,9 @@ SAVE_CALLBACK = _updating(tables.callbacks, "task_id", "revision", "version")
 DISARM = _deleting(tables.deadlines, "owner", "kind")
 SPEND_DEADLINE = _deleting(tables.deadlines, "owner", "kind", "serial")
 
+# --- who asks -------------------------------------------------------------------------------------------------------------
+BEGAN = select(tables.audit.c.seq).where(_where(tables.audit, "key_id", "action", "subject")).limit(1)
+
 # --- what callbacks tell of rooms -----------------------------------------------------------------------------------------
 APPLICATION = select(tables.applications.c.callback_ms).where(_where(tables.applications, "sdk_app_id"))
 NOTE_APPLICATION = _updating(tables.applications, "sdk_app_id")

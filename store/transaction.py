@@ -252,6 +252,10 @@ class Transaction:
         row = await self._one(found)
         return int(row["open"]) if row else 0
 
+    async def began(self, key_id: str, task_id: str) -> bool:
+        """Whether this key opened the session."""
+        return await self._one(statements.BEGAN, key_id=key_id, action=audit.START, subject=task_id) is not None
+
     # --- what callbacks tell of rooms ---------------------------------------------------------------------------------------
     async def note_callback(self, sdk_app_id: int) -> None:
         """A genuine callback of this application came."""

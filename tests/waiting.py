@@ -33,3 +33,9 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10
             raise AssertionError(f"not within {timeout_s * patience():.1f} s: {what or condition}")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.Event().wait(), timeout=every_s)
+
+
+async def passed(seconds: float) -> None:
+    """Let so much time pass, where time is what a test is about."""
+    ends = time.monotonic() + seconds
+    await until(lambda: time.monotonic() >= ends, seconds + 1)

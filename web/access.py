@@ -59,7 +59,9 @@ class Access:
             return None
         await self._note_used(key)
         quota = key.quota or self._api.quota
-        return Known(caller=model.Caller(name=f"key {key.id} {key.name}", key_id=key.id, quota=quota), scopes=key.scopes)
+        operates = api_keys.OPERATE in key.scopes
+        caller = model.Caller(name=f"key {key.id} {key.name}", key_id=key.id, quota=quota, operates=operates)
+        return Known(caller=caller, scopes=key.scopes)
 
     async def _table(self) -> dict[str, api_keys.ApiKey]:
         async with self._reading:

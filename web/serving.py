@@ -1,4 +1,4 @@
-"""The HTTP server around the application: listens, answers, ends within seconds. Imports `machine`.
+"""The HTTP server around the application: listens, answers, ends within seconds. Imports `machine`, and this room.
 
 Rule: it has no signal handlers of its own, which would end the loop before the service's other parts are stopped.
 """
@@ -14,6 +14,7 @@ import uvicorn
 from starlette import types
 
 from machine import errors
+from web import connections
 
 DRAIN_S = 3
 BACKLOG = 2048
@@ -27,6 +28,7 @@ class HttpServer:
         self.task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             application,
+            http=connections.Limited,
             log_config=None,
             access_log=False,
             lifespan="off",

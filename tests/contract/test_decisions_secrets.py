@@ -47,6 +47,26 @@ async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
     assert await _secrets(desk, task_id) == ""
 
 
+@pytest.mark.parametrize("replayed_after_days", [2, 8], ids=["before KEEP_FAILED of the other", "after its own KEEP_FAILED"])
+async def test_secrets_of_a_late_replay_do_not_stay(desk: desks.Desk, replayed_after_days: int) -> None:
+    """One failed and was let go, the other is replayed with fresh secrets and becomes Done: they go with it, or with the last
+    failure that may still be replayed."""
+    task_id = await desk.start()
+    for speaker in ("al", "bo"):
+        await desk.publish(speaker)
+        await desk.capture(f"{task_id}/{speaker}/1", reason="eof")
+    await desk.say("stop", TaskId=task_id)
+    await desk.transcode(f"{task_id}/al/1", good=False)
+    await desk.jump(6 * 24 * model.HOUR)
+    await desk.transcode(f"{task_id}/bo/1", good=False)
+    await desk.jump(replayed_after_days * 24 * model.HOUR)
+    await desk.say("replay", TaskId=task_id, Speaker="bo", UserSig="MARK-fresh", CosConfig=desks.SECRETS)
+    assert await _secrets(desk, task_id) == "MARK-fresh"
+    await desk.recorded(f"{task_id}/bo/1")
+    assert await desk.states(task_id) == {"al/1": "Failed", "bo/1": "Done"}
+    assert await _secrets(desk, task_id) == ""
+
+
 async def test_secrets_outlive_keep_failed_as_long_as_they_are_used(desk: desks.Desk) -> None:
     """KEEP_FAILED of one recording is over while another of its session is replayed, or was, and the session is Open: they stay
     for whoever speaks next, and go when KEEP_FAILED is over once more."""

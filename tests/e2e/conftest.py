@@ -6,7 +6,6 @@ A module that is about one engine says so with `pytestmark = pytest.mark.paramet
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -106,5 +105,4 @@ async def world(tmp_path: Path, loops: Path, engine: str) -> AsyncIterator[World
 
 async def live_for(seconds: float) -> None:
     """Let the room be live for so long: the one thing here that takes time because it is about time."""
-    ends = time.monotonic() + seconds
-    await waiting.until(lambda: time.monotonic() >= ends, seconds + 1)
+    await waiting.passed(seconds)

@@ -88,6 +88,11 @@ class Service:
         await self.keys.add(made, model.Caller(name="cli test"))
         return id_, text
 
+    async def user_sig(self, task_id: str) -> str:
+        """The UserSig that is kept for a session."""
+        async with self.store.transaction() as tx:
+            return (await tx.secrets(task_id)).user_sig
+
     async def say(self, type_: str, **data: Any) -> None:
         """An event from inside, as a worker or TRTC would say it."""
         await self.decider.decide(codec.make(type_, id=new_id(), time_ms=now_ms(), data=data))

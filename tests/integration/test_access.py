@@ -187,6 +187,25 @@ class TestLimits:
         async with service.http.post(service.url + "/sessions", data=body, headers=bearer(key)) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
 
+    async def test_a_key_takes_no_part_in_what_another_began(self, service: Service) -> None:
+        """A repeated start takes fresh secrets, and wrong ones end a recording: only the key that opened the session may repeat
+        its start, or one that may stop it."""
+        (_, own), (_, other), (_, operator) = [
+            await service.key(*scopes) for scopes in (["start"], ["start"], ["start", "operate"])
+        ]
+        await _key_is_known(service, operator)
+        body = start_body(RoomId=7)
+        _, first = await service.ask("POST", "/sessions", json=body, headers=bearer(own))
+        wrong = body | {"UserSig": "garbage", "CosConfig": body["CosConfig"] | {"SecretId": "theirs", "SecretKey": "theirs"}}
+        status, answer = await service.ask("POST", "/sessions", json=wrong, headers=bearer(other))
+        assert (status, answer["Code"]) == (409, "FailedOperation")
+        assert first["TaskId"] not in json.dumps(answer)
+        assert await service.user_sig(first["TaskId"]) == body["UserSig"]
+        for key, sig in ((own, "fresh"), (operator, "fresher")):
+            status, answer = await service.ask("POST", "/sessions", json=body | {"UserSig": sig}, headers=bearer(key))
+            assert (status, answer["TaskId"], answer["Repeated"]) == (202, first["TaskId"], True)
+            assert await service.user_sig(first["TaskId"]) == sig
+
     async def test_one_key_does_not_get_the_answers_of_another(self, service: Service) -> None:
         """The same Idempotency-Key under two API keys is two requests."""
         (_, one), (_, other) = await service.key("start"), await service.key("start")

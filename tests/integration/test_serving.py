@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from typing import Any
 
@@ -11,7 +12,8 @@ import fastapi
 import pytest
 
 from machine import errors
-from web import serving
+from tests import waiting
+from web import connections, serving
 
 
 def application() -> fastapi.FastAPI:
@@ -48,3 +50,94 @@ async def test_an_address_that_cannot_be_used(host: str) -> None:
         with pytest.raises(errors.Unavailable, match="set PORT to a free one, or mend HOST"):
             await server.start()
         await server.stop()
+
+
+async def sent(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which this was sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    await writer.drain()
+    return reader, writer
+
+
+async def closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side has ended the connection, properly or not."""
+    try:
+        return await reader.read() == b""
+    except ConnectionResetError:
+        return True
+
+
+WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", WHOLE + b"GET / HT"],
+    ids=["nothing", "half a line", "half a head", "half a second request"],
+)
+async def test_a_request_that_does_not_come_is_not_waited_for(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who connects and says nothing, or only half of it, is closed after a while; what was asked before is answered."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
+    server = serving.HttpServer(application(), host="127.0.0.1", port=0)
+    await server.start()
+    reader, writer = await sent(server.port, begun)
+    async with asyncio.timeout(20):
+        if begun.startswith(WHOLE):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            assert (await reader.read()).endswith(b'{"Hello":true}')
+        else:
+            assert await closed(reader)
+    writer.close()
+    await server.stop()
+
+
+async def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is about the head alone: a body that comes slowly, or an answer that takes its time, ends as ever."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    made = application()
+
+    @made.post("/slow")
+    async def slow(request: fastapi.Request) -> dict[str, Any]:
+        return {"Got": (await request.body()).decode()}
+
+    server = serving.HttpServer(made, host="127.0.0.1", port=0)
+    await server.start()
+    reader, writer = await sent(server.port, b"POST /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n")
+    for letter in b"body":
+        await waiting.passed(0.1)
+        writer.write(bytes([letter]))
+    assert (await reader.read()).endswith(b'{"Got":"body"}')
+    writer.close()
+    await server.stop()
+
+
+async def test_connections_leave_descriptors_to_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are only so many connections at once: further ones are closed unread, and as soon as there is room, all is well."""
+    monkeypatch.setattr(connections, "most", lambda: 8)
+    server = serving.HttpServer(application(), host="127.0.0.1", port=0)
+    await server.start()
+    held = [await sent(server.port, b"GET / HT") for _ in range(8)]
+    for _ in range(3):
+        reader, writer = await sent(server.port, WHOLE)
+        assert await closed(reader)
+        writer.close()
+    for _, writer in held:
+        writer.close()
+
+    async def answered() -> bool:
+        try:
+            async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{server.port}/") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    await waiting.until(answered, 10, "room for another")
+    await server.stop()
+
+
+def test_the_share_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the descriptors, few at least, and not without end."""
+    for soft, expected in ((1_024, 256), (32, 16), (1_000_000, 1_024), (resource.RLIM_INFINITY, 1_024)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert connections.most() == expected

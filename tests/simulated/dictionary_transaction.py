@@ -355,6 +355,10 @@ class Transaction:
         begun = {subject for _, by, action, subject, _ in self.tables.audit.values() if by == key_id and action == "start"}
         return sum(s.state == states.OPEN and s.task_id in begun for s in self.tables.sessions.values())
 
+    async def began(self, key_id: str, task_id: str) -> bool:
+        """Whether this key opened the session."""
+        return any((by, act, on) == (key_id, "start", task_id) for _, by, act, on, _ in self.tables.audit.values())
+
     # --- what callbacks tell of rooms -------------------------------------------------------------------------------------
     async def note_callback(self, sdk_app_id: int) -> None:
         """A genuine callback of this application came."""
