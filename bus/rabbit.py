@@ -103,10 +103,12 @@ class RabbitBus:
         await asyncio.gather(*(each.drain(self._drain_s) for each in self._consumers))
 
     def problems(self) -> list[str]:
-        """Why messages do not flow now; [] when they do."""
+        """That messages do not flow now; [] when they do. Why not is for the log: anybody may ask a probe."""
         if self.link.problem:
-            return [self.link.problem]
-        return [f"RabbitMQ: the queue {each.queue.name} does not answer." for each in self._consumers if not each.open_now]
+            return ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
+        if any(not each.open_now for each in self._consumers):
+            return ["RabbitMQ is connected, and a queue does not answer; this node's log says which (bus.queue_silent)."]
+        return []
 
     async def pause_captures(self) -> None:
         """Take no new capture: this worker is full. Harmless to repeat; holds over reconnections."""

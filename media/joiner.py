@@ -19,6 +19,8 @@ from pathlib import Path
 from media import flv, timeline
 
 FILL_EVERY_MS = 500
+CHUNK_BYTES = 1 << 20
+_FILL_BYTES = 512 << 10
 _FILL_MARGIN_MS = 50
 _OVERLAP_MS = 300
 # So much older than its arrival may a segment's first packet be: servers begin with what they have since the last key frame.
@@ -160,7 +162,7 @@ class Joiner:
                     yield chunk
                 elif self._more is not None:
                     grown = await self._more(segment)
-        if rest := b"".join(self._fill_until(self.end_ms)):
+        for rest in _chunks(self._fill_until(self.end_ms)):
             yield rest
 
     def _join(self, segment: SegmentFile, limit_ms: int | None) -> Generator[bytes, bool | None, None]:
@@ -177,10 +179,8 @@ class Joiner:
                     if not (yield b""):
                         return
                 else:
-                    pieces = [piece for tag, place in batch for piece in self._pieces(tag, place, start_ms)]
                     self.end_ms = start_ms + walk.length_ms
-                    if pieces:
-                        yield b"".join(pieces)
+                    yield from _chunks(piece for tag, place in batch for piece in self._pieces(tag, place, start_ms))
         finally:
             walk.close()
 
@@ -213,7 +213,22 @@ class Joiner:
                 if header is not None:
                     yield from self._header(kind, header, due_ms)
                 yield self._packet(kind, due_ms, payload)
-                self._next_ms[kind] = next(times, None)
+                # Large packets come more seldom: what is filled in must not be more than what was captured.
+                again_ms = due_ms + FILL_EVERY_MS * (len(payload) // _FILL_BYTES)
+                self._next_ms[kind] = next((at_ms for at_ms in times if at_ms >= again_ms), None)
+
+
+def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces in chunks of about a megabyte; fillings may be many times what is read between two of them."""
+    waiting, size_bytes = list[bytes](), 0
+    for piece in pieces:
+        waiting.append(piece)
+        size_bytes += len(piece)
+        if size_bytes >= CHUNK_BYTES:
+            yield b"".join(waiting)
+            waiting, size_bytes = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 def _times(filling: Filling) -> Iterator[int]:

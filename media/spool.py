@@ -1,7 +1,7 @@
 """The spool: the folder that segments and finished files live in, and the node's id under a file lock. Imports `machine.errors`.
 
-    <root>/.lock                                    held while the node runs
-    <root>/.node                                    this node's id, made once
+    <root>/.lock                                    held while the node runs; of a spool that nodes share, these two lie in
+    <root>/.node                                    DATA_DIR: this node's id, made once
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
     <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
 
@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -63,6 +64,20 @@ def _remove(paths: Iterable[Path]) -> int:
     return removed
 
 
+def _check_owner(folder: Path) -> None:
+    """Where anybody may make folders, as in /tmp, one of ours must not have been made by somebody else, who could lead what is
+    written into it elsewhere. Raises errors.Unavailable."""
+    if not folder.parent.stat().st_mode & stat.S_IWOTH:
+        return
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise errors.Unavailable(
+            f"Anybody may write to {folder.parent}, and {folder.name} in it is not a folder of this user alone: it is"
+            f" {stat.filemode(found.st_mode)} of user {found.st_uid}. Look at who made it and remove it, or set SPOOL_DIR to"
+            " another folder."
+        )
+
+
 class Spool:
     """One node's spool. `start` takes the lock and learns the node's id; paths may be asked for at any time."""
 
@@ -83,6 +98,7 @@ class Spool:
         try:
             for folder in (self.root, self._identity):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _check_owner(folder)
             lock = os.open(self._identity / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be used: {error.strerror}.") from error
@@ -160,6 +176,7 @@ class Spool:
         session = self.root / safe_name(task_id)
         folder = session / f"{safe_name(speaker)}_{int(n)}"
         if make and self.root.is_dir():
+            session.mkdir(exist_ok=True, mode=0o700)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 

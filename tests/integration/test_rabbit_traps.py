@@ -471,11 +471,13 @@ async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engine
         store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:wrongpass@127.0.0.1:1/"
     )
     await nowhere.start()
-    await waiting.until(lambda: "not made yet" not in nowhere.problems()[0], what="the first try to fail")
+    await waiting.until(lambda: "not made yet" not in nowhere.link.problem, what="the first try to fail")
     refused = rabbit.shared().url.replace("recorder:recorder", "recorder:wrongpass")
     wrong = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=refused)
     await wrong.start()
-    await waiting.until(lambda: "ACCESS_REFUSED" in wrong.problems()[0], what="the refusal")
-    assert "wrongpass" not in str(nowhere.problems() + wrong.problems())
+    await waiting.until(lambda: "ACCESS_REFUSED" in wrong.link.problem, what="the refusal")
+    assert "wrongpass" not in nowhere.link.problem + wrong.link.problem
+    # What anybody hears who asks /readyz.
+    assert nowhere.problems() == wrong.problems() == ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
     await nowhere.stop()
     await wrong.stop()

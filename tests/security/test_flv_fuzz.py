@@ -20,6 +20,7 @@ from tests import flv_source
 
 SEED = 20_261_123
 MUTANTS = 250
+PACKET_BYTES = 1 << 20
 EXPRESSION_BYTES = 131_072  # Linux: the longest single argument of a command
 
 
@@ -77,13 +78,15 @@ def read_everything(path: Path) -> survey.Survey:
     return found
 
 
-async def drain(joined: joiner.Joiner) -> None:
-    """Read the joined stream to its end, or to 64 MB."""
-    seen_bytes = 0
+async def drain(joined: joiner.Joiner) -> int:
+    """Read the joined stream to its end, or to 64 MB; returns the size of its largest chunk."""
+    seen_bytes = largest_bytes = 0
     async for chunk in joined.stream():
         seen_bytes += len(chunk)
+        largest_bytes = max(largest_bytes, len(chunk))
         if seen_bytes > 64 << 20:
-            return
+            break
+    return largest_bytes
 
 
 def test_no_mutant_does_more_than_be_read(tmp_path: Path) -> None:
@@ -128,6 +131,27 @@ def test_what_is_remembered_of_a_bomb_is_bounded(tmp_path: Path) -> None:
     assert 900 < len(found[jumping].gaps) <= 1_000
     assert len(found[switching].headers[flv.VIDEO]) == 256
     assert len(found[holed].holes) == 20_000
+
+
+@pytest.mark.parametrize("again", [0, 1], ids=["between packets", "behind the last"])
+def test_what_is_filled_in_is_never_in_memory_as_a_whole(tmp_path: Path, again: int) -> None:
+    """A large packet of a track that then falls silent for half an hour is repeated all that time, a chunk at a time and more
+    seldom than a small one."""
+    large = flv.encode(flv.AUDIO, 0, b"\xaf\x01" + bytes(PACKET_BYTES))
+    frames = b"".join(flv.encode(flv.VIDEO, n * 4_900, b"\x17\x01\0\0\0x") for n in range(400))
+    path = tmp_path / "a.flv"
+    path.write_bytes(flv.header(audio=True, video=True) + flv.encode(flv.VIDEO, 0, flv_source.AVC_HEADER) + large + frames)
+    parts = [joiner.SegmentFile(path=path)]
+    found = survey.survey(parts, "02")
+    filling = found.filling(flv.AUDIO)
+    # With the frames or without them, as if they were still to come.
+    joined = joiner.Joiner(parts[again:], found.kinds, fillings=[filling])
+    joined.end_ms = found.duration_ms * again
+    assert asyncio.run(drain(joined)) <= joiner.CHUNK_BYTES + PACKET_BYTES + 100
+    times_ms = [b - a for a, b in filling.spans_ms]
+    assert sum(times_ms) > 1_900_000
+    filled = list(joiner.Joiner((), found.kinds, fillings=[filling])._fill_until(100_000))
+    assert len(filled) == pytest.approx(100 / (PACKET_BYTES / joiner._FILL_BYTES * 0.5), abs=3)
 
 
 def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,33 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.Unavailable, match="file/spool"):
         spool.Spool(tmp_path / "file" / "spool").start()
+
+
+@pytest.mark.parametrize("made", ["by another user", "for all to write to", "as a link"])
+def test_a_folder_that_somebody_else_made_is_not_used(tmp_path: Path, made: str) -> None:
+    """Where anybody may make folders the spool has to be this user's alone; elsewhere that is the operator's business."""
+    public, elsewhere = tmp_path / "tmp", tmp_path / "elsewhere"
+    public.mkdir()
+    elsewhere.mkdir()
+    root = public / "recorder-0"
+    if made == "as a link":
+        root.symlink_to(elsewhere)
+    else:
+        root.mkdir()
+        root.chmod(0o777 if made == "for all to write to" else 0o700)
+    with mock.patch.object(os, "geteuid", return_value=os.getuid() + (made == "by another user")):
+        first = spool.Spool(root)
+        first.start()
+        first.stop()
+        public.chmod(0o1777)
+        with pytest.raises(errors.Unavailable, match="recorder-0 in it is not a folder of this user alone"):
+            first.start()
+
+
+def test_what_is_recorded_is_for_this_user_alone(tmp_path: Path) -> None:
+    """No folder of the spool can be read by others, whatever the process's mask allows."""
+    path = spool.Spool(tmp_path).segment_path("01JTASK", "al", 1, 1)
+    assert [oct(folder.stat().st_mode & 0o777) for folder in (path.parent, path.parent.parent)] == ["0o700"] * 2
 
 
 @pytest.mark.parametrize(
