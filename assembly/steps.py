@@ -56,9 +56,9 @@ class Steps:
         """The processes of the captures that run here."""
         return [each.pid for each in self._captures if each.pid and not each.ended]
 
-    async def scan(self, job: adapters.Assignment, epoch: int) -> adapters.Scan:
+    async def scan(self, job: adapters.Assignment, epoch: int, known_ms: int) -> adapters.Scan:
         """What the segment holds."""
-        return await asyncio.to_thread(segments.scan, self.segment_path(job, epoch), job.recording.mode)
+        return await asyncio.to_thread(segments.scan, self.segment_path(job, epoch), job.recording.mode, known_ms)
 
     async def fetch(self, job: adapters.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this one's spool."""

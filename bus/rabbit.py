@@ -88,8 +88,8 @@ class RabbitBus:
     async def stop(self) -> None:
         """Take nothing more, let the handlers under way end for a few seconds, close; harmless to repeat. What is unfinished then
         is delivered again, to any node."""
-        for side in (self._watchdog.loop, self._relay.loop):
-            await side.stop()
+        await self._watchdog.loop.stop()
+        await self._relay.stop()
         await self.stop_consuming()
         await self.link.life.stop()
         # What was on its way to us while we said that we want no more.

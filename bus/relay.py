@@ -7,6 +7,7 @@ id, which is harmless. What could not be published is tried again: soon by this 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ POLL_S = 0.5
 BATCH = 200
 HOLD_S = 15.0
 AGAIN_S = 1.0
+LAST_ROUND_S = 3.0
 # Failures in a row, with a database that answers, after which the fault is ours: the process ends and is started anew.
 FAILURES_BEFORE_END = 5
 
@@ -50,7 +52,26 @@ class Relay:
         self._hold_s = hold_s
         self._claimed: dict[int, _Claim] = {}
         self._reason = ""
+        self._turn = asyncio.Lock()
         self.loop = background.Background("bus.relay", self._run)
+
+    async def stop(self) -> None:
+        """End after the round that is under way, if that ends soon, and leave to the others what is claimed and not published;
+        harmless to repeat."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_ROUND_S):
+                # A round that is cut off may have claimed what nobody would know of.
+                async with self._turn:
+                    await self.loop.stop()
+        await self.loop.stop()
+        left = [seq for seq, claim in self._claimed.items() if not claim.confirmed]
+        self._claimed.clear()
+        if left:
+            try:
+                async with asyncio.timeout(LAST_ROUND_S):
+                    await self._store.release(left)
+            except Exception as error:  # noqa: BLE001 - not swallowed: it is told, and the claims end by themselves
+                log.warning("bus.claims_kept", messages=len(left), reason=type(error).__name__, hold_s=self._hold_s)
 
     async def _run(self) -> None:
         failures = 0
@@ -58,7 +79,8 @@ class Relay:
             try:
                 # Nothing is claimed while there is nowhere to publish to.
                 await self._link.session()
-                sent, left = await self._round()
+                async with self._turn:
+                    sent, left = await self._round()
                 failures = 0
             except Exception as error:
                 failures = failures + 1 if await self._presence.answers() else 0

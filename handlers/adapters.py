@@ -99,8 +99,9 @@ class Steps(Protocol):
         """A capture that is not started yet; `on_media` is called once, when the first packet of a wanted track is on disk."""
         ...
 
-    async def scan(self, job: Assignment, epoch: int) -> Scan:
-        """What the segment of `epoch` holds; nothing if it was never written."""
+    async def scan(self, job: Assignment, epoch: int, known_ms: int) -> Scan:
+        """What the segment of `epoch` holds, within moments; nothing if it was never written. Of a large one no more need be told
+        than `known_ms`, the media that was noted of it. Raises OSError for one that cannot be read."""
         ...
 
     async def fetch(self, job: Assignment, epoch: int, url: str) -> bool:

@@ -9,8 +9,8 @@ The contract of each command (precondition · effect · resulting event · what 
 5. send-callback    job queued · lease, one POST · callback-finished, callback-failed · refused by the lease
 
 Rule: no outcome is said for a job whose lease was refused: the work is ended and nothing more is written. An unanswered
-renewal is not a refusal (the database may be restarting). Stopping the node is no outcome either: the next start voids its
-leases, as after a crash.
+renewal is not a refusal (the database may be restarting). Stopping the node is no outcome either, but for transcodes: the next
+start voids its leases, as after a crash.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from typing import Any, Protocol
 import structlog
 
 from events import codec
-from handlers import adapters, holding
+from handlers import adapters, holding, saying
 from machine import background, errors, faults, model, ports, states
 
 log = structlog.get_logger()
 
 RENEW_S = 5.0
 LEAST_RENEW_S = 0.5
-SAY_AGAIN_S = 1.0
 # A transcode fills a core, an upload a thread; more at once would only slow the captures beside them.
 TRANSCODES = 2
 UPLOADS = 4
@@ -63,6 +62,7 @@ class Worker:
         self._place = "" if shared_spool else node
         self._policy = policy
         self._clock = clock
+        self._say = saying.Outcomes(store, node=node, clock=clock)
         self._jobs: dict[tuple[str, int], holding.Job] = {}
         self._transcodes = asyncio.Semaphore(TRANSCODES)
         self._uploads = asyncio.Semaphore(UPLOADS)
@@ -70,27 +70,29 @@ class Worker:
 
     async def start(self) -> None:
         """Void the leases that an earlier life of this node held: ask the disk, not memory, what they left."""
-        for lease in await self._store.leases(node=self._node):
-            await self._void(lease)
+        await asyncio.gather(*(self._void(lease) for lease in await self._store.leases(node=self._node)))
         self.renewal.start()
 
     async def drain(self) -> None:
         """Hand the captures over: each ends, and says that the next segment is another node's. Returns when all have said so.
 
         Take no new jobs before: cancel the consumers of commands first."""
-        running = [j for j in self._jobs.values() if j.capture is not None and not j.ended]
+        running = [j for j in self._jobs.values() if j.kind == states.CAPTURE and not j.ended]
         for job in running:
+            # Of one that is taken and has no ffmpeg yet, this is seen before it gets one.
             job.handed_over = True
             if job.capture is not None:
                 job.capture.stop()
         await asyncio.gather(*(j.task for j in running if j.task is not None), return_exceptions=True)
 
     async def stop(self) -> None:
-        """End all work. Files stay as they are, leases are voided at the next start."""
+        """End all work. Files stay as they are, leases are voided at the next start. Of transcodes it is said that their node
+        stopped: restarts are no reason to give up, and deaths of workers are."""
         await self.renewal.stop()
         jobs = list(self._jobs.values())
         self._jobs.clear()
         await asyncio.gather(*(self._abandon(job) for job in jobs))
+        await asyncio.gather(*(self._say.last_word(job) for job in jobs))
 
     def progress(self) -> dict[str, int]:
         """Media captured so far by the captures that run here: recording id → ms."""
@@ -145,15 +147,20 @@ class Worker:
     async def _capture(self, job: holding.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         await self._store.register_segment(job.owner, job.epoch, self._node)
-        job.capture = capture = self._steps.capture(assignment, job.epoch, lambda progress: self._say_started(job, progress))
+        job.capture = capture = self._steps.capture(
+            assignment, job.epoch, lambda progress: self._say.capture_started(job, progress)
+        )
         # A stop that came before this node knew of its lease found no job here.
         job.stop_asked |= assignment.recording.stop_requested
         if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
-            await self._say_exit(job, states.CAPTURE, {"Reason": "stopped", "Detail": "It was stopped before it began."})
+            await self._say.exit(job, {"Reason": "stopped", "Detail": "It was stopped before it began."})
+            return
+        if job.handed_over:
+            await self._say.exit(job, {"Reason": "node-stopping", "Detail": "Its node stopped before it began."})
             return
         await capture.start()
         log.info("capture.running", owner=job.owner, epoch=job.epoch)
-        if job.stop_asked:
+        if job.stop_asked or job.handed_over:
             capture.stop()
         ended = await capture.wait()
         await asyncio.gather(*job.said)
@@ -161,26 +168,26 @@ class Worker:
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
         detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
-        await self._say_exit(job, states.CAPTURE, detail | holding.on_disk(ended.progress))
+        await self._say.exit(job, detail | holding.on_disk(ended.progress))
         faults.faultpoint("segment.close.after")
 
     async def _transcode(self, job: holding.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         segments: Sequence[Any] = await self._store.segments(job.owner)
         try:
-            missing = await self._gather(job, assignment, segments)
+            missing = await self._gather(assignment, segments)
             async with self._transcodes:
                 made = await self._steps.transcode(assignment, job.epoch, [s for s in segments if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
-            await self._say_exit(job, states.TRANSCODE, failure)
+            await self._say.exit(job, failure)
             return
         log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms, missing=len(missing))
         output = replace(made.output, missing=len(missing), gaps=holding.with_missing(made.output, segments, missing))
-        await self._say_exit(job, states.TRANSCODE, {"Reason": "ok", "Output": output.to_json(), "Node": self._place})
+        await self._say.exit(job, {"Reason": "ok", "Output": output.to_json(), "Node": self._place})
 
-    async def _gather(self, job: holding.Job, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
+    async def _gather(self, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
         (node-away) as long as NODE_RETURN gives their node time."""
         if not self._place:
@@ -214,11 +221,11 @@ class Worker:
         except errors.UploadFailed as error:
             log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
-            await self._say(job, "upload-failed", failure)
+            await self._say.outcome(job, "upload-failed", failure)
             return
         log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
         faults.faultpoint("upload.done.before")
-        await self._say(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
+        await self._say.outcome(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
         faults.faultpoint("upload.done.after")
         # Not before it is said: a crash in between would upload hours of video once more.
         await self._store.forget_upload_state(job.owner, job.epoch)
@@ -232,11 +239,11 @@ class Worker:
         except errors.CallbackFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
-            await self._say(job, "callback-failed", failure)
+            await self._say.outcome(job, "callback-failed", failure)
             return
         faults.faultpoint("callback.mark.before")
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
-        await self._say(job, "callback-finished", {})
+        await self._say.outcome(job, "callback-finished", {})
         faults.faultpoint("callback.mark.after")
 
     # --- leases -----------------------------------------------------------------------------------------------------------
@@ -270,14 +277,14 @@ class Worker:
             # A fault of ours or of the database: say it, so that the machine tries again instead of waiting for the lease to end.
             log.exception("job.raised", owner=job.owner, epoch=job.epoch, kind=job.kind)
             if not job.ended:
-                await self._say_broken(job, f"{type(error).__name__}: {error}")
+                await self._say.broken(job, f"{type(error).__name__}: {error}")
 
     async def _renew(self) -> None:
         # A renewal tells when media last came, and by that a recording is idle or not: well within IDLE_TIMEOUT.
         every_s = min(RENEW_S, self._policy.lease_ms / 6000, max(LEAST_RENEW_S, self._policy.idle_timeout_ms / 3000))
         answered = True
         while True:
-            await asyncio.sleep(every_s if answered else min(SAY_AGAIN_S, every_s))
+            await asyncio.sleep(every_s if answered else min(saying.SAY_AGAIN_S, every_s))
             answered = await self._end_refused()
             for job in list(self._jobs.values()):
                 answered &= await self._renew_one(job)
@@ -331,70 +338,20 @@ class Worker:
         if "/" in lease.owner:
             assignment = await self._store.assignment(lease.owner)
             if assignment is not None and assignment.recording.state in states.CAPTURING:
-                found = await self._steps.scan(assignment, lease.epoch)
-                data |= {"MediaMs": found.media_ms, "SizeBytes": found.size_bytes, "LastPacketMs": found.last_packet_ms}
+                data |= await self._left(assignment, lease)
         log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=data.get("MediaMs"))
         event = codec.make(
             "worker-lost", id=f"lost.{lease.owner}.{lease.epoch}", time_ms=self._clock(), data=data, subject=lease.owner
         )
         await self._store.send("event", event, lease.owner[:26])
 
-    # --- outcomes ---------------------------------------------------------------------------------------------------------
-    def _say_started(self, job: holding.Job, progress: adapters.Progress) -> None:
-        task = asyncio.create_task(self._started(job, progress.first_packet_ms or self._clock()))
-        job.said.add(task)
-
-    async def _started(self, job: holding.Job, first_packet_ms: int) -> None:
+    async def _left(self, assignment: adapters.Assignment, lease: ports.Lease) -> dict[str, Any]:
+        """What a capture left behind. Nobody can start, stop or be called before this is told, so it is told at once: of a long
+        segment what was noted of it, and of one that cannot be read nothing."""
+        known_ms = max((s.media_ms for s in await self._store.segments(lease.owner) if s.epoch == lease.epoch), default=0)
         try:
-            await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
-        except Exception:
-            # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
-            log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
-        await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
-        faults.faultpoint("capture.media.after")
-
-    async def _say_exit(self, job: holding.Job, kind: str, data: dict[str, Any]) -> None:
-        await self._say(job, "ffmpeg-exit", {"Job": kind} | data)
-
-    async def _say_broken(self, job: holding.Job, detail: str) -> None:
-        data = {"Reason": "error", "Detail": detail[:4096], "Retry": True}
-        match job.kind:
-            case states.CAPTURE:
-                said = {k: data[k] for k in ("Reason", "Detail")}
-                if job.capture is not None:
-                    job.capture.kill()
-                    said |= holding.on_disk(job.capture.progress)
-                await self._say_exit(job, states.CAPTURE, said)
-            case states.TRANSCODE:
-                await self._say_exit(job, states.TRANSCODE, data)
-            case states.UPLOAD:
-                await self._say(job, "upload-failed", data)
-            case _:
-                await self._say(job, "callback-failed", data)
-
-    async def _say(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
-        """Say the job's outcome, until it stands in the outbox."""
-        await self._send(job, type_, data)
-        job.ended = True
-
-    async def _send(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
-        event = codec.make(
-            type_,
-            id=f"{type_}.{job.owner}.{job.epoch}",
-            time_ms=self._clock(),
-            data=holding.names(job) | {"Epoch": job.epoch} | data,
-            subject=job.owner,
-        )
-        while True:
-            try:
-                # A worker that stood still may end its work before its renewal is refused. A capture's word counts even then:
-                # what it wrote is media.
-                if job.kind != states.CAPTURE and not await self._store.holds_lease(job.owner, job.epoch, self._node):
-                    raise errors.LeaseRefused
-                await self._store.send("event", event, job.owner[:26])
-                return
-            except errors.LeaseRefused:
-                raise
-            except Exception:
-                log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
-                await asyncio.sleep(SAY_AGAIN_S)
+            found = await self._steps.scan(assignment, lease.epoch, known_ms)
+        except OSError as error:
+            log.error("segment.not_read", owner=lease.owner, epoch=lease.epoch, error=error.strerror, media_ms=known_ms)
+            return {}
+        return {"MediaMs": found.media_ms, "SizeBytes": found.size_bytes, "LastPacketMs": found.last_packet_ms}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from machine import effects, model, recording_cursor, states, table
+from machine import effects, model, recording_cursor, recording_facts, states, table
 
-Facts = recording_cursor.Facts
+Facts = recording_facts.Facts
 Cursor = recording_cursor.Cursor
 
 CAPTURING = states.CAPTURING
@@ -120,6 +120,7 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="transcode-exit", at=(T,), unless=("working",), ignore=NO_SUCH_JOB),
     Row(on="transcode-exit", at=(T,), when=("verified",), to=U, do=("keep_output", "queue_upload")),
     Row(on="transcode-exit", at=(T,), when=("node_away",), do=("wait_node",)),
+    Row(on="transcode-exit", at=(T,), when=("node_stops",), do=("queue_again",)),
     Row(on="transcode-exit", at=(T,), when=("again",), do=("wait_transcode",)),
     Row(on="transcode-exit", at=(T,), to=states.FAILED, do=("fail",)),
     _ignore("transcode-exit", (*CAPTURING, U, *states.FINAL), NO_SUCH_JOB),

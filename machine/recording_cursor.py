@@ -6,13 +6,12 @@ wording in docs/state-machine.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from transitions import EventData
 
-from machine import effects, model, states, table
+from machine import effects, model, recording_facts, states, table
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 
@@ -24,29 +23,10 @@ EVICTED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a decision may look at besides the recording. `data` is the event's; `callbacks_come` says whether TRTC's callbacks
-    were seen for this application; `has_segments` and `has_output` say which inputs of later stages are kept: media in
-    segments of any epoch, a verified file; `evictions` how many runs of this recording ended by themselves just as a pull for
-    another speaker of the session began; `home` the node that holds most of the segments ("": any can reach them);
-    `target_away` whether the node that the present job is for shows no sign of life."""
-
-    now_ms: int
-    policy: model.Policy = field(default_factory=model.Policy)
-    callbacks_come: bool = True
-    has_segments: bool = False
-    has_output: bool = False
-    home: str = ""
-    target_away: bool = False
-    evictions: int = 0
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Cursor:
     """A throw-away walker of the table: conditions read the facts, actions rewrite the recording and collect effects."""
 
-    def __init__(self, recording: model.Recording, facts: Facts) -> None:
+    def __init__(self, recording: model.Recording, facts: recording_facts.Facts) -> None:
         self.recording = recording
         self.facts = facts
         self.state = recording.state
@@ -113,6 +93,10 @@ class Cursor:
     def at_once(self, _: EventData) -> bool:
         """The run ended only because a track appeared, or because its node stops: the stream is live."""
         return self.facts.data.get("Reason") in ("new-track", "node-stopping")
+
+    def node_stops(self, _: EventData) -> bool:
+        """Its node stops, in an orderly way."""
+        return self.facts.data.get("Reason") == "node-stopping"
 
     def tried_often(self, _: EventData) -> bool:
         """Several runs in a row brought nothing."""

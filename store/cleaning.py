@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
@@ -40,10 +40,14 @@ async def mark_removed(connection: AsyncConnection, recording_id: str, failed_be
 async def given_up(connection: AsyncConnection, node: str) -> list[str]:
     """As Store.given_up."""
     table, segments = tables.recordings, tables.segments
-    there = exists().where(segments.c.recording_id == table.c.id, *([segments.c.node == node] if node else []))
-    lies = or_(there, table.c.output_node == node) if node else there
-    found = select(table.c.id).where(table.c.files_removed.is_(True), lies).limit(100)
-    return [r.id for r in (await connection.execute(found)).all()]
+    # By way of the segments, which go with the files: of all recordings that ever were nearly all are given up.
+    of = exists().where(table.c.id == segments.c.recording_id, table.c.files_removed.is_(True))
+    there = select(segments.c.recording_id.label("id")).where(of, *([segments.c.node == node] if node else []))
+    if node:
+        here = (table.c.output_node != "", table.c.output_node == node)
+        found = union(there, select(table.c.id).where(table.c.files_removed.is_(True), *here)).limit(100)
+        return [r.id for r in (await connection.execute(found)).all()]
+    return [r.id for r in (await connection.execute(there.distinct().limit(100))).all()]
 
 
 async def files_of(connection: AsyncConnection, recording_id: str, node: str) -> values.Files | None:

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from machine import callback, states
 from store import tables
 
-AT_ONCE = 100
+# No more than a transaction may take while every other writer of SQLite waits for it.
+AT_ONCE = 20
 
 
 async def messages(connection: AsyncConnection, before_ms: int) -> None:

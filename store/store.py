@@ -101,6 +101,13 @@ class Store:
             rows = (await connection.execute(statements.CLAIM_UNSENT, taken)).all()
         return [_message(r) for r in sorted(rows, key=lambda r: int(r.seq))]
 
+    async def release(self, seqs: Sequence[int]) -> None:
+        """Leave claimed messages that were not sent to whoever claims them next."""
+        table = tables.outbox
+        free = update(table).where(table.c.seq.in_(seqs), table.c.sent_ms.is_(None)).values(claimed_until_ms=0)
+        async with self._write() as connection:
+            await connection.execute(free)
+
     async def mark_all_sent(self, seqs: Sequence[int]) -> None:
         """These messages were handed on."""
         table = tables.outbox

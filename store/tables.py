@@ -121,6 +121,17 @@ recordings = Table(
     CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
 )
 
+# What the janitor looks for again and again: of all recordings few still have files.
+Index(
+    "ix_recordings_kept",
+    recordings.c.state,
+    recordings.c.ended_ms,
+    sqlite_where=text("files_removed IS 0"),
+    postgresql_where=text("files_removed IS false"),
+)
+_ON_A_NODE = text("output_node <> ''")
+Index("ix_recordings_output_node", recordings.c.output_node, sqlite_where=_ON_A_NODE, postgresql_where=_ON_A_NODE)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -214,6 +225,8 @@ outbox = Table(
     sqlite_autoincrement=True,
 )
 Index("ix_outbox_unsent", outbox.c.seq, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
+# Sessions are forgotten by their ids, and so is what was said of them.
+Index("ix_outbox_task_id", outbox.c.task_id)
 _UNPLACED = text("channel = 'result' AND place IS NULL")
 Index("ix_outbox_unplaced", outbox.c.seq, sqlite_where=_UNPLACED, postgresql_where=_UNPLACED)
 Index("uq_outbox_place", outbox.c.place, unique=True)

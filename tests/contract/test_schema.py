@@ -51,7 +51,7 @@ async def test_checks_and_partial_indexes_are_made(database: engines.Database) -
 
     checks, indexes = await _ask(database, made)
     assert {"ck_sessions_state", "ck_recordings_state", "ck_jobs_state"} <= checks
-    assert {"uq_sessions_open_key", "ix_outbox_unsent"} <= indexes
+    assert {"uq_sessions_open_key", "ix_outbox_unsent", "ix_recordings_kept", "ix_recordings_output_node"} <= indexes
 
 
 async def test_migrating_twice_is_safe(database: engines.Database) -> None:

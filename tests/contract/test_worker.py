@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from events import codec
-from handlers import adapters, applying, deciding, doing, janitor, worker
+from handlers import adapters, applying, deciding, doing, janitor, saying, worker
 from machine import errors, faults, model
 from store import store as stores
 from tests import engines, waiting
@@ -76,6 +76,7 @@ class Steps:
     transcodes: int = 0
     failure: Exception | None = None
     scanned: Progress = field(default_factory=Progress)
+    unreadable: bool = False
     removed: list[str] = field(default_factory=list)
     stuck: int = 0
 
@@ -83,7 +84,9 @@ class Steps:
         self.captures.append(Capture(on_media))
         return self.captures[-1]
 
-    async def scan(self, job: adapters.Assignment, epoch: int) -> adapters.Scan:
+    async def scan(self, job: adapters.Assignment, epoch: int, known_ms: int) -> adapters.Scan:
+        if self.unreadable:
+            raise OSError(5, "Input/output error")
         return self.scanned
 
     async def transcode(self, job: adapters.Assignment, epoch: int, segments: Sequence[Any]) -> adapters.Finished:
@@ -304,6 +307,21 @@ async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
     assert (after.state, after.media_ms, after.epoch) == ("Recording", 7_000, before.epoch + 1)
 
 
+async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> None:
+    """A failing disk under one segment: the node starts all the same, with what was noted of it, and the recording goes on."""
+    capture = await node.open()
+    capture.media(6_000, node.clock)
+    owner = (await node.recording()).id
+    await node.store.note_segment(owner, 1, {"media_ms": 6_000, "size_bytes": 60, "last_packet_ms": node.clock()})
+    await node.worker.stop()
+    node.steps.unreadable = True
+    node.worker = node.new_worker()
+    await node.worker.start()
+    assert "start-capture" in await node.relay()
+    assert (await node.recording()).state == "Recording"
+    assert (await node.store.segments(owner))[0].media_ms == 6_000
+
+
 async def test_a_failed_step_is_told_with_its_reason(node: Node) -> None:
     """What no retry cures fails the recording with the step's own words."""
     capture = await node.open()
@@ -387,7 +405,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours in saying an outcome: the lease is not renewed any more, so that the job becomes `worker-lost`."""
     capture = await node.open()
-    monkeypatch.setattr(worker.Worker, "_say_exit", None)
+    monkeypatch.setattr(saying.Outcomes, "exit", None)
     capture.end("eof")
     held = (await node.recording()).id, 1, "node-1", 10_000
     assert await node.store.renew_lease(*held)

@@ -67,6 +67,12 @@ class Store:
                 tx.put(self.tables.outbox, seq, self.tables.outbox[seq]._replace(claimed_until_ms=now_ms + hold_ms))
         return [_message(self.tables.outbox[seq]) for seq in free]
 
+    async def release(self, seqs: Sequence[int]) -> None:
+        """Leave claimed messages that were not sent to whoever claims them next."""
+        async with self._write() as tx:
+            for seq in set(seqs) & set(self.tables.unsent):
+                tx.put(self.tables.outbox, seq, self.tables.outbox[seq]._replace(claimed_until_ms=0))
+
     async def mark_all_sent(self, seqs: Sequence[int]) -> None:
         """These messages were handed on."""
         for seq in seqs:

@@ -283,6 +283,8 @@ def _transcode_exit(c: Case) -> Expected:
         return IGNORE
     if c.reason == "ok":
         return Expected("move", (("Transcoding", "Uploading"),), job="queued", command="start-upload", raised=True)
+    if c.reason == "node-stopping":  # restarts are no reason to give up
+        return Expected("stay", job="queued", command="start-transcode", raised=True)
     if c.reason == "node-away" or (c.retry and c.tries < len(POLICY.transcode_pauses_ms)):
         return Expected("stay", job="waiting", raised=True, armed="retry")
     return Expected("move", (("Transcoding", "Failed"),))
@@ -414,7 +416,7 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
         },
         "transcode-exit": {
             "stale": (False, True),
-            "reason": ("ok", "ffmpeg-failed", "node-away"),
+            "reason": ("ok", "ffmpeg-failed", "node-away", "node-stopping"),
             "retry": (False, True),
             "tries": (0, 1, 2),
         },

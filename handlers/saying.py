@@ -1,0 +1,105 @@
+"""What a node says of its jobs: outcomes, each under an id that is made of the job and its epoch. Imports `machine` and `events`.
+
+Rule: an outcome stands in the outbox, or it was not said. No outcome is said for a job whose lease was refused, but for a
+capture's: what it wrote is media.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from events import codec
+from handlers import adapters, holding
+from machine import errors, faults, ports, states
+
+log = structlog.get_logger()
+
+SAY_AGAIN_S = 1.0
+# For what is said while the node stops: a database that is away is not waited for.
+LAST_WORD_S = 2.0
+
+
+class Outcomes:
+    """The words of one node."""
+
+    def __init__(self, store: ports.Store, *, node: str, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._node = node
+        self._clock = clock
+
+    def capture_started(self, job: holding.Job, progress: adapters.Progress) -> None:
+        """Say that media is on disk, beside the capture."""
+        task = asyncio.create_task(self._started(job, progress.first_packet_ms or self._clock()))
+        job.said.add(task)
+
+    async def _started(self, job: holding.Job, first_packet_ms: int) -> None:
+        try:
+            await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
+        except Exception:
+            # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
+            log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
+        await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
+        faults.faultpoint("capture.media.after")
+
+    async def exit(self, job: holding.Job, data: dict[str, Any]) -> None:
+        """Say that a capture or a transcode ended."""
+        await self.outcome(job, "ffmpeg-exit", {"Job": job.kind} | data)
+
+    async def broken(self, job: holding.Job, detail: str) -> None:
+        """Say that a job ended through a fault that may pass."""
+        data: dict[str, Any] = {"Reason": "error", "Detail": detail[:4096], "Retry": True}
+        match job.kind:
+            case states.CAPTURE:
+                del data["Retry"]
+                if job.capture is not None:
+                    job.capture.kill()
+                    data |= holding.on_disk(job.capture.progress)
+                await self.exit(job, data)
+            case states.TRANSCODE:
+                await self.exit(job, data)
+            case states.UPLOAD:
+                await self.outcome(job, "upload-failed", data)
+            case _:
+                await self.outcome(job, "callback-failed", data)
+
+    async def last_word(self, job: holding.Job) -> None:
+        """Say of a transcode that its node stops, which is no fault of it; of all else `worker-lost` says as much. Gives up soon:
+        then this is said, too."""
+        if job.kind != states.TRANSCODE or job.ended:
+            return
+        data = {"Reason": "node-stopping", "Detail": "Its node stopped; the transcode begins anew.", "Retry": True}
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                await self.exit(job, data)
+        except (TimeoutError, errors.LeaseRefused) as error:
+            log.info("outcome.left_unsaid", owner=job.owner, epoch=job.epoch, reason=type(error).__name__)
+
+    async def outcome(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
+        """Say the job's outcome, until it stands in the outbox."""
+        await self._send(job, type_, data)
+        job.ended = True
+
+    async def _send(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
+        event = codec.make(
+            type_,
+            id=f"{type_}.{job.owner}.{job.epoch}",
+            time_ms=self._clock(),
+            data=holding.names(job) | {"Epoch": job.epoch} | data,
+            subject=job.owner,
+        )
+        while True:
+            try:
+                # A worker that stood still may end its work before its renewal is refused.
+                if job.kind != states.CAPTURE and not await self._store.holds_lease(job.owner, job.epoch, self._node):
+                    raise errors.LeaseRefused
+                await self._store.send("event", event, job.owner[:26])
+                return
+            except errors.LeaseRefused:
+                raise
+            except Exception:
+                log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
+                await asyncio.sleep(SAY_AGAIN_S)

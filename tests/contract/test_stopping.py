@@ -1,0 +1,134 @@
+"""A node that is stopped in good order: what it held goes on elsewhere at once, and nothing of it counts as a death."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bus import presence, publisher, relay
+from events import codec
+from handlers import doing
+from store import store as stores
+from tests import engines, examples, waiting
+from tests.contract import test_worker
+from tests.contract.test_worker import COS, ROOM, node
+
+__all__ = ["node"]
+
+
+async def _start_capture(node: test_worker.Node) -> codec.Event:
+    """The command for the first capture of a session, taken from the outbox."""
+    node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
+    await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
+    start = next(m for m in await node.store.unsent() if m.type == "start-capture")
+    await node.store.mark_sent(start.seq)
+    return codec.decode(start.body, now_ms=node.clock())
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["at once", "when it is about to begin"])
+async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worker.Node, known: bool) -> None:
+    """The lease is taken and ffmpeg is not started yet when the node is told to stop: it says so, and another node may begin."""
+    await doing.do(node.worker, await _start_capture(node))
+    if known:
+        await waiting.until(lambda: node.steps.captures)
+    async with asyncio.timeout(10):
+        await node.worker.drain()
+    (said,) = [codec.decode(m.body, now_ms=0) for m in await node.store.unsent() if m.type == "ffmpeg-exit"]
+    assert said.data["Reason"] == "node-stopping"
+    assert all(capture.stopped for capture in node.steps.captures if capture.started)
+    await node.relay()
+    assert (await node.recording()).capture in ("queued", "leased")
+    assert (await node.recording()).epoch == 2
+
+
+async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often its node is stopped in the middle of it, no try is spent, and it begins anew; deaths do count."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    await node.relayed("capture-started")
+
+    async def endless(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node.steps, "transcode", endless)
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("start-transcode")
+    for restart in range(2 * node.policy.lost_limit):
+        held = (await node.recording()).job
+        assert held is not None
+        assert (held.kind, held.state) == ("transcode", "leased"), restart
+        await node.worker.stop()
+        node.worker = node.new_worker()
+        await node.worker.start()
+        await node.relay()
+    assert (await node.recording()).tries == 0
+    value = await node.recording()
+    await node.say("worker-lost", Owner=value.id, Epoch=value.epoch, Node="node-1")
+    assert (await node.recording()).tries == 1
+
+
+class _Link:
+    """A connection on which nothing is published."""
+
+    async def session(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["nothing under way", "a round that does not end"])
+async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
+    store: stores.Store, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """Another node's relay does not wait for the claim to run out, whether the broker refused the message or never answered."""
+    published = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        published.set()
+        if slow:
+            await asyncio.Event().wait()
+        raise test_worker.errors.Unavailable("the broker is away")
+
+    monkeypatch.setattr(publisher, "publish", never)
+    monkeypatch.setattr(relay, "LAST_ROUND_S", 0.2)
+    leaving: Any = relay.Relay(store, _Link(), presence=presence.Presence(store))  # type: ignore[arg-type]
+    await store.send("event", examples.event("e1"))
+    leaving.loop.start()
+    async with asyncio.timeout(10):
+        await published.wait()
+    await leaving.stop()
+    await leaving.stop()
+    (message,) = await store.claim_unsent(10, 1_000)
+    await store.release([message.seq])
+    assert await store.claim_unsent(10, 1_000) == [message]
+    await store.mark_all_sent([message.seq])
+    await store.release([message.seq])
+    assert await store.claim_unsent(10, 1_000) == []
+
+
+async def test_many_leases_are_voided_beside_each_other(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk says of one capture is not waited for before the next is asked about."""
+    node = test_worker.Node(store, clock)
+    node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
+    for speaker in ("al", "bo", "cy"):
+        await node.say("user-publishing", **ROOM, UserId=speaker, EventMs=clock(), Kind="audio")
+        assert await store.take_lease(f"{node.task_id}/{speaker}/1", 1, "node-1", 30_000)
+    asked: list[str] = []
+    all_asked = asyncio.Event()
+    scan = node.steps.scan
+
+    async def slow(job: Any, *more: Any) -> Any:
+        asked.append(job.recording.speaker)
+        if len(asked) == 3:
+            all_asked.set()
+        await all_asked.wait()
+        return await scan(job, *more)
+
+    monkeypatch.setattr(node.steps, "scan", slow)
+    async with asyncio.timeout(10):
+        await node.worker.start()
+    await waiting.until(lambda: sorted(asked) == ["al", "bo", "cy"])
+    assert [m.type for m in await store.unsent()].count("worker-lost") == 3
+    await node.worker.stop()
