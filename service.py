@@ -225,7 +225,7 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     import store.inspection
     from assembly import identity, sealing
     from cloud import credentials, pull
-    from media import ffmpeg
+    from media import ffmpeg, spool
 
     logs.configure(level="error")
 
@@ -237,6 +237,7 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
         ffmpeg_version=ffmpeg.version,
         check_template=pull.check_template,
         pull_template=pull.DEFAULT_TEMPLATE,
+        check_owner=spool.check_owner,
         schema=store.inspection.look,
         sealing=sealing.look,
         credentials=source,

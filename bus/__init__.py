@@ -1,1 +1,1 @@
-"""How messages travel: the local bus inside the process; RabbitMQ later. Imports `machine` and `events`."""
+"""How messages travel: the local bus inside the process, RabbitMQ between nodes. Imports `machine` and `events`."""

@@ -82,20 +82,16 @@ class CosUploader:
         *,
         state: UploadState | None,
         save: cos_upload.Save,
-        on_progress: cos_upload.OnProgress | None = None,
-        forbid_overwrite: bool = False,
     ) -> Uploaded:
         """Write the file at `path` to `target` and compare; goes on from `state` if there is one.
 
         `save` gets the state after the upload was created and after each part sent, and before an upload is given up that may be
         a successor's by now; what it raises ends the upload.
-        `on_progress` gets the bytes that COS has so far. Raises errors.UploadFailed with reason "refused" (for good),
+        Raises errors.UploadFailed with reason "refused" (for good),
         "expired-token", "throttled", "server", "network", "mismatch" or "file-missing".
         """
         client = self._client(target, credentials, self._silence_timeout_s)
-        job = cos_upload.Upload(
-            self._ask, self._in_thread, client, path, target, save, on_progress or (lambda _: None), forbid_overwrite
-        )
+        job = cos_upload.Upload(self._ask, self._in_thread, client, path, target, save)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     async def abort(self, target: objects.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:

@@ -144,14 +144,10 @@ class Client:
         begun = [entry for entry in page.get("Upload", ()) if _lower(entry).get("key") == self._target.key]
         return tuple(_text(entry, "UploadId") for entry in begun)
 
-    def complete(self, upload_id: str, parts: Sequence[Part], forbid_overwrite: bool) -> str:
+    def complete(self, upload_id: str, parts: Sequence[Part]) -> str:
         """Put the parts together; answers the CRC-64 that COS gives for the whole, "" if it gives none."""
         listed = {"Part": [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]}
-        answer = _ask(
-            lambda: self._patient_sdk.complete_multipart_upload(
-                **self._at, UploadId=upload_id, MultipartUpload=listed, **_headers(forbid_overwrite)
-            )
-        )
+        answer = _ask(lambda: self._patient_sdk.complete_multipart_upload(**self._at, UploadId=upload_id, MultipartUpload=listed))
         return str(_lower(answer).get("x-cos-hash-crc64ecma", ""))
 
     def abort(self, upload_id: str) -> None:
@@ -226,11 +222,6 @@ def _sdk(target: objects.CosTarget, credentials: credentials_module.Credentials,
         # The SDK rewrites some names of its first generation; the object would not be where its URL says.
         raise errors.InvalidParameter("CosConfig.Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
     return qcloud_cos.CosS3Client(config, retry=0, session=pool)
-
-
-def _headers(forbid_overwrite: bool) -> dict[str, Any]:
-    """The SDK has no parameter for this header; what it calls Metadata it passes on as headers."""
-    return {"Metadata": {"x-cos-forbid-overwrite": "true"}} if forbid_overwrite else {}
 
 
 def _ask(request: Callable[[], Any]) -> Any:

@@ -67,7 +67,6 @@ class Uploaded:
 
 Ask = Callable[[Callable[[], Any]], Awaitable[Any]]
 Save = Callable[[UploadState], Awaitable[None]]
-OnProgress = Callable[[int], None]
 
 
 class _Afresh(Exception):
@@ -90,8 +89,6 @@ class Upload:
         path: Path,
         target: objects.CosTarget,
         save: Save,
-        on_progress: OnProgress,
-        forbid_overwrite: bool,
     ) -> None:
         self._ask = ask
         self._client = client
@@ -99,8 +96,6 @@ class Upload:
         self._reader = file_parts.Reader(path, in_thread)
         self._target = target
         self._save = save
-        self._on_progress = on_progress
-        self._forbid_overwrite = forbid_overwrite
 
     async def run(self, state: UploadState) -> Uploaded:
         """Upload; begin anew a few times where COS has forgotten the upload or holds something else than the file."""
@@ -134,7 +129,6 @@ class Upload:
                     await self._save(replace(state, parts=(*sent, part)))
                 sent.append(part)
                 size_bytes, crc64 = size_bytes + part.size, block.crc64
-                self._on_progress(size_bytes)
         return await self._complete(state.upload_id, sent, size_bytes, str(crc64))
 
     async def _create(self, state: UploadState) -> UploadState:
@@ -208,7 +202,7 @@ class Upload:
             raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
         faults.faultpoint("upload.complete.before")
         try:
-            told = await self._ask(lambda: self._client.complete(upload_id, sent, self._forbid_overwrite))
+            told = await self._ask(lambda: self._client.complete(upload_id, sent))
         except cos_requests.RequestFailed as failed:
             failure = failed.as_upload_failed("putting the parts together")
             if failed.code in (GONE, _TAKEN):

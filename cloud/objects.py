@@ -12,10 +12,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from machine import errors
+from machine import errors, states
 
 MAX_KEY_BYTES = 850
-EXTENSIONS = {"00": "mp3", "01": "mp4", "02": "mp4"}
 
 # `fullmatch` only: `$` would let a trailing newline through.
 _REGION = re.compile(r"[a-z]{2}-[a-z]{2,20}(-[a-z0-9]{1,10}){0,3}|accelerate")
@@ -72,11 +71,11 @@ def check_key(key: str) -> None:
 
 def object_key(path: str, task_id: str, speaker: str, n: int, mode: str) -> str:
     """`{Path without outer "/"}/{TaskId}/{safe speaker}_{n}.mp3|mp4`. Raises errors.InvalidParameter (CosConfig.Path, Mode)."""
-    if mode not in EXTENSIONS:
+    if mode not in states.EXTENSION:
         raise errors.InvalidParameter("Mode must be 00, 01 or 02.", field="Mode")
     folder = path.strip("/")
     key = f"{folder}/" if folder else ""
-    key += f"{task_id}/{safe_speaker(speaker)}_{n}.{EXTENSIONS[mode]}"
+    key += f"{task_id}/{safe_speaker(speaker)}_{n}.{states.EXTENSION[mode]}"
     check_key(key)
     return key
 

@@ -1,7 +1,7 @@
 """TRTC's UserSig: minted with an application's key, and read (not verified) to learn when it expires.
 
 May import `machine`. Rule: a UserSig is a secret; none is ever part of a message, and the reader accepts any text.
-Source: the PyPI package tls-sig-api-v2, whose only format this is (zlib-packed JSON in an alphabet safe for URLs).
+Source: the package tls-sig-api-v2, whose only format this is (zlib-packed JSON in an alphabet safe for URLs).
 """
 
 from __future__ import annotations

@@ -23,8 +23,6 @@ from aiohttp.abc import AbstractResolver
 from cloud import addresses, callback_url
 from machine import errors, faults
 
-# The wait before each try, counted from the try before it; after the last the delivery has failed.
-RETRY_AFTER_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 1.0
 MAX_ANSWER_BYTES = 64 * 1024

@@ -87,7 +87,7 @@ def _rows(rows: Sequence[table.Row], cursor: type) -> str:
 
 def _says(cursor: type, name: str) -> str:
     text = (getattr(cursor, name).__doc__ or name).split("\n")[0].rstrip(".")
-    return text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def events() -> str:

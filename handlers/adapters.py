@@ -1,6 +1,6 @@
 """What the doing handlers are handed: captures, transcodes, uploads, callbacks, as shapes. Imports `machine` and `events`.
 
-Rule: the rooms that do the work (media, cloud) are not known here; `service.py` joins them. Every failure arrives as one of
+Rule: the rooms that do the work (media, cloud) are not known here; `assembly` joins them. Every failure arrives as one of
 `machine.errors.StepFailed`.
 """
 

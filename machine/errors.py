@@ -13,7 +13,6 @@
     ├── Conflict                      somebody else moved the row first: load and decide again (never leaves the template)
     ├── LeaseRefused                  this worker's epoch is stale: stop, write nothing
     └── StepFailed                    a worker's step ended badly: reason, detail, retry
-        ├── CaptureFailed
         ├── TranscodeFailed
         ├── UploadFailed
         └── CallbackFailed
@@ -124,10 +123,6 @@ class StepFailed(RecorderError):
         self.reason = reason
         self.detail = self.message
         self.retry = retry
-
-
-class CaptureFailed(StepFailed):
-    """The stream could not be captured."""
 
 
 class TranscodeFailed(StepFailed):

@@ -39,7 +39,6 @@ END_REASON = {
     "join-over": states.NOBODY_PUBLISHED,
     "idle-over": states.IDLE,
 }
-DEADLINES = ("max-duration", "join", "idle", "result-wait")
 OPEN_DEADLINES = ("max-duration", "join", "idle")
 
 

@@ -1,4 +1,4 @@
-"""The spool: the folder that segments and finished files live in, and the node's id under a file lock. Imports `machine.errors`.
+"""The spool: the folder that segments and finished files live in, and the node's id under a file lock. Imports `machine`.
 
     <root>/.lock                                    held while the node runs; of a spool that nodes share, these two lie in
     <root>/.node                                    DATA_DIR: this node's id, made once
@@ -22,10 +22,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from machine import errors
+from machine import errors, states
 
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
-_EXTENSIONS = {"00": "mp3", "01": "mp4", "02": "mp4"}
 # A segment or a finished file, or what has not become one yet.
 _OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
 
@@ -64,12 +63,15 @@ def _remove(paths: Iterable[Path]) -> int:
     return removed
 
 
-def _check_owner(folder: Path) -> None:
+def check_owner(folder: Path) -> None:
     """Where anybody may make folders, as in /tmp, one of ours must not have been made by somebody else, who could lead what is
     written into it elsewhere. Raises errors.Unavailable."""
-    if not folder.parent.stat().st_mode & stat.S_IWOTH:
+    try:
+        found = folder.lstat()
+        if not folder.parent.stat().st_mode & stat.S_IWOTH:
+            return
+    except FileNotFoundError:
         return
-    found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise errors.Unavailable(
             f"Anybody may write to {folder.parent}, and {folder.name} in it is not a folder of this user alone: it is"
@@ -98,7 +100,7 @@ class Spool:
         try:
             for folder in (self.root, self._identity):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                _check_owner(folder)
+                check_owner(folder)
             lock = os.open(self._identity / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be used: {error.strerror}.") from error
@@ -129,7 +131,7 @@ class Spool:
         worker that wakes after its lease neither writes into nor replaces what a newer epoch made. Raises KeyError for an unknown
         mode."""
         number = f".{int(epoch):08d}" if epoch else ""
-        return self._folder(task_id, speaker, n, make=True) / f"finished{number}.{_EXTENSIONS[mode]}"
+        return self._folder(task_id, speaker, n, make=True) / f"finished{number}.{states.EXTENSION[mode]}"
 
     def remove_parts(self, task_id: str, speaker: str, n: int, before_epoch: int) -> None:
         """Deletes what transcodes of earlier epochs left unfinished (blocking); one of them that still writes ends in nothing."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,18 +56,11 @@ class Transcoder:
         self._ffmpeg = ffmpeg
         self._stuck_after_s = stuck_after_s
 
-    async def transcode(
-        self,
-        segments: Sequence[SegmentFile],
-        mode: str,
-        output: Path,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> TranscodeOutput:
+    async def transcode(self, segments: Sequence[SegmentFile], mode: str, output: Path) -> TranscodeOutput:
         """Writes `output` (MP3 for mode "00", MP4 for "01" and "02") from all segments, in their order.
 
-        `on_progress(done_ms, total_ms)` is called about twice a second and must not block. Raises
-        errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost"
-        or "killed".
+        Raises errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost" or
+        "killed".
         """
         part = output.with_name(output.name + ".part")
         try:
@@ -75,7 +68,7 @@ class Transcoder:
             found = await asyncio.to_thread(survey.survey, segments, mode)
             self._check(found, segments, output)
             log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
-            seen = await self._make(found, segments, mode, part, on_progress)
+            seen = await self._make(found, segments, mode, part)
             size_bytes, crc64 = await asyncio.to_thread(verify.settle, part)
             faults.faultpoint("transcode.rename.before")
             await asyncio.to_thread(_give_name, part, output)
@@ -112,12 +105,11 @@ class Transcoder:
         segments: Sequence[SegmentFile],
         mode: str,
         part: Path,
-        on_progress: Callable[[int, int], None] | None,
     ) -> verify.Seen:
         chosen = encoding.plan(found, mode)
         while True:
             try:
-                await self._run(found, segments, chosen, part, on_progress)
+                await self._run(found, segments, chosen, part)
                 return await verify.verify(self._ffmpeg, part, found, chosen)
             except errors.TranscodeFailed as error:
                 if not chosen.copied or error.reason not in ("ffmpeg-failed", "verify-failed"):
@@ -131,13 +123,12 @@ class Transcoder:
         segments: Sequence[SegmentFile],
         chosen: encoding.Plan,
         part: Path,
-        on_progress: Callable[[int, int], None] | None,
     ) -> None:
         argv = encoding.transcode_args(self._ffmpeg, found, chosen, str(part))
         fillings = [found.filling(kind) for kind in chosen.encoded]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
         input_bytes = await asyncio.to_thread(_size_in_all, segments)
-        run = _Run(argv, found.duration_ms, on_progress, limits.transcode(input_bytes))
+        run = _Run(argv, limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
         )
@@ -149,11 +140,7 @@ class Transcoder:
 class _Run:
     """One ffmpeg that is fed, listened to, and watched for standing still."""
 
-    def __init__(
-        self, argv: Sequence[str], total_ms: int, on_progress: Callable[[int, int], None] | None, allowed: limits.Limits
-    ) -> None:
-        self._total_ms = total_ms
-        self._on_progress = on_progress
+    def __init__(self, argv: Sequence[str], allowed: limits.Limits) -> None:
         self._reader = lines.ProgressReader()
         self._heard: dict[lines.Meaning, str] = {}
         self._fed_bytes = 0
@@ -230,8 +217,6 @@ class _Run:
         block = self._reader.read(text)
         if block is not None and block.out_ms > self._out_ms:
             self._out_ms = block.out_ms
-            if self._on_progress is not None:
-                self._on_progress(min(block.out_ms, self._total_ms), self._total_ms)
 
 
 def _size_in_all(segments: Sequence[SegmentFile]) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite+aiosqlite:///"
 POSTGRESQL = "postgresql+asyncpg://"
+EVERYWHERE = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
 
 
 def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
@@ -37,6 +38,8 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
             yield "SPOOL_SHARED", "needs CFS_PATH, the folder that is shared"
         if "worker" in settings.roles and not settings.spool_shared and not settings.cluster_token.get_secret_value():
             yield "CLUSTER_TOKEN", "is required where workers do not share a spool: they fetch segments from each other"
+        if "worker" in settings.roles and not settings.spool_shared and not settings.node_url and settings.host in EVERYWHERE:
+            yield "NODE_URL", "is required where workers do not share a spool and HOST names no address that others could ask"
     elif set(settings.roles) != set(values.ROLES):
         yield "ROLES", "must be all three without AMQP_URL: everything is in this process"
     elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):

@@ -55,14 +55,15 @@ class Schema(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What the other rooms know. `find_ffmpeg`, `check_template`, `schema`, `sealing` (where the keys of secrets are) and
-    `credentials` (the name of the place that has them) raise `fault`, whose text is a sentence. `mounts` is the system's table of
-    mounts."""
+    """What the other rooms know. `find_ffmpeg`, `check_template`, `check_owner` (of the spool), `schema`, `sealing` (where the
+    keys of secrets are) and `credentials` (the name of the place that has them) raise `fault`, whose text is a sentence. `mounts`
+    is the system's table of mounts."""
 
     find_ffmpeg: Callable[[str], str]
     ffmpeg_version: Callable[[str], tuple[int, ...] | None]
     check_template: Callable[[str], None]
     pull_template: str
+    check_owner: Callable[[Path], None]
     schema: Callable[[str], Schema]
     sealing: Callable[[settings.Settings], str]
     credentials: Callable[[], str]
@@ -151,7 +152,9 @@ def check_tokens(case: Case) -> Finding:
     if any(len(token) < SHORT_TOKEN for token in tokens):
         found = f"one is shorter than {SHORT_TOKEN} characters"
         return Finding(check=name, status=WARN, found=found, meaning="It can be guessed.", type=_MAKE_TOKEN)
-    return Finding(check=name, status=OK, found=f"{len(tokens)} set" if tokens else "none, and none is needed on loopback")
+    return Finding(
+        check=name, status=OK, found=f"{len(tokens)} set" if tokens else "none; on loopback none is needed until a key is made"
+    )
 
 
 _MAKE_TOKEN = "export API_TOKENS=$(openssl rand -hex 24)  # and RECORDER_TOKEN the same for the commands"  # noqa: S105 - a command
@@ -202,6 +205,10 @@ def check_spool(case: Case) -> Finding:
     """The spool can be written."""
     folder = case.settings.spool
     fault = probes.folder_fault(folder)
+    try:
+        case.given.check_owner(folder)
+    except case.given.fault as error:
+        fault = fault or str(error)
     if fault:
         meaning = "Nothing can be recorded: media goes to the spool first."
         get = "Set SPOOL_DIR (or CFS_PATH) to a folder that this user may write, or change its owner."
@@ -222,7 +229,8 @@ def check_space(case: Case) -> Finding:
 
 def check_lock(case: Case) -> Finding:
     """One service has the spool, and it is the one that answers."""
-    lock = case.settings.spool / ".lock"
+    many = bool(case.settings.amqp_url.get_secret_value())
+    lock = (case.settings.data_dir if case.settings.spool_shared and many else case.settings.spool) / ".lock"
     if not probes.is_locked(lock):
         return Finding(check="spool-lock", status=OK, found="free")
     if not case.service_fault:
@@ -236,7 +244,9 @@ def check_database(case: Case) -> Finding:
     """The database can be written, and its schema is this program's."""
     name, file = "database", case.settings.database_file
     fault = probes.folder_fault(file.parent) if case.is_file else ""
-    get = "Set DATA_DIR to a folder that this user may write, or change its owner."
+    get = "Start PostgreSQL, or mend DATABASE_URL."
+    if case.is_file:
+        get = "Set DATA_DIR to a folder that this user may write, or change its owner."
     try:
         schema = None if fault else case.given.schema(case.settings.database)
     except case.given.fault as error:
@@ -245,14 +255,17 @@ def check_database(case: Case) -> Finding:
         return Finding(check=name, status=FAIL, found=fault, meaning="The service does not start.", type=get)
     if not schema.known:
         meaning = "A newer recorder has written this database; this one would not understand it."
-        get = "pip install --upgrade recorder  # or set DATA_DIR to another folder"
+        get = "Install the newer version here too (docs/operate.md, Restart, upgrade), or name another database."
         return Finding(check=name, status=FAIL, found=f"schema {schema.current}", meaning=meaning, type=get)
+    if not case.is_file and schema.current != schema.newest:
+        found = f"schema {schema.current}" if schema.current else "empty"
+        get = "recorder migrate  # after a pg_dump, with the nodes of the old version stopped"
+        return Finding(check=name, status=FAIL, found=found, meaning=f"No node starts before it is at {schema.newest}.", type=get)
     if not schema.current:
         return Finding(check=name, status=OK, found="empty: its tables are made at the first start")
     if schema.current != schema.newest:
         meaning = f"The next start brings it to {schema.newest}, and an older recorder cannot use it after that."
-        copy = f"cp {file} {file}.{schema.current}" if case.is_file else "pg_dump"
-        get = f"{copy}  # a copy, with the service stopped; then start it again"
+        get = f"cp {file} {file}.{schema.current}  # a copy, with the service stopped; then start it again"
         return Finding(check=name, status=WARN, found=f"schema {schema.current}", meaning=meaning, type=get)
     return Finding(check=name, status=OK, found=f"can be written, schema {schema.current}")
 

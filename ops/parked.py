@@ -18,7 +18,7 @@ from ops import exits, printing
 HELP = (
     "Messages that could not be handled: look at them, send them anew once the cause is mended, or throw them away."
     " With AMQP_URL they lie in the broker's queue AMQP_PREFIX.parked, and damaged ones in the database's outbox; without it, all"
-    " in the outbox (ids that begin with row-). Unlike the other commands these do not ask the service: they need its settings in"
+    " in the outbox (ids that begin with row-). These do not ask the service: they need its settings in"
     " the environment, AMQP_URL and DATABASE_URL or DATA_DIR, and work while it is down. Secrets are masked on the screen;"
     " what is sent anew is whole."
 )

@@ -19,7 +19,7 @@ from pydantic.config import JsonDict
 
 from ops import contradictions, values
 
-SQLITE = contradictions.SQLITE
+SQLITE, POSTGRESQL = contradictions.SQLITE, contradictions.POSTGRESQL
 DATABASE_NAME = "recorder.db"
 DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
 
@@ -91,7 +91,7 @@ class Settings(pydantic_settings.BaseSettings):
     database_url: SecretStr = _setting(
         "DATABASE_URL",
         SecretStr(""),
-        f"an address that begins with {SQLITE} and names a file",
+        f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
         "The database, where it is not the SQLite file `recorder.db` in DATA_DIR.",
     )
     secret_keys: Annotated[tuple[SecretStr, ...], _list_of(values.sealing_key)] = _setting(
@@ -193,7 +193,7 @@ class Settings(pydantic_settings.BaseSettings):
         "NODE_URL",
         "",
         "an address such as http://10.0.0.7:8080",
-        "Where other nodes fetch this one's segments.",
+        "Where other nodes fetch this one's segments; to be set where HOST is every address of the machine.",
         shown="HOST:PORT",
     )
     cluster_token: SecretStr = _setting(

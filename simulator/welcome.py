@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from simulator import server
 from simulator.cos import signature
 
-CALLBACK_PATH = "/trtc/callbacks"
 SERVICE_PORT = 8080
 ROOM, ROOM_NUMBER, SPEAKER = "lesson", 8489, "alice"
 REGION, BUCKET = "ap-shanghai", "lessons-1250000000"

@@ -14,7 +14,6 @@ from cryptography import fernet
 
 from machine import errors
 
-KEY_BYTES = 32
 # Of a sealed body, beside the clear one: version, time, initial vector, padding, HMAC.
 OVERHEAD_BYTES = 73
 

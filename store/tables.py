@@ -1,4 +1,4 @@
-"""The tables, once, for every engine. Times are Unix ms. Imports nothing of ours.
+"""The tables, once, for every engine. Times are Unix ms. Imports `machine`.
 
 Rule: types that mean the same on SQLite and PostgreSQL only; JSON is text that this room writes and reads.
 """

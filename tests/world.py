@@ -55,9 +55,7 @@ class Run:
 class Truth:
     """What really happened to one recording, to be compared with what is said of it in the end."""
 
-    media_said_ms: int = 0
     disk_full: bool = False
-    hopeless: bool = False
     transcode_failures: int = 0
     upload_refused: bool = False
     upload_failures: int = 0
@@ -66,7 +64,7 @@ class Truth:
 
 @dataclass(slots=True)
 class World:
-    """`fates` decides how jobs end that nobody ended by hand; the same seed gives the same ends to the same epochs."""
+    """Jobs that nobody ends by hand end by chance; the same seed gives the same ends to the same epochs."""
 
     database: engines.Database
     store: stores.Store
@@ -215,7 +213,6 @@ class World:
             "SizeBytes": run.media_ms,
         }
         self.of(run.owner).disk_full |= reason == "disk-full"
-        self.of(run.owner).hopeless |= reason == "refused-for-good"
         self._say(run, "ffmpeg-exit", reason, said | {"FirstPacketMs": None, "LastPacketMs": last_ms})
 
     def _say(self, run: Run, type_: str, outcome: str, data: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What the HTTP room is given: one frozen value of functions and figures, and the shapes it expects of them.
 
-May import `machine` and `events`. Rule: nothing here knows who implements it; `service.py` puts it together.
+May import `machine` and `events`. Rule: nothing here knows who implements it; `assembly` puts it together.
 """
 
 from __future__ import annotations

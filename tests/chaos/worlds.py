@@ -102,7 +102,6 @@ class Run:
         self._strays: list[str] = []
         self._eyes = tools.eyes
         self._lives: dict[str, media.Live] = {}
-        self._waking: set[asyncio.Task[None]] = set()
 
     async def carry_out(self) -> Outcome:
         """From an empty folder to the audit's figures."""

@@ -55,10 +55,22 @@ async def test_checks_and_partial_indexes_are_made(database: engines.Database) -
 
 
 async def test_migrating_twice_is_safe(database: engines.Database) -> None:
-    """A database of today's schema is left as it is."""
+    """A database of today's schema is left as it is, and so is what it holds."""
+
+    def found(connection: Connection) -> tuple[Any, ...]:
+        looking = inspect(connection)
+        columns = {name: [column["name"] for column in looking.get_columns(name)] for name in looking.get_table_names()}
+        kept = connection.execute(tables.nodes.select()).all()
+        return schema.current(connection), columns, kept
+
     engine = opening.open_engine(database.url)
     try:
+        async with engine.begin() as connection:
+            await connection.execute(tables.nodes.insert().values(node="n1", url="", seen_ms=1))
+        before = await _ask(database, found)
         await opening.migrate(engine)
         await opening.migrate(engine)
     finally:
         await engine.dispose()
+    assert before[0] == schema.HEAD
+    assert await _ask(database, found) == before

@@ -178,6 +178,10 @@ async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(kee
     new = keep(NEW)
     await rows(new, NEW).forget_lost()
     later = dataclasses.replace(desks.sit_down(new, clock), new_id=engines.ids("f"))
+    assert await later.start(UserSig="sig8") == task_id
+    async with new.transaction() as tx:
+        assert (await tx.secrets(task_id)).user_sig == "sig8"
+    await rows(new, NEW).forget_lost()
     fresh = {"SecretId": "id9", "SecretKey": "key9"}
     await later.say("stop", TaskId=task_id)
     await later.transcode(f"{task_id}/al/1", good=False)

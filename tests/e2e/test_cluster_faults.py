@@ -209,15 +209,30 @@ async def test_no_delivery_is_held_while_ffmpeg_runs(world: World, clusters: Clu
     assert log.count('"bus.connected"') == 1
 
 
+async def _looked(look: Callable[[], Awaitable[object]], task: asyncio.Task[None]) -> bool:
+    await look()
+    return task.done()
+
+
 @pytest.mark.timeout(120)
 async def test_a_full_worker_leaves_captures_to_others(world: World, clusters: Clusters) -> None:
     """A worker of MAX_CAPTURES 2 holds two captures, never more, while another takes the other six; all of them end well."""
     many = await clusters({"api": "api,machine"})
     await asyncio.gather(many.add("worker1", "worker", MAX_CAPTURES="2"), many.add("worker2", "worker"))
-    load = test_cluster.Load(world, 4)
-    await load.begin()
-    held = await many.ask("SELECT node, count(*) AS n FROM jobs WHERE state = 'leased' AND kind = 'capture' GROUP BY node")
     small = (many.nodes["worker1"].folder / "data" / ".node").read_text().strip()
-    assert {row["node"] == small: row["n"] for row in held} == {True: 2, False: 6}
+    seen = set[int]()
+
+    async def held() -> dict[bool, int]:
+        rows = await many.ask("SELECT node, count(*) AS n FROM jobs WHERE state = 'leased' AND kind = 'capture' GROUP BY node")
+        found = {row["node"] == small: int(row["n"]) for row in rows}
+        seen.add(found.get(True, 0))
+        return found
+
+    load = test_cluster.Load(world, 4)
+    beginning = asyncio.create_task(load.begin())
+    await waiting.until(lambda: _looked(held, beginning), 60, "the load to have begun", every_s=0.05)
+    await beginning
+    assert await held() == {True: 2, False: 6}
+    assert max(seen) == 2
     await load.end()
     test_cluster.check_results(world, load, await load.results())

@@ -338,9 +338,10 @@ class TestCallbacks:
 
     async def test_a_signed_callback_that_says_nothing_is_refused(self, service: Service) -> None:
         """A genuine signature over a body that is none of TRTC's is a fault of the body, named."""
-        for body in ({}, trtc(203, UserId=7), trtc(203, RoomId="")):
+        for body, field in (({}, "CallbackTs"), (trtc(203, UserId=7), "UserId"), (trtc(203, RoomId=""), "RoomId")):
             status, answer = await call_back(service, body)
             assert (status, answer["Code"]) == (400, "InvalidParameter")
+            assert field in answer["Message"]
 
     async def test_a_large_callback_is_refused(self, service: Service) -> None:
         """The limit of 256 KB holds before the signature is computed."""

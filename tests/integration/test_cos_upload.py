@@ -245,12 +245,11 @@ async def upload(uploader: cos.CosUploader, path: Path, server: Cos, notes: Note
 
 async def test_file_arrives_whole(server: Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
     """A file of three parts is written with the right bytes, size, CRC and URL, and every step was noted."""
-    notes, progress = Notes(), list[int]()
-    done = await upload(uploader, file, server, notes, on_progress=progress.append)
+    notes = Notes()
+    done = await upload(uploader, file, server, notes)
     assert server.objects[KEY] == data
     assert done == cos.Uploaded(size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)), url=f"https://{HOST}/{KEY}")
     assert [len(state.parts) for state in notes.states] == [0, 1, 2, 3]
-    assert progress == [MIB, 2 * MIB, len(data)]
     assert server.asked == ["begun", "create", "part", "part", "part", "complete", "head"]
 
 
@@ -485,19 +484,6 @@ async def test_wrong_crc_is_never_done(server: Cos, uploader: cos.CosUploader, f
         await upload(uploader, file, server)
     assert (caught.value.reason, caught.value.retry) == ("mismatch", True)
     assert "CRC-64 1" in caught.value.detail
-
-
-async def test_foreign_object_is_not_overwritten_when_forbidden(
-    server: Cos, uploader: cos.CosUploader, file: Path, data: bytes
-) -> None:
-    """With forbid_overwrite another object under the key is a refusal, and our own object is a success."""
-    server.objects[KEY] = b"somebody else's"
-    with pytest.raises(errors.UploadFailed) as caught:
-        await upload(uploader, file, server, forbid_overwrite=True)
-    assert (caught.value.reason, caught.value.retry) == ("refused", False)
-    assert server.objects[KEY] == b"somebody else's"
-    server.objects[KEY] = data
-    await upload(uploader, file, server, forbid_overwrite=True)
 
 
 async def test_missing_and_empty_file_are_said(server: Cos, uploader: cos.CosUploader, tmp_path: Path) -> None:

@@ -35,16 +35,7 @@ class Node:
         """Start, and start again after each death, until this is cancelled."""
         try:
             while True:
-                command = (
-                    "setpriv",
-                    "--pdeathsig",
-                    "KILL",
-                    "--",
-                    sys.executable,
-                    "-m",
-                    "tests.deadly_node",
-                    json.dumps(self._plan),
-                )
+                command = (*TIED, sys.executable, "-m", "tests.deadly_node", json.dumps(self._plan))
                 self._process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
                 assert await self._process.wait() == -signal.SIGKILL
                 self.deaths += 1

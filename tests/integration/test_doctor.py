@@ -24,7 +24,7 @@ from assembly import sealing
 from cloud import pull
 from events import requests
 from machine import errors
-from media import ffmpeg
+from media import ffmpeg, spool
 from ops import doctor
 from store import inspection
 from tests import engines
@@ -88,6 +88,7 @@ async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[Wor
             ffmpeg_version=ffmpeg.version,
             check_template=pull.check_template,
             pull_template=pull.DEFAULT_TEMPLATE,
+            check_owner=spool.check_owner,
             schema=inspection.look,
             sealing=sealing.look,
             credentials=lambda: "explicit",
@@ -186,14 +187,20 @@ async def test_setpriv(world: World) -> None:
 
 
 async def test_spool(world: World) -> None:
-    """A file where the folder should be, above it, or (for anybody but root) a folder that cannot be written."""
-    spool = world.spool
-    spool.write_text("")
+    """A file where the folder should be, above it, (for anybody but root) a folder that cannot be written, or, where anybody may
+    make folders, one that is not ours alone."""
+    folder = world.spool
+    folder.write_text("")
     assert await world.broken() == [("spool", "fail")]
-    spool.unlink()
-    spool.mkdir(mode=0o500)
+    folder.unlink()
+    folder.mkdir(mode=0o500)
     assert await world.broken() == ([] if os.geteuid() == 0 else [("spool", "fail")])
-    assert list(spool.iterdir()) == []
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o777)
+    assert await world.broken() == []
+    folder.parent.chmod(0o1777)
+    assert await world.broken() == [("spool", "fail")]
+    assert "not a folder of this user alone" in (await world.examine())["spool"].found
 
 
 async def test_a_check_that_breaks_is_a_finding(world: World) -> None:
@@ -215,9 +222,9 @@ async def test_spool_space(world: World) -> None:
 
 async def test_spool_lock(world: World) -> None:
     """Held is well if a service answers, a failure if none does; free is well."""
-    spool = world.spool
-    spool.mkdir()
-    with (spool / ".lock").open("w") as lock:
+    folder = world.spool
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
         assert await world.broken() == []
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert await world.broken() == []
@@ -259,18 +266,22 @@ async def test_database_server(world: World) -> None:
     """PostgreSQL: an older and a newer schema, a database that is none, a server that does not answer; no password is said."""
     real = world.environ["DATABASE_URL"]
     connection = await asyncpg.connect(real.replace("+asyncpg", ""))
-    for revision, status in (("9999", "fail"), ("", "ok")):
+    for revision, type_ in (("9999", "newer version"), ("", "recorder migrate")):
         await connection.execute(f"UPDATE alembic_version SET version_num = '{revision}'")
         await connection.execute("DELETE FROM alembic_version WHERE version_num = ''")
-        assert (await world.examine())["database"].status == status
+        assert await world.broken() == [("database", "fail")]
+        assert type_ in (await world.examine())["database"].type
     await connection.close()
     world.change(schema=lambda url: inspection.Schema(current="0001", newest="0002"))
-    assert await world.broken() == [("database", "warn")]
+    assert await world.broken() == [("database", "fail")]
+    assert "recorder migrate" in (await world.examine())["database"].type
     world.change(schema=inspection.look)
     for away in (real + "_none", "postgresql+asyncpg://recorder:PLANTED@127.0.0.1:9/recorder"):
         world.environ["DATABASE_URL"] = away
         assert await world.broken() == [("database", "fail")]
-        assert "PLANTED" not in (await world.examine())["database"].found
+        found = (await world.examine())["database"]
+        assert "PLANTED" not in found.found
+        assert "PostgreSQL" in found.type
 
 
 @POSTGRESQL

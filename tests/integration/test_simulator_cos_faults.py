@@ -52,9 +52,9 @@ async def upload(simulator: server.Simulator, tmp_path: Path) -> AsyncIterator[U
     async def save(state: cos.UploadState) -> None:
         states.append(state)
 
-    async def begin(*, resume: bool = False, forbid_overwrite: bool = False) -> cos.Uploaded:
+    async def begin(*, resume: bool = False) -> cos.Uploaded:
         state = states[-1] if resume and states else None
-        return await uploader.upload(path, target, KEYS, state=state, save=save, forbid_overwrite=forbid_overwrite)
+        return await uploader.upload(path, target, KEYS, state=state, save=save)
 
     yield begin
     await uploader.stop()
@@ -147,19 +147,6 @@ async def test_a_lost_answer_to_create_leaves_no_upload(simulator: server.Simula
     operations = [served.operation for served in simulator.cos.served]
     assert (operations.count("initiate"), operations.count("abort")) == (3, 2)
     assert not list(simulator.folder.glob("cos-uploads/*/upload.json"))
-
-
-async def test_forbid_overwrite(simulator: server.Simulator, upload: Upload) -> None:
-    """An own object whose answer was lost counts as done; somebody else's stays, and that is told for good."""
-    script(simulator, faults.Fault(action=faults.COMMIT_THEN_RESET, operation="complete"))
-    check_right(simulator, await upload(forbid_overwrite=True))
-    draft = simulator.cos.objects.draft()
-    draft.write(b"somebody else's")
-    simulator.cos.objects.put(draft, BUCKET, KEY, modified_s=1.0)
-    with pytest.raises(errors.UploadFailed, match="FileAlreadyExists") as caught:
-        await upload(forbid_overwrite=True)
-    assert (caught.value.reason, caught.value.retry) == ("refused", False)
-    assert simulator.cos.objects.all()[0].path.read_bytes() == b"somebody else's"
 
 
 # The same faults as the official SDK reports them.

@@ -189,18 +189,31 @@ def test_every_test_says_what_it_proves() -> None:
     assert found == []
 
 
+def leads_somewhere(page: Path, link: str) -> bool:
+    """Whether a relative link names a file that is there and, behind #, one of its headings, as GitHub spells them."""
+    file, _, anchor = link.partition("#")
+    target = page.parent / file if file else page
+    if not target.exists() or not anchor or target.suffix != ".md":
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+    spelt = [
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).lower()).replace(" ", "-") for text in headings
+    ]
+    return anchor in spelt
+
+
 def test_links_and_names_in_documents_lead_somewhere() -> None:
-    """Every relative link is a file, every test that a document cites exists, and so does every document that is mentioned."""
+    """Every relative link is a file, and a heading in it; every test and every document that is mentioned exists."""
     found = []
     for path in files():
         if path.suffix not in (".md", ".py", ".toml", ".sh") or path == Path(__file__):
             continue
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".md":
-            links = [link.split("#")[0] for link in MARKDOWN_LINK.findall(text) if "://" not in link and not link.startswith("#")]
-            found += [f"{name(path)} links to {link}" for link in links if not (path.parent / link).exists()]
+            links = [link for link in MARKDOWN_LINK.findall(text) if "://" not in link]
+            found += [f"{name(path)} links to {link}" for link in links if not leads_somewhere(path, link)]
         for module, test in TEST_NAME.findall(text):
-            known = (ROOT / module).is_file() and f"def {test}" in (ROOT / module).read_text(encoding="utf-8")
+            known = (ROOT / module).is_file() and (not test or f"def {test}(" in (ROOT / module).read_text(encoding="utf-8"))
             found += [] if known else [f"{name(path)} cites {module}::{test}"]
         for document in MARKDOWN_NAME.findall(text):
             places = (ROOT / document, ROOT / "docs" / document, path.parent / document)

@@ -33,6 +33,8 @@ class Receiver:
         self.headers: dict[str, str] = {}
         self.silent = False
         self.endless = False
+        self.written_bytes = 0
+        self.ended = asyncio.Event()
         self.got: list[tuple[dict[str, str], bytes, str]] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -46,6 +48,8 @@ class Receiver:
         with contextlib.suppress(ConnectionError):
             while True:
                 await response.write(b"x" * 16384)
+                self.written_bytes += 16384
+        self.ended.set()
         return response
 
     def url(self, path: str = "/hook") -> str:
@@ -169,7 +173,11 @@ async def test_silence_is_a_timeout(receiver: Receiver) -> None:
 async def test_endless_answer_is_cut(receiver: Receiver) -> None:
     """A body without end is read to 64 KB and no further; its status counts."""
     receiver.endless = True
-    await asyncio.wait_for(send(receiver.url()), 5)
+    async with asyncio.timeout(30):
+        await send(receiver.url())
+        await receiver.ended.wait()
+    # What lay in the buffers of two sockets; a second of reading is hundreds of times as much.
+    assert receiver.written_bytes < 32 << 20
 
 
 async def test_nobody_there_is_network(receiver: Receiver) -> None:
@@ -332,15 +340,6 @@ def test_usual_urls_pass_the_door(url: str) -> None:
     webhook.WebhookSender().check(url)
 
 
-async def test_proxy_of_the_environment_is_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy variable does not lead deliveries past the check."""
-    monkeypatch.setenv("http_proxy", receiver.url())
-    with pytest.raises(errors.CallbackFailed) as caught:
-        await send("http://public.example/", allow=[], resolver=Resolver("10.0.0.1"))
-    assert caught.value.reason == "private-address"
-    assert receiver.got == []
-
-
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_***", "whsec_abc"])
 def test_broken_secret_names_the_setting(secret: str) -> None:
     """A secret that claims to be base64 and is not stops the start, by name and without repeating it."""
@@ -355,13 +354,6 @@ def test_broken_allow_list_names_the_setting() -> None:
     with pytest.raises(errors.InvalidParameter) as caught:
         webhook.WebhookSender(allow=["10.1.2.3/8"])
     assert caught.value.field == "CALLBACK_ALLOW"
-
-
-def test_schedule_is_the_standards() -> None:
-    """Ten tries: at once, then 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h after the one before."""
-    hours = [wait / 3600 for wait in webhook.RETRY_AFTER_S[4:]]
-    assert webhook.RETRY_AFTER_S[:4] == (0, 5, 300, 1800)
-    assert hours == [2, 5, 10, 14, 20, 24]
 
 
 @pytest.mark.parametrize(
