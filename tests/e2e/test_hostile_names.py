@@ -30,6 +30,7 @@ pytestmark = pytest.mark.parametrize("engine", [footing.EMBEDDED])
 
 MARK = b"MARK-OF-A-FILE-THAT-IS-NOBODYS-BUSINESS"
 PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+LIBRARY = re.compile(r"/(?:usr/)?lib(?:64)?/.*\.so[.\d]*")
 
 # (room, recording user, speaker, folder in the bucket): all of these TRTC and COS allow, so they are recorded.
 ACCEPTED = [
@@ -69,14 +70,17 @@ def listing(folder: Path, *, without: tuple[str, ...]) -> dict[str, int]:
 
 
 def held_open(pid: int, spool: Path) -> list[str]:
-    """The files that ffmpegs of the service hold open, but for pipes, sockets and what is in the spool."""
+    """The files that ffmpegs of the service hold open, but for pipes, sockets, what is in the spool, and the libraries that the
+    system's loader is just giving them."""
     found = []
     for child in service_process.children(pid):
         with contextlib.suppress(OSError):
             if not Path(f"/proc/{child}/comm").read_text().startswith("ffmpeg"):
                 continue  # on its way to become one
             names = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
-            found += [name for name in names if name.startswith("/") and not name.startswith((f"{spool}/", "/dev/null"))]
+            ours = (f"{spool}/", "/dev/null", "/etc/ld.so.cache")
+            files = [name for name in names if name.startswith("/") and not name.startswith(ours)]
+            found += [name for name in files if not LIBRARY.fullmatch(name)]
     return found
 
 

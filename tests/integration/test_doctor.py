@@ -144,7 +144,7 @@ async def test_settings(world: World) -> None:
 
 async def test_api_tokens(world: World) -> None:
     """None where others can reach the port is a failure; a short one is a warning."""
-    world.environ["HOST"] = "0.0.0.0"
+    world.environ |= {"HOST": "0.0.0.0", "NODE_URL": "http://127.0.0.1:1"}
     assert await world.broken() == [("settings", "fail"), ("api-tokens", "fail")]
     world.environ["API_TOKENS"] = "short"
     assert await world.broken() == [("api-tokens", "warn")]

@@ -19,8 +19,9 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     silenced = {name: logging.getLogger(name).level for name in logs.SILENCED}
+    configured = structlog.get_config()
     yield io.StringIO()
-    structlog.reset_defaults()
+    structlog.configure(**configured)
     root.handlers[:] = before
     root.setLevel(level)
     logging.captureWarnings(capture=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ops import settings
+from tests import engines
 
 HOME = {"HOME": "/home/op"}
 
@@ -101,6 +102,16 @@ def test_any_other_host_needs_a_token(host: str) -> None:
     """Whoever reaches the port could record: without a token the service does not start."""
     assert "HOST" in faults(HOST=host)["API_TOKENS"]
     assert settings.load({**HOME, "HOST": host, "API_TOKENS": "t"}).host == host
+
+
+def test_workers_with_a_spool_each_say_where_they_are() -> None:
+    """Where HOST is every address of the machine, none of them could be told to other nodes."""
+    many = {"AMQP_URL": "amqp://h/", "DATABASE_URL": "postgresql+asyncpg://u@h/x", "SECRET_KEYS": engines.SECRET_KEYS}
+    many |= {"CLUSTER_TOKEN": "t", "API_TOKENS": "t", "HOST": "0.0.0.0"}
+    assert "HOST" in faults(**many)["NODE_URL"]
+    for more in ({"NODE_URL": "http://10.0.0.7:8080"}, {"HOST": "10.0.0.7"}, {"ROLES": "api,machine"}):
+        assert settings.load({**HOME, **many, **more}).cluster_token
+    assert settings.load({**HOME, **many, "SPOOL_SHARED": "true", "CFS_PATH": "/cfs"}).spool_shared
 
 
 def test_the_database_never_lies_on_cfs(tmp_path: Path) -> None:
