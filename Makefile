@@ -1,7 +1,7 @@
 # The newcomer's door. `make help` lists what there is.
 PYTHON ?= python3
-# Most tests wait for live streams: a few more at once than there are cores.
-WORKERS ?= 3
+# Most tests wait for live streams: more at once than there are cores.
+WORKERS ?= 4
 CHAOS_MINUTES ?= 10
 # Of `make soak`; SOAK_ENGINE is embedded or distributed.
 SOAK_MINUTES ?= 30
