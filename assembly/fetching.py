@@ -1,4 +1,8 @@
-"""A segment from another node's spool: fetched whole or not at all. Imports nothing of ours."""
+"""A segment from another node's spool: fetched whole or not at all. Imports `machine` and `media`.
+
+Rule: what the other node, or the way to it, fails at may pass, and after NODE_RETURN counts as away; what our own disk fails at
+is our own disk's, and never makes a segment of a node that answers a loss.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from pathlib import Path
 import aiohttp
 import structlog
 
+from machine import errors
+from media import verify
+
 log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S = 5.0
@@ -17,7 +24,8 @@ CHUNK_BYTES = 1 << 20
 
 
 async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path) -> bool:
-    """Copy the segment of `epoch` from the node at `url` to `path`, unless it is there already. False if it cannot be had now."""
+    """Copy the segment of `epoch` from the node at `url` to `path`, unless it is there already. False if it cannot be had from
+    there now. Raises errors.TranscodeFailed with the reason "disk-full" or "spool-lost" when it cannot be written here."""
     if await asyncio.to_thread(path.exists):
         return True
     part = path.with_name(path.name + ".fetched")
@@ -31,14 +39,27 @@ async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path)
             if answer.status != 200:
                 log.warning("segment.not_given", recording_id=recording_id, epoch=epoch, url=url, status=answer.status)
                 return False
-            with await asyncio.to_thread(part.open, "wb") as file:
-                async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
-                    await asyncio.to_thread(file.write, chunk)
-                file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
+            await _write(answer.content, part)
         await asyncio.to_thread(part.replace, path)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         log.warning("segment.not_fetched", recording_id=recording_id, epoch=epoch, url=url, error=type(error).__name__)
         return False
+    except OSError as error:
+        reason = "disk-full" if verify.is_disk_full(error) else "spool-lost"
+        detail = f"Segment {epoch} of another node cannot be written to the spool: {error.strerror or error}."
+        raise errors.TranscodeFailed(detail, reason=reason, retry=True) from error
+    finally:
+        # A part of a segment is of use to nobody, and on a full disk it is what fills it.
+        await asyncio.to_thread(part.unlink, missing_ok=True)
     log.info("segment.fetched", recording_id=recording_id, epoch=epoch, url=url)
     return True
+
+
+async def _write(content: aiohttp.StreamReader, part: Path) -> None:
+    """What comes, on the disk (fsync). Raises what reading raises, and OSError."""
+    with await asyncio.to_thread(part.open, "wb", buffering=0) as file:
+        async for chunk in content.iter_chunked(CHUNK_BYTES):
+            left = memoryview(chunk)
+            while left:
+                left = left[await asyncio.to_thread(file.write, left) :]
+        await asyncio.to_thread(os.fsync, file.fileno())

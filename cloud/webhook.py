@@ -1,7 +1,7 @@
 """The sender of results to a callback URL that a stranger chose.
 
-May import `machine` and, of this room, `addresses` and `callback_url`. Rules: a connection is made to an allowed address or
-not at all, checked on the number that the socket gets, after resolving; no redirect is followed, no proxy, cookie or
+May import `machine` and, of this room, `addresses`, `callback_url` and `resolving`. Rules: a connection is made to an allowed
+address or not at all, checked on the number that the socket gets, after resolving; no redirect is followed, no proxy, cookie or
 credential used; ten seconds and 64 KB are the end.
 Source of headers, signature and schedule: the Standard Webhooks specification.
 """
@@ -20,7 +20,7 @@ import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver
 
-from cloud import addresses, callback_url
+from cloud import addresses, callback_url, resolving
 from machine import errors, faults
 
 TIMEOUT_S = 10.0
@@ -62,7 +62,7 @@ class WebhookSender:
             raise errors.InvalidParameter(f"CALLBACK_ALLOW: {error}.", field="CALLBACK_ALLOW") from error
         self._secret = secret
         self._timeout_s = timeout_s
-        self._resolver = resolver
+        self._resolver = resolver or resolving.Resolver()
 
     def check(self, url: str) -> None:
         """Raise errors.InvalidParameter(field="Callback") for a URL that can be seen to be wrong, or to lead to an address that

@@ -33,6 +33,8 @@ LEAST_RENEW_S = 0.5
 # A transcode fills a core, an upload a thread; more at once would only slow the captures beside them.
 TRANSCODES = 2
 UPLOADS = 4
+# A callback waits for a stranger's server, each with a socket: many at once, and not as many as there are sessions.
+CALLBACKS = 64
 
 
 class WorkerStore(ports.Store, Protocol):
@@ -66,6 +68,7 @@ class Worker:
         self._jobs: dict[tuple[str, int], holding.Job] = {}
         self._transcodes = asyncio.Semaphore(TRANSCODES)
         self._uploads = asyncio.Semaphore(UPLOADS)
+        self._callbacks = asyncio.Semaphore(CALLBACKS)
         self.renewal = background.Background("worker.leases", self._renew)
 
     async def start(self) -> None:
@@ -235,7 +238,8 @@ class Worker:
         if value is None:
             return
         try:
-            await self._steps.call_back(value)
+            async with self._callbacks:
+                await self._steps.call_back(value)
         except errors.CallbackFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}

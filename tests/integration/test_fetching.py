@@ -1,0 +1,89 @@
+"""A segment is fetched from another node whole or not at all, and what our own disk fails at is not that node's absence."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from assembly import fetching
+from machine import errors
+from tests import ports
+
+TOKEN = "of-the-cluster"
+OWNER = "01HZY0000000000000000000AA/alice/1"
+SEGMENT = bytes(range(256)) * 10_000
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[str]:
+    """Another node: it has epoch 1 whole, breaks off in epoch 2, and has nothing else."""
+
+    async def segments(request: web.Request) -> web.StreamResponse:
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+        assert request.query["recording"] == OWNER
+        match request.query["epoch"]:
+            case "1":
+                return web.Response(body=SEGMENT)
+            case "2":
+                answer = web.StreamResponse(headers={"Content-Length": str(len(SEGMENT))})
+                await answer.prepare(request)
+                await answer.write(SEGMENT[:1000])
+                assert request.transport is not None
+                request.transport.close()
+                return answer
+            case _:
+                raise web.HTTPNotFound
+
+    application = web.Application()
+    application.router.add_get("/internal/segments", segments)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+async def test_a_segment_comes_whole(node: str, tmp_path: Path) -> None:
+    """What the other node has lies here under its name; asked for again it is not fetched again."""
+    path = tmp_path / "00000001.flv"
+    assert await fetching.fetch(node, TOKEN, OWNER, 1, path)
+    assert path.read_bytes() == SEGMENT
+    assert await fetching.fetch("http://127.0.0.1:9", TOKEN, OWNER, 1, path)
+    assert names(tmp_path) == ["00000001.flv"]
+
+
+@pytest.mark.parametrize("epoch", [2, 3], ids=["breaks-off", "has-it-not"])
+async def test_what_cannot_be_had_leaves_nothing(node: str, tmp_path: Path, epoch: int) -> None:
+    """A node that breaks off, or has no such segment: not fetched, and no part of it stays."""
+    assert not await fetching.fetch(node, TOKEN, OWNER, epoch, tmp_path / "x.flv")
+    assert not names(tmp_path)
+
+
+async def test_a_node_that_is_away_is_no_fault(tmp_path: Path) -> None:
+    """Nobody listens there: not fetched."""
+    assert not await fetching.fetch(f"http://127.0.0.1:{ports.free()}", TOKEN, OWNER, 1, tmp_path / "x.flv")
+
+
+async def test_a_full_disk_is_ours(node: str, tmp_path: Path) -> None:
+    """No space left for the copy: said as that, because the segment is there, and nothing is left in the way."""
+    (tmp_path / "x.flv.fetched").symlink_to("/dev/full")
+    with pytest.raises(errors.TranscodeFailed) as raised:
+        await fetching.fetch(node, TOKEN, OWNER, 1, tmp_path / "x.flv")
+    assert (raised.value.reason, raised.value.retry) == ("disk-full", True)
+    assert not names(tmp_path)
+
+
+async def test_a_spool_that_cannot_be_written_is_ours(node: str, tmp_path: Path) -> None:
+    """The folder is gone: the spool is lost, not the node."""
+    with pytest.raises(errors.TranscodeFailed) as raised:
+        await fetching.fetch(node, TOKEN, OWNER, 1, tmp_path / "gone" / "x.flv")
+    assert raised.value.reason == "spool-lost"

@@ -1,0 +1,91 @@
+"""Names of strangers are looked up in threads of their own: however slow their servers, nothing else waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cloud import resolving, webhook
+from machine import errors
+
+REAL = socket.getaddrinfo
+
+
+class Slow:
+    """Names under `.slow` are looked up until `go`; the others as ever."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.asked: list[str] = []
+
+    def getaddrinfo(self, host: str, *args: Any, **named: Any) -> Any:
+        if not host.endswith(".slow"):
+            return REAL(host, *args, **named)
+        self.asked.append(host)
+        assert self.go.wait(30)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    """A resolver of the system that some names hold up."""
+    one = Slow()
+    monkeypatch.setattr(socket, "getaddrinfo", one.getaddrinfo)
+    yield one
+    one.go.set()
+
+
+async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
+    """Four times as many callbacks as there are threads, whose names do not come: each is a timeout, what else works in threads
+    is not held up, and who was given up while it waited is not looked up any more."""
+    sender = webhook.WebhookSender(timeout_s=0.2)
+
+    async def send(number: int) -> str:
+        with pytest.raises(errors.CallbackFailed) as caught:
+            await sender.send(f"http://n{number}.slow/", b"{}", webhook_id="1", now_s=1)
+        return caught.value.reason
+
+    sent = asyncio.gather(*(send(number) for number in range(4 * resolving.THREADS)))
+    reasons = await asyncio.wait_for(sent, 10)
+    assert set(reasons) == {"timeout"}
+    assert len(slow.asked) == resolving.THREADS
+    beside = await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(50))), 10)
+    assert all(beside)
+    slow.go.set()
+    # The threads are free again, and whom nobody waits for is passed over.
+    with pytest.raises(errors.CallbackFailed) as caught:
+        await webhook.WebhookSender(timeout_s=10).send("http://again.slow/", b"{}", webhook_id="1", now_s=1)
+    assert caught.value.reason == "network"
+    assert len(slow.asked) == resolving.THREADS + 1
+
+
+async def test_a_name_leads_where_the_system_says() -> None:
+    """Each address with its family, as numbers; a name without any is an error of the network, and so is one that is none."""
+    resolver = resolving.Resolver()
+    found = await resolver.resolve("localhost", 80, socket.AF_INET)
+    assert {(each["host"], each["port"], each["family"]) for each in found} == {("127.0.0.1", 80, socket.AF_INET)}
+    for nowhere in ("nowhere.invalid", "a..b", "x" * 64 + ".example"):
+        with pytest.raises(socket.gaierror):
+            await resolver.resolve(nowhere, 80)
+
+
+async def test_a_service_may_end_while_a_name_is_looked_up(slow: Slow) -> None:
+    """An answer for a loop that is closed is dropped; the thread works on, and keeps no process from ending."""
+    resolver = resolving.Resolver()
+
+    def other() -> None:
+        async def give_up() -> None:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(resolver.resolve("one.slow"), 0.05)
+
+        asyncio.run(give_up())
+
+    await asyncio.to_thread(other)
+    slow.go.set()
+    assert (await asyncio.wait_for(resolver.resolve("127.0.0.1"), 10))[0]["host"] == "127.0.0.1"
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "resolving")
