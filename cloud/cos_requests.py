@@ -1,7 +1,8 @@
 """Single requests to COS through the official SDK, each blocking, each answering or raising `RequestFailed`.
 
-May import `machine` and, of this room, `objects` and `credentials`. Rule: one call is one request; whether to try again is
-the caller's decision (`failed.temporary`). Errors say COS's code, message and request id, never a key or a token.
+May import `machine` and, of this room, `objects` and `credentials`. Rules: one call is one request; whether to try again is
+the caller's decision (`failed.temporary`). Errors say COS's code, message and request id, never a key or a token. Whatever is
+answered, in whatever form and length, costs little and leaves as `RequestFailed` where it is not what COS would say.
 Sources: the SDK's `cos_client.py` (1.9.44) and COS's page of error codes.
 """
 
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from http import cookiejar
+from http import HTTPStatus, cookiejar
 from typing import Any, TypeVar
 
 import qcloud_cos
@@ -30,6 +31,12 @@ CONNECT_TIMEOUT_S = 10
 SILENCE_TIMEOUT_S = 30
 # COS puts the parts of a large object together before it answers; the SDK itself waits 20 minutes.
 COMPLETE_TIMEOUT_S = 300
+# The longest answers, a thousand parts or the uploads of a long key, have 300 KB. The SDK by itself reads without a limit, and
+# what it builds takes a hundred times as much memory.
+MOST_ANSWER_BYTES = 512 * 1024
+MOST_ERROR_BYTES = 64 * 1024
+# COS would list a thousand; hardly more than one is ever begun under a key.
+MOST_UPLOADS = 100
 
 _EXPIRED = frozenset({"ExpiredToken", "RequestTimeTooSkewed", "RequestHasExpired", "TokenExpired"})
 _THROTTLED = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequests", "QpsLimitExceeded"})
@@ -110,8 +117,8 @@ class Client:
 
     def create(self) -> str:
         """Begin a multipart upload; answers its UploadId."""
-        answer = _ask(lambda: self._sdk.create_multipart_upload(**self._at, ContentType=objects.content_type(self._target.key)))
-        return _text(answer, "UploadId")
+        kind = objects.content_type(self._target.key)
+        return _ask(lambda: _text(self._sdk.create_multipart_upload(**self._at, ContentType=kind), "UploadId"))
 
     def put_part(self, upload_id: str, number: int, data: bytes, md5_base64: str) -> str:
         """Send one part with its Content-MD5; answers its ETag without quotes."""
@@ -129,18 +136,26 @@ class Client:
         parts: list[Part] = []
         marker = 0
         while True:
-            page = _ask(partial(self._sdk.list_parts, **self._at, UploadId=upload_id, PartNumberMarker=marker))
-            parts += [_part(entry) for entry in page.get("Part", ())]
-            if page.get("IsTruncated") != "true":
+            page, following = _ask(partial(self._page_of_parts, upload_id, marker))
+            parts += page
+            if following is None:
                 return tuple(parts)
-            following = int(_text(page, "NextPartNumberMarker"))
             if following <= marker:
                 raise RequestFailed("server", status=200, message="The list of parts does not end")
             marker = following
 
+    def _page_of_parts(self, upload_id: str, marker: int) -> tuple[list[Part], int | None]:
+        page = self._sdk.list_parts(**self._at, UploadId=upload_id, PartNumberMarker=marker)
+        parts = [_part(entry) for entry in page.get("Part", ())]
+        return parts, int(_text(page, "NextPartNumberMarker")) if page.get("IsTruncated") == "true" else None
+
     def list_uploads(self) -> tuple[str, ...]:
         """The UploadIds of the first uploads (a page of them) that were begun under this very key and not ended."""
-        page = _ask(partial(self._sdk.list_multipart_uploads, Bucket=self._target.bucket, Prefix=self._target.key))
+        return _ask(self._page_of_uploads)
+
+    def _page_of_uploads(self) -> tuple[str, ...]:
+        at = {"Bucket": self._target.bucket, "Prefix": self._target.key}
+        page = self._sdk.list_multipart_uploads(**at, MaxUploads=MOST_UPLOADS)
         begun = [entry for entry in page.get("Upload", ()) if _lower(entry).get("key") == self._target.key]
         return tuple(_text(entry, "UploadId") for entry in begun)
 
@@ -190,14 +205,41 @@ class Client:
 def session(connections: int) -> requests.Session:
     """A pool of connections for our uploads alone: the SDK's own is shared by the whole process and never closed.
 
-    It follows no proxy variable and keeps no cookie of one customer for the next.
+    It follows no proxy variable, keeps no cookie of one customer for the next, and reads an answer within its limits.
     """
     pool = requests.Session()
     pool.trust_env = False
+    pool.headers["Accept-Encoding"] = "identity"
     pool.cookies.set_policy(cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
-        pool.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=connections, pool_maxsize=connections))
+        pool.mount(scheme, _Bounded(pool_connections=connections, pool_maxsize=connections))
     return pool
+
+
+class _Bounded(requests.adapters.HTTPAdapter):
+    """Reads an answer as far as one of COS can be long, unpacks nothing, and lets nothing through that grows in parsing."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        """As the library's; raises RequestException for an answer that is too long, or declares entities, which COS never does.
+        Of an error that is no more than what COS could say is left: its status tells enough."""
+        answer = super().send(request, *args, **options | {"stream": True})
+        failed = answer.status_code >= HTTPStatus.BAD_REQUEST
+        most = MOST_ERROR_BYTES if failed else MOST_ANSWER_BYTES
+        raw = answer.raw
+        try:
+            body = raw.read(most + 1, decode_content=False)
+        except BaseException:
+            raw.close()
+            raise
+        if len(body) > most:
+            raw.close()  # what is still to come is nobody's
+        raw.release_conn()
+        # Encodings of more than a byte have zeros between these letters, all others have the letters.
+        grows = b"<!ENTITY" in body.replace(b"\0", b"")
+        if not failed and (grows or len(body) > most):
+            raise requests.RequestException("The answer declares entities" if grows else "The answer is too long")
+        answer.raw = io.BytesIO(b"" if grows else body[:most])
+        return answer
 
 
 def silence_sdk() -> None:
@@ -224,15 +266,18 @@ def _sdk(target: objects.CosTarget, credentials: credentials_module.Credentials,
     return qcloud_cos.CosS3Client(config, retry=0, session=pool)
 
 
-def _ask(request: Callable[[], Any]) -> Any:
+def _ask(request: Callable[[], T]) -> T:
+    """Make a request and read its answer. Raises RequestFailed."""
     try:
         return request()
+    except RequestFailed:
+        raise
     except qcloud_cos.CosServiceError as error:
         raise _from_answer(error) from None  # the SDK's error holds the whole answer
     except qcloud_cos.CosClientError as error:
         raise RequestFailed("network", message=_URL.sub("", str(error))[:200].strip()) from None
-    except SyntaxError:  # the XML parser's ParseError is one, and the SDK evaluates what it parsed
-        raise RequestFailed("server", status=200, message="The answer was not understood") from None
+    except Exception as error:  # noqa: BLE001 - the SDK evaluates what it parsed: nearly any error comes of another shape
+        raise RequestFailed("server", status=200, message=f"The answer was not understood ({type(error).__name__})") from None
 
 
 def _from_answer(error: Any) -> RequestFailed:
@@ -244,14 +289,19 @@ def _from_answer(error: Any) -> RequestFailed:
     found: Mapping[str, object] = error.get_digest_msg() if isinstance(error.get_digest_msg(), Mapping) else {}
     if isinstance(origin, str) and "<Code>" in origin:
         found = {name.lower(): match.group(1).strip() for name, tag in _TAG.items() if (match := tag.search(origin))}
-    code = str(found.get("code", ""))[:80]
+    code = _printable(found.get("code", ""), 80)
     return RequestFailed(
         _reason(status, code),
         code=code,
         status=status,
-        message=str(found.get("message", ""))[:300],
-        request_id=str(found.get("requestid") or found.get("x-cos-request-id") or "")[:80],
+        message=_printable(found.get("message", ""), 300),
+        request_id=_printable(found.get("requestid") or found.get("x-cos-request-id") or "", 80),
     )
+
+
+def _printable(said: object, most: int) -> str:
+    """What a server said, as it can stand in a message, a log and a database: no NUL, no line, no half of a character."""
+    return "".join(char if char.isprintable() else " " for char in str(said)[:most]).strip()
 
 
 def _reason(status: int, code: str) -> str:

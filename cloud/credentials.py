@@ -164,7 +164,7 @@ class CredentialChain:
             async with asyncio.timeout(METADATA_TIMEOUT_S), aiohttp.ClientSession() as session:
                 role = (await _get(session, folder)).decode("utf-8").strip()
                 answer = json.loads(await _get(session, folder + quote(role, safe=""))) if role else {}
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             return f"the metadata service did not answer ({type(error).__name__})"
         if not isinstance(answer, dict) or answer.get("Code") != "Success":
             return "no role is bound to it"
@@ -176,20 +176,19 @@ class CredentialChain:
         if missing:
             return "not set: " + ", ".join(missing)
         try:
-            answer = await asyncio.to_thread(self._assume_role)
+            response = await asyncio.to_thread(self._assume_role)
+            refused = response.get("Error")  # the SDK raises for it only under the exact Content-Type application/json
         except OSError as error:
             return f"TKE_WEB_IDENTITY_TOKEN_FILE cannot be read ({type(error).__name__})"
         except tencent_cloud_sdk_exception.TencentCloudSDKException as error:
             return f"STS refused: {error.get_code()} (request {error.get_request_id()})"
-        except (ValueError, KeyError):
-            return "the answer of STS was not understood"
-        response = answer.get("Response", {})
-        refused = response.get("Error")  # the SDK raises for it only under the exact Content-Type application/json
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return "the answer of STS was not understood"  # the SDK looks into it without looking at it
         if isinstance(refused, Mapping):
             return f"STS refused: {refused.get('Code')} (request {response.get('RequestId')})"
         return _usable_temporary(response.get("Credentials"), response.get("ExpiredTime"), "tke")
 
-    def _assume_role(self) -> Mapping[str, Mapping[str, object]]:
+    def _assume_role(self) -> Mapping[str, object]:
         """AssumeRoleWithWebIdentity as the SDK's OIDCRoleArnCredential does it, but from our mapping and to our endpoint."""
         logging.getLogger("tencentcloud_sdk_common").setLevel(logging.CRITICAL)  # at DEBUG it logs the whole answer
         scheme, endpoint = self._sts_endpoint
@@ -204,10 +203,9 @@ class CredentialChain:
             "RoleSessionName": f"recorder-{self._clock()}",
             "DurationSeconds": STS_DURATION_S,
         }
-        answer: Mapping[str, Mapping[str, object]] = client.call_json(
-            "AssumeRoleWithWebIdentity", parameters, options={"SkipSign": True}
-        )
-        return answer
+        answer = client.call_json("AssumeRoleWithWebIdentity", parameters, options={"SkipSign": True})
+        response: Mapping[str, object] = answer["Response"]
+        return response
 
 
 async def _get(session: aiohttp.ClientSession, address: str) -> bytes:

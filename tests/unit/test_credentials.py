@@ -29,6 +29,7 @@ class Cloud:
         self.asked: list[str] = []
         self.exact = True
         self.sts: dict[str, Any] = {}
+        self.sts_raw: bytes | None = None
         self.sts_body: dict[str, Any] = {}
 
     async def roles(self, request: web.Request) -> web.Response:
@@ -50,7 +51,8 @@ class Cloud:
         self.asked.append(request.headers["X-TC-Action"])
         self.sts_body = await request.json()
         headers = {"Content-Type": "application/json" if self.exact else "application/json; charset=utf-8"}
-        return web.Response(body=json.dumps({"Response": self.sts}), headers=headers)
+        body = json.dumps({"Response": self.sts}).encode() if self.sts_raw is None else self.sts_raw
+        return web.Response(body=body, headers=headers)
 
 
 @pytest.fixture
@@ -143,15 +145,35 @@ async def test_temporary_ones_are_kept_until_a_minute_before_their_end(cloud: Cl
     assert (await places.resolve()).secret_id != second.secret_id
 
 
-async def test_tke(cloud: Cloud, clock: Clock, home: Path) -> None:
-    """In TKE the pod's web identity is exchanged for temporary credentials at STS, unsigned."""
+def pod(home: Path) -> dict[str, str]:
+    """The variables of a pod in TKE."""
     (home / "token").write_text("pod-token")
-    variables = {
+    return {
         "TKE_REGION": "ap-guangzhou",
         "TKE_PROVIDER_ID": "cls-1",
         "TKE_WEB_IDENTITY_TOKEN_FILE": str(home / "token"),
         "TKE_ROLE_ARN": "qcs::cam::uin/1:roleName/r",
     }
+
+
+DEEP = "[" * 30_000
+ODD_STS = ["", "not json", "[]", '"x"', "null", "{}", DEEP, '{"Response": null}', '{"Response": "x"}', '{"Response": []}',
+    '{"Response": {"Error": "x"}}', '{"Response": {"Credentials": "x", "ExpiredTime": 1}}',
+    '{"Response": {"Credentials": {"TmpSecretId": 1, "TmpSecretKey": [], "Token": "t"}, "ExpiredTime": 1}}']  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ODD_STS)
+async def test_odd_sts_is_no_role(cloud: Cloud, clock: Clock, home: Path, answer: str) -> None:
+    """Whatever answers in place of STS, only a whole answer gives credentials."""
+    cloud.sts_raw = answer.encode()
+    for cloud.exact in (True, False):
+        with pytest.raises(credentials.NoCredentials):
+            await chain(cloud, clock, home, pod(home)).resolve()
+
+
+async def test_tke(cloud: Cloud, clock: Clock, home: Path) -> None:
+    """In TKE the pod's web identity is exchanged for temporary credentials at STS, unsigned."""
+    variables = pod(home)
     cloud.sts = {
         "Credentials": {"TmpSecretId": "tke-id", "TmpSecretKey": "tke-key", "Token": "tke-token"},
         "ExpiredTime": HOUR_S,
@@ -180,12 +202,14 @@ async def test_nothing_found_says_where_was_looked(cloud: Cloud, clock: Clock, h
     assert (caught.value.field, caught.value.retry) == ("CosConfig.SecretId", True)
 
 
-@pytest.mark.parametrize("answer", ["", "not json", "[]", '{"Code": "Success"}', '{"Code": "Failed"}'])
-async def test_odd_metadata_is_no_role(cloud: Cloud, clock: Clock, home: Path, answer: str) -> None:
-    """Whatever answers at the metadata's address, only a whole answer gives credentials."""
+@pytest.mark.parametrize("answer", ["", "not json", "[]", DEEP, '{"Code": "Success"}', '{"Code": "Failed"}'])
+@pytest.mark.parametrize("role", ["", "recorder"])
+async def test_odd_metadata_is_no_role(cloud: Cloud, clock: Clock, home: Path, answer: str, role: str) -> None:
+    """Whatever answers at the metadata's address, as the role's name or only as its keys, only a whole answer gives
+    credentials."""
 
     async def keys(request: web.Request) -> web.Response:
-        return web.Response(text=answer)
+        return web.Response(text=role if role and request.path.endswith("/") else answer)
 
     app = web.Application()
     app.router.add_get("/{tail:.*}", keys)
