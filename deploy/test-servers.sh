@@ -1,5 +1,6 @@
 #!/bin/sh
-# The servers that tests start for themselves, each private to its test: on Debian and Ubuntu they come as packages.
+# The servers that tests start for themselves, each private to its test, and Node for its example: on Debian and Ubuntu they come as
+# packages.
 # Installs what is missing where it may (root, apt-get); elsewhere names it and exits 2. No system service is started or enabled.
 set -eu
 packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server"
@@ -9,6 +10,9 @@ for package in $packages; do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$state" = installed ] || missing="$missing $package"
 done
+# Node often comes from elsewhere, and then Debian's is not wanted beside it.
+command -v node >/dev/null 2>&1 || missing="$missing nodejs"
+command -v npm >/dev/null 2>&1 || missing="$missing npm"
 [ -n "$missing" ] || exit 0
 
 by_hand() {
@@ -17,7 +21,7 @@ by_hand() {
     exit 2
 }
 
-[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || by_hand "the tests need servers that are not installed"
+[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || by_hand "the tests need what is not installed"
 
 # A package starts its service when it is installed, unless policy-rc.d forbids it.
 policy=/usr/sbin/policy-rc.d
@@ -32,7 +36,7 @@ echo "recorder: installing for the tests:$missing"
 get="apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300"
 $get update || echo "recorder: apt-get update failed; trying with the lists that are there." >&2
 # shellcheck disable=SC2086 # words on purpose
-$get install --no-install-recommends $missing >/dev/null || by_hand "these servers could not be installed"
+$get install --no-install-recommends $missing >/dev/null || by_hand "these could not be installed"
 if [ -d /run/systemd/system ]; then
     for package in $missing; do
         systemctl disable --quiet --now "$package" 2>/dev/null || true

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from tests.e2e.scenes import Scene
 
 ROOT = Path(__file__).parents[2]
 NOTES = ROOT / "var" / "surroundings.txt"
-LONG = bool(os.environ.get("LONG_CUTS"))
-"""Whether faults last as long as they may last in life; otherwise they are short, and the whole takes minutes less."""
 
 
 def note(what: str, figure: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,11 @@ class Cluster:
         """Stop every node and forget the database."""
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
         await asyncio.to_thread(postgres.shared().drop, self.database)
+
+    def node_id(self, name: str) -> str:
+        """The id under which a node that has been started is known to the others."""
+        started = [line for line in self.nodes[name].log.read_text().splitlines() if '"service.started"' in line]
+        return str(json.loads(started[-1])["node"])
 
     async def ask(self, query: str) -> list[Any]:
         """A query of the test's own."""

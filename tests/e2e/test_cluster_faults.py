@@ -21,9 +21,8 @@ from tests.e2e.conftest import APP, World, live_for
 
 pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
 
-SESSIONS = 6
+SESSIONS = test_cluster.SESSIONS
 ALONE = {"one": "api,machine,worker"}
-PAIR = {"one": "api,machine,worker", "two": "machine,worker"}
 HUGE_BYTES = 20 * 1024 * 1024
 Clusters = Callable[..., Awaitable[cluster.Cluster]]
 
@@ -88,11 +87,13 @@ async def listening(prefix: str) -> AsyncIterator[Heard]:
         yield heard
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_the_network_to_the_broker_breaks(world: World, clusters: Clusters, cable: tcp_proxy.Proxy) -> None:
     """The way of every node to the broker is cut while rooms are live, and silent and cut again while they end: no capture ends
     for it, every result is posted once and heard once."""
-    many = await clusters(PAIR, AMQP_URL=rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/"))
+    many = await clusters(
+        test_cluster.NODES, AMQP_URL=rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")
+    )
     load = test_cluster.Load(world, SESSIONS)
     recordings = SESSIONS * len(test_cluster.SPEAKERS)
     async with listening(many.prefix) as heard:
@@ -101,7 +102,7 @@ async def test_the_network_to_the_broker_breaks(world: World, clusters: Clusters
         cable.cut()
         await live_for(2)
         cable.restore()
-        await waiting.until(lambda: cable.taken >= before + len(PAIR), 30, "the nodes to be connected again")
+        await waiting.until(lambda: cable.taken >= before + len(test_cluster.NODES), 30, "the nodes to be connected again")
         cable.blackhole()
         await load.end()
         await live_for(2)
@@ -219,7 +220,7 @@ async def test_a_full_worker_leaves_captures_to_others(world: World, clusters: C
     """A worker of MAX_CAPTURES 2 holds two captures, never more, while another takes the other six; all of them end well."""
     many = await clusters({"api": "api,machine"})
     await asyncio.gather(many.add("worker1", "worker", MAX_CAPTURES="2"), many.add("worker2", "worker"))
-    small = (many.nodes["worker1"].folder / "data" / ".node").read_text().strip()
+    small = many.node_id("worker1")
     seen = set[int]()
 
     async def held() -> dict[bool, int]:

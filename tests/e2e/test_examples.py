@@ -156,10 +156,9 @@ async def test_node_starts_and_waits(world: World, node: cluster.Cluster, tmp_pa
 
 
 async def installed(folder: Path) -> Path:
-    """A copy of the examples with the packages of its lock. Skips, with npm's own words, where that is not to be had."""
+    """A copy of the examples with the packages of its lock. Skips, with npm's own words, where its registry is not to be had."""
     for tool in ("node", "npm"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: apt-get install nodejs npm")
+        assert shutil.which(tool), f"{tool} is not installed: apt-get install nodejs npm"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("node_modules"))
     process = await asyncio.create_subprocess_exec(
         "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", str(folder / "cache"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import time
@@ -196,6 +197,42 @@ async def test_publishing_is_bounded_while_the_broker_hangs(
     finally:
         rabbit.shared().thaw()
     await waiting.until(lambda: "patient" in hands.events, timeout_s=40, what="the event that waited")
+
+
+async def test_publishing_is_bounded_while_there_is_no_connection(
+    store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands
+) -> None:
+    """Waiting for a connection counts: a publisher that finds none is told so in its time, not when there is one again."""
+    nowhere = buses.node(
+        store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:recorder@127.0.0.1:1/"
+    )
+    await nowhere.start()
+    try:
+        assert nowhere.link.present is None
+        with pytest.raises(errors.Unavailable):
+            async with asyncio.timeout(5):
+                await publisher.publish(nowhere.link, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.2)
+    finally:
+        await nowhere.stop()
+
+
+async def test_channels_outlive_the_collection_of_garbage(bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands) -> None:
+    """A connection holds its channels weakly: those that publish, consume and listen are held by the session, and still work
+    after all garbage was collected."""
+    heard: list[str] = []
+    bus.listeners.append(lambda event: heard.append(event.id))
+    session = bus.link.present
+    gc.collect()
+    result = codec.make(
+        "session-accepted",
+        id="first.accepted",
+        time_ms=engines.START_MS,
+        data={"TaskId": TASK, "Repeated": False, "Warnings": []},
+    )
+    await publisher.publish(bus.link, publisher.outgoing("result", "session-accepted", "", codec.encode(result)))
+    await buses.say(prefix, "event.stop", BARE, message_id="handled")
+    await waiting.until(lambda: (heard, hands.events) == (["first.accepted"], ["handled"]), what="the result and the event")
+    assert bus.link.present is session
 
 
 # --- consuming ------------------------------------------------------------------------------------------------------------------
