@@ -4,7 +4,8 @@ May import `machine`. Rules: a request without a right token or key, with too fe
 answered before anything of it is read; an error that nobody expected is logged whole and answered with nothing of our inside.
 Where no token is asked for, which is on loopback only, a web page must not get in through the browser of whoever sits at this
 machine: neither under a name of its own that it lets point to 127.0.0.1 (DNS rebinding: its Host header tells), nor by a form
-(which cannot send JSON).
+(which cannot send JSON), nor by a request without a body from its own place (Sec-Fetch-Site and Origin tell).
+Source: Fetch Metadata Request Headers (W3C), and the Fetch standard: a browser sends Origin with every method but GET and HEAD.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from machine import errors
 from web import access, answers, given, rates, scopes
 
 PROBES = ("/healthz", "/readyz")
+SAFE = ("GET", "HEAD", "OPTIONS")  # nothing here changes by them
 CLIENT_GONE = 499  # as nginx calls it: the client left before the answer
 
 FOREIGN_HOST = (
@@ -31,6 +33,10 @@ FOREIGN_HOST = (
 )
 WRONG_SCOPE = "This needs the scope {needed}, which the key does not have; `recorder keys create` makes one that has it."
 TOO_OFTEN = "Too many requests: the header Retry-After says when the next one may come."
+FOREIGN_PAGE = (
+    "Without API_TOKENS a web page of another site may change nothing here, and the headers Sec-Fetch-Site or Origin tell of one."
+    " Ask without a browser, or set API_TOKENS."
+)
 NOT_JSON = "Without API_TOKENS a body must be sent as JSON: set the header Content-Type to application/json."
 
 # On every answer that does not say otherwise itself. An answer of the API is data, and never a page: it may load nothing, stand
@@ -108,7 +114,7 @@ class Door:
         headers = datastructures.Headers(scope=scope)
         if await self._access.open_to_all():
             scope["state"]["caller"] = access.LOCAL.caller
-            return _foreign(scope["method"], headers)
+            return _foreign(scope["method"], scope["scheme"], headers)
         known = await self._access.known(headers.get("authorization", ""))
         if known is None:
             error = errors.Unauthorized()
@@ -153,15 +159,26 @@ def _log_line(scope: types.Scope, status: int, took_s: float) -> None:
     say("http.request", method=scope["method"], path=template, status=status, took_ms=round(took_s * 1000, 1))
 
 
-def _foreign(method: str, headers: datastructures.Headers) -> Refusal | None:
+def _foreign(method: str, scheme: str, headers: datastructures.Headers) -> Refusal | None:
     """What a browser could have been talked into."""
-    if not _is_loopback(headers.get("host", "")):
+    host = headers.get("host", "")
+    if not _is_loopback(host):
         return Refusal(status=403, code="Forbidden", message=FOREIGN_HOST)
+    if method not in SAFE and _is_of_another_page(f"{scheme}://{host}", headers):
+        return Refusal(status=403, code="Forbidden", message=FOREIGN_PAGE)
     sends = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if method == "POST" and sends and kind != "application/json" and not kind.endswith("+json"):
         return Refusal(status=415, code="UnsupportedMediaType", message=NOT_JSON)
     return None
+
+
+def _is_of_another_page(here: str, headers: datastructures.Headers) -> bool:
+    """Whether a browser says that a page of another origin asks. Programs have neither header."""
+    if headers.get("sec-fetch-site", "none").strip().lower() not in ("none", "same-origin"):
+        return True
+    origin = headers.get("origin")
+    return origin is not None and origin.strip().lower() != here.lower()
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,6 +21,27 @@ from tests.integration.api_service import Service, start_body
 TOKENS = ("first-token", "second-token")
 AS_JSON = {"Content-Type": "application/json"}
 UNKNOWN = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
+# What a browser says of the page that asks, and what a stop is answered.
+PAGES: list[tuple[dict[str, str], int]] = [
+    ({}, 202),
+    ({"Sec-Fetch-Site": "none"}, 202),
+    ({"Sec-Fetch-Site": "same-origin", "Origin": "{here}"}, 202),
+    ({"Origin": "{here}"}, 202),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": "https://attacker.example"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"}, 403),
+    ({"Sec-Fetch-Site": "same-site"}, 403),
+    ({"Sec-Fetch-Site": "anything-else"}, 403),
+    ({"Sec-Fetch-Site": "same-origin", "Origin": "https://attacker.example"}, 403),
+    ({"Origin": "https://attacker.example"}, 403),
+    ({"Origin": "http://localhost.attacker.example:{port}"}, 403),
+    ({"Origin": "http://127.0.0.1:1"}, 403),
+    ({"Origin": "http://127.0.0.1"}, 403),
+    ({"Origin": "https://127.0.0.1:{port}"}, 403),
+    ({"Origin": "{here}.attacker.example"}, 403),
+    ({"Origin": "null"}, 403),
+    ({"Origin": ""}, 403),
+]
 
 
 @pytest.fixture
@@ -402,6 +423,27 @@ class TestDoor:
         for kind in ("application/json; charset=utf-8", "application/cloudevents+json"):
             assert (await service.ask("POST", "/sessions", data=raw, headers={"Content-Type": kind}))[0] == 202
         assert (await service.ask("POST", f"/sessions/{task_id}/stop"))[0] == 202
+
+    async def test_a_page_of_another_site_stops_nothing(self, service: Service) -> None:
+        """A stop and a replay need no body, and a page may send what needs none to any origin (`mode: "no-cors"`): where a
+        browser says that it is of another, nothing is decided; programs, which say nothing, and a page of ours go on."""
+        port = service.url.rpartition(":")[2]
+        for number, (said, status) in enumerate(PAGES, 1):
+            path = f"/sessions/{await started(service, RoomId=number)}"
+            headers = {name: value.format(here=service.url, port=port) for name, value in said.items()}
+            decided = len(service.decided)
+            for method, asked in (("DELETE", path), ("POST", f"{path}/replay"), ("POST", f"{path}/stop")):
+                got, answer = await service.ask(method, asked, headers=headers)
+                assert (answer.get("Code") == "Forbidden") == (status == 403), (said, asked)
+            assert got == status, said
+            assert (len(service.decided) == decided) == (status == 403), said
+            assert (await service.ask("GET", path, headers=headers))[0] == 200, said
+
+    async def test_a_token_is_asked_of_every_page(self, guarded: Service) -> None:
+        """With a token the browser's headers say nothing: no browser adds one by itself, and a page that has it may use it."""
+        headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://school.example"}
+        assert (await guarded.ask("POST", "/sessions", json=start_body(), headers=headers))[0] == 202
+        assert (await guarded.ask("POST", "/sessions", json=start_body(), headers=headers | {"Authorization": ""}))[0] == 401
 
     async def test_with_a_token_any_name_is_good(self, guarded: Service) -> None:
         """Behind a proxy the Host is the public one: a token is what a web page does not have."""
