@@ -64,6 +64,7 @@ class Service:
     clock_ahead_ms: int = 0
     document: dict[str, Any] = field(default_factory=dict)
     routes: list[Any] = field(default_factory=list)
+    application: Any = None
     failure: Exception | None = None
     decided: list[codec.Event] = field(default_factory=list)
 
@@ -117,8 +118,8 @@ class Service:
 
 
 @asynccontextmanager
-async def running(database: engines.Database, tokens: tuple[str, ...] = (), **figures: int) -> AsyncIterator[Service]:
-    """A service on a database that has the schema of today. `figures` are those of the Api: requests_per_minute, quota, …"""
+async def running(database: engines.Database, tokens: tuple[str, ...] = (), **more: Any) -> AsyncIterator[Service]:
+    """A service on a database that has the schema of today. `more` are fields of the Api: requests_per_minute, quota, …"""
     kept = database.open(now_ms, new_id)
     decider = deciding.Decider(kept, applying.Context(policy=model.Policy(), new_id=new_id))
     listening = socket.create_server(("127.0.0.1", 0))
@@ -144,10 +145,10 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **fi
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
-            **figures,
+            **more,
         )
         application = app.create(api)
-        service.document, service.routes = application.openapi(), list(application.routes)
+        service.application, service.document, service.routes = application, application.openapi(), list(application.routes)
         async with _served(application, listening):
             yield service
     await kept.stop()

@@ -1,0 +1,99 @@
+"""What one node's segments ask of who fetches them: CLUSTER_TOKEN, whole, and nothing else that opens the API.
+
+Rule: each request names a segment that is there, so that a refusal is one of the token and not of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import engines
+from tests.integration import api_service
+from tests.integration.api_service import Service
+
+TOKEN, MASTER = "the nodes' own token", "an operator's token"
+RECORDING, SEGMENT = "01JBX5Q9V7T3M8K2C4D6F8H0ZW/alice/1", b"FLV\x01 media"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> engines.Database:
+    """Of either engine: what is looked at asks it for keys alone."""
+    return engines.fresh("sqlite", tmp_path)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> dict[str, Any]:
+    """A spool with one segment, as the API is given it."""
+    path = tmp_path / "1.flv"
+    path.write_bytes(SEGMENT)
+    return {"segment_path": lambda recording, epoch: path if (recording, epoch) == (RECORDING, 1) else None}
+
+
+@pytest.fixture
+async def node(database: engines.Database, spool: dict[str, Any]) -> AsyncIterator[Service]:
+    async with api_service.running(database, (MASTER,), cluster_token=TOKEN, **spool) as running:
+        yield running
+
+
+async def fetch(node: Service, *authorization: str, epoch: int = 1) -> tuple[int, bytes]:
+    """What the route answers, with this header or without any."""
+    headers = {"Authorization": authorization[0]} if authorization else {}
+    asked = {"recording": RECORDING, "epoch": str(epoch)}
+    async with node.http.get(node.url + "/internal/segments", params=asked, headers=headers) as answer:
+        return answer.status, await answer.read()
+
+
+async def test_only_the_nodes_token_opens_a_segment(node: Service) -> None:
+    """The right token gets the bytes. Another, one that is nearly right, none, half a header, a token of API_TOKENS and a key
+    with every scope get 401 and nothing of them, for a segment that is there as for one that is not."""
+    _, key = await node.key("read", "start", "operate")
+    assert await fetch(node, f"Bearer {TOKEN}") == (200, SEGMENT)
+    assert (await fetch(node, f"Bearer {TOKEN}", epoch=2))[0] == 404
+    wrong = ("Bearer another", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN.upper()}", "Bearer ", "Bearer", "")
+    for header in (*wrong, TOKEN, f"Basic {TOKEN}", f"bearer {TOKEN}", f"Bearer {MASTER}", f"Bearer {key}"):
+        for epoch in (1, 2):
+            status, body = await fetch(node, header, epoch=epoch)
+            assert (status, SEGMENT in body) == (401, False), header
+    assert (await fetch(node))[0] == 401
+
+
+async def test_without_a_nodes_token_nothing_opens_a_segment(database: engines.Database, spool: dict[str, Any]) -> None:
+    """One node has no CLUSTER_TOKEN: no header is right then, not even an empty token, which the comparison alone would let in;
+    nor on a service that asks nobody for a key."""
+    for tokens in ((MASTER,), ()):
+        async with api_service.running(database, tokens, **spool) as alone:
+            for header in ("Bearer ", "Bearer", "", "Bearer None", f"Bearer {MASTER}"):
+                assert (await fetch(alone, header))[0] == 401, header
+            assert (await fetch(alone))[0] == 401
+            # A server in front may pass on the space that ours takes off a header's end.
+            for raw in (b"Bearer ", b"Bearer", b""):
+                assert await asked(alone.application, raw) == 401
+
+
+async def asked(application: Any, authorization: bytes) -> int:
+    """The status that the application gives to a header as it stands here."""
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        statuses.append(message.get("status", 0))
+
+    query = f"recording={RECORDING}&epoch=1".encode()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "root_path": "",
+    }
+    scope |= {"path": "/internal/segments", "raw_path": b"/internal/segments", "query_string": query}
+    scope |= {"headers": [(b"host", b"127.0.0.1"), (b"authorization", authorization)], "client": None, "server": None}
+    await application(scope, receive, send)
+    return statuses[0]
