@@ -28,6 +28,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_FOREIGN_BYTES = 256 * 1024
 # A transaction, or a lease taken: what takes longer hangs.
 HANDLER_LIMIT_S = 300.0
+# The header of a parked message that came past the broker's permissions, and how it did.
+DETOUR = "x-detour"
 # For another node to take what this one has no room for.
 FULL_S = 1.0
 
@@ -159,4 +161,6 @@ class Judge:
     def parked_headers(self, message: Incoming, queue: str, reason: str) -> dict[str, Any]:
         """What is added to a message that is parked: where it came from, when (Unix ms), and why. Nothing in it is a secret."""
         said = masking.masked(reason)[:1_000]
-        return {"x-reason": said, "x-routing-key": masking.masked(message.key), "x-queue": queue, "x-parked-ms": self._clock()}
+        key = masking.masked(message.key)
+        headers = {"x-reason": said, "x-routing-key": key, "x-queue": queue, "x-parked-ms": self._clock()}
+        return headers | ({DETOUR: message.detour} if message.detour else {})

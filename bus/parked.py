@@ -2,7 +2,7 @@
 
 Rule: looking takes messages and gives all of them back, so at most the first `MAX_LOOKED` at a time; requeue acknowledges
 only what the broker has confirmed anew. What is shown has its secrets masked, and needs no key; what is published again is the
-original, out of its seal where it has one.
+original, out of its seal where it has one. What came past the broker's permissions is not published again: it would have ours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import aio_pika
 import structlog
 from aio_pika import abc
 
-from bus import envelope, masking
+from bus import envelope, handling, masking
 from bus import link as links
 from bus import topology as topologies
 from machine import errors, ports
@@ -29,7 +29,7 @@ MAX_LOOKED = 1_000
 MAX_LOOKED_BYTES = 256 * 1024 * 1024
 LIMIT_S = 30.0
 # What the broker and our consumers added; RabbitMQ would take a message with its x-death for one that goes in circles.
-ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count")
+ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", handling.DETOUR)
 ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
 
 
@@ -82,9 +82,16 @@ class ParkedMessages:
             return Shown(parked=_parked(message), headers=headers, body=str(message.headers.get(envelope.SHOWN, "")))
 
     async def requeue(self, id_: str) -> Parked:
-        """Publish one message anew under its routing key, and take it out. Raises NotFound, Unsealable."""
+        """Publish one message anew under its routing key, and take it out. Raises NotFound, Unsealable, and Refused for one that
+        its sender did not publish under this key."""
         async with self._session() as (session, queue):
             message = await _find(queue, id_)
+            detour = self._detour(message.headers)
+            if detour:
+                raise errors.Refused(
+                    f"Message {id_} came past the broker's permissions ({detour}); sent anew it would have the recorder's own. "
+                    f"Drop it; its sender may publish it to {self._topology.exchange!r} under a key that it may publish to."
+                )
             original = envelope.of(message)
             if envelope.is_sealed(message.headers):
                 original = envelope.opened(message.body, message.headers, self._sealer)
@@ -100,6 +107,16 @@ class ParkedMessages:
             await message.ack()
             log.info("parked.dropped", parked_id=id_, key=message.routing_key)
             return _parked(message)
+
+    def _detour(self, headers: Mapping[str, Any]) -> str:
+        """How a message came to us other than by being published under its key, "" if it did not: as its consumer found, or as
+        the broker says of one that was delivered too often. Our own queues dead-letter nowhere but here."""
+        if headers.get(handling.DETOUR):
+            return str(headers[handling.DETOUR])
+        deaths = headers.get("x-death")
+        queues = [str(death.get("queue")) for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
+        foreign = [queue for queue in queues if not self._topology.owns(queue)]
+        return f"the queue {foreign[0]!r} dead-lettered it" if foreign else ""
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[tuple[links.Session, abc.AbstractQueue]]:

@@ -94,6 +94,10 @@ class Topology:
         """The queues that are there whichever nodes are."""
         return self.machines, self.capture, self.finish, self.unheard
 
+    def owns(self, queue: str) -> bool:
+        """Whether a queue of this name is one of ours that are worked on."""
+        return queue in {each.name for each in self.queues()} or queue.startswith(f"{self.prefix}.node.")
+
     def _kept(self) -> dict[str, str | int]:
         # At-least-once needs all three of strategy, overflow and exchange; else RabbitMQ silently makes it at-most-once.
         return {

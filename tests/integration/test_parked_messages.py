@@ -11,7 +11,8 @@ from bus import envelope, parked
 from bus import topology as topologies
 from machine import errors
 from store import sealing
-from tests import buses, engines, rabbit
+from store import store as stores
+from tests import buses, engines, rabbit, waiting
 
 SECRET = {"UserSig": "PLANTED-sig", "CosConfig": {"SecretKey": "PLANTED-key", "Bucket": "b-12345"}, "Room": 7}
 
@@ -111,6 +112,38 @@ async def test_what_we_park_is_sealed(messages: parked.ParkedMessages, topology:
         "deep": {"a": ["PLANTED-deep"]},
     }
     assert await messages.list() == ([], 0)
+
+
+async def test_what_came_past_the_permissions_is_not_sent_anew(
+    messages: parked.ParkedMessages, topology: topologies.Topology, store: stores.Store, clock: engines.Clock
+) -> None:
+    """What a consumer, or the broker, parked of a message that its sender did not publish under its key: sent anew it would be
+    the recorder's own word. It is refused, and stays; what our own queues dead-lettered goes."""
+    hands = buses.Hands()
+    node = buses.node(store, clock, topology.prefix, on_event=hands.on_event, on_command=hands.on_command)
+    foreign = {"x-death": [{"queue": "a-queue-of-theirs", "reason": "expired", "count": 1}]}
+    ours = {"x-death": [{"queue": topology.machines.name, "reason": "delivery_limit", "count": 1}]}
+    await node.start()
+    await buses.say(topology.exchange, "event.stop", b"by a consumer", headers=foreign)
+    (found,) = await waiting.until(lambda: _listed(messages, 1), 20, "the message to be parked")
+    await node.stop()
+    await buses.say(topology.parked, "event.stop", b"by the broker", headers=foreign)
+    await buses.say(topology.parked, "event.stop", b"ours", headers=ours)
+    listed = {m.id for m in (await messages.list())[0]}
+    (own,) = [id_ for id_ in listed if (await messages.show(id_)).body == "ours"]
+    for id_ in listed - {own}:
+        with pytest.raises(errors.Refused, match="came past the broker's permissions"):
+            await messages.requeue(id_)
+    await messages.requeue(own)
+    assert {m.id for m in (await messages.list())[0]} == listed - {own}
+    assert found.id in listed
+    assert [m.body for m in await buses.taken(topology.machines.name, 1)] == [b"ours"]
+    assert hands.events == []
+
+
+async def _listed(messages: parked.ParkedMessages, count: int) -> list[parked.Parked]:
+    found, total = await messages.list()
+    return found if total == count else []
 
 
 async def test_a_dropped_message_is_gone_and_no_other(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
