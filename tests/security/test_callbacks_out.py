@@ -201,18 +201,49 @@ async def test_no_proxy_is_asked(listener: Listener, dialled: list[str], monkeyp
     assert {*dialled} == {*PUBLIC}
 
 
+# IANA's registries of special-purpose IPv4 and IPv6 addresses, row by row, and of multicast, as they are in 2025: written from
+# them and not from the code. Rows that are "globally reachable" (relays, AS112, anycast) are here, too: no receiver is one.
+REGISTRY_V4 = (
+    "0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32", "192.0.0.10/32", "192.0.0.170/32", "192.0.0.171/32", "192.0.2.0/24",
+    "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.88.99.2/32", "192.168.0.0/16", "192.175.48.0/24",
+    "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4", "255.255.255.255/32", "224.0.0.0/4",
+)  # fmt: skip
+REGISTRY_V6 = (
+    "::1/128", "::/128", "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001::/23", "2001::/32", "2001:1::1/128",
+    "2001:1::2/128", "2001:1::3/128", "2001:2::/48", "2001:3::/32", "2001:4:112::/48", "2001:10::/28", "2001:20::/28",
+    "2001:30::/28", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10",
+    "ff00::/8",
+)  # fmt: skip
+# The two rows that are written with an IPv4 address inside: judged by it.
+MAPPED, TRANSLATED = "::ffff:0:0/96", "64:ff9b::/96"
+# In no registry: a cloud's own metadata service, under a public number.
+METADATA = "168.63.129.16/32"
+
+
+def edges(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[list[Any], list[Any]]:
+    """The first and the last address of a block, and those before and behind it."""
+    first, last = int(network[0]), int(network[-1])
+    beside = [first - 1] * (first > 0) + [last + 1] * (last + 1 < 1 << network.max_prefixlen)
+    made = type(network[0])
+    return [made(first), made(last)], [made(number) for number in beside]
+
+
 def test_every_row_of_the_registries_is_refused_to_its_edges() -> None:
-    """First and last address of every special block, by itself, mapped into IPv6 and through NAT64, is refused."""
+    """First and last address of every special block, of IPv4 also mapped into IPv6 and through NAT64, is refused; what lies
+    beside a block and in no other is public, but outside 2000::/3, where all is refused: blocks to come there, too."""
     nothing = addresses.AllowList()
-    for text in addresses._SPECIAL_V4:
-        network = ipaddress.IPv4Network(text)
-        for address in (network[0], network[-1]):
-            for written in (f"{address}", f"::ffff:{address}", f"64:ff9b::{address}"):
-                assert addresses.refusal(written, nothing), written
-    for text in {**addresses._SPECIAL_V6, **addresses._NAMED_V6}:
-        network6 = ipaddress.IPv6Network(text)
-        for address6 in (network6[0], network6[-1]):
-            assert addresses.refusal(str(address6), nothing), address6
+    special = [ipaddress.ip_network(text) for text in (*REGISTRY_V4, METADATA, *REGISTRY_V6)]
+    for network in special:
+        inside, beside = edges(network)
+        for address in inside + beside:
+            refused = address in inside or any(address in other for other in special if other.version == address.version)
+            if address.version == 4:
+                wrapped = [ipaddress.IPv6Network(block)[int(address)] for block in (MAPPED, TRANSLATED)]
+            else:
+                refused, wrapped = refused or address not in ipaddress.IPv6Network("2000::/3"), []
+            for written in (address, *wrapped):
+                assert bool(addresses.refusal(str(written), nothing)) == refused, (network, written)
 
 
 async def _header_flood(writer: asyncio.StreamWriter) -> None:
