@@ -200,15 +200,19 @@ ops_cli.app.add_typer(parked.commands(open_parking, parking_exit_code))
 
 
 async def rotate_keys(forget_lost: bool) -> keys.Rotated:
-    """Seal everything in the database anew under the first key."""
-    from assembly import sealing
+    """Seal everything in the database anew under the first key. What was forgotten, and a rotation that left something, are
+    written down as well."""
+    from assembly import api_keys, identity, sealing
 
     logs.configure(level="error", stream=io.StringIO())
     settings = ops_settings.load(os.environ)
-    async with sealing.rows(settings) as kept:
-        forgotten = await kept.forget_lost() if forget_lost else 0
-        sealed = await kept.rotate()
-    async with open_api_keys() as audited:
+    async with sealing.rows(settings) as kept, open_api_keys() as audited:
+        forgotten = await kept.forget_lost(api_keys.operator(), identity.clock()) if forget_lost else 0
+        try:
+            sealed = await kept.rotate()
+        except errors.RecorderError as error:
+            await audited.note("keys-rotate", kept.key_id, error.code)
+            raise
         await audited.note("keys-rotate", kept.key_id)
     return keys.Rotated(sealed=sealed, forgotten=forgotten, key_id=kept.key_id, parked=await sealing.parked_elsewhere(settings))
 

@@ -73,9 +73,9 @@ class ApiKeys:
         """Take a key's rights. Raises NotFound."""
         return _of(await self._keys.revoke(id_, operator()))
 
-    async def note(self, action: str, subject: str) -> None:
+    async def note(self, action: str, subject: str, outcome: str = "ok") -> None:
         """Write down what was done here beside the keys of the API."""
-        await self._audit.add(operator(), action, subject)
+        await self._audit.add(operator(), action, subject, outcome)
 
     async def audit(self, limit: int) -> Json:
         """The newest lines, and how many there are."""

@@ -14,9 +14,9 @@ import structlog
 from sqlalchemy import ColumnElement, and_, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from machine import errors, ports
+from machine import errors, model, ports
+from store import audit, tables
 from store import engine as engines
-from store import tables
 
 log = structlog.get_logger()
 
@@ -90,19 +90,21 @@ class SealedRows:
             )
         return done
 
-    async def forget_lost(self) -> int:
-        """Forget the rows that no key opens, and those that are damaged; returns how many."""
+    async def forget_lost(self, by: model.Caller, now_ms: int) -> int:
+        """Forget the rows that no key opens, and those that are damaged, and write down who did; returns how many."""
         table = tables.secrets
         known = table.c.key_id.in_([PLAIN, *self._sealer.key_ids])
-        async with self._writing() as connection:
-            gone = int((await connection.execute(delete(table).where(~known))).rowcount)
+        damaged: list[Any] = []
         after: tuple[str, str] = ("", "")
         while rows := await self._batch(known, after):
-            async with self._writing() as connection:
-                for row in rows:
-                    if self._clear(row) is None:
-                        gone += int((await connection.execute(delete(table).where(_same(row)))).rowcount)
+            damaged += [row for row in rows if self._clear(row) is None]
             after = (rows[-1].task_id, rows[-1].kind)
+        # In one transaction: what is gone for good is gone under somebody's name.
+        async with self._writing() as connection:
+            gone = int((await connection.execute(delete(table).where(~known))).rowcount)
+            for row in damaged:
+                gone += int((await connection.execute(delete(table).where(_same(row)))).rowcount)
+            await audit.write(connection, now_ms, by, "keys-forget-lost", f"{gone} forgotten")
         return gone
 
     async def _reseal(self, which: ColumnElement[bool]) -> tuple[int, list[str]]:

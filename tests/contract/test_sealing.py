@@ -13,14 +13,15 @@ import pytest
 from sqlalchemy import text
 
 from events import requests
-from machine import errors
+from machine import errors, model
+from store import audit, schema, sealed, sealing
 from store import engine as opening
-from store import schema, sealed, sealing
 from store import store as stores
 from tests import desk as desks
 from tests import engines, postgres
 
 OLD, NEW = "b2xkIGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE=", "bmV3IGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE="
+BY, NOW_MS = model.Caller(name="cli test"), 1_800_000_000_000
 URL = "https://example.com/hooks/MARK-path?token=MARK-query"
 PLAIN = {"UserSig": "MARK-sig", "SecretId": "MARK-id", "SecretKey": "MARK-key", "Token": "MARK-token"}
 
@@ -149,9 +150,13 @@ async def test_a_damaged_row_does_not_keep_the_others_under_an_old_key(keep: Any
     with pytest.raises(errors.Unavailable, match=rf"{task(2)}.*--forget-lost"):
         await turning.rotate()
     assert [await got(keep(NEW), number) for number in (1, 3)] == ["sig-1", "sig-3"]
-    assert await turning.forget_lost() == 1
+    assert await turning.forget_lost(BY, NOW_MS) == 1
     assert await turning.rotate() == 0
     assert [await got(keep(NEW), number) for number in (1, 2, 3)] == ["sig-1", "", "sig-3"]
+
+
+async def _fail(*_: Any) -> None:
+    raise OSError("no space on the disk")
 
 
 async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
@@ -164,7 +169,11 @@ async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
             await refused()
     with pytest.raises(errors.Unsealable):
         await got(new, 1)
-    assert await rows(new, NEW).forget_lost() == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "write", _fail)
+        with pytest.raises(OSError, match="disk"):
+            await rows(new, NEW).forget_lost(BY, NOW_MS)
+    assert await rows(new, NEW).forget_lost(BY, NOW_MS) == 1, "nothing is forgotten in nobody's name"
     await new.start()
     assert [await got(new, number) for number in (1, 2)] == ["", "sig-2"]
 
@@ -176,12 +185,12 @@ async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(kee
     await desk.publish()
     await desk.capture(f"{task_id}/al/1", reason="eof")
     new = keep(NEW)
-    await rows(new, NEW).forget_lost()
+    await rows(new, NEW).forget_lost(BY, NOW_MS)
     later = dataclasses.replace(desks.sit_down(new, clock), new_id=engines.ids("f"))
     assert await later.start(UserSig="sig8") == task_id
     async with new.transaction() as tx:
         assert (await tx.secrets(task_id)).user_sig == "sig8"
-    await rows(new, NEW).forget_lost()
+    await rows(new, NEW).forget_lost(BY, NOW_MS)
     fresh = {"SecretId": "id9", "SecretKey": "key9"}
     await later.say("stop", TaskId=task_id)
     await later.transcode(f"{task_id}/al/1", good=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from assembly import sealing
 from bus import envelope
 from bus import topology as topologies
 from events import requests
+from machine import errors
 from ops import client
 from ops import settings as ops_settings
 from store import engine as opening
+from store import sealed
 from store import sealing as rings
 from store import store as stores
 from tests import buses, engines, footing, rabbit, typed
@@ -64,9 +67,9 @@ def given(ground: footing.Footing, folder: Path, *keys: str) -> dict[str, str]:
 
 async def test_from_an_old_key_to_a_new_one(ground: footing.Footing, tmp_path: Path) -> None:
     """With both, in the setting or in the key file, all is sealed anew, once; then the old one may go. What no key opens keeps
-    the service from starting, until it is forgotten."""
+    the service from starting, until it is forgotten. Each is written down."""
     await keep(ground)
-    new = rings.Keyring([NEW]).key_id
+    new, other = (rings.Keyring([key]).key_id for key in (NEW, OTHER))
 
     async def say(keys: list[str], *words: str, process: bool = False) -> tuple[int, str]:
         return await run(tmp_path, *words, process=process, **given(ground, tmp_path, *keys))
@@ -79,7 +82,34 @@ async def test_from_an_old_key_to_a_new_one(ground: footing.Footing, tmp_path: P
     assert (code, "--forget-lost" in said) == (client.UNREACHABLE, True)
     code, said = await say([OTHER], "keys", "rotate", "--forget-lost")
     assert (code, "1 forgotten" in said) == (client.OK, True)
-    assert await say([OTHER], "keys", "rotate") == (client.OK, f"0 sealed anew under key {rings.Keyring([OTHER]).key_id}.\n")
+    assert await say([OTHER], "keys", "rotate") == (client.OK, f"0 sealed anew under key {other}.\n")
+    turned = [("keys-rotate", new, "ok")] * 3 + [("keys-rotate", other, "ServiceUnavailable")]
+    lost = [("keys-forget-lost", "1 forgotten", "ok"), ("keys-rotate", other, "ok")]
+    assert await audited(ground, tmp_path) == [*turned, *lost, ("keys-rotate", other, "ok")]
+
+
+async def audited(ground: footing.Footing, folder: Path) -> list[tuple[str, str, str]]:
+    """What was done, to what, and how it ended, oldest first; all of it by who types here."""
+    code, said = await run(folder, "audit", "--json", **given(ground, folder, OTHER))
+    lines = json.loads(said)["Audit"]
+    assert (code, {line["Who"].partition(" ")[0] for line in lines}) == (client.OK, {"cli"})
+    return [(line["Action"], line["Subject"], line["Outcome"]) for line in reversed(lines)]
+
+
+async def test_what_was_forgotten_is_written_down_whatever_comes_after(
+    ground: footing.Footing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone for good as soon as it is gone: that the rotation behind it fails hides neither the one nor the other."""
+    await keep(ground)
+
+    async def fail(_: sealed.SealedRows) -> int:
+        raise errors.Unavailable("The database went away.")
+
+    monkeypatch.setattr(sealed.SealedRows, "rotate", fail)
+    code, said = await run(tmp_path, "keys", "rotate", "--forget-lost", **given(ground, tmp_path, OTHER))
+    assert (code, "went away" in said) == (client.UNREACHABLE, True)
+    rotation = ("keys-rotate", rings.Keyring([OTHER]).key_id, "ServiceUnavailable")
+    assert await audited(ground, tmp_path) == [("keys-forget-lost", "1 forgotten", "ok"), rotation]
 
 
 async def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:

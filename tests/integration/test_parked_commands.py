@@ -83,7 +83,8 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, clock: engines.C
 
 
 async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
-    """Listed with the reason, shown whole, sent on their way anew or thrown away; secrets never reach the screen."""
+    """Listed with the reason, shown whole, sent on their way anew or thrown away, and who did it is written down; secrets never
+    reach the screen."""
     nothing = await place.run("list")
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "Nothing is parked.\n")
     for id_ in ("a", "b", "c"):
@@ -105,6 +106,11 @@ async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
     dropped = await place.run("drop", second, third, "--json")
     assert [json.loads(line)["Id"] for line in dropped.out.splitlines()] == [second, third]
     assert await place.ids() == []
+    audit = (await typed.inside(place.environment, "audit", "--json")).json["Audit"]
+    said = [(line["Action"], line["Subject"], line["Outcome"]) for line in reversed(audit)]
+    done = [("parked-requeue", first), ("parked-drop", second), ("parked-drop", third)]
+    assert said == [(action, f"{id_} event.start", "ok") for action, id_ in done]
+    assert all(line["Who"].startswith("cli ") for line in audit)
 
 
 async def test_what_is_not_there(place: Place) -> None:
