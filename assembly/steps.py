@@ -20,7 +20,7 @@ from cloud import cos, cos_upload, credentials, objects, pull, usersig, webhook
 from events import codec
 from handlers import adapters
 from machine import errors, model
-from media import capture, ffmpeg, segments, spool, transcode
+from media import capture, ffmpeg, process, segments, spool, transcode
 from ops import settings as ops_settings
 
 USER_SIG_FOR_S = 24 * 3600
@@ -34,6 +34,7 @@ class Steps:
         self._settings = settings
         self._spool = folder
         self._chain = chain
+        process.check_tools()
         self._ffmpeg = ffmpeg.find(settings.ffmpeg_binary)
         self.uploader = cos.CosUploader()
         self._transcoder = transcode.Transcoder(self._ffmpeg)

@@ -1,4 +1,5 @@
-"""The ffmpeg binary, and the argument lists it is run with for a capture. Built with ffmpeg-python; imports `machine.errors`.
+"""The ffmpeg binary, and the argument lists it is run with for a capture. Built with ffmpeg-python; imports `machine.errors`
+and, of this room, `process`.
 
 Rule: what ffmpeg may open is spelled out (`-protocol_whitelist`, `-format_whitelist`), its analysis is short, its
 packets are flushed, and no secret is ever an argument. The pull address travels as an ffconcat script on an inherited
@@ -22,6 +23,7 @@ import imageio_ffmpeg
 import requests
 
 from machine import errors
+from media import process
 
 OLDEST_SYSTEM_VERSION = (7, 1)
 QUIET = ("-hide_banner", "-nostats", "-loglevel", "level+warning")
@@ -57,7 +59,7 @@ def find(configured: str = "") -> str:
 def version(binary: str) -> tuple[int, ...] | None:
     """The version numbers of a binary, (0,) when it runs but states none, None when it does not run. Blocking."""
     try:
-        done = subprocess.run([binary, "-version"], capture_output=True, timeout=20, check=True)
+        done = subprocess.run([binary, "-version"], capture_output=True, timeout=20, check=True, env=process.ENVIRONMENT)
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.match(rb"ffmpeg version n?(\d+(?:\.\d+)*)[ -]", done.stdout)

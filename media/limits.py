@@ -11,6 +11,7 @@ it stands still, and what either may write is limited.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -35,10 +36,17 @@ class Limits:
     files: int = 64
 
     def argv(self) -> list[str]:
-        """The words to put in front of a command; none where util-linux is not there (`recorder doctor` says so)."""
-        prlimit = shutil.which("prlimit")
+        """The words to put in front of a command. Raises FileNotFoundError where `prlimit` is not on PATH."""
         wanted = {"as": self.memory_bytes, "fsize": self.file_bytes, "nofile": self.files, "core": 0}
-        return [prlimit, *(f"--{name}={_allowed(name, most)}" for name, most in wanted.items()), "--"] if prlimit else []
+        return [tool("prlimit"), *(f"--{name}={_allowed(name, most)}" for name, most in wanted.items()), "--"]
+
+
+def tool(name: str) -> str:
+    """The path of one of util-linux's programs. Raises FileNotFoundError: nothing is run without them."""
+    found = shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "util-linux has it, and it is not on PATH", name)
+    return found
 
 
 # A segment that grows beyond it ends there, whole, and the capture goes on in the next one: 64 GiB are half a day of 12 Mbit/s.

@@ -1,4 +1,4 @@
-"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import `media.limits`.
+"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import `machine` and `media.limits`.
 
 Rule: after `wait()` has returned there is no process, no pipe and no task left. The child has its own process group, so
 that a terminal's Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; limits on
@@ -15,17 +15,30 @@ import asyncio
 import collections
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Callable, Sequence
 
+from machine import errors
 from media import limits as limits_of
 
 _RING_LINES = 100
 _LONGEST_LINE_BYTES = 8_192
 _READ_BYTES = 65_536
-_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+TOOLS = ("setpriv", "prlimit")
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 _DRAIN_S = 2.0
+
+
+def check_tools() -> None:
+    """Raise errors.Unavailable unless everything that stands in front of an ffmpeg is there."""
+    try:
+        for name in TOOLS:
+            limits_of.tool(name)
+    except FileNotFoundError as error:
+        raise errors.Unavailable(
+            f"{error.filename} is not on PATH: without it an ffmpeg would outlive a service that is killed, and take what memory "
+            "it likes. Install util-linux."
+        ) from error
 
 
 class Child:
@@ -67,8 +80,7 @@ class Child:
 
     async def start(self, *, inherit: Sequence[int] = ()) -> None:
         """Spawns the process; it keeps the file descriptors `inherit` under their numbers. Raises OSError when it cannot."""
-        setpriv = shutil.which("setpriv")
-        guard = [setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--"] if setpriv else []
+        guard = [limits_of.tool("setpriv"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
         self._process = process = await asyncio.create_subprocess_exec(
             *guard,
             *self._limits.argv(),
@@ -78,7 +90,7 @@ class Child:
             stderr=asyncio.subprocess.PIPE,
             pass_fds=tuple(inherit),
             process_group=0,
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             cwd="/",
         )
         assert process.stderr is not None  # noqa: S101 - asked for above

@@ -195,8 +195,8 @@ def check_setpriv(case: Case) -> Finding:
     """A capture ends with the service that started it, and takes no more than it may."""
     fault = probes.setpriv_fault(case.environ.get("PATH", ""))
     if fault:
-        meaning = "An ffmpeg outlives a service that is killed with -9, or has no limits on memory and files."
-        return Finding(check="setpriv", status=WARN, found=fault, meaning=meaning, type="apt-get install util-linux")
+        meaning = "The service does not start: its ffmpegs would outlive it when it is killed with -9, and have no limits."
+        return Finding(check="setpriv", status=FAIL, found=fault, meaning=meaning, type="apt-get install util-linux")
     return Finding(check="setpriv", status=OK, found="works")
 
 

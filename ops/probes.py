@@ -22,6 +22,8 @@ RUN_S = 20.0
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs")
 # FUSE does not say what it stands for (fuseblk is a disk), and 9p is a virtual machine's or a container's view of some folder.
 DOUBTFUL = ("fuse", "9p", "virtiofs")
+# What an ffmpeg sees of the environment, here as in a capture: secrets are in ours.
+_NOTHING_OF_OURS = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 _ESCAPED = re.compile(r"\\(\d{3})")
 
 
@@ -37,11 +39,12 @@ def ffmpeg_lacks(binary: str, wanted: Mapping[str, tuple[str, ...]]) -> list[str
 def _ffmpeg_list(binary: str, kind: str) -> set[str]:
     """The names in `ffmpeg -<kind>`: the only word of a line for protocols, else the one after the flags."""
     try:
-        done = subprocess.run([binary, "-hide_banner", f"-{kind}"], capture_output=True, timeout=RUN_S, check=False)
+        words = [binary, "-hide_banner", f"-{kind}"]
+        done = subprocess.run(words, capture_output=True, timeout=RUN_S, check=False, env=_NOTHING_OF_OURS)
     except (OSError, subprocess.SubprocessError):
         return set()
-    words = [line.split() for line in done.stdout.decode("utf-8", "replace").splitlines()]
-    return {name for line in words if line for name in (line[0] if len(line) == 1 else line[1]).split(",")}
+    lines = [line.split() for line in done.stdout.decode("utf-8", "replace").splitlines()]
+    return {name for line in lines if line for name in (line[0] if len(line) == 1 else line[1]).split(",")}
 
 
 def setpriv_fault(path: str) -> str:

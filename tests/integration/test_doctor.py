@@ -176,9 +176,9 @@ async def test_setpriv(world: World) -> None:
     empty = world.folder / "bin"
     empty.mkdir()
     world.environ["PATH"] = str(empty)
-    assert await world.broken() == [("setpriv", "warn")]
+    assert await world.broken() == [("setpriv", "fail")]
     script(empty / "setpriv", "exit 1\n")
-    assert await world.broken() == [("setpriv", "warn")]
+    assert await world.broken() == [("setpriv", "fail")]
     assert "does not know --pdeathsig" in (await world.examine())["setpriv"].found
     script(empty / "setpriv", "exit 0\n")
     assert (await world.examine())["setpriv"].found == "prlimit is not on PATH"
