@@ -171,6 +171,17 @@ def users() -> Users:
     return Users(rabbit.shared())
 
 
+def _queues(names: topology.Topology) -> list[str]:
+    """Every queue that something waits in: what is parked, events, and commands, those for one node among them."""
+    assert {queue.name for queue in names.queues()} == {
+        names.machines.name,
+        names.capture.name,
+        names.finish.name,
+        names.unheard.name,
+    }
+    return [names.parked, names.machines.name, names.capture.name, names.finish.name, names.node("n1").name]
+
+
 async def test_each_user_may_do_what_it_is_for_and_no_more(users: Users) -> None:
     """The recorder declares all of its topology; an application that starts sessions publishes three events and hears their
     answers; one that hears results hears all of them; neither publishes commands, hears events, or reads what is parked."""
@@ -179,18 +190,20 @@ async def test_each_user_may_do_what_it_is_for_and_no_more(users: Users) -> None
         channel = await connection.channel()
         await topology.declare(channel, names)
         await topology.declare_queue(channel, names, names.node("n1"))
-    for key in ("event.start", "command.start-capture", "result.session-finished"):
+    for key in ("event.start", "command.start-capture", "command.start-capture.n1", "result.session-finished"):
         assert await users.may_publish("recorder", key)
     assert await users.may_hear("recorder", "result.#")
+    for queue in _queues(names):
+        assert await users.may_take("recorder", queue), queue
     for key, allowed in {"event.start": True, "event.stop": True, "event.replay": True, "event.user-left": False}.items():
         assert await users.may_publish("starts", key) == allowed, key
         assert not await users.may_publish("hears", key), key
     for kind in ("starts", "hears"):
-        for key in ("command.start-capture", "command.stop-capture", "result.session-finished"):
+        for key in ("command.start-capture", "command.start-capture.n1", "command.stop-capture", "result.session-finished"):
             assert not await users.may_publish(kind, key), (kind, key)
-        for key in ("#", "event.#", "event.start", "command.#"):
+        for key in ("#", "event.#", "event.start", "command.#", "command.*.n1", "command.stop-capture"):
             assert not await users.may_hear(kind, key), (kind, key)
-        for queue in (names.parked, names.machines.name, names.capture.name):
+        for queue in _queues(names):
             assert not await users.may_take(kind, queue), (kind, queue)
     for key, allowed in {"result.session-accepted": True, "result.session-finished": True, "result.#": False}.items():
         assert await users.may_hear("starts", key) == allowed, key
@@ -202,12 +215,13 @@ async def test_no_application_goes_past_the_exchange_or_breaks_a_queue(users: Us
     declaring what is the recorder's; the recorder's own user may (the control)."""
     names = topology.Topology(users.prefix)
     async with await aio_pika.connect(users.url("recorder")) as connection:
-        await topology.declare(await connection.channel(), names)
-    queues = (names.parked, names.machines.name, names.capture.name, names.finish.name, names.unheard.name)
+        channel = await connection.channel()
+        await topology.declare(channel, names)
+        await topology.declare_queue(channel, names, names.node("n1"))
     for kind in ("starts", "hears"):
-        for queue in queues:
+        for queue in (*_queues(names), names.unheard.name):
             assert not await users.may_publish_past_the_exchange(kind, queue), (kind, queue)
-        assert await users.may_break(kind, names.capture.name) == []
+            assert await users.may_break(kind, queue) == [], (kind, queue)
         for own in ("amq_own", "amq.gen-own", f"{users.prefix}-lessons.own", f"{users.prefix}.own", "own"):
             assert not await users.may_publish_by_an_exchange_of_its_own(kind, own), (kind, own)
     assert await users.may_publish_by_an_exchange_of_its_own("recorder", f"{users.prefix}.own")
