@@ -31,6 +31,19 @@ async def test_secrets_are_wiped_when_all_is_done(desk: desks.Desk) -> None:
     assert await _secrets(desk, task_id) == ""
 
 
+@pytest.mark.parametrize("end", ["stop", "nobody published", "nobody came whom it waited for"])
+async def test_secrets_of_a_session_without_a_recording_go_at_its_end(desk: desks.Desk, end: str) -> None:
+    """Nothing was recorded, so nothing can be replayed: they go when the session ends, and not before."""
+    task_id = await desk.start(SubscribeUserIds=["al"] if "came" in end else None)
+    assert await _secrets(desk, task_id) == "MARK-sig"
+    if end == "stop":
+        await desk.say("stop", TaskId=task_id)
+    else:
+        await desk.jump(model.HOUR)
+    session = await desk.session(task_id)
+    assert (session.state, await _secrets(desk, task_id)) == ("Finished", "")
+
+
 async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
     """KEEP_FAILED after the last failure they go, and not while another recording may still need them."""
     task_id = await desk.start()

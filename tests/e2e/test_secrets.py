@@ -207,7 +207,7 @@ async def wrong_requests(garden: Garden) -> None:
         ("POST", "/sessions"),
         ("GET", "/sessions"),
         ("GET", "/results"),
-        ("GET", "/metrics"),
+        ("GET", "/nothing"),
         ("GET", "/healthz"),
     ):
         await garden.ask(
