@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import imageio_ffmpeg
 import pytest
 
 from simulator.cos import faults, signature
-from tests import footing, service_process, waiting
+from tests import service_process, waiting
 from tests.chaos import surroundings
 from tests.e2e.conftest import BUCKET, REGION, SECRET_ID, SECRET_KEY, World, live_for, receiver
 from tests.e2e.scenes import Scene
@@ -44,6 +43,7 @@ WRONGS: dict[str, dict[str, Any]] = {
 OUTLASTING = {"action": faults.STATUS, "times": 5}
 """More often than one call of the uploader asks: the recording waits in Uploading and is tried again."""
 PASSING: dict[str, dict[str, Any]] = WRONGS | {"outlasting": OUTLASTING}
+PAIRS = list(itertools.product(PASSING, STEPS))
 TEMPORARY = signature.Account(secret_id="AKIDtemporary", secret_key="temporary-key", token="temporary-token")
 FRESH = {"SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
 
@@ -65,35 +65,12 @@ def padding(folder: Path) -> str:
     return str(script)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Which faults strike at which step: all of them, or every third, among which each fault and each step is twice. Tokens
-    expire at each step either way, but where not all is chosen one half is renewed by a start and the other by a replay."""
-
-    every: int
-    halves: int
-
-    @property
-    def passing(self) -> list[tuple[str, str]]:
-        """Faults that pass, with the step."""
-        pairs = itertools.product(enumerate(PASSING), enumerate(STEPS))
-        return [(name, at) for (row, name), (column, at) in pairs if (row + column) % self.every == 0]
-
-    def expiring(self, first: int) -> list[str]:
-        """The steps at which a token expires."""
-        return list(STEPS)[first % self.halves :: self.halves]
-
-
-CHOICES = {footing.EMBEDDED: Choice(every=1, halves=1), footing.DISTRIBUTED: Choice(every=3, halves=2)}
-"""What COS does to an upload knows no engine: all of it is seen on one."""
-
-
-def rules(choice: Choice) -> list[faults.Fault]:
-    """Each chosen fault at its step, for one speaker each."""
-    passing = [faults.Fault(**(PASSING[name] | STEPS[at]), key=f"*/{name}-{at}_1.mp4") for name, at in choice.passing]
+def rules() -> list[faults.Fault]:
+    """Each fault at each step, for one speaker each."""
+    passing = [faults.Fault(**(PASSING[name] | STEPS[at]), key=f"*/{name}-{at}_1.mp4") for name, at in PAIRS]
     expired = [
         faults.Fault(action=faults.EXPIRED_TOKEN, times=0, key=f"*/expired-{at}_1.mp4", signer=TEMPORARY.secret_id, **STEPS[at])
-        for at in sorted({*choice.expiring(0), *choice.expiring(1)})
+        for at in STEPS
     ]
     # HEAD's refusal has no code: it is asked for by a GET, which the same token is refused for.
     asked = faults.Fault(action=faults.EXPIRED_TOKEN, times=0, operation="list-objects", signer=TEMPORARY.secret_id)
@@ -109,9 +86,9 @@ async def enter(scene: Scene, names: list[str], **start: Any) -> list[tuple[Scen
     return [(scene, name) for name in names]
 
 
-async def at_every_step(world: World, choice: Choice) -> list[tuple[Scene, str]]:
+async def at_every_step(world: World) -> list[tuple[Scene, str]]:
     """What passes, and what outlasts the tries of one call."""
-    names = [f"{name}-{at}" for name, at in choice.passing]
+    names = [f"{name}-{at}" for name, at in PAIRS]
     scene = Scene(world, "every-step")
     expected = await enter(scene, names)
     await scene.room.dismiss()
@@ -120,12 +97,12 @@ async def at_every_step(world: World, choice: Choice) -> list[tuple[Scene, str]]
     return expected
 
 
-async def tokens_expire(world: World, name: str, steps: list[str], *, by_replay: bool) -> list[tuple[Scene, str]]:
+async def tokens_expire(world: World, name: str, *, by_replay: bool) -> list[tuple[Scene, str]]:
     """A token that expires at each of these steps, renewed by a repeated start while the room is live, or by a later replay."""
     config = {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", "SecretId": TEMPORARY.secret_id}
     config |= {"SecretKey": TEMPORARY.secret_key, "Token": TEMPORARY.token}
     scene = Scene(world, name)
-    names = [f"expired-{at}" for at in steps]
+    names = [f"expired-{at}" for at in STEPS]
     expected = await enter(scene, names, CosConfig=config)
     for speaker in list(scene.room.speakers.values()):
         await speaker.leave()
@@ -167,24 +144,22 @@ async def receivers(world: World, name: str, status: int, delay_s: float) -> lis
 
 @pytest.mark.timeout(300)
 async def test_every_fault_of_cos_and_of_receivers(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one service: 36 uploads with a fault at a step each, twelve with an expired token, and four wrong receivers; on the
-    distributed engine some of those uploads."""
-    choice = CHOICES[world.engine]
+    """In one service: 36 uploads with a fault at a step each, twelve with an expired token, and four wrong receivers."""
     monkeypatch.setattr(service_process.ServiceProcess, "program", SMALL_PARTS)
     world.simulator.cos.accounts[TEMPORARY.secret_id] = TEMPORARY
-    world.simulator.cos.faults.set(*rules(choice))
+    world.simulator.cos.faults.set(*rules())
     await world.serve(FFMPEG_BINARY=padding(tmp_path), LINGER="1s")
     done = await asyncio.gather(
-        at_every_step(world, choice),
-        tokens_expire(world, "by-start", choice.expiring(0), by_replay=False),
-        tokens_expire(world, "by-replay", choice.expiring(1), by_replay=True),
+        at_every_step(world),
+        tokens_expire(world, "by-start", by_replay=False),
+        tokens_expire(world, "by-replay", by_replay=True),
         receivers(world, "slow", 200, delay_s=11),
         receivers(world, "broken", 500, delay_s=0),
         receivers(world, "moved", 302, delay_s=0),
         receivers(world, "gone", 410, delay_s=0),
     )
     struck = {(s.key.rsplit("/", 1)[-1], s.operation) for s in world.simulator.cos.served if s.fault}
-    assert len({key for key, _ in struck}) == len(rules(choice)), "a fault that struck nobody"
+    assert len({key for key, _ in struck}) == len(rules()), "a fault that struck nobody"
     parts = [
         s
         for s in world.simulator.cos.served
