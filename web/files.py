@@ -22,7 +22,8 @@ def router(api: given.Api) -> fastapi.APIRouter:
 
     @routes.get(PREFIX + "segments")
     async def segment(recording: str, epoch: int, authorization: str = fastapi.Header("")) -> fastapi.Response:
-        known = hmac.compare_digest(authorization.encode(), f"Bearer {api.cluster_token}".encode())
+        # A header's bytes arrive as latin-1, and nodes send the token as UTF-8.
+        known = hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {api.cluster_token}".encode())
         if not api.cluster_token or not known:
             raise errors.Unauthorized("The nodes' CLUSTER_TOKEN is missing or another one.")
         path = api.segment_path(recording, epoch)

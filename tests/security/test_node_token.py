@@ -15,7 +15,8 @@ from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
-TOKEN, MASTER = "the nodes' own token", "an operator's token"
+# "Any text", says the settings' page.
+TOKEN, MASTER = "the nodes' own tökén", "an operator's token"
 RECORDING, SEGMENT = "01JBX5Q9V7T3M8K2C4D6F8H0ZW/alice/1", b"FLV\x01 media"
 
 
