@@ -32,8 +32,8 @@ QUERIES = {
 class What:
     """What to look at. `received`: name → (webhook-id, body) of each POST; `expected`: (TaskId, speaker) that were live;
     `prefix`: what the keys of this run's objects begin with; `folder`: what only
-    processes of this run are told of; `pids`: its nodes; `heard`: the file of a subscriber to the bus, where there is a bus;
-    `strays`: processes that were found to be left while the room was live."""
+    processes of this run are told of; `pids`: its nodes; `living`: processes that go on and may; `heard`: the file of a
+    subscriber to the bus, where there is a bus; `strays`: processes that were found to be left while the room was live."""
 
     database: str
     bucket: Path
@@ -43,6 +43,7 @@ class What:
     expected: list[tuple[str, str]]
     folder: str
     pids: list[int]
+    living: list[int] = field(default_factory=list)
     heard: Path | None = None
     strays: list[str] = field(default_factory=list)
 
@@ -178,7 +179,7 @@ def strays(folder: str, nodes: set[int]) -> list[str]:
     """Captures of a run that should be over although their room is live: no living node of the run has started them, or another
     one records the same. A capture is known by the file that it writes, below `folder`."""
     processes = {int(entry.name): entry for entry in Path("/proc").glob("[0-9]*")}
-    parents, captures = {}, {}
+    parents, captures = dict[int, int](), dict[int, Path]()
     for pid, entry in processes.items():
         try:
             state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
@@ -203,12 +204,12 @@ def _orphans(what: What) -> list[str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            told += os.fsencode((entry / "cwd").readlink())
+            told += os.fsencode((entry / "cwd").readlink()) + b"/"
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue
         known = f"{what.folder}/".encode() in told or int(entry.name) in what.pids
-        if known and int(entry.name) != os.getpid() and state != "Z":
+        if known and int(entry.name) not in {os.getpid(), *what.living} and state != "Z":
             found.append(f"{entry.name}: {told[:120].replace(bytes(1), b' ').decode(errors='replace')}")
     return found
 

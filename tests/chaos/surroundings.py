@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import subscriber, waiting
+from tests import service_process, subscriber, waiting
 from tests.chaos import audit
 from tests.e2e.conftest import BUCKET, World
 from tests.e2e.scenes import Scene
@@ -63,6 +64,8 @@ def looked_at(world: World, database: str, expected: list[tuple[str, str]]) -> a
         prefix="lessons",
         received=dict(received),
         expected=expected,
-        folder=str(world.folder / "no-node-of-this-run"),
+        folder=str(world.folder),
         pids=[],
+        # The nodes go on, as processes that the test has started; what they have started must have ended.
+        living=service_process.children(os.getpid()),
     )
