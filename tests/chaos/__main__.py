@@ -1,4 +1,5 @@
-"""`python -m tests.chaos`: chaos for some minutes, or one seed again. Ends with 1 if anything was lost, doubled or left."""
+"""`python -m tests.chaos`: chaos for some minutes, or one seed again. Ends with 1 if anything was lost, doubled or left, and
+after ten minutes or more also if a fault point was not struck or nothing was measured."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from pathlib import Path
 import structlog
 
 from tests.chaos import plans, report, runner, worlds
+
+FULL_MINUTES = 10.0
 
 
 def main() -> int:
@@ -36,12 +39,16 @@ def main() -> int:
     _say(report.table(outcomes))
     failed = [outcome for outcome in outcomes if outcome.failed]
     too_much = report.too_much_lost(outcomes)
+    short = report.shortfalls(given.engine or plans.ENGINES, outcomes) if given.seed is None else []
+    full = given.minutes >= FULL_MINUTES
     for outcome in failed:
         _say(report.failure(outcome))
     for engine in too_much:
         _say(f"FAILED more media than {report.MEDIA_LIMIT_S:g} s lost to a kill at the 99th percentile: {engine}")
+    for what in short:
+        _say(f"{'FAILED' if full else 'warning:'} {what}")
     _say(f"{len(outcomes)} runs, {len(failed)} failed; {folder / 'report.json'}")
-    return 1 if failed or too_much or not outcomes else 0
+    return 1 if failed or too_much or (short and full) or not outcomes else 0
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from machine import faults
 
@@ -90,13 +90,15 @@ def make(engine: str, seed: int) -> Plan:
     strikes = tuple(
         Strike(point=name, hit=chance.randint(1, _most(name)), act=act) for name, act in zip(struck, acts, strict=True)
     )
+    if seed < len(names):  # the first time round, where nothing else decides whether it happens: each point is struck
+        strikes = (replace(strikes[0], hit=1), *strikes[1:])
     if chance.random() < IN_CAPTURE:
         strikes = (*strikes, Strike(point="lease.renew.after", hit=chance.randint(2, 8), act=KILL))
     return Plan(
         engine=engine,
         seed=seed,
         strikes=strikes,
-        ending=chance.choice(ENDINGS),
+        ending=_ending(strikes, chance.choice(ENDINGS)),
         away_s=chance.choice((0.0, 6.0)),
         shared=chance.random() < 0.7,
     )
@@ -115,8 +117,13 @@ def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
     for place in range(width):
         struck = [lane[place] for lane in lanes if place < len(lane)]
         strikes = tuple(Strike(point=name, hit=1, act=_act(chance, freezes=1)) for name in struck)
-        made.append(Plan(engine=engine, seed=seed, strikes=strikes, part=part))
+        made.append(Plan(engine=engine, seed=seed, strikes=strikes, ending=_ending(strikes, DISMISS), part=part))
     return made
+
+
+def _ending(strikes: Sequence[Strike], otherwise: str) -> str:
+    """A capture whose stream ends may be over before it is told to stop; only a session that is stopped tells it for certain."""
+    return STOP if any(strike.point.startswith("capture.stop") for strike in strikes) else otherwise
 
 
 def _act(chance: random.Random, *, freezes: int = 2) -> str:

@@ -34,9 +34,25 @@ def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
         "heard": sum(o.heard for o in outcomes),
         "repeated_deliveries": sum(o.repeated_deliveries for o in outcomes),
         "media_lost_to_a_kill_s": lost,
+        "speakers_judged": {engine: _judged(engine, outcomes) for engine in plans.ENGINES},
         "failures": [_failure(o) for o in outcomes if o.failed],
         "too_much_media_lost": too_much_lost(outcomes),
     }
+
+
+def shortfalls(engines: Sequence[str], outcomes: Sequence[worlds.Outcome]) -> list[str]:
+    """What a full run on these engines should have done and has not: without it, 0 faults are nothing found where nothing was
+    looked at."""
+    found = []
+    for engine in engines:
+        runs = [o for o in outcomes if o.plan.engine == engine]
+        if not any(o.covers for o in runs):
+            found.append(f"{engine}: no file was looked into")
+        if not any(o.media_lost_s for o in runs):
+            found.append(f"{engine}: no kill hit a capture, so that nothing was measured")
+        if unstruck := [point for point in plans.points(engine) if point not in _struck_points(engine, outcomes)]:
+            found.append(f"{engine}: not struck: {', '.join(unstruck)}")
+    return found
 
 
 def too_much_lost(outcomes: Sequence[worlds.Outcome]) -> list[str]:
@@ -75,9 +91,7 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
         heard = [(o.heard, o.repeated_deliveries) for o in outcomes if o.plan.engine == engine]
         if engine == plans.DISTRIBUTED:
             lines.append(f"heard by a subscriber: {sum(n for n, _ in heard)} results, {sum(n for _, n in heard)} of them again")
-        unstruck = _unstruck(engine, outcomes)
-        if 0 < len(unstruck) < len(rows):
-            lines.append(f"not struck: {', '.join(unstruck)}")
+        lines.append(f"missing without a reason, s: {_told(_judged(engine, outcomes))}")
     return "\n".join(lines)
 
 
@@ -117,6 +131,15 @@ def _point(engine: str, point: str, outcomes: Sequence[worlds.Outcome]) -> dict[
         "end_median_s": round(statistics.median(ends), 1) if ends else None,
         "end_max_s": round(max(ends), 1) if ends else None,
     }
+
+
+def _judged(engine: str, outcomes: Sequence[worlds.Outcome]) -> dict[str, float]:
+    """How many speakers' files were held against what was sent, and the most that was wrong with one."""
+    covers = [each for o in outcomes if o.plan.engine == engine for each in o.covers]
+    if not covers:
+        return {}
+    most = {name: max(getattr(each, f"{name}_s") for each in covers) for name in ("head", "tail", "untold", "neglected")}
+    return {"count": len(covers)} | {name: round(each, 3) for name, each in most.items()}
 
 
 def _distribution(lost: Sequence[float]) -> dict[str, float]:

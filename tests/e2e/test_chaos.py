@@ -20,6 +20,9 @@ async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list
     outcomes = await runner.carry_out(work, folder, content, at_once=len(work))
     failed = [report.failure(outcome) for outcome in outcomes if outcome.failed]
     assert not failed, "\n".join(failed)
+    assert report.too_much_lost(outcomes) == []
+    assert all(len(outcome.covers) == len(worlds.SPEAKERS) for outcome in outcomes), "every file was looked into"
+    assert any(outcome.media_lost_s for outcome in outcomes), "a kill hit a capture"
     return outcomes
 
 
@@ -28,17 +31,23 @@ def struck(outcomes: list[worlds.Outcome]) -> set[str]:
     return {strike["Point"] for outcome in outcomes for strike in outcome.struck}
 
 
-@pytest.mark.timeout(600)
+def planned(engine: str, part: int) -> set[str]:
+    """The points that the seed chooses."""
+    return {strike.point for plan in plans.grouped(engine, SEED, part=part) for strike in plan.strikes}
+
+
+# Both together may take five minutes; on an idle machine of two cores they take one and a half.
+@pytest.mark.timeout(140)
 async def test_every_fault_point_on_one_node(tmp_path: Path, loops: Path) -> None:
     """Killed, frozen or failing at each point: nothing is lost, doubled or left, and a kill costs at most a second of media."""
     outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
     assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
-    assert report.too_much_lost(outcomes) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(160)
 async def test_a_third_of_the_fault_points_on_many_nodes(tmp_path: Path, loops: Path) -> None:
     """The same with three nodes on PostgreSQL and RabbitMQ, for a third of the points."""
     outcomes = await carry_out(plans.DISTRIBUTED, tmp_path, loops, part=3)
-    assert len(struck(outcomes)) >= len(plans.points(plans.DISTRIBUTED)) // 3 - 2
-    assert report.too_much_lost(outcomes) == []
+    chosen = planned(plans.DISTRIBUTED, 3)
+    assert len(chosen) == len(plans.points(plans.DISTRIBUTED)) // 3
+    assert sorted(chosen - struck(outcomes)) == []

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos import audit, media, plans, report, worlds
+from tests.chaos import audit, cover, media, plans, report, worlds
 from tests.e2e import audit as reading
 
+ROOT = Path(__file__).parents[2]
 TABLES = """
 CREATE TABLE sessions (task_id, state, revision); CREATE TABLE results (task_id, revision, body);
 CREATE TABLE recordings (id, task_id, speaker, state, code, detail, url, output, awaited);
@@ -56,21 +60,24 @@ class Remains:
         with contextlib.closing(sqlite3.connect(self.database)) as connection:
             connection.executescript(statements)
 
-    def audited(self) -> dict[str, int]:
-        """How many faults of which kind the audit finds."""
-        found = audit.audit(
-            audit.What(
-                database=f"sqlite:///{self.database}",
-                bucket=self.bucket,
-                uploads=self.uploads,
-                prefix="run",
-                received={"run": self.posts},
-                expected=[("T", "al")],
-                folder=str(self.folder / "node"),
-                pids=[],
-                heard=self._written(),
-            )
+    def what(self, living: Sequence[int] = ()) -> audit.What:
+        """What the audit is told to look at."""
+        return audit.What(
+            database=f"sqlite:///{self.database}",
+            bucket=self.bucket,
+            uploads=self.uploads,
+            prefix="run",
+            received={"run": self.posts},
+            expected=[("T", "al")],
+            folder=str(self.folder / "node"),
+            pids=[],
+            living=list(living),
+            heard=self._written(),
         )
+
+    def audited(self, living: Sequence[int] = ()) -> dict[str, int]:
+        """How many faults of which kind the audit finds."""
+        found = audit.audit(self.what(living))
         return {name: len(getattr(found, name)) for name in report.FAULTS if getattr(found, name)}
 
     def hear(self) -> None:
@@ -137,6 +144,19 @@ def test_a_fault_outside_of_the_database_is_seen(remains: Remains) -> None:
     assert found == {"doubled_results": 1, "doubled_objects": 1, "leaked_uploads": 1, "orphan_processes": 1}
 
 
+def test_what_a_node_that_goes_on_has_left_running_is_seen(remains: Remains) -> None:
+    """A node that is told to be running is no orphan; what it has started and not ended is one."""
+    here = remains.folder / "node"
+    here.mkdir()
+    program = "import subprocess; print(subprocess.Popen(['cat']).pid, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as node:
+        assert node.stdout is not None
+        started = int(node.stdout.readline())
+        assert remains.audited() == {"orphan_processes": 2}
+        assert remains.audited([node.pid]) == {"orphan_processes": 1}
+        assert remains.audited([node.pid, started]) == {}
+
+
 def test_what_a_subscriber_did_not_hear_is_lost_and_a_second_word_is_doubled(remains: Remains) -> None:
     """All heard, and some of it again: no fault. Not heard, heard with another body, heard though never written, said under a
     second id, or under a message_id that is not the event's: each is one."""
@@ -198,14 +218,14 @@ def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sen
     """By the frames of the loop, over its seam; nothing is said of a speaker who was not being pulled at the moment, and no
     more can be lost than was sent."""
     live = media.Live(began_s=100.0, first_frame=945, pulls=[[100.2, 103.0], [104.0, 110.0]])
-    counted = media.sent([950, 959, 0, 5, 60], live)
+    shown = [media.Picture(frame=frame, at_s=0.0) for frame in (950, 959, 0, 5, 60)]
+    counted = [picture.frame for picture in media.sent(shown, live)]
     assert counted == [5, 14, 15, 20, 75]
     assert media.lost_s(counted, live, 102.0) == pytest.approx(10 / 15)
     assert media.lost_s(counted, live, 100.1) is None
     assert media.lost_s(counted, live, 103.5) is None
     assert media.lost_s(counted, live, 104.5) == pytest.approx(0.5, abs=0.07)
     assert media.lost_s(counted, live, 106.0) == pytest.approx(1.0, abs=0.07)
-    assert media.missing_s([1, 2, 2, 6]) == pytest.approx(3 / 15)
     assert media.doubled_s([1, 2, 2, 6]) == pytest.approx(1 / 15)
 
 
@@ -220,3 +240,56 @@ def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path)
     assert rows == {"lease.take.after": (2, 1, 2.5), "upload.create.after": (1, 1, None)}
     assert found["failures"][0]["repeat"] == "python -m tests.chaos --engine embedded --seed 3"
     assert report.too_much_lost([bad, good]) == ["embedded: 3.00 s"]
+
+
+def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> None:
+    """Files looked into, a kill in a capture, every fault point struck: what is missing is told, with the engine."""
+    whole = cover.Cover(head_s=0, tail_s=0, untold_s=0, invented_s=0, doubled_s=0, neglected_s=0)
+    struck: list[dict[str, Any]] = [{"Point": point, "Act": plans.KILL} for point in plans.points(plans.EMBEDDED)]
+    plan = plans.make(plans.EMBEDDED, 3)
+
+    def short(**changed: Any) -> list[str]:
+        made: dict[str, Any] = {"struck": struck, "covers": [whole], "media_lost_s": [0.0]} | changed
+        return report.shortfalls([plans.EMBEDDED], [worlds.Outcome(plan=plan, folder=tmp_path, **made)])
+
+    assert short() == []
+    assert short(covers=[]) == ["embedded: no file was looked into"]
+    assert short(media_lost_s=[]) == ["embedded: no kill hit a capture, so that nothing was measured"]
+    assert short(struck=struck[1:-1]) == ["embedded: not struck: inbox.claim.before, cleanup.remove.after"]
+    assert len(report.shortfalls(plans.ENGINES, [])) == 6
+
+
+@pytest.mark.parametrize("engine", plans.ENGINES)
+def test_the_first_time_round_every_point_is_struck_where_it_is_sure_to_be_passed(engine: str) -> None:
+    """By the first who comes by; and where it is about a stop, the session is stopped."""
+    names = plans.points(engine)
+    made = [plans.make(engine, seed) for seed in range(len(names))]
+    assert [(plan.strikes[0].point, plan.strikes[0].hit) for plan in made] == [(name, 1) for name in names]
+    for plan in (*made, *plans.grouped(engine, 1)):
+        stops = any(strike.point.startswith("capture.stop") for strike in plan.strikes)
+        assert not stops or plan.ending == plans.STOP, plan.repeat
+
+
+def packages() -> set[str]:
+    """The recorder's own packages and modules, as they are built into the wheel."""
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    return {name.removesuffix(".py") for name in built}
+
+
+def imported(program: str, *arguments: str) -> set[str]:
+    """Which of the recorder's packages a Python of its own has imported when it is through with a program."""
+    first = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    last = "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    command = [sys.executable, "-I", "-c", "\n".join((first, program, last)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return packages() & set(done.stderr.split())
+
+
+def test_the_audit_imports_nothing_of_the_recorder(remains: Remains) -> None:
+    """Run as chaos runs it, on what a run has left: it has its own eyes, or its judgement would be ours. The same look finds a
+    package that is imported."""
+    assert {"machine", "store", "service"} <= packages()
+    path = remains.folder / "what.json"
+    path.write_text(json.dumps(dataclasses.asdict(remains.what()), default=str))
+    assert imported("import runpy; runpy.run_module('tests.chaos.audit', run_name='__main__')", str(path)) == set()
+    assert imported("import machine.states") == {"machine"}
