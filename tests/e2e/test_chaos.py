@@ -36,15 +36,15 @@ def planned(engine: str, part: int) -> set[str]:
     return {strike.point for plan in plans.grouped(engine, SEED, part=part) for strike in plan.strikes}
 
 
-# Both together may take five minutes; on an idle machine of two cores they take one and a half.
-@pytest.mark.timeout(140)
+# Both together may take five minutes: two idle cores took 32 s and 33 s, the same under a load of 33 took 109 s and 87 s.
+@pytest.mark.timeout(160)
 async def test_every_fault_point_on_one_node(tmp_path: Path, loops: Path) -> None:
     """Killed, frozen or failing at each point: nothing is lost, doubled or left, and a kill costs at most a second of media."""
     outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
     assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
 
 
-@pytest.mark.timeout(160)
+@pytest.mark.timeout(140)
 async def test_a_third_of_the_fault_points_on_many_nodes(tmp_path: Path, loops: Path) -> None:
     """The same with three nodes on PostgreSQL and RabbitMQ, for a third of the points."""
     outcomes = await carry_out(plans.DISTRIBUTED, tmp_path, loops, part=3)
