@@ -29,6 +29,8 @@ hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=No
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+# Rooms of which there are as many as two cores bear.
+HEAVY = ("tests/e2e/test_cluster.py", "tests/e2e/test_cluster_faults.py::test_the_network_to_the_broker_breaks")
 COLLECTED = pytest.StashKey[list[str]]()
 
 
@@ -36,7 +38,12 @@ COLLECTED = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the ids of what was collected, before -k and the like take some away; put what takes long first."""
     config.stash[COLLECTED] = [item.nodeid for item in items]
-    items[:] = order.shared(items, order.processes(), lambda item: item.nodeid.startswith(("tests/e2e/", "tests/fuzz/")))
+    items[:] = order.shared(
+        items,
+        order.processes(),
+        lambda item: item.nodeid.startswith(("tests/e2e/", "tests/fuzz/")),
+        lambda item: item.nodeid.startswith(HEAVY),
+    )
 
 
 @pytest.fixture

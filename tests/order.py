@@ -1,7 +1,8 @@
 """The order of a run that processes share: what waits for live rooms comes first in each share. Imports nothing of ours.
 
 Rule: a process that has run its share takes half of what another has left, from its end. What lies there should be short, or the
-last process is alone with minutes of work while the others are idle.
+last process is alone with minutes of work while the others are idle. What loads the whole machine is in one share, one after the
+other: two at once would measure each other.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def shared(items: Sequence[Item], shares: int, is_long: Callable[[Item], bool]) -> list[Item]:
-    """`items` so that each of `shares` equal parts begins with as many of the long ones; the rest keeps its order."""
-    long, short = [item for item in items if is_long(item)], [item for item in items if not is_long(item)]
+def shared(
+    items: Sequence[Item], shares: int, is_long: Callable[[Item], bool], is_heavy: Callable[[Item], bool] = lambda _: False
+) -> list[Item]:
+    """`items` so that each of `shares` equal parts begins with as many of the long ones, but the first with the heavy ones and
+    none else of the long ones; the rest keeps its order."""
+    heavy = [item for item in items if is_heavy(item)]
+    long = [item for item in items if is_long(item) and item not in heavy]
+    short = [item for item in items if item not in heavy and item not in long]
+    without = 1 if heavy and shares > 1 else 0
     ordered: list[Item] = []
     for share in range(shares):
         size = (len(items) - len(ordered)) // (shares - share)
-        mine = long[share::shares]
+        mine = [] if share < without else long[share - without :: shares - without]
+        mine = [*heavy, *mine] if share == 0 else mine
         taken = max(0, size - len(mine))
         ordered += [*mine, *short[:taken]]
         short = short[taken:]

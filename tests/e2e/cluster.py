@@ -75,6 +75,12 @@ class Cluster:
         started = [line for line in self.nodes[name].log.read_text().splitlines() if '"service.started"' in line]
         return str(json.loads(started[-1])["node"])
 
+    def owners_told(self, event: str, **fields: Any) -> set[str]:
+        """The owners in the lines of all nodes' logs that tell of this event with these fields."""
+        lines = [json.loads(line) for node in self.nodes.values() for line in node.log.read_text().splitlines() if event in line]
+        wanted = {"event": event} | fields
+        return {line["owner"] for line in lines if wanted.items() <= line.items()}
+
     async def ask(self, query: str) -> list[Any]:
         """A query of the test's own."""
         connection = await asyncpg.connect(self.database.replace("+asyncpg", ""))

@@ -6,7 +6,6 @@ Rule: what is watched is the standard library's own comparison, asked through HT
 from __future__ import annotations
 
 import hmac
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,10 +34,10 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[set[Any]]:
     return pairs
 
 
-async def test_secrets_are_compared_in_constant_time(tmp_path: Path, compared: list[set[Any]]) -> None:
+async def test_secrets_are_compared_in_constant_time(database: engines.Database, compared: list[set[Any]]) -> None:
     """Tokens of API_TOKENS, each of them whichever was shown; API keys; TRTC's signature; CLUSTER_TOKEN. Right or wrong, it is
     the comparison whose time says nothing that decides."""
-    database, body = engines.fresh("sqlite", tmp_path), b"{}"
+    body = b"{}"
     async with api_service.running(database, TOKENS, cluster_token=CLUSTER) as service:
         id_, key = await service.key("read")
         wrong = key[:-1] + ("a" if key[-1] != "a" else "b")

@@ -21,12 +21,6 @@ RECORDING, SEGMENT = "01JBX5Q9V7T3M8K2C4D6F8H0ZW/alice/1", b"FLV\x01 media"
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> engines.Database:
-    """Of either engine: what is looked at asks it for keys alone."""
-    return engines.fresh("sqlite", tmp_path)
-
-
-@pytest.fixture
 def spool(tmp_path: Path) -> dict[str, Any]:
     """A spool with one segment, as the API is given it."""
     path = tmp_path / "1.flv"
