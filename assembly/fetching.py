@@ -1,4 +1,4 @@
-"""A segment from another node's spool: fetched whole or not at all. Imports `machine` and `media`.
+"""A segment from another node's spool: fetched whole or not at all. Imports `machine`, `media` and `web`.
 
 Rule: what the other node, or the way to it, fails at may pass, and after NODE_RETURN counts as away; what our own disk fails at
 is our own disk's, and never makes a segment of a node that answers a loss.
@@ -15,6 +15,7 @@ import structlog
 
 from machine import errors
 from media import verify
+from web import files
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path)
                 log.warning("segment.not_given", recording_id=recording_id, epoch=epoch, url=url, status=answer.status)
                 return False
             await _write(answer.content, part)
+            await asyncio.to_thread(_date, part, answer.headers.get(files.WRITTEN, ""))
         await asyncio.to_thread(part.replace, path)
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         log.warning("segment.not_fetched", recording_id=recording_id, epoch=epoch, url=url, error=type(error).__name__)
@@ -53,6 +55,12 @@ async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path)
         await asyncio.to_thread(part.unlink, missing_ok=True)
     log.info("segment.fetched", recording_id=recording_id, epoch=epoch, url=url)
     return True
+
+
+def _date(part: Path, written_ms: str) -> None:
+    """Give the copy the time at which the other node's file was last written: a segment's times may be reckoned from it."""
+    if written_ms.isdecimal():
+        os.utime(part, ns=(int(written_ms) * 1_000_000,) * 2)
 
 
 async def _write(content: aiohttp.StreamReader, part: Path) -> None:

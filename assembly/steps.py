@@ -75,6 +75,7 @@ class Steps:
                 first_packet_ms=s.first_packet_ms,
                 last_packet_ms=s.last_packet_ms,
                 media_ms=s.media_ms or None,
+                registered_ms=s.registered_ms,
             )
             for s in found
         ]

@@ -192,12 +192,15 @@ class Worker:
 
     async def _gather(self, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
-        (node-away) as long as NODE_RETURN gives their node time."""
+        (node-away) as long as NODE_RETURN gives their node time. One of which nobody has told how it ended may hold media that
+        nobody knows of (its worker died, or stood still, before its first word): it is asked for, and not waited for."""
         if not self._place:
             return set()
         missing = set()
         for segment in segments:
-            if segment.node != self._node and segment.media_ms and not await self._fetch(assignment, segment):
+            if segment.node == self._node or not (segment.media_ms or not segment.reason):
+                continue
+            if not await self._fetch(assignment, segment) and segment.media_ms:
                 missing.add(segment.epoch)
         over_ms = assignment.recording.step_from_ms + self._policy.node_return_ms
         if missing and self._clock() < over_ms:
@@ -344,8 +347,9 @@ class Worker:
             if assignment is not None and assignment.recording.state in states.CAPTURING:
                 data |= await self._left(assignment, lease)
         log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=data.get("MediaMs"))
+        # Not the id under which the sweeper may have said it a moment before: it does not know what is on disk.
         event = codec.make(
-            "worker-lost", id=f"lost.{lease.owner}.{lease.epoch}", time_ms=self._clock(), data=data, subject=lease.owner
+            "worker-lost", id=f"voided.{lease.owner}.{lease.epoch}", time_ms=self._clock(), data=data, subject=lease.owner
         )
         await self._store.send("event", event, lease.owner[:26])
 

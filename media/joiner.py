@@ -31,12 +31,13 @@ _DRIFT = 1_000  # one in a thousand, which no quartz reaches
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentFile:
     """One segment, when its first and last packet came (Unix ms; None: reckon from the file), and how much media it had by that
-    last one (None: not known). The file may hold more by now."""
+    last one (None: not known). The file may hold more by now. `registered_ms` is when its capture was about to begin."""
 
     path: Path
     first_packet_ms: int | None = None
     last_packet_ms: int | None = None
     media_ms: int | None = None
+    registered_ms: int | None = None
 
     @property
     def burst_ms(self) -> int:
@@ -111,7 +112,8 @@ def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
     limits: list[int | None] = []
     for segment, follower in zip(segments, [*segments[1:], None], strict=False):
         limit = None
-        first, last = segment.first_packet_ms, segment.last_packet_ms
+        # Of one that its worker never told of, the beginning is about when it was ordered.
+        first, last = segment.first_packet_ms or segment.registered_ms, segment.last_packet_ms
         following = follower.first_packet_ms if follower is not None else None
         if first is not None and following is not None:
             known = last is not None and last > following + _OVERLAP_MS

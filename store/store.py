@@ -187,7 +187,7 @@ class Store:
             rows = (
                 await connection.execute(select(table).where(table.c.recording_id == recording_id).order_by(table.c.epoch))
             ).all()
-        names = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms")
+        names = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
         return [Segment(**{name: getattr(r, name) for name in names}) for r in rows]
 
     async def upload_state(self, recording_id: str) -> dict[str, Any] | None:

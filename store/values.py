@@ -49,13 +49,16 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One FLV file of a recording, named by the epoch that wrote it; it lies on `node`'s spool."""
+    """One FLV file of a recording, named by the epoch that wrote it; it lies on `node`'s spool. `reason` is how its run ended, ""
+    as long as nobody has told."""
 
     epoch: int
     node: str
     first_packet_ms: int | None
     last_packet_ms: int | None
     media_ms: int
+    registered_ms: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

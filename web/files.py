@@ -14,6 +14,8 @@ from machine import errors
 from web import given
 
 PREFIX = "/internal/"
+WRITTEN = "x-written-ms"
+"""When the segment was last written (Unix ms): of one that nobody told of, its times are reckoned from that."""
 
 
 def router(api: given.Api) -> fastapi.APIRouter:
@@ -29,6 +31,7 @@ def router(api: given.Api) -> fastapi.APIRouter:
         path = api.segment_path(recording, epoch)
         if path is None or not path.is_file():
             raise errors.NotFound("This node has no such segment.")
-        return responses.FileResponse(path, media_type="video/x-flv")
+        written_ms = path.stat().st_mtime_ns // 1_000_000
+        return responses.FileResponse(path, media_type="video/x-flv", headers={WRITTEN: str(written_ms)})
 
     return routes

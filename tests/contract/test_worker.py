@@ -78,6 +78,8 @@ class Steps:
     scanned: Progress = field(default_factory=Progress)
     unreadable: bool = False
     removed: list[str] = field(default_factory=list)
+    fetched: list[tuple[int, str]] = field(default_factory=list)
+    joined: list[list[int]] = field(default_factory=list)
     stuck: int = 0
 
     def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
@@ -91,9 +93,14 @@ class Steps:
 
     async def transcode(self, job: adapters.Assignment, epoch: int, segments: Sequence[Any]) -> adapters.Finished:
         self.transcodes += 1
+        self.joined.append([segment.epoch for segment in segments])
         if self.failure:
             raise self.failure
         return adapters.Finished(output=model.Output(duration_ms=1000, size_bytes=10))
+
+    async def fetch(self, job: adapters.Assignment, epoch: int, url: str) -> bool:
+        self.fetched.append((epoch, url))
+        return True
 
     async def upload(self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState) -> adapters.Uploaded:
         await save({"reached": 1})
@@ -305,6 +312,47 @@ async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
     assert "start-capture" in await node.relay()
     after = await node.recording()
     assert (after.state, after.media_ms, after.epoch) == ("Recording", 7_000, before.epoch + 1)
+
+
+async def test_what_is_on_disk_is_known_though_the_lease_ran_out_first(node: Node) -> None:
+    """The sweeper, which sees no disk, finds the lease over a moment before the node is back: what the node finds counts."""
+    await node.open()
+    owner = (await node.recording()).id
+    await node.worker.stop()
+    node.steps.scanned = Progress(media_ms=1_700, size_bytes=70, last_packet_ms=node.clock())
+    node.worker = node.new_worker()
+    await node.worker.start()
+    lost = {"Owner": owner, "Epoch": 1, "Node": "node-1"}
+    said = codec.make("worker-lost", id=f"lost.{owner}.1", time_ms=node.clock(), data=lost)
+    await node.decider.decide_from_bus(said)
+    assert (await node.recording()).epoch == 2
+    await node.relay()
+    assert (1, 1_700) in [(s.epoch, s.media_ms) for s in await node.store.segments(owner)]
+    assert (await node.recording()).epoch == 2
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["there", "away"])
+async def test_what_nobody_told_of_is_asked_for_and_not_waited_for(node: Node, away: bool) -> None:
+    """Its worker died before its first word, and another goes on: the transcode asks the first node for what it may have. One
+    that does not answer holds nothing up, for nothing is known to be lost."""
+    await node.open()
+    owner = (await node.recording()).id
+    await node.worker.stop()
+    await node.say("worker-lost", Owner=owner, Epoch=1, Node="node-1")
+    node.worker = worker.Worker(node.store, node.steps, node="node-2", policy=node.policy, clock=node.clock, shared_spool=False)
+    await node.worker.start()
+    await node.store.heartbeat("node-2", "http://node-2")
+    if not away:
+        await node.store.heartbeat("node-1", "http://node-1")
+    await node.relay()
+    capture = await waiting.until(lambda: next((c for c in node.steps.captures[1:] if c.started), None), what="another capture")
+    capture.media(5_000, node.clock)
+    await node.relayed("capture-started")
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("session-finished")
+    assert (await node.recording()).state == "Done"
+    assert node.steps.fetched == ([] if away else [(1, "http://node-1")])
+    assert node.steps.joined == [[1, 2]]
 
 
 async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> None:

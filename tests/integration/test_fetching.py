@@ -11,9 +11,11 @@ from aiohttp import web
 from assembly import fetching
 from machine import errors
 from tests import ports
+from web import files
 
 TOKEN = "of-the-cluster"
 OWNER = "01HZY0000000000000000000AA/alice/1"
+WRITTEN_MS = 1_700_000_000_123
 SEGMENT = bytes(range(256)) * 10_000
 
 
@@ -31,7 +33,7 @@ async def node() -> AsyncIterator[str]:
         assert request.query["recording"] == OWNER
         match request.query["epoch"]:
             case "1":
-                return web.Response(body=SEGMENT)
+                return web.Response(body=SEGMENT, headers={files.WRITTEN: str(WRITTEN_MS)})
             case "2":
                 answer = web.StreamResponse(headers={"Content-Length": str(len(SEGMENT))})
                 await answer.prepare(request)
@@ -53,10 +55,11 @@ async def node() -> AsyncIterator[str]:
 
 
 async def test_a_segment_comes_whole(node: str, tmp_path: Path) -> None:
-    """What the other node has lies here under its name; asked for again it is not fetched again."""
+    """What the other node has lies here under its name, as old as it is there; asked for again it is not fetched again."""
     path = tmp_path / "00000001.flv"
     assert await fetching.fetch(node, TOKEN, OWNER, 1, path)
     assert path.read_bytes() == SEGMENT
+    assert path.stat().st_mtime_ns == WRITTEN_MS * 1_000_000
     assert await fetching.fetch("http://127.0.0.1:9", TOKEN, OWNER, 1, path)
     assert names(tmp_path) == ["00000001.flv"]
 

@@ -153,7 +153,7 @@ class Store:
 
     async def segments(self, recording_id: str) -> list[values.Segment]:
         """The segments of a recording in the order they were written."""
-        names = ("node", "first_packet_ms", "last_packet_ms", "media_ms")
+        names = ("node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
         found = sorted((key[1], row) for key, row in self.tables.segments.items() if key[0] == recording_id)
         return [values.Segment(epoch=epoch, **{name: row[name] for name in names}) for epoch, row in found]
 

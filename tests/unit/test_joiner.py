@@ -186,6 +186,17 @@ def test_a_segment_that_went_on_unseen_is_cut_where_its_successor_begins(tmp_pat
     assert [gap.duration_s for gap in survey.survey(before, "02").gaps] == pytest.approx([2.0], abs=0.2)
 
 
+def test_a_segment_that_nobody_told_of_is_cut_where_its_successor_begins(tmp_path: Path) -> None:
+    """Its worker stood still before its first word, its ffmpeg wrote on for long: it ends about where the next one begins,
+    reckoned from when it was ordered, and is no longer than a burst may have made it."""
+    path = _segment(tmp_path / "a", _both(0, 30_000)).path
+    untold = joiner.SegmentFile(path=path, registered_ms=100_000)
+    files = [untold, _segment(tmp_path / "b", _both(0, 4_000), 106_000, 110_000)]
+    found = survey.survey(files, "02")
+    assert 10_000 <= found.duration_ms <= 10_000 + joiner.BURST_MS + 1_000
+    assert found.gaps == []
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["noted", "its worker said no more"])
 async def test_a_burst_at_the_beginning_is_no_overlap(tmp_path: Path, known: bool) -> None:
     """Two seconds of old packets make a segment longer than it took: its successor, promptly there, takes nothing of its end."""
