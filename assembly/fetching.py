@@ -1,4 +1,4 @@
-"""A segment from another node's spool: fetched whole or not at all. Imports `machine`, `media` and `web`.
+"""A segment from another node's spool: fetched whole or not at all. Imports `media` and `web`.
 
 Rule: what the other node, or the way to it, fails at may pass, and after NODE_RETURN counts as away; what our own disk fails at
 is our own disk's, and never makes a segment of a node that answers a loss.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from pathlib import Path
 
 import aiohttp
 import structlog
 
-from machine import errors
-from media import verify
+from media import transcode
 from web import files
 
 log = structlog.get_logger()
@@ -23,12 +23,18 @@ CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 20.0
 CHUNK_BYTES = 1 << 20
 
+_turns: weakref.WeakValueDictionary[Path, asyncio.Lock] = weakref.WeakValueDictionary()
+
 
 async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path) -> bool:
     """Copy the segment of `epoch` from the node at `url` to `path`, unless it is there already. False if it cannot be had from
     there now. Raises errors.TranscodeFailed with the reason "disk-full" or "spool-lost" when it cannot be written here."""
-    if await asyncio.to_thread(path.exists):
-        return True
+    # A transcode that was superseded may still fetch beside its successor.
+    async with _turns.setdefault(path, asyncio.Lock()):
+        return await asyncio.to_thread(path.exists) or await _fetch(url, token, recording_id, epoch, path)
+
+
+async def _fetch(url: str, token: str, recording_id: str, epoch: int, path: Path) -> bool:
     part = path.with_name(path.name + ".fetched")
     limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S)
     address, query = f"{url}/internal/segments", {"recording": recording_id, "epoch": str(epoch)}
@@ -47,9 +53,8 @@ async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path)
         log.warning("segment.not_fetched", recording_id=recording_id, epoch=epoch, url=url, error=type(error).__name__)
         return False
     except OSError as error:
-        reason = "disk-full" if verify.is_disk_full(error) else "spool-lost"
-        detail = f"Segment {epoch} of another node cannot be written to the spool: {error.strerror or error}."
-        raise errors.TranscodeFailed(detail, reason=reason, retry=True) from error
+        log.warning("segment.not_written", recording_id=recording_id, epoch=epoch, url=url, error=error.strerror or str(error))
+        raise transcode.storage_failed(error) from error
     finally:
         # A part of a segment is of use to nobody, and on a full disk it is what fills it.
         await asyncio.to_thread(part.unlink, missing_ok=True)

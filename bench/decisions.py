@@ -256,7 +256,7 @@ class WholeWay(Decisions):
         self._waiting.pop(event.id).set_result(answer)
 
     async def _on_command(self, command: codec.Event) -> None:
-        raise NotImplementedError("a node of the role machine takes no commands")
+        raise RuntimeError(f"a node of the role machine was handed {command.type}")
 
 
 async def statements_per_event(made: Decisions) -> float:

@@ -90,7 +90,7 @@ class ParkedMessages:
             if detour:
                 raise errors.Refused(
                     f"Message {id_} came past the broker's permissions ({detour}); sent anew it would have the recorder's own. "
-                    f"Drop it; its sender may publish it to {self._topology.exchange!r} under a key that it may publish to."
+                    f"`recorder parked drop {id_}` gives it up; its sender may publish it to {self._topology.exchange!r} itself."
                 )
             original = envelope.of(message)
             if envelope.is_sealed(message.headers):

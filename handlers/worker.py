@@ -198,7 +198,7 @@ class Worker:
             return set()
         missing = set()
         for segment in segments:
-            if segment.node == self._node or not (segment.media_ms or not segment.reason):
+            if segment.node == self._node or (segment.reason and not segment.media_ms):
                 continue
             if not await self._fetch(assignment, segment) and segment.media_ms:
                 missing.add(segment.epoch)

@@ -74,7 +74,7 @@ class Transcoder:
             await asyncio.to_thread(_give_name, part, output)
             faults.faultpoint("transcode.rename.after")
         except OSError as error:
-            raise _storage_failed(error) from error
+            raise storage_failed(error) from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -244,6 +244,7 @@ def _give_name(part: Path, output: Path) -> None:
         os.close(folder)
 
 
-def _storage_failed(error: OSError) -> errors.TranscodeFailed:
+def storage_failed(error: OSError) -> errors.TranscodeFailed:
+    """What an error of the spool means for a transcode: no space, or the spool itself; either may pass."""
     reason = "disk-full" if verify.is_disk_full(error) else "spool-lost"
     return errors.TranscodeFailed(f"The spool cannot be read or written: {error.strerror or error}.", reason=reason, retry=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,6 +62,14 @@ async def test_a_segment_comes_whole(node: str, tmp_path: Path) -> None:
     assert path.read_bytes() == SEGMENT
     assert path.stat().st_mtime_ns == WRITTEN_MS * 1_000_000
     assert await fetching.fetch("http://127.0.0.1:9", TOKEN, OWNER, 1, path)
+    assert names(tmp_path) == ["00000001.flv"]
+
+
+async def test_two_at_once_make_one_copy(node: str, tmp_path: Path) -> None:
+    """A transcode that was superseded may fetch beside its successor: neither writes into what the other reads, or has named."""
+    path = tmp_path / "00000001.flv"
+    assert await asyncio.gather(*(fetching.fetch(node, TOKEN, OWNER, 1, path) for _ in range(5))) == [True] * 5
+    assert path.read_bytes() == SEGMENT
     assert names(tmp_path) == ["00000001.flv"]
 
 

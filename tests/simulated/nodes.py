@@ -101,7 +101,7 @@ class Node:
             if assignment is not None and assignment.recording.state in states.CAPTURING:
                 media_ms = world.disk.get(owner, {}).get(epoch, 0)
                 data |= {"MediaMs": media_ms, "SizeBytes": media_ms, "LastPacketMs": None}
-        self._send("worker-lost", f"lost.{owner}.{epoch}", data, owner)
+        self._send("worker-lost", f"voided.{owner}.{epoch}", data, owner)
 
     def die(self, back_ms: int) -> None:
         """Kill it, and all its ffmpegs; it comes back after `back_ms`, or never (0)."""
