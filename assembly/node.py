@@ -21,16 +21,17 @@ import store.keys
 import store.reading
 import store.sealing
 import store.store
-from assembly import admission, capacity, cpu, sealing
-from assembly import steps as joined
+from assembly import sealing
+from assembly import work as joined
 from assembly.identity import VERSION, clock, new_id
 from cloud import credentials, trtc_callbacks
-from handlers import applying, deciding, doing, janitor, sweeper, worker
+from handlers import admission, dispatch, sweeper, unit_of_work
 from machine import background, model
 from media import spool
 from ops import settings as ops_settings
 from web import app as web_app
 from web import serving
+from worker import capacity, command_handlers, cpu_usage, janitor, worker
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class Service:
         self._stack.push_async_callback(steps.uploader.stop)
         if self.many:
             steps.admit = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).look
-        decider = deciding.Decider(self.store, self._context(), steps.inspect)
+        decider = dispatch.Decider(self.store, self._context(), steps.inspect)
         parts = [*self._workers(steps), *self._machines(), self._bus(decider), *self._capacity(steps, folder)]
         for part in parts:
             await part.start()
@@ -132,9 +133,9 @@ class Service:
             await self.store.start()
         return engine
 
-    def _context(self) -> applying.Context:
+    def _context(self) -> unit_of_work.Context:
         keys = self.settings.trtc_keys
-        return applying.Context(
+        return unit_of_work.Context(
             policy=self._policy, new_id=new_id, shared_spool=self._shared, mints=lambda sdk_app_id: sdk_app_id in keys
         )
 
@@ -166,11 +167,11 @@ class Service:
         self._sides.append(sweep.sweep)
         return [sweep]
 
-    def _bus(self, decider: deciding.Decider) -> Any:
+    def _bus(self, decider: dispatch.Decider) -> Any:
         async def on_command(command: Any) -> None:
             if self.worker is None:
                 return
-            do = functools.partial(doing.do, self.worker, command)
+            do = functools.partial(command_handlers.do, self.worker, command)
             if command.type == "start-capture" and self.capacity is not None:
                 await self.capacity.take(do)
             else:
@@ -203,7 +204,7 @@ class Service:
         limits = capacity.Limits(
             captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=steps.needed_bytes
         )
-        live = cpu.LiveCpu(cpu.reading(steps.live_pids), cpus=cpu.usable())
+        live = cpu_usage.LiveCpu(cpu_usage.reading(steps.live_pids), cpus=cpu_usage.usable())
         self.capacity = capacity.Capacity(self.bus, limits, running=made.captures, live=live, free_bytes=folder.free_bytes)
         self._sides.append(self.capacity.watch)
         return [self.capacity]
@@ -233,7 +234,7 @@ class Service:
             return ""
         return self.settings.node_url or (self.url if self._ready else "")
 
-    def _api(self, decider: deciding.Decider, engine: Any, steps: joined.Steps) -> web_app.Api:
+    def _api(self, decider: dispatch.Decider, engine: Any, steps: joined.Steps) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
 

@@ -37,7 +37,7 @@ from ulid import ULID
 from bench import noise
 from bus import rabbit as rabbit_bus
 from events import codec
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import model
 from store import engine as engines
 from store import sealing
@@ -157,7 +157,7 @@ class Decisions:
         self._store = stores.Store(
             self.engine, clock=now_ms, new_id=lambda: str(ULID()), sealer=sealing.Keyring([sealing.new_key()])
         )
-        self._decider = deciding.Decider(self._store, applying.Context(policy=POLICY, new_id=lambda: str(ULID())))
+        self._decider = dispatch.Decider(self._store, unit_of_work.Context(policy=POLICY, new_id=lambda: str(ULID())))
         self._rooms = itertools.count(1)
         self.decided = 0
 

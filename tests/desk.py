@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import text
 
 from events import codec
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import model
 from store import reading
 from store import store as stores
@@ -29,7 +29,7 @@ class Desk:
 
     store: stores.Store
     clock: engines.Clock
-    decider: deciding.Decider
+    decider: dispatch.Decider
     reading: reading.Reading
     new_id: Any = field(default_factory=lambda: engines.ids("e"))
 
@@ -167,7 +167,7 @@ class Desk:
         return "\n".join(line.note for line in await self.reading.timeline(task_id))
 
 
-def sit_down(store: stores.Store, clock: engines.Clock, inspect: deciding.Inspect | None = None) -> Desk:
+def sit_down(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Desk:
     """A desk with the policy of every day."""
-    context = applying.Context(policy=model.Policy(), new_id=engines.ids())
-    return Desk(store, clock, deciding.Decider(store, context, inspect), reading.Reading(store._engine))
+    context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
+    return Desk(store, clock, dispatch.Decider(store, context, inspect), reading.Reading(store._engine))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from events import codec
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import errors, model
 from store import store as stores
 from tests import engines
@@ -80,11 +80,11 @@ class World:
     said: set[str] = field(default_factory=set)
     new_id: Callable[[], str] = field(default_factory=engines.ids)
     event_id: Callable[[], str] = field(default_factory=lambda: engines.ids("e"))
-    decider: deciding.Decider = field(init=False)
+    decider: dispatch.Decider = field(init=False)
 
     def __post_init__(self) -> None:
-        context = applying.Context(policy=POLICY, new_id=self.new_id)
-        self.decider = deciding.Decider(self.store, context)
+        context = unit_of_work.Context(policy=POLICY, new_id=self.new_id)
+        self.decider = dispatch.Decider(self.store, context)
 
     def of(self, owner: str) -> Truth:
         """The truth about one recording."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from assembly import admission, capacity, cpu
+from handlers import admission
 from machine import errors, model
 from store import store as stores
 from tests import engines
+from worker import capacity, cpu_usage
 
 ALIVE_MS = 60_000
 FULL = model.Room(free_bytes=3 << 20, needed_bytes=9 << 20)
@@ -40,7 +41,7 @@ def _unreadable() -> model.Room:
         raise errors.Unavailable("The spool folder /s cannot be read: Stale file handle.")
 
     limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
-    live = cpu.LiveCpu(dict, cpus=1)
+    live = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(NoBus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0).room()
 
 

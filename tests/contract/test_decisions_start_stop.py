@@ -10,7 +10,7 @@ import pytest
 
 from events import codec
 from events import errors as event_errors
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import errors, model
 from store import store as stores
 from tests import desk as desks
@@ -224,7 +224,7 @@ async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> Non
             raise errors.InsufficientSpace
         return ("the bucket is far away",)
 
-    desk.decider = deciding.Decider(desk.store, applying.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
+    desk.decider = dispatch.Decider(desk.store, unit_of_work.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
     with pytest.raises(errors.InsufficientSpace):
         await desk.start(RoomId=1)
     assert await desk.reading.sessions() == []
@@ -241,7 +241,7 @@ async def test_a_repeat_is_not_held_against_its_surroundings(desk: desks.Desk) -
             raise wrong[0]
         return ()
 
-    desk.decider = deciding.Decider(desk.store, applying.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
+    desk.decider = dispatch.Decider(desk.store, unit_of_work.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
     said = codec.make("start", id="first", time_ms=desk.clock(), data=desks.START)
     first = await desk.decider.decide(said)
     for error in (errors.InsufficientSpace("no worker has room"), errors.Unavailable("no spool can be read")):

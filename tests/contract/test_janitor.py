@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import structlog
 
-from assembly import steps as joined
+from assembly import work as joined
 from cloud import credentials
-from handlers import janitor
 from machine import model
 from media import spool
 from ops import settings
 from store import store as stores
 from tests import engines, examples
+from worker import janitor
 
 POLICY = model.Policy()
 OWNER = f"{examples.TASK}/al/1"

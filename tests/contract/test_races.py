@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from events import codec, requests
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import errors, model, states
 from tests import desk as desks
 from tests import engines
@@ -38,8 +38,8 @@ async def nodes(database: engines.Database, clock: engines.Clock) -> AsyncIterat
     made = [desks.sit_down(store, clock) for store in stores]
     for number, desk in enumerate(made):
         desk.new_id = engines.ids(f"e{number}")
-        context = applying.Context(policy=model.Policy(), new_id=engines.ids(f"0{number + 5}"))
-        desk.decider = deciding.Decider(desk.store, context)
+        context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(f"0{number + 5}"))
+        desk.decider = dispatch.Decider(desk.store, context)
     yield made
     for store in stores:
         await store.stop()

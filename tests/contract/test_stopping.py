@@ -9,11 +9,11 @@ import pytest
 
 from bus import presence, publisher, relay
 from events import codec
-from handlers import doing
 from store import store as stores
 from tests import engines, examples, waiting
 from tests.contract import test_worker
 from tests.contract.test_worker import COS, ROOM, node
+from worker import command_handlers
 
 __all__ = ["node"]
 
@@ -30,7 +30,7 @@ async def _start_capture(node: test_worker.Node) -> codec.Event:
 @pytest.mark.parametrize("known", [False, True], ids=["at once", "when it is about to begin"])
 async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worker.Node, known: bool) -> None:
     """The lease is taken and ffmpeg is not started yet when the node is told to stop: it says so, and another node may begin."""
-    await doing.do(node.worker, await _start_capture(node))
+    await command_handlers.do(node.worker, await _start_capture(node))
     if known:
         await waiting.until(lambda: node.steps.captures)
     async with asyncio.timeout(10):

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from events import codec
-from handlers import adapters, applying, deciding, doing, janitor, saying, worker
+from handlers import dispatch, unit_of_work
 from machine import errors, faults, model
 from store import store as stores
 from tests import engines, waiting
+from worker import command_handlers, janitor, outcomes, work_ports, worker
 
 ROOM = {"SdkAppId": 1400000001, "RoomId": 88}
 COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", "SecretId": "i", "SecretKey": "k"}
@@ -39,7 +40,7 @@ class Exit:
 class Capture:
     """A capture that ends when the test says so."""
 
-    def __init__(self, on_media: adapters.OnMedia) -> None:
+    def __init__(self, on_media: work_ports.OnMedia) -> None:
         self.on_media = on_media
         self.progress = Progress()
         self.started = self.stopped = self.killed = False
@@ -82,29 +83,31 @@ class Steps:
     joined: list[list[int]] = field(default_factory=list)
     stuck: int = 0
 
-    def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
+    def capture(self, job: work_ports.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         self.captures.append(Capture(on_media))
         return self.captures[-1]
 
-    async def scan(self, job: adapters.Assignment, epoch: int, known_ms: int) -> adapters.Scan:
+    async def scan(self, job: work_ports.Assignment, epoch: int, known_ms: int) -> work_ports.Scan:
         if self.unreadable:
             raise OSError(5, "Input/output error")
         return self.scanned
 
-    async def transcode(self, job: adapters.Assignment, epoch: int, segments: Sequence[Any]) -> adapters.Finished:
+    async def transcode(self, job: work_ports.Assignment, epoch: int, segments: Sequence[Any]) -> work_ports.Finished:
         self.transcodes += 1
         self.joined.append([segment.epoch for segment in segments])
         if self.failure:
             raise self.failure
-        return adapters.Finished(output=model.Output(duration_ms=1000, size_bytes=10))
+        return work_ports.Finished(output=model.Output(duration_ms=1000, size_bytes=10))
 
-    async def fetch(self, job: adapters.Assignment, epoch: int, url: str) -> bool:
+    async def fetch(self, job: work_ports.Assignment, epoch: int, url: str) -> bool:
         self.fetched.append((epoch, url))
         return True
 
-    async def upload(self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState) -> adapters.Uploaded:
+    async def upload(
+        self, job: work_ports.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
+    ) -> work_ports.Uploaded:
         await save({"reached": 1})
-        return adapters.Uploaded(size_bytes=10, crc64="1", url="https://x")
+        return work_ports.Uploaded(size_bytes=10, crc64="1", url="https://x")
 
     async def call_back(self, callback: model.Callback) -> None:
         return None
@@ -122,7 +125,7 @@ class Steps:
     async def kept_sessions(self) -> list[str]:
         return []
 
-    def segment_path(self, job: adapters.Assignment, epoch: int) -> Path:
+    def segment_path(self, job: work_ports.Assignment, epoch: int) -> Path:
         return Path("/nowhere")
 
 
@@ -135,7 +138,7 @@ class Node:
         self.policy = policy
         self.steps = Steps()
         self._ids = 0
-        self.decider = deciding.Decider(store, applying.Context(policy=policy, new_id=self.new_id))
+        self.decider = dispatch.Decider(store, unit_of_work.Context(policy=policy, new_id=self.new_id))
         self.worker = self.new_worker()
 
     def new_worker(self) -> worker.Worker:
@@ -159,7 +162,7 @@ class Node:
                 if message.channel == "event":
                     await self.decider.decide_from_bus(event)
                 elif message.channel == "command":
-                    await doing.do(self.worker, event)
+                    await command_handlers.do(self.worker, event)
                 await self.store.mark_sent(message.seq)
         return types
 
@@ -227,14 +230,14 @@ async def test_a_stop_that_comes_before_the_worker_knows_of_its_lease(node: Node
         await node.say("stop", TaskId=node.task_id)
         for message in await node.store.unsent():
             if message.type == "stop-capture":
-                await doing.do(node.worker, codec.decode(message.body, now_ms=node.clock()))
+                await command_handlers.do(node.worker, codec.decode(message.body, now_ms=node.clock()))
         return taken
 
     monkeypatch.setattr(node.store, "take_lease", overtaken)
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
     start = next(m for m in await node.store.unsent() if m.type == "start-capture")
-    await doing.do(node.worker, codec.decode(start.body, now_ms=node.clock()))
+    await command_handlers.do(node.worker, codec.decode(start.body, now_ms=node.clock()))
     await node.store.mark_sent(start.seq)
     monkeypatch.undo()
     said = await waiting.until(lambda: _said(node, "ffmpeg-exit"), what="the end of the capture")
@@ -453,7 +456,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours in saying an outcome: the lease is not renewed any more, so that the job becomes `worker-lost`."""
     capture = await node.open()
-    monkeypatch.setattr(saying.Outcomes, "exit", None)
+    monkeypatch.setattr(outcomes.Outcomes, "exit", None)
     capture.end("eof")
     held = (await node.recording()).id, 1, "node-1", 10_000
     assert await node.store.renew_lease(*held)

@@ -16,7 +16,7 @@ from ulid import ULID
 
 from cloud import trtc_callbacks
 from events import codec
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import api_keys, model
 from store import audit, keys, reading, store
 from tests import engines, waiting
@@ -51,7 +51,7 @@ class Service:
     `clock_ahead_ms` (how far the API's clock is ahead) are for tests to set."""
 
     url: str
-    decider: deciding.Decider
+    decider: dispatch.Decider
     store: store.Store
     http: aiohttp.ClientSession
     keys: keys.Keys
@@ -121,7 +121,7 @@ class Service:
 async def running(database: engines.Database, tokens: tuple[str, ...] = (), **more: Any) -> AsyncIterator[Service]:
     """A service on a database that has the schema of today. `more` are fields of the Api: requests_per_minute, quota, …"""
     kept = database.open(now_ms, new_id)
-    decider = deciding.Decider(kept, applying.Context(policy=model.Policy(), new_id=new_id))
+    decider = dispatch.Decider(kept, unit_of_work.Context(policy=model.Policy(), new_id=new_id))
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as http:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from assembly import fetching
+from assembly import segment_fetch
 from machine import errors
 from tests import ports
 from web import files
@@ -58,17 +58,17 @@ async def node() -> AsyncIterator[str]:
 async def test_a_segment_comes_whole(node: str, tmp_path: Path) -> None:
     """What the other node has lies here under its name, as old as it is there; asked for again it is not fetched again."""
     path = tmp_path / "00000001.flv"
-    assert await fetching.fetch(node, TOKEN, OWNER, 1, path)
+    assert await segment_fetch.fetch(node, TOKEN, OWNER, 1, path)
     assert path.read_bytes() == SEGMENT
     assert path.stat().st_mtime_ns == WRITTEN_MS * 1_000_000
-    assert await fetching.fetch("http://127.0.0.1:9", TOKEN, OWNER, 1, path)
+    assert await segment_fetch.fetch("http://127.0.0.1:9", TOKEN, OWNER, 1, path)
     assert names(tmp_path) == ["00000001.flv"]
 
 
 async def test_two_at_once_make_one_copy(node: str, tmp_path: Path) -> None:
     """A transcode that was superseded may fetch beside its successor: neither writes into what the other reads, or has named."""
     path = tmp_path / "00000001.flv"
-    assert await asyncio.gather(*(fetching.fetch(node, TOKEN, OWNER, 1, path) for _ in range(5))) == [True] * 5
+    assert await asyncio.gather(*(segment_fetch.fetch(node, TOKEN, OWNER, 1, path) for _ in range(5))) == [True] * 5
     assert path.read_bytes() == SEGMENT
     assert names(tmp_path) == ["00000001.flv"]
 
@@ -76,20 +76,20 @@ async def test_two_at_once_make_one_copy(node: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("epoch", [2, 3], ids=["breaks-off", "has-it-not"])
 async def test_what_cannot_be_had_leaves_nothing(node: str, tmp_path: Path, epoch: int) -> None:
     """A node that breaks off, or has no such segment: not fetched, and no part of it stays."""
-    assert not await fetching.fetch(node, TOKEN, OWNER, epoch, tmp_path / "x.flv")
+    assert not await segment_fetch.fetch(node, TOKEN, OWNER, epoch, tmp_path / "x.flv")
     assert not names(tmp_path)
 
 
 async def test_a_node_that_is_away_is_no_fault(tmp_path: Path) -> None:
     """Nobody listens there: not fetched."""
-    assert not await fetching.fetch(f"http://127.0.0.1:{ports.free()}", TOKEN, OWNER, 1, tmp_path / "x.flv")
+    assert not await segment_fetch.fetch(f"http://127.0.0.1:{ports.free()}", TOKEN, OWNER, 1, tmp_path / "x.flv")
 
 
 async def test_a_full_disk_is_ours(node: str, tmp_path: Path) -> None:
     """No space left for the copy: said as that, because the segment is there, and nothing is left in the way."""
     (tmp_path / "x.flv.fetched").symlink_to("/dev/full")
     with pytest.raises(errors.TranscodeFailed) as raised:
-        await fetching.fetch(node, TOKEN, OWNER, 1, tmp_path / "x.flv")
+        await segment_fetch.fetch(node, TOKEN, OWNER, 1, tmp_path / "x.flv")
     assert (raised.value.reason, raised.value.retry) == ("disk-full", True)
     assert not names(tmp_path)
 
@@ -97,5 +97,5 @@ async def test_a_full_disk_is_ours(node: str, tmp_path: Path) -> None:
 async def test_a_spool_that_cannot_be_written_is_ours(node: str, tmp_path: Path) -> None:
     """The folder is gone: the spool is lost, not the node."""
     with pytest.raises(errors.TranscodeFailed) as raised:
-        await fetching.fetch(node, TOKEN, OWNER, 1, tmp_path / "gone" / "x.flv")
+        await segment_fetch.fetch(node, TOKEN, OWNER, 1, tmp_path / "gone" / "x.flv")
     assert raised.value.reason == "spool-lost"

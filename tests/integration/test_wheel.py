@@ -19,7 +19,7 @@ import pytest
 from tests.unit import test_cli
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("machine", "handlers", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
+ROOMS = ("machine", "handlers", "worker", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
 LIMIT_S = 100
 
 LOOK = f"""

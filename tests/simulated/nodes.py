@@ -1,4 +1,4 @@
-"""Workers of the simulated world: what handlers/worker.py promises of each command, without ffmpeg, COS and a second of waiting.
+"""Workers of the simulated world: what worker/worker.py promises of each command, without ffmpeg, COS and a second of waiting.
 
 Imports `events`, `handlers`, `machine`. Rule: a node touches the store by its port only, as a worker does; what its captures
 wrote lies on the world's disk and outlives it.

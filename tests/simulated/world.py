@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from events import codec
-from handlers import applying, deciding
+from handlers import dispatch, unit_of_work
 from machine import errors, faults
 from tests import engines
 from tests.simulated import dictionary, driving, nodes, script, watching, weather
@@ -42,7 +42,7 @@ class World:
         self.watch = watching.Watch(self.store.tables)
         self.store.watch = self.watch.look
         self.store.meddle = self._meddle if sky.conflict else None
-        self.decider = deciding.Decider(self.store, applying.Context(policy=script.POLICY, new_id=engines.ids()))
+        self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=script.POLICY, new_id=engines.ids()))
         self.nodes = {name: nodes.Node(name, self) for name in ("n1", "n2")}
         self.publishing: dict[str, set[str]] = {}
         self.broken_until_ms: dict[str, int] = {}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from assembly import capacity, cpu
 from machine import errors
+from worker import capacity, cpu_usage
 
 
 class Bus:
@@ -46,9 +46,9 @@ class Machine:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.used_s = {cpu.OWN: 0.0}
+        self.used_s = {cpu_usage.OWN: 0.0}
 
-    def pass_time(self, live: cpu.LiveCpu, seconds: int, **shares: float) -> None:
+    def pass_time(self, live: cpu_usage.LiveCpu, seconds: int, **shares: float) -> None:
         """Let so many seconds pass, in which each process (`p7`) takes its share of one CPU; a look at the end of each."""
         for _ in range(seconds):
             self.now_s += 1
@@ -58,10 +58,10 @@ class Machine:
             live.look()
 
 
-def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu.LiveCpu | None = None) -> capacity.Capacity:
+def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_usage.LiveCpu | None = None) -> capacity.Capacity:
     """A capacity of two captures, half of the CPUs, and 10 bytes, on a machine with a load of 3 per core."""
     limits = capacity.Limits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
-    idle = cpu.LiveCpu(dict, cpus=1)
+    idle = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
         bus, limits, running=lambda: captures.running, live=live or idle, free_bytes=lambda: free_bytes, load=lambda: 3.0
     )
@@ -95,7 +95,7 @@ async def test_a_full_spool_takes_nothing() -> None:
 async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
     """Over half of two CPUs within half a minute is full; a burst is not, nor what ended captures took before."""
     bus, captures, machine = Bus(), Captures(), Machine()
-    live = cpu.LiveCpu(lambda: machine.used_s, cpus=2, clock_s=lambda: machine.now_s)
+    live = cpu_usage.LiveCpu(lambda: machine.used_s, cpus=2, clock_s=lambda: machine.now_s)
     part = limited(bus, captures, live=live)
     machine.pass_time(live, 3, p0=1.0, p7=1.0)
     assert part.full() == ""
@@ -116,7 +116,7 @@ async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
 async def test_a_load_limit_is_the_machines() -> None:
     """MAX_LOAD looks at the whole machine, and only where it is set."""
     limits = capacity.Limits(captures=0, cpu=0, load=2, free_bytes=lambda: 0)
-    live = cpu.LiveCpu(dict, cpus=1)
+    live = cpu_usage.LiveCpu(dict, cpus=1)
     part = capacity.Capacity(Bus(), limits, running=lambda: 0, live=live, free_bytes=lambda: 1, load=lambda: 3.0)
     assert part.full() == "the load per core is 3.0, MAX_LOAD is 2"
 
@@ -128,7 +128,7 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
         raise errors.Unavailable("the spool is gone")
 
     limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
-    live = cpu.LiveCpu(dict, cpus=1)
+    live = cpu_usage.LiveCpu(dict, cpus=1)
     bus, captures = Bus(), Captures()
     part = capacity.Capacity(bus, limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0)
     with pytest.raises(errors.Full, match="the spool is gone"):
@@ -140,22 +140,22 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
 def test_the_cpus_of_a_container_are_its_quota(tmp_path: Path) -> None:
     """Fewer than there are where control groups of either version say so; no quota, or none that can be read, limits nothing."""
     mine = float(len(os.sched_getaffinity(0)))
-    assert cpu.usable(tmp_path) == mine
+    assert cpu_usage.usable(tmp_path) == mine
     (tmp_path / "cpu").mkdir()
-    (tmp_path / cpu.QUOTA_V1[1]).write_text("100000\n")
-    (tmp_path / cpu.QUOTA_V1[0]).write_text("-1\n")
-    assert cpu.usable(tmp_path) == mine
-    (tmp_path / cpu.QUOTA_V1[0]).write_text("50000\n")
-    assert cpu.usable(tmp_path) == 0.5
-    (tmp_path / cpu.QUOTA_V2).write_text("25000 100000\n")
-    assert cpu.usable(tmp_path) == 0.25
-    (tmp_path / cpu.QUOTA_V2).write_text("max 100000\n")
-    (tmp_path / cpu.QUOTA_V1[0]).unlink()
-    assert cpu.usable(tmp_path) == mine
+    (tmp_path / cpu_usage.QUOTA_V1[1]).write_text("100000\n")
+    (tmp_path / cpu_usage.QUOTA_V1[0]).write_text("-1\n")
+    assert cpu_usage.usable(tmp_path) == mine
+    (tmp_path / cpu_usage.QUOTA_V1[0]).write_text("50000\n")
+    assert cpu_usage.usable(tmp_path) == 0.5
+    (tmp_path / cpu_usage.QUOTA_V2).write_text("25000 100000\n")
+    assert cpu_usage.usable(tmp_path) == 0.25
+    (tmp_path / cpu_usage.QUOTA_V2).write_text("max 100000\n")
+    (tmp_path / cpu_usage.QUOTA_V1[0]).unlink()
+    assert cpu_usage.usable(tmp_path) == mine
 
 
 def test_processes_are_read_from_the_system() -> None:
     """This process has used some; one that is gone is left out."""
-    found = cpu.reading(lambda: [os.getpid(), 2**22 + 1])()
-    assert set(found) == {cpu.OWN, os.getpid()}
+    found = cpu_usage.reading(lambda: [os.getpid(), 2**22 + 1])()
+    assert set(found) == {cpu_usage.OWN, os.getpid()}
     assert all(used_s > 0 for used_s in found.values())

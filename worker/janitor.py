@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from handlers import adapters
 from machine import background, faults, model, ports
+from worker import work_ports
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ class Janitor:
     KEEP_FAILED, whoever wrote them there; and what transcodes made before the one whose file counts."""
 
     def __init__(
-        self, store: ports.Store, steps: adapters.Steps, *, policy: model.Policy, clock: Callable[[], int], node: str = ""
+        self, store: ports.Store, steps: work_ports.Steps, *, policy: model.Policy, clock: Callable[[], int], node: str = ""
     ) -> None:
         """`node` is whose spool it is; "" for one that all nodes share."""
         self._store = store

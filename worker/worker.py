@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import structlog
 
 from events import codec
-from handlers import adapters, holding, saying
 from machine import background, errors, faults, model, ports, states
+from worker import leased_job, outcomes, work_ports
 
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ class Worker:
     def __init__(
         self,
         store: WorkerStore,
-        steps: adapters.Steps,
+        steps: work_ports.Steps,
         *,
         node: str,
         policy: model.Policy,
@@ -64,8 +64,8 @@ class Worker:
         self._place = "" if shared_spool else node
         self._policy = policy
         self._clock = clock
-        self._say = saying.Outcomes(store, node=node, clock=clock)
-        self._jobs: dict[tuple[str, int], holding.Job] = {}
+        self._say = outcomes.Outcomes(store, node=node, clock=clock)
+        self._jobs: dict[tuple[str, int], leased_job.Job] = {}
         self._transcodes = asyncio.Semaphore(TRANSCODES)
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._callbacks = asyncio.Semaphore(CALLBACKS)
@@ -119,11 +119,11 @@ class Worker:
 
     async def stop_capture(self, command: codec.Event) -> None:
         """Contract 2."""
-        job = self._jobs.get((holding.owner_of(command), command.data["Epoch"]))
+        job = self._jobs.get((leased_job.owner_of(command), command.data["Epoch"]))
         if job is None:
             log.info(
                 "capture.stop_ignored",
-                owner=holding.owner_of(command),
+                owner=leased_job.owner_of(command),
                 epoch=command.data["Epoch"],
                 reason="it does not run here",
             )
@@ -147,7 +147,7 @@ class Worker:
         await self._take(command, states.CALLBACK, self._call_back)
 
     # --- the work ---------------------------------------------------------------------------------------------------------
-    async def _capture(self, job: holding.Job) -> None:
+    async def _capture(self, job: leased_job.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         await self._store.register_segment(job.owner, job.epoch, self._node)
         job.capture = capture = self._steps.capture(
@@ -171,10 +171,10 @@ class Worker:
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
         detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
-        await self._say.exit(job, detail | holding.on_disk(ended.progress))
+        await self._say.exit(job, detail | leased_job.on_disk(ended.progress))
         faults.faultpoint("segment.close.after")
 
-    async def _transcode(self, job: holding.Job) -> None:
+    async def _transcode(self, job: leased_job.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         segments: Sequence[Any] = await self._store.segments(job.owner)
         try:
@@ -187,10 +187,10 @@ class Worker:
             await self._say.exit(job, failure)
             return
         log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms, missing=len(missing))
-        output = replace(made.output, missing=len(missing), gaps=holding.with_missing(made.output, segments, missing))
+        output = replace(made.output, missing=len(missing), gaps=leased_job.with_missing(made.output, segments, missing))
         await self._say.exit(job, {"Reason": "ok", "Output": output.to_json(), "Node": self._place})
 
-    async def _gather(self, assignment: adapters.Assignment, segments: Sequence[Any]) -> set[int]:
+    async def _gather(self, assignment: work_ports.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
         (node-away) as long as NODE_RETURN gives their node time. One of which nobody has told how it ended may hold media that
         nobody knows of (its worker died, or stood still, before its first word): it is asked for, and not waited for."""
@@ -209,11 +209,11 @@ class Worker:
             raise errors.TranscodeFailed(detail, reason="node-away", retry=True)
         return missing
 
-    async def _fetch(self, assignment: adapters.Assignment, segment: Any) -> bool:
+    async def _fetch(self, assignment: work_ports.Assignment, segment: Any) -> bool:
         url = await self._store.node_url(segment.node, self._clock() - 2 * self._policy.lease_ms)
         return bool(url) and await self._steps.fetch(assignment, segment.epoch, url)
 
-    async def _upload(self, job: holding.Job) -> None:
+    async def _upload(self, job: leased_job.Job) -> None:
         assignment = await self._store.assignment(job.owner)
         state = await self._store.upload_state(job.owner)
 
@@ -236,7 +236,7 @@ class Worker:
         # Not before it is said: a crash in between would upload hours of video once more.
         await self._store.forget_upload_state(job.owner, job.epoch)
 
-    async def _call_back(self, job: holding.Job) -> None:
+    async def _call_back(self, job: leased_job.Job) -> None:
         value = await self._store.callback(job.owner)
         if value is None:
             return
@@ -254,18 +254,18 @@ class Worker:
         faults.faultpoint("callback.mark.after")
 
     # --- leases -----------------------------------------------------------------------------------------------------------
-    async def _take(self, command: codec.Event, kind: str, work: Callable[[holding.Job], Awaitable[None]]) -> None:
-        owner, epoch = holding.owner_of(command), command.data["Epoch"]
+    async def _take(self, command: codec.Event, kind: str, work: Callable[[leased_job.Job], Awaitable[None]]) -> None:
+        owner, epoch = leased_job.owner_of(command), command.data["Epoch"]
         faults.faultpoint("lease.take.before")
         if not await self._store.take_lease(owner, epoch, self._node, self._policy.lease_ms):
             log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
             return
         faults.faultpoint("lease.take.after")
-        job = holding.Job(owner=owner, epoch=epoch, kind=kind)
+        job = leased_job.Job(owner=owner, epoch=epoch, kind=kind)
         self._jobs[owner, epoch] = job
         job.task = asyncio.create_task(self._run(job, work), name=f"{kind} {owner}")
 
-    async def _run(self, job: holding.Job, work: Callable[[holding.Job], Awaitable[None]]) -> None:
+    async def _run(self, job: leased_job.Job, work: Callable[[leased_job.Job], Awaitable[None]]) -> None:
         try:
             await self._work(job, work)
         except errors.LeaseRefused:
@@ -275,7 +275,7 @@ class Worker:
                 # Ended without a word: renewed on, it would be held for ever; let go, it becomes `worker-lost`.
                 self._jobs.pop((job.owner, job.epoch), None)
 
-    async def _work(self, job: holding.Job, work: Callable[[holding.Job], Awaitable[None]]) -> None:
+    async def _work(self, job: leased_job.Job, work: Callable[[leased_job.Job], Awaitable[None]]) -> None:
         try:
             await work(job)
         except errors.LeaseRefused:
@@ -291,7 +291,7 @@ class Worker:
         every_s = min(RENEW_S, self._policy.lease_ms / 6000, max(LEAST_RENEW_S, self._policy.idle_timeout_ms / 3000))
         answered = True
         while True:
-            await asyncio.sleep(every_s if answered else min(saying.SAY_AGAIN_S, every_s))
+            await asyncio.sleep(every_s if answered else min(outcomes.SAY_AGAIN_S, every_s))
             answered = await self._end_refused()
             for job in list(self._jobs.values()):
                 answered &= await self._renew_one(job)
@@ -310,14 +310,14 @@ class Worker:
         await asyncio.gather(*(self._refused(job) for key, job in jobs.items() if key not in held))
         return True
 
-    async def _renew_one(self, job: holding.Job) -> bool:
+    async def _renew_one(self, job: leased_job.Job) -> bool:
         """Returns whether the database answered."""
         last_ms = job.capture.progress.last_packet_ms if job.capture is not None and not job.ended else None
         try:
             faults.faultpoint("lease.renew.before")
             held = await self._store.renew_lease(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
             if held and job.capture is not None and not job.ended and last_ms is not None:
-                await self._store.note_segment(job.owner, job.epoch, holding.segment(job.capture.progress))
+                await self._store.note_segment(job.owner, job.epoch, leased_job.segment(job.capture.progress))
             faults.faultpoint("lease.renew.after")
         except Exception:
             log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
@@ -326,13 +326,13 @@ class Worker:
             await self._refused(job)
         return True
 
-    async def _refused(self, job: holding.Job) -> None:
+    async def _refused(self, job: leased_job.Job) -> None:
         self._jobs.pop((job.owner, job.epoch), None)
         if not job.ended:
             log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
             await self._abandon(job)
 
-    async def _abandon(self, job: holding.Job) -> None:
+    async def _abandon(self, job: leased_job.Job) -> None:
         if job.capture is not None and not job.ended:
             job.capture.kill()
         tasks = [t for t in (job.task, *job.said) if t is not None]
@@ -353,7 +353,7 @@ class Worker:
         )
         await self._store.send("event", event, lease.owner[:26])
 
-    async def _left(self, assignment: adapters.Assignment, lease: ports.Lease) -> dict[str, Any]:
+    async def _left(self, assignment: work_ports.Assignment, lease: ports.Lease) -> dict[str, Any]:
         """What a capture left behind. Nobody can start, stop or be called before this is told, so it is told at once: of a long
         segment what was noted of it, and of one that cannot be read nothing."""
         known_ms = max((s.media_ms for s in await self._store.segments(lease.owner) if s.epoch == lease.epoch), default=0)

@@ -1,4 +1,4 @@
-"""The work of a node, joined from media and cloud: what handlers.worker asks for, and the look at a start before it is decided.
+"""The work of a node, joined from media and cloud: what worker.worker asks for, and the look at a start before it is decided.
 
 May import every room but the simulator. Rule: addresses and credentials never leave these calls.
 """
@@ -14,21 +14,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assembly import fetching
+from assembly import segment_fetch
 from assembly.identity import clock
 from cloud import cos, cos_upload, credentials, objects, pull, usersig, webhook
 from events import codec
-from handlers import adapters
 from machine import errors, model
 from media import capture, ffmpeg, process, segments, spool, transcode
 from ops import settings as ops_settings
+from worker import work_ports
 
 USER_SIG_FOR_S = 24 * 3600
 TASK_ID_CHARS = 26
 
 
 class Steps:
-    """The work of a node, joined from media and cloud: what handlers.worker asks for."""
+    """The work of a node, joined from media and cloud: what worker.worker asks for."""
 
     def __init__(self, settings: ops_settings.Settings, folder: spool.Spool, chain: credentials.CredentialChain) -> None:
         self._settings = settings
@@ -46,7 +46,7 @@ class Steps:
         self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
         self._webhook = webhook.WebhookSender(secret=secret, allow=settings.callback_allow)
 
-    def capture(self, job: adapters.Assignment, epoch: int, on_media: adapters.OnMedia) -> adapters.Capture:
+    def capture(self, job: work_ports.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         """A capture of the speaker's stream into the segment of `epoch`."""
         spec = capture.CaptureSpec(address=self._address(job), path=self.segment_path(job, epoch), mode=job.recording.mode)
         made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
@@ -57,16 +57,16 @@ class Steps:
         """The processes of the captures that run here."""
         return [each.pid for each in self._captures if each.pid and not each.ended]
 
-    async def scan(self, job: adapters.Assignment, epoch: int, known_ms: int) -> adapters.Scan:
+    async def scan(self, job: work_ports.Assignment, epoch: int, known_ms: int) -> work_ports.Scan:
         """What the segment holds."""
         return await asyncio.to_thread(segments.scan, self.segment_path(job, epoch), job.recording.mode, known_ms)
 
-    async def fetch(self, job: adapters.Assignment, epoch: int, url: str) -> bool:
+    async def fetch(self, job: work_ports.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this one's spool."""
         token = self._settings.cluster_token.get_secret_value()
-        return await fetching.fetch(url, token, job.recording.id, epoch, self.segment_path(job, epoch))
+        return await segment_fetch.fetch(url, token, job.recording.id, epoch, self.segment_path(job, epoch))
 
-    async def transcode(self, job: adapters.Assignment, epoch: int, found: Sequence[Any]) -> adapters.Finished:
+    async def transcode(self, job: work_ports.Assignment, epoch: int, found: Sequence[Any]) -> work_ports.Finished:
         """Segments to the finished file."""
         value = job.recording
         files = [
@@ -83,7 +83,7 @@ class Steps:
         output = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch)
         made = await self._transcoder.transcode(files, value.mode, output)
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
-        return adapters.Finished(
+        return work_ports.Finished(
             output=model.Output(
                 duration_ms=made.duration_ms,
                 size_bytes=made.size_bytes,
@@ -95,7 +95,9 @@ class Steps:
             )
         )
 
-    async def upload(self, job: adapters.Assignment, state: dict[str, Any] | None, save: adapters.SaveState) -> adapters.Uploaded:
+    async def upload(
+        self, job: work_ports.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
+    ) -> work_ports.Uploaded:
         """The finished file into the bucket."""
         value = job.recording
         epoch = value.output.epoch if value.output else 0
@@ -114,7 +116,7 @@ class Steps:
             if error.reason == "expired-token":
                 self._chain.forget()
             raise
-        return adapters.Uploaded(size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
+        return work_ports.Uploaded(size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
 
     async def call_back(self, callback: model.Callback) -> None:
         """Post the result; its id is the same over retries."""
@@ -134,7 +136,7 @@ class Steps:
         names = await asyncio.to_thread(os.listdir, self._spool.root)
         return [name for name in names if len(name) == TASK_ID_CHARS]
 
-    def segment_path(self, job: adapters.Assignment, epoch: int) -> Path:
+    def segment_path(self, job: work_ports.Assignment, epoch: int) -> Path:
         """Where the segment of `epoch` lies."""
         value = job.recording
         return self._spool.segment_path(value.task_id, value.speaker, value.n, epoch)
@@ -147,7 +149,7 @@ class Steps:
             return None
         return self._spool.segment_path(task_id, speaker, n, epoch)
 
-    def target(self, job: adapters.Assignment) -> objects.CosTarget:
+    def target(self, job: work_ports.Assignment) -> objects.CosTarget:
         """The object that the recording becomes."""
         request, value = job.session.request, job.recording
         key = objects.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
@@ -207,7 +209,7 @@ class Steps:
             return settings.min_free_bytes
         return min(settings.min_free_bytes, self._spool.total_bytes() // 10)
 
-    def _address(self, job: adapters.Assignment) -> str:
+    def _address(self, job: work_ports.Assignment) -> str:
         request, room = job.session.request, job.session.request.room
         user, sig = request.user_id, job.secrets.user_sig
         key = self._settings.trtc_keys.get(room.sdk_app_id)

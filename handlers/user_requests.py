@@ -12,14 +12,14 @@ from typing import Any
 
 from events import errors as event_errors
 from events import requests
-from handlers import answering, applying
+from handlers import bus_replies, unit_of_work
 from machine import errors, model, recording, states
 
 OWN_PULL_MS = 5 * model.SECOND
 REMOVED_REASONS = (3, 4, 5)
 
 
-async def start(step: applying.Applying) -> dict[str, Any]:
+async def start(step: unit_of_work.Applying) -> dict[str, Any]:
     """Open a session, or answer the Open one of the same key and take its fresh secrets. Answers TaskId, Repeated, Warnings."""
     tx = step.tx
     try:
@@ -51,7 +51,7 @@ async def start(step: applying.Applying) -> dict[str, Any]:
     return await _accepted(step, opened, repeated=False)
 
 
-async def stop(step: applying.Applying) -> dict[str, Any]:
+async def stop(step: unit_of_work.Applying) -> dict[str, Any]:
     """Close a session by its TaskId or by the key of its start. Answers TaskId and State. Raises NotFound, InvalidParameter."""
     data = step.event.data
     current = await _named(step, data["TaskId"]) if "TaskId" in data else await _by_key(step)
@@ -59,7 +59,7 @@ async def stop(step: applying.Applying) -> dict[str, Any]:
     return {"TaskId": current.task_id, "State": (await _named(step, current.task_id)).state}
 
 
-async def replay(step: applying.Applying) -> dict[str, Any]:
+async def replay(step: unit_of_work.Applying) -> dict[str, Any]:
     """Try again what failed or is stuck: a session's failed and unfinished recordings, or those that are named.
 
     Answers TaskId and what happens to each recording. With DryRun nothing is written. Raises NotFound, Refused."""
@@ -82,7 +82,7 @@ async def replay(step: applying.Applying) -> dict[str, Any]:
     return answer
 
 
-async def room_destroyed(step: applying.Applying) -> None:
+async def room_destroyed(step: unit_of_work.Applying) -> None:
     """The room is gone: close its sessions that are older than the event, and forget who was in it."""
     data, tx = step.event.data, step.tx
     room = await room_of(step)
@@ -96,7 +96,7 @@ async def room_destroyed(step: applying.Applying) -> None:
     await tx.clear_room(room, data["EventMs"])
 
 
-async def user_removed(step: applying.Applying) -> None:
+async def user_removed(step: unit_of_work.Applying) -> None:
     """The recording user was removed: close its session."""
     data, tx = step.event.data, step.tx
     room = await room_of(step)
@@ -105,7 +105,7 @@ async def user_removed(step: applying.Applying) -> None:
             await recording_user_left(step, current)
 
 
-async def recording_user_left(step: applying.Applying, current: model.Session) -> None:
+async def recording_user_left(step: unit_of_work.Applying, current: model.Session) -> None:
     """TRTC says that the recording user left. Reasons 3, 4 and 5 close the session, unless we opened another pull under the same
     user in the 5 s before: in TRTC a second entry of a user evicts the first. All other reasons are our own comings and
     goings."""
@@ -124,14 +124,14 @@ async def recording_user_left(step: applying.Applying, current: model.Session) -
     await step.to_session(current, "user-removed")
 
 
-async def _within_quota(step: applying.Applying) -> None:
+async def _within_quota(step: unit_of_work.Applying) -> None:
     """Raise QuotaReached for a key that has as many Open sessions as it may have."""
     by = step.by
     if by is not None and by.quota and await step.tx.open_sessions_of(by.key_id) >= by.quota:
         raise errors.QuotaReached
 
 
-async def _repeat(step: applying.Applying, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
+async def _repeat(step: unit_of_work.Applying, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
     by = step.by
     if by is not None and not by.operates and not await step.tx.began(by.key_id, current.task_id):
         # Wrong secrets end a recording as surely as a stop does.
@@ -146,13 +146,13 @@ async def _repeat(step: applying.Applying, current: model.Session, secrets: requ
     return await _accepted(step, current, repeated=True)
 
 
-async def _accepted(step: applying.Applying, current: model.Session, *, repeated: bool) -> dict[str, Any]:
+async def _accepted(step: unit_of_work.Applying, current: model.Session, *, repeated: bool) -> dict[str, Any]:
     answer = {"TaskId": current.task_id, "Repeated": repeated, "Warnings": list(current.warnings)}
-    await step.tx.send("result", answering.accepted(step.event.id, answer, step.tx.now_ms), current.task_id)
+    await step.tx.send("result", bus_replies.accepted(step.event.id, answer, step.tx.now_ms), current.task_id)
     return answer
 
 
-async def _open_known(step: applying.Applying, current: model.Session) -> None:
+async def _open_known(step: unit_of_work.Applying, current: model.Session) -> None:
     """Recordings of those who are there already, and of those who are subscribed."""
     known = dict(await step.tx.publishers(current.request.room))
     for speaker in sorted({*known, *current.request.subscribe}):
@@ -169,7 +169,7 @@ def takes(request: requests.StartRequest, speaker: str) -> bool:
     return not request.subscribe or speaker in request.subscribe
 
 
-async def open_for(step: applying.Applying, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
+async def open_for(step: unit_of_work.Applying, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
     """Open the next recording of a speaker; `present` None: subscribed, and not seen yet. Returns the session as it now
     stands."""
     earlier = [r.n for r in await step.tx.recordings(current.task_id) if r.speaker == speaker]
@@ -187,7 +187,7 @@ async def open_for(step: applying.Applying, current: model.Session, speaker: str
     return await published(step, current) if present else current
 
 
-async def published(step: applying.Applying, current: model.Session) -> model.Session:
+async def published(step: unit_of_work.Applying, current: model.Session) -> model.Session:
     """Somebody published: NobodyPublished cannot be the end any more."""
     if current.published:
         return current
@@ -203,14 +203,14 @@ def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[
         )
 
 
-async def _named(step: applying.Applying, task_id: str) -> model.Session:
+async def _named(step: unit_of_work.Applying, task_id: str) -> model.Session:
     current = await step.tx.session(task_id)
     if current is None:
         raise errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists what there is.")
     return current
 
 
-async def _by_key(step: applying.Applying) -> model.Session:
+async def _by_key(step: unit_of_work.Applying) -> model.Session:
     try:
         room = requests.room(step.event.data)
     except event_errors.InvalidEvent as error:
@@ -223,7 +223,7 @@ async def _by_key(step: applying.Applying) -> model.Session:
     return current
 
 
-async def room_of(step: applying.Applying) -> requests.Room:
+async def room_of(step: unit_of_work.Applying) -> requests.Room:
     """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the
     integer."""
     data = step.event.data
@@ -252,7 +252,7 @@ def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recordin
     return chosen
 
 
-async def _planned(step: applying.Applying, current: model.Session, value: model.Recording) -> recording.Decision:
+async def _planned(step: unit_of_work.Applying, current: model.Session, value: model.Recording) -> recording.Decision:
     """What a replay would make of a recording: the machine's own answer. Raises Refused for what it ignores, and where a stage
     is asked for whose files are not kept."""
     decided = recording.decide(value, "replay", await step.facts(current, value))
@@ -269,7 +269,7 @@ def _plan(value: model.Recording, decided: recording.Decision) -> dict[str, Any]
     return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": then.state, "Attempt": then.attempt}
 
 
-async def _check_free(step: applying.Applying, current: model.Session) -> None:
+async def _check_free(step: unit_of_work.Applying, current: model.Session) -> None:
     other = await step.tx.open_session(current.request.room, current.request.user_id)
     if other is not None and other.task_id != current.task_id:
         raise errors.Refused(f"Joining anew needs the session Open, but {other.task_id} is Open for the same room and user.")

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from assembly import cpu
 from machine import background, errors, model
+from worker import cpu_usage
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ class Capacity:
         limits: Limits,
         *,
         running: Callable[[], int],
-        live: cpu.LiveCpu,
+        live: cpu_usage.LiveCpu,
         free_bytes: Callable[[], int],
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
     ) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from events import codec
-from handlers import adapters
 from machine import model, states
+from worker import work_ports
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -23,7 +23,7 @@ class Job:
     epoch: int
     kind: str
     task: asyncio.Task[None] | None = None
-    capture: adapters.Capture | None = None
+    capture: work_ports.Capture | None = None
     stop_asked: bool = False
     handed_over: bool = False
     ended: bool = False
@@ -55,7 +55,7 @@ def names(job: Job) -> dict[str, Any]:
     return {"TaskId": task_id, "Speaker": speaker, "N": n}
 
 
-def on_disk(progress: adapters.Progress) -> dict[str, Any]:
+def on_disk(progress: work_ports.Progress) -> dict[str, Any]:
     """How far a capture is, as events say it."""
     return {
         "MediaMs": progress.media_ms,
@@ -65,7 +65,7 @@ def on_disk(progress: adapters.Progress) -> dict[str, Any]:
     }
 
 
-def segment(progress: adapters.Progress) -> dict[str, Any]:
+def segment(progress: work_ports.Progress) -> dict[str, Any]:
     """How far a capture is, as its segment's row holds it."""
     return {
         "media_ms": progress.media_ms,

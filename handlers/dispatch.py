@@ -8,40 +8,40 @@ from typing import Any
 import structlog
 
 from events import codec
-from handlers import answering, applying, outcomes, sessions, speakers
+from handlers import bus_replies, trtc_events, unit_of_work, user_requests, worker_events
 from machine import errors, model, ports, template
 
 log = structlog.get_logger()
 
-Handler = Callable[[applying.Applying], Awaitable[dict[str, Any] | None]]
+Handler = Callable[[unit_of_work.Applying], Awaitable[dict[str, Any] | None]]
 # What is looked at before a start is decided, outside of any transaction: free space, the bucket. Answers warnings, or raises.
 Inspect = Callable[[codec.Data], Awaitable[tuple[str, ...]]]
 
 DECIDING: dict[str, Handler] = {
-    "start": sessions.start,
-    "stop": sessions.stop,
-    "replay": sessions.replay,
-    "user-publishing": speakers.user_publishing,
-    "user-unpublished": speakers.user_unpublished,
-    "user-entered": speakers.user_entered,
-    "user-left": speakers.user_left,
-    "user-removed": sessions.user_removed,
-    "room-destroyed": sessions.room_destroyed,
-    "capture-started": outcomes.capture_started,
-    "ffmpeg-exit": outcomes.ffmpeg_exit,
-    "upload-finished": outcomes.upload_finished,
-    "upload-failed": outcomes.upload_failed,
-    "callback-finished": outcomes.callback_finished,
-    "callback-failed": outcomes.callback_failed,
-    "deadline-passed": outcomes.deadline_passed,
-    "worker-lost": outcomes.worker_lost,
+    "start": user_requests.start,
+    "stop": user_requests.stop,
+    "replay": user_requests.replay,
+    "user-publishing": trtc_events.user_publishing,
+    "user-unpublished": trtc_events.user_unpublished,
+    "user-entered": trtc_events.user_entered,
+    "user-left": trtc_events.user_left,
+    "user-removed": user_requests.user_removed,
+    "room-destroyed": user_requests.room_destroyed,
+    "capture-started": worker_events.capture_started,
+    "ffmpeg-exit": worker_events.ffmpeg_exit,
+    "upload-finished": worker_events.upload_finished,
+    "upload-failed": worker_events.upload_failed,
+    "callback-finished": worker_events.callback_finished,
+    "callback-failed": worker_events.callback_failed,
+    "deadline-passed": worker_events.deadline_passed,
+    "worker-lost": worker_events.worker_lost,
 }
 
 
 class Decider:
     """Decides events, one transaction each."""
 
-    def __init__(self, store: ports.Store, context: applying.Context, inspect: Inspect | None = None) -> None:
+    def __init__(self, store: ports.Store, context: unit_of_work.Context, inspect: Inspect | None = None) -> None:
         self._store = store
         self._context = context
         self._inspect = inspect
@@ -57,7 +57,7 @@ class Decider:
             # Not sooner: a repeat gets the first answer whatever has changed since, and one of an Open session needs no room.
             if refused is not None and no_room is None:
                 raise refused
-            answer = await DECIDING[event.type](applying.Applying(tx, event, self._context, warnings, by, no_room))
+            answer = await DECIDING[event.type](unit_of_work.Applying(tx, event, self._context, warnings, by, no_room))
             if by is not None and answer and not event.data.get("DryRun"):
                 # One who repeats a start opened nothing, and has not used up anything.
                 again = "-again" if answer.get("Repeated") else ""
@@ -86,14 +86,14 @@ class Decider:
     async def decide_from_bus(self, event: codec.Event) -> None:
         """As `decide`, for an event that nobody waits for: who asked is answered by a message, and a repeat with the same one. A
         spool that is full now is a refusal too: nobody can say when it will not be."""
-        asked = event.type in answering.ASKED
+        asked = event.type in bus_replies.ASKED
         if asked:
-            event = answering.kept_apart(event)
-            if await answering.again(self._store, event):
+            event = bus_replies.kept_apart(event)
+            if await bus_replies.again(self._store, event):
                 return
         try:
             await self.decide(event)
         except errors.RecorderError as error:
             if not asked or (error.retry and not isinstance(error, errors.InsufficientSpace)):
                 raise
-            await answering.refuse(self._store, event, error)
+            await bus_replies.refuse(self._store, event, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from events import codec
-from handlers import worker
+from worker import worker
 
 DOING: dict[str, Callable[[worker.Worker, codec.Event], Awaitable[None]]] = {
     "start-capture": worker.Worker.start_capture,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import structlog
 
-from handlers import applying, sessions
+from handlers import unit_of_work, user_requests
 from machine import model, recording, states
 
 log = structlog.get_logger()
@@ -28,12 +28,12 @@ RECORDING_DEADLINES = {
 }
 
 
-async def capture_started(step: applying.Applying) -> None:
+async def capture_started(step: unit_of_work.Applying) -> None:
     """The first packet is on disk."""
     await _to_recording(step, "capture-started")
 
 
-async def ffmpeg_exit(step: applying.Applying) -> None:
+async def ffmpeg_exit(step: unit_of_work.Applying) -> None:
     """A run of ffmpeg ended; a capture's leaves a closed segment behind."""
     data = step.event.data
     if data["Job"] == states.CAPTURE:
@@ -43,27 +43,27 @@ async def ffmpeg_exit(step: applying.Applying) -> None:
     await _to_recording(step, f"{data['Job']}-exit")
 
 
-async def upload_finished(step: applying.Applying) -> None:
+async def upload_finished(step: unit_of_work.Applying) -> None:
     """The object is in the bucket."""
     await _to_recording(step, "upload-finished")
 
 
-async def upload_failed(step: applying.Applying) -> None:
+async def upload_failed(step: unit_of_work.Applying) -> None:
     """The object is not in the bucket."""
     await _to_recording(step, "upload-failed")
 
 
-async def callback_finished(step: applying.Applying) -> None:
+async def callback_finished(step: unit_of_work.Applying) -> None:
     """The receiver took the result."""
     await _to_callback(step, "callback-finished")
 
 
-async def callback_failed(step: applying.Applying) -> None:
+async def callback_failed(step: unit_of_work.Applying) -> None:
     """The receiver did not take the result."""
     await _to_callback(step, "callback-failed")
 
 
-async def worker_lost(step: applying.Applying) -> None:
+async def worker_lost(step: unit_of_work.Applying) -> None:
     """A lease ended without an outcome."""
     data = step.event.data
     owner = data["Owner"]
@@ -77,7 +77,7 @@ async def worker_lost(step: applying.Applying) -> None:
     await _to_recording(step, "worker-lost", owner)
 
 
-async def deadline_passed(step: applying.Applying) -> None:
+async def deadline_passed(step: unit_of_work.Applying) -> None:
     """A deadline is over, if it is still the one that was armed."""
     data, tx = step.event.data, step.tx
     owner, kind = data["Owner"], data["Kind"]
@@ -96,7 +96,7 @@ async def deadline_passed(step: applying.Applying) -> None:
         await step.to_session(current, SESSION_DEADLINES[kind])
 
 
-async def _forget(step: applying.Applying, current: model.Session | None, owner: str) -> None:
+async def _forget(step: unit_of_work.Applying, current: model.Session | None, owner: str) -> None:
     """KEEP_FAILED is over: the files are the janitor's, and the secrets go unless another recording, or whoever speaks next, may
     still need them."""
     task_id, keep_ms = model.split_id(owner)[0], step.context.policy.keep_failed_ms
@@ -112,7 +112,7 @@ async def _forget(step: applying.Applying, current: model.Session | None, owner:
     await step.tx.journal(task_id, owner, step.event, note=note)
 
 
-async def _to_recording(step: applying.Applying, trigger: str, recording_id: str = "") -> None:
+async def _to_recording(step: unit_of_work.Applying, trigger: str, recording_id: str = "") -> None:
     recording_id = recording_id or _id(step)
     current = await step.tx.session(model.split_id(recording_id)[0])
     value = await step.tx.recording(recording_id)
@@ -127,7 +127,7 @@ async def _to_recording(step: applying.Applying, trigger: str, recording_id: str
         await step.settle(current.task_id)
 
 
-async def _note_media(step: applying.Applying, current: model.Session, decision: recording.Decision) -> model.Session:
+async def _note_media(step: unit_of_work.Applying, current: model.Session, decision: recording.Decision) -> model.Session:
     """What a recording's media means for its session: somebody publishes, and idleness counts from here."""
     published = current.published or (states.JOINING, states.RECORDING) in decision.moves
     idle_from_ms = max(current.idle_from_ms, decision.recording.idle_from_ms)
@@ -136,18 +136,18 @@ async def _note_media(step: applying.Applying, current: model.Session, decision:
     return await step.tx.save_session(current, replace(current, published=published, idle_from_ms=idle_from_ms))
 
 
-async def _await_again(step: applying.Applying, current: model.Session, value: model.Recording) -> None:
+async def _await_again(step: unit_of_work.Applying, current: model.Session, value: model.Recording) -> None:
     """A subscribed speaker is tried as long as the session is Open, callbacks or not: the next recording waits for media."""
     if current.state == states.OPEN and value.speaker in current.request.subscribe and value.present is not False:
-        await sessions.open_for(step, current, value.speaker, present=None)
+        await user_requests.open_for(step, current, value.speaker, present=None)
 
 
-async def _to_callback(step: applying.Applying, trigger: str) -> None:
+async def _to_callback(step: unit_of_work.Applying, trigger: str) -> None:
     data = step.event.data
     await _to_owner_callback(step, f"{data['TaskId']}#{data['Revision']}", trigger)
 
 
-async def _to_owner_callback(step: applying.Applying, owner: str, trigger: str) -> None:
+async def _to_owner_callback(step: unit_of_work.Applying, owner: str, trigger: str) -> None:
     task_id = owner.split("#")[0]
     await step.tx.session(task_id)
     for value in await step.tx.callbacks(task_id):
@@ -157,6 +157,6 @@ async def _to_owner_callback(step: applying.Applying, owner: str, trigger: str) 
     log.warning("outcome.unknown_callback", owner=owner, event_type=step.event.type)
 
 
-def _id(step: applying.Applying) -> str:
+def _id(step: unit_of_work.Applying) -> str:
     data = step.event.data
     return f"{data['TaskId']}/{data['Speaker']}/{data['N']}"

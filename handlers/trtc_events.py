@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from events import requests
-from handlers import applying, sessions
+from handlers import unit_of_work, user_requests
 from machine import model, states
 
 
-async def user_publishing(step: applying.Applying) -> None:
+async def user_publishing(step: unit_of_work.Applying) -> None:
     """A speaker switched a track on: each Open session of the room that records this track and speaker pulls at once."""
     data, tx = step.event.data, step.tx
     room = await _heard(step)
@@ -27,7 +27,7 @@ async def user_publishing(step: applying.Applying) -> None:
         await _publishing_in(step, current)
 
 
-async def user_unpublished(step: applying.Applying) -> None:
+async def user_unpublished(step: unit_of_work.Applying) -> None:
     """A speaker switched a track off: noted. The stream goes on, or ffmpeg ends by itself."""
     data, tx = step.event.data, step.tx
     room = await _heard(step)
@@ -38,13 +38,13 @@ async def user_unpublished(step: applying.Applying) -> None:
     await _note(step, room, f"noted: {kind} off")
 
 
-async def user_entered(step: applying.Applying) -> None:
+async def user_entered(step: unit_of_work.Applying) -> None:
     """An anchor entered: noted."""
     room = await _heard(step)
     await _note(step, room, "noted: an anchor entered")
 
 
-async def user_left(step: applying.Applying) -> None:
+async def user_left(step: unit_of_work.Applying) -> None:
     """A user left, or became audience. A leaver sends only this, never the end of its tracks."""
     data, tx = step.event.data, step.tx
     room = await _heard(step)
@@ -55,7 +55,7 @@ async def user_left(step: applying.Applying) -> None:
         await tx.put_presence(room, data["UserId"], known | gone)
     for current in await tx.sessions_in(room):
         if current.request.user_id == data["UserId"]:
-            await sessions.recording_user_left(step, current)
+            await user_requests.recording_user_left(step, current)
         elif stale:
             note = "ignored: older than the last event of this speaker that was applied"
             await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
@@ -63,42 +63,42 @@ async def user_left(step: applying.Applying) -> None:
             await _left_in(step, current)
 
 
-async def _publishing_in(step: applying.Applying, current: model.Session) -> None:
+async def _publishing_in(step: unit_of_work.Applying, current: model.Session) -> None:
     data = step.event.data
     speaker = data["UserId"]
-    if data["Kind"] not in states.WANTED_KINDS[current.request.mode] or not sessions.takes(current.request, speaker):
+    if data["Kind"] not in states.WANTED_KINDS[current.request.mode] or not user_requests.takes(current.request, speaker):
         note = f"noted: {data['Kind']} of {speaker!r} is not recorded by this session"
         await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
         return
     running = [r for r in await _of(step, current, speaker) if r.state in states.CAPTURING and not r.stop_requested]
     if running:
-        current = await sessions.published(step, current)
+        current = await user_requests.published(step, current)
         for value in running:
             await step.to_recording(current, value, "user-publishing")
     elif current.state == states.OPEN:
-        await sessions.open_for(step, current, speaker, present=True)
+        await user_requests.open_for(step, current, speaker, present=True)
     else:
         note = f"ignored: {speaker!r} published while the session closes"
         await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
 
 
-async def _left_in(step: applying.Applying, current: model.Session) -> None:
+async def _left_in(step: unit_of_work.Applying, current: model.Session) -> None:
     for value in await _of(step, current, step.event.data["UserId"]):
         if value.state in states.CAPTURING:
             await step.to_recording(current, value, "user-left")
 
 
-async def _of(step: applying.Applying, current: model.Session, speaker: str) -> list[model.Recording]:
+async def _of(step: unit_of_work.Applying, current: model.Session, speaker: str) -> list[model.Recording]:
     return [r for r in await step.tx.recordings(current.task_id) if r.speaker == speaker]
 
 
-async def _heard(step: applying.Applying) -> requests.Room:
-    room = await sessions.room_of(step)
+async def _heard(step: unit_of_work.Applying) -> requests.Room:
+    room = await user_requests.room_of(step)
     await step.tx.note_callback(step.event.data["SdkAppId"])
     return room
 
 
-async def _note(step: applying.Applying, room: requests.Room, note: str) -> None:
+async def _note(step: unit_of_work.Applying, room: requests.Room, note: str) -> None:
     for current in await step.tx.sessions_in(room):
         text: Any = f"{note} ({step.event.data['UserId']!r})"
         await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, text)

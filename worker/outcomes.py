@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 
 from events import codec
-from handlers import adapters, holding
 from machine import errors, faults, ports, states
+from worker import leased_job, work_ports
 
 log = structlog.get_logger()
 
@@ -31,12 +31,12 @@ class Outcomes:
         self._node = node
         self._clock = clock
 
-    def capture_started(self, job: holding.Job, progress: adapters.Progress) -> None:
+    def capture_started(self, job: leased_job.Job, progress: work_ports.Progress) -> None:
         """Say that media is on disk, beside the capture."""
         task = asyncio.create_task(self._started(job, progress.first_packet_ms or self._clock()))
         job.said.add(task)
 
-    async def _started(self, job: holding.Job, first_packet_ms: int) -> None:
+    async def _started(self, job: leased_job.Job, first_packet_ms: int) -> None:
         try:
             await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
         except Exception:
@@ -45,11 +45,11 @@ class Outcomes:
         await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
         faults.faultpoint("capture.media.after")
 
-    async def exit(self, job: holding.Job, data: dict[str, Any]) -> None:
+    async def exit(self, job: leased_job.Job, data: dict[str, Any]) -> None:
         """Say that a capture or a transcode ended."""
         await self.outcome(job, "ffmpeg-exit", {"Job": job.kind} | data)
 
-    async def broken(self, job: holding.Job, detail: str) -> None:
+    async def broken(self, job: leased_job.Job, detail: str) -> None:
         """Say that a job ended through a fault that may pass."""
         data: dict[str, Any] = {"Reason": "error", "Detail": detail[:4096], "Retry": True}
         match job.kind:
@@ -57,7 +57,7 @@ class Outcomes:
                 del data["Retry"]
                 if job.capture is not None:
                     job.capture.kill()
-                    data |= holding.on_disk(job.capture.progress)
+                    data |= leased_job.on_disk(job.capture.progress)
                 await self.exit(job, data)
             case states.TRANSCODE:
                 await self.exit(job, data)
@@ -66,7 +66,7 @@ class Outcomes:
             case _:
                 await self.outcome(job, "callback-failed", data)
 
-    async def last_word(self, job: holding.Job) -> None:
+    async def last_word(self, job: leased_job.Job) -> None:
         """Say of a transcode that its node stops, which is no fault of it; of all else `worker-lost` says as much. Gives up soon:
         then this is said, too."""
         if job.kind != states.TRANSCODE or job.ended:
@@ -78,17 +78,17 @@ class Outcomes:
         except (TimeoutError, errors.LeaseRefused) as error:
             log.info("outcome.left_unsaid", owner=job.owner, epoch=job.epoch, reason=type(error).__name__)
 
-    async def outcome(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
+    async def outcome(self, job: leased_job.Job, type_: str, data: dict[str, Any]) -> None:
         """Say the job's outcome, until it stands in the outbox."""
         await self._send(job, type_, data)
         job.ended = True
 
-    async def _send(self, job: holding.Job, type_: str, data: dict[str, Any]) -> None:
+    async def _send(self, job: leased_job.Job, type_: str, data: dict[str, Any]) -> None:
         event = codec.make(
             type_,
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
-            data=holding.names(job) | {"Epoch": job.epoch} | data,
+            data=leased_job.names(job) | {"Epoch": job.epoch} | data,
             subject=job.owner,
         )
         while True:
