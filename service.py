@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from cli import api_keys as key_commands
+from cli import client, doctor, keys, parked
+from cli import commands as ops_cli
+from config import logs
+from config import settings as ops_settings
 from machine import errors, faults
-from ops import api_keys as key_commands
-from ops import cli as ops_cli
-from ops import client, doctor, keys, logs, parked
-from ops import settings as ops_settings
 
 if TYPE_CHECKING:
     from assembly import api_keys, parking

@@ -15,8 +15,8 @@ import store.audit
 import store.engine
 import store.keys
 from assembly.identity import clock
+from config import settings as ops_settings
 from machine import api_keys, model
-from ops import settings as ops_settings
 
 MAX_NAME = 64
 Json = dict[str, Any]

@@ -14,8 +14,8 @@ import store.parked
 from assembly import api_keys, sealing
 from assembly.identity import clock
 from bus import masking
+from config import settings as ops_settings
 from machine import errors
-from ops import settings as ops_settings
 
 # Ids of the outbox's rows; those of the queue are hexadecimal.
 ROW = "row-"

@@ -19,9 +19,9 @@ import store.engine
 import store.inspection
 import store.sealed
 import store.sealing
+from config import parsers
+from config import settings as ops_settings
 from machine import errors
-from ops import settings as ops_settings
-from ops import values
 
 log = structlog.get_logger()
 
@@ -114,7 +114,7 @@ def _keys(path: Path, lines: list[str]) -> list[str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            found.append(values.sealing_key(line.strip()))
+            found.append(parsers.sealing_key(line.strip()))
         except ValueError as error:
             raise errors.Unavailable(
                 f"The key file {path} holds no key in line {number}: it must be base64 of 32 bytes."

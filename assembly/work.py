@@ -17,10 +17,10 @@ from typing import Any
 from assembly import segment_fetch
 from assembly.identity import clock
 from cloud import cos, cos_upload, credentials, objects, pull, usersig, webhook
+from config import settings as ops_settings
 from events import codec
 from machine import errors, model
 from media import capture, ffmpeg, process, segments, spool, transcode
-from ops import settings as ops_settings
 from worker import work_ports
 
 USER_SIG_FOR_S = 24 * 3600

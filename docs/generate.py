@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from config import settings
 from docs import asyncapi
 from events import codec
 from machine import recording, session, states, table
-from ops import settings
 
 FOLDER = Path(__file__).parent
 # What a database column holds: true of every number, and no help to a reader.

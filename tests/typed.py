@@ -19,7 +19,8 @@ from unittest import mock
 from typer import testing
 
 import service  # noqa: F401 - it adds its commands to `cli.app`
-from ops import cli, logs
+from cli import commands
+from config import logs
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = "import service; service.main()"
@@ -58,7 +59,7 @@ async def process(environment: Mapping[str, str], *words: str) -> Answer:
 
 def _invoke(environment: Mapping[str, str], words: tuple[str, ...]) -> Answer:
     with mock.patch.dict(os.environ, environment, clear=True), mock.patch.object(logs, "configure"):
-        result = testing.CliRunner().invoke(cli.app, list(words))
+        result = testing.CliRunner().invoke(commands.app, list(words))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Answer(code=result.exit_code, out=result.stdout, err=result.stderr)

@@ -13,9 +13,9 @@ import structlog
 
 from assembly import work as joined
 from cloud import credentials
+from config import settings
 from machine import model
 from media import spool
-from ops import settings
 from store import store as stores
 from tests import engines, examples
 from worker import janitor

@@ -18,7 +18,7 @@ import aiohttp
 import imageio_ffmpeg
 import pytest
 
-from ops import settings, values
+from config import parsers, settings
 from tests import compose, engines, ports, postgres, rabbit, waiting
 from tests.e2e.conftest import APP, live_for
 
@@ -67,8 +67,8 @@ def test_every_service_is_looked_after(services: Any) -> None:
 def test_the_grace_period_is_longer_than_the_drain(services: Any) -> None:
     """Docker kills later than the service gives up handing over, by ten seconds and more."""
     for name in ("api", "machine", "worker"):
-        drain_s = values.seconds(services[name]["environment"]["DRAIN"])
-        assert values.seconds(services[name]["stop_grace_period"]) >= drain_s + 10
+        drain_s = parsers.seconds(services[name]["environment"]["DRAIN"])
+        assert parsers.seconds(services[name]["stop_grace_period"]) >= drain_s + 10
 
 
 def test_no_secret_stands_in_the_file(services: Any) -> None:
@@ -119,7 +119,7 @@ def test_the_service_takes_the_settings(given: dict[str, str]) -> None:
         assert {*environment} <= known
         loaded = settings.load(image_environment() | environment)
         assert loaded.roles == ((name,) if name != "migrate" else ("machine",))
-        assert values.is_loopback(loaded.host) == (name != "api")
+        assert parsers.is_loopback(loaded.host) == (name != "api")
 
 
 # --- the image ----------------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class Stack:
 
     async def down(self) -> dict[str, int]:
         """SIGTERM to all at once, each with its grace period; returns the exit codes."""
-        grace_s = values.seconds(self.services["worker"]["stop_grace_period"])
+        grace_s = parsers.seconds(self.services["worker"]["stop_grace_period"])
         codes = await asyncio.gather(*(made.stop(grace_s) for made in self.containers.values()))
         await asyncio.to_thread(postgres.shared().drop, self.database)
         return dict(zip(self.containers, codes, strict=True))

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from cloud import webhook
+from config import settings
 from events import codec
 from machine import errors
-from ops import settings
 from tests import pages
 
 ROOT = pages.ROOT

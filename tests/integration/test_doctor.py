@@ -21,11 +21,11 @@ import imageio_ffmpeg
 import pytest
 
 from assembly import sealing
+from cli import doctor
 from cloud import pull
 from events import requests
 from machine import errors
 from media import ffmpeg, spool
-from ops import doctor
 from store import inspection
 from tests import engines
 from tests.integration import api_service

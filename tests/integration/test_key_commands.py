@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from assembly import api_keys
+from cli import client
+from config import settings
 from machine import errors
-from ops import client, settings
 from tests import engines, footing, postgres, service_process, typed, waiting
 
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="

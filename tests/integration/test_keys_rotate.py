@@ -13,10 +13,10 @@ import pytest
 from assembly import sealing
 from bus import envelope
 from bus import topology as topologies
+from cli import client
+from config import settings as ops_settings
 from events import requests
 from machine import errors
-from ops import client
-from ops import settings as ops_settings
 from store import engine as opening
 from store import sealed
 from store import sealing as rings

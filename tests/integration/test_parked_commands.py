@@ -13,8 +13,8 @@ import pytest
 
 from bus import link as links
 from bus import topology as topologies
+from cli import client
 from events import codec
-from ops import client
 from store import store as stores
 from tests import buses, desk, engines, rabbit, typed
 

@@ -19,7 +19,21 @@ import pytest
 from tests.unit import test_cli
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("machine", "handlers", "worker", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
+ROOMS = (
+    "machine",
+    "handlers",
+    "worker",
+    "events",
+    "store",
+    "bus",
+    "media",
+    "cloud",
+    "web",
+    "config",
+    "cli",
+    "simulator",
+    "assembly",
+)
 LIMIT_S = 100
 
 LOOK = f"""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cli import doctor_probes
 from machine import errors
 from media import capture, ffmpeg, limits, process, transcode
-from ops import probes
 from tests import flv_source, service_process, waiting
 from tests.flv_source import FFMPEG
 
@@ -103,7 +103,10 @@ def test_questions_to_an_ffmpeg_show_it_nothing_of_ours(tmp_path: Path, monkeypa
     curious = tmp_path / "ffmpeg"
     curious.write_text(f'#!/bin/bash\ntr "\\0" "\\n" < /proc/$$/environ > {tmp_path}/seen\nexec {FFMPEG} "$@"\n')
     curious.chmod(0o755)
-    for ask in (lambda: ffmpeg.version(str(curious)), lambda: probes.ffmpeg_lacks(str(curious), {"encoders": ("aac",)}) == []):
+    for ask in (
+        lambda: ffmpeg.version(str(curious)),
+        lambda: doctor_probes.ffmpeg_lacks(str(curious), {"encoders": ("aac",)}) == [],
+    ):
         assert ask()
         seen = (tmp_path / "seen").read_text().splitlines()
         assert sorted(seen) == EMPTY

@@ -14,7 +14,8 @@ import pytest
 from typer import main, testing
 
 import service
-from ops import cli, client, following, printing, requests, watching
+from cli import client, live_screen, output, polling, request_input
+from cli import commands as commands_module
 
 ENVIRON = {"RECORDER_USER_SIG": "sig", "COS_SECRET_ID": "id", "COS_SECRET_KEY": "key"}
 
@@ -30,7 +31,7 @@ def nobody() -> Iterator[str]:
 def run(*words: str, **environ: str) -> Any:
     """The command's result, without this process's own RECORDER_ variables."""
     unset = dict.fromkeys(("RECORDER_URL", "RECORDER_TOKEN", "RECORDER_USER_SIG", "COS_SECRET_ID", "COS_SECRET_KEY"))
-    return testing.CliRunner().invoke(cli.app, list(words), env={**unset, "COS_TOKEN": None, **environ})
+    return testing.CliRunner().invoke(commands_module.app, list(words), env={**unset, "COS_TOKEN": None, **environ})
 
 
 def commands(of: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -47,35 +48,35 @@ def commands(of: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
 class TestRequests:
     def test_secrets_come_from_the_environment(self) -> None:
         """UserSig and credentials need not be typed."""
-        body = requests.start({}, {"SdkAppId": 1, "Mode": None}, {"Region": "r", "Token": ""}, ENVIRON)
+        body = request_input.start({}, {"SdkAppId": 1, "Mode": None}, {"Region": "r", "Token": ""}, ENVIRON)
         assert body == {"SdkAppId": 1, "UserSig": "sig", "CosConfig": {"Region": "r", "SecretId": "id", "SecretKey": "key"}}
 
     def test_options_win_over_the_body_and_the_body_over_the_environment(self) -> None:
         """The nearer word counts; credentials of two origins are never mixed."""
         given = {"SdkAppId": 1, "UserId": "a", "UserSig": "theirs", "CosConfig": {"Path": "p", "SecretId": "x", "SecretKey": "y"}}
-        body = requests.start(given, {"UserId": "b"}, {"Path": "q"}, ENVIRON | {"COS_TOKEN": "t"})
+        body = request_input.start(given, {"UserId": "b"}, {"Path": "q"}, ENVIRON | {"COS_TOKEN": "t"})
         assert (body["UserId"], body["UserSig"]) == ("b", "theirs")
         assert body["CosConfig"] == {"Path": "q", "SecretId": "x", "SecretKey": "y"}
 
     def test_half_a_credential_is_a_mistake(self) -> None:
         """An id without its key is said at once, and not sent."""
-        with pytest.raises(requests.UsageError, match="COS_SECRET_KEY together"):
-            requests.start({}, {}, {}, {"COS_SECRET_ID": "id"})
+        with pytest.raises(request_input.UsageError, match="COS_SECRET_KEY together"):
+            request_input.start({}, {}, {}, {"COS_SECRET_ID": "id"})
 
     def test_a_replay_brings_only_what_there_is(self) -> None:
         """Without fresh credentials there is no CosConfig at all."""
-        assert requests.replay({"Speaker": "a", "N": None, "DryRun": False}, {"SecretId": ""}, {}) == {"Speaker": "a"}
-        assert requests.replay({"DryRun": True}, {}, ENVIRON)["CosConfig"] == {"SecretId": "id", "SecretKey": "key"}
+        assert request_input.replay({"Speaker": "a", "N": None, "DryRun": False}, {"SecretId": ""}, {}) == {"Speaker": "a"}
+        assert request_input.replay({"DryRun": True}, {}, ENVIRON)["CosConfig"] == {"SecretId": "id", "SecretKey": "key"}
 
     def test_the_body_is_one_json_object(self, tmp_path: Path) -> None:
         """From an option or a file, not both; what cannot be read is said."""
         file = tmp_path / "start.json"
         file.write_text('{"Mode": "01"}')
-        assert requests.body("", file) == requests.body('{"Mode": "01"}', None) == {"Mode": "01"}
-        assert requests.body("", None) == {}
+        assert request_input.body("", file) == request_input.body('{"Mode": "01"}', None) == {"Mode": "01"}
+        assert request_input.body("", None) == {}
         for text, path in (("{}", file), ("[]", None), ("{", None), ("", tmp_path / "none")):
-            with pytest.raises(requests.UsageError):
-                requests.body(text, path)
+            with pytest.raises(request_input.UsageError):
+                request_input.body(text, path)
 
 
 class TestExitCodes:
@@ -168,13 +169,13 @@ class TestCompletion:
 class TestSince:
     def test_spans_and_times(self) -> None:
         """Ago, or the time itself; always UTC for the service."""
-        assert requests.since("2h", 1_800_000_000) == "2027-01-15T06:00:00.000Z"
-        assert requests.since("7d", 1_800_000_000) == "2027-01-08T08:00:00.000Z"
-        assert requests.since("2027-01-15T08:00:00+08:00", 0) == "2027-01-15T00:00:00.000Z"
-        assert requests.since("", 0) == ""
+        assert request_input.since("2h", 1_800_000_000) == "2027-01-15T06:00:00.000Z"
+        assert request_input.since("7d", 1_800_000_000) == "2027-01-08T08:00:00.000Z"
+        assert request_input.since("2027-01-15T08:00:00+08:00", 0) == "2027-01-15T00:00:00.000Z"
+        assert request_input.since("", 0) == ""
         for text in ("yesterday", "1e999", "99999999d", "2027-13-01"):
-            with pytest.raises(requests.UsageError):
-                requests.since(text, 1_800_000_000)
+            with pytest.raises(request_input.UsageError):
+                request_input.since(text, 1_800_000_000)
 
 
 class _Terminal(io.StringIO):
@@ -195,7 +196,7 @@ class TestTerminal:
     def test_ids_stay_whole_in_a_narrow_table(self, terminal: _Terminal) -> None:
         """Everything else is folded; nothing is cut."""
         with contextlib.redirect_stdout(terminal):
-            printing.rows(("TaskId", "State", "User"), [[self.TASK_ID, "Open", "u" * 100]])
+            output.rows(("TaskId", "State", "User"), [[self.TASK_ID, "Open", "u" * 100]])
         lines = terminal.getvalue().splitlines()
         assert any(self.TASK_ID in line for line in lines)
         assert terminal.getvalue().count("u") == 100
@@ -206,8 +207,8 @@ class TestTerminal:
     ) -> None:
         """FORCE_COLOR makes no table of what a program reads."""
         monkeypatch.setenv("FORCE_COLOR", "1")
-        printing.rows(("TaskId",), [[self.TASK_ID]])
-        printing.line("x" * 300)
+        output.rows(("TaskId",), [[self.TASK_ID]])
+        output.line("x" * 300)
         assert capsys.readouterr().out == f"TaskId\n{self.TASK_ID}\n" + "x" * 300 + "\n"
 
     def test_the_stuck_are_told_in_sentences(self, terminal: _Terminal) -> None:
@@ -216,14 +217,14 @@ class TestTerminal:
         finding = {"Rule": "failed-kept", "Of": "alice/1", "Why": "FailedCosWrite: refused.", "Next": f"Type {typed}."}
         session = {"TaskId": self.TASK_ID, "State": "Finished", "RoomId": "7", "StrRoomId": "", "Stuck": [finding]}
         with contextlib.redirect_stdout(terminal):
-            printing.stuck({"Sessions": [session], "Next": ""})
+            output.stuck({"Sessions": [session], "Next": ""})
         assert any(typed in line for line in terminal.getvalue().splitlines())
 
     def test_doctor_says_what_to_do(self, terminal: _Terminal) -> None:
         """Below the table, for what is not well."""
         found = {"Check": "cos", "Status": "warn", "Found": "no answer", "Meaning": "Uploads wait.", "Type": "nc -vz cos 443"}
         with contextlib.redirect_stdout(terminal):
-            printing.findings([found, found | {"Check": "pull", "Status": "ok", "Meaning": "", "Type": ""}], verdict="warn")
+            output.findings([found, found | {"Check": "pull", "Status": "ok", "Meaning": "", "Type": ""}], verdict="warn")
         assert "  nc -vz cos 443" in terminal.getvalue()
         assert "It works, with limits." in terminal.getvalue()
 
@@ -239,7 +240,7 @@ class TestTerminal:
             "Detail": "",
         }
         body = {"TaskId": self.TASK_ID, "State": "Open", "EndReason": "", "Recordings": [recording]}
-        with contextlib.redirect_stdout(terminal), watching.screen(as_json=False) as show:
+        with contextlib.redirect_stdout(terminal), live_screen.screen(as_json=False) as show:
             show(body)
             show(body | {"Recordings": [recording | {"MediaSeconds": 2.5}]})
         assert "1.5" in terminal.getvalue()
@@ -266,7 +267,7 @@ class TestFollowing:
     def test_a_service_that_is_away_is_asked_again(self, capsys: pytest.CaptureFixture[str]) -> None:
         """From the same cursor on, once it has answered before; said once; what it refuses is the end."""
         service, pauses = _Flaky(), list[float]()
-        found = following.results(cast(client.Client, service), after="", follow=True, pause=pauses.append)
+        found = polling.results(cast(client.Client, service), after="", follow=True, pause=pauses.append)
         assert [next(found)["Cursor"] for _ in range(3)] == ["s1", "s4", "s5"]
         with pytest.raises(client.ClientError, match=r"Refused\."):
             next(found)
@@ -277,17 +278,17 @@ class TestFollowing:
 class TestPrinting:
     def test_control_characters_are_written_out(self) -> None:
         """What others chose cannot move the cursor, colour the screen or end a line."""
-        assert printing.safe("a\x1b[31mb\u009bc\nd\u202ee") == "a\\x1b[31mb\\x9bc\\nd\\u202ee"
-        assert printing.safe("录制失败 [bold] é") == "录制失败 [bold] é"
+        assert output.safe("a\x1b[31mb\u009bc\nd\u202ee") == "a\\x1b[31mb\\x9bc\\nd\\u202ee"
+        assert output.safe("录制失败 [bold] é") == "录制失败 [bold] é"
 
     def test_rows_are_plain_when_piped(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Tabs, no frame, no colour, no cut, however long a cell is."""
-        printing.rows(("A", "B"), [["x" * 300, "[red]y[/red]"]])
+        output.rows(("A", "B"), [["x" * 300, "[red]y[/red]"]])
         assert capsys.readouterr().out == "A\tB\n" + "x" * 300 + "\t[red]y[/red]\n"
 
     def test_json_is_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Readable as it is, Chinese included."""
-        printing.as_json({"Message": "录制成功"})
+        output.as_json({"Message": "录制成功"})
         text = capsys.readouterr().out
         assert json.loads(text) == {"Message": "录制成功"}
         assert "录制成功" in text

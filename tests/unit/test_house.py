@@ -21,7 +21,21 @@ from docs import generate
 from tests import trees
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("machine", "handlers", "worker", "events", "store", "bus", "media", "cloud", "web", "ops", "simulator", "assembly")
+ROOMS = (
+    "machine",
+    "handlers",
+    "worker",
+    "events",
+    "store",
+    "bus",
+    "media",
+    "cloud",
+    "web",
+    "config",
+    "cli",
+    "simulator",
+    "assembly",
+)
 LOCKS = ("requirements.lock", "bootstrap.lock", "runtime.lock")
 MOST_LINES = 400
 MOST_LINES_TEST = 700  # a test file is a list, read one test at a time

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from ops import logs, redaction
+from config import logs, redaction
 
 
 @pytest.fixture

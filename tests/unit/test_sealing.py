@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from assembly import sealing
+from config import parsers
+from config import settings as ops_settings
 from machine import errors
-from ops import settings as ops_settings
-from ops import values
 from store import sealing as rings
 
 A, B = "Zmlyc3Qga2V5IG9mIHRoaXMgdGVzdDogMzIgYnl0ZSE=", "c2Vjb25kLS1fX-_vv7-_dGhpcyB0ZXN0OiAzMiBieXQ="
@@ -52,10 +52,10 @@ def test_what_is_no_key_is_refused(keys: list[str]) -> None:
 def test_one_key_has_one_id_however_it_is_written() -> None:
     """Both alphabets of base64, with and without padding."""
     written = {A, A.rstrip("="), A.replace("-", "+").replace("_", "/")}
-    assert {rings.Keyring([values.sealing_key(text)]).key_id for text in written} == {rings.Keyring([A]).key_id}
+    assert {rings.Keyring([parsers.sealing_key(text)]).key_id for text in written} == {rings.Keyring([A]).key_id}
     for wrong in ("", "x", A + "x", A[:-2], "é" * 43):
         with pytest.raises(ValueError, match="not a key"):
-            values.sealing_key(wrong)
+            parsers.sealing_key(wrong)
 
 
 def test_the_first_start_makes_a_key_file_for_its_owner(tmp_path: Path) -> None:

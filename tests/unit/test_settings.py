@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ops import settings
+from config import settings
 from tests import engines
 
 HOME = {"HOME": "/home/op"}

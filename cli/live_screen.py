@@ -11,7 +11,7 @@ from typing import Any
 
 from rich import console, live, text
 
-from ops import printing
+from cli import output
 
 Json = dict[str, Any]
 
@@ -22,9 +22,9 @@ HEADINGS = ("Speaker", "N", "State", "Media s", "Segments", "Missing s", "Detail
 def screen(*, as_json: bool) -> Iterator[Callable[[Json], None]]:
     """What to call with each answer of GET /sessions/{TaskId}."""
     if as_json:
-        yield printing.as_json_line
-    elif printing.on_terminal():
-        with live.Live(console=printing.out(), auto_refresh=False, vertical_overflow="visible") as drawn:
+        yield output.as_json_line
+    elif output.on_terminal():
+        with live.Live(console=output.out(), auto_refresh=False, vertical_overflow="visible") as drawn:
             yield lambda body: drawn.update(_picture(body), refresh=True)
     else:
         yield _Lines()
@@ -41,14 +41,14 @@ class _Lines:
         now |= {f"{r['Speaker']}/{r['N']}": _cells(r) for r in body["Recordings"]}
         for of, cells in now.items():
             if self._said.get(of) != cells:
-                printing.plain([body["TaskId"], *cells])
+                output.plain([body["TaskId"], *cells])
         self._said = now
 
 
 def _picture(body: Json) -> console.Group:
     ended = f", {body['EndReason']}" if body["EndReason"] else ""
-    head = text.Text(printing.safe(f"Session {body['TaskId']}: {body['State']}{ended}"), style="bold")
-    return console.Group(head, printing.drawn(HEADINGS, [_cells(r) for r in body["Recordings"]]))
+    head = text.Text(output.safe(f"Session {body['TaskId']}: {body['State']}{ended}"), style="bold")
+    return console.Group(head, output.drawn(HEADINGS, [_cells(r) for r in body["Recordings"]]))
 
 
 def _cells(body: Json) -> list[str]:

@@ -17,9 +17,9 @@ import pydantic_settings
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic.config import JsonDict
 
-from ops import contradictions, values
+from config import consistency, parsers
 
-SQLITE, POSTGRESQL = contradictions.SQLITE, contradictions.POSTGRESQL
+SQLITE, POSTGRESQL = consistency.SQLITE, consistency.POSTGRESQL
 DATABASE_NAME = "recorder.db"
 DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
 
@@ -37,7 +37,7 @@ def _read(reader: Callable[[str], Any]) -> BeforeValidator:
 
 
 def _list_of(reader: Callable[[str], str]) -> BeforeValidator:
-    return _read(lambda text: tuple(reader(item) for item in values.items(text)))
+    return _read(lambda text: tuple(reader(item) for item in parsers.items(text)))
 
 
 def _setting(name: str, default: Any, allowed: str, meaning: str, *, shown: str = "", **limits: Any) -> Any:
@@ -46,8 +46,8 @@ def _setting(name: str, default: Any, allowed: str, meaning: str, *, shown: str 
     return Field(default=default, validation_alias=name, description=meaning, json_schema_extra=extra, **limits)
 
 
-Seconds = Annotated[float, _read(values.seconds)]
-Keys = Annotated[dict[int, SecretStr], _read(values.keys_by_application)]
+Seconds = Annotated[float, _read(parsers.seconds)]
+Keys = Annotated[dict[int, SecretStr], _read(parsers.keys_by_application)]
 
 
 class Settings(pydantic_settings.BaseSettings):
@@ -61,7 +61,7 @@ class Settings(pydantic_settings.BaseSettings):
         "HOST", "127.0.0.1", "a host name or address", "Where the API listens.", min_length=1, pattern=r"^[\w.:\[\]-]+$"
     )
     port: int = _setting("PORT", 8080, "a number from 0 to 65535", "Port of the API; 0 takes a free one.", ge=0, le=65535)
-    api_tokens: Annotated[tuple[SecretStr, ...], _list_of(values.token)] = _setting(
+    api_tokens: Annotated[tuple[SecretStr, ...], _list_of(parsers.token)] = _setting(
         "API_TOKENS",
         (),
         "a comma-separated list of printable words without spaces",
@@ -94,7 +94,7 @@ class Settings(pydantic_settings.BaseSettings):
         f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
         "The database, where it is not the SQLite file `recorder.db` in DATA_DIR.",
     )
-    secret_keys: Annotated[tuple[SecretStr, ...], _list_of(values.sealing_key)] = _setting(
+    secret_keys: Annotated[tuple[SecretStr, ...], _list_of(parsers.sealing_key)] = _setting(
         "SECRET_KEYS",
         (),
         "a comma-separated list of keys, each base64 of 32 bytes as `openssl rand -base64 32` prints them",
@@ -150,13 +150,13 @@ class Settings(pydantic_settings.BaseSettings):
         "a text, or whsec_ and base64",
         "Secret that results are signed with (Standard Webhooks). Unset: they are sent unsigned.",
     )
-    callback_allow: Annotated[tuple[str, ...], _list_of(values.host_or_network)] = _setting(
+    callback_allow: Annotated[tuple[str, ...], _list_of(parsers.host_or_network)] = _setting(
         "CALLBACK_ALLOW",
         (),
         "a comma-separated list of hosts, addresses and networks such as 10.0.0.0/8",
         "Hosts and networks that results may be posted to although they are not public.",
     )
-    cos_endpoint: Annotated[str, _read(values.http_endpoint)] = _setting(
+    cos_endpoint: Annotated[str, _read(parsers.http_endpoint)] = _setting(
         "COS_ENDPOINT",
         "",
         "an IP address such as http://127.0.0.1:9000",
@@ -166,9 +166,9 @@ class Settings(pydantic_settings.BaseSettings):
     ffmpeg_binary: str = _setting(
         "FFMPEG_BINARY", "", "a path", "The ffmpeg to run.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"
     )
-    roles: Annotated[tuple[str, ...], _list_of(values.role)] = _setting(
+    roles: Annotated[tuple[str, ...], _list_of(parsers.role)] = _setting(
         "ROLES",
-        values.ROLES,
+        parsers.ROLES,
         "a list of api, machine, worker",
         "What this process does; all three without AMQP_URL.",
         shown="api,machine,worker",
@@ -270,7 +270,7 @@ class Settings(pydantic_settings.BaseSettings):
     lease_s: Seconds = _setting(
         "LEASE", 30.0, f"{DURATION}, at least 1", "After so long without a sign of life a worker counts as lost.", ge=1
     )
-    min_free_bytes: Annotated[int, _read(values.size_bytes)] = _setting(
+    min_free_bytes: Annotated[int, _read(parsers.size_bytes)] = _setting(
         "MIN_FREE",
         2 * 2**30,
         "a size such as 2GiB, 500MB or 1048576",
@@ -278,7 +278,7 @@ class Settings(pydantic_settings.BaseSettings):
         ge=0,
         shown="2GiB",
     )
-    capture_reserve_bytes: Annotated[int, _read(values.size_bytes)] = _setting(
+    capture_reserve_bytes: Annotated[int, _read(parsers.size_bytes)] = _setting(
         "CAPTURE_RESERVE",
         256 * 2**20,
         "a size such as 2GiB, 500MB or 1048576",
@@ -330,7 +330,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         if given.get(name):
             given[name] = _expanded(given[name], environ)
     settings, faults = _checked(given)
-    faults.update({name: fault for name, fault in contradictions.found(settings) if name not in faults})
+    faults.update({name: fault for name, fault in consistency.found(settings) if name not in faults})
     if faults:
         raise SettingsError(tuple(f"{name}: {fault}" for name, fault in sorted(faults.items())))
     return settings

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ops import exits, printing
+from cli import exits, output
 
 HELP = (
     "Keys. `create`, `list` and `revoke` are for those of the API; `rotate` seals what lies sealed in the database anew under the"
@@ -57,12 +57,12 @@ def commands(rotate: Rotate, exit_code: exits.ExitCode) -> typer.Typer:
         with exits.told(exit_code):
             done = asyncio.run(rotate(forget_lost))
         if as_json:
-            printing.as_json({"Sealed": done.sealed, "Forgotten": done.forgotten, "Key": done.key_id, "Parked": done.parked})
+            output.as_json({"Sealed": done.sealed, "Forgotten": done.forgotten, "Key": done.key_id, "Parked": done.parked})
             return
-        printing.line(f"{done.sealed} sealed anew under key {done.key_id}.")
+        output.line(f"{done.sealed} sealed anew under key {done.key_id}.")
         if done.forgotten:
-            printing.line(f"{done.forgotten} forgotten.")
+            output.line(f"{done.forgotten} forgotten.")
         if done.parked:
-            printing.failure(f"{done.parked} parked messages need an older key: requeue or drop them before it goes.")
+            output.failure(f"{done.parked} parked messages need an older key: requeue or drop them before it goes.")
 
     return app

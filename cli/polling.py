@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ops import client, printing
+from cli import client, output
 
 Json = dict[str, Any]
 
@@ -58,6 +58,6 @@ def _again(ask: Callable[[], Json], pause: Callable[[float], None]) -> Json:
             if error.exit_code != client.UNREACHABLE:
                 raise
             if not told:
-                printing.failure(f"{error} It is asked again until it answers.")
+                output.failure(f"{error} It is asked again until it answers.")
                 told = True
             pause(AGAIN_S)

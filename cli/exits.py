@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import typer
 
-from ops import client, printing
-from ops import settings as ops_settings
+from cli import client, output
+from config import settings as ops_settings
 
 # The exit code of an error of another room, whose errors are not known here; None for one that is not expected.
 ExitCode = Callable[[Exception], int | None]
@@ -32,5 +32,5 @@ def told(exit_code: ExitCode) -> Iterator[None]:
         code = exit_code(error)
         if code is None:
             raise
-        printing.failure(str(error))
+        output.failure(str(error))
         raise typer.Exit(code) from error

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from ops import exits, printing
+from cli import exits, output
 
 HELP = (
     "Messages that could not be handled: look at them, send them anew once the cause is mended, or throw them away."
@@ -58,7 +58,7 @@ def commands(opening: Opening, exit_code: exits.ExitCode) -> typer.Typer:
         """List them, oldest first: what each was, and why it lies there."""
         answer = run(lambda parking: parking.list(limit))
         if as_json:
-            printing.as_json(answer)
+            output.as_json(answer)
         else:
             _table(answer)
 
@@ -67,14 +67,14 @@ def commands(opening: Opening, exit_code: exits.ExitCode) -> typer.Typer:
         """Show one whole: headers and body, secrets masked."""
         answer = run(lambda parking: parking.show(id_))
         if as_json:
-            printing.as_json(answer)
+            output.as_json(answer)
             return
         for name in HEADINGS:
-            printing.line(f"{name}: {answer[name]}")
+            output.line(f"{name}: {answer[name]}")
         for name, value in answer["Headers"].items():
-            printing.line(f"  {name}: {value}")
+            output.line(f"  {name}: {value}")
         for line in answer["Body"].splitlines():
-            printing.line(line)
+            output.line(line)
 
     @app.command("requeue")
     def requeue_command(ids: Ids, as_json: AsJson = False) -> None:
@@ -93,16 +93,16 @@ def _each(run: Callable[..., Any], ids: list[str], what: str, done: str, *, as_j
     async def all_of_them(parking: Parking) -> None:
         for id_ in ids:
             message = await getattr(parking, what)(id_)
-            printing.as_json_line(message) if as_json else printing.line(f"{message['Id']} {message['Key']}: {done}")
+            output.as_json_line(message) if as_json else output.line(f"{message['Id']} {message['Key']}: {done}")
 
     run(all_of_them)
 
 
 def _table(answer: Json) -> None:
     if not answer["Messages"]:
-        printing.failure("Nothing is parked.")
+        output.failure("Nothing is parked.")
         return
-    printing.rows(HEADINGS, ([str(message[name]) for name in HEADINGS] for message in answer["Messages"]))
+    output.rows(HEADINGS, ([str(message[name]) for name in HEADINGS] for message in answer["Messages"]))
     more = answer["Count"] - len(answer["Messages"])
     if more > 0:
-        printing.failure(f"… and {more} more: --limit shows up to 1000 at once.")
+        output.failure(f"… and {more} more: --limit shows up to 1000 at once.")

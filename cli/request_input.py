@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ops import values
+from config import parsers
 
 Json = dict[str, Any]
 
@@ -75,7 +75,7 @@ def since(text: str, now_s: float) -> str:
     if not text:
         return ""
     try:
-        time = datetime.fromtimestamp(now_s - values.seconds(text), UTC)
+        time = datetime.fromtimestamp(now_s - parsers.seconds(text), UTC)
     except (ValueError, OverflowError):
         try:
             time = datetime.fromisoformat(text).astimezone(UTC)

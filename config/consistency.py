@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ops import values
+from config import parsers
 
 if TYPE_CHECKING:
-    from ops import settings as settings_module
+    from config import settings as settings_module
 
 SQLITE = "sqlite+aiosqlite:///"
 POSTGRESQL = "postgresql+asyncpg://"
@@ -23,7 +23,7 @@ EVERYWHERE = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
 
 def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
     """What each setting may be by itself, but not beside the others."""
-    if not values.is_loopback(settings.host) and not settings.api_tokens:
+    if not parsers.is_loopback(settings.host) and not settings.api_tokens:
         yield "API_TOKENS", "is required, because HOST is not a loopback address: whoever reaches the port could record"
     if settings.data_dir == Path() and not settings.database_url.get_secret_value():
         yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
@@ -40,7 +40,7 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
             yield "CLUSTER_TOKEN", "is required where workers do not share a spool: they fetch segments from each other"
         if "worker" in settings.roles and not settings.spool_shared and not settings.node_url and settings.host in EVERYWHERE:
             yield "NODE_URL", "is required where workers do not share a spool and HOST names no address that others could ask"
-    elif set(settings.roles) != set(values.ROLES):
+    elif set(settings.roles) != set(parsers.ROLES):
         yield "ROLES", "must be all three without AMQP_URL: everything is in this process"
     elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
         yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ops import client, doctor, following, printing, requests, watching
+from cli import client, doctor, live_screen, output, polling, request_input
 
 PAGE = 100
 EPILOG = (
@@ -63,10 +63,10 @@ class Mode(enum.StrEnum):
 
 TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="Id of the session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
-UserSig = Annotated[str, typer.Option(help=f"UserSig of the recording user; better in {requests.USER_SIG}.")]
-SecretId = Annotated[str, typer.Option(help=f"COS secret id; better in {requests.SECRET_ID}.")]
-SecretKey = Annotated[str, typer.Option(help=f"COS secret key; better in {requests.SECRET_KEY}.")]
-Token = Annotated[str, typer.Option(help=f"Session token of temporary COS credentials; better in {requests.TOKEN}.")]
+UserSig = Annotated[str, typer.Option(help=f"UserSig of the recording user; better in {request_input.USER_SIG}.")]
+SecretId = Annotated[str, typer.Option(help=f"COS secret id; better in {request_input.SECRET_ID}.")]
+SecretKey = Annotated[str, typer.Option(help=f"COS secret key; better in {request_input.SECRET_KEY}.")]
+Token = Annotated[str, typer.Option(help=f"Session token of temporary COS credentials; better in {request_input.TOKEN}.")]
 
 
 @app.command()
@@ -97,15 +97,15 @@ def start(
     fields |= {"SubscribeUserIds": subscribe, "UnSubscribeUserIds": unsubscribe}
     cos = {"Region": region, "Bucket": bucket, "Path": path, "SecretId": secret_id, "SecretKey": secret_key, "Token": token}
     with _exits(as_json=as_json):
-        answer = _service().start(requests.start(requests.body(body, file), fields, cos, os.environ), key=key)
+        answer = _service().start(request_input.start(request_input.body(body, file), fields, cos, os.environ), key=key)
         if as_json:
-            printing.as_json(answer)
+            output.as_json(answer)
             return
-        printing.line(answer["TaskId"])
+        output.line(answer["TaskId"])
         if answer["Repeated"]:
-            printing.failure("This room was being recorded already; the session took the fresh secrets.")
+            output.failure("This room was being recorded already; the session took the fresh secrets.")
         for warning in answer["Warnings"]:
-            printing.failure(f"warning: {warning}")
+            output.failure(f"warning: {warning}")
 
 
 @app.command()
@@ -113,7 +113,7 @@ def stop(task_id: TaskId, as_json: AsJson = False) -> None:
     """End a session: what was recorded is finished and uploaded."""
     with _exits(as_json=as_json):
         answer = _service().stop(task_id)
-        printing.as_json(answer) if as_json else printing.line(f"{answer['TaskId']} {answer['State']}")
+        output.as_json(answer) if as_json else output.line(f"{answer['TaskId']} {answer['State']}")
 
 
 @app.command()
@@ -132,14 +132,14 @@ def sessions(
     """List sessions, newest first."""
     with _exits(as_json=as_json):
         filters = {"state": state.value if state else "", "stuck": "true" if stuck else "", "room": room, "before": before}
-        filters |= {"app": str(sdk_app_id) if sdk_app_id else "", "since": requests.since(since, time.time())}
+        filters |= {"app": str(sdk_app_id) if sdk_app_id else "", "since": request_input.since(since, time.time())}
         answer = _pages(_service(), limit, filters)
         if as_json:
-            printing.as_json(answer)
+            output.as_json(answer)
         elif stuck:
-            printing.stuck(answer)
+            output.stuck(answer)
         else:
-            printing.sessions(answer)
+            output.sessions(answer)
 
 
 @app.command()
@@ -155,7 +155,7 @@ def show(
             _watch(_service(), task_id, every_s, as_json=as_json)
             return
         answer = _service().session(task_id)
-        printing.as_json(answer) if as_json else printing.session(answer)
+        output.as_json(answer) if as_json else output.session(answer)
 
 
 @app.command()
@@ -167,8 +167,8 @@ def results(
 ) -> None:
     """Print the results of all sessions, oldest first: what became of every file."""
     with _exits(as_json=as_json):
-        for number, found in enumerate(following.results(_service(), after=after, types=types or (), follow=follow)):
-            printing.result(found, as_json=as_json, first=number == 0)
+        for number, found in enumerate(polling.results(_service(), after=after, types=types or (), follow=follow)):
+            output.result(found, as_json=as_json, first=number == 0)
 
 
 @app.command()
@@ -188,8 +188,8 @@ def replay(
     fields = {"Speaker": speaker, "N": n, "From": stage.value if stage else None, "DryRun": dry_run, "UserSig": user_sig}
     cos = {"SecretId": secret_id, "SecretKey": secret_key, "Token": token}
     with _exits(as_json=as_json):
-        answer = _service().replay(task_id, requests.replay(fields, cos, os.environ))
-        printing.as_json(answer) if as_json else printing.replay(answer, dry_run=dry_run)
+        answer = _service().replay(task_id, request_input.replay(fields, cos, os.environ))
+        output.as_json(answer) if as_json else output.replay(answer, dry_run=dry_run)
 
 
 def report(found: list[doctor.Finding], *, as_json: bool) -> int:
@@ -197,9 +197,9 @@ def report(found: list[doctor.Finding], *, as_json: bool) -> int:
     verdict = doctor.verdict(found)
     lines = [{name.capitalize(): text for name, text in dataclasses.asdict(f).items()} for f in found]
     if as_json:
-        printing.as_json({"Status": verdict, "Checks": lines})
+        output.as_json({"Status": verdict, "Checks": lines})
     else:
-        printing.findings(lines, verdict=verdict)
+        output.findings(lines, verdict=verdict)
     return client.REFUSED if verdict == doctor.FAIL else client.OK
 
 
@@ -221,8 +221,8 @@ def _pages(service: client.Client, limit: int, filters: dict[str, str]) -> dict[
 
 
 def _watch(service: client.Client, task_id: str, every_s: float, *, as_json: bool) -> None:
-    with watching.screen(as_json=as_json) as show_it:
-        for answer in following.session(service, task_id, every_s):
+    with live_screen.screen(as_json=as_json) as show_it:
+        for answer in polling.session(service, task_id, every_s):
             show_it(answer)
 
 
@@ -231,14 +231,14 @@ def _exits(*, as_json: bool) -> Iterator[None]:
     """Errors as one sentence on standard error (with --json, the service's answer on standard output), and the exit code."""
     try:
         yield
-    except requests.UsageError as error:
-        printing.failure(str(error))
+    except request_input.UsageError as error:
+        output.failure(str(error))
         raise typer.Exit(client.USAGE) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(client.INTERRUPTED) from error
     except client.ClientError as error:
         if as_json and error.body:
-            printing.as_json(error.body)
+            output.as_json(error.body)
         else:
-            printing.failure(str(error))
+            output.failure(str(error))
         raise typer.Exit(error.exit_code) from error

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from ops import redaction
+from config import redaction
 
 # The COS SDK logs keys at DEBUG, addresses at INFO, and its errors come to us as exceptions; urllib3 logs addresses.
 SILENCED = ("qcloud_cos", "urllib3", "uvicorn.access")

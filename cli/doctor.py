@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from ops import client, probes, settings
+from cli import client, doctor_probes
+from config import settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 ADVISED_FFMPEG = (7, 1)
@@ -181,7 +182,7 @@ def check_abilities(case: Case) -> Finding:
     """That ffmpeg was built with all that is used of it."""
     name = "ffmpeg-abilities"
     try:
-        missing = probes.ffmpeg_lacks(case.given.find_ffmpeg(case.settings.ffmpeg_binary), ABILITIES)
+        missing = doctor_probes.ffmpeg_lacks(case.given.find_ffmpeg(case.settings.ffmpeg_binary), ABILITIES)
     except case.given.fault:
         return Finding(check=name, status=FAIL, found="there is no ffmpeg", meaning="See above.", type="recorder doctor")
     if missing:
@@ -193,7 +194,7 @@ def check_abilities(case: Case) -> Finding:
 
 def check_setpriv(case: Case) -> Finding:
     """A capture ends with the service that started it, and takes no more than it may."""
-    fault = probes.setpriv_fault(case.environ.get("PATH", ""))
+    fault = doctor_probes.setpriv_fault(case.environ.get("PATH", ""))
     if fault:
         meaning = "The service does not start: its ffmpegs would outlive it when it is killed with -9, and have no limits."
         return Finding(check="setpriv", status=FAIL, found=fault, meaning=meaning, type="apt-get install util-linux")
@@ -204,7 +205,7 @@ def check_setpriv(case: Case) -> Finding:
 def check_spool(case: Case) -> Finding:
     """The spool can be written."""
     folder = case.settings.spool
-    fault = probes.folder_fault(folder)
+    fault = doctor_probes.folder_fault(folder)
     try:
         case.given.check_owner(folder)
     except case.given.fault as error:
@@ -218,7 +219,7 @@ def check_spool(case: Case) -> Finding:
 
 def check_space(case: Case) -> Finding:
     """The spool has room."""
-    free, needed = probes.free_bytes(case.settings.spool), case.settings.min_free_bytes
+    free, needed = doctor_probes.free_bytes(case.settings.spool), case.settings.min_free_bytes
     found = f"{_size(free)} free, MIN_FREE is {_size(needed)}"
     if free < needed:
         meaning = "Every start is refused until there is room."
@@ -231,7 +232,7 @@ def check_lock(case: Case) -> Finding:
     """One service has the spool, and it is the one that answers."""
     many = bool(case.settings.amqp_url.get_secret_value())
     lock = (case.settings.data_dir if case.settings.spool_shared and many else case.settings.spool) / ".lock"
-    if not probes.is_locked(lock):
+    if not doctor_probes.is_locked(lock):
         return Finding(check="spool-lock", status=OK, found="free")
     if not case.service_fault:
         return Finding(check="spool-lock", status=OK, found="held by the running service")
@@ -243,7 +244,7 @@ def check_lock(case: Case) -> Finding:
 def check_database(case: Case) -> Finding:
     """The database can be written, and its schema is this program's."""
     name, file = "database", case.settings.database_file
-    fault = probes.folder_fault(file.parent) if case.is_file else ""
+    fault = doctor_probes.folder_fault(file.parent) if case.is_file else ""
     get = "Start PostgreSQL, or mend DATABASE_URL."
     if case.is_file:
         get = "Set DATA_DIR to a folder that this user may write, or change its owner."
@@ -288,8 +289,8 @@ def check_place(case: Case) -> Finding:
         return Finding(check=name, status=FAIL, found="it lies on CFS_PATH", meaning=meaning, type=get)
     if case.faults or not case.is_file:
         return Finding(check=name, status=OK, found="not on CFS_PATH" if case.faults else "a server's, and no file")
-    kind = probes.file_system(case.settings.database_file, case.given.mounts)
-    distance = probes.distance(kind)
+    kind = doctor_probes.file_system(case.settings.database_file, case.given.mounts)
+    distance = doctor_probes.distance(kind)
     if distance == "network":
         return Finding(check=name, status=FAIL, found=f"a network file system ({kind})", meaning=meaning, type=get)
     if distance == "doubtful":
@@ -348,7 +349,7 @@ def check_cos(case: Case) -> Finding:
 
 
 def _reached(name: str, host: str, port: int, meaning: str) -> Finding:
-    fault = probes.connect_fault(host, port)
+    fault = doctor_probes.connect_fault(host, port)
     if fault:
         get = f"nc -vz {host} {port}  # from this machine; look at DNS, firewall and security group"
         return Finding(check=name, status=WARN, found=f"{host}:{port}: {fault}", meaning=meaning, type=get)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from ops import exits, printing
+from cli import exits, output
 
 HEADINGS = ("Id", "Name", "Scopes", "Quota", "Created", "Used", "Revoked")
 AUDIT_HEADINGS = ("Time", "Who", "Action", "Subject", "Outcome")
@@ -56,21 +56,21 @@ def add_to(group: typer.Typer, opening: Opening, exit_code: exits.ExitCode) -> N
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         if as_json:
-            printing.as_json(made)
+            output.as_json(made)
             return
-        printing.line(made["Key"])
-        printing.failure(f"This is {made['Id']}, with {made['Scopes']}. It is not shown again.")
+        output.line(made["Key"])
+        output.failure(f"This is {made['Id']}, with {made['Scopes']}. It is not shown again.")
 
     @group.command("list")
     def list_command(as_json: AsJson = False) -> None:
         """List the keys, revoked ones too. `Used` is right to the minute."""
         found = _run(opening, exit_code, lambda keyring: keyring.list())
         if as_json:
-            printing.as_json(found)
+            output.as_json(found)
         elif found["Keys"]:
-            printing.rows(HEADINGS, ([str(key[name]) for name in HEADINGS] for key in found["Keys"]))
+            output.rows(HEADINGS, ([str(key[name]) for name in HEADINGS] for key in found["Keys"]))
         else:
-            printing.failure("There is no key. `recorder keys create --name=… --scopes=…` makes one.")
+            output.failure("There is no key. `recorder keys create --name=… --scopes=…` makes one.")
 
     @group.command("revoke")
     def revoke_command(
@@ -82,7 +82,7 @@ def add_to(group: typer.Typer, opening: Opening, exit_code: exits.ExitCode) -> N
         async def each(keyring: Keyring) -> None:
             for id_ in ids:
                 gone = await keyring.revoke(id_)
-                printing.as_json_line(gone) if as_json else printing.line(f"{gone['Id']} {gone['Name']}: revoked")
+                output.as_json_line(gone) if as_json else output.line(f"{gone['Id']} {gone['Name']}: revoked")
 
         _run(opening, exit_code, each)
 
@@ -95,12 +95,12 @@ def add_audit(app: typer.Typer, opening: Opening, exit_code: exits.ExitCode) -> 
         """Show who did what, newest first: starts, stops, replays, parked messages, keys. Asks the database, as `keys` does."""
         found = _run(opening, exit_code, lambda keyring: keyring.audit(limit))
         if as_json:
-            printing.as_json(found)
+            output.as_json(found)
             return
-        printing.rows(AUDIT_HEADINGS, ([line[name] for name in AUDIT_HEADINGS] for line in found["Audit"]))
+        output.rows(AUDIT_HEADINGS, ([line[name] for name in AUDIT_HEADINGS] for line in found["Audit"]))
         more = found["Count"] - len(found["Audit"])
         if more > 0:
-            printing.failure(f"… and {more} older: --limit shows more.")
+            output.failure(f"… and {more} older: --limit shows more.")
 
 
 def _run(opening: Opening, exit_code: exits.ExitCode, ask: Callable[[Keyring], Awaitable[Any]]) -> Any:

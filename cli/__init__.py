@@ -1,0 +1,1 @@
+"""The command line `recorder`: commands, progress, tables and JSON. Most commands are clients of the HTTP API."""

@@ -1,1 +1,0 @@
-"""The operator's room: settings, logging, commands. Imports nothing of ours."""
