@@ -229,8 +229,8 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     """Look at settings and surroundings: what is wrong, what it means, what to type. Ends with 1 if something fails."""
     import store.inspection
     from assembly import identity, sealing
-    from cloud import credentials, pull
     from media import ffmpeg, spool
+    from tencent import credentials, pull_url
 
     logs.configure(level="error")
 
@@ -240,8 +240,8 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     given = doctor.Given(
         find_ffmpeg=ffmpeg.find,
         ffmpeg_version=ffmpeg.version,
-        check_template=pull.check_template,
-        pull_template=pull.DEFAULT_TEMPLATE,
+        check_template=pull_url.check_template,
+        pull_template=pull_url.DEFAULT_TEMPLATE,
         check_owner=spool.check_owner,
         schema=store.inspection.look,
         sealing=sealing.look,

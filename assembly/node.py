@@ -24,11 +24,11 @@ import store.store
 from assembly import sealing
 from assembly import work as joined
 from assembly.identity import VERSION, clock, new_id
-from cloud import credentials, trtc_callbacks
 from config import settings as ops_settings
 from handlers import admission, dispatch, sweeper, unit_of_work
 from machine import background, model
 from media import spool
+from tencent import credentials, trtc_callbacks
 from web import app as web_app
 from web import serving
 from worker import capacity, command_handlers, cpu_usage, janitor, worker

@@ -16,11 +16,12 @@ from typing import Any
 
 from assembly import segment_fetch
 from assembly.identity import clock
-from cloud import cos, cos_upload, credentials, objects, pull, usersig, webhook
 from config import settings as ops_settings
 from events import codec
 from machine import errors, model
 from media import capture, ffmpeg, process, segments, spool, transcode
+from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
+from webhook import sender
 from worker import work_ports
 
 USER_SIG_FOR_S = 24 * 3600
@@ -44,7 +45,7 @@ class Steps:
         # Whether there is room for a start: on this spool, unless other nodes capture too.
         self.admit: Callable[[], Awaitable[tuple[str, ...]]] = self._check_space
         self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
-        self._webhook = webhook.WebhookSender(secret=secret, allow=settings.callback_allow)
+        self._webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
 
     def capture(self, job: work_ports.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         """A capture of the speaker's stream into the segment of `epoch`."""
@@ -149,11 +150,11 @@ class Steps:
             return None
         return self._spool.segment_path(task_id, speaker, n, epoch)
 
-    def target(self, job: work_ports.Assignment) -> objects.CosTarget:
+    def target(self, job: work_ports.Assignment) -> cos_target.CosTarget:
         """The object that the recording becomes."""
         request, value = job.session.request, job.recording
-        key = objects.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
-        return objects.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server)
+        key = cos_target.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
+        return cos_target.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server)
 
     async def credentials(self, secrets: Mapping[str, str]) -> credentials.Credentials:
         """The start's own keys, or what the chain finds. Raises InvalidParameter."""
@@ -176,9 +177,9 @@ class Steps:
             if not self._settings.callback_secret.get_secret_value():
                 warnings.append("The result will be posted unsigned: the service has no CALLBACK_SECRET.")
         config = data["CosConfig"]
-        objects.check_path(config["Path"])
+        cos_target.check_path(config["Path"])
         keys = await self.credentials(config)
-        target = objects.CosTarget(
+        target = cos_target.CosTarget(
             region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_server
         )
         try:
@@ -219,8 +220,8 @@ class Steps:
                 digest = hashlib.sha256(job.recording.speaker.encode()).hexdigest()[:12]
                 user = f"{user.encode()[:19].decode(errors='ignore')}-{digest}"
             sig = usersig.mint(room.sdk_app_id, key.get_secret_value(), user, USER_SIG_FOR_S)
-        return pull.pull_address(
-            self._settings.pull_address or pull.DEFAULT_TEMPLATE,
+        return pull_url.pull_address(
+            self._settings.pull_address or pull_url.DEFAULT_TEMPLATE,
             sdk_app_id=room.sdk_app_id,
             room_id=room.room_id or None,
             str_room_id=room.str_room_id,

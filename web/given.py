@@ -119,7 +119,7 @@ class Reading(Protocol):
 
 
 class Understood(Protocol):
-    """A TRTC callback in our words (cloud.trtc_callbacks.CallbackEvent). `data` may hold more than the event's schema knows."""
+    """A TRTC callback in our words (tencent.trtc_callbacks.CallbackEvent). `data` may hold more than the event's schema knows."""
 
     @property
     def type(self) -> str: ...
@@ -133,7 +133,7 @@ class Understood(Protocol):
 
 @runtime_checkable
 class Ignored(Protocol):
-    """A genuine TRTC callback that changes nothing, and why (cloud.trtc_callbacks.Ignored)."""
+    """A genuine TRTC callback that changes nothing, and why (tencent.trtc_callbacks.Ignored)."""
 
     @property
     def reason(self) -> str: ...

@@ -12,11 +12,11 @@ import pytest
 import structlog
 
 from assembly import work as joined
-from cloud import credentials
 from config import settings
 from machine import model
 from media import spool
 from store import store as stores
+from tencent import credentials
 from tests import engines, examples
 from worker import janitor
 

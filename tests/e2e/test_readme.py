@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud import webhook
 from config import settings
 from events import codec
 from machine import errors
 from tests import pages
+from webhook import sender as sender_module
 
 ROOT = pages.ROOT
 README = ROOT / "README.md"
@@ -106,12 +106,12 @@ async def test_a_receiver_takes_what_is_genuine_once(tmp_path: Path, program: st
         files = [{"UserId": "alice", "Code": "Success", "RecordFile": "https://example.com/alice_1.mp4"}]
         return json.dumps({"TaskId": "01M82P1W6G35ZZ72N5K37968XS", "Revision": revision, "Files": files}).encode()
 
-    ours = webhook.WebhookSender(secret=key, allow=["127.0.0.1"])
+    ours = sender_module.WebhookSender(secret=key, allow=["127.0.0.1"])
     now_s = int(time.time())
     for revision in (2, 2, 1, 3):
         await ours.send(url, body(revision), webhook_id=f"t.{revision}", now_s=now_s)
-    theirs = webhook.WebhookSender(secret="another", allow=["127.0.0.1"])
-    unsigned = webhook.WebhookSender(allow=["127.0.0.1"])
+    theirs = sender_module.WebhookSender(secret="another", allow=["127.0.0.1"])
+    unsigned = sender_module.WebhookSender(allow=["127.0.0.1"])
     for sender, sent_s in ((theirs, now_s), (unsigned, now_s), (ours, now_s - 600), (ours, now_s + 600)):
         with pytest.raises(errors.CallbackFailed, match="401"):
             await sender.send(url, body(4), webhook_id="t.4", now_s=sent_s)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cloud import usersig
 from simulator import callbacks, live, speakers
+from tencent import usersig
 from tests import content, waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for

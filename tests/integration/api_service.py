@@ -14,11 +14,11 @@ import aiohttp
 import uvicorn
 from ulid import ULID
 
-from cloud import trtc_callbacks
 from events import codec
 from handlers import dispatch, unit_of_work
 from machine import api_keys, model
 from store import audit, keys, reading, store
+from tencent import trtc_callbacks
 from tests import engines, waiting
 from web import app
 

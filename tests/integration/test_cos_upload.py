@@ -19,8 +19,8 @@ import pytest
 import structlog
 from aiohttp import web
 
-from cloud import cos, cos_requests, credentials, file_parts
 from machine import errors, faults
+from tencent import cos, cos_requests, credentials, file_parts
 from tests import waiting
 
 MIB = 1024 * 1024

@@ -22,11 +22,11 @@ import pytest
 
 from assembly import sealing
 from cli import doctor
-from cloud import pull
 from events import requests
 from machine import errors
 from media import ffmpeg, spool
 from store import inspection
+from tencent import pull_url
 from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
@@ -86,8 +86,8 @@ async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[Wor
         given = doctor.Given(
             find_ffmpeg=ffmpeg.find,
             ffmpeg_version=ffmpeg.version,
-            check_template=pull.check_template,
-            pull_template=pull.DEFAULT_TEMPLATE,
+            check_template=pull_url.check_template,
+            pull_template=pull_url.DEFAULT_TEMPLATE,
             check_owner=spool.check_owner,
             schema=inspection.look,
             sealing=sealing.look,

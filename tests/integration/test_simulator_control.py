@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from cloud import trtc_callbacks
 from simulator import callbacks, server
 from simulator.cos import signature
+from tencent import trtc_callbacks
 from tests import waiting
 
 APP, KEY = 1400000001, "callback-key"

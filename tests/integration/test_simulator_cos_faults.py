@@ -17,10 +17,10 @@ from fastcrc import crc64
 from qcloud_cos import CosConfig, CosS3Client
 from qcloud_cos.cos_exception import CosClientError, CosServiceError
 
-from cloud import cos, credentials
 from machine import errors
 from simulator import server
 from simulator.cos import faults, signature
+from tencent import cos, credentials
 from tests import waiting
 
 BUCKET, REGION, KEY = "recordings-1250000000", "ap-guangzhou", "lessons/T1/alice_1.mp4"

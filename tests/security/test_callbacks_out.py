@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 from aiohttp import abc
 
-from cloud import addresses, webhook
 from machine import errors
 from tests.security import callback_attempts
+from webhook import sender as sender_module
+from webhook import ssrf
 
 BODY = b'{"TaskId":"01JD","Files":[]}'
 PUBLIC = ("93.184.215.14", "2606:4700::1111")
@@ -117,7 +118,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def send(url: str, *, times: int = 1, **more: Any) -> errors.CallbackFailed | None:
     """Send `times` times, as retries would; returns how the last one failed."""
-    sender = webhook.WebhookSender(**more)
+    sender = sender_module.WebhookSender(**more)
     failure = None
     for _ in range(times):
         failure = None
@@ -146,7 +147,7 @@ async def test_no_attempt_reaches_an_address_that_is_not_public(listener: Listen
 def refused_at_the_start(url: str) -> errors.InvalidParameter | None:
     """What a start with this callback is answered."""
     try:
-        webhook.WebhookSender().check(url)
+        sender_module.WebhookSender().check(url)
     except errors.InvalidParameter as error:
         return error
     return None
@@ -232,7 +233,7 @@ def edges(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[list[
 def test_every_row_of_the_registries_is_refused_to_its_edges() -> None:
     """First and last address of every special block, of IPv4 also mapped into IPv6 and through NAT64, is refused; what lies
     beside a block and in no other is public, but outside 2000::/3, where all is refused: blocks to come there, too."""
-    nothing = addresses.AllowList()
+    nothing = ssrf.AllowList()
     special = [ipaddress.ip_network(text) for text in (*REGISTRY_V4, METADATA, *REGISTRY_V6)]
     for network in special:
         inside, beside = edges(network)
@@ -243,7 +244,7 @@ def test_every_row_of_the_registries_is_refused_to_its_edges() -> None:
             else:
                 refused, wrapped = refused or address not in ipaddress.IPv6Network("2000::/3"), []
             for written in (address, *wrapped):
-                assert bool(addresses.refusal(str(written), nothing)) == refused, (network, written)
+                assert bool(ssrf.refusal(str(written), nothing)) == refused, (network, written)
 
 
 async def _header_flood(writer: asyncio.StreamWriter) -> None:

@@ -17,9 +17,9 @@ from urllib.parse import quote
 import pytest
 from aiohttp import web
 
-from cloud import cos, cos_requests
 from events import codec
 from machine import errors
+from tencent import cos, cos_requests
 from tests.integration import test_cos_upload as scripted
 from tests.integration.test_cos_upload import KEY, KEYS, Cos
 

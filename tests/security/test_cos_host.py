@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from cloud import cos_requests, credentials, objects
 from events import codec
 from events import errors as event_errors
 from machine import errors
+from tencent import cos_requests, cos_target, credentials
 
 KEYS = credentials.Credentials(secret_id="AKIDexample", secret_key="secret", token="token")
 BUCKET, REGION = "lessons-1250000000", "ap-shanghai"
@@ -65,7 +65,7 @@ class Caught(requests.Session):
 
 def asked(region: str, bucket: str, **more: Any) -> list[tuple[str, str | None]]:
     """The addresses and host headers of what the client would send. Raises errors.InvalidParameter."""
-    target = objects.CosTarget(region=region, bucket=bucket, key="lessons/one.mp4", **more)
+    target = cos_target.CosTarget(region=region, bucket=bucket, key="lessons/one.mp4", **more)
     caught = Caught()
     client = cos_requests.Client(target, KEYS, caught)
     client.head_bucket()

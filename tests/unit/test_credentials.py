@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cloud import credentials
 from machine import errors
+from tencent import credentials
 
 NOW_MS = 1_700_000_000_000
 HOUR_S = NOW_MS // 1000 + 3600

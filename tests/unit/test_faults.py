@@ -10,7 +10,7 @@ from tests import trees
 from tests.chaos import plans
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("assembly", "bus", "cloud", "handlers", "worker", "machine", "media", "store", "web")
+ROOMS = ("assembly", "bus", "tencent", "webhook", "handlers", "worker", "machine", "media", "store", "web")
 
 
 def called() -> set[str]:

@@ -7,13 +7,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from cloud import pull
 from machine import errors
+from tencent import pull_url
 
 HOSTILE = ["..", ".", "a/../b", "%2F", "a&usersig=x", "a?b#c", "a b\r\n", "{room}", "-i", "|cat", "房间", "\x00", "x" * 4096]
 
 
-def address(template: str = pull.DEFAULT_TEMPLATE, **more: Any) -> str:
+def address(template: str = pull_url.DEFAULT_TEMPLATE, **more: Any) -> str:
     values: dict[str, Any] = {
         "sdk_app_id": 1400000001,
         "room_id": 8489,
@@ -22,7 +22,7 @@ def address(template: str = pull.DEFAULT_TEMPLATE, **more: Any) -> str:
         "user_sig": "eJw*abc-def_",
         "speaker": "alice",
     }
-    return pull.pull_address(template, **values | more)
+    return pull_url.pull_address(template, **values | more)
 
 
 def test_default_is_trtcs_form_for_an_integer_room() -> None:
@@ -88,7 +88,7 @@ def test_template_of_the_operator() -> None:
 def test_wrong_template_names_the_setting(template: str) -> None:
     """A scheme or a placeholder that is not known is refused, at the start and when used, naming the setting."""
     with pytest.raises(errors.InvalidParameter) as caught:
-        pull.check_template(template)
+        pull_url.check_template(template)
     assert caught.value.field == "PULL_ADDRESS"
     with pytest.raises(errors.InvalidParameter):
         address(template)
@@ -96,7 +96,7 @@ def test_wrong_template_names_the_setting(template: str) -> None:
 
 def test_default_template_is_right() -> None:
     """The default passes its own check."""
-    pull.check_template(pull.DEFAULT_TEMPLATE)
+    pull_url.check_template(pull_url.DEFAULT_TEMPLATE)
 
 
 def test_no_room_and_no_text_are_refused() -> None:

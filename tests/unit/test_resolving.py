@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from cloud import resolving, webhook
 from machine import errors
+from webhook import dns
+from webhook import sender as sender_module
 
 REAL = socket.getaddrinfo
 
@@ -43,30 +44,30 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
 async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
     """Four times as many callbacks as there are threads, whose names do not come: each is a timeout, what else works in threads
     is not held up, and who was given up while it waited is not looked up any more."""
-    sender = webhook.WebhookSender(timeout_s=0.2)
+    sender = sender_module.WebhookSender(timeout_s=0.2)
 
     async def send(number: int) -> str:
         with pytest.raises(errors.CallbackFailed) as caught:
             await sender.send(f"http://n{number}.slow/", b"{}", webhook_id="1", now_s=1)
         return caught.value.reason
 
-    sent = asyncio.gather(*(send(number) for number in range(4 * resolving.THREADS)))
+    sent = asyncio.gather(*(send(number) for number in range(4 * dns.THREADS)))
     reasons = await asyncio.wait_for(sent, 10)
     assert set(reasons) == {"timeout"}
-    assert len(slow.asked) == resolving.THREADS
+    assert len(slow.asked) == dns.THREADS
     beside = await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(50))), 10)
     assert all(beside)
     slow.go.set()
     # The threads are free again, and whom nobody waits for is passed over.
     with pytest.raises(errors.CallbackFailed) as caught:
-        await webhook.WebhookSender(timeout_s=10).send("http://again.slow/", b"{}", webhook_id="1", now_s=1)
+        await sender_module.WebhookSender(timeout_s=10).send("http://again.slow/", b"{}", webhook_id="1", now_s=1)
     assert caught.value.reason == "network"
-    assert len(slow.asked) == resolving.THREADS + 1
+    assert len(slow.asked) == dns.THREADS + 1
 
 
 async def test_a_name_leads_where_the_system_says() -> None:
     """Each address with its family, as numbers; a name without any is an error of the network, and so is one that is none."""
-    resolver = resolving.Resolver()
+    resolver = dns.Resolver()
     found = await resolver.resolve("localhost", 80, socket.AF_INET)
     assert {(each["host"], each["port"], each["family"]) for each in found} == {("127.0.0.1", 80, socket.AF_INET)}
     for nowhere in ("nowhere.invalid", "a..b", "x" * 64 + ".example"):
@@ -76,7 +77,7 @@ async def test_a_name_leads_where_the_system_says() -> None:
 
 async def test_a_service_may_end_while_a_name_is_looked_up(slow: Slow) -> None:
     """An answer for a loop that is closed is dropped; the thread works on, and keeps no process from ending."""
-    resolver = resolving.Resolver()
+    resolver = dns.Resolver()
 
     def other() -> None:
         async def give_up() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cloud import trtc_callbacks
 from events import codec
 from machine import errors
+from tencent import trtc_callbacks
 
 APP = 1400000001
 DOCUMENTED_KEY = "123654"

@@ -11,8 +11,8 @@ import zlib
 
 import pytest
 
-from cloud import usersig
 from machine import errors
+from tencent import usersig
 
 APP = 1400000001
 KEY = "5bd2850fff3ecb11d7c805251c51ee463a25727bddc2385f3fa8bfee1bb93b5e"

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from aiohttp import abc, web
 
-from cloud import addresses, webhook
 from machine import errors
+from webhook import sender as sender_module
+from webhook import ssrf
 
 ID = "msg_01JD"
 NOW_S = 1_700_000_000
@@ -95,7 +96,7 @@ class Resolver(abc.AbstractResolver):
 
 
 async def send(url: str, **more: Any) -> None:
-    await webhook.WebhookSender(**{"allow": ["127.0.0.1"]} | more).send(url, BODY, webhook_id=ID, now_s=NOW_S)
+    await sender_module.WebhookSender(**{"allow": ["127.0.0.1"]} | more).send(url, BODY, webhook_id=ID, now_s=NOW_S)
 
 
 async def test_body_and_headers_arrive(receiver: Receiver) -> None:
@@ -113,7 +114,7 @@ async def test_body_and_headers_arrive(receiver: Receiver) -> None:
 
 def test_published_vector() -> None:
     """The signature is the one that the Standard Webhooks libraries test themselves with."""
-    signature = webhook.sign(
+    signature = sender_module.sign(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
     )
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
@@ -259,7 +260,7 @@ async def test_name_that_leads_inside_is_refused(receiver: Receiver, answer: str
 async def test_rebinding_name_is_refused(receiver: Receiver) -> None:
     """A name that led to an allowed address before is judged again when it leads inside: no verdict and no address is kept."""
     resolver = Resolver("127.0.0.1")
-    sender = webhook.WebhookSender(allow=["127.0.0.1"], resolver=resolver)
+    sender = sender_module.WebhookSender(allow=["127.0.0.1"], resolver=resolver)
     await sender.send(f"http://public.example:{receiver.port}/", BODY, webhook_id=ID, now_s=NOW_S)
     resolver.answers = ("127.0.0.2",)
     with pytest.raises(errors.CallbackFailed) as caught:
@@ -324,7 +325,7 @@ async def test_list_is_no_wider_than_written(receiver: Receiver) -> None:
 async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
     """Other schemes, credentials, control characters and broken URLs are refused before any look-up, by field and for good."""
     with pytest.raises(errors.InvalidParameter) as refused:
-        webhook.WebhookSender().check(url)
+        sender_module.WebhookSender().check(url)
     assert refused.value.field == "Callback"
     assert "password" not in refused.value.message
     with pytest.raises(errors.CallbackFailed) as caught:
@@ -337,14 +338,14 @@ async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
 )
 def test_usual_urls_pass_the_door(url: str) -> None:
     """What customers write is accepted."""
-    webhook.WebhookSender().check(url)
+    sender_module.WebhookSender().check(url)
 
 
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_***", "whsec_abc"])
 def test_broken_secret_names_the_setting(secret: str) -> None:
     """A secret that claims to be base64 and is not stops the start, by name and without repeating it."""
     with pytest.raises(errors.InvalidParameter) as caught:
-        webhook.WebhookSender(secret=secret)
+        sender_module.WebhookSender(secret=secret)
     assert caught.value.field == "CALLBACK_SECRET"
     assert "***" not in caught.value.message
 
@@ -352,7 +353,7 @@ def test_broken_secret_names_the_setting(secret: str) -> None:
 def test_broken_allow_list_names_the_setting() -> None:
     """A CIDR with host bits is refused, by name."""
     with pytest.raises(errors.InvalidParameter) as caught:
-        webhook.WebhookSender(allow=["10.1.2.3/8"])
+        sender_module.WebhookSender(allow=["10.1.2.3/8"])
     assert caught.value.field == "CALLBACK_ALLOW"
 
 
@@ -361,7 +362,7 @@ def test_broken_allow_list_names_the_setting() -> None:
 )
 def test_public_addresses_are_allowed(public: str) -> None:
     """Public addresses pass, also as IPv6 writes IPv4 ones."""
-    assert addresses.refusal(public, addresses.AllowList()) == ""
+    assert ssrf.refusal(public, ssrf.AllowList()) == ""
 
 
 def test_nothing_passes_that_python_calls_private() -> None:
@@ -379,5 +380,5 @@ def test_nothing_passes_that_python_calls_private() -> None:
         "2001:db8::1",
     ):
         assert not ipaddress.ip_address(text).is_global
-        assert addresses.refusal(text, addresses.AllowList())
-    assert addresses.refusal("not an address", addresses.AllowList()) == "not-an-address"
+        assert ssrf.refusal(text, ssrf.AllowList())
+    assert ssrf.refusal("not an address", ssrf.AllowList()) == "not-an-address"

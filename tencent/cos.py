@@ -16,19 +16,19 @@ from typing import TypeVar
 import requests
 import structlog
 
-from cloud import cos_requests, cos_upload, file_parts, objects
-from cloud import credentials as credentials_module
 from machine import errors
+from tencent import cos_requests, cos_target, cos_upload, file_parts
+from tencent import credentials as credentials_module
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-CosTarget = objects.CosTarget
+CosTarget = cos_target.CosTarget
 Part = cos_requests.Part
 UploadState = cos_upload.UploadState
 Uploaded = cos_upload.Uploaded
-object_key = objects.object_key
-url = objects.url
+object_key = cos_target.object_key
+url = cos_target.url
 
 PAUSES_S = (0.5, 2.0, 5.0)
 CHECK_TIMEOUT_S = 5
@@ -77,7 +77,7 @@ class CosUploader:
     async def upload(
         self,
         path: Path,
-        target: objects.CosTarget,
+        target: cos_target.CosTarget,
         credentials: credentials_module.Credentials,
         *,
         state: UploadState | None,
@@ -94,7 +94,7 @@ class CosUploader:
         job = cos_upload.Upload(self._ask, self._in_thread, client, path, target, save)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
-    async def abort(self, target: objects.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:
+    async def abort(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:
         """Have COS forget an upload and its parts; one it does not know is forgotten already. Raises errors.UploadFailed."""
         client = self._client(target, credentials, self._silence_timeout_s)
         try:
@@ -103,7 +103,7 @@ class CosUploader:
             if failed.code != cos_upload.GONE:
                 raise failed.as_upload_failed("giving the upload up") from failed
 
-    async def check_bucket(self, target: objects.CosTarget, credentials: credentials_module.Credentials) -> str:
+    async def check_bucket(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> str:
         """Ask once whether the bucket is there for this key. Answers "" if it is, or a warning where COS only says that the
         key may not look (it may still be allowed to upload). Raises errors.UploadFailed: "refused" for a bucket or key that
         does not exist or a wrong secret; another reason where it cannot be told now."""
@@ -140,7 +140,7 @@ class CosUploader:
             raise
 
     def _client(
-        self, target: objects.CosTarget, credentials: credentials_module.Credentials, timeout_s: float
+        self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, timeout_s: float
     ) -> cos_requests.Client:
         if self._session is None:
             raise errors.UploadFailed("The uploader is not running.", reason="network", retry=True)

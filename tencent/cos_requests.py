@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import qcloud_cos
 import requests
 
-from cloud import credentials as credentials_module
-from cloud import objects
 from machine import errors
+from tencent import cos_target
+from tencent import credentials as credentials_module
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Client:
 
     def __init__(
         self,
-        target: objects.CosTarget,
+        target: cos_target.CosTarget,
         credentials: credentials_module.Credentials,
         session: requests.Session,
         *,
@@ -117,7 +117,7 @@ class Client:
 
     def create(self) -> str:
         """Begin a multipart upload; answers its UploadId."""
-        kind = objects.content_type(self._target.key)
+        kind = cos_target.content_type(self._target.key)
         return _ask(lambda: _text(self._sdk.create_multipart_upload(**self._at, ContentType=kind), "UploadId"))
 
     def put_part(self, upload_id: str, number: int, data: bytes, md5_base64: str) -> str:
@@ -247,7 +247,9 @@ def silence_sdk() -> None:
     logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
 
 
-def _sdk(target: objects.CosTarget, credentials: credentials_module.Credentials, pool: requests.Session, timeout_s: float) -> Any:
+def _sdk(
+    target: cos_target.CosTarget, credentials: credentials_module.Credentials, pool: requests.Session, timeout_s: float
+) -> Any:
     scheme, ip, port = target.endpoint or ("https", None, None)
     config = qcloud_cos.CosConfig(
         Region=target.region,
@@ -260,7 +262,7 @@ def _sdk(target: objects.CosTarget, credentials: credentials_module.Credentials,
         Timeout=(CONNECT_TIMEOUT_S, timeout_s),
         AllowRedirects=False,
     )
-    if config.get_host(Bucket=target.bucket) != objects.host(target):
+    if config.get_host(Bucket=target.bucket) != cos_target.host(target):
         # The SDK rewrites some names of its first generation; the object would not be where its URL says.
         raise errors.InvalidParameter("CosConfig.Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
     return qcloud_cos.CosS3Client(config, retry=0, session=pool)

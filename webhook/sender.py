@@ -20,8 +20,8 @@ import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver
 
-from cloud import addresses, callback_url, resolving
 from machine import errors, faults
+from webhook import dns, ssrf, target_url
 
 TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 1.0
@@ -57,17 +57,17 @@ class WebhookSender:
         if secret:
             _key(secret)
         try:
-            self._allowed = addresses.allow_list(allow)
+            self._allowed = ssrf.allow_list(allow)
         except ValueError as error:
             raise errors.InvalidParameter(f"CALLBACK_ALLOW: {error}.", field="CALLBACK_ALLOW") from error
         self._secret = secret
         self._timeout_s = timeout_s
-        self._resolver = resolver or resolving.Resolver()
+        self._resolver = resolver or dns.Resolver()
 
     def check(self, url: str) -> None:
         """Raise errors.InvalidParameter(field="Callback") for a URL that can be seen to be wrong, or to lead to an address that
         is not public, before anything is resolved. Where a name leads is only known, and judged, when it is connected to."""
-        target = callback_url.parse(url)
+        target = target_url.parse(url)
         try:
             _Guard(target.raw_host or "", self._allowed).check_literal()
         except errors.CallbackFailed as error:
@@ -80,7 +80,7 @@ class WebhookSender:
         "gone" (410), "private-address" or "bad-url" (no retry).
         """
         try:
-            target = callback_url.parse(url)
+            target = target_url.parse(url)
         except errors.InvalidParameter as error:
             raise errors.CallbackFailed(error.message, reason="bad-url", retry=False) from error
         guard = _Guard(target.raw_host or "", self._allowed)
@@ -133,7 +133,7 @@ class WebhookSender:
 class _Guard:
     """Stands between one delivery and the network: opens sockets for allowed addresses only, and remembers what it refused."""
 
-    def __init__(self, host: str, allowed: addresses.AllowList) -> None:
+    def __init__(self, host: str, allowed: ssrf.AllowList) -> None:
         self._host = host
         self._allowed = allowed
         self.refused = ""
@@ -141,17 +141,17 @@ class _Guard:
 
     def check_literal(self) -> None:
         """Refuse an address written as such, in any way that a resolver would read as one (octal, hex, one number, three)."""
-        literal = callback_url.literal(self._host)
+        literal = target_url.literal(self._host)
         if not literal:
             return
-        self.refused = addresses.refusal(literal, self._allowed, self._host)
+        self.refused = ssrf.refusal(literal, self._allowed, self._host)
         if self.refused:
             raise self.failure()
 
     def open_socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
         """What aiohttp calls for every address it is about to connect to, resolved or literal."""
         family, kind, protocol, _, address = info
-        rule = addresses.refusal(str(address[0]), self._allowed, self._host)
+        rule = ssrf.refusal(str(address[0]), self._allowed, self._host)
         if rule:
             self.refused = rule
             raise OSError(f"refused: {rule}")

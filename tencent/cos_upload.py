@@ -20,8 +20,8 @@ from typing import Any
 
 import structlog
 
-from cloud import cos_requests, file_parts, objects
 from machine import errors, faults
+from tencent import cos_requests, cos_target, file_parts
 
 log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ class Upload:
         in_thread: file_parts.InThread,
         client: cos_requests.Client,
         path: Path,
-        target: objects.CosTarget,
+        target: cos_target.CosTarget,
         save: Save,
     ) -> None:
         self._ask = ask
@@ -250,7 +250,7 @@ class Upload:
             log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
 
     def _uploaded(self, size_bytes: int, crc64: str) -> Uploaded:
-        return Uploaded(size_bytes=size_bytes, crc64=crc64, url=objects.url(self._target))
+        return Uploaded(size_bytes=size_bytes, crc64=crc64, url=cos_target.url(self._target))
 
     async def _head(self) -> cos_requests.ObjectSeen | None:
         faults.faultpoint("upload.head.before")

@@ -1,0 +1,1 @@
+"""Delivers results: signed webhooks over HTTP, guarded against server-side request forgery."""
