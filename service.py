@@ -26,10 +26,10 @@ from cli import client, doctor, keys, parked
 from cli import commands as ops_cli
 from config import logs
 from config import settings as ops_settings
-from machine import errors, faults
+from machine import errors, failpoints
 
 if TYPE_CHECKING:
-    from assembly import api_keys, parking
+    from assembly import api_keys, dead_letters
 
 DEMO_MARK = ".recorder-demo"
 
@@ -126,16 +126,16 @@ def serve_command(
 
 async def migrate(settings: ops_settings.Settings) -> str:
     """Bring the database's schema to what this program needs, and seal what older ones kept plain; returns its revision."""
+    import store.encrypted_rows
     import store.engine
     import store.schema
-    import store.sealed
-    from assembly import sealing
+    from assembly import encryption_keys
 
-    ring = sealing.keyring(settings)
+    ring = encryption_keys.keyring(settings)
     engine = store.engine.open_engine(settings.database)
     try:
         await store.engine.migrate(engine)
-        kept = store.sealed.SealedRows(engine, ring)
+        kept = store.encrypted_rows.SealedRows(engine, ring)
         await kept.check()
         await kept.seal_plain()
     finally:
@@ -171,11 +171,11 @@ async def opened(kind: Callable[[ops_settings.Settings], Opened]) -> AsyncIterat
         await made.stop()
 
 
-def open_parking() -> contextlib.AbstractAsyncContextManager[parking.Parking]:
+def open_parking() -> contextlib.AbstractAsyncContextManager[dead_letters.Parking]:
     """What `recorder parked` works on."""
-    from assembly import parking
+    from assembly import dead_letters
 
-    return opened(parking.Parking)
+    return opened(dead_letters.Parking)
 
 
 def open_api_keys() -> contextlib.AbstractAsyncContextManager[api_keys.ApiKeys]:
@@ -203,11 +203,11 @@ ops_cli.app.add_typer(parked.commands(open_parking, parking_exit_code))
 async def rotate_keys(forget_lost: bool) -> keys.Rotated:
     """Seal everything in the database anew under the first key. What was forgotten, and a rotation that left something, are
     written down as well."""
-    from assembly import api_keys, identity, sealing
+    from assembly import api_keys, encryption_keys, identity
 
     logs.configure(level="error", stream=io.StringIO())
     settings = ops_settings.load(os.environ)
-    async with sealing.rows(settings) as kept, open_api_keys() as audited:
+    async with encryption_keys.rows(settings) as kept, open_api_keys() as audited:
         forgotten = await kept.forget_lost(api_keys.operator(), identity.clock()) if forget_lost else 0
         try:
             sealed = await kept.rotate()
@@ -215,7 +215,9 @@ async def rotate_keys(forget_lost: bool) -> keys.Rotated:
             await audited.note("keys-rotate", kept.key_id, error.code)
             raise
         await audited.note("keys-rotate", kept.key_id)
-    return keys.Rotated(sealed=sealed, forgotten=forgotten, key_id=kept.key_id, parked=await sealing.parked_elsewhere(settings))
+    return keys.Rotated(
+        sealed=sealed, forgotten=forgotten, key_id=kept.key_id, parked=await encryption_keys.parked_elsewhere(settings)
+    )
 
 
 keys_group = keys.commands(rotate_keys, parking_exit_code)
@@ -228,7 +230,7 @@ ops_cli.app.add_typer(keys_group)
 def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     """Look at settings and surroundings: what is wrong, what it means, what to type. Ends with 1 if something fails."""
     import store.inspection
-    from assembly import identity, sealing
+    from assembly import encryption_keys, identity
     from media import ffmpeg, spool
     from tencent import credentials, pull_url
 
@@ -244,7 +246,7 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
         pull_template=pull_url.DEFAULT_TEMPLATE,
         check_owner=spool.check_owner,
         schema=store.inspection.look,
-        sealing=sealing.look,
+        sealing=encryption_keys.look,
         credentials=source,
         version=identity.VERSION,
         fault=errors.RecorderError,
@@ -314,5 +316,5 @@ def simulator_command(
 
 def main(harness: Callable[[str], None] | None = None) -> None:
     """The command `recorder`. `harness` is called at every fault point; without one they are nothing."""
-    faults.install(harness)
+    failpoints.install(harness)
     ops_cli.app()

@@ -11,9 +11,9 @@ import pwd
 from collections.abc import Sequence
 from typing import Any
 
+import store.api_keys
 import store.audit
 import store.engine
-import store.keys
 from assembly.identity import clock
 from config import settings as ops_settings
 from machine import api_keys, model
@@ -38,7 +38,7 @@ class ApiKeys:
         self._many = bool(settings.amqp_url.get_secret_value())
         self._settings = settings
         self._engine = store.engine.open_engine(settings.database)
-        self._keys = store.keys.Keys(self._engine, clock=clock)
+        self._keys = store.api_keys.Keys(self._engine, clock=clock)
         self._audit = store.audit.Audit(self._engine, clock=clock)
 
     async def start(self) -> None:

@@ -16,17 +16,17 @@ from typing import Any
 import structlog
 
 import bus.local
+import store.api_keys
+import store.encryption
 import store.engine
-import store.keys
-import store.reading
-import store.sealing
+import store.queries
 import store.store
-from assembly import sealing
+from assembly import encryption_keys
 from assembly import work as joined
 from assembly.identity import VERSION, clock, new_id
 from config import settings as ops_settings
 from handlers import admission, dispatch, sweeper, unit_of_work
-from machine import background, model
+from machine import model, supervised_task
 from media import spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
@@ -45,12 +45,12 @@ class Service:
         self._environment = environment
         self._policy = _policy(settings)
         self._stack = contextlib.AsyncExitStack()
-        self._sides: list[background.Background] = []
+        self._sides: list[supervised_task.Background] = []
         self._ready = False
         self._draining = False
         self.node = ""
         self.store: store.store.Store
-        self._sealer: store.sealing.Keyring
+        self._sealer: store.encryption.Keyring
         self.worker: worker.Worker | None = None
         self.capacity: capacity.Capacity | None = None
         self.bus: Any
@@ -123,7 +123,7 @@ class Service:
         if not self.many:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = store.engine.open_engine(settings.database)
-        self._sealer = sealing.keyring(settings)
+        self._sealer = encryption_keys.keyring(settings)
         self.store = store.store.Store(engine, clock=clock, new_id=new_id, sealer=self._sealer)
         self._stack.push_async_callback(self.store.stop)
         if self.many:
@@ -238,7 +238,7 @@ class Service:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
 
-        kept = store.keys.Keys(engine, clock=clock)
+        kept = store.api_keys.Keys(engine, clock=clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -248,7 +248,7 @@ class Service:
 
         return web_app.Api(
             decide=decider.decide,
-            reading=store.reading.Reading(engine),
+            reading=store.queries.Reading(engine),
             ping=self.store.ping,
             ready=self._problems,
             new_id=new_id,

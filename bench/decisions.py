@@ -39,8 +39,8 @@ from bus import rabbit as rabbit_bus
 from events import codec
 from handlers import dispatch, unit_of_work
 from machine import model
+from store import encryption
 from store import engine as engines
-from store import sealing
 from store import store as stores
 from tests import postgres, rabbit
 
@@ -155,7 +155,7 @@ class Decisions:
     def __init__(self, url: str) -> None:
         self.engine = engines.open_engine(url)
         self._store = stores.Store(
-            self.engine, clock=now_ms, new_id=lambda: str(ULID()), sealer=sealing.Keyring([sealing.new_key()])
+            self.engine, clock=now_ms, new_id=lambda: str(ULID()), sealer=encryption.Keyring([encryption.new_key()])
         )
         self._decider = dispatch.Decider(self._store, unit_of_work.Context(policy=POLICY, new_id=lambda: str(ULID())))
         self._rooms = itertools.count(1)
@@ -228,7 +228,7 @@ class WholeWay(Decisions):
             clock=now_ms,
             on_event=self._on_event,
             on_command=self._on_command,
-            sealer=sealing.Keyring([sealing.new_key()]),
+            sealer=encryption.Keyring([encryption.new_key()]),
         )
 
     async def start(self) -> None:

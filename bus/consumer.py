@@ -14,10 +14,10 @@ from typing import Any
 import structlog
 from aio_pika import abc
 
-from bus import envelope, handling, publisher
-from bus import link as links
+from bus import broker_connection as links
+from bus import delivery_policy, envelope, publisher
 from bus import topology as topologies
-from machine import errors, faults, ports
+from machine import errors, failpoints, ports
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ class Consumer:
     """The consumer of one queue. `wanted` says whether it should consume; the session that is present may not be the last."""
 
     def __init__(
-        self, link: links.Link, queue: topologies.Queue, judge: handling.Judge, *, sealer: ports.Sealer, prefetch: int
+        self, link: links.Link, queue: topologies.Queue, judge: delivery_policy.Judge, *, sealer: ports.Sealer, prefetch: int
     ) -> None:
         self._link = link
         self._sealer = sealer
@@ -115,7 +115,7 @@ class Consumer:
         task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, message: abc.AbstractIncomingMessage) -> None:
-        incoming = handling.Incoming(
+        incoming = delivery_policy.Incoming(
             key=message.routing_key or "",
             body=message.body,
             message_id=message.message_id or "",
@@ -123,7 +123,7 @@ class Consumer:
             detour=detour(message, self._link.topology.exchange),
         )
         verdict = await self._judge.judge(incoming)
-        faults.faultpoint("bus.acknowledge.before")
+        failpoints.faultpoint("bus.acknowledge.before")
         try:
             await self._answer(message, incoming, verdict)
         except errors.Unavailable as error:
@@ -133,7 +133,9 @@ class Consumer:
             log.exception("bus.answer_failed", key=incoming.key, message_id=incoming.message_id)
             await self._later(message, incoming, str(error))
 
-    async def _answer(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, verdict: handling.Verdict) -> None:
+    async def _answer(
+        self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, verdict: delivery_policy.Verdict
+    ) -> None:
         if verdict.kind == "again":
             await self._rest(verdict.pause_s)
             await self._give_back(message)
@@ -147,9 +149,9 @@ class Consumer:
         with links.wrapped("acknowledging"):
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 await message.ack()
-        faults.faultpoint("bus.acknowledge.after")
+        failpoints.faultpoint("bus.acknowledge.after")
 
-    async def _later(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
+    async def _later(self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, reason: str) -> None:
         log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=reason)
         await self._rest(PARK_RETRY_S)
         with contextlib.suppress(errors.Unavailable):
@@ -166,11 +168,13 @@ class Consumer:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 await message.nack(requeue=True)
 
-    async def _park(self, message: abc.AbstractIncomingMessage, incoming: handling.Incoming, reason: str) -> None:
+    async def _park(self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, reason: str) -> None:
         ours = self._judge.parked_headers(incoming, self.queue.name, reason)
         parked = envelope.closed(envelope.of(message), self._sealer, ours)
         await publisher.publish(self._link, parked, parked=True)
-        log.error("bus.parked", key=parked.key, message_id=incoming.message_id, queue=self.queue.name, reason=ours["x-reason"])
+        log.error(
+            "bus.dead_letters", key=parked.key, message_id=incoming.message_id, queue=self.queue.name, reason=ours["x-reason"]
+        )
 
 
 def detour(message: abc.AbstractIncomingMessage, exchange: str) -> str:

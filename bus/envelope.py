@@ -13,7 +13,7 @@ from typing import Any
 from aio_pika import abc
 from pamqp import decode, encode
 
-from bus import masking, publisher
+from bus import publisher, redaction
 from machine import errors, ports
 
 ABOUT = "parked message"
@@ -46,16 +46,16 @@ def closed(original: Original, sealer: ports.Sealer, ours: Mapping[str, Any]) ->
     head = encode.field_table({"key": original.key, "properties": dict(original.properties), "headers": dict(original.headers)})
     body = sealer.seal(len(head).to_bytes(_LENGTH_BYTES) + head + original.body, ABOUT)
     headers = {
-        **masking.masked(original.headers),
-        **masking.masked(ours),
+        **redaction.masked(original.headers),
+        **redaction.masked(ours),
         KEY_ID: sealer.key_id,
         SIZE: len(original.body),
-        SHOWN: masking.body(original.body)[:MAX_SHOWN],
+        SHOWN: redaction.body(original.body)[:MAX_SHOWN],
     }
     properties = {"content_type": CONTENT_TYPE}
     if original.properties.get("message_id"):
-        properties["message_id"] = masking.masked(str(original.properties["message_id"]))
-    return publisher.Outgoing(key=masking.masked(original.key), body=body, properties=properties, headers=headers)
+        properties["message_id"] = redaction.masked(str(original.properties["message_id"]))
+    return publisher.Outgoing(key=redaction.masked(original.key), body=body, properties=properties, headers=headers)
 
 
 def opened(body: bytes, headers: Mapping[str, Any], sealer: ports.Sealer) -> Original:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 from aio_pika import abc
 
-from bus import link as links
+from bus import broker_connection as links
 from events import codec
 from events import errors as event_errors
 

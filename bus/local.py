@@ -17,7 +17,7 @@ import structlog
 from bus import attempts
 from events import codec
 from events import errors as event_errors
-from machine import background, errors, faults, ports
+from machine import errors, failpoints, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class LocalBus:
         # Messages up to this one may have been handed out before; those that failed since come again when they are due.
         self._older = 0
         self._due: dict[int, float] = {}
-        self.relay = background.Background("bus.relay", self._run)
+        self.relay = supervised_task.Background("bus.relay", self._run)
         self.sides = [self.relay]
         self.listeners: list[Callable[[codec.Event], None]] = []
         self._problem = ""
@@ -85,18 +85,18 @@ class LocalBus:
                 await asyncio.sleep(AGAIN_S)
                 continue
             if not handed_out:
-                await background.pause(self._store.changed, POLL_S)
+                await supervised_task.pause(self._store.changed, POLL_S)
 
     async def _round(self) -> bool:
         """Hand out what is due; whether anything was."""
-        faults.faultpoint("outbox.claim.before")
+        failpoints.faultpoint("outbox.claim.before")
         due = [m for m in await self._store.unsent() if self._due.get(m.seq, 0.0) <= time.monotonic()]
         for message in due:
             await self._hand_out(message)
         return bool(due)
 
     async def _hand_out(self, message: ports.Message) -> None:
-        faults.faultpoint("outbox.claim.after")
+        failpoints.faultpoint("outbox.claim.after")
         again = message.seq <= self._older or message.seq in self._due
         try:
             async with self._tries.begun(_name(message), again=again) as counted:
@@ -118,11 +118,11 @@ class LocalBus:
             log.exception("bus.handler_raised", seq=message.seq, channel=message.channel)
             await self._failed(message, counted, error, park=False)
         else:
-            faults.faultpoint("outbox.mark.before")
+            failpoints.faultpoint("outbox.mark.before")
             await self._store.mark_sent(message.seq)
             self._due.pop(message.seq, None)
             await self._tries.over(_name(message), counted)
-            faults.faultpoint("outbox.mark.after")
+            failpoints.faultpoint("outbox.mark.after")
 
     async def _failed(self, message: ports.Message, counted: int, error: Exception, *, park: bool) -> None:
         reason = f"{type(error).__name__}: {error}"
@@ -137,7 +137,7 @@ class LocalBus:
         log.warning("bus.retry", seq=message.seq, channel=message.channel, tries=tries, reason=reason)
 
     async def _park(self, message: ports.Message, counted: int, reason: str) -> None:
-        log.error("bus.parked", seq=message.seq, channel=message.channel, reason=reason)
+        log.error("bus.dead_letters", seq=message.seq, channel=message.channel, reason=reason)
         # The count first: one that is left behind would park the message anew as soon as an operator has it sent again.
         await self._tries.over(_name(message), counted)
         await self._store.mark_sent(message.seq, parked=reason)

@@ -11,9 +11,9 @@ from typing import Any
 import aio_pika
 from pamqp import encode
 
-from bus import link as links
+from bus import broker_connection as links
 from events import codec
-from machine import faults
+from machine import failpoints
 
 PUBLISH_LIMIT_S = 10.0
 # A header frame must fit the broker's frame_max (128 KiB by default), with properties and our own reasons.
@@ -54,9 +54,9 @@ async def publish(link: links.Link, message: Outgoing, *, parked: bool = False, 
             if message.node:
                 await session.declare_node(message.node)
             exchange = session.parked if parked else session.exchange
-            faults.faultpoint("bus.publish.before")
+            failpoints.faultpoint("bus.publish.before")
             await exchange.publish(made, message.key, mandatory=message.mandatory)
-    faults.faultpoint("bus.confirm.after")
+    failpoints.faultpoint("bus.confirm.after")
 
 
 def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from bus import attempts, handling, hearing, relay, watchdog
+from bus import attempts, delivery_policy, hearing, relay, watchdog
+from bus import broker_connection as links
 from bus import consumer as consumers
-from bus import link as links
-from bus import presence as presences
+from bus import database_probe as presences
 from bus import topology as topologies
 from events import codec
-from machine import background, errors, ports
+from machine import errors, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -41,8 +41,8 @@ class RabbitBus:
         node: str,
         roles: Collection[str],
         clock: Callable[[], int],
-        on_event: handling.Handler,
-        on_command: handling.Handler,
+        on_event: delivery_policy.Handler,
+        on_command: delivery_policy.Handler,
         sealer: ports.Sealer,
         prefix: str = "recorder",
         drain_s: float = DRAIN_S,
@@ -57,8 +57,8 @@ class RabbitBus:
         self._own = self.topology.node(node)
         presence, tries = presences.Presence(store), attempts.Tries(store.attempts)
         self.link = links.Link(url, self.topology, name=f"recorder {node}", on_session=self._begin)
-        events = handling.Judge("event", on_event, tries=tries, presence=presence, clock=clock)
-        commands = handling.Judge("command", on_command, tries=tries, presence=presence, clock=clock)
+        events = delivery_policy.Judge("event", on_event, tries=tries, presence=presence, clock=clock)
+        commands = delivery_policy.Judge("command", on_command, tries=tries, presence=presence, clock=clock)
         self._captures = consumers.Consumer(self.link, self.topology.capture, commands, sealer=sealer, prefetch=CAPTURE_PREFETCH)
         self._consumers: list[consumers.Consumer] = []
         if "machine" in self._roles:
@@ -76,7 +76,7 @@ class RabbitBus:
         self._consuming = True
         self._captures_wanted = True
         self.listeners: list[Callable[[codec.Event], None]] = []
-        self.sides: list[background.Background] = [self.link.life, self._relay.loop, self._watchdog.loop]
+        self.sides: list[supervised_task.Background] = [self.link.life, self._relay.loop, self._watchdog.loop]
 
     async def start(self) -> None:
         """Begin to connect, relay and consume; returns at once, and harmless to repeat."""

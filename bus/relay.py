@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from bus import link as links
-from bus import presence as presences
+from bus import broker_connection as links
+from bus import database_probe as presences
 from bus import publisher
 from events import errors as event_errors
-from machine import background, errors, faults, ports
+from machine import errors, failpoints, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class Relay:
         self._claimed: dict[int, _Claim] = {}
         self._reason = ""
         self._turn = asyncio.Lock()
-        self.loop = background.Background("bus.relay", self._run)
+        self.loop = supervised_task.Background("bus.relay", self._run)
 
     async def stop(self) -> None:
         """End after the round that is under way, if that ends soon, and leave to the others what is claimed and not published;
@@ -90,14 +90,14 @@ class Relay:
                 log.exception("bus.relay_failed", failures=failures, reason=type(error).__name__)
                 sent, left = 0, 0
             if left or not sent:
-                await background.pause(self._store.changed, POLL_S)
+                await supervised_task.pause(self._store.changed, POLL_S)
 
     async def _round(self) -> tuple[int, int]:
         """Publish what is due; how many went and how many did not."""
-        faults.faultpoint("outbox.claim.before")
+        failpoints.faultpoint("outbox.claim.before")
         messages = await self._due()
         again_s = time.monotonic() + AGAIN_S
-        faults.faultpoint("outbox.claim.after")
+        failpoints.faultpoint("outbox.claim.after")
         for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
             claim = self._claimed[message.seq]
             claim.confirmed, claim.due_s = confirmed, again_s
@@ -107,9 +107,9 @@ class Relay:
             log.warning("bus.not_published", messages=left, reason=self._reason)
         if sent:
             # Where this fails, what the broker has is marked in the next round, not published again.
-            faults.faultpoint("outbox.mark.before")
+            failpoints.faultpoint("outbox.mark.before")
             await self._store.mark_all_sent(sent)
-            faults.faultpoint("outbox.mark.after")
+            failpoints.faultpoint("outbox.mark.after")
         for seq in sent:
             del self._claimed[seq]
         return len(sent), left
@@ -133,7 +133,7 @@ class Relay:
             made = publisher.outgoing(message.channel, message.type, message.node, message.body)
         except event_errors.InvalidEvent as error:
             # Written by our own codec in the same transaction as the decision: this is damage, and never heals.
-            log.error("bus.parked", seq=message.seq, channel=message.channel, reason=str(error))
+            log.error("bus.dead_letters", seq=message.seq, channel=message.channel, reason=str(error))
             await self._store.mark_sent(message.seq, parked=str(error))
             return True
         try:

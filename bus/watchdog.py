@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import structlog
 
+from bus import broker_connection as links
 from bus import consumer as consumers
-from bus import link as links
-from machine import background, errors
+from machine import errors, supervised_task
 
 log = structlog.get_logger()
 
@@ -29,11 +29,11 @@ class Watchdog:
         self._watched = watched
         self._every_s = every_s
         self._quiet: dict[str, int] = {}
-        self.loop = background.Background("bus.watchdog", self._run)
+        self.loop = supervised_task.Background("bus.watchdog", self._run)
 
     async def _run(self) -> None:
         while True:
-            await background.pause(asyncio.Event(), self._every_s)
+            await supervised_task.pause(asyncio.Event(), self._every_s)
             session = self._link.present
             if session is None:
                 self._quiet.clear()

@@ -14,7 +14,7 @@ from typing import Any
 from config import settings
 from docs import asyncapi
 from events import codec
-from machine import recording, session, states, table
+from machine import decision_table, recording, session, states
 
 FOLDER = Path(__file__).parent
 # What a database column holds: true of every number, and no help to a reader.
@@ -59,7 +59,7 @@ def _described(text: str) -> str:
     return "\n".join([intro, "", *items, ""])
 
 
-def _chart(rows: Sequence[table.Row], initial: str, final: Sequence[str]) -> str:
+def _chart(rows: Sequence[decision_table.Row], initial: str, final: Sequence[str]) -> str:
     moves: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for source in row.at if row.to else ():
@@ -71,7 +71,7 @@ def _chart(rows: Sequence[table.Row], initial: str, final: Sequence[str]) -> str
     return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {initial}", *lines, *ends, "```\n"])
 
 
-def _rows(rows: Sequence[table.Row], cursor: type) -> str:
+def _rows(rows: Sequence[decision_table.Row], cursor: type) -> str:
     lines = ["| event | in | when | then |", "|---|---|---|---|"]
     for row in rows:
         when = [_says(cursor, name) for name in row.when] + [f"not: {_says(cursor, name)}" for name in row.unless]

@@ -9,7 +9,7 @@ import structlog
 
 from events import codec
 from handlers import bus_replies, trtc_events, unit_of_work, user_requests, worker_events
-from machine import errors, model, ports, template
+from machine import errors, inbox, model, ports
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Decider:
             return answer
 
         try:
-            answer = await template.decide(self._store, event, handler)
+            answer = await inbox.decide(self._store, event, handler)
         except errors.RecorderError as error:
             if by is not None and not error.retry:
                 async with self._store.transaction() as tx:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import structlog
 
 from events import codec
-from machine import background, model, ports
+from machine import model, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ class Sweeper:
         self._said: dict[str, None] = {}
         self._next_cleaning_ms = 0
         self._since_ms = self._beat_ms = 0
-        self.sweep = background.Background("sweeper", self._run)
+        self.sweep = supervised_task.Background("sweeper", self._run)
 
     async def start(self) -> None:
         """Give live sessions back the time in which no node could have tried, then begin to sweep."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from events import codec
-from machine import callback, effects, errors, model, ports, recording, results, session, states
+from machine import delivery, effects, errors, model, ports, recording, results, session, states
 
 # What may give a recording a new Detail that says how its pulls ended.
 NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
@@ -140,10 +140,10 @@ class Applying:
                 await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
 
     # --- callbacks ----------------------------------------------------------------------------------------------------------
-    async def to_callback(self, value: model.Callback, trigger: str) -> callback.Decision:
+    async def to_callback(self, value: model.Callback, trigger: str) -> delivery.Decision:
         """Let `trigger` happen to the delivery of a result and write down what it decides."""
         policy, data = self.context.policy, self.event.data
-        decision = callback.decide(value, trigger, now_ms=self.tx.now_ms, policy=policy, data=data)
+        decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=policy, data=data)
         if decision.ignored:
             note = f"ignored: {trigger}: {decision.ignored}"
             await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, note)
@@ -227,7 +227,7 @@ class Applying:
         await self.tx.add_result(current.task_id, current.revision, text)
         await self.tx.send("result", event, current.task_id)
         for older in await self.tx.callbacks(current.task_id):
-            if older.state == callback.PENDING:
+            if older.state == delivery.PENDING:
                 await self.to_callback(older, "cancel")
         if current.request.callback:
             await self._call_back(current, text)
@@ -236,11 +236,11 @@ class Applying:
 
     async def _call_back(self, current: model.Session, body: str) -> None:
         new = model.Callback(task_id=current.task_id, revision=current.revision, url=current.request.callback, body=body)
-        decision = callback.decide(new, "send", now_ms=self.tx.now_ms, policy=self.context.policy)
+        decision = delivery.decide(new, "send", now_ms=self.tx.now_ms, policy=self.context.policy)
         await self.tx.add_callback(decision.callback)
         await self._callback_effects(decision)
 
-    async def _callback_effects(self, decision: callback.Decision) -> None:
+    async def _callback_effects(self, decision: delivery.Decision) -> None:
         value = decision.callback
         for effect in decision.effects:
             match effect:

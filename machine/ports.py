@@ -15,7 +15,7 @@ from machine import model
 
 
 class Sealer(Protocol):
-    """What closes and opens secrets (store.sealing.Keyring)."""
+    """What closes and opens secrets (store.encryption.Keyring)."""
 
     @property
     def key_id(self) -> str: ...

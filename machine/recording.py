@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from machine import effects, model, recording_cursor, recording_facts, states, table
+from machine import decision_table, effects, model, recording_facts, recording_rules, states
 
 Facts = recording_facts.Facts
-Cursor = recording_cursor.Cursor
+Cursor = recording_rules.Cursor
 
 CAPTURING = states.CAPTURING
 LATER = (states.TRANSCODING, states.UPLOADING, states.DONE, states.FAILED)
@@ -52,17 +52,17 @@ class Decision:
     ignored: str = ""
 
 
-def _ignore(on: str, at: tuple[str, ...], reason: str, when: tuple[str, ...] = ()) -> table.Row:
-    return table.Row(on=on, at=at, when=when, ignore=reason)
+def _ignore(on: str, at: tuple[str, ...], reason: str, when: tuple[str, ...] = ()) -> decision_table.Row:
+    return decision_table.Row(on=on, at=at, when=when, ignore=reason)
 
 
 STALE = "an older epoch speaks"
 OVER = "the capture is over; a new recording takes up what comes"
 STOPPING = "it is stopping already"
 NO_SUCH_JOB = "no such job is held in this state"
-Row = table.Row
+Row = decision_table.Row
 
-ROWS: tuple[table.Row, ...] = (
+ROWS: tuple[decision_table.Row, ...] = (
     # The speaker is there. A pull is made at once unless one runs; that one may have been refused a moment too early.
     _ignore("user-publishing", CAPTURING, OVER, ("stopping",)),
     Row(on="user-publishing", at=CAPTURING, when=("running",), do=("mark_present", "note_call")),
@@ -168,7 +168,7 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="replay", at=states.FINAL, to=J, do=("begin_attempt", "rejoin", "queue_capture")),
 )
 
-MACHINE = table.build(ROWS, states.RECORDING_STATES, EVENTS, Cursor)
+MACHINE = decision_table.build(ROWS, states.RECORDING_STATES, EVENTS, Cursor)
 
 
 def decide(recording: model.Recording, event: str, facts: Facts) -> Decision:
@@ -191,9 +191,9 @@ def _media_found(recording: model.Recording, event: str, facts: Facts) -> bool:
     return fresh and (facts.has_segments or int(facts.data.get("MediaMs") or 0) > 0)
 
 
-def _step(cursor: Cursor, event: str, moves: list[tuple[str, str]]) -> table.Row:
+def _step(cursor: Cursor, event: str, moves: list[tuple[str, str]]) -> decision_table.Row:
     before = cursor.state
-    row = table.fire(MACHINE, cursor, event)
+    row = decision_table.fire(MACHINE, cursor, event)
     if cursor.state != before:
         moves.append((before, cursor.state))
         cursor.recording = model.changed(cursor.recording, state=cursor.state)

@@ -13,7 +13,7 @@ from typing import Any
 
 from transitions import EventData
 
-from machine import effects, model, states, table
+from machine import decision_table, effects, model, states
 
 O, C, F = states.OPEN, states.CLOSING, states.FINISHED  # noqa: E741 - one letter a state keeps the table readable
 ALL = states.SESSION_STATES
@@ -73,7 +73,7 @@ class Cursor:
         self.facts = facts
         self.event = event
         self.state = session.state
-        self.fired = table.Fired()
+        self.fired = decision_table.Fired()
         self.effects: list[effects.Effect] = []
 
     # --- conditions -----------------------------------------------------------------------------------------------------
@@ -147,10 +147,10 @@ def opening(facts: Facts) -> list[effects.Effect]:
     ]
 
 
-Row = table.Row
+Row = decision_table.Row
 CLOSED = "it is closed already"
 
-ROWS: tuple[table.Row, ...] = (
+ROWS: tuple[decision_table.Row, ...] = (
     # A repeated start renews the secrets (the handler's part) and changes nothing else.
     Row(on="start", at=(O,)),
     Row(on="start", at=(C, F), ignore="a start now opens a new session"),
@@ -183,13 +183,13 @@ ROWS: tuple[table.Row, ...] = (
     Row(on="reopen", at=(C, F), to=O, do=("open_anew",)),
 )
 
-MACHINE = table.build(ROWS, ALL, EVENTS, Cursor)
+MACHINE = decision_table.build(ROWS, ALL, EVENTS, Cursor)
 
 
 def decide(session: model.Session, event: str, facts: Facts) -> Decision:
     """What `event` makes of `session`: pure and total. Raises nothing but KeyError for an event that is not in EVENTS."""
     cursor = Cursor(session, facts, event)
-    row = table.fire(MACHINE, cursor, event)
+    row = decision_table.fire(MACHINE, cursor, event)
     moves = ((session.state, cursor.state),) if cursor.state != session.state else ()
     return Decision(
         session=replace(cursor.session, state=cursor.state), effects=tuple(cursor.effects), moves=moves, ignored=row.ignore

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import structlog
 
-from machine import errors, faults
+from machine import errors, failpoints
 from media import ffmpeg, limits, lines, process, tail
 from media.tail import CaptureProgress as CaptureProgress
 
@@ -188,10 +188,10 @@ class Capture:
                 script = _inherited(ffmpeg.capture_script(spec.address, timeout_s=2 * spec.stall_after_s))
                 argv = ffmpeg.capture_args(self._ffmpeg, script, spec.path, spec.mode)
                 child = process.Child(argv, redact=self._redact, on_error_line=self._on_line, limits=limits.CAPTURE)
-                faults.faultpoint("capture.spawn.before")
+                failpoints.faultpoint("capture.spawn.before")
                 await child.start(inherit=(script,))
                 self._child = child
-                faults.faultpoint("capture.spawn.after")
+                failpoints.faultpoint("capture.spawn.after")
                 log.info("capture.spawned", pid=child.pid, segment=spec.path.name)
             except (OSError, errors.InvalidParameter) as error:
                 self._verdict = (ERROR, f"ffmpeg could not be started: {self._redact(str(error))}")
@@ -254,7 +254,7 @@ class Capture:
             # The first look may fall into the middle of ffmpeg's first burst, when the first packet's time is not settled.
             if self._looks_with_media == 2 or (self._exited and self._looks_with_media == 1):
                 self._looks_with_media = 2
-                faults.faultpoint("capture.media.before")
+                failpoints.faultpoint("capture.media.before")
                 self._announce(self._tail.progress)
 
     def _announce(self, progress: CaptureProgress) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from machine import errors, faults
+from machine import errors, failpoints
 from media import encoding, joiner, limits, lines, process, survey, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
@@ -64,15 +64,15 @@ class Transcoder:
         """
         part = output.with_name(output.name + ".part")
         try:
-            faults.faultpoint("transcode.start.before")
+            failpoints.faultpoint("transcode.start.before")
             found = await asyncio.to_thread(survey.survey, segments, mode)
             self._check(found, segments, output)
             log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
             seen = await self._make(found, segments, mode, part)
             size_bytes, crc64 = await asyncio.to_thread(verify.settle, part)
-            faults.faultpoint("transcode.rename.before")
+            failpoints.faultpoint("transcode.rename.before")
             await asyncio.to_thread(_give_name, part, output)
-            faults.faultpoint("transcode.rename.after")
+            failpoints.faultpoint("transcode.rename.after")
         except OSError as error:
             raise storage_failed(error) from error
         finally:
@@ -157,7 +157,7 @@ class _Run:
         feeding = asyncio.create_task(self._feed(stream))
         watching = asyncio.create_task(self._watch(part, stuck_after_s))
         try:
-            faults.faultpoint("transcode.start.after")
+            failpoints.faultpoint("transcode.start.after")
             code = await asyncio.shield(reaped)
             if code == 0 or feeding.done():
                 await feeding  # a segment that cannot be read is the reason, not the ffmpeg that was killed for it

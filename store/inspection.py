@@ -13,8 +13,8 @@ from sqlalchemy import exc, select
 from sqlalchemy.engine import make_url
 
 from machine import errors
+from store import encrypted_rows, schema, tables
 from store import engine as engines
-from store import schema, sealed, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def key_ids(url: str) -> set[str]:
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
         return set()
     try:
-        return asyncio.run(_key_ids(url)) - {sealed.PLAIN}
+        return asyncio.run(_key_ids(url)) - {encrypted_rows.PLAIN}
     except (exc.SQLAlchemyError, OSError, TimeoutError):
         return set()
 

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from events import codec
 from machine import errors, model, ports, states
-from store import attempts, cleaning, forgetting, leasing, nodes, sealed, statements, tables, transaction, values
+from store import attempts, encrypted_rows, leases, nodes, retention, spool_files, statements, tables, transaction, values
 from store import engine as engines
 
 # PostgreSQL: serialization_failure, deadlock_detected.
@@ -56,7 +56,7 @@ class Store:
 
     async def check_sealed(self) -> None:
         """See that every secret is sealed and can be opened. Raises Unavailable."""
-        kept = sealed.SealedRows(self._engine, self._sealer)
+        kept = encrypted_rows.SealedRows(self._engine, self._sealer)
         await kept.check()
         await kept.seal_plain()
 
@@ -131,7 +131,7 @@ class Store:
         queued = {"at_owner": owner, "at_epoch": epoch, "at_state": states.QUEUED}
         taken = queued | {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
         async with self._write() as connection:
-            await leasing.touch(connection, owner, epoch)
+            await leases.touch(connection, owner, epoch)
             if (await connection.execute(statements.TAKE_LEASE, taken)).rowcount:
                 return True
             await connection.rollback()
@@ -141,7 +141,7 @@ class Store:
         """Renew the lease, and note when media last came. False: it was refused; end the work and write nothing more."""
         async with self._write() as connection:
             if last_packet_ms is not None:
-                await leasing.note_media(connection, owner, epoch, last_packet_ms)
+                await leases.note_media(connection, owner, epoch, last_packet_ms)
             renewed = _held(owner, epoch, node) | {"lease_until_ms": self._clock() + lease_ms}
             done = await connection.execute(statements.RENEW_LEASE, renewed)
             if not done.rowcount:
@@ -259,50 +259,50 @@ class Store:
         """Recordings whose files are kept and not wanted any more: Done, and nothing was missing; or, of the others, those that
         ended before that time (Unix ms)."""
         async with self._read() as connection:
-            return await cleaning.removable(connection, failed_before_ms)
+            return await spool_files.removable(connection, failed_before_ms)
 
     async def mark_removed(self, recording_id: str, failed_before_ms: int) -> bool:
         """Give the files of a recording up that is still `removable`, before they are deleted. False: a replay came first, and
         needs them, or has ended and left others."""
         async with self._write() as connection:
-            return await cleaning.mark_removed(connection, recording_id, failed_before_ms)
+            return await spool_files.mark_removed(connection, recording_id, failed_before_ms)
 
     async def given_up(self, node: str) -> list[str]:
         """Recordings whose files were given up and still lie on the spool of `node` ("": a spool that all share)."""
         async with self._read() as connection:
-            return await cleaning.given_up(connection, node)
+            return await spool_files.given_up(connection, node)
 
     async def files_of(self, recording_id: str, node: str) -> Files | None:
         """What of a given-up recording lies on the spool of `node` ("": the one that all share); None if a replay has begun
         meanwhile: then nothing may be deleted."""
         async with self._read() as connection:
-            return await cleaning.files_of(connection, recording_id, node)
+            return await spool_files.files_of(connection, recording_id, node)
 
     async def forget_files(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
         """Forget segments, and the finished file, that were deleted from the spool of `node`. Not before: what a crash or a
         failing disk keeps is listed by `given_up` until it is gone."""
         async with self._write() as connection:
-            await cleaning.forget_files(connection, recording_id, node, epochs)
+            await spool_files.forget_files(connection, recording_id, node, epochs)
 
     async def remains(self, task_ids: Sequence[str]) -> list[Remains]:
         """What nothing can want any more of these sessions, wherever it lies. What this database does not know is nobody's to
         delete: another DATA_DIR, or a backup, may know it."""
         async with self._read() as connection:
-            return await cleaning.remains(connection, task_ids)
+            return await spool_files.remains(connection, task_ids)
 
     async def forget_inbox(self, before_ms: int) -> None:
         """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""
         async with self._write() as connection:
-            await forgetting.messages(connection, before_ms)
+            await retention.messages(connection, before_ms)
 
     async def forget_sessions(self, before_ms: int) -> int:
         """Forget sessions that finished before that time (Unix ms) and that nothing is kept of but rows; returns how many, which
         is forgetting.AT_ONCE as long as there may be more. And what is older and belongs to none: who was where, lost nodes."""
         now_ms = self._clock()
         async with self._write() as connection:
-            gone = await forgetting.sessions(connection, before_ms)
+            gone = await retention.sessions(connection, before_ms)
             presence_ms = now_ms - transaction.PRESENCE_KEPT_MS
-            await forgetting.loose(connection, presence_before_ms=presence_ms, before_ms=before_ms)
+            await retention.loose(connection, presence_before_ms=presence_ms, before_ms=before_ms)
         return gone
 
     # --- the small steps they share ---------------------------------------------------------------------------------------

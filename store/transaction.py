@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
 from machine import errors, model, ports, states
-from store import audit, jobs, locks, rows, sealed, statements, tables
-from store import pending as waiting
+from store import audit, encrypted_rows, jobs, locks, rows, statements, tables
+from store import pending_writes as waiting
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
@@ -86,7 +86,7 @@ class Transaction:
         await self._insert(tables.sessions, rows.session_row(session))
         await self.put_secrets(session.task_id, secrets)
         if session.request.callback:
-            await self._put_sealed(session.task_id, sealed.CALLBACK, session.request.callback)
+            await self._put_sealed(session.task_id, encrypted_rows.CALLBACK, session.request.callback)
 
     async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
         """Guarded update of what changed; returns the session as it now stands. Raises Conflict, also if it would be the second
@@ -97,30 +97,30 @@ class Transaction:
 
     async def put_secrets(self, task_id: str, secrets: requests.Secrets) -> None:
         """Keep the secrets of a session, sealed, in place of older ones."""
-        await self._put_sealed(task_id, sealed.CREDENTIALS, rows.dumps(secrets.to_json()))
+        await self._put_sealed(task_id, encrypted_rows.CREDENTIALS, rows.dumps(secrets.to_json()))
 
     async def secrets(self, task_id: str) -> requests.Secrets:
         """The secrets of a session; empty ones if they were wiped. Raises Unsealable."""
-        kept = await self._sealed(task_id, sealed.CREDENTIALS)
+        kept = await self._sealed(task_id, encrypted_rows.CREDENTIALS)
         return requests.Secrets.from_json(json.loads(kept)) if kept else requests.Secrets()
 
     async def wipe_secrets(self, task_id: str) -> None:
         """Forget the secrets of a session. The callback's address stays: a later revision may have to be posted."""
-        await self._connection.execute(statements.WIPE_SECRET, _at(task_id=task_id, kind=sealed.CREDENTIALS))
+        await self._connection.execute(statements.WIPE_SECRET, _at(task_id=task_id, kind=encrypted_rows.CREDENTIALS))
 
     async def callback_url(self, task_id: str) -> str:
         """Where the results of a session are posted, whole; "" if nowhere, or it was forgotten. Raises Unsealable."""
-        return await self._sealed(task_id, sealed.CALLBACK)
+        return await self._sealed(task_id, encrypted_rows.CALLBACK)
 
     async def _put_sealed(self, task_id: str, kind: str, clear: str) -> None:
-        values = {**sealed.seal(self._sealer, task_id, kind, clear), "updated_ms": self.now_ms}
+        values = {**encrypted_rows.seal(self._sealer, task_id, kind, clear), "updated_ms": self.now_ms}
         key = {"task_id": task_id, "kind": kind}
         if not (await self._connection.execute(statements.SET_SECRET, _at(**key) | values)).rowcount:
             await self._insert(tables.secrets, key | values)
 
     async def _sealed(self, task_id: str, kind: str) -> str:
         row = await self._one(statements.SECRET, task_id=task_id, kind=kind)
-        return sealed.unseal(self._sealer, task_id, kind, row["key_id"], row["body"]) if row else ""
+        return encrypted_rows.unseal(self._sealer, task_id, kind, row["key_id"], row["body"]) if row else ""
 
     # --- recordings -------------------------------------------------------------------------------------------------------
     async def recordings(self, task_id: str) -> list[model.Recording]:

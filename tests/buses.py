@@ -9,11 +9,11 @@ from typing import Protocol
 
 import aio_pika
 
-from bus import handling, local
+from bus import delivery_policy, local
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
 from events import codec
-from machine import background
+from machine import supervised_task
 from store import store as stores
 from tests import engines, rabbit, waiting
 
@@ -26,7 +26,7 @@ JOB = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1}
 class Bus(Protocol):
     """What both buses have."""
 
-    sides: list[background.Background]
+    sides: list[supervised_task.Background]
     listeners: list[Callable[[codec.Event], None]]
 
     async def start(self) -> None: ...
@@ -62,7 +62,7 @@ class Workshop:
     clock: engines.Clock
     prefix: str = ""
 
-    def make(self, on_event: handling.Handler, on_command: handling.Handler) -> Bus:
+    def make(self, on_event: delivery_policy.Handler, on_command: delivery_policy.Handler) -> Bus:
         """A bus that is not started yet."""
         if self.engine == "local":
             return local.LocalBus(self.store, clock=self.clock, on_event=on_event, on_command=on_command)
@@ -82,8 +82,8 @@ def node(
     clock: Callable[[], int],
     prefix: str,
     *,
-    on_event: handling.Handler,
-    on_command: handling.Handler,
+    on_event: delivery_policy.Handler,
+    on_command: delivery_policy.Handler,
     name: str = "n1",
     roles: Collection[str] = ROLES,
     url: str = "",

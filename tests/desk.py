@@ -10,7 +10,7 @@ from sqlalchemy import text
 from events import codec
 from handlers import dispatch, unit_of_work
 from machine import model
-from store import reading
+from store import queries
 from store import store as stores
 from tests import engines
 
@@ -30,7 +30,7 @@ class Desk:
     store: stores.Store
     clock: engines.Clock
     decider: dispatch.Decider
-    reading: reading.Reading
+    reading: queries.Reading
     new_id: Any = field(default_factory=lambda: engines.ids("e"))
 
     async def say(self, type_: str, id_: str = "", **data: Any) -> dict[str, Any]:
@@ -170,4 +170,4 @@ class Desk:
 def sit_down(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Desk:
     """A desk with the policy of every day."""
     context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
-    return Desk(store, clock, dispatch.Decider(store, context, inspect), reading.Reading(store._engine))
+    return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.Reading(store._engine))

@@ -22,8 +22,8 @@ from typing import Any
 
 import asyncpg
 
+from store import encryption, queries
 from store import engine as opening
-from store import reading, sealing
 from store import store as stores
 from tests import postgres
 from tests.simulated import dictionary
@@ -56,9 +56,9 @@ def ids(prefix: str = "01") -> Callable[[], str]:
     return lambda: prefix + str(next(numbers)).zfill(26 - len(prefix))
 
 
-def sealer() -> sealing.Keyring:
+def sealer() -> encryption.Keyring:
     """The keyring of SECRET_KEYS."""
-    return sealing.Keyring([SECRET_KEYS])
+    return encryption.Keyring([SECRET_KEYS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def fresh(engine: str, folder: Path) -> Database:
 
 def reader(store: Any) -> Any:
     """What reads a store's sessions, timelines and results."""
-    return store if isinstance(store, dictionary.Store) else reading.Reading(store._engine)
+    return store if isinstance(store, dictionary.Store) else queries.Reading(store._engine)
 
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:

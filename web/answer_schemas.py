@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from machine import callback, states
+from machine import delivery, states
 
 Json = dict[str, Any]
 
@@ -141,7 +141,7 @@ COMPONENTS: dict[str, Json] = {
     "Callback": _object(
         "The delivery of one revision of the result.",
         Revision=COUNT,
-        State=_one_of((callback.PENDING, callback.DELIVERED, callback.FAILED, callback.CANCELLED)),
+        State=_one_of((delivery.PENDING, delivery.DELIVERED, delivery.FAILED, delivery.CANCELLED)),
         Tries=COUNT,
         Detail=TEXT,
     ),

@@ -15,7 +15,7 @@ from machine import api_keys, model
 
 
 class Line(Protocol):
-    """One line of a session's timeline (store.reading.Line)."""
+    """One line of a session's timeline (store.queries.Line)."""
 
     @property
     def at_ms(self) -> int: ...
@@ -32,7 +32,7 @@ class Line(Protocol):
 
 
 class Segment(Protocol):
-    """One FLV file of a recording (store.reading.Segment). `reason` is "" while its run is under way."""
+    """One FLV file of a recording (store.queries.Segment). `reason` is "" while its run is under way."""
 
     @property
     def recording_id(self) -> str: ...
@@ -53,7 +53,7 @@ class Segment(Protocol):
 
 
 class Work(Protocol):
-    """A queued or leased job (store.reading.Work)."""
+    """A queued or leased job (store.queries.Work)."""
 
     @property
     def kind(self) -> str: ...
@@ -68,7 +68,7 @@ class Work(Protocol):
 
 
 class Evidence(Protocol):
-    """What stands behind a session (store.reading.Evidence)."""
+    """What stands behind a session (store.queries.Evidence)."""
 
     @property
     def recordings(self) -> Sequence[model.Recording]: ...
@@ -79,7 +79,7 @@ class Evidence(Protocol):
 
 
 class Result(Protocol):
-    """One message to subscribers (store.reading.Result)."""
+    """One message to subscribers (store.queries.Result)."""
 
     @property
     def cursor(self) -> str: ...
@@ -96,7 +96,7 @@ class Result(Protocol):
 
 
 class Reading(Protocol):
-    """Read-only views of the database (store.reading.Reading)."""
+    """Read-only views of the database (store.queries.Reading)."""
 
     async def sessions(
         self,

@@ -1,7 +1,7 @@
 """Which sessions a person should look at, why, and what to type: the rules, each with its sentence. Pure. May import `machine`.
 
 Rule: everything is derived from what is written down anyway (rows, jobs, the policy's figures); nothing here is remembered.
-`store.reading` casts a wider net for candidates; a new rule must not look outside of it.
+`store.queries` casts a wider net for candidates; a new rule must not look outside of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from machine import callback, model, states
+from machine import delivery, model, states
 from web import advice, given
 
 MANY_TRIES = 3
@@ -127,13 +127,13 @@ def _lease_over(look: Look, value: model.Recording | model.Callback) -> str:
 # --- the deliveries of its results ----------------------------------------------------------------------------------------
 def _not_delivered(look: Look, value: model.Callback) -> str:
     finished_ms = look.session.finished_ms or look.now_ms
-    if value.state != callback.FAILED or look.now_ms - finished_ms > look.policy.keep_failed_ms:
+    if value.state != delivery.FAILED or look.now_ms - finished_ms > look.policy.keep_failed_ms:
         return ""
     return f"The result was not taken, and is not sent again. {value.detail}".strip()
 
 
 def _refused_often(_: Look, value: model.Callback) -> str:
-    if value.state != callback.PENDING or value.tries < MANY_TRIES:
+    if value.state != delivery.PENDING or value.tries < MANY_TRIES:
         return ""
     return f"The result was refused {value.tries} times. {value.detail}".strip()
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from machine import background, errors, model
+from machine import errors, model, supervised_task
 from worker import cpu_usage
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Capacity:
         self._free_bytes = free_bytes
         self._reason = ""
         self._turn = asyncio.Lock()
-        self.watch = background.Background("capacity", self._run)
+        self.watch = supervised_task.Background("capacity", self._run)
 
     async def start(self) -> None:
         """Begin to look."""

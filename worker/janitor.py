@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from machine import background, faults, model, ports
+from machine import failpoints, model, ports, supervised_task
 from worker import work_ports
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ class Janitor:
         self._policy = policy
         self._clock = clock
         self._next_disk_ms = 0
-        self.cleaning = background.Background("janitor", self._run)
+        self.cleaning = supervised_task.Background("janitor", self._run)
 
     async def start(self) -> None:
         """Begin to clean."""
@@ -75,10 +75,10 @@ class Janitor:
         files = await self._store.files_of(recording_id, self._node)
         if files is None:
             return
-        faults.faultpoint("cleanup.remove.before")
+        failpoints.faultpoint("cleanup.remove.before")
         if await self._tell_stuck(recording_id, self._steps.remove(recording_id, files.until_epoch)) is None:
             return
-        faults.faultpoint("cleanup.remove.after")
+        failpoints.faultpoint("cleanup.remove.after")
         await self._store.forget_files(recording_id, self._node, files.segments)
         log.info("spool.removed", owner=recording_id)
 

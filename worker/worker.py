@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import structlog
 
 from events import codec
-from machine import background, errors, faults, model, ports, states
+from machine import errors, failpoints, model, ports, states, supervised_task
 from worker import leased_job, outcomes, work_ports
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class Worker:
         self._transcodes = asyncio.Semaphore(TRANSCODES)
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._callbacks = asyncio.Semaphore(CALLBACKS)
-        self.renewal = background.Background("worker.leases", self._renew)
+        self.renewal = supervised_task.Background("worker.leases", self._renew)
 
     async def start(self) -> None:
         """Void the leases that an earlier life of this node held: ask the disk, not memory, what they left."""
@@ -128,11 +128,11 @@ class Worker:
                 reason="it does not run here",
             )
             return
-        faults.faultpoint("capture.stop.before")
+        failpoints.faultpoint("capture.stop.before")
         job.stop_asked = True
         if job.capture is not None:
             job.capture.stop()
-        faults.faultpoint("capture.stop.after")
+        failpoints.faultpoint("capture.stop.after")
 
     async def start_transcode(self, command: codec.Event) -> None:
         """Contract 3."""
@@ -167,12 +167,12 @@ class Worker:
             capture.stop()
         ended = await capture.wait()
         await asyncio.gather(*job.said)
-        faults.faultpoint("segment.close.before")
+        failpoints.faultpoint("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
         detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
         await self._say.exit(job, detail | leased_job.on_disk(ended.progress))
-        faults.faultpoint("segment.close.after")
+        failpoints.faultpoint("segment.close.after")
 
     async def _transcode(self, job: leased_job.Job) -> None:
         assignment = await self._store.assignment(job.owner)
@@ -230,9 +230,9 @@ class Worker:
             await self._say.outcome(job, "upload-failed", failure)
             return
         log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
-        faults.faultpoint("upload.done.before")
+        failpoints.faultpoint("upload.done.before")
         await self._say.outcome(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
-        faults.faultpoint("upload.done.after")
+        failpoints.faultpoint("upload.done.after")
         # Not before it is said: a crash in between would upload hours of video once more.
         await self._store.forget_upload_state(job.owner, job.epoch)
 
@@ -248,19 +248,19 @@ class Worker:
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
             await self._say.outcome(job, "callback-failed", failure)
             return
-        faults.faultpoint("callback.mark.before")
+        failpoints.faultpoint("callback.mark.before")
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
         await self._say.outcome(job, "callback-finished", {})
-        faults.faultpoint("callback.mark.after")
+        failpoints.faultpoint("callback.mark.after")
 
     # --- leases -----------------------------------------------------------------------------------------------------------
     async def _take(self, command: codec.Event, kind: str, work: Callable[[leased_job.Job], Awaitable[None]]) -> None:
         owner, epoch = leased_job.owner_of(command), command.data["Epoch"]
-        faults.faultpoint("lease.take.before")
+        failpoints.faultpoint("lease.take.before")
         if not await self._store.take_lease(owner, epoch, self._node, self._policy.lease_ms):
             log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
             return
-        faults.faultpoint("lease.take.after")
+        failpoints.faultpoint("lease.take.after")
         job = leased_job.Job(owner=owner, epoch=epoch, kind=kind)
         self._jobs[owner, epoch] = job
         job.task = asyncio.create_task(self._run(job, work), name=f"{kind} {owner}")
@@ -314,11 +314,11 @@ class Worker:
         """Returns whether the database answered."""
         last_ms = job.capture.progress.last_packet_ms if job.capture is not None and not job.ended else None
         try:
-            faults.faultpoint("lease.renew.before")
+            failpoints.faultpoint("lease.renew.before")
             held = await self._store.renew_lease(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
             if held and job.capture is not None and not job.ended and last_ms is not None:
                 await self._store.note_segment(job.owner, job.epoch, leased_job.segment(job.capture.progress))
-            faults.faultpoint("lease.renew.after")
+            failpoints.faultpoint("lease.renew.after")
         except Exception:
             log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
             return False

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from machine import faults
+from machine import failpoints
 
 EMBEDDED, DISTRIBUTED = ENGINES = ("embedded", "distributed")
 KILL, FREEZE, RAISE = ACTS = ("kill", "freeze", "raise")
@@ -75,7 +75,7 @@ class Plan:
 
 def points(engine: str) -> list[str]:
     """The fault points that an engine has, in the order of the table."""
-    return [name for name in faults.POINTS if engine == DISTRIBUTED or name not in faults.DISTRIBUTED_ONLY]
+    return [name for name in failpoints.POINTS if engine == DISTRIBUTED or name not in failpoints.DISTRIBUTED_ONLY]
 
 
 def make(engine: str, seed: int) -> Plan:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from events import codec, requests
-from machine import callback, errors, model, states
-from store import inspection, reading
+from machine import delivery, errors, model, states
+from store import inspection, queries
 from store import store as stores
 from tests import engines
 
@@ -18,9 +18,9 @@ IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
 
 
 @pytest.fixture
-def views(store: stores.Store) -> reading.Reading:
+def views(store: stores.Store) -> queries.Reading:
     """The views of the same database."""
-    return reading.Reading(store._engine)
+    return queries.Reading(store._engine)
 
 
 def session(index: int, **more: Any) -> model.Session:
@@ -46,7 +46,7 @@ def said(number: int, type_: str = "session-refused") -> codec.Event:
     return codec.make(type_, id=f"r{number}", time_ms=engines.START_MS, data=body)
 
 
-async def test_sessions_are_filtered(store: stores.Store, views: reading.Reading) -> None:
+async def test_sessions_are_filtered(store: stores.Store, views: queries.Reading) -> None:
     """Each filter by itself, and all of them together; newest first."""
     for index in range(4):
         await add(store, session(index, state=states.OPEN if index else states.FINISHED))
@@ -64,7 +64,7 @@ async def test_sessions_are_filtered(store: stores.Store, views: reading.Reading
         assert [s.task_id for s in await views.sessions(**filters)] == [IDS[i] for i in found], filters  # type: ignore[arg-type]
 
 
-async def test_the_net_for_what_is_stuck(store: stores.Store, views: reading.Reading) -> None:
+async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Reading) -> None:
     """Finished sessions are in it with a failure whose files are kept, a recording that lives, or a result that was not taken."""
     done = recording(0, state=states.DONE)
     await add(store, session(0, state=states.FINISHED), done)
@@ -72,14 +72,14 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: reading.Rea
     await add(store, session(2, state=states.FINISHED), replace(done, task_id=IDS[2], state=states.UPLOADING))
     await add(store, session(3, state=states.FINISHED))
     async with store.transaction() as tx:
-        for index, state in ((0, callback.DELIVERED), (3, callback.FAILED)):
+        for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
             await tx.add_callback(model.Callback(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
     assert await store.mark_removed(f"{IDS[1]}/a/b/1", failed_before_ms=2)
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
 
 
-async def test_counts_and_evidence(store: stores.Store, views: reading.Reading, clock: engines.Clock) -> None:
+async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, clock: engines.Clock) -> None:
     """Of several sessions at once: recordings by state without awaited ones, jobs with their times, deliveries."""
     job = model.Job(kind=states.CAPTURE, state=states.QUEUED)
     queued = recording(0, epoch=1, job=job)
@@ -103,10 +103,10 @@ async def test_counts_and_evidence(store: stores.Store, views: reading.Reading, 
     assert (lease.state, lease.node, lease.lease_until_ms) == ("leased", "node-1", engines.START_MS + 35_000)
     assert [c.id for c in found[IDS[1]].callbacks] == [f"{IDS[1]}#1"]
     assert found[IDS[1]].works[f"{IDS[1]}#1"].since_ms == engines.START_MS
-    assert found[IDS[2]] == reading.Evidence()
+    assert found[IDS[2]] == queries.Evidence()
 
 
-async def test_segments_of_a_session(store: stores.Store, views: reading.Reading) -> None:
+async def test_segments_of_a_session(store: stores.Store, views: queries.Reading) -> None:
     """Of all its recordings and of no other's, in the order of their epochs."""
     await add(store, session(0), recording(0), recording(0, 2))
     await add(store, session(1), recording(1))
@@ -116,7 +116,7 @@ async def test_segments_of_a_session(store: stores.Store, views: reading.Reading
     assert found == [(f"{IDS[0]}/a/b/1", 9, ""), (f"{IDS[0]}/a/b/1", 10, ""), (f"{IDS[0]}/a/b/2", 1, "")]
 
 
-async def test_results_by_cursor(store: stores.Store, views: reading.Reading) -> None:
+async def test_results_by_cursor(store: stores.Store, views: queries.Reading) -> None:
     """Only results, in order, on from any cursor that was given; events and commands between them do not count."""
     for number in range(5):
         await store.send("result" if number % 2 == 0 else "event", said(number))
@@ -143,7 +143,7 @@ async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
     assert "PLANTED" not in str(caught.value)
 
 
-async def test_no_result_is_passed_over(store: stores.Store, views: reading.Reading, database: engines.Database) -> None:
+async def test_no_result_is_passed_over(store: stores.Store, views: queries.Reading, database: engines.Database) -> None:
     """Of two transactions the one with the lower number commits later, where the engine lets it: a reader that goes on from each
     cursor it is given sees both once. So do readers that read at the same moment, all in the same order."""
     seen: list[str] = []
@@ -178,7 +178,7 @@ async def test_no_result_is_passed_over(store: stores.Store, views: reading.Read
     assert sorted(r.id for r in at_once[0][0]) == sorted(f"r{number}" for number in range(1, 20))
 
 
-async def test_reading_on_while_others_write(store: stores.Store, views: reading.Reading) -> None:
+async def test_reading_on_while_others_write(store: stores.Store, views: queries.Reading) -> None:
     """A reader that goes on page by page while results are written and marked sent sees each of them exactly once."""
     numbers = range(60)
     writing = asyncio.gather(*(store.send("result", said(number)) for number in numbers))

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from events import requests
 from machine import errors, model
-from store import audit, schema, sealed, sealing
+from store import audit, encrypted_rows, encryption, schema
 from store import engine as opening
 from store import store as stores
 from tests import desk as desks
@@ -33,7 +33,7 @@ def task(number: int) -> str:
 
 def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
     """A store that has these keys."""
-    return stores.Store(opening.open_engine(database.url), clock=clock, new_id=engines.ids(), sealer=sealing.Keyring(keys))
+    return stores.Store(opening.open_engine(database.url), clock=clock, new_id=engines.ids(), sealer=encryption.Keyring(keys))
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ async def got(store: stores.Store, number: int) -> str:
         return (await tx.secrets(task(number))).user_sig
 
 
-def rows(store: stores.Store, *keys: str) -> sealed.SealedRows:
+def rows(store: stores.Store, *keys: str) -> encrypted_rows.SealedRows:
     """The sealed rows of a store's database, with other keys."""
-    return sealed.SealedRows(store._engine, sealing.Keyring(keys))
+    return encrypted_rows.SealedRows(store._engine, encryption.Keyring(keys))
 
 
 @pytest.fixture(params=engines.NAMES)
@@ -127,7 +127,7 @@ async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: 
 async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
     """After it the older key is not needed; who repeats it does nothing; what a service writes meanwhile stays."""
     old, both = keep(OLD), keep(NEW, OLD)
-    count = 2 * sealed.BATCH + 7
+    count = 2 * encrypted_rows.BATCH + 7
     await put(old, *range(count))
     turning = rows(both, NEW, OLD)
     writing = put(both, *range(0, count, 5))
@@ -137,7 +137,7 @@ async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
     new = keep(NEW)
     await new.check_sealed()
     assert [await got(new, number) for number in (0, 1, count - 1)] == ["sig-0", "sig-1", f"sig-{count - 1}"]
-    assert await turning.key_ids() == {sealing.Keyring([NEW]).key_id}
+    assert await turning.key_ids() == {encryption.Keyring([NEW]).key_id}
 
 
 async def test_a_damaged_row_does_not_keep_the_others_under_an_old_key(keep: Any) -> None:

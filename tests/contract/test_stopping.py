@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bus import presence, publisher, relay
+from bus import database_probe, publisher, relay
 from events import codec
 from store import store as stores
 from tests import engines, examples, waiting
@@ -91,7 +91,7 @@ async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
 
     monkeypatch.setattr(publisher, "publish", never)
     monkeypatch.setattr(relay, "LAST_ROUND_S", 0.2)
-    leaving: Any = relay.Relay(store, _Link(), presence=presence.Presence(store))  # type: ignore[arg-type]
+    leaving: Any = relay.Relay(store, _Link(), presence=database_probe.Presence(store))  # type: ignore[arg-type]
     await store.send("event", examples.event("e1"))
     leaving.loop.start()
     async with asyncio.timeout(10):

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from events import codec, requests
-from machine import errors, model, template
+from machine import errors, inbox, model
 from store import store as stores
 from store import transaction
 from tests import engines, examples
@@ -40,7 +40,7 @@ async def test_two_claims_at_once_have_one_winner(store: stores.Store) -> None:
         decided.append(event.id)
         return {"n": len(decided)}
 
-    answers = await asyncio.gather(*(template.decide(store, examples.event(), handler) for _ in range(5)))
+    answers = await asyncio.gather(*(inbox.decide(store, examples.event(), handler) for _ in range(5)))
     assert answers == [{"n": 1}] * 5
     assert decided == ["e1"]
 
@@ -58,7 +58,7 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
         raise errors.Refused("no")
 
     with pytest.raises(errors.Refused):
-        await template.decide(store, examples.event(), handler)
+        await inbox.decide(store, examples.event(), handler)
     async with store.transaction() as tx:
         assert await tx.claim("e1") is None
         assert await tx.session(examples.TASK) is None
@@ -82,7 +82,7 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
         stale = dataclasses.replace(found, version=found.version - 1) if len(tries) == 1 else found
         await tx.save_recording(stale, dataclasses.replace(stale, detail="x"))
 
-    await template.decide(store, examples.event(), handler)
+    await inbox.decide(store, examples.event(), handler)
     assert len(tries) == 2
     lines = await engines.reader(store).timeline(examples.TASK)
     assert [line.note for line in lines] == ["try 2"]
@@ -197,7 +197,7 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
             await tx.add_session(found, examples.SECRETS)
         return {"TaskId": found.task_id}
 
-    answers = await asyncio.gather(*(template.decide(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
+    answers = await asyncio.gather(*(inbox.decide(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
     assert len({a["TaskId"] for a in answers}) == 1
     assert len(await engines.reader(store).sessions()) == 1
 
@@ -269,7 +269,7 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
             await tx.session(examples.TASK)
             await tx.journal(examples.TASK, examples.TASK, event, note=str(n))
 
-        await template.decide(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
+        await inbox.decide(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
 
     steps: list[Callable[[], Awaitable[Any]]] = []
     for n in range(20):

@@ -9,7 +9,7 @@ import pytest
 
 from events import requests
 from machine import model
-from store import reading, tables
+from store import queries, tables
 from store import store as stores
 from tests import engines, examples
 
@@ -83,7 +83,7 @@ async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -
 async def test_readers_of_results_go_on_after_results_are_forgotten(store: stores.Store, clock: engines.Clock) -> None:
     """A cursor given before stands: what comes after the forgotten results is read, once."""
     await _finished(store)
-    reader = reading.Reading(store._engine)
+    reader = queries.Reading(store._engine)
     read, cursor = await reader.results_after("")
     assert len(read) == 1
     clock.advance(LATER_MS)

@@ -12,7 +12,7 @@ import pytest
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import errors, faults, model
+from machine import errors, failpoints, model
 from store import store as stores
 from tests import engines, waiting
 from worker import command_handlers, janitor, outcomes, work_ports, worker
@@ -445,11 +445,11 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
     capture = await node.open()
     capture.media(5_000, node.clock)
     await node.say("stop", TaskId=node.task_id)
-    faults.install(crash)
+    failpoints.install(crash)
     try:
         await node.relayed("upload-failed")
     finally:
-        faults.install(None)
+        failpoints.install(None)
     assert await node.store.upload_state((await node.recording()).id) == {"reached": 1}
 
 

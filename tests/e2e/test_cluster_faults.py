@@ -14,7 +14,7 @@ import aio_pika
 import pytest
 from aio_pika import abc
 
-from bus import parked
+from bus import dead_letters
 from tests import buses, engines, footing, rabbit, tcp_proxy, waiting
 from tests.e2e import cluster, test_cluster
 from tests.e2e.conftest import APP, World, live_for
@@ -135,9 +135,9 @@ async def test_what_cannot_be_handled_is_parked(world: World, clusters: Clusters
         await buses.say(many.prefix, key, body, message_id=id_, content_type="application/json")
     await load.end()
     test_cluster.check_results(world, load, await load.results())
-    queue = parked.ParkedMessages(many.broker.url, sealer=engines.sealer(), prefix=many.prefix)
+    queue = dead_letters.ParkedMessages(many.broker.url, sealer=engines.sealer(), prefix=many.prefix)
 
-    async def all_parked() -> dict[str, parked.Parked]:
+    async def all_parked() -> dict[str, dead_letters.Parked]:
         found, count = await queue.list()
         return {p.message_id: p for p in found} if count == len(sent) else {}
 

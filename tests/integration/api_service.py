@@ -17,7 +17,8 @@ from ulid import ULID
 from events import codec
 from handlers import dispatch, unit_of_work
 from machine import api_keys, model
-from store import audit, keys, reading, store
+from store import api_keys as api_keys_module
+from store import audit, queries, store
 from tencent import trtc_callbacks
 from tests import engines, waiting
 from web import app
@@ -54,7 +55,7 @@ class Service:
     decider: dispatch.Decider
     store: store.Store
     http: aiohttp.ClientSession
-    keys: keys.Keys
+    keys: api_keys_module.Keys
     audit: audit.Audit
     token: str = ""
     not_ready: list[str] = field(default_factory=list)
@@ -125,11 +126,11 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as http:
-        held = {"keys": keys.Keys(kept._engine, clock=now_ms), "audit": audit.Audit(kept._engine, clock=now_ms)}
+        held = {"keys": api_keys_module.Keys(kept._engine, clock=now_ms), "audit": audit.Audit(kept._engine, clock=now_ms)}
         service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "", **held)
         api = app.Api(
             decide=service.decide,
-            reading=reading.Reading(kept._engine),
+            reading=queries.Reading(kept._engine),
             ping=kept.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,

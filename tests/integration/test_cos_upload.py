@@ -19,7 +19,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from machine import errors, faults
+from machine import errors, failpoints
 from tencent import cos, cos_requests, credentials, file_parts
 from tests import waiting
 
@@ -552,12 +552,12 @@ async def test_crash_after_create_repeats_the_create_only(
             raise SystemError(name)
 
     notes = Notes()
-    faults.install(crash)
+    failpoints.install(crash)
     try:
         with pytest.raises(SystemError):
             await upload(uploader, file, server, notes)
     finally:
-        faults.install(None)
+        failpoints.install(None)
     assert notes.states == []
     await upload(uploader, file, server, notes)
     assert server.objects[KEY] == data

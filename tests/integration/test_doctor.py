@@ -20,7 +20,7 @@ import asyncpg
 import imageio_ffmpeg
 import pytest
 
-from assembly import sealing
+from assembly import encryption_keys
 from cli import doctor
 from events import requests
 from machine import errors
@@ -90,7 +90,7 @@ async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[Wor
             pull_template=pull_url.DEFAULT_TEMPLATE,
             check_owner=spool.check_owner,
             schema=inspection.look,
-            sealing=sealing.look,
+            sealing=encryption_keys.look,
             credentials=lambda: "explicit",
             version="1.2.3",
             fault=errors.RecorderError,
@@ -304,7 +304,7 @@ async def test_secret_keys(world: World, database: engines.Database) -> None:
     if database.engine == "postgresql":
         return
     del world.environ["SECRET_KEYS"]
-    file = Path(world.environ["DATA_DIR"]) / sealing.KEY_FILE
+    file = Path(world.environ["DATA_DIR"]) / encryption_keys.KEY_FILE
     assert await world.broken() == [("secret-keys", "fail")]
     assert not file.exists()
     file.write_text(ours)

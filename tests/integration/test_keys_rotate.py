@@ -10,16 +10,16 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from assembly import sealing
+from assembly import encryption_keys
 from bus import envelope
 from bus import topology as topologies
 from cli import client
 from config import settings as ops_settings
 from events import requests
 from machine import errors
+from store import encrypted_rows
+from store import encryption as rings
 from store import engine as opening
-from store import sealed
-from store import sealing as rings
 from store import store as stores
 from tests import buses, engines, footing, rabbit, typed
 
@@ -59,7 +59,7 @@ def given(ground: footing.Footing, folder: Path, *keys: str) -> dict[str, str]:
     """The environment with these keys: many nodes have them as a setting, one has a file."""
     if ground.engine == footing.DISTRIBUTED:
         return ground.settings | {"SECRET_KEYS": ",".join(keys)}
-    file = folder / sealing.KEY_FILE
+    file = folder / encryption_keys.KEY_FILE
     file.touch(0o600)
     file.write_text("".join(f"{key}\n" for key in keys))
     return {}
@@ -102,10 +102,10 @@ async def test_what_was_forgotten_is_written_down_whatever_comes_after(
     """It is gone for good as soon as it is gone: that the rotation behind it fails hides neither the one nor the other."""
     await keep(ground)
 
-    async def fail(_: sealed.SealedRows) -> int:
+    async def fail(_: encrypted_rows.SealedRows) -> int:
         raise errors.Unavailable("The database went away.")
 
-    monkeypatch.setattr(sealed.SealedRows, "rotate", fail)
+    monkeypatch.setattr(encrypted_rows.SealedRows, "rotate", fail)
     code, said = await run(tmp_path, "keys", "rotate", "--forget-lost", **given(ground, tmp_path, OTHER))
     assert (code, "went away" in said) == (client.UNREACHABLE, True)
     rotation = ("keys-rotate", rings.Keyring([OTHER]).key_id, "ServiceUnavailable")
@@ -115,7 +115,7 @@ async def test_what_was_forgotten_is_written_down_whatever_comes_after(
 async def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
     """It lies beside SQLite's file, and is not used: the command says which file, and what to type."""
     engines.fresh("sqlite", tmp_path)
-    file = tmp_path / sealing.KEY_FILE
+    file = tmp_path / encryption_keys.KEY_FILE
     file.write_text(NEW)
     file.chmod(0o640)
     code, said = await run(tmp_path, "keys", "rotate")
@@ -134,4 +134,4 @@ async def test_parked_messages_that_need_an_older_key_are_counted(tmp_path: Path
     url = engines.fresh("postgresql", tmp_path).url
     many = {"DATABASE_URL": url, "AMQP_URL": rabbit.shared().url, "AMQP_PREFIX": topology.prefix, "CLUSTER_TOKEN": "t"}
     settings = ops_settings.load({"HOME": str(tmp_path), "SECRET_KEYS": f"{NEW},{OLD}", **many})
-    assert await sealing.parked_elsewhere(settings) == 2
+    assert await encryption_keys.parked_elsewhere(settings) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from bus import link as links
+from bus import broker_connection as links
 from bus import topology as topologies
 from cli import client
 from events import codec

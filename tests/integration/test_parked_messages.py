@@ -7,10 +7,10 @@ import json
 import aio_pika
 import pytest
 
-from bus import envelope, parked
+from bus import dead_letters, envelope
 from bus import topology as topologies
 from machine import errors
-from store import sealing
+from store import encryption
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 
@@ -27,8 +27,8 @@ async def topology() -> topologies.Topology:
 
 
 @pytest.fixture
-def messages(topology: topologies.Topology) -> parked.ParkedMessages:
-    return parked.ParkedMessages(rabbit.shared().url, sealer=engines.sealer(), prefix=topology.prefix)
+def messages(topology: topologies.Topology) -> dead_letters.ParkedMessages:
+    return dead_letters.ParkedMessages(rabbit.shared().url, sealer=engines.sealer(), prefix=topology.prefix)
 
 
 async def park(topology: topologies.Topology, number: int, **headers: object) -> None:
@@ -38,7 +38,7 @@ async def park(topology: topologies.Topology, number: int, **headers: object) ->
 
 
 async def test_looking_gives_every_message_back_in_its_order(
-    messages: parked.ParkedMessages, topology: topologies.Topology
+    messages: dead_letters.ParkedMessages, topology: topologies.Topology
 ) -> None:
     """However often the queue is looked at, all of it is there afterwards, the first ones first."""
     for number in range(5):
@@ -51,7 +51,7 @@ async def test_looking_gives_every_message_back_in_its_order(
         ]
 
 
-async def test_what_is_shown_has_its_secrets_masked(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_what_is_shown_has_its_secrets_masked(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
     """Body and headers are there to read; the secrets in them are not."""
     await park(topology, 1, Token="PLANTED-token")
     (found,), _ = await messages.list()
@@ -62,7 +62,7 @@ async def test_what_is_shown_has_its_secrets_masked(messages: parked.ParkedMessa
 
 
 async def test_a_requeued_message_goes_where_it_was_meant_to(
-    messages: parked.ParkedMessages, topology: topologies.Topology
+    messages: dead_letters.ParkedMessages, topology: topologies.Topology
 ) -> None:
     """It is published whole, secrets included, without what was added when it was parked; the others stay."""
     for number in range(3):
@@ -76,7 +76,7 @@ async def test_a_requeued_message_goes_where_it_was_meant_to(
     assert {m.message_id for m in (await messages.list())[0]} == {"m0", "m2"}
 
 
-async def park_sealed(topology: topologies.Topology, sealer: sealing.Keyring) -> None:
+async def park_sealed(topology: topologies.Topology, sealer: encryption.Keyring) -> None:
     """Park a message as a consumer does."""
     original = envelope.Original(
         key="event.start",
@@ -89,10 +89,12 @@ async def park_sealed(topology: topologies.Topology, sealer: sealing.Keyring) ->
     await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers), **made.properties)
 
 
-async def test_what_we_park_is_sealed(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_what_we_park_is_sealed(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
     """The broker holds nothing secret of it; it is shown masked, without any key; and sent anew whole, as it was published."""
     await park_sealed(topology, engines.sealer())
-    keyless = parked.ParkedMessages(rabbit.shared().url, sealer=sealing.Keyring([sealing.new_key()]), prefix=topology.prefix)
+    keyless = dead_letters.ParkedMessages(
+        rabbit.shared().url, sealer=encryption.Keyring([encryption.new_key()]), prefix=topology.prefix
+    )
     (found,), _ = await keyless.list()
     assert (found.key, found.message_id, found.reason) == ("event.start", "m1", "invalid: UserSig=***")
     assert found.key_id == engines.sealer().key_id
@@ -115,7 +117,7 @@ async def test_what_we_park_is_sealed(messages: parked.ParkedMessages, topology:
 
 
 async def test_what_came_past_the_permissions_is_not_sent_anew(
-    messages: parked.ParkedMessages, topology: topologies.Topology, store: stores.Store, clock: engines.Clock
+    messages: dead_letters.ParkedMessages, topology: topologies.Topology, store: stores.Store, clock: engines.Clock
 ) -> None:
     """What a consumer, or the broker, parked of a message that its sender did not publish under its key: sent anew it would be
     the recorder's own word. It is refused, and stays; what our own queues dead-lettered goes."""
@@ -141,12 +143,14 @@ async def test_what_came_past_the_permissions_is_not_sent_anew(
     assert hands.events == []
 
 
-async def _listed(messages: parked.ParkedMessages, count: int) -> list[parked.Parked]:
+async def _listed(messages: dead_letters.ParkedMessages, count: int) -> list[dead_letters.Parked]:
     found, total = await messages.list()
     return found if total == count else []
 
 
-async def test_a_dropped_message_is_gone_and_no_other(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_a_dropped_message_is_gone_and_no_other(
+    messages: dead_letters.ParkedMessages, topology: topologies.Topology
+) -> None:
     """One of several is thrown away; one that is not there is an error."""
     for number in range(3):
         await park(topology, number)
@@ -158,7 +162,7 @@ async def test_a_dropped_message_is_gone_and_no_other(messages: parked.ParkedMes
             await act(found[0].id)
 
 
-async def test_the_brokers_own_reasons_are_told(messages: parked.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_the_brokers_own_reasons_are_told(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
     """What the broker parked carries no reason of ours; it is read from what there is."""
     await buses.say(topology.exchange, "evnet.start", b"{}")
     death = [{"reason": "delivery_limit", "queue": topology.machines.name}]
@@ -173,4 +177,4 @@ async def test_the_brokers_own_reasons_are_told(messages: parked.ParkedMessages,
 async def test_a_broker_that_is_away_is_said_so() -> None:
     """Not a traceback of the library: an error of ours."""
     with pytest.raises(errors.Unavailable):
-        await parked.ParkedMessages("amqp://127.0.0.1:1/", sealer=engines.sealer()).list()
+        await dead_letters.ParkedMessages("amqp://127.0.0.1:1/", sealer=engines.sealer()).list()

@@ -14,7 +14,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bus import link as links
+from bus import broker_connection as links
 from events import codec
 from store import store as stores
 from tests import buses, engines, rabbit, tcp_proxy, waiting

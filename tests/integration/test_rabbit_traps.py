@@ -15,7 +15,7 @@ import aio_pika
 import pytest
 
 from bus import attempts, envelope, publisher
-from bus import link as links
+from bus import broker_connection as links
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
 from events import codec

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from bus import link as links
+from bus import broker_connection as links
 from bus import topology as topologies
 from store import engine as opening
 from tests import postgres, rabbit, waiting

@@ -13,7 +13,7 @@ from typing import Any
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import errors, faults
+from machine import errors, failpoints
 from tests import engines
 from tests.simulated import dictionary, driving, nodes, script, watching, weather
 
@@ -82,7 +82,7 @@ class World:
             self.after(at_ms, self.nodes[name].die, back_ms)
         for at_ms, name, for_ms in self.sky.freezes:
             self.after(at_ms, self.nodes[name].freeze, for_ms)
-        faults.install(self._fault if self.sky.crash else None)
+        failpoints.install(self._fault if self.sky.crash else None)
         try:
             for node in self.nodes.values():
                 node.start()
@@ -91,7 +91,7 @@ class World:
                     return self
             raise AssertionError("it does not come to rest")
         finally:
-            faults.install(None)
+            failpoints.install(None)
 
     def _step(self) -> bool:
         sweep_ms = self._next_sweep_ms()

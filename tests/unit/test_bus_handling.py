@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 from pamqp import encode
 
-from bus import attempts, handling, masking, presence, publisher
+from bus import attempts, database_probe, delivery_policy, publisher, redaction
 from events import codec
 from machine import errors
 
@@ -57,13 +57,13 @@ M1 = attempts.name("event", "event.stop", "m1")
 
 def judge(
     handler: Callable[[codec.Event], Awaitable[None]], store: Any = None, counts: Counted | None = None, **options: Any
-) -> handling.Judge:
-    tries, there = attempts.Tries(counts or Counted()), presence.Presence(store or Pinged())
-    return handling.Judge("event", handler, tries=tries, presence=there, clock=lambda: 5, **options)
+) -> delivery_policy.Judge:
+    tries, there = attempts.Tries(counts or Counted()), database_probe.Presence(store or Pinged())
+    return delivery_policy.Judge("event", handler, tries=tries, presence=there, clock=lambda: 5, **options)
 
 
-def incoming(body: bytes = BARE, key: str = "event.stop", id_: str = "m1", again: bool = False) -> handling.Incoming:
-    return handling.Incoming(key=key, body=body, message_id=id_, again=again)
+def incoming(body: bytes = BARE, key: str = "event.stop", id_: str = "m1", again: bool = False) -> delivery_policy.Incoming:
+    return delivery_policy.Incoming(key=key, body=body, message_id=id_, again=again)
 
 
 def raising(*errors_: Exception) -> Callable[[codec.Event], Awaitable[None]]:
@@ -83,7 +83,7 @@ async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
     async def handler(event: codec.Event) -> None:
         seen.append(event)
 
-    assert await judge(handler).judge(incoming()) == handling.DONE
+    assert await judge(handler).judge(incoming()) == delivery_policy.DONE
     assert [(e.id, e.type, e.time_ms, dict(e.data)) for e in seen] == [("m1", "stop", 5, {"TaskId": TASK})]
 
 
@@ -91,15 +91,15 @@ async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
     ("message", "reason"),
     [
         (incoming(id_=""), "message_id"),
-        (incoming(b"x" * (handling.MAX_FOREIGN_BYTES + 1)), "are allowed"),
-        (incoming(b"x" * (handling.MAX_BODY_BYTES + 1), key="event.ffmpeg-exit"), "are allowed"),
+        (incoming(b"x" * (delivery_policy.MAX_FOREIGN_BYTES + 1)), "are allowed"),
+        (incoming(b"x" * (delivery_policy.MAX_BODY_BYTES + 1), key="event.ffmpeg-exit"), "are allowed"),
         (incoming(key="event.stop.now"), "unknown message type"),
         (incoming(key="event.session-finished"), "invalid"),
         (incoming(codec.encode(codec.make("stop", id="1", time_ms=0, data={"TaskId": TASK})), key="event.start"), "belong"),
     ],
     ids=["no id", "too large", "too large even for us", "key with a tail", "a result", "another key"],
 )
-async def test_what_is_wrong_is_parked_with_the_reason(message: handling.Incoming, reason: str) -> None:
+async def test_what_is_wrong_is_parked_with_the_reason(message: delivery_policy.Incoming, reason: str) -> None:
     """A message that no retry cures is parked at once, and its handler never sees it."""
     verdict = await judge(raising(AssertionError("handled"))).judge(message)
     assert verdict.kind == "park"
@@ -115,15 +115,15 @@ async def test_only_the_messages_own_failures_count() -> None:
     pauses = [(await judging.judge(incoming(again=True))).pause_s for _ in range(2)]
     assert pauses == list(attempts.RETRY_S[1:3])
     store.away = 2
-    assert await judging.judge(incoming(again=True)) == handling.Verdict(kind="again", reason="the database was away")
-    full = handling.Verdict(kind="again", reason="no room", pause_s=handling.FULL_S)
+    assert await judging.judge(incoming(again=True)) == delivery_policy.Verdict(kind="again", reason="the database was away")
+    full = delivery_policy.Verdict(kind="again", reason="no room", pause_s=delivery_policy.FULL_S)
     assert await judging.judge(incoming(again=True)) == full
     assert counts.tries == {M1: 3}
     verdicts = [await judging.judge(incoming(again=True)) for _ in range(22)]
     assert [v.kind for v in verdicts] == ["again"] * 21 + ["park"]
     assert "25 times" in verdicts[-1].reason
     assert counts.tries == {}
-    assert await judging.judge(incoming()) == handling.DONE
+    assert await judging.judge(incoming()) == delivery_policy.DONE
 
 
 async def test_a_first_try_that_ends_well_is_not_counted() -> None:
@@ -133,9 +133,9 @@ async def test_a_first_try_that_ends_well_is_not_counted() -> None:
         async def add(self, message: str) -> int:
             raise AssertionError(message)
 
-    assert await judge(raising(), counts=Untouched()).judge(incoming()) == handling.DONE
+    assert await judge(raising(), counts=Untouched()).judge(incoming()) == delivery_policy.DONE
     counts = Counted()
-    assert await judge(raising(), counts=counts).judge(incoming(again=True)) == handling.DONE
+    assert await judge(raising(), counts=counts).judge(incoming(again=True)) == delivery_policy.DONE
     assert counts.tries == {}
 
 
@@ -145,8 +145,8 @@ async def test_what_workers_say_may_be_larger_than_what_others_may() -> None:
     output = {"DurationMs": 5, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": gaps}
     done = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1, "Job": "transcode", "Reason": "ok", "Output": output}
     body = codec.encode(codec.make("ffmpeg-exit", id="1", time_ms=0, data=done))
-    assert len(body) > handling.MAX_FOREIGN_BYTES
-    assert await judge(raising()).judge(incoming(body, key="event.ffmpeg-exit")) == handling.DONE
+    assert len(body) > delivery_policy.MAX_FOREIGN_BYTES
+    assert await judge(raising()).judge(incoming(body, key="event.ffmpeg-exit")) == delivery_policy.DONE
 
 
 async def test_what_ends_the_process_while_it_is_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_an_id_that_amqp_has_no_room_for_is_a_digest_there(id_: str) -> None:
 
 def test_halves_of_characters_do_not_keep_a_message_from_being_parked() -> None:
     """JSON can spell what no header can hold: what is shown of such a body, and headers made of it, can be sent."""
-    shown = masking.body(b'{"TaskId": "\\ud800", "Speaker": ["\\udfff"]}')
+    shown = redaction.body(b'{"TaskId": "\\ud800", "Speaker": ["\\udfff"]}')
     assert "\\ud800" in shown
     for headers in ({"x-shown": shown}, {"x-reason": "\ud800"}, {"\udfff": "x"}):
         assert encode.field_table(publisher.sendable(headers))
@@ -244,7 +244,7 @@ def test_no_secret_is_shown_at_any_depth(name: str, depth: int, broken: bool) ->
     for level in range(depth):
         body = {"in": [body]} if level % 2 else {"in": body, "other": 1}
     raw = json.dumps(body).encode()
-    shown = masking.body(raw[:-1] if broken else raw)
+    shown = redaction.body(raw[:-1] if broken else raw)
     assert "PLANTED" not in shown
 
 
@@ -262,10 +262,10 @@ def test_no_secret_is_shown_at_any_depth(name: str, depth: int, broken: bool) ->
 )
 def test_text_that_looks_like_a_key_is_masked(raw: bytes) -> None:
     """Where there are no fields, what is named or looks like a key is masked."""
-    assert b"PLANTED" not in masking.body(raw).encode()
+    assert b"PLANTED" not in redaction.body(raw).encode()
 
 
 def test_long_bodies_are_cut() -> None:
     """A body of megabytes is not poured onto a screen."""
-    assert len(masking.body(b"word " * 1_000_000)) < 1_000
-    assert len(masking.body(json.dumps({"a": "word " * 1_000_000}).encode())) < 70_000
+    assert len(redaction.body(b"word " * 1_000_000)) < 1_000
+    assert len(redaction.body(json.dumps({"a": "word " * 1_000_000}).encode())) < 70_000

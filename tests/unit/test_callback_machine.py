@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machine import callback, effects, model
+from machine import delivery, effects, model
 
 NOW_MS = 1_800_000_000_000
 POLICY = model.Policy()
@@ -20,8 +20,8 @@ SCHEDULE_S = (5, 300, 1_800, *(h * HOUR_S for h in (2, 5, 10, 14, 20, 24)))
 PLAIN = model.Callback(task_id="T", revision=2, url="https://x/", body="{}", epoch=4)
 
 
-def _decide(value: model.Callback, event: str, **data: Any) -> callback.Decision:
-    return callback.decide(value, event, now_ms=NOW_MS, policy=POLICY, data={"Epoch": value.epoch, **data})
+def _decide(value: model.Callback, event: str, **data: Any) -> delivery.Decision:
+    return delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data={"Epoch": value.epoch, **data})
 
 
 def _with_job(state: str, **changes: Any) -> model.Callback:
@@ -100,7 +100,7 @@ def test_an_older_epoch_is_ignored(event: str) -> None:
 def test_a_decision_is_pure_and_never_raises(event: str, state: str, job: str | None, tries: int, data: dict[str, Any]) -> None:
     """Whatever is said, a decision comes out, the same one twice; what ended has no job; epochs only grow."""
     value = dataclasses.replace(_with_job(job) if job else PLAIN, state=state, tries=tries)
-    got = callback.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data)
-    assert callback.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data) == got
+    got = delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data)
+    assert delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data) == got
     assert got.callback.epoch >= value.epoch
     assert got.callback.state == "pending" or got.callback.job is None or got.ignored

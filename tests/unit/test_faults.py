@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from machine import faults
+from machine import failpoints
 from tests import trees
 from tests.chaos import plans
 
@@ -28,25 +28,25 @@ def called() -> set[str]:
 
 def test_every_point_of_the_table_is_in_the_code_and_every_one_in_the_code_in_the_table() -> None:
     """A crash that is described can be made to happen, and one that can be made to happen is described."""
-    assert called() == set(faults.POINTS)
-    assert set(faults.POINTS) > faults.DISTRIBUTED_ONLY
+    assert called() == set(failpoints.POINTS)
+    assert set(failpoints.POINTS) > failpoints.DISTRIBUTED_ONLY
 
 
 def test_every_point_is_in_the_documents_table() -> None:
     """docs/architecture.md says what a crash means at every point, in the words of the code."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert [name for name, meaning in faults.POINTS.items() if f"| `{name}` | {meaning} |" not in text] == []
+    assert [name for name, meaning in failpoints.POINTS.items() if f"| `{name}` | {meaning} |" not in text] == []
 
 
 def test_a_point_is_nothing_without_a_harness_and_calls_one_with_its_name() -> None:
     """Installed, a harness hears every name; removed, none."""
     heard: list[str] = []
-    faults.install(heard.append)
+    failpoints.install(heard.append)
     try:
-        faults.faultpoint("inbox.claim.before")
+        failpoints.faultpoint("inbox.claim.before")
     finally:
-        faults.install(None)
-    faults.faultpoint("inbox.claim.after")
+        failpoints.install(None)
+    failpoints.faultpoint("inbox.claim.after")
     assert heard == ["inbox.claim.before"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from assembly import sealing
+from assembly import encryption_keys
 from config import parsers
 from config import settings as ops_settings
 from machine import errors
-from store import sealing as rings
+from store import encryption as rings
 
 A, B = "Zmlyc3Qga2V5IG9mIHRoaXMgdGVzdDogMzIgYnl0ZSE=", "c2Vjb25kLS1fX-_vv7-_dGhpcyB0ZXN0OiAzMiBieXQ="
 
@@ -62,20 +62,20 @@ def test_the_first_start_makes_a_key_file_for_its_owner(tmp_path: Path) -> None:
     """Made once, however many begin at once, whole, mode 0600, and nothing beside it."""
     folder = tmp_path / "data"
     with futures.ThreadPoolExecutor(8) as pool:
-        rings_ = list(pool.map(lambda _: sealing.keyring(settings(folder)), range(8)))
+        rings_ = list(pool.map(lambda _: encryption_keys.keyring(settings(folder)), range(8)))
     assert len({ring.key_id for ring in rings_}) == 1
-    assert [p.name for p in folder.iterdir()] == [sealing.KEY_FILE]
-    assert (folder / sealing.KEY_FILE).stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in folder.iterdir()] == [encryption_keys.KEY_FILE]
+    assert (folder / encryption_keys.KEY_FILE).stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
-    before = (folder / sealing.KEY_FILE).read_bytes()
-    assert sealing.keyring(settings(folder)).key_id == rings_[0].key_id
-    assert (folder / sealing.KEY_FILE).read_bytes() == before
+    before = (folder / encryption_keys.KEY_FILE).read_bytes()
+    assert encryption_keys.keyring(settings(folder)).key_id == rings_[0].key_id
+    assert (folder / encryption_keys.KEY_FILE).read_bytes() == before
 
 
 def test_a_setting_wins_and_makes_no_file(tmp_path: Path) -> None:
     """With SECRET_KEYS the file is neither made nor read."""
-    (tmp_path / sealing.KEY_FILE).mkdir()
-    ring = sealing.keyring(settings(tmp_path, SECRET_KEYS=f"{A}, {B}"))
+    (tmp_path / encryption_keys.KEY_FILE).mkdir()
+    ring = encryption_keys.keyring(settings(tmp_path, SECRET_KEYS=f"{A}, {B}"))
     assert ring.key_ids == rings.Keyring([A, B]).key_ids
 
 
@@ -92,27 +92,27 @@ def test_a_setting_wins_and_makes_no_file(tmp_path: Path) -> None:
 )
 def test_a_key_file_that_cannot_be_trusted_is_refused(tmp_path: Path, content: str, mode: int, says: str) -> None:
     """Open to others, damaged or empty: the file is named, and nothing in it repeated."""
-    file = tmp_path / sealing.KEY_FILE
+    file = tmp_path / encryption_keys.KEY_FILE
     file.write_text(content)
     file.chmod(mode)
     with pytest.raises(errors.Unavailable, match=says) as refused:
-        sealing.keyring(settings(tmp_path))
+        encryption_keys.keyring(settings(tmp_path))
     assert str(file) in refused.value.message
     assert not any(line and line in refused.value.message for line in content.splitlines())
 
 
 def test_a_key_file_that_cannot_be_read_or_made_is_said(tmp_path: Path) -> None:
     """A folder in its place, and a DATA_DIR that cannot be: the way out is named."""
-    (tmp_path / "a" / sealing.KEY_FILE).mkdir(parents=True)
+    (tmp_path / "a" / encryption_keys.KEY_FILE).mkdir(parents=True)
     (tmp_path / "b").touch()
     for folder in ("a", "b"):
         with pytest.raises(errors.Unavailable, match="SECRET_KEYS"):
-            sealing.keyring(settings(tmp_path / folder))
+            encryption_keys.keyring(settings(tmp_path / folder))
     if os.geteuid():
         (tmp_path / "c").mkdir()
-        (tmp_path / "c" / sealing.KEY_FILE).touch(0o000)
+        (tmp_path / "c" / encryption_keys.KEY_FILE).touch(0o000)
         with pytest.raises(errors.Unavailable, match="Permission denied"):
-            sealing.keyring(settings(tmp_path / "c"))
+            encryption_keys.keyring(settings(tmp_path / "c"))
 
 
 def test_many_nodes_need_the_setting() -> None:

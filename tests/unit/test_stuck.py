@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from events import requests
-from machine import callback, model, states
-from store import reading
+from machine import delivery, model, states
+from store import queries
 from web import stuck
 
 TASK_ID = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
@@ -29,12 +29,12 @@ JOINING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, present=True, tri
 SENT = model.Callback(task_id=TASK_ID, revision=1, url="", body="", tries=3, detail="HTTP 500.")
 
 
-def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **works: reading.Work) -> list[stuck.Finding]:
+def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **works: queries.Work) -> list[stuck.Finding]:
     """What the rules say of a session with these recordings and callbacks; `works` are jobs by owner's end."""
     recordings = [v for v in values if isinstance(v, model.Recording)]
     callbacks = [v for v in values if isinstance(v, model.Callback)]
     by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): work for name, work in works.items()}
-    evidence = reading.Evidence(recordings=recordings, callbacks=callbacks, works=by_owner)
+    evidence = queries.Evidence(recordings=recordings, callbacks=callbacks, works=by_owner)
     return stuck.findings(stuck.Look(session=session, evidence=evidence, policy=POLICY, now_ms=now_ms))
 
 
@@ -42,19 +42,19 @@ def rules(found: list[stuck.Finding]) -> list[tuple[str, str]]:
     return [(f.rule, f.of) for f in found]
 
 
-def queued(ago_ms: int) -> reading.Work:
-    return reading.Work(kind="upload", state=states.QUEUED, node="", since_ms=NOW_MS - ago_ms, lease_until_ms=0)
+def queued(ago_ms: int) -> queries.Work:
+    return queries.Work(kind="upload", state=states.QUEUED, node="", since_ms=NOW_MS - ago_ms, lease_until_ms=0)
 
 
-def leased(until_ms: int) -> reading.Work:
-    return reading.Work(kind="capture", state=states.LEASED, node="node-1", since_ms=0, lease_until_ms=until_ms)
+def leased(until_ms: int) -> queries.Work:
+    return queries.Work(kind="capture", state=states.LEASED, node="node-1", since_ms=0, lease_until_ms=until_ms)
 
 
 def test_what_goes_on_by_itself_is_not_stuck() -> None:
     """A live session, a finished one, and work in progress need nobody."""
     running = replace(JOINING, state=states.RECORDING, tries=0, media_ms=9)
     assert look(OPEN, running, ann=leased(NOW_MS + 20_000)) == []
-    assert look(FINISHED, replace(FAILED, state=states.DONE, code="Success"), replace(SENT, state=callback.DELIVERED)) == []
+    assert look(FINISHED, replace(FAILED, state=states.DONE, code="Success"), replace(SENT, state=delivery.DELIVERED)) == []
     assert look(CLOSING, replace(UPLOADING, tries=2), now_ms=NOW_MS - 1, ann=queued(60_000)) == []
 
 
@@ -124,10 +124,10 @@ def test_results_that_are_not_taken() -> None:
     """Refused three times, or given up; the newest revision's delivery counts, for KEEP_FAILED."""
     assert rules(look(FINISHED, SENT)) == [("refused-often", "#1")]
     assert look(FINISHED, replace(SENT, tries=2)) == []
-    gone = replace(SENT, state=callback.FAILED, detail="HTTP 410.")
+    gone = replace(SENT, state=delivery.FAILED, detail="HTTP 410.")
     (found,) = look(FINISHED, gone)
     assert (found.rule, "HTTP 410." in found.why, "recorder show" in found.next) == ("not-delivered", True, True)
-    assert look(FINISHED, gone, replace(SENT, revision=2, state=callback.DELIVERED)) == []
+    assert look(FINISHED, gone, replace(SENT, revision=2, state=delivery.DELIVERED)) == []
     assert look(FINISHED, gone, now_ms=NOW_MS + POLICY.keep_failed_ms) == []
 
 

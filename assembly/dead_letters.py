@@ -9,11 +9,11 @@ import datetime
 from typing import Any
 
 import store.audit
+import store.dead_letters
 import store.engine
-import store.parked
-from assembly import api_keys, sealing
+from assembly import api_keys, encryption_keys
 from assembly.identity import clock
-from bus import masking
+from bus import redaction
 from config import settings as ops_settings
 from machine import errors
 
@@ -28,14 +28,14 @@ class Parking:
     def __init__(self, settings: ops_settings.Settings) -> None:
         self._file = None if settings.amqp_url.get_secret_value() else settings.database_file
         self._engine = store.engine.open_engine(settings.database)
-        self._rows = store.parked.ParkedRows(self._engine)
+        self._rows = store.dead_letters.ParkedRows(self._engine)
         self._queue: Any = None
         url = settings.amqp_url.get_secret_value()
         if url:
             # Only here: the engine of one node needs no AMQP.
-            from bus import parked
+            from bus import dead_letters
 
-            self._queue = parked.ParkedMessages(url, sealer=sealing.keyring(settings), prefix=settings.amqp_prefix)
+            self._queue = dead_letters.ParkedMessages(url, sealer=encryption_keys.keyring(settings), prefix=settings.amqp_prefix)
 
     async def start(self) -> None:
         """See that the database is there and of this program's schema. Raises Unavailable."""
@@ -63,7 +63,7 @@ class Parking:
         """One of them with its headers and body. Raises NotFound."""
         if id_.startswith(ROW):
             row = await self._rows.show(_seq(id_))
-            return _of_row(row) | {"Headers": {}, "Body": masking.body(row.body.encode())}
+            return _of_row(row) | {"Headers": {}, "Body": redaction.body(row.body.encode())}
         shown = await self._messages().show(id_)
         return _of_message(shown.parked) | {"Headers": dict(shown.headers), "Body": shown.body}
 
@@ -98,7 +98,7 @@ def _seq(id_: str) -> int:
     return int(number)
 
 
-def _of_row(row: store.parked.Row) -> Json:
+def _of_row(row: store.dead_letters.Row) -> Json:
     place = {"Id": f"{ROW}{row.seq}", "In": "outbox", "Key": f"{row.channel}.{row.type}", "MessageId": ""}
     return place | _facts(row.parked_ms, len(row.body.encode()), row.reason)
 
@@ -110,4 +110,4 @@ def _of_message(message: Any) -> Json:
 
 def _facts(parked_ms: int, size_bytes: int, reason: str) -> Json:
     since = datetime.datetime.fromtimestamp(parked_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")
-    return {"Time": since if parked_ms else "", "Size": size_bytes, "Reason": masking.masked(reason)}
+    return {"Time": since if parked_ms else "", "Size": size_bytes, "Reason": redaction.masked(reason)}

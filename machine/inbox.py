@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from events import codec
-from machine import errors, faults, ports
+from machine import errors, failpoints, ports
 
 log = structlog.get_logger()
 
@@ -39,16 +39,16 @@ async def decide(store: ports.Store, event: codec.Event, handler: Deciding) -> A
 
 async def _once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
     async with store.transaction() as tx:
-        faults.faultpoint("inbox.claim.before")
+        failpoints.faultpoint("inbox.claim.before")
         first = await tx.claim(event.inbox_id)
         if first is not None:
             log.info("decision.repeated", event_id=event.id, event_type=event.type)
             answer: Answer = json.loads(first) if first else {}
             return answer
-        faults.faultpoint("inbox.claim.after")
+        failpoints.faultpoint("inbox.claim.after")
         answer = await handler(tx, event) or {}
         if answer:
             await tx.answer(event.inbox_id, json.dumps(answer, ensure_ascii=False))
-        faults.faultpoint("decision.commit.before")
-    faults.faultpoint("decision.commit.after")
+        failpoints.faultpoint("decision.commit.before")
+    failpoints.faultpoint("decision.commit.after")
     return answer

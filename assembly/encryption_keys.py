@@ -15,10 +15,10 @@ from pathlib import Path
 
 import structlog
 
+import store.encrypted_rows
+import store.encryption
 import store.engine
 import store.inspection
-import store.sealed
-import store.sealing
 from config import parsers
 from config import settings as ops_settings
 from machine import errors
@@ -32,11 +32,11 @@ _HEAD = """\
 """
 
 
-def keyring(settings: ops_settings.Settings, *, make: bool = True) -> store.sealing.Keyring:
+def keyring(settings: ops_settings.Settings, *, make: bool = True) -> store.encryption.Keyring:
     """The keys that the settings name. Without SECRET_KEYS those of the key file, made here if it is not there (`make`). Raises
     Unavailable."""
     given = [key.get_secret_value() for key in settings.secret_keys]
-    return store.sealing.Keyring(given or _of_file(key_file(settings), make=make))
+    return store.encryption.Keyring(given or _of_file(key_file(settings), make=make))
 
 
 def look(settings: ops_settings.Settings) -> str:
@@ -45,11 +45,11 @@ def look(settings: ops_settings.Settings) -> str:
     path, needed = key_file(settings), store.inspection.key_ids(settings.database)
     if not settings.secret_keys and not path.exists():
         if needed:
-            raise errors.Unavailable(store.sealed.locked(needed, ()))
+            raise errors.Unavailable(store.encrypted_rows.locked(needed, ()))
         return f"none yet: {path} is made at the first start"
     ring = keyring(settings, make=False)
     if not needed <= set(ring.key_ids):
-        raise errors.Unavailable(store.sealed.locked(needed - set(ring.key_ids), ring.key_ids))
+        raise errors.Unavailable(store.encrypted_rows.locked(needed - set(ring.key_ids), ring.key_ids))
     return f"{len(ring.key_ids)} in {'SECRET_KEYS' if settings.secret_keys else path}, the first is {ring.key_id}"
 
 
@@ -60,7 +60,7 @@ def key_file(settings: ops_settings.Settings) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.sealed.SealedRows]:
+async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.encrypted_rows.SealedRows]:
     """What lies sealed in the database of these settings, opened for a command. Raises Unavailable."""
     if not settings.amqp_url.get_secret_value() and not settings.database_file.exists():
         message = f"There is no database {settings.database_file}: set DATABASE_URL or DATA_DIR as the service has it."
@@ -70,7 +70,7 @@ async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.sealed.Se
     try:
         await store.engine.ping(engine)
         await store.engine.check_schema(engine)
-        yield store.sealed.SealedRows(engine, keys)
+        yield store.encrypted_rows.SealedRows(engine, keys)
     finally:
         await engine.dispose()
 
@@ -81,10 +81,10 @@ async def parked_elsewhere(settings: ops_settings.Settings) -> int:
     if not url:
         return 0
     # Only here: the engine of one node needs no AMQP.
-    from bus import parked
+    from bus import dead_letters
 
     ring = keyring(settings)
-    messages, _ = await parked.ParkedMessages(url, sealer=ring, prefix=settings.amqp_prefix).list(parked.MAX_LOOKED)
+    messages, _ = await dead_letters.ParkedMessages(url, sealer=ring, prefix=settings.amqp_prefix).list(dead_letters.MAX_LOOKED)
     return sum(message.key_id not in ("", ring.key_id) for message in messages)
 
 
@@ -130,7 +130,7 @@ def _make(path: Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{KEY_FILE}-")  # for its owner only, by its nature
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f"{_HEAD}{store.sealing.new_key()}\n")
+            file.write(f"{_HEAD}{store.encryption.new_key()}\n")
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

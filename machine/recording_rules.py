@@ -11,7 +11,7 @@ from typing import Any
 
 from transitions import EventData
 
-from machine import effects, model, recording_facts, states, table
+from machine import decision_table, effects, model, recording_facts, states
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 
@@ -30,7 +30,7 @@ class Cursor:
         self.recording = recording
         self.facts = facts
         self.state = recording.state
-        self.fired = table.Fired()
+        self.fired = decision_table.Fired()
         self.effects: list[effects.Effect] = []
 
     # --- conditions -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import callback, states
+from machine import delivery, states
 from store import tables
 
 # No more than a transaction may take while every other writer of SQLite waits for it.
@@ -59,7 +59,7 @@ def _wanted() -> ColumnElement[bool]:
     return or_(
         exists().where(of, kept),
         exists().where(of, segments.c.recording_id == recordings.c.id),
-        exists().where(callbacks.c.task_id == tables.sessions.c.task_id, callbacks.c.state == callback.PENDING),
+        exists().where(callbacks.c.task_id == tables.sessions.c.task_id, callbacks.c.state == delivery.PENDING),
     )
 
 

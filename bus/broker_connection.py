@@ -19,7 +19,7 @@ from aio_pika import exceptions as amqp_errors
 from yarl import URL
 
 from bus import topology as topologies
-from machine import background, errors
+from machine import errors, supervised_task
 
 log = structlog.get_logger()
 
@@ -144,7 +144,7 @@ class Link:
         self._session: Session | None = None
         self._up = asyncio.Event()
         self.problem = "The connection to RabbitMQ is not made yet."
-        self.life = background.Background("bus.link", self._run)
+        self.life = supervised_task.Background("bus.broker_connection", self._run)
 
     async def session(self) -> Session:
         """The session, as soon as there is one: bound the wait."""
@@ -168,7 +168,7 @@ class Link:
             failures = 0 if asyncio.get_running_loop().time() - began_s > GOOD_AFTER_S else failures + 1
             self.problem = self._without_password(reason)
             log.warning("bus.disconnected", reason=self.problem, failures=failures)
-            await background.pause(asyncio.Event(), RETRY_S[min(failures, len(RETRY_S) - 1)])
+            await supervised_task.pause(asyncio.Event(), RETRY_S[min(failures, len(RETRY_S) - 1)])
 
     async def _live(self) -> str:
         """One session from its beginning to its end; returns why it ended. Raises Unavailable when none could be opened."""

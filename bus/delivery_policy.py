@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from bus import attempts, masking
-from bus import presence as presences
+from bus import attempts, redaction
+from bus import database_probe as presences
 from events import codec
 from events import errors as event_errors
 from machine import errors
@@ -160,7 +160,7 @@ class Judge:
 
     def parked_headers(self, message: Incoming, queue: str, reason: str) -> dict[str, Any]:
         """What is added to a message that is parked: where it came from, when (Unix ms), and why. Nothing in it is a secret."""
-        said = masking.masked(reason)[:1_000]
-        key = masking.masked(message.key)
+        said = redaction.masked(reason)[:1_000]
+        key = redaction.masked(message.key)
         headers = {"x-reason": said, "x-routing-key": key, "x-queue": queue, "x-parked-ms": self._clock()}
         return headers | ({DETOUR: message.detour} if message.detour else {})

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from machine import callback, errors, model, states
+from machine import delivery, errors, model, states
 from store import jobs, locks, rows, tables
 
 NOW = "now"
@@ -245,7 +245,7 @@ def _doubtful() -> Any:
         recordings.c.state.notin_(states.FINAL),
         and_(recordings.c.state == states.FAILED, recordings.c.files_removed.is_(False)),
     )
-    untaken = callbacks.c.state.in_((callback.PENDING, callback.FAILED))
+    untaken = callbacks.c.state.in_((delivery.PENDING, delivery.FAILED))
     return or_(
         sessions.c.state != states.FINISHED,
         sessions.c.task_id.in_(select(recordings.c.task_id).where(unsettled)),

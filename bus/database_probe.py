@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from bus import attempts
-from machine import background, errors, ports
+from machine import errors, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -48,5 +48,5 @@ class Presence:
             return
         log.warning("bus.database_away")
         while not await self.answers():
-            await background.pause(asyncio.Event(), ASK_EVERY_S)
+            await supervised_task.pause(asyncio.Event(), ASK_EVERY_S)
         log.info("bus.database_back")

@@ -18,8 +18,8 @@ import aio_pika
 import structlog
 from aio_pika import abc
 
-from bus import envelope, handling, masking
-from bus import link as links
+from bus import broker_connection as links
+from bus import delivery_policy, envelope, redaction
 from bus import topology as topologies
 from machine import errors, ports
 
@@ -29,7 +29,7 @@ MAX_LOOKED = 1_000
 MAX_LOOKED_BYTES = 256 * 1024 * 1024
 LIMIT_S = 30.0
 # What the broker and our consumers added; RabbitMQ would take a message with its x-death for one that goes in circles.
-ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", handling.DETOUR)
+ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", delivery_policy.DETOUR)
 ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
 
 
@@ -77,8 +77,10 @@ class ParkedMessages:
         async with self._session() as (_, queue):
             message = await _find(queue, id_)
             if not envelope.is_sealed(message.headers):
-                return Shown(parked=_parked(message), headers=masking.masked(message.headers), body=masking.body(message.body))
-            headers = {name: value for name, value in masking.masked(message.headers).items() if name != envelope.SHOWN}
+                return Shown(
+                    parked=_parked(message), headers=redaction.masked(message.headers), body=redaction.body(message.body)
+                )
+            headers = {name: value for name, value in redaction.masked(message.headers).items() if name != envelope.SHOWN}
             return Shown(parked=_parked(message), headers=headers, body=str(message.headers.get(envelope.SHOWN, "")))
 
     async def requeue(self, id_: str) -> Parked:
@@ -111,8 +113,8 @@ class ParkedMessages:
     def _detour(self, headers: Mapping[str, Any]) -> str:
         """How a message came to us other than by being published under its key, "" if it did not: as its consumer found, or as
         the broker says of one that was delivered too often. Our own queues dead-letter nowhere but here."""
-        if headers.get(handling.DETOUR):
-            return str(headers[handling.DETOUR])
+        if headers.get(delivery_policy.DETOUR):
+            return str(headers[delivery_policy.DETOUR])
         deaths = headers.get("x-death")
         queues = [str(death.get("queue")) for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
         foreign = [queue for queue in queues if not self._topology.owns(queue)]
