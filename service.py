@@ -231,7 +231,7 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
     """Look at settings and surroundings: what is wrong, what it means, what to type. Ends with 1 if something fails."""
     import store.inspection
     from assembly import encryption_keys, identity
-    from media import ffmpeg, spool
+    from media import ffmpeg_command, spool
     from tencent import credentials, pull_url
 
     logs.configure(level="error")
@@ -240,8 +240,8 @@ def doctor_command(as_json: ops_cli.AsJson = False) -> None:
         return asyncio.run(credentials.CredentialChain(os.environ, clock=identity.clock).resolve()).source
 
     given = doctor.Given(
-        find_ffmpeg=ffmpeg.find,
-        ffmpeg_version=ffmpeg.version,
+        find_ffmpeg=ffmpeg_command.find,
+        ffmpeg_version=ffmpeg_command.version,
         check_template=pull_url.check_template,
         pull_template=pull_url.DEFAULT_TEMPLATE,
         check_owner=spool.check_owner,

@@ -30,7 +30,7 @@ from machine import model, supervised_task
 from media import spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
-from web import serving
+from web import http_server
 from worker import capacity, command_handlers, cpu_usage, janitor, worker
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class Service:
         self.worker: worker.Worker | None = None
         self.capacity: capacity.Capacity | None = None
         self.bus: Any
-        self._http: serving.HttpServer
+        self._http: http_server.HttpServer
 
     async def start(self) -> None:
         """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
@@ -71,7 +71,7 @@ class Service:
             await part.start()
             self._stack.push_async_callback(part.stop)
         application = web_app.create(self._api(decider, engine, steps), faces="api" in self.settings.roles)
-        self._http = serving.HttpServer(application, host=self.settings.host, port=self.settings.port)
+        self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)
         self._ready = True

@@ -15,7 +15,7 @@ import aiohttp
 import structlog
 
 from media import transcode
-from web import files
+from web import segment_download
 
 log = structlog.get_logger()
 
@@ -47,7 +47,7 @@ async def _fetch(url: str, token: str, recording_id: str, epoch: int, path: Path
                 log.warning("segment.not_given", recording_id=recording_id, epoch=epoch, url=url, status=answer.status)
                 return False
             await _write(answer.content, part)
-            await asyncio.to_thread(_date, part, answer.headers.get(files.WRITTEN, ""))
+            await asyncio.to_thread(_date, part, answer.headers.get(segment_download.WRITTEN, ""))
         await asyncio.to_thread(part.replace, path)
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         log.warning("segment.not_fetched", recording_id=recording_id, epoch=epoch, url=url, error=type(error).__name__)

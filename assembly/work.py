@@ -19,7 +19,7 @@ from assembly.identity import clock
 from config import settings as ops_settings
 from events import codec
 from machine import errors, model
-from media import capture, ffmpeg, process, segments, spool, transcode
+from media import capture, ffmpeg_command, ffmpeg_process, segment_scan, spool, transcode
 from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
 from webhook import sender
 from worker import work_ports
@@ -35,8 +35,8 @@ class Steps:
         self._settings = settings
         self._spool = folder
         self._chain = chain
-        process.check_tools()
-        self._ffmpeg = ffmpeg.find(settings.ffmpeg_binary)
+        ffmpeg_process.check_tools()
+        self._ffmpeg = ffmpeg_command.find(settings.ffmpeg_binary)
         self.uploader = cos.CosUploader()
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
@@ -60,7 +60,7 @@ class Steps:
 
     async def scan(self, job: work_ports.Assignment, epoch: int, known_ms: int) -> work_ports.Scan:
         """What the segment holds."""
-        return await asyncio.to_thread(segments.scan, self.segment_path(job, epoch), job.recording.mode, known_ms)
+        return await asyncio.to_thread(segment_scan.scan, self.segment_path(job, epoch), job.recording.mode, known_ms)
 
     async def fetch(self, job: work_ports.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this one's spool."""

@@ -24,7 +24,7 @@ from machine import errors
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-# What others say is no larger than the same by HTTP (web/bodies.py). Ours grows with the gaps of a day.
+# What others say is no larger than the same by HTTP (web/request_body.py). Ours grows with the gaps of a day.
 MAX_FOREIGN_BYTES = 256 * 1024
 # A transaction, or a lease taken: what takes longer hangs.
 HANDLER_LIMIT_S = 300.0

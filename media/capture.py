@@ -4,7 +4,7 @@ this room.
 Rules: ffmpeg's exit code says nothing, so a capture is judged by the file, by what stderr said, and by who ended it.
 Every way to end goes through `wait()`, whose answer says why; `start` and `stop` raise nothing about the stream. A
 stream that is alive in any track is not stalled, whether or not the mode records that track. The address is secret: it
-is no argument of any process (see media/ffmpeg.py) and in no line that leaves here.
+is no argument of any process (see media/ffmpeg_command.py) and in no line that leaves here.
 
 `-progress` is not asked for: with packets flushed the file says the same sooner, and a stalled ffmpeg goes on printing it.
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 import structlog
 
 from machine import errors, failpoints
-from media import ffmpeg, limits, lines, process, tail
-from media.tail import CaptureProgress as CaptureProgress
+from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, flv_tail, resource_limits
+from media.flv_tail import CaptureProgress as CaptureProgress
 
 log = structlog.get_logger()
 
@@ -43,9 +43,9 @@ _LOOK_S = 1.0
 _ASK_S = 2.0
 _TERM_S = 1.0
 _NEW_TRACK = {
-    "00": frozenset((lines.Meaning.NEW_AUDIO,)),
-    "01": frozenset((lines.Meaning.NEW_VIDEO,)),
-    "02": frozenset((lines.Meaning.NEW_AUDIO, lines.Meaning.NEW_VIDEO)),
+    "00": frozenset((ffmpeg_log.Meaning.NEW_AUDIO,)),
+    "01": frozenset((ffmpeg_log.Meaning.NEW_VIDEO,)),
+    "02": frozenset((ffmpeg_log.Meaning.NEW_AUDIO, ffmpeg_log.Meaning.NEW_VIDEO)),
 }
 _REFUSED_FOR_GOOD_DETAIL = (
     "The server refused this UserSig or account: the UserSig may have expired or be another user's, or the application "
@@ -97,16 +97,16 @@ class Capture:
         self._ffmpeg = ffmpeg
         self._on_media = on_media
         self._clock = clock
-        self._redact = lines.Redactor(spec.address)
+        self._redact = ffmpeg_log.Redactor(spec.address)
         self._news = asyncio.Event()
-        self._heard: dict[lines.Meaning, str] = {}
+        self._heard: dict[ffmpeg_log.Meaning, str] = {}
         self._verdict: tuple[str, str] | None = None
         self._stopping = self._killing = self._exited = False
         self._spawned = asyncio.Event()
         self._grown_s = 0.0
         self._looks_with_media = self._code = 0
-        self._child: process.Child | None = None
-        self._tail: tail.Tail | None = None
+        self._child: ffmpeg_process.Child | None = None
+        self._tail: flv_tail.Tail | None = None
         self._task: asyncio.Task[CaptureExit] | None = None
 
     @property
@@ -159,7 +159,7 @@ class Capture:
             raise
 
     async def _run(self) -> CaptureExit:
-        self._tail = tail.Tail(self._spec.path, self._spec.mode, spawned_ms=self._clock())
+        self._tail = flv_tail.Tail(self._spec.path, self._spec.mode, spawned_ms=self._clock())
         try:
             await self._spawn()
             self._spawned.set()
@@ -185,9 +185,11 @@ class Capture:
         else:
             script = -1
             try:
-                script = _inherited(ffmpeg.capture_script(spec.address, timeout_s=2 * spec.stall_after_s))
-                argv = ffmpeg.capture_args(self._ffmpeg, script, spec.path, spec.mode)
-                child = process.Child(argv, redact=self._redact, on_error_line=self._on_line, limits=limits.CAPTURE)
+                script = _inherited(ffmpeg_command.capture_script(spec.address, timeout_s=2 * spec.stall_after_s))
+                argv = ffmpeg_command.capture_args(self._ffmpeg, script, spec.path, spec.mode)
+                child = ffmpeg_process.Child(
+                    argv, redact=self._redact, on_error_line=self._on_line, limits=resource_limits.CAPTURE
+                )
                 failpoints.faultpoint("capture.spawn.before")
                 await child.start(inherit=(script,))
                 self._child = child
@@ -199,7 +201,7 @@ class Capture:
                 if script >= 0:
                     os.close(script)
 
-    async def _watch_and_end(self, child: process.Child) -> None:
+    async def _watch_and_end(self, child: ffmpeg_process.Child) -> None:
         end = asyncio.create_task(self._reap(child))
         try:
             await self._watch()
@@ -218,7 +220,7 @@ class Capture:
         if self._verdict is None:
             self._verdict = self._judge()
 
-    async def _reap(self, child: process.Child) -> None:
+    async def _reap(self, child: ffmpeg_process.Child) -> None:
         try:
             self._code = await child.wait()
         finally:
@@ -269,12 +271,12 @@ class Capture:
             return STOPPED, "Stopped as asked."
         if self._tail.lost:
             return SPOOL_LOST, f"The segment or its folder {spec.path.parent} was deleted while it was written."
-        if lines.Meaning.DISK_FULL in self._heard:
-            return DISK_FULL, self._heard[lines.Meaning.DISK_FULL]
+        if ffmpeg_log.Meaning.DISK_FULL in self._heard:
+            return DISK_FULL, self._heard[ffmpeg_log.Meaning.DISK_FULL]
         if new := _NEW_TRACK[spec.mode] & self._heard.keys():
             return NEW_TRACK, f"Another track began: {self._heard[min(new, key=str)]}"
-        if lines.Meaning.TIME_JUMP in self._heard:
-            return ERROR, f"The source's timestamps jumped: {self._heard[lines.Meaning.TIME_JUMP]}"
+        if ffmpeg_log.Meaning.TIME_JUMP in self._heard:
+            return ERROR, f"The source's timestamps jumped: {self._heard[ffmpeg_log.Meaning.TIME_JUMP]}"
         if not began and running_s > spec.first_media_s:
             return NO_MEDIA, f"The server sent nothing for {spec.first_media_s:g} s."
         if began and silent_s > spec.stall_after_s:
@@ -288,28 +290,28 @@ class Capture:
         said = self._child.last_lines[-1] if self._child and self._child.last_lines else "ffmpeg said nothing."
         if self._stopping:
             return STOPPED, "Stopped as asked."
-        if self._tail.lost or lines.Meaning.SPOOL_LOST in heard:
+        if self._tail.lost or ffmpeg_log.Meaning.SPOOL_LOST in heard:
             return SPOOL_LOST, f"The folder {self._spec.path.parent} cannot be written: {said}"
-        if lines.Meaning.DISK_FULL in heard:
-            return DISK_FULL, heard[lines.Meaning.DISK_FULL]
+        if ffmpeg_log.Meaning.DISK_FULL in heard:
+            return DISK_FULL, heard[ffmpeg_log.Meaning.DISK_FULL]
         if _NEW_TRACK[self._spec.mode] & heard.keys():
             return NEW_TRACK, "Another track began just before the stream ended."
         if self._code < 0:
             return ERROR, f"ffmpeg was killed by signal {-self._code}."
         if self._tail.grown_ms is not None:
             return EOF, "The stream ended."
-        if lines.Meaning.REFUSED_FOR_GOOD in heard:
-            return REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {heard[lines.Meaning.REFUSED_FOR_GOOD]}"
-        if lines.Meaning.REFUSED in heard:
-            return REFUSED, heard[lines.Meaning.REFUSED]
-        if lines.Meaning.NO_TRACK in heard:
+        if ffmpeg_log.Meaning.REFUSED_FOR_GOOD in heard:
+            return REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {heard[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
+        if ffmpeg_log.Meaning.REFUSED in heard:
+            return REFUSED, heard[ffmpeg_log.Meaning.REFUSED]
+        if ffmpeg_log.Meaning.NO_TRACK in heard:
             return NO_MEDIA, "The stream ended before any sound or picture came."
         return ERROR, f"ffmpeg ended without media: {said}"
 
     def _on_line(self, text: str) -> None:
-        line = lines.parse(text)
-        found = lines.meaning(line)
-        if found is not lines.Meaning.OTHER and found not in self._heard:
+        line = ffmpeg_log.parse(text)
+        found = ffmpeg_log.meaning(line)
+        if found is not ffmpeg_log.Meaning.OTHER and found not in self._heard:
             self._heard[found] = line.message
             log.warning("capture.heard", meaning=found.name.lower(), line=line.message)
             self._news.set()

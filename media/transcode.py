@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from machine import errors, failpoints
-from media import encoding, joiner, limits, lines, process, survey, verify
+from media import ffmpeg_log, ffmpeg_process, joiner, resource_limits, survey, transcode_plan, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
 
@@ -106,7 +106,7 @@ class Transcoder:
         mode: str,
         part: Path,
     ) -> verify.Seen:
-        chosen = encoding.plan(found, mode)
+        chosen = transcode_plan.plan(found, mode)
         while True:
             try:
                 await self._run(found, segments, chosen, part)
@@ -115,20 +115,20 @@ class Transcoder:
                 if not chosen.copied or error.reason not in ("ffmpeg-failed", "verify-failed"):
                     raise
                 log.warning("transcode.copy_refused", reason=error.reason, detail=error.detail)
-                chosen = encoding.plan(found, mode, copy=False)
+                chosen = transcode_plan.plan(found, mode, copy=False)
 
     async def _run(
         self,
         found: survey.Survey,
         segments: Sequence[SegmentFile],
-        chosen: encoding.Plan,
+        chosen: transcode_plan.Plan,
         part: Path,
     ) -> None:
-        argv = encoding.transcode_args(self._ffmpeg, found, chosen, str(part))
+        argv = transcode_plan.transcode_args(self._ffmpeg, found, chosen, str(part))
         fillings = [found.filling(kind) for kind in chosen.encoded]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
         input_bytes = await asyncio.to_thread(_size_in_all, segments)
-        run = _Run(argv, limits.transcode(input_bytes))
+        run = _Run(argv, resource_limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
         )
@@ -140,14 +140,14 @@ class Transcoder:
 class _Run:
     """One ffmpeg that is fed, listened to, and watched for standing still."""
 
-    def __init__(self, argv: Sequence[str], allowed: limits.Limits) -> None:
-        self._reader = lines.ProgressReader()
-        self._heard: dict[lines.Meaning, str] = {}
+    def __init__(self, argv: Sequence[str], allowed: resource_limits.Limits) -> None:
+        self._reader = ffmpeg_log.ProgressReader()
+        self._heard: dict[ffmpeg_log.Meaning, str] = {}
         self._fed_bytes = 0
         self._out_ms = 0
         self._stuck = False
-        self._child = process.Child(
-            argv, redact=lines.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output, limits=allowed
+        self._child = ffmpeg_process.Child(
+            argv, redact=ffmpeg_log.Redactor(), on_error_line=self._on_error, on_output_line=self._on_output, limits=allowed
         )
 
     async def to_end(self, stream: AsyncIterator[bytes], part: Path, stuck_after_s: float) -> int:
@@ -175,10 +175,10 @@ class _Run:
             return errors.TranscodeFailed(
                 f"ffmpeg stood still and was killed; last words: {said}", reason="ffmpeg-failed", retry=True
             )
-        if lines.Meaning.DISK_FULL in self._heard:
-            return errors.TranscodeFailed(self._heard[lines.Meaning.DISK_FULL], reason="disk-full", retry=True)
-        if lines.Meaning.SPOOL_LOST in self._heard:
-            return errors.TranscodeFailed(self._heard[lines.Meaning.SPOOL_LOST], reason="spool-lost", retry=True)
+        if ffmpeg_log.Meaning.DISK_FULL in self._heard:
+            return errors.TranscodeFailed(self._heard[ffmpeg_log.Meaning.DISK_FULL], reason="disk-full", retry=True)
+        if ffmpeg_log.Meaning.SPOOL_LOST in self._heard:
+            return errors.TranscodeFailed(self._heard[ffmpeg_log.Meaning.SPOOL_LOST], reason="spool-lost", retry=True)
         if code < 0:
             return errors.TranscodeFailed(f"ffmpeg was killed by signal {-code}.", reason="killed", retry=True)
         return errors.TranscodeFailed(f"ffmpeg ended with code {code}: {said}", reason="ffmpeg-failed", retry=True)
@@ -210,8 +210,8 @@ class _Run:
             await asyncio.sleep(stuck_after_s)
 
     def _on_error(self, text: str) -> None:
-        line = lines.parse(text)
-        self._heard.setdefault(lines.meaning(line), line.message)
+        line = ffmpeg_log.parse(text)
+        self._heard.setdefault(ffmpeg_log.meaning(line), line.message)
 
     def _on_output(self, text: str) -> None:
         block = self._reader.read(text)

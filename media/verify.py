@@ -17,7 +17,7 @@ from pathlib import Path
 import fastcrc
 
 from machine import errors
-from media import encoding, flv, limits, lines, process, survey
+from media import ffmpeg_log, ffmpeg_process, flv, resource_limits, survey, transcode_plan
 
 _TOLERANCE_MS = 500
 _TOLERANCE = 0.005
@@ -34,7 +34,7 @@ class Seen:
     duration_ms: int
 
 
-async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: encoding.Plan) -> Seen:
+async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan) -> Seen:
     """Checks `part` against what was joined. Raises errors.TranscodeFailed ("verify-failed") saying what differs,
     OSError if it is gone."""
     stat = await asyncio.to_thread(part.stat)
@@ -53,7 +53,7 @@ async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: encoding
     return Seen(duration_ms=duration_ms)
 
 
-def _expected_ms(kind: int, found: survey.Survey, chosen: encoding.Plan) -> int:
+def _expected_ms(kind: int, found: survey.Survey, chosen: transcode_plan.Plan) -> int:
     """A copied track ends with its last packet, encoded sound with its last packet or silence, encoded pictures with
     the whole."""
     if kind in chosen.copied:
@@ -83,15 +83,15 @@ class _Look:
     def __init__(self) -> None:
         self.out_ms = 0
         self.duration_ms = 0
-        self._reader = lines.ProgressReader()
+        self._reader = ffmpeg_log.ProgressReader()
 
     async def run(self, argv: Sequence[str], limit_s: float) -> None:
-        child = process.Child(
+        child = ffmpeg_process.Child(
             argv,
-            redact=lines.Redactor(),
+            redact=ffmpeg_log.Redactor(),
             on_error_line=self._on_error,
             on_output_line=self._on_output,
-            limits=limits.verify(),
+            limits=resource_limits.verify(),
         )
         await child.start()
         child.stdin.close()
@@ -110,14 +110,14 @@ class _Look:
             raise errors.TranscodeFailed(f"The finished file does not read well: {said}", reason="verify-failed", retry=True)
 
     def _on_error(self, text: str) -> None:
-        self.duration_ms = lines.container_duration_ms(lines.parse(text).message) or self.duration_ms
+        self.duration_ms = ffmpeg_log.container_duration_ms(ffmpeg_log.parse(text).message) or self.duration_ms
 
     def _on_output(self, text: str) -> None:
         if block := self._reader.read(text):
             self.out_ms = max(self.out_ms, block.out_ms)
 
 
-def _args(ffmpeg: str, part: Path, chosen: encoding.Plan, *, map_: str, before: Sequence[str], decode: bool) -> list[str]:
+def _args(ffmpeg: str, part: Path, chosen: transcode_plan.Plan, *, map_: str, before: Sequence[str], decode: bool) -> list[str]:
     reading = ["-t", str(_DECODED_S)] if decode else []
     doing = ["-xerror"] if decode else ["-c", "copy"]
     return [

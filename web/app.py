@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import fastapi
 
-from web import answers, callbacks, door, files, given, health, openapi, results, scopes, sessions
+from web import dependencies, health, middleware, openapi, responses, results, scopes, segment_download, sessions, trtc_callbacks
 
-Api = given.Api
+Api = dependencies.Api
 
 DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses one."
 
 
-def create(api: given.Api, *, faces: bool = True) -> fastapi.FastAPI:
+def create(api: dependencies.Api, *, faces: bool = True) -> fastapi.FastAPI:
     """The ASGI application of one service. Without `faces` it has only the probes and what other nodes fetch: a node that is
     not in the role `api`. Raises RuntimeError for a route of which nobody said what it asks for."""
     app = fastapi.FastAPI(
@@ -26,13 +26,13 @@ def create(api: given.Api, *, faces: bool = True) -> fastapi.FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    outside = (sessions.router(api), results.router(api), callbacks.router(api)) if faces else ()
-    for router in (*outside, health.router(api), files.router(api)):
+    outside = (sessions.router(api), results.router(api), trtc_callbacks.router(api)) if faces else ()
+    for router in (*outside, health.router(api), segment_download.router(api)):
         app.include_router(router)
-    answers.install(app)
+    responses.install(app)
     openapi.install(app)
     unguarded = scopes.missing(app.routes)
     if unguarded:
         raise RuntimeError(f"A route without a line in web/scopes.py: {', '.join(unguarded)}")
-    app.add_middleware(door.Door, api=api)
+    app.add_middleware(middleware.Door, api=api)
     return app

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from machine import errors
-from web import answers, door
+from web import middleware, responses
 
 Json = dict[str, Any]
 
@@ -155,15 +155,15 @@ FAILURES: dict[int, tuple[str, str, str]] = {
     403: (
         "The key lacks the scope; or no key is asked for, and the header Host names another machine.",
         "Forbidden",
-        door.WRONG_SCOPE.format(needed="operate"),
+        middleware.WRONG_SCOPE.format(needed="operate"),
     ),
     404: ("There is no such session or recording.", errors.NotFound.code, errors.NotFound().message),
-    408: ("The body did not come.", answers.CODES[408], "The body did not arrive within 30 s."),
+    408: ("The body did not come.", responses.CODES[408], "The body did not arrive within 30 s."),
     409: ("Understood, but not possible in the present state.", errors.Refused.code, errors.Refused().message),
-    413: ("The body is too large.", answers.CODES[413], "The body is larger than 256 KB."),
-    415: ("No token is asked for, and the body is not sent as JSON.", "UnsupportedMediaType", door.NOT_JSON),
-    429: ("Too many requests, or too many Open sessions of this key.", errors.QuotaReached.code, door.TOO_OFTEN),
-    500: ("A fault of the service; its log has the reason under the RequestId.", "InternalError", answers.UNEXPECTED),
+    413: ("The body is too large.", responses.CODES[413], "The body is larger than 256 KB."),
+    415: ("No token is asked for, and the body is not sent as JSON.", "UnsupportedMediaType", middleware.NOT_JSON),
+    429: ("Too many requests, or too many Open sessions of this key.", errors.QuotaReached.code, middleware.TOO_OFTEN),
+    500: ("A fault of the service; its log has the reason under the RequestId.", "InternalError", responses.UNEXPECTED),
     503: ("Try again in a moment.", errors.Unavailable.code, errors.Unavailable().message),
     507: ("The spool is too full for another recording.", errors.InsufficientSpace.code, errors.InsufficientSpace().message),
 }

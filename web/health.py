@@ -8,28 +8,28 @@ from __future__ import annotations
 import fastapi
 
 from machine import errors
-from web import answers, given, openapi
+from web import dependencies, openapi, responses
 
 
-def router(api: given.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The two routes, for one service."""
     routes = fastapi.APIRouter(tags=["health"])
 
     @routes.get("/healthz", summary="Is the process alive?", **openapi.alive())
     async def healthz(request: fastapi.Request) -> fastapi.Response:
-        return answers.ok(request, {"Status": "alive", "Version": api.version})
+        return responses.ok(request, {"Status": "alive", "Version": api.version})
 
     @routes.get("/readyz", summary="Should this node get work?", **openapi.ready())
     async def readyz(request: fastapi.Request) -> fastapi.Response:
         reasons = [*api.ready(), *await _database(api)]
         if reasons:
             raise errors.Unavailable(" ".join(reasons))
-        return answers.ok(request, {"Status": "ready"})
+        return responses.ok(request, {"Status": "ready"})
 
     return routes
 
 
-async def _database(api: given.Api) -> list[str]:
+async def _database(api: dependencies.Api) -> list[str]:
     try:
         await api.ping()
     except errors.RecorderError as error:

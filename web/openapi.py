@@ -31,7 +31,7 @@ BEARER: Json = {
 }
 # Types whose schema is a body or part of an answer here; the results' are what Result.Data holds.
 BODIES = ("start", "stop", "replay")
-# What any route may answer besides its own: see web.door and web.answers.
+# What any route may answer besides its own: see web.middleware and web.responses.
 ANYWHERE = (401, 403, 429, 500, 503)
 
 

@@ -15,7 +15,7 @@ import fastapi
 import pydantic
 
 from events import codec, errors
-from web import answers, bodies, given, openapi, shapes
+from web import dependencies, openapi, request_body, responses, views
 
 MAX_WAIT_S = 30.0
 POLL_S = 0.5
@@ -29,7 +29,7 @@ class Query(pydantic.BaseModel):
     after: str = pydantic.Field(
         "",
         max_length=64,
-        pattern=bodies.TEXT,
+        pattern=request_body.TEXT,
         description="Only results behind this cursor. Empty: from the first; `now`: only those to come.",
     )
     limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
@@ -49,7 +49,7 @@ class Bell:
         rung.set()
 
 
-def router(api: given.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The route, for one service."""
     routes = fastapi.APIRouter(prefix="/results", tags=["results"])
     bell = Bell()
@@ -61,12 +61,14 @@ def router(api: given.Api) -> fastapi.APIRouter:
             if name not in codec.types("out"):
                 raise errors.InvalidEvent("type", f"must be one of {', '.join(codec.types('out'))}")
         found, after = await _first(api, query, bell, request)
-        return answers.ok(request, {"Results": [shapes.result(r) for r in found], "Next": after})
+        return responses.ok(request, {"Results": [views.result(r) for r in found], "Next": after})
 
     return routes
 
 
-async def _first(api: given.Api, query: Query, bell: Bell, request: fastapi.Request) -> tuple[Sequence[given.Result], str]:
+async def _first(
+    api: dependencies.Api, query: Query, bell: Bell, request: fastapi.Request
+) -> tuple[Sequence[dependencies.Result], str]:
     """What is there, or the first that comes within the wait; none at its end, when the service stops or the client leaves."""
     loop = asyncio.get_running_loop()
     until, after = loop.time() + query.wait, query.after

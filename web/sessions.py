@@ -15,7 +15,7 @@ import structlog
 from events import codec
 from events import errors as event_errors
 from machine import errors, model
-from web import answers, bodies, given, openapi, shapes, stuck
+from web import dependencies, openapi, request_body, responses, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
 # How many candidates are looked at in one go when only the stuck ones are wanted.
@@ -32,32 +32,34 @@ class Query(pydantic.BaseModel):
     state: Literal["", "Open", "Closing", "Finished"] = pydantic.Field("", description="Only sessions in this state.")
     stuck: bool = pydantic.Field(False, description="Only sessions that a person should look at; `Stuck` says why.")
     app: int = pydantic.Field(0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application. 0: of all.")
-    room: str = pydantic.Field("", max_length=64, pattern=bodies.TEXT, description="Only sessions in this room, of either kind.")
+    room: str = pydantic.Field(
+        "", max_length=64, pattern=request_body.TEXT, description="Only sessions in this room, of either kind."
+    )
     since: str = pydantic.Field("", max_length=40, description="Only sessions opened at or after this ISO 8601 time.")
     limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
     before: str = pydantic.Field(
-        "", max_length=26, pattern=bodies.TEXT, description="A TaskId: only older sessions. `Next` of the page before."
+        "", max_length=26, pattern=request_body.TEXT, description="A TaskId: only older sessions. `Next` of the page before."
     )
 
 
-def router(api: given.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The routes, for one service."""
     routes = fastapi.APIRouter(prefix="/sessions", tags=["sessions"])
 
     @routes.post("", status_code=202, summary="Start recording a room", **openapi.start())
     async def start(request: fastapi.Request) -> fastapi.Response:
-        event_id = bodies.event_id(request, "start")
-        event = bodies.event(api, "start", id=event_id, data=await bodies.json_object(request))
+        event_id = request_body.event_id(request, "start")
+        event = request_body.event(api, "start", id=event_id, data=await request_body.json_object(request))
         answer = await api.decide(event, request.state.caller)
         structlog.contextvars.bind_contextvars(task_id=answer["TaskId"], repeated=answer["Repeated"])
-        return answers.ok(request, answer, 202)
+        return responses.ok(request, answer, 202)
 
     @routes.get("", summary="List sessions, newest first", **openapi.listing())
     async def listing(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
         found, next_page = await (_stuck(api, query) if query.stuck else _page(api, query))
         counts = await api.reading.counts([session.task_id for session, _ in found])
-        lines = [shapes.summary(session, counts[session.task_id], why) for session, why in found]
-        return answers.ok(request, {"Sessions": lines, "Next": next_page})
+        lines = [views.summary(session, counts[session.task_id], why) for session, why in found]
+        return responses.ok(request, {"Sessions": lines, "Next": next_page})
 
     @routes.get("/{TaskId}", summary="Look at one session", **openapi.session())
     async def look(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
@@ -66,32 +68,32 @@ def router(api: given.Api) -> fastapi.APIRouter:
         if session is None:
             raise _not_found(task_id)
         (found,) = await _looks(api, [session])
-        body = shapes.whole(
+        body = views.whole(
             found,
             await api.reading.segments(task_id),
             api.progress(),
             await api.reading.timeline(task_id),
             await api.reading.results(task_id),
         )
-        return answers.ok(request, body)
+        return responses.ok(request, body)
 
     @routes.post("/{TaskId}/stop", status_code=202, summary="End a session", **openapi.stop())
     async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
         _named(task_id)
-        event_id = bodies.event_id(request, f"stop-{task_id}")
-        data = _with_task_id(await bodies.json_object(request, optional=True), task_id)
-        answer = await api.decide(bodies.event(api, "stop", id=event_id, data=data), request.state.caller)
-        return answers.ok(request, answer, 202)
+        event_id = request_body.event_id(request, f"stop-{task_id}")
+        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
+        answer = await api.decide(request_body.event(api, "stop", id=event_id, data=data), request.state.caller)
+        return responses.ok(request, answer, 202)
 
     @routes.post("/{TaskId}/replay", status_code=202, summary="Try again what failed or is stuck", **openapi.replay())
     async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
         _named(task_id)
-        data = _with_task_id(await bodies.json_object(request, optional=True), task_id)
+        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
         # A dry run under the key of the real one to come would be its answer.
         dry = data.get("DryRun") is True
-        event_id = answers.request_id(request) if dry else bodies.event_id(request, f"replay-{task_id}")
-        answer = await api.decide(bodies.event(api, "replay", id=event_id, data=data), request.state.caller)
-        return answers.ok(request, answer, 200 if dry else 202)
+        event_id = responses.request_id(request) if dry else request_body.event_id(request, f"replay-{task_id}")
+        answer = await api.decide(request_body.event(api, "replay", id=event_id, data=data), request.state.caller)
+        return responses.ok(request, answer, 200 if dry else 202)
 
     return routes
 
@@ -99,13 +101,13 @@ def router(api: given.Api) -> fastapi.APIRouter:
 Found = list[tuple[model.Session, list[stuck.Finding]]]
 
 
-async def _page(api: given.Api, query: Query) -> tuple[Found, str]:
+async def _page(api: dependencies.Api, query: Query) -> tuple[Found, str]:
     """One page of the list, and the `before` of the page after it."""
     found = await api.reading.sessions(**_filters(query), before=query.before, limit=query.limit)
     return [(session, []) for session in found], found[-1].task_id if len(found) == query.limit else ""
 
 
-async def _stuck(api: given.Api, query: Query) -> tuple[Found, str]:
+async def _stuck(api: dependencies.Api, query: Query) -> tuple[Found, str]:
     """As `_page`, of those that a person should look at: candidates from the database, judged by the rules."""
     found: Found = []
     before = query.before
@@ -122,7 +124,7 @@ async def _stuck(api: given.Api, query: Query) -> tuple[Found, str]:
         before = candidates[-1].task_id
 
 
-async def _looks(api: given.Api, sessions: list[model.Session]) -> list[stuck.Look]:
+async def _looks(api: dependencies.Api, sessions: list[model.Session]) -> list[stuck.Look]:
     evidence = await api.reading.evidence([s.task_id for s in sessions])
     return [stuck.Look(session=s, evidence=evidence[s.task_id], policy=api.policy, now_ms=api.clock()) for s in sessions]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from machine import delivery, model, states
-from web import advice, given
+from web import dependencies, next_steps
 
 MANY_TRIES = 3
 QUEUED_TOO_LONG_MS = 60 * model.SECOND
@@ -24,7 +24,7 @@ class Look:
     """One session with all that the rules may look at."""
 
     session: model.Session
-    evidence: given.Evidence
+    evidence: dependencies.Evidence
     policy: model.Policy
     now_ms: int
 
@@ -143,7 +143,7 @@ SESSION_RULES = (
         name="closing-long",
         meaning="A session is Closing for longer than RESULT_WAIT.",
         why=_closing_long,
-        next=lambda look, _: advice.send_again(look.session.task_id),
+        next=lambda look, _: next_steps.send_again(look.session.task_id),
     ),
 )
 RECORDING_RULES = (
@@ -151,37 +151,37 @@ RECORDING_RULES = (
         name="failed-kept",
         meaning="A recording has failed, and its files are still kept (until KEEP_FAILED is over): a replay can deliver it.",
         why=_failed_kept,
-        next=lambda _, value: advice.for_recording(value),
+        next=lambda _, value: next_steps.for_recording(value),
     ),
     Rule(
         name="failed-live",
         meaning="A recording has failed with nothing captured while its session is still Open: there may be something to save.",
         why=_failed_live,
-        next=lambda _, value: advice.for_recording(value),
+        next=lambda _, value: next_steps.for_recording(value),
     ),
     Rule(
         name="no-media",
         meaning=f"A speaker is publishing by TRTC's callbacks, and {MANY_TRIES} pulls in a row or more brought nothing.",
         why=_no_media,
-        next=lambda _, value: advice.for_recording(value),
+        next=lambda _, value: next_steps.for_recording(value),
     ),
     Rule(
         name="tried-often",
         meaning=f"A transcode or upload has failed {MANY_TRIES} times in a row or more, and is tried again by itself.",
         why=_tried_often,
-        next=lambda _, value: advice.for_recording(value),
+        next=lambda _, value: next_steps.for_recording(value),
     ),
     Rule(
         name="not-taken",
         meaning=f"A job has been queued for longer than {QUEUED_TOO_LONG_MS // model.SECOND} s: no worker takes it.",
         why=_not_taken,
-        next=lambda _, value: advice.send_again(value.task_id, value),
+        next=lambda _, value: next_steps.send_again(value.task_id, value),
     ),
     Rule(
         name="lease-over",
         meaning="The lease of a job is over, and nobody has taken the work over.",
         why=_lease_over,
-        next=lambda _, value: advice.send_again(value.task_id, value),
+        next=lambda _, value: next_steps.send_again(value.task_id, value),
     ),
 )
 CALLBACK_RULES = (
@@ -189,25 +189,25 @@ CALLBACK_RULES = (
         name="not-delivered",
         meaning="The newest result was not taken by the callback URL and is not sent again (listed until KEEP_FAILED is over).",
         why=_not_delivered,
-        next=lambda look, _: advice.fetch_result(look.session.task_id),
+        next=lambda look, _: next_steps.fetch_result(look.session.task_id),
     ),
     Rule(
         name="refused-often",
         meaning=f"The newest result was refused by the callback URL {MANY_TRIES} times or more, and is sent again by itself.",
         why=_refused_often,
-        next=lambda look, _: advice.mend_receiver(look.session.task_id),
+        next=lambda look, _: next_steps.mend_receiver(look.session.task_id),
     ),
     Rule(
         name="not-taken",
         meaning="As for recordings.",
         why=_not_taken,
-        next=lambda look, _: advice.look_around(look.session.task_id),
+        next=lambda look, _: next_steps.look_around(look.session.task_id),
     ),
     Rule(
         name="lease-over",
         meaning="As for recordings.",
         why=_lease_over,
-        next=lambda look, _: advice.look_around(look.session.task_id),
+        next=lambda look, _: next_steps.look_around(look.session.task_id),
     ),
 )
 

@@ -16,7 +16,7 @@ from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 from tests.integration.test_api import call_back, signed, trtc
-from web import app, door, rates, scopes
+from web import app, middleware, rate_limit, scopes
 
 UNKNOWN = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
 MASTER = "master-token"
@@ -159,14 +159,14 @@ class TestLimits:
     def test_a_bucket_is_refilled(self) -> None:
         """After the seconds that were told the next request passes, and not before."""
         now_s = [0.0]
-        limited = rates.Rates(60, lambda: now_s[0])
+        limited = rate_limit.Rates(60, lambda: now_s[0])
         assert [limited.wait_s("a") for _ in range(60)] == [0.0] * 60
         assert limited.wait_s("a") == 1.0
         now_s[0] = 0.5
         assert limited.wait_s("a") == 0.5
         now_s[0] = 1.0
         assert (limited.wait_s("a"), limited.wait_s("b")) == (0.0, 0.0)
-        assert rates.Rates(0).wait_s("a") == 0.0
+        assert rate_limit.Rates(0).wait_s("a") == 0.0
 
     async def test_a_key_has_no_more_open_sessions_than_its_quota(self, service: Service) -> None:
         """Also when it starts many at once; a repeated start needs no room, a stopped session gives it back."""
@@ -263,7 +263,7 @@ async def test_every_answer_has_the_headers(service: Service) -> None:
     for method, path, options, status in asked:
         async with service.http.request(method, service.url + path, **options) as answer:
             assert answer.status == status, path
-            for name, value in door.HEADERS.items():
+            for name, value in middleware.HEADERS.items():
                 assert answer.headers.getall(name) == [value], (path, name)
             assert "set-cookie" not in answer.headers
             assert answer.headers["content-type"] == "application/json"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from media import capture, flv, segments
+from media import capture, flv, segment_scan
 from tests import flv_source, waiting
 from tests.flv_source import FFMPEG, LiveSource, Stream
 
@@ -58,7 +58,7 @@ async def test_a_stream_that_ends_half_way_is_an_end_with_its_media(source: Live
     assert ended.progress.media_ms == pytest.approx(3_000, abs=100)
     assert ended.progress.first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
     assert ended.progress.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
-    seen = segments.scan(tmp_path / "a.flv", "02")
+    seen = segment_scan.scan(tmp_path / "a.flv", "02")
     assert (seen.media_ms, seen.has_audio, seen.has_video) == (ended.progress.media_ms, True, True)
     assert seen.first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
     assert seen.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
@@ -133,7 +133,7 @@ async def test_a_server_that_falls_silent_is_noticed(source: LiveSource, tmp_pat
     assert ended.reason == capture.STALLED
     assert 2 <= time.time() - stream.last_sent <= 4
     assert ended.progress.media_ms == pytest.approx(2_000, abs=100)
-    assert segments.scan(tmp_path / "a.flv", "02").last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
+    assert segment_scan.scan(tmp_path / "a.flv", "02").last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
     assert _gone(running.pid)
 
 
@@ -325,14 +325,14 @@ async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) 
         cwd=Path(__file__).parents[2],
     )
     assert service.stdout is not None
-    await waiting.until(lambda: segments.scan(path, "02").media_ms > 2_000)
+    await waiting.until(lambda: segment_scan.scan(path, "02").media_ms > 2_000)
     said = (await service.stdout.read(4096)).decode()
     pid = int(next(line for line in said.splitlines() if line.isdigit()))
     service.kill()
     killed = time.time()
     await service.wait()
     await waiting.until(lambda: _gone(pid), timeout_s=2)
-    assert segments.scan(path, "02").media_ms == pytest.approx((killed - stream.first_sent) * 1000, abs=1_000)
+    assert segment_scan.scan(path, "02").media_ms == pytest.approx((killed - stream.first_sent) * 1000, abs=1_000)
 
 
 async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:

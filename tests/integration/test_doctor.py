@@ -24,7 +24,7 @@ from assembly import encryption_keys
 from cli import doctor
 from events import requests
 from machine import errors
-from media import ffmpeg, spool
+from media import ffmpeg_command, spool
 from store import inspection
 from tencent import pull_url
 from tests import engines
@@ -84,8 +84,8 @@ async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[Wor
     mounts.write_text("/dev/sda1 / ext4 rw 0 0\n")
     async with api_service.running(database, (TOKEN,)) as service:
         given = doctor.Given(
-            find_ffmpeg=ffmpeg.find,
-            ffmpeg_version=ffmpeg.version,
+            find_ffmpeg=ffmpeg_command.find,
+            ffmpeg_version=ffmpeg_command.version,
             check_template=pull_url.check_template,
             pull_template=pull_url.DEFAULT_TEMPLATE,
             check_owner=spool.check_owner,

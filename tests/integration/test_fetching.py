@@ -12,7 +12,7 @@ from aiohttp import web
 from assembly import segment_fetch
 from machine import errors
 from tests import ports
-from web import files
+from web import segment_download
 
 TOKEN = "of-the-cluster"
 OWNER = "01HZY0000000000000000000AA/alice/1"
@@ -34,7 +34,7 @@ async def node() -> AsyncIterator[str]:
         assert request.query["recording"] == OWNER
         match request.query["epoch"]:
             case "1":
-                return web.Response(body=SEGMENT, headers={files.WRITTEN: str(WRITTEN_MS)})
+                return web.Response(body=SEGMENT, headers={segment_download.WRITTEN: str(WRITTEN_MS)})
             case "2":
                 answer = web.StreamResponse(headers={"Content-Length": str(len(SEGMENT))})
                 await answer.prepare(request)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from media import process
+from media import ffmpeg_process
 from tests import waiting
 
 
-def _child(script: str, **options: object) -> process.Child:
-    return process.Child(["/bin/bash", "-c", script], redact=lambda text: text.replace("SECRET", "<hidden>"), **options)  # type: ignore[arg-type] # options differ per test
+def _child(script: str, **options: object) -> ffmpeg_process.Child:
+    return ffmpeg_process.Child(["/bin/bash", "-c", script], redact=lambda text: text.replace("SECRET", "<hidden>"), **options)  # type: ignore[arg-type] # options differ per test
 
 
 async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> None:
@@ -77,7 +77,7 @@ async def test_stopping_and_killing_what_has_ended_is_harmless() -> None:
 async def test_the_child_has_nothing_of_our_environment() -> None:
     """No variable of the service reaches the child, proxies least of all."""
     said: list[str] = []
-    child = process.Child(["/usr/bin/env"], redact=str, on_output_line=said.append)
+    child = ffmpeg_process.Child(["/usr/bin/env"], redact=str, on_output_line=said.append)
     await child.start()
     await child.wait()
     assert sorted(line.partition("=")[0] for line in said) == ["LC_ALL", "PATH"]

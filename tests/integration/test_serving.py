@@ -13,7 +13,7 @@ import pytest
 
 from machine import errors
 from tests import waiting
-from web import connections, serving
+from web import connection_limits, http_server
 
 
 def application() -> fastapi.FastAPI:
@@ -29,7 +29,7 @@ def application() -> fastapi.FastAPI:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_it_answers_and_ends(host: str) -> None:
     """The port is known after the start; start and stop may be repeated; nothing listens after the stop."""
-    server = serving.HttpServer(application(), host=host, port=0)
+    server = http_server.HttpServer(application(), host=host, port=0)
     await server.start()
     await server.start()
     async with aiohttp.ClientSession() as http, http.get(f"http://{host}:{server.port}/") as answer:
@@ -46,7 +46,7 @@ async def test_it_answers_and_ends(host: str) -> None:
 async def test_an_address_that_cannot_be_used(host: str) -> None:
     """A port in use, an address of another machine, a name that is none: an error that says what to set, and no exit."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = serving.HttpServer(application(), host=host, port=taken.getsockname()[1])
+        server = http_server.HttpServer(application(), host=host, port=taken.getsockname()[1])
         with pytest.raises(errors.Unavailable, match="set PORT to a free one, or mend HOST"):
             await server.start()
         await server.stop()
@@ -78,8 +78,8 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 )
 async def test_a_request_that_does_not_come_is_not_waited_for(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who connects and says nothing, or only half of it, is closed after a while; what was asked before is answered."""
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
-    server = serving.HttpServer(application(), host="127.0.0.1", port=0)
+    monkeypatch.setattr(connection_limits, "HEAD_S", 0.3)
+    server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
     await server.start()
     reader, writer = await sent(server.port, begun)
     async with asyncio.timeout(20):
@@ -94,14 +94,14 @@ async def test_a_request_that_does_not_come_is_not_waited_for(begun: bytes, monk
 
 async def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is about the head alone: a body that comes slowly, or an answer that takes its time, ends as ever."""
-    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    monkeypatch.setattr(connection_limits, "HEAD_S", 0.2)
     made = application()
 
     @made.post("/slow")
     async def slow(request: fastapi.Request) -> dict[str, Any]:
         return {"Got": (await request.body()).decode()}
 
-    server = serving.HttpServer(made, host="127.0.0.1", port=0)
+    server = http_server.HttpServer(made, host="127.0.0.1", port=0)
     await server.start()
     reader, writer = await sent(server.port, b"POST /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n")
     for letter in b"body":
@@ -114,8 +114,8 @@ async def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.Monke
 
 async def test_connections_leave_descriptors_to_captures(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are only so many connections at once: further ones are closed unread, and as soon as there is room, all is well."""
-    monkeypatch.setattr(connections, "most", lambda: 8)
-    server = serving.HttpServer(application(), host="127.0.0.1", port=0)
+    monkeypatch.setattr(connection_limits, "most", lambda: 8)
+    server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
     await server.start()
     held = [await sent(server.port, b"GET / HT") for _ in range(8)]
     for _ in range(3):
@@ -140,4 +140,4 @@ def test_the_share_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the descriptors, few at least, and not without end."""
     for soft, expected in ((1_024, 256), (32, 16), (1_000_000, 1_024), (resource.RLIM_INFINITY, 1_024)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
-        assert connections.most() == expected
+        assert connection_limits.most() == expected

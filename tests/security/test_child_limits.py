@@ -11,7 +11,7 @@ import pytest
 
 from cli import doctor_probes
 from machine import errors
-from media import capture, ffmpeg, limits, process, transcode
+from media import capture, ffmpeg_command, ffmpeg_process, resource_limits, transcode
 from tests import flv_source, service_process, waiting
 from tests.flv_source import FFMPEG
 
@@ -23,7 +23,7 @@ def of_process(pid: int, file: str) -> str:
     return Path(f"/proc/{pid}/{file}").read_text()
 
 
-def check_held(pid: int, allowed: limits.Limits) -> None:
+def check_held(pid: int, allowed: resource_limits.Limits) -> None:
     """No core dump, no more memory, files and file size than it may take, no new rights, and nothing of our environment."""
     rows = of_process(pid, "limits").splitlines()[1:]
     held = {row[:26].strip(): row[26:].split()[:2] for row in rows}
@@ -46,7 +46,7 @@ async def test_an_ffmpeg_is_held_to_its_limits(tmp_path: Path) -> None:
     )
     await running.start()
     await waiting.until(lambda: of_process(running.pid, "comm").startswith("ffmpeg"))
-    check_held(running.pid, limits.Limits(memory_bytes=2 << 30, file_bytes=64 << 30))
+    check_held(running.pid, resource_limits.Limits(memory_bytes=2 << 30, file_bytes=64 << 30))
     running.stop()
     await running.wait()
     await source.stop()
@@ -71,7 +71,9 @@ async def test_transcodes_and_verifications_are_held_to_theirs(tmp_path: Path) -
     async def check(kind: str, file_bytes: int) -> None:
         (pid,) = await waiting.until(lambda: set(service_process.children(os.getpid())) - before, what=f"the {kind}")
         await waiting.until(lambda: of_process(pid, "comm") == "ffmpeg\n", what=f"the {kind} to be itself")
-        check_held(pid, limits.Limits(memory_bytes=(4 << 30) + (os.cpu_count() or 1) * (256 << 20), file_bytes=file_bytes))
+        check_held(
+            pid, resource_limits.Limits(memory_bytes=(4 << 30) + (os.cpu_count() or 1) * (256 << 20), file_bytes=file_bytes)
+        )
         (tmp_path / kind).unlink()
         before.add(pid)
 
@@ -86,15 +88,15 @@ async def test_nothing_runs_without_them(tmp_path: Path, monkeypatch: pytest.Mon
     """Where util-linux is not there no ffmpeg is started, and the service says so instead of starting."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(errors.Unavailable, match="setpriv is not on PATH"):
-        process.check_tools()
+        ffmpeg_process.check_tools()
     with pytest.raises(FileNotFoundError):
-        await process.Child([FFMPEG, "-version"], redact=str).start()
+        await ffmpeg_process.Child([FFMPEG, "-version"], redact=str).start()
     (tmp_path / "setpriv").write_text("#!/bin/sh\n")
     (tmp_path / "setpriv").chmod(0o755)
     with pytest.raises(errors.Unavailable, match="prlimit is not on PATH"):
-        process.check_tools()
+        ffmpeg_process.check_tools()
     with pytest.raises(FileNotFoundError):
-        await process.Child([FFMPEG, "-version"], redact=str).start()
+        await ffmpeg_process.Child([FFMPEG, "-version"], redact=str).start()
 
 
 def test_questions_to_an_ffmpeg_show_it_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_questions_to_an_ffmpeg_show_it_nothing_of_ours(tmp_path: Path, monkeypa
     curious.write_text(f'#!/bin/bash\ntr "\\0" "\\n" < /proc/$$/environ > {tmp_path}/seen\nexec {FFMPEG} "$@"\n')
     curious.chmod(0o755)
     for ask in (
-        lambda: ffmpeg.version(str(curious)),
+        lambda: ffmpeg_command.version(str(curious)),
         lambda: doctor_probes.ffmpeg_lacks(str(curious), {"encoders": ("aac",)}) == [],
     ):
         assert ask()
@@ -115,14 +117,14 @@ def test_questions_to_an_ffmpeg_show_it_nothing_of_ours(tmp_path: Path, monkeypa
 
 async def test_a_limit_is_felt(tmp_path: Path) -> None:
     """What asks for more memory gets none, what writes a larger file is ended with what it wrote: the limits are real."""
-    small = limits.Limits(memory_bytes=256 << 20, file_bytes=1 << 20)
+    small = resource_limits.Limits(memory_bytes=256 << 20, file_bytes=1 << 20)
     dd = shutil.which("dd")
     assert dd is not None
-    greedy = process.Child([dd, "if=/dev/zero", "of=/dev/null", "bs=1G", "count=1"], redact=str, limits=small)
+    greedy = ffmpeg_process.Child([dd, "if=/dev/zero", "of=/dev/null", "bs=1G", "count=1"], redact=str, limits=small)
     await greedy.start()
     assert await greedy.wait() != 0
     assert "memory" in " ".join(greedy.last_lines)
-    long = process.Child([dd, "if=/dev/zero", f"of={tmp_path / 'out'}", "bs=64K", "count=64"], redact=str, limits=small)
+    long = ffmpeg_process.Child([dd, "if=/dev/zero", f"of={tmp_path / 'out'}", "bs=64K", "count=64"], redact=str, limits=small)
     await long.start()
     assert await long.wait() != 0
     assert (tmp_path / "out").stat().st_size == 1 << 20

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from machine import errors
-from media import avc, encoding, flv, joiner, segments, survey, tail, timeline, transcode
+from media import avc, flv, flv_tail, joiner, segment_scan, survey, timeline, transcode, transcode_plan
 from tests import flv_source
 
 SEED = 20_261_123
@@ -60,19 +60,19 @@ def mutants(good: bytes) -> Iterator[bytes]:
 
 def read_everything(path: Path) -> survey.Survey:
     """All that the service does with a segment but run ffmpeg: watch, scan, survey, plan, join."""
-    watch = tail.Tail(path, "02", spawned_ms=0)
+    watch = flv_tail.Tail(path, "02", spawned_ms=0)
     watch.look(2_000_000_000_000)
     while watch.behind:
         watch.look(2_000_000_000_000)
     watch.close()
-    scanned = segments.scan(path, "02")
+    scanned = segment_scan.scan(path, "02")
     assert 0 <= watch.progress.media_ms == scanned.media_ms
     parts = [joiner.SegmentFile(path=path)]
     found = survey.survey(parts, "02")
     assert found.duration_ms >= 0
     if found.kinds:
-        chosen = encoding.plan(found, "02", copy=False)
-        argv = encoding.transcode_args("ffmpeg", found, chosen, "out.part")
+        chosen = transcode_plan.plan(found, "02", copy=False)
+        argv = transcode_plan.transcode_args("ffmpeg", found, chosen, "out.part")
         assert max(map(len, argv)) < EXPRESSION_BYTES
         asyncio.run(drain(joiner.Joiner(parts, found.kinds, fillings=[found.filling(kind) for kind in chosen.encoded])))
     return found
@@ -160,7 +160,7 @@ def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:
     path.write_bytes(
         flv.header(audio=True, video=False) + b"".join(flv.encode(flv.AUDIO, n, b"\xaf\x01") for n in range(150_000))
     )
-    watch = tail.Tail(path, "00", spawned_ms=0)
+    watch = flv_tail.Tail(path, "00", spawned_ms=0)
     looks, longest_s = 0, 0.0
     while not looks or watch.behind:
         began_s = time.process_time()
@@ -170,7 +170,7 @@ def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:
     watch.close()
     assert looks > 1
     assert longest_s < 1
-    assert watch.progress.media_ms == segments.scan(path, "00").media_ms > 149_000
+    assert watch.progress.media_ms == segment_scan.scan(path, "00").media_ms > 149_000
 
 
 def test_no_parameter_set_takes_long_or_much() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from machine import errors
-from media import capture, ffmpeg, flv, limits, segments
+from media import capture, ffmpeg_command, flv, resource_limits, segment_scan
 from tests import certificates, flv_source
 from tests.flv_source import FFMPEG
 
@@ -213,7 +213,7 @@ async def in_turn(addresses: list[str], folder: Path) -> list[capture.CaptureExi
 
 def lift(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on captures may speak every protocol and read every format: what is refused still, ffmpeg refuses by itself."""
-    script, args = ffmpeg.capture_script, ffmpeg.capture_args
+    script, args = ffmpeg_command.capture_script, ffmpeg_command.capture_args
 
     def any_format(address: str, *, timeout_s: float) -> bytes:
         ours, lifted = b"option format_whitelist flv\n", f"option format_whitelist {FORMATS}\n".encode()
@@ -226,10 +226,10 @@ def lift(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "concat,flv" in made
         return [FORMATS if word == "concat,flv" else word for word in made]
 
-    for scheme in list(ffmpeg._PROTOCOLS):
-        monkeypatch.setitem(ffmpeg._PROTOCOLS, scheme, PROTOCOLS)
-    monkeypatch.setattr(ffmpeg, "capture_script", any_format)
-    monkeypatch.setattr(ffmpeg, "capture_args", any_argument)
+    for scheme in list(ffmpeg_command._PROTOCOLS):
+        monkeypatch.setitem(ffmpeg_command._PROTOCOLS, scheme, PROTOCOLS)
+    monkeypatch.setattr(ffmpeg_command, "capture_script", any_format)
+    monkeypatch.setattr(ffmpeg_command, "capture_args", any_argument)
 
 
 async def test_no_redirect_leads_to_another_protocol(
@@ -263,13 +263,15 @@ async def test_only_the_protocols_of_a_pull_are_spoken(
 ) -> None:
     """Wherever an address comes from, the script itself included: no file is opened, and nobody is called by a protocol that a
     pull has no need of. Without our list of protocols ffmpeg would open every one of these."""
-    named = ffmpeg.capture_script
+    named = ffmpeg_command.capture_script
     place = "http://place.invalid/"
 
     def unchecked(address: str, *, timeout_s: float) -> bytes:
-        return named(place, timeout_s=timeout_s).replace(ffmpeg._quoted(place.encode()), ffmpeg._quoted(address.encode()))
+        return named(place, timeout_s=timeout_s).replace(
+            ffmpeg_command._quoted(place.encode()), ffmpeg_command._quoted(address.encode())
+        )
 
-    monkeypatch.setattr(ffmpeg, "capture_script", unchecked)
+    monkeypatch.setattr(ffmpeg_command, "capture_script", unchecked)
     files = [target.format(secret=secret) for target in OPENED_FILES]
     calls = [target.format(inside=server.inside_port) for target in OPENED_CALLS]
     ended = await in_turn([*files, *calls], spool)
@@ -362,17 +364,17 @@ def test_an_address_is_one_word_of_the_script() -> None:
     end a line or a word has no place in an address and is refused."""
     for text in HOSTILE_TEXTS:
         address = f"http://127.0.0.1/{text}?a={text}"
-        lines = ffmpeg.capture_script(address, timeout_s=20).decode().split("\n")
+        lines = ffmpeg_command.capture_script(address, timeout_s=20).decode().split("\n")
         assert [line.split(" ")[0] for line in lines] == ["ffconcat", "file", *["option"] * 4, ""]
         assert word(lines[1].removeprefix("file ")) == address
         options = [line.split()[1] for line in lines[2:-1]]
         assert sorted(options) == ["analyzeduration", "format_whitelist", "protocol_whitelist", "rw_timeout"]
     for text in ENDS_OF_A_LINE:
         with pytest.raises(errors.InvalidParameter):
-            ffmpeg.capture_script(f"http://127.0.0.1/{text}", timeout_s=20)
+            ffmpeg_command.capture_script(f"http://127.0.0.1/{text}", timeout_s=20)
     for scheme in ("file", "concat", "data", "pipe", "subfile", "tcp", "rtsp", "gopher", "ffconcat", ""):
         with pytest.raises(errors.InvalidParameter):
-            ffmpeg.capture_script(f"{scheme}://127.0.0.1/a", timeout_s=20)
+            ffmpeg_command.capture_script(f"{scheme}://127.0.0.1/a", timeout_s=20)
 
 
 def word(text: str) -> str:
@@ -395,7 +397,7 @@ def word(text: str) -> str:
 def test_a_path_is_one_argument(tmp_path: Path) -> None:
     """No path begins with a hyphen, because it is whole from the root, and it stands once and by itself."""
     for name in ("-i", "%d.flv", "a b", "房间", "'", "$(id)", "a,b:c=d", "[x]"):
-        argv = ffmpeg.capture_args(FFMPEG, 7, tmp_path / name, "02")
+        argv = ffmpeg_command.capture_args(FFMPEG, 7, tmp_path / name, "02")
         assert argv.count(str(tmp_path / name)) == 1
         assert str(tmp_path / name).startswith("/")
         following = dict(itertools.pairwise(argv))
@@ -440,7 +442,7 @@ async def test_a_server_that_is_another_hears_nothing(
 
 async def test_a_segment_that_grows_too_large_ends_whole(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its limit a segment ends with what it holds, for a reason that begins the next one, and not as a full disk."""
-    monkeypatch.setattr(capture.limits, "CAPTURE", limits.Limits(memory_bytes=2 << 30, file_bytes=20_000))
+    monkeypatch.setattr(capture.limits, "CAPTURE", resource_limits.Limits(memory_bytes=2 << 30, file_bytes=20_000))
     source = flv_source.LiveSource()
     await source.start()
     source.streams["anna"] = flv_source.Stream(tags=flv_source.content(), ahead_ms=60_000)
@@ -449,4 +451,4 @@ async def test_a_segment_that_grows_too_large_ends_whole(spool: Path, monkeypatc
     assert ended.reason == capture.ERROR
     assert ended.progress.media_ms > 1_000
     assert ended.progress.size_bytes == 20_000
-    assert segments.scan(spool / "a.flv", "02").media_ms == ended.progress.media_ms
+    assert segment_scan.scan(spool / "a.flv", "02").media_ms == ended.progress.media_ms

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from machine import errors
-from media import ffmpeg, lines
-from media.lines import Meaning
+from media import ffmpeg_command, ffmpeg_log
+from media.ffmpeg_log import Meaning
 
 ADDRESS = (
     "rtmp://rtmp.rtc.qq.com/pull/42?sdkappid=1400000001&userid=recorder&usersig=eJyrVgrxCdYrSy1SslI%2AqQ__&remoteuserid=anna"
@@ -43,20 +43,20 @@ SAID = [
 @pytest.mark.parametrize(("text", "expected"), SAID)
 def test_each_line_has_one_meaning(text: str, expected: Meaning) -> None:
     """The lines measured with ffmpeg 9.0.2, and those of the RTMP client's source, are understood."""
-    assert lines.meaning(lines.parse(text)) is expected
+    assert ffmpeg_log.meaning(ffmpeg_log.parse(text)) is expected
 
 
 def test_a_line_comes_apart() -> None:
     """Source without its address, level and message; a line without any is all message."""
-    line = lines.parse("[in#0/flv @ 0x55f98555b0c0] [error] Error during demuxing: Input/output error")
-    assert line == lines.Line(source="in#0/flv", level="error", message="Error during demuxing: Input/output error")
-    assert lines.parse("[fatal] Error opening [x]") == lines.Line(source="", level="fatal", message="Error opening [x]")
-    assert lines.parse("plain") == lines.Line(source="", level="", message="plain")
+    line = ffmpeg_log.parse("[in#0/flv @ 0x55f98555b0c0] [error] Error during demuxing: Input/output error")
+    assert line == ffmpeg_log.Line(source="in#0/flv", level="error", message="Error during demuxing: Input/output error")
+    assert ffmpeg_log.parse("[fatal] Error opening [x]") == ffmpeg_log.Line(source="", level="fatal", message="Error opening [x]")
+    assert ffmpeg_log.parse("plain") == ffmpeg_log.Line(source="", level="", message="plain")
 
 
 def test_no_line_keeps_the_address_or_what_it_carries() -> None:
     """The whole address, its signature alone, its decoded signature and any usersig= are taken out."""
-    redact = lines.Redactor(ADDRESS)
+    redact = ffmpeg_log.Redactor(ADDRESS)
     for said in (
         f"Impossible to open '{ADDRESS}'",
         "sig eJyrVgrxCdYrSy1SslI%2AqQ__",
@@ -66,12 +66,12 @@ def test_no_line_keeps_the_address_or_what_it_carries() -> None:
         hidden = redact(said)
         assert "eJyrVgrx" not in hidden
         assert "other" not in hidden
-    assert lines.Redactor()("connect usersig=abc&room=1") == "connect usersig=<hidden>&room=1"
+    assert ffmpeg_log.Redactor()("connect usersig=abc&room=1") == "connect usersig=<hidden>&room=1"
 
 
 def test_progress_is_read_block_by_block() -> None:
     """Values hold until the block's end; N/A leaves what was known; the last block says so."""
-    reader = lines.ProgressReader()
+    reader = ffmpeg_log.ProgressReader()
     said = [
         "frame=10",
         "total_size=2048",
@@ -83,21 +83,21 @@ def test_progress_is_read_block_by_block() -> None:
     ]
     blocks = [block for text in said if (block := reader.read(text))]
     assert blocks == [
-        lines.Progress(out_ms=1500, size_bytes=2048, frames=10, ended=False),
-        lines.Progress(out_ms=1500, size_bytes=4096, frames=10, ended=True),
+        ffmpeg_log.Progress(out_ms=1500, size_bytes=2048, frames=10, ended=False),
+        ffmpeg_log.Progress(out_ms=1500, size_bytes=4096, frames=10, ended=True),
     ]
 
 
 def test_the_stated_duration_is_read() -> None:
     """Hours to hundredths; another line states none."""
-    assert lines.container_duration_ms("  Duration: 01:02:03.45, start: 0.000000, bitrate: 1 kb/s") == 3_723_450
-    assert lines.container_duration_ms("Duration: N/A") is None
+    assert ffmpeg_log.container_duration_ms("  Duration: 01:02:03.45, start: 0.000000, bitrate: 1 kb/s") == 3_723_450
+    assert ffmpeg_log.container_duration_ms("Duration: N/A") is None
 
 
 @pytest.mark.parametrize("mode", ["00", "01", "02"])
 def test_a_capture_is_flushed_restricted_and_secretless(mode: str) -> None:
     """The argument list holds no address, flushes packets, names its protocols, and never reconnects or listens."""
-    argv = ffmpeg.capture_args("/bin/ffmpeg", 7, Path("/spool/t/a_1/00000001.flv"), mode)
+    argv = ffmpeg_command.capture_args("/bin/ffmpeg", 7, Path("/spool/t/a_1/00000001.flv"), mode)
     joined = " ".join(argv)
     assert argv[0] == "/bin/ffmpeg"
     assert "-flush_packets 1" in joined
@@ -112,7 +112,7 @@ def test_a_capture_is_flushed_restricted_and_secretless(mode: str) -> None:
 
 def test_the_script_quotes_the_address_and_limits_what_it_may_open() -> None:
     """A quote in the address cannot end it, and the protocols are those of its scheme."""
-    script = ffmpeg.capture_script("rtmp://host/pull/a'b?x=1", timeout_s=20).decode()
+    script = ffmpeg_command.capture_script("rtmp://host/pull/a'b?x=1", timeout_s=20).decode()
     assert "file 'rtmp://host/pull/a'\\''b?x=1'\n" in script
     assert "option protocol_whitelist rtmp,tcp\n" in script
     assert "option rw_timeout 20000000\n" in script
@@ -124,7 +124,7 @@ def test_the_script_quotes_the_address_and_limits_what_it_may_open() -> None:
 def test_what_is_no_live_address_is_refused(address: str) -> None:
     """Only http, https, rtmp and rtmps; no line breaks, no spaces; the address is not repeated in the error."""
     with pytest.raises(errors.InvalidParameter) as refused:
-        ffmpeg.capture_script(address, timeout_s=20)
+        ffmpeg_command.capture_script(address, timeout_s=20)
     assert refused.value.field == "PULL_ADDRESS"
     assert not address or address not in refused.value.message
 
@@ -132,6 +132,6 @@ def test_what_is_no_live_address_is_refused(address: str) -> None:
 def test_a_configured_binary_must_run() -> None:
     """FFMPEG_BINARY that does not run is an error that names it; the bundled one is found and knows its version."""
     with pytest.raises(errors.Unavailable, match="/nowhere/ffmpeg"):
-        ffmpeg.find("/nowhere/ffmpeg")
-    found = ffmpeg.find()
-    assert (ffmpeg.version(found) or (0,)) >= ffmpeg.OLDEST_SYSTEM_VERSION
+        ffmpeg_command.find("/nowhere/ffmpeg")
+    found = ffmpeg_command.find()
+    assert (ffmpeg_command.version(found) or (0,)) >= ffmpeg_command.OLDEST_SYSTEM_VERSION

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from media import avc, flv, segments, timeline
+from media import avc, flv, segment_scan, timeline
 from tests import flv_source
 
 TAGS = (
@@ -138,12 +138,12 @@ def test_a_scan_says_what_a_crashed_segment_holds(tmp_path: Path) -> None:
     sounds = [flv_source.sound(5_000 + 20 * index) for index in range(51)]
     path = flv_source.write(tmp_path / "a.flv", [*TAGS[:3], *sounds])
     path.write_bytes(path.read_bytes() + b"\x08\x00\x00")
-    seen = segments.scan(path, "00")
+    seen = segment_scan.scan(path, "00")
     assert (seen.media_ms, seen.has_audio, seen.has_video, seen.torn) == (1_020, True, True, True)
     written_ms = path.stat().st_mtime_ns // 1_000_000
     assert seen.last_packet_ms == written_ms
     assert seen.first_packet_ms == written_ms - 1_000
-    assert segments.scan(path, "01").media_ms == 40
-    missing = segments.scan(tmp_path / "none.flv", "02")
+    assert segment_scan.scan(path, "01").media_ms == 40
+    missing = segment_scan.scan(tmp_path / "none.flv", "02")
     assert not missing.exists
     assert (missing.media_ms, missing.last_packet_ms) == (0, None)

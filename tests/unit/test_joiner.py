@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from media import encoding, flv, joiner, survey, timeline
+from media import flv, joiner, survey, timeline, transcode_plan
 from tests import flv_source
 
 BOTH = timeline.wanted("02")
@@ -132,12 +132,12 @@ def test_holes_decide_what_is_copied(tmp_path: Path) -> None:
     always is encoded."""
     paused = [AUDIO_HEADER, VIDEO_HEADER, *flv_source.merged(_sounds(0, 1_000), _sounds(3_000, 4_000), _pictures(0, 4_000))]
     found = survey.survey([_segment(tmp_path / "a", paused)], "02")
-    chosen = encoding.plan(found, "02")
+    chosen = transcode_plan.plan(found, "02")
     assert (set(chosen.copied), set(chosen.encoded)) == ({flv.VIDEO}, {flv.AUDIO})
     whole = survey.survey([_segment(tmp_path / "b", _both(0, 4_000))], "02")
-    assert encoding.plan(whole, "02").copied == BOTH
-    assert encoding.plan(whole, "02", copy=False).encoded == BOTH
-    assert encoding.plan(survey.survey([_segment(tmp_path / "c", _both(0, 4_000))], "00"), "00").encoded == {flv.AUDIO}
+    assert transcode_plan.plan(whole, "02").copied == BOTH
+    assert transcode_plan.plan(whole, "02", copy=False).encoded == BOTH
+    assert transcode_plan.plan(survey.survey([_segment(tmp_path / "c", _both(0, 4_000))], "00"), "00").encoded == {flv.AUDIO}
     assert whole.rate == 10
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from events import codec, requests
 from machine import model, results, states
-from web import advice, given, stuck
+from web import dependencies, next_steps, stuck
 
 Json = dict[str, Any]
 
@@ -26,9 +26,9 @@ def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[
 
 def whole(
     look: stuck.Look,
-    segments: Sequence[given.Segment],
+    segments: Sequence[dependencies.Segment],
     progress: Mapping[str, int],
-    timeline: Iterable[given.Line],
+    timeline: Iterable[dependencies.Line],
     result_bodies: list[Json],
 ) -> Json:
     """A session with all that is known of it. `progress` is the media (ms) of the captures that run in this process."""
@@ -42,7 +42,7 @@ def whole(
         "SubscribeUserIds": list(request.subscribe),
         "UnSubscribeUserIds": list(request.unsubscribe),
         "Warnings": list(session.warnings),
-        "Next": advice.for_session(session),
+        "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(look)],
         "Recordings": [recording(r, mine[r.id], progress.get(r.id, 0)) for r in look.evidence.recordings],
         "Callbacks": [_callback(c) for c in look.evidence.callbacks],
@@ -51,7 +51,7 @@ def whole(
     }
 
 
-def recording(value: model.Recording, segments: Sequence[given.Segment], live_ms: int = 0) -> Json:
+def recording(value: model.Recording, segments: Sequence[dependencies.Segment], live_ms: int = 0) -> Json:
     """One recording: where it stands, why, and what to do next. `File` is its entry in the result, null until it has ended;
     `live_ms` is the media of the capture that runs in this process."""
     job = value.job
@@ -67,7 +67,7 @@ def recording(value: model.Recording, segments: Sequence[given.Segment], live_ms
         "Tries": value.tries,
         "Code": value.code,
         "Detail": value.detail,
-        "Next": advice.for_recording(value),
+        "Next": next_steps.for_recording(value),
         "StopRequested": value.stop_requested,
         "Present": value.present,
         "Awaited": value.awaited,
@@ -83,7 +83,7 @@ def recording(value: model.Recording, segments: Sequence[given.Segment], live_ms
     }
 
 
-def result(value: given.Result) -> Json:
+def result(value: dependencies.Result) -> Json:
     """One message to subscribers."""
     return {
         "Cursor": value.cursor,
@@ -95,7 +95,7 @@ def result(value: given.Result) -> Json:
     }
 
 
-def _segment(value: given.Segment, owner: model.Recording, live_ms: int) -> Json:
+def _segment(value: dependencies.Segment, owner: model.Recording, live_ms: int) -> Json:
     live = not value.reason and value.epoch == owner.epoch and owner.capture == states.LEASED
     return {
         "Epoch": value.epoch,
@@ -109,7 +109,7 @@ def _segment(value: given.Segment, owner: model.Recording, live_ms: int) -> Json
     }
 
 
-def _gaps(value: model.Recording, segments: Sequence[given.Segment]) -> list[Json]:
+def _gaps(value: model.Recording, segments: Sequence[dependencies.Segment]) -> list[Json]:
     """What is missing: as the finished file says, and before there is one, what passed between the segments so far."""
     if value.output is not None:
         return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in value.output.gaps]
@@ -150,7 +150,7 @@ def _callback(value: model.Callback) -> Json:
     return {"Revision": value.revision, "State": value.state, "Tries": value.tries, "Detail": value.detail}
 
 
-def _line(line: given.Line) -> Json:
+def _line(line: dependencies.Line) -> Json:
     """A timeline line; `Of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
     owner = line.owner[len(line.owner.split("/")[0].split("#")[0]) :]
     return {

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from machine import api_keys, model
-from web import given
+from web import dependencies
 
 REFRESH_S = 1.0
 USED_EVERY_MS = model.MINUTE
@@ -32,7 +32,7 @@ LOCAL = Known(caller=model.Caller(name="local"), scopes=api_keys.SCOPES)
 class Access:
     """Knows tokens and keys."""
 
-    def __init__(self, api: given.Api) -> None:
+    def __init__(self, api: dependencies.Api) -> None:
         self._api = api
         self._tokens = tuple(api_keys.digest(token) for token in api.tokens)
         self._keys: dict[str, api_keys.ApiKey] = {}

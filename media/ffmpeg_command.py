@@ -23,7 +23,7 @@ import imageio_ffmpeg
 import requests
 
 from machine import errors
-from media import process
+from media import ffmpeg_process
 
 OLDEST_SYSTEM_VERSION = (7, 1)
 QUIET = ("-hide_banner", "-nostats", "-loglevel", "level+warning")
@@ -59,7 +59,7 @@ def find(configured: str = "") -> str:
 def version(binary: str) -> tuple[int, ...] | None:
     """The version numbers of a binary, (0,) when it runs but states none, None when it does not run. Blocking."""
     try:
-        done = subprocess.run([binary, "-version"], capture_output=True, timeout=20, check=True, env=process.ENVIRONMENT)
+        done = subprocess.run([binary, "-version"], capture_output=True, timeout=20, check=True, env=ffmpeg_process.ENVIRONMENT)
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.match(rb"ffmpeg version n?(\d+(?:\.\d+)*)[ -]", done.stdout)

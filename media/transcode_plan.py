@@ -18,7 +18,7 @@ from typing import Any
 
 import ffmpeg as ffmpeg_python
 
-from media import ffmpeg, flv, survey
+from media import ffmpeg_command, flv, survey
 
 _ANALYSIS_US = 10_000_000
 _PROBE_BYTES = 50_000_000
@@ -66,7 +66,7 @@ def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -
     if chosen.extension == "mp4":
         options["movflags"] = "+faststart"
     output = ffmpeg_python.output(*streams, part, format=chosen.extension, **options)
-    return ffmpeg.compiled(output, binary, "-nostdin", "-progress", "pipe:1")
+    return ffmpeg_command.compiled(output, binary, "-nostdin", "-progress", "pipe:1")
 
 
 def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:

@@ -11,14 +11,14 @@ import fastapi
 from fastapi import responses
 
 from machine import errors
-from web import given
+from web import dependencies
 
 PREFIX = "/internal/"
 WRITTEN = "x-written-ms"
 """When the segment was last written (Unix ms): of one that nobody told of, its times are reckoned from that."""
 
 
-def router(api: given.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The one route, for one node."""
     routes = fastapi.APIRouter(include_in_schema=False)
 

@@ -21,7 +21,7 @@ import structlog
 from starlette import datastructures, requests, types
 
 from machine import errors
-from web import access, answers, given, rates, scopes
+from web import authentication, dependencies, rate_limit, responses, scopes
 
 PROBES = ("/healthz", "/readyz")
 SAFE = ("GET", "HEAD", "OPTIONS")  # nothing here changes by them
@@ -66,11 +66,11 @@ class Refusal:
 class Door:
     """The outermost layer around the routes."""
 
-    def __init__(self, app: types.ASGIApp, api: given.Api) -> None:
+    def __init__(self, app: types.ASGIApp, api: dependencies.Api) -> None:
         self._app = app
         self._new_id = api.new_id
-        self._access = access.Access(api)
-        self._rates = rates.Rates(api.requests_per_minute)
+        self._access = authentication.Access(api)
+        self._rates = rate_limit.Rates(api.requests_per_minute)
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         """Serve one request (ASGI)."""
@@ -90,19 +90,19 @@ class Door:
             if refusal is None:
                 await self._app(scope, receive, sent)
             else:
-                answer = answers.failed(request_id, refusal.status, refusal.code, refusal.message, refusal.headers)
+                answer = responses.failed(request_id, refusal.status, refusal.code, refusal.message, refusal.headers)
                 await answer(scope, receive, sent)
         except requests.ClientDisconnect:
             sent.status = CLIENT_GONE
         except errors.Unavailable as error:
             if sent.started:
                 raise
-            await answers.failed(request_id, error.http_status, error.code, error.message)(scope, receive, sent)
+            await responses.failed(request_id, error.http_status, error.code, error.message)(scope, receive, sent)
         except Exception:
             log.exception("http.failed")
             if sent.started:
                 raise
-            answer = answers.failed(request_id, 500, "InternalError", answers.UNEXPECTED)
+            answer = responses.failed(request_id, 500, "InternalError", responses.UNEXPECTED)
             await answer(scope, receive, sent)
         finally:
             _log_line(scope, sent.status, time.perf_counter() - begun)
@@ -113,7 +113,7 @@ class Door:
             return None
         headers = datastructures.Headers(scope=scope)
         if await self._access.open_to_all():
-            scope["state"]["caller"] = access.LOCAL.caller
+            scope["state"]["caller"] = authentication.LOCAL.caller
             return _foreign(scope["method"], scope["scheme"], headers)
         known = await self._access.known(headers.get("authorization", ""))
         if known is None:

@@ -15,7 +15,7 @@ import structlog
 
 from events import codec
 from machine import errors
-from web import answers, bodies, given, openapi
+from web import dependencies, openapi, request_body, responses
 
 MAX_SDK_APP_ID = 2**32 - 1
 SIGN_LENGTH = 44  # base64 of 32 bytes
@@ -31,7 +31,7 @@ FORGED = (
 )
 
 
-def router(api: given.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The route, for one service."""
     routes = fastapi.APIRouter(prefix="/trtc", tags=["TRTC"])
 
@@ -40,23 +40,23 @@ def router(api: given.Api) -> fastapi.APIRouter:
         sdk_app_id, sign = _sdk_app_id(request.headers.get("sdkappid", "")), request.headers.get("sign", "")
         if not api.knows_callbacks(sdk_app_id) or len(sign.strip()) != SIGN_LENGTH:
             raise errors.Unauthorized(FORGED)
-        body = await bodies.raw(request)
+        body = await request_body.raw(request)
         if not api.verify_callback(sdk_app_id, body, sign):
             raise errors.Unauthorized(FORGED)
         structlog.contextvars.bind_contextvars(sdk_app_id=sdk_app_id)
-        said = bodies.parse(body)
+        said = request_body.parse(body)
         _check_age(api, said)
         mapped = api.map_callback(sdk_app_id, said)
-        if isinstance(mapped, given.Ignored):
+        if isinstance(mapped, dependencies.Ignored):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
         else:
-            await api.decide(bodies.event(api, mapped.type, id=mapped.id, data=_known(mapped)), None)
-        return answers.ok(request, {"code": 0})
+            await api.decide(request_body.event(api, mapped.type, id=mapped.id, data=_known(mapped)), None)
+        return responses.ok(request, {"code": 0})
 
     return routes
 
 
-def _check_age(api: given.Api, said: dict[str, Any]) -> None:
+def _check_age(api: dependencies.Api, said: dict[str, Any]) -> None:
     """CallbackTs is when TRTC sent it (a retry of TRTC is sent anew; the last comes after a minute). Raises InvalidParameter,
     Unauthorized. The window is open to both sides, for clocks that are not the same."""
     sent_ms = said.get("CallbackTs")
@@ -74,7 +74,7 @@ def _sdk_app_id(header: str) -> int:
     return number if number <= MAX_SDK_APP_ID else 0
 
 
-def _known(mapped: given.Understood) -> dict[str, Any]:
+def _known(mapped: dependencies.Understood) -> dict[str, Any]:
     """The fields that the event's schema has, of all that the callback said."""
     names = codec.schemas()["$defs"].get(mapped.type, {}).get("properties", {})
     return {name: value for name, value in mapped.data.items() if name in names and value is not None}

@@ -1,4 +1,4 @@
-"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import `machine` and `media.limits`.
+"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import `machine` and `media.resource_limits`.
 
 Rule: after `wait()` has returned there is no process, no pipe and no task left. The child has its own process group, so
 that a terminal's Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; limits on
@@ -19,7 +19,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from machine import errors
-from media import limits as limits_of
+from media import resource_limits as limits_of
 
 _RING_LINES = 100
 _LONGEST_LINE_BYTES = 8_192

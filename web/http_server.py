@@ -14,7 +14,7 @@ import uvicorn
 from starlette import types
 
 from machine import errors
-from web import connections
+from web import connection_limits
 
 DRAIN_S = 3
 BACKLOG = 2048
@@ -28,7 +28,7 @@ class HttpServer:
         self.task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             application,
-            http=connections.Limited,
+            http=connection_limits.Limited,
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -14,7 +14,7 @@ import structlog
 from starlette import exceptions
 
 from events import codec, errors
-from web import answers, given
+from web import dependencies, responses
 
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 30.0
@@ -56,7 +56,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise errors.InvalidEvent("", f"the body nests deeper than {codec.MAX_DEPTH} levels") from None
 
 
-def event(api: given.Api, type_: str, *, id: str, data: dict[str, Any]) -> codec.Event:
+def event(api: dependencies.Api, type_: str, *, id: str, data: dict[str, Any]) -> codec.Event:
     """An event said now, checked. Raises InvalidEvent."""
     structlog.contextvars.bind_contextvars(event_id=id, event_type=type_)
     try:
@@ -72,7 +72,7 @@ def event_id(request: fastapi.Request, scope: str) -> str:
     Raises InvalidEvent for a key that is not 1 to 128 printable ASCII characters."""
     key = request.headers.get("idempotency-key")
     if key is None:
-        return answers.request_id(request)
+        return responses.request_id(request)
     if not _KEY.fullmatch(key):
         raise errors.InvalidEvent("Idempotency-Key", "must be 1 to 128 printable ASCII characters")
     of = request.state.caller.key_id
