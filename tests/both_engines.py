@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tests import trees
+from tests import ast_helpers
 
 EMBEDDED, DISTRIBUTED = "embedded", "distributed"
 SIDES = {
@@ -58,7 +58,7 @@ class Module:
 
 def read(source: str) -> Module:
     """A module out of its source."""
-    tree = trees.parse(source)
+    tree = ast_helpers.parse(source)
     made = Module(header=ast.get_docstring(tree) or "")
     for name, node in _definitions(tree):
         made.mentions[name] = set(_mentioned(node))

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from store import store as stores
-from tests import desk as desks
+from tests import decider_harness as desks
 from tests import engines, order
 
 

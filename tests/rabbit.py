@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests import certificates, freezing, ports
+from tests import certificates, ports, process_freeze
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 90.0
@@ -110,7 +110,7 @@ class Broker:
     def freeze(self) -> None:
         """Let it hang: connections stay open, nothing is answered."""
         assert self._process is not None
-        freezing.freeze(self._process.pid)
+        process_freeze.freeze(self._process.pid)
 
     def thaw(self) -> None:
         """Let it go on."""

@@ -17,7 +17,7 @@ import aiohttp
 import imageio_ffmpeg
 
 from tests import ports, waiting
-from tests.chaos import forge as forges
+from tests.chaos import fork_server as forges
 from tests.chaos import plans
 
 READY_LIMIT_S = 60.0

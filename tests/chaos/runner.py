@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from simulator import callbacks, server
-from tests.chaos import forge as forges
+from tests.chaos import fork_server as forges
 from tests.chaos import plans, worlds
 
 AT_ONCE_PER_CORE = 3

@@ -26,7 +26,7 @@ from typing import Any
 from bench import noise
 from simulator import server
 from simulator.cos import signature
-from tests import footing, service_process, waiting
+from tests import backends, service_process, waiting
 from tests.chaos import soak_rooms, soak_samples
 from tests.e2e import audit
 from tests.e2e.conftest import BUCKET, SECRET_ID, SECRET_KEY, World
@@ -65,7 +65,7 @@ class Plan:
         return Plan(
             minutes=float(environ.get("SOAK_MINUTES") or 30),
             captures=int(environ.get("SOAK_CAPTURES") or 50),
-            engine=environ.get("SOAK_ENGINE") or footing.EMBEDDED,
+            engine=environ.get("SOAK_ENGINE") or backends.EMBEDDED,
             seed=int(environ.get("SOAK_SEED") or 1),
             folder=ROOT / (environ.get("SOAK_FOLDER") or "var/soak"),
         )
@@ -92,7 +92,7 @@ class Soak:
         """Start the service with eyes in it, and wait until they have seen something."""
         folder, keep = self._plan.folder / "service", f"{self._plan.keep_s:g}s"
         folder.mkdir(parents=True, exist_ok=True)
-        stand = self.world.footing = footing.make(self._plan.engine, folder / "data")
+        stand = self.world.footing = backends.make(self._plan.engine, folder / "data")
         settings = self.world.settings() | stand.settings | {"KEEP_MESSAGES": keep, "KEEP_SESSIONS": keep, "KEEP_FAILED": "1h"}
         settings |= {"LINGER": f"{soak_rooms.LINGER_S:g}s", "IDLE_TIMEOUT": "30s", "SOAK_EYES": str(self._eyes)}
         self.world.service = service_process.ServiceProcess(folder, settings)
@@ -121,7 +121,7 @@ class Soak:
     def _look(self) -> soak_samples.Sample:
         service = self.world.service
         assert self.world.footing is not None
-        embedded = self._plan.engine == footing.EMBEDDED
+        embedded = self._plan.engine == backends.EMBEDDED
         database = service.folder / "data" / "recorder.db" if embedded else Path()
         rows = audit.read(self.world.footing.database, soak_samples.COUNTS)
         figures = soak_samples.of_process(service.pid) | soak_samples.of_tasks(self._eyes)

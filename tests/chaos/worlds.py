@@ -23,9 +23,9 @@ import aiohttp
 
 from simulator import server
 from simulator.cos import signature
-from tests import footing, subscriber, waiting
+from tests import backends, subscriber, waiting
 from tests.chaos import audit, cover, media, nodes, plans
-from tests.chaos import forge as forges
+from tests.chaos import fork_server as forges
 
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 ACCOUNT = signature.Account(secret_id="AKIDexample", secret_key="secret-key-example")
@@ -98,7 +98,7 @@ class Run:
         self.prefix = f"run-{number}"
         self.room = tools.simulator.create_room(self.app, f"room-{number}")
         self.nodes: dict[str, nodes.Node] = {}
-        self.footing: footing.Footing
+        self.footing: backends.Footing
         self.task_id = ""
         self.ended_s = 0.0
         self._subscriber: subscriber.Subscriber | None = None
@@ -111,7 +111,7 @@ class Run:
         outcome = Outcome(plan=self.plan, folder=self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "strikes").mkdir(parents=True)
-        self.footing = footing.make(self.plan.engine, self.folder / "node" / "data")
+        self.footing = backends.make(self.plan.engine, self.folder / "node" / "data")
         waker = asyncio.create_task(self._wake_frozen())
         try:
             await self._start_nodes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from machine import model
-from tests import desk as desks
+from tests import decider_harness as desks
 
 
 # --- the session's deadlines ------------------------------------------------------------------------------------------

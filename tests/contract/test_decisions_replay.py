@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from machine import errors, model
-from tests import desk as desks
+from tests import decider_harness as desks
 
 
 async def _failed(desk: desks.Desk, stage: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from machine import errors, model
 from store import tables
-from tests import desk as desks
+from tests import decider_harness as desks
 from tests import engines
 
 

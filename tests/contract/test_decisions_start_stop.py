@@ -13,7 +13,7 @@ from events import errors as event_errors
 from handlers import dispatch, unit_of_work
 from machine import errors, model
 from store import store as stores
-from tests import desk as desks
+from tests import decider_harness as desks
 from tests import engines
 
 

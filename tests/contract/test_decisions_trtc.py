@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests import desk as desks
+from tests import decider_harness as desks
 
 
 # --- what TRTC says ---------------------------------------------------------------------------------------------------

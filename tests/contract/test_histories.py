@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import chart, engines, world
+from tests import engines, state_chart, world
 
 COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", "SecretId": "i", "SecretKey": "k"}
 SHAPES: tuple[dict[str, Any], ...] = (
@@ -261,7 +261,7 @@ def _the_journal_follows_the_chart(w: World) -> None:
     for owner, type_, source, target in lines:
         if source == target or "#" in owner:
             continue
-        assert chart.may(owner, type_, source, target), f"{owner} went from {source} to {target} by {type_}"
+        assert state_chart.may(owner, type_, source, target), f"{owner} went from {source} to {target} by {type_}"
         moves.setdefault(owner, []).append((source, target))
     for owner, chain in moves.items():
         for (_, reached), (left, _) in itertools.pairwise(chain):
@@ -290,7 +290,7 @@ def _results_are_whole(w: World) -> None:
         wanted = sorted((speaker, code, url) for speaker, code, url, awaited in entries if not awaited)
         assert sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in last["Files"]) == wanted
         for file in itertools.chain(*(b["Files"] for b in bodies[task_id])):
-            assert (file["Message"], file["Status"]) == chart.CODES[file["Code"]]
+            assert (file["Message"], file["Status"]) == state_chart.CODES[file["Code"]]
 
 
 def _callbacks_are_over(w: World) -> None:

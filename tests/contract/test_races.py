@@ -18,7 +18,7 @@ import structlog
 from events import codec, requests
 from handlers import dispatch, unit_of_work
 from machine import errors, model, states
-from tests import desk as desks
+from tests import decider_harness as desks
 from tests import engines
 
 SPEAKERS = ("al", "bo")

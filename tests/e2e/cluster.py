@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from tests import engines, footing, postgres, rabbit, service_process
+from tests import backends, engines, postgres, rabbit, service_process
 from tests.e2e.conftest import World
 
 # A server dies with the thread that started it, so a restart beside a running loop needs a thread that stays to the end.
@@ -38,7 +38,7 @@ class Cluster:
             "DATABASE_URL": self.database,
             "AMQP_URL": self.broker.url,
             "AMQP_PREFIX": self.prefix,
-            "CLUSTER_TOKEN": footing.CLUSTER_TOKEN,
+            "CLUSTER_TOKEN": backends.CLUSTER_TOKEN,
             "SECRET_KEYS": engines.SECRET_KEYS,
             "LEASE": "6s",
         }

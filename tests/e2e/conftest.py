@@ -15,7 +15,7 @@ import pytest
 
 from simulator import server
 from simulator.cos import signature
-from tests import footing, service_process, waiting
+from tests import backends, service_process, waiting
 
 APP = 1400000001
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
@@ -35,14 +35,14 @@ class World:
         self.folder = folder
         self.simulator = simulator
         self.engine = engine
-        self.footing: footing.Footing | None = None
+        self.footing: backends.Footing | None = None
         self.service: service_process.ServiceProcess
 
     async def serve(self, **environment: str) -> service_process.ServiceProcess:
         """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
         folder = self.folder / "service"
         folder.mkdir(parents=True, exist_ok=True)
-        self.footing = self.footing or footing.make(self.engine, folder / "data")
+        self.footing = self.footing or backends.make(self.engine, folder / "data")
         self.service = service_process.ServiceProcess(folder, self.settings() | self.footing.settings | environment)
         await self.service.start()
         self.point_callbacks()
@@ -81,7 +81,7 @@ class World:
         return self.simulator.folder / "cos" / host.split(".")[0] / key
 
 
-@pytest.fixture(params=footing.NAMES)
+@pytest.fixture(params=backends.NAMES)
 def engine(request: pytest.FixtureRequest) -> str:
     """The engine that the service runs on."""
     return str(request.param)

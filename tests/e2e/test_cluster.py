@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests import footing, waiting
-from tests.chaos import surroundings
+from tests import backends, waiting
+from tests.chaos import fault_figures
 from tests.e2e import cluster
 from tests.e2e.conftest import APP, World, live_for
 from tests.e2e.test_road import posted
 
-pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
 SESSIONS = 20
 SPEAKERS = ("alice", "bob")
@@ -81,7 +81,7 @@ class Load:
         the last room."""
         await waiting.until(lambda: all(self.world.results(n) for n in self.names), within_s, "all results", every_s=0.2)
         took_s = time.monotonic() - self.ended_s
-        surroundings.note(f"all of {len(self.names)} results after the end of the last room", f"{took_s:.1f} s")
+        fault_figures.note(f"all of {len(self.names)} results after the end of the last room", f"{took_s:.1f} s")
         assert took_s <= within_s
         return [self.world.results(name)[-1] for name in self.names]
 
@@ -145,8 +145,8 @@ def check_gaps(many: cluster.Cluster, results: list[Any], killed: set[str], kill
     assert all(len(each) == 1 for each in gaps.values()), gaps
     begins_s = [unix_s(found[owner]["StartTime"]) + each[0]["At"] - killed_s for owner, each in gaps.items()]
     lengths_s = [each[0]["Duration"] for each in gaps.values()]
-    surroundings.note("gaps of killed captures", f"{len(killed)}, {min(lengths_s):.1f} to {max(lengths_s):.1f} s")
-    surroundings.note("they begin after the kill at", f"{min(begins_s):.2f} to {max(begins_s):.2f} s")
+    fault_figures.note("gaps of killed captures", f"{len(killed)}, {min(lengths_s):.1f} to {max(lengths_s):.1f} s")
+    fault_figures.note("they begin after the kill at", f"{min(begins_s):.2f} to {max(begins_s):.2f} s")
     assert all(-LOST_TO_A_KILL_S - SLACK_S <= begin <= SLACK_S for begin in begins_s), begins_s
     assert max(lengths_s) <= lease_s + TAKEN_OVER_WITHIN_S, lengths_s
 

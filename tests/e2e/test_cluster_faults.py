@@ -15,11 +15,11 @@ import pytest
 from aio_pika import abc
 
 from bus import dead_letters
-from tests import buses, engines, footing, rabbit, tcp_proxy, waiting
+from tests import backends, buses, engines, rabbit, tcp_proxy, waiting
 from tests.e2e import cluster, test_cluster
 from tests.e2e.conftest import APP, World, live_for
 
-pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
 SESSIONS = test_cluster.SESSIONS
 ALONE = {"one": "api,machine,worker"}

@@ -17,7 +17,7 @@ import pytest
 
 from simulator.cos import faults, signature
 from tests import service_process, waiting
-from tests.chaos import surroundings
+from tests.chaos import fault_figures
 from tests.e2e.conftest import BUCKET, REGION, SECRET_ID, SECRET_KEY, World, live_for, receiver
 from tests.e2e.scenes import Scene
 
@@ -168,4 +168,4 @@ async def test_every_fault_of_cos_and_of_receivers(world: World, tmp_path: Path,
     assert len(parts) == 3 * 4, "files of three parts"
     assert not world.simulator.receiver.received["elsewhere"]
     assert world.footing is not None
-    await surroundings.audited(world, world.footing.database, [each for found in done for each in found])
+    await fault_figures.audited(world, world.footing.database, [each for found in done for each in found])

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from store import engine as opening
-from tests import footing, waiting
-from tests.chaos import surroundings
+from tests import backends, waiting
+from tests.chaos import fault_figures
 from tests.e2e.conftest import World, live_for
 from tests.e2e.scenes import Scene
 from tests.e2e.test_failures import fill
 
-pytestmark = pytest.mark.parametrize("engine", [footing.EMBEDDED])
+pytestmark = pytest.mark.parametrize("engine", [backends.EMBEDDED])
 
 LOCKED_S = opening.BUSY_TIMEOUT_MS / 1000 + 3
 # SQLite's log grows to 4 MiB before it is written back.
@@ -65,7 +65,7 @@ async def _whole(world: World, scenes: list[Scene]) -> None:
         assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
     assert world.footing is not None
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
-    await surroundings.audited(world, world.footing.database, expected)
+    await fault_figures.audited(world, world.footing.database, expected)
 
 
 @pytest.mark.timeout(120)

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests import footing, waiting
+from tests import backends, waiting
 from tests.e2e import cluster
 from tests.e2e.conftest import APP, World, live_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-DISTRIBUTED = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+DISTRIBUTED = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 PRIVATE = "QUJD" * 8  # what no example may print
 
 

@@ -20,8 +20,8 @@ import imageio_ffmpeg
 import pytest
 
 from simulator.cos import faults
-from tests import footing, freezing, postgres, service_process, waiting
-from tests.chaos import surroundings
+from tests import backends, postgres, process_freeze, service_process, waiting
+from tests.chaos import fault_figures
 from tests.e2e import cluster
 from tests.e2e.conftest import World, live_for
 from tests.e2e.scenes import Scene
@@ -96,7 +96,7 @@ async def many(world: World) -> AsyncIterator[cluster.Cluster]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+@pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_path: Path) -> None:
     """Frozen in six captures, two transcodes and an upload, woken when another worker has them all: it writes nothing more, its
     ffmpegs are dead within two seconds, and every recording and result is there once. Of a capture whose speaker left meanwhile
@@ -119,7 +119,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     await waiting.until(lambda: len(_ffmpegs(frozen)) >= 8, 15, "six captures and two transcodes to run")
     running = _ffmpegs(frozen)
 
-    freezing.freeze(frozen.pid)
+    process_freeze.freeze(frozen.pid)
     await many.add("other", "worker")
     await asyncio.gather(transcoded.result("RoomDestroyed"), uploaded.result("RoomDestroyed"))
 
@@ -146,7 +146,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     await waiting.until(lambda: not _alive(running), DEAD_WITHIN_S, "its ffmpegs to be dead")
     dead_s = time.monotonic() - woken_s
     assert dead_s <= DEAD_WITHIN_S
-    surroundings.note("frozen worker: ffmpegs dead after waking", f"{dead_s:.2f} s ({len(running)} of them)")
+    fault_figures.note("frozen worker: ffmpegs dead after waking", f"{dead_s:.2f} s ({len(running)} of them)")
     stale = [job for job in held if job[0] != left]
     refused = await waiting.until(lambda: _refused(frozen, stale), 10, "each of its jobs to be refused")
     await live_for(LEASE_S / 2)
@@ -155,13 +155,13 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     assert after == said
     assert len(said) <= 1
     figure = f"{len(held)}, {len(refused)}, {len(after)} (of who left meanwhile: {len(said)})"
-    surroundings.note("frozen worker: jobs held, refused, rows written after waking", figure)
+    fault_figures.note("frozen worker: jobs held, refused, rows written after waking", figure)
     (tmp_path / "hold").unlink()
     for scene in live:
         await scene.room.dismiss()
     await asyncio.gather(*(scene.files("RoomDestroyed") for scene in (*live, transcoded, uploaded)))
     expected = [(scene, speaker) for scene in (*live, transcoded) for speaker in ("alice", "bob")]
-    await surroundings.audited(world, many.database, [*expected, (uploaded, "carol")])
+    await fault_figures.audited(world, many.database, [*expected, (uploaded, "carol")])
     await many.stop()
     await writes.forget()
 
@@ -225,7 +225,7 @@ async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
     await asyncio.gather(scene.join("alice"), scene.join("bob"))
     await scene.recordings("Recording", "Recording")
     running = _ffmpegs(service)
-    freezing.freeze(service.pid)
+    process_freeze.freeze(service.pid)
     try:
         await live_for(LEASE_S + 6)
     finally:
@@ -237,4 +237,4 @@ async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
     assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (engine, files)
     assert all(entry["Duration"] > 2 * LEASE_S for entries in files.values() for entry in entries)
     assert world.footing is not None
-    await surroundings.audited(world, world.footing.database, [(scene, "alice"), (scene, "bob")])
+    await fault_figures.audited(world, world.footing.database, [(scene, "alice"), (scene, "bob")])

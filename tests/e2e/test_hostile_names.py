@@ -21,12 +21,12 @@ import aiohttp
 import pytest
 
 from simulator import callbacks
-from tests import footing, service_process
+from tests import backends, service_process
 from tests.e2e import scenes
 from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
 from tests.e2e.scenes import Scene
 
-pytestmark = pytest.mark.parametrize("engine", [footing.EMBEDDED])
+pytestmark = pytest.mark.parametrize("engine", [backends.EMBEDDED])
 
 MARK = b"MARK-OF-A-FILE-THAT-IS-NOBODYS-BUSINESS"
 PLAIN = re.compile(r"[A-Za-z0-9_-]+")

@@ -22,7 +22,7 @@ import pytest
 from bus import topology
 from simulator import server, usersig
 from simulator.cos import faults, signature
-from tests import buses, footing, planted, ports, postgres, rabbit, service_process, waiting
+from tests import backends, buses, ports, postgres, rabbit, secret_markers, service_process, waiting
 from tests.e2e.conftest import APP, BUCKET, REGION, World, live_for
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ QUICK = {"LINGER": "2s", "IDLE_TIMEOUT": "3s", "LEASE": "5s"}
 class Garden:
     """A world in which every secret is a planted one, and what was written in it."""
 
-    def __init__(self, world: World, marks: planted.Planted, token: str) -> None:
+    def __init__(self, world: World, marks: secret_markers.Planted, token: str) -> None:
         self.world = world
         self.marks = marks
         self.token = token
@@ -87,7 +87,7 @@ class Garden:
 @pytest.fixture
 async def garden(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Garden]:
     """The world of the other tests, but with marked secrets from the ground up, and ears for the UserSigs that are minted."""
-    marks = planted.Planted()
+    marks = secret_markers.Planted()
     cos = {name: marks.make(f"{name} of the account") for name in ("SecretId", "SecretKey", "Token")}
     account = signature.Account(secret_id=cos["SecretId"], secret_key=cos["SecretKey"], token=cos["Token"])
     simulator = server.Simulator(folder=tmp_path / "tencent", content_folder=loops, accounts=[account], buckets=[BUCKET])
@@ -96,7 +96,7 @@ async def garden(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.M
     made = Garden(world, marks, marks.make("API_TOKENS"))
     made.cos = cos
     (tmp_path / "service").mkdir()
-    world.footing = footing.make(engine, tmp_path / "service" / "data")
+    world.footing = backends.make(engine, tmp_path / "service" / "data")
     service = world.service = service_process.ServiceProcess(
         tmp_path / "service", world.settings() | _planted_settings(made, world.footing) | QUICK
     )
@@ -138,7 +138,7 @@ def _learn_minted(garden: Garden) -> None:
         assert garden.marks.search("an address", f"…?usersig={quote(user_sig)}&remoteuserid=alice".encode())
 
 
-def _planted_settings(garden: Garden, ground: footing.Footing) -> dict[str, str]:
+def _planted_settings(garden: Garden, ground: backends.Footing) -> dict[str, str]:
     """Every setting that is a secret."""
     make = garden.planted
     found = dict(ground.settings)
@@ -152,7 +152,7 @@ def _planted_settings(garden: Garden, ground: footing.Footing) -> dict[str, str]
         "TENCENTCLOUD_SECRET_KEY": make("TENCENTCLOUD_SECRET_KEY"),
         "LOG_LEVEL": "debug",
     }
-    if ground.engine == footing.DISTRIBUTED:
+    if ground.engine == backends.DISTRIBUTED:
         key = garden.planted("SECRET_KEYS").encode().ljust(32, b"!")[:32]
         password = make("password of AMQP_URL")
         _add_user(f"{found['AMQP_PREFIX']}-planted", password)
@@ -192,7 +192,7 @@ async def wrong_requests(garden: Garden) -> None:
             {"CosConfig": make("CosConfig that is none")},
             {"CosConfig": garden.wrong_keys("a wrong region") | {"Region": "../nowhere"}},
             {"Callback": f"https://user:{make('user of a Callback', encoded=True)}@example.com/"},
-            {"Callback": planted.address("gopher://example.com", make("a Callback of another scheme"))},
+            {"Callback": secret_markers.address("gopher://example.com", make("a Callback of another scheme"))},
             {"RoomId": -1, "Password": make("a password")},
         )
     ):
@@ -266,7 +266,7 @@ async def fail_and_replay(garden: Garden, room: str) -> str:
 
 async def be_refused(garden: Garden, room: str) -> str:
     """A UserSig that TRTC does not take: ffmpeg is told so, and prints the address; and a callback that reaches nobody."""
-    callback = planted.address(f"http://127.0.0.1:{ports.free()}", garden.planted("a Callback that nobody answers"))
+    callback = secret_markers.address(f"http://127.0.0.1:{ports.free()}", garden.planted("a Callback that nobody answers"))
     task_id = await _start(garden, room, SdkAppId=SIGNED, Callback=callback, SubscribeUserIds=["alice"])
     await _live(garden, room, SIGNED, recorded=False)
     await _finished(garden, task_id)
@@ -343,7 +343,7 @@ async def parked(garden: Garden) -> None:
 def tables(garden: Garden) -> Iterator[tuple[str, bytes]]:
     """All that the database holds: its files, or a dump."""
     assert garden.world.footing is not None
-    if garden.world.engine == footing.DISTRIBUTED:
+    if garden.world.engine == backends.DISTRIBUTED:
         yield "dump of the database", postgres.shared().dump(garden.world.footing.database)
     for path in sorted((garden.world.service.folder / "data").glob("recorder.db*")):
         yield path.name, path.read_bytes()
@@ -378,7 +378,7 @@ async def watched(garden: Garden) -> AsyncIterator[set[str]]:
 
     async def watch() -> None:
         while not over.is_set():
-            for name, content in planted.processes(garden.world.service.pid):
+            for name, content in secret_markers.processes(garden.world.service.pid):
                 if content not in contents:
                     garden.keep(name, content)
                 contents.add(content)
@@ -396,7 +396,7 @@ async def watched(garden: Garden) -> AsyncIterator[set[str]]:
 async def test_no_planted_secret_is_found(garden: Garden) -> None:
     """Nothing that the service wrote has any of the secrets that came in, in any form: neither while it runs nor after it."""
     marks, world = garden.marks, garden.world
-    bus = world.engine == footing.DISTRIBUTED
+    bus = world.engine == backends.DISTRIBUTED
     async with watched(garden) as programs:
         task_ids = await asyncio.gather(
             succeed(garden, "good"),
@@ -410,7 +410,7 @@ async def test_no_planted_secret_is_found(garden: Garden) -> None:
     await commands(garden, task_ids)
     if bus:
         await parked(garden)
-    limits, environment = (planted.of_process(world.service.pid, name) for name in ("limits", "environ"))
+    limits, environment = (secret_markers.of_process(world.service.pid, name) for name in ("limits", "environ"))
     assert b"Max core file size        0 " in limits
     assert await world.service.stop() == 0
     for requests in world.simulator.receiver.received.values():
@@ -419,8 +419,8 @@ async def test_no_planted_secret_is_found(garden: Garden) -> None:
     key_file = world.service.folder / "data" / "secret.keys"
     if not bus:
         marks.others["the key that was made"] = key_file.read_bytes().splitlines()[-1]
-    garden.written |= {name: found for name, found in planted.files(world.folder / "service") if name != str(key_file)}
-    garden.written |= dict(planted.files(world.simulator.folder / "cos" / BUCKET))
+    garden.written |= {name: found for name, found in secret_markers.files(world.folder / "service") if name != str(key_file)}
+    garden.written |= dict(secret_markers.files(world.simulator.folder / "cos" / BUCKET))
     _learn_minted(garden)
     assert marks.search_all(garden.written) == []
     # The search itself: it finds what is there to be found, and was shown what it should see.

@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from tests import footing, postgres, rabbit, subscriber, tcp_proxy, waiting
-from tests.chaos import surroundings
+from tests import backends, postgres, rabbit, subscriber, tcp_proxy, waiting
+from tests.chaos import fault_figures
 from tests.e2e import cluster
 from tests.e2e.conftest import World, live_for
 from tests.e2e.scenes import Scene
 
-pytestmark = pytest.mark.parametrize("engine", [footing.DISTRIBUTED])
+pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
 # Ten leases.
 CUT_S = 60.0
@@ -79,8 +79,8 @@ async def _end(world: World, many: cluster.Cluster, scenes: list[Scene], heard: 
 
     await asyncio.gather(*(files(scene) for scene in scenes))
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
-    figures = await surroundings.audited(world, many.database, expected, heard)
-    surroundings.note("heard by a subscriber", f"{figures.heard} results, {figures.repeated_deliveries} of them again")
+    figures = await fault_figures.audited(world, many.database, expected, heard)
+    fault_figures.note("heard by a subscriber", f"{figures.heard} results, {figures.repeated_deliveries} of them again")
 
 
 @pytest.mark.timeout(400)
@@ -102,7 +102,7 @@ async def test_the_broker_crashes_and_is_cut_off(
     cable.restore()
     back_s = time.monotonic()
     await world.service.finished(scenes[1].task_id, LIMIT_S)
-    surroundings.note(
+    fault_figures.note(
         "broker cut off",
         f"{back_s - cut_s:.0f} s; the room that ended meanwhile finished {time.monotonic() - back_s:.1f} s after",
     )

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests import footing
+from tests import backends
 from tests.e2e import audit
 from tests.e2e.conftest import World
 from tests.fuzz import api, tally
@@ -21,7 +21,7 @@ NOWHERE = "rtmp://127.0.0.1:9/pull/{room}?u={userid}&s={speaker}"
 async def test_every_answer_is_as_described(world: World) -> None:
     """Statuses, content types and schemas are those of the description; no 5xx but 507 of a start; the process lives on. Every
     operation succeeded at times, and TRTC's callbacks were decided: what was fuzzed lies behind the door."""
-    token = "" if world.engine == footing.EMBEDDED else TOKEN
+    token = "" if world.engine == backends.EMBEDDED else TOKEN
     service = await world.serve(API_RATE="0", PULL_ADDRESS=NOWHERE, **({"API_TOKENS": token} if token else {}))
     pid = service.pid
     run = api.Run(url=service.url, token=token, seed=tally.SEED)

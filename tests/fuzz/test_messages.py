@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests import footing, waiting
+from tests import backends, waiting
 from tests.e2e import audit
 from tests.e2e.conftest import World
+from tests.fuzz import evidence, sender, tally
 from tests.fuzz import messages as fuzz
-from tests.fuzz import tally, thrown, witnesses
 
 IN_TEST = 400
 # What a decision takes on a busy machine, and what there is to wait for in any case.
@@ -34,16 +34,16 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     pid = service.pid
     beside = (await service.post("/sessions", world.request(42)))["TaskId"]
     sent = list(fuzz.messages(tally.SEED, count))
-    if world.engine == footing.EMBEDDED:
-        sent = [thrown.as_text(message) for message in sent]
-    log = witnesses.Log(service.log)
+    if world.engine == backends.EMBEDDED:
+        sent = [sender.as_text(message) for message in sent]
+    log = evidence.Log(service.log)
     found = await _thrown(world, log, sent)
     assert found.lost(sent) == []
     assert found.over == []
     assert len(found.parked) + len(found.handled) == count
     assert all(reason for reasons in found.parked.values() for reason in reasons)
     assert world.footing is not None
-    assert found.unwritten(audit.read(world.footing.database, witnesses.QUERIES), sent) == []
+    assert found.unwritten(audit.read(world.footing.database, evidence.QUERIES), sent) == []
     assert any("command" in how for how in found.handled.values())
     run = tally.Tally(name=f"Fuzzed messages, {world.engine}", cases=count, ends=found.ends())
     assert service.pid == pid
@@ -52,19 +52,19 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     await service.finished(beside)
     await waiting.until(lambda: _answers(world, beside), what="the result of the session beside")
     assert await service.stop() == 0
-    if world.engine == footing.DISTRIBUTED:
-        assert await witnesses.left(world.footing.settings["AMQP_PREFIX"], log.nodes) == []
+    if world.engine == backends.DISTRIBUTED:
+        assert await evidence.left(world.footing.settings["AMQP_PREFIX"], log.nodes) == []
     run.show("the process is the same one, and ended with 0 when it was told to; the session beside was finished and told")
 
 
-async def _thrown(world: World, log: witnesses.Log, sent: Sequence[fuzz.Message]) -> witnesses.Found:
+async def _thrown(world: World, log: evidence.Log, sent: Sequence[fuzz.Message]) -> evidence.Found:
     foot = world.footing
     assert foot is not None
     limit_s = AT_LEAST_S + EACH_S * len(sent)
-    if world.engine == footing.EMBEDDED:
-        return await thrown.by_outbox(foot, log, thrown.insert(foot, sent), sent, limit_s)
-    await thrown.publish(foot.settings["AMQP_PREFIX"], sent)
-    return await thrown.by_broker(foot, log, sent, limit_s)
+    if world.engine == backends.EMBEDDED:
+        return await sender.by_outbox(foot, log, sender.insert(foot, sent), sent, limit_s)
+    await sender.publish(foot.settings["AMQP_PREFIX"], sent)
+    return await sender.by_broker(foot, log, sent, limit_s)
 
 
 def _answers(world: World, task_id: str) -> bool:

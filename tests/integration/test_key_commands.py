@@ -12,7 +12,7 @@ from assembly import api_keys
 from cli import client
 from config import settings
 from machine import errors
-from tests import engines, footing, postgres, service_process, typed, waiting
+from tests import backends, cli_runner, engines, postgres, service_process, waiting
 
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
 
@@ -22,14 +22,14 @@ def asked(url: str, key: str) -> Any:
     return client.Client(url=url, token=key).sessions()
 
 
-@pytest.mark.parametrize("engine", footing.NAMES)
+@pytest.mark.parametrize("engine", backends.NAMES)
 async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> None:
     """Made before the service ever ran, it opens it; revoked while it runs, it does not; the audit has both."""
-    ground = footing.make(engine, tmp_path / "data")
+    ground = backends.make(engine, tmp_path / "data")
     service = service_process.ServiceProcess(tmp_path, ground.settings)
     environment = service._environment | {"PYTHONDONTWRITEBYTECODE": "1"}
     words = ("keys", "create", "--name", "school", "--scopes", "operate,read", "--json")
-    made = (await typed.process(environment, *words)).json
+    made = (await cli_runner.process(environment, *words)).json
     assert (made["Scopes"], made["Key"].startswith(f"rec_{made['Id']}_")) == ("read,operate", True)
     await service.start()
     try:
@@ -37,7 +37,7 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
         with pytest.raises(client.ClientError, match="bearer token is missing"):
             await asyncio.to_thread(asked, service.url, "")
         assert made["Key"] not in service.log.read_text()
-        assert (await typed.inside(environment, "keys", "revoke", made["Id"])).out == f"{made['Id']} school: revoked\n"
+        assert (await cli_runner.inside(environment, "keys", "revoke", made["Id"])).out == f"{made['Id']} school: revoked\n"
 
         async def refused() -> bool:
             try:
@@ -49,16 +49,16 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
         await waiting.until(refused, 5, "the revoked key to open nothing")
     finally:
         await service.stop()
-    said = (await typed.inside(environment, "audit", "--json")).json
+    said = (await cli_runner.inside(environment, "audit", "--json")).json
     assert [line["Action"] for line in said["Audit"]] == ["keys-revoke", "keys-create"]
     assert all(line["Who"].startswith("cli ") for line in said["Audit"])
     await ground.remove(service.log)
 
 
-@pytest.mark.parametrize("engine", footing.NAMES)
+@pytest.mark.parametrize("engine", backends.NAMES)
 async def test_wrong_words_write_nothing(tmp_path: Path, engine: str) -> None:
     """Scopes or a name that are none are refused, an id that is none is not found; on a fresh install the file is made."""
-    ground = footing.make(engine, tmp_path / "new" / "data")
+    ground = backends.make(engine, tmp_path / "new" / "data")
     places = {"HOME": str(tmp_path), "DATA_DIR": str(tmp_path / "new" / "data")}
     keys = api_keys.ApiKeys(settings.load(places | ground.settings))
     await keys.start()

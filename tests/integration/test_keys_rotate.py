@@ -21,7 +21,7 @@ from store import encrypted_rows
 from store import encryption as rings
 from store import engine as opening
 from store import store as stores
-from tests import buses, engines, footing, rabbit, typed
+from tests import backends, buses, cli_runner, engines, rabbit
 
 TASK = "01" * 13
 OLD, NEW, OTHER = rings.new_key(), rings.new_key(), rings.new_key()
@@ -30,23 +30,23 @@ OLD, NEW, OTHER = rings.new_key(), rings.new_key(), rings.new_key()
 async def run(folder: Path, *words: str, process: bool = False, **environ: str) -> tuple[int, str]:
     """The command, inside this process or in one of its own: its exit code, and all that it says."""
     given = {"PATH": os.environ["PATH"], "HOME": str(folder), "DATA_DIR": str(folder), "SPOOL_DIR": str(folder / "spool")}
-    answer = await (typed.process if process else typed.inside)(given | environ, *words)
+    answer = await (cli_runner.process if process else cli_runner.inside)(given | environ, *words)
     said = answer.out + answer.err
     assert not any(key in said for key in (OLD, NEW, OTHER, "PLANTED"))
     return answer.code, said
 
 
-@pytest.fixture(params=footing.NAMES)
-async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[footing.Footing]:
+@pytest.fixture(params=backends.NAMES)
+async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[backends.Footing]:
     """What a service stands on, with the schema of today."""
-    made = footing.make(request.param, tmp_path)
-    if made.engine == footing.EMBEDDED:
+    made = backends.make(request.param, tmp_path)
+    if made.engine == backends.EMBEDDED:
         engines.fresh("sqlite", tmp_path)
     yield made
     await made.remove(tmp_path / "none.log")
 
 
-async def keep(ground: footing.Footing) -> None:
+async def keep(ground: backends.Footing) -> None:
     """A session's secrets, under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
     store = stores.Store(opening.open_engine(url), clock=engines.Clock(), new_id=engines.ids(), sealer=rings.Keyring([OLD]))
@@ -55,9 +55,9 @@ async def keep(ground: footing.Footing) -> None:
     await store.stop()
 
 
-def given(ground: footing.Footing, folder: Path, *keys: str) -> dict[str, str]:
+def given(ground: backends.Footing, folder: Path, *keys: str) -> dict[str, str]:
     """The environment with these keys: many nodes have them as a setting, one has a file."""
-    if ground.engine == footing.DISTRIBUTED:
+    if ground.engine == backends.DISTRIBUTED:
         return ground.settings | {"SECRET_KEYS": ",".join(keys)}
     file = folder / encryption_keys.KEY_FILE
     file.touch(0o600)
@@ -65,7 +65,7 @@ def given(ground: footing.Footing, folder: Path, *keys: str) -> dict[str, str]:
     return {}
 
 
-async def test_from_an_old_key_to_a_new_one(ground: footing.Footing, tmp_path: Path) -> None:
+async def test_from_an_old_key_to_a_new_one(ground: backends.Footing, tmp_path: Path) -> None:
     """With both, in the setting or in the key file, all is sealed anew, once; then the old one may go. What no key opens keeps
     the service from starting, until it is forgotten. Each is written down."""
     await keep(ground)
@@ -88,7 +88,7 @@ async def test_from_an_old_key_to_a_new_one(ground: footing.Footing, tmp_path: P
     assert await audited(ground, tmp_path) == [*turned, *lost, ("keys-rotate", other, "ok")]
 
 
-async def audited(ground: footing.Footing, folder: Path) -> list[tuple[str, str, str]]:
+async def audited(ground: backends.Footing, folder: Path) -> list[tuple[str, str, str]]:
     """What was done, to what, and how it ended, oldest first; all of it by who types here."""
     code, said = await run(folder, "audit", "--json", **given(ground, folder, OTHER))
     lines = json.loads(said)["Audit"]
@@ -97,7 +97,7 @@ async def audited(ground: footing.Footing, folder: Path) -> list[tuple[str, str,
 
 
 async def test_what_was_forgotten_is_written_down_whatever_comes_after(
-    ground: footing.Footing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ground: backends.Footing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is gone for good as soon as it is gone: that the rotation behind it fails hides neither the one nor the other."""
     await keep(ground)

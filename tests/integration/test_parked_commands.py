@@ -16,10 +16,10 @@ from bus import topology as topologies
 from cli import client
 from events import codec
 from store import store as stores
-from tests import buses, desk, engines, rabbit, typed
+from tests import buses, cli_runner, decider_harness, engines, rabbit
 
 REASON = "invalid: UserSig=PLANTED-SIG is too short"
-START = desk.START | {"UserSig": "PLANTED-SIG"}
+START = decider_harness.START | {"UserSig": "PLANTED-SIG"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,15 +48,15 @@ class Place:
             return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
         return [codec.decode(m.body, now_ms=0).id for m in await self.store.unsent()]
 
-    async def run(self, *words: str, **environ: str) -> typed.Answer:
+    async def run(self, *words: str, **environ: str) -> cli_runner.Answer:
         """`recorder parked …`, inside this process."""
-        return self._looked_at(await typed.inside(self.environment | environ, "parked", *words))
+        return self._looked_at(await cli_runner.inside(self.environment | environ, "parked", *words))
 
-    async def process(self, *words: str, **environ: str) -> typed.Answer:
+    async def process(self, *words: str, **environ: str) -> cli_runner.Answer:
         """`recorder parked …` in a process of its own."""
-        return self._looked_at(await typed.process(self.environment | environ, "parked", *words))
+        return self._looked_at(await cli_runner.process(self.environment | environ, "parked", *words))
 
-    def _looked_at(self, answer: typed.Answer) -> typed.Answer:
+    def _looked_at(self, answer: cli_runner.Answer) -> cli_runner.Answer:
         assert "PLANTED" not in answer.out + answer.err
         return answer
 
@@ -106,7 +106,7 @@ async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
     dropped = await place.run("drop", second, third, "--json")
     assert [json.loads(line)["Id"] for line in dropped.out.splitlines()] == [second, third]
     assert await place.ids() == []
-    audit = (await typed.inside(place.environment, "audit", "--json")).json["Audit"]
+    audit = (await cli_runner.inside(place.environment, "audit", "--json")).json["Audit"]
     said = [(line["Action"], line["Subject"], line["Outcome"]) for line in reversed(audit)]
     done = [("parked-requeue", first), ("parked-drop", second), ("parked-drop", third)]
     assert said == [(action, f"{id_} event.start", "ok") for action, id_ in done]

@@ -14,7 +14,7 @@ import pytest
 from machine import errors
 from media import capture, flv, transcode
 from media.transcode import SegmentFile, Transcoder
-from tests import flv_source, inside, waiting
+from tests import flv_source, media_probe, waiting
 from tests.flv_source import FFMPEG
 
 SECOND = 0.12
@@ -83,11 +83,11 @@ async def test_two_segments_become_one_file_with_the_gap_cut(tmp_path: Path, mod
     assert made.duration_ms == pytest.approx(9_000, abs=100)
     _one_gap(made, at_s=4.0, duration_s=6.0)
     assert (made.start_ms, made.end_ms) == (1_000_000, 1_015_000)
-    assert inside.tracks(output) == {"00": {"audio"}, "01": {"video"}, "02": {"audio", "video"}}[mode]
+    assert media_probe.tracks(output) == {"00": {"audio"}, "01": {"video"}, "02": {"audio", "video"}}[mode]
     if mode != "01":
-        _each_second(inside.beeps(output), 0, 9)
+        _each_second(media_probe.beeps(output), 0, 9)
     if mode != "00":
-        _each_second(inside.flashes(output), 0, 9)
+        _each_second(media_probe.flashes(output), 0, 9)
         data = output.read_bytes()
         assert data.index(b"moov") < data.index(b"mdat")
 
@@ -101,9 +101,9 @@ async def test_agreeing_segments_are_copied_packet_by_packet(tmp_path: Path) -> 
         made = await _transcode([_segment(folder / "1.flv", tags), _segment(folder / "2.flv", tags)], "02", folder)
         key = next(tag for tag in tags if tag.is_key and tag.is_media).payload[5:]
         assert made.path.read_bytes().count(key) == 2
-        assert len(inside.frames(made.path)) == 120
-        _each_second(inside.flashes(made.path), 0, 8)
-        _each_second(inside.beeps(made.path), 0, 8)
+        assert len(media_probe.frames(made.path)) == 120
+        _each_second(media_probe.flashes(made.path), 0, 8)
+        _each_second(media_probe.beeps(made.path), 0, 8)
 
 
 async def test_a_camera_switched_on_later_is_black_before_and_sound_is_whole(tmp_path: Path) -> None:
@@ -114,16 +114,16 @@ async def test_a_camera_switched_on_later_is_black_before_and_sound_is_whole(tmp
         _segment(tmp_path / "2.flv", _cut(None, 0, 4_000), 1_008_500, 1_012_500),
     ]
     made = await _transcode(segments, "02", tmp_path)
-    frames = inside.frames(made.path)
+    frames = media_probe.frames(made.path)
     assert made.duration_ms == pytest.approx(12_000, abs=100)
     _one_gap(made, at_s=8.0, duration_s=0.5)
     assert frames[0].time_s == 0
     assert all(frame.centre < 25 for frame in frames if frame.time_s < 7.95)
     assert all(frame.centre > 30 for frame in frames if frame.time_s > 8.15)
-    _each_second(inside.beeps(made.path), 0, 12)
-    flashes = inside.flashes(made.path)
+    _each_second(media_probe.beeps(made.path), 0, 12)
+    flashes = media_probe.flashes(made.path)
     _each_second(flashes, 8, 4)
-    assert flashes == pytest.approx(inside.beeps(made.path)[8:], abs=OFFSET)
+    assert flashes == pytest.approx(media_probe.beeps(made.path)[8:], abs=OFFSET)
 
 
 async def test_a_silent_segment_is_silence_at_its_place(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ async def test_a_silent_segment_is_silence_at_its_place(tmp_path: Path) -> None:
     ]
     made = await _transcode(segments, "02", tmp_path)
     assert made.duration_ms == pytest.approx(13_000, abs=100)
-    _each_second(inside.flashes(made.path), 0, 13)
-    _each_second(inside.beeps(made.path), 5, 5)
-    assert inside.beeps(made.path) == pytest.approx(inside.flashes(made.path)[5:10], abs=OFFSET)
-    assert inside.sound_span(made.path) == pytest.approx((0.0, 13.0), abs=0.1)
+    _each_second(media_probe.flashes(made.path), 0, 13)
+    _each_second(media_probe.beeps(made.path), 5, 5)
+    assert media_probe.beeps(made.path) == pytest.approx(media_probe.flashes(made.path)[5:10], abs=OFFSET)
+    assert media_probe.sound_span(made.path) == pytest.approx((0.0, 13.0), abs=0.1)
     key = next(tag for tag in tags if tag.is_key and tag.is_media).payload[5:]
     assert made.path.read_bytes().count(key) == 3
 
@@ -154,13 +154,13 @@ async def test_another_picture_size_inside_a_segment_gives_frames_of_one_size(tm
         _segment(tmp_path / "2.flv", _cut(None, 0, 3_000, "480x360")),
     ]
     made = await _transcode(segments, "02", tmp_path)
-    frames = inside.frames(made.path)
+    frames = media_probe.frames(made.path)
     assert {frame.size for frame in frames} == {(480, 360)}
     assert len(frames) == pytest.approx(135, abs=3)
     assert all(frame.edge < 25 for frame in frames if 3.3 < frame.time_s < 5.9)
     assert all(frame.edge > 30 for frame in frames if frame.time_s < 2.9 or frame.time_s > 6.2)
-    _each_second(inside.flashes(made.path), 0, 9)
-    assert inside.flashes(made.path) == pytest.approx(inside.beeps(made.path), abs=OFFSET)
+    _each_second(media_probe.flashes(made.path), 0, 9)
+    assert media_probe.flashes(made.path) == pytest.approx(media_probe.beeps(made.path), abs=OFFSET)
 
 
 async def test_another_sampling_rate_keeps_the_time(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ async def test_another_sampling_rate_keeps_the_time(tmp_path: Path) -> None:
     ]
     for mode in ("02", "00"):
         made = await Transcoder(FFMPEG).transcode(segments, mode, tmp_path / f"{mode}.out")
-        _each_second(inside.beeps(made.path), 0, 6)
+        _each_second(media_probe.beeps(made.path), 0, 6)
 
 
 async def test_a_torn_segment_that_begins_inside_a_group_of_pictures_is_used_to_its_last_tag(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ async def test_a_torn_segment_that_begins_inside_a_group_of_pictures_is_used_to_
     middle = flv_source.between(flv_source.content(gop=30), 1_200, 5_000)
     made = await _transcode([first, _segment(tmp_path / "2.flv", middle)], "02", tmp_path)
     assert made.duration_ms == pytest.approx(6_800, abs=100)
-    beeps, flashes = inside.beeps(made.path), inside.flashes(made.path)
+    beeps, flashes = media_probe.beeps(made.path), media_probe.flashes(made.path)
     assert beeps == pytest.approx([0, 1, 2, 3.8, 4.8, 5.8], abs=SECOND)
     assert flashes == pytest.approx(beeps, abs=OFFSET)
 
@@ -193,7 +193,7 @@ async def test_one_track_alone_is_accepted_in_mode_02_and_none_is_no_media(tmp_p
         made = await Transcoder(FFMPEG).transcode(
             [_segment(tmp_path / name, _cut(kind, 0, 2_000))], "02", tmp_path / f"{name}.mp4"
         )
-        assert inside.tracks(made.path) == {name}
+        assert media_probe.tracks(made.path) == {name}
     for segments in ([SegmentFile(path=tmp_path / "video")], [SegmentFile(path=tmp_path / "never")], []):
         with pytest.raises(errors.TranscodeFailed) as failed:
             await Transcoder(FFMPEG).transcode(segments, "00", tmp_path / "a.mp3")
@@ -229,9 +229,9 @@ async def test_a_live_room_with_a_late_camera_is_recorded_whole(tmp_path: Path) 
     made = await _transcode(segments, "02", tmp_path)
     assert made.duration_ms == pytest.approx(sum(exit_.progress.media_ms for exit_ in ended), abs=200)
     assert made.gaps[0].duration_s == pytest.approx(0.3, abs=0.4)
-    assert inside.beeps(made.path)[:4] == pytest.approx([0, 1, 2, 3], abs=SECOND)
-    assert inside.frames(made.path)[0].centre < 25
-    assert inside.frames(made.path)[-1].centre > 30
+    assert media_probe.beeps(made.path)[:4] == pytest.approx([0, 1, 2, 3], abs=SECOND)
+    assert media_probe.frames(made.path)[0].centre < 25
+    assert media_probe.frames(made.path)[-1].centre > 30
 
 
 async def test_a_cancelled_transcode_leaves_neither_process_nor_part(tmp_path: Path) -> None:
@@ -306,5 +306,5 @@ async def test_a_copy_that_does_not_verify_is_encoded_instead(tmp_path: Path) ->
     """When the copied file is refused, the recording is not lost: everything is encoded, and that is verified."""
     binary = _script(tmp_path / "ffmpeg", 'case "$*" in *"-c:v copy"*) cat > /dev/null; exit 1;; *) exec $real "$@";; esac')
     made = await Transcoder(binary).transcode([_segment(tmp_path / "1.flv", _cut(None, 0, 4_000))], "02", tmp_path / "a.mp4")
-    _each_second(inside.flashes(made.path), 0, 4)
+    _each_second(media_probe.flashes(made.path), 0, 4)
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]

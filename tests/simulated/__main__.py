@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from bench import noise
-from tests.simulated import playing
+from tests.simulated import history_runner
 
 BATCH = 400  # a multiple of playing.PER_SCRIPT, so that no script is played in order twice
 MOST_TOLD = 20
@@ -33,13 +33,13 @@ def quiet() -> None:
     gc.set_threshold(100_000, 10, 10)  # a world goes as a whole, and there is memory for some dozens
 
 
-def batch(seeds: range) -> tuple[list[playing.Told], list[tuple[int, str]], float]:
+def batch(seeds: range) -> tuple[list[history_runner.Told], list[tuple[int, str]], float]:
     """What these seeds came to, those that failed, with the reason, and the CPU time in s."""
     begun_s = time.process_time()
     told, failed = [], []
     for seed in seeds:
         try:
-            told.append(playing.history(seed))
+            told.append(history_runner.history(seed))
         except Exception as error:  # noqa: BLE001 - not swallowed: told with its seed, and the run fails
             failed.append((seed, f"{type(error).__name__}: {error}"))
     return told, failed, time.process_time() - begun_s
@@ -78,7 +78,7 @@ def one(seed: int, say: Callable[[str], None] = print) -> int:
     """Tell one history; the exit code."""
     quiet()
     try:
-        told = playing.history(seed, say)
+        told = history_runner.history(seed, say)
     except AssertionError as error:
         say(f"failed  {error}")
         return 1

@@ -3,7 +3,7 @@ second.
 
 Imports `machine`, `events` and the values that a store hands out. Rule: what an update finds, refuses, overwrites and rolls
 back is what `store/` does, held by the same rows of the conformance suite (tests/contract/test_store*.py). Nothing here ever
-waits, so that a coroutine on it can be driven to its end by hand (`tests.simulated.driving`).
+waits, so that a coroutine on it can be driven to its end by hand (`tests.simulated.coroutine_runner`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from machine import model
 from tests import engines
 from tests.simulated import __main__ as command
-from tests.simulated import ends, nodes, playing, script, weather, world
+from tests.simulated import fault_profile, history_runner, nodes, script, verdicts, world
 
 PIECES = 8
 IN_A_PIECE = 128
@@ -30,8 +30,8 @@ def test_a_seed_is_one_history() -> None:
     """The same seed tells the same history, line by line, whatever was played before it."""
     told: list[list[str]] = [[], []]
     for lines in told:
-        playing.history(5, lines.append)
-        playing.history(4)
+        history_runner.history(5, lines.append)
+        history_runner.history(4)
     assert told[0] == told[1]
     assert len(told[0]) > 20
 
@@ -55,16 +55,16 @@ def storage_away() -> script.Script:
     return made
 
 
-ROUGH = weather.Weather(
+ROUGH = fault_profile.Weather(
     kind="rough", seed=7, copies=5, bus_late_ms=3 * S, trtc_late_ms=5 * S, conflict=0.1, crash=0.05, relay_dies=0.1
 )
 
 
-@pytest.mark.parametrize("sky", [pytest.param(weather.calm(), id="calm"), pytest.param(ROUGH, id="rough")])
-def test_storage_away_for_an_hour(sky: weather.Weather) -> None:
+@pytest.mark.parametrize("sky", [pytest.param(fault_profile.calm(), id="calm"), pytest.param(ROUGH, id="rough")])
+def test_storage_away_for_an_hour(sky: fault_profile.Weather) -> None:
     """Captures neither stop nor are lost while COS is away; what is due says UploadPending, and a Revision corrects it."""
     played = world.World(storage_away(), sky).play()
-    ends.true(played)
+    verdicts.true(played)
     tables = played.store.tables
     results = [json.loads(body) for _, body in sorted(tables.results.items())]
     assert [f["Code"] for f in results[0]["Files"]] == ["UploadPending", "UploadPending"]

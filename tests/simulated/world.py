@@ -15,7 +15,7 @@ from events import codec
 from handlers import dispatch, unit_of_work
 from machine import errors, failpoints
 from tests import engines
-from tests.simulated import dictionary, driving, nodes, script, watching, weather
+from tests.simulated import coroutine_runner, dictionary, fault_profile, invariants, nodes, script
 
 CRASHES = ("inbox.claim.before", "inbox.claim.after", "decision.commit.before", "decision.commit.after")
 OUTCOMES = ("capture-started", "ffmpeg-exit", "upload-finished", "upload-failed", "worker-lost")
@@ -32,14 +32,14 @@ class Crashed(Exception):
 class World:
     """Plays one history."""
 
-    def __init__(self, outer: script.Script, sky: weather.Weather, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, outer: script.Script, sky: fault_profile.Weather, tell: Callable[[str], None] | None = None) -> None:
         self.script = outer
         self.sky = sky
         self.tell = tell
         self.clock = engines.Clock()
         self.chance = Random(sky.seed)
         self.store = dictionary.Store(clock=self.clock, new_id=engines.ids("02"))
-        self.watch = watching.Watch(self.store.tables)
+        self.watch = invariants.Watch(self.store.tables)
         self.store.watch = self.watch.look
         self.store.meddle = self._meddle if sky.conflict else None
         self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=script.POLICY, new_id=engines.ids()))
@@ -143,7 +143,7 @@ class World:
     # --- messages ---------------------------------------------------------------------------------------------------------
     def relay(self) -> None:
         """What was committed is handed on; where the relay dies before it has marked a message, it comes again."""
-        for message in driving.run(self.store.unsent()):
+        for message in coroutine_runner.run(self.store.unsent()):
             if message.channel == "result":
                 self.results.append((message.type, message.body))
             else:
@@ -155,7 +155,7 @@ class World:
                 self.faults += 1
                 self.after(1_000, self._nothing)
             else:
-                driving.run(self.store.mark_sent(message.seq))
+                coroutine_runner.run(self.store.mark_sent(message.seq))
 
     def _nothing(self) -> None:
         """Time for the relay to look again."""
@@ -182,7 +182,7 @@ class World:
         """Whether it was decided; else its decider died, or was in conflict for too long."""
         self._deciding = True
         try:
-            driving.run(self.decider.decide_from_bus(event))
+            coroutine_runner.run(self.decider.decide_from_bus(event))
         except (Crashed, errors.Conflict):
             return False
         finally:

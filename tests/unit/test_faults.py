@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 from machine import failpoints
-from tests import trees
+from tests import ast_helpers
 from tests.chaos import plans
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ def called() -> set[str]:
     found = set()
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(trees.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(ast_helpers.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "faultpoint":
                     (name,) = node.args
                     assert isinstance(name, ast.Constant), f"{path.name}:{node.lineno} names no point"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
-from tests import trees
+from tests import ast_helpers
 
 ROOT = Path(__file__).parent.parent.parent
 ROOMS = (
@@ -152,7 +152,7 @@ def test_every_module_begins_with_its_header() -> None:
     found = []
     for path in filter(of_ours, files(".py")):
         text = path.read_text(encoding="utf-8")
-        header = ast.get_docstring(trees.parse(text)) or ""
+        header = ast.get_docstring(ast_helpers.parse(text)) or ""
         if text.strip() and not header:
             found.append(f"{name(path)} has no header")
         elif path.relative_to(ROOT).parts[0] in ROOMS and path.name != "__init__.py" and text.strip():
@@ -185,7 +185,7 @@ def test_no_test_sleeps() -> None:
         f"{name(path)}: {call.func.attr}"
         for path in files(".py")
         if path.relative_to(ROOT).parts[0] == "tests" and path.name != "waiting.py"
-        for call in ast.walk(trees.parse(path.read_text(encoding="utf-8")))
+        for call in ast.walk(ast_helpers.parse(path.read_text(encoding="utf-8")))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "sleep"
     ]
     assert found == []
@@ -197,7 +197,7 @@ def test_every_test_says_what_it_proves() -> None:
     for path in files(".py"):
         if not path.name.startswith("test_"):
             continue
-        for node in ast.walk(trees.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(ast_helpers.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 sentence = " ".join((ast.get_docstring(node) or "").split())
                 found += [] if sentence.endswith((".", "…")) else [f"{name(path)}::{node.name}"]

@@ -57,7 +57,7 @@ class Forge:
     async def start(self) -> None:
         """Start the process and wait until it has read the program."""
         self._process = await asyncio.create_subprocess_exec(
-            "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "tests.chaos.forge",
+            "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "tests.chaos.fork_server",
             cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert self._process.stdout is not None

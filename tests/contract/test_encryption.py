@@ -17,7 +17,7 @@ from machine import errors, model
 from store import audit, encrypted_rows, encryption, schema
 from store import engine as opening
 from store import store as stores
-from tests import desk as desks
+from tests import decider_harness as desks
 from tests import engines, postgres
 
 OLD, NEW = "b2xkIGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE=", "bmV3IGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE="

@@ -17,7 +17,7 @@ from tests import content, waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import World, live_for
 from tests.e2e.test_road import check_audit
-from tests.edge import Edge
+from tests.nginx_rtmp import Edge
 
 
 @pytest.fixture

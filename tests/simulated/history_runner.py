@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.simulated import ends, script, weather, world
+from tests.simulated import fault_profile, script, verdicts, world
 
-PER_SCRIPT = len(weather.KINDS)
+PER_SCRIPT = len(fault_profile.KINDS)
 
 
 @dataclass(slots=True)
@@ -27,16 +27,16 @@ class Told:
 @functools.lru_cache(maxsize=4)
 def ordered(number: int, *, roomy: bool) -> dict[str, Any]:
     """The end of a script when nothing goes wrong."""
-    played = world.World(script.write(number, roomy=roomy), weather.calm()).play()
-    ends.true(played)
+    played = world.World(script.write(number, roomy=roomy), fault_profile.calm()).play()
+    verdicts.true(played)
     if roomy:
-        ends.foretold(played)
-    return ends.of(played)
+        verdicts.foretold(played)
+    return verdicts.of(played)
 
 
 def kind_of(seed: int) -> tuple[str, bool]:
     """The weather of a seed, and whether its script is a roomy one."""
-    kind = weather.KINDS[seed % PER_SCRIPT]
+    kind = fault_profile.KINDS[seed % PER_SCRIPT]
     return kind, kind == "rough" or seed // PER_SCRIPT % 2 == 0
 
 
@@ -45,16 +45,16 @@ def history(seed: int, tell: Callable[[str], None] | None = None) -> Told:
     kind, roomy = kind_of(seed)
     number = seed // PER_SCRIPT
     outer = script.write(number, roomy=roomy)
-    sky = weather.rough(seed, kind, max(act.at_ms for act in outer.acts))
+    sky = fault_profile.rough(seed, kind, max(act.at_ms for act in outer.acts))
     should = ordered(number, roomy=roomy)
     if tell is not None:
         tell(f"script  {outer}\nweather {sky}\nordered {should}")
     played = world.World(outer, sky, tell).play()
     if tell is not None:
-        tell(f"end     {ends.of(played)}")
-    ends.true(played)
+        tell(f"end     {verdicts.of(played)}")
+    verdicts.true(played)
     if kind == "rough":
-        ends.same(should, ends.of(played))
+        verdicts.same(should, verdicts.of(played))
     else:
-        ends.excused(should, played)
+        verdicts.excused(should, played)
     return Told(events=played.events, faults=played.faults, kind=kind)

@@ -16,9 +16,9 @@ from typing import Any
 import aio_pika
 
 from bus import topology
-from tests import footing, rabbit, waiting
+from tests import backends, rabbit, waiting
+from tests.fuzz import evidence
 from tests.fuzz import messages as fuzz
-from tests.fuzz import witnesses
 
 AT_ONCE = 200
 
@@ -35,19 +35,19 @@ async def publish(prefix: str, sent: Sequence[fuzz.Message]) -> None:
 
 def _amqp(message: fuzz.Message) -> aio_pika.Message:
     properties = {name: value for name, value in message.properties.items() if value is not None}
-    headers = message.headers | {witnesses.MARK: message.n}
+    headers = message.headers | {evidence.MARK: message.n}
     return aio_pika.Message(message.body, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties)
 
 
-async def by_broker(foot: footing.Footing, log: witnesses.Log, sent: Sequence[fuzz.Message], timeout_s: float) -> witnesses.Found:
+async def by_broker(foot: backends.Footing, log: evidence.Log, sent: Sequence[fuzz.Message], timeout_s: float) -> evidence.Found:
     """Find every message again, waiting for those that are still on their way; takes what is parked."""
-    found = witnesses.Found()
+    found = evidence.Found()
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         queue = await channel.get_queue(topology.Topology(foot.settings["AMQP_PREFIX"]).parked, ensure=False)
 
         async def all_found() -> bool:
             while (message := await queue.get(no_ack=True, fail=False)) is not None:
-                number = int(str(message.headers[witnesses.MARK]))
+                number = int(str(message.headers[evidence.MARK]))
                 # What no queue takes comes by the alternate exchange, and its reason is its key.
                 unbound = message.headers.get("x-queue") is None
                 found.parked[number].append("no queue takes its routing key" if unbound else str(message.headers["x-reason"]))
@@ -66,7 +66,7 @@ def as_text(message: fuzz.Message) -> fuzz.Message:
     return replace(message, body=message.body.decode("utf-8", "replace").encode())
 
 
-def insert(foot: footing.Footing, sent: Sequence[fuzz.Message]) -> dict[int, int]:
+def insert(foot: backends.Footing, sent: Sequence[fuzz.Message]) -> dict[int, int]:
     """Write them into the outbox of a service that runs, past its codec, as damage would; number by row."""
     rows: dict[int, int] = {}
     names = "channel, type, task_id, node, body, created_ms, claimed_until_ms, sent_ms, parked"
@@ -80,15 +80,15 @@ def insert(foot: footing.Footing, sent: Sequence[fuzz.Message]) -> dict[int, int
 
 
 async def by_outbox(
-    foot: footing.Footing, log: witnesses.Log, rows: dict[int, int], sent: Sequence[fuzz.Message], timeout_s: float
-) -> witnesses.Found:
+    foot: backends.Footing, log: evidence.Log, rows: dict[int, int], sent: Sequence[fuzz.Message], timeout_s: float
+) -> evidence.Found:
     """Find every row again, once nothing of them waits any more."""
 
     def none_left() -> bool:
         return _ask(foot, f"SELECT count(*) FROM outbox WHERE sent_ms IS NULL AND seq <= {max(rows)}") == [(0,)]
 
     await waiting.until(none_left, timeout_s, "the outbox to be handed out", every_s=0.2)
-    found = witnesses.Found()
+    found = evidence.Found()
     for seq, reason in _ask(foot, "SELECT seq, parked FROM outbox WHERE parked <> ''"):
         if seq in rows:
             found.parked[rows[seq]].append(reason)
@@ -96,10 +96,10 @@ async def by_outbox(
     return found
 
 
-def _sqlite(foot: footing.Footing) -> sqlite3.Connection:
+def _sqlite(foot: backends.Footing) -> sqlite3.Connection:
     return sqlite3.connect(Path(foot.database.removeprefix("sqlite:///")), timeout=30)
 
 
-def _ask(foot: footing.Footing, query: str) -> list[tuple[Any, ...]]:
+def _ask(foot: backends.Footing, query: str) -> list[tuple[Any, ...]]:
     with contextlib.closing(_sqlite(foot)) as connection:
         return connection.execute(query).fetchall()

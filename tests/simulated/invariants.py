@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from machine import model
-from tests import chart
+from tests import state_chart
 from tests.simulated import dictionary_transaction as transactions
 
 
@@ -30,7 +30,7 @@ class Watch:
         for table, key, before in tx.changes:
             if table is tables.journal:
                 line = table[key]
-                allowed = chart.may(line.owner, line.event_type, line.from_state, line.to_state)
+                allowed = state_chart.may(line.owner, line.event_type, line.from_state, line.to_state)
                 assert allowed, f"{line.owner} went from {line.from_state} to {line.to_state} by {line.event_type}"
             elif table is tables.deadlines or table is tables.leased:
                 self.timed = True
@@ -65,7 +65,7 @@ class Watch:
         if isinstance(before, model.Recording):
             assert row.epoch >= before.epoch, f"the epoch of {row.id} went back"
         job, deadlines = row.job, self._tables.deadlines
-        if row.state in chart.FINAL:
+        if row.state in state_chart.FINAL:
             assert job is None, f"{row.id} has ended and has a job"
             assert row.code, f"{row.id} has ended and nobody says how"
             return
@@ -81,7 +81,7 @@ class Watch:
     def _session(self, before: Any, row: model.Session) -> None:
         deadlines, recordings = self._tables.deadlines, self._tables.recordings
         if row.state == "Finished":
-            left = {r.state for r in recordings.values() if r.task_id == row.task_id} - {*chart.FINAL, "Uploading"}
+            left = {r.state for r in recordings.values() if r.task_id == row.task_id} - {*state_chart.FINAL, "Uploading"}
             assert not left or before.state == "Finished", f"{row.task_id} has finished, and recordings are {left}"
         elif row.state == "Closing":
             assert (row.task_id, "result-wait") in deadlines, f"{row.task_id} closes for ever"

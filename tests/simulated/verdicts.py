@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests import chart, engines
+from tests import engines, state_chart
 from tests.simulated import nodes, script
 from tests.simulated.world import World
 
@@ -46,7 +46,7 @@ def true(world: World) -> None:
     """Everything is over, once, and what is said is what happened."""
     tables = world.store.tables
     assert {s.state for s in tables.sessions.values()} <= {"Finished"}, "a session is stuck"
-    assert {r.state for r in tables.recordings.values()} <= set(chart.FINAL), "a recording is stuck"
+    assert {r.state for r in tables.recordings.values()} <= set(state_chart.FINAL), "a recording is stuck"
     assert {row.state for row in tables.jobs.values()} <= {"ended"}, "a job is left"
     failed = {r.id for r in tables.recordings.values() if r.state == "Failed"}
     assert set(tables.deadlines) == {(id_, "keep") for id_ in failed}, "deadlines are left"
@@ -91,7 +91,7 @@ def _results(world: World) -> None:
         of_session = [r for r in tables.recordings.values() if r.task_id == session.task_id and not r.awaited]
         told = sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in body["Files"])
         assert told == sorted((r.speaker, r.code, r.url) for r in of_session), "the last result is not what became of it"
-        assert all((f["Message"], f["Status"]) == chart.CODES[f["Code"]] for f in body["Files"])
+        assert all((f["Message"], f["Status"]) == state_chart.CODES[f["Code"]] for f in body["Files"])
 
 
 def _callbacks(world: World) -> None:

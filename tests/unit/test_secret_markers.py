@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests import planted
+from tests import secret_markers
 
 
 def written(secret: str) -> dict[str, bytes]:
@@ -39,7 +39,7 @@ def written(secret: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("secret", ["", "eJyrVgrxCdYrSy1SslJQMtIzUNJR*-ItkpqTm_"])
 def test_every_form_is_found(secret: str) -> None:
     """A search that finds nothing anywhere would prove nothing; what was made elsewhere is found as what is ours."""
-    marks = planted.Planted()
+    marks = secret_markers.Planted()
     if secret:
         marks.learn("made elsewhere", secret)
     secret = secret or marks.make("here")
@@ -50,16 +50,16 @@ def test_every_form_is_found(secret: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"UserSig=***", base64.b64encode(b"nothing of it" * 100), b"planted mark"])
 def test_nothing_else_is_found(content: bytes) -> None:
     """What only looks like it is no leak."""
-    assert planted.Planted().search("x", content) == []
+    assert secret_markers.Planted().search("x", content) == []
 
 
 def test_files_and_their_names_are_searched(tmp_path: Path) -> None:
     """Below folders, in files and in names; other secrets, which carry no mark, too."""
-    marks = planted.Planted(others={"the key": b"0123456789abcdef"})
+    marks = secret_markers.Planted(others={"the key": b"0123456789abcdef"})
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "log").write_text("token=" + marks.make("log"))
     (tmp_path / "a" / quote(marks.make("name"), safe="")).touch()
     (tmp_path / "b").write_bytes(b"..0123456789abcdef..")
-    leaks = marks.search_all(dict(planted.files(tmp_path)))
+    leaks = marks.search_all(dict(secret_markers.files(tmp_path)))
     assert len(leaks) == 3
     assert any("the key" in leak for leak in leaks)

@@ -26,7 +26,7 @@ import imageio_ffmpeg
 from aiohttp import web
 
 from simulator import speakers
-from tests import freezing, ports, rtmp_publisher, waiting
+from tests import ports, process_freeze, rtmp_publisher, waiting
 
 MODULE = "/usr/lib/nginx/modules/ngx_rtmp_module.so"
 CONFIGURATION = """
@@ -165,7 +165,7 @@ class Edge:
     def freeze(self) -> None:
         """SIGSTOP: connections stay, nothing is sent, nobody is answered."""
         assert self._nginx is not None
-        freezing.freeze(self._nginx.pid)
+        process_freeze.freeze(self._nginx.pid)
 
     def thaw(self) -> None:
         """SIGCONT."""
