@@ -155,7 +155,7 @@ def migrate_command() -> None:
     typer.echo(f"The schema is at revision {revision}.")
 
 
-Opened = TypeVar("Opened", "parking.Parking", "api_keys.ApiKeys")
+Opened = TypeVar("Opened", "dead_letters.DeadLetters", "api_keys.ApiKeys")
 
 
 @contextlib.asynccontextmanager
@@ -171,11 +171,11 @@ async def opened(kind: Callable[[ops_settings.Settings], Opened]) -> AsyncIterat
         await made.stop()
 
 
-def open_parking() -> contextlib.AbstractAsyncContextManager[dead_letters.Parking]:
+def open_parking() -> contextlib.AbstractAsyncContextManager[dead_letters.DeadLetters]:
     """What `recorder parked` works on."""
     from assembly import dead_letters
 
-    return opened(dead_letters.Parking)
+    return opened(dead_letters.DeadLetters)
 
 
 def open_api_keys() -> contextlib.AbstractAsyncContextManager[api_keys.ApiKeys]:

@@ -22,7 +22,7 @@ ROW = "row-"
 Json = dict[str, Any]
 
 
-class Parking:
+class DeadLetters:
     """The parked messages of one recorder: of its outbox, and with AMQP_URL of its parked queue as well."""
 
     def __init__(self, settings: ops_settings.Settings) -> None:

@@ -16,8 +16,8 @@ from store import store as stores
 from tests import buses, deadly_node, engines, rabbit, waiting
 
 ROOT = Path(__file__).parents[2]
-# Fewer than of the real ones (tests/unit/test_delivery_policy.py holds those together), and in their order: what is handled beside a
-# deadly message is counted until it is handled alone, and must not be parked by then.
+# Fewer than the real ones (tests/unit/test_delivery_policy.py holds those together), and in their order: a message handled
+# beside a deadly one is counted until it is handled alone, and must not be parked before.
 ALONE_FROM, TRIES = 1, 3
 TIED = ("setpriv", "--pdeathsig", "KILL", "--")
 KINDS = {"sqlite": ("local", ("alone",)), "postgresql": ("rabbitmq", ("n1", "n2"))}
