@@ -1,7 +1,7 @@
 # The newcomer's door. `make help` lists what there is.
 PYTHON ?= python3
-# Most tests wait for live streams: more at once than there are cores.
-WORKERS ?= 4
+# Parallel test processes; auto: as many as this machine bears (tests/machine_probe.py).
+WORKERS ?= auto
 CHAOS_MINUTES ?= 10
 # Of `make soak`; SOAK_ENGINE is embedded or distributed.
 SOAK_MINUTES ?= 30
@@ -9,12 +9,14 @@ SOAK_CAPTURES ?= 50
 SOAK_ENGINE ?= embedded
 # Of `make fuzz`: fuzzed messages, and cases of Schemathesis, on each engine half.
 CASES ?= 10000
+# The folders that hold the tests of `make quick`; tests/selection.py chooses among them.
+QUICK := tests/unit tests/contract tests/simulated tests/integration tests/security
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak fuzz check format docs lock clean
+.PHONY: help quick demo test chaos soak fuzz check format docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +28,17 @@ $(STAMP): deploy/bootstrap.sh bootstrap.lock requirements.lock pyproject.toml
 demo: $(STAMP) ## record a simulated room with two speakers and print the result
 	@$(BIN)/recorder demo
 
-test: $(STAMP) ## everything that must hold: the checks and all tests
+quick: $(STAMP) ## the checks and the tests without servers and live media; under 90 s on two cores, without root
+	@begun=$$(date +%s); \
+	$(MAKE) --no-print-directory check && \
+	$(BIN)/python -m pytest -q -n logical --dist worksteal -m quick $(QUICK); code=$$?; \
+	echo "make quick took $$(($$(date +%s) - begun)) s"; exit $$code
+
+test: $(STAMP) ## everything that must hold: the checks, all tests in parallel, then those marked `alone` one at a time
 	@$(MAKE) --no-print-directory check
 	@sh deploy/test-servers.sh
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not alone"; parallel=$$?; \
+	$(BIN)/python -m pytest -q -m alone && exit $$parallel
 
 chaos: $(STAMP) ## kill, freeze and fail the service at its fault points for CHAOS_MINUTES, on both engines, and audit the rest
 	@sh deploy/test-servers.sh

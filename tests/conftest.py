@@ -15,7 +15,7 @@ import structlog
 
 from store import store as stores
 from tests import decider_harness as desks
-from tests import engines, order
+from tests import engines, machine_probe, order, selection
 
 
 def _drop(_logger: object, _name: str, _event: object) -> structlog.types.EventDict:
@@ -38,12 +38,36 @@ COLLECTED = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the ids of what was collected, before -k and the like take some away; put what takes long first."""
     config.stash[COLLECTED] = [item.nodeid for item in items]
+    scale_time_limits(config, items)
+    for item in items:
+        if selection.quick(item.nodeid):
+            item.add_marker("quick")
     items[:] = order.shared(
         items,
         order.processes(),
         lambda item: item.nodeid.startswith(("tests/e2e/", "tests/fuzz/")),
         lambda item: item.nodeid.startswith(HEAVY),
     )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: as many processes as this machine bears; `-n logical`: one for each core, for tests that only compute."""
+    found = machine_probe.machine()
+    return found.cores if config.option.numprocesses == "logical" else found.processes
+
+
+def pytest_report_header() -> str:
+    """The figures that time limits follow from."""
+    return f"machine: {machine_probe.machine()}"
+
+
+def scale_time_limits(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every test the time limit of its marker, or else of pyproject.toml, as this machine needs it."""
+    usual_s = float(config.getini("timeout"))
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limit_s = float(marker.args[0]) if marker else usual_s
+        item.add_marker(pytest.mark.timeout(limit_s * machine_probe.slowness() * machine_probe.HANG), append=False)
 
 
 @pytest.fixture

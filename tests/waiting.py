@@ -1,23 +1,23 @@
-"""Waiting for a condition with a time limit, instead of sleeping and hoping. Imports nothing of ours."""
+"""Waiting for a condition with a time limit that follows the machine (`tests/machine_probe.py`), instead of sleeping."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import inspect
-import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.machine_probe import patience as patience
+from tests.machine_probe import slowness as slowness
+
 T = TypeVar("T")
-MOST_PATIENCE = 4.0
 
 
-def patience() -> float:
-    """How many times longer than on an idle machine something may take now: the processes that want to run for each core, by the
-    load of the last minute, between 1 and `MOST_PATIENCE`."""
-    return min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), MOST_PATIENCE)
+def at_most(seconds: float) -> asyncio.Timeout:
+    """`asyncio.timeout` of so many seconds on the idle reference machine; on a slow or busy one it is longer."""
+    return asyncio.timeout(seconds * patience())
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "", every_s: float = 0.02) -> T:

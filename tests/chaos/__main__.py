@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from tests import run_guard
 from tests.chaos import plans, report, runner, worlds
 
 FULL_MINUTES = 10.0
@@ -18,6 +19,7 @@ FULL_MINUTES = 10.0
 
 def main() -> int:
     """Run, print the table, write the report; returns the exit code."""
+    run_guard.protect()
     given = _arguments()
     folder: Path = given.folder.absolute()
     outcomes: list[worlds.Outcome] = []

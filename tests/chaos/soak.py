@@ -26,7 +26,7 @@ from typing import Any
 from bench import noise
 from simulator import server
 from simulator.cos import signature
-from tests import backends, service_process, waiting
+from tests import backends, run_guard, service_process, waiting
 from tests.chaos import soak_rooms, soak_samples
 from tests.e2e import audit
 from tests.e2e.conftest import BUCKET, SECRET_ID, SECRET_KEY, World
@@ -238,6 +238,7 @@ def _said(plan: Plan, tally: soak_rooms.Tally, captures: Sequence[float], quiet:
 
 def main() -> None:
     """The command."""
+    run_guard.protect()
     sys.exit(asyncio.run(soak(Plan.of(os.environ))))
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from bench import noise
+from tests import run_guard
 from tests.simulated import history_runner
 
 BATCH = 400  # a multiple of playing.PER_SCRIPT, so that no script is played in order twice
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
+    run_guard.protect()
     sys.exit(one(given.seed) if given.seed is not None else many(given.first, given.histories, given.processes))
 
 
