@@ -1,7 +1,6 @@
-"""Writes the documents that are made from the code: state-machine.md, events.md, settings.md, asyncapi.yaml. `--check` compares
-instead.
+"""Generator of state-machine.md, failpoints.md, events.md, settings.md and asyncapi.yaml. `--check` compares instead of writing.
 
-Rule: nothing here is written down twice. The wording of a row is the docstring of the condition or action it names.
+Rule: every fact has one source. The wording of a row is the docstring of the condition or action that it names.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from typing import Any
 from config import settings
 from docs import asyncapi
 from events import codec
-from machine import decision_table, recording, session, states
+from machine import decision_table, failpoints, recording, session, states
 
 FOLDER = Path(__file__).parent
-# What a database column holds: true of every number, and no help to a reader.
-UNSAID_LIMITS = (2**53 - 1, 2**31 - 1)
-MADE = "<!-- Made by `make docs` from the code; edit that instead. -->\n"
+# Limits of database columns: they apply to every number and help no reader.
+COLUMN_LIMITS = (2**53 - 1, 2**31 - 1)
+MADE = "<!-- Generated from the code by `make docs`; edit the code instead. -->\n"
 DIRECTIONS = {
-    "in": "Events from users and from TRTC's callbacks",
-    "inside": "Events from workers and from time",
+    "in": "Events from users and from TRTC callbacks",
+    "inside": "Events from workers and deadlines",
     "command": "Commands",
     "out": "Results",
 }
@@ -31,10 +30,10 @@ DIRECTIONS = {
 def state_machine() -> str:
     """docs/state-machine.md."""
     parts = [
-        "# The machines\n",
+        "# State machines\n",
         MADE,
-        "Each table is read from top to bottom; the first row whose conditions hold decides. Every event has a row in every"
-        " state: it moves, stays with effects, or is ignored with a reason.\n",
+        "Read each table from top to bottom: the first row whose conditions hold decides. Every event has a row in every state."
+        " It moves the machine, stays with effects, or is ignored with a reason.\n",
         "## Recording\n",
         _described((states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2]),
         _chart(recording.ROWS, states.JOINING, states.FINAL),
@@ -47,7 +46,7 @@ def state_machine() -> str:
 
 
 def _described(text: str) -> str:
-    """The states of the module's header, a list item each; its names stand at the margin, what goes on is indented."""
+    """The states of the module's header as list items. A name starts at the margin; continuation lines are indented."""
     intro, _, body = text.partition("\n\n")
     items: list[str] = []
     for line in body.strip().splitlines():
@@ -90,13 +89,30 @@ def _says(cursor: type, name: str) -> str:
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
+def failpoint_table() -> str:
+    """docs/failpoints.md."""
+    points, distributed = failpoints.POINTS, failpoints.DISTRIBUTED_ONLY
+    parts = [
+        "# Failpoints\n",
+        MADE,
+        "A failpoint is a named boundary at which a test kills, freezes or fails the service. The table gives the consequence of a"
+        " crash at each one. `make chaos` strikes every point; [architecture.md](architecture.md) explains the steps between"
+        " them.\n",
+        "Only the distributed engine has " + ", ".join(f"`{name}`" for name in points if name in distributed) + ".\n",
+        "| failpoint | consequence of a crash there |",
+        "|---|---|",
+        *(f"| `{name}` | {consequence} |" for name, consequence in points.items()),
+    ]
+    return "\n".join(parts) + "\n"
+
+
 def events() -> str:
     """docs/events.md."""
     parts = [
         "# Messages\n",
         MADE,
-        "Events are CloudEvents 1.0 in structured JSON (`application/cloudevents+json`). `type` is the name below, `subject` a"
-        " TaskId or `TaskId/speaker/n`. The schemas are in [`events/schemas.json`](../events/schemas.json).\n",
+        "Messages are CloudEvents 1.0 in structured JSON (`application/cloudevents+json`). `type` is the name below; `subject` is a"
+        " TaskId or `TaskId/speaker/n`. [`events/schemas.json`](../events/schemas.json) holds the schemas.\n",
     ]
     document = codec.schemas()["$defs"]
     for direction, title in DIRECTIONS.items():
@@ -139,16 +155,17 @@ def _type(field: dict[str, Any]) -> str:
     limits = [
         f"{word} {field[key]}"
         for key, word in (("minimum", "≥"), ("maximum", "≤"), ("maxLength", "at most"), ("maxItems", "at most"))
-        if key in field and field[key] not in UNSAID_LIMITS
+        if key in field and field[key] not in COLUMN_LIMITS
     ]
     return " ".join([str(field.get("type", "")), *limits])
 
 
 def documents() -> dict[str, str]:
     """File name → text."""
-    read = "Environment variables, read once at the start; all faults are told at once."
+    read = "The recorder reads its settings once, at the start, from environment variables. It reports all faults at once."
     return {
         "state-machine.md": state_machine(),
+        "failpoints.md": failpoint_table(),
         "events.md": events(),
         "settings.md": f"# Settings\n\n{MADE}\n{read}\n\n{settings.reference()}\n",
         "asyncapi.yaml": asyncapi.document(),
@@ -156,11 +173,11 @@ def documents() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the documents, or with --check compare them: 0 equal, 1 not."""
+    """Write the documents, or compare them with --check. Returns 0 if they are equal, else 1."""
     stale = [name for name, text in documents().items() if _stale(FOLDER / name, text)]
     if "--check" in arguments:
         for name in stale:
-            sys.stderr.write(f"docs/{name} is not what the code says; run `make docs`.\n")
+            sys.stderr.write(f"docs/{name} does not match the code; run `make docs`.\n")
         return 1 if stale else 0
     for name in stale:
         (FOLDER / name).write_text(documents()[name], encoding="utf-8")

@@ -33,8 +33,8 @@ def test_every_point_of_the_table_is_in_the_code_and_every_one_in_the_code_in_th
 
 
 def test_every_point_is_in_the_documents_table() -> None:
-    """docs/architecture.md says what a crash means at every point, in the words of the code."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    """docs/failpoints.md has the consequence of a crash at every point, in the words of the code."""
+    text = (ROOT / "docs" / "failpoints.md").read_text(encoding="utf-8")
     assert [name for name, meaning in failpoints.POINTS.items() if f"| `{name}` | {meaning} |" not in text] == []
 
 
