@@ -45,7 +45,7 @@ class Service:
         self._environment = environment
         self._policy = _policy(settings)
         self._stack = contextlib.AsyncExitStack()
-        self._sides: list[supervised_task.Background] = []
+        self._sides: list[supervised_task.SupervisedTask] = []
         self._ready = False
         self._draining = False
         self.node = ""
@@ -161,7 +161,7 @@ class Service:
             policy=self._policy,
             clock=clock,
             url=self._advertised,
-            room=self._room,
+            spare=self._spare,
             sweeps="machine" in self.settings.roles,
         )
         self._sides.append(sweep.sweep)
@@ -224,9 +224,9 @@ class Service:
         """Why this node should get no work now."""
         return list(self.bus.problems()) if self._ready else ["The service is starting or stopping."]
 
-    def _room(self) -> model.Room | None:
+    def _spare(self) -> model.SpareCapacity | None:
         """What this node has room for, as those who take starts are told; None: it captures nothing, or nothing more."""
-        return self.capacity.room() if self.capacity is not None and not self._draining else None
+        return self.capacity.spare() if self.capacity is not None and not self._draining else None
 
     def _advertised(self) -> str:
         """Where other nodes fetch this one's segments."""

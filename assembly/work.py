@@ -119,7 +119,7 @@ class Steps:
             raise
         return work_ports.Uploaded(size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
 
-    async def call_back(self, callback: model.Callback) -> None:
+    async def deliver(self, callback: model.Delivery) -> None:
         """Post the result; its id is the same over retries."""
         webhook_id = f"{callback.task_id}.{callback.revision}"
         await self._webhook.send(callback.url, callback.body.encode(), webhook_id=webhook_id, now_s=clock() // 1000)

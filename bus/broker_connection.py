@@ -144,7 +144,7 @@ class Link:
         self._session: Session | None = None
         self._up = asyncio.Event()
         self.problem = "The connection to RabbitMQ is not made yet."
-        self.life = supervised_task.Background("bus.broker_connection", self._run)
+        self.life = supervised_task.SupervisedTask("bus.broker_connection", self._run)
 
     async def session(self) -> Session:
         """The session, as soon as there is one: bound the wait."""

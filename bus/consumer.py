@@ -123,7 +123,7 @@ class Consumer:
             detour=detour(message, self._link.topology.exchange),
         )
         verdict = await self._judge.judge(incoming)
-        failpoints.faultpoint("bus.acknowledge.before")
+        failpoints.hit("bus.acknowledge.before")
         try:
             await self._answer(message, incoming, verdict)
         except errors.Unavailable as error:
@@ -149,7 +149,7 @@ class Consumer:
         with links.wrapped("acknowledging"):
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 await message.ack()
-        failpoints.faultpoint("bus.acknowledge.after")
+        failpoints.hit("bus.acknowledge.after")
 
     async def _later(self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, reason: str) -> None:
         log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=reason)

@@ -51,7 +51,7 @@ class LocalBus:
         # Messages up to this one may have been handed out before; those that failed since come again when they are due.
         self._older = 0
         self._due: dict[int, float] = {}
-        self.relay = supervised_task.Background("bus.relay", self._run)
+        self.relay = supervised_task.SupervisedTask("bus.relay", self._run)
         self.sides = [self.relay]
         self.listeners: list[Callable[[codec.Event], None]] = []
         self._problem = ""
@@ -89,14 +89,14 @@ class LocalBus:
 
     async def _round(self) -> bool:
         """Hand out what is due; whether anything was."""
-        failpoints.faultpoint("outbox.claim.before")
+        failpoints.hit("outbox.claim.before")
         due = [m for m in await self._store.unsent() if self._due.get(m.seq, 0.0) <= time.monotonic()]
         for message in due:
             await self._hand_out(message)
         return bool(due)
 
     async def _hand_out(self, message: ports.Message) -> None:
-        failpoints.faultpoint("outbox.claim.after")
+        failpoints.hit("outbox.claim.after")
         again = message.seq <= self._older or message.seq in self._due
         try:
             async with self._tries.begun(_name(message), again=again) as counted:
@@ -118,11 +118,11 @@ class LocalBus:
             log.exception("bus.handler_raised", seq=message.seq, channel=message.channel)
             await self._failed(message, counted, error, park=False)
         else:
-            failpoints.faultpoint("outbox.mark.before")
+            failpoints.hit("outbox.mark.before")
             await self._store.mark_sent(message.seq)
             self._due.pop(message.seq, None)
             await self._tries.over(_name(message), counted)
-            failpoints.faultpoint("outbox.mark.after")
+            failpoints.hit("outbox.mark.after")
 
     async def _failed(self, message: ports.Message, counted: int, error: Exception, *, park: bool) -> None:
         reason = f"{type(error).__name__}: {error}"

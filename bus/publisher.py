@@ -54,9 +54,9 @@ async def publish(link: links.Link, message: Outgoing, *, parked: bool = False, 
             if message.node:
                 await session.declare_node(message.node)
             exchange = session.parked if parked else session.exchange
-            failpoints.faultpoint("bus.publish.before")
+            failpoints.hit("bus.publish.before")
             await exchange.publish(made, message.key, mandatory=message.mandatory)
-    failpoints.faultpoint("bus.confirm.after")
+    failpoints.hit("bus.confirm.after")
 
 
 def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:

@@ -76,7 +76,7 @@ class RabbitBus:
         self._consuming = True
         self._captures_wanted = True
         self.listeners: list[Callable[[codec.Event], None]] = []
-        self.sides: list[supervised_task.Background] = [self.link.life, self._relay.loop, self._watchdog.loop]
+        self.sides: list[supervised_task.SupervisedTask] = [self.link.life, self._relay.loop, self._watchdog.loop]
 
     async def start(self) -> None:
         """Begin to connect, relay and consume; returns at once, and harmless to repeat."""

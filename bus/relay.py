@@ -53,7 +53,7 @@ class Relay:
         self._claimed: dict[int, _Claim] = {}
         self._reason = ""
         self._turn = asyncio.Lock()
-        self.loop = supervised_task.Background("bus.relay", self._run)
+        self.loop = supervised_task.SupervisedTask("bus.relay", self._run)
 
     async def stop(self) -> None:
         """End after the round that is under way, if that ends soon, and leave to the others what is claimed and not published;
@@ -94,10 +94,10 @@ class Relay:
 
     async def _round(self) -> tuple[int, int]:
         """Publish what is due; how many went and how many did not."""
-        failpoints.faultpoint("outbox.claim.before")
+        failpoints.hit("outbox.claim.before")
         messages = await self._due()
         again_s = time.monotonic() + AGAIN_S
-        failpoints.faultpoint("outbox.claim.after")
+        failpoints.hit("outbox.claim.after")
         for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
             claim = self._claimed[message.seq]
             claim.confirmed, claim.due_s = confirmed, again_s
@@ -107,9 +107,9 @@ class Relay:
             log.warning("bus.not_published", messages=left, reason=self._reason)
         if sent:
             # Where this fails, what the broker has is marked in the next round, not published again.
-            failpoints.faultpoint("outbox.mark.before")
+            failpoints.hit("outbox.mark.before")
             await self._store.mark_all_sent(sent)
-            failpoints.faultpoint("outbox.mark.after")
+            failpoints.hit("outbox.mark.after")
         for seq in sent:
             del self._claimed[seq]
         return len(sent), left

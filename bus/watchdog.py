@@ -29,7 +29,7 @@ class Watchdog:
         self._watched = watched
         self._every_s = every_s
         self._quiet: dict[str, int] = {}
-        self.loop = supervised_task.Background("bus.watchdog", self._run)
+        self.loop = supervised_task.SupervisedTask("bus.watchdog", self._run)
 
     async def _run(self) -> None:
         while True:

@@ -22,16 +22,16 @@ class Admission:
 
     async def look(self) -> tuple[str, ...]:
         """What to warn of. Raises InsufficientSpace, Unavailable."""
-        rooms = await self._store.worker_rooms(self._clock() - self._alive_ms)
-        if not rooms:
+        offers = await self._store.spare_capacities(self._clock() - self._alive_ms)
+        if not offers:
             return ("No worker is alive: nothing is captured until one is.",)
-        known = [(room.free_bytes, room) for room in rooms if room.free_bytes is not None]
+        known = [(spare.free_bytes, spare) for spare in offers if spare.free_bytes is not None]
         if not known:
             raise errors.Unavailable(
-                f"No worker can read its spool now ({_reasons(rooms)}). Try again in a moment; if it stays so, look at that"
+                f"No worker can read its spool now ({_reasons(offers)}). Try again in a moment; if it stays so, look at that"
                 " folder's disk or mount, and run `recorder doctor` there."
             )
-        fitting = [room for free_bytes, room in known if free_bytes >= room.needed_bytes]
+        fitting = [spare for free_bytes, spare in known if free_bytes >= spare.needed_bytes]
         if not fitting:
             free_bytes, best = max(known, key=lambda each: each[0] - each[1].needed_bytes)
             raise errors.InsufficientSpace(
@@ -39,12 +39,12 @@ class Admission:
                 f" {best.needed_bytes >> 20} MiB are needed for MIN_FREE and the captures that run. Make room there, add a"
                 " worker, or lower MIN_FREE or CAPTURE_RESERVE."
             )
-        return () if any(not room.busy for room in fitting) else (_all_busy(fitting),)
+        return () if any(not spare.busy for spare in fitting) else (_all_busy(fitting),)
 
 
-def _all_busy(rooms: Sequence[model.Room]) -> str:
-    return f"Every worker is full now: captures wait for the first that is not ({_reasons(rooms)})."
+def _all_busy(offers: Sequence[model.SpareCapacity]) -> str:
+    return f"Every worker is full now: captures wait for the first that is not ({_reasons(offers)})."
 
 
-def _reasons(rooms: Sequence[model.Room]) -> str:
-    return "; ".join(sorted({room.busy for room in rooms})[:3])
+def _reasons(offers: Sequence[model.SpareCapacity]) -> str:
+    return "; ".join(sorted({spare.busy for spare in offers})[:3])

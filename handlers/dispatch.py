@@ -13,11 +13,11 @@ from machine import errors, inbox, model, ports
 
 log = structlog.get_logger()
 
-Handler = Callable[[unit_of_work.Applying], Awaitable[dict[str, Any] | None]]
+Handler = Callable[[unit_of_work.UnitOfWork], Awaitable[dict[str, Any] | None]]
 # What is looked at before a start is decided, outside of any transaction: free space, the bucket. Answers warnings, or raises.
 Inspect = Callable[[codec.Data], Awaitable[tuple[str, ...]]]
 
-DECIDING: dict[str, Handler] = {
+EVENT_HANDLERS: dict[str, Handler] = {
     "start": user_requests.start,
     "stop": user_requests.stop,
     "replay": user_requests.replay,
@@ -51,13 +51,15 @@ class Decider:
         the audit says so. Raises what the handler raises: errors of `machine.errors` that name what is wrong; nothing was
         written then, but for the audit."""
         warnings, refused = await self._look(event)
-        no_room = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None
+        no_capacity = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None
 
         async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
             # Not sooner: a repeat gets the first answer whatever has changed since, and one of an Open session needs no room.
-            if refused is not None and no_room is None:
+            if refused is not None and no_capacity is None:
                 raise refused
-            answer = await DECIDING[event.type](unit_of_work.Applying(tx, event, self._context, warnings, by, no_room))
+            answer = await EVENT_HANDLERS[event.type](
+                unit_of_work.UnitOfWork(tx, event, self._context, warnings, by, no_capacity)
+            )
             if by is not None and answer and not event.data.get("DryRun"):
                 # One who repeats a start opened nothing, and has not used up anything.
                 again = "-again" if answer.get("Repeated") else ""
@@ -65,7 +67,7 @@ class Decider:
             return answer
 
         try:
-            answer = await inbox.decide(self._store, event, handler)
+            answer = await inbox.handle_once(self._store, event, handler)
         except errors.RecorderError as error:
             if by is not None and not error.retry:
                 async with self._store.transaction() as tx:

@@ -43,7 +43,7 @@ class Sweeper:
         policy: model.Policy,
         clock: Callable[[], int],
         url: Callable[[], str] = str,
-        room: Callable[[], model.Room | None] = lambda: None,
+        spare: Callable[[], model.SpareCapacity | None] = lambda: None,
         sweeps: bool = True,
     ) -> None:
         """`url` tells where other nodes fetch this one's files, "" for nowhere; `room` what room it has for captures, None for a
@@ -51,14 +51,14 @@ class Sweeper:
         self._store = store
         self._node = node
         self._url = url
-        self._room = room
+        self._spare = spare
         self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
         self._said: dict[str, None] = {}
         self._next_cleaning_ms = 0
         self._since_ms = self._beat_ms = 0
-        self.sweep = supervised_task.Background("sweeper", self._run)
+        self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
 
     async def start(self) -> None:
         """Give live sessions back the time in which no node could have tried, then begin to sweep."""
@@ -92,7 +92,7 @@ class Sweeper:
         """A sign of life. Each gives sessions back the time in which no node gave one, because nobody can tell before where in a
         round this process will stand still, or the database be away; after such a time leases are counted anew."""
         now_ms = self._clock()
-        if away_ms := await self._store.heartbeat(self._node, self._url(), self._room(), over_ms=AWAY_MS):
+        if away_ms := await self._store.heartbeat(self._node, self._url(), self._spare(), over_ms=AWAY_MS):
             log.info("sweeper.downtime_forgiven", away_ms=away_ms)
         if now_ms > self._beat_ms + AWAY_MS:
             self._since_ms = now_ms
@@ -104,7 +104,7 @@ class Sweeper:
         now_ms = self._clock()
         stood_still = now_ms > self._beat_ms + AWAY_MS
         for deadline in due:
-            if stood_still and deadline.kind in model.FORGIVEN:
+            if stood_still and deadline.kind in model.EXTENDED_BY_DOWNTIME:
                 continue  # the next sign of life may give it more time
             over: dict[str, Any] = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
             await self._say("deadline-passed", f"deadline.{deadline.serial}", deadline.owner, over)

@@ -28,7 +28,7 @@ class Context:
     mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service holds the application's key for UserSigs
 
 
-class Applying:
+class UnitOfWork:
     """One event's decisions, written to one transaction."""
 
     def __init__(
@@ -38,12 +38,12 @@ class Applying:
         context: Context,
         warnings: tuple[str, ...] = (),
         by: model.Caller | None = None,
-        no_room: errors.RecorderError | None = None,
+        no_capacity: errors.RecorderError | None = None,
     ) -> None:
         """`no_room` is why no session may be opened now: full spools, or none that can be read.
         `by` is who asks; None for what nobody asked for, and for what came by the bus, whose broker knows who may."""
         self.by = by
-        self.no_room = no_room
+        self.no_capacity = no_capacity
         self.tx = tx
         self.event = event
         self.context = context
@@ -140,7 +140,7 @@ class Applying:
                 await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
 
     # --- callbacks ----------------------------------------------------------------------------------------------------------
-    async def to_callback(self, value: model.Callback, trigger: str) -> delivery.Decision:
+    async def to_delivery(self, value: model.Delivery, trigger: str) -> delivery.Decision:
         """Let `trigger` happen to the delivery of a result and write down what it decides."""
         policy, data = self.context.policy, self.event.data
         decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=policy, data=data)
@@ -148,9 +148,9 @@ class Applying:
             note = f"ignored: {trigger}: {decision.ignored}"
             await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, note)
             return decision
-        await self.tx.save_callback(value, decision.callback)
-        note = decision.callback.detail
-        await self.tx.journal(value.task_id, value.id, self.event, value.state, decision.callback.state, note)
+        await self.tx.save_delivery(value, decision.delivery)
+        note = decision.delivery.detail
+        await self.tx.journal(value.task_id, value.id, self.event, value.state, decision.delivery.state, note)
         await self._callback_effects(decision)
         return decision
 
@@ -183,7 +183,7 @@ class Applying:
     def needs_secrets(self, recordings: Sequence[model.Recording]) -> bool:
         """Whether something of a session goes on, or failed so lately that it may be replayed as it is."""
         kept_from_ms = self.tx.now_ms - self.context.policy.keep_failed_ms
-        failed = [r for r in recordings if r.state == states.FAILED and not r.awaited]
+        failed = [r for r in recordings if r.state == states.FAILED and not r.never_seen]
         return any(not r.final for r in recordings) or any((r.ended_ms or 0) > kept_from_ms for r in failed)
 
     # --- the small steps they share ---------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Applying:
                 await self._report(current, value)
 
     async def _report(self, current: model.Session, value: model.Recording) -> None:
-        if value.awaited:
+        if value.never_seen:
             return
         type_, data = results.recording_result(current, value)
         await self.send("result", type_, data, subject=value.id, task_id=value.task_id)
@@ -226,22 +226,22 @@ class Applying:
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         await self.tx.add_result(current.task_id, current.revision, text)
         await self.tx.send("result", event, current.task_id)
-        for older in await self.tx.callbacks(current.task_id):
+        for older in await self.tx.deliveries(current.task_id):
             if older.state == delivery.PENDING:
-                await self.to_callback(older, "cancel")
+                await self.to_delivery(older, "cancel")
         if current.request.callback:
             await self._call_back(current, text)
         if not self.needs_secrets(recordings):
             await self.tx.wipe_secrets(current.task_id)
 
     async def _call_back(self, current: model.Session, body: str) -> None:
-        new = model.Callback(task_id=current.task_id, revision=current.revision, url=current.request.callback, body=body)
+        new = model.Delivery(task_id=current.task_id, revision=current.revision, url=current.request.callback, body=body)
         decision = delivery.decide(new, "send", now_ms=self.tx.now_ms, policy=self.context.policy)
-        await self.tx.add_callback(decision.callback)
+        await self.tx.add_delivery(decision.delivery)
         await self._callback_effects(decision)
 
     async def _callback_effects(self, decision: delivery.Decision) -> None:
-        value = decision.callback
+        value = decision.delivery
         for effect in decision.effects:
             match effect:
                 case effects.Command(type_):
@@ -271,7 +271,7 @@ def _note(old: model.Recording, new: model.Recording) -> str:
         parts.append(f"attempt {new.attempt}")
     if new.present is not old.present:
         parts.append({True: "speaker present", False: "speaker left", None: "presence unknown"}[new.present])
-    if new.called and not old.called:
+    if new.publish_pending and not old.publish_pending:
         parts.append("a pull is on its way; the next one would start at once")
     if new.detail and new.detail != old.detail:
         parts.append(new.detail)

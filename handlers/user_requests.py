@@ -19,98 +19,98 @@ OWN_PULL_MS = 5 * model.SECOND
 REMOVED_REASONS = (3, 4, 5)
 
 
-async def start(step: unit_of_work.Applying) -> dict[str, Any]:
+async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     """Open a session, or answer the Open one of the same key and take its fresh secrets. Answers TaskId, Repeated, Warnings."""
-    tx = step.tx
+    tx = uow.tx
     try:
-        request, secrets = requests.start(step.event.data)
+        request, secrets = requests.start(uow.event.data)
     except event_errors.InvalidEvent as error:
         raise errors.InvalidParameter(str(error), field=error.field) from None
-    if not secrets.user_sig and not step.context.mints(request.room.sdk_app_id):
+    if not secrets.user_sig and not uow.context.mints(request.room.sdk_app_id):
         message = "UserSig: is required, because the service holds no key of this application (TRTC_KEYS) to mint one"
         raise errors.InvalidParameter(message, field="UserSig")
     await tx.hold_room(request.room)
     current = await tx.open_session(request.room, request.user_id)
     if current is not None:
-        return await _repeat(step, current, secrets)
-    if step.no_room is not None:
-        raise step.no_room
-    await _within_quota(step)
+        return await _repeat(uow, current, secrets)
+    if uow.no_capacity is not None:
+        raise uow.no_capacity
+    await _within_quota(uow)
     callbacks_come = await tx.callbacks_come(request.room.sdk_app_id)
     opened = model.Session(
-        task_id=step.context.new_id(),
+        task_id=uow.context.new_id(),
         request=request,
         opened_ms=tx.now_ms,
         idle_from_ms=tx.now_ms,
-        warnings=(*_warnings(request, callbacks_come), *step.warnings),
+        warnings=(*_warnings(request, callbacks_come), *uow.warnings),
     )
     await tx.add_session(opened, secrets)
-    await tx.journal(opened.task_id, opened.task_id, step.event, "", states.OPEN, f"mode {request.mode}")
-    await step.arm_opening(opened)
-    await _open_known(step, opened)
-    return await _accepted(step, opened, repeated=False)
+    await tx.journal(opened.task_id, opened.task_id, uow.event, "", states.OPEN, f"mode {request.mode}")
+    await uow.arm_opening(opened)
+    await _open_known(uow, opened)
+    return await _accepted(uow, opened, repeated=False)
 
 
-async def stop(step: unit_of_work.Applying) -> dict[str, Any]:
+async def stop(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     """Close a session by its TaskId or by the key of its start. Answers TaskId and State. Raises NotFound, InvalidParameter."""
-    data = step.event.data
-    current = await _named(step, data["TaskId"]) if "TaskId" in data else await _by_key(step)
-    await step.to_session(current, "stop")
-    return {"TaskId": current.task_id, "State": (await _named(step, current.task_id)).state}
+    data = uow.event.data
+    current = await _named(uow, data["TaskId"]) if "TaskId" in data else await _by_key(uow)
+    await uow.to_session(current, "stop")
+    return {"TaskId": current.task_id, "State": (await _named(uow, current.task_id)).state}
 
 
-async def replay(step: unit_of_work.Applying) -> dict[str, Any]:
+async def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     """Try again what failed or is stuck: a session's failed and unfinished recordings, or those that are named.
 
     Answers TaskId and what happens to each recording. With DryRun nothing is written. Raises NotFound, Refused."""
-    tx, data = step.tx, step.event.data
-    current = await _named(step, data["TaskId"])
+    tx, data = uow.tx, uow.event.data
+    current = await _named(uow, data["TaskId"])
     chosen = _chosen(await tx.recordings(current.task_id), data)
-    plans = [(r, await _planned(step, current, r)) for r in chosen]
+    plans = [(r, await _planned(uow, current, r)) for r in chosen]
     answer = {"TaskId": current.task_id, "Recordings": [_plan(r, decided) for r, decided in plans]}
     rejoins = any(r.final and decided.recording.state == states.JOINING for r, decided in plans)
     if rejoins:
-        await _check_free(step, current)
+        await _check_free(uow, current)
     if data.get("DryRun"):
         return answer
     await tx.put_secrets(current.task_id, (await tx.secrets(current.task_id)).renewed_by(requests.secrets(data)))
     if rejoins:
-        current = (await step.to_session(current, "reopen")).session
-    ended = [(await step.to_recording(current, r, "replay")).recording.final and not r.final for r in chosen]
+        current = (await uow.to_session(current, "reopen")).session
+    ended = [(await uow.to_recording(current, r, "replay")).recording.final and not r.final for r in chosen]
     if any(ended):
-        await step.settle(current.task_id)
+        await uow.settle(current.task_id)
     return answer
 
 
-async def room_destroyed(step: unit_of_work.Applying) -> None:
+async def room_destroyed(uow: unit_of_work.UnitOfWork) -> None:
     """The room is gone: close its sessions that are older than the event, and forget who was in it."""
-    data, tx = step.event.data, step.tx
-    room = await room_of(step)
+    data, tx = uow.event.data, uow.tx
+    room = await room_of(uow)
     await tx.note_callback(data["SdkAppId"])
     for current in await tx.sessions_in(room):
         if data["EventMs"] < current.opened_ms:
             note = "ignored: the event is older than the session's opening"
-            await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+            await tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
             continue
-        await step.to_session(current, "room-destroyed")
+        await uow.to_session(current, "room-destroyed")
     await tx.clear_room(room, data["EventMs"])
 
 
-async def user_removed(step: unit_of_work.Applying) -> None:
+async def user_removed(uow: unit_of_work.UnitOfWork) -> None:
     """The recording user was removed: close its session."""
-    data, tx = step.event.data, step.tx
-    room = await room_of(step)
+    data, tx = uow.event.data, uow.tx
+    room = await room_of(uow)
     for current in await tx.sessions_in(room):
         if current.request.user_id == data["UserId"]:
-            await recording_user_left(step, current)
+            await recording_user_left(uow, current)
 
 
-async def recording_user_left(step: unit_of_work.Applying, current: model.Session) -> None:
+async def recording_user_left(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
     """TRTC says that the recording user left. Reasons 3, 4 and 5 close the session, unless we opened another pull under the same
     user in the 5 s before: in TRTC a second entry of a user evicts the first. All other reasons are our own comings and
     goings."""
-    data, tx = step.event.data, step.tx
-    reason = data.get("Reason", 3 if step.event.type == "user-removed" else 0)
+    data, tx = uow.event.data, uow.tx
+    reason = data.get("Reason", 3 if uow.event.type == "user-removed" else 0)
     note = ""
     if reason not in REMOVED_REASONS:
         note = f"noted: the recording user left with reason {reason}"
@@ -119,47 +119,47 @@ async def recording_user_left(step: unit_of_work.Applying, current: model.Sessio
     elif 0 <= data["EventMs"] - await tx.last_pull_ms(current.task_id, data["EventMs"]) < OWN_PULL_MS:
         note = f"noted: the recording user left with reason {reason} just after another pull of ours: mutual eviction"
     if note:
-        await tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
+        await tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
         return
-    await step.to_session(current, "user-removed")
+    await uow.to_session(current, "user-removed")
 
 
-async def _within_quota(step: unit_of_work.Applying) -> None:
+async def _within_quota(uow: unit_of_work.UnitOfWork) -> None:
     """Raise QuotaReached for a key that has as many Open sessions as it may have."""
-    by = step.by
-    if by is not None and by.quota and await step.tx.open_sessions_of(by.key_id) >= by.quota:
+    by = uow.by
+    if by is not None and by.quota and await uow.tx.open_sessions_of(by.key_id) >= by.quota:
         raise errors.QuotaReached
 
 
-async def _repeat(step: unit_of_work.Applying, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
-    by = step.by
-    if by is not None and not by.operates and not await step.tx.began(by.key_id, current.task_id):
+async def _repeat(uow: unit_of_work.UnitOfWork, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
+    by = uow.by
+    if by is not None and not by.operates and not await uow.tx.began(by.key_id, current.task_id):
         # Wrong secrets end a recording as surely as a stop does.
         raise errors.Refused(
             "A session that another key began records this room for this UserId already. Repeat its start with that key or one"
             " of the scope operate, or record the room under another UserId."
         )
-    known = await step.tx.secrets(current.task_id)
-    await step.tx.put_secrets(current.task_id, known.renewed_by(secrets))
+    known = await uow.tx.secrets(current.task_id)
+    await uow.tx.put_secrets(current.task_id, known.renewed_by(secrets))
     note = "a repeated start: fresh secrets taken, everything else ignored"
-    await step.tx.journal(current.task_id, current.task_id, step.event, current.state, current.state, note)
-    return await _accepted(step, current, repeated=True)
+    await uow.tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
+    return await _accepted(uow, current, repeated=True)
 
 
-async def _accepted(step: unit_of_work.Applying, current: model.Session, *, repeated: bool) -> dict[str, Any]:
+async def _accepted(uow: unit_of_work.UnitOfWork, current: model.Session, *, repeated: bool) -> dict[str, Any]:
     answer = {"TaskId": current.task_id, "Repeated": repeated, "Warnings": list(current.warnings)}
-    await step.tx.send("result", bus_replies.accepted(step.event.id, answer, step.tx.now_ms), current.task_id)
+    await uow.tx.send("result", bus_replies.accepted(uow.event.id, answer, uow.tx.now_ms), current.task_id)
     return answer
 
 
-async def _open_known(step: unit_of_work.Applying, current: model.Session) -> None:
+async def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
     """Recordings of those who are there already, and of those who are subscribed."""
-    known = dict(await step.tx.publishers(current.request.room))
+    known = dict(await uow.tx.publishers(current.request.room))
     for speaker in sorted({*known, *current.request.subscribe}):
         wanted = set(known.get(speaker, ())) & set(states.WANTED_KINDS[current.request.mode])
         if not takes(current.request, speaker) or (not wanted and speaker not in current.request.subscribe):
             continue
-        current = await open_for(step, current, speaker, present=True if wanted else None)
+        current = await open_for(uow, current, speaker, present=True if wanted else None)
 
 
 def takes(request: requests.StartRequest, speaker: str) -> bool:
@@ -169,29 +169,29 @@ def takes(request: requests.StartRequest, speaker: str) -> bool:
     return not request.subscribe or speaker in request.subscribe
 
 
-async def open_for(step: unit_of_work.Applying, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
+async def open_for(uow: unit_of_work.UnitOfWork, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
     """Open the next recording of a speaker; `present` None: subscribed, and not seen yet. Returns the session as it now
     stands."""
-    earlier = [r.n for r in await step.tx.recordings(current.task_id) if r.speaker == speaker]
+    earlier = [r.n for r in await uow.tx.recordings(current.task_id) if r.speaker == speaker]
     value = model.Recording(
         task_id=current.task_id,
         speaker=speaker,
         n=max(earlier, default=0) + 1,
         mode=current.request.mode,
         present=present,
-        awaited=present is None,
-        opened_ms=step.tx.now_ms,
-        idle_from_ms=step.tx.now_ms,
+        never_seen=present is None,
+        opened_ms=uow.tx.now_ms,
+        idle_from_ms=uow.tx.now_ms,
     )
-    await step.open_recording(current, value)
-    return await published(step, current) if present else current
+    await uow.open_recording(current, value)
+    return await published(uow, current) if present else current
 
 
-async def published(step: unit_of_work.Applying, current: model.Session) -> model.Session:
+async def published(uow: unit_of_work.UnitOfWork, current: model.Session) -> model.Session:
     """Somebody published: NobodyPublished cannot be the end any more."""
     if current.published:
         return current
-    return await step.tx.save_session(current, replace(current, published=True))
+    return await uow.tx.save_session(current, replace(current, published=True))
 
 
 def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:
@@ -203,40 +203,40 @@ def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[
         )
 
 
-async def _named(step: unit_of_work.Applying, task_id: str) -> model.Session:
-    current = await step.tx.session(task_id)
+async def _named(uow: unit_of_work.UnitOfWork, task_id: str) -> model.Session:
+    current = await uow.tx.session(task_id)
     if current is None:
         raise errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists what there is.")
     return current
 
 
-async def _by_key(step: unit_of_work.Applying) -> model.Session:
+async def _by_key(uow: unit_of_work.UnitOfWork) -> model.Session:
     try:
-        room = requests.room(step.event.data)
+        room = requests.room(uow.event.data)
     except event_errors.InvalidEvent as error:
         raise errors.InvalidParameter(str(error), field=error.field) from None
     if room is None:
         raise errors.InvalidParameter("RoomId: one of RoomId and StrRoomId is required", field="RoomId")
-    current = await step.tx.open_session(room, step.event.data["UserId"])
+    current = await uow.tx.open_session(room, uow.event.data["UserId"])
     if current is None:
         raise errors.NotFound(f"No session of this key is Open: {room.kind} room {room.name!r}.")
     return current
 
 
-async def room_of(step: unit_of_work.Applying) -> requests.Room:
+async def room_of(uow: unit_of_work.UnitOfWork) -> requests.Room:
     """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the
     integer."""
-    data = step.event.data
+    data = uow.event.data
     string = requests.Room(sdk_app_id=data["SdkAppId"], str_room_id=data.get("StrRoomId", ""))
     integer = requests.Room(sdk_app_id=data["SdkAppId"], room_id=data.get("RoomId", 0))
     for named in (string, integer):
         if named.name:
-            await step.tx.hold_room(named)
+            await uow.tx.hold_room(named)
     if "RoomId" not in data:
         return string
     if "StrRoomId" not in data:
         return integer
-    open_there = any(s.state == states.OPEN for s in await step.tx.sessions_in(string))
+    open_there = any(s.state == states.OPEN for s in await uow.tx.sessions_in(string))
     return string if open_there else integer
 
 
@@ -246,19 +246,19 @@ def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recordin
     if not named:
         raise errors.NotFound("There is no such recording; `recorder show` lists a session's.")
     explicit = speaker is not None or "From" in data
-    chosen = [r for r in named if not r.awaited and (explicit or r.state != states.DONE)]
+    chosen = [r for r in named if not r.never_seen and (explicit or r.state != states.DONE)]
     if not chosen:
         raise errors.Refused("Every recording is Done already; name a speaker and an earlier stage with From.")
     return chosen
 
 
-async def _planned(step: unit_of_work.Applying, current: model.Session, value: model.Recording) -> recording.Decision:
+async def _planned(uow: unit_of_work.UnitOfWork, current: model.Session, value: model.Recording) -> recording.Decision:
     """What a replay would make of a recording: the machine's own answer. Raises Refused for what it ignores, and where a stage
     is asked for whose files are not kept."""
-    decided = recording.decide(value, "replay", await step.facts(current, value))
+    decided = recording.decide(value, "replay", await uow.facts(current, value))
     if decided.ignored:
         raise errors.Refused(f"{value.id} cannot be replayed: {decided.ignored}.")
-    asked = step.event.data.get("From")
+    asked = uow.event.data.get("From")
     if value.final and decided.recording.state == states.JOINING and asked not in (None, "joining"):
         raise errors.Refused(f"{value.id} cannot be replayed from {asked}: its files are not kept. Joining would capture anew.")
     return decided
@@ -269,7 +269,7 @@ def _plan(value: model.Recording, decided: recording.Decision) -> dict[str, Any]
     return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": then.state, "Attempt": then.attempt}
 
 
-async def _check_free(step: unit_of_work.Applying, current: model.Session) -> None:
-    other = await step.tx.open_session(current.request.room, current.request.user_id)
+async def _check_free(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
+    other = await uow.tx.open_session(current.request.room, current.request.user_id)
     if other is not None and other.task_id != current.task_id:
         raise errors.Refused(f"Joining anew needs the session Open, but {other.task_id} is Open for the same room and user.")

@@ -19,55 +19,55 @@ PENDING, DELIVERED, FAILED, CANCELLED = "pending", "delivered", "failed", "cance
 class Decision:
     """The callback as it is to be, what is to be done, or why nothing happens."""
 
-    callback: model.Callback
+    delivery: model.Delivery
     effects: tuple[effects.Effect, ...] = ()
     ignored: str = ""
 
 
 def decide(
-    callback: model.Callback, event: str, *, now_ms: int, policy: model.Policy, data: Mapping[str, Any] | None = None
+    delivery: model.Delivery, event: str, *, now_ms: int, policy: model.Policy, data: Mapping[str, Any] | None = None
 ) -> Decision:
     """What `event` (send, cancel, retry-due, callback-finished, callback-failed, worker-lost) makes of `callback`. Total."""
     data = data or {}
-    if callback.state != PENDING:
-        return Decision(callback=callback, ignored=f"it is {callback.state} already")
+    if delivery.state != PENDING:
+        return Decision(delivery=delivery, ignored=f"it is {delivery.state} already")
     if event == "send":
-        return _queue(callback)
+        return _queue(delivery)
     if event == "cancel":
-        return _end(callback, CANCELLED, "a newer revision took its place")
+        return _end(delivery, CANCELLED, "a newer revision took its place")
     if event == "retry-due":
-        waits = callback.job is not None and callback.job.state == states.WAITING
-        return _release(callback) if waits else Decision(callback=callback, ignored="nothing waits")
-    if data.get("Epoch") != callback.epoch:
-        return Decision(callback=callback, ignored="an older epoch speaks")
+        waits = delivery.job is not None and delivery.job.state == states.WAITING
+        return _release(delivery) if waits else Decision(delivery=delivery, ignored="nothing waits")
+    if data.get("Epoch") != delivery.epoch:
+        return Decision(delivery=delivery, ignored="an older epoch speaks")
     if event == "callback-finished":
-        return _end(callback, DELIVERED, "")
+        return _end(delivery, DELIVERED, "")
     if event == "worker-lost":
-        return _queue(callback)
+        return _queue(delivery)
     if event != "callback-failed":
-        return Decision(callback=callback, ignored=f"{event} says nothing about a callback")
+        return Decision(delivery=delivery, ignored=f"{event} says nothing about a callback")
     detail = str(data.get("Detail") or data.get("Reason") or "")
-    if not data.get("Retry") or callback.tries >= len(policy.callback_pauses_ms):
-        return _end(callback, FAILED, detail)
-    return _wait(callback, detail, now_ms + policy.callback_pauses_ms[callback.tries])
+    if not data.get("Retry") or delivery.failures >= len(policy.delivery_backoff_ms):
+        return _end(delivery, FAILED, detail)
+    return _wait(delivery, detail, now_ms + policy.delivery_backoff_ms[delivery.failures])
 
 
-def _queue(callback: model.Callback) -> Decision:
+def _queue(delivery: model.Delivery) -> Decision:
     job = model.Job(kind=states.CALLBACK, state=states.QUEUED)
-    queued = replace(callback, epoch=callback.epoch + 1, job=job)
-    return Decision(callback=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
+    queued = replace(delivery, epoch=delivery.epoch + 1, job=job)
+    return Decision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
 
 
-def _release(callback: model.Callback) -> Decision:
+def _release(delivery: model.Delivery) -> Decision:
     job = model.Job(kind=states.CALLBACK, state=states.QUEUED)
-    return Decision(callback=replace(callback, job=job), effects=(effects.Command("send-callback"),))
+    return Decision(delivery=replace(delivery, job=job), effects=(effects.Command("send-callback"),))
 
 
-def _wait(callback: model.Callback, detail: str, at_ms: int) -> Decision:
+def _wait(delivery: model.Delivery, detail: str, at_ms: int) -> Decision:
     job = model.Job(kind=states.CALLBACK, state=states.WAITING)
-    waiting = replace(callback, epoch=callback.epoch + 1, tries=callback.tries + 1, detail=detail, job=job)
-    return Decision(callback=waiting, effects=(effects.Arm("retry", at_ms),))
+    waiting = replace(delivery, epoch=delivery.epoch + 1, failures=delivery.failures + 1, detail=detail, job=job)
+    return Decision(delivery=waiting, effects=(effects.Arm("retry", at_ms),))
 
 
-def _end(callback: model.Callback, state: str, detail: str) -> Decision:
-    return Decision(callback=replace(callback, state=state, detail=detail, job=None), effects=(effects.Disarm("retry"),))
+def _end(delivery: model.Delivery, state: str, detail: str) -> Decision:
+    return Decision(delivery=replace(delivery, state=state, detail=detail, job=None), effects=(effects.Disarm("retry"),))

@@ -68,7 +68,7 @@ def install(harness: Callable[[str], None] | None) -> None:
     _harness = harness
 
 
-def faultpoint(name: str) -> None:
+def hit(name: str) -> None:
     """Say that the program is at the boundary `name`; the harness may kill, freeze or raise here."""
     if _harness is not None:
         _harness(name)

@@ -22,7 +22,7 @@ Deciding = Callable[[ports.Transaction, codec.Event], Awaitable[Answer | None]]
 MAX_DECISIONS = 20
 
 
-async def decide(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
+async def handle_once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
     """Run `handler` once for this event's id, in one transaction. A repeat gets the first answer and changes nothing.
 
     Raises what the handler raises (nothing is written then, not even the claim), and Conflict if the row is still moved by
@@ -39,16 +39,16 @@ async def decide(store: ports.Store, event: codec.Event, handler: Deciding) -> A
 
 async def _once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
     async with store.transaction() as tx:
-        failpoints.faultpoint("inbox.claim.before")
+        failpoints.hit("inbox.claim.before")
         first = await tx.claim(event.inbox_id)
         if first is not None:
             log.info("decision.repeated", event_id=event.id, event_type=event.type)
             answer: Answer = json.loads(first) if first else {}
             return answer
-        failpoints.faultpoint("inbox.claim.after")
+        failpoints.hit("inbox.claim.after")
         answer = await handler(tx, event) or {}
         if answer:
             await tx.answer(event.inbox_id, json.dumps(answer, ensure_ascii=False))
-        failpoints.faultpoint("decision.commit.before")
-    failpoints.faultpoint("decision.commit.after")
+        failpoints.hit("decision.commit.before")
+    failpoints.hit("decision.commit.after")
     return answer

@@ -12,7 +12,7 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 
-FORGIVEN = ("join", "idle", "linger")
+EXTENDED_BY_DOWNTIME = ("join", "idle", "linger")
 """The deadlines for which time does not count in which no node could have tried."""
 
 
@@ -28,7 +28,7 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class SpareCapacity:
     """A worker's room for captures: what its spool has free (None: it cannot be read now, and `busy` says why) and must have free
     for another one, and why it takes none now whatever the spool says ("": it would)."""
 
@@ -53,14 +53,14 @@ class Policy:
     keep_sessions_ms: int = 90 * 24 * HOUR
     node_return_ms: int = 30 * MINUTE
     lease_ms: int = 30 * SECOND
-    capture_pauses_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 10_000)
-    blind_capture_pauses_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 16_000, 30_000)
-    transcode_pauses_ms: tuple[int, ...] = (2_000, 10_000)
-    upload_pauses_ms: tuple[int, ...] = (2_000, 5_000, 15_000, MINUTE, 5 * MINUTE, 15 * MINUTE)
-    callback_pauses_ms: tuple[int, ...] = tuple(
+    capture_backoff_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 10_000)
+    blind_capture_backoff_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 16_000, 30_000)
+    transcode_backoff_ms: tuple[int, ...] = (2_000, 10_000)
+    upload_backoff_ms: tuple[int, ...] = (2_000, 5_000, 15_000, MINUTE, 5 * MINUTE, 15 * MINUTE)
+    delivery_backoff_ms: tuple[int, ...] = tuple(
         s * SECOND for s in (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
     )
-    node_away_pause_ms: int = 5_000
+    node_away_backoff_ms: int = 5_000
     lost_limit: int = 5
 
 
@@ -133,14 +133,14 @@ class Recording:
     version: int = 1
     stop_requested: bool = False
     epoch: int = 0
-    attempt: int = 1
-    tries: int = 0
+    replays: int = 0
+    failures: int = 0
     present: bool | None = None
-    awaited: bool = False
+    never_seen: bool = False
     last_pull: bool = False
-    called: bool = False
+    publish_pending: bool = False
     idle_from_ms: int = 0
-    step_from_ms: int = 0
+    stage_started_ms: int = 0
     opened_ms: int = 0
     ended_ms: int | None = None
     first_packet_ms: int | None = None
@@ -158,6 +158,11 @@ class Recording:
     def id(self) -> str:
         """`TaskId/speaker/n`: the subject of its messages and the owner of its jobs and deadlines."""
         return f"{self.task_id}/{self.speaker}/{self.n}"
+
+    @property
+    def attempt(self) -> int:
+        """The contract's `Attempt`: 1 for the first, one more for each replay."""
+        return self.replays + 1
 
     @property
     def capture(self) -> str:
@@ -190,7 +195,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Callback:
+class Delivery:
     """The delivery of one revision of the result. `state` is pending, delivered, failed or cancelled."""
 
     task_id: str
@@ -200,7 +205,7 @@ class Callback:
     state: str = "pending"
     version: int = 1
     epoch: int = 0
-    tries: int = 0
+    failures: int = 0
     detail: str = ""
     job: Job | None = None
 
@@ -217,12 +222,12 @@ def split_id(recording_id: str) -> tuple[str, str, int]:
     return task_id, speaker, int(n)
 
 
-Value = TypeVar("Value", Recording, Session, Callback)
+Value = TypeVar("Value", Recording, Session, Delivery)
 # dataclasses.replace goes through the constructor; on these wide values, which every decision rewrites several times, copying
 # slot by slot takes a third of that. None of them has a __post_init__ that would be passed by.
 _SLOTS: dict[type, tuple[tuple[Any, Any], ...]] = {
     kind: tuple((vars(kind)[f.name].__get__, vars(kind)[f.name].__set__) for f in fields(kind))
-    for kind in (Recording, Session, Callback)
+    for kind in (Recording, Session, Delivery)
 }
 _SETTERS = {kind: {f.name: vars(kind)[f.name].__set__ for f in fields(kind)} for kind in _SLOTS}
 

@@ -101,7 +101,7 @@ ROWS: tuple[decision_table.Row, ...] = (
     Row(on="capture-exit", at=CAPTURING, when=("absent",), unless=("last_pull",), do=("count_media", "end_capture")),
     Row(on="capture-exit", at=CAPTURING, when=("at_once", "got_media"), do=("count_media", "queue_capture")),
     Row(on="capture-exit", at=CAPTURING, when=("at_once",), unless=("tried_often",), do=("count_try", "queue_capture")),
-    Row(on="capture-exit", at=CAPTURING, when=("called",), do=("count_media", "queue_capture")),
+    Row(on="capture-exit", at=CAPTURING, when=("publish_pending",), do=("count_media", "queue_capture")),
     Row(on="capture-exit", at=CAPTURING, do=("count_media", "wait_capture")),
     # The lease of a capture, transcode or upload ended without an outcome.
     _ignore("worker-lost", ALL, STALE, ("stale",)),
@@ -145,7 +145,7 @@ ROWS: tuple[decision_table.Row, ...] = (
     _ignore("idle-over", CAPTURING, STOPPING, ("stopping", "leased")),
     Row(on="idle-over", at=CAPTURING, when=("lately",), unless=("stopping",), do=("arm_idle",)),
     Row(on="idle-over", at=CAPTURING, when=("present",), unless=("stopping",), do=("arm_idle",)),
-    Row(on="idle-over", at=(J,), when=("awaited",), unless=("stopping",), do=("arm_idle",)),
+    Row(on="idle-over", at=(J,), when=("never_seen",), unless=("stopping",), do=("arm_idle",)),
     Row(on="idle-over", at=CAPTURING, when=("leased",), do=("ask_stop",)),
     Row(on="idle-over", at=(J,), to=states.FAILED, do=("end_capture", "fail_empty")),
     Row(on="idle-over", at=(R,), to=T, do=("end_capture", "queue_transcode")),

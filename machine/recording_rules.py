@@ -78,17 +78,17 @@ class Cursor:
         """A callback says that the speaker is there."""
         return self.recording.present is True
 
-    def awaited(self, _: EventData) -> bool:
+    def never_seen(self, _: EventData) -> bool:
         """A subscribed speaker who was never seen."""
-        return self.recording.awaited
+        return self.recording.never_seen
 
     def last_pull(self, _: EventData) -> bool:
         """It was the last try, at the end of LINGER."""
         return self.recording.last_pull
 
-    def called(self, _: EventData) -> bool:
+    def publish_pending(self, _: EventData) -> bool:
         """A track was switched on since this run was asked for, and no media was told of since."""
-        return self.recording.called
+        return self.recording.publish_pending
 
     def at_once(self, _: EventData) -> bool:
         """The run ended only because a track appeared, or because its node stops: the stream is live."""
@@ -100,7 +100,7 @@ class Cursor:
 
     def tried_often(self, _: EventData) -> bool:
         """Several runs in a row brought nothing."""
-        return self.recording.tries >= 3
+        return self.recording.failures >= 3
 
     def lately(self, _: EventData) -> bool:
         """Media came within IDLE_TIMEOUT."""
@@ -114,12 +114,12 @@ class Cursor:
         """The same step may succeed when tried again, and tries are left."""
         retry = bool(self.facts.data.get("Retry", True))
         if self.state == U:
-            return retry and self.facts.now_ms < self.recording.step_from_ms + self.facts.policy.upload_retry_for_ms
-        return retry and self.recording.tries < len(self.facts.policy.transcode_pauses_ms)
+            return retry and self.facts.now_ms < self.recording.stage_started_ms + self.facts.policy.upload_retry_for_ms
+        return retry and self.recording.failures < len(self.facts.policy.transcode_backoff_ms)
 
     def lost_too_often(self, _: EventData) -> bool:
         """Its workers died again and again."""
-        return self.recording.tries >= self.facts.policy.lost_limit
+        return self.recording.failures >= self.facts.policy.lost_limit
 
     def node_away(self, _: EventData) -> bool:
         """Segments lie on a node that is away, and NODE_RETURN is not over."""
@@ -144,20 +144,20 @@ class Cursor:
     # --- actions --------------------------------------------------------------------------------------------------------
     def mark_present(self, _: EventData) -> None:
         """The speaker is there: no linger, no last pull, and pauses grow from the shortest again."""
-        self._set(present=True, awaited=False, last_pull=False, tries=0)
+        self._set(present=True, never_seen=False, last_pull=False, failures=0)
         self._add(effects.Disarm("linger"))
 
     def note_call(self, _: EventData) -> None:
         """The run on its way may be too early for the track: should it end without media, the next one starts at once."""
-        self._set(called=True)
+        self._set(publish_pending=True)
 
     def answer_call(self, _: EventData) -> None:
         """The run was early enough."""
-        self._set(called=False)
+        self._set(publish_pending=False)
 
     def mark_absent(self, _: EventData) -> None:
         """The speaker left: LINGER begins."""
-        self._set(present=False, awaited=False, last_pull=False, called=False)
+        self._set(present=False, never_seen=False, last_pull=False, publish_pending=False)
         self.arm_linger(_)
 
     def arm_linger(self, _: EventData) -> None:
@@ -167,7 +167,7 @@ class Cursor:
     def arm_idle(self, _: EventData) -> None:
         """Look again when IDLE_TIMEOUT may be over."""
         from_ms = max(self.recording.idle_from_ms, self.facts.now_ms - self.facts.policy.idle_timeout_ms + model.SECOND)
-        if self.recording.present or self.recording.awaited:
+        if self.recording.present or self.recording.never_seen:
             from_ms = self.facts.now_ms
         self._add(effects.Arm("idle", from_ms + self.facts.policy.idle_timeout_ms))
 
@@ -207,18 +207,18 @@ class Cursor:
         if self._media_ms() > 0 and self.recording.last_pull:
             self._set(last_pull=False, present=None)
         policy = self.facts.policy
-        pauses = policy.capture_pauses_ms if self.facts.callbacks_come else policy.blind_capture_pauses_ms
+        pauses = policy.capture_backoff_ms if self.facts.callbacks_come else policy.blind_capture_backoff_ms
         self._wait(states.CAPTURE, pauses)
 
     def wait_transcode(self, _: EventData) -> None:
         """Try the transcode again after a pause."""
-        self._wait(states.TRANSCODE, self.facts.policy.transcode_pauses_ms)
+        self._wait(states.TRANSCODE, self.facts.policy.transcode_backoff_ms)
 
     def wait_node(self, _: EventData) -> None:
         """Look again soon whether the node is back; that is no try in vain."""
-        tries = self.recording.tries
-        self._wait(states.TRANSCODE, (self.facts.policy.node_away_pause_ms,))
-        self._set(tries=tries)
+        failures = self.recording.failures
+        self._wait(states.TRANSCODE, (self.facts.policy.node_away_backoff_ms,))
+        self._set(failures=failures)
 
     def queue_anywhere(self, _: EventData) -> None:
         """Whoever takes it goes on with the segments that can be reached."""
@@ -235,11 +235,11 @@ class Cursor:
 
     def wait_upload(self, _: EventData) -> None:
         """Try the upload again after a growing pause."""
-        self._wait(states.UPLOAD, self.facts.policy.upload_pauses_ms)
+        self._wait(states.UPLOAD, self.facts.policy.upload_backoff_ms)
 
     def count_try(self, _: EventData) -> None:
         """It was one more try in vain."""
-        self._set(tries=self.recording.tries + 1)
+        self._set(failures=self.recording.failures + 1)
 
     def end_capture(self, _: EventData) -> None:
         """No capture any more; a queued or waiting one is void under a new epoch."""
@@ -258,7 +258,7 @@ class Cursor:
         data = self.facts.data
         first, last = data.get("FirstPacketMs"), data.get("LastPacketMs") or data.get("FirstPacketMs")
         self._set(
-            awaited=False,
+            never_seen=False,
             first_packet_ms=self.recording.first_packet_ms or first or self.facts.now_ms,
             last_packet_ms=max(self.recording.last_packet_ms or 0, last or 0) or self.facts.now_ms,
             idle_from_ms=max(self.recording.idle_from_ms, last or self.facts.now_ms),
@@ -267,7 +267,7 @@ class Cursor:
     def count_media(self, _: EventData) -> None:
         """Add what a run put on disk; a run that brought media ends the series of failures."""
         if self._media_ms() > 0:
-            self._set(media_ms=self.recording.media_ms + self._media_ms(), tries=0)
+            self._set(media_ms=self.recording.media_ms + self._media_ms(), failures=0)
             self.note_media(_)
 
     def keep_output(self, _: EventData) -> None:
@@ -299,14 +299,14 @@ class Cursor:
 
     def fail_lost(self, _: EventData) -> None:
         """Its workers died too often."""
-        self._fail(f"{self.recording.tries} workers in a row ended without an outcome; see the service's log, then replay.")
+        self._fail(f"{self.recording.failures} workers in a row ended without an outcome; see the service's log, then replay.")
 
     def begin_attempt(self, _: EventData) -> None:
         """A replay begins."""
         self._set(
-            attempt=self.recording.attempt + 1,
+            replays=self.recording.replays + 1,
             stop_requested=True,
-            tries=0,
+            failures=0,
             code="",
             detail="",
             url="",
@@ -338,17 +338,17 @@ class Cursor:
         self.effects.append(effect)
 
     def _begin_step(self) -> None:
-        self._set(tries=0, step_from_ms=self.facts.now_ms, stop_requested=True)
+        self._set(failures=0, stage_started_ms=self.facts.now_ms, stop_requested=True)
         for kind in ("linger", "idle", "node-return"):
             self._add(effects.Disarm(kind))
 
     def _queue(self, kind: str, *, anywhere: bool = False) -> None:
         node = "" if anywhere else self._place(kind)
-        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED, node=node), called=False)
+        self._set(epoch=self.recording.epoch + 1, job=model.Job(kind=kind, state=states.QUEUED, node=node), publish_pending=False)
         self._add(effects.Disarm("retry"))
         self._add(effects.Command(f"start-{kind}"))
         if node:
-            over_ms = self.recording.step_from_ms + self.facts.policy.node_return_ms
+            over_ms = self.recording.stage_started_ms + self.facts.policy.node_return_ms
             self._add(effects.Arm("node-return", max(over_ms, self.facts.now_ms + model.SECOND)))
 
     def _place(self, kind: str) -> str:
@@ -356,11 +356,11 @@ class Cursor:
         return {states.TRANSCODE: self.facts.home, states.UPLOAD: self.recording.output_node}.get(kind, "")
 
     def _wait(self, kind: str, pauses_ms: tuple[int, ...]) -> None:
-        pause_ms = pauses_ms[min(self.recording.tries, len(pauses_ms) - 1)]
+        pause_ms = pauses_ms[min(self.recording.failures, len(pauses_ms) - 1)]
         detail = (self._evicted() if kind == states.CAPTURE else "") or str(self.facts.data.get("Detail") or "")
         self._set(
             epoch=self.recording.epoch + 1,
-            tries=self.recording.tries + 1,
+            failures=self.recording.failures + 1,
             job=model.Job(kind=kind, state=states.WAITING, node=self._place(kind)),
             detail=detail or self.recording.detail,
         )

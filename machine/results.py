@@ -46,7 +46,7 @@ def recording_result(session: model.Session, recording: model.Recording) -> tupl
 
 def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
     """The body of `session-finished` and of the callback. A subscribed speaker who was never seen leaves no entry."""
-    files = [file_entry(r) for r in sorted(recordings, key=lambda r: (r.opened_ms, r.speaker, r.n)) if not r.awaited]
+    files = [file_entry(r) for r in sorted(recordings, key=lambda r: (r.opened_ms, r.speaker, r.n)) if not r.never_seen]
     ours = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
     return {**_key(session), "Files": files, **ours}
 

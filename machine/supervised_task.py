@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 
-class Background:
+class SupervisedTask:
     """One side task under a name."""
 
     def __init__(self, name: str, body: Callable[[], Awaitable[None]]) -> None:

@@ -190,10 +190,10 @@ class Capture:
                 child = ffmpeg_process.Child(
                     argv, redact=self._redact, on_error_line=self._on_line, limits=resource_limits.CAPTURE
                 )
-                failpoints.faultpoint("capture.spawn.before")
+                failpoints.hit("capture.spawn.before")
                 await child.start(inherit=(script,))
                 self._child = child
-                failpoints.faultpoint("capture.spawn.after")
+                failpoints.hit("capture.spawn.after")
                 log.info("capture.spawned", pid=child.pid, segment=spec.path.name)
             except (OSError, errors.InvalidParameter) as error:
                 self._verdict = (ERROR, f"ffmpeg could not be started: {self._redact(str(error))}")
@@ -256,7 +256,7 @@ class Capture:
             # The first look may fall into the middle of ffmpeg's first burst, when the first packet's time is not settled.
             if self._looks_with_media == 2 or (self._exited and self._looks_with_media == 1):
                 self._looks_with_media = 2
-                failpoints.faultpoint("capture.media.before")
+                failpoints.hit("capture.media.before")
                 self._announce(self._tail.progress)
 
     def _announce(self, progress: CaptureProgress) -> None:

@@ -64,15 +64,15 @@ class Transcoder:
         """
         part = output.with_name(output.name + ".part")
         try:
-            failpoints.faultpoint("transcode.start.before")
+            failpoints.hit("transcode.start.before")
             found = await asyncio.to_thread(survey.survey, segments, mode)
             self._check(found, segments, output)
             log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
             seen = await self._make(found, segments, mode, part)
             size_bytes, crc64 = await asyncio.to_thread(verify.settle, part)
-            failpoints.faultpoint("transcode.rename.before")
+            failpoints.hit("transcode.rename.before")
             await asyncio.to_thread(_give_name, part, output)
-            failpoints.faultpoint("transcode.rename.after")
+            failpoints.hit("transcode.rename.after")
         except OSError as error:
             raise storage_failed(error) from error
         finally:
@@ -157,7 +157,7 @@ class _Run:
         feeding = asyncio.create_task(self._feed(stream))
         watching = asyncio.create_task(self._watch(part, stuck_after_s))
         try:
-            failpoints.faultpoint("transcode.start.after")
+            failpoints.hit("transcode.start.after")
             code = await asyncio.shield(reaped)
             if code == 0 or feeding.done():
                 await feeding  # a segment that cannot be read is the reason, not the ffmpeg that was killed for it

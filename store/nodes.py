@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from machine import model, states
 from store import locks, statements, tables
 
-ROOM = ("free_bytes", "needed_bytes", "busy")
+SPARE_COLUMNS = ("free_bytes", "needed_bytes", "busy")
 
 
-async def _write_down(connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None) -> None:
-    said: dict[str, Any] = {name: getattr(room, name) if room is not None else None for name in ROOM}
+async def _write_down(connection: AsyncConnection, node: str, now_ms: int, url: str, spare: model.SpareCapacity | None) -> None:
+    said: dict[str, Any] = {name: getattr(spare, name) if spare is not None else None for name in SPARE_COLUMNS}
     values = {"seen_ms": now_ms, "url": url} | said
     if not (await connection.execute(statements.SIGN_OF_LIFE, {"at_node": node} | values)).rowcount:
         await connection.execute(statements.INSERT[tables.nodes], {"node": node} | values)
@@ -31,11 +31,14 @@ async def url(connection: AsyncConnection, node: str, alive_since_ms: int) -> st
     return str(row.url) if row else ""
 
 
-async def worker_rooms(connection: AsyncConnection, alive_since_ms: int) -> list[model.Room]:
+async def spare_capacities(connection: AsyncConnection, alive_since_ms: int) -> list[model.SpareCapacity]:
     """The rooms of the workers that gave a sign of life since then, in the order of their names."""
     table = tables.nodes
     alive = select(table).where(table.c.seen_ms >= alive_since_ms, table.c.needed_bytes.is_not(None)).order_by(table.c.node)
-    return [model.Room(**{name: getattr(row, name) for name in ROOM}) for row in (await connection.execute(alive)).all()]
+    return [
+        model.SpareCapacity(**{name: getattr(row, name) for name in SPARE_COLUMNS})
+        for row in (await connection.execute(alive)).all()
+    ]
 
 
 async def last_seen_ms(connection: AsyncConnection) -> int | None:
@@ -53,11 +56,13 @@ async def forgive(connection: AsyncConnection, away_ms: int) -> None:
         await connection.execute(select(key).where(live).order_by(key).with_for_update())
         await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + away_ms))
     table = tables.deadlines
-    await connection.execute(update(table).where(table.c.kind.in_(model.FORGIVEN)).values(at_ms=table.c.at_ms + away_ms))
+    await connection.execute(
+        update(table).where(table.c.kind.in_(model.EXTENDED_BY_DOWNTIME)).values(at_ms=table.c.at_ms + away_ms)
+    )
 
 
 async def heartbeat(
-    connection: AsyncConnection, node: str, now_ms: int, url: str, room: model.Room | None, *, over_ms: int | None
+    connection: AsyncConnection, node: str, now_ms: int, url: str, spare: model.SpareCapacity | None, *, over_ms: int | None
 ) -> int:
     """As Store.heartbeat."""
     away_ms = 0 if over_ms is None else await _away_ms(connection, now_ms, over_ms)
@@ -67,7 +72,7 @@ async def heartbeat(
         away_ms = await _away_ms(connection, now_ms, over_ms)
     if away_ms:
         await forgive(connection, away_ms)
-    await _write_down(connection, node, now_ms, url, room)
+    await _write_down(connection, node, now_ms, url, spare)
     return away_ms
 
 

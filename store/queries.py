@@ -67,7 +67,7 @@ class Evidence:
     """All that stands behind a session: its recordings, the deliveries of its results, and their jobs by owner."""
 
     recordings: list[model.Recording] = field(default_factory=list)
-    callbacks: list[model.Callback] = field(default_factory=list)
+    callbacks: list[model.Delivery] = field(default_factory=list)
     works: dict[str, Work] = field(default_factory=dict)
 
 
@@ -140,7 +140,7 @@ class Reading:
                 found[row["task_id"]].recordings.append(rows.recording(row, jobs.of(row)))
             callback_rows = await _callbacks_and_jobs(connection, task_ids)
             for row in callback_rows:
-                found[row["task_id"]].callbacks.append(rows.callback(row, jobs.of(row)))
+                found[row["task_id"]].callbacks.append(rows.delivery(row, jobs.of(row)))
             busy = [r for r in (*job_rows, *callback_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
             since = await _heard_of(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:

@@ -13,7 +13,19 @@ from typing import Any
 from events import requests
 from machine import model, states
 
-RECORDING_FIELDS = tuple(f.name for f in dataclasses.fields(model.Recording) if f.name not in ("job", "output", "version"))
+# Fields of a recording whose columns kept an older name. The column `attempt` counts from 1, the field `replays` from 0.
+RENAMED = {
+    "failures": "tries",
+    "publish_pending": "called",
+    "never_seen": "awaited",
+    "stage_started_ms": "step_from_ms",
+}
+_SEPARATE = ("job", "output", "version", "replays")
+RECORDING_COLUMNS = {f.name: RENAMED.get(f.name, f.name) for f in dataclasses.fields(model.Recording) if f.name not in _SEPARATE}
+DELIVERY_COLUMNS = {
+    name: RENAMED.get(name, name)
+    for name in ("task_id", "revision", "url", "body", "state", "version", "epoch", "failures", "detail")
+}
 SESSION_FIELDS = (
     "state",
     "opened_ms",
@@ -33,15 +45,22 @@ def dumps(value: object) -> str:
 
 def recording_row(recording: model.Recording) -> dict[str, Any]:
     """All columns of a recording."""
-    row = {name: getattr(recording, name) for name in RECORDING_FIELDS}
+    row = {column: getattr(recording, name) for name, column in RECORDING_COLUMNS.items()}
     output = dumps(recording.output.to_json()) if recording.output else None
     partial = recording.output is not None and recording.output.missing > 0
-    return row | {"id": recording.id, "version": recording.version, "output": output, "partial": partial}
+    return row | {
+        "id": recording.id,
+        "version": recording.version,
+        "attempt": recording.attempt,
+        "output": output,
+        "partial": partial,
+    }
 
 
 def recording(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Recording:
     """A recording from its row and the row of its present job (None: it has none)."""
-    values = {name: row[name] for name in RECORDING_FIELDS}
+    values = {name: row[column] for name, column in RECORDING_COLUMNS.items()}
+    values["replays"] = row["attempt"] - 1
     output = model.Output.from_json(json.loads(row["output"])) if row["output"] else None
     return model.Recording(**values, version=row["version"], output=output, job=_job(job))
 
@@ -77,10 +96,15 @@ def session(row: Mapping[str, Any]) -> model.Session:
     )
 
 
-def callback(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Callback:
+def delivery(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Delivery:
     """A callback from its row and the row of its present job."""
-    names = ("task_id", "revision", "url", "body", "state", "version", "epoch", "tries", "detail")
-    return model.Callback(**{name: row[name] for name in names}, job=_job(job))
+    return model.Delivery(**{name: row[column] for name, column in DELIVERY_COLUMNS.items()}, job=_job(job))
+
+
+def delivery_row(delivery: model.Delivery) -> dict[str, Any]:
+    """All columns of a delivery; only the origin of its URL."""
+    row = {column: getattr(delivery, name) for name, column in DELIVERY_COLUMNS.items()}
+    return row | {"url": requests.origin(delivery.url)}
 
 
 def _job(row: Mapping[str, Any] | None) -> model.Job | None:

@@ -223,11 +223,11 @@ class Store:
                 return None
             return Assignment(session=session, recording=recording, secrets=await tx.secrets(recording.task_id))
 
-    async def callback(self, callback_id: str) -> model.Callback | None:
+    async def delivery(self, delivery_id: str) -> model.Delivery | None:
         """One delivery by its id, `TaskId#revision`, with its whole URL. Raises Unsealable."""
         async with self._read() as connection:
             tx = self._transaction(connection)
-            found = [c for c in await tx.callbacks(callback_id.split("#")[0]) if c.id == callback_id]
+            found = [c for c in await tx.deliveries(delivery_id.split("#")[0]) if c.id == delivery_id]
             return replace(found[0], url=await tx.callback_url(found[0].task_id)) if found else None
 
     # --- time ---------------------------------------------------------------------------------------------------------------
@@ -237,22 +237,24 @@ class Store:
             rows = (await connection.execute(statements.DUE_DEADLINES, {"now_ms": self._clock(), "limit": limit})).all()
         return [Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
 
-    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None, *, over_ms: int | None = None) -> int:
+    async def heartbeat(
+        self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
+    ) -> int:
         """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and, as a worker, how much room it
         has for captures. If no node at all said so for longer than `over_ms` (None: whatever the time), that time is forgiven,
         once, whoever else comes back too; returns it in ms, else 0."""
         async with self._write() as connection:
-            return await nodes.heartbeat(connection, node, self._clock(), url, room, over_ms=over_ms)
+            return await nodes.heartbeat(connection, node, self._clock(), url, spare, over_ms=over_ms)
 
     async def node_url(self, node: str, alive_since_ms: int) -> str:
         """Where the files of a node can be fetched; "" if it gave no sign of life since then, or offers none."""
         async with self._read() as connection:
             return await nodes.url(connection, node, alive_since_ms)
 
-    async def worker_rooms(self, alive_since_ms: int) -> list[model.Room]:
+    async def spare_capacities(self, alive_since_ms: int) -> list[model.SpareCapacity]:
         """What the workers that gave a sign of life since then (Unix ms) say of their room, in the order of their names."""
         async with self._read() as connection:
-            return await nodes.worker_rooms(connection, alive_since_ms)
+            return await nodes.spare_capacities(connection, alive_since_ms)
 
     # --- clean-up -------------------------------------------------------------------------------------------------------------
     async def removable(self, failed_before_ms: int) -> list[str]:

@@ -187,21 +187,19 @@ class Transaction:
         await self._connection.execute(statements.SAVE_SEGMENT, _at(**key) | grown)
 
     # --- callbacks --------------------------------------------------------------------------------------------------------
-    async def callbacks(self, task_id: str) -> list[model.Callback]:
+    async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """All deliveries of a session's results, oldest revision first."""
-        return [rows.callback(r, jobs.of(r)) for r in await self._all(statements.CALLBACKS, task_id=task_id)]
+        return [rows.delivery(r, jobs.of(r)) for r in await self._all(statements.CALLBACKS, task_id=task_id)]
 
-    async def add_callback(self, callback: model.Callback) -> None:
+    async def add_delivery(self, callback: model.Delivery) -> None:
         """A new delivery and its job."""
-        names = ("task_id", "revision", "body", "state", "version", "epoch", "tries", "detail")
-        row = {name: getattr(callback, name) for name in names} | {"url": requests.origin(callback.url)}
-        await self._insert(tables.callbacks, row)
+        await self._insert(tables.callbacks, rows.delivery_row(callback))
         await self._save_job(callback.id, 0, None, callback.epoch, callback.job)
 
-    async def save_callback(self, old: model.Callback, new: model.Callback) -> None:
+    async def save_delivery(self, old: model.Delivery, new: model.Delivery) -> None:
         """Guarded update of a delivery and its job. Raises Conflict."""
-        names = ("state", "epoch", "tries", "detail")
-        before, after = ({name: getattr(c, name) for name in names} for c in (old, new))
+        changing = ("state", "epoch", "tries", "detail")
+        before, after = ({column: rows.delivery_row(d)[column] for column in changing} for d in (old, new))
         key = {"task_id": old.task_id, "revision": old.revision, "version": old.version}
         await self._guarded(statements.SAVE_CALLBACK, key, before, after)
         await self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)

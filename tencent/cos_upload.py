@@ -134,7 +134,7 @@ class Upload:
     async def _create(self, state: UploadState) -> UploadState:
         await self._reader.check()
         await self._clear(state)
-        failpoints.faultpoint("upload.create.before")
+        failpoints.hit("upload.create.before")
         tries = 0
 
         def create() -> str:
@@ -146,7 +146,7 @@ class Upload:
             upload_id = await self._ask(create)
         except cos_requests.RequestFailed as failed:
             raise failed.as_upload_failed("beginning the upload") from failed
-        failpoints.faultpoint("upload.create.after")
+        failpoints.hit("upload.create.after")
         state = replace(state, upload_id=upload_id, parts=())
         try:
             await self._save(state)
@@ -187,20 +187,20 @@ class Upload:
         return {part.number: part for part in listed}
 
     async def _put(self, upload_id: str, block: file_parts.Block) -> Part:
-        failpoints.faultpoint("upload.part.before")
+        failpoints.hit("upload.part.before")
         md5 = base64.b64encode(block.md5).decode("ascii")
         try:
             etag = await self._ask(lambda: self._client.put_part(upload_id, block.number, block.data, md5))
         except cos_requests.RequestFailed as failed:
             failure = failed.as_upload_failed(f"sending part {block.number}")
             raise (_Afresh(failure) if failed.code == GONE else failure) from failed
-        failpoints.faultpoint("upload.part.after")
+        failpoints.hit("upload.part.after")
         return Part(number=block.number, size=len(block.data), etag=etag)
 
     async def _complete(self, upload_id: str, sent: Sequence[Part], size_bytes: int, crc64: str) -> Uploaded:
         if not sent:
             raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
-        failpoints.faultpoint("upload.complete.before")
+        failpoints.hit("upload.complete.before")
         try:
             told = await self._ask(lambda: self._client.complete(upload_id, sent))
         except cos_requests.RequestFailed as failed:
@@ -210,7 +210,7 @@ class Upload:
             if failed.code in _PARTS_DISAGREE:
                 raise _Afresh(failure, leftover=upload_id) from failed
             raise failure from failed
-        failpoints.faultpoint("upload.complete.after")
+        failpoints.hit("upload.complete.after")
         return await self._compared(size_bytes, crc64, told)
 
     async def _settled(self, size_bytes: int, crc64: str, failed: cos_requests.RequestFailed) -> Uploaded:
@@ -253,12 +253,12 @@ class Upload:
         return Uploaded(size_bytes=size_bytes, crc64=crc64, url=cos_target.url(self._target))
 
     async def _head(self) -> cos_requests.ObjectSeen | None:
-        failpoints.faultpoint("upload.head.before")
+        failpoints.hit("upload.head.before")
         try:
             seen: cos_requests.ObjectSeen | None = await self._ask(self._client.head)
         except cos_requests.RequestFailed as failed:
             raise failed.as_upload_failed("comparing the object with the file") from failed
-        failpoints.faultpoint("upload.head.after")
+        failpoints.hit("upload.head.after")
         return seen
 
 

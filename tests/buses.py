@@ -26,7 +26,7 @@ JOB = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1}
 class Bus(Protocol):
     """What both buses have."""
 
-    sides: list[supervised_task.Background]
+    sides: list[supervised_task.SupervisedTask]
     listeners: list[Callable[[codec.Event], None]]
 
     async def start(self) -> None: ...

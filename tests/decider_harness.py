@@ -138,10 +138,10 @@ class Desk:
         assert found is not None
         return found
 
-    async def callbacks(self, task_id: str) -> list[model.Callback]:
+    async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """The deliveries of a session's results."""
         async with self.store.transaction() as tx:
-            return await tx.callbacks(task_id)
+            return await tx.deliveries(task_id)
 
     async def states(self, task_id: str) -> dict[str, str]:
         """speaker/n → state of a session's recordings."""

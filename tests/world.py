@@ -31,9 +31,9 @@ OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndM
 POLICY = model.Policy(
     max_duration_ms=14 * model.MINUTE,
     upload_retry_for_ms=2 * model.HOUR,
-    capture_pauses_ms=(1_000, 10_000, 100_000),
-    blind_capture_pauses_ms=(1_000, 30_000, 200_000),
-    upload_pauses_ms=(2_000, 10 * model.MINUTE, model.HOUR),
+    capture_backoff_ms=(1_000, 10_000, 100_000),
+    blind_capture_backoff_ms=(1_000, 30_000, 200_000),
+    upload_backoff_ms=(2_000, 10 * model.MINUTE, model.HOUR),
 )
 
 

@@ -27,14 +27,14 @@ def for_recording(recording: model.Recording) -> str:
         return _after_failure(recording)
     if recording.state == states.DONE:
         return ""
-    if recording.awaited:
+    if recording.never_seen:
         return "Nothing: the speaker is subscribed and was not seen yet; it is tried again by itself."
-    if recording.tries and recording.state == states.UPLOADING:
+    if recording.failures and recording.state == states.UPLOADING:
         return (
             "It is tried again by itself. If the credentials are the cause, set COS_SECRET_ID and COS_SECRET_KEY and type"
             f" `{_replay(recording)}`."
         )
-    if recording.tries:
+    if recording.failures:
         return "It is tried again by itself. If the UserSig is the cause, start the session again with a fresh one."
     return ""
 

@@ -91,32 +91,32 @@ def _failed_kept(_: Look, value: model.Recording) -> str:
 
 def _failed_live(look: Look, value: model.Recording) -> str:
     kept = value.media_ms > 0 or value.output is not None
-    if value.state != states.FAILED or kept or value.awaited or look.session.state != states.OPEN:
+    if value.state != states.FAILED or kept or value.never_seen or look.session.state != states.OPEN:
         return ""
     return f"Nothing was captured, and the session is still Open. {value.detail}"
 
 
 def _no_media(look: Look, value: model.Recording) -> str:
-    if value.state != states.JOINING or not value.present or value.tries < MANY_TRIES or look.session.state != states.OPEN:
+    if value.state != states.JOINING or not value.present or value.failures < MANY_TRIES or look.session.state != states.OPEN:
         return ""
-    return f"The speaker is publishing, and {value.tries} pulls in a row brought nothing. {value.detail}".strip()
+    return f"The speaker is publishing, and {value.failures} pulls in a row brought nothing. {value.detail}".strip()
 
 
 def _tried_often(_: Look, value: model.Recording) -> str:
-    if value.state not in (states.TRANSCODING, states.UPLOADING) or value.tries < MANY_TRIES:
+    if value.state not in (states.TRANSCODING, states.UPLOADING) or value.failures < MANY_TRIES:
         return ""
     step = "transcode" if value.state == states.TRANSCODING else "upload"
-    return f"The {step} has failed {value.tries} times in a row. {value.detail}".strip()
+    return f"The {step} has failed {value.failures} times in a row. {value.detail}".strip()
 
 
-def _not_taken(look: Look, value: model.Recording | model.Callback) -> str:
+def _not_taken(look: Look, value: model.Recording | model.Delivery) -> str:
     work = look.evidence.works.get(value.id)
     if work is None or work.state != states.QUEUED or look.now_ms - work.since_ms <= QUEUED_TOO_LONG_MS:
         return ""
     return f"Its {work.kind} has been queued for {_for(look.now_ms - work.since_ms)}: no worker takes it."
 
 
-def _lease_over(look: Look, value: model.Recording | model.Callback) -> str:
+def _lease_over(look: Look, value: model.Recording | model.Delivery) -> str:
     work = look.evidence.works.get(value.id)
     if work is None or work.state != states.LEASED or look.now_ms <= work.lease_until_ms + LEASE_GRACE_MS:
         return ""
@@ -125,17 +125,17 @@ def _lease_over(look: Look, value: model.Recording | model.Callback) -> str:
 
 
 # --- the deliveries of its results ----------------------------------------------------------------------------------------
-def _not_delivered(look: Look, value: model.Callback) -> str:
+def _not_delivered(look: Look, value: model.Delivery) -> str:
     finished_ms = look.session.finished_ms or look.now_ms
     if value.state != delivery.FAILED or look.now_ms - finished_ms > look.policy.keep_failed_ms:
         return ""
     return f"The result was not taken, and is not sent again. {value.detail}".strip()
 
 
-def _refused_often(_: Look, value: model.Callback) -> str:
-    if value.state != delivery.PENDING or value.tries < MANY_TRIES:
+def _refused_often(_: Look, value: model.Delivery) -> str:
+    if value.state != delivery.PENDING or value.failures < MANY_TRIES:
         return ""
-    return f"The result was refused {value.tries} times. {value.detail}".strip()
+    return f"The result was refused {value.failures} times. {value.detail}".strip()
 
 
 SESSION_RULES = (

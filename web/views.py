@@ -64,13 +64,13 @@ def recording(value: model.Recording, segments: Sequence[dependencies.Segment], 
         "Capture": value.capture,
         "Job": {"Kind": job.kind, "State": job.state, "Node": job.node} if job else None,
         "Attempt": value.attempt,
-        "Tries": value.tries,
+        "Tries": value.failures,
         "Code": value.code,
         "Detail": value.detail,
         "Next": next_steps.for_recording(value),
         "StopRequested": value.stop_requested,
         "Present": value.present,
-        "Awaited": value.awaited,
+        "Awaited": value.never_seen,
         "OpenedTime": _iso(value.opened_ms),
         "StartTime": _iso(value.first_packet_ms),
         "EndTime": _iso(value.last_packet_ms),
@@ -146,8 +146,8 @@ def _head(session: model.Session) -> Json:
     }
 
 
-def _callback(value: model.Callback) -> Json:
-    return {"Revision": value.revision, "State": value.state, "Tries": value.tries, "Detail": value.detail}
+def _callback(value: model.Delivery) -> Json:
+    return {"Revision": value.revision, "State": value.state, "Tries": value.failures, "Detail": value.detail}
 
 
 def _line(line: dependencies.Line) -> Json:

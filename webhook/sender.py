@@ -85,7 +85,7 @@ class WebhookSender:
             raise errors.CallbackFailed(error.message, reason="bad-url", retry=False) from error
         guard = _Guard(target.raw_host or "", self._allowed)
         guard.check_literal()
-        failpoints.faultpoint("callback.send.before")
+        failpoints.hit("callback.send.before")
         try:
             status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
         except TimeoutError as error:
@@ -97,7 +97,7 @@ class WebhookSender:
             # Only the kind: the text of these errors holds addresses, and may hold what the server sent.
             detail = f"The callback URL could not be reached ({type(error).__name__})."
             raise errors.CallbackFailed(detail, reason="network", retry=True) from error
-        failpoints.faultpoint("callback.send.after")
+        failpoints.hit("callback.send.after")
         _judge(status)
 
     async def _post(self, target: yarl.URL, body: bytes, headers: dict[str, str], guard: _Guard) -> int:

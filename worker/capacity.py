@@ -60,7 +60,7 @@ class Capacity:
         self._free_bytes = free_bytes
         self._reason = ""
         self._turn = asyncio.Lock()
-        self.watch = supervised_task.Background("capacity", self._run)
+        self.watch = supervised_task.SupervisedTask("capacity", self._run)
 
     async def start(self) -> None:
         """Begin to look."""
@@ -82,20 +82,20 @@ class Capacity:
             return f"the load per core is {load:.1f}, MAX_LOAD is {limits.load:g}"
         return ""
 
-    def room(self) -> model.Room:
+    def spare(self) -> model.SpareCapacity:
         """What this worker says of itself to those who take starts."""
         try:
-            return model.Room(free_bytes=self._free_bytes(), needed_bytes=self._limits.free_bytes(), busy=self.busy())
+            return model.SpareCapacity(free_bytes=self._free_bytes(), needed_bytes=self._limits.free_bytes(), busy=self.busy())
         except errors.Unavailable as error:
             # Nothing is captured to a spool that is not there, but a full one it is not: in a moment it may be back.
-            return model.Room(free_bytes=None, needed_bytes=0, busy=error.message)
+            return model.SpareCapacity(free_bytes=None, needed_bytes=0, busy=error.message)
 
     def full(self) -> str:
         """Why no further capture is taken; "" while there is room."""
-        room = self.room()
-        if room.free_bytes is None or room.busy or room.free_bytes >= room.needed_bytes:
-            return room.busy
-        return f"the spool has {room.free_bytes >> 20} MiB free, {room.needed_bytes >> 20} MiB are needed"
+        spare = self.spare()
+        if spare.free_bytes is None or spare.busy or spare.free_bytes >= spare.needed_bytes:
+            return spare.busy
+        return f"the spool has {spare.free_bytes >> 20} MiB free, {spare.needed_bytes >> 20} MiB are needed"
 
     async def take(self, begin: Callable[[], Awaitable[None]]) -> None:
         """Begin one more capture, or raise Full, upon which the command goes back for any worker. One at a time: what was

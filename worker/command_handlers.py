@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from events import codec
 from worker import worker
 
-DOING: dict[str, Callable[[worker.Worker, codec.Event], Awaitable[None]]] = {
+COMMAND_HANDLERS: dict[str, Callable[[worker.Worker, codec.Event], Awaitable[None]]] = {
     "start-capture": worker.Worker.start_capture,
     "stop-capture": worker.Worker.stop_capture,
     "start-transcode": worker.Worker.start_transcode,
@@ -18,4 +18,4 @@ DOING: dict[str, Callable[[worker.Worker, codec.Event], Awaitable[None]]] = {
 
 async def do(node: worker.Worker, command: codec.Event) -> None:
     """Hand a command to its handler: returns as soon as the job is held, or was refused; the work goes on under its lease."""
-    await DOING[command.type](node, command)
+    await COMMAND_HANDLERS[command.type](node, command)

@@ -40,7 +40,7 @@ class Janitor:
         self._policy = policy
         self._clock = clock
         self._next_disk_ms = 0
-        self.cleaning = supervised_task.Background("janitor", self._run)
+        self.cleaning = supervised_task.SupervisedTask("janitor", self._run)
 
     async def start(self) -> None:
         """Begin to clean."""
@@ -75,10 +75,10 @@ class Janitor:
         files = await self._store.files_of(recording_id, self._node)
         if files is None:
             return
-        failpoints.faultpoint("cleanup.remove.before")
+        failpoints.hit("cleanup.remove.before")
         if await self._tell_stuck(recording_id, self._steps.remove(recording_id, files.until_epoch)) is None:
             return
-        failpoints.faultpoint("cleanup.remove.after")
+        failpoints.hit("cleanup.remove.after")
         await self._store.forget_files(recording_id, self._node, files.segments)
         log.info("spool.removed", owner=recording_id)
 

@@ -43,7 +43,7 @@ class Outcomes:
             # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
             log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
         await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
-        failpoints.faultpoint("capture.media.after")
+        failpoints.hit("capture.media.after")
 
     async def exit(self, job: leased_job.Job, data: dict[str, Any]) -> None:
         """Say that a capture or a transcode ended."""

@@ -116,7 +116,7 @@ class Steps(Protocol):
         """The finished file into the bucket; `save` keeps what was reached, `state` is what was kept. Raises UploadFailed."""
         ...
 
-    async def call_back(self, callback: model.Callback) -> None:
+    async def deliver(self, callback: model.Delivery) -> None:
         """Post the result. Raises CallbackFailed."""
         ...
 

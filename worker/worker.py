@@ -41,7 +41,7 @@ class WorkerStore(ports.Store, Protocol):
     """A store that can also tell a worker about its job."""
 
     async def assignment(self, recording_id: str) -> Any: ...
-    async def callback(self, callback_id: str) -> model.Callback | None: ...
+    async def delivery(self, delivery_id: str) -> model.Delivery | None: ...
 
 
 class Worker:
@@ -69,7 +69,7 @@ class Worker:
         self._transcodes = asyncio.Semaphore(TRANSCODES)
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._callbacks = asyncio.Semaphore(CALLBACKS)
-        self.renewal = supervised_task.Background("worker.leases", self._renew)
+        self.renewal = supervised_task.SupervisedTask("worker.leases", self._renew)
 
     async def start(self) -> None:
         """Void the leases that an earlier life of this node held: ask the disk, not memory, what they left."""
@@ -128,11 +128,11 @@ class Worker:
                 reason="it does not run here",
             )
             return
-        failpoints.faultpoint("capture.stop.before")
+        failpoints.hit("capture.stop.before")
         job.stop_asked = True
         if job.capture is not None:
             job.capture.stop()
-        failpoints.faultpoint("capture.stop.after")
+        failpoints.hit("capture.stop.after")
 
     async def start_transcode(self, command: codec.Event) -> None:
         """Contract 3."""
@@ -167,12 +167,12 @@ class Worker:
             capture.stop()
         ended = await capture.wait()
         await asyncio.gather(*job.said)
-        failpoints.faultpoint("segment.close.before")
+        failpoints.hit("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
         detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
         await self._say.exit(job, detail | leased_job.on_disk(ended.progress))
-        failpoints.faultpoint("segment.close.after")
+        failpoints.hit("segment.close.after")
 
     async def _transcode(self, job: leased_job.Job) -> None:
         assignment = await self._store.assignment(job.owner)
@@ -202,7 +202,7 @@ class Worker:
                 continue
             if not await self._fetch(assignment, segment) and segment.media_ms:
                 missing.add(segment.epoch)
-        over_ms = assignment.recording.step_from_ms + self._policy.node_return_ms
+        over_ms = assignment.recording.stage_started_ms + self._policy.node_return_ms
         if missing and self._clock() < over_ms:
             nodes = ", ".join(sorted({s.node for s in segments if s.epoch in missing}))
             detail = f"Segments lie on {nodes}, which does not answer; the transcode waits for it until NODE_RETURN is over."
@@ -230,37 +230,37 @@ class Worker:
             await self._say.outcome(job, "upload-failed", failure)
             return
         log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
-        failpoints.faultpoint("upload.done.before")
+        failpoints.hit("upload.done.before")
         await self._say.outcome(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
-        failpoints.faultpoint("upload.done.after")
+        failpoints.hit("upload.done.after")
         # Not before it is said: a crash in between would upload hours of video once more.
         await self._store.forget_upload_state(job.owner, job.epoch)
 
     async def _call_back(self, job: leased_job.Job) -> None:
-        value = await self._store.callback(job.owner)
+        value = await self._store.delivery(job.owner)
         if value is None:
             return
         try:
             async with self._callbacks:
-                await self._steps.call_back(value)
+                await self._steps.deliver(value)
         except errors.CallbackFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
             await self._say.outcome(job, "callback-failed", failure)
             return
-        failpoints.faultpoint("callback.mark.before")
+        failpoints.hit("callback.mark.before")
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
         await self._say.outcome(job, "callback-finished", {})
-        failpoints.faultpoint("callback.mark.after")
+        failpoints.hit("callback.mark.after")
 
     # --- leases -----------------------------------------------------------------------------------------------------------
     async def _take(self, command: codec.Event, kind: str, work: Callable[[leased_job.Job], Awaitable[None]]) -> None:
         owner, epoch = leased_job.owner_of(command), command.data["Epoch"]
-        failpoints.faultpoint("lease.take.before")
+        failpoints.hit("lease.take.before")
         if not await self._store.take_lease(owner, epoch, self._node, self._policy.lease_ms):
             log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
             return
-        failpoints.faultpoint("lease.take.after")
+        failpoints.hit("lease.take.after")
         job = leased_job.Job(owner=owner, epoch=epoch, kind=kind)
         self._jobs[owner, epoch] = job
         job.task = asyncio.create_task(self._run(job, work), name=f"{kind} {owner}")
@@ -314,11 +314,11 @@ class Worker:
         """Returns whether the database answered."""
         last_ms = job.capture.progress.last_packet_ms if job.capture is not None and not job.ended else None
         try:
-            failpoints.faultpoint("lease.renew.before")
+            failpoints.hit("lease.renew.before")
             held = await self._store.renew_lease(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
             if held and job.capture is not None and not job.ended and last_ms is not None:
                 await self._store.note_segment(job.owner, job.epoch, leased_job.segment(job.capture.progress))
-            failpoints.faultpoint("lease.renew.after")
+            failpoints.hit("lease.renew.after")
         except Exception:
             log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
             return False

@@ -11,8 +11,8 @@ from tests import engines
 from worker import capacity, cpu_usage
 
 ALIVE_MS = 60_000
-FULL = model.Room(free_bytes=3 << 20, needed_bytes=9 << 20)
-ROOMY = model.Room(free_bytes=9 << 20, needed_bytes=3 << 20)
+FULL = model.SpareCapacity(free_bytes=3 << 20, needed_bytes=9 << 20)
+ROOMY = model.SpareCapacity(free_bytes=9 << 20, needed_bytes=3 << 20)
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ async def test_refused_where_no_living_worker_has_room(
 ) -> None:
     """One worker with room is enough; a dead one is none; with none left the refusal says how much is missing."""
     await store.heartbeat("api")
-    await store.heartbeat("w1", room=FULL)
-    await store.heartbeat("w2", room=ROOMY)
+    await store.heartbeat("w1", spare=FULL)
+    await store.heartbeat("w2", spare=ROOMY)
     assert await door.look() == ()
     clock.advance(ALIVE_MS + 1)
-    await store.heartbeat("w1", room=FULL)
+    await store.heartbeat("w1", spare=FULL)
     with pytest.raises(errors.InsufficientSpace, match="the best has 3 MiB free, and 9 MiB are needed"):
         await door.look()
 
 
-def _unreadable() -> model.Room:
+def _unreadable() -> model.SpareCapacity:
     """What a worker says of itself while its spool cannot be read."""
 
     def gone() -> int:
@@ -42,7 +42,7 @@ def _unreadable() -> model.Room:
 
     limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
-    return capacity.Capacity(NoBus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0).room()
+    return capacity.Capacity(NoBus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0).spare()
 
 
 class NoBus:
@@ -57,22 +57,22 @@ class NoBus:
 
 async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Admission, store: stores.Store) -> None:
     """With no spool to be read now, a start is to come again, and hears why; otherwise those that can be read decide alone."""
-    await store.heartbeat("w1", room=_unreadable())
+    await store.heartbeat("w1", spare=_unreadable())
     with pytest.raises(errors.Unavailable, match="/s cannot be read: Stale file handle") as refused:
         await door.look()
     assert refused.value.retry
-    await store.heartbeat("w2", room=FULL)
+    await store.heartbeat("w2", spare=FULL)
     with pytest.raises(errors.InsufficientSpace, match="has 3 MiB free, and 9 MiB are needed"):
         await door.look()
-    await store.heartbeat("w2", room=ROOMY)
+    await store.heartbeat("w2", spare=ROOMY)
     assert await door.look() == ()
 
 
 async def test_what_only_makes_captures_wait_is_a_warning(door: admission.Admission, store: stores.Store) -> None:
     """Without a worker, or with workers that are full of work, a start is taken; whoever sent it is told."""
     assert "No worker is alive" in (await door.look())[0]
-    busy = model.Room(free_bytes=9 << 20, needed_bytes=3 << 20, busy="2 captures run, MAX_CAPTURES is 2")
-    await store.heartbeat("w1", room=busy)
+    busy = model.SpareCapacity(free_bytes=9 << 20, needed_bytes=3 << 20, busy="2 captures run, MAX_CAPTURES is 2")
+    await store.heartbeat("w1", spare=busy)
     assert "MAX_CAPTURES is 2" in (await door.look())[0]
-    await store.heartbeat("w2", room=ROOMY)
+    await store.heartbeat("w2", spare=ROOMY)
     assert await door.look() == ()

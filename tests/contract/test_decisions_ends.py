@@ -82,7 +82,7 @@ async def test_a_pending_upload_is_reported_and_revised(desk: desks.Desk) -> Non
     await desk.upload(owner)
     _, second = await desk.reading.results(owner[:26])
     assert (second["Revision"], second["Files"][0]["Code"]) == (2, "Success")
-    assert [c.state for c in await desk.callbacks(owner[:26])] == ["cancelled", "pending"]
+    assert [c.state for c in await desk.deliveries(owner[:26])] == ["cancelled", "pending"]
     ids = [m.id for m in await desk.messages("result") if m.type == "session-finished"]
     assert len(set(ids)) == 2
 
@@ -115,7 +115,7 @@ async def test_an_upload_is_tried_for_three_days(desk: desks.Desk) -> None:
     final = await desk.recording(owner)
     assert (final.state, final.code) == ("Failed", "FailedCosWrite")
     assert final.ended_ms is not None
-    assert final.ended_ms - final.step_from_ms >= 72 * model.HOUR
+    assert final.ended_ms - final.stage_started_ms >= 72 * model.HOUR
     assert [b["Files"][0]["Code"] for b in await desk.reading.results(owner[:26])] == ["UploadPending", "FailedCosWrite"]
 
 
@@ -191,7 +191,7 @@ async def test_a_result_is_posted_and_tried_on_the_schedule(desk: desks.Desk) ->
     await desk.say("stop", TaskId=task_id)
     pauses_ms = []
     for _ in range(10):
-        (callback,) = await desk.callbacks(task_id)
+        (callback,) = await desk.deliveries(task_id)
         assert json.loads(callback.body) == (await desk.reading.results(task_id))[0]
         failed = {"TaskId": task_id, "Revision": 1, "Epoch": callback.epoch, "Reason": "status", "Detail": "500", "Retry": True}
         await desk.say("callback-failed", **failed)
@@ -200,7 +200,7 @@ async def test_a_result_is_posted_and_tried_on_the_schedule(desk: desks.Desk) ->
             await desk.wait(pauses_ms[-1])
     hours = [2, 5, 10, 14, 20, 24]
     assert pauses_ms == [5_000, 300_000, 1_800_000, *(h * model.HOUR for h in hours)]
-    (callback,) = await desk.callbacks(task_id)
+    (callback,) = await desk.deliveries(task_id)
     assert (callback.state, callback.detail) == ("failed", "500")
 
 
@@ -208,5 +208,5 @@ async def test_no_callback_without_a_url(desk: desks.Desk) -> None:
     """A start without Callback posts nothing."""
     task_id = await desk.start()
     await desk.say("stop", TaskId=task_id)
-    assert await desk.callbacks(task_id) == []
+    assert await desk.deliveries(task_id) == []
     assert [m.type for m in await desk.messages("command")] == []

@@ -66,7 +66,7 @@ async def test_a_replay_that_succeeds_and_one_that_fails_again(desk: desks.Desk)
     assert codes == [(1, "FailedCosWrite"), (2, "FailedCosWrite"), (3, "Success")]
     attempts = [(m.type, m.data["Attempt"]) for m in await desk.messages("result") if "Attempt" in m.data]
     assert attempts == [("failed-cos-write", 1), ("failed-cos-write", 2), ("recording-done", 3)]
-    assert [c.state for c in await desk.callbacks(owner[:26])] == ["cancelled", "cancelled", "pending"]
+    assert [c.state for c in await desk.deliveries(owner[:26])] == ["cancelled", "cancelled", "pending"]
 
 
 async def test_a_replay_from_joining_reopens_with_fresh_deadlines(desk: desks.Desk) -> None:

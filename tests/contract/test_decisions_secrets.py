@@ -120,9 +120,9 @@ async def test_secrets_lie_nowhere_in_plain(desk: desks.Desk, database: engines.
     assert await _secrets(desk, task_id) == "MARK-sig3"
     assert "MARK" not in "".join(repr(database.ask(f"SELECT * FROM {table}")) for table in tables.metadata.tables)
     await desk.recorded(f"{task_id}/al/1")
-    (callback,) = await desk.callbacks(task_id)
+    (callback,) = await desk.deliveries(task_id)
     assert callback.url == "https://example.com/…"
-    found = await desk.store.callback(callback.id)
+    found = await desk.store.delivery(callback.id)
     assert found is not None
     assert found.url == "https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query"
     assert database.ask("SELECT kind FROM secrets") == [("callback",)]

@@ -114,7 +114,7 @@ async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: 
         async with store.transaction() as tx:
             assert (await tx.secrets(task(1))).to_json() == PLAIN
             session = await tx.session(task(1))
-        callback = await store.callback(f"{task(1)}#1")
+        callback = await store.delivery(f"{task(1)}#1")
         assert session is not None
         assert callback is not None
         assert (session.request.callback, callback.url) == ("https://example.com/…", URL)

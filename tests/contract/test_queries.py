@@ -73,7 +73,7 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Rea
     await add(store, session(3, state=states.FINISHED))
     async with store.transaction() as tx:
         for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
-            await tx.add_callback(model.Callback(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
+            await tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
     assert await store.mark_removed(f"{IDS[1]}/a/b/1", failed_before_ms=2)
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
@@ -83,13 +83,13 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
     """Of several sessions at once: recordings by state without awaited ones, jobs with their times, deliveries."""
     job = model.Job(kind=states.CAPTURE, state=states.QUEUED)
     queued = recording(0, epoch=1, job=job)
-    await add(store, session(0), queued, recording(0, 2, state=states.DONE), recording(0, 3, awaited=True))
+    await add(store, session(0), queued, recording(0, 2, state=states.DONE), recording(0, 3, never_seen=True))
     await add(store, session(1), recording(1, epoch=1, job=job))
     event = said(0)
     async with store.transaction() as tx:
         await tx.journal(IDS[0], queued.id, event, "", "Joining", "a recording opens")
-        sent = model.Callback(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.CALLBACK))
-        await tx.add_callback(sent)
+        sent = model.Delivery(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.CALLBACK))
+        await tx.add_delivery(sent)
         await tx.add_result(IDS[1], 1, "{}")
     clock.advance(5_000)
     async with store.transaction() as tx:

@@ -63,10 +63,10 @@ async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, 
         node.worker = node.new_worker()
         await node.worker.start()
         await node.relay()
-    assert (await node.recording()).tries == 0
+    assert (await node.recording()).failures == 0
     value = await node.recording()
     await node.say("worker-lost", Owner=value.id, Epoch=value.epoch, Node="node-1")
-    assert (await node.recording()).tries == 1
+    assert (await node.recording()).failures == 1
 
 
 class _Link:

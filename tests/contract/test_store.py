@@ -40,7 +40,7 @@ async def test_two_claims_at_once_have_one_winner(store: stores.Store) -> None:
         decided.append(event.id)
         return {"n": len(decided)}
 
-    answers = await asyncio.gather(*(inbox.decide(store, examples.event(), handler) for _ in range(5)))
+    answers = await asyncio.gather(*(inbox.handle_once(store, examples.event(), handler) for _ in range(5)))
     assert answers == [{"n": 1}] * 5
     assert decided == ["e1"]
 
@@ -58,7 +58,7 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
         raise errors.Refused("no")
 
     with pytest.raises(errors.Refused):
-        await inbox.decide(store, examples.event(), handler)
+        await inbox.handle_once(store, examples.event(), handler)
     async with store.transaction() as tx:
         assert await tx.claim("e1") is None
         assert await tx.session(examples.TASK) is None
@@ -73,17 +73,17 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
 async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
     """A decision whose row was moved meanwhile is loaded and made again, and its first try leaves nothing."""
     await examples.opened(store, examples.recording())
-    tries = []
+    failures = []
 
     async def handler(tx: Any, event: codec.Event) -> None:
         found = await tx.recording(f"{examples.TASK}/al/1")
-        tries.append(found.version)
-        await tx.journal(examples.TASK, examples.TASK, event, note=f"try {len(tries)}")
-        stale = dataclasses.replace(found, version=found.version - 1) if len(tries) == 1 else found
+        failures.append(found.version)
+        await tx.journal(examples.TASK, examples.TASK, event, note=f"try {len(failures)}")
+        stale = dataclasses.replace(found, version=found.version - 1) if len(failures) == 1 else found
         await tx.save_recording(stale, dataclasses.replace(stale, detail="x"))
 
-    await inbox.decide(store, examples.event(), handler)
-    assert len(tries) == 2
+    await inbox.handle_once(store, examples.event(), handler)
+    assert len(failures) == 2
     lines = await engines.reader(store).timeline(examples.TASK)
     assert [line.note for line in lines] == ["try 2"]
 
@@ -108,19 +108,19 @@ async def test_an_update_of_a_moved_row_is_a_conflict(store: stores.Store) -> No
 async def test_a_session_and_a_callback_are_guarded_too(store: stores.Store) -> None:
     """Sessions and callbacks are saved only from the version they were loaded in."""
     await examples.opened(store)
-    callback = model.Callback(task_id=examples.TASK, revision=1, url="http://x/", body="{}", epoch=1)
+    callback = model.Delivery(task_id=examples.TASK, revision=1, url="http://x/", body="{}", epoch=1)
     async with store.transaction() as tx:
         old = await tx.session(examples.TASK)
         assert old is not None
         await tx.save_session(old, dataclasses.replace(old, published=True))
-        await tx.add_callback(callback)
-        await tx.save_callback(callback, dataclasses.replace(callback, tries=1))
+        await tx.add_delivery(callback)
+        await tx.save_delivery(callback, dataclasses.replace(callback, failures=1))
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_session(old, dataclasses.replace(old, state="Closing"))
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
-            await tx.save_callback(callback, dataclasses.replace(callback, state="failed"))
+            await tx.save_delivery(callback, dataclasses.replace(callback, state="failed"))
 
 
 async def test_what_is_saved_comes_back(store: stores.Store) -> None:
@@ -138,14 +138,14 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
         state="Uploading",
         stop_requested=True,
         epoch=9,
-        attempt=2,
-        tries=3,
+        replays=1,
+        failures=3,
         present=False,
-        awaited=True,
+        never_seen=True,
         last_pull=True,
-        called=True,
+        publish_pending=True,
         idle_from_ms=2**53,
-        step_from_ms=4,
+        stage_started_ms=4,
         ended_ms=5,
         first_packet_ms=6,
         last_packet_ms=7,
@@ -197,7 +197,7 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
             await tx.add_session(found, examples.SECRETS)
         return {"TaskId": found.task_id}
 
-    answers = await asyncio.gather(*(inbox.decide(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
+    answers = await asyncio.gather(*(inbox.handle_once(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
     assert len({a["TaskId"] for a in answers}) == 1
     assert len(await engines.reader(store).sessions()) == 1
 
@@ -269,7 +269,7 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
             await tx.session(examples.TASK)
             await tx.journal(examples.TASK, examples.TASK, event, note=str(n))
 
-        await inbox.decide(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
+        await inbox.handle_once(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
 
     steps: list[Callable[[], Awaitable[Any]]] = []
     for n in range(20):

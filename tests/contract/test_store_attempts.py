@@ -34,14 +34,14 @@ async def test_tries_counted_at_once_are_all_counted(store: stores.Store) -> Non
 
 async def test_workers_that_live_tell_their_room(store: stores.Store, clock: engines.Clock) -> None:
     """Only workers have room, and only what the living say counts; the newest word does."""
-    room = model.Room(free_bytes=10, needed_bytes=20, busy="full")
-    await store.heartbeat("old", room=room)
+    room = model.SpareCapacity(free_bytes=10, needed_bytes=20, busy="full")
+    await store.heartbeat("old", spare=room)
     clock.advance(1_000)
     await store.heartbeat("api")
-    await store.heartbeat("w1", room=room)
-    await store.heartbeat("w2", room=model.Room(free_bytes=2**40, needed_bytes=0))
-    await store.heartbeat("w3", room=model.Room(free_bytes=None, needed_bytes=0, busy="its spool cannot be read"))
-    await store.heartbeat("w1", room=model.Room(free_bytes=11, needed_bytes=20))
-    found = await store.worker_rooms(clock())
+    await store.heartbeat("w1", spare=room)
+    await store.heartbeat("w2", spare=model.SpareCapacity(free_bytes=2**40, needed_bytes=0))
+    await store.heartbeat("w3", spare=model.SpareCapacity(free_bytes=None, needed_bytes=0, busy="its spool cannot be read"))
+    await store.heartbeat("w1", spare=model.SpareCapacity(free_bytes=11, needed_bytes=20))
+    found = await store.spare_capacities(clock())
     said = [(r.free_bytes, r.needed_bytes, r.busy) for r in found]
     assert said == [(11, 20, ""), (2**40, 0, ""), (None, 0, "its spool cannot be read")]

@@ -25,9 +25,9 @@ async def _finished(store: stores.Store, **recording: Any) -> None:
     assert await store.take_lease(OWNER, 1, "n", examples.LEASE_MS)
     await store.save_upload_state(OWNER, 1, "n", {"upload_id": "u"})
     async with store.transaction() as tx:
-        delivery = model.Callback(task_id=examples.TASK, revision=1, url="http://a", body="{}", state="delivered")
+        delivery = model.Delivery(task_id=examples.TASK, revision=1, url="http://a", body="{}", state="delivered")
         await tx.add_result(examples.TASK, 1, "{}")
-        await tx.add_callback(dataclasses.replace(delivery, epoch=1, job=model.Job(kind="callback", state="queued")))
+        await tx.add_delivery(dataclasses.replace(delivery, epoch=1, job=model.Job(kind="callback", state="queued")))
         await tx.arm(examples.TASK, "idle", engines.START_MS)
         await tx.journal(examples.TASK, OWNER, examples.event())
         await tx.send("result", examples.event(), examples.TASK)
@@ -75,8 +75,8 @@ async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -
     assert files.segments == (1,)
     await store.forget_files(OWNER, "", [1])
     async with store.transaction() as tx:
-        (delivery,) = await tx.callbacks(examples.TASK)
-        await tx.save_callback(delivery, dataclasses.replace(delivery, state="pending"))
+        (delivery,) = await tx.deliveries(examples.TASK)
+        await tx.save_delivery(delivery, dataclasses.replace(delivery, state="pending"))
     assert await store.forget_sessions(engines.START_MS + LATER_MS) == 0
 
 

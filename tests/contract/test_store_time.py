@@ -81,17 +81,17 @@ async def test_a_lease_makes_a_concurrent_decision_conflict(store: stores.Store)
 async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store: stores.Store) -> None:
     """The same for the delivery of a result."""
     await examples.opened(store)
-    callback = model.Callback(
+    callback = model.Delivery(
         task_id=examples.TASK, revision=1, url="http://x/…", body="{}", epoch=1, job=model.Job(kind="callback", state="queued")
     )
     async with store.transaction() as tx:
-        await tx.add_callback(callback)
-        assert await tx.callbacks(examples.TASK) == [callback]
+        await tx.add_delivery(callback)
+        assert await tx.deliveries(examples.TASK) == [callback]
     assert await store.take_lease(callback.id, 1, "n", examples.LEASE_MS)
     assert not await store.take_lease(callback.id, 1, "m", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
-            await tx.save_callback(callback, dataclasses.replace(callback, state="cancelled", job=None))
+            await tx.save_delivery(callback, dataclasses.replace(callback, state="cancelled", job=None))
 
 
 async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, clock: engines.Clock) -> None:

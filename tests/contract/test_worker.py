@@ -109,7 +109,7 @@ class Steps:
         await save({"reached": 1})
         return work_ports.Uploaded(size_bytes=10, crc64="1", url="https://x")
 
-    async def call_back(self, callback: model.Callback) -> None:
+    async def deliver(self, callback: model.Delivery) -> None:
         return None
 
     async def remove(self, recording_id: str, until_epoch: int) -> int:

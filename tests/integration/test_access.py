@@ -15,7 +15,7 @@ from machine import api_keys, model
 from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
-from tests.integration.test_api import call_back, signed, trtc
+from tests.integration.test_api import deliver, signed, trtc
 from web import app, middleware, rate_limit, scopes
 
 UNKNOWN = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
@@ -283,10 +283,10 @@ class TestCallbacks:
         now_ms = api_service.now_ms()
         for age_ms, status in ((0, 200), (60_000, 200), (-60_000, 200), (301_000, 401), (-330_000, 401), (10**9, 401)):
             event = trtc(203) | {"CallbackTs": now_ms - age_ms}
-            assert (await call_back(service, event))[0] == status, age_ms
+            assert (await deliver(service, event))[0] == status, age_ms
         assert len(service.decided) == 3
         for wrong in (None, "1", True, 1.5):
-            status, answer = await call_back(service, trtc(203) | {"CallbackTs": wrong})
+            status, answer = await deliver(service, trtc(203) | {"CallbackTs": wrong})
             assert (status, answer["Message"]) == (400, "CallbackTs must be an integer.")
 
     async def test_what_cannot_be_genuine_is_refused_before_its_body_comes(self, service: Service) -> None:

@@ -73,7 +73,7 @@ def signed(raw: bytes, key: str = api_service.CALLBACK_KEY) -> dict[str, str]:
     return {"Sign": sign, "SdkAppId": str(api_service.SDK_APP_ID), "Content-Type": "application/json"}
 
 
-async def call_back(service: Service, body: dict[str, Any], key: str = api_service.CALLBACK_KEY) -> tuple[int, dict[str, Any]]:
+async def deliver(service: Service, body: dict[str, Any], key: str = api_service.CALLBACK_KEY) -> tuple[int, dict[str, Any]]:
     raw = json.dumps(body).encode()
     return await service.ask("POST", "/trtc/callbacks", data=raw, headers=signed(raw, key))
 
@@ -307,7 +307,7 @@ class TestCallbacks:
         task_id = await started(service)
         event = trtc(203)
         for _ in range(2):
-            status, answer = await call_back(service, event)
+            status, answer = await deliver(service, event)
             assert (status, answer["code"]) == (200, 0)
         _, body = await service.ask("GET", f"/sessions/{task_id}")
         assert [(r["Speaker"], r["N"], r["State"]) for r in body["Recordings"]] == [("alice", 1, "Joining")]
@@ -329,13 +329,13 @@ class TestCallbacks:
         """What the mapping adds for people is left out; what is decided has passed the event's schema."""
         event = trtc(number, **info)
         event["EventInfo"] = {name: value for name, value in event["EventInfo"].items() if value is not None}
-        assert (await call_back(service, event))[0] == 200
+        assert (await deliver(service, event))[0] == 200
         assert len(service.decided) == 1
 
     async def test_what_changes_nothing_is_taken(self, service: Service) -> None:
         """An event that is not acted on is answered as taken, and decides nothing."""
         for type_ in (101, 205, 999):
-            status, answer = await call_back(service, trtc(type_))
+            status, answer = await deliver(service, trtc(type_))
             assert (status, answer["code"]) == (200, 0)
         assert service.decided == []
 
@@ -360,7 +360,7 @@ class TestCallbacks:
     async def test_a_signed_callback_that_says_nothing_is_refused(self, service: Service) -> None:
         """A genuine signature over a body that is none of TRTC's is a fault of the body, named."""
         for body, field in (({}, "CallbackTs"), (trtc(203, UserId=7), "UserId"), (trtc(203, RoomId=""), "RoomId")):
-            status, answer = await call_back(service, body)
+            status, answer = await deliver(service, body)
             assert (status, answer["Code"]) == (400, "InvalidParameter")
             assert field in answer["Message"]
 

@@ -184,9 +184,9 @@ class Store:
         secrets = self.tables.secrets.get(recording.task_id, requests.Secrets())
         return values.Assignment(session=session, recording=recording, secrets=secrets)
 
-    async def callback(self, callback_id: str) -> model.Callback | None:
+    async def delivery(self, delivery_id: str) -> model.Delivery | None:
         """One delivery by its id, `TaskId#revision`, with its whole URL."""
-        found = self.tables.callbacks.get(callback_id)
+        found = self.tables.callbacks.get(delivery_id)
         return model.changed(found, url=self.tables.callback_urls.get(found.task_id, "")) if found is not None else None
 
     # --- time -------------------------------------------------------------------------------------------------------------
@@ -196,21 +196,23 @@ class Store:
         due = [(at_ms, serial, key) for key, (at_ms, serial) in self.tables.deadlines.items() if at_ms <= now_ms]
         return [values.Deadline(owner=owner, kind=kind, serial=serial) for _, serial, (owner, kind) in sorted(due)[:limit]]
 
-    async def heartbeat(self, node: str, url: str = "", room: model.Room | None = None, *, over_ms: int | None = None) -> int:
-        """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and how much room it has. If no node
+    async def heartbeat(
+        self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
+    ) -> int:
+        """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and how much spare it has. If no node
         said so for longer than `over_ms` (None: whatever the time), that time is forgiven; returns it in ms, else 0."""
         now_ms, away_ms = self._clock(), 0
         seen_ms = max((seen_ms for seen_ms, _, _ in self.tables.nodes.values()), default=None)
         if over_ms is not None and seen_ms is not None and now_ms > seen_ms + over_ms:
             away_ms = now_ms - seen_ms
             await self._forgive(away_ms)
-        self.tables.nodes[node] = (now_ms, url, room)
+        self.tables.nodes[node] = (now_ms, url, spare)
         return away_ms
 
-    async def worker_rooms(self, alive_since_ms: int) -> list[model.Room]:
-        """What the workers that gave a sign of life since then say of their room, in the order of their names."""
-        alive = [room for _, (seen_ms, _, room) in sorted(self.tables.nodes.items()) if seen_ms >= alive_since_ms]
-        return [room for room in alive if room is not None]
+    async def spare_capacities(self, alive_since_ms: int) -> list[model.SpareCapacity]:
+        """What the workers that gave a sign of life since then say of their spare, in the order of their names."""
+        alive = [spare for _, (seen_ms, _, spare) in sorted(self.tables.nodes.items()) if seen_ms >= alive_since_ms]
+        return [spare for spare in alive if spare is not None]
 
     async def node_url(self, node: str, alive_since_ms: int) -> str:
         """Where the files of a node can be fetched; "" if it gave no sign of life since then, or offers none."""
@@ -221,7 +223,7 @@ class Store:
         """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
         async with self._write() as tx:
             for key, (at_ms, serial) in list(self.tables.deadlines.items()):
-                if key[1] in model.FORGIVEN:
+                if key[1] in model.EXTENDED_BY_DOWNTIME:
                     tx.put(self.tables.deadlines, key, (at_ms + away_ms, serial))
             live = (states.OPEN, *states.CAPTURING)
             kept: tuple[dict[str, Any], ...] = (self.tables.sessions, self.tables.recordings)

@@ -20,7 +20,7 @@ EVICTS_SLACK_MS = 200
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
 BLANK: dict[str, Any] = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
 _GONE = object()
-Row = TypeVar("Row", model.Session, model.Recording, model.Callback)
+Row = TypeVar("Row", model.Session, model.Recording, model.Delivery)
 
 
 class JobRow(NamedTuple):
@@ -71,7 +71,7 @@ class Tables:
     leased: dict[tuple[str, int], bool] = field(default_factory=dict)
     segments: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    callbacks: dict[str, model.Callback] = field(default_factory=dict)
+    callbacks: dict[str, model.Delivery] = field(default_factory=dict)
     callback_urls: dict[str, str] = field(default_factory=dict)
     results: dict[tuple[str, int], str] = field(default_factory=dict)
     deadlines: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Tables:
     presence: dict[tuple[int, str, str, str], dict[str, Any]] = field(default_factory=dict)
     applications: dict[int, int] = field(default_factory=dict)
     audit: dict[int, tuple[str, str, str, str, str]] = field(default_factory=dict)
-    nodes: dict[str, tuple[int, str, model.Room | None]] = field(default_factory=dict)
+    nodes: dict[str, tuple[int, str, model.SpareCapacity | None]] = field(default_factory=dict)
     last_seq: int = 0
     writing: bool = False
 
@@ -296,18 +296,18 @@ class Transaction:
         self.put(self.tables.segments, (recording_id, epoch), grown)
 
     # --- callbacks --------------------------------------------------------------------------------------------------------
-    async def callbacks(self, task_id: str) -> list[model.Callback]:
+    async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """All deliveries of a session's results, oldest revision first."""
         return sorted((c for c in self.tables.callbacks.values() if c.task_id == task_id), key=lambda c: c.revision)
 
-    async def add_callback(self, callback: model.Callback) -> None:
+    async def add_delivery(self, callback: model.Delivery) -> None:
         """A new delivery and its job."""
         if callback.id in self.tables.callbacks:
             raise errors.Conflict("a row of callbacks exists already")
         self.put(self.tables.callbacks, callback.id, model.changed(callback, url=requests.origin(callback.url)))
         self._save_job(callback.id, 0, None, callback.epoch, callback.job)
 
-    async def save_callback(self, old: model.Callback, new: model.Callback) -> None:
+    async def save_delivery(self, old: model.Delivery, new: model.Delivery) -> None:
         """Guarded update of a delivery and its job. Raises Conflict."""
         self._guarded(self.tables.callbacks, old.id, old, new, state_guards=False)
         self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)
@@ -454,7 +454,7 @@ _BESIDE = ("idle_from_ms",)
 _STATES: dict[type, tuple[str, ...]] = {
     model.Session: states.SESSION_STATES,
     model.Recording: states.RECORDING_STATES,
-    model.Callback: ("pending", "delivered", "failed", "cancelled"),
+    model.Delivery: ("pending", "delivered", "failed", "cancelled"),
 }
 
 

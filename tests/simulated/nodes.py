@@ -282,7 +282,7 @@ class Node:
     def _called_back(self, run: Run) -> None:
         world = self.world
         from_ms, to_ms = world.script.deaf
-        callback = coroutine_runner.run(world.store.callback(run.owner))
+        callback = coroutine_runner.run(world.store.delivery(run.owner))
         if from_ms <= world.elapsed_ms() < to_ms or callback is None:
             self._say_end(run, "callback-failed", {"Reason": "status", "Detail": "500", "Retry": True})
             return

@@ -23,8 +23,8 @@ POLICY = model.Policy(
     max_duration_ms=40 * model.MINUTE,
     idle_timeout_ms=10 * model.MINUTE,
     upload_retry_for_ms=6 * model.HOUR,
-    capture_pauses_ms=(1_000, 4_000, 15_000, 60_000),
-    blind_capture_pauses_ms=(1_000, 8_000, 60_000),
+    capture_backoff_ms=(1_000, 4_000, 15_000, 60_000),
+    blind_capture_backoff_ms=(1_000, 8_000, 60_000),
 )
 S = model.SECOND
 

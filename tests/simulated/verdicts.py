@@ -32,7 +32,7 @@ def of(world: World) -> dict[str, Any]:
         last[task_id] = json.loads(body)
     return {
         "sessions": [(s.state, s.end_reason) for s in tables.sessions.values()],
-        "recordings": sorted((r.speaker, r.n, r.state, r.code) for r in tables.recordings.values() if not r.awaited),
+        "recordings": sorted((r.speaker, r.n, r.state, r.code) for r in tables.recordings.values() if not r.never_seen),
         "files": sorted((f["UserId"], f["Code"], bool(f["RecordFile"])) for body in last.values() for f in body["Files"]),
         "revisions": len(tables.results) if _undisturbed_result(world) else 0,
     }
@@ -88,7 +88,7 @@ def _results(world: World) -> None:
     for session in tables.sessions.values():
         body = json.loads(tables.results[session.task_id, session.revision])
         assert body["EndReason"] == session.end_reason
-        of_session = [r for r in tables.recordings.values() if r.task_id == session.task_id and not r.awaited]
+        of_session = [r for r in tables.recordings.values() if r.task_id == session.task_id and not r.never_seen]
         told = sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in body["Files"])
         assert told == sorted((r.speaker, r.code, r.url) for r in of_session), "the last result is not what became of it"
         assert all((f["Message"], f["Status"]) == state_chart.CODES[f["Code"]] for f in body["Files"])
@@ -115,7 +115,7 @@ def _recording(world: World, recording: Any) -> None:
             assert recording.speaker in world.script.bad, f"{recording.id}: its file could be transcoded"
         case "FailedCosWrite":
             assert world.script.cured_ms, f"{recording.id}: COS would have taken it"
-    assert not (recording.awaited and held), f"{recording.id} was seen, and leaves no entry"
+    assert not (recording.never_seen and held), f"{recording.id} was seen, and leaves no entry"
 
 
 def same(ordered: dict[str, Any], disturbed: dict[str, Any]) -> None:

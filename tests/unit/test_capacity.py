@@ -88,7 +88,7 @@ async def test_a_full_spool_takes_nothing() -> None:
     with pytest.raises(errors.Unavailable, match="full: the spool has"):
         await limited(bus, captures, free_bytes=1).take(captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
-    room = limited(bus, captures, free_bytes=1).room()
+    room = limited(bus, captures, free_bytes=1).spare()
     assert (room.free_bytes, room.needed_bytes, room.busy) == (1, 10, "")
 
 
@@ -103,7 +103,7 @@ async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
     assert part.full() == ""
     machine.pass_time(live, 30, p0=0.1, p7=0.8, p8=0.8)
     assert part.full() == "live work takes 85% of the CPUs, MAX_CPU is 50%"
-    assert part.room().busy == part.full()
+    assert part.spare().busy == part.full()
     await part.look()
     assert not bus.wanted
     del machine.used_s[8]
@@ -134,7 +134,7 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
     with pytest.raises(errors.Full, match="the spool is gone"):
         await part.take(captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
-    assert part.room().free_bytes is None
+    assert part.spare().free_bytes is None
 
 
 def test_the_cpus_of_a_container_are_its_quota(tmp_path: Path) -> None:

@@ -17,29 +17,29 @@ POLICY = model.Policy()
 EVENTS = ("send", "cancel", "retry-due", "callback-finished", "callback-failed", "worker-lost")
 HOUR_S = 3_600
 SCHEDULE_S = (5, 300, 1_800, *(h * HOUR_S for h in (2, 5, 10, 14, 20, 24)))
-PLAIN = model.Callback(task_id="T", revision=2, url="https://x/", body="{}", epoch=4)
+PLAIN = model.Delivery(task_id="T", revision=2, url="https://x/", body="{}", epoch=4)
 
 
-def _decide(value: model.Callback, event: str, **data: Any) -> delivery.Decision:
+def _decide(value: model.Delivery, event: str, **data: Any) -> delivery.Decision:
     return delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data={"Epoch": value.epoch, **data})
 
 
-def _with_job(state: str, **changes: Any) -> model.Callback:
+def _with_job(state: str, **changes: Any) -> model.Delivery:
     return dataclasses.replace(PLAIN, job=model.Job(kind="callback", state=state), **changes)
 
 
 def test_the_schedule_is_the_standard_one() -> None:
     """At once, then 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h, then it has failed: each try under a new epoch."""
-    value = _decide(dataclasses.replace(PLAIN, epoch=0), "send").callback
+    value = _decide(dataclasses.replace(PLAIN, epoch=0), "send").delivery
     pauses_s, epochs = [], [value.epoch]
     while value.state == "pending":
         got = _decide(value, "callback-failed", Reason="status", Detail="500", Retry=True)
         pauses_s += [(e.at_ms - NOW_MS) // 1_000 for e in got.effects if isinstance(e, effects.Arm)]
-        value = got.callback
+        value = got.delivery
         if value.state == "pending":
             released = _decide(value, "retry-due")
             assert released.effects == (effects.Command("send-callback"),)
-            value = released.callback
+            value = released.delivery
             epochs.append(value.epoch)
     assert tuple(pauses_s) == SCHEDULE_S
     assert epochs == sorted(set(epochs))
@@ -48,27 +48,27 @@ def test_the_schedule_is_the_standard_one() -> None:
 
 def test_success_ends_it() -> None:
     """The receiver took it: delivered, and no retry is left armed."""
-    got = _decide(_with_job("leased", tries=3), "callback-finished")
-    assert (got.callback.state, got.callback.job, got.effects) == ("delivered", None, (effects.Disarm("retry"),))
+    got = _decide(_with_job("leased", failures=3), "callback-finished")
+    assert (got.delivery.state, got.delivery.job, got.effects) == ("delivered", None, (effects.Disarm("retry"),))
 
 
 def test_a_refusal_for_good_ends_it() -> None:
     """What no retry cures (410) is failed at once, with the reason."""
     got = _decide(_with_job("leased"), "callback-failed", Reason="gone", Retry=False)
-    assert (got.callback.state, got.callback.detail) == ("failed", "gone")
+    assert (got.delivery.state, got.delivery.detail) == ("failed", "gone")
 
 
 @pytest.mark.parametrize("job", ["waiting", "queued", "leased"])
 def test_a_newer_revision_cancels_it(job: str) -> None:
     """An undelivered older callback is cancelled, whatever its job is doing."""
     got = _decide(_with_job(job), "cancel")
-    assert (got.callback.state, got.callback.job) == ("cancelled", None)
+    assert (got.delivery.state, got.delivery.job) == ("cancelled", None)
 
 
 def test_a_lost_worker_costs_no_try() -> None:
     """The sender died: sent again at once under a new epoch, and the schedule stands where it stood."""
-    got = _decide(_with_job("leased", tries=2), "worker-lost")
-    assert (got.callback.tries, got.callback.epoch) == (2, PLAIN.epoch + 1)
+    got = _decide(_with_job("leased", failures=2), "worker-lost")
+    assert (got.delivery.failures, got.delivery.epoch) == (2, PLAIN.epoch + 1)
     assert effects.Command("send-callback") in got.effects
 
 
@@ -78,7 +78,7 @@ def test_what_is_over_stays_over(state: str, event: str) -> None:
     value = dataclasses.replace(PLAIN, state=state)
     got = _decide(value, event, Retry=True)
     assert got.ignored
-    assert (got.callback, got.effects) == (value, ())
+    assert (got.delivery, got.effects) == (value, ())
 
 
 @pytest.mark.parametrize("event", ["callback-finished", "callback-failed", "worker-lost"])
@@ -87,7 +87,7 @@ def test_an_older_epoch_is_ignored(event: str) -> None:
     value = _with_job("leased")
     got = _decide(value, event, Epoch=value.epoch - 1, Retry=True)
     assert got.ignored
-    assert got.callback == value
+    assert got.delivery == value
 
 
 @given(
@@ -97,10 +97,12 @@ def test_an_older_epoch_is_ignored(event: str) -> None:
     st.integers(0, 20),
     st.fixed_dictionaries({}, optional={"Epoch": st.integers(3, 5), "Reason": st.text(max_size=5), "Retry": st.booleans()}),
 )
-def test_a_decision_is_pure_and_never_raises(event: str, state: str, job: str | None, tries: int, data: dict[str, Any]) -> None:
+def test_a_decision_is_pure_and_never_raises(
+    event: str, state: str, job: str | None, failures: int, data: dict[str, Any]
+) -> None:
     """Whatever is said, a decision comes out, the same one twice; what ended has no job; epochs only grow."""
-    value = dataclasses.replace(_with_job(job) if job else PLAIN, state=state, tries=tries)
+    value = dataclasses.replace(_with_job(job) if job else PLAIN, state=state, failures=failures)
     got = delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data)
     assert delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data) == got
-    assert got.callback.epoch >= value.epoch
-    assert got.callback.state == "pending" or got.callback.job is None or got.ignored
+    assert got.delivery.epoch >= value.epoch
+    assert got.delivery.state == "pending" or got.delivery.job is None or got.ignored

@@ -13,7 +13,7 @@ from tests import examples
 VALUES = (
     (examples.recording(output=model.Output(duration_ms=1, size_bytes=2)), {"state": "Failed", "job": None, "present": False}),
     (examples.session(), {"state": "Closing", "closing_ms": 5}),
-    (model.Callback(task_id=examples.TASK, revision=1, url="http://x/", body="{}"), {"state": "failed", "tries": 3}),
+    (model.Delivery(task_id=examples.TASK, revision=1, url="http://x/", body="{}"), {"state": "failed", "failures": 3}),
 )
 
 

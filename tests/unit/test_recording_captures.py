@@ -40,7 +40,7 @@ def test_pauses_between_segments_grow(comes: bool) -> None:
 def test_a_track_that_is_switched_on_during_a_pull_is_pulled_at_once_should_it_fail() -> None:
     """A pull may be refused a moment before the speaker publishes, and its end be heard a moment after: no pause lies between
     that end and the next pull; should that one bring nothing either, the pauses begin with the shortest."""
-    value = _fresh(state="Recording", tries=9, job=model.Job(kind="capture", state="leased"))
+    value = _fresh(state="Recording", failures=9, job=model.Job(kind="capture", state="leased"))
     value = recording.decide(value, "user-publishing", _facts()).recording
     assert value.capture == "leased"
     value = recording.decide(value, "capture-exit", _facts(Reason="refused", MediaMs=0)).recording
@@ -52,16 +52,19 @@ def test_a_track_that_is_switched_on_during_a_pull_is_pulled_at_once_should_it_f
 def test_media_or_leaving_answers_a_track_that_was_switched_on() -> None:
     """Once the run brings media, its end is followed by a pause like any other; after user-left no pull is made at all."""
     value = _fresh(state="Recording", job=model.Job(kind="capture", state="leased"))
-    called = recording.decide(value, "user-publishing", _facts()).recording
-    started = recording.decide(called, "capture-started", _facts()).recording
+    publish_pending = recording.decide(value, "user-publishing", _facts()).recording
+    started = recording.decide(publish_pending, "capture-started", _facts()).recording
     assert recording.decide(started, "capture-exit", _facts(Reason="eof", MediaMs=9)).recording.capture == "waiting"
-    left = recording.decide(called, "user-left", _facts()).recording
-    assert (left.called, recording.decide(left, "capture-exit", _facts(Reason="refused")).recording.capture) == (False, "none")
+    left = recording.decide(publish_pending, "user-left", _facts()).recording
+    assert (left.publish_pending, recording.decide(left, "capture-exit", _facts(Reason="refused")).recording.capture) == (
+        False,
+        "none",
+    )
 
 
 def test_media_ends_the_series_of_failures() -> None:
     """After a run that brought media, the next segment starts after the shortest pause again."""
-    value = _fresh(state="Recording", tries=9, job=model.Job(kind="capture", state="leased"))
+    value = _fresh(state="Recording", failures=9, job=model.Job(kind="capture", state="leased"))
     got = recording.decide(value, "capture-exit", _facts(Reason="eof", MediaMs=3_000))
     assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
 
@@ -93,9 +96,9 @@ def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
 
 def test_waiting_for_a_node_is_no_try_in_vain() -> None:
     """A transcode whose segments lie on a node that is away looks again and again, and its retries stay unspent."""
-    value = _fresh(state="Transcoding", tries=1, job=model.Job(kind="transcode", state="leased"))
+    value = _fresh(state="Transcoding", failures=1, job=model.Job(kind="transcode", state="leased"))
     for _ in range(20):
         away = _facts(Epoch=value.epoch, Reason="node-away", Detail="n2 does not answer", Retry=True)
         waiting = recording.decide(value, "transcode-exit", away).recording
-        assert (waiting.state, waiting.tries) == ("Transcoding", 1)
+        assert (waiting.state, waiting.failures) == ("Transcoding", 1)
         value = recording.decide(waiting, "retry-due", _facts()).recording

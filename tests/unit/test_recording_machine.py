@@ -65,10 +65,10 @@ class Case:
     event: str
     job: str = ""  # of a transcode or an upload: "", waiting, queued or leased
     present: bool | None = None
-    awaited: bool = False
+    never_seen: bool = False
     last_pull: bool = False
-    called: bool = False
-    tries: int = 0
+    publish_pending: bool = False
+    failures: int = 0
     media_ms: int = 0
     reason: str = "eof"
     retry: bool = True
@@ -104,13 +104,13 @@ class Case:
             state=self.state,
             stop_requested=self.stop,
             epoch=EPOCH,
-            tries=self.tries,
+            failures=self.failures,
             present=self.present,
-            awaited=self.awaited,
+            never_seen=self.never_seen,
             last_pull=self.last_pull,
-            called=self.called,
+            publish_pending=self.publish_pending,
             idle_from_ms=NOW_MS - (1_000 if self.media_lately else POLICY.idle_timeout_ms + 1),
-            step_from_ms=NOW_MS - (POLICY.upload_retry_for_ms + 1 if self.upload_over else 1_000),
+            stage_started_ms=NOW_MS - (POLICY.upload_retry_for_ms + 1 if self.upload_over else 1_000),
             code="FailedRecording" if self.state == "Failed" else "",
             output=model.Output.from_json(OUTPUT) if self.output else None,
             job=job,
@@ -253,7 +253,7 @@ def _capture_exit(c: Case) -> Expected:
         return Expected(stays, before, capture="none")  # no pull until user-publishing or the end of LINGER
     if c.reason in ("new-track", "node-stopping"):  # the stream is live: the next segment starts now
         return Expected(stays, before, capture="queued", command="start-capture", raised=True)
-    if c.called:  # a track was switched on when this run may have been refused already
+    if c.publish_pending:  # a track was switched on when this run may have been refused already
         return Expected(stays, before, capture="queued", command="start-capture", raised=True)
     return Expected(stays, before, capture="waiting", raised=True, armed="retry")
 
@@ -262,7 +262,7 @@ def _worker_lost(c: Case) -> Expected:
     if c.state in ("Transcoding", "Uploading"):
         if c.job not in ("queued", "leased"):
             return IGNORE
-        if c.state == "Transcoding" and c.tries >= POLICY.lost_limit:
+        if c.state == "Transcoding" and c.failures >= POLICY.lost_limit:
             return Expected("move", (("Transcoding", "Failed"),))  # retries spent
         if c.state == "Uploading" and c.upload_over:
             return Expected("move", (("Uploading", "Failed"),))
@@ -285,7 +285,7 @@ def _transcode_exit(c: Case) -> Expected:
         return Expected("move", (("Transcoding", "Uploading"),), job="queued", command="start-upload", raised=True)
     if c.reason == "node-stopping":  # restarts are no reason to give up
         return Expected("stay", job="queued", command="start-transcode", raised=True)
-    if c.reason == "node-away" or (c.retry and c.tries < len(POLICY.transcode_pauses_ms)):
+    if c.reason == "node-away" or (c.retry and c.failures < len(POLICY.transcode_backoff_ms)):
         return Expected("stay", job="waiting", raised=True, armed="retry")
     return Expected("move", (("Transcoding", "Failed"),))
 
@@ -323,7 +323,7 @@ def _linger_over(c: Case) -> Expected:
 def _idle_over(c: Case) -> Expected:
     if c.state not in CAPTURING:
         return IGNORE
-    if not c.stop and (c.media_lately or c.present is True or (c.awaited and _found(c)[0] == "Joining")):
+    if not c.stop and (c.media_lately or c.present is True or (c.never_seen and _found(c)[0] == "Joining")):
         _, before = _found(c)
         return Expected("move" if before else "stay", before, capture=c.capture, raised=False, armed="idle")
     if not c.stop and c.state == "Joining" and c.segments:
@@ -402,7 +402,7 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "reason": reasons,
             "present": (None, True, False),
             "last_pull": (False, True),
-            "called": (False, True),
+            "publish_pending": (False, True),
             "segments": (False, True),
         },
         "worker-lost": {
@@ -410,7 +410,7 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "media_ms": (0, 5_000),
             "present": (None, True, False),
             "last_pull": (False, True),
-            "tries": (0, 4, 5, 9),
+            "failures": (0, 4, 5, 9),
             "upload_over": (False, True) if state == "Uploading" else (False,),
             "segments": (False, True),
         },
@@ -418,19 +418,19 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "stale": (False, True),
             "reason": ("ok", "ffmpeg-failed", "node-away", "node-stopping"),
             "retry": (False, True),
-            "tries": (0, 1, 2),
+            "failures": (0, 1, 2),
         },
         "upload-finished": {"stale": (False, True)},
-        "upload-failed": {"stale": (False, True), "retry": (False, True), "upload_over": (False, True), "tries": (0, 50)},
+        "upload-failed": {"stale": (False, True), "retry": (False, True), "upload_over": (False, True), "failures": (0, 50)},
         "linger-over": {"present": (None, True, False)},
         "stop": {"segments": (False, True), "home": ("", "n9")},
         "idle-over": {
             "present": (None, True, False),
-            "awaited": (False, True),
+            "never_seen": (False, True),
             "media_lately": (False, True),
             "segments": (False, True),
         },
-        "user-publishing": {"present": (None, True, False), "last_pull": (False, True), "awaited": (False, True)},
+        "user-publishing": {"present": (None, True, False), "last_pull": (False, True), "never_seen": (False, True)},
         "user-left": {"present": (None, True, False), "last_pull": (False, True)},
         "node-return-over": {"target_away": (False, True), "upload_over": (False, True)},
         "replay": {
@@ -531,14 +531,14 @@ RECORDINGS = st.builds(
     version=st.integers(1, 99),
     stop_requested=st.booleans(),
     epoch=st.integers(1, 9),
-    attempt=st.integers(1, 9),
-    tries=st.integers(0, 99),
+    replays=st.integers(0, 8),
+    failures=st.integers(0, 99),
     present=st.none() | st.booleans(),
-    awaited=st.booleans(),
+    never_seen=st.booleans(),
     last_pull=st.booleans(),
-    called=st.booleans(),
+    publish_pending=st.booleans(),
     idle_from_ms=TIMES,
-    step_from_ms=TIMES,
+    stage_started_ms=TIMES,
     opened_ms=TIMES,
     ended_ms=MAYBE_TIME,
     first_packet_ms=MAYBE_TIME,

@@ -20,7 +20,7 @@ OUTPUT = model.Output(
     gaps=((1_500, 2_250), (30_000, 7_500)),
 )
 DONE = model.Recording(
-    task_id=TASK, speaker="al", n=1, state="Done", code="Success", url="https://b.cos/x_1.mp4", output=OUTPUT, attempt=2
+    task_id=TASK, speaker="al", n=1, state="Done", code="Success", url="https://b.cos/x_1.mp4", output=OUTPUT, replays=1
 )
 REQUEST = requests.StartRequest(
     room=requests.Room(sdk_app_id=1_400_000_001, room_id=88), user_id="rec", region="ap-shanghai", bucket="b-12345", path="p"
@@ -146,9 +146,9 @@ def test_nobody_published() -> None:
 
 def test_awaited_speakers_leave_no_entry() -> None:
     """A subscribed speaker who was never seen is not in Files; a second recording of a speaker is."""
-    awaited = _failed("Joining", speaker="bo", awaited=True)
+    never_seen = _failed("Joining", speaker="bo", never_seen=True)
     second = dataclasses.replace(DONE, n=2, opened_ms=5)
-    files = results.session_result(SESSION, [second, awaited, DONE])["Files"]
+    files = results.session_result(SESSION, [second, never_seen, DONE])["Files"]
     assert [f["UserId"] for f in files] == ["al", "al"]
 
 

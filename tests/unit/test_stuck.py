@@ -24,15 +24,15 @@ FINISHED = replace(CLOSING, state=states.FINISHED, finished_ms=NOW_MS - 1_000, r
 FAILED = model.Recording(
     task_id=TASK_ID, speaker="ann", n=1, state=states.FAILED, code="FailedCosWrite", detail="Refused (403).", media_ms=5_000
 )
-UPLOADING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, state=states.UPLOADING, tries=3, detail="No route to host.")
-JOINING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, present=True, tries=3, detail="404.")
-SENT = model.Callback(task_id=TASK_ID, revision=1, url="", body="", tries=3, detail="HTTP 500.")
+UPLOADING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, state=states.UPLOADING, failures=3, detail="No route to host.")
+JOINING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, present=True, failures=3, detail="404.")
+SENT = model.Delivery(task_id=TASK_ID, revision=1, url="", body="", failures=3, detail="HTTP 500.")
 
 
 def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **works: queries.Work) -> list[stuck.Finding]:
     """What the rules say of a session with these recordings and callbacks; `works` are jobs by owner's end."""
     recordings = [v for v in values if isinstance(v, model.Recording)]
-    callbacks = [v for v in values if isinstance(v, model.Callback)]
+    callbacks = [v for v in values if isinstance(v, model.Delivery)]
     by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): work for name, work in works.items()}
     evidence = queries.Evidence(recordings=recordings, callbacks=callbacks, works=by_owner)
     return stuck.findings(stuck.Look(session=session, evidence=evidence, policy=POLICY, now_ms=now_ms))
@@ -52,10 +52,10 @@ def leased(until_ms: int) -> queries.Work:
 
 def test_what_goes_on_by_itself_is_not_stuck() -> None:
     """A live session, a finished one, and work in progress need nobody."""
-    running = replace(JOINING, state=states.RECORDING, tries=0, media_ms=9)
+    running = replace(JOINING, state=states.RECORDING, failures=0, media_ms=9)
     assert look(OPEN, running, ann=leased(NOW_MS + 20_000)) == []
     assert look(FINISHED, replace(FAILED, state=states.DONE, code="Success"), replace(SENT, state=delivery.DELIVERED)) == []
-    assert look(CLOSING, replace(UPLOADING, tries=2), now_ms=NOW_MS - 1, ann=queued(60_000)) == []
+    assert look(CLOSING, replace(UPLOADING, failures=2), now_ms=NOW_MS - 1, ann=queued(60_000)) == []
 
 
 def test_failed_with_its_files_kept() -> None:
@@ -73,13 +73,13 @@ def test_failed_with_nothing_in_a_session_that_is_open() -> None:
     (found,) = look(OPEN, empty)
     assert (found.rule, "The UserSig has expired." in found.why) == ("failed-live", True)
     assert look(FINISHED, empty) == []
-    assert look(OPEN, replace(empty, awaited=True)) == []
+    assert look(OPEN, replace(empty, never_seen=True)) == []
 
 
 def test_a_publishing_speaker_without_media() -> None:
     """Three pulls in vain while callbacks say that there is something; a speaker who left, or was never seen, is none."""
     assert rules(look(OPEN, JOINING)) == [("no-media", "ann/1")]
-    for other in (replace(JOINING, tries=2), replace(JOINING, present=None), replace(JOINING, present=False)):
+    for other in (replace(JOINING, failures=2), replace(JOINING, present=None), replace(JOINING, present=False)):
         assert look(OPEN, other) == []
 
 
@@ -89,22 +89,22 @@ def test_tried_often(state: str) -> None:
     (found,) = look(FINISHED, replace(UPLOADING, state=state))
     assert (found.rule, "3 times in a row. No route to host." in found.why) == ("tried-often", True)
     assert found.next
-    assert look(FINISHED, replace(UPLOADING, state=state, tries=2)) == []
+    assert look(FINISHED, replace(UPLOADING, state=state, failures=2)) == []
 
 
 def test_queued_and_not_taken() -> None:
     """A recording's or a callback's job, after a minute."""
-    calm = replace(UPLOADING, tries=0)
+    calm = replace(UPLOADING, failures=0)
     assert look(FINISHED, calm, ann=queued(60_000)) == []
     (found,) = look(FINISHED, calm, ann=queued(60_001))
     assert (found.rule, found.of, found.why) == ("not-taken", "ann/1", "Its upload has been queued for 60 s: no worker takes it.")
     assert "recorder doctor" in found.next
-    assert rules(look(FINISHED, replace(SENT, tries=0), sent=queued(61_000))) == [("not-taken", "#1")]
+    assert rules(look(FINISHED, replace(SENT, failures=0), sent=queued(61_000))) == [("not-taken", "#1")]
 
 
 def test_a_lease_that_nobody_took_over() -> None:
     """With a grace of some seconds, in which the sweeper speaks."""
-    calm = replace(JOINING, tries=0)
+    calm = replace(JOINING, failures=0)
     assert look(OPEN, calm, ann=leased(NOW_MS - stuck.LEASE_GRACE_MS)) == []
     (found,) = look(OPEN, calm, ann=leased(NOW_MS - 300_000))
     assert (found.rule, found.why.startswith("The lease of its capture on node-1 ended 5 min ago")) == ("lease-over", True)
@@ -112,7 +112,7 @@ def test_a_lease_that_nobody_took_over() -> None:
 
 def test_closing_for_too_long() -> None:
     """Longer than RESULT_WAIT, and what it waits for."""
-    calm = replace(UPLOADING, tries=0)
+    calm = replace(UPLOADING, failures=0)
     (found,) = look(CLOSING, calm)
     assert (found.rule, found.of) == ("closing-long", "")
     assert "15 min" in found.why
@@ -123,7 +123,7 @@ def test_closing_for_too_long() -> None:
 def test_results_that_are_not_taken() -> None:
     """Refused three times, or given up; the newest revision's delivery counts, for KEEP_FAILED."""
     assert rules(look(FINISHED, SENT)) == [("refused-often", "#1")]
-    assert look(FINISHED, replace(SENT, tries=2)) == []
+    assert look(FINISHED, replace(SENT, failures=2)) == []
     gone = replace(SENT, state=delivery.FAILED, detail="HTTP 410.")
     (found,) = look(FINISHED, gone)
     assert (found.rule, "HTTP 410." in found.why, "recorder show" in found.next) == ("not-delivered", True, True)

@@ -19,7 +19,7 @@ def called() -> set[str]:
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast_helpers.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "faultpoint":
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.hit":
                     (name,) = node.args
                     assert isinstance(name, ast.Constant), f"{path.name}:{node.lineno} names no point"
                     found.add(str(name.value))
@@ -43,10 +43,10 @@ def test_a_point_is_nothing_without_a_harness_and_calls_one_with_its_name() -> N
     heard: list[str] = []
     failpoints.install(heard.append)
     try:
-        failpoints.faultpoint("inbox.claim.before")
+        failpoints.hit("inbox.claim.before")
     finally:
         failpoints.install(None)
-    failpoints.faultpoint("inbox.claim.after")
+    failpoints.hit("inbox.claim.after")
     assert heard == ["inbox.claim.before"]
 
 
