@@ -135,9 +135,9 @@ async def migrate(settings: ops_settings.Settings) -> str:
     engine = store.engine.open_engine(settings.database)
     try:
         await store.engine.migrate(engine)
-        kept = store.encrypted_rows.SealedRows(engine, ring)
+        kept = store.encrypted_rows.EncryptedRows(engine, ring)
         await kept.check()
-        await kept.seal_plain()
+        await kept.encrypt_plain()
     finally:
         await engine.dispose()
     return store.schema.HEAD

@@ -35,7 +35,7 @@ class DeadLetters:
             # Only here: the engine of one node needs no AMQP.
             from bus import dead_letters
 
-            self._queue = dead_letters.ParkedMessages(url, sealer=encryption_keys.keyring(settings), prefix=settings.amqp_prefix)
+            self._queue = dead_letters.ParkedMessages(url, keyring=encryption_keys.keyring(settings), prefix=settings.amqp_prefix)
 
     async def start(self) -> None:
         """See that the database is there and of this program's schema. Raises Unavailable."""

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
+import machine.encryption
 import store.encrypted_rows
-import store.encryption
 import store.engine
 import store.inspection
 from config import parsers
@@ -32,11 +32,11 @@ _HEAD = """\
 """
 
 
-def keyring(settings: ops_settings.Settings, *, make: bool = True) -> store.encryption.Keyring:
+def keyring(settings: ops_settings.Settings, *, make: bool = True) -> machine.encryption.Keyring:
     """The keys that the settings name. Without SECRET_KEYS those of the key file, made here if it is not there (`make`). Raises
     Unavailable."""
     given = [key.get_secret_value() for key in settings.secret_keys]
-    return store.encryption.Keyring(given or _of_file(key_file(settings), make=make))
+    return machine.encryption.Keyring(given or _of_file(key_file(settings), make=make))
 
 
 def look(settings: ops_settings.Settings) -> str:
@@ -60,7 +60,7 @@ def key_file(settings: ops_settings.Settings) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.encrypted_rows.SealedRows]:
+async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.encrypted_rows.EncryptedRows]:
     """What lies sealed in the database of these settings, opened for a command. Raises Unavailable."""
     if not settings.amqp_url.get_secret_value() and not settings.database_file.exists():
         message = f"There is no database {settings.database_file}: set DATABASE_URL or DATA_DIR as the service has it."
@@ -70,7 +70,7 @@ async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.encrypted
     try:
         await store.engine.ping(engine)
         await store.engine.check_schema(engine)
-        yield store.encrypted_rows.SealedRows(engine, keys)
+        yield store.encrypted_rows.EncryptedRows(engine, keys)
     finally:
         await engine.dispose()
 
@@ -84,7 +84,7 @@ async def parked_elsewhere(settings: ops_settings.Settings) -> int:
     from bus import dead_letters
 
     ring = keyring(settings)
-    messages, _ = await dead_letters.ParkedMessages(url, sealer=ring, prefix=settings.amqp_prefix).list(dead_letters.MAX_LOOKED)
+    messages, _ = await dead_letters.ParkedMessages(url, keyring=ring, prefix=settings.amqp_prefix).list(dead_letters.MAX_LOOKED)
     return sum(message.key_id not in ("", ring.key_id) for message in messages)
 
 
@@ -114,7 +114,7 @@ def _keys(path: Path, lines: list[str]) -> list[str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            found.append(parsers.sealing_key(line.strip()))
+            found.append(parsers.encryption_key(line.strip()))
         except ValueError as error:
             raise errors.Unavailable(
                 f"The key file {path} holds no key in line {number}: it must be base64 of 32 bytes."
@@ -130,7 +130,7 @@ def _make(path: Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{KEY_FILE}-")  # for its owner only, by its nature
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f"{_HEAD}{store.encryption.new_key()}\n")
+            file.write(f"{_HEAD}{machine.encryption.new_key()}\n")
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 
 import bus.local
+import machine.encryption
 import store.api_keys
-import store.encryption
 import store.engine
 import store.queries
 import store.store
@@ -50,7 +50,7 @@ class Service:
         self._draining = False
         self.node = ""
         self.store: store.store.Store
-        self._sealer: store.encryption.Keyring
+        self._keyring: machine.encryption.Keyring
         self.worker: worker.Worker | None = None
         self.capacity: capacity.Capacity | None = None
         self.bus: Any
@@ -123,12 +123,12 @@ class Service:
         if not self.many:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = store.engine.open_engine(settings.database)
-        self._sealer = encryption_keys.keyring(settings)
-        self.store = store.store.Store(engine, clock=clock, new_id=new_id, sealer=self._sealer)
+        self._keyring = encryption_keys.keyring(settings)
+        self.store = store.store.Store(engine, clock=clock, new_id=new_id, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)
         if self.many:
             await store.engine.check_schema(engine)
-            await self.store.check_sealed()
+            await self.store.check_encrypted()
         else:
             await self.store.start()
         return engine
@@ -191,7 +191,7 @@ class Service:
                 clock=clock,
                 on_event=decider.decide_from_bus,
                 on_command=on_command,
-                sealer=self._sealer,
+                keyring=self._keyring,
                 prefix=self.settings.amqp_prefix,
             )
         return self.bus

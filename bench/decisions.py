@@ -38,8 +38,7 @@ from bench import noise
 from bus import rabbit as rabbit_bus
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import model
-from store import encryption
+from machine import encryption, model
 from store import engine as engines
 from store import store as stores
 from tests import postgres, rabbit
@@ -155,7 +154,7 @@ class Decisions:
     def __init__(self, url: str) -> None:
         self.engine = engines.open_engine(url)
         self._store = stores.Store(
-            self.engine, clock=now_ms, new_id=lambda: str(ULID()), sealer=encryption.Keyring([encryption.new_key()])
+            self.engine, clock=now_ms, new_id=lambda: str(ULID()), keyring=encryption.Keyring([encryption.new_key()])
         )
         self._decider = dispatch.Decider(self._store, unit_of_work.Context(policy=POLICY, new_id=lambda: str(ULID())))
         self._rooms = itertools.count(1)
@@ -228,7 +227,7 @@ class WholeWay(Decisions):
             clock=now_ms,
             on_event=self._on_event,
             on_command=self._on_command,
-            sealer=encryption.Keyring([encryption.new_key()]),
+            keyring=encryption.Keyring([encryption.new_key()]),
         )
 
     async def start(self) -> None:

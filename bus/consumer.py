@@ -17,7 +17,7 @@ from aio_pika import abc
 from bus import broker_connection as links
 from bus import delivery_policy, envelope, publisher
 from bus import topology as topologies
-from machine import errors, failpoints, ports
+from machine import encryption, errors, failpoints
 
 log = structlog.get_logger()
 
@@ -30,10 +30,16 @@ class Consumer:
     """The consumer of one queue. `wanted` says whether it should consume; the session that is present may not be the last."""
 
     def __init__(
-        self, link: links.Link, queue: topologies.Queue, judge: delivery_policy.Judge, *, sealer: ports.Sealer, prefetch: int
+        self,
+        link: links.Link,
+        queue: topologies.Queue,
+        judge: delivery_policy.Judge,
+        *,
+        keyring: encryption.Keyring,
+        prefetch: int,
     ) -> None:
         self._link = link
-        self._sealer = sealer
+        self._keyring = keyring
         self._judge = judge
         self._prefetch = prefetch
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,7 +176,7 @@ class Consumer:
 
     async def _park(self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, reason: str) -> None:
         ours = self._judge.parked_headers(incoming, self.queue.name, reason)
-        parked = envelope.closed(envelope.of(message), self._sealer, ours)
+        parked = envelope.closed(envelope.of(message), self._keyring, ours)
         await publisher.publish(self._link, parked, parked=True)
         log.error(
             "bus.dead_letters", key=parked.key, message_id=incoming.message_id, queue=self.queue.name, reason=ours["x-reason"]

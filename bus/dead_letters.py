@@ -21,7 +21,7 @@ from aio_pika import abc
 from bus import broker_connection as links
 from bus import delivery_policy, envelope, redaction
 from bus import topology as topologies
-from machine import errors, ports
+from machine import encryption, errors
 
 log = structlog.get_logger()
 
@@ -59,9 +59,9 @@ class Shown:
 class ParkedMessages:
     """The queue `recorder.parked` of the broker at `url`; each call is a connection of its own. Raises Unavailable."""
 
-    def __init__(self, url: str, *, sealer: ports.Sealer, prefix: str = "recorder") -> None:
+    def __init__(self, url: str, *, keyring: encryption.Keyring, prefix: str = "recorder") -> None:
         self._url = url
-        self._sealer = sealer
+        self._keyring = keyring
         self._topology = topologies.Topology(prefix)
 
     async def list(self, limit: int = 100) -> tuple[list[Parked], int]:
@@ -76,7 +76,7 @@ class ParkedMessages:
         """One message, masked. Raises NotFound."""
         async with self._session() as (_, queue):
             message = await _find(queue, id_)
-            if not envelope.is_sealed(message.headers):
+            if not envelope.is_encrypted(message.headers):
                 return Shown(
                     parked=_parked(message), headers=redaction.masked(message.headers), body=redaction.body(message.body)
                 )
@@ -84,8 +84,8 @@ class ParkedMessages:
             return Shown(parked=_parked(message), headers=headers, body=str(message.headers.get(envelope.SHOWN, "")))
 
     async def requeue(self, id_: str) -> Parked:
-        """Publish one message anew under its routing key, and take it out. Raises NotFound, Unsealable, and Refused for one that
-        its sender did not publish under this key."""
+        """Publish one dead letter again under its routing key, and remove it. Raises NotFound, DecryptionFailed, and Refused for
+        one that its sender did not publish under this key."""
         async with self._session() as (session, queue):
             message = await _find(queue, id_)
             detour = self._detour(message.headers)
@@ -95,8 +95,8 @@ class ParkedMessages:
                     f"`recorder parked drop {id_}` gives it up; its sender may publish it to {self._topology.exchange!r} itself."
                 )
             original = envelope.of(message)
-            if envelope.is_sealed(message.headers):
-                original = envelope.opened(message.body, message.headers, self._sealer)
+            if envelope.is_encrypted(message.headers):
+                original = envelope.opened(message.body, message.headers, self._keyring)
             await session.exchange.publish(_anew(original), original.key, mandatory=True)
             await message.ack()
             log.info("parked.requeued", parked_id=id_, key=message.routing_key)

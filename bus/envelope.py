@@ -14,7 +14,7 @@ from aio_pika import abc
 from pamqp import decode, encode
 
 from bus import publisher, redaction
-from machine import errors, ports
+from machine import encryption, errors
 
 ABOUT = "parked message"
 CONTENT_TYPE = "application/vnd.recorder.sealed"
@@ -41,14 +41,14 @@ def of(message: abc.AbstractIncomingMessage) -> Original:
     return Original(key=message.routing_key or "", body=message.body, properties=properties, headers=headers)
 
 
-def closed(original: Original, sealer: ports.Sealer, ours: Mapping[str, Any]) -> publisher.Outgoing:
+def closed(original: Original, keyring: encryption.Keyring, ours: Mapping[str, Any]) -> publisher.Outgoing:
     """The message to park: `ours` are the headers that say why, when and from where."""
     head = encode.field_table({"key": original.key, "properties": dict(original.properties), "headers": dict(original.headers)})
-    body = sealer.seal(len(head).to_bytes(_LENGTH_BYTES) + head + original.body, ABOUT)
+    body = keyring.encrypt(len(head).to_bytes(_LENGTH_BYTES) + head + original.body, ABOUT)
     headers = {
         **redaction.masked(original.headers),
         **redaction.masked(ours),
-        KEY_ID: sealer.key_id,
+        KEY_ID: keyring.key_id,
         SIZE: len(original.body),
         SHOWN: redaction.body(original.body)[:MAX_SHOWN],
     }
@@ -58,19 +58,19 @@ def closed(original: Original, sealer: ports.Sealer, ours: Mapping[str, Any]) ->
     return publisher.Outgoing(key=redaction.masked(original.key), body=body, properties=properties, headers=headers)
 
 
-def opened(body: bytes, headers: Mapping[str, Any], sealer: ports.Sealer) -> Original:
-    """The opposite of `closed`. Raises Unsealable, naming the key that is needed."""
+def opened(body: bytes, headers: Mapping[str, Any], keyring: encryption.Keyring) -> Original:
+    """The opposite of `closed`. Raises DecryptionFailed, naming the key that is needed."""
     try:
-        clear = sealer.open(body, ABOUT)
-    except errors.Unsealable as error:
+        clear = keyring.decrypt(body, ABOUT)
+    except errors.DecryptionFailed as error:
         needed = str(headers.get(KEY_ID, "another one"))
-        raise errors.Unsealable(f"This message is sealed under key {needed}, which is not in SECRET_KEYS.") from error
+        raise errors.DecryptionFailed(f"This message is sealed under key {needed}, which is not in SECRET_KEYS.") from error
     length = int.from_bytes(clear[:_LENGTH_BYTES])
     head: dict[str, Any] = decode.field_table(clear[_LENGTH_BYTES : _LENGTH_BYTES + length])[1]
     rest = clear[_LENGTH_BYTES + length :]
     return Original(key=str(head["key"]), body=rest, properties=dict(head["properties"]), headers=dict(head["headers"]))
 
 
-def is_sealed(headers: Mapping[str, Any]) -> bool:
+def is_encrypted(headers: Mapping[str, Any]) -> bool:
     """Whether a parked message was parked by us."""
     return KEY_ID in headers

@@ -17,7 +17,7 @@ from bus import consumer as consumers
 from bus import database_probe as presences
 from bus import topology as topologies
 from events import codec
-from machine import errors, ports, supervised_task
+from machine import encryption, errors, supervised_task
 
 log = structlog.get_logger()
 
@@ -43,7 +43,7 @@ class RabbitBus:
         clock: Callable[[], int],
         on_event: delivery_policy.Handler,
         on_command: delivery_policy.Handler,
-        sealer: ports.Sealer,
+        keyring: encryption.Keyring,
         prefix: str = "recorder",
         drain_s: float = DRAIN_S,
     ) -> None:
@@ -59,16 +59,18 @@ class RabbitBus:
         self.link = links.Link(url, self.topology, name=f"recorder {node}", on_session=self._begin)
         events = delivery_policy.Judge("event", on_event, tries=tries, presence=presence, clock=clock)
         commands = delivery_policy.Judge("command", on_command, tries=tries, presence=presence, clock=clock)
-        self._captures = consumers.Consumer(self.link, self.topology.capture, commands, sealer=sealer, prefetch=CAPTURE_PREFETCH)
+        self._captures = consumers.Consumer(
+            self.link, self.topology.capture, commands, keyring=keyring, prefetch=CAPTURE_PREFETCH
+        )
         self._consumers: list[consumers.Consumer] = []
         if "machine" in self._roles:
             self._consumers += [
-                consumers.Consumer(self.link, self.topology.machines, events, sealer=sealer, prefetch=MACHINES_PREFETCH)
+                consumers.Consumer(self.link, self.topology.machines, events, keyring=keyring, prefetch=MACHINES_PREFETCH)
             ]
         if "worker" in self._roles:
             self._consumers += [
-                consumers.Consumer(self.link, self._own, commands, sealer=sealer, prefetch=NODE_PREFETCH),
-                consumers.Consumer(self.link, self.topology.finish, commands, sealer=sealer, prefetch=FINISH_PREFETCH),
+                consumers.Consumer(self.link, self._own, commands, keyring=keyring, prefetch=NODE_PREFETCH),
+                consumers.Consumer(self.link, self.topology.finish, commands, keyring=keyring, prefetch=FINISH_PREFETCH),
                 self._captures,
             ]
         self._relay = relay.Relay(store, self.link, presence=presence)

@@ -58,7 +58,7 @@ def token(text: str) -> str:
     return text
 
 
-def sealing_key(text: str) -> str:
+def encryption_key(text: str) -> str:
     """A key of 32 bytes in base64, of either alphabet, with or without its padding; as Fernet wants it."""
     written = text.rstrip("=").replace("+", "-").replace("/", "_")
     if not re.fullmatch(r"[A-Za-z0-9_-]{43}", written):

@@ -94,7 +94,7 @@ class Settings(pydantic_settings.BaseSettings):
         f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
         "The database, where it is not the SQLite file `recorder.db` in DATA_DIR.",
     )
-    secret_keys: Annotated[tuple[SecretStr, ...], _list_of(parsers.sealing_key)] = _setting(
+    secret_keys: Annotated[tuple[SecretStr, ...], _list_of(parsers.encryption_key)] = _setting(
         "SECRET_KEYS",
         (),
         "a comma-separated list of keys, each base64 of 32 bytes as `openssl rand -base64 32` prints them",

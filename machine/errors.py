@@ -9,7 +9,7 @@
     ├── InsufficientSpace    507      admission: the spool could not hold what was asked for
     ├── Unavailable          503      the service is starting, stopping, or its database does not answer
     │   └── Full             503      this worker takes no more now; its captures are another's, or its own later
-    ├── Unsealable           503      no key here opens a secret of the session
+    ├── DecryptionFailed           503      no key here opens a secret of the session
     ├── Conflict                      somebody else moved the row first: load and decide again (never leaves the template)
     ├── LeaseRefused                  this worker's epoch is stale: stop, write nothing
     └── StepFailed                    a worker's step ended badly: reason, detail, retry
@@ -90,7 +90,7 @@ class Unavailable(RecorderError):
     retry = True
 
 
-class Unsealable(Unavailable):
+class DecryptionFailed(Unavailable):
     """No key of SECRET_KEYS opens what is sealed for this; another node may have the key, or it was lost."""
 
 

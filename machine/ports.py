@@ -14,17 +14,6 @@ from events import codec, requests
 from machine import model
 
 
-class Sealer(Protocol):
-    """What closes and opens secrets (store.encryption.Keyring)."""
-
-    @property
-    def key_id(self) -> str: ...
-    @property
-    def key_ids(self) -> Sequence[str]: ...
-    def seal(self, clear: bytes, about: str) -> bytes: ...
-    def open(self, sealed: bytes, about: str) -> bytes: ...
-
-
 class Transaction(Protocol):
     """One deciding transaction (store.transaction.Transaction)."""
 

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import ColumnElement, and_, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from machine import errors, model, ports
+from machine import encryption, errors, model
 from store import audit, tables
 from store import engine as engines
 
@@ -26,17 +26,17 @@ PLAIN = ""
 BATCH = 100
 
 
-def seal(sealer: ports.Sealer, task_id: str, kind: str, clear: str) -> dict[str, str]:
+def encrypt(keyring: encryption.Keyring, task_id: str, kind: str, clear: str) -> dict[str, str]:
     """The columns of a sealed value of a session."""
-    body = sealer.seal(clear.encode(), about(task_id, kind))
-    return {"key_id": sealer.key_id, "body": base64.b64encode(body).decode()}
+    body = keyring.encrypt(clear.encode(), about(task_id, kind))
+    return {"key_id": keyring.key_id, "body": base64.b64encode(body).decode()}
 
 
-def unseal(sealer: ports.Sealer, task_id: str, kind: str, key_id: str, body: str) -> str:
-    """A session's value from its columns. Raises Unsealable."""
+def decrypt(keyring: encryption.Keyring, task_id: str, kind: str, key_id: str, body: str) -> str:
+    """A session's value from its columns. Raises DecryptionFailed."""
     if key_id == PLAIN:
         return body
-    return sealer.open(base64.b64decode(body), about(task_id, kind)).decode()
+    return keyring.decrypt(base64.b64decode(body), about(task_id, kind)).decode()
 
 
 def about(task_id: str, kind: str) -> str:
@@ -44,17 +44,17 @@ def about(task_id: str, kind: str) -> str:
     return f"{kind} {task_id}"
 
 
-class SealedRows:
+class EncryptedRows:
     """The sealed values of one database; the service may run meanwhile."""
 
-    def __init__(self, engine: AsyncEngine, sealer: ports.Sealer) -> None:
+    def __init__(self, engine: AsyncEngine, keyring: encryption.Keyring) -> None:
         self._engine = engine
-        self._sealer = sealer
+        self._keyring = keyring
 
     @property
     def key_id(self) -> str:
         """The id of the key that all is sealed under after a rotation."""
-        return self._sealer.key_id
+        return self._keyring.key_id
 
     async def key_ids(self) -> set[str]:
         """The ids of the keys that rows are sealed under, PLAIN among them if some are not."""
@@ -63,15 +63,15 @@ class SealedRows:
 
     async def check(self) -> None:
         """Raise Unavailable if there is a row that no key here opens."""
-        lost = await self.key_ids() - {PLAIN, *self._sealer.key_ids}
+        lost = await self.key_ids() - {PLAIN, *self._keyring.key_ids}
         if lost:
-            raise errors.Unavailable(locked(lost, self._sealer.key_ids))
+            raise errors.Unavailable(locked(lost, self._keyring.key_ids))
 
-    async def seal_plain(self) -> int:
+    async def encrypt_plain(self) -> int:
         """Seal what is plain, and see that no file of the database keeps its old text; returns how many rows."""
-        done, _ = await self._reseal(tables.secrets.c.key_id == PLAIN)
+        done, _ = await self._reencrypt(tables.secrets.c.key_id == PLAIN)
         if done:
-            log.info("secrets.sealed", rows=done, key=self._sealer.key_id)
+            log.info("secrets.sealed", rows=done, key=self._keyring.key_id)
             await self._flush()
         return done
 
@@ -79,8 +79,8 @@ class SealedRows:
         """Seal everything under the first key; returns how many rows were not. Raises Unavailable, with all others done, if there
         are rows that no key opens, or that are damaged."""
         table = tables.secrets
-        others = and_(table.c.key_id != self._sealer.key_id, table.c.key_id.in_([PLAIN, *self._sealer.key_ids]))
-        done, damaged = await self._reseal(others)
+        others = and_(table.c.key_id != self._keyring.key_id, table.c.key_id.in_([PLAIN, *self._keyring.key_ids]))
+        done, damaged = await self._reencrypt(others)
         await self._flush()
         await self.check()
         if damaged:
@@ -93,7 +93,7 @@ class SealedRows:
     async def forget_lost(self, by: model.Caller, now_ms: int) -> int:
         """Forget the rows that no key opens, and those that are damaged, and write down who did; returns how many."""
         table = tables.secrets
-        known = table.c.key_id.in_([PLAIN, *self._sealer.key_ids])
+        known = table.c.key_id.in_([PLAIN, *self._keyring.key_ids])
         damaged: list[Any] = []
         after: tuple[str, str] = ("", "")
         while rows := await self._batch(known, after):
@@ -107,7 +107,7 @@ class SealedRows:
             await audit.write(connection, now_ms, by, "keys-forget-lost", f"{gone} forgotten")
         return gone
 
-    async def _reseal(self, which: ColumnElement[bool]) -> tuple[int, list[str]]:
+    async def _reencrypt(self, which: ColumnElement[bool]) -> tuple[int, list[str]]:
         """How many rows were sealed anew, and the sessions of those that are damaged."""
         done, damaged = 0, []
         after: tuple[str, str] = ("", "")
@@ -118,7 +118,7 @@ class SealedRows:
                     if clear is None:
                         damaged.append(row.task_id)
                     else:
-                        values = seal(self._sealer, row.task_id, row.kind, clear)
+                        values = encrypt(self._keyring, row.task_id, row.kind, clear)
                         done += int((await connection.execute(update(tables.secrets).where(_same(row)).values(values))).rowcount)
             after = (rows[-1].task_id, rows[-1].kind)
         return done, damaged
@@ -134,8 +134,8 @@ class SealedRows:
     def _clear(self, row: Any) -> str | None:
         """What a row holds; None if it is damaged: its key is here and does not open it."""
         try:
-            return unseal(self._sealer, row.task_id, row.kind, row.key_id, row.body)
-        except (errors.Unsealable, ValueError):
+            return decrypt(self._keyring, row.task_id, row.kind, row.key_id, row.body)
+        except (errors.DecryptionFailed, ValueError):
             log.exception("secrets.damaged", task_id=row.task_id, kind=row.kind)
             return None
 

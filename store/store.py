@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from events import codec
-from machine import errors, model, ports, states
+from machine import encryption, errors, model, states
 from store import attempts, encrypted_rows, leases, nodes, retention, spool_files, statements, tables, transaction, values
 from store import engine as engines
 
@@ -37,12 +37,14 @@ Remains = values.Remains
 class Store:
     """One database. `changed` is set after each deciding commit: a hint for the relay, polling is the truth."""
 
-    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], int], new_id: Callable[[], str], sealer: ports.Sealer) -> None:
+    def __init__(
+        self, engine: AsyncEngine, *, clock: Callable[[], int], new_id: Callable[[], str], keyring: encryption.Keyring
+    ) -> None:
         self._engine = engine
         self._writing = engine.execution_options(**{engines.WRITE: True})
         self._clock = clock
         self._new_id = new_id
-        self._sealer = sealer
+        self._keyring = keyring
         # SQLite takes one writer at a time; PostgreSQL sorts that out by its rows.
         self._one_writer = engine.dialect.name == "sqlite"
         self._writer = asyncio.Lock()
@@ -52,13 +54,13 @@ class Store:
     async def start(self) -> None:
         """Bring the schema up to date, and seal what older schemas kept plain. Raises Unavailable, also for what no key opens."""
         await engines.migrate(self._engine)
-        await self.check_sealed()
+        await self.check_encrypted()
 
-    async def check_sealed(self) -> None:
+    async def check_encrypted(self) -> None:
         """See that every secret is sealed and can be opened. Raises Unavailable."""
-        kept = encrypted_rows.SealedRows(self._engine, self._sealer)
+        kept = encrypted_rows.EncryptedRows(self._engine, self._keyring)
         await kept.check()
-        await kept.seal_plain()
+        await kept.encrypt_plain()
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -69,7 +71,7 @@ class Store:
         await engines.ping(self._engine)
 
     def _transaction(self, connection: AsyncConnection) -> transaction.Transaction:
-        return transaction.Transaction(connection, self._clock(), self._new_id, self._sealer)
+        return transaction.Transaction(connection, self._clock(), self._new_id, self._keyring)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[transaction.Transaction]:
@@ -224,7 +226,7 @@ class Store:
             return Assignment(session=session, recording=recording, secrets=await tx.secrets(recording.task_id))
 
     async def delivery(self, delivery_id: str) -> model.Delivery | None:
-        """One delivery by its id, `TaskId#revision`, with its whole URL. Raises Unsealable."""
+        """One delivery by its id, `TaskId#revision`, with its whole URL. Raises DecryptionFailed."""
         async with self._read() as connection:
             tx = self._transaction(connection)
             found = [c for c in await tx.deliveries(delivery_id.split("#")[0]) if c.id == delivery_id]

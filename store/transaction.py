@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
-from machine import errors, model, ports, states
+from machine import encryption, errors, model, states
 from store import audit, encrypted_rows, jobs, locks, rows, statements, tables
 from store import pending_writes as waiting
 
@@ -26,11 +26,11 @@ Row = TypeVar("Row", model.Session, model.Recording)
 class Transaction:
     """What happens between BEGIN and COMMIT of one event. `now_ms` is the time of the whole transaction."""
 
-    def __init__(self, connection: AsyncConnection, now_ms: int, new_id: Callable[[], str], sealer: ports.Sealer) -> None:
+    def __init__(self, connection: AsyncConnection, now_ms: int, new_id: Callable[[], str], keyring: encryption.Keyring) -> None:
         self._connection = connection
         self.now_ms = now_ms
         self._new_id = new_id
-        self._sealer = sealer
+        self._keyring = keyring
         self._pending = waiting.Pending()
         self._with_callbacks: dict[int, bool] = {}
 
@@ -86,7 +86,7 @@ class Transaction:
         await self._insert(tables.sessions, rows.session_row(session))
         await self.put_secrets(session.task_id, secrets)
         if session.request.callback:
-            await self._put_sealed(session.task_id, encrypted_rows.CALLBACK, session.request.callback)
+            await self._put_encrypted(session.task_id, encrypted_rows.CALLBACK, session.request.callback)
 
     async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
         """Guarded update of what changed; returns the session as it now stands. Raises Conflict, also if it would be the second
@@ -97,11 +97,11 @@ class Transaction:
 
     async def put_secrets(self, task_id: str, secrets: requests.Secrets) -> None:
         """Keep the secrets of a session, sealed, in place of older ones."""
-        await self._put_sealed(task_id, encrypted_rows.CREDENTIALS, rows.dumps(secrets.to_json()))
+        await self._put_encrypted(task_id, encrypted_rows.CREDENTIALS, rows.dumps(secrets.to_json()))
 
     async def secrets(self, task_id: str) -> requests.Secrets:
-        """The secrets of a session; empty ones if they were wiped. Raises Unsealable."""
-        kept = await self._sealed(task_id, encrypted_rows.CREDENTIALS)
+        """The secrets of a session; empty ones if they were wiped. Raises DecryptionFailed."""
+        kept = await self._decrypted(task_id, encrypted_rows.CREDENTIALS)
         return requests.Secrets.from_json(json.loads(kept)) if kept else requests.Secrets()
 
     async def wipe_secrets(self, task_id: str) -> None:
@@ -109,18 +109,18 @@ class Transaction:
         await self._connection.execute(statements.WIPE_SECRET, _at(task_id=task_id, kind=encrypted_rows.CREDENTIALS))
 
     async def callback_url(self, task_id: str) -> str:
-        """Where the results of a session are posted, whole; "" if nowhere, or it was forgotten. Raises Unsealable."""
-        return await self._sealed(task_id, encrypted_rows.CALLBACK)
+        """Where the results of a session are posted, whole; "" if nowhere, or it was forgotten. Raises DecryptionFailed."""
+        return await self._decrypted(task_id, encrypted_rows.CALLBACK)
 
-    async def _put_sealed(self, task_id: str, kind: str, clear: str) -> None:
-        values = {**encrypted_rows.seal(self._sealer, task_id, kind, clear), "updated_ms": self.now_ms}
+    async def _put_encrypted(self, task_id: str, kind: str, clear: str) -> None:
+        values = {**encrypted_rows.encrypt(self._keyring, task_id, kind, clear), "updated_ms": self.now_ms}
         key = {"task_id": task_id, "kind": kind}
         if not (await self._connection.execute(statements.SET_SECRET, _at(**key) | values)).rowcount:
             await self._insert(tables.secrets, key | values)
 
-    async def _sealed(self, task_id: str, kind: str) -> str:
+    async def _decrypted(self, task_id: str, kind: str) -> str:
         row = await self._one(statements.SECRET, task_id=task_id, kind=kind)
-        return encrypted_rows.unseal(self._sealer, task_id, kind, row["key_id"], row["body"]) if row else ""
+        return encrypted_rows.decrypt(self._keyring, task_id, kind, row["key_id"], row["body"]) if row else ""
 
     # --- recordings -------------------------------------------------------------------------------------------------------
     async def recordings(self, task_id: str) -> list[model.Recording]:

@@ -98,7 +98,7 @@ def node(
         clock=clock,
         on_event=on_event,
         on_command=on_command,
-        sealer=engines.sealer(),
+        keyring=engines.keyring(),
         prefix=prefix,
         drain_s=drain_s,
     )

@@ -22,8 +22,9 @@ from typing import Any
 
 import asyncpg
 
-from store import encryption, queries
+from machine import encryption
 from store import engine as opening
+from store import queries
 from store import store as stores
 from tests import postgres
 from tests.simulated import dictionary
@@ -56,7 +57,7 @@ def ids(prefix: str = "01") -> Callable[[], str]:
     return lambda: prefix + str(next(numbers)).zfill(26 - len(prefix))
 
 
-def sealer() -> encryption.Keyring:
+def keyring() -> encryption.Keyring:
     """The keyring of SECRET_KEYS."""
     return encryption.Keyring([SECRET_KEYS])
 
@@ -74,7 +75,7 @@ class Database:
         """A store on it. The caller stops it."""
         if self.memory is not None:
             return dictionary.Store(clock=clock, new_id=new_id or ids("02"), tables=self.memory)
-        return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"), sealer=sealer())
+        return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"), keyring=keyring())
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """What the database holds, asked past the store."""
@@ -144,6 +145,6 @@ def _template() -> Path:
 
 
 async def _migrate(url: str) -> None:
-    store = stores.Store(opening.open_engine(url), clock=Clock(), new_id=ids(), sealer=sealer())
+    store = stores.Store(opening.open_engine(url), clock=Clock(), new_id=ids(), keyring=keyring())
     await store.start()
     await store.stop()

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text
 
 from events import requests
-from machine import errors, model
-from store import audit, encrypted_rows, encryption, schema
+from machine import encryption, errors, model
+from store import audit, encrypted_rows, schema
 from store import engine as opening
 from store import store as stores
 from tests import decider_harness as desks
@@ -33,7 +33,7 @@ def task(number: int) -> str:
 
 def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
     """A store that has these keys."""
-    return stores.Store(opening.open_engine(database.url), clock=clock, new_id=engines.ids(), sealer=encryption.Keyring(keys))
+    return stores.Store(opening.open_engine(database.url), clock=clock, new_id=engines.ids(), keyring=encryption.Keyring(keys))
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ async def got(store: stores.Store, number: int) -> str:
         return (await tx.secrets(task(number))).user_sig
 
 
-def rows(store: stores.Store, *keys: str) -> encrypted_rows.SealedRows:
+def rows(store: stores.Store, *keys: str) -> encrypted_rows.EncryptedRows:
     """The sealed rows of a store's database, with other keys."""
-    return encrypted_rows.SealedRows(store._engine, encryption.Keyring(keys))
+    return encrypted_rows.EncryptedRows(store._engine, encryption.Keyring(keys))
 
 
 @pytest.fixture(params=engines.NAMES)
@@ -135,7 +135,7 @@ async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
     assert count - count // 5 - 1 <= done <= count
     assert await turning.rotate() == 0
     new = keep(NEW)
-    await new.check_sealed()
+    await new.check_encrypted()
     assert [await got(new, number) for number in (0, 1, count - 1)] == ["sig-0", "sig-1", f"sig-{count - 1}"]
     assert await turning.key_ids() == {encryption.Keyring([NEW]).key_id}
 
@@ -164,10 +164,10 @@ async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
     await put(keep(OLD), 1)
     await put(keep(NEW), 2)
     new = keep(NEW)
-    for refused in (new.start, new.check_sealed, rows(new, NEW).rotate):
+    for refused in (new.start, new.check_encrypted, rows(new, NEW).rotate):
         with pytest.raises(errors.Unavailable, match=r"SECRET_KEYS.*--forget-lost"):
             await refused()
-    with pytest.raises(errors.Unsealable):
+    with pytest.raises(errors.DecryptionFailed):
         await got(new, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit, "write", _fail)
@@ -207,5 +207,5 @@ async def test_a_row_moved_to_another_session_does_not_open(keep: Any) -> None:
     await put(store, 1)
     async with store._engine.begin() as connection:
         await connection.execute(text("UPDATE secrets SET task_id = :other"), {"other": task(2)})
-    with pytest.raises(errors.Unsealable):
+    with pytest.raises(errors.DecryptionFailed):
         await got(store, 2)

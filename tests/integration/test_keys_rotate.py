@@ -16,9 +16,9 @@ from bus import topology as topologies
 from cli import client
 from config import settings as ops_settings
 from events import requests
+from machine import encryption as rings
 from machine import errors
 from store import encrypted_rows
-from store import encryption as rings
 from store import engine as opening
 from store import store as stores
 from tests import backends, buses, cli_runner, engines, rabbit
@@ -49,7 +49,7 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 async def keep(ground: backends.Footing) -> None:
     """A session's secrets, under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
-    store = stores.Store(opening.open_engine(url), clock=engines.Clock(), new_id=engines.ids(), sealer=rings.Keyring([OLD]))
+    store = stores.Store(opening.open_engine(url), clock=engines.Clock(), new_id=engines.ids(), keyring=rings.Keyring([OLD]))
     async with store.transaction() as tx:
         await tx.put_secrets(TASK, requests.Secrets(user_sig="PLANTED"))
     await store.stop()
@@ -102,10 +102,10 @@ async def test_what_was_forgotten_is_written_down_whatever_comes_after(
     """It is gone for good as soon as it is gone: that the rotation behind it fails hides neither the one nor the other."""
     await keep(ground)
 
-    async def fail(_: encrypted_rows.SealedRows) -> int:
+    async def fail(_: encrypted_rows.EncryptedRows) -> int:
         raise errors.Unavailable("The database went away.")
 
-    monkeypatch.setattr(encrypted_rows.SealedRows, "rotate", fail)
+    monkeypatch.setattr(encrypted_rows.EncryptedRows, "rotate", fail)
     code, said = await run(tmp_path, "keys", "rotate", "--forget-lost", **given(ground, tmp_path, OTHER))
     assert (code, "went away" in said) == (client.UNREACHABLE, True)
     rotation = ("keys-rotate", rings.Keyring([OTHER]).key_id, "ServiceUnavailable")

@@ -9,8 +9,7 @@ import pytest
 
 from bus import dead_letters, envelope
 from bus import topology as topologies
-from machine import errors
-from store import encryption
+from machine import encryption, errors
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 
@@ -28,7 +27,7 @@ async def topology() -> topologies.Topology:
 
 @pytest.fixture
 def messages(topology: topologies.Topology) -> dead_letters.ParkedMessages:
-    return dead_letters.ParkedMessages(rabbit.shared().url, sealer=engines.sealer(), prefix=topology.prefix)
+    return dead_letters.ParkedMessages(rabbit.shared().url, keyring=engines.keyring(), prefix=topology.prefix)
 
 
 async def park(topology: topologies.Topology, number: int, **headers: object) -> None:
@@ -76,7 +75,7 @@ async def test_a_requeued_message_goes_where_it_was_meant_to(
     assert {m.message_id for m in (await messages.list())[0]} == {"m0", "m2"}
 
 
-async def park_sealed(topology: topologies.Topology, sealer: encryption.Keyring) -> None:
+async def park_encrypted(topology: topologies.Topology, keyring: encryption.Keyring) -> None:
     """Park a message as a consumer does."""
     original = envelope.Original(
         key="event.start",
@@ -85,24 +84,24 @@ async def park_sealed(topology: topologies.Topology, sealer: encryption.Keyring)
         headers={"mine": 1, "Authorization": "PLANTED-header", "deep": {"a": ["PLANTED-deep"]}},
     )
     ours = {"x-reason": "invalid: UserSig=PLANTED-sig", "x-parked-ms": 5, "x-routing-key": original.key}
-    made = envelope.closed(original, sealer, ours)
+    made = envelope.closed(original, keyring, ours)
     await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers), **made.properties)
 
 
 async def test_what_we_park_is_sealed(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
     """The broker holds nothing secret of it; it is shown masked, without any key; and sent anew whole, as it was published."""
-    await park_sealed(topology, engines.sealer())
+    await park_encrypted(topology, engines.keyring())
     keyless = dead_letters.ParkedMessages(
-        rabbit.shared().url, sealer=encryption.Keyring([encryption.new_key()]), prefix=topology.prefix
+        rabbit.shared().url, keyring=encryption.Keyring([encryption.new_key()]), prefix=topology.prefix
     )
     (found,), _ = await keyless.list()
     assert (found.key, found.message_id, found.reason) == ("event.start", "m1", "invalid: UserSig=***")
-    assert found.key_id == engines.sealer().key_id
+    assert found.key_id == engines.keyring().key_id
     shown = await keyless.show(found.id)
     assert "PLANTED" not in f"{shown.body}{shown.headers}"
     body = json.loads(shown.body)
     assert (body["Kennwort"], body["Callback"], body["Room"]) == ("***", "https://x.com/…", 7)
-    with pytest.raises(errors.Unsealable, match=found.key_id):
+    with pytest.raises(errors.DecryptionFailed, match=found.key_id):
         await keyless.requeue(found.id)
     await messages.requeue(found.id)
     again = (await buses.taken(topology.machines.name, 1))[0]
@@ -177,4 +176,4 @@ async def test_the_brokers_own_reasons_are_told(messages: dead_letters.ParkedMes
 async def test_a_broker_that_is_away_is_said_so() -> None:
     """Not a traceback of the library: an error of ours."""
     with pytest.raises(errors.Unavailable):
-        await dead_letters.ParkedMessages("amqp://127.0.0.1:1/", sealer=engines.sealer()).list()
+        await dead_letters.ParkedMessages("amqp://127.0.0.1:1/", keyring=engines.keyring()).list()

@@ -408,7 +408,7 @@ async def test_what_cannot_be_handled_is_parked_with_its_reason_while_traffic_go
     for number, (key, body, properties, reason) in enumerate(REFUSED):
         assert reason in str(parked[number].headers["x-reason"])
         assert parked[number].headers["x-routing-key"] == key
-        assert envelope.opened(parked[number].body, parked[number].headers, engines.sealer()).body == body
+        assert envelope.opened(parked[number].body, parked[number].headers, engines.keyring()).body == body
         assert parked[number].message_id == properties.get("message_id", parked[number].message_id)
     assert set(hands.events) == {f"good{number}" for number in range(len(REFUSED))}
 

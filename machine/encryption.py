@@ -35,19 +35,19 @@ class Keyring:
         """The id of the key that seals: says nothing about the key."""
         return self.key_ids[0]
 
-    def seal(self, clear: bytes, about: str) -> bytes:
+    def encrypt(self, clear: bytes, about: str) -> bytes:
         """Seal `clear`, which belongs to `about`."""
         return base64.urlsafe_b64decode(self._ring.encrypt(about.encode() + b"\n" + clear))
 
-    def open(self, sealed: bytes, about: str) -> bytes:
-        """The opposite of `seal`. Raises Unsealable: no key of these opens it, or it belongs to something else."""
+    def decrypt(self, sealed: bytes, about: str) -> bytes:
+        """The opposite of `seal`. Raises DecryptionFailed: no key of these opens it, or it belongs to something else."""
         try:
             opened = self._ring.decrypt(base64.urlsafe_b64encode(sealed))
         except fernet.InvalidToken:
-            raise errors.Unsealable() from None
+            raise errors.DecryptionFailed() from None
         owner, _, clear = opened.partition(b"\n")
         if owner != about.encode():
-            raise errors.Unsealable()
+            raise errors.DecryptionFailed()
         return clear
 
 
