@@ -95,8 +95,8 @@ def failpoint_table() -> str:
     parts = [
         "# Failpoints\n",
         MADE,
-        "A failpoint is a named boundary at which a test kills, freezes or fails the service. The table gives the consequence of a"
-        " crash at each one. `make chaos` strikes every point; [architecture.md](architecture.md) explains the steps between"
+        "A failpoint is a named boundary at which a test kills, freezes or fails the service. The table gives the consequence of"
+        " a crash at each one. `make chaos` strikes every point; [architecture.md](architecture.md) explains the steps between"
         " them.\n",
         "Only the distributed engine has " + ", ".join(f"`{name}`" for name in points if name in distributed) + ".\n",
         "| failpoint | consequence of a crash there |",
@@ -111,8 +111,8 @@ def events() -> str:
     parts = [
         "# Messages\n",
         MADE,
-        "Messages are CloudEvents 1.0 in structured JSON (`application/cloudevents+json`). `type` is the name below; `subject` is a"
-        " TaskId or `TaskId/speaker/n`. [`events/schemas.json`](../events/schemas.json) holds the schemas.\n",
+        "Messages are CloudEvents 1.0 in structured JSON (`application/cloudevents+json`). `type` is the name below; `subject` is"
+        " a TaskId or `TaskId/speaker/n`. [`events/schemas.json`](../events/schemas.json) holds the schemas.\n",
     ]
     document = codec.schemas()["$defs"]
     for direction, title in DIRECTIONS.items():
