@@ -98,7 +98,7 @@ def failpoint_table() -> str:
         "A failpoint is a named boundary at which a test kills, freezes or fails the service. The table gives the consequence of"
         " a crash at each one. `make chaos` strikes every point; [architecture.md](architecture.md) explains the steps between"
         " them.\n",
-        "Only the distributed engine has " + ", ".join(f"`{name}`" for name in points if name in distributed) + ".\n",
+        "Only the distributed engine has the points " + ", ".join(f"`{name}`" for name in points if name in distributed) + ".\n",
         "| failpoint | consequence of a crash there |",
         "|---|---|",
         *(f"| `{name}` | {consequence} |" for name, consequence in points.items()),
