@@ -33,6 +33,7 @@ from typing import Any
 import imageio_ffmpeg
 
 from bench import noise
+from bench import source as source_of
 
 APP = 1400000001
 FFMPEG: str = imageio_ffmpeg.get_ffmpeg_exe()
@@ -49,12 +50,37 @@ class Cost:
     ffmpeg: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How long CPU is counted, and how long the streams flow before that."""
+
+    seconds: float
+    settle_s: float
+
+    def measure(self, ffmpegs: Callable[[], set[int]], service: int) -> Cost:
+        """Count the CPU of these processes. Raises RuntimeError if an ffmpeg ends meanwhile."""
+        time.sleep(self.settle_s)
+        pids, begun_s = ffmpegs(), time.monotonic()
+        before = {pid: _cpu_s(pid) for pid in (*pids, service)}
+        time.sleep(self.seconds)
+        after = {pid: _cpu_s(pid) for pid in (*pids, service)}
+        wall_s = time.monotonic() - begun_s
+        if pids != ffmpegs():
+            raise RuntimeError("an ffmpeg ended inside the window: the figures would mean nothing")
+        used = {pid: (after[pid] - before[pid]) / wall_s * 1000 for pid in after}
+        return Cost(service=used[service], ffmpeg=sum(used[pid] for pid in pids))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each window")
+    parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds before each window")
+    parser.add_argument(
+        "--length", type=int, default=source_of.LENGTH_S, help="seconds of the source; it must outlast the windows"
+    )
     parser.add_argument("--folder", type=Path, default=Path("var"), help="where everything is written")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -65,12 +91,13 @@ def main() -> None:
 def measure(folder: Path, kept: Path, given: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Run all rounds and print the table."""
     bare, recorded = [], []
-    with source(kept) as address:
+    window = Window(seconds=given.seconds, settle_s=given.settle)
+    with source(kept, given.length) as address:
         quiet = noise.Noise()
-        idle = served(folder / "idle", address, 0, given.seconds)
+        idle = served(folder / "idle", address, 0, window)
         for at in range(given.rounds):
-            bare.append(bared(folder / f"bare-{at}", address, given.streams, given.seconds))
-            recorded.append(served(folder / f"served-{at}", address, given.streams, given.seconds))
+            bare.append(bared(folder / f"bare-{at}", address, given.streams, window))
+            recorded.append(served(folder / f"served-{at}", address, given.streams, window))
     per = given.streams
     ratios = [(r.ffmpeg + r.service - idle.service) / b.ffmpeg for b, r in zip(bare, recorded, strict=True)]
     with_idle = statistics.median(r + idle.service / b.ffmpeg for r, b in zip(ratios, bare, strict=True))
@@ -89,9 +116,9 @@ def measure(folder: Path, kept: Path, given: argparse.Namespace, say: Callable[[
 
 
 @contextlib.contextmanager
-def source(folder: Path) -> Iterator[str]:
+def source(folder: Path, length_s: int) -> Iterator[str]:
     """The live source; yields its address, to which a name is added."""
-    command = [sys.executable, "-m", "bench.source", str(folder)]
+    command = [sys.executable, "-m", "bench.source", str(folder), str(length_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -99,7 +126,7 @@ def source(folder: Path) -> Iterator[str]:
         process.stdin.close()
 
 
-def bared(folder: Path, address: str, streams: int, seconds: float) -> Cost:
+def bared(folder: Path, address: str, streams: int, window: Window) -> Cost:
     """The cost of bare ffmpegs."""
     folder.mkdir()
     plain = ["-nostdin", "-loglevel", "error", "-analyzeduration", "1000000"]
@@ -110,14 +137,14 @@ def bared(folder: Path, address: str, streams: int, seconds: float) -> Cost:
             command = [FFMPEG, *plain, "-i", f"{address}{at}", "-c", "copy", "-flush_packets", "1", "-f", "flv", file]
             running.append(subprocess.Popen(command))
         _until(lambda: len(_growing(folder)) == streams, "the streams to flow")
-        return _window(lambda: {process.pid for process in running}, 0, seconds)
+        return window.measure(lambda: {process.pid for process in running}, 0)
     finally:
         for process in running:
             process.kill()
             process.wait()
 
 
-def served(folder: Path, address: str, streams: int, seconds: float) -> Cost:
+def served(folder: Path, address: str, streams: int, window: Window) -> Cost:
     """The cost of the service and of its ffmpegs."""
     folder.mkdir()
     with socket.socket() as probe:
@@ -137,7 +164,7 @@ def served(folder: Path, address: str, streams: int, seconds: float) -> Cost:
         if streams:
             _start(f"http://127.0.0.1:{port}/sessions", streams)
         _until(lambda: len(_growing(folder / "spool")) == streams, "the streams to flow")
-        return _window(lambda: _children(process.pid), process.pid, seconds)
+        return window.measure(lambda: _children(process.pid), process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -161,23 +188,11 @@ def _ask(url: str, body: Any = None) -> Any:
     """The answer as JSON, None if there is none or it is an error. The address is ours: always http on 127.0.0.1."""
     data = json.dumps(body).encode() if body is not None else None
     try:
-        with urllib.request.urlopen(url, data, timeout=LIMIT_S) as answer:  # noqa: S310 - as said
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - as said
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - as said
             return json.loads(answer.read())
     except (urllib.error.URLError, OSError):
         return None
-
-
-def _window(ffmpegs: Callable[[], set[int]], service: int, seconds: float) -> Cost:
-    time.sleep(SETTLE_S)
-    pids, begun_s = ffmpegs(), time.monotonic()
-    before = {pid: _cpu_s(pid) for pid in (*pids, service)}
-    time.sleep(seconds)
-    after = {pid: _cpu_s(pid) for pid in (*pids, service)}
-    wall_s = time.monotonic() - begun_s
-    if pids != ffmpegs():
-        raise RuntimeError("an ffmpeg ended inside the window: the figures would mean nothing")
-    used = {pid: (after[pid] - before[pid]) / wall_s * 1000 for pid in after}
-    return Cost(service=used[service], ffmpeg=sum(used[pid] for pid in pids))
 
 
 def _cpu_s(pid: int) -> float:

@@ -1,6 +1,6 @@
 """A live source for measurements: one encoded stream over HTTP-FLV to any number of viewers, in a process of its own.
 
-    python -m bench.source FOLDER        prints its port, ends with its standard input
+    python -m bench.source FOLDER [SECONDS]        prints its port, ends with its standard input
 
 May import `media.flv`. Rule: encoded once and kept in FOLDER; every viewer gets it from the beginning, paced by the packets' own
 times.
@@ -24,17 +24,17 @@ KBITS = 1500
 LENGTH_S = 120
 
 
-def encoded(folder: Path) -> list[flv.Tag]:
+def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
     """640×360 at 25 frames and 1.5 Mbit/s with 64 kbit/s of sound, as a phone sends it; made when it is not there yet."""
-    path = folder / f"source-{KBITS}-{LENGTH_S}.flv"
+    path = folder / f"source-{KBITS}-{length_s}.flv"
     if not path.exists():
         part = path.with_suffix(".part")
         noise = "noise=alls=40:allf=t"  # without it a test picture does not fill the bit rate
-        picture = f"testsrc=size=640x360:rate=25:duration={LENGTH_S},{noise},format=yuv420p"
+        picture = f"testsrc=size=640x360:rate=25:duration={length_s},{noise},format=yuv420p"
         rate = ["-b:v", f"{KBITS}k", "-minrate", f"{KBITS}k", "-maxrate", f"{KBITS}k", "-bufsize", f"{KBITS}k"]
         subprocess.run(
             [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "lavfi", "-i", picture, "-f", "lavfi",
-             "-i", f"sine=frequency=440:duration={LENGTH_S}", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-bf", "0",
+             "-i", f"sine=frequency=440:duration={length_s}", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-bf", "0",
              *rate, "-c:a", "aac", "-b:a", "64k", "-f", "flv", str(part)],
             check=True,
         )  # fmt: skip
@@ -76,4 +76,4 @@ async def serve(tags: list[flv.Tag]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(encoded(Path(sys.argv[1]))))
+    asyncio.run(serve(encoded(Path(sys.argv[1]), *map(int, sys.argv[2:]))))

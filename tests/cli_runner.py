@@ -21,6 +21,7 @@ from typer import testing
 import service  # noqa: F401 - it adds its commands to `cli.app`
 from cli import commands
 from config import logs
+from tests import waiting
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = "import service; service.main()"
@@ -52,7 +53,7 @@ async def process(environment: Mapping[str, str], *words: str) -> Answer:
         sys.executable, "-c", PROGRAM, *words,
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(LIMIT_S):
+    async with waiting.at_most(LIMIT_S):
         out, err = await started.communicate()
     return Answer(code=started.returncode or 0, out=out.decode(), err=err.decode())
 

@@ -92,7 +92,7 @@ class Container:
     async def ended(self, limit_s: float) -> int:
         """Wait for its end; returns the exit code."""
         assert self._process is not None
-        async with asyncio.timeout(limit_s):
+        async with waiting.at_most(limit_s):
             return await self._process.wait()
 
     async def stop(self, limit_s: float) -> int:

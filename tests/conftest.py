@@ -67,7 +67,7 @@ def scale_time_limits(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("timeout")
         limit_s = float(marker.args[0]) if marker else usual_s
-        item.add_marker(pytest.mark.timeout(limit_s * machine_probe.slowness() * machine_probe.HANG), append=False)
+        item.add_marker(pytest.mark.timeout(limit_s * machine_probe.pace() * machine_probe.HANG), append=False)
 
 
 @pytest.fixture

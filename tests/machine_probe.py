@@ -42,9 +42,15 @@ class Machine:
     @property
     def processes(self) -> int:
         """How many tests run in parallel: 4 on the reference, 2 at a slowness of 3 to 4. Tests mostly wait for streams in real
-        time, so twice the slowness does not halve the number."""
-        wanted = self.cores * TESTS_PER_CORE / (self.slowness * min(self.contention, MOST_LOAD)) ** 0.5
+        time, so twice the slowness does not halve the number. Other work counts more: it may grow while the tests run."""
+        wanted = self.cores * TESTS_PER_CORE / self.slowness**0.5 / min(self.contention, MOST_LOAD) ** 0.75
         return max(1, min(MOST_PROCESSES, round(wanted)))
+
+    @property
+    def pace(self) -> float:
+        """How many times longer than on the reference the service's own times have to be in a test: a lease that is renewed in
+        time there is lost here. The same for the whole run."""
+        return self.slowness * min(self.contention, 2.0)
 
     def __str__(self) -> str:
         """One line for the head of a run."""
@@ -63,9 +69,9 @@ def machine() -> Machine:
     return Machine(slowness=float(slowness), contention=float(contention), cores=int(cores))
 
 
-def slowness() -> float:
-    """How many times more CPU time work takes than on the reference; at least 1."""
-    return machine().slowness
+def pace() -> float:
+    """The factor for settings (leases, linger) and for the times that a test lets pass between them."""
+    return machine().pace
 
 
 def patience() -> float:

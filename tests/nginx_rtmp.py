@@ -232,7 +232,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         process.send_signal(signal.SIGCONT)
         process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), 3)
+        await asyncio.wait_for(process.wait(), waiting.limit_s(3))
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -163,7 +163,7 @@ class Desk:
         await self._say(f". {shlex.quote(str(script))} </dev/null\nprintf '%s' '{MARK}'\n")
         assert self._shell.stdout is not None
         try:
-            async with asyncio.timeout(TYPING_LIMIT_S):
+            async with waiting.at_most(TYPING_LIMIT_S):
                 printed = await self._shell.stdout.readuntil(MARK.encode())
         except asyncio.IncompleteReadError as error:
             code = await self._shell.wait()
@@ -182,7 +182,7 @@ class Desk:
         for printed, process in reversed(self.terminals.items()):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            codes[printed.name] = await asyncio.wait_for(process.wait(), 30)
+            codes[printed.name] = await asyncio.wait_for(process.wait(), waiting.limit_s(30))
         return codes
 
     async def _spawn(self, *words: str, out: object) -> asyncio.subprocess.Process:

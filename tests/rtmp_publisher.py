@@ -14,6 +14,7 @@ import os
 import struct
 
 from simulator import flv, live, speakers
+from tests import waiting
 
 _CHUNK_BYTES = 65_536
 _CONTROL, _COMMANDS, _MEDIA = 2, 3, 4
@@ -39,7 +40,7 @@ class Publisher:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writer = writer
         writer.write(b"\x03" + bytes(8) + os.urandom(1528))
-        answer = await asyncio.wait_for(reader.readexactly(1 + 2 * 1536), _ANSWER_S)
+        answer = await asyncio.wait_for(reader.readexactly(1 + 2 * 1536), waiting.limit_s(_ANSWER_S))
         writer.write(answer[1:1537])
         self._message(_CONTROL, _SET_CHUNK_SIZE, 0, struct.pack(">I", _CHUNK_BYTES), stream=0)
         server = f"rtmp://127.0.0.1:{self._port}/{self._app}"
@@ -76,7 +77,7 @@ class Publisher:
     async def _ask(self, reader: asyncio.StreamReader, body: bytes, answer: bytes, *, stream: int = 0) -> None:
         self._message(_COMMANDS, _COMMAND, 0, body, stream=stream)
         self._heard = b""
-        async with asyncio.timeout(_ANSWER_S):
+        async with waiting.at_most(_ANSWER_S):
             while answer not in self._heard:
                 more = await reader.read(_CHUNK_BYTES)
                 if not more:

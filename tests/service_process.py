@@ -68,7 +68,7 @@ class ServiceProcess:
             return 0
         if self._process.returncode is None:
             self._process.terminate()
-        async with asyncio.timeout(20):
+        async with waiting.at_most(20):
             return await self._process.wait()
 
     async def get(self, path: str) -> Any:

@@ -9,15 +9,20 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.machine_probe import pace as pace
 from tests.machine_probe import patience as patience
-from tests.machine_probe import slowness as slowness
 
 T = TypeVar("T")
 
 
+def limit_s(seconds: float) -> float:
+    """A time limit for this machine as it is now: `seconds` on the idle reference, more on a slow or busy machine."""
+    return seconds * patience()
+
+
 def at_most(seconds: float) -> asyncio.Timeout:
-    """`asyncio.timeout` of so many seconds on the idle reference machine; on a slow or busy one it is longer."""
-    return asyncio.timeout(seconds * patience())
+    """`asyncio.timeout` of `limit_s`."""
+    return asyncio.timeout(limit_s(seconds))
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "", every_s: float = 0.02) -> T:
@@ -29,8 +34,8 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10
         value = await answer if inspect.isawaitable(answer) else answer
         if value:
             return value
-        if time.monotonic() > began + timeout_s * patience():
-            raise AssertionError(f"not within {timeout_s * patience():.1f} s: {what or condition}")
+        if time.monotonic() > began + limit_s(timeout_s):
+            raise AssertionError(f"not within {limit_s(timeout_s):.1f} s: {what or condition}")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.Event().wait(), timeout=every_s)
 

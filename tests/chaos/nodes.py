@@ -89,7 +89,7 @@ class Node:
     async def is_ready(self) -> bool:
         """Whether it says that it is."""
         try:
-            async with asyncio.timeout(3), aiohttp.ClientSession() as http, http.get(f"{self.url}/readyz") as answer:
+            async with waiting.at_most(3), aiohttp.ClientSession() as http, http.get(f"{self.url}/readyz") as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
@@ -110,7 +110,7 @@ class Node:
         process.send_signal(signal.SIGCONT)
         process.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_LIMIT_S):
+            async with waiting.at_most(STOP_LIMIT_S):
                 return await process.wait()
         except TimeoutError:
             process.send_signal(signal.SIGKILL)

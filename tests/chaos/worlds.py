@@ -31,7 +31,7 @@ REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 ACCOUNT = signature.Account(secret_id="AKIDexample", secret_key="secret-key-example")
 CALLBACK_KEY = "callback-key"
 SPEAKERS = ("alice", "bob")
-LEASE_S, LINGER_S = 3.0, 2.0
+LEASE_S, LINGER_S = 3.0 * waiting.pace(), 2.0 * waiting.pace()
 FROZEN_S = LEASE_S + 2.0
 LIVE_S, AFTER_S = 3.5, 2.0
 AT_LEAST_S = 40.0
@@ -43,8 +43,8 @@ STRAY_LIMIT_S = FROZEN_S + 5.0
 # Generous: how long it takes is reported, and a machine that other work keeps busy is no fault.
 END_LIMIT_S, END_LIMIT_PER_STRIKE_S = 120.0, 30.0
 SETTINGS = {
-    "LEASE": f"{LEASE_S:g}s",
-    "LINGER": f"{LINGER_S:g}s",
+    "LEASE": f"{LEASE_S:.1f}s",
+    "LINGER": f"{LINGER_S:.1f}s",
     "JOIN_TIMEOUT": "60s",
     "NODE_RETURN": "40s",
     "DRAIN": "3s",
@@ -276,7 +276,7 @@ class Run:
             nonlocal said
             try:
                 url = f"{self.api.url}{path}"
-                async with asyncio.timeout(15), aiohttp.ClientSession() as http, http.request(method, url, json=body) as answer:
+                async with waiting.at_most(15), aiohttp.ClientSession() as http, http.request(method, url, json=body) as answer:
                     said = await answer.json()
                     return answer.status < 300
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

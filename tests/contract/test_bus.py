@@ -231,7 +231,7 @@ async def test_unsent_is_handed_out_after_a_restart(workshop: buses.Workshop, st
     first = workshop.make(stuck, hands.on_command)
     await store.send("event", stop("e1"))
     await first.start()
-    async with asyncio.timeout(10):
+    async with waiting.at_most(10):
         await entered.wait()
     await first.stop()
     second = workshop.make(hands.on_event, hands.on_command)

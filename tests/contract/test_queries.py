@@ -12,7 +12,7 @@ from events import codec, requests
 from machine import delivery, errors, model, states
 from store import inspection, queries
 from store import store as stores
-from tests import engines
+from tests import engines, waiting
 
 IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
 
@@ -184,7 +184,7 @@ async def test_reading_on_while_others_write(store: stores.Store, views: queries
     writing = asyncio.gather(*(store.send("result", said(number)) for number in numbers))
     seen: list[str] = []
     cursor = ""
-    async with asyncio.timeout(20):
+    async with waiting.at_most(20):
         while len(seen) < len(numbers):
             found, cursor = await views.results_after(cursor, limit=7)
             seen += [r.id for r in found]

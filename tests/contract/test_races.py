@@ -19,7 +19,7 @@ from events import codec, requests
 from handlers import dispatch, unit_of_work
 from machine import errors, model, states
 from tests import decider_harness as desks
-from tests import engines
+from tests import engines, waiting
 
 SPEAKERS = ("al", "bo")
 RACES = {"postgresql": 500, "sqlite": 50}
@@ -80,7 +80,7 @@ def uploading(number: int) -> tuple[model.Session, list[model.Recording]]:
 
 async def persisted(say: Callable[[], Awaitable[Any]]) -> Any:
     """Say it until it is decided: as a bus does with what failed for now."""
-    async with asyncio.timeout(30):
+    async with waiting.at_most(30):
         while True:
             try:
                 return await say()

@@ -33,7 +33,7 @@ async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worke
     await command_handlers.do(node.worker, await _start_capture(node))
     if known:
         await waiting.until(lambda: node.steps.captures)
-    async with asyncio.timeout(10):
+    async with waiting.at_most(10):
         await node.worker.drain()
     (said,) = [codec.decode(m.body, now_ms=0) for m in await node.store.unsent() if m.type == "ffmpeg-exit"]
     assert said.data["Reason"] == "node-stopping"
@@ -94,7 +94,7 @@ async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
     leaving: Any = relay.Relay(store, _Link(), presence=database_probe.Presence(store))  # type: ignore[arg-type]
     await store.send("event", examples.event("e1"))
     leaving.loop.start()
-    async with asyncio.timeout(10):
+    async with waiting.at_most(10):
         await published.wait()
     await leaving.stop()
     await leaving.stop()
@@ -127,7 +127,7 @@ async def test_many_leases_are_voided_beside_each_other(
         return await scan(job, *more)
 
     monkeypatch.setattr(node.steps, "scan", slow)
-    async with asyncio.timeout(10):
+    async with waiting.at_most(10):
         await node.worker.start()
     await waiting.until(lambda: sorted(asked) == ["al", "bo", "cy"])
     assert [m.type for m in await store.unsent()].count("worker-lost") == 3

@@ -273,7 +273,7 @@ async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pyte
         raise OSError("the database is restarting")
 
     monkeypatch.setattr(node.store, "renew_lease", unanswered)
-    async with asyncio.timeout(5):
+    async with waiting.at_most(5):
         await asked.wait()
     assert not capture.killed
     assert node.worker.progress() == {(await node.recording()).id: 0}

@@ -13,9 +13,10 @@ from typing import Any
 
 import asyncpg
 
-from tests import backends, engines, postgres, rabbit, service_process
+from tests import backends, engines, postgres, rabbit, service_process, waiting
 from tests.e2e.conftest import World
 
+LEASE_S = 6.0 * waiting.pace()
 # A server dies with the thread that started it, so a restart beside a running loop needs a thread that stays to the end.
 _KEEPER = futures.ThreadPoolExecutor(1)
 
@@ -40,7 +41,7 @@ class Cluster:
             "AMQP_PREFIX": self.prefix,
             "CLUSTER_TOKEN": backends.CLUSTER_TOKEN,
             "SECRET_KEYS": engines.SECRET_KEYS,
-            "LEASE": "6s",
+            "LEASE": f"{LEASE_S:.1f}s",
         }
         if shared:
             self._settings |= {"CFS_PATH": str(world.folder / "cfs"), "SPOOL_SHARED": "true"}

@@ -14,8 +14,9 @@ from simulator import rooms, speakers
 from tests import content, waiting
 from tests.e2e.conftest import APP, World
 
-SHORT = {"LINGER": "3s", "IDLE_TIMEOUT": "4s"}
-"""The figures that these tests are about, brought down."""
+IDLE_S = 4 * waiting.pace()
+SHORT = {"LINGER": f"{3 * waiting.pace():.1f}s", "IDLE_TIMEOUT": f"{IDLE_S:.1f}s"}
+"""The figures that these tests are about, brought down as far as this machine keeps them."""
 # How long a beep is in the simulator's content.
 BEEP_S = 0.1
 

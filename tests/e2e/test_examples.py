@@ -80,7 +80,7 @@ class Program:
 
     async def ended(self) -> int:
         """Wait for its end; returns the exit code."""
-        async with asyncio.timeout(40):
+        async with waiting.at_most(40):
             code = await self._process.wait()
             await asyncio.gather(*self._reading)
             return code
@@ -164,7 +164,7 @@ async def installed(folder: Path) -> Path:
         "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", str(folder / "cache"),
         cwd=folder, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    async with asyncio.timeout(60):
+    async with waiting.at_most(60):
         said, _ = await process.communicate()
     if process.returncode and re.search(rb"ENOTFOUND|ECONN|ETIMEDOUT|EAI_AGAIN|network|E40[13]", said):
         pytest.skip(f"npm ci could not fetch amqplib: {said.decode(errors='replace')[-300:]}")

@@ -21,7 +21,7 @@ async def recorder(world: World, *words: str) -> tuple[int, Any]:
     program = (sys.executable, "-c", "import service; service.main()", *words, "--json")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*program, cwd=service_process.ROOT, env=environ, stdout=pipe, stderr=pipe)
-    stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
+    stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(60))
     assert stderr == b""
     return process.returncode or 0, json.loads(stdout)
 
@@ -33,7 +33,7 @@ async def test_who_waits_is_told_at_once_and_holds_up_no_stop(world: World) -> N
     await live_for(0.3)
     before = time.monotonic()
     started = await service.post("/sessions", world.request(7001))
-    answer = await asyncio.wait_for(waits, 20)
+    answer = await asyncio.wait_for(waits, waiting.limit_s(20))
     assert [r["Subject"] for r in answer["Results"]] == [started["TaskId"]]
     assert time.monotonic() - before < 3 * waiting.patience()
     waits = asyncio.create_task(service.get(f"/results?after={answer['Next']}&wait=30"))
@@ -41,7 +41,7 @@ async def test_who_waits_is_told_at_once_and_holds_up_no_stop(world: World) -> N
     before = time.monotonic()
     assert await service.stop() == 0
     assert time.monotonic() - before < 5 * waiting.patience()
-    assert (await asyncio.wait_for(waits, 20))["Results"] == []
+    assert (await asyncio.wait_for(waits, waiting.limit_s(20)))["Results"] == []
 
 
 async def test_doctor_beside_the_running_service(world: World) -> None:

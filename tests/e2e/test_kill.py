@@ -85,7 +85,7 @@ async def test_kill(world: World, tmp_path: Path) -> None:
     """Killed in every working state at once and started again: all recordings end Done, one result each, delivered, and no ffmpeg
     is left behind."""
     await scenes.encode(world)
-    await world.serve(FFMPEG_BINARY=holding_transcoder(tmp_path), LEASE="6s")
+    await world.serve(FFMPEG_BINARY=holding_transcoder(tmp_path), LEASE=f"{6 * waiting.pace():.1f}s")
     by_state: dict[str, Scene] = {state: Scene(world, 5000 + n) for n, state in enumerate(STATES)}
     for scene in by_state.values():
         await scene.start()

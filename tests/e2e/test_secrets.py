@@ -28,7 +28,7 @@ from tests.e2e.conftest import APP, BUCKET, REGION, World, live_for
 ROOT = Path(__file__).parents[2]
 MINTED, SIGNED = 1400000002, 1400000003
 """Applications whose UserSigs the service mints, and whose UserSigs TRTC verifies."""
-QUICK = {"LINGER": "2s", "IDLE_TIMEOUT": "3s", "LEASE": "5s"}
+QUICK = {name: f"{seconds * waiting.pace():.1f}s" for name, seconds in (("LINGER", 2), ("IDLE_TIMEOUT", 3), ("LEASE", 5))}
 
 
 class Garden:

@@ -96,7 +96,7 @@ class Desk:
                 stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(shell.wait(), TYPING_LIMIT_S)
+            await asyncio.wait_for(shell.wait(), waiting.limit_s(TYPING_LIMIT_S))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
         text = printed.read_text(errors="replace")
@@ -118,7 +118,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     yield made
     if simulator.returncode is None:
         simulator.terminate()
-    await asyncio.wait_for(simulator.wait(), 20)
+    await asyncio.wait_for(simulator.wait(), waiting.limit_s(20))
     assert simulator.returncode == 0, (tmp_path / "simulator.log").read_text()[-3000:]
 
 

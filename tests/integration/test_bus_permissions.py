@@ -248,13 +248,13 @@ async def test_the_examples_need_no_more(users: Users) -> None:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         telling = asyncio.create_task(program.communicate(b'{"a": 1}'))
-        async with asyncio.timeout(30):
+        async with waiting.at_most(30):
             message = await asked
         assert (message.routing_key, message.body) == ("event.start", b'{"a": 1}')
         body = json.dumps({"data": {"TaskId": "one"}}).encode()
         answer = aio_pika.Message(body, correlation_id=message.message_id)
         await (await channel.get_exchange(users.prefix)).publish(answer, "result.session-accepted")
-        async with asyncio.timeout(30):
+        async with waiting.at_most(30):
             said, faults = await telling
     assert (program.returncode, json.loads(said), faults) == (0, {"TaskId": "one"}, b"")
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from machine import errors
-from tests import engines
+from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
@@ -45,7 +45,7 @@ async def run(service: Service, *words: str, **environ: str) -> Result:
     pipe = asyncio.subprocess.PIPE
     program = (sys.executable, "-c", "from ops import cli; cli.app(prog_name='recorder')")
     process = await asyncio.create_subprocess_exec(*program, *words, stdout=pipe, stderr=pipe, env=whole)
-    stdout, stderr = await asyncio.wait_for(process.communicate(), timeout=30)
+    stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(30))
     return Result(exit_code=process.returncode or 0, stdout=stdout.decode(), stderr=stderr.decode())
 
 

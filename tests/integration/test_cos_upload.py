@@ -623,7 +623,7 @@ async def test_stop_ends_what_is_queued(server: Cos, file: Path) -> None:
     second = asyncio.create_task(upload(one, file, server))
     stopping = asyncio.create_task(one.stop())
     with pytest.raises(errors.UploadFailed) as caught:
-        await asyncio.wait_for(second, 5)
+        await asyncio.wait_for(second, waiting.limit_s(5))
     assert caught.value.retry
     held.set()
     with pytest.raises(errors.UploadFailed):

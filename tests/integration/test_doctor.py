@@ -27,7 +27,7 @@ from machine import errors
 from media import ffmpeg_command, spool
 from store import inspection
 from tencent import pull_url
-from tests import engines
+from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
@@ -380,7 +380,7 @@ async def run(world: World, *words: str) -> tuple[int, str]:
     program = (sys.executable, "-c", "import service; service.main()", "doctor", *words)
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*program, stdout=pipe, stderr=pipe, env=environ)
-    stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
+    stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(60))
     assert stderr == b""
     return process.returncode or 0, stdout.decode()
 

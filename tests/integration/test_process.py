@@ -16,6 +16,7 @@ def _child(script: str, **options: object) -> ffmpeg_process.Child:
     return ffmpeg_process.Child(["/bin/bash", "-c", script], redact=lambda text: text.replace("SECRET", "<hidden>"), **options)  # type: ignore[arg-type] # options differ per test
 
 
+@pytest.mark.alone
 async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> None:
     """`q` ends what listens, SIGTERM what does not, SIGKILL what ignores both; each after its limit and no later."""
     polite, plain, deaf = (
@@ -23,19 +24,19 @@ async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> Non
         _child("exec sleep 60"),
         _child("trap '' TERM INT; while :; do read -t 9; done"),
     )
-    took, codes = [], []
+    took, codes, limit_s = [], [], 0.8 * waiting.pace()
     for child in (polite, plain, deaf):
         await child.start()
         began = time.monotonic()
-        await child.stop(ask_s=0.8, term_s=0.8)
+        await child.stop(ask_s=limit_s, term_s=limit_s)
         took.append(time.monotonic() - began)
         codes.append(await child.wait())
     assert codes[0] == 7
     assert codes[1] in (-15, -2)
     assert codes[2] == -9
-    assert took[0] < 0.8
-    assert 0.8 <= took[1] < 1.6
-    assert 1.6 <= took[2] < 1.6 + 0.8 * waiting.patience()
+    assert took[0] < limit_s
+    assert limit_s <= took[1] < 2 * limit_s
+    assert 2 * limit_s <= took[2] < 2 * limit_s + 0.8 * waiting.patience()
 
 
 async def test_what_it_says_is_redacted_bounded_and_always_read() -> None:
@@ -44,7 +45,7 @@ async def test_what_it_says_is_redacted_bounded_and_always_read() -> None:
     script = "for i in $(seq 20000); do echo line $i SECRET >&2; done; head -c 3000000 /dev/zero | tr '\\0' x >&2; echo; exit 0"
     child = _child(script, on_error_line=seen.append)
     await child.start()
-    assert await asyncio.wait_for(child.wait(), 20) == 0
+    assert await asyncio.wait_for(child.wait(), waiting.limit_s(20)) == 0
     assert len(seen) == 20_001
     assert not [line for line in seen if "SECRET" in line]
     assert len(child.last_lines) <= 100
@@ -60,7 +61,7 @@ async def test_a_failing_listener_ends_the_child_and_is_heard() -> None:
     child = _child("echo hello >&2; exec sleep 60", on_error_line=fail)
     await child.start()
     with pytest.raises(ValueError, match="listener"):
-        await asyncio.wait_for(child.wait(), 5)
+        await asyncio.wait_for(child.wait(), waiting.limit_s(5))
 
 
 async def test_stopping_and_killing_what_has_ended_is_harmless() -> None:

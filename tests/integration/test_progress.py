@@ -98,7 +98,7 @@ async def test_watch_goes_on_until_it_is_finished(service: Service, as_json: boo
     failed = {"Reason": "no-media", "Detail": "Nothing to join.", "Retry": False}
     await service.say("ffmpeg-exit", **named, Epoch=epoch + 1, Job="transcode", **failed)
     await read("Finished")
-    assert await asyncio.wait_for(process.wait(), 15) == 0
+    assert await asyncio.wait_for(process.wait(), waiting.limit_s(15)) == 0
     if as_json:
         assert all(json.loads(line)["TaskId"] == task_id for line in lines)
     else:

@@ -59,7 +59,7 @@ async def test_a_delivery_held_for_too_long_costs_a_channel_and_no_message(store
         first = bus.link.present
         assert first is not None
         await buses.say(prefix, "event.stop", BARE, message_id="held")
-        async with asyncio.timeout(20):
+        async with waiting.at_most(20):
             assert "PRECONDITION_FAILED" in await asyncio.shield(first.over)
         await waiting.until(lambda: begun.count("held") == 2, timeout_s=20, what="the same message again")
         await buses.say(prefix, "event.stop", BARE, message_id="beside")
@@ -85,7 +85,7 @@ async def test_a_silent_broker_is_noticed_by_its_heartbeats_alone(
     old = bus.link.present
     assert old is not None
     cable.blackhole()
-    async with asyncio.timeout(10):
+    async with waiting.at_most(10):
         await asyncio.shield(old.over)
     ids = {f"e{number}" for number in range(20)}
     async with store.transaction() as tx:

@@ -191,7 +191,7 @@ async def test_publishing_is_bounded_while_the_broker_hangs(
     rabbit.shared().freeze()
     try:
         with pytest.raises(errors.Unavailable):
-            async with asyncio.timeout(5):
+            async with waiting.at_most(5):
                 await publisher.publish(bus.link, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.5)
         await store.send("event", stop("patient"))
     finally:
@@ -210,7 +210,7 @@ async def test_publishing_is_bounded_while_there_is_no_connection(
     try:
         assert nowhere.link.present is None
         with pytest.raises(errors.Unavailable):
-            async with asyncio.timeout(5):
+            async with waiting.at_most(5):
                 await publisher.publish(nowhere.link, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.2)
     finally:
         await nowhere.stop()
@@ -294,13 +294,13 @@ async def test_a_channel_that_closes_does_not_cancel_its_handlers(store: stores.
     bus = buses.node(store, clock, prefix, on_event=slow, on_command=slow)
     async with running(bus):
         await store.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
-        async with asyncio.timeout(10):
+        async with waiting.at_most(10):
             await begun.wait()
         begun.clear()
         old = bus.link.present
         assert old is not None
         old.end("broken by the test")
-        async with asyncio.timeout(20):
+        async with waiting.at_most(20):
             await begun.wait()
         go.set()
         await waiting.until(lambda: ended == ["c1", "c1"], what="both handlers to end")

@@ -112,7 +112,7 @@ async def test_the_wait_ends_with_a_result(service: Service, announced: bool) ->
     task_id = await started(service)
     if announced:
         await waiting.until(lambda: announced_until(service, asked.done), what="the answer")
-    found, _ = await asyncio.wait_for(asked, 10)
+    found, _ = await asyncio.wait_for(asked, waiting.limit_s(10))
     assert found == ["session-accepted"]
     assert time.monotonic() - before < 5 * waiting.patience()
     assert task_id
@@ -132,7 +132,7 @@ async def test_the_wait_ends_when_the_service_does(service: Service) -> None:
     asked = asyncio.create_task(types(service, "?wait=30"))
     await waiting.until(lambda: len(service.listeners) == 1, what="somebody to listen")
     service.draining = True
-    assert (await asyncio.wait_for(asked, 3))[0] == []
+    assert (await asyncio.wait_for(asked, waiting.limit_s(3)))[0] == []
 
 
 async def test_many_wait_and_all_are_told(service: Service) -> None:
@@ -154,16 +154,16 @@ async def following(service: Service, *words: str) -> AsyncIterator[asyncio.Stre
         yield process.stdout
     finally:
         process.send_signal(2)
-        assert await asyncio.wait_for(process.wait(), 10) == 130
+        assert await asyncio.wait_for(process.wait(), waiting.limit_s(10)) == 130
 
 
 async def test_the_command_follows(service: Service) -> None:
     """What there is and what comes, a JSON object on each line at once; Ctrl-C ends it with 130."""
     first = await started(service)
     async with following(service, "--json", "--type", "session-accepted") as output:
-        assert json.loads(await asyncio.wait_for(output.readline(), 15))["Subject"] == first
+        assert json.loads(await asyncio.wait_for(output.readline(), waiting.limit_s(15)))["Subject"] == first
         second = await started(service, RoomId=2)
-        assert json.loads(await asyncio.wait_for(output.readline(), 15))["Subject"] == second
+        assert json.loads(await asyncio.wait_for(output.readline(), waiting.limit_s(15)))["Subject"] == second
 
 
 async def test_the_command_prints_what_there_is(service: Service) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from store import engine as opening
 from store import schema
-from tests import engines, postgres
+from tests import engines, postgres, waiting
 
 ROOT = Path(__file__).parents[2]
 OLDER, NEWER = schema.REVISIONS[-2], "9999"
@@ -77,7 +77,7 @@ async def run(command: str, database: engines.Database, folder: Path) -> tuple[i
                     process.send_signal(signal.SIGTERM)
             return process.wait(60), "".join(said)
 
-    return await asyncio.wait_for(asyncio.to_thread(wait), 90)
+    return await asyncio.wait_for(asyncio.to_thread(wait), waiting.limit_s(90))
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])

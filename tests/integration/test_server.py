@@ -82,7 +82,7 @@ async def test_a_request_that_does_not_come_is_not_waited_for(begun: bytes, monk
     server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
     await server.start()
     reader, writer = await sent(server.port, begun)
-    async with asyncio.timeout(20):
+    async with waiting.at_most(20):
         if begun.startswith(WHOLE):
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             assert (await reader.read()).endswith(b'{"Hello":true}')

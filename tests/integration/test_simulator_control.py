@@ -86,7 +86,7 @@ async def test_roles_and_screens(call: Caller) -> None:
         async with http.get(address) as answer:
             await answer.content.readany()
             shown = await call("PATCH", alice, {"Role": 21})
-            async with asyncio.timeout(5):
+            async with waiting.at_most(5):
                 await answer.content.read()
         async with http.get(address) as answer:
             assert answer.status == 404

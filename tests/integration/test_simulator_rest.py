@@ -97,7 +97,7 @@ async def test_the_recording_user_is_removed(simulator: server.Simulator, client
     async with aiohttp.ClientSession() as http, http.get(address) as answer:
         await answer.content.readany()
         await call(client(), "RemoveUser", SdkAppId=APP, RoomId=1, UserIds=["recorder"])
-        async with asyncio.timeout(5):
+        async with waiting.at_most(5):
             await answer.content.read()
     assert alice.publishing
     await waiting.until(lambda: (104, "recorder", 3) in told(simulator), what="the callback")

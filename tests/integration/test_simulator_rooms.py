@@ -372,9 +372,8 @@ async def test_pulls_as_users(tmp_path: Path, loops: Path, http: aiohttp.ClientS
     room = simulator.create_room(APP, 1)
     await room.join("alice")
     await room.join("bob")
-    async with http.get(address(simulator, 1, "alice")) as first, http.get(address(simulator, 1, "bob")):
-        async with asyncio.timeout(5):
-            await first.content.read()
+    async with http.get(address(simulator, 1, "alice")) as first, http.get(address(simulator, 1, "bob")), waiting.at_most(5):
+        await first.content.read()
     types = [101, 103, 203, 201, 103, 203, 201, 103, 103, 104, 104]
     await waiting.until(lambda: sorted(m["EventType"] for m in told(simulator)) == sorted(types))
     assert told(simulator)[7]["EventInfo"] | {"Role": 21, "UserId": "recorder"} == told(simulator)[7]["EventInfo"]
@@ -468,7 +467,7 @@ async def test_start_and_stop(tmp_path: Path, loops: Path, http: aiohttp.ClientS
     async with http.get(address(simulator, 1, "alice")) as answer:
         await answer.content.readany()
         await simulator.stop()
-        async with asyncio.timeout(5):
+        async with waiting.at_most(5):
             await answer.content.read()
     await simulator.stop()
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("simulator")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from store import engine as opening
 from store import store as stores
-from tests import engines, examples
+from tests import engines, examples, waiting
 
 IDLE_MS = 400
 
@@ -38,7 +37,7 @@ async def test_locks_of_a_transaction_that_stands_still_are_released(two_nodes: 
             session = await tx.session(examples.TASK)
             assert session is not None
             if meanwhile is not None:
-                async with asyncio.timeout(10):
+                async with waiting.at_most(10):
                     await meanwhile()
             await tx.save_session(session, dataclasses.replace(session, end_reason=end_reason))
 

@@ -215,7 +215,7 @@ async def test_a_live_room_with_a_late_camera_is_recorded_whole(tmp_path: Path) 
         spec = capture.CaptureSpec(address=live.address(name), path=tmp_path / f"{name}.flv", mode="02")
         running = capture.Capture(spec, ffmpeg=FFMPEG)
         await running.start()
-        ended.append(await asyncio.wait_for(running.wait(), 20))
+        ended.append(await asyncio.wait_for(running.wait(), waiting.limit_s(20)))
     await live.stop()
     assert [exit_.reason for exit_ in ended] == [capture.NEW_TRACK, capture.EOF]
     segments = [

@@ -20,7 +20,7 @@ import pytest
 
 from machine import errors
 from media import capture, ffmpeg_command, flv, resource_limits, segment_scan
-from tests import certificates, flv_source
+from tests import certificates, flv_source, waiting
 from tests.flv_source import FFMPEG
 
 MARK = b"MARK-OF-A-FILE-THAT-IS-NOBODYS-BUSINESS"
@@ -187,7 +187,7 @@ async def run(address: str, folder: Path, name: str) -> capture.CaptureExit:
     spec = capture.CaptureSpec(address=address, path=folder / f"{name}.flv", mode="02", stall_after_s=3, first_media_s=4)
     running = capture.Capture(spec, ffmpeg=FFMPEG)
     await running.start()
-    return await asyncio.wait_for(running.wait(), 60)
+    return await asyncio.wait_for(running.wait(), waiting.limit_s(60))
 
 
 def listing(folder: Path) -> dict[str, int]:

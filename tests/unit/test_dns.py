@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from machine import errors
+from tests import waiting
 from webhook import dns
 from webhook import sender as sender_module
 
@@ -52,10 +53,11 @@ async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
         return caught.value.reason
 
     sent = asyncio.gather(*(send(number) for number in range(4 * dns.THREADS)))
-    reasons = await asyncio.wait_for(sent, 10)
+    reasons = await asyncio.wait_for(sent, waiting.limit_s(10))
     assert set(reasons) == {"timeout"}
     assert len(slow.asked) == dns.THREADS
-    beside = await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(50))), 10)
+    async with waiting.at_most(10):
+        beside = await asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(50)))
     assert all(beside)
     slow.go.set()
     # The threads are free again, and whom nobody waits for is passed over.
@@ -88,5 +90,5 @@ async def test_a_service_may_end_while_a_name_is_looked_up(slow: Slow) -> None:
 
     await asyncio.to_thread(other)
     slow.go.set()
-    assert (await asyncio.wait_for(resolver.resolve("127.0.0.1"), 10))[0]["host"] == "127.0.0.1"
+    assert (await asyncio.wait_for(resolver.resolve("127.0.0.1"), waiting.limit_s(10)))[0]["host"] == "127.0.0.1"
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "resolving")

@@ -1,0 +1,49 @@
+"""Smoke runs of the benchmarks: each `bench/*.py` that is a command runs for a few seconds and prints its table with the load.
+
+Rule: no figure is judged. A new benchmark is listed here with its smallest arguments, or with the benchmark that runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import waiting
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = {
+    "capture": ["--streams=2 --rounds=1 --seconds=2 --settle=0.5 --length=30 --folder={folder}"],
+    "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "readability": ["--repetitions=1 --runs=1"],
+}
+RUN_BY = {"call_tracer": "readability", "source": "capture"}
+LIMIT_S = 60
+
+
+def commands() -> list[str]:
+    """The modules of `bench/` that can be run."""
+    return sorted(path.stem for path in (ROOT / "bench").glob("*.py") if '"__main__"' in path.read_text(encoding="utf-8"))
+
+
+def test_every_benchmark_has_a_smoke_run() -> None:
+    """A module of `bench/` that is a command is run by this file, itself or by another benchmark."""
+    assert commands() == sorted([*SMALLEST, *RUN_BY])
+    assert set(RUN_BY.values()) <= SMALLEST.keys()
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, runs in SMALLEST.items() for words in runs])
+async def test_a_benchmark_runs(name: str, words: str, tmp_path: Path) -> None:
+    """It ends with exit code 0 and prints a table, and below it how busy the machine was."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", f"bench.{name}", *words.format(folder=tmp_path).split(),
+        cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with waiting.at_most(LIMIT_S):
+        printed, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert re.search(r"^-{3,}  -{3,}", printed.decode(), re.MULTILINE), printed.decode()
+    assert re.search(r"other work on the machine took \d+% of them", printed.decode()), printed.decode()
