@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from events import codec
-from handlers import bus_replies, trtc_events, unit_of_work, user_requests, worker_events
+from handlers import bus_replies, timer_events, trtc_events, unit_of_work, user_requests, worker_events
 from machine import errors, inbox, model, ports
 
 log = structlog.get_logger()
@@ -25,16 +25,16 @@ EVENT_HANDLERS: dict[str, Handler] = {
     "user-unpublished": trtc_events.user_unpublished,
     "user-entered": trtc_events.user_entered,
     "user-left": trtc_events.user_left,
-    "user-removed": user_requests.user_removed,
-    "room-destroyed": user_requests.room_destroyed,
+    "user-removed": trtc_events.user_removed,
+    "room-destroyed": trtc_events.room_destroyed,
     "capture-started": worker_events.capture_started,
     "ffmpeg-exit": worker_events.ffmpeg_exit,
     "upload-finished": worker_events.upload_finished,
     "upload-failed": worker_events.upload_failed,
     "callback-finished": worker_events.callback_finished,
     "callback-failed": worker_events.callback_failed,
-    "deadline-passed": worker_events.deadline_passed,
-    "worker-lost": worker_events.worker_lost,
+    "deadline-passed": timer_events.deadline_passed,
+    "worker-lost": timer_events.worker_lost,
 }
 
 

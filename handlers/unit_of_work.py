@@ -50,7 +50,7 @@ class UnitOfWork:
         self.warnings = warnings
 
     # --- recordings -------------------------------------------------------------------------------------------------------
-    async def to_recording(
+    async def advance_recording(
         self, current: model.Session, value: model.Recording, trigger: str, data: Mapping[str, Any] | None = None
     ) -> recording.Decision:
         """Let `trigger` happen to a recording and write down what it decides."""
@@ -92,7 +92,7 @@ class UnitOfWork:
         return opened
 
     # --- sessions -----------------------------------------------------------------------------------------------------------
-    async def to_session(self, value: model.Session, trigger: str) -> session.Decision:
+    async def advance_session(self, value: model.Session, trigger: str) -> session.Decision:
         """Let `trigger` happen to a session and write down what it decides, to its recordings too."""
         recordings = await self.tx.recordings(value.task_id)
         live = [r for r in recordings if not r.final]
@@ -131,7 +131,7 @@ class UnitOfWork:
             return
         if current.state == states.CLOSING and any(not r.final for r in await self.tx.recordings(task_id)):
             return
-        await self.to_session(current, "all-final")
+        await self.advance_session(current, "all-final")
 
     async def arm_opening(self, value: model.Session) -> None:
         """The deadlines of a session that opens."""
@@ -140,7 +140,7 @@ class UnitOfWork:
                 await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
 
     # --- callbacks ----------------------------------------------------------------------------------------------------------
-    async def to_delivery(self, value: model.Delivery, trigger: str) -> delivery.Decision:
+    async def advance_delivery(self, value: model.Delivery, trigger: str) -> delivery.Decision:
         """Let `trigger` happen to the delivery of a result and write down what it decides."""
         policy, data = self.context.policy, self.event.data
         decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=policy, data=data)
@@ -209,7 +209,7 @@ class UnitOfWork:
     async def _stop_all(self, current: model.Session, recordings: list[model.Recording], reason: str) -> None:
         for value in recordings:
             if value.state in states.CAPTURING:
-                await self.to_recording(current, value, "stop", {"Detail": "", "Reason": reason})
+                await self.advance_recording(current, value, "stop", {"Detail": "", "Reason": reason})
         await self.settle(current.task_id)
 
     async def _finish(self, current: model.Session) -> None:
@@ -228,7 +228,7 @@ class UnitOfWork:
         await self.tx.send("result", event, current.task_id)
         for older in await self.tx.deliveries(current.task_id):
             if older.state == delivery.PENDING:
-                await self.to_delivery(older, "cancel")
+                await self.advance_delivery(older, "cancel")
         if current.request.callback:
             await self._call_back(current, text)
         if not self.needs_secrets(recordings):

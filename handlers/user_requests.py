@@ -7,16 +7,12 @@ is written.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from events import errors as event_errors
 from events import requests
-from handlers import bus_replies, unit_of_work
+from handlers import bus_replies, speakers, unit_of_work
 from machine import errors, model, recording, states
-
-OWN_PULL_MS = 5 * model.SECOND
-REMOVED_REASONS = (3, 4, 5)
 
 
 async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
@@ -55,7 +51,7 @@ async def stop(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     """Close a session by its TaskId or by the key of its start. Answers TaskId and State. Raises NotFound, InvalidParameter."""
     data = uow.event.data
     current = await _named(uow, data["TaskId"]) if "TaskId" in data else await _by_key(uow)
-    await uow.to_session(current, "stop")
+    await uow.advance_session(current, "stop")
     return {"TaskId": current.task_id, "State": (await _named(uow, current.task_id)).state}
 
 
@@ -75,53 +71,11 @@ async def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         return answer
     await tx.put_secrets(current.task_id, (await tx.secrets(current.task_id)).renewed_by(requests.secrets(data)))
     if rejoins:
-        current = (await uow.to_session(current, "reopen")).session
-    ended = [(await uow.to_recording(current, r, "replay")).recording.final and not r.final for r in chosen]
+        current = (await uow.advance_session(current, "reopen")).session
+    ended = [(await uow.advance_recording(current, r, "replay")).recording.final and not r.final for r in chosen]
     if any(ended):
         await uow.settle(current.task_id)
     return answer
-
-
-async def room_destroyed(uow: unit_of_work.UnitOfWork) -> None:
-    """The room is gone: close its sessions that are older than the event, and forget who was in it."""
-    data, tx = uow.event.data, uow.tx
-    room = await room_of(uow)
-    await tx.note_callback(data["SdkAppId"])
-    for current in await tx.sessions_in(room):
-        if data["EventMs"] < current.opened_ms:
-            note = "ignored: the event is older than the session's opening"
-            await tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
-            continue
-        await uow.to_session(current, "room-destroyed")
-    await tx.clear_room(room, data["EventMs"])
-
-
-async def user_removed(uow: unit_of_work.UnitOfWork) -> None:
-    """The recording user was removed: close its session."""
-    data, tx = uow.event.data, uow.tx
-    room = await room_of(uow)
-    for current in await tx.sessions_in(room):
-        if current.request.user_id == data["UserId"]:
-            await recording_user_left(uow, current)
-
-
-async def recording_user_left(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
-    """TRTC says that the recording user left. Reasons 3, 4 and 5 close the session, unless we opened another pull under the same
-    user in the 5 s before: in TRTC a second entry of a user evicts the first. All other reasons are our own comings and
-    goings."""
-    data, tx = uow.event.data, uow.tx
-    reason = data.get("Reason", 3 if uow.event.type == "user-removed" else 0)
-    note = ""
-    if reason not in REMOVED_REASONS:
-        note = f"noted: the recording user left with reason {reason}"
-    elif data["EventMs"] < current.opened_ms:
-        note = "ignored: the event is older than the session's opening"
-    elif 0 <= data["EventMs"] - await tx.last_pull_ms(current.task_id, data["EventMs"]) < OWN_PULL_MS:
-        note = f"noted: the recording user left with reason {reason} just after another pull of ours: mutual eviction"
-    if note:
-        await tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
-        return
-    await uow.to_session(current, "user-removed")
 
 
 async def _within_quota(uow: unit_of_work.UnitOfWork) -> None:
@@ -157,41 +111,9 @@ async def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session) -> N
     known = dict(await uow.tx.publishers(current.request.room))
     for speaker in sorted({*known, *current.request.subscribe}):
         wanted = set(known.get(speaker, ())) & set(states.WANTED_KINDS[current.request.mode])
-        if not takes(current.request, speaker) or (not wanted and speaker not in current.request.subscribe):
+        if not speakers.is_recorded(current.request, speaker) or (not wanted and speaker not in current.request.subscribe):
             continue
-        current = await open_for(uow, current, speaker, present=True if wanted else None)
-
-
-def takes(request: requests.StartRequest, speaker: str) -> bool:
-    """Whether the session records this speaker at all."""
-    if speaker == request.user_id or speaker in request.unsubscribe:
-        return False
-    return not request.subscribe or speaker in request.subscribe
-
-
-async def open_for(uow: unit_of_work.UnitOfWork, current: model.Session, speaker: str, *, present: bool | None) -> model.Session:
-    """Open the next recording of a speaker; `present` None: subscribed, and not seen yet. Returns the session as it now
-    stands."""
-    earlier = [r.n for r in await uow.tx.recordings(current.task_id) if r.speaker == speaker]
-    value = model.Recording(
-        task_id=current.task_id,
-        speaker=speaker,
-        n=max(earlier, default=0) + 1,
-        mode=current.request.mode,
-        present=present,
-        never_seen=present is None,
-        opened_ms=uow.tx.now_ms,
-        idle_from_ms=uow.tx.now_ms,
-    )
-    await uow.open_recording(current, value)
-    return await published(uow, current) if present else current
-
-
-async def published(uow: unit_of_work.UnitOfWork, current: model.Session) -> model.Session:
-    """Somebody published: NobodyPublished cannot be the end any more."""
-    if current.published:
-        return current
-    return await uow.tx.save_session(current, replace(current, published=True))
+        current = await speakers.open_recording(uow, current, speaker, present=True if wanted else None)
 
 
 def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:
@@ -221,23 +143,6 @@ async def _by_key(uow: unit_of_work.UnitOfWork) -> model.Session:
     if current is None:
         raise errors.NotFound(f"No session of this key is Open: {room.kind} room {room.name!r}.")
     return current
-
-
-async def room_of(uow: unit_of_work.UnitOfWork) -> requests.Room:
-    """The room of a TRTC event. Both ids given: of digits only, so the string room if a session is Open there, else the
-    integer."""
-    data = uow.event.data
-    string = requests.Room(sdk_app_id=data["SdkAppId"], str_room_id=data.get("StrRoomId", ""))
-    integer = requests.Room(sdk_app_id=data["SdkAppId"], room_id=data.get("RoomId", 0))
-    for named in (string, integer):
-        if named.name:
-            await uow.tx.hold_room(named)
-    if "RoomId" not in data:
-        return string
-    if "StrRoomId" not in data:
-        return integer
-    open_there = any(s.state == states.OPEN for s in await uow.tx.sessions_in(string))
-    return string if open_there else integer
 
 
 def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recording]:

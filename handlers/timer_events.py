@@ -1,0 +1,71 @@
+"""Handlers of the events that time causes: `deadline-passed` and `worker-lost`.
+
+Rule: a deadline counts only if it is still the one that was armed. An event that names an unknown owner is logged and ignored.
+"""
+
+from __future__ import annotations
+
+from handlers import unit_of_work, worker_events
+from machine import model, states
+
+SESSION_TRIGGERS = {
+    "max-duration": "max-duration-over",
+    "join": "join-over",
+    "idle": "idle-over",
+    "result-wait": "result-wait-over",
+}
+RECORDING_TRIGGERS = {
+    "retry": "retry-due",
+    "linger": "linger-over",
+    "idle": "idle-over",
+    "node-return": "node-return-over",
+}
+
+
+async def worker_lost(uow: unit_of_work.UnitOfWork) -> None:
+    """A lease ended without an outcome."""
+    data = uow.event.data
+    owner = data["Owner"]
+    if "/" not in owner:
+        await worker_events.advance_delivery(uow, owner, "worker-lost")
+        return
+    if "MediaMs" in data:
+        values = {name: data[key] for name, key in (("media_ms", "MediaMs"), ("size_bytes", "SizeBytes")) if key in data}
+        values |= {"last_packet_ms": data.get("LastPacketMs"), "reason": "worker-lost"}
+        await uow.tx.close_segment(owner, data["Epoch"], values)
+    await worker_events.advance_recording(uow, owner, "worker-lost")
+
+
+async def deadline_passed(uow: unit_of_work.UnitOfWork) -> None:
+    """A deadline passed: trigger what its kind means for its owner."""
+    data, tx = uow.event.data, uow.tx
+    owner, kind = data["Owner"], data["Kind"]
+    # Lock the session first, as everywhere: the transaction that holds it may be about to disarm this deadline.
+    current = await tx.session(owner.split("/")[0].split("#")[0])
+    if not await tx.spend_deadline(owner, kind, data["Serial"]):
+        return
+    if "/" in owner:
+        if kind == "keep":
+            await _expire_files(uow, current, owner)
+        else:
+            await worker_events.advance_recording(uow, owner, RECORDING_TRIGGERS[kind])
+    elif "#" in owner:
+        await worker_events.advance_delivery(uow, owner, "retry-due")
+    elif current is not None:
+        await uow.advance_session(current, SESSION_TRIGGERS[kind])
+
+
+async def _expire_files(uow: unit_of_work.UnitOfWork, current: model.Session | None, owner: str) -> None:
+    """KEEP_FAILED passed: the janitor may delete the files. Wipe the secrets too, unless the session is Open or another recording
+    may still need them."""
+    task_id, keep_ms = model.split_id(owner)[0], uow.context.policy.keep_failed_ms
+    recordings = await uow.tx.recordings(task_id)
+    active = (current is not None and current.state == states.OPEN) or any(not r.final for r in recordings)
+    needed = active or uow.needs_secrets(recordings)
+    if active:
+        # The rest of the session may end in Done, and then no other deadline would wipe the secrets.
+        await uow.tx.arm(owner, "keep", uow.tx.now_ms + keep_ms)
+    if not needed:
+        await uow.tx.wipe_secrets(task_id)
+    note = "KEEP_FAILED is over: files may go" + ("" if needed else ", secrets wiped")
+    await uow.tx.journal(task_id, owner, uow.event, note=note)
