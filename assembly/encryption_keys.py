@@ -28,7 +28,7 @@ log = structlog.get_logger()
 KEY_FILE = "secret.keys"
 _HEAD = """\
 # What the recorder seals UserSigs, COS keys and callbacks' addresses with. Keep a copy apart from the database: lost with this
-# file is what it seals. One key a line, the first seals, all open (docs/operate.md, "Keys").
+# file is what it seals. One key a line, the first seals, all open (docs/operate.md, "Encryption keys").
 """
 
 

@@ -277,7 +277,7 @@ def check_secret_keys(case: Case) -> Finding:
         return Finding(check="secret-keys", status=OK, found=case.given.sealing(case.settings))
     except case.given.fault as error:
         meaning = "The service does not start: UserSigs and COS keys could not be opened."
-        get = "recorder keys rotate --help  # docs/operate.md, Keys, says what to do"
+        get = "recorder keys rotate --help  # docs/operate.md, Encryption keys, says what to do"
         return Finding(check="secret-keys", status=FAIL, found=str(error), meaning=meaning, type=get)
 
 

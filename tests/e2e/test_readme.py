@@ -132,11 +132,11 @@ DETAILS = r"^\| (`[^|]+) \| [^|]+ \| .+ \|$"
 def test_the_details_that_operators_are_told_exist() -> None:
     """What docs/operate.md quotes of our own details stands in the code that writes them."""
     page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
-    section = page.split("## What the messages mean")[1].split("## Replay")[0]
+    section = page.split("## Error messages")[1].split("## Replay")[0]
     quoted = [text for row in re.findall(DETAILS, section, re.MULTILINE) for text in re.findall(r"`([^`]+)`", row)]
     theirs = {"403", "sig", "package", "No space left on device", "COS 5…", "Detail"}
-    rooms = ("machine", "media", "cloud", "handlers")
-    code = "".join(path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
+    packages = ("machine", "media", "tencent", "webhook", "handlers", "worker")
+    code = "".join(path.read_text(encoding="utf-8") for package in packages for path in (ROOT / package).rglob("*.py"))
     missing = [t for t in quoted if t not in theirs and not all(piece.strip() in code for piece in t.split("…"))]
     assert len(quoted) > 12
     assert missing == []
@@ -190,7 +190,7 @@ def test_the_policy_of_going_live() -> None:
         for one in json.loads(machine_file("policy.json"))["statement"]
         for action in one["action"]
     }
-    asked = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "cloud" / "cos_requests.py").read_text()))
+    asked = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "tencent" / "cos_requests.py").read_text()))
     used = {(a or b).replace("create_multipart", "initiate_multipart").title().replace("_", "") for a, b in asked}
     # A listing only explains a refusal, and is refused itself; PutObject is said to be unused.
     assert used - allowed == {"ListObjects"}
