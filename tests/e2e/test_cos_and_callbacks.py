@@ -22,7 +22,8 @@ from tests.e2e.conftest import BUCKET, REGION, SECRET_ID, SECRET_KEY, World, liv
 from tests.e2e.scenes import Scene
 
 SMALL_PARTS = (
-    "from cloud import cos; cos.CosUploader.__init__.__kwdefaults__['first_part_bytes'] = 1 << 20; import service; service.main()"
+    "from tencent import cos; cos.CosUploader.__init__.__kwdefaults__['first_part_bytes'] = 1 << 20; "
+    "import service; service.main()"
 )
 PADDING_BYTES = 0x220000
 STEPS: dict[str, dict[str, Any]] = {
