@@ -248,7 +248,7 @@ class Service:
 
         return web_app.Api(
             decide=decider.decide,
-            reading=store.queries.Reading(engine),
+            queries=store.queries.Reading(engine),
             ping=self.store.ping,
             ready=self._problems,
             new_id=new_id,

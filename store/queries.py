@@ -10,77 +10,18 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from machine import delivery, errors, model, states
+from machine import delivery, errors, model, session_view, states
 from store import jobs, locks, rows, tables
 
 NOW = "now"
 # What a result's cursor looks like outside: "s" and the outbox's sequence, or "p" and the result's place.
 _CURSOR = re.compile(r"([sp])(\d{1,18})")
 MAX_PLACED = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line of a session's timeline. `owner` is the TaskId, a recording's id, or `TaskId#revision`."""
-
-    at_ms: int
-    owner: str
-    event_type: str
-    from_state: str
-    to_state: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One FLV file of a recording. `reason` is how its run ended, "" while it runs."""
-
-    recording_id: str
-    epoch: int
-    node: str
-    first_packet_ms: int | None
-    last_packet_ms: int | None
-    media_ms: int
-    size_bytes: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A job that is queued or leased: since when nothing was heard of it (queued), or until when its lease holds (leased)."""
-
-    kind: str
-    state: str
-    node: str
-    since_ms: int
-    lease_until_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """All that stands behind a session: its recordings, the deliveries of its results, and their jobs by owner."""
-
-    recordings: list[model.Recording] = field(default_factory=list)
-    callbacks: list[model.Delivery] = field(default_factory=list)
-    works: dict[str, Work] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One message to subscribers, with the cursor that stands behind it."""
-
-    cursor: str
-    id: str
-    type: str
-    time: str
-    subject: str
-    data: dict[str, Any]
 
 
 class Reading:
@@ -131,20 +72,20 @@ class Reading:
             counted[row["task_id"]][row["state"]] = row["number"]
         return counted
 
-    async def evidence(self, task_ids: Sequence[str]) -> dict[str, Evidence]:
-        """What stands behind each of these sessions, recordings and deliveries oldest first."""
-        found = {task_id: Evidence() for task_id in task_ids}
+    async def parts(self, task_ids: Sequence[str]) -> dict[str, session_view.SessionParts]:
+        """The recordings, deliveries and jobs of each of these sessions, oldest first."""
+        found = {task_id: session_view.SessionParts() for task_id in task_ids}
         async with self._engine.connect() as connection:
             job_rows = await _recordings_and_jobs(connection, task_ids)
             for row in job_rows:
                 found[row["task_id"]].recordings.append(rows.recording(row, jobs.of(row)))
             callback_rows = await _callbacks_and_jobs(connection, task_ids)
             for row in callback_rows:
-                found[row["task_id"]].callbacks.append(rows.delivery(row, jobs.of(row)))
+                found[row["task_id"]].deliveries.append(rows.delivery(row, jobs.of(row)))
             busy = [r for r in (*job_rows, *callback_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
             since = await _heard_of(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:
-            found[row["task_id"]].works[row["job_owner"]] = Work(
+            found[row["task_id"]].jobs[row["job_owner"]] = session_view.JobView(
                 kind=row["job_kind"],
                 state=row["job_state"],
                 node=row["job_node"],
@@ -153,20 +94,20 @@ class Reading:
             )
         return found
 
-    async def segments(self, task_id: str) -> list[Segment]:
+    async def segments(self, task_id: str) -> list[session_view.SegmentView]:
         """The segments of a session's recordings, in the order they were written."""
         table = tables.segments
         of_session = select(tables.recordings.c.id).where(tables.recordings.c.task_id == task_id)
-        names = tuple(Segment.__dataclass_fields__)
+        names = tuple(session_view.SegmentView.__dataclass_fields__)
         found = select(*(table.c[n] for n in names)).where(table.c.recording_id.in_(of_session))
-        return [Segment(**r) for r in await self._all(found.order_by(table.c.recording_id, table.c.epoch))]
+        return [session_view.SegmentView(**r) for r in await self._all(found.order_by(table.c.recording_id, table.c.epoch))]
 
-    async def timeline(self, task_id: str) -> list[Line]:
+    async def timeline(self, task_id: str) -> list[session_view.TimelineEntry]:
         """What happened to a session, in order."""
         table = tables.journal
         names = ("at_ms", "owner", "event_type", "from_state", "to_state", "note")
         found = select(*(table.c[n] for n in names)).where(table.c.task_id == task_id).order_by(table.c.seq)
-        return [Line(**r) for r in await self._all(found)]
+        return [session_view.TimelineEntry(**r) for r in await self._all(found)]
 
     async def results(self, task_id: str) -> list[dict[str, Any]]:
         """Every revision of a session's result, oldest first."""
@@ -174,7 +115,9 @@ class Reading:
         found = select(table.c.body).where(table.c.task_id == task_id).order_by(table.c.revision)
         return [json.loads(r["body"]) for r in await self._all(found)]
 
-    async def results_after(self, after: str, *, types: Sequence[str] = (), limit: int = 50) -> tuple[list[Result], str]:
+    async def results_after(
+        self, after: str, *, types: Sequence[str] = (), limit: int = 50
+    ) -> tuple[list[session_view.PublishedResult], str]:
         """Results of all sessions after a cursor ("": from the first; `now`: none of those there are), and the cursor to go on
         from. Raises InvalidParameter for what is no cursor.
 
@@ -283,8 +226,8 @@ async def _heard_of(connection: AsyncConnection, queued: Sequence[Mapping[str, A
     return heard
 
 
-def _result(cursor: str, body: Mapping[str, Any]) -> Result:
-    return Result(
+def _result(cursor: str, body: Mapping[str, Any]) -> session_view.PublishedResult:
+    return session_view.PublishedResult(
         cursor=cursor,
         id=body["id"],
         type=body["type"],

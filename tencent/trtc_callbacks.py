@@ -12,9 +12,8 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from machine import errors
+from machine import errors, trtc_callback
 
 ANCHOR = 20
 AUDIENCE = 21
@@ -40,24 +39,6 @@ _MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackEvent:
-    """One understood callback. `data` holds what the schema of `type` in events/schemas.json says;
-    `event_ms` is Tencent's time of the event in Unix milliseconds."""
-
-    type: str
-    id: str
-    data: dict[str, object]
-    event_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ignored:
-    """A genuine callback that changes nothing for us, and why."""
-
-    reason: str
-
-
 def verify(key: str, raw: bytes, sign: str) -> bool:
     """Whether `sign` (the header `Sign`) is base64(HMAC-SHA256(key, raw)); compared in constant time, on the raw bytes.
 
@@ -69,7 +50,7 @@ def verify(key: str, raw: bytes, sign: str) -> bool:
     return hmac.compare_digest(expected, sign.strip().encode("utf-8", "replace"))
 
 
-def to_event(sdk_app_id: int, body: Mapping[str, object]) -> CallbackEvent | Ignored:
+def to_event(sdk_app_id: int, body: Mapping[str, object]) -> trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback:
     """Translate one verified callback body into our event, or say why it is ignored.
 
     `sdk_app_id` comes from the header `SdkAppId`. Raises errors.InvalidParameter(field=…) when a field is missing or wrong.
@@ -78,14 +59,16 @@ def to_event(sdk_app_id: int, body: Mapping[str, object]) -> CallbackEvent | Ign
     group = _number("EventGroupId", body.get("EventGroupId"), 0, 2**31)
     number = _number("EventType", body.get("EventType"), 0, 2**31)
     if (group, number) not in _MEANINGS:
-        return Ignored(reason=f"EventType {number} of group {group} is not one the recorder acts on")
+        return trtc_callback.IgnoredCallback(reason=f"EventType {number} of group {group} is not one the recorder acts on")
     info = body.get("EventInfo")
     if not isinstance(info, Mapping):
         raise errors.InvalidParameter("EventInfo must be an object.", field="EventInfo")
     return _understood(sdk_app_id, group, number, info)
 
 
-def _understood(sdk_app_id: int, group: int, number: int, info: Mapping[str, object]) -> CallbackEvent | Ignored:
+def _understood(
+    sdk_app_id: int, group: int, number: int, info: Mapping[str, object]
+) -> trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback:
     event_type, kind, meaning = _MEANINGS[group, number]
     role = _optional_number("Role", info)
     reason = _optional_number("Reason", info)
@@ -94,7 +77,7 @@ def _understood(sdk_app_id: int, group: int, number: int, info: Mapping[str, obj
     elif number == 103 and role != ANCHOR:
         event_type, meaning = "", "an audience member entered"
     if not event_type:
-        return Ignored(reason=f"{number}: {meaning}")
+        return trtc_callback.IgnoredCallback(reason=f"{number}: {meaning}")
     rooms, room_kind = _rooms(number, info)
     user_id = "" if number == _ROOM_DISMISSED else _user(info)
     event_ms = _event_ms(info)
@@ -106,7 +89,7 @@ def _understood(sdk_app_id: int, group: int, number: int, info: Mapping[str, obj
     if reason is not None and event_type == "user-left":
         data["Reason"] = reason
     identity = [sdk_app_id, number, room_kind, str(info["RoomId"]), user_id, event_ms]
-    return CallbackEvent(type=event_type, id=_event_id(identity), data=data, event_ms=event_ms)
+    return trtc_callback.CallbackEvent(type=event_type, id=_event_id(identity), data=data, event_ms=event_ms)
 
 
 def _role_change(role: int | None) -> tuple[str, str]:

@@ -8,95 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from events import codec
-from machine import api_keys, model
+from machine import api_keys, model, session_view, trtc_callback
 
 
-class Line(Protocol):
-    """One line of a session's timeline (store.queries.Line)."""
-
-    @property
-    def at_ms(self) -> int: ...
-    @property
-    def owner(self) -> str: ...
-    @property
-    def event_type(self) -> str: ...
-    @property
-    def from_state(self) -> str: ...
-    @property
-    def to_state(self) -> str: ...
-    @property
-    def note(self) -> str: ...
-
-
-class Segment(Protocol):
-    """One FLV file of a recording (store.queries.Segment). `reason` is "" while its run is under way."""
-
-    @property
-    def recording_id(self) -> str: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def first_packet_ms(self) -> int | None: ...
-    @property
-    def last_packet_ms(self) -> int | None: ...
-    @property
-    def media_ms(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def reason(self) -> str: ...
-
-
-class Work(Protocol):
-    """A queued or leased job (store.queries.Work)."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def since_ms(self) -> int: ...
-    @property
-    def lease_until_ms(self) -> int: ...
-
-
-class Evidence(Protocol):
-    """What stands behind a session (store.queries.Evidence)."""
-
-    @property
-    def recordings(self) -> Sequence[model.Recording]: ...
-    @property
-    def callbacks(self) -> Sequence[model.Delivery]: ...
-    @property
-    def works(self) -> Mapping[str, Work]: ...
-
-
-class Result(Protocol):
-    """One message to subscribers (store.queries.Result)."""
-
-    @property
-    def cursor(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def time(self) -> str: ...
-    @property
-    def subject(self) -> str: ...
-    @property
-    def data(self) -> Mapping[str, Any]: ...
-
-
-class Reading(Protocol):
-    """Read-only views of the database (store.queries.Reading)."""
+class SessionQueries(Protocol):
+    """Reads of the database. A Protocol, because `store` implements it and `web` may not import `store`."""
 
     async def sessions(
         self,
@@ -111,32 +30,13 @@ class Reading(Protocol):
     ) -> list[model.Session]: ...
     async def session(self, task_id: str) -> model.Session | None: ...
     async def counts(self, task_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]: ...
-    async def evidence(self, task_ids: Sequence[str]) -> Mapping[str, Evidence]: ...
-    async def segments(self, task_id: str) -> Sequence[Segment]: ...
-    async def timeline(self, task_id: str) -> Sequence[Line]: ...
+    async def parts(self, task_ids: Sequence[str]) -> Mapping[str, session_view.SessionParts]: ...
+    async def segments(self, task_id: str) -> Sequence[session_view.SegmentView]: ...
+    async def timeline(self, task_id: str) -> Sequence[session_view.TimelineEntry]: ...
     async def results(self, task_id: str) -> list[dict[str, Any]]: ...
-    async def results_after(self, after: str, *, types: Sequence[str] = (), limit: int = 50) -> tuple[Sequence[Result], str]: ...
-
-
-class Understood(Protocol):
-    """A TRTC callback in our words (tencent.trtc_callbacks.CallbackEvent). `data` may hold more than the event's schema knows."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def data(self) -> Mapping[str, object]: ...
-    @property
-    def event_ms(self) -> int: ...
-
-
-@runtime_checkable
-class Ignored(Protocol):
-    """A genuine TRTC callback that changes nothing, and why (tencent.trtc_callbacks.Ignored)."""
-
-    @property
-    def reason(self) -> str: ...
+    async def results_after(
+        self, after: str, *, types: Sequence[str] = (), limit: int = 50
+    ) -> tuple[Sequence[session_view.PublishedResult], str]: ...
 
 
 async def _no_keys() -> Sequence[api_keys.ApiKey]:
@@ -161,13 +61,13 @@ class Api:
     the moment on when the service is told to stop."""
 
     decide: Callable[[codec.Event, model.Caller | None], Awaitable[dict[str, Any]]]
-    reading: Reading
+    queries: SessionQueries
     ping: Callable[[], Awaitable[None]]
     ready: Callable[[], list[str]]
     new_id: Callable[[], str]
     clock: Callable[[], int]
     verify_callback: Callable[[int, bytes, str], bool]
-    map_callback: Callable[[int, dict[str, Any]], Understood | Ignored]
+    map_callback: Callable[[int, dict[str, Any]], trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback]
     progress: Callable[[], Mapping[str, int]] = dict
     keys: Callable[[], Awaitable[Sequence[api_keys.ApiKey]]] = _no_keys
     note_key_used: Callable[[str], Awaitable[None]] = _note_nothing

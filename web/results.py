@@ -15,6 +15,7 @@ import fastapi
 import pydantic
 
 from events import codec, errors
+from machine import session_view
 from web import dependencies, openapi, request_body, responses, views
 
 MAX_WAIT_S = 30.0
@@ -68,14 +69,14 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
 
 async def _first(
     api: dependencies.Api, query: Query, bell: Bell, request: fastapi.Request
-) -> tuple[Sequence[dependencies.Result], str]:
+) -> tuple[Sequence[session_view.PublishedResult], str]:
     """What is there, or the first that comes within the wait; none at its end, when the service stops or the client leaves."""
     loop = asyncio.get_running_loop()
     until, after = loop.time() + query.wait, query.after
     while True:
         # Taken before the look, so that what is committed during the look rings this one.
         rung = bell.rung
-        found, after = await api.reading.results_after(after, types=query.type, limit=query.limit)
+        found, after = await api.queries.results_after(after, types=query.type, limit=query.limit)
         left_s = until - loop.time()
         if found or left_s <= 0 or api.draining() or await request.is_disconnected():
             return found, after

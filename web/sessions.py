@@ -57,23 +57,23 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
     @routes.get("", summary="List sessions, newest first", **openapi.listing())
     async def listing(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
         found, next_page = await (_stuck(api, query) if query.stuck else _page(api, query))
-        counts = await api.reading.counts([session.task_id for session, _ in found])
+        counts = await api.queries.counts([session.task_id for session, _ in found])
         lines = [views.summary(session, counts[session.task_id], why) for session, why in found]
         return responses.ok(request, {"Sessions": lines, "Next": next_page})
 
     @routes.get("/{TaskId}", summary="Look at one session", **openapi.session())
     async def look(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
         _named(task_id)
-        session = await api.reading.session(task_id)
+        session = await api.queries.session(task_id)
         if session is None:
             raise _not_found(task_id)
-        (found,) = await _looks(api, [session])
+        (snapshot,) = await _snapshots(api, [session])
         body = views.whole(
-            found,
-            await api.reading.segments(task_id),
+            snapshot,
+            await api.queries.segments(task_id),
             api.progress(),
-            await api.reading.timeline(task_id),
-            await api.reading.results(task_id),
+            await api.queries.timeline(task_id),
+            await api.queries.results(task_id),
         )
         return responses.ok(request, body)
 
@@ -103,7 +103,7 @@ Found = list[tuple[model.Session, list[stuck.Finding]]]
 
 async def _page(api: dependencies.Api, query: Query) -> tuple[Found, str]:
     """One page of the list, and the `before` of the page after it."""
-    found = await api.reading.sessions(**_filters(query), before=query.before, limit=query.limit)
+    found = await api.queries.sessions(**_filters(query), before=query.before, limit=query.limit)
     return [(session, []) for session in found], found[-1].task_id if len(found) == query.limit else ""
 
 
@@ -112,21 +112,21 @@ async def _stuck(api: dependencies.Api, query: Query) -> tuple[Found, str]:
     found: Found = []
     before = query.before
     while True:
-        candidates = await api.reading.sessions(**_filters(query), doubtful=True, before=before, limit=CANDIDATES)
-        for look in await _looks(api, candidates):
-            why = stuck.findings(look)
+        candidates = await api.queries.sessions(**_filters(query), doubtful=True, before=before, limit=CANDIDATES)
+        for snapshot in await _snapshots(api, candidates):
+            why = stuck.findings(snapshot)
             if why:
-                found.append((look.session, why))
+                found.append((snapshot.session, why))
             if len(found) == query.limit:
-                return found, look.session.task_id
+                return found, snapshot.session.task_id
         if len(candidates) < CANDIDATES:
             return found, ""
         before = candidates[-1].task_id
 
 
-async def _looks(api: dependencies.Api, sessions: list[model.Session]) -> list[stuck.Look]:
-    evidence = await api.reading.evidence([s.task_id for s in sessions])
-    return [stuck.Look(session=s, evidence=evidence[s.task_id], policy=api.policy, now_ms=api.clock()) for s in sessions]
+async def _snapshots(api: dependencies.Api, sessions: list[model.Session]) -> list[stuck.Snapshot]:
+    parts = await api.queries.parts([s.task_id for s in sessions])
+    return [stuck.Snapshot(session=s, parts=parts[s.task_id], policy=api.policy, now_ms=api.clock()) for s in sessions]
 
 
 def _filters(query: Query) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from machine import delivery, model, states
-from web import dependencies, next_steps
+from machine import delivery, model, session_view, states
+from web import next_steps
 
 MANY_TRIES = 3
 QUEUED_TOO_LONG_MS = 60 * model.SECOND
@@ -20,18 +20,18 @@ LEASE_GRACE_MS = 5 * model.SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Snapshot:
     """One session with all that the rules may look at."""
 
     session: model.Session
-    evidence: dependencies.Evidence
+    parts: session_view.SessionParts
     policy: model.Policy
     now_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One reason to look: `of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
+    """One reason to snapshot: `of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
 
     rule: str
     of: str
@@ -45,94 +45,94 @@ class Rule:
 
     name: str
     meaning: str
-    why: Callable[[Look, Any], str]
-    next: Callable[[Look, Any], str]
+    why: Callable[[Snapshot, Any], str]
+    next: Callable[[Snapshot, Any], str]
 
 
-def findings(look: Look) -> list[Finding]:
+def findings(snapshot: Snapshot) -> list[Finding]:
     """Every reason to look at this session; none means that it goes on by itself."""
-    return [*_held(look, SESSION_RULES, look.session, ""), *_of_recordings(look), *_of_callbacks(look)]
+    return [*_held(snapshot, SESSION_RULES, snapshot.session, ""), *_of_recordings(snapshot), *_of_callbacks(snapshot)]
 
 
-def _of_recordings(look: Look) -> Iterator[Finding]:
-    for value in look.evidence.recordings:
-        yield from _held(look, RECORDING_RULES, value, f"{value.speaker}/{value.n}")
+def _of_recordings(snapshot: Snapshot) -> Iterator[Finding]:
+    for value in snapshot.parts.recordings:
+        yield from _held(snapshot, RECORDING_RULES, value, f"{value.speaker}/{value.n}")
 
 
-def _of_callbacks(look: Look) -> Iterator[Finding]:
+def _of_callbacks(snapshot: Snapshot) -> Iterator[Finding]:
     """The newest revision's delivery counts: it holds all that the older ones said."""
-    for value in look.evidence.callbacks[-1:]:
-        yield from _held(look, CALLBACK_RULES, value, f"#{value.revision}")
+    for value in snapshot.parts.deliveries[-1:]:
+        yield from _held(snapshot, CALLBACK_RULES, value, f"#{value.revision}")
 
 
-def _held(look: Look, rules: tuple[Rule, ...], value: Any, of: str) -> Iterator[Finding]:
+def _held(snapshot: Snapshot, rules: tuple[Rule, ...], value: Any, of: str) -> Iterator[Finding]:
     for rule in rules:
-        why = rule.why(look, value)
+        why = rule.why(snapshot, value)
         if why:
-            yield Finding(rule=rule.name, of=of, why=why, next=rule.next(look, value))
+            yield Finding(rule=rule.name, of=of, why=why, next=rule.next(snapshot, value))
 
 
 # --- the session ----------------------------------------------------------------------------------------------------------
-def _closing_long(look: Look, session: model.Session) -> str:
-    over_ms = look.now_ms - (session.closing_ms or look.now_ms)
-    if session.state != states.CLOSING or over_ms <= look.policy.result_wait_ms:
+def _closing_long(snapshot: Snapshot, session: model.Session) -> str:
+    over_ms = snapshot.now_ms - (session.closing_ms or snapshot.now_ms)
+    if session.state != states.CLOSING or over_ms <= snapshot.policy.result_wait_ms:
         return ""
-    live = ", ".join(f"{r.speaker}/{r.n} ({r.state})" for r in look.evidence.recordings if not r.final)
+    live = ", ".join(f"{r.speaker}/{r.n} ({r.state})" for r in snapshot.parts.recordings if not r.final)
     return f"It has been Closing for {_for(over_ms)}, longer than RESULT_WAIT. It waits for {live or 'nothing'}."
 
 
 # --- its recordings -------------------------------------------------------------------------------------------------------
-def _failed_kept(_: Look, value: model.Recording) -> str:
+def _failed_kept(_: Snapshot, value: model.Recording) -> str:
     kept = value.media_ms > 0 or value.output is not None
     if value.state != states.FAILED or value.files_removed or not kept:
         return ""
     return f"{value.code}: {value.detail}"
 
 
-def _failed_live(look: Look, value: model.Recording) -> str:
+def _failed_live(snapshot: Snapshot, value: model.Recording) -> str:
     kept = value.media_ms > 0 or value.output is not None
-    if value.state != states.FAILED or kept or value.never_seen or look.session.state != states.OPEN:
+    if value.state != states.FAILED or kept or value.never_seen or snapshot.session.state != states.OPEN:
         return ""
     return f"Nothing was captured, and the session is still Open. {value.detail}"
 
 
-def _no_media(look: Look, value: model.Recording) -> str:
-    if value.state != states.JOINING or not value.present or value.failures < MANY_TRIES or look.session.state != states.OPEN:
+def _no_media(snapshot: Snapshot, value: model.Recording) -> str:
+    if value.state != states.JOINING or not value.present or value.failures < MANY_TRIES or snapshot.session.state != states.OPEN:
         return ""
     return f"The speaker is publishing, and {value.failures} pulls in a row brought nothing. {value.detail}".strip()
 
 
-def _tried_often(_: Look, value: model.Recording) -> str:
+def _tried_often(_: Snapshot, value: model.Recording) -> str:
     if value.state not in (states.TRANSCODING, states.UPLOADING) or value.failures < MANY_TRIES:
         return ""
     step = "transcode" if value.state == states.TRANSCODING else "upload"
     return f"The {step} has failed {value.failures} times in a row. {value.detail}".strip()
 
 
-def _not_taken(look: Look, value: model.Recording | model.Delivery) -> str:
-    work = look.evidence.works.get(value.id)
-    if work is None or work.state != states.QUEUED or look.now_ms - work.since_ms <= QUEUED_TOO_LONG_MS:
+def _not_taken(snapshot: Snapshot, value: model.Recording | model.Delivery) -> str:
+    job = snapshot.parts.jobs.get(value.id)
+    if job is None or job.state != states.QUEUED or snapshot.now_ms - job.since_ms <= QUEUED_TOO_LONG_MS:
         return ""
-    return f"Its {work.kind} has been queued for {_for(look.now_ms - work.since_ms)}: no worker takes it."
+    return f"Its {job.kind} has been queued for {_for(snapshot.now_ms - job.since_ms)}: no worker takes it."
 
 
-def _lease_over(look: Look, value: model.Recording | model.Delivery) -> str:
-    work = look.evidence.works.get(value.id)
-    if work is None or work.state != states.LEASED or look.now_ms <= work.lease_until_ms + LEASE_GRACE_MS:
+def _lease_over(snapshot: Snapshot, value: model.Recording | model.Delivery) -> str:
+    job = snapshot.parts.jobs.get(value.id)
+    if job is None or job.state != states.LEASED or snapshot.now_ms <= job.lease_until_ms + LEASE_GRACE_MS:
         return ""
-    ago = _for(look.now_ms - work.lease_until_ms)
-    return f"The lease of its {work.kind} on {work.node} ended {ago} ago, and nobody took the work over."
+    ago = _for(snapshot.now_ms - job.lease_until_ms)
+    return f"The lease of its {job.kind} on {job.node} ended {ago} ago, and nobody took the work over."
 
 
 # --- the deliveries of its results ----------------------------------------------------------------------------------------
-def _not_delivered(look: Look, value: model.Delivery) -> str:
-    finished_ms = look.session.finished_ms or look.now_ms
-    if value.state != delivery.FAILED or look.now_ms - finished_ms > look.policy.keep_failed_ms:
+def _not_delivered(snapshot: Snapshot, value: model.Delivery) -> str:
+    finished_ms = snapshot.session.finished_ms or snapshot.now_ms
+    if value.state != delivery.FAILED or snapshot.now_ms - finished_ms > snapshot.policy.keep_failed_ms:
         return ""
     return f"The result was not taken, and is not sent again. {value.detail}".strip()
 
 
-def _refused_often(_: Look, value: model.Delivery) -> str:
+def _refused_often(_: Snapshot, value: model.Delivery) -> str:
     if value.state != delivery.PENDING or value.failures < MANY_TRIES:
         return ""
     return f"The result was refused {value.failures} times. {value.detail}".strip()
@@ -143,7 +143,7 @@ SESSION_RULES = (
         name="closing-long",
         meaning="A session is Closing for longer than RESULT_WAIT.",
         why=_closing_long,
-        next=lambda look, _: next_steps.send_again(look.session.task_id),
+        next=lambda snapshot, _: next_steps.send_again(snapshot.session.task_id),
     ),
 )
 RECORDING_RULES = (
@@ -189,25 +189,25 @@ CALLBACK_RULES = (
         name="not-delivered",
         meaning="The newest result was not taken by the callback URL and is not sent again (listed until KEEP_FAILED is over).",
         why=_not_delivered,
-        next=lambda look, _: next_steps.fetch_result(look.session.task_id),
+        next=lambda snapshot, _: next_steps.fetch_result(snapshot.session.task_id),
     ),
     Rule(
         name="refused-often",
         meaning=f"The newest result was refused by the callback URL {MANY_TRIES} times or more, and is sent again by itself.",
         why=_refused_often,
-        next=lambda look, _: next_steps.mend_receiver(look.session.task_id),
+        next=lambda snapshot, _: next_steps.mend_receiver(snapshot.session.task_id),
     ),
     Rule(
         name="not-taken",
         meaning="As for recordings.",
         why=_not_taken,
-        next=lambda look, _: next_steps.look_around(look.session.task_id),
+        next=lambda snapshot, _: next_steps.look_around(snapshot.session.task_id),
     ),
     Rule(
         name="lease-over",
         meaning="As for recordings.",
         why=_lease_over,
-        next=lambda look, _: next_steps.look_around(look.session.task_id),
+        next=lambda snapshot, _: next_steps.look_around(snapshot.session.task_id),
     ),
 )
 

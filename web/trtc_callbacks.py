@@ -14,7 +14,7 @@ import fastapi
 import structlog
 
 from events import codec
-from machine import errors
+from machine import errors, trtc_callback
 from web import dependencies, openapi, request_body, responses
 
 MAX_SDK_APP_ID = 2**32 - 1
@@ -47,7 +47,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         said = request_body.parse(body)
         _check_age(api, said)
         mapped = api.map_callback(sdk_app_id, said)
-        if isinstance(mapped, dependencies.Ignored):
+        if isinstance(mapped, trtc_callback.IgnoredCallback):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
         else:
             await api.decide(request_body.event(api, mapped.type, id=mapped.id, data=_known(mapped)), None)
@@ -74,7 +74,7 @@ def _sdk_app_id(header: str) -> int:
     return number if number <= MAX_SDK_APP_ID else 0
 
 
-def _known(mapped: dependencies.Understood) -> dict[str, Any]:
+def _known(mapped: trtc_callback.CallbackEvent) -> dict[str, Any]:
     """The fields that the event's schema has, of all that the callback said."""
     names = codec.schemas()["$defs"].get(mapped.type, {}).get("properties", {})
     return {name: value for name, value in mapped.data.items() if name in names and value is not None}

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from events import codec, requests
-from machine import model, results, states
-from web import dependencies, next_steps, stuck
+from machine import model, results, session_view, states
+from web import next_steps, stuck
 
 Json = dict[str, Any]
 
@@ -25,16 +25,16 @@ def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[
 
 
 def whole(
-    look: stuck.Look,
-    segments: Sequence[dependencies.Segment],
+    snapshot: stuck.Snapshot,
+    segments: Sequence[session_view.SegmentView],
     progress: Mapping[str, int],
-    timeline: Iterable[dependencies.Line],
+    timeline: Iterable[session_view.TimelineEntry],
     result_bodies: list[Json],
 ) -> Json:
     """A session with all that is known of it. `progress` is the media (ms) of the captures that run in this process."""
-    session = look.session
+    session = snapshot.session
     request = session.request
-    mine = {r.id: [s for s in segments if s.recording_id == r.id] for r in look.evidence.recordings}
+    mine = {r.id: [s for s in segments if s.recording_id == r.id] for r in snapshot.parts.recordings}
     return {
         **_head(session),
         "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
@@ -43,15 +43,15 @@ def whole(
         "UnSubscribeUserIds": list(request.unsubscribe),
         "Warnings": list(session.warnings),
         "Next": next_steps.for_session(session),
-        "Stuck": [_finding(f) for f in stuck.findings(look)],
-        "Recordings": [recording(r, mine[r.id], progress.get(r.id, 0)) for r in look.evidence.recordings],
-        "Callbacks": [_callback(c) for c in look.evidence.callbacks],
-        "Timeline": [_line(line) for line in timeline],
+        "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
+        "Recordings": [recording(r, mine[r.id], progress.get(r.id, 0)) for r in snapshot.parts.recordings],
+        "Callbacks": [_delivery(d) for d in snapshot.parts.deliveries],
+        "Timeline": [_timeline_entry(entry) for entry in timeline],
         "Results": result_bodies,
     }
 
 
-def recording(value: model.Recording, segments: Sequence[dependencies.Segment], live_ms: int = 0) -> Json:
+def recording(value: model.Recording, segments: Sequence[session_view.SegmentView], live_ms: int = 0) -> Json:
     """One recording: where it stands, why, and what to do next. `File` is its entry in the result, null until it has ended;
     `live_ms` is the media of the capture that runs in this process."""
     job = value.job
@@ -83,7 +83,7 @@ def recording(value: model.Recording, segments: Sequence[dependencies.Segment], 
     }
 
 
-def result(value: dependencies.Result) -> Json:
+def result(value: session_view.PublishedResult) -> Json:
     """One message to subscribers."""
     return {
         "Cursor": value.cursor,
@@ -95,7 +95,7 @@ def result(value: dependencies.Result) -> Json:
     }
 
 
-def _segment(value: dependencies.Segment, owner: model.Recording, live_ms: int) -> Json:
+def _segment(value: session_view.SegmentView, owner: model.Recording, live_ms: int) -> Json:
     live = not value.reason and value.epoch == owner.epoch and owner.capture == states.LEASED
     return {
         "Epoch": value.epoch,
@@ -109,7 +109,7 @@ def _segment(value: dependencies.Segment, owner: model.Recording, live_ms: int) 
     }
 
 
-def _gaps(value: model.Recording, segments: Sequence[dependencies.Segment]) -> list[Json]:
+def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView]) -> list[Json]:
     """What is missing: as the finished file says, and before there is one, what passed between the segments so far."""
     if value.output is not None:
         return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in value.output.gaps]
@@ -146,20 +146,20 @@ def _head(session: model.Session) -> Json:
     }
 
 
-def _callback(value: model.Delivery) -> Json:
+def _delivery(value: model.Delivery) -> Json:
     return {"Revision": value.revision, "State": value.state, "Tries": value.failures, "Detail": value.detail}
 
 
-def _line(line: dependencies.Line) -> Json:
-    """A timeline line; `Of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
-    owner = line.owner[len(line.owner.split("/")[0].split("#")[0]) :]
+def _timeline_entry(entry: session_view.TimelineEntry) -> Json:
+    """`Of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
+    owner = entry.owner[len(entry.owner.split("/")[0].split("#")[0]) :]
     return {
-        "Time": codec.iso(line.at_ms),
+        "Time": codec.iso(entry.at_ms),
         "Of": owner.removeprefix("/"),
-        "Event": line.event_type,
-        "From": line.from_state,
-        "To": line.to_state,
-        "Note": line.note,
+        "Event": entry.event_type,
+        "From": entry.from_state,
+        "To": entry.to_state,
+        "Note": entry.note,
     }
 
 

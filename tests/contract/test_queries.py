@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from events import codec, requests
-from machine import delivery, errors, model, states
+from machine import delivery, errors, model, session_view, states
 from store import inspection, queries
 from store import store as stores
 from tests import engines, waiting
@@ -96,14 +96,14 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
         await tx.journal(IDS[0], queued.id, event, "Joining", "Joining", "ignored: the speaker came back")
     assert await store.take_lease(f"{IDS[1]}/a/b/1", 1, "node-1", 30_000)
     assert await views.counts(IDS[:3]) == {IDS[0]: {"Joining": 1, "Done": 1}, IDS[1]: {"Joining": 1}, IDS[2]: {}}
-    found = await views.evidence(IDS[:3])
+    found = await views.parts(IDS[:3])
     assert [(r.n, r.capture) for r in found[IDS[0]].recordings] == [(1, "queued"), (2, "none"), (3, "none")]
-    assert found[IDS[0]].works[queued.id].since_ms == engines.START_MS
-    lease = found[IDS[1]].works[f"{IDS[1]}/a/b/1"]
+    assert found[IDS[0]].jobs[queued.id].since_ms == engines.START_MS
+    lease = found[IDS[1]].jobs[f"{IDS[1]}/a/b/1"]
     assert (lease.state, lease.node, lease.lease_until_ms) == ("leased", "node-1", engines.START_MS + 35_000)
-    assert [c.id for c in found[IDS[1]].callbacks] == [f"{IDS[1]}#1"]
-    assert found[IDS[1]].works[f"{IDS[1]}#1"].since_ms == engines.START_MS
-    assert found[IDS[2]] == queries.Evidence()
+    assert [c.id for c in found[IDS[1]].deliveries] == [f"{IDS[1]}#1"]
+    assert found[IDS[1]].jobs[f"{IDS[1]}#1"].since_ms == engines.START_MS
+    assert found[IDS[2]] == session_view.SessionParts()
 
 
 async def test_segments_of_a_session(store: stores.Store, views: queries.Reading) -> None:

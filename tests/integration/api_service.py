@@ -130,7 +130,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "", **held)
         api = app.Api(
             decide=service.decide,
-            reading=queries.Reading(kept._engine),
+            queries=queries.Reading(kept._engine),
             ping=kept.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from events import requests
-from machine import delivery, model, states
-from store import queries
+from machine import delivery, model, session_view, states
 from web import stuck
 
 TASK_ID = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
@@ -29,25 +28,25 @@ JOINING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, present=True, fai
 SENT = model.Delivery(task_id=TASK_ID, revision=1, url="", body="", failures=3, detail="HTTP 500.")
 
 
-def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **works: queries.Work) -> list[stuck.Finding]:
-    """What the rules say of a session with these recordings and callbacks; `works` are jobs by owner's end."""
+def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **jobs: session_view.JobView) -> list[stuck.Finding]:
+    """What the rules say of a session with these recordings and callbacks; `jobs` are jobs by owner's end."""
     recordings = [v for v in values if isinstance(v, model.Recording)]
-    callbacks = [v for v in values if isinstance(v, model.Delivery)]
-    by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): work for name, work in works.items()}
-    evidence = queries.Evidence(recordings=recordings, callbacks=callbacks, works=by_owner)
-    return stuck.findings(stuck.Look(session=session, evidence=evidence, policy=POLICY, now_ms=now_ms))
+    deliveries = [v for v in values if isinstance(v, model.Delivery)]
+    by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): job for name, job in jobs.items()}
+    parts = session_view.SessionParts(recordings=recordings, deliveries=deliveries, jobs=by_owner)
+    return stuck.findings(stuck.Snapshot(session=session, parts=parts, policy=POLICY, now_ms=now_ms))
 
 
 def rules(found: list[stuck.Finding]) -> list[tuple[str, str]]:
     return [(f.rule, f.of) for f in found]
 
 
-def queued(ago_ms: int) -> queries.Work:
-    return queries.Work(kind="upload", state=states.QUEUED, node="", since_ms=NOW_MS - ago_ms, lease_until_ms=0)
+def queued(ago_ms: int) -> session_view.JobView:
+    return session_view.JobView(kind="upload", state=states.QUEUED, node="", since_ms=NOW_MS - ago_ms, lease_until_ms=0)
 
 
-def leased(until_ms: int) -> queries.Work:
-    return queries.Work(kind="capture", state=states.LEASED, node="node-1", since_ms=0, lease_until_ms=until_ms)
+def leased(until_ms: int) -> session_view.JobView:
+    return session_view.JobView(kind="capture", state=states.LEASED, node="node-1", since_ms=0, lease_until_ms=until_ms)
 
 
 def test_what_goes_on_by_itself_is_not_stuck() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from events import codec
-from machine import errors
+from machine import errors, trtc_callback
 from tencent import trtc_callbacks
 
 APP = 1400000001
@@ -34,9 +34,9 @@ def body(number: int, **info: Any) -> dict[str, Any]:
     }
 
 
-def understood(number: int, **info: Any) -> trtc_callbacks.CallbackEvent:
+def understood(number: int, **info: Any) -> trtc_callback.CallbackEvent:
     event = trtc_callbacks.to_event(APP, body(number, **info))
-    assert isinstance(event, trtc_callbacks.CallbackEvent)
+    assert isinstance(event, trtc_callback.CallbackEvent)
     return event
 
 
@@ -92,14 +92,14 @@ def test_understood_types(number: int, info: dict[str, Any], event_type: str, ki
 def test_ignored_types_say_why(number: int, info: dict[str, Any]) -> None:
     """What changes nothing for us is ignored with a reason that names the type."""
     event = trtc_callbacks.to_event(APP, body(number, **info))
-    assert isinstance(event, trtc_callbacks.Ignored)
+    assert isinstance(event, trtc_callback.IgnoredCallback)
     assert str(number) in event.reason
 
 
 def test_type_of_another_group_is_ignored() -> None:
     """A number means something only within its group: 203 of the recording group is not our 203."""
     other = body(203) | {"EventGroupId": 3}
-    assert isinstance(trtc_callbacks.to_event(APP, other), trtc_callbacks.Ignored)
+    assert isinstance(trtc_callbacks.to_event(APP, other), trtc_callback.IgnoredCallback)
 
 
 def test_reason_and_role_are_carried() -> None:
@@ -143,7 +143,7 @@ def test_repeat_has_the_same_id() -> None:
 def test_every_part_of_the_identity_changes_the_id() -> None:
     """App, type, room, kind of room, user and time each make another event."""
     other_app = trtc_callbacks.to_event(APP + 1, body(203))
-    assert isinstance(other_app, trtc_callbacks.CallbackEvent)
+    assert isinstance(other_app, trtc_callback.CallbackEvent)
     events = [
         understood(203),
         other_app,

@@ -1,0 +1,69 @@
+"""Read-only views of a session: its timeline, segments, jobs and published results, as the database has them.
+
+Rule: views are for people and programs that look on; no decision is made from them. `store.queries` fills them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from machine import model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineEntry:
+    """One entry of a session's journal. `owner` is the TaskId, a recording's id, or `TaskId#revision` for a delivery."""
+
+    at_ms: int
+    owner: str
+    event_type: str
+    from_state: str
+    to_state: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentView:
+    """One FLV file of a recording. `reason` tells why its capture ended; it is "" while the capture runs."""
+
+    recording_id: str
+    epoch: int
+    node: str
+    first_packet_ms: int | None
+    last_packet_ms: int | None
+    media_ms: int
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A queued or leased job: the time of its last sign of life (queued), or the end of its lease (leased), in Unix ms."""
+
+    kind: str
+    state: str
+    node: str
+    since_ms: int
+    lease_until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionParts:
+    """The recordings of a session, the deliveries of its results, and their queued or leased jobs by owner."""
+
+    recordings: list[model.Recording] = field(default_factory=list)
+    deliveries: list[model.Delivery] = field(default_factory=list)
+    jobs: dict[str, JobView] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedResult:
+    """One message to subscribers. `cursor` is the place behind it: reading goes on from there."""
+
+    cursor: str
+    id: str
+    type: str
+    time: str
+    subject: str
+    data: dict[str, Any]
