@@ -19,6 +19,7 @@ from assembly.identity import clock
 from config import settings as ops_settings
 from events import codec
 from machine import errors, model
+from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, segment_scan, spool, transcode
 from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
 from webhook import sender
@@ -112,9 +113,9 @@ class Steps:
             target, keys = self.target(job), await self.credentials(job.secrets.to_json())
             done = await self.uploader.upload(path, target, keys, state=known, save=keep)
         except errors.InvalidParameter as error:
-            raise errors.UploadFailed(error.message, reason="refused", retry=error.retry) from error
+            raise errors.UploadFailed(error.message, reason=Reason.REFUSED, retry=error.retry) from error
         except errors.UploadFailed as error:
-            if error.reason == "expired-token":
+            if error.reason == Reason.EXPIRED_TOKEN:
                 self._chain.forget()
             raise
         return work_ports.Uploaded(size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from handlers import unit_of_work, worker_events
 from machine import model, states
+from machine.reasons import Reason
 
 SESSION_TRIGGERS = {
     "max-duration": "max-duration-over",
@@ -31,7 +32,7 @@ async def worker_lost(uow: unit_of_work.UnitOfWork) -> None:
         return
     if "MediaMs" in data:
         values = {name: data[key] for name, key in (("media_ms", "MediaMs"), ("size_bytes", "SizeBytes")) if key in data}
-        values |= {"last_packet_ms": data.get("LastPacketMs"), "reason": "worker-lost"}
+        values |= {"last_packet_ms": data.get("LastPacketMs"), "reason": Reason.WORKER_LOST}
         await uow.tx.close_segment(owner, data["Epoch"], values)
     await worker_events.advance_recording(uow, owner, "worker-lost")
 

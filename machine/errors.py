@@ -22,6 +22,8 @@ Imports nothing. Rule: a class's docstring is its default message.
 
 from __future__ import annotations
 
+from machine.reasons import Reason
+
 
 class RecorderError(Exception):
     """The recorder could not do this."""
@@ -116,8 +118,8 @@ class StepFailed(RecorderError):
 
     code = "StepFailed"
 
-    def __init__(self, detail: str = "", *, reason: str, retry: bool) -> None:
-        """`reason` is a slug from the step's own closed list, `detail` an English sentence for the operator (no secrets),
+    def __init__(self, detail: str = "", *, reason: Reason, retry: bool) -> None:
+        """`detail` is an English sentence for the operator (no secrets),
         `retry` whether the same step may succeed when tried again."""
         super().__init__(detail)
         self.reason = reason

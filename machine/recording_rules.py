@@ -12,6 +12,7 @@ from typing import Any
 from transitions import EventData
 
 from machine import decision_table, effects, model, recording_facts, states
+from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 
@@ -64,11 +65,11 @@ class Cursor:
 
     def spool_gone(self, _: EventData) -> bool:
         """The disk is full or the spool is lost."""
-        return self.facts.data.get("Reason") in ("disk-full", "spool-lost")
+        return self.facts.data.get("Reason") in (Reason.DISK_FULL, Reason.SPOOL_LOST)
 
     def hopeless(self, _: EventData) -> bool:
         """A refusal that no retry cures."""
-        return self.facts.data.get("Reason") == "refused-for-good"
+        return self.facts.data.get("Reason") == Reason.REFUSED_FOR_GOOD
 
     def absent(self, _: EventData) -> bool:
         """A callback says that the speaker left."""
@@ -92,11 +93,11 @@ class Cursor:
 
     def at_once(self, _: EventData) -> bool:
         """The run ended only because a track appeared, or because its node stops: the stream is live."""
-        return self.facts.data.get("Reason") in ("new-track", "node-stopping")
+        return self.facts.data.get("Reason") in (Reason.NEW_TRACK, Reason.NODE_STOPPING)
 
     def node_stops(self, _: EventData) -> bool:
         """Its node stops, in an orderly way."""
-        return self.facts.data.get("Reason") == "node-stopping"
+        return self.facts.data.get("Reason") == Reason.NODE_STOPPING
 
     def tried_often(self, _: EventData) -> bool:
         """Several runs in a row brought nothing."""
@@ -108,7 +109,7 @@ class Cursor:
 
     def verified(self, _: EventData) -> bool:
         """The output is verified."""
-        return self.facts.data.get("Reason") == "ok" and "Output" in self.facts.data
+        return self.facts.data.get("Reason") == Reason.OK and "Output" in self.facts.data
 
     def again(self, _: EventData) -> bool:
         """The same step may succeed when tried again, and tries are left."""
@@ -123,7 +124,7 @@ class Cursor:
 
     def node_away(self, _: EventData) -> bool:
         """Segments lie on a node that is away, and NODE_RETURN is not over."""
-        return self.facts.data.get("Reason") == "node-away"
+        return self.facts.data.get("Reason") == Reason.NODE_AWAY
 
     def target_away(self, _: EventData) -> bool:
         """The job is for a node that is away."""
@@ -291,7 +292,7 @@ class Cursor:
     def fail_empty(self, _: EventData) -> None:
         """It ended without any media."""
         tracks = " or ".join(states.WANTED_KINDS[self.recording.mode])
-        stopped = self.facts.data.get("Reason") == "stopped"  # which says nothing of why no media came
+        stopped = self.facts.data.get("Reason") == Reason.STOPPED  # which says nothing of why no media came
         seen = self._evicted() or (self.recording.detail if stopped else self.facts.data.get("Detail")) or self.recording.detail
         self._fail(
             f"No {tracks} of {self.recording.speaker!r} arrived before the recording ended." + (f" {seen}" if seen else "")
@@ -367,7 +368,7 @@ class Cursor:
         self._add(effects.Arm("retry", self.facts.now_ms + pause_ms))
 
     def _fail(self, detail: str) -> None:
-        output = None if self.facts.data.get("Reason") == "file-missing" else self.recording.output
+        output = None if self.facts.data.get("Reason") == Reason.FILE_MISSING else self.recording.output
         self._set(code=states.FAILURE_OF[self.recording.state], detail=detail, output=output)
         self._add(effects.Arm("keep", self.facts.now_ms + self.facts.policy.keep_failed_ms))
         self._end()

@@ -22,21 +22,12 @@ from pathlib import Path
 import structlog
 
 from machine import errors, failpoints
+from machine.reasons import Reason
 from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, flv_tail, resource_limits
 from media.flv_tail import CaptureProgress as CaptureProgress
 
 log = structlog.get_logger()
 
-EOF = "eof"
-STALLED = "stalled"
-STOPPED = "stopped"
-REFUSED = "refused"
-REFUSED_FOR_GOOD = "refused-for-good"
-DISK_FULL = "disk-full"
-SPOOL_LOST = "spool-lost"
-NEW_TRACK = "new-track"
-NO_MEDIA = "no-media"
-ERROR = "error"
 
 _FIRST_LOOK_S = 0.1
 _LOOK_S = 1.0
@@ -67,9 +58,9 @@ class CaptureSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureExit:
-    """How a capture ended: `reason` one of this module's constants, `detail` an English sentence without secrets, what it got."""
+    """How a capture ended: `detail` an English sentence without secrets, what it got."""
 
-    reason: str
+    reason: Reason
     detail: str
     progress: CaptureProgress
 
@@ -100,7 +91,7 @@ class Capture:
         self._redact = ffmpeg_log.Redactor(spec.address)
         self._news = asyncio.Event()
         self._heard: dict[ffmpeg_log.Meaning, str] = {}
-        self._verdict: tuple[str, str] | None = None
+        self._verdict: tuple[Reason, str] | None = None
         self._stopping = self._killing = self._exited = False
         self._spawned = asyncio.Event()
         self._grown_s = 0.0
@@ -151,7 +142,7 @@ class Capture:
         """Waits for the end. Cancelling the wait kills the capture; it is then reaped in the background, and `wait` may
         be called again."""
         if self._task is None:
-            return CaptureExit(reason=STOPPED, detail="The capture was never started.", progress=self.progress)
+            return CaptureExit(reason=Reason.STOPPED, detail="The capture was never started.", progress=self.progress)
         try:
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
@@ -170,18 +161,18 @@ class Capture:
             if self._child is not None:
                 self._child.kill()
             self._tail.close()
-        reason, detail = self._verdict or (ERROR, "The capture ended without a reason.")
+        reason, detail = self._verdict or (Reason.ERROR, "The capture ended without a reason.")
         log.info("capture.ended", reason=reason, detail=detail, media_ms=self.progress.media_ms)
         return CaptureExit(reason=reason, detail=detail, progress=self.progress)
 
     async def _spawn(self) -> None:
         spec = self._spec
         if not spec.path.parent.is_dir():
-            self._verdict = (SPOOL_LOST, f"The folder {spec.path.parent} is gone.")
+            self._verdict = (Reason.SPOOL_LOST, f"The folder {spec.path.parent} is gone.")
         elif self._stopping:
-            self._verdict = (STOPPED, "Stopped before it began.")
+            self._verdict = (Reason.STOPPED, "Stopped before it began.")
         elif _holds_something(spec.path):
-            self._verdict = (ERROR, f"{spec.path.name} holds media already; a capture never overwrites a segment.")
+            self._verdict = (Reason.ERROR, f"{spec.path.name} holds media already; a capture never overwrites a segment.")
         else:
             script = -1
             try:
@@ -196,7 +187,7 @@ class Capture:
                 failpoints.hit("capture.spawn.after")
                 log.info("capture.spawned", pid=child.pid, segment=spec.path.name)
             except (OSError, errors.InvalidParameter) as error:
-                self._verdict = (ERROR, f"ffmpeg could not be started: {self._redact(str(error))}")
+                self._verdict = (Reason.ERROR, f"ffmpeg could not be started: {self._redact(str(error))}")
             finally:
                 if script >= 0:
                     os.close(script)
@@ -206,9 +197,9 @@ class Capture:
         try:
             await self._watch()
             if not self._exited:
-                reason = self._verdict[0] if self._verdict else ERROR
+                reason = self._verdict[0] if self._verdict else Reason.ERROR
                 began = self._tail is not None and self._tail.grown_ms is not None  # before that, ffmpeg heeds no `q`
-                quick = self._killing or not began or reason in (STALLED, SPOOL_LOST)
+                quick = self._killing or not began or reason in (Reason.STALLED, Reason.SPOOL_LOST)
                 await child.stop(ask_s=0 if quick else _ASK_S, term_s=0 if self._killing else _TERM_S)
         finally:
             child.kill()
@@ -250,7 +241,7 @@ class Capture:
             if self._tail.grown_ms != grown_ms:
                 self._grown_s = asyncio.get_running_loop().time()
         except OSError as error:
-            self._verdict = self._verdict or (SPOOL_LOST, f"The segment cannot be read: {error.strerror}.")
+            self._verdict = self._verdict or (Reason.SPOOL_LOST, f"The segment cannot be read: {error.strerror}.")
         if self._tail.progress.media_ms > 0:
             self._looks_with_media += 1
             # The first look may fall into the middle of ffmpeg's first burst, when the first packet's time is not settled.
@@ -263,50 +254,50 @@ class Capture:
         if self._on_media is not None:
             self._on_media(progress)
 
-    def _decide(self, *, running_s: float, silent_s: float) -> tuple[str, str] | None:
+    def _decide(self, *, running_s: float, silent_s: float) -> tuple[Reason, str] | None:
         """Whether a capture whose ffmpeg is running must end, and why."""
         assert self._tail is not None  # noqa: S101 - _run made it
         spec, began = self._spec, self._tail.grown_ms is not None
         if self._stopping:
-            return STOPPED, "Stopped as asked."
+            return Reason.STOPPED, "Stopped as asked."
         if self._tail.lost:
-            return SPOOL_LOST, f"The segment or its folder {spec.path.parent} was deleted while it was written."
+            return Reason.SPOOL_LOST, f"The segment or its folder {spec.path.parent} was deleted while it was written."
         if ffmpeg_log.Meaning.DISK_FULL in self._heard:
-            return DISK_FULL, self._heard[ffmpeg_log.Meaning.DISK_FULL]
+            return Reason.DISK_FULL, self._heard[ffmpeg_log.Meaning.DISK_FULL]
         if new := _NEW_TRACK[spec.mode] & self._heard.keys():
-            return NEW_TRACK, f"Another track began: {self._heard[min(new, key=str)]}"
+            return Reason.NEW_TRACK, f"Another track began: {self._heard[min(new, key=str)]}"
         if ffmpeg_log.Meaning.TIME_JUMP in self._heard:
-            return ERROR, f"The source's timestamps jumped: {self._heard[ffmpeg_log.Meaning.TIME_JUMP]}"
+            return Reason.ERROR, f"The source's timestamps jumped: {self._heard[ffmpeg_log.Meaning.TIME_JUMP]}"
         if not began and running_s > spec.first_media_s:
-            return NO_MEDIA, f"The server sent nothing for {spec.first_media_s:g} s."
+            return Reason.NO_MEDIA, f"The server sent nothing for {spec.first_media_s:g} s."
         if began and silent_s > spec.stall_after_s:
-            return STALLED, f"Nothing arrived for {spec.stall_after_s:g} s."
+            return Reason.STALLED, f"Nothing arrived for {spec.stall_after_s:g} s."
         return None
 
-    def _judge(self) -> tuple[str, str]:
+    def _judge(self) -> tuple[Reason, str]:
         """Why an ffmpeg that nobody stopped has ended: first what is certain, then what is on disk, then what was said."""
         assert self._tail is not None  # noqa: S101 - _run made it
         heard = self._heard
         said = self._child.last_lines[-1] if self._child and self._child.last_lines else "ffmpeg said nothing."
         if self._stopping:
-            return STOPPED, "Stopped as asked."
+            return Reason.STOPPED, "Stopped as asked."
         if self._tail.lost or ffmpeg_log.Meaning.SPOOL_LOST in heard:
-            return SPOOL_LOST, f"The folder {self._spec.path.parent} cannot be written: {said}"
+            return Reason.SPOOL_LOST, f"The folder {self._spec.path.parent} cannot be written: {said}"
         if ffmpeg_log.Meaning.DISK_FULL in heard:
-            return DISK_FULL, heard[ffmpeg_log.Meaning.DISK_FULL]
+            return Reason.DISK_FULL, heard[ffmpeg_log.Meaning.DISK_FULL]
         if _NEW_TRACK[self._spec.mode] & heard.keys():
-            return NEW_TRACK, "Another track began just before the stream ended."
+            return Reason.NEW_TRACK, "Another track began just before the stream ended."
         if self._code < 0:
-            return ERROR, f"ffmpeg was killed by signal {-self._code}."
+            return Reason.ERROR, f"ffmpeg was killed by signal {-self._code}."
         if self._tail.grown_ms is not None:
-            return EOF, "The stream ended."
+            return Reason.EOF, "The stream ended."
         if ffmpeg_log.Meaning.REFUSED_FOR_GOOD in heard:
-            return REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {heard[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
+            return Reason.REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {heard[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
         if ffmpeg_log.Meaning.REFUSED in heard:
-            return REFUSED, heard[ffmpeg_log.Meaning.REFUSED]
+            return Reason.REFUSED, heard[ffmpeg_log.Meaning.REFUSED]
         if ffmpeg_log.Meaning.NO_TRACK in heard:
-            return NO_MEDIA, "The stream ended before any sound or picture came."
-        return ERROR, f"ffmpeg ended without media: {said}"
+            return Reason.NO_MEDIA, "The stream ended before any sound or picture came."
+        return Reason.ERROR, f"ffmpeg ended without media: {said}"
 
     def _on_line(self, text: str) -> None:
         line = ffmpeg_log.parse(text)

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from machine import errors, failpoints
+from machine.reasons import Reason
 from media import ffmpeg_log, ffmpeg_process, joiner, resource_limits, survey, transcode_plan, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
@@ -91,13 +92,13 @@ class Transcoder:
     def _check(self, found: survey.Survey, segments: Sequence[SegmentFile], output: Path) -> None:
         folders = {segment.path.parent for segment in segments} | {output.parent}
         if gone := sorted(str(folder) for folder in folders if not folder.is_dir()):
-            raise errors.TranscodeFailed(f"The folder {gone[0]} is gone.", reason="spool-lost", retry=True)
+            raise errors.TranscodeFailed(f"The folder {gone[0]} is gone.", reason=Reason.SPOOL_LOST, retry=True)
         if not found.kinds:
-            raise errors.TranscodeFailed("No segment holds a track that the mode records.", reason="no-media", retry=False)
+            raise errors.TranscodeFailed("No segment holds a track that the mode records.", reason=Reason.NO_MEDIA, retry=False)
         if found.duration_ms > _LONGEST_MS:
             hours = found.duration_ms // 3_600_000
             detail = f"The segments claim {hours} hours of media, more than any session lasts."
-            raise errors.TranscodeFailed(detail, reason="ffmpeg-failed", retry=False)
+            raise errors.TranscodeFailed(detail, reason=Reason.FFMPEG_FAILED, retry=False)
 
     async def _make(
         self,
@@ -112,7 +113,7 @@ class Transcoder:
                 await self._run(found, segments, chosen, part)
                 return await verify.verify(self._ffmpeg, part, found, chosen)
             except errors.TranscodeFailed as error:
-                if not chosen.copied or error.reason not in ("ffmpeg-failed", "verify-failed"):
+                if not chosen.copied or error.reason not in (Reason.FFMPEG_FAILED, Reason.VERIFY_FAILED):
                     raise
                 log.warning("transcode.copy_refused", reason=error.reason, detail=error.detail)
                 chosen = transcode_plan.plan(found, mode, copy=False)
@@ -173,15 +174,15 @@ class _Run:
         said = self._child.last_lines[-1] if self._child.last_lines else "it said nothing"
         if self._stuck:
             return errors.TranscodeFailed(
-                f"ffmpeg stood still and was killed; last words: {said}", reason="ffmpeg-failed", retry=True
+                f"ffmpeg stood still and was killed; last words: {said}", reason=Reason.FFMPEG_FAILED, retry=True
             )
         if ffmpeg_log.Meaning.DISK_FULL in self._heard:
-            return errors.TranscodeFailed(self._heard[ffmpeg_log.Meaning.DISK_FULL], reason="disk-full", retry=True)
+            return errors.TranscodeFailed(self._heard[ffmpeg_log.Meaning.DISK_FULL], reason=Reason.DISK_FULL, retry=True)
         if ffmpeg_log.Meaning.SPOOL_LOST in self._heard:
-            return errors.TranscodeFailed(self._heard[ffmpeg_log.Meaning.SPOOL_LOST], reason="spool-lost", retry=True)
+            return errors.TranscodeFailed(self._heard[ffmpeg_log.Meaning.SPOOL_LOST], reason=Reason.SPOOL_LOST, retry=True)
         if code < 0:
-            return errors.TranscodeFailed(f"ffmpeg was killed by signal {-code}.", reason="killed", retry=True)
-        return errors.TranscodeFailed(f"ffmpeg ended with code {code}: {said}", reason="ffmpeg-failed", retry=True)
+            return errors.TranscodeFailed(f"ffmpeg was killed by signal {-code}.", reason=Reason.KILLED, retry=True)
+        return errors.TranscodeFailed(f"ffmpeg ended with code {code}: {said}", reason=Reason.FFMPEG_FAILED, retry=True)
 
     async def _feed(self, stream: AsyncIterator[bytes]) -> None:
         stdin = self._child.stdin
@@ -246,5 +247,5 @@ def _give_name(part: Path, output: Path) -> None:
 
 def storage_failed(error: OSError) -> errors.TranscodeFailed:
     """What an error of the spool means for a transcode: no space, or the spool itself; either may pass."""
-    reason = "disk-full" if verify.is_disk_full(error) else "spool-lost"
+    reason = Reason.DISK_FULL if verify.is_disk_full(error) else Reason.SPOOL_LOST
     return errors.TranscodeFailed(f"The spool cannot be read or written: {error.strerror or error}.", reason=reason, retry=True)

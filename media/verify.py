@@ -17,6 +17,7 @@ from pathlib import Path
 import fastcrc
 
 from machine import errors
+from machine.reasons import Reason
 from media import ffmpeg_log, ffmpeg_process, flv, resource_limits, survey, transcode_plan
 
 _TOLERANCE_MS = 500
@@ -100,14 +101,14 @@ class _Look:
             code = await asyncio.wait_for(asyncio.shield(reaped), limit_s)
         except TimeoutError:
             raise errors.TranscodeFailed(
-                f"Verifying took longer than {limit_s:.0f} s.", reason="verify-failed", retry=True
+                f"Verifying took longer than {limit_s:.0f} s.", reason=Reason.VERIFY_FAILED, retry=True
             ) from None
         finally:
             child.kill()
             await asyncio.gather(reaped, return_exceptions=True)
         if code != 0:
             said = child.last_lines[-1] if child.last_lines else "it said nothing"
-            raise errors.TranscodeFailed(f"The finished file does not read well: {said}", reason="verify-failed", retry=True)
+            raise errors.TranscodeFailed(f"The finished file does not read well: {said}", reason=Reason.VERIFY_FAILED, retry=True)
 
     def _on_error(self, text: str) -> None:
         self.duration_ms = ffmpeg_log.container_duration_ms(ffmpeg_log.parse(text).message) or self.duration_ms
@@ -130,4 +131,4 @@ def _args(ffmpeg: str, part: Path, chosen: transcode_plan.Plan, *, map_: str, be
 def _same(what: str, measured_ms: int, expected_ms: int) -> None:
     if abs(measured_ms - expected_ms) > max(_TOLERANCE_MS, expected_ms * _TOLERANCE):
         message = f"The length of {what} is {measured_ms / 1000:.2f} s, where {expected_ms / 1000:.2f} s were captured."
-        raise errors.TranscodeFailed(message, reason="verify-failed", retry=True)
+        raise errors.TranscodeFailed(message, reason=Reason.VERIFY_FAILED, retry=True)

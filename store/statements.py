@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from machine import model, states
+from machine.reasons import Reason
 from store import jobs, tables
 
 # A pull that evicts another of its user does so while it connects; the slack is that of reading clocks and files.
@@ -135,7 +136,7 @@ def _evictions() -> Select[Any]:
         or_(begun.c.reason == "", begun.c.last_packet_ms > ended.c.last_packet_ms + EVICTS_SLACK_MS),
     )
     runs = select(ended.c.epoch).distinct().select_from(ended.join(begun, together))
-    return runs.where(ended.c.recording_id == at("recording_id"), ended.c.reason == "eof")
+    return runs.where(ended.c.recording_id == at("recording_id"), ended.c.reason == Reason.EOF)
 
 
 EVICTIONS = _evictions()

@@ -17,6 +17,7 @@ import requests
 import structlog
 
 from machine import errors
+from machine.reasons import Reason
 from tencent import cos_requests, cos_target, cos_upload, file_parts
 from tencent import credentials as credentials_module
 
@@ -131,19 +132,19 @@ class CosUploader:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work in one of our threads. Raises errors.UploadFailed when they are stopped."""
         if self._threads is None:
-            raise errors.UploadFailed("The uploader is not running.", reason="network", retry=True)
+            raise errors.UploadFailed("The uploader is not running.", reason=Reason.NETWORK, retry=True)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except asyncio.CancelledError:
             if self._threads is None and not _is_cancelled():  # `stop` dropped what was queued
-                raise errors.UploadFailed("The uploader was stopped.", reason="network", retry=True) from None
+                raise errors.UploadFailed("The uploader was stopped.", reason=Reason.NETWORK, retry=True) from None
             raise
 
     def _client(
         self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, timeout_s: float
     ) -> cos_requests.Client:
         if self._session is None:
-            raise errors.UploadFailed("The uploader is not running.", reason="network", retry=True)
+            raise errors.UploadFailed("The uploader is not running.", reason=Reason.NETWORK, retry=True)
         return cos_requests.Client(target, credentials, self._session, silence_timeout_s=timeout_s)
 
 

@@ -21,6 +21,7 @@ import qcloud_cos
 import requests
 
 from machine import errors
+from machine.reasons import Reason
 from tencent import cos_target
 from tencent import credentials as credentials_module
 
@@ -57,9 +58,9 @@ ADVICE = {
 
 
 class RequestFailed(Exception):
-    """One request to COS failed. `reason` is a slug of errors.UploadFailed, `status` 0 where there was no answer."""
+    """One request to COS failed. `status` is 0 where there was no answer."""
 
-    def __init__(self, reason: str, *, code: str = "", status: int = 0, message: str = "", request_id: str = "") -> None:
+    def __init__(self, reason: Reason, *, code: str = "", status: int = 0, message: str = "", request_id: str = "") -> None:
         super().__init__(f"{reason} {status} {code}")
         self.reason = reason
         self.code = code
@@ -70,7 +71,7 @@ class RequestFailed(Exception):
     @property
     def temporary(self) -> bool:
         """Whether the same request may succeed in a moment, with the same credentials."""
-        return self.reason in ("throttled", "server", "network")
+        return self.reason in (Reason.THROTTLED, Reason.SERVER, Reason.NETWORK)
 
     def as_upload_failed(self, what: str) -> errors.UploadFailed:
         """This failure as the error that leaves the room; `what` is what was being done ("sending part 3")."""
@@ -79,7 +80,7 @@ class RequestFailed(Exception):
         pieces += [f"Request {self.request_id}"] if self.request_id else []
         pieces += [ADVICE[self.code].rstrip(".")] if self.code in ADVICE else []
         detail = ". ".join(piece.rstrip(". ") for piece in pieces) + "."
-        return errors.UploadFailed(detail, reason=self.reason, retry=self.reason != "refused")
+        return errors.UploadFailed(detail, reason=self.reason, retry=self.reason != Reason.REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,7 @@ class Client:
             if following is None:
                 return tuple(parts)
             if following <= marker:
-                raise RequestFailed("server", status=200, message="The list of parts does not end")
+                raise RequestFailed(Reason.SERVER, status=200, message="The list of parts does not end")
             marker = following
 
     def _page_of_parts(self, upload_id: str, marker: int) -> tuple[list[Part], int | None]:
@@ -180,7 +181,7 @@ class Client:
         try:
             return ObjectSeen(size_bytes=int(answer["content-length"]), crc64=str(answer.get("x-cos-hash-crc64ecma", "")))
         except (KeyError, ValueError) as error:
-            raise RequestFailed("server", status=200, message="The answer to HEAD has no length") from error
+            raise RequestFailed(Reason.SERVER, status=200, message="The answer to HEAD has no length") from error
 
     def head_bucket(self) -> None:
         """Raise RequestFailed unless the bucket exists and may be looked at."""
@@ -188,7 +189,7 @@ class Client:
             _ask(lambda: self._sdk.head_bucket(Bucket=self._target.bucket))
         except RequestFailed as failed:
             if failed.status == 404:
-                raise RequestFailed("refused", code="NoSuchBucket", status=404, request_id=failed.request_id) from failed
+                raise RequestFailed(Reason.REFUSED, code="NoSuchBucket", status=404, request_id=failed.request_id) from failed
             raise self._explained(failed) from failed
 
     def _explained(self, failed: RequestFailed) -> RequestFailed:
@@ -199,7 +200,7 @@ class Client:
             _ask(lambda: self._sdk.list_objects(Bucket=self._target.bucket, Prefix=self._target.key, MaxKeys=1))
         except RequestFailed as explained:
             return explained
-        return RequestFailed("refused", code="AccessDenied", status=failed.status, request_id=failed.request_id)
+        return RequestFailed(Reason.REFUSED, code="AccessDenied", status=failed.status, request_id=failed.request_id)
 
 
 def session(connections: int) -> requests.Session:
@@ -277,9 +278,11 @@ def _ask(request: Callable[[], T]) -> T:
     except qcloud_cos.CosServiceError as error:
         raise _from_answer(error) from None  # the SDK's error holds the whole answer
     except qcloud_cos.CosClientError as error:
-        raise RequestFailed("network", message=_URL.sub("", str(error))[:200].strip()) from None
+        raise RequestFailed(Reason.NETWORK, message=_URL.sub("", str(error))[:200].strip()) from None
     except Exception as error:  # noqa: BLE001 - the SDK evaluates what it parsed: nearly any error comes of another shape
-        raise RequestFailed("server", status=200, message=f"The answer was not understood ({type(error).__name__})") from None
+        raise RequestFailed(
+            Reason.SERVER, status=200, message=f"The answer was not understood ({type(error).__name__})"
+        ) from None
 
 
 def _from_answer(error: Any) -> RequestFailed:
@@ -306,26 +309,26 @@ def _printable(said: object, most: int) -> str:
     return "".join(char if char.isprintable() else " " for char in str(said)[:most]).strip()
 
 
-def _reason(status: int, code: str) -> str:
-    """The slug of errors.UploadFailed for an answer. A 4xx is for good unless its code or status says otherwise."""
+def _reason(status: int, code: str) -> Reason:
+    """The reason of an answer. A 4xx is for good unless its code or status says otherwise."""
     if code in _EXPIRED:
-        return "expired-token"
+        return Reason.EXPIRED_TOKEN
     if status == 429 or code in _THROTTLED:
-        return "throttled"
+        return Reason.THROTTLED
     if status == 408 or code in _DAMAGED:
-        return "network"
+        return Reason.NETWORK
     if status >= 500 or status < 400:
-        return "server"
+        return Reason.SERVER
     if status == 409 and code != "FileAlreadyExists":
-        return "server"  # somebody is at work on the same key or bucket; only FileAlreadyExists stays as it is
-    return "refused"
+        return Reason.SERVER  # somebody is at work on the same key or bucket; only FileAlreadyExists stays as it is
+    return Reason.REFUSED
 
 
 def _text(answer: Any, name: str) -> str:
     """A field of an answer. Missing: the server redirected or answered something else than COS would."""
     value = _lower(answer).get(name.lower())
     if not isinstance(value, str) or not value:
-        raise RequestFailed("server", status=200, message=f"The answer has no {name}")
+        raise RequestFailed(Reason.SERVER, status=200, message=f"The answer has no {name}")
     return value
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 from machine import errors, failpoints
+from machine.reasons import Reason
 from tencent import cos_requests, cos_target, file_parts
 
 log = structlog.get_logger()
@@ -109,7 +110,8 @@ class Upload:
                 if afresh.leftover:
                     await self._give_up_ours(afresh.leftover, state)
         # Whatever COS said last, it is not for good: a later try begins anew once more.
-        raise errors.UploadFailed(failure.detail, reason="mismatch" if failure.reason == "mismatch" else "server", retry=True)
+        reason = Reason.MISMATCH if failure.reason == Reason.MISMATCH else Reason.SERVER
+        raise errors.UploadFailed(failure.detail, reason=reason, retry=True)
 
     async def _once(self, state: UploadState) -> Uploaded:
         known: dict[int, Part] | None = {}
@@ -199,7 +201,7 @@ class Upload:
 
     async def _complete(self, upload_id: str, sent: Sequence[Part], size_bytes: int, crc64: str) -> Uploaded:
         if not sent:
-            raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
+            raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason=Reason.FILE_MISSING, retry=False)
         failpoints.hit("upload.complete.before")
         try:
             told = await self._ask(lambda: self._client.complete(upload_id, sent))
@@ -233,7 +235,7 @@ class Upload:
         if seen is None or (seen.size_bytes, seen.crc64) != (size_bytes, crc64):
             found = "nothing" if seen is None else f"{seen.size_bytes} bytes with CRC-64 {seen.crc64 or 'unknown'}"
             detail = f"The file has {size_bytes} bytes with CRC-64 {crc64}, the bucket has {found}."
-            raise _Afresh(errors.UploadFailed(detail, reason="mismatch", retry=True))
+            raise _Afresh(errors.UploadFailed(detail, reason=Reason.MISMATCH, retry=True))
         return self._uploaded(size_bytes, crc64)
 
     async def _give_up_ours(self, upload_id: str, state: UploadState) -> None:
@@ -268,4 +270,4 @@ def _is_part(block: file_parts.Block, part: Part) -> bool:
 
 
 def _gone(what: str) -> cos_requests.RequestFailed:
-    return cos_requests.RequestFailed("refused", code=GONE, status=404, message=f"COS has forgotten the upload while {what}")
+    return cos_requests.RequestFailed(Reason.REFUSED, code=GONE, status=404, message=f"COS has forgotten the upload while {what}")

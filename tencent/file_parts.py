@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import fastcrc
 
 from machine import errors
+from machine.reasons import Reason
 
 MIN_PART_BYTES = 1024 * 1024  # COS's own limit for every part but the last
 FIRST_PART_BYTES = 8 * 1024 * 1024
@@ -44,7 +45,7 @@ def part_size_bytes(first: int, number: int) -> int:
 
 
 class Reader:
-    """Reads one file; every method raises errors.UploadFailed(reason="file-missing") if it cannot be read."""
+    """Reads one file; every method raises errors.UploadFailed(reason=Reason.FILE_MISSING) if it cannot be read."""
 
     def __init__(self, path: Path, in_thread: InThread) -> None:
         self._path = path
@@ -54,7 +55,7 @@ class Reader:
         """Raise errors.UploadFailed unless there is a file and it has bytes."""
         status = await self._ask(self._path.stat)
         if status.st_size == 0:
-            raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason="file-missing", retry=False)
+            raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason=Reason.FILE_MISSING, retry=False)
 
     async def blocks(self, first_part_bytes: int) -> AsyncGenerator[Block, None]:
         """The file's parts in their order; the first 1,000 have `first_part_bytes`."""
@@ -68,7 +69,7 @@ class Reader:
                     return
                 if number > MAX_PARTS:
                     detail = f"The file {self._path.name} has more than {MAX_PARTS} parts."
-                    raise errors.UploadFailed(detail, reason="refused", retry=False)
+                    raise errors.UploadFailed(detail, reason=Reason.REFUSED, retry=False)
                 crc64 = block.crc64
                 yield block
         finally:
@@ -87,10 +88,10 @@ class Reader:
             return await self._in_thread(work)
         except FileNotFoundError as error:
             detail = f"The file {self._path.name} is not on the spool."
-            raise errors.UploadFailed(detail, reason="file-missing", retry=False) from error
+            raise errors.UploadFailed(detail, reason=Reason.FILE_MISSING, retry=False) from error
         except OSError as error:
             detail = f"The file {self._path.name} could not be read ({error.strerror or type(error).__name__})."
-            raise errors.UploadFailed(detail, reason="file-missing", retry=True) from error
+            raise errors.UploadFailed(detail, reason=Reason.FILE_MISSING, retry=True) from error
 
 
 def _read(file: BinaryIO, number: int, size_bytes: int, crc64: int) -> Block | None:

@@ -21,6 +21,7 @@ import yarl
 from aiohttp.abc import AbstractResolver
 
 from machine import errors, failpoints
+from machine.reasons import Reason
 from webhook import dns, ssrf, target_url
 
 TIMEOUT_S = 10.0
@@ -82,7 +83,7 @@ class WebhookSender:
         try:
             target = target_url.parse(url)
         except errors.InvalidParameter as error:
-            raise errors.CallbackFailed(error.message, reason="bad-url", retry=False) from error
+            raise errors.CallbackFailed(error.message, reason=Reason.BAD_URL, retry=False) from error
         guard = _Guard(target.raw_host or "", self._allowed)
         guard.check_literal()
         failpoints.hit("callback.send.before")
@@ -90,13 +91,13 @@ class WebhookSender:
             status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
         except TimeoutError as error:
             detail = f"The callback URL did not answer within {self._timeout_s:g} s."
-            raise errors.CallbackFailed(detail, reason="timeout", retry=True) from error
+            raise errors.CallbackFailed(detail, reason=Reason.TIMEOUT, retry=True) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if guard.refused and not guard.opened:
                 raise guard.failure() from None
             # Only the kind: the text of these errors holds addresses, and may hold what the server sent.
             detail = f"The callback URL could not be reached ({type(error).__name__})."
-            raise errors.CallbackFailed(detail, reason="network", retry=True) from error
+            raise errors.CallbackFailed(detail, reason=Reason.NETWORK, retry=True) from error
         failpoints.hit("callback.send.after")
         _judge(status)
 
@@ -163,7 +164,7 @@ class _Guard:
             f"The callback URL leads to an address that is not public ({self.refused}). "
             "List its host or network in CALLBACK_ALLOW if that is meant."
         )
-        return errors.CallbackFailed(detail, reason="private-address", retry=False)
+        return errors.CallbackFailed(detail, reason=Reason.PRIVATE_ADDRESS, retry=False)
 
 
 def _judge(status: int) -> None:
@@ -171,11 +172,11 @@ def _judge(status: int) -> None:
         return
     if status == 410:
         detail = "The callback URL answered 410: it wants no more of these."
-        raise errors.CallbackFailed(detail, reason="gone", retry=False)
+        raise errors.CallbackFailed(detail, reason=Reason.GONE, retry=False)
     if 300 <= status < 400:
         detail = f"The callback URL answered {status}, a redirect, and none is followed. Give the final URL."
-        raise errors.CallbackFailed(detail, reason="redirect", retry=True)
-    raise errors.CallbackFailed(f"The callback URL answered {status}.", reason="status", retry=True)
+        raise errors.CallbackFailed(detail, reason=Reason.REDIRECT, retry=True)
+    raise errors.CallbackFailed(f"The callback URL answered {status}.", reason=Reason.STATUS, retry=True)
 
 
 def _key(secret: str) -> bytes:

@@ -14,6 +14,7 @@ import structlog
 
 from events import codec
 from machine import errors, failpoints, ports, states
+from machine.reasons import Reason
 from worker import leased_job, work_ports
 
 log = structlog.get_logger()
@@ -51,7 +52,7 @@ class Outcomes:
 
     async def broken(self, job: leased_job.Job, detail: str) -> None:
         """Say that a job ended through a fault that may pass."""
-        data: dict[str, Any] = {"Reason": "error", "Detail": detail[:4096], "Retry": True}
+        data: dict[str, Any] = {"Reason": Reason.ERROR, "Detail": detail[:4096], "Retry": True}
         match job.kind:
             case states.CAPTURE:
                 del data["Retry"]
@@ -71,7 +72,7 @@ class Outcomes:
         then this is said, too."""
         if job.kind != states.TRANSCODE or job.ended:
             return
-        data = {"Reason": "node-stopping", "Detail": "Its node stopped; the transcode begins anew.", "Retry": True}
+        data = {"Reason": Reason.NODE_STOPPING, "Detail": "Its node stopped; the transcode begins anew.", "Retry": True}
         try:
             async with asyncio.timeout(LAST_WORD_S):
                 await self.exit(job, data)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from events import requests
 from machine import model
+from machine.reasons import Reason
 
 
 class Assignment(Protocol):
@@ -40,10 +41,10 @@ class Progress(Protocol):
 
 
 class Exit(Protocol):
-    """How a capture ended: a reason of the closed list in media.capture, a detail in English, and what is on disk."""
+    """How a capture ended: a reason, a detail in English, and what is on disk."""
 
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> Reason: ...
     @property
     def detail(self) -> str: ...
     @property

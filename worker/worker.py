@@ -24,6 +24,7 @@ import structlog
 
 from events import codec
 from machine import errors, failpoints, model, ports, states, supervised_task
+from machine.reasons import Reason
 from worker import leased_job, outcomes, work_ports
 
 log = structlog.get_logger()
@@ -156,10 +157,10 @@ class Worker:
         # A stop that came before this node knew of its lease found no job here.
         job.stop_asked |= assignment.recording.stop_requested
         if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
-            await self._say.exit(job, {"Reason": "stopped", "Detail": "It was stopped before it began."})
+            await self._say.exit(job, {"Reason": Reason.STOPPED, "Detail": "It was stopped before it began."})
             return
         if job.handed_over:
-            await self._say.exit(job, {"Reason": "node-stopping", "Detail": "Its node stopped before it began."})
+            await self._say.exit(job, {"Reason": Reason.NODE_STOPPING, "Detail": "Its node stopped before it began."})
             return
         await capture.start()
         log.info("capture.running", owner=job.owner, epoch=job.epoch)
@@ -169,8 +170,8 @@ class Worker:
         await asyncio.gather(*job.said)
         failpoints.hit("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
-        handed_over = job.handed_over and not job.stop_asked and ended.reason == "stopped"
-        detail = {"Reason": "node-stopping" if handed_over else ended.reason, "Detail": ended.detail[:4096]}
+        handed_over = job.handed_over and not job.stop_asked and ended.reason == Reason.STOPPED
+        detail = {"Reason": Reason.NODE_STOPPING if handed_over else ended.reason, "Detail": ended.detail[:4096]}
         await self._say.exit(job, detail | leased_job.on_disk(ended.progress))
         failpoints.hit("segment.close.after")
 
@@ -188,7 +189,7 @@ class Worker:
             return
         log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms, missing=len(missing))
         output = replace(made.output, missing=len(missing), gaps=leased_job.with_missing(made.output, segments, missing))
-        await self._say.exit(job, {"Reason": "ok", "Output": output.to_json(), "Node": self._place})
+        await self._say.exit(job, {"Reason": Reason.OK, "Output": output.to_json(), "Node": self._place})
 
     async def _gather(self, assignment: work_ports.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
@@ -206,7 +207,7 @@ class Worker:
         if missing and self._clock() < over_ms:
             nodes = ", ".join(sorted({s.node for s in segments if s.epoch in missing}))
             detail = f"Segments lie on {nodes}, which does not answer; the transcode waits for it until NODE_RETURN is over."
-            raise errors.TranscodeFailed(detail, reason="node-away", retry=True)
+            raise errors.TranscodeFailed(detail, reason=Reason.NODE_AWAY, retry=True)
         return missing
 
     async def _fetch(self, assignment: work_ports.Assignment, segment: Any) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from machine.reasons import Reason
 from media import capture, flv, segment_scan
 from tests import flv_source, waiting
 from tests.flv_source import FFMPEG, LiveSource, Stream
@@ -54,7 +55,7 @@ async def test_a_stream_that_ends_half_way_is_an_end_with_its_media(source: Live
     tags = flv_source.shifted(flv_source.between(flv_source.content(), 0, 3_000), 1_000_000)
     stream = source.streams["anna"] = Stream(tags=tags, then=then)
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
-    assert ended.reason == capture.EOF
+    assert ended.reason == Reason.EOF
     assert ended.progress.media_ms == pytest.approx(3_000, abs=100)
     assert ended.progress.first_packet_ms == pytest.approx(stream.first_sent * 1000, abs=300)
     assert ended.progress.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
@@ -116,7 +117,7 @@ async def test_stop_ends_at_once_and_may_be_asked_twice(source: LiveSource, tmp_
     running.stop()
     ended = await running.wait()
     assert time.monotonic() - began < 1 * waiting.patience()
-    assert ended.reason == capture.STOPPED
+    assert ended.reason == Reason.STOPPED
     assert ended.progress.last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
     assert await running.wait() == ended
     assert _gone(running.pid)
@@ -130,7 +131,7 @@ async def test_a_server_that_falls_silent_is_noticed(source: LiveSource, tmp_pat
     running = _capture(source.address("anna"), tmp_path / "a.flv", stall_after_s=2)
     await running.start()
     ended = await running.wait()
-    assert ended.reason == capture.STALLED
+    assert ended.reason == Reason.STALLED
     assert 2 <= time.time() - stream.last_sent <= 2 + waiting.limit_s(2)
     assert ended.progress.media_ms == pytest.approx(2_000, abs=100)
     assert segment_scan.scan(tmp_path / "a.flv", "02").last_packet_ms == pytest.approx(stream.last_sent * 1000, abs=300)
@@ -142,11 +143,11 @@ async def test_a_server_that_never_sends_is_no_media(source: LiveSource, tmp_pat
     a second."""
     source.streams["anna"] = Stream(then="hold")
     ended = await _run(source.address("anna"), tmp_path / "a.flv", first_media_s=1)
-    assert (ended.reason, ended.progress.media_ms) == (capture.NO_MEDIA, 0)
+    assert (ended.reason, ended.progress.media_ms) == (Reason.NO_MEDIA, 0)
     running = _capture(source.address("anna"), tmp_path / "b.flv")
     await running.start()
     running.stop()
-    assert (await asyncio.wait_for(running.wait(), waiting.limit_s(1))).reason == capture.STOPPED
+    assert (await asyncio.wait_for(running.wait(), waiting.limit_s(1))).reason == Reason.STOPPED
 
 
 async def test_refusals_are_told_apart(source: LiveSource, tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ async def test_refusals_are_told_apart(source: LiveSource, tmp_path: Path) -> No
         source.streams[str(status)] = Stream(status=status)
         ended = await _run(source.address(str(status)), tmp_path / f"{status}.flv")
         reasons[status] = ended.reason
-        if ended.reason == capture.REFUSED_FOR_GOOD:
+        if ended.reason == Reason.REFUSED_FOR_GOOD:
             assert "UserSig" in ended.detail
             assert "package" in ended.detail
     with socket.socket() as closed:
@@ -164,7 +165,7 @@ async def test_refusals_are_told_apart(source: LiveSource, tmp_path: Path) -> No
         for scheme in ("rtmp", "http"):
             address = f"{scheme}://127.0.0.1:{closed.getsockname()[1]}/pull/1?usersig=SECRET"
             reasons[scheme] = (await _run(address, tmp_path / f"{scheme}.flv")).reason
-    good, again = capture.REFUSED_FOR_GOOD, capture.REFUSED
+    good, again = Reason.REFUSED_FOR_GOOD, Reason.REFUSED
     assert reasons == {401: good, 403: good, 404: again, 500: again, "rtmp": again, "http": again}
 
 
@@ -191,9 +192,9 @@ async def test_a_camera_switched_on_later_ends_the_segment(source: LiveSource, t
     both, sound = await asyncio.gather(
         _run(source.address("anna"), tmp_path / "02.flv"), _run(source.address("anna"), tmp_path / "00.flv", "00")
     )
-    assert both.reason == capture.NEW_TRACK
+    assert both.reason == Reason.NEW_TRACK
     assert both.progress.media_ms == pytest.approx(3_000, abs=400)
-    assert sound.reason == capture.EOF
+    assert sound.reason == Reason.EOF
     assert sound.progress.media_ms == pytest.approx(5_000, abs=100)
     assert stream.requests == 2
 
@@ -207,7 +208,7 @@ async def test_in_mode_00_the_picture_is_only_a_sign_of_life(source: LiveSource,
     tags = flv_source.merged(flv_source.between(flv_source.only(whole, flv.VIDEO), 0, 7_000), *parts)
     source.streams["anna"] = Stream(tags=tags)
     ended = await _run(source.address("anna"), tmp_path / "a.flv", "00", stall_after_s=3)
-    assert ended.reason == capture.EOF
+    assert ended.reason == Reason.EOF
     stored = flv_source.read(tmp_path / "a.flv")
     assert [tag.timestamp_ms for tag in flv_source.only(stored, flv.AUDIO)][-1] > 6_900
     assert len([tag for tag in stored if tag.kind == flv.VIDEO and tag.is_media]) < 8
@@ -232,7 +233,7 @@ async def test_a_clock_set_back_ends_the_segment(source: LiveSource, tmp_path: P
     after = flv_source.shifted(flv_source.between(whole, 0, 3_000), back_to_ms)
     source.streams["anna"] = Stream(tags=before + after)
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
-    assert ended.reason == capture.ERROR
+    assert ended.reason == Reason.ERROR
     assert "jumped" in ended.detail
 
 
@@ -240,7 +241,7 @@ async def test_a_full_disk_is_named(source: LiveSource, tmp_path: Path) -> None:
     """When a write finds no space, the capture ends with "disk-full"."""
     source.streams["anna"] = Stream(tags=flv_source.content())
     (tmp_path / "a.flv").symlink_to("/dev/full")
-    assert (await _run(source.address("anna"), tmp_path / "a.flv")).reason == capture.DISK_FULL
+    assert (await _run(source.address("anna"), tmp_path / "a.flv")).reason == Reason.DISK_FULL
 
 
 async def test_a_spool_that_goes_away_is_noticed(source: LiveSource, tmp_path: Path) -> None:
@@ -253,9 +254,9 @@ async def test_a_spool_that_goes_away_is_noticed(source: LiveSource, tmp_path: P
     await running.start()
     await waiting.until(lambda: running.progress.media_ms > 0)
     shutil.rmtree(folder)
-    assert (await asyncio.wait_for(running.wait(), waiting.limit_s(5))).reason == capture.SPOOL_LOST
+    assert (await asyncio.wait_for(running.wait(), waiting.limit_s(5))).reason == Reason.SPOOL_LOST
     assert _gone(running.pid)
-    assert (await _run(source.address("anna"), folder / "b.flv")).reason == capture.SPOOL_LOST
+    assert (await _run(source.address("anna"), folder / "b.flv")).reason == Reason.SPOOL_LOST
 
 
 async def test_a_cancelled_wait_leaves_no_process(source: LiveSource, tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ async def test_a_segment_is_never_overwritten(source: LiveSource, tmp_path: Path
     source.streams["anna"] = Stream(tags=flv_source.content())
     kept = flv_source.write(tmp_path / "a.flv", flv_source.content()).read_bytes()
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
-    assert ended.reason == capture.ERROR
+    assert ended.reason == Reason.ERROR
     assert (tmp_path / "a.flv").read_bytes() == kept
     assert source.streams["anna"].requests == 0
 
@@ -303,7 +304,7 @@ async def test_ffmpeg_killed_from_outside_keeps_its_media(source: LiveSource, tm
     os.kill(running.pid, signal.SIGKILL)
     killed = time.time()
     ended = await running.wait()
-    assert ended.reason == capture.ERROR
+    assert ended.reason == Reason.ERROR
     assert ended.progress.media_ms == pytest.approx((killed - stream.first_sent) * 1000, abs=300)
 
 
@@ -350,7 +351,7 @@ async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:
             if server.returncode is None:
                 server.kill()
             await server.wait()
-        assert ended.reason == (capture.STOPPED if stop else capture.EOF)
+        assert ended.reason == (Reason.STOPPED if stop else Reason.EOF)
         assert 1_500 < ended.progress.media_ms < 6_000
         assert "SECRET" not in repr(ended)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from machine import errors
+from machine.reasons import Reason
 from media import capture, flv, transcode
 from media.transcode import SegmentFile, Transcoder
 from tests import flv_source, media_probe, waiting
@@ -217,7 +218,7 @@ async def test_a_live_room_with_a_late_camera_is_recorded_whole(tmp_path: Path) 
         await running.start()
         ended.append(await asyncio.wait_for(running.wait(), waiting.limit_s(20)))
     await live.stop()
-    assert [exit_.reason for exit_ in ended] == [capture.NEW_TRACK, capture.EOF]
+    assert [exit_.reason for exit_ in ended] == [Reason.NEW_TRACK, Reason.EOF]
     segments = [
         SegmentFile(
             path=tmp_path / f"{name}.flv",

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from machine import errors
+from machine.reasons import Reason
 from media import capture, ffmpeg_command, flv, resource_limits, segment_scan
 from tests import certificates, flv_source, waiting
 from tests.flv_source import FFMPEG
@@ -335,7 +336,7 @@ async def test_no_stream_harms_the_service(server: Server, spool: Path) -> None:
     done.set()
     await turning
     assert longest_s < 2
-    assert {one.reason for one in ended} <= {capture.EOF, capture.ERROR, capture.NO_MEDIA, capture.STALLED, capture.NEW_TRACK}
+    assert {one.reason for one in ended} <= {Reason.EOF, Reason.ERROR, Reason.NO_MEDIA, Reason.STALLED, Reason.NEW_TRACK}
     assert sum(listing(spool).values()) < 64 << 20
 
 
@@ -448,7 +449,7 @@ async def test_a_segment_that_grows_too_large_ends_whole(spool: Path, monkeypatc
     source.streams["anna"] = flv_source.Stream(tags=flv_source.content(), ahead_ms=60_000)
     ended = await run(source.address("anna"), spool, "a")
     await source.stop()
-    assert ended.reason == capture.ERROR
+    assert ended.reason == Reason.ERROR
     assert ended.progress.media_ms > 1_000
     assert ended.progress.size_bytes == 20_000
     assert segment_scan.scan(spool / "a.flv", "02").media_ms == ended.progress.media_ms
