@@ -1,9 +1,9 @@
-# The recorder as an image. The first stage builds; the second has Python, the environment with the wheel in it, and no source tree.
+# Image of the recorder. The first stage builds; the second contains Python and the environment with the wheel, no source tree.
 
 FROM python:3.11.11-slim-bookworm AS build
 WORKDIR /src
 
-# Build tools in an environment of their own, by their hashes; what of the locked packages comes as source is built with them.
+# Build tools in an environment of their own, by their hashes. Locked source packages are built with them.
 COPY bootstrap.lock ./
 RUN python -m venv /opt/build \
  && /opt/build/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r bootstrap.lock
@@ -18,7 +18,7 @@ RUN python -m venv --without-pip /opt/recorder \
 
 
 FROM python:3.11.11-slim-bookworm
-# setpriv (util-linux, part of every Debian) ties ffmpeg's life to the service's.
+# setpriv (util-linux, part of every Debian) ends ffmpeg when the service dies.
 RUN setpriv --version \
  && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/recorder --shell /usr/sbin/nologin recorder \
  && install -d -m 0700 -o recorder -g recorder /var/lib/recorder /var/spool/recorder /var/lib/simulator

@@ -1,13 +1,13 @@
-# The newcomer's door. `make help` lists what there is.
+# Entry point for contributors. `make help` lists the targets.
 PYTHON ?= python3
-# Parallel test processes; auto: as many as this machine bears (tests/machine_probe.py).
+# Parallel test processes; auto: chosen for this machine by tests/machine_probe.py.
 WORKERS ?= auto
 CHAOS_MINUTES ?= 10
-# Of `make soak`; SOAK_ENGINE is embedded or distributed.
+# For `make soak`; SOAK_ENGINE is embedded or distributed.
 SOAK_MINUTES ?= 30
 SOAK_CAPTURES ?= 50
 SOAK_ENGINE ?= embedded
-# Of `make fuzz`: fuzzed messages, and cases of Schemathesis, on each engine half.
+# For `make fuzz`: number of fuzzed messages and of Schemathesis cases, half of them on each engine.
 CASES ?= 10000
 # The folders that hold the tests of `make quick`; tests/selection.py chooses among them.
 QUICK := tests/unit tests/contract tests/simulated tests/integration tests/security
@@ -28,47 +28,47 @@ $(STAMP): deploy/bootstrap.sh bootstrap.lock requirements.lock pyproject.toml
 demo: $(STAMP) ## record a simulated room with two speakers and print the result
 	@$(BIN)/recorder demo
 
-quick: $(STAMP) ## the checks and the tests without servers and live media; under 90 s on two cores, without root
+quick: $(STAMP) ## run the checks and the tests without servers and live media; under 90 s on two cores, no root
 	@begun=$$(date +%s); \
 	$(MAKE) --no-print-directory check && \
 	$(BIN)/python -m pytest -q -n logical --dist worksteal -m quick $(QUICK); code=$$?; \
 	echo "make quick took $$(($$(date +%s) - begun)) s"; exit $$code
 
-test: $(STAMP) ## everything that must hold: the checks, all tests in parallel, then those marked `alone` one at a time
+test: $(STAMP) ## run the checks, all tests in parallel, then the tests marked `alone` one at a time
 	@$(MAKE) --no-print-directory check
 	@sh deploy/test-servers.sh
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not alone"; parallel=$$?; \
 	$(BIN)/python -m pytest -q -m alone && exit $$parallel
 
-chaos: $(STAMP) ## kill, freeze and fail the service at its fault points for CHAOS_MINUTES, on both engines, and audit the rest
+chaos: $(STAMP) ## kill, freeze and fail the service at its failpoints for CHAOS_MINUTES, on both engines, and audit the result
 	@sh deploy/test-servers.sh
 	@$(BIN)/python -m tests.chaos --minutes $(CHAOS_MINUTES)
 
-soak: $(STAMP) ## record rooms that come and go for SOAK_MINUTES, and see that memory, descriptors, tasks and rows stay flat
+soak: $(STAMP) ## record rooms that come and go for SOAK_MINUTES; memory, descriptors, tasks and rows must stay flat
 	@sh deploy/test-servers.sh
 	@SOAK_MINUTES=$(SOAK_MINUTES) SOAK_CAPTURES=$(SOAK_CAPTURES) SOAK_ENGINE=$(SOAK_ENGINE) $(BIN)/python -m tests.chaos.soak
 
-fuzz: $(STAMP) ## throw 10,000 fuzzed messages and 10,000 made-up requests at a service, and print what became of them
+fuzz: $(STAMP) ## send CASES fuzzed messages and as many made-up requests to a service, and print the outcomes
 	@sh deploy/test-servers.sh
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -q -s tests/fuzz
 
-check: $(STAMP) ## style, types, import contracts, generated documents
+check: $(STAMP) ## check style, types, import contracts and generated documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m docs.generate --check
 
-format: $(STAMP) ## put the source into house form
+format: $(STAMP) ## format the source
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
 
-docs: $(STAMP) ## write the generated documents anew
+docs: $(STAMP) ## regenerate the documents
 	@$(BIN)/python -m docs.generate
 
-lock: $(STAMP) ## resolve the locks anew from pyproject.toml
+lock: $(STAMP) ## resolve the locks from pyproject.toml
 	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 -c requirements.lock deploy/bootstrap.in -o bootstrap.lock
 	@$(BIN)/uv pip compile -q --no-emit-index-url --generate-hashes --python-version 3.11 -c requirements.lock pyproject.toml -o runtime.lock
 
-clean: ## remove the environment and what tests and demo left
+clean: ## remove the environment and the files of tests and demo
 	@rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the environment in $1 from the locks. Assumes git, make, python3 with venv; names what is missing and exits 2.
+# Creates the environment in $1 from the locks. Needs git, make and python3 with venv; names a missing one and exits 2.
 set -eu
 venv=$1
 python=${PYTHON:-python3}
@@ -13,11 +13,11 @@ missing() {
 command -v "$python" >/dev/null 2>&1 || missing "python3 was not found." "python3 python3-venv"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || missing "Python 3.11 or later is needed; $python is $("$python" -V)." "python3.11 python3.11-venv"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing "Python's venv module is not complete." "python3-venv"
-command -v setpriv >/dev/null 2>&1 || missing "setpriv was not found (it ties ffmpeg's life to the service's)." "util-linux"
+command -v setpriv >/dev/null 2>&1 || missing "setpriv was not found (it ends ffmpeg when the service dies)." "util-linux"
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# pip fetches uv and the build tools by their hashes; uv does the rest in a tenth of pip's time. The one package that
-# comes as source builds with those same tools: no build reaches for anything that is not in the lock.
+# pip fetches uv and the build tools by their hashes; uv installs the rest in a tenth of pip's time. The only source package
+# builds with these same tools, so no build fetches anything outside the lock.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock
 VIRTUAL_ENV="$venv" "$venv/bin/uv" pip sync --quiet --require-hashes --no-build-isolation requirements.lock
 VIRTUAL_ENV="$venv" "$venv/bin/uv" pip install --quiet --no-deps --no-build-isolation --editable .

@@ -1,7 +1,6 @@
 #!/bin/sh
-# The servers that tests start for themselves, each private to its test, and Node for its example: on Debian and Ubuntu they come as
-# packages.
-# Installs what is missing where it may (root, apt-get); elsewhere names it and exits 2. No system service is started or enabled.
+# Installs the Debian or Ubuntu packages that the tests need: servers that each test starts privately, and Node for its example.
+# Installs missing packages with root and apt-get; otherwise names them and exits 2. It starts and enables no system service.
 set -eu
 packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server"
 
@@ -10,7 +9,7 @@ for package in $packages; do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$state" = installed ] || missing="$missing $package"
 done
-# Node often comes from elsewhere, and then Debian's is not wanted beside it.
+# Node often comes from another source; then Debian's package must not be added.
 command -v node >/dev/null 2>&1 || missing="$missing nodejs"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
 [ -n "$missing" ] || exit 0
@@ -21,7 +20,7 @@ by_hand() {
     exit 2
 }
 
-[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || by_hand "the tests need what is not installed"
+[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || by_hand "the tests need packages that are not installed"
 
 # A package starts its service when it is installed, unless policy-rc.d forbids it.
 policy=/usr/sbin/policy-rc.d
@@ -34,8 +33,8 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 echo "recorder: installing for the tests:$missing"
 get="apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300"
-$get update || echo "recorder: apt-get update failed; trying with the lists that are there." >&2
-# shellcheck disable=SC2086 # words on purpose
+$get update || echo "recorder: apt-get update failed; continuing with the present lists." >&2
+# shellcheck disable=SC2086 # split into words on purpose
 $get install --no-install-recommends $missing >/dev/null || by_hand "these could not be installed"
 if [ -d /run/systemd/system ]; then
     for package in $missing; do
