@@ -1,19 +1,19 @@
-"""Picture size from an AVC sequence header. Pure; imports nothing of ours.
+"""Picture size from an AVC sequence header. Pure.
 
-Format: ISO/IEC 14496-15 (AVCDecoderConfigurationRecord) and ITU-T H.264, 7.3.2.1.1 (sequence parameter set). The size
-that FLV metadata states is not looked at: when the size changes inside a stream, it goes on stating the first.
+Format: ISO/IEC 14496-15 (AVCDecoderConfigurationRecord) and ITU-T H.264, 7.3.2.1.1 (sequence parameter set). The size in FLV
+metadata is ignored: after a change of size inside a stream it still states the first one.
 """
 
 from __future__ import annotations
 
-# A parameter set takes some dozen bytes, a kilobyte with all its scaling lists; a stranger's may claim to be longer.
+# A parameter set takes some dozen bytes, or a kilobyte with all its scaling lists. An untrusted header may claim more.
 _LONGEST_BYTES = 4_096
 _MOST_REFERENCES = 255
 _WITH_CHROMA = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
 
 
 def picture_size(payload: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels that an FLV tag with an AVC sequence header states, or None when it cannot be read."""
+    """Width and height in pixels of an FLV tag's AVC sequence header, or None if it cannot be parsed."""
     try:
         record = payload[5:]
         if payload[0] & 0x8F != 0x07 or record[5] & 0x1F == 0:
@@ -25,7 +25,7 @@ def picture_size(payload: bytes) -> tuple[int, int] | None:
 
 
 class _Bits:
-    """The bits of a NAL unit, emulation bytes taken out. Reading past the end raises ValueError."""
+    """The bits of a NAL unit without emulation prevention bytes. Reading past the end raises ValueError."""
 
     def __init__(self, unit: bytes) -> None:
         raw = unit.replace(b"\x00\x00\x03", b"\x00\x00")

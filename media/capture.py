@@ -1,12 +1,11 @@
-"""One capture: one ffmpeg pulls one speaker's stream into one segment, under a watch of our own. Imports `machine`, and
-this room.
+"""One capture: an ffmpeg process that pulls one speaker's stream into one segment, and the watch over it.
 
-Rules: ffmpeg's exit code says nothing, so a capture is judged by the file, by what stderr said, and by who ended it.
-Every way to end goes through `wait()`, whose answer says why; `start` and `stop` raise nothing about the stream. A
-stream that is alive in any track is not stalled, whether or not the mode records that track. The address is secret: it
-is no argument of any process (see media/ffmpeg_command.py) and in no line that leaves here.
+Rules: ffmpeg's exit code does not indicate completeness, so the file, stderr and the cause of the end decide the exit reason.
+Every end goes through `wait()`, which returns that reason; `start` and `stop` raise nothing about the stream. A stream with
+packets in any track is not stalled, even if the mode does not record that track. The pull address is secret: it is no process
+argument (see media/ffmpeg_command.py), and every line is redacted before it leaves this module.
 
-`-progress` is not asked for: with packets flushed the file says the same sooner, and a stalled ffmpeg goes on printing it.
+`-progress` is not used: with flushed packets the file shows progress sooner, and a stalled ffmpeg still prints progress.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from media.flv_tail import CaptureProgress as CaptureProgress
 log = structlog.get_logger()
 
 
-_FIRST_LOOK_S = 0.1
-_LOOK_S = 1.0
+_FIRST_POLL_S = 0.1
+_POLL_S = 1.0
 _ASK_S = 2.0
 _TERM_S = 1.0
 _NEW_TRACK = {
@@ -46,7 +45,7 @@ _REFUSED_FOR_GOOD_DETAIL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSpec:
-    """What to capture: `address` (secret), to `path`, for `mode` "00", "01" or "02"; time limits for silence and for
+    """A capture's input (`address`, secret), output (`path`), `mode` "00", "01" or "02", and its time limits: for silence and for
     the first packet."""
 
     address: str = field(repr=False)
@@ -58,7 +57,7 @@ class CaptureSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureExit:
-    """How a capture ended: `detail` an English sentence without secrets, what it got."""
+    """The end of a capture: `detail` is an English sentence without secrets, `progress` the media on disk."""
 
     reason: Reason
     detail: str
@@ -71,7 +70,7 @@ def unix_ms() -> int:
 
 
 class Capture:
-    """A capture that can be started once. `stop` and `kill` may be called at any time and as often as one likes.
+    """A capture that starts once. `stop` and `kill` may be called at any time, any number of times.
 
     `on_media` is called once, in the event loop, when the first packet of a wanted track is on disk; it must not block.
     """
@@ -90,34 +89,33 @@ class Capture:
         self._clock = clock
         self._redact = ffmpeg_log.Redactor(spec.address)
         self._news = asyncio.Event()
-        self._heard: dict[ffmpeg_log.Meaning, str] = {}
+        self._meanings: dict[ffmpeg_log.Meaning, str] = {}
         self._verdict: tuple[Reason, str] | None = None
         self._stopping = self._killing = self._exited = False
         self._spawned = asyncio.Event()
         self._grown_s = 0.0
-        self._looks_with_media = self._code = 0
+        self._polls_with_media = self._code = 0
         self._child: ffmpeg_process.Child | None = None
         self._tail: flv_tail.Tail | None = None
         self._task: asyncio.Task[CaptureExit] | None = None
 
     @property
     def progress(self) -> CaptureProgress:
-        """What is on disk, as of the last look (at most a second ago)."""
+        """Media on disk at the last poll, at most a second ago."""
         return self._tail.progress if self._tail else CaptureProgress()
 
     @property
     def ended(self) -> bool:
-        """Whether `wait()` would answer at once."""
+        """Whether `wait()` would return immediately."""
         return self._task is not None and self._task.done()
 
     @property
     def pid(self) -> int:
-        """ffmpeg's process id; 0 before it was spawned."""
+        """ffmpeg's process id; 0 before the spawn."""
         return self._child.pid if self._child else 0
 
     async def start(self) -> None:
-        """Spawns ffmpeg and the watch over it; what goes wrong is answered by `wait()`. Safe to call twice; cancelling
-        it kills."""
+        """Spawn ffmpeg and start the watch; `wait()` reports failures. Safe to call twice; cancellation kills the capture."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"capture {self._spec.path.name}")
         try:
@@ -127,20 +125,20 @@ class Capture:
             raise
 
     def stop(self) -> None:
-        """Asks the capture to end, and returns at once; `wait()` then answers "stopped"."""
+        """Request the end and return immediately; `wait()` then returns "stopped"."""
         self._stopping = True
         self._news.set()
 
     def kill(self) -> None:
-        """Ends ffmpeg at once; nothing that is on disk is lost. `wait()` then answers "stopped"."""
+        """Kill ffmpeg; media on disk is kept. `wait()` then returns "stopped"."""
         self._killing = True
         self.stop()
         if self._child is not None:
             self._child.kill()
 
     async def wait(self) -> CaptureExit:
-        """Waits for the end. Cancelling the wait kills the capture; it is then reaped in the background, and `wait` may
-        be called again."""
+        """Wait for the end. Cancelling the wait kills the capture, which is then reaped in the background; `wait` may be called
+        again."""
         if self._task is None:
             return CaptureExit(reason=Reason.STOPPED, detail="The capture was never started.", progress=self.progress)
         try:
@@ -198,16 +196,16 @@ class Capture:
             await self._watch()
             if not self._exited:
                 reason = self._verdict[0] if self._verdict else Reason.ERROR
-                began = self._tail is not None and self._tail.grown_ms is not None  # before that, ffmpeg heeds no `q`
+                began = self._tail is not None and self._tail.grown_ms is not None  # before the first byte, ffmpeg ignores `q`
                 quick = self._killing or not began or reason in (Reason.STALLED, Reason.SPOOL_LOST)
                 await child.stop(ask_s=0 if quick else _ASK_S, term_s=0 if self._killing else _TERM_S)
         finally:
             child.kill()
             await end
-        self._look()
+        self._poll()
         while self._tail is not None and self._tail.behind:
             await asyncio.sleep(0)
-            self._look()
+            self._poll()
         if self._verdict is None:
             self._verdict = self._judge()
 
@@ -219,34 +217,34 @@ class Capture:
             self._news.set()
 
     async def _watch(self) -> None:
-        """Looks at the file until there is a verdict or ffmpeg has ended by itself."""
+        """Poll the file until there is a verdict or ffmpeg has exited."""
         loop = asyncio.get_running_loop()
         began = self._grown_s = loop.time()
         while True:
-            alarm = loop.call_later(_LOOK_S if self._looks_with_media > 1 else _FIRST_LOOK_S, self._news.set)
+            alarm = loop.call_later(_POLL_S if self._polls_with_media > 1 else _FIRST_POLL_S, self._news.set)
             await self._news.wait()
             alarm.cancel()
             self._news.clear()
-            self._look()
+            self._poll()
             if self._verdict is None and not self._exited:
                 self._verdict = self._decide(running_s=loop.time() - began, silent_s=loop.time() - self._grown_s)
             if self._verdict is not None or self._exited:
                 return
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         assert self._tail is not None  # noqa: S101 - _run made it
         grown_ms = self._tail.grown_ms
         try:
-            self._tail.look(self._clock())
+            self._tail.poll(self._clock())
             if self._tail.grown_ms != grown_ms:
                 self._grown_s = asyncio.get_running_loop().time()
         except OSError as error:
             self._verdict = self._verdict or (Reason.SPOOL_LOST, f"The segment cannot be read: {error.strerror}.")
         if self._tail.progress.media_ms > 0:
-            self._looks_with_media += 1
-            # The first look may fall into the middle of ffmpeg's first burst, when the first packet's time is not settled.
-            if self._looks_with_media == 2 or (self._exited and self._looks_with_media == 1):
-                self._looks_with_media = 2
+            self._polls_with_media += 1
+            # The first poll may hit the middle of ffmpeg's first burst, when the first packet's time is not settled.
+            if self._polls_with_media == 2 or (self._exited and self._polls_with_media == 1):
+                self._polls_with_media = 2
                 failpoints.hit("capture.media.before")
                 self._announce(self._tail.progress)
 
@@ -255,19 +253,19 @@ class Capture:
             self._on_media(progress)
 
     def _decide(self, *, running_s: float, silent_s: float) -> tuple[Reason, str] | None:
-        """Whether a capture whose ffmpeg is running must end, and why."""
+        """The reason to end a running capture, or None."""
         assert self._tail is not None  # noqa: S101 - _run made it
         spec, began = self._spec, self._tail.grown_ms is not None
         if self._stopping:
             return Reason.STOPPED, "Stopped as asked."
         if self._tail.lost:
             return Reason.SPOOL_LOST, f"The segment or its folder {spec.path.parent} was deleted while it was written."
-        if ffmpeg_log.Meaning.DISK_FULL in self._heard:
-            return Reason.DISK_FULL, self._heard[ffmpeg_log.Meaning.DISK_FULL]
-        if new := _NEW_TRACK[spec.mode] & self._heard.keys():
-            return Reason.NEW_TRACK, f"Another track began: {self._heard[min(new, key=str)]}"
-        if ffmpeg_log.Meaning.TIME_JUMP in self._heard:
-            return Reason.ERROR, f"The source's timestamps jumped: {self._heard[ffmpeg_log.Meaning.TIME_JUMP]}"
+        if ffmpeg_log.Meaning.DISK_FULL in self._meanings:
+            return Reason.DISK_FULL, self._meanings[ffmpeg_log.Meaning.DISK_FULL]
+        if new := _NEW_TRACK[spec.mode] & self._meanings.keys():
+            return Reason.NEW_TRACK, f"Another track began: {self._meanings[min(new, key=str)]}"
+        if ffmpeg_log.Meaning.TIME_JUMP in self._meanings:
+            return Reason.ERROR, f"The source's timestamps jumped: {self._meanings[ffmpeg_log.Meaning.TIME_JUMP]}"
         if not began and running_s > spec.first_media_s:
             return Reason.NO_MEDIA, f"The server sent nothing for {spec.first_media_s:g} s."
         if began and silent_s > spec.stall_after_s:
@@ -275,36 +273,36 @@ class Capture:
         return None
 
     def _judge(self) -> tuple[Reason, str]:
-        """Why an ffmpeg that nobody stopped has ended: first what is certain, then what is on disk, then what was said."""
+        """The reason why ffmpeg exited on its own: first certain causes, then the file, then stderr."""
         assert self._tail is not None  # noqa: S101 - _run made it
-        heard = self._heard
+        meanings = self._meanings
         said = self._child.last_lines[-1] if self._child and self._child.last_lines else "ffmpeg said nothing."
         if self._stopping:
             return Reason.STOPPED, "Stopped as asked."
-        if self._tail.lost or ffmpeg_log.Meaning.SPOOL_LOST in heard:
+        if self._tail.lost or ffmpeg_log.Meaning.SPOOL_LOST in meanings:
             return Reason.SPOOL_LOST, f"The folder {self._spec.path.parent} cannot be written: {said}"
-        if ffmpeg_log.Meaning.DISK_FULL in heard:
-            return Reason.DISK_FULL, heard[ffmpeg_log.Meaning.DISK_FULL]
-        if _NEW_TRACK[self._spec.mode] & heard.keys():
+        if ffmpeg_log.Meaning.DISK_FULL in meanings:
+            return Reason.DISK_FULL, meanings[ffmpeg_log.Meaning.DISK_FULL]
+        if _NEW_TRACK[self._spec.mode] & meanings.keys():
             return Reason.NEW_TRACK, "Another track began just before the stream ended."
         if self._code < 0:
             return Reason.ERROR, f"ffmpeg was killed by signal {-self._code}."
         if self._tail.grown_ms is not None:
             return Reason.EOF, "The stream ended."
-        if ffmpeg_log.Meaning.REFUSED_FOR_GOOD in heard:
-            return Reason.REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {heard[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
-        if ffmpeg_log.Meaning.REFUSED in heard:
-            return Reason.REFUSED, heard[ffmpeg_log.Meaning.REFUSED]
-        if ffmpeg_log.Meaning.NO_TRACK in heard:
+        if ffmpeg_log.Meaning.REFUSED_FOR_GOOD in meanings:
+            return Reason.REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {meanings[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
+        if ffmpeg_log.Meaning.REFUSED in meanings:
+            return Reason.REFUSED, meanings[ffmpeg_log.Meaning.REFUSED]
+        if ffmpeg_log.Meaning.NO_TRACK in meanings:
             return Reason.NO_MEDIA, "The stream ended before any sound or picture came."
         return Reason.ERROR, f"ffmpeg ended without media: {said}"
 
     def _on_line(self, text: str) -> None:
         line = ffmpeg_log.parse(text)
         found = ffmpeg_log.meaning(line)
-        if found is not ffmpeg_log.Meaning.OTHER and found not in self._heard:
-            self._heard[found] = line.message
-            log.warning("capture.heard", meaning=found.name.lower(), line=line.message)
+        if found is not ffmpeg_log.Meaning.OTHER and found not in self._meanings:
+            self._meanings[found] = line.message
+            log.warning("capture.ffmpeg_message", meaning=found.name.lower(), line=line.message)
             self._news.set()
 
 
@@ -316,7 +314,7 @@ def _holds_something(path: Path) -> bool:
 
 
 def _inherited(content: bytes) -> int:
-    """The reading end of a pipe that holds `content` and then ends. The caller closes it."""
+    """The read end of a pipe that contains `content`. The caller closes it."""
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)

@@ -1,11 +1,9 @@
-"""The ffmpeg binary, and the argument lists it is run with for a capture. Built with ffmpeg-python; imports `machine.errors`
-and, of this room, `process`.
+"""The ffmpeg binary and the arguments of a capture, built with ffmpeg-python.
 
-Rule: what ffmpeg may open is spelled out (`-protocol_whitelist`, `-format_whitelist`), its analysis is short, its
-packets are flushed, and no secret is ever an argument. The pull address travels as an ffconcat script on an inherited
-pipe. Measured with ffmpeg 9.0.2 against the plain address, over HTTP-FLV and RTMP: first byte on disk (1.09 s and 0.81
-s), stop by `q` (0.10 s and 0.34 s), late tracks, a resolution change, timestamps, stalls and refusals are all the same
-to within 20 ms, so it is used always.
+Rules: `-protocol_whitelist` and `-format_whitelist` name everything that ffmpeg may open; its analysis is short; it flushes every
+packet; no secret is an argument. The pull address travels as an ffconcat script on an inherited pipe. Measured with ffmpeg 9.0.2
+against a plain address, over HTTP-FLV and RTMP: first byte on disk (1.09 s and 0.81 s), stop by `q` (0.10 s and 0.34 s), late
+tracks, resolution changes, timestamps, stalls and refusals agree within 20 ms. So the script is always used.
 """
 
 from __future__ import annotations
@@ -28,20 +26,20 @@ from media import ffmpeg_process
 OLDEST_SYSTEM_VERSION = (7, 1)
 QUIET = ("-hide_banner", "-nostats", "-loglevel", "level+warning")
 _ANALYSIS_US = 1_000_000
-# While one track is muted, ffmpeg holds the other back for this long, waiting for the first. The default is 10 s, all of
-# which a crash would lose and a watch would take for a stall (measured).
+# While one track is muted, ffmpeg holds back the other for this long. The default is 10 s: a crash would lose that much, and the
+# watch would take it for a stall (measured).
 _INTERLEAVE_US = 250_000
 _LONGEST_ADDRESS_BYTES = 16_384
 _PROTOCOLS = {"http": "http,tcp", "https": "https,http,tls,tcp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}
-# Where Python knows of no file of authorities (SSL_CERT_FILE names one).
+# Used where Python finds no CA file (SSL_CERT_FILE names one).
 _SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 _HEARTBEAT = "noise=drop=mod(n\\,31)"
 
 
 def find(configured: str = "") -> str:
-    """The ffmpeg to use: the configured one, else the system's if it is 7.1 or later, else the bundled one (imageio-ffmpeg).
+    """The ffmpeg to use: the configured one, else the system's from version 7.1 on, else the bundled one (imageio-ffmpeg).
 
-    Blocking: runs `ffmpeg -version`. Raises errors.Unavailable when the configured one does not run or none is there.
+    Blocking: runs `ffmpeg -version`. Raises errors.Unavailable if the configured one does not run or none is found.
     """
     if configured:
         if version(configured) is None:
@@ -57,7 +55,7 @@ def find(configured: str = "") -> str:
 
 
 def version(binary: str) -> tuple[int, ...] | None:
-    """The version numbers of a binary, (0,) when it runs but states none, None when it does not run. Blocking."""
+    """The version of a binary as numbers; (0,) if it runs but states none, None if it does not run. Blocking."""
     try:
         done = subprocess.run([binary, "-version"], capture_output=True, timeout=20, check=True, env=ffmpeg_process.ENVIRONMENT)
     except (OSError, subprocess.SubprocessError):
@@ -67,9 +65,9 @@ def version(binary: str) -> tuple[int, ...] | None:
 
 
 def capture_script(address: str, *, timeout_s: float) -> bytes:
-    """The ffconcat script that names the pull address. `timeout_s` is ffmpeg's own limit for a silent server, a backstop only.
+    """The ffconcat script with the pull address. `timeout_s` is ffmpeg's own limit for a silent server, only a backstop.
 
-    Raises errors.InvalidParameter for an address that is no http, https, rtmp or rtmps URL or cannot stand in a script.
+    Raises errors.InvalidParameter for an address that is not an http, https, rtmp or rtmps URL, or that a script cannot hold.
     """
     scheme = urlsplit(address).scheme.lower()
     raw = address.encode("utf-8", "replace")
@@ -77,12 +75,13 @@ def capture_script(address: str, *, timeout_s: float) -> bytes:
         raise errors.InvalidParameter("The pull address is not an http, https, rtmp or rtmps URL.", field="PULL_ADDRESS")
     options = {
         "protocol_whitelist": _PROTOCOLS[scheme],
-        "format_whitelist": "flv",  # else a server might answer with a script or a playlist of its own
+        "format_whitelist": "flv",  # otherwise a server could answer with a script or a playlist
         "rw_timeout": str(int(timeout_s * 1_000_000)),
         "analyzeduration": str(_ANALYSIS_US),
     }
     if scheme in ("https", "rtmps"):
-        # Before 8 ffmpeg checks nothing by itself, and its environment is empty: SSL_CERT_FILE is read here.
+        # Before version 8 ffmpeg does not verify certificates by default, and its environment is empty: so SSL_CERT_FILE is read
+        # here.
         options |= {"tls_verify": "1", "ca_file": _quoted(authorities().encode()).decode()}
     lines = [b"ffconcat version 1.0", b"file " + _quoted(raw)]
     lines += [f"option {name} {value}".encode() for name, value in options.items()]
@@ -90,8 +89,7 @@ def capture_script(address: str, *, timeout_s: float) -> bytes:
 
 
 def authorities() -> str:
-    """The file of the authorities whose certificates count for a pull by TLS: SSL_CERT_FILE, the system's, or those that come
-    with requests."""
+    """The CA file for pulls over TLS: SSL_CERT_FILE, else the system's, else the one that ships with requests."""
     known = ssl.get_default_verify_paths().cafile
     if known:
         return known
@@ -99,16 +97,16 @@ def authorities() -> str:
 
 
 def _quoted(raw: bytes) -> bytes:
-    """One word of a script."""
+    """Quote one word of a script."""
     return b"'" + raw.replace(b"'", b"'\\''") + b"'"
 
 
 def capture_args(binary: str, script_fd: int, path: Path, mode: str) -> list[str]:
     """The arguments of a capture that reads its script from `script_fd` and writes FLV to `path`.
 
-    Everything the speaker sends is copied, so that one track's silence is not taken for the stream's end and a wanted track that
-    begins later is noticed; of pictures in mode 00 one packet in 31 is kept, as a sign of life. The header is never
-    rewritten and no end marker follows, so the file's time of last writing is that of its last packet.
+    ffmpeg copies every track, so that silence in one track does not look like the end of the stream, and a wanted track that
+    begins later is noticed. In mode 00 it keeps one video packet in 31, as a heartbeat. The header is never rewritten and no end
+    marker follows, so the file's modification time is the time of its last packet.
     """
     source = ffmpeg.input(
         f"/dev/fd/{script_fd}",
@@ -135,5 +133,5 @@ def capture_args(binary: str, script_fd: int, path: Path, mode: str) -> list[str
 
 
 def compiled(output: Any, binary: str, *options: str) -> list[str]:
-    """The argument list of an ffmpeg-python output, with the global options that every run has and those given."""
+    """The argument list of an ffmpeg-python output, with the global options of every run and the given ones."""
     return [str(part) for part in output.global_args(*QUIET, *options).overwrite_output().compile(cmd=binary)]

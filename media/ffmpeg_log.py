@@ -1,10 +1,8 @@
-"""What ffmpeg says, read in three steps: a line, its meaning, and (in the owner of the process) what follows from it.
-Pure; imports nothing.
+"""ffmpeg's stderr, parsed in three steps: line, meaning, and (in the owner of the process) consequence. Pure.
 
-The texts are those of ffmpeg 7.1 to 9.0 at `-loglevel level+warning`. Two rules: the exit code is never evidence, and a
-text counts as "no retry cures this" only when nothing else can be meant by it. What TRTC's RTMP server answers to an
-expired UserSig or a missing package is not confirmed; HTTP 401/403, or a server's RTMP error that names the UserSig or
-the package, is taken for it.
+The texts are those of ffmpeg 7.1 to 9.0 at `-loglevel level+warning`. Rules: the exit code is never evidence; a text counts as a
+fatal refusal only if it has no other meaning. TRTC's answer to an expired UserSig or a missing package is not confirmed: HTTP
+401/403, or an RTMP error that names the UserSig or the package, counts as one.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ _SHORTEST_SECRET = 16
 
 
 class Meaning(enum.Enum):
-    """What a line of stderr tells. OTHER: nothing that is acted on."""
+    """The meaning of a line of stderr. OTHER: no action follows."""
 
     NEW_AUDIO = "a sound track began that this ffmpeg will not store"
     NEW_VIDEO = "a picture track began that this ffmpeg will not store"
@@ -34,7 +32,7 @@ class Meaning(enum.Enum):
     OTHER = ""
 
 
-# In order: the first pattern found in the message decides.
+# The first pattern that matches decides.
 _MEANINGS: tuple[tuple[re.Pattern[str], Meaning], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), meaning)
     for pattern, meaning in (
@@ -57,8 +55,7 @@ _DURATION = re.compile(r"^\s*Duration: (\d+):(\d\d):(\d\d)\.(\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of stderr: `source` the part of ffmpeg that speaks ("" the program itself), `level` its severity,
-    `message` the rest."""
+    """One line of stderr: `source` is ffmpeg's component ("": the program itself), `level` the severity, `message` the rest."""
 
     source: str
     level: str
@@ -66,14 +63,14 @@ class Line:
 
 
 def parse(text: str) -> Line:
-    """Takes a line of stderr apart."""
+    """Parse a line of stderr."""
     match = _PREFIX.match(text)
     assert match is not None  # noqa: S101 - every part of the pattern may be empty
     return Line(source=match["source"] or "", level=match["level"] or "", message=text[match.end() :].strip())
 
 
 def meaning(line: Line) -> Meaning:
-    """What a line tells."""
+    """The meaning of a line."""
     if backwards := _BACKWARDS.search(line.message):
         return Meaning.TIME_JUMP if int(backwards[1]) - int(backwards[2]) > _JUMP_MS else Meaning.OTHER
     for pattern, found in _MEANINGS:
@@ -83,7 +80,7 @@ def meaning(line: Line) -> Meaning:
 
 
 def container_duration_ms(text: str) -> int | None:
-    """The duration that ffmpeg states for its input at level info, or None when the line is another one."""
+    """The input duration that ffmpeg prints at level info, or None for any other line."""
     match = _DURATION.match(text)
     if match is None:
         return None
@@ -92,10 +89,10 @@ def container_duration_ms(text: str) -> int | None:
 
 
 class Redactor:
-    """Takes the pull address, and what it carries, out of everything ffmpeg says."""
+    """Removes the pull address and its parameters from ffmpeg's output."""
 
     def __init__(self, address: str = "") -> None:
-        """`address`: the pull address; "" still hides every `usersig=` and the like."""
+        """`address` is the pull address; with "" every `usersig=` and similar parameter is still removed."""
         hidden = [(address, "<pull address>")] if address else []
         for value in urlsplit(address).query.split("&"):
             secret = value.partition("=")[2]
@@ -112,7 +109,7 @@ class Redactor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One block of `-progress`: where the output is, in milliseconds and bytes; `ended` in the last block."""
+    """One block of `-progress`: output position in milliseconds and bytes; `ended` is set in the last block."""
 
     out_ms: int = 0
     size_bytes: int = 0
@@ -121,13 +118,13 @@ class Progress:
 
 
 class ProgressReader:
-    """Reads `-progress` lines (key=value) and gives a `Progress` at the end of every block. "N/A" leaves what was known."""
+    """Parses `-progress` lines (key=value) into one `Progress` per block. "N/A" keeps the previous value."""
 
     def __init__(self) -> None:
         self._values: dict[str, int] = {}
 
     def read(self, text: str) -> Progress | None:
-        """One line in; the block it completes, or None."""
+        """Feed one line; returns the block that it completes, or None."""
         key, _, value = text.strip().partition("=")
         if key != "progress":
             if value.lstrip("-").isdigit():

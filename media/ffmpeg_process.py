@@ -1,12 +1,11 @@
-"""Owner of one ffmpeg process: spawning, draining, stopping and reaping. May import `machine` and `media.resource_limits`.
+"""One ffmpeg process: spawn, drain, stop, reap.
 
-Rule: after `wait()` has returned there is no process, no pipe and no task left. The child has its own process group, so
-that a terminal's Ctrl-C does not reach it; an environment with nothing in it, so that no proxy setting does; limits on
-what it may take, and no way to more rights than it has; and it dies with the thread that spawned it (setpriv
---pdeathsig KILL), so spawn from the main thread, where the event loop runs.
+Rules: after `wait()` has returned, no process, pipe or task is left. The child has its own process group, so that a terminal's
+Ctrl-C does not reach it; an empty environment, so that no proxy setting does; resource limits, and no way to gain privileges. It
+dies with the thread that spawned it (setpriv --pdeathsig KILL), so spawn from the main thread, where the event loop runs.
 
-Measured with 9.0.2: a stalled ffmpeg ignores `q` and one signal, and ends its reads after the second, so SIGTERM goes
-with a SIGINT.
+Measured with 9.0.2: a stalled ffmpeg ignores `q` and one signal, and ends its reads after the second, so SIGTERM is sent together
+with SIGINT.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _DRAIN_S = 2.0
 
 
 def check_tools() -> None:
-    """Raise errors.Unavailable unless everything that stands in front of an ffmpeg is there."""
+    """Raise errors.Unavailable unless setpriv and prlimit are installed."""
     try:
         for name in TOOLS:
             limits_of.tool(name)
@@ -42,10 +41,10 @@ def check_tools() -> None:
 
 
 class Child:
-    """One process with its stderr (and stdout, if wanted) read line by line.
+    """One process whose stderr (and stdout, if wanted) is read line by line.
 
-    `on_error_line` sees every redacted line of stderr, `on_output_line` every line of stdout. `last_lines` keeps the
-    latest of stderr.
+    `on_error_line` gets every redacted line of stderr, `on_output_line` every line of stdout. `last_lines` keeps the latest lines
+    of stderr.
     """
 
     def __init__(
@@ -68,18 +67,18 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process id; 0 before it was spawned."""
+        """The process id; 0 before the spawn."""
         return self._process.pid if self._process else 0
 
     @property
     def stdin(self) -> asyncio.StreamWriter:
-        """Where the process reads from; only after `start`."""
+        """The process's stdin; only after `start`."""
         assert self._process is not None  # noqa: S101 - a caller's fault, not a state of the world
         assert self._process.stdin is not None  # noqa: S101 - always asked for
         return self._process.stdin
 
     async def start(self, *, inherit: Sequence[int] = ()) -> None:
-        """Spawns the process; it keeps the file descriptors `inherit` under their numbers. Raises OSError when it cannot."""
+        """Spawn the process; it inherits the file descriptors `inherit` under their numbers. Raises OSError on failure."""
         guard = [limits_of.tool("setpriv"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
         self._process = process = await asyncio.create_subprocess_exec(
             *guard,
@@ -99,9 +98,10 @@ class Child:
             self._readers.append(asyncio.create_task(self._drain(process.stdout, self._on_output_line)))
 
     async def wait(self) -> int:
-        """Waits for the end of the process and of what it said; returns its exit code (negative: the signal that killed it).
+        """Wait until the process has exited and its output is drained. Returns the exit code; a negative one is the signal that
+        killed it.
 
-        Raises whatever a line callback raised, after the process is gone.
+        Raises the error of a line callback, after the process has exited.
         """
         assert self._process is not None  # noqa: S101 - a caller's fault
         code = await self._process.wait()
@@ -116,7 +116,8 @@ class Child:
         return code
 
     async def stop(self, *, ask_s: float = 2.0, term_s: float = 2.0) -> None:
-        """The ladder: `q`, after `ask_s` SIGTERM with SIGINT, after `term_s` more SIGKILL. Returns when the process has ended."""
+        """The kill ladder: `q`, after `ask_s` SIGTERM with SIGINT, after another `term_s` SIGKILL. Returns when the process has
+        exited."""
         if ask_s > 0:
             self._ask()
             if await self._ended_within(ask_s):
@@ -128,12 +129,12 @@ class Child:
             await self.ended()
 
     async def ended(self) -> None:
-        """Waits for the end of the process alone."""
+        """Wait for the exit of the process, not for its output."""
         assert self._process is not None  # noqa: S101 - a caller's fault
         await self._process.wait()
 
     def kill(self) -> None:
-        """SIGKILL to the process group, at once; harmless when it has ended or was never spawned."""
+        """Send SIGKILL to the process group. No effect after the exit or before the spawn."""
         self._signal(signal.SIGKILL)
 
     def _ask(self) -> None:
@@ -156,7 +157,7 @@ class Child:
         try:
             await _lines(stream, on_line)
         except BaseException:
-            self.kill()  # nobody reads its output any more, so it would block on a full pipe
+            self.kill()  # no reader is left, so the process would block on a full pipe
             raise
 
     def _error_line(self, text: str) -> None:
@@ -166,7 +167,7 @@ class Child:
 
 
 async def _lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
-    """Reads to the end in pieces, however long a line is; a line is cut at 8 KiB, so memory stays bounded."""
+    """Read a stream to its end. A line is cut at 8 KiB, so memory stays bounded."""
     rest = b""
     while chunk := await stream.read(_READ_BYTES):
         *whole, rest = (rest + chunk).split(b"\n")

@@ -1,8 +1,8 @@
-"""Reader of FLV files, finished, torn or still growing. Imports nothing of ours.
+"""FLV reader for finished, truncated and growing files.
 
-Format: Adobe "Video File Format Specification 10.1", annex E, and the extended headers of Enhanced RTMP v2.
-Rule: packet times are the truth. The duration in a file's metadata is never looked at (a crashed ffmpeg leaves it wrong), and a
-file ends with its last whole tag, however it was cut off.
+Format: Adobe "Video File Format Specification 10.1", annex E, and the extended headers of Enhanced RTMP v2. Rule: packet times
+are authoritative. The duration in a file's metadata is ignored (a crashed ffmpeg leaves it wrong). A file ends with its last
+whole tag.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LENGTH = struct.Struct(">I")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
-    """One FLV tag: `kind` AUDIO, VIDEO or SCRIPT; `timestamp_ms` its decoding time; `payload` without the tag's header."""
+    """One FLV tag: `kind` is AUDIO, VIDEO or SCRIPT; `timestamp_ms` its decoding time; `payload` excludes the tag's header."""
 
     kind: int
     timestamp_ms: int
@@ -32,22 +32,22 @@ class Tag:
 
     @property
     def is_sequence_header(self) -> bool:
-        """Whether the tag carries a decoder's configuration (AVC, AAC, or an extended codec's) and no media."""
+        """Whether the tag carries a decoder configuration (AVC, AAC or an extended codec) and no media."""
         return is_sequence_header(self.kind, self.payload)
 
     @property
     def is_key(self) -> bool:
-        """Whether the tag is a video frame that decoding can begin with."""
+        """Whether the tag is a key frame."""
         return self.kind == VIDEO and len(self.payload) > 0 and (self.payload[0] >> 4) & 0x07 == 1
 
     @property
     def is_media(self) -> bool:
-        """Whether the tag is a packet of sound or picture, as opposed to metadata, configuration and end markers."""
+        """Whether the tag is an audio or video packet, not metadata, configuration or an end marker."""
         return is_media(self.kind, self.payload)
 
 
 def is_sequence_header(kind: int, payload: bytes) -> bool:
-    """Whether a tag's payload is a decoder's configuration."""
+    """Whether a tag's payload is a decoder configuration."""
     if len(payload) < 2:
         return False
     first = payload[0]
@@ -59,7 +59,7 @@ def is_sequence_header(kind: int, payload: bytes) -> bool:
 
 
 def is_media(kind: int, payload: bytes) -> bool:
-    """Whether a tag's payload is a packet of sound or picture."""
+    """Whether a tag's payload is an audio or video packet."""
     if kind == SCRIPT or len(payload) < 2:
         return False
     first = payload[0]
@@ -73,12 +73,12 @@ def is_media(kind: int, payload: bytes) -> bool:
 
 
 def header(*, audio: bool, video: bool) -> bytes:
-    """The thirteen bytes an FLV file begins with, declaring these tracks."""
+    """The 13 bytes at the start of an FLV file that declares these tracks."""
     return b"FLV\x01" + bytes((audio * 4 | video * 1,)) + b"\x00\x00\x00\x09\x00\x00\x00\x00"
 
 
 def encode(kind: int, timestamp_ms: int, payload: bytes) -> bytes:
-    """One tag as bytes, the size that closes it included. `timestamp_ms` wraps after 49 days, as the format has it."""
+    """Encode one tag, including its trailing size. `timestamp_ms` wraps after 49 days, as the format requires."""
     size = len(payload)
     low = timestamp_ms & 0xFFFFFF
     return b"".join(
@@ -93,14 +93,14 @@ def encode(kind: int, timestamp_ms: int, payload: bytes) -> bytes:
 
 
 class Reader:
-    """Reads the whole tags of one file, from its beginning to as far as it has been written.
+    """Reads the whole tags of a file, from the beginning up to the bytes written so far.
 
-    `read()` may be asked again after the file has grown. `torn` says whether bytes of an unfinished or damaged tag follow the
-    last one returned; `damaged` that what follows is not FLV, so nothing more will ever be returned.
+    Call `read()` again after the file has grown. `torn`: bytes of an unfinished or damaged tag follow the last returned one.
+    `damaged`: the bytes that follow are not FLV, so nothing more will be returned.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens `path`; raises OSError when it cannot."""
+        """Open `path`. Raises OSError."""
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._rest = b""
         self._started = False
@@ -108,7 +108,7 @@ class Reader:
         self.damaged = False
 
     def close(self) -> None:
-        """Gives the file back; safe to call twice."""
+        """Close the file; safe to call twice."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -119,11 +119,11 @@ class Reader:
         return self.damaged or bool(self._rest)
 
     def stat(self) -> os.stat_result:
-        """The open file's size, time of last writing and number of names (0: it was deleted)."""
+        """The open file's size, modification time and link count (0: the file was deleted)."""
         return os.fstat(self._file)
 
     def read(self, max_bytes: int = 1 << 20) -> list[Tag]:
-        """The next whole tags, from at most about `max_bytes` of the file. Empty when no whole tag follows, for now."""
+        """The next whole tags, from about `max_bytes` of the file at most. Empty if no whole tag follows yet."""
         tags: list[Tag] = []
         while not tags and not self.damaged:
             chunk = os.pread(self._file, max_bytes, self.position_bytes + len(self._rest))

@@ -1,11 +1,11 @@
-"""Follows a segment while ffmpeg writes it: what is on disk, and since when. May import `media.flv` and `media.timeline`.
+"""A reader of a segment while ffmpeg writes it: media on disk and its wall times.
 
-Rule: media on disk is the truth; nothing ffmpeg reports is counted. A wall time is the file's time of last writing, held between
-the previous look and this one, so that a file server with a wrong clock cannot move it. A look is short, whatever a stranger's
-server sends: what is left is for the next one (`behind`).
+Rules: only media on disk counts, never ffmpeg's reports. A wall time is the file's modification time, clamped between the
+previous poll and this one, so that a file server with a wrong clock cannot move it. Each poll reads a bounded amount, whatever an
+untrusted server sends; `behind` says that more is left for the next poll.
 
-The first packet reaches the disk late (ffmpeg analyses for up to a second first), so its wall time is reckoned back: the
-earliest of (time of writing - place in the media) over the first seconds, but never before the capture was spawned.
+The first packet reaches the disk late, because ffmpeg analyses for up to a second. Its wall time is therefore estimated: the
+earliest of (time of writing − media position) over the first seconds, but never before the spawn.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _LOOK_FOR_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureProgress:
-    """What a capture has on disk: `media_ms` of the tracks the mode records, `size_bytes` of all, first and last packet
-    in Unix ms."""
+    """Media on disk: `media_ms` of the recorded tracks, `size_bytes` of all tracks, first and last packet in Unix ms."""
 
     media_ms: int = 0
     size_bytes: int = 0
@@ -32,8 +31,8 @@ class CaptureProgress:
 
 
 class Tail:
-    """Reads what was added since the last look. `spawned_ms` is the wall time before which no packet can have come; `behind`
-    says that the last look has left something for the next."""
+    """Reads the bytes added since the last poll. No packet can have arrived before `spawned_ms`; `behind` says that the last poll
+    left bytes for the next one."""
 
     def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
         self._path = path
@@ -46,22 +45,22 @@ class Tail:
         self.behind = False
 
     def close(self) -> None:
-        """Gives the file back; safe to call twice."""
+        """Close the file; safe to call twice."""
         if self._reader is not None:
             self._reader.close()
 
     @property
     def lost(self) -> bool:
-        """Whether the file, once there, has been deleted, or its folder is gone. Raises nothing."""
+        """Whether the file, once seen, was deleted, or its folder is gone. Raises nothing."""
         try:
             return not self._path.parent.is_dir() if self._reader is None else self._reader.stat().st_nlink == 0
         except OSError:
             return True
 
-    def look(self, now_ms: int) -> None:
-        """Takes in what has been written so far. `grown_ms` becomes the wall time of the last growth of any kind.
+    def poll(self, now_ms: int) -> None:
+        """Read the bytes written so far. `grown_ms` becomes the wall time of the last growth of any track.
 
-        Raises OSError when the file cannot be read.
+        Raises OSError if the file cannot be read.
         """
         if self._reader is None:
             try:

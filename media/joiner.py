@@ -1,12 +1,11 @@
-"""All segments of a recording as one stream of FLV bytes with an end. May import `media.flv` and `media.timeline`.
+"""The joiner: all segments of a recording as one finite stream of FLV bytes.
 
-Rules: the segment that follows begins where the media of the one before it ended, so gaps are cut; inside a segment
-sound and picture keep their distance; tracks that are not wanted are left out; a torn tail is where a segment ends.
-Only one chunk is in memory.
+Rules: a segment begins where the media of the previous one ended, so gaps are cut. Inside a segment audio and video keep their
+distance. Unwanted tracks are dropped. A segment ends at its last whole tag. Only one chunk is in memory.
 
-A track that is missing for a while is kept alive where the reader asks for it (`Filling`): its nearest packet is
-repeated every half second. The encoder hides them under black or silence; without them ffmpeg would not know the track
-yet, or would buffer the other one for as long as this one is silent.
+A missing track is kept alive where the reader asks for it (`Filling`): its nearest packet is repeated every half second. The
+encoder hides these packets under black or silence. Without them ffmpeg would not know the track yet, or would buffer the other
+track for as long as this one is silent.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ CHUNK_BYTES = 1 << 20
 _FILL_BYTES = 512 << 10
 _FILL_MARGIN_MS = 50
 _OVERLAP_MS = 300
-# So much older than its arrival may a segment's first packet be: servers begin with what they have since the last key frame.
+# A segment's first packet may be this much older than its arrival: servers begin with the media since the last key frame.
 BURST_MS = 3_000
-_DRIFT = 1_000  # one in a thousand, which no quartz reaches
+_DRIFT = 1_000  # one in a thousand, more than any quartz drifts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentFile:
-    """One segment, when its first and last packet came (Unix ms; None: reckon from the file), and how much media it had by that
-    last one (None: not known). The file may hold more by now. `registered_ms` is when its capture was about to begin."""
+    """One segment with the arrival of its first and last packet (Unix ms; None: estimate from the file) and its media up to that
+    last packet (None: unknown). The file may hold more by now. `registered_ms` is when its capture was about to start."""
 
     path: Path
     first_packet_ms: int | None = None
@@ -41,7 +40,7 @@ class SegmentFile:
 
     @property
     def burst_ms(self) -> int:
-        """How much of its media may be older than its first packet's arrival: shown twice is better than lost."""
+        """How much media may be older than the arrival of the first packet: repeated media is better than lost media."""
         if self.first_packet_ms is None or self.last_packet_ms is None or self.media_ms is None:
             return BURST_MS
         return min(max(0, self.media_ms - (self.last_packet_ms - self.first_packet_ms)), BURST_MS)
@@ -49,7 +48,7 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filling:
-    """Keeps the track `kind` alive in `spans_ms` (from, to) of the joined time, before its first packet by `header` and
+    """Keeps the track `kind` alive in `spans_ms` (from, to) of the joined time; before its first packet with `header` and
     `packet`."""
 
     kind: int
@@ -59,10 +58,10 @@ class Filling:
 
 
 class Walk:
-    """The wanted packets of one segment with their places; configuration comes with the place None."""
+    """The wanted packets of one segment with their positions; a configuration has the position None."""
 
     def __init__(self, path: Path, kinds: frozenset[int], limit_ms: int | None = None) -> None:
-        """Packets placed at `limit_ms` or later are left out. Raises OSError when the file cannot be opened."""
+        """Packets at `limit_ms` or later are dropped. Raises OSError if the file cannot be opened."""
         self._reader = flv.Reader(path)
         self._kinds = kinds
         self._limit_ms = limit_ms
@@ -72,16 +71,16 @@ class Walk:
         self.last_wanted_ms = 0
 
     def close(self) -> None:
-        """Gives the file back; safe to call twice."""
+        """Close the file; safe to call twice."""
         self._reader.close()
 
     def written_ms(self) -> int:
-        """The wall time of the last wanted packet by the file's time of last writing, in Unix ms."""
+        """The wall time of the last wanted packet, derived from the file's modification time, in Unix ms."""
         behind = min(max(0, self.last_tag_ms - self.last_wanted_ms), timeline.JUMP_MS)
         return self._reader.stat().st_mtime_ns // 1_000_000 - behind
 
     def batch(self) -> list[tuple[flv.Tag, int | None]] | None:
-        """The next packets, at most about a megabyte; None when there are no more, for now."""
+        """The next packets, about a megabyte at most; None if there are no more yet."""
         tags = self._reader.read()
         if not tags:
             return None
@@ -105,14 +104,14 @@ class Walk:
 
 
 def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
-    """Where each segment ends because the next one had begun by then: a superseded capture may have written on beside
-    its successor. What is known of its last packet may be older than the file (its worker was frozen, its ffmpeg was not), so the
-    file's own times count where they say that it went on for longer than clocks drift apart. What came in a burst at its
-    beginning is media that no clock of ours saw pass: it makes the file longer, and is no sign of an overlap."""
+    """The end of each segment that overlaps its successor: a superseded capture may have kept writing. The recorded time of the
+    last packet may be older than the file (the worker was frozen, ffmpeg was not). So the file's own times count if they show
+    that the capture continued for longer than clocks drift apart. A burst at the beginning of a segment is older media: it makes
+    the file longer, and does not indicate an overlap."""
     limits: list[int | None] = []
     for segment, follower in zip(segments, [*segments[1:], None], strict=False):
         limit = None
-        # Of one that its worker never told of, the beginning is about when it was ordered.
+        # If the worker never reported the segment, its beginning is about the time of the order.
         first, last = segment.first_packet_ms or segment.registered_ms, segment.last_packet_ms
         following = follower.first_packet_ms if follower is not None else None
         if first is not None and following is not None:
@@ -123,13 +122,13 @@ def limits_ms(segments: Sequence[SegmentFile]) -> list[int | None]:
 
 
 def tolerance_ms(lasted_ms: int) -> int:
-    """How far a publisher's clock and ours may be apart after so long, and still say the same."""
+    """The tolerated difference between a publisher's clock and ours after this time."""
     return max(_OVERLAP_MS, lasted_ms // _DRIFT)
 
 
 class Joiner:
-    """Joins segments. `more`, asked with a segment that is read to its end, says whether it may have grown; without it
-    none grows."""
+    """Joins segments. `more` is called with a segment read to its end and returns whether it may have grown; without it none
+    grows."""
 
     def __init__(
         self,
@@ -152,8 +151,7 @@ class Joiner:
         self.end_ms = 0
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The joined file, in chunks of at most about a megabyte, read in a thread. Raises OSError when a segment
-        cannot be read."""
+        """The joined file in chunks of about a megabyte at most, read in a thread. Raises OSError if a segment cannot be read."""
         yield flv.header(audio=flv.AUDIO in self._kinds, video=flv.VIDEO in self._kinds)
         for segment, limit_ms in zip(self._segments, self._limits, strict=True):
             steps = self._join(segment, limit_ms)
@@ -197,7 +195,7 @@ class Joiner:
         yield self._packet(tag.kind, joined_ms, tag.payload)
 
     def _header(self, kind: int, payload: bytes, at_ms: int) -> Iterator[bytes]:
-        if self._headers.get(kind) != payload:  # repeated, it would start a second description in the output
+        if self._headers.get(kind) != payload:  # a repeated one would start a second sample description in the output
             self._headers[kind] = payload
             yield flv.encode(kind, at_ms, payload)
 
@@ -215,13 +213,13 @@ class Joiner:
                 if header is not None:
                     yield from self._header(kind, header, due_ms)
                 yield self._packet(kind, due_ms, payload)
-                # Large packets come more seldom: what is filled in must not be more than what was captured.
+                # Repeat large packets less often: filling must not exceed the captured media.
                 again_ms = due_ms + FILL_EVERY_MS * (len(payload) // _FILL_BYTES)
                 self._next_ms[kind] = next((at_ms for at_ms in times if at_ms >= again_ms), None)
 
 
 def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces in chunks of about a megabyte; fillings may be many times what is read between two of them."""
+    """The pieces in chunks of about a megabyte; filling between two reads may be many times larger."""
     waiting, size_bytes = list[bytes](), 0
     for piece in pieces:
         waiting.append(piece)

@@ -1,12 +1,12 @@
-"""What an ffmpeg may take of the machine. May import only the standard library.
+"""Resource limits of an ffmpeg process.
 
-Rule: the limits are set before ffmpeg begins, by util-linux's `prlimit` in front of it, because a limit that is set on a running
-process comes too late for what it has done by then. None is above what the service itself is allowed.
+Rules: util-linux's `prlimit` sets the limits before ffmpeg starts, because a later limit would not cover earlier work. No limit
+exceeds the service's own.
 
-Measured with 9.0.2 on two cores, the most address space that one run took: a capture 0.5 GB (4K, copied), an encoding of 1080p
-1.3 GB, of 4K 2.1 GB; each further core adds threads with stacks and arenas of their own. There is no limit on processor time: a
-capture may last a day, and a transcode as long as its recording asks for; the first ends with its session, the second when
-it stands still, and what either may write is limited.
+Measured with 9.0.2 on two cores, the largest address space of one run: a capture 0.5 GB (4K, copied), an encoding of 1080p 1.3
+GB, of 4K 2.1 GB; each further core adds threads with their own stacks and arenas. Processor time is not limited: a capture may
+last a day, and a transcode takes as long as its recording needs. The first ends with its session, the second when it stalls, and
+the output of both is limited.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Address space in bytes, the largest file in bytes, and how many files may be open. Never a core dump: memory
-    holds the pull address."""
+    """Address space in bytes, the largest file in bytes, and the number of open files. Core dumps are always disabled, because
+    memory holds the pull address."""
 
     memory_bytes: int
     file_bytes: int
     files: int = 64
 
     def argv(self) -> list[str]:
-        """The words to put in front of a command. Raises FileNotFoundError where `prlimit` is not on PATH."""
+        """The words to put before a command. Raises FileNotFoundError if `prlimit` is not on PATH."""
         wanted = {"as": self.memory_bytes, "fsize": self.file_bytes, "nofile": self.files, "core": 0}
         return [tool("prlimit"), *(f"--{name}={_allowed(name, most)}" for name, most in wanted.items()), "--"]
 
 
 def tool(name: str) -> str:
-    """The path of one of util-linux's programs. Raises FileNotFoundError: nothing is run without them."""
+    """The path of a util-linux program. Raises FileNotFoundError: no ffmpeg runs without them."""
     found = shutil.which(name)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, "util-linux has it, and it is not on PATH", name)
     return found
 
 
-# A segment that grows beyond it ends there, whole, and the capture goes on in the next one: 64 GiB are half a day of 12 Mbit/s.
+# A larger segment ends there, whole, and the capture continues in the next one: 64 GiB are half a day of 12 Mbit/s.
 CAPTURE = Limits(memory_bytes=2 * _GIB, file_bytes=64 * _GIB)
 
 
 def transcode(input_bytes: int) -> Limits:
-    """For a transcode of this much input: a copy is as large as it, an encoding of a small one may be some times larger."""
+    """Limits of a transcode with this much input: a copy is as large as the input, an encoding of a small input may be some times
+    larger."""
     return Limits(memory_bytes=_encoding_bytes(), file_bytes=4 * _GIB + 8 * input_bytes)
 
 
 def verify() -> Limits:
-    """For decoding a finished file: it writes nothing."""
+    """Limits for decoding a finished file, which writes nothing."""
     return Limits(memory_bytes=_encoding_bytes(), file_bytes=0)
 
 
@@ -68,6 +69,6 @@ def _encoding_bytes() -> int:
 
 
 def _allowed(name: str, most: int) -> int:
-    """`most`, or less where the service itself is held to less: a limit cannot be raised."""
+    """`most`, or the service's own limit if that is lower: a limit cannot be raised."""
     _, hard = resource.getrlimit(_NAMES[name])
     return most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -1,7 +1,7 @@
-"""What a finished or crashed segment holds, read from its tags. May import `media.flv` and `media.timeline`.
+"""The content of a finished or crashed segment, read from its tags.
 
-Rule: the file is the witness. The wall time of its last packet is the time of its last writing (the capture flushes every packet
-and writes no trailer), less what was written after the last packet of a wanted track.
+Rule: the file is authoritative. The wall time of its last packet is the file's modification time (the capture flushes every
+packet and writes no trailer), minus the media written after the last packet of a wanted track.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from media import flv, timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentScan:
-    """`media_ms` counts only the tracks the mode records; `has_audio`/`has_video` say what the file holds, wanted or not.
+    """`media_ms` counts only the tracks that the mode records; `has_audio`/`has_video` cover all tracks in the file.
 
-    `first_packet_ms` and `last_packet_ms` are Unix milliseconds, None without media; the first is reckoned back from the last.
-    `torn`: bytes of an unfinished tag follow. `exists`: there was a file to read.
+    `first_packet_ms` and `last_packet_ms` are Unix milliseconds, None without media; the first is derived from the last. `torn`:
+    bytes of an unfinished tag follow. `exists`: there was a file to read.
     """
 
     media_ms: int = 0
@@ -36,11 +36,11 @@ LARGE_BYTES = 32 << 20
 
 
 def scan(path: Path, mode: str, known_ms: int = 0) -> SegmentScan:
-    """Reads a segment whole, a megabyte at a time (blocking: some seconds per hour of video; use a thread on a busy loop). Of a
-    large one of which `known_ms` of media were noted while it was written that is all that is told, with its size: what came
-    after is found when it is transcoded, and nobody waits for it now.
+    """Read a whole segment, a megabyte at a time. Blocking: some seconds per hour of video, so use a thread. For a large segment
+    with `known_ms` of recorded media, return only that and the size: the transcode finds the rest, and no caller has to wait for
+    it.
 
-    A missing file is a scan with nothing in it. Raises OSError when a file that is there cannot be read.
+    A missing file gives an empty scan. Raises OSError if an existing file cannot be read.
     """
     try:
         reader = flv.Reader(path)

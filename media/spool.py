@@ -1,11 +1,11 @@
-"""The spool: the folder that segments and finished files live in, and the node's id under a file lock. Imports `machine`.
+"""The spool: the folder of segments and finished files, with the node's id under a file lock.
 
-    <root>/.lock                                    held while the node runs; of a spool that nodes share, these two lie in
-    <root>/.node                                    DATA_DIR: this node's id, made once
+    <root>/.lock                                    held while the node runs; for a spool shared by nodes, these two are in
+    <root>/.node                                    DATA_DIR: this node's id, generated once
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
     <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
 
-Rule: no path is ever built from an id as it came; TRTC's ids may hold "/", ".." and "%2F".
+Rule: no path is ever built from a raw id; TRTC's ids may contain "/", ".." and "%2F".
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from pathlib import Path
 from machine import errors, states
 
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
-# A segment or a finished file, or what has not become one yet.
+# A segment or a finished file, complete or not.
 _OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
 
 
 def safe_name(text: str) -> str:
-    """A file name that stands for `text` and for nothing else: itself, base64url with `b64-`, or its SHA-256 when that
-    is too long."""
+    """A unique file name for `text`: itself, base64url with the prefix `b64-`, or its SHA-256 if that is too long."""
     if _PLAIN.fullmatch(text):
         return text
     raw = text.encode("utf-8", "surrogatepass")
@@ -41,7 +40,7 @@ def safe_name(text: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int, bool]]:
-    """The files in a recording's folder, with the epoch that wrote each and whether that was a transcode."""
+    """The files in a recording's folder, each with its epoch and whether a transcode wrote it."""
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
             if found := _OURS.fullmatch(path.name):
@@ -49,7 +48,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, int, bool]]:
 
 
 def _remove(paths: Iterable[Path]) -> int:
-    """Delete each that can be; returns how many. Raises the first OSError then."""
+    """Delete as many as possible; returns the number. Raises the first OSError afterwards."""
     removed = 0
     failed: OSError | None = None
     for path in paths:
@@ -64,8 +63,8 @@ def _remove(paths: Iterable[Path]) -> int:
 
 
 def check_owner(folder: Path) -> None:
-    """Where anybody may make folders, as in /tmp, one of ours must not have been made by somebody else, who could lead what is
-    written into it elsewhere. Raises errors.Unavailable."""
+    """Reject a folder of another user where anybody may create folders, such as /tmp: its owner could redirect our files. Raises
+    errors.Unavailable."""
     try:
         found = folder.lstat()
         if not folder.parent.stat().st_mode & stat.S_IWOTH:
@@ -81,19 +80,19 @@ def check_owner(folder: Path) -> None:
 
 
 class Spool:
-    """One node's spool. `start` takes the lock and learns the node's id; paths may be asked for at any time."""
+    """One node's spool. `start` takes the lock and reads the node's id; paths are available at any time."""
 
     def __init__(self, root: Path, identity: Path | None = None) -> None:
-        """`identity` is the folder of lock and id where that is not the spool itself: a spool that several nodes share."""
+        """`identity` is the folder of lock and id if several nodes share the spool."""
         self.root = root.absolute()
         self._identity = (identity or root).absolute()
         self.node_id = ""
         self._lock = -1
 
     def start(self) -> None:
-        """Makes the folder, takes its lock and reads or makes the node's id. Safe to call twice.
+        """Create the folder, take its lock, and read or generate the node's id. Safe to call twice.
 
-        Raises errors.Unavailable when the folder cannot be used or another process holds its lock.
+        Raises errors.Unavailable if the folder cannot be used or another process holds its lock.
         """
         if self._lock >= 0:
             return
@@ -117,51 +116,51 @@ class Spool:
         self._lock = lock
 
     def stop(self) -> None:
-        """Gives the lock back. Safe to call twice."""
+        """Release the lock. Safe to call twice."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def segment_path(self, task_id: str, speaker: str, n: int, epoch: int) -> Path:
-        """Where the segment of this epoch is written; its folder is made. When the spool is gone, the capture will say so."""
+        """The path of this epoch's segment; creates its folder. If the spool is gone, the capture reports it."""
         return self._folder(task_id, speaker, n, make=True) / f"{int(epoch):08d}.flv"
 
     def output_path(self, task_id: str, speaker: str, n: int, mode: str, epoch: int) -> Path:
-        """Where the transcode of `epoch` writes the finished file (0: one that an older version wrote); its folder is made. A
-        worker that wakes after its lease neither writes into nor replaces what a newer epoch made. Raises KeyError for an unknown
+        """The path of the finished file of the transcode `epoch` (0: written by an older version); creates its folder. A worker
+        that wakes after its lease neither writes into nor replaces the file of a newer epoch. Raises KeyError for an unknown
         mode."""
         number = f".{int(epoch):08d}" if epoch else ""
         return self._folder(task_id, speaker, n, make=True) / f"finished{number}.{states.EXTENSION[mode]}"
 
     def remove_parts(self, task_id: str, speaker: str, n: int, before_epoch: int) -> None:
-        """Deletes what transcodes of earlier epochs left unfinished (blocking); one of them that still writes ends in nothing."""
+        """Delete unfinished output of earlier transcodes (blocking); one that is still writing then ends without a file."""
         current = f"finished.{int(before_epoch):08d}."
         for part in self._folder(task_id, speaker, n).glob("finished*.part"):
             if part.name < current:
                 part.unlink(missing_ok=True)
 
     def segments(self, task_id: str, speaker: str, n: int) -> list[Path]:
-        """The segments of a recording that are on this disk, in the order of their epochs."""
+        """The segments of a recording on this disk, ordered by epoch."""
         return sorted(self._folder(task_id, speaker, n).glob("*.flv"))
 
     def free_bytes(self) -> int:
-        """What this process may still write to the spool's file system. Raises errors.Unavailable when it is gone."""
+        """Free bytes for this process on the spool's file system. Raises errors.Unavailable if the spool is gone."""
         try:
             return shutil.disk_usage(self.root).free
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
 
     def total_bytes(self) -> int:
-        """The size of the spool's file system. Raises errors.Unavailable when it is gone."""
+        """The size of the spool's file system in bytes. Raises errors.Unavailable if the spool is gone."""
         try:
             return shutil.disk_usage(self.root).total
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
 
     def remove_files(self, task_id: str, speaker: str, n: int, until_epoch: int) -> int:
-        """Deletes what epochs up to this one wrote of a recording (blocking), and the folders that are empty then; what a newer
-        epoch writes beside it stays, and so does what is none of ours. Returns how many files went; raises the first OSError when
-        all others have."""
+        """Delete the files of epochs up to this one of a recording (blocking), and the folders that are then empty. Files of
+        newer epochs and foreign files stay. Returns the number of deleted files; raises the first OSError after all others are
+        deleted."""
         folder = self._folder(task_id, speaker, n)
         removed = _remove(path for path, epoch, _ in _files(folder) if epoch <= until_epoch)
         for empty in (folder, folder.parent):
@@ -170,7 +169,8 @@ class Spool:
         return removed
 
     def remove_outputs(self, task_id: str, speaker: str, n: int, before_epoch: int, but_epoch: int) -> int:
-        """As `remove_files`, for what transcodes before `before_epoch` made, finished or not, but for the one of `but_epoch`."""
+        """Like `remove_files`, for the output of transcodes before `before_epoch`, finished or not, except the one of
+        `but_epoch`."""
         found = _files(self._folder(task_id, speaker, n))
         return _remove(path for path, epoch, output in found if output and epoch < before_epoch and epoch != but_epoch)
 

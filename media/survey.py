@@ -1,7 +1,7 @@
-"""What the segments of a recording hold together, found in one pass before the transcode. May import this room.
+"""The survey: tracks, lengths, holes and gaps of all segments of a recording, collected in one pass before the transcode.
 
-Rules: it walks the segments exactly as the joiner does, so that lengths, holes and gaps are those of the joined stream;
-what it remembers is bounded, whatever the segments hold.
+Rules: it reads the segments exactly as the joiner does, so its lengths, holes and gaps are those of the joined stream. Its memory
+is bounded for any input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
 _STALE_MS = 1_000
 _SLOWEST, _FASTEST = 5, 60
-# Far beyond what a publisher's changes of picture and pauses come to; a stranger's stream may change with every packet.
+# Far more than a publisher's size changes and pauses; an untrusted stream may change with every packet.
 _MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
 _MOST_HOLES = 20_000
 _LARGEST_SIDE = 4_096
@@ -25,7 +25,7 @@ _AAC = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """What is missing: cut at `at_s` seconds of the finished file, `duration_s` seconds by the wall clock."""
+    """Missing media: cut at `at_s` seconds of the finished file, `duration_s` seconds of wall time."""
 
     at_s: float
     duration_s: float
@@ -33,8 +33,8 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
-    """A stretch of the joined time in which one track has nothing while another goes on; `leading`: from its segment's
-    beginning."""
+    """A part of the joined time in which one track has no packets while another continues; `leading`: at the beginning of its
+    segment."""
 
     kind: int
     from_ms: int
@@ -44,8 +44,7 @@ class Hole:
 
 @dataclass(kw_only=True)
 class Survey:
-    """The joined stream, described. `kinds`: the wanted tracks that have packets. `headers`: each track's different
-    configurations."""
+    """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
@@ -62,20 +61,20 @@ class Survey:
     end_ms: int | None = None
 
     def agrees(self, kind: int) -> bool:
-        """Whether a track can be copied: one configuration, a codec that MP4 players know, and present where it must be."""
+        """Whether a track can be copied: one configuration, a codec that MP4 players support, and no holes where it is needed."""
         usual = {_AAC} if kind == flv.AUDIO else {_AVC}
         holes = [hole for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
         return self.codecs.get(kind) == usual and len(self.headers.get(kind, ())) == 1 and not holes
 
     def filled_end_ms(self, kind: int) -> int:
-        """Where a track ends when its holes have been filled."""
+        """The end of a track after its holes are filled."""
         return max([self.ends_ms[kind], *(hole.to_ms for hole in self.holes if hole.kind == kind)])
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """The picture with the largest area, in even numbers of pixels; 1280×720 when no size can be read.
+        """The picture size with the largest area, in even pixels; 1280×720 if no size can be parsed.
 
-        Scaled down to 4096 a side where it claims more: what is encoded must fit the memory that an encoder may take.
+        Larger sizes are scaled down to 4096 a side: encoding must fit the encoder's memory limit.
         """
         sizes = [size for header in self.headers.get(flv.VIDEO, ()) if (size := avc.picture_size(header))]
         width, height = max(sizes, key=lambda size: size[0] * size[1], default=(1280, 720))
@@ -90,9 +89,9 @@ class Survey:
         return min(max(measured, _SLOWEST), _FASTEST)
 
     def filling(self, kind: int) -> joiner.Filling:
-        """How the joiner keeps a track alive in its holes; a picture only where its next packet is a key frame.
+        """How the joiner keeps a track alive in its holes; video only where its next packet is a key frame.
 
-        A picture that begins a little later than the sound is shown from the start, so that no file opens with a black frame.
+        Video that begins a little later than audio is shown from the start, so that no file opens with a black frame.
         """
         spans = [(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
         if kind == flv.VIDEO and self.begins_ms[kind] > 0 and not any(from_ms == 0 for from_ms, _ in spans):
@@ -102,8 +101,8 @@ class Survey:
 
 
 def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
-    """Reads all segments (blocking: some seconds per hour of video). Missing files hold nothing. Raises OSError when
-    one cannot be read."""
+    """Read all segments (blocking: some seconds per hour of video). Missing files are empty. Raises OSError if one cannot be
+    read."""
     found = Survey()
     kinds = timeline.wanted(mode)
     last_ms: int | None = None
@@ -136,7 +135,7 @@ class _Pass:
         self._frame_ms: int | None = None
 
     def run(self) -> int | None:
-        """Adds the segment; returns the wall time of the last packet so far."""
+        """Add the segment; returns the wall time of the last packet so far."""
         while (batch := self._walk.batch()) is not None:
             for tag, place in batch:
                 if place is None:
@@ -180,12 +179,12 @@ class _Pass:
             self._found.holes.append(hole)
 
     def _times(self) -> int:
-        """Wall times of the segment, and with them the gap before it and those inside it."""
+        """Wall times of the segment, and from them the gap before it and the gaps inside it."""
         last_ms = self._segment.last_packet_ms or self._walk.written_ms()
         first_ms = self._segment.first_packet_ms or last_ms - self._walk.timeline.position_ms
         reached_ms = first_ms + self._walk.length_ms - self._segment.burst_ms
         if reached_ms > last_ms + _STALE_MS + joiner.tolerance_ms(self._walk.length_ms):
-            # Its worker was frozen and could not say how far it came; its ffmpeg wrote on.
+            # Its worker was frozen and could not report progress while ffmpeg kept writing.
             last_ms = reached_ms
         if self._found.start_ms is None:
             self._found.start_ms = first_ms
@@ -195,7 +194,7 @@ class _Pass:
         return last_ms
 
     def _jumps(self, lasted_ms: int) -> None:
-        """The gaps inside the segment. Where a publisher's clock jumped and nothing was missing, the wall clock knows better."""
+        """The gaps inside the segment. A jump of the publisher's clock without missing media is none: the wall clock decides."""
         timed = None not in (self._segment.first_packet_ms, self._segment.last_packet_ms)
         missing_ms = max(0, lasted_ms - self._walk.length_ms)
         for jump in self._walk.timeline.jumps:
@@ -205,5 +204,5 @@ class _Pass:
             self._gap(self._start_ms + jump.at_ms, length_ms)
 
     def _gap(self, at_ms: int, missing_ms: int) -> None:
-        if missing_ms > 0:  # a seam, or a clock set back, where nothing is known to be missing is no gap
+        if missing_ms > 0:  # a seam, or a clock set back, is no gap unless media is known to be missing
             self._found.gaps.append(Gap(at_s=at_ms / 1000, duration_s=missing_ms / 1000))

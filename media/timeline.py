@@ -1,9 +1,8 @@
-"""Media time of one segment: where each wanted packet lies, in milliseconds from the segment's first one.
+"""The media time of one segment: the position of each wanted packet, in milliseconds from the segment's first one.
 
-May import only `media.flv`. One rule, used by the capture's watch, the scan of a finished segment and the joiner alike,
-so that all three count the same: only the tracks that the mode records count; pictures count from the first key frame;
-a jump in the timestamps, forwards or backwards, of more than `JUMP_MS` is cut and remembered, for nothing was there.
-However wild a stranger's timestamps are, what is remembered of them is bounded.
+One rule, shared by the capture's watch, the scan of a finished segment and the joiner, so that all three agree: only the tracks
+that the mode records count; video counts from the first key frame; a timestamp jump of more than `JUMP_MS` in either direction is
+cut and recorded as a cut. Memory is bounded for any timestamps.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ _WANTED = {
 
 
 def wanted(mode: str) -> frozenset[int]:
-    """The kinds of tag that a mode records: "00" audio, "01" video, "02" both. Raises KeyError for another mode."""
+    """The tag kinds that a mode records: "00" audio, "01" video, "02" both. Raises KeyError for another mode."""
     return _WANTED[mode]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jump:
-    """A cut inside a segment: at `at_ms` of media time, `missing_ms` by the timestamps (0: they ran backwards)."""
+    """A cut inside a segment at `at_ms` of media time; `missing_ms` by the timestamps (0: they ran backwards)."""
 
     at_ms: int
     missing_ms: int
 
 
 class Timeline:
-    """Places the tags of one segment, given in the order of the file."""
+    """Computes positions for the tags of one segment, given in file order."""
 
     def __init__(self, kinds: frozenset[int]) -> None:
         self._kinds = kinds
@@ -49,25 +48,25 @@ class Timeline:
 
     @property
     def end_ms(self) -> int:
-        """Where the media ends: the latest packet's place plus its own length. 0 while there is none."""
+        """The end of the media: the latest packet's position plus its duration. 0 without packets."""
         return max((self.track_end_ms(kind) for kind in self._last_ms), default=0)
 
     @property
     def tracks(self) -> frozenset[int]:
-        """The wanted kinds that have had a packet."""
+        """The wanted kinds that have packets."""
         return frozenset(self._last_ms)
 
     def track_end_ms(self, kind: int) -> int:
-        """Where one track ends; 0 when it has no packet."""
+        """The end of one track; 0 without packets."""
         return self._last_ms[kind] + self._packet_ms[kind] if kind in self._last_ms else 0
 
     def packet_ms(self, kind: int) -> int:
-        """How long a packet of a track lasts, by the distance of its latest two."""
+        """The duration of a track's packet: the distance of its latest two."""
         return self._packet_ms[kind]
 
     def place(self, tag: flv.Tag) -> int | None:
-        """The place of a packet in media time, or None for what is not wanted, not media, or a picture before the first
-        key frame."""
+        """The position of a packet in media time, or None for an unwanted tag, a tag without media, or video before the first key
+        frame."""
         kind = tag.kind
         if kind not in self._kinds or not flv.is_media(kind, tag.payload):
             return None
@@ -95,6 +94,6 @@ class Timeline:
     def _remember(self, jump: Jump) -> None:
         if len(self.jumps) < _MOST_JUMPS:
             self.jumps.append(jump)
-        else:  # what is missing in all stays true
+        else:  # the total of missing time stays correct
             last = self.jumps[-1]
             self.jumps[-1] = Jump(at_ms=last.at_ms, missing_ms=last.missing_ms + jump.missing_ms)

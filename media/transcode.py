@@ -1,11 +1,10 @@
-"""The transcode: segments in, one verified file out. Imports `machine` and this room.
+"""The transcode: segments in, one verified file out.
 
-The road: survey the segments, feed them as one stream to one ffmpeg, look at what it wrote (media/verify.py), and only
-then give the file its name: `*.part` → fsync → rename → fsync of the folder. A copy that does not verify is encoded
-instead before anything is given up.
+Steps: survey the segments, feed them as one stream to one ffmpeg, verify its output (media/verify.py), then give the file its
+name: `*.part` → fsync → rename → fsync of the folder. A copy that fails verification is encoded instead, before the transcode
+fails.
 
-Rules: nothing but a verified file ever has the output's name; on cancellation ffmpeg is killed and the part removed;
-only one chunk is in memory.
+Rules: only a verified file has the output's name; cancellation kills ffmpeg and removes the part; only one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from media.survey import Gap as Gap
 log = structlog.get_logger()
 
 _CHUNK_BYTES = 1 << 18
-# No session lasts that long; a stream whose timestamps run ahead of time could keep an encoder busy for ever.
+# No session is that long; without a limit, a stream whose timestamps run ahead could keep an encoder busy forever.
 _LONGEST_MS = 31 * 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscodeOutput:
-    """The finished file. `duration_ms` is what the file states, gaps cut; `crc64` CRC-64/XZ, decimal; `gaps` where
-    media is missing; `start_ms` and `end_ms` the wall times (Unix ms) of the first and last packet, None if no segment
-    knew."""
+    """The finished file. `duration_ms` is the duration in its header, gaps cut; `crc64` is CRC-64/XZ in decimal; `gaps` are the
+    places of missing media; `start_ms` and `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment
+    has them."""
 
     path: Path
     duration_ms: int
@@ -48,9 +47,9 @@ class TranscodeOutput:
 
 
 class Transcoder:
-    """Turns a recording's segments into its file. Holds nothing between two calls.
+    """Turns a recording's segments into its file. Keeps no state between calls.
 
-    `stuck_after_s`: an ffmpeg that takes, writes and reports nothing for that long is killed.
+    `stuck_after_s`: an ffmpeg that reads, writes and reports nothing for this long is killed.
     """
 
     def __init__(self, ffmpeg: str, *, stuck_after_s: float = 300.0) -> None:
@@ -58,7 +57,7 @@ class Transcoder:
         self._stuck_after_s = stuck_after_s
 
     async def transcode(self, segments: Sequence[SegmentFile], mode: str, output: Path) -> TranscodeOutput:
-        """Writes `output` (MP3 for mode "00", MP4 for "01" and "02") from all segments, in their order.
+        """Write `output` (MP3 for mode "00", MP4 for "01" and "02") from all segments, in their order.
 
         Raises errors.TranscodeFailed with the reason "no-media", "ffmpeg-failed", "verify-failed", "disk-full", "spool-lost" or
         "killed".
@@ -139,7 +138,7 @@ class Transcoder:
 
 
 class _Run:
-    """One ffmpeg that is fed, listened to, and watched for standing still."""
+    """One ffmpeg: fed, drained, and watched for stalls."""
 
     def __init__(self, argv: Sequence[str], allowed: resource_limits.Limits) -> None:
         self._reader = ffmpeg_log.ProgressReader()
@@ -152,7 +151,7 @@ class _Run:
         )
 
     async def to_end(self, stream: AsyncIterator[bytes], part: Path, stuck_after_s: float) -> int:
-        """Feeds the stream and waits for the end; returns the exit code. Whatever interrupts it, ffmpeg is killed first."""
+        """Feed the stream and wait for the end; returns the exit code. Any interruption kills ffmpeg first."""
         await self._child.start()
         reaped = asyncio.create_task(self._child.wait())
         feeding = asyncio.create_task(self._feed(stream))
@@ -161,7 +160,7 @@ class _Run:
             failpoints.hit("transcode.start.after")
             code = await asyncio.shield(reaped)
             if code == 0 or feeding.done():
-                await feeding  # a segment that cannot be read is the reason, not the ffmpeg that was killed for it
+                await feeding  # an unreadable segment is the reason, not the ffmpeg that was killed for it
             return code
         finally:
             self._child.kill()
@@ -170,7 +169,7 @@ class _Run:
             await asyncio.gather(reaped, feeding, watching, return_exceptions=True)
 
     def failure(self, code: int) -> errors.TranscodeFailed:
-        """What an exit code other than 0 means."""
+        """The failure behind an exit code other than 0."""
         said = self._child.last_lines[-1] if self._child.last_lines else "it said nothing"
         if self._stuck:
             return errors.TranscodeFailed(
@@ -193,7 +192,7 @@ class _Run:
                     await stdin.drain()
                     self._fed_bytes += _CHUNK_BYTES
         except (BrokenPipeError, ConnectionResetError):
-            return  # ffmpeg has ended before its input; its exit code and its words say why
+            return  # ffmpeg exited before its input ended; its exit code and stderr tell why
         except OSError:
             self._child.kill()
             raise
@@ -223,7 +222,7 @@ class _Run:
 def _size_in_all(segments: Sequence[SegmentFile]) -> int:
     found = 0
     for segment in segments:
-        with contextlib.suppress(FileNotFoundError):  # what is not there holds nothing, as for the survey
+        with contextlib.suppress(FileNotFoundError):  # a missing file is empty, as in the survey
             found += segment.path.stat().st_size
     return found
 
@@ -246,6 +245,6 @@ def _give_name(part: Path, output: Path) -> None:
 
 
 def storage_failed(error: OSError) -> errors.TranscodeFailed:
-    """What an error of the spool means for a transcode: no space, or the spool itself; either may pass."""
+    """The failure behind an error of the spool: no space, or a lost spool. Both are retryable."""
     reason = Reason.DISK_FULL if verify.is_disk_full(error) else Reason.SPOOL_LOST
     return errors.TranscodeFailed(f"The spool cannot be read or written: {error.strerror or error}.", reason=reason, retry=True)

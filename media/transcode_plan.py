@@ -1,13 +1,12 @@
-"""How the joined stream becomes the finished file: what is copied, what is encoded, and ffmpeg's arguments for it. Pure.
+"""The transcode plan: which tracks are copied, which are encoded, and ffmpeg's arguments for it. Pure.
 
-May import this room. Rules: a track is copied when its configuration is the same throughout and it is there throughout,
-else it alone is encoded. Pictures of another size are scaled into the largest one and centred on black of the exact
-length, which also shows through where a segment has no picture; missing sound becomes silence. In both cases what the
-joiner repeats to keep the track alive is hidden.
+Rules: a track is copied if it is complete and keeps one configuration; otherwise it alone is encoded. Pictures of another size
+are scaled into the largest one and centred on black of the exact length. The black also shows where a segment has no video;
+missing audio becomes silence. Both hide the packets that the joiner repeats to keep the track alive.
 
-`-reinit_filter 0` keeps one filter graph over changes of the picture's size: scale and overlay take each frame as it
-is, where a graph that is built anew loses a frame at every change. For the same reason nothing that fixes the size,
-such as `pad` or `format`, may stand between the two (both measured with 9.0.2).
+`-reinit_filter 0` keeps one filter graph over changes of the picture's size: scale and overlay take each frame as it is, while a
+rebuilt graph loses a frame at every change. For the same reason no filter that fixes the size, such as `pad` or `format`, may
+come between the two (both measured with 9.0.2).
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ _PROBE_BYTES = 50_000_000
 _QUEUED_PACKETS = 65_536
 _HIDE_MARGIN_S = 0.02
 _KEY_EVERY_S = 2
-# The expression is one argument of a command, which Linux holds to 128 KiB.
+# The expression is one argument of a command, which Linux limits to 128 KiB.
 _MOST_SPANS = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is done with each track: `copied` and `encoded` kinds. `extension` "mp3" or "mp4"."""
+    """The treatment of each track: `copied` and `encoded` kinds. `extension` is "mp3" or "mp4"."""
 
     extension: str
     copied: frozenset[int]
@@ -39,14 +38,14 @@ class Plan:
 
 
 def plan(found: survey.Survey, mode: str, *, copy: bool = True) -> Plan:
-    """Copies what agrees, encodes the rest; with `copy` False encodes all (for a copy that did not verify)."""
+    """Copy consistent tracks and encode the rest; with `copy` False encode all (after a copy that failed verification)."""
     extension = "mp3" if mode == "00" else "mp4"
     copied = frozenset(kind for kind in found.kinds if copy and extension == "mp4" and found.agrees(kind))
     return Plan(extension=extension, copied=copied, encoded=found.kinds - copied)
 
 
 def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -> list[str]:
-    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and its progress to stdout."""
+    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and prints its progress to stdout."""
     source = ffmpeg_python.input(
         "pipe:0",
         format="flv",
@@ -101,8 +100,7 @@ def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: P
 
 
 def _within(spans_ms: Iterable[tuple[int, int]]) -> str:
-    """An expression that is true inside the spans; those that touch become one, and of very many the longest count.
-    "" for none."""
+    """An expression that is true inside the spans. Adjacent spans are merged; of very many, the longest count. "" for none."""
     merged: list[tuple[int, int]] = []
     for from_ms, to_ms in sorted(spans_ms):
         if merged and from_ms - merged[-1][1] <= 100:

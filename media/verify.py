@@ -1,8 +1,8 @@
-"""Whether a finished file is what it should be, before it gets its name. Imports `machine.errors` and this room.
+"""Verification of a finished file before it gets its name.
 
-Rules: the whole file is demuxed, track by track, and each track must reach its end within max(0.5 s, 0.5 %); its first
-and last seconds are decoded without an error (three hours of decoding would take minutes). Then it is on the disk
-(fsync) and its CRC-64 is known.
+Rules: the whole file is demuxed, track by track, and each track must reach its end within max(0.5 s, 0.5 %). Its first and last
+seconds must decode without an error (decoding three hours would take minutes). Then the file is flushed to disk (fsync) and its
+CRC-64 computed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _LIMIT_BYTES_PER_S = 5_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a file states and holds: `duration_ms` of the whole, by its container."""
+    """The stated and actual content of a file: `duration_ms` is the container's."""
 
     duration_ms: int
 
 
 async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan) -> Seen:
-    """Checks `part` against what was joined. Raises errors.TranscodeFailed ("verify-failed") saying what differs,
-    OSError if it is gone."""
+    """Compare `part` with the joined stream. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and
+    OSError if the file is gone."""
     stat = await asyncio.to_thread(part.stat)
     limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
     duration_ms = 0
@@ -55,15 +55,15 @@ async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcod
 
 
 def _expected_ms(kind: int, found: survey.Survey, chosen: transcode_plan.Plan) -> int:
-    """A copied track ends with its last packet, encoded sound with its last packet or silence, encoded pictures with
-    the whole."""
+    """The expected end of each track: a copied one ends with its last packet, encoded audio with its last packet or silence,
+    encoded video with the whole file."""
     if kind in chosen.copied:
         return found.ends_ms[kind]
     return found.filled_end_ms(kind) if kind == flv.AUDIO else found.duration_ms
 
 
 def settle(part: Path) -> tuple[int, str]:
-    """Puts the file on the disk (fsync) and returns its size in bytes and its CRC-64/XZ in decimal (blocking). Raises OSError."""
+    """Flush the file to disk (fsync) and return its size in bytes and its CRC-64/XZ in decimal. Blocking. Raises OSError."""
     crc = size_bytes = 0
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -74,7 +74,7 @@ def settle(part: Path) -> tuple[int, str]:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether an error of the operating system means that no space, or no quota, is left."""
+    """Whether an OSError means that no space or quota is left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -108,7 +108,9 @@ class _Look:
             await asyncio.gather(reaped, return_exceptions=True)
         if code != 0:
             said = child.last_lines[-1] if child.last_lines else "it said nothing"
-            raise errors.TranscodeFailed(f"The finished file does not read well: {said}", reason=Reason.VERIFY_FAILED, retry=True)
+            raise errors.TranscodeFailed(
+                f"The finished file failed verification: {said}", reason=Reason.VERIFY_FAILED, retry=True
+            )
 
     def _on_error(self, text: str) -> None:
         self.duration_ms = ffmpeg_log.container_duration_ms(ffmpeg_log.parse(text).message) or self.duration_ms
