@@ -18,7 +18,7 @@ from machine import decision_table, failpoints, recording, session, states
 FOLDER = Path(__file__).parent
 # Limits of database columns: they apply to every number and help no reader.
 COLUMN_LIMITS = (2**53 - 1, 2**31 - 1)
-MADE = "<!-- Generated from the code by `make docs`; edit the code instead. -->\n"
+NOTICE = "<!-- Generated from the code by `make docs`; edit the code instead. -->\n"
 DIRECTIONS = {
     "in": "Events from users and from TRTC callbacks",
     "inside": "Events from workers and deadlines",
@@ -31,7 +31,7 @@ def state_machine() -> str:
     """docs/state-machine.md."""
     parts = [
         "# State machines\n",
-        MADE,
+        NOTICE,
         "Read each table from top to bottom: the first row whose conditions hold decides. Every event has a row in every state."
         " It moves the machine, stays with effects, or is ignored with a reason.\n",
         "## Recording\n",
@@ -73,8 +73,8 @@ def _chart(rows: Sequence[decision_table.Row], initial: str, final: Sequence[str
 def _rows(rows: Sequence[decision_table.Row], cursor: type) -> str:
     lines = ["| event | in | when | then |", "|---|---|---|---|"]
     for row in rows:
-        when = [_says(cursor, name) for name in row.when] + [f"not: {_says(cursor, name)}" for name in row.unless]
-        done = "; ".join(_says(cursor, name) for name in row.do)
+        when = [_wording(cursor, name) for name in row.when] + [f"not: {_wording(cursor, name)}" for name in row.unless]
+        done = "; ".join(_wording(cursor, name) for name in row.do)
         then = (
             f"ignored: {row.ignore}"
             if row.ignore
@@ -84,7 +84,7 @@ def _rows(rows: Sequence[decision_table.Row], cursor: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _says(cursor: type, name: str) -> str:
+def _wording(cursor: type, name: str) -> str:
     text = (getattr(cursor, name).__doc__ or name).split("\n")[0].rstrip(".")
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
@@ -94,7 +94,7 @@ def failpoint_table() -> str:
     points, distributed = failpoints.POINTS, failpoints.DISTRIBUTED_ONLY
     parts = [
         "# Failpoints\n",
-        MADE,
+        NOTICE,
         "A failpoint is a named boundary at which a test kills, freezes or fails the service. The table gives the consequence of"
         " a crash at each one. `make chaos` strikes every point; [architecture.md](architecture.md) explains the steps between"
         " them.\n",
@@ -110,7 +110,7 @@ def events() -> str:
     """docs/events.md."""
     parts = [
         "# Messages\n",
-        MADE,
+        NOTICE,
         "Messages are CloudEvents 1.0 in structured JSON (`application/cloudevents+json`). `type` is the name below; `subject` is"
         " a TaskId or `TaskId/speaker/n`. [`events/schemas.json`](../events/schemas.json) holds the schemas.\n",
     ]
@@ -167,7 +167,7 @@ def documents() -> dict[str, str]:
         "state-machine.md": state_machine(),
         "failpoints.md": failpoint_table(),
         "events.md": events(),
-        "settings.md": f"# Settings\n\n{MADE}\n{read}\n\n{settings.reference()}\n",
+        "settings.md": f"# Settings\n\n{NOTICE}\n{read}\n\n{settings.reference()}\n",
         "asyncapi.yaml": asyncapi.document(),
     }
 
