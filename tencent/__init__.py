@@ -1,5 +1,4 @@
-"""Tencent and the outside world: TRTC's callbacks and addresses, COS, credentials, and the sender of webhooks.
+"""Tencent's services: COS, TRTC (callbacks, UserSig, pull URL) and credentials.
 
-May import `machine` and `events`, and no other room. Rule: third-party errors are wrapped at this door, and no secret is
-ever part of a message, a log field or a `repr`.
+Rule: third-party errors are wrapped here, and no message, log field or `repr` contains a secret.
 """

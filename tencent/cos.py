@@ -1,8 +1,7 @@
-"""The door to COS: uploads files, checks buckets, gives uploads up; each request in a thread of its own pool.
+"""The COS client: uploads files, checks buckets, aborts uploads; each request runs in a thread of its own pool.
 
-May import `machine` and, of this room, `objects`, `cos_upload`, `cos_requests`, `file_parts` and `credentials`. Rules: the
-SDK blocks, so nothing of it runs on the event loop; its own retries are off, because how often and how long to try is
-decided here; COS's errors leave as errors.UploadFailed.
+Rules: the SDK blocks, so none of its calls runs on the event loop. The SDK's retries are off, because this module decides how
+often and how long to retry. COS's errors leave as errors.UploadFailed.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ CHECK_TIMEOUT_S = 5
 
 
 class CosUploader:
-    """Uploads files, each request in one of `threads` threads of its own. `start` and `stop` are safe to call twice.
+    """Uploads files, each request in one of `threads` threads. `start` and `stop` are safe to call twice.
 
-    `pauses_s` are the waits between the tries of one request; after the last, the error goes to the caller, whose retry
-    goes on with the state saved. A thread cannot be cancelled: a cancelled upload ends at once, its last request within the
-    time limits of `cos_requests`.
+    `pauses_s` is the backoff of one request; after the last retry the error goes to the caller, whose own retry resumes from the
+    saved state. A thread cannot be cancelled: a cancelled upload returns immediately, and its last request ends within the time
+    limits of `cos_requests`.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class CosUploader:
         self._session: requests.Session | None = None
 
     async def start(self) -> None:
-        """Make the threads and the pool of connections, and switch the SDK's log off. Connects to nothing."""
+        """Create the threads and the connection pool, and switch off the SDK's log. Connects to nothing."""
         if self._threads is None:
             cos_requests.silence_sdk()
             self._threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="cos")
             self._session = cos_requests.session(self._thread_count)
 
     async def stop(self) -> None:
-        """Begin no further request, wait for those under way (each has its time limit) and close the connections."""
+        """Start no further request, wait for running ones (each has a time limit), and close the connections."""
         threads, pool, self._threads, self._session = self._threads, self._session, None, None
         if threads is not None:
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
@@ -84,19 +83,18 @@ class CosUploader:
         state: UploadState | None,
         save: cos_upload.Save,
     ) -> Uploaded:
-        """Write the file at `path` to `target` and compare; goes on from `state` if there is one.
+        """Upload the file at `path` to `target` and compare the result; resumes from `state` if given.
 
-        `save` gets the state after the upload was created and after each part sent, and before an upload is given up that may be
-        a successor's by now; what it raises ends the upload.
-        Raises errors.UploadFailed with reason "refused" (for good),
-        "expired-token", "throttled", "server", "network", "mismatch" or "file-missing".
+        `save` receives the state after the upload is created, after each part, and before an upload is aborted that may belong to
+        a successor by now; its errors end the upload. Raises errors.UploadFailed with reason "refused" (fatal), "expired-token",
+        "throttled", "server", "network", "mismatch" or "file-missing".
         """
         client = self._client(target, credentials, self._silence_timeout_s)
         job = cos_upload.Upload(self._ask, self._in_thread, client, path, target, save)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     async def abort(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:
-        """Have COS forget an upload and its parts; one it does not know is forgotten already. Raises errors.UploadFailed."""
+        """Abort an upload and delete its parts; an unknown upload counts as aborted. Raises errors.UploadFailed."""
         client = self._client(target, credentials, self._silence_timeout_s)
         try:
             await self._ask(lambda: client.abort(upload_id))
@@ -105,9 +103,9 @@ class CosUploader:
                 raise failed.as_upload_failed("giving the upload up") from failed
 
     async def check_bucket(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> str:
-        """Ask once whether the bucket is there for this key. Answers "" if it is, or a warning where COS only says that the
-        key may not look (it may still be allowed to upload). Raises errors.UploadFailed: "refused" for a bucket or key that
-        does not exist or a wrong secret; another reason where it cannot be told now."""
+        """Check once that the bucket exists for this key. Returns "" if it does, or a warning if COS only says that the key may
+        not read (it may still be allowed to upload). Raises errors.UploadFailed: "refused" for a missing bucket, an unknown key
+        or a wrong secret; another reason if the answer is unknown for now."""
         client = self._client(target, credentials, CHECK_TIMEOUT_S)
         try:
             await self._in_thread(client.head_bucket)
@@ -118,7 +116,7 @@ class CosUploader:
         return ""
 
     async def _ask(self, request: Callable[[], T]) -> T:
-        """Make one request in a thread, again after each pause while its failure is temporary. Raises RequestFailed."""
+        """Make one request in a thread, and retry with backoff while its failure is temporary. Raises RequestFailed."""
         for pause_s in self._pauses_s:
             try:
                 return await self._in_thread(request)
@@ -130,13 +128,13 @@ class CosUploader:
         return await self._in_thread(request)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work in one of our threads. Raises errors.UploadFailed when they are stopped."""
+        """Run blocking work in a thread of the pool. Raises errors.UploadFailed after `stop`."""
         if self._threads is None:
             raise errors.UploadFailed("The uploader is not running.", reason=Reason.NETWORK, retry=True)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except asyncio.CancelledError:
-            if self._threads is None and not _is_cancelled():  # `stop` dropped what was queued
+            if self._threads is None and not _is_cancelled():  # `stop` dropped the queued work
                 raise errors.UploadFailed("The uploader was stopped.", reason=Reason.NETWORK, retry=True) from None
             raise
 

@@ -1,9 +1,8 @@
-"""Single requests to COS through the official SDK, each blocking, each answering or raising `RequestFailed`.
+"""Single COS requests through the official SDK. Each blocks, and returns or raises `RequestFailed`.
 
-May import `machine` and, of this room, `objects` and `credentials`. Rules: one call is one request; whether to try again is
-the caller's decision (`failed.temporary`). Errors say COS's code, message and request id, never a key or a token. Whatever is
-answered, in whatever form and length, costs little and leaves as `RequestFailed` where it is not what COS would say.
-Sources: the SDK's `cos_client.py` (1.9.44) and COS's page of error codes.
+Rules: one call is one request; the caller decides whether to retry (`failed.temporary`). Errors carry COS's code, message and
+request id, never a key or a token. A malformed, oversized or endless response costs little and becomes `RequestFailed`. Sources:
+the SDK's `cos_client.py` (1.9.44) and COS's page of error codes.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from tencent import credentials as credentials_module
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
-# Of silence, not in all: COS is either answering or taking bytes within this time.
+# The limit of silence, not of the whole request: within it COS must send or accept bytes.
 SILENCE_TIMEOUT_S = 30
-# COS puts the parts of a large object together before it answers; the SDK itself waits 20 minutes.
+# COS joins the parts of a large object before it answers; the SDK's own limit is 20 minutes.
 COMPLETE_TIMEOUT_S = 300
-# The longest answers, a thousand parts or the uploads of a long key, have 300 KB. The SDK by itself reads without a limit, and
-# what it builds takes a hundred times as much memory.
+# The longest valid responses, a thousand parts or the uploads of a long key, have 300 KB. The SDK reads without a limit, and its
+# parsed result takes a hundred times as much memory.
 MOST_ANSWER_BYTES = 512 * 1024
 MOST_ERROR_BYTES = 64 * 1024
-# COS would list a thousand; hardly more than one is ever begun under a key.
+# COS would list a thousand; a key rarely has more than one.
 MOST_UPLOADS = 100
 
 _EXPIRED = frozenset({"ExpiredToken", "RequestTimeTooSkewed", "RequestHasExpired", "TokenExpired"})
 _THROTTLED = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequests", "QpsLimitExceeded"})
-# What arrived was not what was sent, or not all of it: the way is at fault, not the request.
+# The data arrived changed or incomplete: the network is the cause, not the request.
 _DAMAGED = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "EntitySizeNotMatch"})
 _TAG = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Code", "Message", "RequestId")}
 _URL = re.compile(r"(with url: \S+|https?://\S+)")
@@ -58,7 +57,7 @@ ADVICE = {
 
 
 class RequestFailed(Exception):
-    """One request to COS failed. `status` is 0 where there was no answer."""
+    """One request to COS failed. `status` is 0 without a response."""
 
     def __init__(self, reason: Reason, *, code: str = "", status: int = 0, message: str = "", request_id: str = "") -> None:
         super().__init__(f"{reason} {status} {code}")
@@ -70,11 +69,11 @@ class RequestFailed(Exception):
 
     @property
     def temporary(self) -> bool:
-        """Whether the same request may succeed in a moment, with the same credentials."""
+        """Whether a retry with the same credentials may succeed soon."""
         return self.reason in (Reason.THROTTLED, Reason.SERVER, Reason.NETWORK)
 
     def as_upload_failed(self, what: str) -> errors.UploadFailed:
-        """This failure as the error that leaves the room; `what` is what was being done ("sending part 3")."""
+        """Convert to the package's public error; `what` names the action ("sending part 3")."""
         pieces = [f"COS {self.status} {self.code or 'without a code'} while {what}" if self.status else f"No answer while {what}"]
         pieces += [self.message] if self.message else []
         pieces += [f"Request {self.request_id}"] if self.request_id else []
@@ -85,7 +84,7 @@ class RequestFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part that COS has: its number from 1, its size in bytes, and its ETag without quotes (the MD5 in hex)."""
+    """One part in COS: its number from 1, its size in bytes, and its ETag without quotes (the MD5 in hex)."""
 
     number: int
     size: int
@@ -94,14 +93,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectSeen:
-    """What HEAD says of an object: its size in bytes and its CRC-64/XZ as a decimal string ("" if COS gives none)."""
+    """An object's size in bytes and its CRC-64/XZ as a decimal string ("" if COS gives none), from HEAD."""
 
     size_bytes: int
     crc64: str
 
 
 class Client:
-    """The requests that an upload is made of, for one target and one pair of credentials. Every method blocks."""
+    """The requests of an upload, for one target and one key pair. Every method blocks."""
 
     def __init__(
         self,
@@ -117,14 +116,14 @@ class Client:
         self._patient_sdk = _sdk(target, credentials, session, max(COMPLETE_TIMEOUT_S, silence_timeout_s))
 
     def create(self) -> str:
-        """Begin a multipart upload; answers its UploadId."""
+        """Create a multipart upload; returns its UploadId."""
         kind = cos_target.content_type(self._target.key)
         return _ask(lambda: _text(self._sdk.create_multipart_upload(**self._at, ContentType=kind), "UploadId"))
 
     def put_part(self, upload_id: str, number: int, data: bytes, md5_base64: str) -> str:
-        """Send one part with its Content-MD5; answers its ETag without quotes."""
-        # A stream, not bytes: a plain-HTTP socket counts its time limit over one whole send, and a stream is sent in
-        # blocks of 16 KiB, so a slow line is not mistaken for a dead one.
+        """Send one part with its Content-MD5; returns its ETag without quotes."""
+        # A stream, not bytes: a plain-HTTP socket applies its time limit to one whole send. A stream is sent in blocks of 16 KiB,
+        # so a slow line does not look dead.
         answer = _ask(
             lambda: self._sdk.upload_part(
                 **self._at, Body=io.BytesIO(data), PartNumber=number, UploadId=upload_id, ContentMD5=md5_base64
@@ -133,7 +132,7 @@ class Client:
         return _text(answer, "ETag").strip('"')
 
     def list_parts(self, upload_id: str) -> tuple[Part, ...]:
-        """All parts that COS has of this upload, in order."""
+        """All parts of this upload in COS, in order."""
         parts: list[Part] = []
         marker = 0
         while True:
@@ -151,7 +150,7 @@ class Client:
         return parts, int(_text(page, "NextPartNumberMarker")) if page.get("IsTruncated") == "true" else None
 
     def list_uploads(self) -> tuple[str, ...]:
-        """The UploadIds of the first uploads (a page of them) that were begun under this very key and not ended."""
+        """The UploadIds of the first unfinished uploads (one page) under exactly this key."""
         return _ask(self._page_of_uploads)
 
     def _page_of_uploads(self) -> tuple[str, ...]:
@@ -161,17 +160,17 @@ class Client:
         return tuple(_text(entry, "UploadId") for entry in begun)
 
     def complete(self, upload_id: str, parts: Sequence[Part]) -> str:
-        """Put the parts together; answers the CRC-64 that COS gives for the whole, "" if it gives none."""
+        """Complete the upload; returns the CRC-64 that COS gives for the whole object, "" if it gives none."""
         listed = {"Part": [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]}
         answer = _ask(lambda: self._patient_sdk.complete_multipart_upload(**self._at, UploadId=upload_id, MultipartUpload=listed))
         return str(_lower(answer).get("x-cos-hash-crc64ecma", ""))
 
     def abort(self, upload_id: str) -> None:
-        """Give an upload up; COS forgets its parts."""
+        """Abort an upload; COS deletes its parts."""
         _ask(lambda: self._sdk.abort_multipart_upload(**self._at, UploadId=upload_id))
 
     def head(self) -> ObjectSeen | None:
-        """What COS has under the key; None if nothing."""
+        """The object under the key; None if there is none."""
         try:
             answer = _lower(_ask(lambda: self._sdk.head_object(**self._at)))
         except RequestFailed as failed:
@@ -184,7 +183,7 @@ class Client:
             raise RequestFailed(Reason.SERVER, status=200, message="The answer to HEAD has no length") from error
 
     def head_bucket(self) -> None:
-        """Raise RequestFailed unless the bucket exists and may be looked at."""
+        """Raise RequestFailed unless the bucket exists and the key may read it."""
         try:
             _ask(lambda: self._sdk.head_bucket(Bucket=self._target.bucket))
         except RequestFailed as failed:
@@ -193,7 +192,7 @@ class Client:
             raise self._explained(failed) from failed
 
     def _explained(self, failed: RequestFailed) -> RequestFailed:
-        """An answer to HEAD has no body and so no code: ask for the code by a GET that the same key is refused for."""
+        """A response to HEAD has no body and so no error code: get the code from a GET that is refused for the same key."""
         if failed.status not in (400, 403):
             return failed
         try:
@@ -204,9 +203,9 @@ class Client:
 
 
 def session(connections: int) -> requests.Session:
-    """A pool of connections for our uploads alone: the SDK's own is shared by the whole process and never closed.
+    """A connection pool for our uploads: the SDK's own is shared by the whole process and never closed.
 
-    It follows no proxy variable, keeps no cookie of one customer for the next, and reads an answer within its limits.
+    It ignores proxy variables, keeps no cookie from one customer to the next, and reads a response within its limits.
     """
     pool = requests.Session()
     pool.trust_env = False
@@ -218,11 +217,11 @@ def session(connections: int) -> requests.Session:
 
 
 class _Bounded(requests.adapters.HTTPAdapter):
-    """Reads an answer as far as one of COS can be long, unpacks nothing, and lets nothing through that grows in parsing."""
+    """Reads a response up to COS's maximum length, decompresses nothing, and rejects input that grows in parsing."""
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
-        """As the library's; raises RequestException for an answer that is too long, or declares entities, which COS never does.
-        Of an error that is no more than what COS could say is left: its status tells enough."""
+        """Like the library's method; raises RequestException for a response that is too long or declares XML entities, which COS
+        never does. An oversized error response is cut: its status is enough."""
         answer = super().send(request, *args, **options | {"stream": True})
         failed = answer.status_code >= HTTPStatus.BAD_REQUEST
         most = MOST_ERROR_BYTES if failed else MOST_ANSWER_BYTES
@@ -233,9 +232,9 @@ class _Bounded(requests.adapters.HTTPAdapter):
             raw.close()
             raise
         if len(body) > most:
-            raw.close()  # what is still to come is nobody's
+            raw.close()  # the rest of the response is dropped
         raw.release_conn()
-        # Encodings of more than a byte have zeros between these letters, all others have the letters.
+        # Multi-byte encodings have zeros between these letters; all others contain the letters.
         grows = b"<!ENTITY" in body.replace(b"\0", b"")
         if not failed and (grows or len(body) > most):
             raise requests.RequestException("The answer declares entities" if grows else "The answer is too long")
@@ -244,7 +243,7 @@ class _Bounded(requests.adapters.HTTPAdapter):
 
 
 def silence_sdk() -> None:
-    """Switch the SDK's own log off: at DEBUG it prints keys, at INFO addresses, and our errors carry what it says at ERROR."""
+    """Switch off the SDK's log: at DEBUG it prints keys, at INFO URLs; our errors carry its ERROR texts."""
     logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
 
 
@@ -264,19 +263,19 @@ def _sdk(
         AllowRedirects=False,
     )
     if config.get_host(Bucket=target.bucket) != cos_target.host(target):
-        # The SDK rewrites some names of its first generation; the object would not be where its URL says.
+        # The SDK rewrites some first-generation names; the object would not be at its URL.
         raise errors.InvalidParameter("CosConfig.Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
     return qcloud_cos.CosS3Client(config, retry=0, session=pool)
 
 
 def _ask(request: Callable[[], T]) -> T:
-    """Make a request and read its answer. Raises RequestFailed."""
+    """Make a request and read its response. Raises RequestFailed."""
     try:
         return request()
     except RequestFailed:
         raise
     except qcloud_cos.CosServiceError as error:
-        raise _from_answer(error) from None  # the SDK's error holds the whole answer
+        raise _from_answer(error) from None  # the SDK's error holds the whole response
     except qcloud_cos.CosClientError as error:
         raise RequestFailed(Reason.NETWORK, message=_URL.sub("", str(error))[:200].strip()) from None
     except Exception as error:  # noqa: BLE001 - the SDK evaluates what it parsed: nearly any error comes of another shape
@@ -286,7 +285,7 @@ def _ask(request: Callable[[], T]) -> T:
 
 
 def _from_answer(error: Any) -> RequestFailed:
-    """The SDK's error as ours. Its own getters raise when a tag is missing, so the tags are read here."""
+    """Convert the SDK's error. Its own getters raise for a missing tag, so the tags are read here."""
     status = int(error.get_status_code())
     origin = error.get_origin_msg()
     if isinstance(origin, bytes):
@@ -305,12 +304,12 @@ def _from_answer(error: Any) -> RequestFailed:
 
 
 def _printable(said: object, most: int) -> str:
-    """What a server said, as it can stand in a message, a log and a database: no NUL, no line, no half of a character."""
+    """A server's text made safe for messages, logs and databases: no NUL, no line break, no lone surrogate."""
     return "".join(char if char.isprintable() else " " for char in str(said)[:most]).strip()
 
 
 def _reason(status: int, code: str) -> Reason:
-    """The reason of an answer. A 4xx is for good unless its code or status says otherwise."""
+    """The reason of a response. A 4xx is fatal unless its code or status says otherwise."""
     if code in _EXPIRED:
         return Reason.EXPIRED_TOKEN
     if status == 429 or code in _THROTTLED:
@@ -320,12 +319,12 @@ def _reason(status: int, code: str) -> Reason:
     if status >= 500 or status < 400:
         return Reason.SERVER
     if status == 409 and code != "FileAlreadyExists":
-        return Reason.SERVER  # somebody is at work on the same key or bucket; only FileAlreadyExists stays as it is
+        return Reason.SERVER  # another request works on the same key or bucket; only FileAlreadyExists is permanent
     return Reason.REFUSED
 
 
 def _text(answer: Any, name: str) -> str:
-    """A field of an answer. Missing: the server redirected or answered something else than COS would."""
+    """A field of a response. If it is missing, the server redirected or is not COS."""
     value = _lower(answer).get(name.lower())
     if not isinstance(value, str) or not value:
         raise RequestFailed(Reason.SERVER, status=200, message=f"The answer has no {name}")

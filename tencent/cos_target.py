@@ -1,7 +1,7 @@
-"""Where a finished file goes: the names of bucket and region, the object's key, and its URL.
+"""The target of a finished file: bucket, region, object key and URL. Pure.
 
-May import `machine`. Rule: pure; a `CosTarget` that exists names a host under `.myqcloud.com` and a legal key, whatever
-strangers put into the request. Sources: COS's pages on bucket naming and on object keys; the key and the URL are contract.
+Rule: every `CosTarget` names a host under `.myqcloud.com` and a legal key, whatever the request contained. Sources: COS's pages
+on bucket naming and on object keys; the key and the URL are contract.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from machine import errors, states
 
 MAX_KEY_BYTES = 850
 
-# `fullmatch` only: `$` would let a trailing newline through.
+# `fullmatch` only: `$` would accept a trailing newline.
 _REGION = re.compile(r"[a-z]{2}-[a-z]{2,20}(-[a-z0-9]{1,10}){0,3}|accelerate")
 _BUCKET = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,48}[a-z0-9])?-[0-9]{5,12}")
-# COS's first generation: the SDK gives these another host than the contract's URL.
+# COS's first generation: for these the SDK uses another host than the contract's URL.
 _OLD_REGIONS = frozenset({"cn-north", "cn-south", "cn-east", "cn-south-2", "cn-southwest"})
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -43,7 +43,7 @@ class CosTarget:
 
 
 def check_names(region: str, bucket: str) -> None:
-    """Raise errors.InvalidParameter (field CosConfig.Region or CosConfig.Bucket) unless both are names that COS gives out."""
+    """Raise errors.InvalidParameter (field CosConfig.Region or CosConfig.Bucket) unless both are valid COS names."""
     if not _REGION.fullmatch(region) or region in _OLD_REGIONS:
         raise errors.InvalidParameter("CosConfig.Region must be a COS region such as ap-guangzhou.", field="CosConfig.Region")
     if not _BUCKET.fullmatch(bucket):
@@ -52,7 +52,7 @@ def check_names(region: str, bucket: str) -> None:
 
 
 def check_path(path: str) -> None:
-    """Raise errors.InvalidParameter (field CosConfig.Path) unless `path` can be the folder of an object key."""
+    """Raise errors.InvalidParameter (field CosConfig.Path) unless `path` is valid as the folder of an object key."""
     if not _is_text(path) or _CONTROL.search(path) or "\\" in path:
         message = "CosConfig.Path must be text without control characters and backslashes."
         raise errors.InvalidParameter(message, field="CosConfig.Path")
@@ -81,8 +81,8 @@ def object_key(path: str, task_id: str, speaker: str, n: int, mode: str) -> str:
 
 
 def safe_speaker(speaker: str) -> str:
-    """The speaker's id as part of a name: itself if only `[A-Za-z0-9_-]` and not beginning with `b64-`, else `b64-` + base64url
-    of its UTF-8 without padding (so that no two ids share a name)."""
+    """The speaker's id as part of a name: unchanged if it has only `[A-Za-z0-9_-]` and does not begin with `b64-`, else `b64-` +
+    base64url of its UTF-8 without padding, so that no two ids share a name."""
     if _PLAIN_NAME.fullmatch(speaker) and not speaker.startswith("b64-"):
         return speaker
     encoded = base64.urlsafe_b64encode(speaker.encode("utf-8", "surrogatepass"))
@@ -90,7 +90,7 @@ def safe_speaker(speaker: str) -> str:
 
 
 def content_type(key: str) -> str:
-    """The media type that browsers and players are told for this object."""
+    """The object's Content-Type for browsers and players."""
     return {"mp3": "audio/mpeg", "mp4": "video/mp4"}.get(key.rpartition(".")[2], "application/octet-stream")
 
 

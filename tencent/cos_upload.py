@@ -1,11 +1,10 @@
-"""One upload of one file to COS, from its beginning or from where it was, to the comparison at its end.
+"""One upload of one file to COS: create or resume, send parts, complete, compare.
 
-May import `machine` and, of this room, `objects`, `file_parts` and `cos_requests`. Rules: the UploadId and every part are
-handed to `save` before the next step, so that a restart goes on where it was; an upload counts only when COS's own CRC-64
-and size are those of the file; nothing is reported as failed for good that a retry could cure.
+Rules: `save` receives the UploadId and every part before the next step, so that a restart resumes there. An upload counts only if
+COS's CRC-64 and size equal those of the file. A failure that a retry could cure is never reported as fatal.
 
-The loop is ours because the SDK's `upload_file` compares no CRC, shares one UploadId between the workers of a key, never
-aborts and cannot be cancelled. There is one road for all sizes: a small file is an upload of one part.
+The loop is our own because the SDK's `upload_file` compares no CRC, shares one UploadId between the workers of a key, never
+aborts and cannot be cancelled. All sizes take the same path: a small file is an upload of one part.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ log = structlog.get_logger()
 
 Part = cos_requests.Part
 
-STARTS = 3  # how often one call begins an upload anew
+STARTS = 3  # how often one call restarts an upload
 
 GONE = "NoSuchUpload"
 _TAKEN = "FileAlreadyExists"
@@ -37,21 +36,21 @@ _PARTS_DISAGREE = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadState:
-    """An upload that COS knows, as the caller keeps it: the parts sent so far, and the size of the first ones in bytes (later
-    ones grow: see `file_parts`)."""
+    """An upload in COS as the caller stores it: the parts sent so far, and the size of the first ones in bytes (later ones grow:
+    see `file_parts`)."""
 
     upload_id: str
     parts: tuple[Part, ...] = ()
     part_size_bytes: int = file_parts.FIRST_PART_BYTES
 
     def to_json(self) -> str:
-        """As one line of JSON."""
+        """One line of JSON."""
         sent = [[part.number, part.size, part.etag] for part in self.parts]
         return json.dumps({"upload_id": self.upload_id, "part_size_bytes": self.part_size_bytes, "parts": sent})
 
     @classmethod
     def from_json(cls, text: str) -> UploadState:
-        """The inverse of to_json. Raises ValueError, KeyError or TypeError for anything else."""
+        """The inverse of to_json. Raises ValueError, KeyError or TypeError for any other text."""
         read = json.loads(text)
         sent = tuple(Part(number=int(number), size=int(size), etag=str(etag)) for number, size, etag in read["parts"])
         return cls(upload_id=str(read["upload_id"]), parts=sent, part_size_bytes=int(read["part_size_bytes"]))
@@ -59,7 +58,7 @@ class UploadState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploaded:
-    """An object that COS has and that is the file: size in bytes, CRC-64/XZ as a decimal string, URL."""
+    """An object in COS that equals the file: size in bytes, CRC-64/XZ as a decimal string, URL."""
 
     size_bytes: int
     crc64: str
@@ -71,7 +70,7 @@ Save = Callable[[UploadState], Awaitable[None]]
 
 
 class _Afresh(Exception):
-    """This upload leads nowhere; the next one may. `leftover` is the UploadId whose parts COS still keeps, or ""."""
+    """This upload cannot succeed; the next one may. `leftover` is the UploadId whose parts COS still keeps, or ""."""
 
     def __init__(self, failure: errors.UploadFailed, *, leftover: str = "") -> None:
         super().__init__(failure.detail)
@@ -80,7 +79,7 @@ class _Afresh(Exception):
 
 
 class Upload:
-    """One call of CosUploader.upload; `ask` makes a request with its retries, `in_thread` anything else that blocks."""
+    """One call of CosUploader.upload; `ask` makes a request with its retries, `in_thread` runs other blocking work."""
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class Upload:
         self._save = save
 
     async def run(self, state: UploadState) -> Uploaded:
-        """Upload; begin anew a few times where COS has forgotten the upload or holds something else than the file."""
+        """Upload; restart a few times if COS has dropped the upload or holds different content."""
         for start in range(1, STARTS + 1):
             try:
                 return await self._once(state)
@@ -109,7 +108,7 @@ class Upload:
                 state = replace(state, upload_id="", parts=())
                 if afresh.leftover:
                     await self._give_up_ours(afresh.leftover, state)
-        # Whatever COS said last, it is not for good: a later try begins anew once more.
+        # Whatever COS answered last, it is retryable: a later try restarts the upload.
         reason = Reason.MISMATCH if failure.reason == Reason.MISMATCH else Reason.SERVER
         raise errors.UploadFailed(failure.detail, reason=reason, retry=True)
 
@@ -160,13 +159,13 @@ class Upload:
         return state
 
     async def _clear(self, state: UploadState) -> None:
-        """Give up what was begun under this key, never written down, and is not the upload of `state`: a crash between the two,
-        or an answer that was lost, leaves parts that cost the customer storage. Where they cannot be listed, they are left to the
-        bucket's lifecycle rule."""
+        """Abort unfinished uploads under this key that were never saved and are not the one of `state`: a crash between the two,
+        or a lost response, leaves parts that cost the customer storage. If they cannot be listed, the bucket's lifecycle rule has
+        to remove them."""
         try:
             begun = await self._ask(self._client.list_uploads)
         except cos_requests.RequestFailed as failed:
-            # Housekeeping decides no upload's fate: what is wrong with the bucket is told by the upload itself.
+            # Cleanup never fails an upload: if the bucket has a problem, the upload itself reports it.
             log.info("upload.leftovers_unknown", code=failed.code)
             return
         for upload_id in begun:
@@ -175,8 +174,8 @@ class Upload:
                 await self._give_up_ours(upload_id, state)
 
     async def _known(self, state: UploadState) -> dict[int, Part] | None:
-        """The parts that COS has; None if it has forgotten the upload. A key that may not list them leaves us our own notes,
-        which the CRC at the end proves."""
+        """The parts in COS; None if COS has dropped the upload. If the key may not list them, the saved parts count, and the CRC
+        at the end proves them."""
         try:
             listed = await self._ask(lambda: self._client.list_parts(state.upload_id))
         except cos_requests.RequestFailed as failed:
@@ -216,7 +215,8 @@ class Upload:
         return await self._compared(size_bytes, crc64, told)
 
     async def _settled(self, size_bytes: int, crc64: str, failed: cos_requests.RequestFailed) -> Uploaded:
-        """COS knows the upload no more, or has an object already: is it ours, and only the answer was lost?"""
+        """COS no longer knows the upload, or already has an object: check whether the object is ours and only the response was
+        lost."""
         seen = await self._head()
         if seen is not None and (seen.size_bytes, seen.crc64) == (size_bytes, crc64):
             return self._uploaded(size_bytes, crc64)
@@ -224,11 +224,11 @@ class Upload:
         raise (failure if failed.code == _TAKEN else _Afresh(failure)) from failed
 
     async def _compared(self, size_bytes: int, crc64: str, told: str) -> Uploaded:
-        """The object is the file, by size and CRC-64; `told` is the CRC of the answer to Complete."""
+        """Check that the object equals the file, by size and CRC-64; `told` is the CRC from the response to Complete."""
         try:
             seen = await self._head()
         except errors.UploadFailed as failure:
-            # A key may be allowed to write and not to look. The CRC told at the end then proves the same.
+            # A key may be allowed to write but not to read. Then the CRC from Complete proves the same.
             if failure.retry or told != crc64:
                 raise
             return self._uploaded(size_bytes, crc64)
@@ -239,13 +239,14 @@ class Upload:
         return self._uploaded(size_bytes, crc64)
 
     async def _give_up_ours(self, upload_id: str, state: UploadState) -> None:
-        """As `_give_up`, once it is known that this is no successor's upload: a worker that stood still must not end what another
-        has begun by now, or goes on with. Raises what `save` raises."""
+        """Like `_give_up`, after checking that this is no successor's upload: a worker that was frozen must not abort an upload
+        that another worker has created or resumed. Raises the errors of `save`."""
         await self._save(state)
         await self._give_up(upload_id)
 
     async def _give_up(self, upload_id: str) -> None:
-        """Parts left behind cost the customer storage until the bucket's lifecycle rule; that they stay is no failure of ours."""
+        """Leftover parts cost the customer storage until the bucket's lifecycle rule removes them; a failed abort is not our
+        failure."""
         try:
             await self._ask(lambda: self._client.abort(upload_id))
         except cos_requests.RequestFailed as failed:

@@ -1,9 +1,9 @@
-"""Tencent Cloud credentials: the caller's own, or the first that this machine's surroundings offer.
+"""Tencent Cloud credentials: the caller's own, or the first pair from the credential chain.
 
-May import `machine`. Rule: a secret is never part of a `repr`, a message or a log field; the environment arrives as a
-mapping, and every address asked is an argument. Order of places: explicit → SCF → environment → profile → CVM role → TKE.
-Sources: SCF's page on execution roles (its variable names differ from the SDK's), the SDK's own `credential.py` (profile,
-CVM metadata, TKE by AssumeRoleWithWebIdentity), which misses SCF and asks the metadata without a time limit.
+Rules: no `repr`, message or log field contains a secret; the environment arrives as a mapping, and every address is an argument.
+Order of the chain: explicit → SCF → environment → profile → CVM role → TKE. Sources: SCF's page on execution roles (its variable
+names differ from the SDK's), and the SDK's `credential.py` (profile, CVM metadata, TKE by AssumeRoleWithWebIdentity), which
+misses SCF and queries the metadata without a time limit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STS_DURATION_S = 7200
 RENEW_BEFORE_MS = 60_000
 
 _MAX_ANSWER_BYTES = 64 * 1024
-_SECRET = re.compile(r"[\x21-\x7e]+")  # anything else could not travel in a header, and its error would print it
+_SECRET = re.compile(r"[\x21-\x7e]+")  # other characters cannot travel in a header, and the header's error would print them
 _PLACES = (
     "CosConfig.SecretId and SecretKey",
     "TENCENTCLOUD_SECRETID and TENCENTCLOUD_SECRETKEY (SCF)",
@@ -50,7 +50,7 @@ _PLACES = (
 class NoCredentials(errors.InvalidParameter):
     """No credentials for Tencent Cloud were found; give CosConfig.SecretId and SecretKey, or run with a role."""
 
-    retry = True  # a role may be bound, or the metadata answer, a moment later
+    retry = True  # a role may be bound, or the metadata respond, a moment later
 
     def __init__(self, looked_at: Sequence[str]) -> None:
         message = f"{(type(self).__doc__ or '').strip()} Looked at: {'; '.join(looked_at)}."
@@ -60,8 +60,8 @@ class NoCredentials(errors.InvalidParameter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A key pair, with the session token of temporary ones (else ""). `expires_ms` is Unix milliseconds, None if not known
-    or never; `source` says where they come from: explicit, scf, environment, profile, cvm-role or tke."""
+    """A key pair, with the session token of a temporary pair (else ""). `expires_ms` is Unix milliseconds, None if unknown or
+    never. `source` is explicit, scf, environment, profile, cvm-role or tke."""
 
     secret_id: str = field(repr=False)
     secret_key: str = field(repr=False)
@@ -77,10 +77,10 @@ class Credentials:
 
 
 class CredentialChain:
-    """Finds credentials, and keeps temporary ones until 60 s before they expire.
+    """Finds credentials, and caches temporary ones until 60 s before they expire.
 
-    `environment` is the process's variables as a mapping, `clock` Unix milliseconds. `home` is the folder that holds
-    `.tencentcloud` (default: HOME of the environment). `metadata_url` and `sts_endpoint` (scheme, host[:port]) are for tests.
+    `environment` is a mapping of the process's variables, `clock` Unix milliseconds. `home` is the folder of `.tencentcloud`
+    (default: HOME of the environment). `metadata_url` and `sts_endpoint` (scheme, host[:port]) are for tests.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class CredentialChain:
         self._cached: Credentials | None = None
 
     async def resolve(self, explicit: Credentials | None = None) -> Credentials:
-        """The caller's own credentials if there are any, else the first that a place of the chain holds.
+        """The caller's own credentials if given, else the first pair that the chain finds.
 
-        Raises NoCredentials, whose message names every place that was looked at and what was found there.
+        Raises NoCredentials, whose message names every place and its result.
         """
         if explicit is not None:
             return explicit
@@ -116,7 +116,7 @@ class CredentialChain:
             return self._cached
 
     def forget(self) -> None:
-        """Forget what is cached: the server has just refused it as expired."""
+        """Drop the cached pair after the server refused it as expired."""
         self._cached = None
 
     def _is_fresh(self, credentials: Credentials) -> bool:
@@ -177,20 +177,20 @@ class CredentialChain:
             return "not set: " + ", ".join(missing)
         try:
             response = await asyncio.to_thread(self._assume_role)
-            refused = response.get("Error")  # the SDK raises for it only under the exact Content-Type application/json
+            refused = response.get("Error")  # the SDK raises for it only with the exact Content-Type application/json
         except OSError as error:
             return f"TKE_WEB_IDENTITY_TOKEN_FILE cannot be read ({type(error).__name__})"
         except tencent_cloud_sdk_exception.TencentCloudSDKException as error:
             return f"STS refused: {error.get_code()} (request {error.get_request_id()})"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return "the answer of STS was not understood"  # the SDK looks into it without looking at it
+            return "the answer of STS was not understood"  # the SDK uses it without a check
         if isinstance(refused, Mapping):
             return f"STS refused: {refused.get('Code')} (request {response.get('RequestId')})"
         return _usable_temporary(response.get("Credentials"), response.get("ExpiredTime"), "tke")
 
     def _assume_role(self) -> Mapping[str, object]:
-        """AssumeRoleWithWebIdentity as the SDK's OIDCRoleArnCredential does it, but from our mapping and to our endpoint."""
-        logging.getLogger("tencentcloud_sdk_common").setLevel(logging.CRITICAL)  # at DEBUG it logs the whole answer
+        """AssumeRoleWithWebIdentity like the SDK's OIDCRoleArnCredential, but from our mapping and to our endpoint."""
+        logging.getLogger("tencentcloud_sdk_common").setLevel(logging.CRITICAL)  # at DEBUG it logs the whole response
         scheme, endpoint = self._sts_endpoint
         profile = client_profile.ClientProfile(
             httpProfile=http_profile.HttpProfile(protocol=scheme, endpoint=endpoint, reqTimeout=STS_TIMEOUT_S)
@@ -233,7 +233,7 @@ def _usable(
 
 
 def _usable_temporary(answer: object, expired_s: object, source: str) -> Credentials | str:
-    """Credentials from Tencent's TmpSecretId, TmpSecretKey and Token, with the Unix seconds of their end."""
+    """Credentials from Tencent's TmpSecretId, TmpSecretKey and Token, with their expiry in Unix seconds."""
     if not isinstance(answer, Mapping) or not answer.get("Token") or not isinstance(expired_s, int):
         return "its answer was not understood"
     return _usable(answer.get("TmpSecretId"), answer.get("TmpSecretKey"), answer["Token"], source, expired_s * 1000)

@@ -1,7 +1,7 @@
-"""A file read as the parts of a multipart upload: in order, with an end, each with its MD5 and the CRC-64 so far.
+"""The parts of a file for a multipart upload: in order, each with its MD5 and the CRC-64 up to its end.
 
-May import `machine`. Rules: the length need not be known when reading begins, so parts grow with their number; reading
-blocks, so it happens where `in_thread` says. The one place to change for a file that is uploaded while it still grows.
+Rules: the length need not be known at the start, so parts grow with their number. Reading blocks, so it runs through `in_thread`.
+Uploading a file that still grows needs a change only here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import fastcrc
 from machine import errors
 from machine.reasons import Reason
 
-MIN_PART_BYTES = 1024 * 1024  # COS's own limit for every part but the last
+MIN_PART_BYTES = 1024 * 1024  # COS's minimum for every part but the last
 FIRST_PART_BYTES = 8 * 1024 * 1024
 PARTS_PER_SIZE = 1000
 MAX_PARTS = 10_000
@@ -39,8 +39,8 @@ class Block:
 
 
 def part_size_bytes(first: int, number: int) -> int:
-    """The size of part `number` (from 1): it doubles every 1,000 parts, because an upload has at most 10,000 and the length
-    of what is uploaded need not be known when it begins. From 8 MiB that is room for 7.8 TiB."""
+    """The size of part `number` (from 1) in bytes. It doubles every 1,000 parts, because an upload has at most 10,000 and its
+    length may be unknown at the start. From 8 MiB, that allows 7.8 TiB."""
     return int(first * 2 ** ((number - 1) // PARTS_PER_SIZE))
 
 
@@ -52,13 +52,13 @@ class Reader:
         self._in_thread = in_thread
 
     async def check(self) -> None:
-        """Raise errors.UploadFailed unless there is a file and it has bytes."""
+        """Raise errors.UploadFailed unless the file exists and is not empty."""
         status = await self._ask(self._path.stat)
         if status.st_size == 0:
             raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason=Reason.FILE_MISSING, retry=False)
 
     async def blocks(self, first_part_bytes: int) -> AsyncGenerator[Block, None]:
-        """The file's parts in their order; the first 1,000 have `first_part_bytes`."""
+        """The file's parts in order; the first 1,000 have `first_part_bytes`."""
         file = await self._ask(lambda: self._path.open("rb"))
         try:
             crc64 = 0

@@ -1,9 +1,8 @@
-"""The address that a speaker's stream is pulled from, made of a template and values that strangers chose.
+"""The pull URL of a speaker's stream, built from a template and untrusted values.
 
-May import `machine`. Rule: every value is percent-encoded, so none can end its place in the template; the address holds
-the UserSig and is a secret.
-Source of the default: TRTC's RTMP pull address. `use_number_room_id=1` says that the room is an integer room; without it
-the same digits name a string room.
+Rule: every value is percent-encoded, so that none can leave its place in the template. The URL contains the UserSig and is a
+secret. Source of the default: TRTC's RTMP pull address. `use_number_room_id=1` marks an integer room; without it the same digits
+name a string room.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ PLACEHOLDERS = ("room", "sdkappid", "userid", "usersig", "speaker", "number_room
 SCHEMES = ("rtmp://", "rtmps://", "http://", "https://")
 
 _NUMBER_ROOM = "&use_number_room_id=1"
-# A UserSig may hold "*", which RFC 3986 lets stand in a query: written plain, it is right for a server that decodes the
-# query and for one that does not.
+# A UserSig may contain "*", which RFC 3986 allows in a query: unencoded, it is right for servers that decode the query and for
+# those that do not.
 _PLAIN = "*"
 
 
@@ -40,11 +39,11 @@ def pull_address(
     user_sig: str,
     speaker: str,
 ) -> str:
-    """The address to pull `speaker`'s stream from, as the viewer `user_id` with `user_sig`. A secret.
+    """The URL to pull `speaker`'s stream from, as the viewer `user_id` with `user_sig`. A secret.
 
-    `room_id` is the integer room (None: none), else `str_room_id` the string room. Placeholders: {room}, {sdkappid},
-    {userid}, {usersig}, {speaker}, and {number_room}, which is `&use_number_room_id=1` for integer rooms and else empty.
-    Raises errors.InvalidParameter, field "PULL_ADDRESS" for the template and "RoomId" where neither room is given.
+    `room_id` is the integer room (None: none), else `str_room_id` the string room. Placeholders: {room}, {sdkappid}, {userid},
+    {usersig}, {speaker}, and {number_room}, which is `&use_number_room_id=1` for integer rooms and empty otherwise. Raises
+    errors.InvalidParameter, field "PULL_ADDRESS" for the template and "RoomId" if neither room is given.
     """
     if not room_id and not str_room_id:
         raise errors.InvalidParameter("Either RoomId or StrRoomId must be given.", field="RoomId")
@@ -60,14 +59,14 @@ def pull_address(
 
 
 def _encode_room(room: str) -> str:
-    """The room as one path segment. `.` and `..` are legal room ids, and a client or server may resolve them as folders."""
+    """The room as one path segment. `.` and `..` are legal room ids, which a client or server may resolve as folders."""
     return room.replace(".", "%2E") if room in (".", "..") else _encode("StrRoomId", room)
 
 
 def _encode(field: str, value: str) -> str:
     try:
         return quote(value, safe=_PLAIN)
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can encode
         raise errors.InvalidParameter(f"{field} is not valid text.", field=field) from error
 
 

@@ -1,8 +1,8 @@
-"""TRTC's event callbacks: is the signature right, and what does the callback say in our words?
+"""TRTC's event callbacks: the signature check and the translation into events. Pure.
 
-May import `machine`. Rule: pure; nothing of a body is looked at before `verify` was true (the caller's duty), and every
-understood callback becomes exactly one event whose id is the same however often Tencent repeats it.
-Source of event numbers, fields and the signature: TRTC's page "Room and media callbacks" (EventGroupId 1 and 2).
+Rules: the caller reads a body only after `verify` returned true. Every known callback becomes exactly one event, whose id is the
+same for every repeat. Source of event numbers, fields and the signature: TRTC's page "Room and media callbacks" (EventGroupId 1
+and 2).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_USER_BYTES = 256
 
 _ROOM_DISMISSED = 102
 
-# (EventGroupId, EventType) → (our event type or "" for ignored, Kind, meaning)
+# (EventGroupId, EventType) → (event type or "" if ignored, Kind, meaning)
 _MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
     (1, 101): ("", "", "room created"),
     (1, 102): ("room-destroyed", "", "room dismissed"),
@@ -42,7 +42,7 @@ _MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
 def verify(key: str, raw: bytes, sign: str) -> bool:
     """Whether `sign` (the header `Sign`) is base64(HMAC-SHA256(key, raw)); compared in constant time, on the raw bytes.
 
-    An empty key or an empty signature is never right.
+    False for an empty key or an empty signature.
     """
     if not key or not sign:
         return False
@@ -51,7 +51,7 @@ def verify(key: str, raw: bytes, sign: str) -> bool:
 
 
 def to_event(sdk_app_id: int, body: Mapping[str, object]) -> trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback:
-    """Translate one verified callback body into our event, or say why it is ignored.
+    """Translate one verified callback body into an event, or return the reason to ignore it.
 
     `sdk_app_id` comes from the header `SdkAppId`. Raises errors.InvalidParameter(field=…) when a field is missing or wrong.
     """
@@ -93,7 +93,7 @@ def _understood(
 
 
 def _role_change(role: int | None) -> tuple[str, str]:
-    """105: an anchor who becomes audience publishes no more; one who becomes anchor is present from now on."""
+    """105: an anchor who becomes audience stops publishing; one who becomes anchor is present from now on."""
     if role == AUDIENCE:
         return "user-left", "became audience"
     if role == ANCHOR:
@@ -102,10 +102,10 @@ def _role_change(role: int | None) -> tuple[str, str]:
 
 
 def _rooms(number: int, info: Mapping[str, object]) -> tuple[dict[str, object], str]:
-    """The room fields of `data`, and the kind of the id as it was sent ("integer" or "string").
+    """The room fields of `data`, and the kind of the received id ("integer" or "string").
 
-    A number is an integer room, a string a string room. The documented example of 102 shows a number as a string, so for
-    102 a string that is a room number names both; the deciding handler takes the one that has an open session.
+    A number is an integer room, a string a string room. The documented example of 102 shows a number as a string, so for 102 a
+    string that is a room number names both; the deciding handler takes the one with an open session.
     """
     room = info.get("RoomId")
     if isinstance(room, str):
@@ -117,7 +117,7 @@ def _rooms(number: int, info: Mapping[str, object]) -> tuple[dict[str, object], 
 
 
 def _is_room_number(room: str) -> bool:
-    """Whether the string is how a room number is written: ASCII digits, no leading zero, 1 to 2³²−1."""
+    """Whether the string is a room number: ASCII digits, no leading zero, 1 to 2³²−1."""
     return room.isascii() and room.isdigit() and room[0] != "0" and int(room) <= MAX_ROOM_NUMBER
 
 
@@ -130,14 +130,15 @@ def _user(info: Mapping[str, object]) -> str:
 
 
 def _check_text(field: str, value: str, max_bytes: int) -> None:
-    """Not empty, not too long, and storable: JSON can spell lone surrogates and NUL, databases cannot hold them."""
+    """Whether a text is not empty, not too long, and storable: JSON can encode lone surrogates and NUL, databases cannot store
+    them."""
     encoded = value.encode("utf-8", "surrogatepass")
     if not 0 < len(encoded) <= max_bytes or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise errors.InvalidParameter(f"{field} must be text of 1 to {max_bytes} bytes.", field=field)
 
 
 def _event_ms(info: Mapping[str, object]) -> int:
-    """EventMsTs, or EventTs in seconds where the finer one is missing."""
+    """EventMsTs, or EventTs in seconds if the finer one is missing."""
     if info.get("EventMsTs") is not None:
         return _number("EventInfo.EventMsTs", info["EventMsTs"], 1, 2**53)
     return _number("EventInfo.EventTs", info.get("EventTs"), 1, 2**43) * 1000

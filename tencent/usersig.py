@@ -1,7 +1,7 @@
-"""TRTC's UserSig: minted with an application's key, and read (not verified) to learn when it expires.
+"""TRTC's UserSig: generated with an application's key, and read (not verified) for its expiry.
 
-May import `machine`. Rule: a UserSig is a secret; none is ever part of a message, and the reader accepts any text.
-Source: the package tls-sig-api-v2, whose only format this is (zlib-packed JSON in an alphabet safe for URLs).
+Rules: a UserSig is a secret that no message contains; the reader accepts any text. Source: the package tls-sig-api-v2, whose only
+format this is (zlib-packed JSON in a URL-safe alphabet).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def mint(sdk_app_id: int, key: str, user_id: str, expire_s: int) -> str:
 
 
 def expires_s(user_sig: str) -> int | None:
-    """When this UserSig expires, in Unix seconds, as it says itself; None if it is not readable as a UserSig."""
+    """The expiry that this UserSig states, in Unix seconds; None if it cannot be parsed."""
     if not 0 < len(user_sig) <= _MAX_CHARS or not user_sig.isascii():
         return None
     try:
@@ -46,7 +46,7 @@ def expires_s(user_sig: str) -> int | None:
 
 
 def remaining_s(user_sig: str, now_s: int) -> int | None:
-    """Seconds until this UserSig expires (negative: since it did); None if it is not readable as a UserSig."""
+    """Seconds until this UserSig expires (negative: since then); None if it cannot be parsed."""
     expires = expires_s(user_sig)
     return None if expires is None else expires - now_s
 
