@@ -58,7 +58,12 @@ class Settings(pydantic_settings.BaseSettings):
     )
 
     host: str = _setting(
-        "HOST", "127.0.0.1", "a host name or address", "Where the API listens.", min_length=1, pattern=r"^[\w.:\[\]-]+$"
+        "HOST",
+        "127.0.0.1",
+        "a host name or address",
+        "Address on which the API listens.",
+        min_length=1,
+        pattern=r"^[\w.:\[\]-]+$",
     )
     port: int = _setting("PORT", 8080, "a number from 0 to 65535", "Port of the API; 0 takes a free one.", ge=0, le=65535)
     api_tokens: Annotated[tuple[SecretStr, ...], _list_of(parsers.token)] = _setting(
@@ -68,55 +73,43 @@ class Settings(pydantic_settings.BaseSettings):
         "Bearer tokens of the API. Required unless HOST is a loopback address.",
     )
     api_rate: int = _setting(
-        "API_RATE",
-        1200,
-        "a number from 0",
-        "Requests a minute that each key or token may make on a node; 0 is no limit.",
-        ge=0,
+        "API_RATE", 1200, "a number from 0", "Requests per minute for each key or token on a node; 0 is no limit.", ge=0
     )
     api_sessions: int = _setting(
-        "API_SESSIONS",
-        1000,
-        "a number from 0",
-        "Open sessions that a key without a quota of its own may have; 0 is no limit.",
-        ge=0,
+        "API_SESSIONS", 1000, "a number from 0", "Open sessions for a key without its own quota; 0 is no limit.", ge=0
     )
     data_dir: Path = _setting(
-        "DATA_DIR",
-        Path(),
-        "a path",
-        "Folder of the database.",
-        shown="`$XDG_DATA_HOME/recorder`, or `~/.local/share/recorder`",
+        "DATA_DIR", Path(), "a path", "Folder of the database.", shown="`$XDG_DATA_HOME/recorder`, or `~/.local/share/recorder`"
     )
     database_url: SecretStr = _setting(
         "DATABASE_URL",
         SecretStr(""),
         f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
-        "The database, where it is not the SQLite file `recorder.db` in DATA_DIR.",
+        "The database, unless it is the SQLite file `recorder.db` in DATA_DIR.",
     )
     secret_keys: Annotated[tuple[SecretStr, ...], _list_of(parsers.encryption_key)] = _setting(
         "SECRET_KEYS",
         (),
         "a comma-separated list of keys, each base64 of 32 bytes as `openssl rand -base64 32` prints them",
-        "Keys that UserSigs, COS keys and callbacks' addresses are sealed with: the first seals, all open. The same for every"
+        "Keys that encrypt UserSigs, COS keys and callbacks' addresses: the first encrypts, all decrypt. The same on every"
         " node; required with AMQP_URL.",
-        shown="those of the file `secret.keys` in DATA_DIR, made at the first start",
+        shown="the file `secret.keys` in DATA_DIR, created at the first start",
     )
     cfs_path: Path | None = _setting(
-        "CFS_PATH", None, "a path", "Mounted file system (CFS) that takes the spool. The database never lies on it."
+        "CFS_PATH", None, "a path", "Mounted file system (CFS) for the spool. The database is never on it."
     )
     spool_dir: Path = _setting(
         "SPOOL_DIR",
         Path(),
         "a path",
-        "Folder for recordings on their way, where CFS_PATH is not set.",
+        "Folder of the spool if CFS_PATH is not set.",
         shown="`recorder-<uid>` in the system's folder for temporary files",
     )
     pull_address: str = _setting(
         "PULL_ADDRESS",
         "",
         "an address that begins with rtmp://, rtmps://, http:// or https://",
-        "Template of the address that streams are pulled from, with {room}, {sdkappid}, {userid}, {usersig}, {speaker}"
+        "Template of the address from which streams are pulled, with {room}, {sdkappid}, {userid}, {usersig}, {speaker}"
         " and {number_room}.",
         shown="TRTC's RTMP address",
         pattern=r"^((rtmps?|https?)://\S+)?$",
@@ -125,10 +118,10 @@ class Settings(pydantic_settings.BaseSettings):
         "PULL_USER",
         "shared",
         "shared or per-speaker",
-        "Whether all pulls of a session use the recording user, or each speaker's a user of its own (needs TRTC_KEYS).",
+        "Whether all pulls of a session use the recording user, or each speaker gets a separate user (needs TRTC_KEYS).",
     )
     trtc_keys: Keys = _setting(
-        "TRTC_KEYS", {}, "SdkAppId=key pairs, or a JSON object", "Secret keys of TRTC applications, to mint UserSigs with."
+        "TRTC_KEYS", {}, "SdkAppId=key pairs, or a JSON object", "Secret keys of TRTC applications, for generating UserSigs."
     )
     trtc_callback_keys: Keys = _setting(
         "TRTC_CALLBACK_KEYS",
@@ -140,7 +133,7 @@ class Settings(pydantic_settings.BaseSettings):
         "TRTC_CALLBACK_WINDOW",
         300.0,
         DURATION,
-        "How old a callback of TRTC may be, or how far ahead, by its CallbackTs; an older one may be one played again. 0: any.",
+        "Maximum age of a TRTC callback, or how far ahead its CallbackTs may be; an older one may be a replay. 0: any age.",
         ge=0,
         shown="5m",
     )
@@ -148,70 +141,67 @@ class Settings(pydantic_settings.BaseSettings):
         "CALLBACK_SECRET",
         SecretStr(""),
         "a text, or whsec_ and base64",
-        "Secret that results are signed with (Standard Webhooks). Unset: they are sent unsigned.",
+        "Secret that signs results (Standard Webhooks). Unset: results are unsigned.",
     )
     callback_allow: Annotated[tuple[str, ...], _list_of(parsers.host_or_network)] = _setting(
         "CALLBACK_ALLOW",
         (),
         "a comma-separated list of hosts, addresses and networks such as 10.0.0.0/8",
-        "Hosts and networks that results may be posted to although they are not public.",
+        "Private hosts and networks that may receive results.",
     )
     cos_endpoint: Annotated[str, _read(parsers.http_endpoint)] = _setting(
         "COS_ENDPOINT",
         "",
         "an IP address such as http://127.0.0.1:9000",
-        "Server that answers for COS, such as the simulator.",
+        "Server in the place of COS, such as the simulator.",
         shown="COS itself",
     )
     ffmpeg_binary: str = _setting(
-        "FFMPEG_BINARY", "", "a path", "The ffmpeg to run.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"
+        "FFMPEG_BINARY", "", "a path", "The ffmpeg binary.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"
     )
     roles: Annotated[tuple[str, ...], _list_of(parsers.role)] = _setting(
         "ROLES",
         parsers.ROLES,
         "a list of api, machine, worker",
-        "What this process does; all three without AMQP_URL.",
+        "Roles of this process; all three without AMQP_URL.",
         shown="api,machine,worker",
     )
     amqp_url: SecretStr = _setting(
         "AMQP_URL",
         SecretStr(""),
         "an address such as amqp://user:password@host/",
-        "RabbitMQ; with DATABASE_URL of PostgreSQL the engine of many nodes. Unset: everything in this process.",
+        "RabbitMQ; with a PostgreSQL DATABASE_URL it selects the distributed engine. Unset: everything runs in this process.",
         shown="none",
     )
     amqp_prefix: str = _setting(
-        "AMQP_PREFIX",
-        "recorder",
-        "a name",
-        "What the names of exchanges and queues begin with; two services on one broker need two.",
+        "AMQP_PREFIX", "recorder", "a name", "Prefix of exchange and queue names; two services on one broker need two prefixes."
     )
     spool_shared: bool = _setting(
-        "SPOOL_SHARED", False, "true or false", "CFS_PATH is one folder that all workers share: any of them can finish."
+        "SPOOL_SHARED", False, "true or false", "All workers share CFS_PATH as one folder, so any of them can finish a recording."
     )
     node_url: str = _setting(
         "NODE_URL",
         "",
         "an address such as http://10.0.0.7:8080",
-        "Where other nodes fetch this one's segments; to be set where HOST is every address of the machine.",
+        "Address at which other nodes fetch this node's segments; required if HOST is every address of the machine.",
         shown="HOST:PORT",
     )
     cluster_token: SecretStr = _setting(
-        "CLUSTER_TOKEN", SecretStr(""), "any text", "What nodes show each other to fetch segments.", shown="none"
+        "CLUSTER_TOKEN", SecretStr(""), "any text", "Token by which nodes fetch each other's segments.", shown="none"
     )
     node_return_s: Seconds = _setting(
-        "NODE_RETURN", 1800.0, DURATION, "How long a transcode waits for a node that holds segments and is away."
+        "NODE_RETURN", 1800.0, DURATION, "Time for which a transcode waits for an absent node with segments."
     )
-    drain_s: Seconds = _setting("DRAIN", 20.0, DURATION, "How long a stop may take to hand captures over to other nodes.")
+    drain_s: Seconds = _setting("DRAIN", 20.0, DURATION, "Time for which a stop may hand captures over to other nodes.")
     max_captures: int = _setting(
-        "MAX_CAPTURES", 0, "a number from 0", "Captures at once on this worker beside other workers; 0 is no limit.", ge=0
+        "MAX_CAPTURES", 0, "a number from 0", "Captures at once on this worker if other workers exist; 0 is no limit.", ge=0
     )
     max_cpu: float = _setting(
         "MAX_CPU",
         0.8,
         "a number from 0 to 1",
-        "Share of this worker's CPUs (a container's quota counts) that its captures and the service itself may take over half a"
-        " minute before it takes no new capture beside other workers; transcodes do not count; 0 is no limit.",
+        "Share of this worker's CPUs (a container's quota counts) for its captures and the service itself, over half a minute."
+        " Above it the worker leaves new captures to other workers; transcodes do not count; 0 is no limit.",
         ge=0,
         le=1,
         shown="0.8",
@@ -220,20 +210,16 @@ class Settings(pydantic_settings.BaseSettings):
         "MAX_LOAD",
         0.0,
         "a number from 0",
-        "Load of the machine per core, its neighbours' included, above which this worker takes no new capture beside other"
-        " workers; 0 is no limit.",
+        "Load per core of the whole machine, including other programs. Above it the worker leaves new captures to other workers;"
+        " 0 is no limit.",
         ge=0,
         shown="0",
     )
-    linger_s: Seconds = _setting(
-        "LINGER", 30.0, DURATION, "How long a speaker who left may stay away and still be the same recording.", ge=0
-    )
+    linger_s: Seconds = _setting("LINGER", 30.0, DURATION, "Time in which a returning speaker continues the recording.", ge=0)
     idle_timeout_s: Seconds = _setting(
-        "IDLE_TIMEOUT", 300.0, DURATION, "Without media for so long, and no callback that says otherwise, it is the end.", gt=0
+        "IDLE_TIMEOUT", 300.0, DURATION, "Without media, a session ends after this, unless callbacks report a speaker.", gt=0
     )
-    join_timeout_s: Seconds = _setting(
-        "JOIN_TIMEOUT", 300.0, DURATION, "A session in which nobody publishes ends after this.", gt=0
-    )
+    join_timeout_s: Seconds = _setting("JOIN_TIMEOUT", 300.0, DURATION, "A session without any publisher ends after this.", gt=0)
     max_duration_s: Seconds = _setting(
         "MAX_DURATION", 86_400.0, DURATION, "A session ends after this in any case.", gt=0, shown="24h"
     )
@@ -241,21 +227,21 @@ class Settings(pydantic_settings.BaseSettings):
         "RESULT_WAIT",
         900.0,
         DURATION,
-        "How long a closed session's result waits for uploads that are retried.",
+        "Time for which the result of a closed session waits for upload retries.",
         gt=0,
         shown="15m",
     )
     upload_retry_for_s: Seconds = _setting(
-        "UPLOAD_RETRY_FOR", 259_200.0, DURATION, "How long an upload is tried again.", ge=0, shown="72h"
+        "UPLOAD_RETRY_FOR", 259_200.0, DURATION, "Time for which an upload is retried.", ge=0, shown="72h"
     )
     keep_failed_s: Seconds = _setting(
-        "KEEP_FAILED", 604_800.0, DURATION, "How long the files and secrets of what failed are kept.", gt=0, shown="7d"
+        "KEEP_FAILED", 604_800.0, DURATION, "How long files and secrets of failed recordings are kept.", gt=0, shown="7d"
     )
     keep_messages_s: Seconds = _setting(
         "KEEP_MESSAGES",
         604_800.0,
         DURATION,
-        "How long an event is known again by its id, so that its repeat changes nothing.",
+        "Time for which an event id is remembered, so that a repeat is deduplicated.",
         gt=0,
         shown="7d",
     )
@@ -263,18 +249,18 @@ class Settings(pydantic_settings.BaseSettings):
         "KEEP_SESSIONS",
         7_776_000.0,
         DURATION,
-        "How long finished sessions, their timelines and results can be read; longer while a file of theirs is kept.",
+        "Time for which finished sessions, timelines and results can be read; longer while one of their files is kept.",
         gt=0,
         shown="90d",
     )
     lease_s: Seconds = _setting(
-        "LEASE", 30.0, f"{DURATION}, at least 1", "After so long without a sign of life a worker counts as lost.", ge=1
+        "LEASE", 30.0, f"{DURATION}, at least 1", "A worker without a heartbeat for this time counts as lost.", ge=1
     )
     min_free_bytes: Annotated[int, _read(parsers.size_bytes)] = _setting(
         "MIN_FREE",
         2 * 2**30,
         "a size such as 2GiB, 500MB or 1048576",
-        "Free space of the spool below which no start is taken.",
+        "Free space of the spool below which starts are refused.",
         ge=0,
         shown="2GiB",
     )
@@ -282,14 +268,14 @@ class Settings(pydantic_settings.BaseSettings):
         "CAPTURE_RESERVE",
         256 * 2**20,
         "a size such as 2GiB, 500MB or 1048576",
-        "Free space that each running capture is expected to need still; a start is refused when MIN_FREE and this do not fit.",
+        "Expected further need of each running capture. A start is refused if MIN_FREE plus these reserves do not fit.",
         shown="256MiB",
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _read(str.lower)] = _setting(
-        "LOG_LEVEL", "info", "debug, info, warning or error", "What is logged."
+        "LOG_LEVEL", "info", "debug, info, warning or error", "Lowest level that is logged."
     )
     log_format: Annotated[Literal["auto", "json", "console"], _read(str.lower)] = _setting(
-        "LOG_FORMAT", "auto", "auto, json or console", "auto: for people on a terminal, else JSON lines."
+        "LOG_FORMAT", "auto", "auto, json or console", "auto: readable text on a terminal, otherwise JSON lines."
     )
 
     @classmethod
