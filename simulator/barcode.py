@@ -1,16 +1,16 @@
-"""The bar code that the simulator draws into its picture, and its reader.
+"""The bar code in the simulator's picture, and its reader.
 
-Imports nothing, so that a test can read a decoded picture with it: it takes the luma plane as plain bytes.
-Rule: everything is a fraction of the picture, so every size carries the same code.
+Rules: a test can read a decoded picture with this module alone, because it takes the luma plane as plain bytes. Everything is a
+fraction of the picture, so every size carries the same code.
 
 Geometry: the bar is the bottom fifteenth of the picture, cut into 20 cells of equal width; a white cell is 1.
 
     cell      0      1      2 … 11          12 … 15           16, 17       18                    19
     meaning   white  black  frame of loop   speaker's number  size's index  parity of 2 … 17      white
 
-Numbers have their highest bit left; the parity cell makes the number of white cells in 2 … 18 even. The frame number
-counts from 0 through the loop of 64 s at 15 frames/s, so its second is `frame // 15`.
-The flash is the top quarter of the picture: white in the first two frames (133 ms) of each second, else black.
+The highest bit of a number is on the left; the parity cell makes the number of white cells in 2 … 18 even. The frame number
+counts from 0 through the loop of 64 s at 15 frames/s, so its second is `frame // 15`. The flash is the top quarter of the
+picture: white in the first two frames (133 ms) of each second, else black.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a bar code says: frame 0 … 959 of the loop, speaker's number 0 … 15, index of the size 0 … 3."""
+    """A decoded bar code: frame 0 … 959 of the loop, speaker's number 0 … 15, index of the size 0 … 3."""
 
     frame: int
     speaker: int
@@ -75,9 +75,9 @@ def brightness(luma: bytes, stride: int, box: Box) -> float:
 
 
 def read(luma: bytes, width: int, height: int, *, stride: int = 0, area: Box | None = None) -> Reading | None:
-    """Read the bar code of a picture's luma plane; None if there is none (markers or parity do not hold).
+    """Read the bar code of a picture's luma plane; None if there is none (markers or parity do not match).
 
-    `stride` is the plane's bytes per row (0 = `width`). `area` is where the simulator's picture lies in a padded one.
+    `stride` is the plane's bytes per row (0 = `width`). `area` is the simulator's picture inside a padded one.
     """
     picture = area or Box(x=0, y=0, width=width, height=height)
     bits = [brightness(luma, stride or width, cell_box(cell, picture)) > WHITE for cell in range(CELLS)]

@@ -1,6 +1,6 @@
-"""Reads the JSON that the control API is given and writes what it shows. Imports nothing of the simulator.
+"""JSON bodies of the control API: parsing and formatting.
 
-Rule: a field that is not known, or not of its type, is an error that names it; names are written LikeThis, as Tencent's are.
+Rule: an unknown field, or one of a wrong type, is an error that names it. Names are written LikeThis, as Tencent's are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORDS: Mapping[type, str] = {
 
 
 async def read(request: web.Request, fields: Fields) -> dict[str, Any]:
-    """The JSON object sent ({} if none). Raises ValueError naming the field that is wrong."""
+    """The JSON object of the request ({} if none). Raises ValueError that names the wrong field."""
     body = await request.json() if request.can_read_body else {}
     return checked(body, fields)
 

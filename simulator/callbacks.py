@@ -1,10 +1,10 @@
-"""TRTC's event callbacks: signed messages, sent with Tencent's retry rule, and the faults that a test can ask for.
+"""TRTC's event callbacks: signed messages, Tencent's retry rule, and injected faults.
 
-Imports nothing of the simulator. Rules (docs: "Room and media callbacks"):
-- `Sign` is base64(HMAC-SHA256(key, raw body)). Status 200 is success, everything else a failure, and so are 5 s.
-- After a failure one retry at once, then one every 10 s until the message is a minute old; then it is lost for good.
+Rules (docs: "Room and media callbacks"):
+- `Sign` is base64(HMAC-SHA256(key, raw body)). Only status 200 within 5 s is success.
+- After a failure one immediate retry, then one every 10 s until the message is a minute old; then it is lost.
 - A retry is the same event with another CallbackTs, so another body and signature.
-- First attempts go out in the order of the events of a room; retries, and what the faults do, break the order.
+- First attempts keep the order of a room's events; retries and faults break it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ DROP, DELAY, DOUBLE, SWAP, FORGE = "drop", "delay", "double", "swap", "forge"
 ACTIONS = (DROP, DELAY, DOUBLE, SWAP, FORGE)
 KEPT = 10_000
 PENDING, DELIVERED, LOST, DROPPED = "pending", "delivered", "lost", "dropped"
-"""What became of a message: under way · answered 200 · never answered 200 in its minute · lost by a fault."""
+"""The fate of a message: in flight · answered 200 · never answered 200 within its minute · lost by a fault."""
 FORGED = "-forged"
-"""What a forger's key has after the right one."""
+"""The suffix that a forger's key adds to the right one."""
 
 log = structlog.get_logger()
 
@@ -57,8 +57,8 @@ class RetryRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What happens to matching messages: lost, late by `delay_s`, sent twice, sent after the next one of the room, or
-    signed with a wrong key (each attempt, so that a receiver that checks never takes it).
+    """A fault for matching messages: lost, late by `delay_s`, sent twice, sent after the room's next message, or signed with a
+    wrong key (every attempt, so that a receiver that checks never accepts it).
 
     `event_type` 0 and `user_id` "" match all; `times` 0 = always, else that many messages.
     """
@@ -72,7 +72,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One POST: its body, when (Unix ms), and the status it got or the error it met."""
+    """One POST: its body, its time (Unix ms), and the status or error it got."""
 
     body: bytes
     at_ms: int
@@ -82,7 +82,7 @@ class Attempt:
 
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """One event on its way: how it looks, every attempt, and what became of it."""
+    """One event in flight: its form, every attempt, and its fate."""
 
     app: App
     event_group: int
@@ -96,9 +96,9 @@ class Message:
     passed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the next message of the room may go."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a message that was held back for the next one may go."""
+    """Set when a message that waited for the next one may go."""
     follower: Message | None = None
-    """The message that overtook this one and in whose place this one now lets the others go on."""
+    """The message that overtook this one; this one then releases the room's queue in its place."""
     first_tried: bool = False
 
 
@@ -136,7 +136,7 @@ class Callbacks:
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
 
     async def stop(self) -> None:
-        """Give up what is under way and close the pool. A second call does nothing."""
+        """Drop messages in flight and close the pool. A second call does nothing."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -165,7 +165,7 @@ class Callbacks:
     def send(
         self, app: App, event_group: int, event_type: int, info: Mapping[str, Any], *, room: str = "", forged: bool = False
     ) -> Message:
-        """Put one message on its way, in order with the others of `room`; returns it at once. No address: it is lost."""
+        """Send one message, in order with the others of `room`; returns it immediately. Without an address it is lost."""
         message = Message(
             app=app, event_group=event_group, event_type=event_type, info=info, room=room, born_s=time.monotonic(), forged=forged
         )
@@ -208,7 +208,7 @@ class Callbacks:
                 await self._attempt(message)
 
     async def _after_the_next(self, message: Message) -> None:
-        """Let one other message of the room pass first, or go after a minute if none comes."""
+        """Wait until another message of the room has passed, or a minute if none comes."""
         self._held[message.room] = message
         message.passed.set()
         try:
@@ -219,7 +219,7 @@ class Callbacks:
             log.info("callback.held_alone", event_type=message.event_type)
 
     def _pass(self, message: Message) -> None:
-        """Let the room's messages go on after this one's first attempt; one that was held back comes first."""
+        """Release the room's queue after this message's first attempt; a message that waited comes first."""
         if message.first_tried:
             return
         message.first_tried = True

@@ -1,6 +1,6 @@
-"""Breaks a connection off, as failing networks do.
+"""Aborted connections, as failing networks abort them.
 
-Imports nothing of the simulator. Rule: the other side sees a TCP reset, never an orderly end.
+Rule: the peer sees a TCP reset, never an orderly end.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What the simulated speakers show and say: a loop, encoded once by the bundled ffmpeg and kept as FLV payloads.
+"""The loops that simulated speakers send: encoded once by the bundled ffmpeg and cached as FLV payloads.
 
-Imports barcode and flv. Rules:
-- A loop has no seam: 64 s are 960 pictures at 15/s, each second a closed group that begins with a key frame; the sound
-  repeats every 8 s, which are exactly 375 AAC frames of 1024 samples at 48 kHz.
-- AAC frames overlap, and an encoder begins with one frame of silence (priming). So three rounds of the sound are
-  encoded and the *second* one is taken, one frame late: what is decoded at the seam was encoded next to the same sound.
-- A file in the cache is whole or not there (written beside it, then renamed); one that does not count is made anew.
+Rules:
+- A loop has no seam: 64 s are 960 pictures at 15/s, each second a closed group that begins with a key frame; the sound repeats
+  every 8 s, which are exactly 375 AAC frames of 1024 samples at 48 kHz.
+- AAC frames overlap, and an encoder begins with one frame of silence (priming). So three rounds of the sound are encoded and the
+  *second* one is taken, one frame late: the sound at the seam was encoded next to the same sound.
+- A cached file is complete or absent (written under another name, then renamed); an invalid one is replaced.
 
-The picture is ffmpeg's `testsrc` (its digits are the second of the loop) with the flash and the bar code of barcode.py;
-the sound is 100 ms of 1 kHz at every full second, when the flash is lit, else silence.
+The picture is ffmpeg's `testsrc` (its digits are the second of the loop) with the flash and the bar code of barcode.py; the sound
+is 100 ms of 1 kHz at every full second, when the flash is lit, else silence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 
 class ContentFailed(Exception):
-    """ffmpeg did not make the loop."""
+    """ffmpeg failed to make the loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Picture:
 
 
 class Content:
-    """The loops, made when first asked for and kept in `folder` for the next process."""
+    """The loops: made on first use and cached in `folder` for the next process."""
 
     def __init__(self, folder: Path, *, ffmpeg: str = "") -> None:
         self.folder = folder

@@ -1,8 +1,7 @@
-"""The HTTP control API under `/control`: rooms, speakers, callbacks and faults for those who do not write Python.
+"""The HTTP control API under `/control`: rooms, speakers, callbacks and faults for users of any language.
 
-Imports bodies, callbacks, control_speakers, rooms, cos. Rule: it does nothing that the Python API does not; JSON in, JSON out,
-errors as `{"Code", "Message"}`. It has no authentication: the simulator listens on loopback unless told otherwise.
-docs/simulator.md is its reference.
+Rules: it offers only operations of the Python API; JSON in, JSON out, errors as `{"Code", "Message"}`. It has no authentication:
+the simulator listens on loopback by default. docs/simulator.md is its reference.
 """
 
 from __future__ import annotations
@@ -175,7 +174,7 @@ class Control:
         closed = speaker.close_viewers(abrupt=body.get("Abrupt", False), user_id=body.get("UserId"))
         return bodies.answer({"Closed": closed})
 
-    # What was sent and served, and faults
+    # Requests and deliveries, and faults
 
     async def _list_callbacks(self, request: web.Request) -> web.Response:
         return bodies.answer([_shown(message) for message in self._simulator.callbacks.messages])
@@ -212,7 +211,7 @@ class Control:
 
 
 def with_errors(handler: Handler) -> Handler:
-    """The handler with its mistakes answered as `{"Code", "Message"}`."""
+    """Wrap a handler: its errors become `{"Code", "Message"}`."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:

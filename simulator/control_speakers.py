@@ -1,6 +1,6 @@
-"""What the control API does with speakers: lets them enter and changes them.
+"""Speakers in the control API: entering and changes.
 
-Imports bodies, content, rooms, speakers. Rule: what is given is checked before anything is changed.
+Rule: everything given is checked before anything changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def find(room: rooms.Room, user_id: str) -> speakers.Speaker:
 
 
 async def join(room: rooms.Room, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Let a speaker enter; answers how they are shown. Raises ValueError."""
+    """Let a speaker enter; returns the speaker's view. Raises ValueError."""
     if not body.get("UserId"):
         raise ValueError("UserId is required")
     if not -1 <= body.get("Number", -1) < content.NUMBERS:
@@ -51,7 +51,7 @@ async def join(room: rooms.Room, body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def change(speaker: speakers.Speaker, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Change what is given, and nothing if something of it is wrong; answers how the speaker is shown. Raises ValueError."""
+    """Apply all given changes, or none if one is wrong; returns the speaker's view. Raises ValueError."""
     _check(speaker, body)
     if body.get("Role") == speakers.AUDIENCE:
         await speaker.become_audience()

@@ -38,7 +38,7 @@ LINE_EVERY_S = 2.0
 
 
 class WrongResult(Exception):
-    """What came of the demo is not what was live; the text says where."""
+    """The recorded files differ from the live streams; the text names the difference."""
 
 
 def settings(simulator: server.Simulator) -> dict[str, str]:

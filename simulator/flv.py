@@ -1,7 +1,7 @@
-"""FLV as bytes: file header, metadata, tags, and the reader that takes ffmpeg's file apart.
+"""FLV encoding: file header, metadata, tags, and the reader for ffmpeg's output.
 
-Imports nothing of the simulator. Rule: a payload is made once; per viewer stream only the 11 bytes before it are new.
-Source: Adobe Flash Video File Format Specification 10.1, annex E.
+Rule: a payload is made once; per viewer only the 11 bytes before it are new. Source: Adobe Flash Video File Format Specification
+10.1, annex E.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""One speaker's live stream, its viewers, and the one clock that moves all streams on.
+"""One speaker's live stream, its viewers, and the clock that drives all streams.
 
-Imports content, flv. Rules:
+Rules:
 - Timestamps are the clock's milliseconds since the speaker's start; every viewer of a speaker gets the same bytes.
-- A viewer begins with the latest full second (a key frame), never with anything older, and never with timestamp 0
-  unless the speaker has just begun.
-- Video that starts or starts again (camera on, another size, after a stall) waits for the stream's next full second,
-  at most 1 s, and then begins with its sequence header and a key frame. Sound starts at once.
+- A viewer begins with the latest full second (a key frame), never with anything older, and never with timestamp 0 unless the
+  speaker has just begun.
+- Video that starts or restarts (camera on, another size, after a stall) waits for the stream's next full second, at most 1 s, and
+  then begins with its sequence header and a key frame. Sound starts immediately.
 - A viewer that does not read is dropped when more than BUFFER_BYTES wait for it.
 
-The second in the bar code follows the clock, not the stream: two speakers, or one who comes back, show the same second
-(to half a second) at the same time. So a test can tell how much is missing between two pictures.
+The second in the bar code follows the clock, not the stream: two speakers, or one who comes back, show the same second (to half a
+second) at the same time. So a test can compute the time missing between two pictures.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ TICK_S = 0.025
 BUFFER_BYTES = 256 * 1024
 ACTUAL, BOTH, NONE = "actual", "both", "none"
 DECLARATIONS = (ACTUAL, BOTH, NONE)
-"""What an FLV header says: the tracks that are published now, both whatever comes, or none at all."""
+"""The tracks in an FLV header: the ones published now, always both, or none."""
 
 ENDED, REMOVED, RESET, SLOW, GONE = "ended", "removed", "reset", "slow", "gone"
-"""Why a viewer's stream ended: its speaker's did · the viewer was removed · broken off on purpose, or for not reading ·
-the other side closed."""
+"""The end of a viewer's stream: the speaker ended it · the viewer was removed · aborted on purpose, or for not reading · closed
+by the peer.
+"""
 PROPER = (ENDED, REMOVED)
 
 log = structlog.get_logger()
 
 
 class Viewer:
-    """Bytes on their way to one connection. `is_gone` asks whether the other side has closed, `abort` breaks it off."""
+    """Bytes in flight to one connection. `is_gone` reports that the peer has closed; `abort` resets the connection."""
 
     def __init__(
         self, user_id: str, *, is_gone: Callable[[], bool] = lambda: False, abort: Callable[[], None] = lambda: None
@@ -55,7 +56,7 @@ class Viewer:
         return bool(self.reason)
 
     def offer(self, data: bytes) -> None:
-        """Queue bytes; breaks off instead if too many wait already."""
+        """Queue bytes; aborts if too many wait already."""
         if self.closed:
             return
         self._waiting.append(data)
@@ -65,12 +66,12 @@ class Viewer:
         self._woken.set()
 
     def look(self) -> None:
-        """Notice a connection that the other side has closed."""
+        """Notice a connection that the peer has closed."""
         if not self.closed and self._is_gone():
             self.close(GONE)
 
     def close(self, reason: str) -> None:
-        """End the stream: ENDED and REMOVED after what is queued, the others at once. A second call does nothing."""
+        """End the stream: ENDED and REMOVED after the queued bytes, the others immediately. A second call does nothing."""
         if not self.closed:
             self.reason = reason
             self._woken.set()
@@ -92,7 +93,7 @@ class Viewer:
 
 
 class Stream:
-    """What one speaker sends, as FLV tags made from the loop when they fall due."""
+    """One speaker's FLV tags, made from the loop when they fall due."""
 
     def __init__(self, sound: content.Sound, picture: content.Picture, *, started_s: float) -> None:
         self.started_s = started_s
@@ -119,7 +120,7 @@ class Stream:
 
     @property
     def size(self) -> str:
-        """The size that is or will be sent, as 320x240."""
+        """The current or next size, as 320x240."""
         return self._wanted_picture.size
 
     def set_audio(self, on: bool) -> None:
@@ -135,9 +136,9 @@ class Stream:
         self._wanted_picture = picture
 
     def set_stalled(self, stalled: bool, *, answers: bool = True) -> None:
-        """Keep every connection open and send nothing; afterwards go on at the clock's time, without what is past.
+        """Keep every connection open and send nothing; afterwards continue at the clock's time and skip the past.
 
-        With `answers` False a new viewer waits unanswered, and is broken off when the stall ends.
+        With `answers` False a new viewer gets no response, and is aborted when the stall ends.
         """
         if stalled != self.stalled:
             self.stalled = stalled
@@ -152,7 +153,7 @@ class Stream:
         self._offset_ms = max(self._offset_ms + by_ms, -self.last_ms)
 
     def join(self, viewer: Viewer) -> None:
-        """Give a viewer the file header, metadata, sequence headers and the latest second, then everything that comes."""
+        """Send a viewer the file header, metadata, sequence headers and the latest second, then the live stream."""
         audio, video = self._declared()
         begin = [flv.header(audio=audio, video=video), flv.tag(flv.SCRIPT, 0, self._metadata(audio, video))]
         begin += [flv.tag(kind, self._cache_ms + self._offset_ms, payload) for kind, payload in self._prologue]
@@ -160,7 +161,7 @@ class Stream:
         self.viewers.add(viewer)
 
     def wait(self, viewer: Viewer) -> None:
-        """Keep a viewer without giving it anything."""
+        """Keep a viewer without sending it anything."""
         self._unanswered.add(viewer)
         self.viewers.add(viewer)
 
@@ -170,14 +171,14 @@ class Stream:
         self._unanswered.discard(viewer)
 
     def close(self, reason: str = ENDED, *, user_id: str | None = None) -> int:
-        """End the stream of all viewers, or of one user's; tells how many that were."""
+        """End the stream of all viewers, or of one user's; returns the number."""
         chosen = [viewer for viewer in self.viewers if user_id is None or viewer.user_id == user_id]
         for viewer in chosen:
             viewer.close(reason)
         return len(chosen)
 
     def advance(self, now_s: float) -> None:
-        """Send what has fallen due."""
+        """Send the tags that are due."""
         until_ms = int((now_s - self.started_s) * 1000)
         out: list[bytes] = []
         while True:
@@ -224,7 +225,7 @@ class Stream:
         out.append(data)
 
     def _begin_cache(self, at_ms: int) -> None:
-        """What a viewer who comes now needs: the running tracks' sequence headers, and what follows."""
+        """The beginning for a new viewer: the running tracks' sequence headers, then the latest second."""
         self._cache, self._cache_ms = [], at_ms
         video = [(flv.VIDEO, self._picture.sequence_header)] if self._video_running else []
         audio = [(flv.AUDIO, self._sound.sequence_header)] if self._audio_running else []
@@ -261,7 +262,7 @@ class Live:
             self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """End every stream and the ticker. A second call does nothing; raises what ended the ticker, if not this."""
+        """End every stream and the ticker. A second call does nothing; raises the ticker's own error, if any."""
         for stream in list(self.streams):
             self.remove(stream)
         task, self._task = self._task, None
@@ -283,7 +284,7 @@ class Live:
             stream.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A ticker that dies must not look like a quiet room: break every viewer off and say so."""
+        """A dead ticker must not look like a quiet room: abort every viewer and log it."""
         if not task.cancelled() and task.exception() is not None:
             log.error("simulator.ticker_died", error=repr(task.exception()))
             for stream in self.streams:

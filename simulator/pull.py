@@ -1,10 +1,10 @@
-"""The door that a recorder pulls at: `GET /pull/{room}?sdkappid=&userid=&usersig=&remoteuserid=[&use_number_room_id=1]`.
+"""The pull endpoint: `GET /pull/{room}?sdkappid=&userid=&usersig=&remoteuserid=[&use_number_room_id=1]`.
 
-Imports connection, live, rooms, speakers, usersig. Rule: the query is that of TRTC's RTMP address; only `use_number_room_id=1`
-makes the room an integer one. The room is taken from the raw target, since `..` and `%2F` are legal in a string room's id.
+Rule: the query is that of TRTC's RTMP address; only `use_number_room_id=1` makes the room an integer one. The room is taken from
+the raw target, since `..` and `%2F` are legal in a string room's id.
 
-403: the UserSig is missing, wrong or expired (text says which) · 404: no such room, or the speaker publishes nothing ·
-400: the query is incomplete · the speaker's `refuse` answers what it says.
+403: the UserSig is missing, wrong or expired (the text names which) · 404: no such room, or the speaker publishes nothing · 400:
+the query is incomplete · a speaker with `refuse` answers its status.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def _write(response: web.StreamResponse, viewer: live.Viewer) -> None:
 
 
 async def _leave_unanswered(request: web.Request, stream: live.Stream, viewer: live.Viewer) -> web.StreamResponse:
-    """Say nothing until the stall or the stream is over, then break off."""
+    """Send nothing until the stall or the stream is over, then abort."""
     stream.wait(viewer)
     try:
         async for _ in viewer.chunks():

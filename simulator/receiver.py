@@ -1,8 +1,8 @@
-"""Keeps what is posted to it: where an application developer without a server looks at result messages.
+"""Receivers: they store every POST, for application developers without a server of their own.
 
-Imports bodies. `POST /receiver/{name}` stores headers and body as they came, `GET` lists them (with `?wait=30` after waiting up
-to so many seconds for the first), `PUT` says what further posts are answered, `DELETE` forgets them.
-Rule: nothing is interpreted; the body is shown as text and, if it is JSON, as such too.
+`POST /receiver/{name}` stores headers and body unchanged, `GET` lists them (`?wait=30` first waits up to 30 seconds for one),
+`PUT` sets the response to further posts, `DELETE` clears the list. Rule: nothing is interpreted; the body is shown as text and,
+if it is JSON, as JSON too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """One request as it came; `at_ms` is Unix milliseconds."""
+    """One request, unchanged; `at_ms` is Unix milliseconds."""
 
     at_ms: int
     headers: Mapping[str, str]
@@ -43,7 +43,7 @@ class Received:
 
 
 class Receiver:
-    """What was posted, by name, the latest 1000 of each. `answer_with` decides the status that a name answers (200)."""
+    """Stored posts by name, the latest 1000 of each. `answer_with` sets the status of a name's responses (200)."""
 
     def __init__(self, wall_ms: Callable[[], int] = lambda: time.time_ns() // 10**6) -> None:
         self.received: defaultdict[str, deque[Received]] = defaultdict(lambda: deque(maxlen=KEPT))
@@ -53,8 +53,8 @@ class Receiver:
         self._came = asyncio.Event()
 
     def answer_with(self, name: str, status: int, *, delay_s: float = 0.0) -> None:
-        """Answer further posts to `name` with this status, so long after they came; they are stored all the same. A redirect
-        leads to the receiver `elsewhere`."""
+        """Answer further posts to `name` with this status after this delay; they are stored in any case. A redirect leads to the
+        receiver `elsewhere`."""
         self.statuses[name] = status
         self.delays_s[name] = delay_s
 

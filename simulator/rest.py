@@ -1,13 +1,13 @@
-"""TRTC's server API (`trtc.tencentcloudapi.com`, version 2019-07-22), as far as it closes rooms and removes users.
+"""TRTC's server API (`trtc.tencentcloudapi.com`, version 2019-07-22): closing rooms and removing users.
 
-Imports rooms, tc3. Rules:
-- A request is verified, TC3-HMAC-SHA256 only, before it is looked at; its Host is signed, and otherwise of no account.
-- Every answer is HTTP 200 with Content-Type exactly `application/json`, errors too: the official SDK looks for errors
-  in nothing else.
-- RemoveUser and DismissRoom take integer rooms only, …ByStrRoomId string rooms only. A room nobody is in does not exist.
+Rules:
+- A request is verified first, TC3-HMAC-SHA256 only; its Host is signed and has no other meaning.
+- Every response is HTTP 200 with Content-Type exactly `application/json`, errors too: the official SDK looks for errors in
+  nothing else.
+- RemoveUser and DismissRoom take integer rooms only, …ByStrRoomId string rooms only. An empty room does not exist.
 
-Where Tencent's documentation gives no code for a case, the nearest one of the SDK's `errorcodes.py` is used; removing only users
-who are not in the room is taken for success, since the documentation knows no code for it.
+Where Tencent documents no code for a case, the nearest one of the SDK's `errorcodes.py` is used; removing only users who are not
+in the room counts as success, since no documented code fits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """One request as it was answered; `code` "" is success."""
+    """One request and its result; `code` "" is success."""
 
     action: str
     code: str
@@ -65,11 +65,11 @@ class Api:
         }
 
     def concerns(self, request: web.Request) -> bool:
-        """Whether a request is meant for this API: it names an action, or goes where the older signature methods send theirs."""
+        """Whether a request is for this API: it names an action, or uses the path of the older signature methods."""
         return ACTION in request.headers or request.raw_path.partition("?")[0] == "/"
 
     async def answer(self, request: web.Request) -> web.Response:
-        """Verify, do, answer."""
+        """Verify, execute, respond."""
         action, code = request.headers.get(ACTION, ""), ""
         said: dict[str, Any] = {"RequestId": str(uuid.uuid4())}
         body: Mapping[str, Any] = {}
@@ -122,7 +122,7 @@ def _parameters(raw: bytes) -> Mapping[str, Any]:
 
 
 def _given(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    """A parameter that must be there, of this type; numbers are within TRTC's, texts within 64 bytes."""
+    """A required parameter of this type; numbers are within TRTC's limits, texts within 64 bytes."""
     value = body.get(name)
     if value is None:
         raise tc3.Refused(f"MissingParameter.{name}", f"The parameter {name} is missing.")

@@ -1,8 +1,8 @@
-"""The rooms and who is in them: what an application developer, a test or the control API makes happen.
+"""Rooms and their users, as application developers, tests and the control API drive them.
 
-Imports callbacks, content, live, speakers. Rules:
+Rules:
 - An integer room and a string room of the same digits are two rooms; a callback names a room in its own kind.
-- The first one to enter a room gives 101, then 103, then 203 and 201 for what is published. A leaver gives only 104.
+- The first user to enter a room causes 101, then 103, then 203 and 201 for published tracks. A leaving user causes only 104.
 - A stream ends (EOF to its viewers) when its speaker leaves, is removed, or the room is dismissed; muting does not end it.
 """
 
@@ -29,7 +29,7 @@ class NotHere(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class House:
-    """What all rooms share."""
+    """State shared by all rooms."""
 
     live: live.Live
     content: content.Content
@@ -58,10 +58,10 @@ class Room:
     async def join(
         self, user_id: str, *, audio: bool = True, video: bool = True, size: str = content.SIZES[0], number: int = -1
     ) -> speakers.Speaker:
-        """Let a speaker enter: 101 if the room is empty, 103, and 203, 201 for what is published.
+        """Let a speaker enter: 101 if the room is empty, 103, and 203, 201 for published tracks.
 
-        `number` is the one in the bar code; -1 takes the next of 0 … 15. Raises ValueError if the user is here already
-        or the size unknown, ContentFailed.
+        `number` is the one in the bar code; -1 takes the next of 0 … 15. Raises ValueError if the user is in the room already or
+        the size unknown, ContentFailed.
         """
         if user_id in self.speakers:
             raise ValueError("this user is in the room already")
@@ -79,7 +79,7 @@ class Room:
         return speaker
 
     async def remove(self, user_id: str) -> None:
-        """Remove a user as RemoveUser does, a speaker or one who only pulls: their streams end, 104 with Reason 3."""
+        """Remove a user like RemoveUser, a speaker or a viewer: their streams end, 104 with Reason 3."""
         known = self.speakers.get(user_id)
         role = known.role if known else speakers.AUDIENCE
         if known:
@@ -102,9 +102,9 @@ class Room:
             await self.dismiss()
 
     async def dismiss(self, *, announce_leavers: bool = False) -> None:
-        """End the room: all streams end, 102; a later `join` opens it anew. A second call does nothing.
+        """End the room: all streams end, 102; a later `join` reopens it. A second call does nothing.
 
-        `announce_leavers` reports each leaver by a 104 too, as the room's own setting does.
+        `announce_leavers` also reports each leaving user by a 104, like the room's own setting.
         """
         announce_leavers = announce_leavers or self.announces_leavers
         for speaker in list(self.speakers.values()):
@@ -117,7 +117,7 @@ class Room:
             log.info("room.dismissed", room=self.handle)
 
     def viewer_entered(self, user_id: str) -> None:
-        """Report one who only pulls as an audience member: 103."""
+        """Report a viewer as an audience member: 103."""
         self._enter(user_id)
         self.announce(callbacks.ENTERED, user_id, Role=speakers.AUDIENCE, TerminalType=2, UserType=3, Reason=1)
 
@@ -126,10 +126,10 @@ class Room:
         self.announce(callbacks.LEFT, user_id, Role=speakers.AUDIENCE, Reason=reason)
 
     def announce(self, event_type: int, user_id: str = "", *, forged: bool = False, **more: int | str) -> callbacks.Message:
-        """Send one callback about this room, in order with its others; also for events nobody caused.
+        """Send one callback about this room, in order with its others; also for events that nobody caused.
 
-        `more` are further fields of EventInfo, or others in place of RoomId, EventTs and EventMsTs. A `forged` one is signed
-        with another key than the application's.
+        `more` are further fields of EventInfo, or others in place of RoomId, EventTs and EventMsTs. A `forged` one is signed with
+        another key than the application's.
         """
         event_ms = self.house.messenger.next_event_ms()
         info: dict[str, Any] = {"RoomId": self.room, "EventTs": event_ms // 1000, "EventMsTs": event_ms}
@@ -140,7 +140,7 @@ class Room:
         return self.house.messenger.send(app, group, event_type, info | more, room=self.handle, forged=forged)
 
     def describe(self) -> Mapping[str, Any]:
-        """The room as the control API shows it."""
+        """The room's view in the control API."""
         kind = {"RoomId": self.room} if isinstance(self.room, int) else {"StrRoomId": self.room}
         described = [speakers.describe(speaker) for speaker in self.speakers.values()]
         return {"Room": self.handle, "SdkAppId": self.sdk_app_id, **kind, "Exists": self.exists, "Speakers": described}
@@ -160,9 +160,9 @@ class Rooms:
         self._handles = itertools.count(1)
 
     def create(self, sdk_app_id: int, room: int | str, *, handle: str = "") -> Room:
-        """The room of this application and id, made if it is not known: int = integer room, str = string room.
+        """The room of this application and id, created if unknown: int = integer room, str = string room.
 
-        `handle` is its name in the control API, room-1, room-2 … if none is given. Raises ValueError.
+        `handle` is its name in the control API, by default room-1, room-2 … Raises ValueError.
         """
         if isinstance(room, bool) or not room or (isinstance(room, int) and not 0 < room < 2**32):
             raise ValueError("a room id is an integer from 1 to 4294967295 or a string of 1 to 64 bytes")
@@ -193,7 +193,7 @@ class Rooms:
         return self._rooms.get((sdk_app_id, room))
 
     def clear(self) -> None:
-        """Forget every room; all streams end, nobody is told."""
+        """Drop every room; all streams end, no callback is sent."""
         for room in self.all():
             for speaker in list(room.speakers.values()):
                 speaker.end()

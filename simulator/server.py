@@ -1,13 +1,13 @@
-"""The simulator: one HTTP server that stands in for TRTC's rooms, callbacks and server API, and for COS.
+"""The simulator: one HTTP server in place of TRTC's rooms, callbacks and server API, and of COS. For the demo, the tests, and
+developers without an account.
 
-Imports the rest of the room and nothing of the recorder's. For the demo, the tests, and developers without an account.
-Rule: one port serves everything; what a request is meant for is told by its Host (COS) or its path.
+Rule: one port serves everything; the Host (COS) or the path selects the service.
 
     Host {bucket}.cos.{region}.myqcloud.com     COS (also as /cos/{bucket}/{key} under any host)
     /, or the header X-TC-Action                TRTC's server API
     /pull/{room}?…                              live HTTP-FLV of one speaker
     /control…                                   the control API
-    /receiver/{name}                            keeps what is posted to it
+    /receiver/{name}                            stores every POST
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ log = structlog.get_logger()
 class Simulator:
     """A small Tencent. `folder` keeps objects (`folder/cos/{bucket}/{key}`) and the encoded loops; rooms are not kept.
 
-    `port` 0 takes a free one: see `port` and `url` after `start`. `content_folder` may be shared by many simulators, and
-    saves a second or so each. `accounts` are the keys of COS and of TRTC's server API, `buckets` the
-    buckets there are (None = any name is one).
-    `announce_pulls`: each pull gives 103 (audience) and, ending, 104. `one_pull_per_user`: a second pull under a user id
-    in a room ends the first. Both are open questions about the real service, so tests try both answers.
+    `port` 0 takes a free one: see `port` and `url` after `start`. `content_folder` may be shared by many simulators, and saves a
+    second or so each. `accounts` are the keys of COS and of TRTC's server API, `buckets` the existing buckets (None = any name).
+    `announce_pulls`: each pull causes 103 (audience) and, at its end, 104. `one_pull_per_user`: a second pull under a user id in
+    a room ends the first. Both are open questions about the real service, so tests try both answers.
     """
 
     def __init__(
@@ -85,12 +84,12 @@ class Simulator:
 
     @property
     def pull_template(self) -> str:
-        """The setting PULL_ADDRESS for a recorder that shall pull here: the recorder fills in what is in braces."""
+        """The setting PULL_ADDRESS for a recorder that pulls here: the recorder fills in the braces."""
         query = "sdkappid={sdkappid}&userid={userid}&usersig={usersig}&remoteuserid={speaker}{number_room}"
         return f"{self.url}{pull.PREFIX}{{room}}?{query}"
 
     def receiver_url(self, name: str) -> str:
-        """Where to post what `receiver.received[name]` shall keep."""
+        """The URL whose posts `receiver.received[name]` stores."""
         return f"{self.url}/receiver/{name}"
 
     async def start(self) -> None:
@@ -126,7 +125,7 @@ class Simulator:
         log.info("simulator.stopped", url=self.url)
 
     def app(self, sdk_app_id: int) -> callbacks.App:
-        """The application, one without address and keys if it was not configured."""
+        """The application; an unconfigured one has no address and no keys."""
         return self.apps.get(sdk_app_id) or callbacks.App(sdk_app_id=sdk_app_id)
 
     def configure_app(
@@ -137,7 +136,7 @@ class Simulator:
         callback_key: str | None = None,
         user_sig_key: str | None = None,
     ) -> callbacks.App:
-        """Set what is given (not None) of an application, known or new; messages under way keep the old values."""
+        """Set the given (not None) values of an application, known or new; messages in flight keep the old values."""
         known = self.app(sdk_app_id)
         self.apps[sdk_app_id] = replace(
             known,
@@ -161,7 +160,7 @@ class Simulator:
     async def _doors(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Send what the router cannot tell apart, because it depends on headers or the raw target, where it belongs."""
+        """Route requests that the router cannot distinguish, because they depend on headers or the raw target."""
         if self.cos.concerns(request):
             return await self.cos.answer(request)
         if self.rest.concerns(request):

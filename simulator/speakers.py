@@ -1,8 +1,8 @@
 """One user who may publish, from entering a room to leaving it.
 
-Imports callbacks, content, live (and rooms for its type alone). Rules:
-- A leaver gives only 104, and one who becomes audience only 105: neither is preceded by 202 or 204.
-- Sharing a screen gives 205 and 206; no stream carries it, as the recorder does not record it.
+Rules:
+- A leaving user causes only 104, and one who becomes audience only 105, without a preceding 202 or 204.
+- Sharing a screen causes 205 and 206; no stream carries it, as the recorder does not record it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What a pull of this speaker is answered with instead of a stream."""
+    """The response to a pull of this speaker in place of a stream."""
 
     status: int
     body: str
@@ -92,7 +92,7 @@ class Speaker:
             self.room.announce(callbacks.SCREEN_ON if on else callbacks.SCREEN_OFF, self.user_id, Reason=0)
 
     async def become_audience(self) -> None:
-        """Stay in the room and publish no more: 105 with Role 21; the stream ends for its viewers."""
+        """Stay in the room and stop publishing: 105 with Role 21; the stream ends for its viewers."""
         if self.here and self.role == ANCHOR:
             self.role, self._published = AUDIENCE, (self.stream.audio, self.stream.video)
             self.stream.set_audio(False)
@@ -101,14 +101,14 @@ class Speaker:
             self.room.announce(callbacks.ROLE_CHANGED, self.user_id, Role=AUDIENCE)
 
     async def become_anchor(self) -> None:
-        """Publish again what was published before: 105 with Role 20, then 203, 201."""
+        """Resume publishing the earlier tracks: 105 with Role 20, then 203, 201."""
         if self.here and self.role == AUDIENCE:
             self.role = ANCHOR
             self.room.announce(callbacks.ROLE_CHANGED, self.user_id, Role=ANCHOR)
             self.publish(audio=self._published[0], video=self._published[1])
 
     async def resize(self, size: str) -> None:
-        """Go on in another size (one of content.SIZES) with the next full second. Raises ValueError, ContentFailed."""
+        """Continue in another size (one of content.SIZES) from the next full second. Raises ValueError, ContentFailed."""
         self.stream.set_picture(await self.room.house.content.picture(size, self.number))
 
     async def leave(self, reason: int = LEFT) -> None:
@@ -124,11 +124,11 @@ class Speaker:
         self.stream.set_stalled(True, answers=answer)
 
     def resume(self) -> None:
-        """Send again, from the clock's present on."""
+        """Send again, from the clock's present time."""
         self.stream.set_stalled(False)
 
     def close_viewers(self, *, abrupt: bool = False, user_id: str | None = None) -> int:
-        """End the connections of all viewers or one user's: properly (EOF) or by a reset. The speaker goes on."""
+        """End the connections of all viewers or one user's, orderly (EOF) or by a reset. The speaker stays live."""
         return self.stream.close(live.RESET if abrupt else live.ENDED, user_id=user_id)
 
     def refuse(self, status: int, body: str = "") -> None:
@@ -140,7 +140,7 @@ class Speaker:
         self.refusal = None
 
     def declare(self, tracks: str) -> None:
-        """What FLV headers say from now on: `actual`, `both` or `none`. Raises ValueError."""
+        """Set the tracks in further FLV headers: `actual`, `both` or `none`. Raises ValueError."""
         if tracks not in live.DECLARATIONS:
             raise ValueError(f"declares must be one of {', '.join(live.DECLARATIONS)}")
         self.stream.declares = tracks
@@ -160,14 +160,14 @@ class Speaker:
             self.room.announce(callbacks.VIDEO_ON if on else callbacks.VIDEO_OFF, self.user_id, Reason=0)
 
     def end(self) -> None:
-        """End the stream and be gone, without a word to anybody."""
+        """End the stream and disappear without a callback."""
         self.here = False
         self.room.house.live.remove(self.stream)
         self.room.speakers.pop(self.user_id, None)
 
 
 def describe(speaker: Speaker) -> Mapping[str, Any]:
-    """A speaker as the control API shows them."""
+    """The speaker's view in the control API."""
     stream = speaker.stream
     return {
         "UserId": speaker.user_id,

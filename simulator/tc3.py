@@ -1,7 +1,7 @@
-"""Checks the signature of a Tencent Cloud API request: TC3-HMAC-SHA256.
+"""Verification of a Tencent Cloud API request's signature: TC3-HMAC-SHA256.
 
-Imports nothing of the simulator but cos.signature's Account. Rule: what is verified is what was sent; a request that is too old
-is told so only if its signature holds. Source: Tencent Cloud API 3.0, "Signature method v3":
+Rule: it verifies the bytes that arrived; a request that is too old is reported so only if its signature matches. Source: Tencent
+Cloud API 3.0, "Signature method v3":
 
     CanonicalRequest  method, path, query, signed headers (`name:value`, lower case, each with a newline), their names, and the
                       SHA-256 of the body – joined by newlines
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """What of a request is signed. Names of headers in lower case, values as they came."""
+    """The signed data of a request. Header names in lower case, values unchanged."""
 
     method: str
     path: str
@@ -50,7 +50,7 @@ class Signed:
 
 
 def parse(method: str, raw_path: str, headers: Mapping[str, str], body: bytes) -> Signed:
-    """Take a request apart; `raw_path` is the target as it stood in the request line."""
+    """Take a request apart; `raw_path` is the target of the request line."""
     path, _, query = raw_path.partition("?")
     lower = {name.lower(): value for name, value in headers.items()}
     return Signed(method=method, path=path, query=query, headers=lower, body=body)

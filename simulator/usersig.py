@@ -1,8 +1,8 @@
-"""Reads and checks a UserSig, as TRTC does with one made by TLSSigAPIv2.
+"""Parsing and verification of a UserSig, as TRTC does it with one made by TLSSigAPIv2.
 
-Imports nothing of the simulator. Rule: with the application's key everything is checked; without it only what a
-readable signature says about itself, since a stand-in that was not told the key must not refuse everybody.
-Source: Tencent's tls-sig-api (zlib-packed JSON in base64 with `*-_` for `+/=`, HMAC-SHA256 over five lines).
+Rule: with the application's key everything is verified. Without it only the readable content counts, since a simulator without
+the key must not refuse everybody. Source: Tencent's tls-sig-api (zlib-packed JSON in base64 with `*-_` for `+/=`, HMAC-SHA256
+over five lines).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OK, MISSING, INVALID, EXPIRED = "ok", "UserSig missing", "UserSig invalid", "Use
 
 
 def check(user_sig: str, *, sdk_app_id: int, user_id: str, key: str, now_s: float) -> str:
-    """OK, MISSING, INVALID or EXPIRED. `key` "" = not known: any signature is accepted that has not plainly expired."""
+    """OK, MISSING, INVALID or EXPIRED. `key` "" = unknown: any signature that has not visibly expired is accepted."""
     if not user_sig:
         return MISSING
     fields = _fields(user_sig)

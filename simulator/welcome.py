@@ -1,7 +1,6 @@
-"""What `recorder simulator` prints when it is up: every line an application developer has to copy.
+"""The greeting of `recorder simulator`: every line that an application developer has to copy.
 
-Imports server and cos.signature. Rule: what is printed works when pasted into a shell, whatever the options were; it goes
-to standard output, apart from the log.
+Rule: each printed line works when pasted into a shell, whatever the options were; it goes to standard output, apart from the log.
 """
 
 from __future__ import annotations
@@ -53,7 +52,8 @@ How to lose callbacks, break COS or stall a speaker: docs/simulator.md. Ctrl-C e
 
 @dataclass(slots=True, kw_only=True)
 class Welcome:
-    """Says what to type, once the simulator has its port. A part like others: `start` writes, `stop` does nothing."""
+    """Prints the lines to copy, once the simulator has its port. Like other parts, it has `start`, which prints, and `stop`,
+    which does nothing."""
 
     simulator: server.Simulator
     sdk_app_id: int
@@ -61,14 +61,14 @@ class Welcome:
     write: Callable[[str], object]
 
     async def start(self) -> None:
-        """Write the text; the simulator must have been started."""
+        """Print the text; the simulator must be running."""
         self.write(self.text())
 
     async def stop(self) -> None:
-        """Nothing is left to end."""
+        """Does nothing."""
 
     def text(self) -> str:
-        """Everything there is to copy."""
+        """All lines to copy."""
         simulator = self.simulator
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment().items()]
         return _TEXT.format(
@@ -90,12 +90,12 @@ class Welcome:
 
     @property
     def service_url(self) -> str:
-        """The recorder's own address, as the address of the callbacks has it."""
+        """The recorder's address, taken from the callback address."""
         parts = urlsplit(self.simulator.app(self.sdk_app_id).callback_url)
         return f"{parts.scheme}://{parts.netloc}"
 
     def environment(self) -> dict[str, str]:
-        """The settings of a recorder that takes the simulator for Tencent, and keeps what it writes apart from a real one's."""
+        """Settings for a recorder that uses the simulator as Tencent and keeps its files apart from a real one's."""
         simulator, app = self.simulator, self.simulator.app(self.sdk_app_id)
         folder = simulator.folder.absolute() / "recorder"
         found = {

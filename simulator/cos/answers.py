@@ -1,6 +1,6 @@
-"""COS's answers: its XML documents and its refusals, and the one XML document that it reads.
+"""COS's responses: its XML documents and error responses, and the one XML document that it parses.
 
-Imports nothing of the simulator. Rule: text is escaped here and nowhere else; a document type declaration is refused.
+Rule: only this module escapes text; a document type declaration is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 def document(name: str, fields: Mapping[str, Any]) -> bytes:
-    """An XML document: values are text, a mapping is nested, a list repeats its element, None leaves it out."""
+    """An XML document: values are text, a mapping is nested, a list repeats its element, None omits it."""
     return (HEAD + _element(name, fields)).encode()
 
 
@@ -61,7 +61,7 @@ def read_parts(body: bytes) -> list[tuple[int, str]]:
 
 
 def malformed() -> Refused:
-    """The refusal of a body that is not the XML that is expected."""
+    """The refusal of a body that is not the expected XML."""
     return Refused(400, "MalformedXML", "The XML you provided was not well-formed or did not validate.")
 
 

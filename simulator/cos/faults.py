@@ -1,7 +1,7 @@
-"""A script of what goes wrong in COS: which requests, how often, and how.
+"""Injected COS faults: which requests fail, how often, and how.
 
-Imports nothing of the simulator. Rule: a fault strikes after the signature has been verified, so a script cannot hide a
-wrong key; the first fault that matches and is not used up strikes, one per request.
+Rule: a fault applies after the signature was verified, so a script cannot hide a wrong key. The first matching fault that is not
+used up applies, one per request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """One request as it was answered: status 0 = the connection was broken off; `fault` is the action that struck."""
+    """One request and its result: status 0 = the connection was aborted; `fault` is the applied action."""
 
     operation: str
     bucket: str

@@ -1,7 +1,7 @@
 """COS's three listings – objects, multipart uploads, parts – page by page.
 
-Imports objects, routing, uploads. Rule: a page that is cut off says where the next one begins, in COS's own field names;
-`encoding-type=url` percent-encodes keys and what is made of them.
+Rule: a truncated page names the start of the next one, in COS's own field names; `encoding-type=url` percent-encodes keys and
+values derived from them.
 """
 
 from __future__ import annotations

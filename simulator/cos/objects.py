@@ -1,10 +1,10 @@
-"""Objects as files: `folder/cos/{bucket}/{key}`, so that whoever looks there finds the recording.
+"""Objects as files: `folder/cos/{bucket}/{key}`, so that a developer finds the recording there.
 
-Imports nothing of the simulator. Rules:
-- A key can never lead out of its bucket's folder. A key that is not a plain relative path (`..`, empty segments, a leading
-  dot, control characters, longer than a file name may be), or that collides with another as file and folder, is stored
-  as `.keys/{SHA-256 of the key}`. The index file next to the objects (`folder/cos-index`) says which key is where.
-- An object appears whole or not at all: written beside, renamed into place.
+Rules:
+- A key can never lead out of its bucket's folder. A key that is not a plain relative path (`..`, empty segments, a leading dot,
+  control characters, longer than a file name may be), or that collides with another as file and folder, is stored as
+  `.keys/{SHA-256 of the key}`. The index file next to the objects (`folder/cos-index`) maps keys to files.
+- An object appears whole or not at all: written under another name, then renamed.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Draft:
 
     @property
     def md5(self) -> bytes:
-        """MD5 of what was written."""
+        """MD5 of the written bytes."""
         return self._md5.digest()
 
     @property
     def crc64(self) -> str:
-        """CRC-64/XZ of what was written, decimal, as COS gives it in x-cos-hash-crc64ecma."""
+        """CRC-64/XZ of the written bytes, decimal, as COS gives it in x-cos-hash-crc64ecma."""
         return str(self._crc)
 
 
@@ -84,7 +84,7 @@ class Objects:
         self._stored: dict[tuple[str, str], Stored] = {}
 
     def start(self) -> None:
-        """Read the index of what an earlier run has stored; objects whose file is gone are forgotten."""
+        """Read the index of an earlier run; objects whose file is gone are dropped."""
         self._stored.clear()
         for entry in self._index.glob("*/*.json"):
             fields = json.loads(entry.read_text())
@@ -106,7 +106,7 @@ class Objects:
         return sorted(chosen, key=lambda stored: (stored.bucket, stored.key.encode()))
 
     def put(self, draft: Draft, bucket: str, key: str, **fields: Any) -> Stored:
-        """Make a draft the object of this key, in place of an older one; `fields` are those of Stored."""
+        """Store a draft as the object of this key, in place of an older one; `fields` are those of Stored."""
         draft.close()
         path = self._path(bucket, key)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Which bucket, key and operation a COS request means.
+"""Bucket, key and operation of a COS request.
 
-Imports answers. Rule: the bucket is in the Host, `{bucket}.cos.{region}.myqcloud.com`, or leads the path after `/cos/`;
-the key is what the raw target says, decoded once and never normalised.
+Rule: the bucket is in the Host, `{bucket}.cos.{region}.myqcloud.com`, or leads the path after `/cos/`; the key comes from the raw
+target, decoded once and never normalised.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OBJECT_OPERATIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a request is about; `key` is "" for the bucket itself."""
+    """The target of a request; `key` is "" for the bucket itself."""
 
     bucket: str
     key: str
@@ -69,7 +69,7 @@ def target(host: str, raw_path: str) -> Target:
 
 
 def operation(method: str, about: Target, *, copies: bool) -> str:
-    """The name of the operation. Raises answers.Refused (501 NotImplemented) for what the simulator does not know."""
+    """The name of the operation. Raises answers.Refused (501 NotImplemented) for an operation that the simulator lacks."""
     table = _OBJECT_OPERATIONS if about.key else _BUCKET_OPERATIONS
     resource = next((name for name in ("uploadId", "uploads") if name in about.query), "")
     name = table.get((method, resource))

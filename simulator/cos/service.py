@@ -1,6 +1,6 @@
-"""COS over HTTP: verifies, lets faults strike, does what is asked, and answers in COS's XML.
+"""COS over HTTP: verifies, applies faults, executes, and responds in COS's XML.
 
-Imports the rest of cos/ and connection. Rules:
+Rules:
 - Every request must be signed (signature.py); there is no anonymous access.
 - `x-cos-hash-crc64ecma` is CRC-64/XZ of the whole object, in decimal; an ETag is quoted in headers and in XML.
 - `x-cos-forbid-overwrite: true` refuses to replace an object (409 FileAlreadyExists).
@@ -65,12 +65,12 @@ class Cos:
         }
 
     def start(self) -> None:
-        """Read what an earlier run has stored in the folder."""
+        """Read the objects of an earlier run in the folder."""
         self.objects.start()
         self.uploads.start()
 
     def set_accounts(self, *accounts: signature.Account) -> None:
-        """Replace the keys that are known, as when temporary ones are renewed."""
+        """Replace the known keys, as when temporary ones are renewed."""
         self.accounts = {account.secret_id: account for account in accounts}
 
     def concerns(self, request: web.Request) -> bool:
@@ -92,7 +92,7 @@ class Cos:
             status = 0 if action in (faults.RESET, faults.COMMIT_THEN_RESET) else response.status
         except answers.Refused as refused:
             response, status, code = await wire.refusal(request, refused), refused.status, refused.code
-        except ConnectionError:  # the client has gone while it was sending
+        except ConnectionError:  # the client closed while sending
             response, status = web.Response(), 0
         self._note(operation, bucket, key, status, code, action)
         return response
@@ -100,7 +100,7 @@ class Cos:
     async def _under(
         self, fault: faults.Fault | None, operation: str, request: web.Request, about: routing.Target
     ) -> web.StreamResponse:
-        """Do the operation, or what the fault does instead."""
+        """Execute the operation, or the fault's action instead."""
         action = fault.action if fault else ""
         if fault is not None and action == faults.STATUS:
             raise answers.Refused(fault.status, fault.code, "The simulator's fault script says so.")

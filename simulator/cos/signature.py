@@ -1,7 +1,7 @@
-"""Checks the signature of a COS request, in its Authorization header or in the query of a presigned address.
+"""Verification of a COS request's signature, in its Authorization header or in the query of a presigned URL.
 
-Imports answers. Rule: what is verified is what was sent: the names in `q-header-list` and `q-url-param-list`, and the
-values as they arrived. Source: COS docs "Request Signature" (XML API, document 436/7778):
+Rule: it verifies the bytes that arrived: the names in `q-header-list` and `q-url-param-list`, and the received values. Source:
+COS docs "Request Signature" (XML API, document 436/7778):
 
     SignKey       HMAC-SHA1(SecretKey, q-key-time), hexadecimal
     FormatString  method in lower case, decoded path, parameters, headers – each with a newline
@@ -37,7 +37,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """What of a request is signed. Names of headers in lower case; parameters in the order they came, decoded."""
+    """The signed data of a request. Header names in lower case; parameters in received order, decoded."""
 
     method: str
     path: bytes
@@ -46,7 +46,7 @@ class Signed:
 
 
 def parse(method: str, raw_path: str, headers: Mapping[str, str]) -> Signed:
-    """Take a request apart: the raw target, as it stood in the request line, is decoded here and nowhere else."""
+    """Take a request apart: only this method decodes the raw target of the request line."""
     path, _, query = raw_path.partition("?")
     parameters = parse_qsl(query, keep_blank_values=True)
     lower = {name.lower(): value for name, value in headers.items()}

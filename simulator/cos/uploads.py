@@ -1,9 +1,8 @@
 """Multipart uploads: parts in any order, listed, completed, aborted.
 
-Imports objects, answers. Rules (COS docs "Multipart upload"): parts 1 … 10,000 of at least 1 MB but for the last; a part
-sent again replaces the older one; Complete names the parts in ascending order with their ETags and joins those, and only
-those; afterwards the UploadId is gone. The object's ETag is MD5 of the parts' MD5s and their number. All of it survives
-a restart of the simulator.
+Rules (COS docs "Multipart upload"): parts 1 … 10,000 of at least 1 MB but for the last; a repeated part replaces the older one;
+Complete names the parts in ascending order with their ETags and joins exactly those; afterwards the UploadId is gone. The
+object's ETag is the MD5 of the parts' MD5s and their number. All of it survives a restart of the simulator.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Uploads:
         self._uploads: dict[str, Upload] = {}
 
     def start(self) -> None:
-        """Read what an earlier run left open."""
+        """Read the open uploads of an earlier run."""
         self._uploads.clear()
         for entry in self._folder.glob("*/upload.json"):
             fields = json.loads(entry.read_text())

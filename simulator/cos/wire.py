@@ -1,6 +1,6 @@
-"""What COS's answers look like on the wire: headers, XML bodies, ranges, refusals.
+"""COS's responses on the wire: headers, XML bodies, ranges, refusals.
 
-Imports answers, objects. Rule: every answer carries an `x-cos-request-id`, every object its CRC-64 and quoted ETag.
+Rule: every response carries an `x-cos-request-id`, every object its CRC-64 and quoted ETag.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ XML = "application/xml"
 
 
 async def refusal(request: web.Request, refused: answers.Refused) -> web.Response:
-    """The XML of a refusal, after the rest of the body, so that a client in the middle of sending gets to read it."""
-    with contextlib.suppress(ConnectionError):  # a client that has gone reads no answer
+    """The XML of a refusal, sent after the rest of the body is read, so that a client that is still sending can read it."""
+    with contextlib.suppress(ConnectionError):  # a client that has closed reads no response
         while await request.content.readany():
             pass
     request_id = _request_id()
@@ -35,12 +35,12 @@ def _request_id() -> str:
 
 
 def response(status: int, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer without a body."""
+    """A response without a body."""
     return web.Response(status=status, headers={"x-cos-request-id": _request_id()} | (headers or {}))
 
 
 def document(name: str, fields: dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:
-    """An answer with an XML document."""
+    """A response with an XML document."""
     answer = response(200, headers)
     answer.body = answers.document(name, fields)
     answer.content_type = XML
@@ -48,7 +48,7 @@ def document(name: str, fields: dict[str, Any], headers: dict[str, str] | None =
 
 
 def described(request: web.Request) -> dict[str, Any]:
-    """What a request says about the object it makes: content type and `x-cos-meta-*`."""
+    """The request's statements about the new object: content type and `x-cos-meta-*`."""
     metadata = {name.lower(): value for name, value in request.headers.items() if name.lower().startswith("x-cos-meta-")}
     return {"content_type": request.headers.get("Content-Type", "application/octet-stream"), "metadata": metadata}
 
