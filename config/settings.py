@@ -217,7 +217,11 @@ class Settings(pydantic_settings.BaseSettings):
     )
     linger_s: Seconds = _setting("LINGER", 30.0, DURATION, "Time in which a returning speaker continues the recording.", ge=0)
     idle_timeout_s: Seconds = _setting(
-        "IDLE_TIMEOUT", 300.0, DURATION, "Without media, a session ends after this, unless callbacks report a speaker.", gt=0
+        "IDLE_TIMEOUT",
+        300.0,
+        DURATION,
+        "Without media, a recording or session ends after this, unless callbacks report a speaker.",
+        gt=0,
     )
     join_timeout_s: Seconds = _setting("JOIN_TIMEOUT", 300.0, DURATION, "A session without any publisher ends after this.", gt=0)
     max_duration_s: Seconds = _setting(
