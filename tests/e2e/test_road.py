@@ -84,6 +84,7 @@ async def test_all_modes_and_rooms(world: World) -> None:
     check_audit(world)
 
 
+@pytest.mark.alone
 async def test_duration_is_what_was_live(world: World) -> None:
     """The file is as long as the speaker was live, within half a second."""
     await world.serve()

@@ -105,6 +105,7 @@ async def test_the_address_is_in_no_process_list_and_no_sentence(source: LiveSou
     assert "SECRET" not in repr(capture.CaptureSpec(address=source.address("bob"), path=tmp_path, mode="00"))
 
 
+@pytest.mark.alone
 async def test_stop_ends_at_once_and_may_be_asked_twice(source: LiveSource, tmp_path: Path) -> None:
     """A live capture stops within a second, keeps its last packet, leaves no process, and answers every wait the same."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
@@ -124,6 +125,7 @@ async def test_stop_ends_at_once_and_may_be_asked_twice(source: LiveSource, tmp_
     running.kill()
 
 
+@pytest.mark.alone
 async def test_a_server_that_falls_silent_is_noticed(source: LiveSource, tmp_path: Path) -> None:
     """No growth for the limit is "stalled" within a second and a half more, though ffmpeg heeds no `q` then; media and
     time hold."""
@@ -295,6 +297,7 @@ async def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
         assert (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))) == before
 
 
+@pytest.mark.alone
 async def test_ffmpeg_killed_from_outside_keeps_its_media(source: LiveSource, tmp_path: Path) -> None:
     """SIGKILL from elsewhere is an error, and what had arrived is on disk."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
@@ -308,6 +311,7 @@ async def test_ffmpeg_killed_from_outside_keeps_its_media(source: LiveSource, tm
     assert ended.progress.media_ms == pytest.approx((killed - stream.first_sent) * 1000, abs=300)
 
 
+@pytest.mark.alone
 async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) -> None:
     """A service killed with -9 takes its ffmpeg along, and the segment holds all but the last second."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
@@ -376,6 +380,7 @@ async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, st
     return await asyncio.wait_for(running.wait(), waiting.limit_s(10))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("silent", [flv.AUDIO, flv.VIDEO])
 async def test_a_muted_track_does_not_hold_the_other_back(source: LiveSource, tmp_path: Path, silent: int) -> None:
     """When one of two tracks stops, the other still reaches the disk within a second of its arrival, so a crash loses no more."""

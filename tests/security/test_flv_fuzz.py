@@ -16,7 +16,7 @@ import pytest
 
 from machine import errors
 from media import avc, flv, flv_tail, joiner, segment_scan, survey, timeline, transcode, transcode_plan
-from tests import flv_source
+from tests import flv_source, waiting
 
 SEED = 20_261_123
 MUTANTS = 250
@@ -169,7 +169,7 @@ def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:
         looks += 1
     watch.close()
     assert looks > 1
-    assert longest_s < 1
+    assert longest_s < waiting.limit_s(1)
     assert watch.progress.media_ms == segment_scan.scan(path, "00").media_ms > 149_000
 
 
@@ -192,7 +192,7 @@ def test_no_parameter_set_takes_long_or_much() -> None:
             width, height = survey.Survey(headers={flv.VIDEO: [header]}).canvas
             assert 2 <= width <= 4_096
             assert 2 <= height <= 4_096
-    assert time.process_time() - began_s < 10
+    assert time.process_time() - began_s < waiting.limit_s(10)
     assert max(width for width, _ in sizes) > 4_096
 
 
