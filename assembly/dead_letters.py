@@ -35,7 +35,9 @@ class DeadLetters:
             # Only here: the engine of one node needs no AMQP.
             from bus import dead_letters
 
-            self._queue = dead_letters.ParkedMessages(url, keyring=encryption_keys.keyring(settings), prefix=settings.amqp_prefix)
+            self._queue = dead_letters.DeadLetterQueue(
+                url, keyring=encryption_keys.keyring(settings), prefix=settings.amqp_prefix
+            )
 
     async def start(self) -> None:
         """See that the database is there and of this program's schema. Raises Unavailable."""
@@ -65,7 +67,7 @@ class DeadLetters:
             row = await self._rows.show(_seq(id_))
             return _of_row(row) | {"Headers": {}, "Body": redaction.body(row.body.encode())}
         shown = await self._messages().show(id_)
-        return _of_message(shown.parked) | {"Headers": dict(shown.headers), "Body": shown.body}
+        return _of_message(shown.dead_letter) | {"Headers": dict(shown.headers), "Body": shown.body}
 
     async def requeue(self, id_: str) -> Json:
         """Send it on its way anew. Raises NotFound."""

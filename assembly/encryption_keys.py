@@ -84,7 +84,7 @@ async def parked_elsewhere(settings: ops_settings.Settings) -> int:
     from bus import dead_letters
 
     ring = keyring(settings)
-    messages, _ = await dead_letters.ParkedMessages(url, keyring=ring, prefix=settings.amqp_prefix).list(dead_letters.MAX_LOOKED)
+    messages, _ = await dead_letters.DeadLetterQueue(url, keyring=ring, prefix=settings.amqp_prefix).list(dead_letters.MAX_READ)
     return sum(message.key_id not in ("", ring.key_id) for message in messages)
 
 

@@ -234,7 +234,7 @@ class WholeWay(Decisions):
         """Make the tables, the queues and the connections."""
         await super().start()
         await self._bus.start()
-        await self._bus.link.session()
+        await self._bus.connection.session()
         self._connection = await aio_pika.connect(self._broker)
         self._exchange = await (await self._connection.channel()).get_exchange(self._bus.topology.exchange, ensure=False)
 

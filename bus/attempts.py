@@ -1,8 +1,10 @@
-"""How often a message was tried, counted in our own database. Imports `machine`.
+"""Attempt counts of messages, kept in the recorder's own database.
 
-The brokers' counts differ (RabbitMQ 3 counts every return, 4.3 none that is asked for with nack), and a count in the process dies
-with the process, which is the very case it is wanted for. Rule: a first try costs nothing. What comes again is counted in a
-transaction of its own before it is handled, so that a crash leaves it counted; what fails the first time, afterwards.
+Brokers count differently: RabbitMQ 3 counts every return, 4.3 counts none that a consumer requests with nack. A count in the
+process dies with the process, and a message that kills its process is the case that counts exist for.
+
+Rule: a first attempt costs no write. A redelivered message is counted in a transaction of its own before it is handled, so the
+count survives a crash. A first failure is counted afterwards.
 """
 
 from __future__ import annotations
@@ -13,19 +15,15 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-import structlog
-
-log = structlog.get_logger()
-
-TRIES_BEFORE_PARKED = 25
-RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# What came back so often is handled one at a time: the process that a message kills takes along what is handled beside it, and
-# that must not be counted as often as the culprit.
-ALONE_FROM = 3
+MAX_ATTEMPTS = 25
+BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# From this count on, a message is handled alone. A message that kills its process takes the messages in flight with it, and those
+# must not be counted as often as the culprit.
+ISOLATE_FROM = 3
 
 
-class Counts(Protocol):
-    """Where the counts are kept (store.attempts.Attempts)."""
+class AttemptCounts(Protocol):
+    """Storage of the counts (store.attempts.Attempts)."""
 
     async def count(self, message: str) -> int: ...
     async def add(self, message: str) -> int: ...
@@ -33,52 +31,51 @@ class Counts(Protocol):
     async def forget(self, message: str) -> None: ...
 
 
-class TriedTooOften(Exception):
-    """It was begun again and again and never ended: it may have ended its process each time."""
+class AttemptsExhausted(Exception):
+    """A message was begun `MAX_ATTEMPTS` times and never ended: it may have ended its process each time."""
 
 
-class Tries:
-    """The tries of the messages of one bus."""
+class AttemptTracker:
+    """Counts the attempts of one bus's messages. Messages are named by `key`."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: AttemptCounts) -> None:
         self._counts = counts
-        self._alone = asyncio.Lock()
+        self._isolation = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def begun(self, message: str, *, again: bool) -> AsyncIterator[int]:
-        """While a message is tried; gives the tries that are counted, this one included, or 0 for one that does not come `again`.
-        Raises TriedTooOften instead of another try."""
-        if not again:
+    async def attempt(self, message: str, *, redelivered: bool) -> AsyncIterator[int]:
+        """Enclose one attempt; yields the count with this attempt, or 0 for a first delivery. Raises AttemptsExhausted."""
+        if not redelivered:
             yield 0
             return
-        suspect = await self._counts.count(message) >= ALONE_FROM
-        async with self._alone if suspect else contextlib.nullcontext():
-            if await self._counts.count(message) >= TRIES_BEFORE_PARKED:
+        suspect = await self._counts.count(message) >= ISOLATE_FROM
+        async with self._isolation if suspect else contextlib.nullcontext():
+            if await self._counts.count(message) >= MAX_ATTEMPTS:
                 await self._counts.forget(message)
-                reason = f"begun {TRIES_BEFORE_PARKED} times and never ended: it may have ended its process each time"
-                raise TriedTooOften(reason)
+                reason = f"begun {MAX_ATTEMPTS} times and never ended: it may have ended its process each time"
+                raise AttemptsExhausted(reason)
             yield await self._counts.add(message)
 
-    async def failed(self, message: str, counted: int) -> int:
-        """A try failed, through a fault of the message's own; returns the tries so far."""
+    async def record_failure(self, message: str, counted: int) -> int:
+        """Count a failure that is the message's own; returns the attempts so far."""
         return counted or await self._counts.add(message)
 
-    async def excused(self, message: str, counted: int) -> None:
-        """A try failed through no fault of the message."""
+    async def uncount(self, message: str, counted: int) -> None:
+        """Take back the count of an attempt that failed through no fault of the message."""
         if counted:
             await self._counts.take_back(message)
 
-    async def over(self, message: str, counted: int) -> None:
-        """It is handled, or parked: its count is forgotten, so that it may be sent again."""
+    async def forget(self, message: str, counted: int) -> None:
+        """Delete the count of a handled or parked message, so that it can be sent again."""
         if counted:
             await self._counts.forget(message)
 
 
-def pause_s(tries: int) -> float:
-    """How long to wait after so many tries."""
-    return RETRY_S[min(max(tries, 1), len(RETRY_S)) - 1]
+def backoff_s(attempts: int) -> float:
+    """Seconds to wait after so many attempts."""
+    return BACKOFF_S[min(max(attempts, 1), len(BACKOFF_S)) - 1]
 
 
-def name(*parts: str) -> str:
-    """A message's name in the table of counts: publishers choose their ids, in any length and with any characters."""
+def key(*parts: str) -> str:
+    """A message's key in the table of counts. A digest, because publishers choose ids of any length and characters."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

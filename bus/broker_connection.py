@@ -1,8 +1,8 @@
-"""The connection to RabbitMQ, made anew whenever it ends. Imports `machine`.
+"""The connection to RabbitMQ. It reconnects whenever it ends.
 
-Rule: there is one way back from any fault — a closed connection, a closed channel, a consumer that the broker cancelled or that
-went deaf: the whole session is closed and a new one opened. What was under way is delivered again; every handler is harmless to
-repeat. aio_pika's errors end here, as `errors.Unavailable`.
+Rule: every fault has one recovery. A closed connection, a closed channel, and a consumer that the broker cancelled or that went
+deaf all end the session, and a new one is opened. Messages in progress are delivered again, and every handler is idempotent.
+Errors of aio_pika leave this package as `errors.Unavailable`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from machine import errors, supervised_task
 
 log = structlog.get_logger()
 
-CONNECT_LIMIT_S = 10.0
-CLOSE_LIMIT_S = 3.0
+CONNECT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 3.0
 # The default notices a dead peer only after three minutes.
 HEARTBEAT_S = 10
-RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-# A session that lived this long was a good one: the next try comes at once.
-GOOD_AFTER_S = 30.0
+RECONNECT_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+# After a session of this length the backoff starts over.
+STABLE_AFTER_S = 30.0
 
 
 class Unroutable(errors.Unavailable):
@@ -37,124 +37,126 @@ class Unroutable(errors.Unavailable):
 
 
 @contextlib.contextmanager
-def wrapped(what: str) -> Iterator[None]:
-    """Turn what aio_pika raises into Unavailable, naming `what` was being done. aiormq cancels the futures of a connection that
-    ends: a cancellation that nobody asked of this task is the connection's end, too."""
+def translate_errors(action: str) -> Iterator[None]:
+    """Raise the errors of aio_pika as Unavailable, with the `action` in the message.
+
+    aiormq cancels the futures of a connection that ends. A cancellation that was not requested of this task therefore means that
+    the connection ended."""
     try:
         yield
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise errors.Unavailable(f"RabbitMQ: the connection ended ({what}).") from None
+        raise errors.Unavailable(f"RabbitMQ: the connection ended ({action}).") from None
     except amqp_errors.PublishError as error:
-        raise Unroutable(f"RabbitMQ has no queue for it: {error} ({what}).") from error
+        raise Unroutable(f"RabbitMQ has no queue for it: {error} ({action}).") from error
     except TimeoutError as error:
-        raise errors.Unavailable(f"RabbitMQ did not answer in time ({what}).") from error
+        raise errors.Unavailable(f"RabbitMQ did not answer in time ({action}).") from error
     except amqp_errors.CONNECTION_EXCEPTIONS as error:
-        raise errors.Unavailable(f"RabbitMQ: {type(error).__name__}: {str(error)[:500]} ({what}).") from error
+        raise errors.Unavailable(f"RabbitMQ: {type(error).__name__}: {str(error)[:500]} ({action}).") from error
 
 
 async def connect(url: str, name: str) -> abc.AbstractConnection:
-    """A connection that shows up under `name` on the broker and notices within seconds that the other side is gone."""
+    """Open a connection that the broker shows under `name`, with heartbeats that detect a dead peer within seconds."""
     connection = aio_pika.Connection(URL(url).update_query({"heartbeat": HEARTBEAT_S, "name": name}))
     try:
         await connection.connect()
     except BaseException:
-        # Else it closes itself when it is collected, in whatever loop there is then.
+        # Otherwise the garbage collector closes it, in the event loop that runs then.
         await connection.close()
         raise
     return connection
 
 
-class Session:
-    """One connection while it lives, with a channel to publish on and one to ask on."""
+class BrokerSession:
+    """One open connection, with a channel for publishing and one for declarations."""
 
     def __init__(self, connection: abc.AbstractConnection, topology: topologies.Topology) -> None:
         self.topology = topology
-        self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._connection = connection
-        # Kept here: the connection holds its channels weakly.
+        # The connection refers to its channels weakly.
         self._channels: list[abc.AbstractChannel] = []
         self._nodes: set[str] = set()
-        self.asking: abc.AbstractChannel
+        self.declaring: abc.AbstractChannel
         self.exchange: abc.AbstractExchange
-        self.parked: abc.AbstractExchange
+        self.dead_letter_exchange: abc.AbstractExchange
 
     async def open(self) -> None:
         """Open the channels and declare the topology."""
         self._connection.close_callbacks.add(self._closed)
-        self.asking = await self.channel()
-        await topologies.declare(self.asking, self.topology)
-        # Without on_return_raises an unroutable message comes back as a value, and as no error.
+        self.declaring = await self.channel()
+        await topologies.declare(self.declaring, self.topology)
+        # Without on_return_raises an unroutable message is a return value and no error.
         publishing = await self.channel(publisher_confirms=True, on_return_raises=True)
         self.exchange = await publishing.get_exchange(self.topology.exchange, ensure=False)
-        self.parked = await publishing.get_exchange(self.topology.parked, ensure=False)
+        self.dead_letter_exchange = await publishing.get_exchange(self.topology.parked, ensure=False)
 
     async def channel(self, **options: Any) -> abc.AbstractChannel:
-        """Another channel; its end is the session's."""
-        made = await self.loose_channel(**options)
-        self.guard(made)
-        return made
+        """Open another channel, which ends the session when it closes."""
+        channel = await self.unguarded_channel(**options)
+        self.guard(channel)
+        return channel
 
-    async def loose_channel(self, **options: Any) -> abc.AbstractChannel:
-        """A channel whose end is its user's matter, until it is guarded."""
-        made = self._connection.channel(**({"publisher_confirms": False} | options))
-        self._channels.append(made)
-        await made
-        return made
+    async def unguarded_channel(self, **options: Any) -> abc.AbstractChannel:
+        """Open a channel that may close without ending the session, until it is guarded."""
+        channel = self._connection.channel(**({"publisher_confirms": False} | options))
+        self._channels.append(channel)
+        await channel
+        return channel
 
     def guard(self, channel: abc.AbstractChannel) -> None:
-        """From now on the end of this channel is the session's."""
+        """End the session when this channel closes."""
         channel.close_callbacks.add(self._closed)
 
     async def declare_node(self, node: str) -> None:
-        """Make sure that a node has a queue, whether or not it runs: what is for it must wait there."""
+        """Declare a node's queue, whether or not the node runs: its commands must wait there."""
         if node not in self._nodes:
-            await topologies.declare_queue(self.asking, self.topology, self.topology.node(node))
+            await topologies.declare_queue(self.declaring, self.topology, self.topology.node(node))
             self._nodes.add(node)
 
     def end(self, reason: str) -> None:
-        """Say that this session is of no more use; the link opens another."""
-        if not self.over.done():
-            self.over.set_result(reason)
+        """Mark this session as ended, so that the connection opens another."""
+        if not self.ended.done():
+            self.ended.set_result(reason)
 
     async def close(self) -> None:
-        """Close the connection, in bounded time."""
+        """Close the connection within `CLOSE_TIMEOUT_S`."""
         self.end("closed by us")
-        with contextlib.suppress(errors.Unavailable), wrapped("closing"):
-            async with asyncio.timeout(CLOSE_LIMIT_S):
+        with contextlib.suppress(errors.Unavailable), translate_errors("closing"):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._connection.close()
 
     def _closed(self, _sender: object, error: BaseException | None = None, *_: object) -> None:
         self.end(f"closed by the broker: {type(error).__name__}: {error}" if error else "closed")
 
 
-OnSession = Callable[[Session], Awaitable[None]]
+OnSession = Callable[[BrokerSession], Awaitable[None]]
 
 
-class Link:
-    """Keeps a session open. `on_session` is called with each new one, before anybody gets it: to begin consuming."""
+class BrokerConnection:
+    """Keeps a session open. `on_session` prepares each new session, such as its consumers, before any other user gets it."""
 
     def __init__(self, url: str, topology: topologies.Topology, *, name: str, on_session: OnSession) -> None:
         self._url = URL(url)
         self._name = name
         self.topology = topology
         self._on_session = on_session
-        self._session: Session | None = None
-        self._up = asyncio.Event()
+        self._session: BrokerSession | None = None
+        self._connected = asyncio.Event()
         self.problem = "The connection to RabbitMQ is not made yet."
-        self.life = supervised_task.SupervisedTask("bus.broker_connection", self._run)
+        self.task = supervised_task.SupervisedTask("bus.connection", self._run)
 
-    async def session(self) -> Session:
-        """The session, as soon as there is one: bound the wait."""
+    async def session(self) -> BrokerSession:
+        """Wait for a session and return it. The wait has no limit of its own."""
         while self._session is None:
-            await self._up.wait()
+            await self._connected.wait()
         return self._session
 
     @property
-    def present(self) -> Session | None:
-        """The session, if there is one now."""
+    def current(self) -> BrokerSession | None:
+        """The session, or None while there is none."""
         return self._session
 
     async def _run(self) -> None:
@@ -162,32 +164,32 @@ class Link:
         while True:
             began_s = asyncio.get_running_loop().time()
             try:
-                reason = await self._live()
+                reason = await self._run_session()
             except errors.RecorderError as error:
                 reason = error.message
-            failures = 0 if asyncio.get_running_loop().time() - began_s > GOOD_AFTER_S else failures + 1
+            failures = 0 if asyncio.get_running_loop().time() - began_s > STABLE_AFTER_S else failures + 1
             self.problem = self._without_password(reason)
             log.warning("bus.disconnected", reason=self.problem, failures=failures)
-            await supervised_task.pause(asyncio.Event(), RETRY_S[min(failures, len(RETRY_S) - 1)])
+            await supervised_task.pause(asyncio.Event(), RECONNECT_BACKOFF_S[min(failures, len(RECONNECT_BACKOFF_S) - 1)])
 
-    async def _live(self) -> str:
-        """One session from its beginning to its end; returns why it ended. Raises Unavailable when none could be opened."""
-        with wrapped("connecting"):
-            async with asyncio.timeout(CONNECT_LIMIT_S):
+    async def _run_session(self) -> str:
+        """Open a session and wait for its end; returns the reason. Raises Unavailable when it cannot be opened."""
+        with translate_errors("connecting"):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await connect(str(self._url), self._name)
-        session = Session(connection, self.topology)
+        session = BrokerSession(connection, self.topology)
         try:
-            with wrapped("declaring"):
-                async with asyncio.timeout(CONNECT_LIMIT_S):
+            with translate_errors("declaring"):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await session.open()
                     await self._on_session(session)
             self._session, self.problem = session, ""
-            self._up.set()
+            self._connected.set()
             log.info("bus.connected", host=self._url.host, port=self._url.port)
-            return await asyncio.shield(session.over)
+            return await asyncio.shield(session.ended)
         finally:
             self._session = None
-            self._up.clear()
+            self._connected.clear()
             await session.close()
 
     def _without_password(self, text: str) -> str:

@@ -1,191 +1,228 @@
-"""Takes the messages of one queue, a bounded number at a time, and gives each back with an answer. Imports `machine`, `events`.
+"""Consumer of one queue, with a bounded number of messages in flight.
 
-Rule: acknowledged only when it is handled (an event: committed; a command: its lease held) or lies in `recorder.parked`,
-confirmed. Handlers run in tasks of ours: aiormq cancels those of a channel that closes, and a job whose lease was just taken
-would be lost. For the same reason not `message.process()`: cancelled, it rejects without requeue, and the message is gone.
+Rules:
+- A message is acknowledged only after it was handled, or after the broker confirmed its dead letter. An event is handled once it
+  is committed, a command once its worker holds the lease.
+- Handlers run in tasks of this process. aiormq cancels the tasks of a channel that closes, and a job whose lease was just taken
+  would be lost. `message.process()` is not used for the same reason: a cancelled one rejects without requeue, and the message is
+  gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from aio_pika import abc
 
-from bus import broker_connection as links
-from bus import delivery_policy, envelope, publisher
+from bus import attempts, broker_connection, dead_letter_envelope, delivery_policy, publisher, redaction
 from bus import topology as topologies
 from machine import encryption, errors, failpoints
 
 log = structlog.get_logger()
 
-OPEN_LIMIT_S = 5.0
-ANSWER_LIMIT_S = 10.0
-PARK_RETRY_S = 2.0
+OPEN_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 10.0
+PARK_BACKOFF_S = 2.0
 
 
 class Consumer:
-    """The consumer of one queue. `wanted` says whether it should consume; the session that is present may not be the last."""
+    """Consumes one queue while `enabled`, on the session that is current."""
 
     def __init__(
         self,
-        link: links.Link,
+        connection: broker_connection.BrokerConnection,
         queue: topologies.Queue,
-        judge: delivery_policy.Judge,
+        kind: str,
+        policy: delivery_policy.DeliveryPolicy,
         *,
         keyring: encryption.Keyring,
+        clock: Callable[[], int],
         prefetch: int,
     ) -> None:
-        self._link = link
+        self._connection = connection
+        self._kind = kind
+        self._policy = policy
         self._keyring = keyring
-        self._judge = judge
+        self._clock = clock
         self._prefetch = prefetch
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: abc.AbstractChannel | None = None
         self._queue: abc.AbstractQueue | None = None
         self._underlay: Any = None
         self._tag = ""
-        self._turn = asyncio.Lock()
-        self._leaving = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._draining = asyncio.Event()
         self.queue = queue
-        self.wanted = True
-        self.taken = 0
+        self.enabled = True
+        self.received = 0
 
-    async def open(self, session: links.Session) -> None:
-        """Begin to consume on a new session. Raises Unavailable when the queue does not answer: one without a leader takes the
-        request and is silent, and must not keep the others from working."""
-        async with self._turn:
+    async def open(self, session: broker_connection.BrokerSession) -> None:
+        """Begin to consume on a new session.
+
+        Raises Unavailable when the queue does not answer. A quorum queue without a leader accepts the request and stays silent,
+        and must not keep the other consumers from working."""
+        async with self._lock:
             self._tag, self._queue, self._channel = "", None, None
-            with links.wrapped(f"consuming {self.queue.name}"):
-                async with asyncio.timeout(OPEN_LIMIT_S):
-                    channel = await session.loose_channel()
+            with broker_connection.translate_errors(f"consuming {self.queue.name}"):
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    channel = await session.unguarded_channel()
                     await channel.set_qos(prefetch_count=self._prefetch)
                     self._underlay = await channel.get_underlay_channel()
                     self._queue = await channel.get_queue(self.queue.name, ensure=False)
-                    await self._renew()
-            # A consumer that the broker cancels (its queue was deleted or moved) says no more, and its channel stays open.
+                    await self._apply()
+            # The broker cancels a consumer whose queue was deleted or moved. Its channel stays open and silent.
             self._underlay.on_consumer_cancel_callbacks.add(lambda _: session.end(f"consumer of {self.queue.name} cancelled"))
             session.guard(channel)
             self._channel = channel
 
-    async def want(self, wanted: bool) -> None:
-        """Consume, or not, from now on; harmless to repeat. What was delivered before is handled all the same."""
-        self.wanted = wanted
-        async with self._turn:
-            if self.open_now:
-                with links.wrapped(f"consumer of {self.queue.name}"):
-                    async with asyncio.timeout(ANSWER_LIMIT_S):
-                        await self._renew()
+    async def enable(self, enabled: bool) -> None:
+        """Consume from now on, or stop consuming. Idempotent. Messages that were delivered before are still handled."""
+        self.enabled = enabled
+        async with self._lock:
+            if self.is_open:
+                with broker_connection.translate_errors(f"consumer of {self.queue.name}"):
+                    async with asyncio.timeout(REPLY_TIMEOUT_S):
+                        await self._apply()
 
-    async def drain(self, limit_s: float) -> None:
-        """Let the handlers under way end for `limit_s`, then cancel them: their messages are delivered again."""
-        self._leaving.set()
+    async def drain(self, timeout_s: float) -> None:
+        """Let running handlers end within `timeout_s`, then cancel them: their messages are delivered again."""
+        self._draining.set()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=limit_s)
+            await asyncio.wait(self._tasks, timeout=timeout_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._leaving.clear()
+        self._draining.clear()
 
     @property
-    def open_now(self) -> bool:
-        """Whether it has a queue that answered."""
+    def is_open(self) -> bool:
+        """Whether the queue answered on an open channel."""
         return self._channel is not None and not self._channel.is_closed
 
     @property
-    def lost(self) -> bool:
-        """Whether aiormq has forgotten the consumer that we hold: it drops what is delivered to it then."""
+    def forgotten(self) -> bool:
+        """Whether aiormq lost track of this consumer: it then drops the deliveries."""
         return bool(self._tag) and self._tag not in self._underlay.consumers
 
     @property
-    def has_room(self) -> bool:
+    def below_prefetch(self) -> bool:
         """Whether the broker would deliver another message."""
         return len(self._tasks) < self._prefetch
 
-    async def _renew(self) -> None:
+    async def _apply(self) -> None:
         if self._queue is None:
             return
-        if self.wanted and not self._tag:
-            # Not the queue's iterator: it goes deaf on cancellation.
-            self._tag = await self._queue.consume(self._take)
-        elif not self.wanted and self._tag:
+        if self.enabled and not self._tag:
+            # A callback, because the queue's iterator goes deaf on cancellation.
+            self._tag = await self._queue.consume(self._receive)
+        elif not self.enabled and self._tag:
             tag, self._tag = self._tag, ""
             await self._queue.cancel(tag)
 
-    async def _take(self, message: abc.AbstractIncomingMessage) -> None:
-        self.taken += 1
+    async def _receive(self, message: abc.AbstractIncomingMessage) -> None:
+        self.received += 1
         task = asyncio.create_task(self._handle(message), name=f"bus.{self.queue.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, message: abc.AbstractIncomingMessage) -> None:
-        incoming = delivery_policy.Incoming(
-            key=message.routing_key or "",
-            body=message.body,
-            message_id=message.message_id or "",
-            again=bool(message.redelivered),
-            detour=detour(message, self._link.topology.exchange),
-        )
-        verdict = await self._judge.judge(incoming)
+        disposition = await self._decide(message)
         failpoints.hit("bus.acknowledge.before")
+        key, message_id = message.routing_key or "", message.message_id or ""
         try:
-            await self._answer(message, incoming, verdict)
+            await self._settle(message, disposition)
         except errors.Unavailable as error:
-            # The channel is gone, and the broker delivers it again: the inbox knows it.
-            log.info("bus.answer_lost", key=incoming.key, message_id=incoming.message_id, reason=error.message)
+            # The channel is closed, so the broker delivers the message again. The inbox deduplicates it.
+            log.info("bus.answer_lost", key=key, message_id=message_id, reason=error.message)
         except Exception as error:
-            log.exception("bus.answer_failed", key=incoming.key, message_id=incoming.message_id)
-            await self._later(message, incoming, str(error))
+            log.exception("bus.answer_failed", key=key, message_id=message_id)
+            await self._retry_parking(message, str(error))
 
-    async def _answer(
-        self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, verdict: delivery_policy.Verdict
-    ) -> None:
-        if verdict.kind == "again":
-            await self._rest(verdict.pause_s)
-            await self._give_back(message)
+    async def _decide(self, message: abc.AbstractIncomingMessage) -> delivery_policy.Disposition:
+        path = detour(message, self._connection.topology.exchange)
+        if path:
+            return delivery_policy.park(f"refused: {path}")
+        key, message_id = message.routing_key or "", message.message_id or ""
+        # The broker's id and not the one in the body: an attempt is counted before the body is read.
+        named = message_id or hashlib.sha256(message.body).hexdigest()
+        return await self._policy.handle(
+            delivery_policy.Incoming(
+                key=key,
+                body=message.body,
+                message_id=message_id,
+                attempt_key=attempts.key(self._kind, key, named),
+                redelivered=bool(message.redelivered),
+            )
+        )
+
+    async def _settle(self, message: abc.AbstractIncomingMessage, disposition: delivery_policy.Disposition) -> None:
+        """Acknowledge, requeue or park. Raises Unavailable when the channel is gone."""
+        if disposition.kind == "requeue":
+            await self._wait(disposition.backoff_s)
+            await self._requeue(message)
             return
-        if verdict.kind == "park":
+        if disposition.kind == "park":
             try:
-                await self._park(message, incoming, verdict.reason)
+                await self._park(message, disposition.reason)
             except errors.Unavailable as error:
-                await self._later(message, incoming, error.message)
+                await self._retry_parking(message, error.message)
                 return
-        with links.wrapped("acknowledging"):
-            async with asyncio.timeout(ANSWER_LIMIT_S):
+        with broker_connection.translate_errors("acknowledging"):
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
                 await message.ack()
         failpoints.hit("bus.acknowledge.after")
 
-    async def _later(self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, reason: str) -> None:
-        log.warning("bus.not_parked", key=incoming.key, message_id=incoming.message_id, reason=reason)
-        await self._rest(PARK_RETRY_S)
+    async def _retry_parking(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
+        log.warning("bus.not_parked", key=message.routing_key or "", message_id=message.message_id or "", reason=reason)
+        await self._wait(PARK_BACKOFF_S)
         with contextlib.suppress(errors.Unavailable):
-            await self._give_back(message)
+            await self._requeue(message)
 
-    async def _rest(self, pause_s: float) -> None:
-        """Keep a message for a while; give it back at once when this node leaves: another may take it."""
+    async def _wait(self, backoff_s: float) -> None:
+        """Hold a message during its backoff. A draining node returns it immediately, because another node may take it."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._leaving.wait()
+            async with asyncio.timeout(backoff_s):
+                await self._draining.wait()
 
-    async def _give_back(self, message: abc.AbstractIncomingMessage) -> None:
-        with links.wrapped("giving back"):
-            async with asyncio.timeout(ANSWER_LIMIT_S):
+    async def _requeue(self, message: abc.AbstractIncomingMessage) -> None:
+        with broker_connection.translate_errors("giving back"):
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
                 await message.nack(requeue=True)
 
-    async def _park(self, message: abc.AbstractIncomingMessage, incoming: delivery_policy.Incoming, reason: str) -> None:
-        ours = self._judge.parked_headers(incoming, self.queue.name, reason)
-        parked = envelope.closed(envelope.of(message), self._keyring, ours)
-        await publisher.publish(self._link, parked, parked=True)
+    async def _park(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
+        headers = self._dead_letter_headers(message, reason)
+        dead_letter = dead_letter_envelope.encrypt(dead_letter_envelope.original(message), self._keyring, headers)
+        await publisher.publish(self._connection, dead_letter, dead_letter=True)
         log.error(
-            "bus.dead_letters", key=parked.key, message_id=incoming.message_id, queue=self.queue.name, reason=ours["x-reason"]
+            "bus.parked",
+            key=dead_letter.key,
+            message_id=message.message_id or "",
+            queue=self.queue.name,
+            reason=headers["x-reason"],
         )
+
+    def _dead_letter_headers(self, message: abc.AbstractIncomingMessage, reason: str) -> dict[str, Any]:
+        """Headers that a dead letter gains: why and when (Unix ms) it was parked, and from which queue. Secrets are masked."""
+        headers: dict[str, Any] = {
+            "x-reason": redaction.masked(reason)[:1_000],
+            "x-routing-key": redaction.masked(message.routing_key or ""),
+            "x-queue": self.queue.name,
+            "x-parked-ms": self._clock(),
+        }
+        path = detour(message, self._connection.topology.exchange)
+        return headers | ({dead_letter_envelope.DETOUR: path} if path else {})
 
 
 def detour(message: abc.AbstractIncomingMessage, exchange: str) -> str:
-    """How a message came here other than by being published to `exchange` under its key, "" if it did not: the broker holds the
-    permissions by routing key against publishing alone. Ours are never dead-lettered into a queue that is worked on."""
+    """How a message reached its queue other than by being published to `exchange` under its key; "" if it did not.
+
+    The broker grants permissions by routing key on publishing alone. This recorder never dead-letters into a queue that it
+    consumes."""
     if (message.exchange or "") != exchange:
         return f"it was published to the exchange {message.exchange or ''!r} and not to {exchange!r}"
     if "x-death" in message.headers:

@@ -1,52 +1,43 @@
-"""Whether the database answers: what tells a message that fails from a database that is away. Imports `machine`.
+"""Database probe: tells a failing message from an unavailable database.
 
-Rule: while the database is away nothing is a message's fault. Nothing is counted against it, nothing is parked, no loop ends.
+Rule: while the database is unavailable no failure counts against a message, no message is parked, and no loop of a bus ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from bus import attempts
-from machine import errors, ports, supervised_task
+from machine import errors, supervised_task
 
 log = structlog.get_logger()
 
-PING_LIMIT_S = 5.0
-ASK_EVERY_S = 0.5
+PING_TIMEOUT_S = 5.0
+PING_EVERY_S = 0.5
 
 
-class Store(ports.Store, Protocol):
-    """A store that can be asked whether it answers, and counts tries (store.store.Store)."""
+class DatabaseProbe:
+    """Pings the database on behalf of a bus. `ping` raises errors.Unavailable when the database does not answer."""
 
-    @property
-    def attempts(self) -> attempts.Counts: ...
-    async def ping(self) -> None: ...
+    def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
+        self._ping = ping
 
-
-class Presence:
-    """Asks the database, for all loops of a bus."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def answers(self) -> bool:
-        """Whether the database answers now."""
+    async def available(self) -> bool:
+        """Ping once, for at most `PING_TIMEOUT_S`; returns whether the database answered."""
         try:
-            async with asyncio.timeout(PING_LIMIT_S):
-                await self._store.ping()
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                await self._ping()
         except (errors.Unavailable, TimeoutError):
             return False
         return True
 
-    async def back(self) -> None:
-        """Wait until the database answers."""
-        if await self.answers():
+    async def wait_available(self) -> None:
+        """Return as soon as the database answers."""
+        if await self.available():
             return
         log.warning("bus.database_away")
-        while not await self.answers():
-            await supervised_task.pause(asyncio.Event(), ASK_EVERY_S)
+        while not await self.available():
+            await supervised_task.pause(asyncio.Event(), PING_EVERY_S)
         log.info("bus.database_back")

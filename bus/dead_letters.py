@@ -1,8 +1,10 @@
-"""What lies in `recorder.parked`: looked at, published again, or thrown away by an operator. Imports `machine` and `events`.
+"""The dead letter queue `recorder.parked`, for operators: list, show, publish again, drop.
 
-Rule: looking takes messages and gives all of them back, so at most the first `MAX_LOOKED` at a time; requeue acknowledges
-only what the broker has confirmed anew. What is shown has its secrets masked, and needs no key; what is published again is the
-original, out of its seal where it has one. What came past the broker's permissions is not published again: it would have ours.
+Rules:
+- Reading takes messages and returns all of them, so it reaches at most the first `MAX_READ` at a time.
+- Requeue acknowledges a message only after the broker confirmed the new one.
+- Shown messages have their secrets masked and need no key. A requeued message is the decrypted original.
+- A message that bypassed the broker's permissions is never requeued: it would gain the recorder's permissions.
 """
 
 from __future__ import annotations
@@ -18,25 +20,24 @@ import aio_pika
 import structlog
 from aio_pika import abc
 
-from bus import broker_connection as links
-from bus import delivery_policy, envelope, redaction
+from bus import broker_connection, dead_letter_envelope, redaction
 from bus import topology as topologies
 from machine import encryption, errors
 
 log = structlog.get_logger()
 
-MAX_LOOKED = 1_000
-MAX_LOOKED_BYTES = 256 * 1024 * 1024
-LIMIT_S = 30.0
-# What the broker and our consumers added; RabbitMQ would take a message with its x-death for one that goes in circles.
-ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", delivery_policy.DETOUR)
+MAX_READ = 1_000
+MAX_READ_BYTES = 256 * 1024 * 1024
+TIMEOUT_S = 30.0
+# Headers added by the broker and by the recorder's consumers. RabbitMQ would take a message with its x-death for one in a cycle.
+ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", dead_letter_envelope.DETOUR)
 ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parked:
-    """One parked message. `id` is made from key, message id and body; `parked_ms` is 0 where it is not known; `key_id` is that of
-    the key it is sealed under, "" for one that the broker parked by itself."""
+class DeadLetter:
+    """One dead letter. `id` is a digest of key, message id and body. `parked_ms` is 0 if unknown. `key_id` names the encryption
+    key, "" for a message that the broker dead-lettered by itself."""
 
     id: str
     key: str
@@ -48,118 +49,120 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """A parked message with its headers and body as text; secrets masked, long ones cut."""
+class MaskedDeadLetter:
+    """A dead letter with its headers and body as text. Secrets are masked, long text is cut."""
 
-    parked: Parked
+    dead_letter: DeadLetter
     headers: Mapping[str, Any]
     body: str
 
 
-class ParkedMessages:
-    """The queue `recorder.parked` of the broker at `url`; each call is a connection of its own. Raises Unavailable."""
+class DeadLetterQueue:
+    """The queue `recorder.parked` of the broker at `url`. Each call opens a connection of its own and raises Unavailable."""
 
     def __init__(self, url: str, *, keyring: encryption.Keyring, prefix: str = "recorder") -> None:
         self._url = url
         self._keyring = keyring
         self._topology = topologies.Topology(prefix)
 
-    async def list(self, limit: int = 100) -> tuple[list[Parked], int]:
-        """The first `limit` parked messages, and how many there are in all. The broker puts what is given back
-        behind what was given back before: the order is about that of parking, no more."""
-        async with self._session() as (session, queue):
-            found = [_parked(m) async for m in _look(queue, min(limit, MAX_LOOKED))]
-            declared = await session.asking.declare_queue(queue.name, passive=True)
+    async def list(self, limit: int = 100) -> tuple[list[DeadLetter], int]:
+        """The first `limit` dead letters, and the total. The order only approximates that of parking: the broker puts a returned
+        message behind those that were returned before."""
+        async with self._open() as (session, queue):
+            found = [_dead_letter(m) async for m in _read(queue, min(limit, MAX_READ))]
+            declared = await session.declaring.declare_queue(queue.name, passive=True)
             return found, (declared.declaration_result.message_count or 0) + len(found)
 
-    async def show(self, id_: str) -> Shown:
-        """One message, masked. Raises NotFound."""
-        async with self._session() as (_, queue):
+    async def show(self, id_: str) -> MaskedDeadLetter:
+        """One dead letter, masked. Raises NotFound."""
+        async with self._open() as (_, queue):
             message = await _find(queue, id_)
-            if not envelope.is_encrypted(message.headers):
-                return Shown(
-                    parked=_parked(message), headers=redaction.masked(message.headers), body=redaction.body(message.body)
-                )
-            headers = {name: value for name, value in redaction.masked(message.headers).items() if name != envelope.SHOWN}
-            return Shown(parked=_parked(message), headers=headers, body=str(message.headers.get(envelope.SHOWN, "")))
+            headers = redaction.masked(message.headers)
+            if dead_letter_envelope.is_encrypted(message.headers):
+                body = str(message.headers.get(dead_letter_envelope.SHOWN, ""))
+                headers = {name: value for name, value in headers.items() if name != dead_letter_envelope.SHOWN}
+            else:
+                body = redaction.body(message.body)
+            return MaskedDeadLetter(dead_letter=_dead_letter(message), headers=headers, body=body)
 
-    async def requeue(self, id_: str) -> Parked:
-        """Publish one dead letter again under its routing key, and remove it. Raises NotFound, DecryptionFailed, and Refused for
-        one that its sender did not publish under this key."""
-        async with self._session() as (session, queue):
+    async def requeue(self, id_: str) -> DeadLetter:
+        """Publish a dead letter again under its routing key, and remove it. Raises NotFound, DecryptionFailed, and Refused for a
+        message that its sender did not publish under this key."""
+        async with self._open() as (session, queue):
             message = await _find(queue, id_)
             detour = self._detour(message.headers)
             if detour:
                 raise errors.Refused(
-                    f"Message {id_} came past the broker's permissions ({detour}); sent anew it would have the recorder's own. "
-                    f"`recorder parked drop {id_}` gives it up; its sender may publish it to {self._topology.exchange!r} itself."
+                    f"Message {id_} came past the broker's permissions ({detour}). Requeued, it would have the recorder's own."
+                    f" `recorder parked drop {id_}` deletes it; its sender may publish it to {self._topology.exchange!r} itself."
                 )
-            original = envelope.of(message)
-            if envelope.is_encrypted(message.headers):
-                original = envelope.opened(message.body, message.headers, self._keyring)
-            await session.exchange.publish(_anew(original), original.key, mandatory=True)
+            original = dead_letter_envelope.original(message)
+            if dead_letter_envelope.is_encrypted(message.headers):
+                original = dead_letter_envelope.decrypt(message.body, message.headers, self._keyring)
+            await session.exchange.publish(_republished(original), original.key, mandatory=True)
             await message.ack()
             log.info("parked.requeued", parked_id=id_, key=message.routing_key)
-            return _parked(message)
+            return _dead_letter(message)
 
-    async def drop(self, id_: str) -> Parked:
-        """Take one message out for good. Raises NotFound."""
-        async with self._session() as (_, queue):
+    async def drop(self, id_: str) -> DeadLetter:
+        """Delete a dead letter. Raises NotFound."""
+        async with self._open() as (_, queue):
             message = await _find(queue, id_)
             await message.ack()
             log.info("parked.dropped", parked_id=id_, key=message.routing_key)
-            return _parked(message)
+            return _dead_letter(message)
 
     def _detour(self, headers: Mapping[str, Any]) -> str:
-        """How a message came to us other than by being published under its key, "" if it did not: as its consumer found, or as
-        the broker says of one that was delivered too often. Our own queues dead-letter nowhere but here."""
-        if headers.get(delivery_policy.DETOUR):
-            return str(headers[delivery_policy.DETOUR])
+        """How a message reached the recorder other than by being published under its key; "" if it did not. Either its consumer
+        noted the path, or the broker noted the queues that dead-lettered it. The recorder's queues dead-letter only to here."""
+        if headers.get(dead_letter_envelope.DETOUR):
+            return str(headers[dead_letter_envelope.DETOUR])
         deaths = headers.get("x-death")
         queues = [str(death.get("queue")) for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
         foreign = [queue for queue in queues if not self._topology.owns(queue)]
         return f"the queue {foreign[0]!r} dead-lettered it" if foreign else ""
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[tuple[links.Session, abc.AbstractQueue]]:
-        """A session that gives back at its end all that was taken and not acknowledged."""
-        with links.wrapped("parked messages"):
-            async with asyncio.timeout(LIMIT_S):
-                session = links.Session(await links.connect(self._url, "recorder parked"), self._topology)
+    async def _open(self) -> AsyncIterator[tuple[broker_connection.BrokerSession, abc.AbstractQueue]]:
+        """Open a session that returns all unacknowledged messages to the queue at its end."""
+        with broker_connection.translate_errors("parked messages"):
+            async with asyncio.timeout(TIMEOUT_S):
+                connection = await broker_connection.connect(self._url, "recorder parked")
+                session = broker_connection.BrokerSession(connection, self._topology)
                 try:
                     await session.open()
                     channel = await session.channel()
                     try:
                         yield session, await channel.get_queue(self._topology.parked, ensure=False)
                     finally:
-                        await _give_back(channel)
+                        await _return_all(channel)
                 finally:
                     await session.close()
 
 
-async def _give_back(channel: abc.AbstractChannel) -> None:
-    """All at once, and with an answer: who looks next finds them, not some time later when the end of this is noticed."""
+async def _return_all(channel: abc.AbstractChannel) -> None:
+    """Return all messages and wait for the broker's answer, so that the next reader finds them without a delay."""
     underlay = await channel.get_underlay_channel()
     await underlay.basic_nack(0, multiple=True, requeue=True)
     await channel.set_qos(prefetch_count=0)
 
 
-async def _look(queue: abc.AbstractQueue, limit: int) -> AsyncIterator[abc.AbstractIncomingMessage]:
-    """The first messages; they are ours until the session ends, or they are acknowledged."""
-    seen_bytes = 0
+async def _read(queue: abc.AbstractQueue, limit: int) -> AsyncIterator[abc.AbstractIncomingMessage]:
+    """Take the first messages. They belong to this session until it ends or acknowledges them."""
+    read_bytes = 0
     for _ in range(limit):
         message = await queue.get(fail=False)
-        if message is None or seen_bytes > MAX_LOOKED_BYTES:
+        if message is None or read_bytes > MAX_READ_BYTES:
             return
-        seen_bytes += len(message.body)
+        read_bytes += len(message.body)
         yield message
 
 
 async def _find(queue: abc.AbstractQueue, id_: str) -> abc.AbstractIncomingMessage:
-    async for message in _look(queue, MAX_LOOKED):
+    async for message in _read(queue, MAX_READ):
         if _id(message) == id_:
             return message
-    raise errors.NotFound(f"No such message among the first {MAX_LOOKED} parked ones; `recorder parked list` shows them.")
+    raise errors.NotFound(f"No such message among the first {MAX_READ} parked ones; `recorder parked list` shows them.")
 
 
 def _id(message: abc.AbstractIncomingMessage) -> str:
@@ -168,16 +171,16 @@ def _id(message: abc.AbstractIncomingMessage) -> str:
     return digest.hexdigest()[:12]
 
 
-def _parked(message: abc.AbstractIncomingMessage) -> Parked:
-    at_ms, size = message.headers.get("x-parked-ms", 0), message.headers.get(envelope.SIZE)
-    return Parked(
+def _dead_letter(message: abc.AbstractIncomingMessage) -> DeadLetter:
+    at_ms, size = message.headers.get("x-parked-ms", 0), message.headers.get(dead_letter_envelope.SIZE)
+    return DeadLetter(
         id=_id(message),
         key=message.routing_key or "",
         message_id=message.message_id or "",
         reason=_reason(message.headers),
         size_bytes=size if isinstance(size, int) else len(message.body),
         parked_ms=at_ms if isinstance(at_ms, int) else 0,
-        key_id=str(message.headers.get(envelope.KEY_ID, "")),
+        key_id=str(message.headers.get(dead_letter_envelope.KEY_ID, "")),
     )
 
 
@@ -190,7 +193,7 @@ def _reason(headers: Mapping[str, Any]) -> str:
     return "no queue is bound for its routing key"
 
 
-def _anew(original: envelope.Original) -> aio_pika.Message:
+def _republished(original: dead_letter_envelope.Original) -> aio_pika.Message:
     kept = {n: v for n, v in original.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
     return aio_pika.Message(
         original.body, headers=kept, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **dict(original.properties)

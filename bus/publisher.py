@@ -1,4 +1,4 @@
-"""Publishing that knows what became of it: confirmed by the broker within a time, or an error. Imports `machine` and `events`."""
+"""Publisher with confirmation: a message is confirmed by the broker in time, or publishing raises."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 import aio_pika
 from pamqp import encode
 
-from bus import broker_connection as links
+from bus import broker_connection
 from events import codec
 from machine import failpoints
 
-PUBLISH_LIMIT_S = 10.0
-# A header frame must fit the broker's frame_max (128 KiB by default), with properties and our own reasons.
+PUBLISH_TIMEOUT_S = 10.0
+# A header frame must fit the broker's frame_max (128 KiB by default), together with properties and the reason of a dead letter.
 MAX_HEADERS_BYTES = 64 * 1024
 MAX_PROPERTY_BYTES = 255
-# What the broker would act on once more: sender-selected queues.
-ACTED_ON = ("CC", "BCC")
-# What of a message of others is kept when it is published again. Not its expiration, which would end it where it is parked, nor
-# its user_id, which the broker compares with ours.
+# Headers that the broker acts on: sender-selected queues.
+ROUTING_HEADERS = ("CC", "BCC")
+# Properties that a foreign message keeps when it is published again. Not its expiration, which would end it in the dead letter
+# queue, nor its user_id, which the broker compares with the recorder's user.
 PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "timestamp", "type", "app_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """A message on its way out. `properties` are those of AMQP beside delivery mode and headers."""
+    """A message to publish. `properties` are AMQP properties other than delivery mode and headers."""
 
     key: str
     body: bytes
@@ -38,32 +38,40 @@ class Outgoing:
     node: str = ""
 
 
-async def publish(link: links.Link, message: Outgoing, *, parked: bool = False, limit_s: float = PUBLISH_LIMIT_S) -> None:
-    """Publish to `recorder` (or to `recorder.parked`) and wait for the broker's confirmation. Raises Unavailable when it does not
-    come within `limit_s` (waiting for a connection included), Unroutable when no queue takes the message."""
+async def publish(
+    connection: broker_connection.BrokerConnection,
+    message: Outgoing,
+    *,
+    dead_letter: bool = False,
+    timeout_s: float = PUBLISH_TIMEOUT_S,
+) -> None:
+    """Publish to `recorder` (or to `recorder.parked`) and wait for the broker's confirmation.
+
+    Raises Unavailable when no confirmation arrives within `timeout_s`, the wait for a connection included. Raises Unroutable when
+    no queue takes the message."""
     made = aio_pika.Message(
         message.body,
         headers=sendable(message.headers),
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         **message.properties,
     )
-    # `publish(timeout=)` of aio_pika does not cover all it may wait for.
-    with links.wrapped("publishing"):
-        async with asyncio.timeout(limit_s):
-            session = await link.session()
+    # aio_pika's `publish(timeout=)` does not cover every wait.
+    with broker_connection.translate_errors("publishing"):
+        async with asyncio.timeout(timeout_s):
+            session = await connection.session()
             if message.node:
                 await session.declare_node(message.node)
-            exchange = session.parked if parked else session.exchange
+            exchange = session.dead_letter_exchange if dead_letter else session.exchange
             failpoints.hit("bus.publish.before")
             await exchange.publish(made, message.key, mandatory=message.mandatory)
     failpoints.hit("bus.confirm.after")
 
 
 def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:
-    """A message of the outbox: its routing key and properties. A result that nobody subscribes to is no error."""
+    """Make the message of an outbox row: its routing key and properties. A result without a subscriber is no error."""
     head = codec.parse(body)
     properties = {"message_id": _short(head["id"]), "content_type": codec.CONTENT_TYPE, "type": type_, "app_id": codec.SOURCE}
-    # AMQP takes fewer bytes there than CloudEvents takes characters; the body says it in any case.
+    # AMQP allows fewer bytes than CloudEvents allows characters. The body has the id in any case.
     if head.get("correlationid") and len(head["correlationid"].encode()) <= MAX_PROPERTY_BYTES:
         properties["correlation_id"] = head["correlationid"]
     named = node if channel == "command" else ""
@@ -72,14 +80,14 @@ def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:
 
 
 def _short(id_: str) -> str:
-    """The id, or where AMQP has no room for it a digest of it: who has two messages of one id must see that in either."""
+    """The id, or a digest of one that AMQP cannot hold. Equal ids stay equal in either form."""
     raw = id_.encode()
     return id_ if len(raw) <= MAX_PROPERTY_BYTES else f"sha256-{hashlib.sha256(raw).hexdigest()}"
 
 
 def sendable(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Headers that can be sent: those of others may be of a kind, or a size, that cannot."""
-    kept = {name: value for name, value in headers.items() if name not in ACTED_ON}
+    """Headers that can be sent. Foreign headers of an unsendable kind or size become text and are cut."""
+    kept = {name: value for name, value in headers.items() if name not in ROUTING_HEADERS}
     try:
         if len(encode.field_table(kept)) <= MAX_HEADERS_BYTES:
             return kept

@@ -1,29 +1,30 @@
-"""The bus between nodes: outbox → RabbitMQ → handlers of any node. Imports `machine` and `events`.
+"""The bus between nodes: outbox, RabbitMQ, handlers of any node.
 
-Rule: starts without a broker and outlives its absence; what waits in the outbox then waits longer. Every loop is a Background in
-`sides`: one that ends by itself ends the process.
+Rule: the bus starts without a broker and survives its absence; messages then wait in the outbox. Every loop is a SupervisedTask
+in `sides`, and a loop that ends unexpectedly ends the process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
 
 import structlog
+from aio_pika import abc
 
-from bus import attempts, delivery_policy, hearing, relay, watchdog
-from bus import broker_connection as links
+from bus import attempts, broker_connection, database_probe, delivery_policy, message_reader, relay, watchdog
 from bus import consumer as consumers
-from bus import database_probe as presences
 from bus import topology as topologies
 from events import codec
+from events import errors as event_errors
 from machine import encryption, errors, supervised_task
 
 log = structlog.get_logger()
 
 ROLES = ("api", "machine", "worker")
 MACHINES_PREFETCH = 64
-# Few: what a full worker has taken and not begun, no other worker can take.
+# Few, because no other worker can take a capture that a full worker has received and not begun.
 CAPTURE_PREFETCH = 2
 FINISH_PREFETCH = 8
 NODE_PREFETCH = 32
@@ -31,11 +32,11 @@ DRAIN_S = 5.0
 
 
 class RabbitBus:
-    """One node's end of the bus. A node of any role relays its own outbox; `machine` takes events, `worker` commands."""
+    """One node's end of the bus. Every node relays its outbox; the role `machine` consumes events, `worker` commands."""
 
     def __init__(
         self,
-        store: presences.Store,
+        store: relay.Store,
         *,
         url: str,
         node: str,
@@ -51,93 +52,102 @@ class RabbitBus:
         if unknown:
             raise errors.InvalidParameter(f"Roles are {', '.join(ROLES)}.", field="roles")
         self.topology = topologies.Topology(prefix)
+        self._clock = clock
+        self._keyring = keyring
         self._drain_s = drain_s
         self._roles = frozenset(roles)
         self._node = node
-        self._own = self.topology.node(node)
-        presence, tries = presences.Presence(store), attempts.Tries(store.attempts)
-        self.link = links.Link(url, self.topology, name=f"recorder {node}", on_session=self._begin)
-        events = delivery_policy.Judge("event", on_event, tries=tries, presence=presence, clock=clock)
-        commands = delivery_policy.Judge("command", on_command, tries=tries, presence=presence, clock=clock)
-        self._captures = consumers.Consumer(
-            self.link, self.topology.capture, commands, keyring=keyring, prefetch=CAPTURE_PREFETCH
+        probe, tracker = database_probe.DatabaseProbe(store.ping), attempts.AttemptTracker(store.attempts)
+        self.connection = broker_connection.BrokerConnection(
+            url, self.topology, name=f"recorder {node}", on_session=self._open_session
         )
+
+        def policy(kind: str, handler: delivery_policy.Handler) -> delivery_policy.DeliveryPolicy:
+            reader = message_reader.MessageReader(kind, clock=clock)
+            return delivery_policy.DeliveryPolicy(reader.read, handler, tracker=tracker, probe=probe)
+
+        events, commands = policy("event", on_event), policy("command", on_command)
+        self._captures = self._consumer(self.topology.capture, "command", commands, CAPTURE_PREFETCH)
         self._consumers: list[consumers.Consumer] = []
         if "machine" in self._roles:
-            self._consumers += [
-                consumers.Consumer(self.link, self.topology.machines, events, keyring=keyring, prefetch=MACHINES_PREFETCH)
-            ]
+            self._consumers.append(self._consumer(self.topology.machines, "event", events, MACHINES_PREFETCH))
         if "worker" in self._roles:
             self._consumers += [
-                consumers.Consumer(self.link, self._own, commands, keyring=keyring, prefetch=NODE_PREFETCH),
-                consumers.Consumer(self.link, self.topology.finish, commands, keyring=keyring, prefetch=FINISH_PREFETCH),
+                self._consumer(self.topology.node(node), "command", commands, NODE_PREFETCH),
+                self._consumer(self.topology.finish, "command", commands, FINISH_PREFETCH),
                 self._captures,
             ]
-        self._relay = relay.Relay(store, self.link, presence=presence)
-        self._watchdog = watchdog.Watchdog(self.link, self._consumers)
+        self._relay = relay.Relay(store, self.connection, probe=probe)
+        self._watchdog = watchdog.Watchdog(self.connection, self._consumers)
         self._consuming = True
-        self._captures_wanted = True
+        self._captures_enabled = True
         self.listeners: list[Callable[[codec.Event], None]] = []
-        self.sides: list[supervised_task.SupervisedTask] = [self.link.life, self._relay.loop, self._watchdog.loop]
+        self.sides: list[supervised_task.SupervisedTask] = [self.connection.task, self._relay.task, self._watchdog.task]
+
+    def _consumer(
+        self, queue: topologies.Queue, kind: str, policy: delivery_policy.DeliveryPolicy, prefetch: int
+    ) -> consumers.Consumer:
+        return consumers.Consumer(
+            self.connection, queue, kind, policy, keyring=self._keyring, clock=self._clock, prefetch=prefetch
+        )
 
     async def start(self) -> None:
-        """Begin to connect, relay and consume; returns at once, and harmless to repeat."""
+        """Begin to connect, relay and consume, without waiting for the connection. Idempotent."""
         self._consuming = True
         await self._apply()
         for side in self.sides:
             side.start()
 
     async def stop(self) -> None:
-        """Take nothing more, let the handlers under way end for a few seconds, close; harmless to repeat. What is unfinished then
-        is delivered again, to any node."""
-        await self._watchdog.loop.stop()
+        """Stop consuming, drain the handlers for `drain_s`, and disconnect. Idempotent. Unfinished messages are delivered again,
+        to any node."""
+        await self._watchdog.task.stop()
         await self._relay.stop()
         await self.stop_consuming()
-        await self.link.life.stop()
-        # What was on its way to us while we said that we want no more.
+        await self.connection.task.stop()
+        # Messages that were on their way while the consumers were cancelled.
         await asyncio.gather(*(each.drain(0) for each in self._consumers))
 
     async def stop_consuming(self) -> None:
-        """Take nothing new until the next start, and let what is in hand end for a few seconds; the relay goes on. Harmless to
-        repeat."""
+        """Cancel the consumers until the next start and drain the handlers for `drain_s`; the relay goes on. Idempotent."""
         self._consuming = False
         await self._apply()
         await asyncio.gather(*(each.drain(self._drain_s) for each in self._consumers))
 
     def problems(self) -> list[str]:
-        """That messages do not flow now; [] when they do. Why not is for the log: anybody may ask a probe."""
-        if self.link.problem:
+        """Why no messages flow now; [] when they do. Causes are in the log only, because anyone may call a health probe."""
+        if self.connection.problem:
             return ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
-        if any(not each.open_now for each in self._consumers):
+        if any(not each.is_open for each in self._consumers):
             return ["RabbitMQ is connected, and a queue does not answer; this node's log says which (bus.queue_silent)."]
         return []
 
     async def pause_captures(self) -> None:
-        """Take no new capture: this worker is full. Harmless to repeat; holds over reconnections."""
-        self._captures_wanted = False
+        """Stop consuming new captures: this worker is full. Idempotent; holds over reconnections."""
+        self._captures_enabled = False
         await self._apply()
 
     async def resume_captures(self) -> None:
-        """Take new captures again; harmless to repeat."""
-        self._captures_wanted = True
+        """Consume new captures again. Idempotent."""
+        self._captures_enabled = True
         await self._apply()
 
     async def _apply(self) -> None:
         for each in self._consumers:
-            wanted = self._consuming and (self._captures_wanted or each is not self._captures)
-            if each.wanted == wanted:
+            enabled = self._consuming and (self._captures_enabled or each is not self._captures)
+            if each.enabled == enabled:
                 continue
-            log.info("bus.consuming", queue=each.queue.name, wanted=wanted)
+            log.info("bus.consuming", queue=each.queue.name, enabled=enabled)
             try:
-                await each.want(wanted)
+                await each.enable(enabled)
             except errors.Unavailable as error:
-                # A channel that does not answer ends its session; the next one begins as it is wanted.
-                log.info("bus.not_told", queue=each.queue.name, reason=error.message)
+                # A channel that does not answer ends its session. The next session opens its consumers as `enabled` says.
+                log.info("bus.consumer_unanswered", queue=each.queue.name, reason=error.message)
 
-    async def _begin(self, session: links.Session) -> None:
+    async def _open_session(self, session: broker_connection.BrokerSession) -> None:
         if "worker" in self._roles:
             await session.declare_node(self._node)
-        # At once, and each for itself: a queue that is silent now is tried again by the watchdog.
+        # Concurrently and independently: the watchdog retries a queue that is silent now.
         opened = await asyncio.gather(*(each.open(session) for each in self._consumers), return_exceptions=True)
         for each, error in zip(self._consumers, opened, strict=True):
             if isinstance(error, errors.Unavailable):
@@ -145,8 +155,22 @@ class RabbitBus:
             elif error is not None:
                 raise error
         if "api" in self._roles:
-            await hearing.listen(session, self._heard)
+            await self._subscribe_results(session)
 
-    def _heard(self, event: codec.Event) -> None:
-        for listener in self.listeners:
-            listener(event)
+    async def _subscribe_results(self, session: broker_connection.BrokerSession) -> None:
+        """Notify the listeners of every node's results, so that waiting HTTP requests wake. Only a hint: the queue goes with
+        its connection, and a missed result is found in the database."""
+
+        async def receive(message: abc.AbstractIncomingMessage) -> None:
+            try:
+                event = codec.decode(message.body, now_ms=time.time_ns() // 1_000_000)
+            except event_errors.InvalidEvent as error:
+                log.info("bus.result_unreadable", key=message.routing_key, reason=str(error))
+                return
+            for listener in self.listeners:
+                listener(event)
+
+        channel = await session.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(session.topology.exchange, "result.#")
+        await queue.consume(receive, no_ack=True)

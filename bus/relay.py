@@ -1,7 +1,8 @@
-"""From the outbox to the broker: claim, publish, mark what was confirmed. Imports `machine` and `events`.
+"""Relay from the outbox to the broker: claim, publish, mark the confirmed messages as sent.
 
-Rule: a row is marked sent only after the broker has confirmed its message. A crash in between publishes it again under the same
-id, which is harmless. What could not be published is tried again: soon by this relay while its claim holds, later by any.
+Rule: a row is marked sent only after the broker confirmed its message. A crash in between publishes the message again under the
+same id, so consumers deduplicate it. A message that could not be published is retried: soon by this relay while its claim lasts,
+later by any relay.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
-from bus import broker_connection as links
-from bus import database_probe as presences
-from bus import publisher
+from bus import attempts, broker_connection, database_probe, publisher
 from events import errors as event_errors
 from machine import errors, failpoints, ports, supervised_task
 
@@ -24,127 +24,141 @@ log = structlog.get_logger()
 
 POLL_S = 0.5
 BATCH = 200
-HOLD_S = 15.0
-AGAIN_S = 1.0
+CLAIM_S = 15.0
+RETRY_S = 1.0
 LAST_ROUND_S = 3.0
-# Failures in a row, with a database that answers, after which the fault is ours: the process ends and is started anew.
+# After so many failures in a row with an available database, the process ends and its supervisor restarts it.
 FAILURES_BEFORE_END = 5
+
+
+class Store(ports.Store, Protocol):
+    """A store with an outbox to relay (store.store.Store)."""
+
+    @property
+    def attempts(self) -> attempts.AttemptCounts: ...
+    async def ping(self) -> None: ...
 
 
 @dataclass(slots=True)
 class _Claim:
-    """A row that this relay may publish from `due_s` until `until_s`, and that is anybody's from `over_s` (monotonic)."""
+    """A claimed row. This relay may publish it from `due_s` until `until_s`; from `expired_s` any relay may (monotonic)."""
 
     message: ports.Message
     until_s: float
-    over_s: float
+    expired_s: float
     due_s: float = 0.0
     confirmed: bool = False
 
 
 class Relay:
-    """Publishes what waits in the outbox, a batch at a time, all of it in flight at once."""
+    """Publishes the outbox in batches, with all messages of a batch in flight."""
 
-    def __init__(self, store: presences.Store, link: links.Link, *, presence: presences.Presence, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        connection: broker_connection.BrokerConnection,
+        *,
+        probe: database_probe.DatabaseProbe,
+        claim_s: float = CLAIM_S,
+    ) -> None:
         self._store = store
-        self._link = link
-        self._presence = presence
-        self._hold_s = hold_s
-        self._claimed: dict[int, _Claim] = {}
+        self._connection = connection
+        self._probe = probe
+        self._claim_s = claim_s
+        self._claims: dict[int, _Claim] = {}
         self._reason = ""
-        self._turn = asyncio.Lock()
-        self.loop = supervised_task.SupervisedTask("bus.relay", self._run)
+        self._lock = asyncio.Lock()
+        self.task = supervised_task.SupervisedTask("bus.relay", self._run)
 
     async def stop(self) -> None:
-        """End after the round that is under way, if that ends soon, and leave to the others what is claimed and not published;
-        harmless to repeat."""
+        """Finish the current round within `LAST_ROUND_S`, then release unpublished claims to other relays. Idempotent."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_ROUND_S):
-                # A round that is cut off may have claimed what nobody would know of.
-                async with self._turn:
-                    await self.loop.stop()
-        await self.loop.stop()
-        left = [seq for seq, claim in self._claimed.items() if not claim.confirmed]
-        self._claimed.clear()
-        if left:
+                # A round that is cancelled may have claimed rows that it did not note yet.
+                async with self._lock:
+                    await self.task.stop()
+        await self.task.stop()
+        unpublished = [seq for seq, claim in self._claims.items() if not claim.confirmed]
+        self._claims.clear()
+        if unpublished:
             try:
                 async with asyncio.timeout(LAST_ROUND_S):
-                    await self._store.release(left)
-            except Exception as error:  # noqa: BLE001 - not swallowed: it is told, and the claims end by themselves
-                log.warning("bus.claims_kept", messages=len(left), reason=type(error).__name__, hold_s=self._hold_s)
+                    await self._store.release(unpublished)
+            except Exception as error:  # noqa: BLE001 - not swallowed: logged, and the claims expire
+                log.warning("bus.claims_kept", messages=len(unpublished), reason=type(error).__name__, claim_s=self._claim_s)
 
     async def _run(self) -> None:
         failures = 0
         while True:
             try:
-                # Nothing is claimed while there is nowhere to publish to.
-                await self._link.session()
-                async with self._turn:
-                    sent, left = await self._round()
+                # Nothing is claimed while it could not be published.
+                await self._connection.session()
+                async with self._lock:
+                    sent, unsent = await self._round()
                 failures = 0
             except Exception as error:
-                failures = failures + 1 if await self._presence.answers() else 0
-                await self._presence.back()
+                failures = failures + 1 if await self._probe.available() else 0
+                await self._probe.wait_available()
                 if failures >= FAILURES_BEFORE_END:
                     raise
                 log.exception("bus.relay_failed", failures=failures, reason=type(error).__name__)
-                sent, left = 0, 0
-            if left or not sent:
+                sent, unsent = 0, 0
+            if unsent or not sent:
                 await supervised_task.pause(self._store.changed, POLL_S)
 
     async def _round(self) -> tuple[int, int]:
-        """Publish what is due; how many went and how many did not."""
+        """Publish the due messages; returns how many were sent and how many were not."""
         failpoints.hit("outbox.claim.before")
         messages = await self._due()
-        again_s = time.monotonic() + AGAIN_S
+        retry_s = time.monotonic() + RETRY_S
         failpoints.hit("outbox.claim.after")
         for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
-            claim = self._claimed[message.seq]
-            claim.confirmed, claim.due_s = confirmed, again_s
-        sent = [seq for seq, claim in self._claimed.items() if claim.confirmed]
-        left = sum(not self._claimed[message.seq].confirmed for message in messages)
-        if left:
-            log.warning("bus.not_published", messages=left, reason=self._reason)
+            claim = self._claims[message.seq]
+            claim.confirmed, claim.due_s = confirmed, retry_s
+        sent = [seq for seq, claim in self._claims.items() if claim.confirmed]
+        unsent = sum(not self._claims[message.seq].confirmed for message in messages)
+        if unsent:
+            log.warning("bus.not_published", messages=unsent, reason=self._reason)
         if sent:
-            # Where this fails, what the broker has is marked in the next round, not published again.
+            # If this fails, the next round marks the confirmed messages and does not publish them again.
             failpoints.hit("outbox.mark.before")
             await self._store.mark_all_sent(sent)
             failpoints.hit("outbox.mark.after")
         for seq in sent:
-            del self._claimed[seq]
-        return len(sent), left
+            del self._claims[seq]
+        return len(sent), unsent
 
     async def _due(self) -> Sequence[ports.Message]:
-        """What this relay holds and may still publish, and what it claims beside that; in the order of the outbox."""
+        """Claim another batch if there is capacity; returns the due messages in the order of the outbox."""
         now_s = time.monotonic()
-        self._claimed = {seq: claim for seq, claim in self._claimed.items() if claim.over_s > now_s}
-        if sum(claim.until_s > now_s for claim in self._claimed.values()) < BATCH:
-            # Published only until well before the claim ends: another relay may not take what we are about to publish. Remembered
-            # until after its end: what the broker has is marked as long as that, and not published again.
-            until_s, over_s = now_s + self._hold_s * 2 / 3, now_s + self._hold_s + AGAIN_S
-            fresh = await self._store.claim_unsent(BATCH, round(self._hold_s * 1000))
-            self._claimed |= {message.seq: _Claim(message, until_s, over_s) for message in fresh}
-        due = [c for _, c in sorted(self._claimed.items()) if c.due_s <= now_s < c.until_s and not c.confirmed]
+        self._claims = {seq: claim for seq, claim in self._claims.items() if claim.expired_s > now_s}
+        if sum(claim.until_s > now_s for claim in self._claims.values()) < BATCH:
+            # Published only until well before the claim ends, so that no other relay takes a message that is about to go out.
+            # Remembered until after its end: a confirmed message is marked until then, and not published again.
+            until_s, expired_s = now_s + self._claim_s * 2 / 3, now_s + self._claim_s + RETRY_S
+            claimed = await self._store.claim_unsent(BATCH, round(self._claim_s * 1000))
+            self._claims |= {message.seq: _Claim(message, until_s, expired_s) for message in claimed}
+        due = [c for _, c in sorted(self._claims.items()) if c.due_s <= now_s < c.until_s and not c.confirmed]
         return [claim.message for claim in due]
 
     async def _publish(self, message: ports.Message) -> bool:
-        """Publish one; whether the broker has it, or it can never have it."""
+        """Publish one message; returns whether the broker confirmed it, or it is parked because it can never be published."""
         try:
-            made = publisher.outgoing(message.channel, message.type, message.node, message.body)
+            outgoing = publisher.outgoing(message.channel, message.type, message.node, message.body)
         except event_errors.InvalidEvent as error:
-            # Written by our own codec in the same transaction as the decision: this is damage, and never heals.
-            log.error("bus.dead_letters", seq=message.seq, channel=message.channel, reason=str(error))
+            # The codec wrote it in the deciding transaction, so the row is damaged for good.
+            log.error("bus.parked", seq=message.seq, channel=message.channel, reason=str(error))
             await self._store.mark_sent(message.seq, parked=str(error))
             return True
         try:
-            await publisher.publish(self._link, made)
-        except links.Unroutable as error:
-            hint = "is the queue of that node, or of that kind of work, deleted? It is declared anew by any node that starts"
-            log.error("bus.unroutable", seq=message.seq, key=made.key, reason=error.message, hint=hint)
+            await publisher.publish(self._connection, outgoing)
+        except broker_connection.Unroutable as error:
+            hint = "Was the queue of that node, or of that kind of work, deleted? Any node that starts declares it again."
+            log.error("bus.unroutable", seq=message.seq, key=outgoing.key, reason=error.message, hint=hint)
             self._reason = error.message
             return False
         except errors.Unavailable as error:
-            log.debug("bus.not_published", seq=message.seq, key=made.key, reason=error.message)
+            log.debug("bus.not_published", seq=message.seq, key=outgoing.key, reason=error.message)
             self._reason = error.message
             return False
         return True

@@ -1,15 +1,15 @@
-"""Exchanges and queues on RabbitMQ, declared once, as data. Imports `machine` and, as the whole room may, `aio_pika`.
+"""Topology on RabbitMQ: exchanges, queues and bindings, declared as data.
 
     publishers ──► exchange recorder (topic) ──┬─ event.#                            ──► recorder.machines
                                                ├─ command.start-capture              ──► recorder.work.capture
                                                ├─ command.start-transcode|-upload …  ──► recorder.work.finish
                                                ├─ command.*.<node>                   ──► recorder.node.<node>
-                                               ├─ result.#                           ──► whoever subscribes
-                                               └─ a key that nobody binds            ──► recorder.parked
+                                               ├─ result.#                           ──► subscribers
+                                               └─ a key without a binding            ──► recorder.parked
 
-Rule: nothing that is published here vanishes. What no queue takes goes to `recorder.parked` by the alternate exchange, what is
-delivered too often by dead-lettering, what cannot be handled by the consumer. Results alone may go unheard: `recorder.unheard`
-takes them and keeps nothing. Every queue is a durable quorum queue (`declare_queue` defaults to neither).
+Rule: no published message is lost. A message without a queue goes to `recorder.parked` by the alternate exchange, one that is
+delivered too often by dead-lettering, one that cannot be handled by its consumer. Only a result may go unread: `recorder.unheard`
+takes it and keeps nothing. Every queue is a durable quorum queue (`declare_queue` defaults to neither).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pamqp.common import FieldTable
 
 from machine import errors
 
-# Deliveries without an acknowledgement: we gave it back, or the consumer's process or connection died. RabbitMQ 3 has no limit of
-# its own, 4 has 20. Well above what our own count (attempts.TRIES_BEFORE_PARKED) allows: what gets there never reached a handler.
+# Deliveries without an acknowledgement: requeued, or the consumer's process or connection died. RabbitMQ 3 has no default limit,
+# 4 has 20. Well above attempts.MAX_ATTEMPTS: a message that reaches this limit never reached a handler.
 DELIVERY_LIMIT = 100
-# recorder.parked is looked at by taking messages and giving them back: that must never count against them.
+# Reading recorder.parked takes messages and returns them, which must never count against them.
 NO_LIMIT = 2_000_000_000
-# A node that stays away longer than this finds no commands; the database, not the queue, is where its jobs are remembered.
+# The queue of a node that is away for longer is deleted with its commands. The database keeps the node's jobs.
 NODE_AWAY_MS = 7 * 24 * 3600 * 1000
 
 FINISHING = ("start-transcode", "start-upload", "send-callback")
@@ -46,60 +46,62 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All names and arguments. `prefix` keeps several recorders (or tests) on one broker apart."""
+    """Names and arguments. `prefix` separates several recorders (or tests) on one broker."""
 
     prefix: str = "recorder"
     delivery_limit: int = DELIVERY_LIMIT
 
     @property
     def exchange(self) -> str:
-        """The topic exchange that everything passes."""
+        """The topic exchange of all messages."""
         return self.prefix
 
     @property
     def parked(self) -> str:
-        """The fanout exchange and the queue of what could not be handled."""
+        """The fanout exchange, and the queue, of dead letters."""
         return f"{self.prefix}.parked"
 
     @property
     def machines(self) -> Queue:
-        """Events, for any node of the role machine. `#` and not `*`: a key that is no event is parked with a reason."""
-        return Queue(name=f"{self.prefix}.machines", bindings=("event.#",), arguments=self._kept())
+        """Events, for any node of the role machine. `#` and not `*`, so that a key of no event is parked with a reason."""
+        return Queue(name=f"{self.prefix}.machines", bindings=("event.#",), arguments=self._durable())
 
     @property
     def capture(self) -> Queue:
-        """New captures, for any worker that has room."""
-        return Queue(name=f"{self.prefix}.work.capture", bindings=("command.start-capture",), arguments=self._kept())
+        """New captures, for any worker with spare capacity."""
+        return Queue(name=f"{self.prefix}.work.capture", bindings=("command.start-capture",), arguments=self._durable())
 
     @property
     def finish(self) -> Queue:
-        """Transcodes, uploads and callbacks that any worker may do."""
+        """Transcodes, uploads and deliveries of results, for any worker."""
         bindings = tuple(f"command.{type_}" for type_ in FINISHING)
-        return Queue(name=f"{self.prefix}.work.finish", bindings=bindings, arguments=self._kept())
+        return Queue(name=f"{self.prefix}.work.finish", bindings=bindings, arguments=self._durable())
 
     @property
     def unheard(self) -> Queue:
-        """Results that nobody subscribes to: not to be taken for unroutable. A time to live of 0 keeps none of them."""
+        """Results without a subscriber, so that they count as routable. A time to live of 0 deletes them."""
         arguments: Arguments = {"x-queue-type": "classic", "x-message-ttl": 0}
         return Queue(name=f"{self.prefix}.unheard", bindings=("result.#",), arguments=arguments)
 
     def node(self, node: str) -> Queue:
-        """What is for one node. A stop that names none goes to all of them: only the one that holds the capture does anything."""
+        """Commands for one node. A stop that names no node goes to all of them; only the node that runs the capture acts."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", node):
             raise errors.InvalidParameter("A node's id is 1 to 64 of the characters A-Z a-z 0-9 _ -.", field="node")
         bindings = (f"command.*.{node}", "command.stop-capture")
-        return Queue(name=f"{self.prefix}.node.{node}", bindings=bindings, arguments=self._kept() | {"x-expires": NODE_AWAY_MS})
+        return Queue(
+            name=f"{self.prefix}.node.{node}", bindings=bindings, arguments=self._durable() | {"x-expires": NODE_AWAY_MS}
+        )
 
     def queues(self) -> tuple[Queue, ...]:
-        """The queues that are there whichever nodes are."""
+        """The queues that do not belong to a node."""
         return self.machines, self.capture, self.finish, self.unheard
 
     def owns(self, queue: str) -> bool:
-        """Whether a queue of this name is one of ours that are worked on."""
+        """Whether this recorder consumes a queue of this name."""
         return queue in {each.name for each in self.queues()} or queue.startswith(f"{self.prefix}.node.")
 
-    def _kept(self) -> dict[str, str | int]:
-        # At-least-once needs all three of strategy, overflow and exchange; else RabbitMQ silently makes it at-most-once.
+    def _durable(self) -> dict[str, str | int]:
+        # At-least-once needs strategy, overflow and exchange. Without one of them RabbitMQ silently dead-letters at most once.
         return {
             "x-queue-type": "quorum",
             "x-delivery-limit": self.delivery_limit,
@@ -110,12 +112,12 @@ class Topology:
 
 
 async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
-    """Declare all that does not belong to one node; harmless to repeat. `recorder.parked` comes first: the rest leads there."""
+    """Declare everything that does not belong to one node. Idempotent. `recorder.parked` comes first: the others refer to it."""
     parked = await channel.declare_exchange(topology.parked, "fanout", durable=True)
-    last = await channel.declare_queue(
+    dead_letters = await channel.declare_queue(
         topology.parked, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
     )
-    await last.bind(parked)
+    await dead_letters.bind(parked)
     alternate: FieldTable = {"alternate-exchange": topology.parked}
     await channel.declare_exchange(topology.exchange, "topic", durable=True, arguments=alternate)
     for queue in topology.queues():
@@ -123,7 +125,7 @@ async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
 
 
 async def declare_queue(channel: abc.AbstractChannel, topology: Topology, queue: Queue) -> None:
-    """Declare one queue with its bindings; harmless to repeat."""
+    """Declare one queue with its bindings. Idempotent."""
     made = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
     for key in queue.bindings:
         await made.bind(topology.exchange, key)

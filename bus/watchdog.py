@@ -1,7 +1,7 @@
-"""Finds a consumer that went deaf and has its session rebuilt. Imports `machine`.
+"""Watchdog of the consumers: detects a deaf consumer and rebuilds its session.
 
-Rule: what the broker says counts, not what the library believes. A consumer is deaf when its queue has no consumer at all, or
-when messages wait there, there is room for them, and none came between two looks in a row.
+Rule: the broker's figures count, not the library's state. A consumer is deaf when its queue has no consumer at all. It is also
+deaf when messages wait, it is below its prefetch, and none arrived between two checks in a row.
 """
 
 from __future__ import annotations
@@ -11,65 +11,72 @@ from collections.abc import Sequence
 
 import structlog
 
-from bus import broker_connection as links
+from bus import broker_connection
 from bus import consumer as consumers
 from machine import errors, supervised_task
 
 log = structlog.get_logger()
 
-LOOK_EVERY_S = 5.0
-ANSWER_LIMIT_S = 5.0
+CHECK_EVERY_S = 5.0
+REPLY_TIMEOUT_S = 5.0
 
 
 class Watchdog:
-    """Looks at all consumers every few seconds."""
+    """Checks all consumers every `every_s` seconds."""
 
-    def __init__(self, link: links.Link, watched: Sequence[consumers.Consumer], *, every_s: float = LOOK_EVERY_S) -> None:
-        self._link = link
+    def __init__(
+        self,
+        connection: broker_connection.BrokerConnection,
+        watched: Sequence[consumers.Consumer],
+        *,
+        every_s: float = CHECK_EVERY_S,
+    ) -> None:
+        self._connection = connection
         self._watched = watched
         self._every_s = every_s
-        self._quiet: dict[str, int] = {}
-        self.loop = supervised_task.SupervisedTask("bus.watchdog", self._run)
+        # Messages received up to the last check, for queues in which messages waited then.
+        self._received_before: dict[str, int] = {}
+        self.task = supervised_task.SupervisedTask("bus.watchdog", self._run)
 
     async def _run(self) -> None:
         while True:
             await supervised_task.pause(asyncio.Event(), self._every_s)
-            session = self._link.present
+            session = self._connection.current
             if session is None:
-                self._quiet.clear()
+                self._received_before.clear()
                 continue
             try:
-                reason = await self._deaf(session)
+                reason = await self._check(session)
             except errors.Unavailable as error:
                 reason = error.message
             if reason:
                 log.error("bus.deaf", reason=reason)
-                self._quiet.clear()
+                self._received_before.clear()
                 session.end(reason)
 
-    async def _open(self, watched: consumers.Consumer, session: links.Session) -> None:
+    async def _reopen(self, watched: consumers.Consumer, session: broker_connection.BrokerSession) -> None:
         try:
             await watched.open(session)
         except errors.Unavailable as error:
             log.error("bus.queue_silent", queue=watched.queue.name, reason=error.message)
 
-    async def _deaf(self, session: links.Session) -> str:
-        """What is wrong, "" if nothing is. Raises Unavailable when the broker does not answer."""
-        for watched in [w for w in self._watched if w.wanted]:
+    async def _check(self, session: broker_connection.BrokerSession) -> str:
+        """Find a deaf consumer; returns the reason, or "". Raises Unavailable when the broker does not answer."""
+        for watched in [w for w in self._watched if w.enabled]:
             name = watched.queue.name
-            if not watched.open_now:
-                await self._open(watched, session)
+            if not watched.is_open:
+                await self._reopen(watched, session)
                 continue
-            if watched.lost:
+            if watched.forgotten:
                 return f"the consumer of {name} is forgotten"
-            before = self._quiet.pop(name, -1)
-            with links.wrapped(f"looking at {name}"):
-                async with asyncio.timeout(ANSWER_LIMIT_S):
-                    found = (await session.asking.declare_queue(name, passive=True)).declaration_result
-            if not found.consumer_count and watched.wanted:
+            before = self._received_before.pop(name, -1)
+            with broker_connection.translate_errors(f"checking {name}"):
+                async with asyncio.timeout(REPLY_TIMEOUT_S):
+                    found = (await session.declaring.declare_queue(name, passive=True)).declaration_result
+            if not found.consumer_count and watched.enabled:
                 return f"{name} has no consumer"
-            if found.message_count and watched.has_room:
-                if before == watched.taken:
+            if found.message_count and watched.below_prefetch:
+                if before == watched.received:
                     return f"{found.message_count} messages wait in {name} and none comes"
-                self._quiet[name] = watched.taken
+                self._received_before[name] = watched.received
         return ""

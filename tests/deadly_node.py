@@ -24,7 +24,7 @@ DEADLY = "deadly"
 
 async def live(plan: dict[str, Any]) -> None:
     """Take messages until one of them is the last."""
-    attempts.TRIES_BEFORE_PARKED, attempts.ALONE_FROM = plan["Tries"], plan["Alone"]
+    attempts.MAX_ATTEMPTS, attempts.ISOLATE_FROM = plan["Tries"], plan["Alone"]
     database = engines.Database(engine=plan["Engine"], url=plan["Url"], path=Path(plan["Path"]))
     store = database.open(lambda: time.time_ns() // 1_000_000)
 

@@ -158,8 +158,8 @@ async def test_tries_are_counted_over_restarts_and_nodes(
     workshop: buses.Workshop, store: stores.Store, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What failed before a restart counts after it: a message is parked after as many tries as are allowed in all."""
-    monkeypatch.setattr(attempts, "RETRY_S", (0.01,))
-    monkeypatch.setattr(attempts, "TRIES_BEFORE_PARKED", 8)
+    monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 8)
     hands.failures["bad"] = [RuntimeError("a fault of ours")] * 100
     await store.send("event", stop("bad"))
     for _ in range(2):
@@ -180,8 +180,8 @@ async def test_a_message_that_kills_its_process_is_parked_alone(
     workshop: buses.Workshop, store: stores.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message whose handler never ends before the process does is parked in the end; what died beside it is not."""
-    monkeypatch.setattr(attempts, "TRIES_BEFORE_PARKED", 4)
-    monkeypatch.setattr(attempts, "ALONE_FROM", 2)
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 4)
+    monkeypatch.setattr(attempts, "ISOLATE_FROM", 2)
     ids = {f"good{number}" for number in range(3)}
     begun: list[str] = []
     done: set[str] = set()

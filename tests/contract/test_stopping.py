@@ -91,9 +91,9 @@ async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
 
     monkeypatch.setattr(publisher, "publish", never)
     monkeypatch.setattr(relay, "LAST_ROUND_S", 0.2)
-    leaving: Any = relay.Relay(store, _Link(), presence=database_probe.Presence(store))  # type: ignore[arg-type]
+    leaving: Any = relay.Relay(store, _Link(), probe=database_probe.DatabaseProbe(store.ping))  # type: ignore[arg-type]
     await store.send("event", examples.event("e1"))
-    leaving.loop.start()
+    leaving.task.start()
     async with waiting.at_most(10):
         await published.wait()
     await leaving.stop()

@@ -135,9 +135,9 @@ async def test_what_cannot_be_handled_is_parked(world: World, clusters: Clusters
         await buses.say(many.prefix, key, body, message_id=id_, content_type="application/json")
     await load.end()
     test_cluster.check_results(world, load, await load.results())
-    queue = dead_letters.ParkedMessages(many.broker.url, keyring=engines.keyring(), prefix=many.prefix)
+    queue = dead_letters.DeadLetterQueue(many.broker.url, keyring=engines.keyring(), prefix=many.prefix)
 
-    async def all_parked() -> dict[str, dead_letters.Parked]:
+    async def all_parked() -> dict[str, dead_letters.DeadLetter]:
         found, count = await queue.list()
         return {p.message_id: p for p in found} if count == len(sent) else {}
 

@@ -11,7 +11,7 @@ import aio_pika
 import pytest
 
 from assembly import encryption_keys
-from bus import envelope
+from bus import dead_letter_envelope
 from bus import topology as topologies
 from cli import client
 from config import settings as ops_settings
@@ -128,7 +128,9 @@ async def test_parked_messages_that_need_an_older_key_are_counted(tmp_path: Path
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology)
     for key in (OLD, OLD, NEW):
-        made = envelope.closed(envelope.Original(key="event.start", body=b"{}"), rings.Keyring([key]), {"x-reason": "r"})
+        made = dead_letter_envelope.encrypt(
+            dead_letter_envelope.Original(key="event.start", body=b"{}"), rings.Keyring([key]), {"x-reason": "r"}
+        )
         await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers))
     await buses.say(topology.parked, "event.start", b"parked by the broker itself")
     url = engines.fresh("postgresql", tmp_path).url

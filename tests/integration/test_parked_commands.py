@@ -11,7 +11,7 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from bus import broker_connection as links
+from bus import broker_connection
 from bus import topology as topologies
 from cli import client
 from events import codec
@@ -76,7 +76,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, clock: engines.C
         environment |= {"AMQP_URL": rabbit.shared().url, "AMQP_PREFIX": topology.prefix, "CLUSTER_TOKEN": "t"}
         environment |= {"SECRET_KEYS": engines.SECRET_KEYS}
         async with await aio_pika.connect(rabbit.shared().url) as connection:
-            await links.Session(connection, topology).open()
+            await broker_connection.BrokerSession(connection, topology).open()
     store = database.open(clock)
     yield Place(name=request.param, database=database, store=store, environment=environment, topology=topology)
     await store.stop()

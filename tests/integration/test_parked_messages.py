@@ -7,7 +7,7 @@ import json
 import aio_pika
 import pytest
 
-from bus import dead_letters, envelope
+from bus import dead_letter_envelope, dead_letters
 from bus import topology as topologies
 from machine import encryption, errors
 from store import store as stores
@@ -26,8 +26,8 @@ async def topology() -> topologies.Topology:
 
 
 @pytest.fixture
-def messages(topology: topologies.Topology) -> dead_letters.ParkedMessages:
-    return dead_letters.ParkedMessages(rabbit.shared().url, keyring=engines.keyring(), prefix=topology.prefix)
+def messages(topology: topologies.Topology) -> dead_letters.DeadLetterQueue:
+    return dead_letters.DeadLetterQueue(rabbit.shared().url, keyring=engines.keyring(), prefix=topology.prefix)
 
 
 async def park(topology: topologies.Topology, number: int, **headers: object) -> None:
@@ -37,7 +37,7 @@ async def park(topology: topologies.Topology, number: int, **headers: object) ->
 
 
 async def test_looking_gives_every_message_back_in_its_order(
-    messages: dead_letters.ParkedMessages, topology: topologies.Topology
+    messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
 ) -> None:
     """However often the queue is looked at, all of it is there afterwards, the first ones first."""
     for number in range(5):
@@ -50,7 +50,9 @@ async def test_looking_gives_every_message_back_in_its_order(
         ]
 
 
-async def test_what_is_shown_has_its_secrets_masked(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_what_is_shown_has_its_secrets_masked(
+    messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
+) -> None:
     """Body and headers are there to read; the secrets in them are not."""
     await park(topology, 1, Token="PLANTED-token")
     (found,), _ = await messages.list()
@@ -61,7 +63,7 @@ async def test_what_is_shown_has_its_secrets_masked(messages: dead_letters.Parke
 
 
 async def test_a_requeued_message_goes_where_it_was_meant_to(
-    messages: dead_letters.ParkedMessages, topology: topologies.Topology
+    messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
 ) -> None:
     """It is published whole, secrets included, without what was added when it was parked; the others stay."""
     for number in range(3):
@@ -77,21 +79,21 @@ async def test_a_requeued_message_goes_where_it_was_meant_to(
 
 async def park_encrypted(topology: topologies.Topology, keyring: encryption.Keyring) -> None:
     """Park a message as a consumer does."""
-    original = envelope.Original(
+    original = dead_letter_envelope.Original(
         key="event.start",
         body=json.dumps(SECRET | {"Kennwort": "PLANTED-word", "Callback": "https://x.com/PLANTED-path"}).encode(),
         properties={"message_id": "m1", "content_type": "application/json"},
         headers={"mine": 1, "Authorization": "PLANTED-header", "deep": {"a": ["PLANTED-deep"]}},
     )
     ours = {"x-reason": "invalid: UserSig=PLANTED-sig", "x-parked-ms": 5, "x-routing-key": original.key}
-    made = envelope.closed(original, keyring, ours)
+    made = dead_letter_envelope.encrypt(original, keyring, ours)
     await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers), **made.properties)
 
 
-async def test_what_we_park_is_sealed(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_what_we_park_is_sealed(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
     """The broker holds nothing secret of it; it is shown masked, without any key; and sent anew whole, as it was published."""
     await park_encrypted(topology, engines.keyring())
-    keyless = dead_letters.ParkedMessages(
+    keyless = dead_letters.DeadLetterQueue(
         rabbit.shared().url, keyring=encryption.Keyring([encryption.new_key()]), prefix=topology.prefix
     )
     (found,), _ = await keyless.list()
@@ -116,7 +118,7 @@ async def test_what_we_park_is_sealed(messages: dead_letters.ParkedMessages, top
 
 
 async def test_what_came_past_the_permissions_is_not_sent_anew(
-    messages: dead_letters.ParkedMessages, topology: topologies.Topology, store: stores.Store, clock: engines.Clock
+    messages: dead_letters.DeadLetterQueue, topology: topologies.Topology, store: stores.Store, clock: engines.Clock
 ) -> None:
     """What a consumer, or the broker, parked of a message that its sender did not publish under its key: sent anew it would be
     the recorder's own word. It is refused, and stays; what our own queues dead-lettered goes."""
@@ -142,13 +144,13 @@ async def test_what_came_past_the_permissions_is_not_sent_anew(
     assert hands.events == []
 
 
-async def _listed(messages: dead_letters.ParkedMessages, count: int) -> list[dead_letters.Parked]:
+async def _listed(messages: dead_letters.DeadLetterQueue, count: int) -> list[dead_letters.DeadLetter]:
     found, total = await messages.list()
     return found if total == count else []
 
 
 async def test_a_dropped_message_is_gone_and_no_other(
-    messages: dead_letters.ParkedMessages, topology: topologies.Topology
+    messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
 ) -> None:
     """One of several is thrown away; one that is not there is an error."""
     for number in range(3):
@@ -161,7 +163,7 @@ async def test_a_dropped_message_is_gone_and_no_other(
             await act(found[0].id)
 
 
-async def test_the_brokers_own_reasons_are_told(messages: dead_letters.ParkedMessages, topology: topologies.Topology) -> None:
+async def test_the_brokers_own_reasons_are_told(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
     """What the broker parked carries no reason of ours; it is read from what there is."""
     await buses.say(topology.exchange, "evnet.start", b"{}")
     death = [{"reason": "delivery_limit", "queue": topology.machines.name}]
@@ -176,4 +178,4 @@ async def test_the_brokers_own_reasons_are_told(messages: dead_letters.ParkedMes
 async def test_a_broker_that_is_away_is_said_so() -> None:
     """Not a traceback of the library: an error of ours."""
     with pytest.raises(errors.Unavailable):
-        await dead_letters.ParkedMessages("amqp://127.0.0.1:1/", keyring=engines.keyring()).list()
+        await dead_letters.DeadLetterQueue("amqp://127.0.0.1:1/", keyring=engines.keyring()).list()

@@ -14,7 +14,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bus import broker_connection as links
+from bus import broker_connection
 from events import codec
 from store import store as stores
 from tests import buses, engines, rabbit, tcp_proxy, waiting
@@ -55,12 +55,12 @@ async def test_a_delivery_held_for_too_long_costs_a_channel_and_no_message(store
         await bus.start()
         await waiting.until(lambda: not bus.problems(), timeout_s=20, what="the bus to flow")
         # Nothing but the broker's word may end the session.
-        await bus._watchdog.loop.stop()
-        first = bus.link.present
+        await bus._watchdog.task.stop()
+        first = bus.connection.current
         assert first is not None
         await buses.say(prefix, "event.stop", BARE, message_id="held")
         async with waiting.at_most(20):
-            assert "PRECONDITION_FAILED" in await asyncio.shield(first.over)
+            assert "PRECONDITION_FAILED" in await asyncio.shield(first.ended)
         await waiting.until(lambda: begun.count("held") == 2, timeout_s=20, what="the same message again")
         await buses.say(prefix, "event.stop", BARE, message_id="beside")
         await waiting.until(lambda: "beside" in ended, timeout_s=20, what="another message")
@@ -75,18 +75,18 @@ async def test_a_silent_broker_is_noticed_by_its_heartbeats_alone(
 ) -> None:
     """A connection on which nothing comes and nothing breaks is given up within a few heartbeats, with no watchdog and nothing to
     publish; what was written meanwhile goes out once the way is open again."""
-    monkeypatch.setattr(links, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(broker_connection, "HEARTBEAT_S", 1)
     prefix, hands = rabbit.shared().prefix(), buses.Hands()
     url = rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")
     bus = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=url)
     await bus.start()
     await waiting.until(lambda: not bus.problems(), timeout_s=20, what="the bus to flow")
-    await bus._watchdog.loop.stop()
-    old = bus.link.present
+    await bus._watchdog.task.stop()
+    old = bus.connection.current
     assert old is not None
     cable.blackhole()
     async with waiting.at_most(10):
-        await asyncio.shield(old.over)
+        await asyncio.shield(old.ended)
     ids = {f"e{number}" for number in range(20)}
     async with store.transaction() as tx:
         for id_ in sorted(ids):

@@ -14,8 +14,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bus import attempts, envelope, publisher
-from bus import broker_connection as links
+from bus import attempts, broker_connection, dead_letter_envelope, publisher
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
 from events import codec
@@ -95,8 +94,8 @@ async def emptied(store: stores.Store) -> None:
     await waiting.until(empty, timeout_s=30, what="all to be published")
 
 
-async def connected_anew(bus: rabbit_bus.RabbitBus, old: links.Session | None) -> None:
-    await waiting.until(lambda: bus.link.present not in (None, old), timeout_s=30, what="another session")
+async def connected_anew(bus: rabbit_bus.RabbitBus, old: broker_connection.BrokerSession | None) -> None:
+    await waiting.until(lambda: bus.connection.current not in (None, old), timeout_s=30, what="another session")
 
 
 # --- topology ---------------------------------------------------------------------------------------------------------------
@@ -154,9 +153,9 @@ async def test_a_message_that_no_queue_takes_is_an_error(bus: rabbit_bus.RabbitB
     """Where even the alternate exchange leads nowhere, publishing raises instead of losing the message."""
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await channel.queue_delete(f"{prefix}.parked")
-    with pytest.raises(links.Unroutable):
-        await publisher.publish(bus.link, publisher.Outgoing(key="nobody.binds", body=b"x"))
-    await publisher.publish(bus.link, publisher.Outgoing(key="nobody.binds", body=b"x", mandatory=False))
+    with pytest.raises(broker_connection.Unroutable):
+        await publisher.publish(bus.connection, publisher.Outgoing(key="nobody.binds", body=b"x"))
+    await publisher.publish(bus.connection, publisher.Outgoing(key="nobody.binds", body=b"x", mandatory=False))
 
 
 async def test_a_key_that_nobody_binds_is_parked_and_a_result_nobody_hears_is_not(
@@ -192,7 +191,7 @@ async def test_publishing_is_bounded_while_the_broker_hangs(
     try:
         with pytest.raises(errors.Unavailable):
             async with waiting.at_most(5):
-                await publisher.publish(bus.link, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.5)
+                await publisher.publish(bus.connection, publisher.Outgoing(key="event.stop", body=b"x"), timeout_s=0.5)
         await store.send("event", stop("patient"))
     finally:
         rabbit.shared().thaw()
@@ -221,7 +220,7 @@ async def test_channels_outlive_the_collection_of_garbage(bus: rabbit_bus.Rabbit
     after all garbage was collected."""
     heard: list[str] = []
     bus.listeners.append(lambda event: heard.append(event.id))
-    session = bus.link.present
+    session = bus.connection.current
     gc.collect()
     result = codec.make(
         "session-accepted",
@@ -229,16 +228,16 @@ async def test_channels_outlive_the_collection_of_garbage(bus: rabbit_bus.Rabbit
         time_ms=engines.START_MS,
         data={"TaskId": TASK, "Repeated": False, "Warnings": []},
     )
-    await publisher.publish(bus.link, publisher.outgoing("result", "session-accepted", "", codec.encode(result)))
+    await publisher.publish(bus.connection, publisher.outgoing("result", "session-accepted", "", codec.encode(result)))
     await buses.say(prefix, "event.stop", BARE, message_id="handled")
     await waiting.until(lambda: (heard, hands.events) == (["first.accepted"], ["handled"]), what="the result and the event")
-    assert bus.link.present is session
+    assert bus.connection.current is session
 
 
 # --- consuming ------------------------------------------------------------------------------------------------------------------
 async def test_a_consumer_cancelled_by_the_broker_is_rebuilt(bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands) -> None:
     """A queue that is deleted takes its consumer along without a closed channel; both are made again."""
-    old = bus.link.present
+    old = bus.connection.current
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await channel.queue_delete(f"{prefix}.machines")
     await connected_anew(bus, old)
@@ -252,8 +251,8 @@ async def test_a_deaf_consumer_is_found_and_rebuilt(
 ) -> None:
     """A consumer that the broker, or the library, has lost without a word is found by the watchdog."""
     monkeypatch.setattr(bus._watchdog, "_every_s", 0.2)
-    await bus._watchdog.loop.stop()
-    old = bus.link.present
+    await bus._watchdog.task.stop()
+    old = bus.connection.current
     deaf = next(each for each in bus._consumers if each.queue.name == f"{prefix}.machines")
     callback = deaf._underlay.consumers[deaf._tag]
 
@@ -273,7 +272,7 @@ async def test_a_deaf_consumer_is_found_and_rebuilt(
             await (await channel.get_queue(deaf.queue.name, ensure=False)).consume(keep)
             await buses.say(prefix, "event.stop", BARE, message_id="kept")
             await buses.say(prefix, "event.stop", BARE, message_id="waits")
-        bus._watchdog.loop.start()
+        bus._watchdog.task.start()
         await connected_anew(bus, old)
     await buses.say(prefix, "event.stop", BARE, message_id="heard")
     await waiting.until(lambda: "heard" in hands.events, what="the event")
@@ -297,7 +296,7 @@ async def test_a_channel_that_closes_does_not_cancel_its_handlers(store: stores.
         async with waiting.at_most(10):
             await begun.wait()
         begun.clear()
-        old = bus.link.present
+        old = bus.connection.current
         assert old is not None
         old.end("broken by the test")
         async with waiting.at_most(20):
@@ -331,7 +330,7 @@ async def test_a_broker_that_restarts_under_load_costs_nothing(
     """As many events as were written are decided, however the broker goes down in the middle of them: in order, or by a crash."""
 
     async def goes_down(how: signal.Signals) -> None:
-        old, wanted = bus.link.present, len(hands.events) + 100
+        old, wanted = bus.connection.current, len(hands.events) + 100
         ids = [f"{how.name}-{number}" for number in range(1_500)]
         await send_many(store, ids[:1_000])
         await waiting.until(lambda: len(hands.events) > wanted, what="the flow to begin")
@@ -351,7 +350,7 @@ async def test_a_database_that_restarts_under_load_costs_nothing(
     clock: engines.Clock, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the database is away no side of the bus ends, and nothing is parked for it; every event is decided afterwards."""
-    monkeypatch.setattr(attempts, "TRIES_BEFORE_PARKED", 2)
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 2)
     server = postgres.Server()
     server.start()
     try:
@@ -408,7 +407,7 @@ async def test_what_cannot_be_handled_is_parked_with_its_reason_while_traffic_go
     for number, (key, body, properties, reason) in enumerate(REFUSED):
         assert reason in str(parked[number].headers["x-reason"])
         assert parked[number].headers["x-routing-key"] == key
-        assert envelope.opened(parked[number].body, parked[number].headers, engines.keyring()).body == body
+        assert dead_letter_envelope.decrypt(parked[number].body, parked[number].headers, engines.keyring()).body == body
         assert parked[number].message_id == properties.get("message_id", parked[number].message_id)
     assert set(hands.events) == {f"good{number}" for number in range(len(REFUSED))}
 
@@ -429,13 +428,13 @@ async def test_a_message_that_fails_for_ever_is_parked_in_the_end(
     bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tries are counted, whatever its error; the messages beside it go on."""
-    monkeypatch.setattr(attempts, "RETRY_S", (0.01,))
+    monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     hands.failures["poison"] = [RuntimeError("a fault of ours")] * 1_000
     await buses.say(prefix, "event.stop", BARE, message_id="poison")
     await buses.say(prefix, "event.stop", BARE, message_id="good")
     parked = (await buses.taken(f"{prefix}.parked", 1))[0]
     assert "a fault of ours" in str(parked.headers["x-reason"])
-    assert hands.events.count("poison") == attempts.TRIES_BEFORE_PARKED
+    assert hands.events.count("poison") == attempts.MAX_ATTEMPTS
     assert "good" in hands.events
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from bus import broker_connection as links
+from bus import broker_connection
 from bus import topology as topologies
 from store import engine as opening
 from tests import postgres, rabbit, waiting
@@ -25,17 +25,17 @@ def broker() -> rabbit.Broker:
 async def outcome(url: str, prefix: str) -> str:
     """What a node's connection to the bus comes to: "" when it is up, else what it says of itself."""
 
-    async def nothing(_: links.Session) -> None:
+    async def nothing(_: broker_connection.BrokerSession) -> None:
         return None
 
-    link = links.Link(url, topologies.Topology(prefix), name="recorder test", on_session=nothing)
-    before = link.problem
-    link.life.start()
+    connection = broker_connection.BrokerConnection(url, topologies.Topology(prefix), name="recorder test", on_session=nothing)
+    before = connection.problem
+    connection.task.start()
     try:
-        await waiting.until(lambda: link.problem != before, 20, "a connection or a reason")
-        return link.problem
+        await waiting.until(lambda: connection.problem != before, 20, "a connection or a reason")
+        return connection.problem
     finally:
-        await link.life.stop()
+        await connection.task.stop()
 
 
 async def test_the_bus_is_reached_by_tls(broker: rabbit.Broker) -> None:

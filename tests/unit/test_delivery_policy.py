@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 from pamqp import encode
 
-from bus import attempts, database_probe, delivery_policy, publisher, redaction
+from bus import attempts, database_probe, delivery_policy, message_reader, publisher, redaction
 from events import codec
 from machine import errors
 
@@ -52,18 +52,19 @@ class Counted:
         self.tries.pop(message, None)
 
 
-M1 = attempts.name("event", "event.stop", "m1")
+M1 = attempts.key("event", "event.stop", "m1")
 
 
-def judge(
+def policy(
     handler: Callable[[codec.Event], Awaitable[None]], store: Any = None, counts: Counted | None = None, **options: Any
-) -> delivery_policy.Judge:
-    tries, there = attempts.Tries(counts or Counted()), database_probe.Presence(store or Pinged())
-    return delivery_policy.Judge("event", handler, tries=tries, presence=there, clock=lambda: 5, **options)
+) -> delivery_policy.DeliveryPolicy:
+    tracker, probe = attempts.AttemptTracker(counts or Counted()), database_probe.DatabaseProbe((store or Pinged()).ping)
+    reader = message_reader.MessageReader("event", clock=lambda: 5)
+    return delivery_policy.DeliveryPolicy(reader.read, handler, tracker=tracker, probe=probe, **options)
 
 
 def incoming(body: bytes = BARE, key: str = "event.stop", id_: str = "m1", again: bool = False) -> delivery_policy.Incoming:
-    return delivery_policy.Incoming(key=key, body=body, message_id=id_, again=again)
+    return delivery_policy.Incoming(key=key, body=body, message_id=id_, attempt_key=M1, redelivered=again)
 
 
 def raising(*errors_: Exception) -> Callable[[codec.Event], Awaitable[None]]:
@@ -83,7 +84,7 @@ async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
     async def handler(event: codec.Event) -> None:
         seen.append(event)
 
-    assert await judge(handler).judge(incoming()) == delivery_policy.DONE
+    assert await policy(handler).handle(incoming()) == delivery_policy.DONE
     assert [(e.id, e.type, e.time_ms, dict(e.data)) for e in seen] == [("m1", "stop", 5, {"TaskId": TASK})]
 
 
@@ -91,8 +92,8 @@ async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
     ("message", "reason"),
     [
         (incoming(id_=""), "message_id"),
-        (incoming(b"x" * (delivery_policy.MAX_FOREIGN_BYTES + 1)), "are allowed"),
-        (incoming(b"x" * (delivery_policy.MAX_BODY_BYTES + 1), key="event.ffmpeg-exit"), "are allowed"),
+        (incoming(b"x" * (message_reader.MAX_FOREIGN_BYTES + 1)), "are allowed"),
+        (incoming(b"x" * (message_reader.MAX_BODY_BYTES + 1), key="event.ffmpeg-exit"), "are allowed"),
         (incoming(key="event.stop.now"), "unknown message type"),
         (incoming(key="event.session-finished"), "invalid"),
         (incoming(codec.encode(codec.make("stop", id="1", time_ms=0, data={"TaskId": TASK})), key="event.start"), "belong"),
@@ -101,29 +102,31 @@ async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
 )
 async def test_what_is_wrong_is_parked_with_the_reason(message: delivery_policy.Incoming, reason: str) -> None:
     """A message that no retry cures is parked at once, and its handler never sees it."""
-    verdict = await judge(raising(AssertionError("handled"))).judge(message)
-    assert verdict.kind == "park"
-    assert reason in verdict.reason
+    disposition = await policy(raising(AssertionError("handled"))).handle(message)
+    assert disposition.kind == "park"
+    assert reason in disposition.reason
 
 
 async def test_only_the_messages_own_failures_count() -> None:
     """Tries are counted by message; while the database is away, or this worker full, none is; the end forgets them."""
     store, counts = Pinged(), Counted()
     fault = RuntimeError("ours")
-    judging = judge(raising(*[fault] * 3, errors.Unavailable(), errors.Full("no room"), *[fault] * 22), store, counts)
-    assert (await judging.judge(incoming())).pause_s == attempts.RETRY_S[0]
-    pauses = [(await judging.judge(incoming(again=True))).pause_s for _ in range(2)]
-    assert pauses == list(attempts.RETRY_S[1:3])
+    tried = policy(raising(*[fault] * 3, errors.Unavailable(), errors.Full("no room"), *[fault] * 22), store, counts)
+    assert (await tried.handle(incoming())).backoff_s == attempts.BACKOFF_S[0]
+    pauses = [(await tried.handle(incoming(again=True))).backoff_s for _ in range(2)]
+    assert pauses == list(attempts.BACKOFF_S[1:3])
     store.away = 2
-    assert await judging.judge(incoming(again=True)) == delivery_policy.Verdict(kind="again", reason="the database was away")
-    full = delivery_policy.Verdict(kind="again", reason="no room", pause_s=delivery_policy.FULL_S)
-    assert await judging.judge(incoming(again=True)) == full
+    assert await tried.handle(incoming(again=True)) == delivery_policy.Disposition(
+        kind="requeue", reason="the database was away", database_failed=True
+    )
+    full = delivery_policy.Disposition(kind="requeue", reason="no room", backoff_s=delivery_policy.FULL_BACKOFF_S)
+    assert await tried.handle(incoming(again=True)) == full
     assert counts.tries == {M1: 3}
-    verdicts = [await judging.judge(incoming(again=True)) for _ in range(22)]
-    assert [v.kind for v in verdicts] == ["again"] * 21 + ["park"]
-    assert "25 times" in verdicts[-1].reason
+    dispositions = [await tried.handle(incoming(again=True)) for _ in range(22)]
+    assert [d.kind for d in dispositions] == ["requeue"] * 21 + ["park"]
+    assert "25 times" in dispositions[-1].reason
     assert counts.tries == {}
-    assert await judging.judge(incoming()) == delivery_policy.DONE
+    assert await tried.handle(incoming()) == delivery_policy.DONE
 
 
 async def test_a_first_try_that_ends_well_is_not_counted() -> None:
@@ -133,9 +136,9 @@ async def test_a_first_try_that_ends_well_is_not_counted() -> None:
         async def add(self, message: str) -> int:
             raise AssertionError(message)
 
-    assert await judge(raising(), counts=Untouched()).judge(incoming()) == delivery_policy.DONE
+    assert await policy(raising(), counts=Untouched()).handle(incoming()) == delivery_policy.DONE
     counts = Counted()
-    assert await judge(raising(), counts=counts).judge(incoming(again=True)) == delivery_policy.DONE
+    assert await policy(raising(), counts=counts).handle(incoming(again=True)) == delivery_policy.DONE
     assert counts.tries == {}
 
 
@@ -145,8 +148,8 @@ async def test_what_workers_say_may_be_larger_than_what_others_may() -> None:
     output = {"DurationMs": 5, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": gaps}
     done = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1, "Job": "transcode", "Reason": "ok", "Output": output}
     body = codec.encode(codec.make("ffmpeg-exit", id="1", time_ms=0, data=done))
-    assert len(body) > delivery_policy.MAX_FOREIGN_BYTES
-    assert await judge(raising()).judge(incoming(body, key="event.ffmpeg-exit")) == delivery_policy.DONE
+    assert len(body) > message_reader.MAX_FOREIGN_BYTES
+    assert await policy(raising()).handle(incoming(body, key="event.ffmpeg-exit")) == delivery_policy.DONE
 
 
 async def test_what_ends_the_process_while_it_is_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,20 +161,20 @@ async def test_what_ends_the_process_while_it_is_read_is_counted(monkeypatch: py
 
     monkeypatch.setattr(codec, "decode", deadly)
     with pytest.raises(SystemExit):
-        await judge(raising(), counts=counts).judge(incoming(again=True))
+        await policy(raising(), counts=counts).handle(incoming(again=True))
     assert counts.tries == {M1: 1}
 
 
 async def test_what_never_ended_is_parked_unhandled() -> None:
     """A message that was begun as often as is allowed is parked, and its handler never sees it again."""
-    counts = Counted(**{M1: attempts.TRIES_BEFORE_PARKED})
-    verdict = await judge(raising(AssertionError("handled")), counts=counts).judge(incoming(again=True))
-    assert (verdict.kind, "never ended" in verdict.reason, counts.tries) == ("park", True, {})
+    counts = Counted(**{M1: attempts.MAX_ATTEMPTS})
+    disposition = await policy(raising(AssertionError("handled")), counts=counts).handle(incoming(again=True))
+    assert (disposition.kind, "never ended" in disposition.reason, counts.tries) == ("park", True, {})
 
 
 def test_what_is_handled_beside_a_deadly_message_is_not_parked_for_it() -> None:
     """It is handled alone long before it has been tried as often as is allowed."""
-    assert attempts.ALONE_FROM * 2 < attempts.TRIES_BEFORE_PARKED
+    assert attempts.ISOLATE_FROM * 2 < attempts.MAX_ATTEMPTS
 
 
 async def test_counts_that_cannot_be_kept_are_no_fault_of_the_message() -> None:
@@ -181,8 +184,8 @@ async def test_counts_that_cannot_be_kept_are_no_fault_of_the_message() -> None:
         async def add(self, message: str) -> int:
             raise OSError("the database is away")
 
-    verdict = await judge(raising(AssertionError("handled")), counts=Broken()).judge(incoming(again=True))
-    assert verdict.kind == "again"
+    disposition = await policy(raising(AssertionError("handled")), counts=Broken()).handle(incoming(again=True))
+    assert disposition.kind == "requeue"
 
 
 async def test_a_handler_that_hangs_is_ended() -> None:
@@ -191,7 +194,7 @@ async def test_a_handler_that_hangs_is_ended() -> None:
     async def hang(_: codec.Event) -> None:
         await asyncio.Event().wait()
 
-    assert (await judge(hang, limit_s=0.01).judge(incoming())).kind == "again"
+    assert (await policy(hang, timeout_s=0.01).handle(incoming())).kind == "requeue"
 
 
 def test_routing_keys_and_properties_of_what_goes_out() -> None:
