@@ -207,10 +207,10 @@ async def test_publishing_is_bounded_while_there_is_no_connection(
     )
     await nowhere.start()
     try:
-        assert nowhere.link.present is None
+        assert nowhere.connection.current is None
         with pytest.raises(errors.Unavailable):
             async with waiting.at_most(5):
-                await publisher.publish(nowhere.link, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.2)
+                await publisher.publish(nowhere.connection, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.2)
     finally:
         await nowhere.stop()
 
@@ -472,7 +472,7 @@ async def test_a_full_worker_leaves_captures_to_others_and_goes_on_finishing(
     async with running(first):
         await first.pause_captures()
         await first.pause_captures()
-        old = first.link.present
+        old = first.connection.current
         assert old is not None
         old.end("broken by the test")
         await connected_anew(first, old)
@@ -507,12 +507,12 @@ async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engine
         store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:wrongpass@127.0.0.1:1/"
     )
     await nowhere.start()
-    await waiting.until(lambda: "not made yet" not in nowhere.link.problem, what="the first try to fail")
+    await waiting.until(lambda: "not made yet" not in nowhere.connection.problem, what="the first try to fail")
     refused = rabbit.shared().url.replace("recorder:recorder", "recorder:wrongpass")
     wrong = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=refused)
     await wrong.start()
     await waiting.until(lambda: "ACCESS_REFUSED" in wrong.link.problem, what="the refusal")
-    assert "wrongpass" not in nowhere.link.problem + wrong.link.problem
+    assert "wrongpass" not in nowhere.connection.problem + wrong.link.problem
     # What anybody hears who asks /readyz.
     assert nowhere.problems() == wrong.problems() == ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
     await nowhere.stop()
