@@ -210,7 +210,7 @@ async def test_publishing_is_bounded_while_there_is_no_connection(
         assert nowhere.connection.current is None
         with pytest.raises(errors.Unavailable):
             async with waiting.at_most(5):
-                await publisher.publish(nowhere.connection, publisher.Outgoing(key="event.stop", body=b"x"), limit_s=0.2)
+                await publisher.publish(nowhere.connection, publisher.Outgoing(key="event.stop", body=b"x"), timeout_s=0.2)
     finally:
         await nowhere.stop()
 
@@ -511,8 +511,8 @@ async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engine
     refused = rabbit.shared().url.replace("recorder:recorder", "recorder:wrongpass")
     wrong = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=refused)
     await wrong.start()
-    await waiting.until(lambda: "ACCESS_REFUSED" in wrong.link.problem, what="the refusal")
-    assert "wrongpass" not in nowhere.connection.problem + wrong.link.problem
+    await waiting.until(lambda: "ACCESS_REFUSED" in wrong.connection.problem, what="the refusal")
+    assert "wrongpass" not in nowhere.connection.problem + wrong.connection.problem
     # What anybody hears who asks /readyz.
     assert nowhere.problems() == wrong.problems() == ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
     await nowhere.stop()
