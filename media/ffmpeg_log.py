@@ -12,9 +12,11 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from events import secret_names
+
 _LEVEL = r"panic|fatal|error|warning|info"
 _PREFIX = re.compile(rf"^(?:\[(?!(?:{_LEVEL})\])(?P<source>[^\]]*?)(?: @ 0x[0-9a-f]+)?\] )*(?:\[(?P<level>{_LEVEL})\] )?")
-_SECRET = re.compile(r"((?:user_?sig|token|secret|sign(?:ature)?|password)(?:=|%3D))[^&\s'\"]+", re.IGNORECASE)
+_SECRET = re.compile(rf"((?:{secret_names.pattern()})(?:=|%3D))[^&\s'\"]+", re.IGNORECASE)
 _SHORTEST_SECRET = 16
 
 
