@@ -1,4 +1,4 @@
-"""Python source as a tree. Imports nothing of ours."""
+"""Python source as a syntax tree."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import gc
 
 
 def parse(source: str) -> ast.Module:
-    """As `ast.parse`, which on Python 3.11 miscounts its own depth when garbage is collected meanwhile and a finalizer formats a
-    traceback: that parses, too."""
+    """Like `ast.parse`, with a workaround: Python 3.11 miscounts its recursion depth if a garbage collection runs a finalizer
+    that formats a traceback, which parses, too."""
     gc.disable()
     try:
         return ast.parse(source)

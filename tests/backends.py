@@ -1,6 +1,6 @@
-"""What the real service stands on, one kind per engine: a file of its own, or a database and a corner of the broker.
+"""Backends of the real service, one kind per engine: a file of its own, or a database and a prefix on the broker.
 
-Rule: nothing of a test is left in servers that tests share.
+Rule: no test leaves data in shared servers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ CLUSTER_TOKEN = "cluster-token"
 
 @dataclass(slots=True)
 class Footing:
-    """The settings of one service on one engine. `database` is a URL for whoever looks past the service."""
+    """Settings of one service on one engine. `database` is a URL for queries past the service."""
 
     engine: str
     database: str
     settings: dict[str, str] = field(default_factory=dict)
 
     async def remove(self, log: Path) -> None:
-        """Delete what the service, which has ended, left in the servers; `log` (JSON lines) says which node it was."""
+        """Delete the data of a stopped service from the servers; `log` (JSON lines) names its node."""
         if self.engine == DISTRIBUTED:
             await _forget(self.settings["AMQP_PREFIX"], _nodes(log))
             await asyncio.to_thread(postgres.shared().drop, self.database)
@@ -40,7 +40,7 @@ def embedded(data: Path) -> Footing:
 
 
 def distributed() -> Footing:
-    """PostgreSQL, with the schema of today, and RabbitMQ. From the main thread: the servers end with the thread."""
+    """PostgreSQL with the current schema, and RabbitMQ. Call from the main thread: the servers end with the thread."""
     broker = rabbit.shared()
     url = engines.fresh("postgresql", Path()).url
     settings = {"DATABASE_URL": url, "AMQP_URL": broker.url, "AMQP_PREFIX": broker.prefix(), "CLUSTER_TOKEN": CLUSTER_TOKEN}
@@ -49,7 +49,7 @@ def distributed() -> Footing:
 
 
 def make(engine: str, data: Path) -> Footing:
-    """The footing of a service that keeps its data in `data`."""
+    """The backend of a service that keeps its data in `data`."""
     return embedded(data) if engine == EMBEDDED else distributed()
 
 

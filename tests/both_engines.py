@@ -1,8 +1,7 @@
-"""The rule that no behaviour is tested on one engine alone: what pytest collects, held against what the tests' sources reach.
+"""The rule that both engines are tested: pytest's collection, compared with the names that the tests' sources use.
 
-Imports nothing of ours. Rule: a test stands on an engine if its id names one, or if its module leads it to a door: a name that
-opens a database, a bus or a service. Such a test is collected on both engines, or it is listed with the reason, and says itself
-which one it is about.
+Rule: a test depends on an engine if its id names one, or if its module uses a name that opens a database, a bus or a service.
+Such a test is collected on both engines, or it is listed with a reason and names its engine.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ SIDES = {
     "sqlite": EMBEDDED, "local": EMBEDDED, "embedded": EMBEDDED,
     "postgresql": DISTRIBUTED, "rabbitmq": DISTRIBUTED, "distributed": DISTRIBUTED,
 }  # fmt: skip
-"""The words in ids, and the engine that each belongs to."""
+"""Words in test ids, and the engine of each."""
 DOORS = {
     "engines.fresh", "engines.Database", "stores.Store", "store.Store", "opening.open_engine", "engine.open_engine",
     "postgres.shared", "postgres.Server", "rabbit.shared", "rabbit.Broker", "local.LocalBus", "rabbit_bus.RabbitBus",
@@ -28,20 +27,20 @@ DOORS = {
     "api_keys.ApiKeys", "typed.inside", "typed.process",
 }  # fmt: skip
 DOORS_IN_TEXT = re.compile(r"service\.main\(\)|open_engine\(")
-"""In programs that a test writes down to be run as processes."""
+"""Names in programs that a test writes to a file and runs as processes."""
 SAID = re.compile(r"sqlite|postgresql|rabbitmq|amqp|embedded|distributed", re.IGNORECASE)
 
 
 @dataclass(slots=True)
 class Module:
-    """A test module: for each function (`test`, or `Class.test`) the names it mentions, and what it says of itself."""
+    """A test module: the names used by each function (`test`, or `Class.test`), and the module's docstrings."""
 
     header: str = ""
     mentions: dict[str, set[str]] = field(default_factory=dict)
     sayings: dict[str, str] = field(default_factory=dict)
 
     def reaches_a_door(self, name: str) -> bool:
-        """Whether a function, or whatever of its module it mentions, fixtures included, opens something of an engine."""
+        """Whether a function, or anything in its module that it uses, fixtures included, opens part of an engine."""
         seen, ahead = set[str](), {name}
         while ahead:
             here = ahead.pop()
@@ -52,12 +51,12 @@ class Module:
         return False
 
     def says_which(self, name: str) -> bool:
-        """Whether header, docstring or name says which engine a test is about."""
+        """Whether header, docstring or name states the test's engine."""
         return SAID.search(f"{self.header} {self.sayings[name]}") is not None
 
 
 def read(source: str) -> Module:
-    """A module out of its source."""
+    """Parse a module."""
     tree = ast_helpers.parse(source)
     made = Module(header=ast.get_docstring(tree) or "")
     for name, node in _definitions(tree):
@@ -68,7 +67,7 @@ def read(source: str) -> Module:
 
 
 def faults(collected: list[str], sources: Mapping[str, str], listed: Mapping[str, str]) -> list[str]:
-    """What breaks the rule. `collected`: ids as pytest prints them; `listed`: a module or `module::test`, and the reason."""
+    """Violations of the rule. `collected`: ids as pytest prints them; `listed`: a module or `module::test`, and the reason."""
     sides: dict[str, set[str]] = {}
     for id_ in collected:
         test, _, words = id_.partition("[")

@@ -1,4 +1,4 @@
-"""Buses for tests, one kind per engine: the same store, the same handlers, and a look at what was parked."""
+"""Buses for tests, one kind per engine: same store, same handlers, and access to dead letters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JOB = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1}
 
 
 class Bus(Protocol):
-    """What both buses have."""
+    """The interface of both buses."""
 
     sides: list[supervised_task.SupervisedTask]
     listeners: list[Callable[[codec.Event], None]]
@@ -35,26 +35,26 @@ class Bus(Protocol):
 
 @dataclass(slots=True)
 class Hands:
-    """The handlers of a bus under test: they note what they are handed, and fail as they are told."""
+    """Handlers of a bus under test: they record each message and raise the scripted failures."""
 
     events: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     failures: dict[str, list[Exception]] = field(default_factory=dict)
 
     async def on_event(self, event: codec.Event) -> None:
-        """Note an event; raise the next of the failures that were told for it."""
+        """Record an event; raise its next scripted failure."""
         self.events.append(event.id)
         if self.failures.get(event.id):
             raise self.failures[event.id].pop(0)
 
     async def on_command(self, command: codec.Event) -> None:
-        """Note a command."""
+        """Record a command."""
         self.commands.append(command.id)
 
 
 @dataclass(slots=True)
 class Workshop:
-    """Makes buses of one kind on one store; all of them talk to each other."""
+    """Makes buses of one kind on one store; all of them are connected."""
 
     engine: str
     database: engines.Database
@@ -63,13 +63,13 @@ class Workshop:
     prefix: str = ""
 
     def make(self, on_event: delivery_policy.Handler, on_command: delivery_policy.Handler) -> Bus:
-        """A bus that is not started yet."""
+        """A bus, not started yet."""
         if self.engine == "local":
             return local.LocalBus(self.store, clock=self.clock, on_event=on_event, on_command=on_command)
         return node(self.store, self.clock, self.prefix, on_event=on_event, on_command=on_command, drain_s=0.2)
 
     async def parked(self, count: int = 1) -> list[str]:
-        """The reasons of the messages parked, as soon as there are `count` of them, the oldest first."""
+        """The reasons of the dead letters, oldest first, once there are `count` of them."""
         if self.engine == "local":
             query = "SELECT parked FROM outbox WHERE parked <> '' ORDER BY seq"
             rows = await waiting.until(lambda: (r := self.database.ask(query)) and len(r) >= count and r, what="parked messages")
@@ -105,7 +105,7 @@ def node(
 
 
 async def taken(queue: str, count: int, url: str = "") -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """Take `count` messages out of a queue, as soon as they are there."""
+    """Take `count` messages from a queue, once they are there."""
     async with await aio_pika.connect(url or rabbit.shared().url) as connection, connection.channel() as channel:
         held = await channel.get_queue(queue, ensure=False)
         found: list[aio_pika.abc.AbstractIncomingMessage] = []
@@ -129,7 +129,7 @@ async def say(exchange: str, key: str, body: bytes, *, url: str = "", **properti
 
 
 async def failure(bus: Bus) -> BaseException:
-    """The error of the first side of a bus that ends by itself."""
+    """The error of the first of a bus's background tasks that fails."""
     sides = [side.failed for side in bus.sides if side.failed is not None]
     done, _ = await asyncio.wait(sides, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     error = next(iter(done)).exception()

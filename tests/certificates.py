@@ -1,7 +1,7 @@
-"""Certificates of the tests' own: an authority, and a server's certificate that it has signed. Imports nothing of ours.
+"""Certificates for tests: an authority, and a server certificate that it has signed.
 
-Rule: made anew for each process, valid for a day, for 127.0.0.1 and for no name: `localhost` leads to the same server, and is
-the wrong name for it.
+Rule: generated per process, valid for a day, for 127.0.0.1 and for no name: `localhost` leads to the same server, and is the
+wrong name for it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
-    """PEM files: `authority` is what a client trusts, `certificate` and `key` are the server's, `stranger` is an authority that
-    has signed neither."""
+    """PEM files: a client trusts `authority`; `certificate` and `key` are the server's; `stranger` is an authority that has
+    signed neither."""
 
     authority: Path
     certificate: Path

@@ -1,7 +1,7 @@
-"""The command `recorder`, typed: inside the test's process, as starting another costs a second of CPU, or in one of its own where
-the process is what is looked at.
+"""A runner of the command `recorder`: inside the test's process, because a new process costs a second of CPU, or in a process of
+its own if the test is about the process.
 
-Imports the command line. Rule: a command sees the environment that it is given and no other, and leaves the test's logging alone.
+Rule: a command sees only the given environment, and does not change the test's logging.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """How a command ended."""
+    """The end of a command."""
 
     code: int
     out: str
@@ -38,17 +38,17 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """What it printed."""
+        """The command's output."""
         return json.loads(self.out)
 
 
 async def inside(environment: Mapping[str, str], *words: str) -> Answer:
-    """The command in a thread of this process, its output piped. Raises what it does not expect itself."""
+    """Run the command in a thread of this process, its output piped. Raises its unexpected errors."""
     return await asyncio.to_thread(_invoke, environment, words)
 
 
 async def process(environment: Mapping[str, str], *words: str) -> Answer:
-    """The command in a process of its own, its output piped."""
+    """Run the command in a process of its own, its output piped."""
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROGRAM, *words,
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

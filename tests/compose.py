@@ -1,7 +1,7 @@
-"""docker-compose.yml without Docker: the file as read, its variables filled in as Compose does, and its services as processes.
+"""docker-compose.yml without Docker: the parsed file, its variables substituted as Compose does, and its services as processes.
 
-Rule: commands, environments and health checks are taken from the file and the Dockerfile, and only places are replaced: hosts,
-ports and mounted folders.
+Rule: commands, environments and health checks come from the file and the Dockerfile; only hosts, ports and mounted folders are
+replaced.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?P<how>:-|:\?)?(?P<word>[^}]*)\
 
 
 def read(environment: Mapping[str, str] | None) -> Any:
-    """The whole file. With an environment, its variables are filled in: `${A}`, `${A:-default}`, `${A:?why}`; one of the last
-    kind that is unset or empty raises KeyError."""
+    """The whole file. With an environment, its variables are substituted: `${A}`, `${A:-default}`, `${A:?why}`; an unset or empty
+    one of the last kind raises KeyError."""
     raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
     return raw if environment is None else _filled(raw, environment)
 
@@ -60,7 +60,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 class Container:
-    """One container of a service, as a process in a folder of its own. `places`: texts of the file → what stands for them."""
+    """One container of a service, as a process in a folder of its own. `places` maps texts of the file to their replacements."""
 
     def __init__(self, service: Mapping[str, Any], image: Mapping[str, str], folder: Path, places: Mapping[str, str]) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Container:
             source, _, target = str(mount).rpartition(":")
             self._places.setdefault(target, str(folder / "own") if not source else str(folder.parent / f"volume-{source}"))
             Path(self._places[target]).mkdir(parents=True, exist_ok=True)
-        # What is not mounted is read-only in a container: here it is nowhere, and must be nowhere in the end.
+        # A container's unmounted folders are read-only: here they do not exist, and must not exist at the end.
         self.read_only = folder / "read-only"
         for target in ("/var/lib/recorder", "/var/spool/recorder"):
             self._places.setdefault(target, str(self.read_only / target.strip("/")))
@@ -79,7 +79,7 @@ class Container:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, more: Mapping[str, str]) -> None:
-        """Start it; `more` is what this machine needs in the environment beside the container's."""
+        """Start it; `more` is this machine's addition to the container's environment."""
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {name: self._placed(str(value)) for name, value in self._environment.items()} | dict(more)
         with (self.folder / "log").open("ab") as log:
@@ -108,20 +108,20 @@ class Container:
             raise
 
     async def healthy(self, limit_s: float = 40) -> None:
-        """Wait until the health check of the file says so."""
+        """Wait until the file's health check succeeds."""
 
         (port,) = re.findall(r"127\.0\.0\.1:(\d+)", self._placed(" ".join(self._health)))
 
         async def look() -> bool:
             assert self._process is not None
             assert self._process.returncode is None, self.log()
-            # A health check is a program: it is not begun before somebody listens.
+            # A health check is a program: it is started only once a server listens.
             return listens(int(port)) and await check(self._health, self._places) == 0
 
         await waiting.until(look, limit_s, f"{self._command} to be healthy; {self.folder / 'log'}", every_s=0.2)
 
     def log(self) -> str:
-        """The end of what it wrote."""
+        """The end of its output."""
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")[-3000:]
 
     def _placed(self, text: str) -> str:
@@ -129,7 +129,7 @@ class Container:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens on this port of 127.0.0.1."""
+    """Whether a server listens on this port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -1,6 +1,6 @@
-"""Fixtures that every room's tests share: quiet logs, Hypothesis profiles, a fresh store for each engine.
+"""Fixtures shared by all tests: quiet logs, Hypothesis profiles, a fresh store for each engine.
 
-HYPOTHESIS_PROFILE=thorough runs many more examples, chosen anew each time; the default is few, and the same ones each time.
+HYPOTHESIS_PROFILE=thorough runs many more examples, chosen at random each time; the default is few, and the same ones each time.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def collected(pytestconfig: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the simulator's speakers show and say, encoded once in a run, by whichever of its processes needs it first."""
+    """The simulator's encoded loops, made once per run by the first process that needs them."""
     mine = tmp_path_factory.getbasetemp()
     folder = (mine.parent if os.environ.get("PYTEST_XDIST_WORKER") else mine) / "loops"
     folder.mkdir(exist_ok=True)
@@ -87,20 +87,20 @@ def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clock() -> engines.Clock:
-    """A clock that a test turns by hand."""
+    """A clock that the test sets."""
     return engines.Clock()
 
 
 @pytest.fixture(params=engines.NAMES)
 def database(request: pytest.FixtureRequest) -> Iterator[engines.Database]:
-    """An empty database with the schema of today, on each engine."""
+    """An empty database with the current schema, on each engine."""
     with engines.fast_folder() as folder:
         yield engines.fresh(request.param, Path(folder))
 
 
 @pytest.fixture
 async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterator[stores.Store]:
-    """A store on that database, with the clock of the test and ids that count up."""
+    """A store on that database, with the test's clock and ids that count up."""
     opened = database.open(clock)
     try:
         yield opened
@@ -110,5 +110,5 @@ async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterat
 
 @pytest.fixture
 def desk(store: stores.Store, clock: engines.Clock) -> desks.Desk:
-    """A desk at which a test says things to the deciding handlers."""
+    """A harness that sends events to the deciding handlers."""
     return desks.sit_down(store, clock)

@@ -1,4 +1,4 @@
-"""What a recorded file really holds: beeps, flashes, sizes, durations. Looks into it with PyAV; imports the bar code's reader."""
+"""The content of a recorded file, decoded with PyAV: beeps, flashes, sizes, durations."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_together(content: Content, tolerance_s: float = 0.3) -> None:
 
 
 def _beeps(path: Path) -> tuple[float, ...]:
-    """Where the sound becomes loud: first window above the level after half a second of quiet."""
+    """The onsets of sound: first window above the level after half a second of quiet."""
     found: list[float] = []
     with av.open(str(path)) as container:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=16_000)

@@ -1,7 +1,7 @@
-"""A process with a bus of either kind, which dies by SIGKILL of one message: `python -m tests.deadly_node PLAN`.
+"""A process with a bus of either kind that one message kills with SIGKILL: `python -m tests.deadly_node PLAN`.
 
-PLAN is a JSON object: {"Engine", "Url", "Path", "Prefix", "Amqp", "Name", "Folder", "Tries", "Alone"}. What else is handled
-leaves a file in the folder, named by its id.
+PLAN is a JSON object: {"Engine", "Url", "Path", "Prefix", "Amqp", "Name", "Folder", "Tries", "Alone"}. Every other message that
+is handled leaves a file in the folder, named by its id.
 """
 
 from __future__ import annotations

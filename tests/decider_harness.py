@@ -1,4 +1,4 @@
-"""A desk at which tests say things to the deciding handlers and read what became of it: a real store, a clock turned by hand."""
+"""A harness for the deciding handlers: sends events and reads the results, on a real store and a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import engines
 
 APP = 1400000001
 LEASE_MS = 30_000
-# Secrets carry a mark, so that a test can look for them where they must not be.
+# Secrets carry a mark, so that a test can find them where they must not be.
 SECRETS = {"SecretId": "MARK-id", "SecretKey": "MARK-key", "Token": "MARK-token"}
 COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", **SECRETS}
 START: dict[str, Any] = {"SdkAppId": APP, "RoomId": 88, "UserId": "rec", "UserSig": "MARK-sig", "CosConfig": COS}
@@ -25,7 +25,7 @@ OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndM
 
 @dataclass(slots=True)
 class Desk:
-    """Says things to the deciding handlers and reads what became of them."""
+    """Sends events to the deciding handlers and reads the results."""
 
     store: stores.Store
     clock: engines.Clock
@@ -34,17 +34,17 @@ class Desk:
     new_id: Any = field(default_factory=lambda: engines.ids("e"))
 
     async def say(self, type_: str, id_: str = "", **data: Any) -> dict[str, Any]:
-        """One event, with an id of its own unless it has one."""
+        """Decide one event, with a new id unless it has one."""
         return await self.decider.decide(codec.make(type_, id=id_ or self.new_id(), time_ms=self.clock(), data=data))
 
     async def start(self, **changes: Any) -> str:
-        """A start; its TaskId."""
+        """Start a session; returns its TaskId."""
         data = START | {"Mode": "02"} | changes
         answer = await self.say("start", **{k: v for k, v in data.items() if v is not None})
         return str(answer["TaskId"])
 
     async def trtc(self, type_: str, user: str = "al", ago_ms: int = 0, **data: Any) -> None:
-        """A callback of TRTC about the room 88."""
+        """A TRTC callback about room 88."""
         room = {} if "StrRoomId" in data or "RoomId" in data else {"RoomId": 88}
         about = {} if type_ == "room-destroyed" else {"UserId": user}
         await self.say(type_, SdkAppId=APP, EventMs=self.clock() - ago_ms, **room, **about, **data)
@@ -54,7 +54,7 @@ class Desk:
         await self.trtc("user-publishing", user, **({"Kind": "audio"} | data))
 
     async def take(self, owner: str, node: str = "n1") -> int:
-        """A worker takes the present job; its epoch."""
+        """A worker takes the present job; returns its epoch."""
         epoch = (await self.recording(owner)).epoch
         assert await self.store.take_lease(owner, epoch, node, LEASE_MS)
         if (await self.recording(owner)).capture == "leased":
@@ -62,7 +62,7 @@ class Desk:
         return epoch
 
     async def outcome(self, type_: str, owner: str, epoch: int, **data: Any) -> None:
-        """What a worker says of a recording's job."""
+        """A worker's outcome of a recording's job."""
         task_id, speaker, n = model.split_id(owner)
         await self.say(type_, TaskId=task_id, Speaker=speaker, N=n, Epoch=epoch, **data)
 
@@ -89,12 +89,12 @@ class Desk:
             await self.outcome("upload-failed", owner, epoch, Reason="refused", Detail="AccessDenied", Retry=retry)
 
     async def recorded(self, owner: str) -> None:
-        """From the first packet to Done, of a recording whose session is closing."""
+        """Take a recording whose session is closing from its first packet to Done."""
         await self.transcode(owner)
         await self.upload(owner)
 
     async def pending_upload(self, **changes: Any) -> str:
-        """A session that finished while one upload is still being tried. Returns the recording's id."""
+        """A session that finished while one upload is still retried. Returns the recording's id."""
         task_id = await self.start(**changes)
         await self.publish()
         owner = f"{task_id}/al/1"
@@ -111,7 +111,7 @@ class Desk:
         return owner
 
     async def wait(self, ms: int) -> None:
-        """Time passes, in the steps of the deadlines on the way, each of which is said."""
+        """Let time pass in the steps of the deadlines on the way, each of which is published."""
         end_ms = self.clock() + ms
         while True:
             for deadline in await self.store.due_deadlines():
@@ -121,18 +121,18 @@ class Desk:
             self.clock.now_ms = min(end_ms, await self.next_ms() or end_ms)
 
     async def jump(self, ms: int) -> None:
-        """Time passes at once; what is overdue is said late."""
+        """Let time pass in one step; overdue deadlines are published late."""
         self.clock.advance(ms)
         await self.wait(0)
 
     async def next_ms(self) -> int:
-        """When the next deadline is over."""
+        """The time of the next deadline."""
         async with self.store._engine.connect() as connection:
             query = text("SELECT min(at_ms) FROM deadlines WHERE at_ms > :now")
             return int((await connection.execute(query, {"now": self.clock()})).scalar() or 0)
 
     async def recording(self, owner: str) -> model.Recording:
-        """One recording as it stands."""
+        """One recording, read from the store."""
         async with self.store.transaction() as tx:
             found = await tx.recording(owner)
         assert found is not None
@@ -149,13 +149,13 @@ class Desk:
             return {f"{r.speaker}/{r.n}": r.state for r in await tx.recordings(task_id)}
 
     async def session(self, task_id: str) -> model.Session:
-        """One session as it stands."""
+        """One session, read from the store."""
         found = await self.reading.session(task_id)
         assert found is not None
         return found
 
     async def messages(self, channel: str = "") -> list[codec.Event]:
-        """What waits in the outbox, in order."""
+        """Unsent messages in the outbox, in order."""
         return [codec.decode(m.body, now_ms=0) for m in await self.store.unsent(1_000) if channel in ("", m.channel)]
 
     async def commands(self, owner: str) -> list[tuple[str, int]]:
@@ -168,6 +168,6 @@ class Desk:
 
 
 def sit_down(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Desk:
-    """A desk with the policy of every day."""
+    """A harness with the default policy."""
     context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
     return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.Reading(store._engine))

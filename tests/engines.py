@@ -30,16 +30,16 @@ from tests import postgres
 from tests.simulated import dictionary
 
 NAMES = ("sqlite", "postgresql")
-# What every test seals with, as the setting has it.
+# The value of the setting SECRET_KEYS in every test.
 SECRET_KEYS = "c2VhbHMgd2hhdCB0ZXN0cyBwbGFudCwgbm90aGluZyE="
-# Those that the store's own suite runs on: the simulated world's engine must be no other in what it is used for.
+# The engines of the store's own suite: the simulated world's engine must behave like them where it is used.
 STORES = (*NAMES, "dictionary")
 START_MS = 1_800_000_000_000
 
 
 @dataclass(slots=True)
 class Clock:
-    """Unix ms that move only when they are told to."""
+    """Unix ms that only a test moves."""
 
     now_ms: int = START_MS
 
@@ -78,7 +78,7 @@ class Database:
         return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"), keyring=keyring())
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
-        """What the database holds, asked past the store."""
+        """Query the database past the store."""
         if self.engine == "postgresql":
             with futures.ThreadPoolExecutor(1) as pool:  # a loop of its own: the caller may be inside a running one
                 return pool.submit(asyncio.run, _ask_postgresql(self.url, query)).result()
@@ -86,7 +86,7 @@ class Database:
             return connection.execute(query).fetchall()
 
     def everything(self) -> bytes:
-        """All that the database keeps on disk, as bytes: to look for what must not be there."""
+        """All bytes of the database on disk: to search for secrets."""
         if self.engine == "postgresql":
             return postgres.shared().dump(self.url)
         return b"".join(p.read_bytes() for p in sorted(self.path.parent.glob(self.path.name + "*")))
@@ -101,7 +101,7 @@ async def _ask_postgresql(url: str, query: str) -> list[tuple[Any, ...]]:
 
 
 def fresh(engine: str, folder: Path) -> Database:
-    """An empty database of `engine` with today's schema; files go into `folder`."""
+    """An empty database of `engine` with the current schema; files go into `folder`."""
     if engine == "dictionary":
         return Database(engine=engine, url="", memory=dictionary.Tables())
     if engine == "postgresql":
@@ -112,12 +112,12 @@ def fresh(engine: str, folder: Path) -> Database:
 
 
 def reader(store: Any) -> Any:
-    """What reads a store's sessions, timelines and results."""
+    """Queries of a store's sessions, timelines and results."""
     return store if isinstance(store, dictionary.Store) else queries.Reading(store._engine)
 
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder in memory where the system has one: durable writes cost nothing there."""
+    """A temporary folder in memory if the system has one: durable writes cost nothing there."""
     memory = Path("/dev/shm")
     where = str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None
     return tempfile.TemporaryDirectory(prefix="recorder-test-", dir=where)

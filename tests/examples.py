@@ -1,4 +1,4 @@
-"""Sessions, recordings and events in their plainest form, and short ways to put them into a store and to move them."""
+"""Sessions, recordings and events in their simplest form, and shortcuts to store and advance them."""
 
 from __future__ import annotations
 

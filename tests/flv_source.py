@@ -1,7 +1,7 @@
-"""Live streams for tests: small FLV files made by the bundled ffmpeg, cut up into tags, and an HTTP server that paces them.
+"""Live streams for tests: small FLV files made by the bundled ffmpeg, split into tags, and an HTTP server that paces them.
 
-Imports only `media.flv` of ours, for the tags. Rule: a flash and a beep at every full second of the source's own time,
-100 ms long, so that a test can see in the finished file what was recorded when.
+Rule: a flash and a beep at every full second of the source's own time, 100 ms long, so that a test can see in the finished file
+when its content was live.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def configuration(kind: int, payload: bytes, timestamp_ms: int = 0) -> flv.Tag:
 def content(
     size: str = "320x240", duration_s: int = 10, rate: int = 15, gop: int = 15, samples: int = 44100, bframes: int = 0
 ) -> tuple[flv.Tag, ...]:
-    """The tags of a stream with both tracks: blue picture (so that black is something else), flash and beep each second."""
+    """The tags of a stream with both tracks: blue picture (to differ from black), flash and beep each second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "source.flv"
         picture = f"color=blue:s={size}:r={rate}:d={duration_s},{_FLASH}"
@@ -106,7 +106,7 @@ def write(path: Path, tags: Iterable[flv.Tag], *, audio: bool = True, video: boo
 
 @dataclass(kw_only=True)
 class Stream:
-    """What one address answers: a refusal, or tags paced by their times, and then `close`, `hold` (silence) or `reset`."""
+    """The response of one address: a refusal, or tags paced by their times, and then `close`, `hold` (silence) or `reset`."""
 
     tags: tuple[flv.Tag, ...] = ()
     status: int = 200

@@ -1,6 +1,6 @@
-"""Looking inside finished files with PyAV: when it beeps, when it flashes, what the frames are. Imports nothing of ours.
+"""A probe of finished files with PyAV: times of beeps and flashes, and the frames.
 
-Rule: times are those a player would use (edit lists applied), in seconds.
+Rule: times are those of a player (edit lists applied), in seconds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _frame(frame: av.VideoFrame) -> Frame:
 
 
 def _loudness(path: Path) -> Iterator[tuple[float, int]]:
-    """Peaks of windows of 10 ms; what lies between two packets counts as no sound and is not listed."""
+    """Peaks of windows of 10 ms; the space between two packets counts as no sound and is omitted."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=_RATE)
     with av.open(str(path)) as container:
         for decoded in container.decode(audio=0):

@@ -1,10 +1,10 @@
-"""TRTC's RTMP edge, as far as a test can have it: nginx with libnginx-mod-rtmp, on ephemeral ports, in a folder of its own.
+"""TRTC's RTMP edge for tests: nginx with libnginx-mod-rtmp, on ephemeral ports, in a folder of its own.
 
-Imports the simulator, for what is pushed. Rules: streams are pushed to `push/{room}?…&userid=` and pulled from
-`pull/{room}?…&remoteuserid=`, as in TRTC; both hooks answer 302 with the name that room and speaker have inside. A viewer is
-closed when the speaker goes, and refused when nobody is there. nginx is one process, ended by its pid.
+Rules: streams are pushed to `push/{room}?…&userid=` and pulled from `pull/{room}?…&remoteuserid=`, as in TRTC; both hooks answer
+302 with the internal name of room and speaker. A viewer is closed when the speaker leaves, and refused if no speaker is there.
+nginx is one process, ended by its pid.
 
-The module reads 255 bytes of a stream's name with its query, so a UserSig has to be a short word here.
+The module reads 255 bytes of a stream's name with its query, so a UserSig must be short here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Play:
 
 
 class Edge:
-    """nginx, its hooks, and those who push to it."""
+    """nginx, its hooks, and its publishers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,7 +99,7 @@ class Edge:
         return f"rtmp://127.0.0.1:{self.port}/pull/{{room}}?{query}"
 
     async def start(self) -> None:
-        """Listen. Raises AssertionError with what nginx said if it cannot."""
+        """Listen. Raises AssertionError with nginx's output if it cannot."""
         self.folder.mkdir(parents=True)
         application = web.Application()
         application.router.add_post("/publish", self._on_publish)
@@ -119,7 +119,7 @@ class Edge:
         await waiting.until(self._listens, 10, "nginx to listen")
 
     async def stop(self) -> None:
-        """End everything; harmless to repeat."""
+        """End everything; safe to call twice."""
         for pusher in self._pushers.values():
             await pusher.stop()
         self._pushers.clear()
@@ -130,7 +130,7 @@ class Edge:
             await self._runner.cleanup()
 
     async def publish(self, speaker: speakers.Speaker) -> None:
-        """Push what a speaker of the simulator sends, until they leave."""
+        """Push a simulated speaker's stream until they leave."""
         room = speaker.room.room
         name = f"{_escaped(room)}?{_query(speaker)}"
         pusher = rtmp_publisher.Publisher(speaker, port=self.port, app="push", name=name)
@@ -140,7 +140,7 @@ class Edge:
         self._pushers[room, speaker.user_id] = pusher
 
     async def publish_by_ffmpeg(self, speaker: speakers.Speaker, pull_template: str) -> None:
-        """The same by an ffmpeg that pulls from the simulator and pushes here: another hand at the protocol."""
+        """The same by an ffmpeg that pulls from the simulator and pushes here: a second implementation of the protocol."""
         room = speaker.room.room
         number_room = "&use_number_room_id=1" if isinstance(room, int) else ""
         source = pull_template.format(
@@ -156,14 +156,14 @@ class Edge:
         self._relays.append(process)
 
     async def drop(self, room: int | str, speaker: str) -> int:
-        """Throw every viewer of a speaker out; tells how many there were."""
+        """Disconnect every viewer of a speaker; returns their number."""
         url = f"http://127.0.0.1:{self._http_port}/control/drop/subscriber?app=pull&name={inner_name(room, speaker)}"
         async with aiohttp.ClientSession() as http, http.get(url) as answer:
             found = re.search(r"\d+", await answer.text())
             return int(found[0]) if found else 0
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay, nothing is sent, nobody is answered."""
+        """SIGSTOP: connections stay open, nothing is sent or answered."""
         assert self._nginx is not None
         process_freeze.freeze(self._nginx.pid)
 
@@ -198,14 +198,14 @@ class Edge:
 
 
 def binary() -> str:
-    """Where nginx is; the PATH of an ordinary user does not show it."""
+    """The path of nginx, which is not on an ordinary user's PATH."""
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     assert found, "nginx is not installed: sh deploy/test-servers.sh"
     return found
 
 
 def inner_name(room: int | str, user_id: str) -> str:
-    """What the stream of a speaker is called inside nginx: one word, and no two speakers' the same."""
+    """The name of a speaker's stream inside nginx: one word, unique per speaker."""
     return hashlib.sha256(f"{type(room).__name__}/{room}/{user_id}".encode()).hexdigest()[:24]
 
 

@@ -1,8 +1,8 @@
-"""Pages that can be followed word for word: the blocks of a page, and a desk at which they are typed in their order.
+"""Pages that can be followed word for word: the blocks of a page, and the shells in which they run in their order.
 
-Only ports are others than on the page. `sh` blocks are typed into one shell, in a folder as it is after `make demo`; one that
-ends in a server is a terminal of its own. A block under a line that ends in a file's name is that file. A `text` block shows what
-the block before it prints; `…` in it stands for anything. Whatever else a block may be, `Follower` is told, or it fails.
+Only ports differ from the page. `sh` blocks run in one shell, in a folder in its state after `make demo`; one that ends in a
+server gets a terminal of its own. A block under a line that ends in a file's name is that file. A `text` block shows the output
+of the block before it; `…` matches anything. Any other kind of block must be declared to `Follower`, or it fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests import ports, waiting
 
 ROOT = Path(__file__).parent.parent
 CURL = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }'
-"""On the page a refusal would be seen; here it has to end the script."""
+"""On the page a reader would see a refusal; here it must end the script."""
 SERVERS = ("recorder simulator", "recorder serve", "recorder results --follow", "python3 receiver.py", "node receiver.mjs")
 BY_HAND = ("apt-get", "make")
 TYPING_LIMIT_S = 90.0
@@ -39,7 +39,7 @@ _FILE_BELOW = re.compile(r"`([\w./-]+\.(?:py|mjs|conf|service|env|json)|[\w/]*re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One block of a page: `file` is the name that the line above gives it, `shows` what it prints by the page."""
+    """One block of a page: `file` is the name in the line above, `shows` its expected output."""
 
     language: str
     text: str
@@ -53,18 +53,18 @@ class Block:
 
     @property
     def server(self) -> str:
-        """Which of the servers it ends in; "" for none."""
+        """The server that it ends in; "" for none."""
         last = self.lines[-1] if self.lines else ""
         return next((name for name in SERVERS if last == name or last.startswith(f"{name} ")), "") if self.shell else ""
 
     @property
     def shell(self) -> bool:
-        """Whether it is typed."""
+        """Whether it runs in a shell."""
         return self.language == "sh"
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page, in order; `text` ones have become what the one before shows."""
+    """The blocks of a page, in order; a `text` block becomes the `shows` of the one before."""
     text = page.read_text(encoding="utf-8")
     found: list[Block] = []
     for fence in _FENCE.finditer(text):
@@ -79,13 +79,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether the pieces between the `…` of a page were printed, in their order."""
+    """Whether the pieces between the `…` of a page were printed, in order."""
     pieces = [re.escape(piece.strip()) for piece in shown.strip().split("…")]
     return re.search(".*?".join(pieces), printed, re.DOTALL) is not None
 
 
 class Desk:
-    """A folder as it is after `make demo`, free ports in place of the page's, and the shells that are open."""
+    """A folder in its state after `make demo`, free ports in place of the page's, and the open shells."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,7 +105,7 @@ class Desk:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a newcomer's shell has, and the ports."""
+        """A newcomer's environment, and the ports."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -116,7 +116,7 @@ class Desk:
         }
 
     def here(self, text: str) -> str:
-        """The text with this desk's ports."""
+        """The text with the replaced ports."""
         text = text.replace("127.0.0.1:9000", f"127.0.0.1:{self.simulator_port}")
         text = text.replace("127.0.0.1:8080", f"127.0.0.1:{self.service_port}")
         for number, own in self.others.items():
@@ -129,7 +129,7 @@ class Desk:
         (self.folder / name).write_text(self.here(text), encoding="utf-8")
 
     async def open_terminal(self, block: Block) -> Path:
-        """Run a server in a terminal of its own, and wait until it is up; returns where its output goes."""
+        """Run a server in a terminal of its own, and wait until it is up; returns the path of its output."""
         words = f" --port {self.simulator_port} --callback-url http://127.0.0.1:{self.service_port}/trtc/callbacks"
         text = self.here(block.text).replace("recorder simulator\n", f"recorder simulator{words}\n")
         printed = self.folder / f"terminal-{len(self.terminals) + 1}.txt"
@@ -153,7 +153,7 @@ class Desk:
         return printed
 
     async def type(self, text: str) -> str:
-        """Type a block into the shell of the page; what it printed. Fails if a command did."""
+        """Run a block in the page's shell; returns its output. Fails if a command did."""
         if self._shell is None:
             self._shell = await self._spawn("bash", "-eu", "-o", "pipefail", "-s", out=asyncio.subprocess.PIPE)
             await self._say(f"{CURL}\n")
@@ -207,8 +207,8 @@ class Desk:
 
 
 class Follower:
-    """Follows pages at a desk. `aside` are the languages of blocks that are only read; `by_hand` looks at a line that is not
-    typed here and raises AssertionError where it could not be right; `skip` are servers that this machine cannot run."""
+    """Runs pages. `aside` are languages of blocks that are only read; `by_hand` checks a line that is not run here and raises
+    AssertionError if it cannot be right; `skip` are servers that this machine cannot run."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Follower:
         self._shown: list[tuple[Block, Path]] = []
 
     async def follow(self, page: Path, only: Callable[[Block], bool] = lambda _: True) -> None:
-        """Do what the blocks of a page say, in their order; what a terminal shows may come until the page's end."""
+        """Run the blocks of a page in order; a terminal's output may come until the page's end."""
         for block in filter(only, blocks(page)):
             await self.do(block)
         for block, printed in self._shown:
@@ -236,7 +236,7 @@ class Follower:
         await waiting.until(lambda: matches(shown, printed.read_text(errors="replace")), 20, what, every_s=0.1)
 
     async def do(self, block: Block) -> None:
-        """Do what one block says."""
+        """Run one block."""
         if block.file:
             self.desk.write(block.file, block.text)
         elif block.server in self._skip and block.server:
@@ -259,7 +259,7 @@ def _word(line: str) -> str:
 
 
 def inline_commands(page: Path, words: Collection[str]) -> Iterator[str]:
-    """What stands as code inside a page's sentences and begins with one of `words`."""
+    """Code spans in a page's sentences that begin with one of `words`."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     for code in re.findall(r"`([^`\n]+)`", text):
         if _word(code) in words if code.strip() else False:

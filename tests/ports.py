@@ -1,5 +1,6 @@
-"""Ports for servers that are told their port before they listen: below those that the system gives to connections by itself, and
-apart for tests that run side by side. Imports nothing of ours."""
+"""Ports for servers that must know their port before they listen: below the system's ephemeral range, and separate for parallel
+tests.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import socket
 
 FIRST, EACH = 12_000, 1_500
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
-# A run begins where its process number says, so that two runs on one machine seldom ask for the same.
+# A run begins at an offset of its process number, so that two runs on one machine rarely collide.
 _numbers = itertools.count(os.getpid() * 7)
 
 
 def free() -> int:
-    """A port that nobody listens on, and that no other test of this run is given."""
+    """A free port that no other test of this run gets."""
     for number in itertools.islice(_numbers, EACH):
         port = FIRST + _WORKER * EACH + number % EACH
         with socket.socket() as probe:

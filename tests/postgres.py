@@ -1,6 +1,6 @@
-"""A PostgreSQL server of the tests' own: private folder, free port, loopback only; ended with the process that started it.
+"""A private PostgreSQL server for tests: own folder, free port, loopback only; it ends with the process that started it.
 
-PostgreSQL refuses to run as root, so there it runs as the user `postgres` that the Debian package makes.
+PostgreSQL refuses to run as root, so there it runs as the Debian package's user `postgres`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Server:
         return self._folder / "data"
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start, and wait until it accepts connections."""
         options = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self._folder)}
         if not self._durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -60,7 +60,7 @@ class Server:
                 self._process.wait(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it: SIGINT is PostgreSQL's fast shutdown, SIGKILL a crash. Harmless when it does not run."""
+        """End it: SIGINT is PostgreSQL's fast shutdown, SIGKILL a crash. No effect if it does not run."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(how)
@@ -78,7 +78,7 @@ class Server:
         return f"postgresql+asyncpg://recorder@127.0.0.1:{self.port}/{name}"
 
     def drop(self, url: str) -> None:
-        """Delete a database, whoever is still connected."""
+        """Delete a database and its connections."""
         self._sql(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
 
     def dump(self, url: str) -> bytes:
@@ -88,7 +88,7 @@ class Server:
 
     @contextlib.contextmanager
     def tls(self, made: certificates.Certificates) -> Iterator[None]:
-        """Meanwhile it also answers by TLS, as the server of these certificates."""
+        """Serve TLS in addition while the context is open, with these certificates."""
         for name, source in (("server.crt", made.certificate), ("server.key", made.key)):
             shutil.copy(source, self._data / name)
             (self._data / name).chmod(0o600)
@@ -122,7 +122,7 @@ class Server:
             shutil.chown(self._folder, "postgres", "postgres")
 
     def _as_user(self) -> list[str]:
-        # Dies with us however we end; a server left behind would hold its port and folder.
+        # It dies with this process in any case; a leftover server would hold its port and folder.
         tied = ["setpriv", "--pdeathsig", "INT"]
         return (
             [*tied, "--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"] if os.geteuid() == 0 else [*tied, "--"]
@@ -131,7 +131,7 @@ class Server:
 
 @functools.cache
 def shared() -> Server:
-    """The one server of this test process, started at the first use and removed at its end."""
+    """The one server of this test process, started at its first use and removed at its end."""
     server = Server()
     atexit.register(server.remove)
     server.start()

@@ -1,4 +1,4 @@
-"""Processes that stand still. Imports nothing of ours."""
+"""Frozen processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP to a child of ours, and wait until all of its threads have stopped: on a busy machine they go on for a moment. What
-    has ended is left for whoever waits for it."""
+    """Send SIGSTOP to a child and wait until all of its threads have stopped: on a busy machine they run for a moment longer. A
+    child that has ended is left to its parent's wait."""
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

@@ -1,8 +1,8 @@
-"""A RabbitMQ broker of the tests' own: private folder, free ports, loopback only; ended with the process that started it.
+"""A private RabbitMQ broker for tests: own folder, free ports, loopback only; it ends with the process that started it.
 
 Debian's wrapper in /usr/sbin changes the user and refuses such folders, so the server's own script is run. Erlang's port mapper,
-epmd, is a child of ours too: left to itself it stays behind as a daemon. Tests share the one broker and its one vhost, and are
-kept apart by the prefix of their exchanges and queues.
+epmd, is a child process too: started by the broker it would stay behind as a daemon. Tests share the one broker and its one
+vhost, separated by the prefix of their exchanges and queues.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ log.file.level = warning
 default_user = recorder
 default_pass = recorder
 """
-# Few schedulers that do not spin, and nothing that listens beyond loopback.
+# Few schedulers that do not spin, and no listener beyond loopback.
 ERLANG = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
 
 class Broker:
-    """One broker. `restart` is an orderly one, `kill` a crash; the messages of durable queues outlive both."""
+    """One broker. `restart` is orderly, `kill` a crash; messages of durable queues survive both."""
 
     def __init__(self) -> None:
         if not SCRIPT.exists():
@@ -64,15 +64,16 @@ class Broker:
 
     @property
     def url(self) -> str:
-        """Where it listens, with user and password."""
+        """Its URL, with user and password."""
         return f"amqp://recorder:recorder@127.0.0.1:{self.port}/"
 
     def tls_url(self, host: str, trusted: Path) -> str:
-        """Where it listens by TLS, for a client that trusts this authority alone."""
+        """Its TLS URL, for a client that trusts only this authority."""
         return f"amqps://recorder:recorder@{host}:{self._tls_port}/?cafile={trusted}"
 
     def start(self) -> None:
-        """Start, and wait until it answers; harmless when it runs. From the main thread: the broker dies with the thread."""
+        """Start, and wait until it accepts connections; no effect if it runs. Call from the main thread: the broker dies with the
+        thread."""
         if self._epmd is None:
             epmd = shutil.which("epmd")
             assert epmd is not None, "epmd comes with erlang-base"
@@ -82,7 +83,7 @@ class Broker:
             self.wait()
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it: SIGTERM is the orderly way, SIGKILL a crash. Harmless when it does not run."""
+        """End it: SIGTERM is orderly, SIGKILL a crash. No effect if it does not run."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(how)
@@ -97,23 +98,23 @@ class Broker:
         self.stop(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Down and up again, with all durable queues."""
+        """Stop and start it, with all durable queues."""
         self.stop()
         self.start()
 
     async def restart_beside(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """As `restart`, or after a crash, while the loop of the caller goes on."""
+        """Like `restart`, or after a crash, while the caller's loop keeps running."""
         await asyncio.to_thread(self.stop, how)
         self._process = self._spawn([str(SCRIPT)])
         await asyncio.to_thread(self.wait)
 
     def freeze(self) -> None:
-        """Let it hang: connections stay open, nothing is answered."""
+        """Freeze it: connections stay open, nothing is answered."""
         assert self._process is not None
         process_freeze.freeze(self._process.pid)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Unfreeze it."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -127,15 +128,15 @@ class Broker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def queues(self, prefix: str) -> list[dict[str, Any]]:
-        """What the broker says of the queues whose names begin with `prefix`: name, type, durable, arguments."""
+        """The broker's list of queues whose names begin with `prefix`: name, type, durable, arguments."""
         command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", "list_queues", "name", "type", "durable", "arguments"]
         done = subprocess.run([*command, "--formatter", "json"], env=self._environment(), check=True, capture_output=True)
         return [queue for queue in json.loads(done.stdout) if queue["name"].startswith(prefix)]
 
     @contextlib.asynccontextmanager
     async def impatient(self, held_ms: int) -> AsyncIterator[None]:
-        """Meanwhile a channel that is opened is closed once a delivery on it is held for longer than this, instead of 30 min; the
-        broker looks four times a second, instead of once a minute."""
+        """While the context is open, the broker closes a channel that holds a delivery for longer than this, instead of 30 min;
+        it checks four times a second, instead of once a minute."""
         await asyncio.to_thread(self._set, consumer_timeout=held_ms, channel_tick_interval=250)
         try:
             yield
@@ -152,8 +153,8 @@ class Broker:
         return f"t{os.getpid()}x{next(self._numbers)}"
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        # Dies with us however we end. RABBITMQ_ALLOW_INPUT makes the script become the Erlang machine instead of starting it: the
-        # process we hold is the broker itself.
+        # It dies with this process in any case. RABBITMQ_ALLOW_INPUT makes the script exec the Erlang machine instead of starting
+        # it as a child: the process held here is the broker itself.
         with (self._folder / "log").open("ab") as log:
             tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
             return subprocess.Popen(tied, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -180,7 +181,7 @@ class Broker:
         }
 
     def wait(self) -> None:
-        """Wait until it answers."""
+        """Wait until it accepts connections."""
         limit_s = time.monotonic() + START_LIMIT_S
         while not self._answers():
             assert self._process is not None
@@ -190,7 +191,7 @@ class Broker:
                 self._process.wait(0.1)
 
     def _answers(self) -> bool:
-        """Whether it speaks AMQP: it closes the connection of who sends nonsense with its own header."""
+        """Whether it speaks AMQP: it answers nonsense with its own protocol header and closes."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as probe:
                 probe.sendall(b"AMQP\x00\x00\x00\x00")
@@ -201,7 +202,7 @@ class Broker:
 
 @functools.cache
 def shared() -> Broker:
-    """The one broker of this test process, started at the first use and removed at its end."""
+    """The one broker of this test process, started at its first use and removed at its end."""
     broker = Broker()
     atexit.register(broker.remove)
     broker.start()

@@ -1,8 +1,8 @@
-"""A publisher over RTMP: what a speaker of the simulator sends, pushed to a real RTMP server as it falls due.
+"""An RTMP publisher: pushes a simulated speaker's stream to a real RTMP server as it falls due.
 
-Imports the simulator. Rule: every packet keeps its own timestamp and its place among the others, and nothing is declared
-beforehand, so that a camera switched on later, another size or a jump in time reaches the server as the speaker's own program
-would send it; a pushing ffmpeg would settle on its tracks at the start. Source: Adobe's RTMP specification 1.0.
+Rule: every packet keeps its timestamp and its order, and no track is declared beforehand. So a camera that is switched on later,
+another size or a timestamp jump reaches the server as the speaker's own program would send it; a pushing ffmpeg would fix its
+tracks at the start. Source: Adobe's RTMP specification 1.0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Publisher:
     """Pushes one speaker until they leave (then it closes the connection) or `stop`."""
 
     def __init__(self, speaker: speakers.Speaker, *, port: int, app: str, name: str) -> None:
-        """`name` is the stream's name with its query, as it stands behind `rtmp://127.0.0.1:port/app/`."""
+        """`name` is the stream's name with its query, the part after `rtmp://127.0.0.1:port/app/`."""
         self._speaker = speaker
         self._port, self._app, self._name = port, app, name
         self._viewer = live.Viewer("publisher")
@@ -36,7 +36,7 @@ class Publisher:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Connect and begin to push; returns when the server has taken the stream. Raises OSError, TimeoutError."""
+        """Connect and start pushing; returns when the server has accepted the stream. Raises OSError, TimeoutError."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writer = writer
         writer.write(b"\x03" + bytes(8) + os.urandom(1528))
@@ -51,7 +51,7 @@ class Publisher:
         self._tasks = [asyncio.create_task(self._push()), asyncio.create_task(_drain(reader))]
 
     async def stop(self) -> None:
-        """End the stream; harmless to repeat."""
+        """End the stream; safe to call twice."""
         self._viewer.close(live.GONE)
         for task in self._tasks:
             task.cancel()

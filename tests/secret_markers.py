@@ -1,7 +1,7 @@
-"""Secrets that carry a mark, and the search for that mark in everything that was written.
+"""Secrets that carry a mark, and the search for that mark in all output.
 
-All marks begin alike, so one search finds any of them, in every form in which text is written down; the rest of a mark says where
-it was planted. What is searched is bytes: files, answers, messages, tables, the command lines and environments of processes.
+All marks begin alike, so one search finds any of them, in every encoding of a text; the rest of a mark names the place where it
+was planted. The search covers bytes: files, responses, messages, tables, and the command lines and environments of processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MARK = "pLaNtEdMaRk"
 
 
 def forms(text: str) -> dict[str, bytes]:
-    """How a text may be written down, by the name of the form."""
+    """Encodings of a text, by name."""
     raw = text.encode()
     found = {
         "plain": raw,
@@ -33,7 +33,7 @@ def forms(text: str) -> dict[str, bytes]:
         "UTF-16": text.encode("utf-16-le"),
     }
     for offset in range(3):
-        # Of the characters at the ends some bits belong to what stands around.
+        # Some bits of the first and last character depend on their neighbors.
         first, last = -(-offset * 8 // 6), (offset + len(raw)) * 8 // 6
         found[f"base64 at {offset}"] = base64.b64encode(b"\0" * offset + raw)[first:last]
         found[f"base64 of addresses at {offset}"] = base64.urlsafe_b64encode(b"\0" * offset + raw)[first:last]
@@ -46,32 +46,32 @@ _ANY = re.compile(b"|".join(re.escape(form) for form in _FORMS.values()))
 
 @dataclass(slots=True)
 class Planted:
-    """What was planted, and where. `others` are secrets that could not carry the mark, such as keys made by the service."""
+    """Planted secrets and their places. `others` are secrets that could not carry the mark, such as keys made by the service."""
 
     values: dict[str, str] = field(default_factory=dict)
     others: dict[str, bytes] = field(default_factory=dict)
 
     def make(self, where: str) -> str:
-        """A secret for one place: with characters that must be encoded in addresses, in base64 and in JSON."""
+        """A secret for one place: with characters that URLs, base64 and JSON must encode."""
         made = f"{MARK}{len(self.values):03}/+aB9=="
         self.values[made] = where
         return made
 
     def learn(self, what: str, secret: str) -> None:
-        """A secret that was made elsewhere, searched for in every form, as it is and as it stands in an address: of either the
-        middle, which no use of it is without."""
+        """A secret made elsewhere, searched for in every encoding, plain and as part of a URL: the middle of either, which every
+        use of it contains."""
         for spelling in (secret, quote(secret, safe="")):
             middle = spelling[len(spelling) // 4 : -(len(spelling) // 4)]
             self.others |= {f"{what}, {len(self.others)}, {form}": raw for form, raw in forms(middle).items()}
 
     def search(self, name: str, content: bytes) -> list[str]:
-        """The leaks in `content`: its name, the form, and what stands around."""
+        """The leaks in `content`: its name, the encoding, and the context."""
         found = [f"{name}: {content[max(0, m.start() - 60) : m.end() + 40]!r}" for m in _ANY.finditer(content)]
         found += [f"{name}: {what}" for what, secret in self.others.items() if secret in content]
         return found[:5]
 
     def search_all(self, written: Mapping[str, bytes]) -> list[str]:
-        """The leaks in everything that was written."""
+        """The leaks in all output."""
         return [leak for name, content in written.items() for leak in self.search(name, content)]
 
 
@@ -84,7 +84,7 @@ def files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def processes(pid: int) -> Iterator[tuple[str, bytes]]:
-    """Command line and environment of what a process has started, and what those have."""
+    """Command lines and environments of a process's descendants."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rsplit(")", 1)[1].split()
@@ -96,10 +96,10 @@ def processes(pid: int) -> Iterator[tuple[str, bytes]]:
 
 
 def of_process(pid: int, name: str) -> bytes:
-    """One of the system's files on a process."""
+    """One of the /proc files of a process."""
     return Path(f"/proc/{pid}/{name}").read_bytes()
 
 
 def address(url: str, secret: str) -> str:
-    """An address that carries a secret in its path and in its query."""
+    """A URL that carries a secret in its path and in its query."""
     return f"{url}/{quote(secret, safe='')}?token={quote(secret, safe='')}"

@@ -1,4 +1,4 @@
-"""The real service as a process of its own, as an operator would run it; it can be killed and started again."""
+"""The real service as a process, as an operator would run it; it can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class ServiceProcess:
-    """`recorder serve` in a folder of its own, with the settings of `environment`; `program` is what stands for `recorder`."""
+    """`recorder serve` in a folder of its own, with the settings of `environment`; `program` replaces `recorder`."""
 
     program = "import service; service.main()"
 
@@ -63,7 +63,7 @@ class ServiceProcess:
         await self._process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM; returns the exit code. Harmless when it does not run."""
+        """SIGTERM; returns the exit code. No effect if it does not run."""
         if self._process is None:
             return 0
         if self._process.returncode is None:
@@ -86,7 +86,7 @@ class ServiceProcess:
             return said
 
     async def session(self, task_id: str) -> Any:
-        """A session as the API shows it."""
+        """A session, from the API."""
         return await self.get(f"/sessions/{task_id}")
 
     async def finished(self, task_id: str, timeout_s: float = 40) -> Any:
@@ -112,7 +112,7 @@ class ServiceProcess:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """The children of a process."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""What may follow what, and what each end is called: the chart and the table of the design, written by hand.
+"""The allowed transitions and the names of the ends: the chart and the table of the design, written by hand.
 
-Imports nothing of ours. Rule: tests that judge the machines judge them by this, never by what the machines say of themselves.
+Rule: tests judge the machines by this chart, never by the machines' own tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FINAL = ("Done", "Failed")
 
 
 def may(owner: str, event_type: str, source: str, target: str) -> bool:
-    """Whether the design lets this owner (a recording, a session or a callback's delivery) go from one state to the other."""
+    """Whether the design lets this object (a recording, a session or a delivery) go from one state to the other."""
     if source == target or "#" in owner:
         return True
     edges = RECORDING_EDGES if "/" in owner else SESSION_EDGES

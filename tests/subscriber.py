@@ -1,7 +1,8 @@
-"""An application that subscribes to results, as docs/subscribe.md has it, and writes down all that it hears, a line of JSON each.
+"""An application that subscribes to results, as docs/subscribe.md describes, and writes every delivery to a file, one line of
+JSON each.
 
-Imports `bus.topology`. Rule: it knows nothing of the service but the broker: a durable queue of its own that is there before the
-first session, acknowledged only when written, back by itself whenever the broker is.
+Rule: it knows only the broker: a durable queue of its own that exists before the first session, acknowledged only after the
+write, and a reconnect whenever the broker returns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ GONE = (*exceptions.CONNECTION_EXCEPTIONS, exceptions.ChannelInvalidStateError)
 
 
 class Subscriber:
-    """Hears `result.#` of the recorder under `prefix`, into the file `path`: {"Key", "Id", "Body"} of each delivery."""
+    """Consumes `result.#` of the recorder under `prefix` into the file `path`: {"Key", "Id", "Body"} of each delivery."""
 
     def __init__(self, url: str, prefix: str, path: Path) -> None:
         self._url = url
@@ -33,7 +34,7 @@ class Subscriber:
         self.came_back = 0
 
     async def start(self) -> None:
-        """Declare the queue, and begin to hear. The exchange may not be there yet: nodes declare it the same."""
+        """Declare the queue, and start consuming. The exchange may not exist yet: nodes declare it the same."""
         self.path.touch()
         connection = self._connection = await aio_pika.connect_robust(self._url, heartbeat=HEARTBEAT_S)
         connection.reconnect_callbacks.add(self._back)
@@ -45,7 +46,7 @@ class Subscriber:
         await queue.consume(self._take)
 
     async def stop(self) -> None:
-        """Hear the rest: what waits in the queue now, and what was delivered and not acknowledged. The queue goes then."""
+        """Consume the rest: messages in the queue, and unacknowledged ones. Then delete the queue."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -66,7 +67,7 @@ class Subscriber:
         heard = {"Key": message.routing_key, "Id": message.message_id, "Body": message.body.decode()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(heard, ensure_ascii=False) + "\n")
-        # Where the connection has just gone it comes again, which a subscriber has to bear.
+        # After a lost connection a message is redelivered, which a subscriber has to expect.
         with contextlib.suppress(*GONE):
             await message.ack()
 

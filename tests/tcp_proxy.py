@@ -1,4 +1,4 @@
-"""A TCP proxy between a service and a server of its own: it can be cut, silenced and restored. Loopback only."""
+"""A TCP proxy between a service and its server: it can be cut, silenced and restored. Loopback only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHUNK_BYTES = 64 * 1024
 
 @dataclass(slots=True)
 class Proxy:
-    """Hands on what comes to `port` to `target_port` of 127.0.0.1. `taken` counts the connections it has let through."""
+    """Forwards connections on `port` to `target_port` of 127.0.0.1. `taken` counts the accepted connections."""
 
     target_port: int
     port: int = 0
@@ -23,13 +23,13 @@ class Proxy:
     _flows: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
-        """Begin to listen on a free port."""
+        """Listen on a free port."""
         self._flows.set()
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Break what is open and listen no more; harmless to repeat."""
+        """Reset open connections and stop listening; safe to call twice."""
         if self._server is not None:
             self._server.close()
         self.cut()
@@ -38,17 +38,17 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Break every connection with a reset, and each new one at once, until `restore`."""
+        """Reset every connection, and each new one immediately, until `restore`."""
         self._cut = True
         for writer in self._open:
             writer.transport.abort()
 
     def blackhole(self) -> None:
-        """Hand nothing on, in neither direction, and break nothing: the other side seems to think. Until `restore`."""
+        """Forward nothing in either direction and close nothing, until `restore`: the other side seems to hang."""
         self._flows.clear()
 
     def restore(self) -> None:
-        """Be a cable again. What was held back since `blackhole` flows; what was cut has to connect anew."""
+        """Forward again. Data held since `blackhole` flows; cut connections have to be opened again."""
         self._cut = False
         self._flows.set()
 
@@ -72,7 +72,7 @@ class Proxy:
                 each.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hand one direction on until it ends; the end of one is the end of both."""
+        """Forward one direction until it ends; the end of one ends both."""
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 await self._flows.wait()

@@ -26,8 +26,8 @@ def at_most(seconds: float) -> asyncio.Timeout:
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "", every_s: float = 0.02) -> T:
-    """Ask `condition` every `every_s` until it answers something true; return that. Raises AssertionError after `timeout_s`, on a
-    busy machine later."""
+    """Poll `condition` every `every_s` until it returns a true value; return that. Raises AssertionError after `timeout_s`, later
+    on a busy machine."""
     began = time.monotonic()
     while True:
         answer = condition()
@@ -41,6 +41,6 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10
 
 
 async def passed(seconds: float) -> None:
-    """Let so much time pass, where time is what a test is about."""
+    """Let this much time pass, if time is the subject of the test."""
     ends = time.monotonic() + seconds
     await until(lambda: time.monotonic() >= ends, seconds + 1)

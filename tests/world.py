@@ -1,7 +1,7 @@
-"""A world without ffmpeg, TRTC and COS: rooms, workers and time played by hand around a real store and real deciding handlers.
+"""A world without ffmpeg, TRTC and COS: rooms, workers and time simulated by hand around a real store and real deciding handlers.
 
-Workers take leases, register segments, say what they did and die, as the design has them; what they say lies in `mail` until
-somebody delivers it: in any order, again, late, or (a callback of TRTC) never. Nothing here knows the recorder's tables.
+Workers take leases, register segments, publish outcomes and die, as the design has them. Their messages wait in `mail` until they
+are delivered: in any order, again, late, or (a TRTC callback) never. This module knows none of the recorder's tables.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ROOMS: tuple[dict[str, Any], ...] = ({"RoomId": 88}, {"StrRoomId": "88"})
 NODES = ("n1", "n2")
 TRTC = ("user-publishing", "user-unpublished", "user-left", "room-destroyed", "user-removed")
 CAPTURE_ENDS = ("eof", "stalled", "refused", "error", "new-track", "no-media", "refused-for-good", "disk-full")
-HANGS_MS = 200_000  # how long a pull of a speaker who is gone goes on before it ends by itself
+HANGS_MS = 200_000  # how long a pull of a speaker who left runs before it ends
 OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
-# The figures of the service, with those of hours brought down, so that a history of a day has tens of steps and not thousands.
+# The service's figures, with those of hours shortened, so that a history of a day has tens of steps, not thousands.
 POLICY = model.Policy(
     max_duration_ms=14 * model.MINUTE,
     upload_retry_for_ms=2 * model.HOUR,
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(slots=True)
 class Truth:
-    """What really happened to one recording, to be compared with what is said of it in the end."""
+    """The true course of one recording, for comparison with its result."""
 
     disk_full: bool = False
     transcode_failures: int = 0
@@ -64,7 +64,7 @@ class Truth:
 
 @dataclass(slots=True)
 class World:
-    """Jobs that nobody ends by hand end by chance; the same seed gives the same ends to the same epochs."""
+    """Jobs that no step ends by hand end by chance; the same seed gives the same ends to the same epochs."""
 
     database: engines.Database
     store: stores.Store
@@ -90,9 +90,9 @@ class World:
         """The truth about one recording."""
         return self.truth.setdefault(owner, Truth())
 
-    # --- what users and TRTC say -------------------------------------------------------------------------------------
+    # --- users and TRTC ----------------------------------------------------------------------------------------------
     async def ask(self, type_: str, **data: Any) -> dict[str, Any] | None:
-        """A request over HTTP: decided at once. None if it was refused."""
+        """An HTTP request, decided immediately. None if it was refused."""
         event = codec.make(type_, id=self.event_id(), time_ms=self.clock(), data=data)
         try:
             answer = await self.decider.decide(event)
@@ -102,7 +102,7 @@ class World:
         return answer
 
     def callback(self, type_: str, room: int, **data: Any) -> None:
-        """A callback of TRTC sets out."""
+        """A TRTC callback is sent."""
         data = {"SdkAppId": APP, **ROOMS[room], "EventMs": self.clock(), **data}
         self._post(type_, self.event_id(), data)
 
@@ -118,23 +118,23 @@ class World:
             self.delivered.append(event)
             if self.twice:
                 await self.decider.decide(event)
-                if event.type in ("deadline-passed", "worker-lost"):  # a second sweeper says the same under an id of its own
+                if event.type in ("deadline-passed", "worker-lost"):  # a second sweeper publishes the same under an id of its own
                     await self.decider.decide(dataclasses.replace(event, id=f"{event.id}.twin"))
 
     async def again(self, index: int) -> None:
-        """A message that was delivered before is delivered again."""
+        """A delivered message is delivered again."""
         if self.delivered:
             event = self.delivered[index % len(self.delivered)]
             await self.decider.decide(event)
 
     def lose(self, index: int) -> None:
-        """A callback of TRTC is lost. What the recorder says to itself is durable."""
+        """A TRTC callback is lost. The recorder's own messages are durable."""
         if self.mail and self.mail[index % len(self.mail)].type in TRTC:
             del self.mail[index % len(self.mail)]
 
     # --- workers ------------------------------------------------------------------------------------------------------
     async def relay(self) -> None:
-        """The outbox empties: commands to the workers, results to those who listen."""
+        """The outbox is relayed: commands to workers, results to subscribers."""
         for message in await self.store.unsent():
             event = codec.decode(message.body, now_ms=self.clock())
             {"command": self.commands, "result": self.results, "event": self.mail}[message.channel].append(event)
@@ -181,7 +181,7 @@ class World:
             await self.end(run, "stopped")
 
     async def end(self, run: Run, reason: str) -> None:
-        """A job ends and its worker says so; `reason` is a capture's end, or ok, again or never for the others."""
+        """A job ends and its worker publishes the outcome; `reason` is a capture's reason; for others ok, again or never."""
         if self.runs.pop((run.owner, run.epoch), None) is None:
             return
         if run.type == "start-capture":
@@ -226,7 +226,7 @@ class World:
 
     # --- time -----------------------------------------------------------------------------------------------------------
     async def pass_time(self, ms: int) -> None:
-        """Time passes; live workers renew; what is overdue is said."""
+        """Time passes; live workers renew their leases; overdue deadlines are published."""
         self.clock.advance(ms)
         for run in list(self.runs.values()):
             if not run.frozen and not await self.store.renew_lease(run.owner, run.epoch, run.node, POLICY.lease_ms):
@@ -234,7 +234,7 @@ class World:
         await self.sweep()
 
     async def sweep(self) -> None:
-        """Overdue deadlines and ended leases are said, each once."""
+        """Publish overdue deadlines and expired leases, each once."""
         for deadline in await self.store.due_deadlines(limit=1_000):
             over = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
             self._note(f"deadline.{deadline.serial}", "deadline-passed", over)
@@ -251,7 +251,7 @@ class World:
             self._post(type_, id_, data)
 
     async def be_away(self, ms: int) -> None:
-        """The whole service is killed and comes back after `ms`."""
+        """The whole service is killed and restarts after `ms`."""
         self.runs.clear()
         await self.store.heartbeat("n1")
         self.clock.advance(ms)
@@ -259,7 +259,7 @@ class World:
 
     # --- the end ---------------------------------------------------------------------------------------------------------
     async def come_to_rest(self, steps: int = 3_000) -> None:
-        """Nobody publishes any more and nothing is lost any more: everything under way ends, and every deadline runs out."""
+        """No speaker publishes any more and no message is lost any more: all work ends, and every deadline passes."""
         for run in self.runs.values():
             run.frozen = False
         for _ in range(steps):
@@ -299,5 +299,5 @@ class World:
         return min([*waits, *lost, *captures], default=0)
 
     def rows(self, query: str) -> list[Any]:
-        """What the database holds, asked past the store."""
+        """Query the database past the store."""
         return self.database.ask(query)
