@@ -1,1 +1,1 @@
-"""Delivers results: signed webhooks over HTTP, guarded against server-side request forgery."""
+"""Delivery of results: signed webhooks over HTTP, with a guard against server-side request forgery."""

@@ -1,7 +1,7 @@
-"""Where a name that a stranger chose leads, looked up in threads of its own. Imports nothing of ours.
+"""DNS lookups of hosts in callback URLs, in threads of their own.
 
-Rule: a lookup cannot be cancelled, and whoever runs the name's servers decides how long it takes. In asyncio's common threads a
-few slow names would hold up what else works there: segments, transcodes, finished files.
+Rule: a lookup cannot be cancelled, and the host's name servers decide how long it takes. In asyncio's default threads a few slow
+hosts would block segments, transcodes and finished files.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 THREADS = 16
 
-Infos = Sequence[tuple[Any, ...]]  # as of socket.getaddrinfo
+Infos = Sequence[tuple[Any, ...]]  # of socket.getaddrinfo
 
 
-class _Asked(NamedTuple):
+class _Lookup(NamedTuple):
     host: str
     port: int
     family: socket.AddressFamily
     loop: asyncio.AbstractEventLoop
-    found: asyncio.Future[Infos]
+    result: asyncio.Future[Infos]
 
 
 class Resolver(AbstractResolver):
-    """The system's resolver, at most `THREADS` lookups at once; what is given up while it waits is not looked up."""
+    """The system's resolver with at most `THREADS` concurrent lookups. A lookup that is cancelled while it waits never runs."""
 
     def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+        self._lookups: queue.SimpleQueue[_Lookup] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
-        """The addresses of `host`. Raises OSError (socket.gaierror) when there are none; takes as long as it takes."""
+        """The addresses of `host`. Raises OSError (socket.gaierror) when there are none. Without a time limit of its own."""
         if len(self._threads) < THREADS:
-            # Daemons: a lookup that hangs does not keep a service from ending.
-            self._threads.append(threading.Thread(target=self._work, name="resolving", daemon=True))
+            # Daemons, so that a hanging lookup does not keep the process from ending.
+            self._threads.append(threading.Thread(target=self._run, name="dns", daemon=True))
             self._threads[-1].start()
         loop = asyncio.get_running_loop()
-        asked = _Asked(host, port, family, loop, loop.create_future())
-        self._asked.put(asked)
+        lookup = _Lookup(host, port, family, loop, loop.create_future())
+        self._lookups.put(lookup)
         return [
             ResolveResult(
                 hostname=host,
@@ -54,30 +54,32 @@ class Resolver(AbstractResolver):
                 proto=protocol,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for kind, _, protocol, _, address in await asked.found
+            for kind, _, protocol, _, address in await lookup.result
         ]
 
     async def close(self) -> None:
-        """Nothing to close: it serves every session."""
+        """Do nothing: every HTTP session shares this resolver."""
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
-            asked = self._asked.get()
-            if asked.found.cancelled():
+            lookup = self._lookups.get()
+            if lookup.result.cancelled():
                 continue
             found: Infos | OSError
             try:
-                found = socket.getaddrinfo(asked.host, asked.port, asked.family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+                found = socket.getaddrinfo(
+                    lookup.host, lookup.port, lookup.family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+                )
             except UnicodeError:
                 found = socket.gaierror(socket.EAI_NONAME, "a label of the name is empty or too long")
             except OSError as error:
                 found = error
-            # The service may have ended meanwhile.
+            # The event loop may be closed by now.
             with contextlib.suppress(RuntimeError):
-                asked.loop.call_soon_threadsafe(_answer, asked.found, found)
+                lookup.loop.call_soon_threadsafe(_set, lookup.result, found)
 
 
-def _answer(future: asyncio.Future[Infos], found: Infos | OSError) -> None:
+def _set(future: asyncio.Future[Infos], found: Infos | OSError) -> None:
     if future.cancelled():
         return
     if isinstance(found, OSError):

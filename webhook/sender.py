@@ -1,8 +1,7 @@
-"""The sender of results to a callback URL that a stranger chose.
+"""Webhook sender: delivers a result to the callback URL that a publisher chose.
 
-May import `machine` and, of this room, `addresses`, `callback_url` and `resolving`. Rules: a connection is made to an allowed
-address or not at all, checked on the number that the socket gets, after resolving; no redirect is followed, no proxy, cookie or
-credential used; ten seconds and 64 KB are the end.
+Rules: a connection goes to an allowed address or is not opened. The check is on the socket's numeric address, after resolving. No
+redirect is followed, and no proxy, cookie or credential is used. A delivery ends after 10 s and 64 KB of response.
 Source of headers, signature and schedule: the Standard Webhooks specification.
 """
 
@@ -26,7 +25,7 @@ from webhook import dns, ssrf, target_url
 
 TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 1.0
-MAX_ANSWER_BYTES = 64 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 (the specification's prefix, not a secret)
 
@@ -41,10 +40,10 @@ def sign(secret: str, webhook_id: str, now_s: int, body: bytes) -> str:
 
 
 class WebhookSender:
-    """Sends one body to one URL per call; holds nothing between calls.
+    """Sends one body to one URL per call, without state between calls.
 
-    `secret` unset means unsigned. `allow` are the hosts and CIDRs that may be reached although they are not public.
-    `resolver` replaces the system's (for tests). Raises errors.InvalidParameter for an unusable secret or allow-list.
+    Without `secret` the requests are unsigned. `allow` lists hosts and CIDRs that may be reached although they are not public.
+    `resolver` replaces the system's in tests. Raises errors.InvalidParameter for an unusable secret or allow-list.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class WebhookSender:
         self._resolver = resolver or dns.Resolver()
 
     def check(self, url: str) -> None:
-        """Raise errors.InvalidParameter(field="Callback") for a URL that can be seen to be wrong, or to lead to an address that
-        is not public, before anything is resolved. Where a name leads is only known, and judged, when it is connected to."""
+        """Check a URL without resolving it. Raises errors.InvalidParameter(field="Callback") for an invalid URL and for a literal
+        address that is not public. The address of a name is checked when the connection is opened."""
         target = target_url.parse(url)
         try:
             _Guard(target.raw_host or "", self._allowed).check_literal()
@@ -75,7 +74,7 @@ class WebhookSender:
             raise errors.InvalidParameter(f"Callback: {error.detail}", field="Callback") from None
 
     async def send(self, url: str, body: bytes, *, webhook_id: str, now_s: int) -> None:
-        """POST `body` (JSON). `webhook_id` stays the same over retries, `now_s` is Unix seconds.
+        """POST `body` (JSON). `webhook_id` is the same in every retry, `now_s` is Unix seconds.
 
         Only a 2xx is success. Raises errors.CallbackFailed with reason "status", "redirect", "timeout" or "network" (retry),
         "gone" (410), "private-address" or "bad-url" (no retry).
@@ -95,11 +94,11 @@ class WebhookSender:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if guard.refused and not guard.opened:
                 raise guard.failure() from None
-            # Only the kind: the text of these errors holds addresses, and may hold what the server sent.
+            # Only the type: the text of these errors has addresses, and may have text of the server.
             detail = f"The callback URL could not be reached ({type(error).__name__})."
             raise errors.CallbackFailed(detail, reason=Reason.NETWORK, retry=True) from error
         failpoints.hit("callback.send.after")
-        _judge(status)
+        _check_status(status)
 
     async def _post(self, target: yarl.URL, body: bytes, headers: dict[str, str], guard: _Guard) -> int:
         connector = aiohttp.TCPConnector(
@@ -112,11 +111,11 @@ class WebhookSender:
             ) as session,
             session.post(target, data=body, headers=headers, allow_redirects=False) as response,
         ):
-            # The answer's body says nothing to us; reading some of it spares a polite server a reset connection. The
-            # status counts even if the body never ends.
+            # The response body is unused. Reading some of it spares the server a reset connection. The status counts even if the
+            # body never ends.
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
                 async with asyncio.timeout(BODY_TIMEOUT_S):
-                    await response.content.readexactly(MAX_ANSWER_BYTES)
+                    await response.content.readexactly(MAX_RESPONSE_BYTES)
             return response.status
 
     def _headers(self, webhook_id: str, now_s: int, body: bytes) -> dict[str, str]:
@@ -132,7 +131,7 @@ class WebhookSender:
 
 
 class _Guard:
-    """Stands between one delivery and the network: opens sockets for allowed addresses only, and remembers what it refused."""
+    """Opens the sockets of one delivery, for allowed addresses only. `refused` is the rule of the last refusal."""
 
     def __init__(self, host: str, allowed: ssrf.AllowList) -> None:
         self._host = host
@@ -141,7 +140,7 @@ class _Guard:
         self.opened = False
 
     def check_literal(self) -> None:
-        """Refuse an address written as such, in any way that a resolver would read as one (octal, hex, one number, three)."""
+        """Raise CallbackFailed if the host is a literal address, in any notation, that is not allowed."""
         literal = target_url.literal(self._host)
         if not literal:
             return
@@ -150,7 +149,7 @@ class _Guard:
             raise self.failure()
 
     def open_socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-        """What aiohttp calls for every address it is about to connect to, resolved or literal."""
+        """Open a socket for aiohttp, which calls this for every address before it connects. Raises OSError for a refused one."""
         family, kind, protocol, _, address = info
         rule = ssrf.refusal(str(address[0]), self._allowed, self._host)
         if rule:
@@ -160,21 +159,22 @@ class _Guard:
         return socket.socket(family, kind, protocol)
 
     def failure(self) -> errors.CallbackFailed:
+        """The error of a refused delivery."""
         detail = (
             f"The callback URL leads to an address that is not public ({self.refused}). "
-            "List its host or network in CALLBACK_ALLOW if that is meant."
+            "If this is intended, list its host or network in CALLBACK_ALLOW."
         )
         return errors.CallbackFailed(detail, reason=Reason.PRIVATE_ADDRESS, retry=False)
 
 
-def _judge(status: int) -> None:
+def _check_status(status: int) -> None:
     if 200 <= status < 300:
         return
     if status == 410:
-        detail = "The callback URL answered 410: it wants no more of these."
+        detail = "The callback URL answered 410: it accepts no further results."
         raise errors.CallbackFailed(detail, reason=Reason.GONE, retry=False)
     if 300 <= status < 400:
-        detail = f"The callback URL answered {status}, a redirect, and none is followed. Give the final URL."
+        detail = f"The callback URL answered {status}, a redirect. Redirects are not followed; give the final URL."
         raise errors.CallbackFailed(detail, reason=Reason.REDIRECT, retry=True)
     raise errors.CallbackFailed(f"The callback URL answered {status}.", reason=Reason.STATUS, retry=True)
 
@@ -187,6 +187,6 @@ def _key(secret: str) -> bytes:
     except ValueError:  # binascii.Error is one
         key = b""
     if not key:
-        message = "CALLBACK_SECRET begins with whsec_ but does not go on in base64."
+        message = "CALLBACK_SECRET begins with whsec_, but base64 must follow."
         raise errors.InvalidParameter(message, field="CALLBACK_SECRET")
     return key

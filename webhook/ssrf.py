@@ -1,10 +1,9 @@
-"""Which addresses a stranger's URL may lead us to: public ones, and those that the operator has listed.
+"""Guard against server-side request forgery: which addresses a callback URL may lead to. Pure.
 
-May import nothing of ours. Rules: pure; an address is judged as the number it is, after every way of writing it; what is
-not known to be public is refused, and every refusal names its rule.
-Source: IANA's registries of special-purpose addresses, multicast, and the one public number that is a cloud's own
-metadata service (Azure's). They are written out here because what Python's `ipaddress` calls global differs between
-its patch releases.
+Rules: an address is judged as a number, whatever its spelling. Only addresses known to be public, and those that the operator
+lists, are allowed. Every refusal names its rule.
+Sources: IANA's registries of special-purpose addresses, multicast, and Azure's public address of its metadata service. They are
+listed here because Python's `ipaddress` changed its meaning of global between patch releases.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _SPECIAL_V6 = {
     "2620:4f:8000::/48": "as112",
     "3fff::/20": "documentation",
 }
-_NAMED_V6 = {  # outside 2000::/3 everything is refused; these only get a better name
+_NAMED_V6 = {  # everything outside 2000::/3 is refused; these get a better name
     "::1/128": "loopback",
     "::/128": "unspecified",
     "64:ff9b:1::/48": "nat64-local",
@@ -62,15 +61,15 @@ _RULES: tuple[tuple[Network, str], ...] = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowList:
-    """What the operator lets callbacks reach although it is not public: networks, and host names (in lower case)."""
+    """Destinations that the operator allows although they are not public: networks, and host names in lower case."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
 
 
 def allow_list(entries: Iterable[str]) -> AllowList:
-    """From the entries of a setting: an address or CIDR is a network, anything else a host name. Raises ValueError for a CIDR
-    with host bits set."""
+    """Parse the entries of CALLBACK_ALLOW: an address or CIDR is a network, anything else a host name. Raises ValueError for a
+    CIDR with host bits set."""
     networks: list[Network] = []
     hosts: set[str] = set()
     for entry in (one.strip() for one in entries):
@@ -82,14 +81,14 @@ def allow_list(entries: Iterable[str]) -> AllowList:
 
 
 def plain_host(host: str) -> str:
-    """A host name as it is compared: lower case, without the root's dot."""
+    """Normalize a host name for comparison: lower case, no trailing dot."""
     return host.lower().rstrip(".")
 
 
 def refusal(address: str, allowed: AllowList, host: str = "") -> str:
     """The rule that forbids connecting to `address` (a numeric address, as the socket would get it), or "" if none does.
 
-    `host` is the name or literal in the URL; one on the allow-list may lead anywhere.
+    `host` is the name or literal in the URL. A host on the allow-list may lead anywhere.
     """
     if host and plain_host(host) in allowed.hosts:
         return ""
@@ -99,17 +98,17 @@ def refusal(address: str, allowed: AllowList, host: str = "") -> str:
         return "not-an-address"
     if any(parsed in network for network in allowed.networks):
         return ""
-    embedded, way = _embedded(parsed)
+    embedded, kind = _embedded(parsed)
     if embedded is None:
         return _rule(parsed)
     if any(embedded in network for network in allowed.networks):
         return ""
     rule = _rule(embedded)
-    return f"{way} of {rule}" if rule else ""
+    return f"{kind} of {rule}" if rule else ""
 
 
 def _embedded(address: Address) -> tuple[Address | None, str]:
-    """The IPv4 address that the operating system or the network's translator would really connect to."""
+    """The IPv4 address that the operating system or a NAT64 gateway would connect to, and the kind of embedding."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped, "v4-mapped"

@@ -1,7 +1,7 @@
-"""What a callback URL may look like: read once, by the client's own parser, and used as it was read.
+"""Parser of callback URLs: the URL is read once, by the HTTP client's own parser, and used unchanged. Pure.
 
-May import `machine.errors`. Rules: pure, nothing is resolved and nothing is rewritten; what two parsers could read in two ways
-is refused; every refusal names the field and never repeats the value.
+Rules: nothing is resolved or rewritten. A URL that two parsers could read differently is refused. A refusal names the field and
+never repeats the value.
 Sources: the Fetch standard's list of blocked ports; the URL standard's rule that a host whose last label is a number is an
 address.
 """
@@ -19,8 +19,8 @@ MAX_URL_CHARS = 2048
 
 _HOST = re.compile(r"[A-Za-z0-9_.-]+")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
-_LOCALHOST = re.compile(r"(?:.*\.)?localhost", re.IGNORECASE)  # RFC 6761: always loopback, whatever a resolver says
-# The Fetch standard's, on which other services than HTTP listen that take lines of it for their own.
+_LOCALHOST = re.compile(r"(?:.*\.)?localhost", re.IGNORECASE)  # RFC 6761: always loopback, without a resolver
+# Blocked by the Fetch standard: services other than HTTP listen there and may take lines of a request for commands.
 _BLOCKED_PORTS = frozenset(
     (
         *(1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109, 110, 111),
@@ -29,15 +29,15 @@ _BLOCKED_PORTS = frozenset(
         *(6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080),
     )
 )
-# Databases and the control ports of containers: a listed network may have them, and no callback is meant for one.
+# Databases and control ports of containers. A network on the allow-list may have them, and no receiver listens there.
 _INNER_PORTS = frozenset([2375, 2376, 2379, 2380, 3306, 5432, 5672, 6379, 9200, 10250, 11211, 27017])
 
 
 def parse(url: str) -> yarl.URL:
-    """The URL as the client itself reads it, so that what is checked is what is used.
+    """Parse a URL as the HTTP client does, so that the checked URL is the one in use.
 
     Raises errors.InvalidParameter(field="Callback") unless it is http or https, of printable ASCII, with a host that is a name
-    or an address, a port that HTTP is spoken on, and no credentials.
+    or an address, a port that is not blocked, and no credentials.
     """
     if not url.isascii() or not url.isprintable() or len(url) > MAX_URL_CHARS or any(char in url for char in ' \\"<>'):
         raise _wrong(f"must be at most {MAX_URL_CHARS} printable ASCII characters without spaces, quotes and backslashes")
@@ -59,7 +59,7 @@ def parse(url: str) -> yarl.URL:
 
 
 def literal(host: str) -> str:
-    """The address that a host is by itself, however it is written (octal, hex, one number, three), or "" for a name."""
+    """The address that a host spells, in any notation (octal, hex, one number, three), or "" for a name."""
     if ":" in host:
         return host.partition("%")[0]
     if _LOCALHOST.fullmatch(host.rstrip(".")):
@@ -71,12 +71,12 @@ def literal(host: str) -> str:
 
 
 def _check_host(host: str) -> None:
-    if ":" in host:  # brackets, which the parser has looked into
+    if ":" in host:  # in brackets, which the parser checked
         return
     last = host.rstrip(".").rpartition(".")[2]
     if not _HOST.fullmatch(host) or host.endswith("..") or (_NUMBER.fullmatch(last) and not literal(host)):
         raise _wrong("has a host that is neither a name nor an address")
 
 
-def _wrong(what: str) -> errors.InvalidParameter:
-    return errors.InvalidParameter(f"Callback {what}.", field="Callback")
+def _wrong(fault: str) -> errors.InvalidParameter:
+    return errors.InvalidParameter(f"Callback {fault}.", field="Callback")
