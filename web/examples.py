@@ -36,6 +36,7 @@ START: Json = {
 }
 STOP: Json = {}
 REPLAY: Json = {"Speaker": "alice", "N": 1, "From": "transcoding", "DryRun": True}
+CALLBACK_HEADERS = {"SdkAppId": "1400000001", "Sign": "kkoFeO3Oh2ZHnjtg8tEAQhtXK16/KI05W3BQff8IvGA="}
 CALLBACK: Json = {
     "EventGroupId": 2,
     "EventType": 203,
@@ -148,6 +149,18 @@ TAKEN: Json = {"code": 0, "RequestId": REQUEST_ID}
 ALIVE: Json = {"Status": "alive", "Version": "1.0.0", "RequestId": REQUEST_ID}
 READY: Json = {"Status": "ready", "RequestId": REQUEST_ID}
 
+# The name of an answer's component → an example of it.
+ANSWERS: dict[str, Json] = {
+    "Accepted": ACCEPTED,
+    "Sessions": SESSIONS,
+    "Session": SESSION,
+    "Stopped": STOPPED,
+    "Replayed": REPLAYED,
+    "Results": RESULTS,
+    "Taken": TAKEN,
+    "Alive": ALIVE,
+    "Ready": READY,
+}
 # Status → what it means here, and the Code and Message of one such answer.
 FAILURES: dict[int, tuple[str, str, str]] = {
     400: ("A field is missing, wrong or unknown.", "InvalidParameter", "CosConfig.Bucket: is required"),

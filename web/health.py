@@ -8,18 +8,30 @@ from __future__ import annotations
 import fastapi
 
 from machine import errors
-from web import dependencies, openapi, responses
+from web import dependencies, models, openapi, responses
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The two routes, for one service."""
     routes = fastapi.APIRouter(tags=["health"])
 
-    @routes.get("/healthz", summary="Is the process alive?", **openapi.alive())
+    @routes.get(
+        "/healthz",
+        summary="Is the process alive?",
+        response_model=models.AliveBody,
+        response_description="It is.",
+        responses=openapi.failures(anywhere=(500,)),
+    )
     async def healthz(request: fastapi.Request) -> fastapi.Response:
         return responses.ok(request, {"Status": "alive", "Version": api.version})
 
-    @routes.get("/readyz", summary="Should this node get work?", **openapi.ready())
+    @routes.get(
+        "/readyz",
+        summary="Should this node get work?",
+        response_model=models.ReadyBody,
+        response_description="It should.",
+        responses=openapi.failures(503, anywhere=(500,)),
+    )
     async def readyz(request: fastapi.Request) -> fastapi.Response:
         reasons = [*api.ready(), *await _database(api)]
         if reasons:

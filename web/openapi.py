@@ -1,6 +1,6 @@
-"""The OpenAPI document: bodies from the events' schemas, answers from `answer_schemas`, and an example of each, errors included.
+"""The OpenAPI document. FastAPI writes it from the routes and their response models; `install` adds the contract's schemas.
 
-May import `events`. Rule: nothing is described here that schemas.json describes already.
+Rule: a request body is its event's schema in events/schemas.json. Only TRTC's callback has its schema here: it is Tencent's.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import fastapi
 from fastapi.openapi import utils
 
 from events import codec
-from web import answer_schemas, examples, scopes
+from web import examples, models, scopes
 
 Json = dict[str, Any]
 
+REFERENCE = "#/components/schemas/"
 IDEMPOTENCY_KEY: Json = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -26,143 +27,121 @@ IDEMPOTENCY_KEY: Json = {
 BEARER: Json = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A key made by `recorder keys create`, with the scope that the operation names, or one of API_TOKENS, which"
-    " has all scopes. On loopback nothing is asked for until there is a token or a key.",
+    "description": "A key made by `recorder keys create` that has the scope of the operation, or one of API_TOKENS, which have"
+    " all scopes. On loopback the service asks for neither until a token or a key exists.",
 }
-# Types whose schema is a body or part of an answer here; the results' are what Result.Data holds.
-BODIES = ("start", "stop", "replay")
-# What any route may answer besides its own: see web.middleware and web.responses.
+TRTC_CALLBACK: Json = {
+    "type": "object",
+    "description": "As TRTC sends it; more fields than these are possible.",
+    "properties": {
+        "EventGroupId": {"type": "integer", "description": "1 rooms, 2 media."},
+        "EventType": {"type": "integer", "description": "102, 103, 104, 105, 201 to 204; others change nothing."},
+        "CallbackTs": {"type": "integer", "minimum": 0, "description": "Unix ms."},
+        "EventInfo": {"type": "object", "description": "RoomId, UserId, EventTs, EventMsTs, Role, Reason, …"},
+    },
+    "required": ["EventType", "EventInfo"],
+}
+# Events whose schema is a request body; those of results describe Result.Data.
+REQUESTS = ("start", "stop", "replay")
+# Errors that any route can answer: see web.middleware and web.responses.
 ANYWHERE = (401, 403, 429, 500, 503)
+# FastAPI's own form of an invalid query, which `responses` replaces by 400.
+REPLACED_STATUS, REPLACED_SCHEMAS = "422", ("HTTPValidationError", "ValidationError")
 
 
-def start() -> Json:
-    """What POST /sessions says of itself."""
-    good = _good(202, "The start was taken.", "Accepted", examples.ACCEPTED)
-    return _extra(_body("start", examples.START), good, 400, 408, 413, 415, 503, 507)
+def failures(*statuses: int, anywhere: tuple[int, ...] = ANYWHERE) -> dict[int | str, Json]:
+    """`responses` of a route: the errors that it answers, and those that any route answers."""
+    found = sorted({*statuses, *anywhere})
+    return {status: {"model": models.ErrorBody, "description": examples.FAILURES[status][0]} for status in found}
 
 
-def listing() -> Json:
-    """What GET /sessions says of itself."""
-    words = "A page of sessions; `Next` is the `before` of the page after it."
-    return _extra({}, _good(200, words, "Sessions", examples.SESSIONS), 400, 503)
+def request_body(schema: str, example: Json, *, required: bool = True) -> Json:
+    """`openapi_extra` of a route that takes a body and an Idempotency-Key."""
+    return {"requestBody": _request(schema, example, required=required), "parameters": [IDEMPOTENCY_KEY]}
 
 
-def session() -> Json:
-    """What GET /sessions/{TaskId} says of itself."""
-    words = "The session, its recordings, its timeline and its results."
-    return _extra({}, _good(200, words, "Session", examples.SESSION), 404, 503)
-
-
-def stop() -> Json:
-    """What POST …/stop says of itself."""
-    good = _good(202, "The session closes.", "Stopped", examples.STOPPED)
-    return _extra(_body("stop-body", examples.STOP, required=False), good, 400, 404, 408, 413, 415, 503)
-
-
-def replay() -> Json:
-    """What POST …/replay says of itself."""
-    good = _good(202, "What happens to each recording.", "Replayed", examples.REPLAYED)
-    good |= _good(200, "What would happen to each recording: a dry run.", "Replayed", examples.REPLAYED)
-    return _extra(_body("replay-body", examples.REPLAY, required=False), good, 400, 404, 408, 409, 413, 415, 503)
-
-
-def results() -> Json:
-    """What GET /results says of itself."""
-    words = "Results behind `after`, or none where none came within `wait`; `Next` is the `after` of the next request."
-    return _extra({}, _good(200, words, "Results", examples.RESULTS), 400, 503)
-
-
-def callback() -> Json:
-    """What POST /trtc/callbacks says of itself."""
-    names = {"SdkAppId": "1400000001", "Sign": "kkoFeO3Oh2ZHnjtg8tEAQhtXK16/KI05W3BQff8IvGA="}
+def trtc_callback() -> Json:
+    """`openapi_extra` of the route that TRTC posts to."""
     headers = [
-        {"name": n, "in": "header", "required": True, "schema": {"type": "string"}, "example": e} for n, e in names.items()
+        {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "example": example}
+        for name, example in examples.CALLBACK_HEADERS.items()
     ]
-    body = _body("TrtcCallback", examples.CALLBACK)["requestBody"]
-    more = {"requestBody": body, "parameters": headers, "security": []}
-    return _extra(more, _good(200, "Taken.", "Taken", examples.TAKEN), 400, 401, 408, 413, 503, anywhere=(500,))
-
-
-def alive() -> Json:
-    """What GET /healthz says of itself."""
-    return _extra({"security": []}, _good(200, "It is.", "Alive", examples.ALIVE), anywhere=(500,))
-
-
-def ready() -> Json:
-    """What GET /readyz says of itself."""
-    return _extra({"security": []}, _good(200, "It should.", "Ready", examples.READY), 503, anywhere=(500,))
+    return {"requestBody": _request("TrtcCallback", examples.CALLBACK), "parameters": headers}
 
 
 def install(app: fastapi.FastAPI) -> None:
-    """Let the application describe itself with the events' schemas as components."""
+    """Replace the application's own `openapi()`, as FastAPI documents it."""
 
     def document() -> Json:
         if app.openapi_schema is None:
-            body = utils.get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            for path, operations in body.setdefault("paths", {}).items():
-                for method, operation in operations.items():
-                    operation.setdefault("security", [{"bearer": [scopes.needed(method.upper(), path)]}])
-                    # The framework's own form of a refusal, which `answers` replaces.
-                    operation["responses"].pop("422", None)
-            # The framework leaves every null out, those of examples too.
-            if "/sessions/{TaskId}" in body["paths"]:
-                looked = body["paths"]["/sessions/{TaskId}"]["get"]["responses"]["200"]
-                looked["content"]["application/json"]["example"] = examples.SESSION
-            body["components"] = {"schemas": _components(), "securitySchemes": {"bearer": BEARER}}
-            app.openapi_schema = body
+            app.openapi_schema = _document(app)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
 
 
-def _components() -> Json:
+def _document(app: fastapi.FastAPI) -> Json:
+    whole = utils.get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    written = whole.get("components", {}).get("schemas", {})
+    answers = {_published_name(name): _published(schema) for name, schema in written.items() if name not in REPLACED_SCHEMAS}
+    whole["paths"] = _published(whole.get("paths", {}))
+    for path, operations in whole["paths"].items():
+        for method, operation in operations.items():
+            scope = scopes.needed(method.upper(), path)
+            operation["security"] = [] if scope in scopes.UNGUARDED else [{"bearer": [scope]}]
+            operation["responses"].pop(REPLACED_STATUS, None)
+            _add_examples(operation["responses"])
+    whole["components"] = {"schemas": {**_event_schemas(), **answers}, "securitySchemes": {"bearer": BEARER}}
+    return whole
+
+
+def _add_examples(answers: Json) -> None:
+    """After FastAPI has written the document: it leaves out every null, also in examples."""
+    for status, answer in answers.items():
+        content = answer["content"]["application/json"]
+        name = content["schema"]["$ref"].removeprefix(REFERENCE)
+        content["example"] = _failure(int(status)) if name == "Error" else examples.ANSWERS[name]
+
+
+def _failure(status: int) -> Json:
+    _, code, message = examples.FAILURES[status]
+    return {"Code": code, "Message": message, "RequestId": examples.REQUEST_ID}
+
+
+def _event_schemas() -> Json:
     defs = codec.schemas()["$defs"]
-    wanted = (*BODIES, *codec.types("out"))
-    named = {name: schema for name, schema in defs.items() if name in wanted or "x-direction" not in schema}
-    parts: Json = {name: _moved(schema) for name, schema in named.items()}
-    return {**parts, "replay-body": _without_task_id(parts["replay"]), "stop-body": _no_fields(), **answer_schemas.COMPONENTS}
+    wanted = (*REQUESTS, *codec.types("out"))
+    found: Json = {n: _published(schema) for n, schema in defs.items() if n in wanted or "x-direction" not in schema}
+    nothing = {"type": "object", "description": "Nothing: the path names the session.", "additionalProperties": False}
+    return {**found, "replay-body": _without_task_id(found["replay"]), "stop-body": nothing, "TrtcCallback": TRTC_CALLBACK}
 
 
 def _without_task_id(schema: Json) -> Json:
-    """As the event, but for the TaskId, which stands in the path."""
+    """The event's schema without the TaskId, which the path has."""
     body = copy.deepcopy(schema)
     del body["properties"]["TaskId"]
     del body["required"]
     return body
 
 
-def _no_fields() -> Json:
-    return {"type": "object", "description": "Nothing: the path says which session.", "additionalProperties": False}
+def _published(schema: Any) -> Any:
+    """A copy whose references lead into `components`, without the titles that pydantic makes out of names."""
+    if isinstance(schema, list):
+        return [_published(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _published(value) for name, value in schema.items() if name != "title" or not isinstance(value, str)}
+    if "$ref" in found:
+        found["$ref"] = REFERENCE + _published_name(found["$ref"].rpartition("/")[2])
+    if models.SCHEMA_NAME in found:
+        found["$ref"] = REFERENCE + found.pop(models.SCHEMA_NAME)
+    return found
 
 
-def _moved(schema: Any) -> Any:
-    """The schema with its references pointing into `components`."""
-    if isinstance(schema, dict):
-        return {k: _reference(v) if k == "$ref" else _moved(v) for k, v in schema.items()}
-    return [_moved(s) for s in schema] if isinstance(schema, list) else schema
+def _published_name(class_name: str) -> str:
+    return class_name.removesuffix("Body")
 
 
-def _reference(reference: str) -> str:
-    return reference.replace("#/$defs/", "#/components/schemas/")
-
-
-def _body(schema: str, example: Json, *, required: bool = True) -> Json:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}}
-    return {"requestBody": {"required": required, "content": content}, "parameters": [IDEMPOTENCY_KEY]}
-
-
-def _good(status: int, description: str, schema: str, example: Json) -> Json:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}}
-    return {str(status): {"description": description, "content": content}}
-
-
-def _extra(more: Json, good: Json, *failures: int, anywhere: tuple[int, ...] = ANYWHERE) -> Json:
-    failed = {str(status): _failure(status) for status in sorted({*failures, *anywhere})}
-    return {"openapi_extra": {**more, "responses": {**good, **failed}}}
-
-
-def _failure(status: int) -> Json:
-    description, code, message = examples.FAILURES[status]
-    example = {"Code": code, "Message": message, "RequestId": examples.REQUEST_ID}
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}, "example": example}}
-    return {"description": description, "content": content}
+def _request(schema: str, example: Json, *, required: bool = True) -> Json:
+    content = {"application/json": {"schema": {"$ref": REFERENCE + schema}, "example": example}}
+    return {"required": required, "content": content}

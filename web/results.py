@@ -16,7 +16,7 @@ import pydantic
 
 from events import codec, errors
 from machine import session_view
-from web import dependencies, openapi, request_body, responses, views
+from web import dependencies, models, openapi, request_body, responses, views
 
 MAX_WAIT_S = 30.0
 POLL_S = 0.5
@@ -56,7 +56,13 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
     bell = Bell()
     api.listeners.append(bell.ring)
 
-    @routes.get("", summary="Results of all sessions, oldest first; waits for the next", **openapi.results())
+    @routes.get(
+        "",
+        summary="Results of all sessions, oldest first; waits for the next",
+        response_model=models.ResultsBody,
+        response_description="Results behind `after`; none if `wait` passed without one. `Next` is the next `after`.",
+        responses=openapi.failures(400),
+    )
     async def results(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
         for name in query.type:
             if name not in codec.types("out"):

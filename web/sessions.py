@@ -15,11 +15,12 @@ import structlog
 from events import codec
 from events import errors as event_errors
 from machine import errors, model
-from web import dependencies, openapi, request_body, responses, stuck, views
+from web import dependencies, examples, openapi, request_body, responses, session_models, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
 # How many candidates are looked at in one go when only the stuck ones are wanted.
 CANDIDATES = 100
+DRY_RUN = {"model": session_models.ReplayedBody, "description": "A dry run: the effect that a replay would have."}
 
 TaskId = Annotated[str, fastapi.Path(alias="TaskId", description="Id of the session, a ULID.")]
 
@@ -46,7 +47,15 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The routes, for one service."""
     routes = fastapi.APIRouter(prefix="/sessions", tags=["sessions"])
 
-    @routes.post("", status_code=202, summary="Start recording a room", **openapi.start())
+    @routes.post(
+        "",
+        status_code=202,
+        summary="Start recording a room",
+        response_model=session_models.AcceptedBody,
+        response_description="The start was accepted.",
+        responses=openapi.failures(400, 408, 413, 415, 503, 507),
+        openapi_extra=openapi.request_body("start", examples.START),
+    )
     async def start(request: fastapi.Request) -> fastapi.Response:
         event_id = request_body.event_id(request, "start")
         event = request_body.event(api, "start", id=event_id, data=await request_body.json_object(request))
@@ -54,15 +63,28 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         structlog.contextvars.bind_contextvars(task_id=answer["TaskId"], repeated=answer["Repeated"])
         return responses.ok(request, answer, 202)
 
-    @routes.get("", summary="List sessions, newest first", **openapi.listing())
+    @routes.get(
+        "",
+        summary="List sessions, newest first",
+        response_model=session_models.SessionsBody,
+        response_description="A page of sessions; `Next` is the `before` of the next page.",
+        responses=openapi.failures(400),
+    )
     async def listing(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
         found, next_page = await (_stuck(api, query) if query.stuck else _page(api, query))
         counts = await api.queries.counts([session.task_id for session, _ in found])
         lines = [views.summary(session, counts[session.task_id], why) for session, why in found]
         return responses.ok(request, {"Sessions": lines, "Next": next_page})
 
-    @routes.get("/{TaskId}", summary="Look at one session", **openapi.session())
-    async def look(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
+    @routes.get(
+        "/{TaskId}",
+        operation_id="look_sessions__TaskId__get",  # published: generated clients name their method after it
+        summary="Show one session",
+        response_model=session_models.SessionBody,
+        response_description="The session, its recordings, its timeline and its results.",
+        responses=openapi.failures(404),
+    )
+    async def show(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
         _named(task_id)
         session = await api.queries.session(task_id)
         if session is None:
@@ -77,7 +99,15 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         )
         return responses.ok(request, body)
 
-    @routes.post("/{TaskId}/stop", status_code=202, summary="End a session", **openapi.stop())
+    @routes.post(
+        "/{TaskId}/stop",
+        status_code=202,
+        summary="End a session",
+        response_model=session_models.StoppedBody,
+        response_description="The session closes.",
+        responses=openapi.failures(400, 404, 408, 413, 415),
+        openapi_extra=openapi.request_body("stop-body", examples.STOP, required=False),
+    )
     async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
         _named(task_id)
         event_id = request_body.event_id(request, f"stop-{task_id}")
@@ -85,7 +115,15 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         answer = await api.decide(request_body.event(api, "stop", id=event_id, data=data), request.state.caller)
         return responses.ok(request, answer, 202)
 
-    @routes.post("/{TaskId}/replay", status_code=202, summary="Try again what failed or is stuck", **openapi.replay())
+    @routes.post(
+        "/{TaskId}/replay",
+        status_code=202,
+        summary="Retry what failed or is stuck",
+        response_model=session_models.ReplayedBody,
+        response_description="The effect on each recording.",
+        responses={200: DRY_RUN, **openapi.failures(400, 404, 408, 409, 413, 415)},
+        openapi_extra=openapi.request_body("replay-body", examples.REPLAY, required=False),
+    )
     async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
         _named(task_id)
         data = _with_task_id(await request_body.json_object(request, optional=True), task_id)

@@ -15,7 +15,7 @@ import structlog
 
 from events import codec
 from machine import errors, trtc_callback
-from web import dependencies, openapi, request_body, responses
+from web import dependencies, models, openapi, request_body, responses
 
 MAX_SDK_APP_ID = 2**32 - 1
 SIGN_LENGTH = 44  # base64 of 32 bytes
@@ -35,7 +35,14 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The route, for one service."""
     routes = fastapi.APIRouter(prefix="/trtc", tags=["TRTC"])
 
-    @routes.post("/callbacks", summary="TRTC's event callbacks", **openapi.callback())
+    @routes.post(
+        "/callbacks",
+        summary="TRTC's event callbacks",
+        response_model=models.TakenBody,
+        response_description="Taken.",
+        responses=openapi.failures(400, 401, 408, 413, 503, anywhere=(500,)),
+        openapi_extra=openapi.trtc_callback(),
+    )
     async def callback(request: fastapi.Request) -> fastapi.Response:
         sdk_app_id, sign = _sdk_app_id(request.headers.get("sdkappid", "")), request.headers.get("sign", "")
         if not api.knows_callbacks(sdk_app_id) or len(sign.strip()) != SIGN_LENGTH:

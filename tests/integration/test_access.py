@@ -59,7 +59,7 @@ def _api() -> Any:
         return {}
 
     parts: dict[str, Any] = dict.fromkeys(("decide", "ping"), nothing)
-    parts |= {"reading": None, "ready": list, "new_id": str, "clock": int, "verify_callback": bool, "map_callback": dict}
+    parts |= {"queries": None, "ready": list, "new_id": str, "clock": int, "verify_callback": bool, "map_callback": dict}
     return app.Api(**parts, version="1")
 
 

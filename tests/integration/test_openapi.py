@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 from fastapi import routing
 
-from tests import engines
+from tests import engines, openapi_shape
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 
 UNDESCRIBED = ("/openapi.json",)
+# The document of the first release, before response models: what clients were built from.
+RELEASED = Path(__file__).parents[1] / "data" / "openapi-0.1.0.json"
 
 
 @pytest.fixture
@@ -75,6 +78,44 @@ def _leaves(route: Any) -> list[tuple[str, set[str]]]:
         return [(route.path, set(route.methods or ()))] if route.include_in_schema else []
     contexts = getattr(route, "effective_route_contexts", None)
     return [(c.path, set(c.methods)) for c in contexts() if c.include_in_schema] if contexts else []
+
+
+async def test_the_document_is_that_of_the_release(service: Service) -> None:
+    """Clients of the released document go on: same operations, parameters, bodies, statuses, media types, fields, required
+    fields, types, enums and nulls, and an example wherever there was one."""
+    released = json.loads(RELEASED.read_text("utf-8"))
+    before, now = openapi_shape.operations(released), openapi_shape.operations(json.loads(json.dumps(service.document)))
+    assert now.keys() == before.keys()
+    for name, operation in before.items():
+        for part, shape in operation.items():
+            assert now[name][part] == shape, f"{name}: {part}"
+
+
+async def test_every_name_of_the_released_document_stays(service: Service) -> None:
+    """Components keep their names, fields that had a description have one, and keys are shown in the same way."""
+    released = json.loads(RELEASED.read_text("utf-8"))
+    assert released["components"]["schemas"].keys() <= service.document["components"]["schemas"].keys()
+    assert openapi_shape.described(released) - openapi_shape.described(service.document) == set()
+    scheme = {name: service.document["components"]["securitySchemes"]["bearer"][name] for name in ("type", "scheme")}
+    assert scheme == {"type": "http", "scheme": "bearer"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["Session"]["properties"].pop("Revision"),
+        lambda c: c["Session"]["required"].remove("Revision"),
+        lambda c: c["Recording"]["properties"]["Present"].update(type="boolean"),
+        lambda c: c["Recording"]["properties"]["State"]["enum"].remove("Done"),
+        lambda c: c["Result"]["properties"].update(More={"type": "string"}),
+        lambda c: c["start"]["required"].remove("UserId"),
+    ],
+)
+def test_a_change_of_shape_is_seen(change: Callable[[dict[str, Any]], Any]) -> None:
+    """The comparison above is no formality: it sees a field, a type, a null, an enum's value or a required field that changes."""
+    released, changed = (json.loads(RELEASED.read_text("utf-8")) for _ in range(2))
+    change(changed["components"]["schemas"])
+    assert openapi_shape.operations(released) != openapi_shape.operations(changed)
 
 
 async def test_every_reference_leads_somewhere(service: Service) -> None:

@@ -1,0 +1,212 @@
+"""Response models of the routes under /sessions: the list, one session with its parts, and the outcome of start, stop and replay.
+
+Rule: names of fields are contract. What events/schemas.json defines is referred to by `models.event_schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+
+from machine import delivery, states
+from web import models
+
+TaskId = Annotated[str, models.event_schema("TaskId")]
+SessionState = Annotated[str, models.one_of(*states.SESSION_STATES)]
+RecordingState = Annotated[str, models.one_of(*states.RECORDING_STATES)]
+NextStep = Annotated[
+    str, pydantic.Field(description='The next step of the operator, one sentence with its command; "" if none is needed.')
+]
+Warnings = Annotated[list[str], pydantic.Field(description="Missing configuration that affects this session.")]
+RecordingCounts = Annotated[
+    dict[str, int],
+    pydantic.WithJsonSchema(
+        {
+            "type": "object",
+            "description": "The number of recordings in each state; states without any are left out.",
+            "properties": {state: {"type": "integer", "minimum": 1} for state in states.RECORDING_STATES},
+            "additionalProperties": False,
+        }
+    ),
+]
+
+
+class FindingBody(models.Body):
+    """One reason why a session needs attention."""
+
+    Rule: str = pydantic.Field(description="Name of the rule, for programs.")
+    Of: models.Subject
+    Why: str
+    Next: NextStep
+
+
+class SessionHead(models.Body):
+    """The fields that the list and a single session share."""
+
+    TaskId: TaskId
+    State: SessionState
+    EndReason: Annotated[str, models.one_of("", *states.END_REASONS)] = pydantic.Field(
+        description='The reason for closing; "" while the session is Open.'
+    )
+    SdkAppId: str = pydantic.Field(description="TRTC application, decimal.")
+    RoomId: str = pydantic.Field(description='Integer room, decimal; "" for a string room.')
+    StrRoomId: str = pydantic.Field(description='String room; "" for an integer room.')
+    UserId: str = pydantic.Field(description="The recording user.")
+    Mode: Annotated[str, models.one_of("00", "01", "02")]
+    OpenedTime: models.Time
+    ClosingTime: models.Time
+    FinishedTime: models.Time
+    Revision: models.Count = pydantic.Field(description="Revision of the newest result; 0 before the first.")
+    Stuck: list[FindingBody] = pydantic.Field(
+        description="The reasons why the session needs attention. In the list they are filled in only with `stuck=true`."
+    )
+
+
+class SessionLineBody(SessionHead):
+    """One session of the list."""
+
+    Recordings: RecordingCounts
+
+
+class SessionsBody(models.AnswerBody):
+    """A page of sessions, newest first."""
+
+    Sessions: list[SessionLineBody]
+    Next: str = pydantic.Field(description='The `before` of the next page; "" on the last page.')
+
+
+class JobBody(models.Body):
+    """The job of a recording and its node."""
+
+    Kind: str
+    State: str
+    Node: str
+
+
+class SegmentBody(models.Body):
+    """One FLV file of a recording, written by one run of a capture."""
+
+    Epoch: models.Count
+    Node: str = pydantic.Field(description="The node whose spool has the file.")
+    StartTime: models.Time
+    EndTime: models.Time
+    MediaSeconds: models.Seconds
+    Size: models.Count = pydantic.Field(description="Bytes.")
+    EndedBy: str = pydantic.Field(description='The reason for the end of the capture; "" while it runs.')
+    Live: bool = pydantic.Field(description="The file grows at this moment.")
+
+
+class GapBody(models.Body):
+    """A gap."""
+
+    At: models.Seconds = pydantic.Field(description="Position in the media.")
+    Duration: models.Seconds = pydantic.Field(description="Missing seconds of wall time at that position.")
+
+
+class RecordingBody(models.Body):
+    """One appearance of one speaker."""
+
+    Speaker: str
+    N: models.Count
+    State: RecordingState
+    Capture: Annotated[str, models.one_of(*states.CAPTURES)]
+    Job: JobBody | None
+    Attempt: models.Count = pydantic.Field(description="1 at first, plus 1 for each replay.")
+    Tries: models.Count = pydantic.Field(description="Consecutive failures of the current step.")
+    Code: str
+    Detail: str
+    Next: NextStep
+    StopRequested: bool
+    Present: bool | None = pydantic.Field(
+        description="Whether TRTC callbacks report the speaker as present; null without callbacks."
+    )
+    Awaited: bool = pydantic.Field(description="A subscribed speaker who was never seen.")
+    OpenedTime: models.Time
+    StartTime: models.Time
+    EndTime: models.Time
+    EndedTime: models.Time
+    MediaSeconds: models.Seconds = pydantic.Field(description="Captured so far, the running capture included.")
+    FilesRemoved: bool = pydantic.Field(description="The spool has no file of this recording any more.")
+    Segments: list[SegmentBody]
+    Gaps: list[GapBody] = pydantic.Field(description="Media missing between the segments.")
+    File: Annotated[dict[str, Any], models.event_schema("File")] | None = pydantic.Field(
+        description="Its entry in the result; null until the recording has ended."
+    )
+
+
+class CallbackBody(models.Body):
+    """The delivery of one revision of the result to the callback URL."""
+
+    Revision: models.Count
+    State: Annotated[str, models.one_of(delivery.PENDING, delivery.DELIVERED, delivery.FAILED, delivery.CANCELLED)]
+    Tries: models.Count
+    Detail: str
+
+
+class TimelineLineBody(models.Body):
+    """One event and its effect."""
+
+    Time: models.Time
+    Of: models.Subject
+    Event: str
+    From: str
+    To: str
+    Note: str
+
+
+class CosConfigBody(models.Body):
+    """The destination of the files."""
+
+    Region: str
+    Bucket: str
+    Path: str
+
+
+class SessionBody(SessionHead, models.AnswerBody):
+    """A session with its recordings, timeline and results."""
+
+    CosConfig: CosConfigBody
+    Callback: str = pydantic.Field(description="Scheme and host of the callback URL; the remainder can be a secret.")
+    SubscribeUserIds: list[str]
+    UnSubscribeUserIds: list[str]
+    Warnings: Warnings
+    Next: NextStep
+    Recordings: list[RecordingBody]
+    Callbacks: list[CallbackBody]
+    Timeline: list[TimelineLineBody]
+    Results: list[Annotated[dict[str, Any], models.event_schema("session-finished")]] = pydantic.Field(
+        description="Every revision of the result, oldest first."
+    )
+
+
+class AcceptedBody(models.AnswerBody):
+    """The start was accepted."""
+
+    TaskId: TaskId
+    Repeated: bool = pydantic.Field(description="The session was Open already; only its secrets were renewed.")
+    Warnings: Warnings
+
+
+class StoppedBody(models.AnswerBody):
+    """The session closes."""
+
+    TaskId: TaskId
+    State: SessionState
+
+
+class ReplayedRecordingBody(models.Body):
+    """One recording."""
+
+    Speaker: str
+    N: models.Count
+    State: RecordingState
+    To: RecordingState
+    Attempt: models.Count
+
+
+class ReplayedBody(models.AnswerBody):
+    """The effect on each recording."""
+
+    TaskId: TaskId
+    Recordings: list[ReplayedRecordingBody]
