@@ -37,10 +37,10 @@ def state_machine() -> str:
         "## Recording\n",
         _described((states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2]),
         _chart(recording.ROWS, states.JOINING, states.FINAL),
-        _rows(recording.ROWS, recording.Cursor),
+        _rows(recording.ROWS, recording.RecordingRules),
         "## Session\n",
         _chart(session.ROWS, states.OPEN, (states.FINISHED,)),
-        _rows(session.ROWS, session.Cursor),
+        _rows(session.ROWS, session.SessionRules),
     ]
     return "\n".join(parts)
 
@@ -58,7 +58,7 @@ def _described(text: str) -> str:
     return "\n".join([intro, "", *items, ""])
 
 
-def _chart(rows: Sequence[decision_table.Row], initial: str, final: Sequence[str]) -> str:
+def _chart(rows: Sequence[decision_table.DecisionRow], initial: str, final: Sequence[str]) -> str:
     moves: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for source in row.at if row.to else ():
@@ -70,11 +70,11 @@ def _chart(rows: Sequence[decision_table.Row], initial: str, final: Sequence[str
     return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {initial}", *lines, *ends, "```\n"])
 
 
-def _rows(rows: Sequence[decision_table.Row], cursor: type) -> str:
+def _rows(rows: Sequence[decision_table.DecisionRow], rules: type) -> str:
     lines = ["| event | in | when | then |", "|---|---|---|---|"]
     for row in rows:
-        when = [_wording(cursor, name) for name in row.when] + [f"not: {_wording(cursor, name)}" for name in row.unless]
-        done = "; ".join(_wording(cursor, name) for name in row.do)
+        when = [_wording(rules, name) for name in row.when] + [f"not: {_wording(rules, name)}" for name in row.unless]
+        done = "; ".join(_wording(rules, name) for name in row.do)
         then = (
             f"ignored: {row.ignore}"
             if row.ignore
@@ -84,9 +84,10 @@ def _rows(rows: Sequence[decision_table.Row], cursor: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _wording(cursor: type, name: str) -> str:
-    text = (getattr(cursor, name).__doc__ or name).split("\n")[0].rstrip(".")
-    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+def _wording(rules: type, name: str) -> str:
+    text = (getattr(rules, name).__doc__ or name).split("\n")[0].rstrip(".")
+    first = text.split(maxsplit=1)[0]
+    return text if len(first) > 1 and first.isupper() else text[:1].lower() + text[1:]
 
 
 def failpoint_table() -> str:

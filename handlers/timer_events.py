@@ -5,8 +5,10 @@ Rule: a deadline counts only if it is still the one that was armed. An event tha
 
 from __future__ import annotations
 
+from typing import Any
+
 from handlers import unit_of_work, worker_events
-from machine import model, states
+from machine import internal_events, model, states
 from machine.reasons import Reason
 
 SESSION_TRIGGERS = {
@@ -25,25 +27,25 @@ RECORDING_TRIGGERS = {
 
 async def worker_lost(uow: unit_of_work.UnitOfWork) -> None:
     """A lease ended without an outcome."""
-    data = uow.event.data
-    owner = data["Owner"]
-    if "/" not in owner:
-        await worker_events.advance_delivery(uow, owner, "worker-lost")
+    lost = internal_events.parse(internal_events.WorkerLost, uow.event.data)
+    if "/" not in lost.owner:
+        await worker_events.advance_delivery(uow, lost.owner, "worker-lost", lost)
         return
-    if "MediaMs" in data:
-        values = {name: data[key] for name, key in (("media_ms", "MediaMs"), ("size_bytes", "SizeBytes")) if key in data}
-        values |= {"last_packet_ms": data.get("LastPacketMs"), "reason": Reason.WORKER_LOST}
-        await uow.tx.close_segment(owner, data["Epoch"], values)
-    await worker_events.advance_recording(uow, owner, "worker-lost")
+    if lost.media_ms is not None:
+        values: dict[str, Any] = {"media_ms": lost.media_ms, "last_packet_ms": lost.last_packet_ms, "reason": Reason.WORKER_LOST}
+        if lost.size_bytes is not None:
+            values["size_bytes"] = lost.size_bytes
+        await uow.tx.close_segment(lost.owner, lost.epoch, values)
+    await worker_events.advance_recording(uow, lost.owner, "worker-lost", lost)
 
 
 async def deadline_passed(uow: unit_of_work.UnitOfWork) -> None:
     """A deadline passed: trigger what its kind means for its owner."""
-    data, tx = uow.event.data, uow.tx
-    owner, kind = data["Owner"], data["Kind"]
+    passed, tx = internal_events.parse(internal_events.DeadlinePassed, uow.event.data), uow.tx
+    owner, kind = passed.owner, passed.kind
     # Lock the session first, as everywhere: the transaction that holds it may be about to disarm this deadline.
     current = await tx.session(owner.split("/")[0].split("#")[0])
-    if not await tx.spend_deadline(owner, kind, data["Serial"]):
+    if not await tx.spend_deadline(owner, kind, passed.serial):
         return
     if "/" in owner:
         if kind == "keep":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from events import codec
-from machine import delivery, effects, errors, model, ports, recording, results, session, states
+from machine import delivery, effects, errors, internal_events, model, ports, recording, results, session, states
 
 # What may give a recording a new Detail that says how its pulls ended.
 NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
@@ -51,10 +51,14 @@ class UnitOfWork:
 
     # --- recordings -------------------------------------------------------------------------------------------------------
     async def advance_recording(
-        self, current: model.Session, value: model.Recording, trigger: str, data: Mapping[str, Any] | None = None
-    ) -> recording.Decision:
+        self,
+        current: model.Session,
+        value: model.Recording,
+        trigger: str,
+        outcome: internal_events.RecordingOutcome | None = None,
+    ) -> recording.RecordingDecision:
         """Let `trigger` happen to a recording and write down what it decides."""
-        decision = recording.decide(value, trigger, await self.facts(current, value, data))
+        decision = recording.decide(value, trigger, await self.facts(current, value, outcome))
         if decision.ignored:
             await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, f"ignored: {decision.ignored}")
             return decision
@@ -66,11 +70,11 @@ class UnitOfWork:
         return decision
 
     async def facts(
-        self, current: model.Session, value: model.Recording, data: Mapping[str, Any] | None = None
-    ) -> recording.Facts:
+        self, current: model.Session, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
+    ) -> recording.RecordingFacts:
         """What a decision about a recording may look at."""
         home, target_away = await self._whereabouts(value)
-        return recording.Facts(
+        return recording.RecordingFacts(
             home=home,
             target_away=target_away,
             now_ms=self.tx.now_ms,
@@ -79,7 +83,8 @@ class UnitOfWork:
             has_segments=value.state != states.RECORDING and not value.files_removed and await self.tx.has_segments(value.id),
             has_output=value.output is not None and not value.files_removed,
             evictions=await self.tx.evictions(value.task_id, value.id) if self.event.type in NAMES_EVICTIONS else 0,
-            data=self.event.data if data is None else data,
+            outcome=outcome,
+            from_stage=self.event.data.get("From", "") if self.event.type == "replay" else "",
         )
 
     async def open_recording(self, current: model.Session, value: model.Recording) -> model.Recording:
@@ -92,17 +97,16 @@ class UnitOfWork:
         return opened
 
     # --- sessions -----------------------------------------------------------------------------------------------------------
-    async def advance_session(self, value: model.Session, trigger: str) -> session.Decision:
+    async def advance_session(self, value: model.Session, trigger: str) -> session.SessionDecision:
         """Let `trigger` happen to a session and write down what it decides, to its recordings too."""
         recordings = await self.tx.recordings(value.task_id)
         live = [r for r in recordings if not r.final]
-        facts = session.Facts(
+        facts = session.SessionFacts(
             now_ms=self.tx.now_ms,
             policy=self.context.policy,
             live=len(live),
             uploading=sum(r.state == states.UPLOADING for r in live),
             present=any(r.present for r in live),
-            data=self.event.data,
         )
         decision = session.decide(value, trigger, facts)
         if decision.ignored:
@@ -114,8 +118,8 @@ class UnitOfWork:
         await self._journal_moves(value.task_id, value.task_id, moves, _session_note(value, saved, trigger))
         for effect in decision.effects:
             match effect:
-                case effects.StopRecordings(reason):
-                    await self._stop_all(saved, recordings, reason)
+                case effects.StopRecordings():
+                    await self._stop_all(saved, recordings)
                 case effects.Finish():
                     await self._finish(saved)
                 case effects.Arm(kind, at_ms):
@@ -135,15 +139,16 @@ class UnitOfWork:
 
     async def arm_opening(self, value: model.Session) -> None:
         """The deadlines of a session that opens."""
-        for effect in session.opening(session.Facts(now_ms=self.tx.now_ms, policy=self.context.policy)):
+        for effect in session.opening(session.SessionFacts(now_ms=self.tx.now_ms, policy=self.context.policy)):
             if isinstance(effect, effects.Arm):
                 await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
 
     # --- callbacks ----------------------------------------------------------------------------------------------------------
-    async def advance_delivery(self, value: model.Delivery, trigger: str) -> delivery.Decision:
+    async def advance_delivery(
+        self, value: model.Delivery, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
+    ) -> delivery.DeliveryDecision:
         """Let `trigger` happen to the delivery of a result and write down what it decides."""
-        policy, data = self.context.policy, self.event.data
-        decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=policy, data=data)
+        decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=self.context.policy, outcome=outcome)
         if decision.ignored:
             note = f"ignored: {trigger}: {decision.ignored}"
             await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, note)
@@ -206,10 +211,10 @@ class UnitOfWork:
         type_, data = results.recording_result(current, value)
         await self.send("result", type_, data, subject=value.id, task_id=value.task_id)
 
-    async def _stop_all(self, current: model.Session, recordings: list[model.Recording], reason: str) -> None:
+    async def _stop_all(self, current: model.Session, recordings: list[model.Recording]) -> None:
         for value in recordings:
             if value.state in states.CAPTURING:
-                await self.advance_recording(current, value, "stop", {"Detail": "", "Reason": reason})
+                await self.advance_recording(current, value, "stop")
         await self.settle(current.task_id)
 
     async def _finish(self, current: model.Session) -> None:
@@ -240,7 +245,7 @@ class UnitOfWork:
         await self.tx.add_delivery(decision.delivery)
         await self._callback_effects(decision)
 
-    async def _callback_effects(self, decision: delivery.Decision) -> None:
+    async def _callback_effects(self, decision: delivery.DeliveryDecision) -> None:
         value = decision.delivery
         for effect in decision.effects:
             match effect:
@@ -267,7 +272,7 @@ def _note(old: model.Recording, new: model.Recording) -> str:
         parts.append(f"{new.job.kind} {new.job.state}" if new.job else "no job left")
     if new.epoch != old.epoch:
         parts.append(f"epoch {new.epoch}")
-    if new.attempt != old.attempt:
+    if new.replays != old.replays:
         parts.append(f"attempt {new.attempt}")
     if new.present is not old.present:
         parts.append({True: "speaker present", False: "speaker left", None: "presence unknown"}[new.present])

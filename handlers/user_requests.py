@@ -157,7 +157,7 @@ def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recordin
     return chosen
 
 
-async def _planned(uow: unit_of_work.UnitOfWork, current: model.Session, value: model.Recording) -> recording.Decision:
+async def _planned(uow: unit_of_work.UnitOfWork, current: model.Session, value: model.Recording) -> recording.RecordingDecision:
     """What a replay would make of a recording: the machine's own answer. Raises Refused for what it ignores, and where a stage
     is asked for whose files are not kept."""
     decided = recording.decide(value, "replay", await uow.facts(current, value))
@@ -169,7 +169,7 @@ async def _planned(uow: unit_of_work.UnitOfWork, current: model.Session, value: 
     return decided
 
 
-def _plan(value: model.Recording, decided: recording.Decision) -> dict[str, Any]:
+def _plan(value: model.Recording, decided: recording.RecordingDecision) -> dict[str, Any]:
     then = decided.recording
     return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": then.state, "Attempt": then.attempt}
 

@@ -10,54 +10,64 @@ from dataclasses import replace
 import structlog
 
 from handlers import speakers, unit_of_work
-from machine import model, recording, states
+from machine import internal_events, model, recording, states
 
 log = structlog.get_logger()
 
 
 async def capture_started(uow: unit_of_work.UnitOfWork) -> None:
     """The first packet is on disk."""
-    await advance_recording(uow, _recording_id(uow), "capture-started")
+    outcome = internal_events.parse(internal_events.CaptureStarted, uow.event.data)
+    await advance_recording(uow, _recording_id(uow), "capture-started", outcome)
 
 
 async def ffmpeg_exit(uow: unit_of_work.UnitOfWork) -> None:
     """A capture or a transcode ended. A capture leaves a closed segment."""
-    data, recording_id = uow.event.data, _recording_id(uow)
-    if data["Job"] == states.CAPTURE:
-        values = {"media_ms": data.get("MediaMs", 0), "size_bytes": data.get("SizeBytes", 0), "reason": data["Reason"]}
-        values |= {"first_packet_ms": data.get("FirstPacketMs"), "last_packet_ms": data.get("LastPacketMs")}
-        await uow.tx.close_segment(recording_id, data["Epoch"], values)
-    await advance_recording(uow, recording_id, f"{data['Job']}-exit")
+    outcome, recording_id = internal_events.parse(internal_events.FfmpegExit, uow.event.data), _recording_id(uow)
+    if outcome.job == states.CAPTURE:
+        values = {"media_ms": outcome.media_ms, "size_bytes": outcome.size_bytes, "reason": outcome.reason}
+        values |= {"first_packet_ms": outcome.first_packet_ms, "last_packet_ms": outcome.last_packet_ms}
+        await uow.tx.close_segment(recording_id, outcome.epoch, values)
+    await advance_recording(uow, recording_id, f"{outcome.job}-exit", outcome)
 
 
 async def upload_finished(uow: unit_of_work.UnitOfWork) -> None:
     """The object is in the bucket."""
-    await advance_recording(uow, _recording_id(uow), "upload-finished")
+    outcome = internal_events.parse(internal_events.UploadFinished, uow.event.data)
+    await advance_recording(uow, _recording_id(uow), "upload-finished", outcome)
 
 
 async def upload_failed(uow: unit_of_work.UnitOfWork) -> None:
     """The object is not in the bucket."""
-    await advance_recording(uow, _recording_id(uow), "upload-failed")
+    outcome = internal_events.parse(internal_events.UploadFailed, uow.event.data)
+    await advance_recording(uow, _recording_id(uow), "upload-failed", outcome)
 
 
 async def callback_finished(uow: unit_of_work.UnitOfWork) -> None:
     """The receiver accepted the result."""
-    await advance_delivery(uow, _delivery_id(uow), "callback-finished")
+    outcome = internal_events.parse(internal_events.CallbackFinished, uow.event.data)
+    await advance_delivery(uow, _delivery_id(uow), "callback-finished", outcome)
 
 
 async def callback_failed(uow: unit_of_work.UnitOfWork) -> None:
     """The receiver did not accept the result."""
-    await advance_delivery(uow, _delivery_id(uow), "callback-failed")
+    outcome = internal_events.parse(internal_events.CallbackFailed, uow.event.data)
+    await advance_delivery(uow, _delivery_id(uow), "callback-failed", outcome)
 
 
-async def advance_recording(uow: unit_of_work.UnitOfWork, recording_id: str, trigger: str) -> None:
+async def advance_recording(
+    uow: unit_of_work.UnitOfWork,
+    recording_id: str,
+    trigger: str,
+    outcome: internal_events.RecordingOutcome | None = None,
+) -> None:
     """Trigger a recording by its id, and apply to its session what follows from the decision."""
     current = await uow.tx.session(model.split_id(recording_id)[0])
     value = await uow.tx.recording(recording_id)
     if current is None or value is None:
         log.warning("outcome.unknown_recording", recording_id=recording_id, event_type=uow.event.type)
         return
-    decision = await uow.advance_recording(current, value, trigger)
+    decision = await uow.advance_recording(current, value, trigger, outcome)
     current = await _note_media(uow, current, decision)
     if value.state in states.CAPTURING and decision.recording.state == states.TRANSCODING:
         await _expect_again(uow, current, decision.recording)
@@ -65,18 +75,22 @@ async def advance_recording(uow: unit_of_work.UnitOfWork, recording_id: str, tri
         await uow.settle(current.task_id)
 
 
-async def advance_delivery(uow: unit_of_work.UnitOfWork, owner: str, trigger: str) -> None:
+async def advance_delivery(
+    uow: unit_of_work.UnitOfWork, owner: str, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
+) -> None:
     """Trigger a delivery by its id."""
     task_id = owner.split("#")[0]
     await uow.tx.session(task_id)
     for value in await uow.tx.deliveries(task_id):
         if value.id == owner:
-            await uow.advance_delivery(value, trigger)
+            await uow.advance_delivery(value, trigger, outcome)
             return
     log.warning("outcome.unknown_callback", owner=owner, event_type=uow.event.type)
 
 
-async def _note_media(uow: unit_of_work.UnitOfWork, current: model.Session, decision: recording.Decision) -> model.Session:
+async def _note_media(
+    uow: unit_of_work.UnitOfWork, current: model.Session, decision: recording.RecordingDecision
+) -> model.Session:
     """Apply a recording's media to its session: a speaker published, and idleness counts from the last packet."""
     published = current.published or (states.JOINING, states.RECORDING) in decision.moves
     idle_from_ms = max(current.idle_from_ms, decision.recording.idle_from_ms)

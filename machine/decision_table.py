@@ -1,12 +1,13 @@
-"""How a decision table is written, turned into a `transitions` machine, and asked. Imports nothing of ours.
+"""Decision table: its rows, its loading into a `transitions` machine, and the firing of one event.
 
-Rule: pure. A table is a tuple of rows, read from top to bottom; the first row whose conditions hold decides. `transitions` holds
-it with `model=None` and without automatic transitions; it is fired on a cursor that lives for one decision. A row may move, stay
-with effects, or ignore with a reason; a table in which some key finds no row does not load.
+Rules: rows are read from top to bottom, and the first row whose guards hold decides. A row moves the machine, stays with actions,
+or ignores the event with a reason. A table that has no row for some state and event does not load. Guards are properties and
+actions are methods of a rules object that lives for one decision. Firing does no I/O.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,9 @@ from transitions import EventData, Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """On event `on` in one of the states `at`, when all of `when` hold and none of `unless`: go to `to` (None: stay) and `do`.
-
-    `when`, `unless` and `do` name methods of the cursor. `ignore` is the reason why nothing happens, instead of `to` and `do`."""
+class DecisionRow:
+    """On event `on` in one of the states `at`: if all guards of `when` and none of `unless` hold, run the actions of `do` and go
+    to `to` (None: stay). `ignore` is the reason to do nothing, in place of `to` and `do`."""
 
     on: str
     at: tuple[str, ...]
@@ -30,55 +30,57 @@ class Row:
 
     @property
     def unconditional(self) -> bool:
-        """Whether it decides whatever the facts are."""
+        """Whether the row decides whatever the facts are."""
         return not self.when and not self.unless
 
 
-@dataclass(slots=True)
-class Fired:
-    """What the cursor of one decision has seen: the row that decided."""
+class _Decided:
+    """Callback of `transitions` for the row that decided. It notes the row and runs its actions, so that rules need no event."""
 
-    row: Row | None = None
+    def __init__(self, row: DecisionRow, rules: type) -> None:
+        self.row = row
+        self.actions = tuple(getattr(rules, name) for name in row.do)
+
+    def __call__(self, event: EventData) -> None:
+        rules: Any = event.model
+        rules.row = self.row
+        for action in self.actions:
+            action(rules)
 
 
-def build(rows: Sequence[Row], states: Sequence[str], events: Sequence[str], cursor: type) -> Machine:
-    """Load a table. Raises ValueError when it is not total or names what is not there: a fault of ours, found at import."""
+def build(rows: Sequence[DecisionRow], states: Sequence[str], events: Sequence[str], rules: type) -> Machine:
+    """Load a table. Raises ValueError for a table that is not total, or that names a guard or action which `rules` lacks."""
     machine = Machine(model=None, states=list(states), initial=None, auto_transitions=False, send_event=True)
     for row in rows:
-        for name in (*row.when, *row.unless, *row.do):
-            if not callable(getattr(cursor, name, None)):
-                raise ValueError(f"the cursor has no {name!r} (row on {row.on})")
+        for name in (*row.when, *row.unless):
+            if not isinstance(getattr(rules, name, None), property):
+                raise ValueError(f"the rules have no guard {name!r} (row on {row.on})")
+        for name in row.do:
+            if not callable(getattr(rules, name, None)):
+                raise ValueError(f"the rules have no action {name!r} (row on {row.on})")
         for source in row.at:
             machine.add_transition(
                 row.on,
                 source,
                 row.to,
-                conditions=list(row.when),
-                unless=list(row.unless),
-                before=_Taken(row),
-                after=list(row.do),
+                conditions=[_guard(name) for name in row.when],
+                unless=[_guard(name) for name in row.unless],
+                after=_Decided(row, rules),
             )
     for event in events:
         for state in states:
             last = [r for r in rows if r.on == event and state in r.at][-1:]
             if not last or not last[0].unconditional:
-                raise ValueError(f"the table does not say what {event} does in {state}")
+                raise ValueError(f"the table has no unconditional last row for {event} in {state}")
     return machine
 
 
-class _Taken:
-    """Notes on the cursor which row decided."""
-
-    def __init__(self, row: Row) -> None:
-        self.row = row
-
-    def __call__(self, event: EventData) -> None:
-        cursor: Any = event.model
-        cursor.fired.row = self.row
+def _guard(name: str) -> Any:
+    return operator.attrgetter(f"model.{name}")
 
 
-def fire(machine: Machine, cursor: Any, event: str) -> Row:
-    """Fire `event` on a cursor (with attributes `state` and `fired`) and return the row that decided."""
-    machine.events[event].trigger(cursor)
-    row: Row = cursor.fired.row
+def fire(machine: Machine, rules: Any, event: str) -> DecisionRow:
+    """Fire `event` on a rules object (with an attribute `state`). Returns the row that decided."""
+    machine.events[event].trigger(rules)
+    row: DecisionRow = rules.row
     return row

@@ -1,23 +1,21 @@
-"""The delivery of one result to one URL: pending until delivered, failed for good, or cancelled by a newer revision. Pure.
+"""The delivery's state machine: one result to one URL, pending until delivered, failed, or cancelled by a newer revision.
 
-May import `machine`. Rule: the schedule is that of Standard Webhooks; 2xx only is success, 410 and other refusals for good end
-it.
+Rules: pure and total. The backoff follows Standard Webhooks. Only a 2xx response is success; a refusal that no retry cures, such
+as 410, ends the delivery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from machine import effects, model, states
+from machine import effects, internal_events, model, states
 
 PENDING, DELIVERED, FAILED, CANCELLED = "pending", "delivered", "failed", "cancelled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The callback as it is to be, what is to be done, or why nothing happens."""
+class DeliveryDecision:
+    """The delivery's new version and the effects; or the reason why the event is ignored."""
 
     delivery: model.Delivery
     effects: tuple[effects.Effect, ...] = ()
@@ -25,49 +23,53 @@ class Decision:
 
 
 def decide(
-    delivery: model.Delivery, event: str, *, now_ms: int, policy: model.Policy, data: Mapping[str, Any] | None = None
-) -> Decision:
-    """What `event` (send, cancel, retry-due, callback-finished, callback-failed, worker-lost) makes of `callback`. Total."""
-    data = data or {}
+    delivery: model.Delivery,
+    event: str,
+    *,
+    now_ms: int,
+    policy: model.Policy,
+    outcome: internal_events.DeliveryOutcome | None = None,
+) -> DeliveryDecision:
+    """Decide what `event` does to `delivery`: send, cancel, retry-due, or the type of `outcome`."""
     if delivery.state != PENDING:
-        return Decision(delivery=delivery, ignored=f"it is {delivery.state} already")
+        return DeliveryDecision(delivery=delivery, ignored=f"it is {delivery.state} already")
     if event == "send":
         return _queue(delivery)
     if event == "cancel":
         return _end(delivery, CANCELLED, "a newer revision took its place")
     if event == "retry-due":
         waits = delivery.job is not None and delivery.job.state == states.WAITING
-        return _release(delivery) if waits else Decision(delivery=delivery, ignored="nothing waits")
-    if data.get("Epoch") != delivery.epoch:
-        return Decision(delivery=delivery, ignored="an older epoch speaks")
-    if event == "callback-finished":
-        return _end(delivery, DELIVERED, "")
-    if event == "worker-lost":
-        return _queue(delivery)
-    if event != "callback-failed":
-        return Decision(delivery=delivery, ignored=f"{event} says nothing about a callback")
-    detail = str(data.get("Detail") or data.get("Reason") or "")
-    if not data.get("Retry") or delivery.failures >= len(policy.delivery_backoff_ms):
-        return _end(delivery, FAILED, detail)
-    return _wait(delivery, detail, now_ms + policy.delivery_backoff_ms[delivery.failures])
+        return _release(delivery) if waits else DeliveryDecision(delivery=delivery, ignored="no job waits")
+    if outcome is None or outcome.epoch != delivery.epoch:
+        return DeliveryDecision(delivery=delivery, ignored="the outcome has an older epoch")
+    match outcome:
+        case internal_events.CallbackFinished():
+            return _end(delivery, DELIVERED, "")
+        case internal_events.WorkerLost():
+            return _queue(delivery)
+        case internal_events.CallbackFailed():
+            detail = outcome.detail or outcome.reason
+            if not outcome.retry or delivery.failures >= len(policy.delivery_backoff_ms):
+                return _end(delivery, FAILED, detail)
+            return _wait(delivery, detail, now_ms + policy.delivery_backoff_ms[delivery.failures])
 
 
-def _queue(delivery: model.Delivery) -> Decision:
+def _queue(delivery: model.Delivery) -> DeliveryDecision:
     job = model.Job(kind=states.CALLBACK, state=states.QUEUED)
     queued = replace(delivery, epoch=delivery.epoch + 1, job=job)
-    return Decision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
+    return DeliveryDecision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
 
 
-def _release(delivery: model.Delivery) -> Decision:
+def _release(delivery: model.Delivery) -> DeliveryDecision:
     job = model.Job(kind=states.CALLBACK, state=states.QUEUED)
-    return Decision(delivery=replace(delivery, job=job), effects=(effects.Command("send-callback"),))
+    return DeliveryDecision(delivery=replace(delivery, job=job), effects=(effects.Command("send-callback"),))
 
 
-def _wait(delivery: model.Delivery, detail: str, at_ms: int) -> Decision:
+def _wait(delivery: model.Delivery, detail: str, at_ms: int) -> DeliveryDecision:
     job = model.Job(kind=states.CALLBACK, state=states.WAITING)
     waiting = replace(delivery, epoch=delivery.epoch + 1, failures=delivery.failures + 1, detail=detail, job=job)
-    return Decision(delivery=waiting, effects=(effects.Arm("retry", at_ms),))
+    return DeliveryDecision(delivery=waiting, effects=(effects.Arm("retry", at_ms),))
 
 
-def _end(delivery: model.Delivery, state: str, detail: str) -> Decision:
-    return Decision(delivery=replace(delivery, state=state, detail=detail, job=None), effects=(effects.Disarm("retry"),))
+def _end(delivery: model.Delivery, state: str, detail: str) -> DeliveryDecision:
+    return DeliveryDecision(delivery=replace(delivery, state=state, detail=detail, job=None), effects=(effects.Disarm("retry"),))

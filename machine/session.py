@@ -1,17 +1,12 @@
-"""The session's machine: Open → Closing → Finished, a total table and the pure `decide` that reads it.
+"""The session's state machine: Open → Closing → Finished, one total table and the pure `decide`.
 
-May import `machine` and `events`. Rule: as for the recording's machine; the caller holds the session's row and says in the facts
-what is true of its recordings. `all-final` is said by the deciding handler itself whenever a recording has ended or the
-session has closed.
+Rules: as for the recording's machine. The caller holds the session's row and states in the facts how its recordings are. The
+handlers trigger `all-final` whenever a recording has ended or the session has closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from transitions import EventData
 
 from machine import decision_table, effects, model, states
 
@@ -43,21 +38,19 @@ OPEN_DEADLINES = ("max-duration", "join", "idle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """`live`: recordings that are not final; `uploading`: those of them in Uploading; `present`: callbacks say that some speaker
-    is there."""
+class SessionFacts:
+    """The facts of one decision about a session."""
 
     now_ms: int
     policy: model.Policy = field(default_factory=model.Policy)
-    live: int = 0
-    uploading: int = 0
-    present: bool = False
-    data: Mapping[str, Any] = field(default_factory=dict)
+    live: int = 0  # recordings that are not final
+    uploading: int = 0  # those of them in Uploading
+    present: bool = False  # callbacks reported that some speaker is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The session as it is to be, what is to be done, the moves made, or why nothing happens."""
+class SessionDecision:
+    """The session's new version, the effects and the moves made; or the reason why the event is ignored."""
 
     session: model.Session
     effects: tuple[effects.Effect, ...] = ()
@@ -65,67 +58,72 @@ class Decision:
     ignored: str = ""
 
 
-class Cursor:
-    """A throw-away walker of the table."""
+class SessionRules:
+    """One decision about a session: guards read the session and the facts, actions change the session and add effects."""
 
-    def __init__(self, session: model.Session, facts: Facts, event: str) -> None:
+    def __init__(self, session: model.Session, facts: SessionFacts, event: str) -> None:
         self.session = session
         self.facts = facts
         self.event = event
         self.state = session.state
-        self.fired = decision_table.Fired()
+        self.row: decision_table.DecisionRow | None = None
         self.effects: list[effects.Effect] = []
 
-    # --- conditions -----------------------------------------------------------------------------------------------------
-    def none_live(self, _: EventData) -> bool:
+    # --- guards -----------------------------------------------------------------------------------------------------------
+    @property
+    def all_recordings_final(self) -> bool:
         """Every recording is final."""
         return self.facts.live == 0
 
-    def only_uploads(self, _: EventData) -> bool:
-        """What is not final is only waiting for its upload."""
+    @property
+    def only_uploads_left(self) -> bool:
+        """All recordings that are not final are in Uploading."""
         return self.facts.live == self.facts.uploading
 
-    def published(self, _: EventData) -> bool:
-        """Somebody published at some time."""
+    @property
+    def published(self) -> bool:
+        """Some speaker has published."""
         return self.session.published
 
-    def lately(self, _: EventData) -> bool:
-        """The last media of all is younger than IDLE_TIMEOUT."""
+    @property
+    def media_recent(self) -> bool:
+        """Some speaker's media arrived within IDLE_TIMEOUT."""
         return self.session.idle_from_ms + self.facts.policy.idle_timeout_ms > self.facts.now_ms
 
-    def present(self, _: EventData) -> bool:
-        """Callbacks say that a speaker is there."""
+    @property
+    def speaker_present(self) -> bool:
+        """A callback reported that some speaker is there."""
         return self.facts.present
 
-    # --- actions --------------------------------------------------------------------------------------------------------
-    def close(self, _: EventData) -> None:
-        """No recording is added any more; those that run are told to stop."""
+    # --- actions ----------------------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Stop the recordings; no recording is added any more."""
         reason = END_REASON[self.event]
         self.session = replace(self.session, closing_ms=self.facts.now_ms, end_reason=reason)
         self.effects += [effects.Disarm(kind) for kind in OPEN_DEADLINES]
         self.effects.append(effects.Arm("result-wait", self.facts.now_ms + self.facts.policy.result_wait_ms))
         self.effects.append(effects.StopRecordings(reason))
 
-    def report(self, _: EventData) -> None:
-        """The result goes out under the next revision."""
+    def publish_result(self) -> None:
+        """Publish the result as the next revision."""
         self.session = replace(
             self.session, revision=self.session.revision + 1, finished_ms=self.session.finished_ms or self.facts.now_ms
         )
         self.effects += [effects.Disarm("result-wait"), effects.Finish()]
 
-    def arm_idle(self, _: EventData) -> None:
-        """Look again when IDLE_TIMEOUT may be over."""
+    def arm_idle(self) -> None:
+        """Check again when IDLE_TIMEOUT may be over."""
         active = self.facts.present or not self.session.published
         from_ms = self.facts.now_ms if active else self.session.idle_from_ms
         at_ms = max(from_ms + self.facts.policy.idle_timeout_ms, self.facts.now_ms + model.SECOND)
         self.effects.append(effects.Arm("idle", at_ms))
 
-    def arm_result_wait(self, _: EventData) -> None:
-        """A capture or transcode is still under way: the result waits for it."""
+    def arm_result_wait(self) -> None:
+        """The result waits for the captures and transcodes that are not final."""
         self.effects.append(effects.Arm("result-wait", self.facts.now_ms + model.MINUTE))
 
-    def open_anew(self, _: EventData) -> None:
-        """Joining is replayed: fresh deadlines."""
+    def reopen(self) -> None:
+        """Start the deadlines of an Open session again."""
         self.session = replace(
             self.session,
             opened_ms=self.facts.now_ms,
@@ -137,7 +135,7 @@ class Cursor:
         self.effects += opening(self.facts)
 
 
-def opening(facts: Facts) -> list[effects.Effect]:
+def opening(facts: SessionFacts) -> list[effects.Effect]:
     """The deadlines of a session that opens."""
     policy, now_ms = facts.policy, facts.now_ms
     return [
@@ -147,11 +145,11 @@ def opening(facts: Facts) -> list[effects.Effect]:
     ]
 
 
-Row = decision_table.Row
+Row = decision_table.DecisionRow
 CLOSED = "it is closed already"
 
-ROWS: tuple[decision_table.Row, ...] = (
-    # A repeated start renews the secrets (the handler's part) and changes nothing else.
+ROWS: tuple[decision_table.DecisionRow, ...] = (
+    # A repeated start renews the secrets, which is the handler's part, and changes nothing else.
     Row(on="start", at=(O,)),
     Row(on="start", at=(C, F), ignore="a start now opens a new session"),
     Row(on="stop", at=(O,), to=C, do=("close",)),
@@ -166,31 +164,31 @@ ROWS: tuple[decision_table.Row, ...] = (
     Row(on="join-over", at=(O,), to=C, do=("close",)),
     Row(on="join-over", at=(C, F), ignore=CLOSED),
     Row(on="idle-over", at=(O,), unless=("published",), do=("arm_idle",)),
-    Row(on="idle-over", at=(O,), when=("present",), do=("arm_idle",)),
-    Row(on="idle-over", at=(O,), when=("lately",), do=("arm_idle",)),
+    Row(on="idle-over", at=(O,), when=("speaker_present",), do=("arm_idle",)),
+    Row(on="idle-over", at=(O,), when=("media_recent",), do=("arm_idle",)),
     Row(on="idle-over", at=(O,), to=C, do=("close",)),
     Row(on="idle-over", at=(C, F), ignore=CLOSED),
-    Row(on="result-wait-over", at=(C,), when=("none_live",), to=F, do=("report",)),
-    Row(on="result-wait-over", at=(C,), when=("only_uploads",), to=F, do=("report",)),
+    Row(on="result-wait-over", at=(C,), when=("all_recordings_final",), to=F, do=("publish_result",)),
+    Row(on="result-wait-over", at=(C,), when=("only_uploads_left",), to=F, do=("publish_result",)),
     Row(on="result-wait-over", at=(C,), do=("arm_result_wait",)),
-    Row(on="result-wait-over", at=(O, F), ignore="no result is waited for"),
-    Row(on="all-final", at=(O,), ignore="more may come while it is Open"),
-    Row(on="all-final", at=(C,), when=("none_live",), to=F, do=("report",)),
-    Row(on="all-final", at=(C,), ignore="others are still under way"),
+    Row(on="result-wait-over", at=(O, F), ignore="no result is due"),
+    Row(on="all-final", at=(O,), ignore="an Open session may add recordings"),
+    Row(on="all-final", at=(C,), when=("all_recordings_final",), to=F, do=("publish_result",)),
+    Row(on="all-final", at=(C,), ignore="other recordings are not final"),
     # A pending upload or a replay ended: every later change is a new revision.
-    Row(on="all-final", at=(F,), do=("report",)),
+    Row(on="all-final", at=(F,), do=("publish_result",)),
     Row(on="reopen", at=(O,), ignore="it is Open"),
-    Row(on="reopen", at=(C, F), to=O, do=("open_anew",)),
+    Row(on="reopen", at=(C, F), to=O, do=("reopen",)),
 )
 
-MACHINE = decision_table.build(ROWS, ALL, EVENTS, Cursor)
+MACHINE = decision_table.build(ROWS, ALL, EVENTS, SessionRules)
 
 
-def decide(session: model.Session, event: str, facts: Facts) -> Decision:
-    """What `event` makes of `session`: pure and total. Raises nothing but KeyError for an event that is not in EVENTS."""
-    cursor = Cursor(session, facts, event)
-    row = decision_table.fire(MACHINE, cursor, event)
-    moves = ((session.state, cursor.state),) if cursor.state != session.state else ()
-    return Decision(
-        session=replace(cursor.session, state=cursor.state), effects=tuple(cursor.effects), moves=moves, ignored=row.ignore
+def decide(session: model.Session, event: str, facts: SessionFacts) -> SessionDecision:
+    """Decide what `event` does to `session`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
+    rules = SessionRules(session, facts, event)
+    row = decision_table.fire(MACHINE, rules, event)
+    moves = ((session.state, rules.state),) if rules.state != session.state else ()
+    return SessionDecision(
+        session=replace(rules.session, state=rules.state), effects=tuple(rules.effects), moves=moves, ignored=row.ignore
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from machine import model, recording, states
+from machine import internal_events, model, recording, states
 from store import store as stores
 from tests import engines, examples
 
@@ -78,24 +78,26 @@ async def test_another_session_evicts_nobody(store: stores.Store, clock: engines
     assert await evictions(store, ALICE) == 0
 
 
-def decided(state: str, kind: str, event: str, evictions: int, detail: str = "", **data: object) -> model.Recording:
-    """What an outcome of epoch 4 makes of a recording."""
+def decided(
+    state: str, kind: str, event: str, evictions: int, outcome: internal_events.RecordingOutcome, detail: str = ""
+) -> model.Recording:
+    """The recording after an outcome of epoch 4."""
     job = model.Job(kind=kind, state=states.LEASED)
     value = model.Recording(task_id=TASK, speaker="alice", n=1, state=state, epoch=4, job=job, detail=detail)
-    facts = recording.Facts(now_ms=1, data={"Epoch": 4} | data, evictions=evictions)
+    facts = recording.RecordingFacts(now_ms=1, outcome=outcome, evictions=evictions)
     return recording.decide(value, event, facts).recording
 
 
 def test_chance_is_not_named() -> None:
     """Twice may be chance; from the third time on Detail names mutual eviction, and goes on naming it until the file is Done."""
-    ended = {"Reason": "eof", "Detail": "The stream ended.", "MediaMs": 900}
-    assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, **ended).detail == "The stream ended."
-    named = decided(states.RECORDING, states.CAPTURE, "capture-exit", 3, **ended)
+    ended = internal_events.FfmpegExit(epoch=4, job=states.CAPTURE, reason="eof", detail="The stream ended.", media_ms=900)
+    assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, ended).detail == "The stream ended."
+    named = decided(states.RECORDING, states.CAPTURE, "capture-exit", 3, ended)
     assert "PULL_USER=per-speaker" in named.detail
-    assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, named.detail, **ended).detail == named.detail
-    stored = {"SizeBytes": 9, "Crc64": "1", "Url": "https://x/y"}
+    assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, ended, named.detail).detail == named.detail
+    stored = internal_events.UploadFinished(epoch=4, size_bytes=9, crc64="1", url="https://x/y")
     done = [
-        decided(states.UPLOADING, states.UPLOAD, "upload-finished", n, d, **stored)
+        decided(states.UPLOADING, states.UPLOAD, "upload-finished", n, stored, d)
         for n, d in ((0, "x"), (3, ""), (2, named.detail))
     ]
     assert [(value.state, value.detail) for value in done] == [(states.DONE, d) for d in ("", named.detail, named.detail)]
@@ -103,5 +105,5 @@ def test_chance_is_not_named() -> None:
 
 def test_it_hides_no_other_failure() -> None:
     """A transcode that is tried again says why, whatever happened to the pulls."""
-    failed = {"Reason": "ffmpeg-failed", "Detail": "ffmpeg ended with code 1", "Retry": True}
-    assert decided(states.TRANSCODING, states.TRANSCODE, "transcode-exit", 5, **failed).detail == "ffmpeg ended with code 1"
+    failed = internal_events.FfmpegExit(epoch=4, job="transcode", reason="ffmpeg-failed", detail="ffmpeg ended with code 1")
+    assert decided(states.TRANSCODING, states.TRANSCODE, "transcode-exit", 5, failed).detail == "ffmpeg ended with code 1"

@@ -10,18 +10,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machine import delivery, effects, model
+from machine import delivery, effects, internal_events, model
 
 NOW_MS = 1_800_000_000_000
 POLICY = model.Policy()
 EVENTS = ("send", "cancel", "retry-due", "callback-finished", "callback-failed", "worker-lost")
 HOUR_S = 3_600
 SCHEDULE_S = (5, 300, 1_800, *(h * HOUR_S for h in (2, 5, 10, 14, 20, 24)))
+Outcome = internal_events.DeliveryOutcome
 PLAIN = model.Delivery(task_id="T", revision=2, url="https://x/", body="{}", epoch=4)
 
 
-def _decide(value: model.Delivery, event: str, **data: Any) -> delivery.Decision:
-    return delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data={"Epoch": value.epoch, **data})
+def _outcome(event: str, epoch: int, reason: str = "status", detail: str = "", retry: bool = True) -> Outcome | None:
+    match event:
+        case "callback-finished":
+            return internal_events.CallbackFinished(epoch=epoch)
+        case "callback-failed":
+            return internal_events.CallbackFailed(epoch=epoch, reason=reason, retry=retry, detail=detail)
+        case "worker-lost":
+            return internal_events.WorkerLost(owner="T#2", epoch=epoch, node="n1")
+    return None
+
+
+def _decide(value: model.Delivery, event: str, **values: Any) -> delivery.DeliveryDecision:
+    outcome = _outcome(event, **{"epoch": value.epoch, **values})
+    return delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, outcome=outcome)
 
 
 def _with_job(state: str, **changes: Any) -> model.Delivery:
@@ -33,7 +46,7 @@ def test_the_schedule_is_the_standard_one() -> None:
     value = _decide(dataclasses.replace(PLAIN, epoch=0), "send").delivery
     pauses_s, epochs = [], [value.epoch]
     while value.state == "pending":
-        got = _decide(value, "callback-failed", Reason="status", Detail="500", Retry=True)
+        got = _decide(value, "callback-failed", reason="status", detail="500")
         pauses_s += [(e.at_ms - NOW_MS) // 1_000 for e in got.effects if isinstance(e, effects.Arm)]
         value = got.delivery
         if value.state == "pending":
@@ -54,7 +67,7 @@ def test_success_ends_it() -> None:
 
 def test_a_refusal_for_good_ends_it() -> None:
     """What no retry cures (410) is failed at once, with the reason."""
-    got = _decide(_with_job("leased"), "callback-failed", Reason="gone", Retry=False)
+    got = _decide(_with_job("leased"), "callback-failed", reason="gone", retry=False)
     assert (got.delivery.state, got.delivery.detail) == ("failed", "gone")
 
 
@@ -76,7 +89,7 @@ def test_a_lost_worker_costs_no_try() -> None:
 def test_what_is_over_stays_over(state: str, event: str) -> None:
     """Nothing moves a delivery that has ended."""
     value = dataclasses.replace(PLAIN, state=state)
-    got = _decide(value, event, Retry=True)
+    got = _decide(value, event)
     assert got.ignored
     assert (got.delivery, got.effects) == (value, ())
 
@@ -85,7 +98,7 @@ def test_what_is_over_stays_over(state: str, event: str) -> None:
 def test_an_older_epoch_is_ignored(event: str) -> None:
     """What a superseded sender says counts for nothing."""
     value = _with_job("leased")
-    got = _decide(value, event, Epoch=value.epoch - 1, Retry=True)
+    got = _decide(value, event, epoch=value.epoch - 1)
     assert got.ignored
     assert got.delivery == value
 
@@ -95,14 +108,17 @@ def test_an_older_epoch_is_ignored(event: str) -> None:
     st.sampled_from(("pending", "delivered", "failed", "cancelled")),
     st.none() | st.sampled_from(("waiting", "queued", "leased")),
     st.integers(0, 20),
-    st.fixed_dictionaries({}, optional={"Epoch": st.integers(3, 5), "Reason": st.text(max_size=5), "Retry": st.booleans()}),
+    st.integers(3, 5),
+    st.text(max_size=5),
+    st.booleans(),
 )
 def test_a_decision_is_pure_and_never_raises(
-    event: str, state: str, job: str | None, failures: int, data: dict[str, Any]
+    event: str, state: str, job: str | None, failures: int, epoch: int, reason: str, retry: bool
 ) -> None:
     """Whatever is said, a decision comes out, the same one twice; what ended has no job; epochs only grow."""
     value = dataclasses.replace(_with_job(job) if job else PLAIN, state=state, failures=failures)
-    got = delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data)
-    assert delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, data=data) == got
+    outcome = _outcome(event, epoch, reason, retry=retry)
+    got = delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, outcome=outcome)
+    assert delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, outcome=outcome) == got
     assert got.delivery.epoch >= value.epoch
     assert got.delivery.state == "pending" or got.delivery.job is None or got.ignored

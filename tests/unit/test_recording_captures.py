@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from machine import effects, model, recording
+from machine import effects, internal_events, model, recording
 
 NOW_MS = 1_800_000_000_000
 EPOCH = 7
@@ -17,8 +17,16 @@ def _fresh(**changes: Any) -> model.Recording:
     return dataclasses.replace(model.Recording(task_id="T", speaker="al", n=1, epoch=EPOCH), **changes)
 
 
-def _facts(**data: Any) -> recording.Facts:
-    return recording.Facts(now_ms=NOW_MS, data={"Epoch": EPOCH, **data})
+def _facts(outcome: internal_events.RecordingOutcome | None = None) -> recording.RecordingFacts:
+    return recording.RecordingFacts(now_ms=NOW_MS, outcome=outcome)
+
+
+def _exit(reason: str, media_ms: int = 0, *, epoch: int = EPOCH, job: str = "capture") -> recording.RecordingFacts:
+    return _facts(internal_events.FfmpegExit(epoch=epoch, job=job, reason=reason, media_ms=media_ms))
+
+
+def _lost(media_ms: int) -> recording.RecordingFacts:
+    return _facts(internal_events.WorkerLost(owner="T/al/1", epoch=EPOCH, node="n1", media_ms=media_ms))
 
 
 @pytest.mark.parametrize("comes", [True, False], ids=["with callbacks", "without callbacks"])
@@ -27,8 +35,7 @@ def test_pauses_between_segments_grow(comes: bool) -> None:
     value, pauses = _fresh(state="Recording"), []
     for _ in range(8):
         value = dataclasses.replace(value, job=model.Job(kind="capture", state="leased"))
-        facts = dataclasses.replace(_facts(Reason="eof", MediaMs=0), callbacks_come=comes)
-        facts = dataclasses.replace(facts, data={**facts.data, "Epoch": value.epoch})
+        facts = dataclasses.replace(_exit("eof", epoch=value.epoch), callbacks_come=comes)
         got = recording.decide(value, "capture-exit", facts)
         pauses += [e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm) and e.kind == "retry"]
         value = got.recording
@@ -43,9 +50,9 @@ def test_a_track_that_is_switched_on_during_a_pull_is_pulled_at_once_should_it_f
     value = _fresh(state="Recording", failures=9, job=model.Job(kind="capture", state="leased"))
     value = recording.decide(value, "user-publishing", _facts()).recording
     assert value.capture == "leased"
-    value = recording.decide(value, "capture-exit", _facts(Reason="refused", MediaMs=0)).recording
+    value = recording.decide(value, "capture-exit", _exit("refused")).recording
     assert value.capture == "queued"
-    got = recording.decide(value, "capture-exit", _facts(Epoch=value.epoch, Reason="refused", MediaMs=0))
+    got = recording.decide(value, "capture-exit", _exit("refused", epoch=value.epoch))
     assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
 
 
@@ -53,10 +60,11 @@ def test_media_or_leaving_answers_a_track_that_was_switched_on() -> None:
     """Once the run brings media, its end is followed by a pause like any other; after user-left no pull is made at all."""
     value = _fresh(state="Recording", job=model.Job(kind="capture", state="leased"))
     publish_pending = recording.decide(value, "user-publishing", _facts()).recording
-    started = recording.decide(publish_pending, "capture-started", _facts()).recording
-    assert recording.decide(started, "capture-exit", _facts(Reason="eof", MediaMs=9)).recording.capture == "waiting"
+    began = internal_events.CaptureStarted(epoch=EPOCH)
+    started = recording.decide(publish_pending, "capture-started", _facts(began)).recording
+    assert recording.decide(started, "capture-exit", _exit("eof", 9)).recording.capture == "waiting"
     left = recording.decide(publish_pending, "user-left", _facts()).recording
-    assert (left.publish_pending, recording.decide(left, "capture-exit", _facts(Reason="refused")).recording.capture) == (
+    assert (left.publish_pending, recording.decide(left, "capture-exit", _exit("refused")).recording.capture) == (
         False,
         "none",
     )
@@ -65,7 +73,7 @@ def test_media_or_leaving_answers_a_track_that_was_switched_on() -> None:
 def test_media_ends_the_series_of_failures() -> None:
     """After a run that brought media, the next segment starts after the shortest pause again."""
     value = _fresh(state="Recording", failures=9, job=model.Job(kind="capture", state="leased"))
-    got = recording.decide(value, "capture-exit", _facts(Reason="eof", MediaMs=3_000))
+    got = recording.decide(value, "capture-exit", _exit("eof", 3_000))
     assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
 
 
@@ -73,14 +81,14 @@ def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
     """From user-left on, exits and deaths start no capture; user-publishing pulls at once, the end of LINGER one last time."""
     leased = _fresh(state="Recording", present=True, job=model.Job(kind="capture", state="leased"))
     left = recording.decide(leased, "user-left", _facts()).recording
-    for event in ("capture-exit", "worker-lost"):
-        ended = recording.decide(left, event, _facts(Reason="eof", MediaMs=9)).recording
+    for event, facts in (("capture-exit", _exit("eof", 9)), ("worker-lost", _lost(9))):
+        ended = recording.decide(left, event, facts).recording
         assert ended.capture == "none"
         assert recording.decide(ended, "retry-due", _facts()).ignored
         assert recording.decide(ended, "user-publishing", _facts()).recording.capture == "queued"
         last = recording.decide(ended, "linger-over", _facts()).recording
         assert last.capture == "queued"
-        over = recording.decide(last, "capture-exit", _facts(Epoch=last.epoch, Reason="refused", MediaMs=0))
+        over = recording.decide(last, "capture-exit", _exit("refused", epoch=last.epoch))
         assert over.moves == (("Recording", "Transcoding"),)
 
 
@@ -89,7 +97,7 @@ def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
     value = _fresh(state="Recording", present=False, last_pull=True, job=model.Job(kind="capture", state="leased"))
     left = recording.decide(value, "user-left", _facts()).recording
     for media_ms in (0, 4_000):
-        ended = recording.decide(left, "capture-exit", _facts(Reason="eof", MediaMs=media_ms))
+        ended = recording.decide(left, "capture-exit", _exit("eof", media_ms))
         assert ended.recording.state == "Recording"
         assert ended.recording.capture == "none"
 
@@ -98,7 +106,7 @@ def test_waiting_for_a_node_is_no_try_in_vain() -> None:
     """A transcode whose segments lie on a node that is away looks again and again, and its retries stay unspent."""
     value = _fresh(state="Transcoding", failures=1, job=model.Job(kind="transcode", state="leased"))
     for _ in range(20):
-        away = _facts(Epoch=value.epoch, Reason="node-away", Detail="n2 does not answer", Retry=True)
+        away = _exit("node-away", epoch=value.epoch, job="transcode")
         waiting = recording.decide(value, "transcode-exit", away).recording
         assert (waiting.state, waiting.failures) == ("Transcoding", 1)
         value = recording.decide(waiting, "retry-due", _facts()).recording

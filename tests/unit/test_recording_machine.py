@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from machine import effects, model, recording
+from machine import effects, internal_events, model, recording
 
 NOW_MS = 1_800_000_000_000
 EPOCH = 7
@@ -117,20 +117,40 @@ class Case:
         )
 
     @property
-    def facts(self) -> recording.Facts:
+    def outcome(self) -> internal_events.RecordingOutcome | None:
+        """The payload of the event, if it has one."""
+        epoch = EPOCH - 1 if self.stale else EPOCH
+        match self.event:
+            case "capture-started":
+                return internal_events.CaptureStarted(epoch=epoch)
+            case "capture-exit" | "transcode-exit":
+                return internal_events.FfmpegExit(
+                    epoch=epoch,
+                    job=self.event.removesuffix("-exit"),
+                    reason=self.reason,
+                    retry=self.retry,
+                    media_ms=self.media_ms,
+                    size_bytes=9,
+                    output=model.Output.from_json(OUTPUT) if self.reason == "ok" else None,
+                )
+            case "upload-finished":
+                return internal_events.UploadFinished(epoch=epoch, size_bytes=9, crc64="1", url="https://x/y")
+            case "upload-failed":
+                return internal_events.UploadFailed(epoch=epoch, reason=self.reason, retry=self.retry)
+            case "worker-lost":
+                return internal_events.WorkerLost(owner="T/al/1", epoch=epoch, node="n", media_ms=self.media_ms, size_bytes=9)
+        return None
+
+    @property
+    def facts(self) -> recording.RecordingFacts:
         """What the event brings."""
-        data: dict[str, Any] = {"Epoch": EPOCH - 1 if self.stale else EPOCH, "Reason": self.reason, "Retry": self.retry}
-        data |= {"MediaMs": self.media_ms, "SizeBytes": 9, "Crc64": "1", "Url": "https://x/y"}
-        if self.reason == "ok":
-            data["Output"] = OUTPUT
-        if self.from_:
-            data["From"] = self.from_
-        return recording.Facts(
+        return recording.RecordingFacts(
             now_ms=NOW_MS,
             policy=POLICY,
             has_segments=self.segments,
             has_output=self.output,
-            data=data,
+            outcome=self.outcome,
+            from_stage=self.from_,
             home=self.home,
             target_away=self.target_away,
         )
@@ -553,45 +573,74 @@ RECORDINGS = st.builds(
 REASONS = TEXT | st.sampled_from(
     ("eof", "ok", "disk-full", "spool-lost", "refused-for-good", "new-track", "file-missing", "node-away")
 )
-ALWAYS = {"SizeBytes": TIMES, "Crc64": TEXT, "Url": TEXT}
-SOMETIMES = {
-    "Epoch": st.integers(1, 9),
-    "Reason": REASONS,
-    "Detail": TEXT,
-    "Retry": st.booleans(),
-    "MediaMs": TIMES,
-    "FirstPacketMs": MAYBE_TIME,
-    "LastPacketMs": MAYBE_TIME,
-    "Output": OUTPUTS.map(model.Output.to_json),
-    "From": st.sampled_from(("joining", "transcoding", "uploading")),
-    "Node": TEXT,
-}
-FACTS = st.builds(
-    recording.Facts,
-    now_ms=TIMES,
-    callbacks_come=st.booleans(),
-    has_segments=st.booleans(),
-    has_output=st.booleans(),
-    home=st.sampled_from(("", "n1", "n2")),
-    target_away=st.booleans(),
-    evictions=st.integers(0, 9),
-    data=st.fixed_dictionaries(ALWAYS, optional=SOMETIMES),
+EPOCHS = st.integers(1, 9)
+EXITS = st.builds(
+    internal_events.FfmpegExit,
+    epoch=EPOCHS,
+    job=st.sampled_from(("capture", "transcode")),
+    reason=REASONS,
+    detail=TEXT,
+    retry=st.booleans(),
+    media_ms=TIMES,
+    first_packet_ms=MAYBE_TIME,
+    last_packet_ms=MAYBE_TIME,
+    output=st.none() | OUTPUTS,
+    node=TEXT,
 )
+OUTCOMES = {
+    "capture-started": st.builds(internal_events.CaptureStarted, epoch=EPOCHS, first_packet_ms=MAYBE_TIME),
+    "capture-exit": EXITS,
+    "transcode-exit": EXITS,
+    "upload-finished": st.builds(internal_events.UploadFinished, epoch=EPOCHS, size_bytes=TIMES, crc64=TEXT, url=TEXT),
+    "upload-failed": st.builds(internal_events.UploadFailed, epoch=EPOCHS, reason=REASONS, retry=st.booleans(), detail=TEXT),
+    "worker-lost": st.builds(
+        internal_events.WorkerLost,
+        owner=TEXT,
+        epoch=EPOCHS,
+        node=TEXT,
+        media_ms=MAYBE_TIME,
+        size_bytes=MAYBE_TIME,
+        last_packet_ms=MAYBE_TIME,
+    ),
+}
+ANY_OUTCOME = st.none() | st.one_of(*OUTCOMES.values())
 
 
-@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
-def test_a_decision_is_pure_and_never_raises(value: model.Recording, event: str, facts: recording.Facts) -> None:
-    """Whatever the facts, a decision comes out; the same one twice; and neither recording nor data was touched."""
-    value_before, data_before = repr(value), repr(facts.data)
+@st.composite
+def _happenings(draw: st.DrawFn) -> tuple[str, recording.RecordingFacts]:
+    """An event, and facts with its own payload: most often that, but any other must do no harm."""
+    event = draw(st.sampled_from(EVENTS))
+    own = OUTCOMES.get(event, st.none())
+    facts = st.builds(
+        recording.RecordingFacts,
+        now_ms=TIMES,
+        callbacks_come=st.booleans(),
+        has_segments=st.booleans(),
+        has_output=st.booleans(),
+        home=st.sampled_from(("", "n1", "n2")),
+        target_away=st.booleans(),
+        evictions=st.integers(0, 9),
+        outcome=st.one_of(own, own, own, ANY_OUTCOME),
+        from_stage=st.sampled_from(("", "joining", "transcoding", "uploading")),
+    )
+    return event, draw(facts)
+
+
+@given(RECORDINGS, _happenings())
+def test_a_decision_is_pure_and_never_raises(value: model.Recording, happening: tuple[str, recording.RecordingFacts]) -> None:
+    """Whatever the facts, a decision comes out; the same one twice; and neither recording nor facts were touched."""
+    event, facts = happening
+    value_before, facts_before = repr(value), repr(facts)
     first = recording.decide(value, event, facts)
     assert recording.decide(value, event, facts) == first
     assert repr(value) == value_before
-    assert repr(facts.data) == data_before
+    assert repr(facts) == facts_before
 
 
-@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
-def test_what_every_decision_keeps(value: model.Recording, event: str, facts: recording.Facts) -> None:
+@given(RECORDINGS, _happenings())
+def test_what_every_decision_keeps(value: model.Recording, happening: tuple[str, recording.RecordingFacts]) -> None:
     """Epochs only grow; moves are the chart's; an ignored event leaves nothing; a new attempt is made under a new epoch."""
+    event, facts = happening
     got = recording.decide(value, event, facts)
     after = got.recording
     assert after.epoch >= value.epoch
@@ -612,21 +661,24 @@ def test_what_every_decision_keeps(value: model.Recording, event: str, facts: re
         assert effects.Report() in got.effects
 
 
-@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
-def test_a_stale_epoch_moves_nothing(value: model.Recording, event: str, facts: recording.Facts) -> None:
+@given(RECORDINGS, _happenings())
+def test_a_stale_epoch_moves_nothing(value: model.Recording, happening: tuple[str, recording.RecordingFacts]) -> None:
     """What a worker says under another epoch than the present one is ignored, with a reason."""
+    event, facts = happening
     if event in ("capture-started", "capture-exit", "transcode-exit", "upload-finished", "upload-failed", "worker-lost"):
-        stale = dataclasses.replace(facts, data={**facts.data, "Epoch": value.epoch - 1})
+        older = facts.outcome and dataclasses.replace(facts.outcome, epoch=value.epoch - 1)
+        stale = dataclasses.replace(facts, outcome=older)
         got = recording.decide(value, event, stale)
         assert got.ignored
         assert got.recording == value
 
 
-@given(RECORDINGS, st.sampled_from(EVENTS), FACTS)
+@given(RECORDINGS, _happenings())
 def test_a_failure_has_the_code_of_its_state_and_keeps_the_files(
-    value: model.Recording, event: str, facts: recording.Facts
+    value: model.Recording, happening: tuple[str, recording.RecordingFacts]
 ) -> None:
     """A failure has the code of the state it left, a Detail, and a time until which the files are kept."""
+    event, facts = happening
     got = recording.decide(value, event, facts)
     if got.moves and got.moves[-1][1] == "Failed":
         codes = {"Joining": "FailedRecording", "Recording": "FailedRecording", "Transcoding": "FailedTranscode"}

@@ -1,0 +1,150 @@
+"""Internal events: the typed payloads of the events that workers and time publish.
+
+Rule: a payload has the fields of its type in events/schemas.json under the same names: `first_packet_ms` is `FirstPacketMs`. The
+fields that name the recording or delivery are not part of it. An optional field with its default value is left out of the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar
+
+from machine import model
+
+MAX_DETAIL = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureStarted:
+    """`capture-started`: the first packet of a wanted track is on disk."""
+
+    epoch: int
+    first_packet_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FfmpegExit:
+    """`ffmpeg-exit`: a capture or a transcode ended."""
+
+    epoch: int
+    job: str  # states.CAPTURE or states.TRANSCODE
+    reason: str  # a Reason, or the word of a newer node
+    detail: str = ""  # an English sentence for the operator
+    retry: bool = True  # whether a retry may succeed
+    media_ms: int = 0  # a capture: media on disk, of the tracks that the mode records
+    size_bytes: int = 0  # a capture: bytes on disk
+    first_packet_ms: int | None = None
+    last_packet_ms: int | None = None
+    output: model.Output | None = None  # a transcode: the verified file
+    node: str = ""  # the node that holds the output; "": any node can reach it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadFinished:
+    """`upload-finished`: the object is in the bucket, size and CRC-64 compared."""
+
+    epoch: int
+    size_bytes: int
+    crc64: str  # CRC-64/XZ, decimal
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadFailed:
+    """`upload-failed`: an upload ended without the object in the bucket."""
+
+    epoch: int
+    reason: str
+    retry: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackFinished:
+    """`callback-finished`: the receiver accepted the result."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackFailed:
+    """`callback-failed`: the receiver did not accept the result."""
+
+    epoch: int
+    reason: str
+    retry: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """`worker-lost`: a lease ended without an outcome. `media_ms` is None where nobody could read the segment."""
+
+    owner: str
+    epoch: int
+    node: str  # the node that held the lease
+    media_ms: int | None = None
+    size_bytes: int | None = None
+    last_packet_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlinePassed:
+    """`deadline-passed`: an armed deadline is over."""
+
+    owner: str
+    kind: str
+    serial: str  # which arming of it: an older one counts no more
+
+
+RecordingOutcome = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed | WorkerLost
+DeliveryOutcome = CallbackFinished | CallbackFailed | WorkerLost
+Payload = TypeVar(
+    "Payload",
+    CaptureStarted,
+    FfmpegExit,
+    UploadFinished,
+    UploadFailed,
+    CallbackFinished,
+    CallbackFailed,
+    WorkerLost,
+    DeadlinePassed,
+)
+TYPES: Mapping[str, type] = {
+    "capture-started": CaptureStarted,
+    "ffmpeg-exit": FfmpegExit,
+    "upload-finished": UploadFinished,
+    "upload-failed": UploadFailed,
+    "callback-finished": CallbackFinished,
+    "callback-failed": CallbackFailed,
+    "worker-lost": WorkerLost,
+    "deadline-passed": DeadlinePassed,
+}
+"""Event type → its payload."""
+
+# (field, name in the JSON, default) of each payload.
+_FIELDS = {
+    kind: tuple((f.name, "".join(word.capitalize() for word in f.name.split("_")), f.default) for f in fields(kind))
+    for kind in TYPES.values()
+}
+
+
+def parse(kind: type[Payload], data: Mapping[str, Any]) -> Payload:
+    """The payload of an event's `data`, which has passed its schema."""
+    values = {name: data[key] for name, key, _ in _FIELDS[kind] if key in data}
+    if values.get("output") is not None:
+        values["output"] = model.Output.from_json(values["output"])
+    return kind(**values)
+
+
+def to_json(payload: Payload) -> dict[str, Any]:
+    """The opposite of `parse`. A detail longer than the schema allows is cut."""
+    data: dict[str, Any] = {}
+    for name, key, default in _FIELDS[type(payload)]:
+        value = getattr(payload, name)
+        if default is MISSING or value != default:
+            data[key] = value.to_json() if isinstance(value, model.Output) else value
+    if "Detail" in data:
+        data["Detail"] = data["Detail"][:MAX_DETAIL]
+    return data
