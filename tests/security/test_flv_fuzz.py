@@ -61,9 +61,9 @@ def mutants(good: bytes) -> Iterator[bytes]:
 def read_everything(path: Path) -> survey.Survey:
     """All that the service does with a segment but run ffmpeg: watch, scan, survey, plan, join."""
     watch = flv_tail.Tail(path, "02", spawned_ms=0)
-    watch.look(2_000_000_000_000)
+    watch.poll(2_000_000_000_000)
     while watch.behind:
-        watch.look(2_000_000_000_000)
+        watch.poll(2_000_000_000_000)
     watch.close()
     scanned = segment_scan.scan(path, "02")
     assert 0 <= watch.progress.media_ms == scanned.media_ms
@@ -164,7 +164,7 @@ def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:
     looks, longest_s = 0, 0.0
     while not looks or watch.behind:
         began_s = time.process_time()
-        watch.look(2_000_000_000_000)
+        watch.poll(2_000_000_000_000)
         longest_s = max(longest_s, time.process_time() - began_s)
         looks += 1
     watch.close()
