@@ -173,7 +173,7 @@ class Service:
                 return
             do = functools.partial(command_handlers.do, self.worker, command)
             if command.type == "start-capture" and self.capacity is not None:
-                await self.capacity.take(do)
+                await self.capacity.admit(do)
             else:
                 await do()
 
@@ -205,8 +205,15 @@ class Service:
             captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=steps.needed_bytes
         )
         live = cpu_usage.LiveCpu(cpu_usage.reading(steps.live_pids), cpus=cpu_usage.usable())
-        self.capacity = capacity.Capacity(self.bus, limits, running=made.captures, live=live, free_bytes=folder.free_bytes)
-        self._sides.append(self.capacity.watch)
+        self.capacity = capacity.Capacity(
+            limits,
+            pause=self.bus.pause_captures,
+            resume=self.bus.resume_captures,
+            running=made.captures,
+            live=live,
+            free_bytes=folder.free_bytes,
+        )
+        self._sides.append(self.capacity.task)
         return [self.capacity]
 
     async def _drain(self, made: worker.Worker) -> None:

@@ -1,6 +1,6 @@
-"""How much a worker takes on: it leaves new captures to other workers while it is full, and goes on finishing what it has.
+"""Capacity of a worker: pauses new captures while the worker is full, so that other workers take them.
 
-May import `machine`. Rule: a limit never ends work that has begun.
+Rule: a limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
@@ -18,20 +17,13 @@ from worker import cpu_usage
 
 log = structlog.get_logger()
 
-LOOK_S = 1.0
-
-
-class Captures(Protocol):
-    """The side of the bus that hands captures out (bus.rabbit.RabbitBus)."""
-
-    async def pause_captures(self) -> None: ...
-    async def resume_captures(self) -> None: ...
+CHECK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`captures` at once, `cpu` (share of this worker's CPUs that live work takes), `load` (of the last minute, per core); 0 is
-    no limit. `free_bytes` of the spool must be left."""
+    """Limits on new captures; 0 is no limit. `captures` at a time, `cpu` as the share of this worker's CPUs that live work takes,
+    `load` of the last minute per core. `free_bytes` of the spool must stay free."""
 
     captures: int
     cpu: float
@@ -40,38 +32,40 @@ class Limits:
 
 
 class Capacity:
-    """Pauses and resumes a worker's captures."""
+    """Pauses and resumes a worker's captures. `pause` and `resume` act on the bus (bus.rabbit.RabbitBus) and are idempotent."""
 
     def __init__(
         self,
-        bus: Captures,
         limits: Limits,
         *,
+        pause: Callable[[], Awaitable[None]],
+        resume: Callable[[], Awaitable[None]],
         running: Callable[[], int],
         live: cpu_usage.LiveCpu,
         free_bytes: Callable[[], int],
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
     ) -> None:
-        self._bus = bus
         self._limits = limits
-        self._live = live
-        self._load = load
+        self._pause = pause
+        self._resume = resume
         self._running = running
+        self._live = live
         self._free_bytes = free_bytes
+        self._load = load
         self._reason = ""
-        self._turn = asyncio.Lock()
-        self.watch = supervised_task.SupervisedTask("capacity", self._run)
+        self._lock = asyncio.Lock()
+        self.task = supervised_task.SupervisedTask("capacity", self._run)
 
     async def start(self) -> None:
-        """Begin to look."""
-        self.watch.start()
+        """Begin the checks, one every `CHECK_EVERY_S`."""
+        self.task.start()
 
     async def stop(self) -> None:
-        """End it."""
-        await self.watch.stop()
+        """End the checks."""
+        await self.task.stop()
 
     def busy(self) -> str:
-        """Why no further capture is taken whatever the spool has free; "" while one would be."""
+        """Why no further capture is taken, apart from the spool; "" if one would be."""
         limits, share = self._limits, self._live.share
         if limits.captures and self._running() >= limits.captures:
             return f"{self._running()} captures run, MAX_CAPTURES is {limits.captures}"
@@ -83,44 +77,46 @@ class Capacity:
         return ""
 
     def spare(self) -> model.SpareCapacity:
-        """What this worker says of itself to those who take starts."""
+        """The spare capacity that this worker publishes with its heartbeat."""
         try:
             return model.SpareCapacity(free_bytes=self._free_bytes(), needed_bytes=self._limits.free_bytes(), busy=self.busy())
         except errors.Unavailable as error:
-            # Nothing is captured to a spool that is not there, but a full one it is not: in a moment it may be back.
+            # An unreadable spool takes no capture, but it is not full: it may be back in a moment.
             return model.SpareCapacity(free_bytes=None, needed_bytes=0, busy=error.message)
 
     def full(self) -> str:
-        """Why no further capture is taken; "" while there is room."""
+        """Why no further capture is taken; "" if one would be."""
         spare = self.spare()
         if spare.free_bytes is None or spare.busy or spare.free_bytes >= spare.needed_bytes:
             return spare.busy
         return f"the spool has {spare.free_bytes >> 20} MiB free, {spare.needed_bytes >> 20} MiB are needed"
 
-    async def take(self, begin: Callable[[], Awaitable[None]]) -> None:
-        """Begin one more capture, or raise Full, upon which the command goes back for any worker. One at a time: what was
-        delivered before the consumer was cancelled comes here as well, and together they would pass the limit."""
-        async with self._turn:
+    async def admit(self, begin: Callable[[], Awaitable[None]]) -> None:
+        """Begin one more capture. Raises Full if the worker is full; the bus then requeues the command for any worker.
+
+        One at a time: commands that were delivered before the consumer was paused arrive here too, and together they would exceed
+        the limit."""
+        async with self._lock:
             reason = self.full()
             if not reason:
                 await begin()
-            await self.look()
+            await self.check()
         if reason:
             raise errors.Full(f"This worker is full: {reason}.")
 
     async def _run(self) -> None:
         while True:
-            self._live.look()
-            await self.look()
-            await asyncio.sleep(LOOK_S)
+            self._live.sample()
+            await self.check()
+            await asyncio.sleep(CHECK_EVERY_S)
 
-    async def look(self) -> None:
-        """Compare once, and pause or resume."""
+    async def check(self) -> None:
+        """Compare once with the limits, and pause or resume."""
         reason = self.full()
         if bool(reason) != bool(self._reason):
             log.info("worker.capacity", full=bool(reason), reason=reason)
         self._reason = reason
         if reason:
-            await self._bus.pause_captures()
+            await self._pause()
         else:
-            await self._bus.resume_captures()
+            await self._resume()

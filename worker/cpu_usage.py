@@ -1,8 +1,9 @@
-"""How much of its CPUs a worker's live work takes: this process and the ffmpegs of its captures. Imports nothing of ours.
+"""CPU usage of a worker's live work: this process and the ffmpegs of its captures.
 
-Transcodes do not count: they may fill every core and take nothing from captures but time that those do not use. The load average
-and the pressure of the machine do not tell the two apart, and say nothing of a container's quota. Rule: what cannot be read
-counts as nothing; a limit is a guard, and must not stop a service on a system that has no such file.
+Transcodes do not count. They may fill every core and take only time that captures leave unused. Neither the load average nor the
+machine's pressure figures separate the two, and both ignore a container's quota.
+
+Rule: an unreadable figure counts as nothing. A limit is a guard and must not stop a service on a system without these files.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 WINDOW_S = 30.0
-# Over less than this a single burst would decide.
-LEAST_S = 5.0
+# A shorter window would let a single burst decide.
+MIN_WINDOW_S = 5.0
 OWN = 0
-# How many CPUs a container may use, in versions 2 and 1 of Linux's control groups.
+# A container's CPU quota, in versions 2 and 1 of Linux's control groups.
 QUOTA_V2 = "cpu.max"
 QUOTA_V1 = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 
-# Seconds of CPU so far, by process.
+# Seconds of CPU used so far, by process id.
 Reading = Callable[[], Mapping[int, float]]
 
 
 class LiveCpu:
-    """The share of `cpus` that was used within the last half minute."""
+    """The share of `cpus` that was used in the last `WINDOW_S`."""
 
     def __init__(self, read: Reading, *, cpus: float, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._read = read
@@ -37,11 +38,11 @@ class LiveCpu:
         self._used_s = 0.0
         self._points: deque[tuple[float, float]] = deque()
 
-    def look(self) -> None:
-        """Read once; to be called about every second."""
+    def sample(self) -> None:
+        """Read the usage once. Call this about every second."""
         now_s, read = self._clock_s(), dict(self._read())
         if self._points:
-            # A process that is new has used what it used since the last look; one that is gone takes nothing back.
+            # A new process counts in full since the last sample; an ended process is not subtracted.
             self._used_s += sum(max(used_s - self._last.get(pid, 0.0), 0.0) for pid, used_s in read.items())
         self._last = read
         self._points.append((now_s, self._used_s))
@@ -50,20 +51,20 @@ class LiveCpu:
 
     @property
     def share(self) -> float:
-        """From 0 to 1, of all of them; 0 as long as too little was seen."""
+        """The share from 0 to 1; 0 while the samples span less than `MIN_WINDOW_S`."""
         if not self._points:
             return 0.0
         (from_s, before_s), (to_s, after_s) = self._points[0], self._points[-1]
-        return (after_s - before_s) / (to_s - from_s) / self._cpus if to_s - from_s >= LEAST_S else 0.0
+        return (after_s - before_s) / (to_s - from_s) / self._cpus if to_s - from_s >= MIN_WINDOW_S else 0.0
 
 
 def usable(groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """How many CPUs this process may use: those it may run on, or fewer by the quota of its container."""
+    """The number of CPUs that this process may use, by its affinity and its container's quota."""
     return min(float(len(os.sched_getaffinity(0))), _quota(groups))
 
 
 def reading(pids: Callable[[], list[int]], proc: Path = Path("/proc")) -> Reading:
-    """Reads this process and those of `pids`."""
+    """Make a reader of the usage of this process and of `pids`."""
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
 
     def read() -> dict[int, float]:

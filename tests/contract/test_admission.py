@@ -42,17 +42,13 @@ def _unreadable() -> model.SpareCapacity:
 
     limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
-    return capacity.Capacity(NoBus(), limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0).spare()
+    return capacity.Capacity(
+        limits, pause=_nothing, resume=_nothing, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0
+    ).spare()
 
 
-class NoBus:
-    """Captures that nobody asks for."""
-
-    async def pause_captures(self) -> None:
-        """Nothing to pause."""
-
-    async def resume_captures(self) -> None:
-        """Nothing to resume."""
+async def _nothing() -> None:
+    """Neither pause nor resume a bus."""
 
 
 async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Admission, store: stores.Store) -> None:

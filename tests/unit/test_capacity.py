@@ -55,7 +55,7 @@ class Machine:
             for name, share in shares.items():
                 pid = int(name[1:])
                 self.used_s[pid] = self.used_s.get(pid, 0.0) + share
-            live.look()
+            live.sample()
 
 
 def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_usage.LiveCpu | None = None) -> capacity.Capacity:
@@ -63,7 +63,13 @@ def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_us
     limits = capacity.Limits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
     idle = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
-        bus, limits, running=lambda: captures.running, live=live or idle, free_bytes=lambda: free_bytes, load=lambda: 3.0
+        limits,
+        pause=bus.pause_captures,
+        resume=bus.resume_captures,
+        running=lambda: captures.running,
+        live=live or idle,
+        free_bytes=lambda: free_bytes,
+        load=lambda: 3.0,
     )
 
 
@@ -71,14 +77,14 @@ async def test_a_burst_does_not_pass_the_limit() -> None:
     """Of five captures delivered at once two begin; the others go back, and no more are asked for until one has ended."""
     bus, captures = Bus(), Captures()
     part = limited(bus, captures)
-    answers = await asyncio.gather(*(part.take(captures.begin) for _ in range(5)), return_exceptions=True)
+    answers = await asyncio.gather(*(part.admit(captures.begin) for _ in range(5)), return_exceptions=True)
     refused = [answer for answer in answers if answer is not None]
     assert (captures.running, len(refused), bus.wanted) == (2, 3, False)
     assert all(isinstance(answer, errors.Unavailable) and answer.retry for answer in refused)
     captures.running -= 1
-    await part.look()
+    await part.check()
     assert bus.wanted
-    await part.take(captures.begin)
+    await part.admit(captures.begin)
     assert (captures.running, bus.wanted) == (2, False)
 
 
@@ -86,7 +92,7 @@ async def test_a_full_spool_takes_nothing() -> None:
     """Too little free space: the capture is not begun, and the reason says so."""
     bus, captures = Bus(), Captures()
     with pytest.raises(errors.Unavailable, match="full: the spool has"):
-        await limited(bus, captures, free_bytes=1).take(captures.begin)
+        await limited(bus, captures, free_bytes=1).admit(captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
     room = limited(bus, captures, free_bytes=1).spare()
     assert (room.free_bytes, room.needed_bytes, room.busy) == (1, 10, "")
@@ -104,11 +110,11 @@ async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
     machine.pass_time(live, 30, p0=0.1, p7=0.8, p8=0.8)
     assert part.full() == "live work takes 85% of the CPUs, MAX_CPU is 50%"
     assert part.spare().busy == part.full()
-    await part.look()
+    await part.check()
     assert not bus.wanted
     del machine.used_s[8]
     machine.pass_time(live, 30, p0=0.1, p7=0.1)
-    await part.look()
+    await part.check()
     assert bus.wanted
     assert live.share == pytest.approx(0.1)
 
@@ -117,7 +123,15 @@ async def test_a_load_limit_is_the_machines() -> None:
     """MAX_LOAD looks at the whole machine, and only where it is set."""
     limits = capacity.Limits(captures=0, cpu=0, load=2, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
-    part = capacity.Capacity(Bus(), limits, running=lambda: 0, live=live, free_bytes=lambda: 1, load=lambda: 3.0)
+    part = capacity.Capacity(
+        limits,
+        pause=Bus().pause_captures,
+        resume=Bus().resume_captures,
+        running=lambda: 0,
+        live=live,
+        free_bytes=lambda: 1,
+        load=lambda: 3.0,
+    )
     assert part.full() == "the load per core is 3.0, MAX_LOAD is 2"
 
 
@@ -130,9 +144,17 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
     limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
     bus, captures = Bus(), Captures()
-    part = capacity.Capacity(bus, limits, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0)
+    part = capacity.Capacity(
+        limits,
+        pause=bus.pause_captures,
+        resume=bus.resume_captures,
+        running=lambda: 0,
+        live=live,
+        free_bytes=gone,
+        load=lambda: 0.0,
+    )
     with pytest.raises(errors.Full, match="the spool is gone"):
-        await part.take(captures.begin)
+        await part.admit(captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
     assert part.spare().free_bytes is None
 
