@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cli import api_keys as key_commands
-from cli import client, doctor, keys, parked
-from cli import commands as ops_cli
+from cli import client, keys, parked
+from cli import doctor_checks as doctor
+from cli import sessions as ops_cli
 from config import logs
 from config import settings as ops_settings
 from machine import errors, failpoints

@@ -19,7 +19,7 @@ from unittest import mock
 from typer import testing
 
 import service  # noqa: F401 - it adds its commands to `cli.app`
-from cli import commands
+from cli import sessions as commands
 from config import logs
 from tests import waiting
 

@@ -21,7 +21,7 @@ import imageio_ffmpeg
 import pytest
 
 from assembly import encryption_keys
-from cli import doctor
+from cli import doctor_checks as doctor
 from events import requests
 from machine import errors
 from media import ffmpeg_command, spool

@@ -15,7 +15,7 @@ from typer import main, testing
 
 import service
 from cli import client, live_screen, output, polling, request_input
-from cli import commands as commands_module
+from cli import sessions as commands_module
 
 ENVIRON = {"RECORDER_USER_SIG": "sig", "COS_SECRET_ID": "id", "COS_SECRET_KEY": "key"}
 

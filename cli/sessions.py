@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import client, doctor, live_screen, output, polling, request_input
+from cli import client, live_screen, output, polling, request_input
+from cli import doctor_checks as doctor
 
 PAGE = 100
 EPILOG = (
