@@ -1,60 +1,42 @@
-"""The API's keys and the audit of one recorder, for the operator's commands. May import every room but the simulator.
+"""API keys and the audit, as the operator's commands need them.
 
-Rule: a key's text is made here, given to the one who asked, and kept nowhere.
+Rule: a key's text is generated here, returned once and never stored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import os
-import pwd
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import store.api_keys
 import store.audit
-import store.engine
-from assembly.identity import clock
-from config import settings as ops_settings
-from machine import api_keys, model
+from assembly import database
+from assembly.identity import clock, operator
+from config import settings as settings_module
+from machine import api_keys
 
 MAX_NAME = 64
 Json = dict[str, Any]
 
 
-def operator() -> model.Caller:
-    """Who types commands here: the user of this process, by the system's word and not by the environment's."""
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user has no name
-        name = str(os.getuid())
-    return model.Caller(name=f"cli {name}")
+@contextlib.asynccontextmanager
+async def opened(settings: settings_module.Settings) -> AsyncIterator[ApiKeys]:
+    """The API keys of these settings. On a fresh embedded installation this creates the database. Raises Unavailable."""
+    async with database.opened(settings, create=True) as engine:
+        yield ApiKeys(engine)
 
 
 class ApiKeys:
-    """Keys and audit in the database of the settings. On a fresh install of one node it makes the database, for the first key."""
+    """The API keys and the audit of one database. Returned objects are printed as they are with --json."""
 
-    def __init__(self, settings: ops_settings.Settings) -> None:
-        self._many = bool(settings.amqp_url.get_secret_value())
-        self._settings = settings
-        self._engine = store.engine.open_engine(settings.database)
-        self._keys = store.api_keys.Keys(self._engine, clock=clock)
-        self._audit = store.audit.Audit(self._engine, clock=clock)
-
-    async def start(self) -> None:
-        """See that the database is there and of this program's schema. Raises Unavailable."""
-        if not self._many and not self._settings.database_file.exists():
-            self._settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            await store.engine.migrate(self._engine)
-        await store.engine.ping(self._engine)
-        await store.engine.check_schema(self._engine)
-
-    async def stop(self) -> None:
-        """Close the database."""
-        await self._engine.dispose()
+    def __init__(self, engine: Any) -> None:
+        self._keys = store.api_keys.Keys(engine, clock=clock)
+        self._audit = store.audit.Audit(engine, clock=clock)
 
     async def create(self, name: str, scopes: Sequence[str], quota: int) -> Json:
-        """Make a key; `Key` in the answer is its text. Raises ValueError for a name or scopes that are none."""
+        """Create a key; `Key` in the answer is its text. Raises ValueError for an invalid name or scope."""
         name = name.strip()
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             raise ValueError(f"A name has 1 to {MAX_NAME} printable characters.")
@@ -70,15 +52,11 @@ class ApiKeys:
         return {"Keys": [_of(key) for key in await self._keys.all()]}
 
     async def revoke(self, id_: str) -> Json:
-        """Take a key's rights. Raises NotFound."""
+        """Revoke a key. Raises NotFound."""
         return _of(await self._keys.revoke(id_, operator()))
 
-    async def note(self, action: str, subject: str, outcome: str = "ok") -> None:
-        """Write down what was done here beside the keys of the API."""
-        await self._audit.add(operator(), action, subject, outcome)
-
     async def audit(self, limit: int) -> Json:
-        """The newest lines, and how many there are."""
+        """The newest `limit` entries, and the number of all."""
         lines, count = await self._audit.list(limit)
         return {"Audit": [_line(line) for line in lines], "Count": count}
 

@@ -1,20 +1,21 @@
-"""What could not be handled, wherever it lies: in the queue of RabbitMQ, and in the outbox. For the operator's commands.
+"""Dead letters of RabbitMQ's queue and of the outbox, as the operator's commands need them.
 
-May import every room but the simulator. Rule: nothing leaves here with its secrets, reasons included.
+Rule: secrets are redacted in everything that this module returns, reasons included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import AsyncIterator
 from typing import Any
 
 import store.audit
 import store.dead_letters
-import store.engine
-from assembly import api_keys, encryption_keys
-from assembly.identity import clock
+from assembly import database, encryption_keys
+from assembly.identity import clock, operator
 from bus import redaction
-from config import settings as ops_settings
+from config import settings as settings_module
 from machine import errors
 
 # Ids of the outbox's rows; those of the queue are hexadecimal.
@@ -22,34 +23,28 @@ ROW = "row-"
 Json = dict[str, Any]
 
 
-class DeadLetters:
-    """The parked messages of one recorder: of its outbox, and with AMQP_URL of its parked queue as well."""
+@contextlib.asynccontextmanager
+async def opened(settings: settings_module.Settings) -> AsyncIterator[DeadLetters]:
+    """The dead letters of these settings. Raises Unavailable."""
+    async with database.opened(settings) as engine:
+        yield DeadLetters(settings, engine)
 
-    def __init__(self, settings: ops_settings.Settings) -> None:
-        self._file = None if settings.amqp_url.get_secret_value() else settings.database_file
-        self._engine = store.engine.open_engine(settings.database)
-        self._rows = store.dead_letters.ParkedRows(self._engine)
+
+class DeadLetters:
+    """The dead letters of one recorder: those of its outbox, and with AMQP_URL those of the broker's queue. Returned objects are
+    printed as they are with --json."""
+
+    def __init__(self, settings: settings_module.Settings, engine: Any) -> None:
+        self._engine = engine
+        self._rows = store.dead_letters.ParkedRows(engine)
         self._queue: Any = None
         url = settings.amqp_url.get_secret_value()
         if url:
-            # Only here: the engine of one node needs no AMQP.
-            from bus import dead_letters
+            from bus import dead_letters  # the embedded engine loads no AMQP
 
             self._queue = dead_letters.DeadLetterQueue(
                 url, keyring=encryption_keys.keyring(settings), prefix=settings.amqp_prefix
             )
-
-    async def start(self) -> None:
-        """See that the database is there and of this program's schema. Raises Unavailable."""
-        if self._file is not None and not self._file.exists():
-            message = f"There is no database {self._file}: set DATABASE_URL or DATA_DIR as the service has it."
-            raise errors.Unavailable(message)
-        await store.engine.ping(self._engine)
-        await store.engine.check_schema(self._engine)
-
-    async def stop(self) -> None:
-        """Close the database."""
-        await self._engine.dispose()
 
     async def list(self, limit: int) -> Json:
         """The oldest `limit` of each place, and how many there are in all. Raises Unavailable, as all of these do."""
@@ -72,19 +67,19 @@ class DeadLetters:
     async def requeue(self, id_: str) -> Json:
         """Send it on its way anew. Raises NotFound."""
         if id_.startswith(ROW):
-            return _of_row(await self._rows.requeue(_seq(id_), api_keys.operator(), clock()))
+            return _of_row(await self._rows.requeue(_seq(id_), operator(), clock()))
         return await self._written_down("parked-requeue", await self._messages().requeue(id_))
 
     async def drop(self, id_: str) -> Json:
         """Throw it away. Raises NotFound."""
         if id_.startswith(ROW):
-            return _of_row(await self._rows.drop(_seq(id_), api_keys.operator(), clock()))
+            return _of_row(await self._rows.drop(_seq(id_), operator(), clock()))
         return await self._written_down("parked-drop", await self._messages().drop(id_))
 
     async def _written_down(self, action: str, message: Any) -> Json:
         """The broker's queue and the database have no transaction in common: what was done is written down after it."""
         done = _of_message(message)
-        await store.audit.Audit(self._engine, clock=clock).add(api_keys.operator(), action, f"{done['Id']} {done['Key']}")
+        await store.audit.Audit(self._engine, clock=clock).add(operator(), action, f"{done['Id']} {done['Key']}")
         return done
 
     def _messages(self) -> Any:

@@ -10,14 +10,12 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
 
 import machine.encryption
 import store.encrypted_rows
-import store.engine
 import store.inspection
 from config import parsers
 from config import settings as ops_settings
@@ -39,7 +37,7 @@ def keyring(settings: ops_settings.Settings, *, make: bool = True) -> machine.en
     return machine.encryption.Keyring(given or _of_file(key_file(settings), make=make))
 
 
-def look(settings: ops_settings.Settings) -> str:
+def describe(settings: ops_settings.Settings) -> str:
     """Where the keys are, as a phrase; makes none. Raises Unavailable if they cannot be used, or do not open what the database
     holds. Blocking."""
     path, needed = key_file(settings), store.inspection.key_ids(settings.database)
@@ -57,35 +55,6 @@ def key_file(settings: ops_settings.Settings) -> Path:
     """Where the key file lies, if it is used."""
     folder = settings.data_dir if settings.data_dir != Path() else settings.database_file.parent
     return folder / KEY_FILE
-
-
-@contextlib.asynccontextmanager
-async def rows(settings: ops_settings.Settings) -> AsyncIterator[store.encrypted_rows.EncryptedRows]:
-    """What lies sealed in the database of these settings, opened for a command. Raises Unavailable."""
-    if not settings.amqp_url.get_secret_value() and not settings.database_file.exists():
-        message = f"There is no database {settings.database_file}: set DATABASE_URL or DATA_DIR as the service has it."
-        raise errors.Unavailable(message)
-    keys = keyring(settings, make=False)
-    engine = store.engine.open_engine(settings.database)
-    try:
-        await store.engine.ping(engine)
-        await store.engine.check_schema(engine)
-        yield store.encrypted_rows.EncryptedRows(engine, keys)
-    finally:
-        await engine.dispose()
-
-
-async def parked_elsewhere(settings: ops_settings.Settings) -> int:
-    """How many of the first parked messages of the broker are sealed under another key than the first. Raises Unavailable."""
-    url = settings.amqp_url.get_secret_value()
-    if not url:
-        return 0
-    # Only here: the engine of one node needs no AMQP.
-    from bus import dead_letters
-
-    ring = keyring(settings)
-    messages, _ = await dead_letters.DeadLetterQueue(url, keyring=ring, prefix=settings.amqp_prefix).list(dead_letters.MAX_READ)
-    return sum(message.key_id not in ("", ring.key_id) for message in messages)
 
 
 def _of_file(path: Path, *, make: bool) -> list[str]:

@@ -1,6 +1,6 @@
-"""The commands' way to the service: its HTTP API, with errors in sentences and exit codes. Imports nothing of ours.
+"""HTTP client of the service's API, for the commands.
 
-Rules: no proxy and no redirect, so that the token goes to the service and nowhere else; an error says what to do.
+Rules: no proxy and no redirect, so that the token goes only to the service. An error message names the remedy.
 """
 
 from __future__ import annotations
@@ -13,31 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+from cli import exits
 
-# Exit codes of every command.
-OK = 0
-REFUSED = 1
-USAGE = 2
-UNREACHABLE = 3
-NOT_FOUND = 4
-INTERRUPTED = 130
+DEFAULT_URL = "http://127.0.0.1:8080"
 
 Json = dict[str, Any]
 
 
-class ClientError(Exception):
-    """The service could not be asked, or refused. `exit_code` is what the command ends with, `body` the service's answer."""
-
-    def __init__(self, message: str, exit_code: int, body: Json | None = None) -> None:
-        self.exit_code = exit_code
-        self.body = body or {}
-        super().__init__(message)
+class ClientError(exits.CommandError):
+    """The service cannot be reached, or refused the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """One service. `url` is its address, path in front of the API's included; `token` one of its API_TOKENS."""
+    """One service. `url` includes a path prefix, if there is one; `token` is an API key or one of its API_TOKENS."""
 
     url: str = DEFAULT_URL
     token: str = field(default="", repr=False)
@@ -64,16 +53,16 @@ class Client:
         return self._ask("GET", f"/sessions/{quote(task_id, safe='')}")
 
     def results(self, *, after: str, limit: int = 100, wait_s: float = 0, types: Sequence[str] = ()) -> Json:
-        """GET /results: what there is behind the cursor `after`, or the first that comes within `wait_s`."""
+        """GET /results: those after the cursor `after`. If there is none, the next one within `wait_s`."""
         pairs = [("after", after), ("limit", str(limit)), ("wait", f"{wait_s:g}"), *(("type", name) for name in types)]
         return self._ask("GET", "/results" + _query(pairs))
 
     def version(self) -> str:
-        """The version of the service, from GET /healthz."""
+        """The service's version, from GET /healthz."""
         return str(self._ask("GET", "/healthz").get("Version", ""))
 
     def check_ready(self) -> None:
-        """GET /readyz. Raises ClientError with the reasons why it is not."""
+        """GET /readyz. Raises ClientError with the reasons if the service is not ready."""
         self._ask("GET", "/readyz")
 
     def _ask(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, key: str = "") -> Json:
@@ -86,7 +75,7 @@ class Client:
         if body is not None:
             payload = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        return _understood(*self._exchange(method, path, payload, headers))
+        return _parsed(*self._exchange(method, path, payload, headers))
 
     def _exchange(self, method: str, path: str, payload: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
         connection, prefix = self._connection()
@@ -95,11 +84,11 @@ class Client:
             response = connection.getresponse()
             return response.status, response.read()
         except ssl.SSLError as error:
-            raise ClientError(f"No secure connection to {self.url}: {error.reason}.", UNREACHABLE) from error
+            raise ClientError(f"No secure connection to {self.url}: {error.reason}.", exits.UNREACHABLE) from error
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(_unreachable(self.url, error), UNREACHABLE) from error
-        except ValueError as error:  # a token or key that no header can hold
-            raise ClientError("RECORDER_TOKEN holds characters that a header cannot.", USAGE) from error
+            raise ClientError(_unreachable(self.url, error), exits.UNREACHABLE) from error
+        except ValueError as error:  # a token or key with characters that a header forbids
+            raise ClientError("RECORDER_TOKEN has characters that an HTTP header cannot carry.", exits.USAGE) from error
         finally:
             connection.close()
 
@@ -109,9 +98,9 @@ class Client:
             parts = urlsplit(self.url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise ClientError(wrong, USAGE) from error
+            raise ClientError(wrong, exits.USAGE) from error
         if parts.scheme not in ("http", "https") or not host or parts.query or parts.username:
-            raise ClientError(wrong, USAGE)
+            raise ClientError(wrong, exits.USAGE)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         return kind(host, port, timeout=self.timeout_s), parts.path.rstrip("/")
 
@@ -124,7 +113,7 @@ def _query(pairs: Iterable[tuple[str, str]]) -> str:
 def _unreachable(url: str, error: Exception) -> str:
     match error:
         case ConnectionRefusedError():
-            why = "nothing listens there. Start the service with `recorder serve`, or set RECORDER_URL to where it runs"
+            why = "nothing listens there. Start the service with `recorder serve`, or set RECORDER_URL to its address"
         case TimeoutError():
             why = "it did not answer in time"
         case _:
@@ -132,21 +121,21 @@ def _unreachable(url: str, error: Exception) -> str:
     return f"The service at {url} cannot be reached: {why.removesuffix('.')}."
 
 
-def _understood(status: int, raw: bytes) -> Json:
+def _parsed(status: int, raw: bytes) -> Json:
     try:
         body = json.loads(raw)
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ClientError(f"What answers at RECORDER_URL is not the recorder (HTTP {status}, no JSON).", UNREACHABLE)
+        raise ClientError(f"The server at RECORDER_URL is not the recorder (HTTP {status}, no JSON).", exits.UNREACHABLE)
     if status < http.HTTPStatus.BAD_REQUEST:
         return body
     message = str(body.get("Message") or f"HTTP {status}")
     match status:
         case http.HTTPStatus.NOT_FOUND:
-            code = NOT_FOUND
+            code = exits.NOT_FOUND
         case http.HTTPStatus.SERVICE_UNAVAILABLE | http.HTTPStatus.BAD_GATEWAY | http.HTTPStatus.GATEWAY_TIMEOUT:
-            code = UNREACHABLE
+            code = exits.UNREACHABLE
         case _:
-            code = REFUSED
+            code = exits.REFUSED
     raise ClientError(message, code, body)

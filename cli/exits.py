@@ -1,36 +1,76 @@
-"""How commands that ask database and broker themselves end: one sentence on standard error, and an exit code. Imports this room.
+"""Exit codes of the commands, and the errors that end a command.
 
-Rule: which error ends with which code is known to whoever joins the rooms, and arrives as an argument.
+Rule: an expected error is one sentence on standard error; with --json the service's error body goes to standard output instead.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli import client, output
-from config import settings as ops_settings
+from cli import output
+from machine import errors
 
-# The exit code of an error of another room, whose errors are not known here; None for one that is not expected.
-ExitCode = Callable[[Exception], int | None]
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+OK = 0
+REFUSED = 1
+USAGE = 2
+UNREACHABLE = 3
+NOT_FOUND = 4
+INTERRUPTED = 130
+
+
+class CommandError(Exception):
+    """The command cannot be carried out. `body` is the service's answer, if it gave one."""
+
+    def __init__(self, message: str, exit_code: int, body: Mapping[str, Any] | None = None) -> None:
+        self.exit_code = exit_code
+        self.body = body or {}
+        super().__init__(message)
 
 
 @contextmanager
-def told(exit_code: ExitCode) -> Iterator[None]:
-    """Run a command; raises typer.Exit for every error that was expected, the others as they are."""
+def handled(*, as_json: bool = False) -> Iterator[None]:
+    """Run a command. Expected errors are printed and raise typer.Exit with their code; all others propagate."""
     try:
         yield
-    except ops_settings.SettingsError as error:
-        sys.stderr.write(f"recorder: {error}\n")
-        raise typer.Exit(client.USAGE) from error
     except KeyboardInterrupt as error:
-        raise typer.Exit(client.INTERRUPTED) from error
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
+        raise typer.Exit(INTERRUPTED) from error
+    except CommandError as error:
+        if as_json and error.body:
+            output.as_json(error.body)
+        else:
+            output.failure(str(error))
+        raise typer.Exit(error.exit_code) from error
+    except errors.RecorderError as error:
         output.failure(str(error))
-        raise typer.Exit(code) from error
+        raise typer.Exit(exit_code(error)) from error
+
+
+def exit_code(error: errors.RecorderError) -> int:
+    """The exit code of an error that reached the command without an HTTP status."""
+    match error:
+        case errors.NotFound():
+            return NOT_FOUND
+        case errors.Unavailable():
+            return UNREACHABLE
+        case _:
+            return REFUSED
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Load the service's settings. Unusable ones end the command with USAGE and a line for each fault."""
+    from config import settings  # loads pydantic, which `--help` does not need
+
+    try:
+        return settings.load(os.environ if environment is None else environment)
+    except settings.SettingsError as error:
+        sys.stderr.write(f"recorder: {error}\n")
+        raise typer.Exit(USAGE) from error

@@ -1,68 +1,117 @@
-"""The operator's commands for keys: sealing what lies in the database anew. Imports nothing of ours but this room; what seals
-arrives as an argument.
+"""`recorder keys`: creates, lists and revokes API keys, and rotates the encryption keys.
 
-Rule: no key and nothing that a key opens is ever printed.
+Rules: the commands open the database, not the service, so that the first key needs no other and a revoked key stops nothing. The
+text of an API key is printed once, at its creation; an encryption key is never printed.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import exits, output
+from cli import direct, output
 
-HELP = (
-    "Keys. `create`, `list` and `revoke` are for those of the API; `rotate` seals what lies sealed in the database anew under the"
-    " first key of SECRET_KEYS (or of the key file in DATA_DIR). They do not ask the service: they need its settings in the"
-    " environment, and work beside it or while it is down."
+if TYPE_CHECKING:
+    from assembly.api_keys import ApiKeys
+
+HELP = """\
+Manage API keys, and rotate encryption keys.
+
+`create`, `list` and `revoke` manage keys of the API. `rotate` encrypts all secrets of the database under the first key of
+SECRET_KEYS, or of the key file in DATA_DIR. These commands need the service's settings in the environment and work whether it
+runs or not.
+"""
+HEADINGS = ("Id", "Name", "Scopes", "Quota", "Created", "Used", "Revoked")
+SCOPES = (
+    "Comma-separated. read: sessions and results; start: start sessions; operate: stop and replay them. An application that reads"
+    " and stops as well needs read,start,operate."
+)
+FORGET_LOST = (
+    "A key is lost: delete the secrets that no key decrypts. Their sessions need fresh credentials, by a replay. Their results"
+    " are no longer posted, and stay readable."
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rotated:
-    """What a rotation did: rows sealed anew, rows that no key opens and were forgotten (0 unless that was asked for), and the id
-    of the key that all are sealed under now. `parked`: messages in the broker's queue that still need another key."""
-
-    sealed: int
-    forgotten: int
-    key_id: str
-    parked: int = 0
+group = typer.Typer(name="keys", help=HELP, no_args_is_help=True)
 
 
-# True: forget what no key opens.
-Rotate = Callable[[bool], Coroutine[Any, Any, Rotated]]
+@group.command()
+def create(
+    name: Annotated[str, typer.Option(help="Name of the owner, 1 to 64 characters; shown in lists and in the audit.")],
+    scopes: Annotated[str, typer.Option(help=SCOPES)] = "read",
+    quota: Annotated[int, typer.Option(min=0, max=10**6, help="Limit of Open sessions; 0: the limit of API_SESSIONS.")] = 0,
+    as_json: output.AsJson = False,
+) -> None:
+    """Create an API key and print it, once.
+
+    It works immediately. Only its SHA-256 is stored.
+    """
+    from assembly import api_keys
+
+    chosen = [part.strip() for part in scopes.split(",") if part.strip()]
+    try:
+        made = direct.run_opened(api_keys.opened, lambda keys: keys.create(name, chosen, quota))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        output.as_json(made)
+        return
+    output.line(made["Key"])
+    output.failure(f"This is key {made['Id']} with scopes {made['Scopes']}. It is not shown again.")
 
 
-def commands(rotate: Rotate, exit_code: exits.ExitCode) -> typer.Typer:
-    """The commands, on what `rotate` does."""
-    app = typer.Typer(name="keys", help=HELP, no_args_is_help=True)
+@group.command("list")
+def list_(as_json: output.AsJson = False) -> None:
+    """List the API keys, revoked ones included.
 
-    @app.command("rotate")
-    def rotate_command(
-        forget_lost: Annotated[
-            bool,
-            typer.Option(
-                "--forget-lost",
-                help="A key is lost: forget what no key opens. Its sessions need fresh credentials, by a replay; their results"
-                " are no longer posted, and stay readable.",
-            ),
-        ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    ) -> None:
-        """Seal everything anew under the first key; harmless to repeat. After it the other keys may go."""
-        with exits.told(exit_code):
-            done = asyncio.run(rotate(forget_lost))
-        if as_json:
-            output.as_json({"Sealed": done.sealed, "Forgotten": done.forgotten, "Key": done.key_id, "Parked": done.parked})
-            return
-        output.line(f"{done.sealed} sealed anew under key {done.key_id}.")
-        if done.forgotten:
-            output.line(f"{done.forgotten} forgotten.")
-        if done.parked:
-            output.failure(f"{done.parked} parked messages need an older key: requeue or drop them before it goes.")
+    `Used` is accurate to a minute.
+    """
+    from assembly import api_keys
 
-    return app
+    found = direct.run_opened(api_keys.opened, lambda keys: keys.list())
+    if as_json:
+        output.as_json(found)
+    elif found["Keys"]:
+        output.rows(HEADINGS, ([str(key[name]) for name in HEADINGS] for key in found["Keys"]))
+    else:
+        output.failure("There is no key. Create one with `recorder keys create --name=… --scopes=…`.")
+
+
+@group.command()
+def revoke(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as shown by `recorder keys list`.")],
+    as_json: output.AsJson = False,
+) -> None:
+    """Revoke API keys for good.
+
+    The service refuses them within a second.
+    """
+    from assembly import api_keys
+
+    async def each(keys: ApiKeys) -> None:
+        for id_ in ids:
+            revoked = await keys.revoke(id_)
+            output.as_json_line(revoked) if as_json else output.line(f"{revoked['Id']} {revoked['Name']}: revoked")
+
+    direct.run_opened(api_keys.opened, each)
+
+
+@group.command()
+def rotate(
+    forget_lost: Annotated[bool, typer.Option("--forget-lost", help=FORGET_LOST)] = False, as_json: output.AsJson = False
+) -> None:
+    """Re-encrypt all secrets under the first encryption key.
+
+    It may be repeated. Afterwards the other encryption keys can be removed.
+    """
+    from assembly import key_rotation
+
+    done = direct.run(lambda settings: key_rotation.rotate(settings, forget_lost=forget_lost))
+    if as_json:
+        output.as_json({"Sealed": done.rows, "Forgotten": done.forgotten, "Key": done.key_id, "Parked": done.dead_letters})
+        return
+    output.line(f"{done.rows} re-encrypted under key {done.key_id}.")
+    if done.forgotten:
+        output.line(f"{done.forgotten} forgotten.")
+    if done.dead_letters:
+        output.failure(f"{done.dead_letters} parked messages need an older key: requeue or drop them before you remove it.")

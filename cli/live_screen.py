@@ -1,17 +1,15 @@
-"""A session's progress while one watches: drawn in place on a terminal, a line for each change in a pipe, or as JSON.
-
-Imports nothing of ours but this room.
-"""
+"""Live progress of a session: redrawn in place on a terminal, a line for each change in a pipe, or JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from rich import console, live, text
+from typing import TYPE_CHECKING, Any
 
 from cli import output
+
+if TYPE_CHECKING:
+    from rich import console
 
 Json = dict[str, Any]
 
@@ -20,10 +18,12 @@ HEADINGS = ("Speaker", "N", "State", "Media s", "Segments", "Missing s", "Detail
 
 @contextmanager
 def screen(*, as_json: bool) -> Iterator[Callable[[Json], None]]:
-    """What to call with each answer of GET /sessions/{TaskId}."""
+    """A function that shows an answer of GET /sessions/{TaskId}."""
     if as_json:
         yield output.as_json_line
     elif output.on_terminal():
+        from rich import live
+
         with live.Live(console=output.out(), auto_refresh=False, vertical_overflow="visible") as drawn:
             yield lambda body: drawn.update(_picture(body), refresh=True)
     else:
@@ -31,21 +31,23 @@ def screen(*, as_json: bool) -> Iterator[Callable[[Json], None]]:
 
 
 class _Lines:
-    """One line for the session and each recording, whenever it has changed."""
+    """Prints a line for the session and for each recording when it changes."""
 
     def __init__(self) -> None:
-        self._said: dict[str, list[str]] = {}
+        self._last: dict[str, list[str]] = {}
 
     def __call__(self, body: Json) -> None:
         now = {body["TaskId"]: ["", "", body["State"], body["EndReason"]]}
         now |= {f"{r['Speaker']}/{r['N']}": _cells(r) for r in body["Recordings"]}
         for of, cells in now.items():
-            if self._said.get(of) != cells:
+            if self._last.get(of) != cells:
                 output.plain([body["TaskId"], *cells])
-        self._said = now
+        self._last = now
 
 
 def _picture(body: Json) -> console.Group:
+    from rich import console, text
+
     ended = f", {body['EndReason']}" if body["EndReason"] else ""
     head = text.Text(output.safe(f"Session {body['TaskId']}: {body['State']}{ended}"), style="bold")
     return console.Group(head, output.drawn(HEADINGS, [_cells(r) for r in body["Recordings"]]))

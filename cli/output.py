@@ -1,6 +1,7 @@
-"""What the commands print: tables and colour for people, plain lines with tabs for pipes, JSON where asked.
+"""Output of the commands: tables with color on a terminal, tab-separated lines in a pipe, JSON with --json.
 
-Imports nothing of ours. Rule: text from outside (ids, notes, details) never reaches a terminal as control characters or markup.
+Rule: text from outside (ids, notes, details) never reaches a terminal as control characters or markup. rich is loaded only to
+draw.
 """
 
 from __future__ import annotations
@@ -8,11 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich import box, console, table, text
+import typer
+
+if TYPE_CHECKING:
+    from rich import console, table
 
 Json = dict[str, Any]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 STYLES = {
     "Done": "green",
@@ -28,24 +33,27 @@ STYLES = {
     "warn": "yellow",
     "fail": "bold red",
 }
-# Columns that are never folded, and their width.
+# Columns that are never folded, with their widths.
 WHOLE = {"TaskId": 26}
 RESULT_HEADINGS = ("Cursor", "Time", "Type", "Subject", "What")
 
 
 def out() -> console.Console:
-    """Standard output, as it is now."""
+    """The present standard output, to draw on."""
+    from rich import console
+
     return console.Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def line(words: str) -> None:
     """One line on standard output."""
-    out().print(safe(words))
+    sys.stdout.write(f"{safe(words)}\n")
+    sys.stdout.flush()
 
 
 def failure(words: str) -> None:
     """One line on standard error."""
-    console.Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True).print(safe(words))
+    sys.stderr.write(f"{safe(words)}\n")
 
 
 def as_json(body: Any) -> None:
@@ -54,24 +62,24 @@ def as_json(body: Any) -> None:
 
 
 def as_json_line(body: Any) -> None:
-    """The value as JSON on one line, at once."""
+    """The value as JSON on one line, flushed."""
     sys.stdout.write(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
     sys.stdout.flush()
 
 
 def on_terminal() -> bool:
-    """Whether standard output is a terminal: asked of the file, because the drawing library lets variables say otherwise."""
+    """Whether standard output is a terminal. rich is not asked, because environment variables override its answer."""
     return sys.stdout.isatty()
 
 
 def plain(cells: Iterable[str]) -> None:
-    """One row for a pipe: its cells whole, tabs between them, written at once."""
+    """One tab-separated row for a pipe, flushed."""
     sys.stdout.write("\t".join(safe(cell) for cell in cells) + "\n")
     sys.stdout.flush()
 
 
 def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table: drawn on a terminal; else one line a row, with tabs, the headings first."""
+    """A table on a terminal; tab-separated lines in a pipe, the headings first."""
     if on_terminal():
         out().print(drawn(headings, lines))
         return
@@ -80,7 +88,9 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
 
 
 def drawn(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> table.Table:
-    """A table for a terminal: cells are folded where it is narrow, ids never, so that they can be copied."""
+    """A table for a terminal. A narrow one folds cells, but never ids, so that they can be copied."""
+    from rich import box, table, text
+
     made = table.Table(box=box.SIMPLE, pad_edge=False)
     for heading in headings:
         made.add_column(heading, overflow="fold", no_wrap=heading in WHOLE, min_width=WHOLE.get(heading))
@@ -90,7 +100,7 @@ def drawn(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> table.Tabl
 
 
 def safe(words: str) -> str:
-    """The text with everything that does not print written out."""
+    """The text with unprintable characters escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
 
 
@@ -98,7 +108,7 @@ def sessions(body: Json) -> None:
     """The answer of GET /sessions."""
     found = body["Sessions"]
     if not found:
-        failure("There is no such session. `recorder start --help` says how to begin one.")
+        failure("There is no such session. See `recorder start --help` to start one.")
         return
     headings = ("TaskId", "State", "Room", "User", "Mode", "Opened", "Recordings", "End")
     rows(headings, (_session_cells(s) for s in found))
@@ -107,7 +117,7 @@ def sessions(body: Json) -> None:
 
 
 def stuck(body: Json) -> None:
-    """The answer of GET /sessions?stuck=true: each reason on a row."""
+    """The answer of GET /sessions?stuck=true: a row for each reason."""
     if not body["Sessions"]:
         failure("Nothing is stuck.")
         return
@@ -159,7 +169,7 @@ def result(body: Json, *, as_json: bool, first: bool) -> None:
     if as_json:
         as_json_line(body)
         return
-    cells = [body["Cursor"], body["Time"], body["Type"], body["Subject"], _told(body["Data"])]
+    cells = [body["Cursor"], body["Time"], body["Type"], body["Subject"], _summary(body["Data"])]
     if on_terminal():
         line(f"{cells[1][:19].replace('T', ' ')}  {cells[2]:<17} {cells[3]:<28} {cells[4]}")
         return
@@ -179,7 +189,7 @@ def replay(body: Json, *, dry_run: bool) -> None:
 
 
 def findings(found: Sequence[Json], *, verdict: str) -> None:
-    """What `doctor` found: a row each, and on a terminal below them what to do."""
+    """The findings of `doctor`: a row each; a terminal also shows the remedies below."""
     if not on_terminal():
         names = ("Status", "Check", "Found", "Meaning", "Type")
         rows(names, ([f[n] for n in names] for f in found))
@@ -189,10 +199,16 @@ def findings(found: Sequence[Json], *, verdict: str) -> None:
         _section(f"{one['Check']}: {one['Status']}")
         line(f"  {one['Meaning']}")
         line(f"  {one['Type']}")
-    line({"ok": "All is well.", "warn": "It works, with limits.", "fail": "Something is wrong."}[verdict])
+    line({"ok": "Everything works.", "warn": "It works, with limits.", "fail": "Something does not work."}[verdict])
 
 
 def _section(title: str) -> None:
+    if not on_terminal():
+        line("")
+        line(title)
+        return
+    from rich import text
+
     out().print(text.Text(f"\n{title}", style="bold"))
 
 
@@ -247,8 +263,8 @@ def _findings(found: Sequence[Json]) -> None:
         line(f"    {finding['Next']}")
 
 
-def _told(data: Json) -> str:
-    """The gist of a result, on one line."""
+def _summary(data: Json) -> str:
+    """A summary of a result, on one line."""
     if "Files" in data:
         good = sum(entry["Status"] for entry in data["Files"])
         return f"{data['EndReason']}, revision {data['Revision']}, {good} of {len(data['Files'])} files written"

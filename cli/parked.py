@@ -1,108 +1,95 @@
-"""The operator's commands for messages that could not be handled: list, show, requeue, drop. Imports nothing of ours but this
-room; where the messages lie arrives as an argument.
+"""`recorder parked`: lists, shows, requeues and drops dead letters.
 
-Rule: they ask the broker and the database themselves, not the service: they work when the service does not.
+Rule: the commands open the broker and the database, not the service, so they also work while it is down.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import exits, output
+from cli import direct, output
 
-HELP = (
-    "Messages that could not be handled: look at them, send them anew once the cause is mended, or throw them away."
-    " With AMQP_URL they lie in the broker's queue AMQP_PREFIX.parked, and damaged ones in the database's outbox; without it, all"
-    " in the outbox (ids that begin with row-). These do not ask the service: they need its settings in"
-    " the environment, AMQP_URL and DATABASE_URL or DATA_DIR, and work while it is down. Secrets are masked on the screen;"
-    " what is sent anew is whole."
-)
+if TYPE_CHECKING:
+    from assembly.dead_letters import DeadLetters
+
+HELP = """\
+List, show, requeue and drop dead letters.
+
+A dead letter is a message that the recorder could not handle. With AMQP_URL dead letters are in the broker's queue
+AMQP_PREFIX.parked, and damaged ones in the database's outbox. Without it all are in the outbox; their ids begin with row-. These
+commands need the service's AMQP_URL, and its DATABASE_URL or DATA_DIR, in the environment, and also work while it is down.
+Secrets are masked on the screen; a requeued message is complete.
+"""
 HEADINGS = ("Id", "In", "Time", "Size", "Key", "MessageId", "Reason")
 
 Json = dict[str, Any]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as shown by `recorder parked list`.")]
+
+group = typer.Typer(name="parked", help=HELP, no_args_is_help=True)
 
 
-class Parking(Protocol):
-    """Where parked messages lie. Answers are as they are printed with --json."""
+@group.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of messages.")] = 100, as_json: output.AsJson = False
+) -> None:
+    """List dead letters with their reasons, oldest first."""
+    from assembly import dead_letters
 
-    async def list(self, limit: int) -> Json: ...
-    async def show(self, id_: str) -> Json: ...
-    async def requeue(self, id_: str) -> Json: ...
-    async def drop(self, id_: str) -> Json: ...
-
-
-Opening = Callable[[], AbstractAsyncContextManager[Parking]]
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as `recorder parked list` shows them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def commands(opening: Opening, exit_code: exits.ExitCode) -> typer.Typer:
-    """The commands, on what `opening` opens."""
-    app = typer.Typer(name="parked", help=HELP, no_args_is_help=True)
-
-    def run(ask: Callable[[Parking], Awaitable[Any]]) -> Any:
-        async def opened() -> Any:
-            async with opening() as parking:
-                return await ask(parking)
-
-        with exits.told(exit_code):
-            return asyncio.run(opened())
-
-    @app.command("list")
-    def list_command(limit: Annotated[int, typer.Option(min=1, max=1000)] = 100, as_json: AsJson = False) -> None:
-        """List them, oldest first: what each was, and why it lies there."""
-        answer = run(lambda parking: parking.list(limit))
-        if as_json:
-            output.as_json(answer)
-        else:
-            _table(answer)
-
-    @app.command("show")
-    def show_command(id_: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
-        """Show one whole: headers and body, secrets masked."""
-        answer = run(lambda parking: parking.show(id_))
-        if as_json:
-            output.as_json(answer)
-            return
-        for name in HEADINGS:
-            output.line(f"{name}: {answer[name]}")
-        for name, value in answer["Headers"].items():
-            output.line(f"  {name}: {value}")
-        for line in answer["Body"].splitlines():
-            output.line(line)
-
-    @app.command("requeue")
-    def requeue_command(ids: Ids, as_json: AsJson = False) -> None:
-        """Send messages anew the way they came: for when the cause is mended, else they come back."""
-        _each(run, ids, "requeue", "sent anew", as_json=as_json)
-
-    @app.command("drop")
-    def drop_command(ids: Ids, as_json: AsJson = False) -> None:
-        """Throw messages away for good."""
-        _each(run, ids, "drop", "dropped", as_json=as_json)
-
-    return app
-
-
-def _each(run: Callable[..., Any], ids: list[str], what: str, done: str, *, as_json: bool) -> None:
-    async def all_of_them(parking: Parking) -> None:
-        for id_ in ids:
-            message = await getattr(parking, what)(id_)
-            output.as_json_line(message) if as_json else output.line(f"{message['Id']} {message['Key']}: {done}")
-
-    run(all_of_them)
-
-
-def _table(answer: Json) -> None:
-    if not answer["Messages"]:
+    found = direct.run_opened(dead_letters.opened, lambda letters: letters.list(limit))
+    if as_json:
+        output.as_json(found)
+        return
+    if not found["Messages"]:
         output.failure("Nothing is parked.")
         return
-    output.rows(HEADINGS, ([str(message[name]) for name in HEADINGS] for message in answer["Messages"]))
-    more = answer["Count"] - len(answer["Messages"])
+    output.rows(HEADINGS, ([str(message[name]) for name in HEADINGS] for message in found["Messages"]))
+    more = found["Count"] - len(found["Messages"])
     if more > 0:
-        output.failure(f"… and {more} more: --limit shows up to 1000 at once.")
+        output.failure(f"… and {more} more: --limit shows up to 1000.")
+
+
+@group.command()
+def show(id_: Annotated[str, typer.Argument(metavar="ID")], as_json: output.AsJson = False) -> None:
+    """Show the headers and body of a dead letter, secrets masked."""
+    from assembly import dead_letters
+
+    message = direct.run_opened(dead_letters.opened, lambda letters: letters.show(id_))
+    if as_json:
+        output.as_json(message)
+        return
+    for name in HEADINGS:
+        output.line(f"{name}: {message[name]}")
+    for name, value in message["Headers"].items():
+        output.line(f"  {name}: {value}")
+    for line in message["Body"].splitlines():
+        output.line(line)
+
+
+@group.command()
+def requeue(ids: Ids, as_json: output.AsJson = False) -> None:
+    """Publish dead letters again, under their own routing keys.
+
+    Remove the cause first, or they come back.
+    """
+    _each(ids, lambda letters, id_: letters.requeue(id_), "requeued", as_json=as_json)
+
+
+@group.command()
+def drop(ids: Ids, as_json: output.AsJson = False) -> None:
+    """Delete dead letters for good."""
+    _each(ids, lambda letters, id_: letters.drop(id_), "dropped", as_json=as_json)
+
+
+def _each(ids: list[str], act: Callable[[DeadLetters, str], Awaitable[Json]], done: str, *, as_json: bool) -> None:
+    """Act on the messages in order, a line for each; the first error ends it."""
+    from assembly import dead_letters
+
+    async def act_on_all(letters: DeadLetters) -> None:
+        for id_ in ids:
+            message = await act(letters, id_)
+            output.as_json_line(message) if as_json else output.line(f"{message['Id']} {message['Key']}: {done}")
+
+    direct.run_opened(dead_letters.opened, act_on_all)

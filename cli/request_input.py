@@ -1,7 +1,6 @@
-"""What the service is asked, from options, files and the environment: bodies of start and replay, times. Imports nothing of ours
-but this room. Pure but for reading the file.
+"""Request bodies of start and replay, from options, files and the environment; and times.
 
-Rule: what is typed as an option wins over what stands in the body; secrets of the environment only fill what neither gives.
+Rule: an option overrides the body. The environment only supplies secrets that neither gives.
 """
 
 from __future__ import annotations
@@ -13,23 +12,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cli import exits
 from config import parsers
 
 Json = dict[str, Any]
 
-# Secrets are best given this way: options are seen in `ps` and stay in the shell's history.
+# The safer way to pass secrets: options are visible in `ps` and stay in the shell's history.
 USER_SIG = "RECORDER_USER_SIG"
 SECRET_ID = "COS_SECRET_ID"  # noqa: S105 - the variable's name
 SECRET_KEY = "COS_SECRET_KEY"  # noqa: S105 - the variable's name
 TOKEN = "COS_TOKEN"  # noqa: S105 - the variable's name
 
 
-class UsageError(ValueError):
-    """The command was not given what it needs."""
+class UsageError(exits.CommandError):
+    """An option, a file or a variable is wrong."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exits.USAGE)
 
 
 def body(text: str, file: Path | None) -> Json:
-    """The body as given by --body or --file (`-` is standard input); {} without either. Raises UsageError."""
+    """Parse --body or --file (`-` is standard input); {} without either. Raises UsageError."""
     if text and file:
         raise UsageError("Give --body or --file, not both.")
     if file:
@@ -48,11 +51,11 @@ def body(text: str, file: Path | None) -> Json:
     return parsed
 
 
-def start(given: Json, fields: Mapping[str, Any], cos: Mapping[str, str], environ: Mapping[str, str]) -> Json:
-    """`given` with the options laid over it. Raises UsageError."""
-    whole = {**given, **_said(fields)}
-    old = given.get("CosConfig", {})
-    config = {**(old if isinstance(old, dict) else {}), **_said(cos)}
+def start(base: Json, fields: Mapping[str, Any], cos: Mapping[str, str], environ: Mapping[str, str]) -> Json:
+    """The body of a start: the options override `base`. Raises UsageError."""
+    whole = {**base, **_given(fields)}
+    old = base.get("CosConfig", {})
+    config = {**(old if isinstance(old, dict) else {}), **_given(cos)}
     if "UserSig" not in whole and environ.get(USER_SIG):
         whole["UserSig"] = environ[USER_SIG]
     whole["CosConfig"] = {**_credentials(environ, config), **config}
@@ -60,18 +63,17 @@ def start(given: Json, fields: Mapping[str, Any], cos: Mapping[str, str], enviro
 
 
 def replay(fields: Mapping[str, Any], cos: Mapping[str, str], environ: Mapping[str, str]) -> Json:
-    """The body of a replay; fresh secrets only if there are any. Raises UsageError."""
-    whole = _said(fields)
+    """The body of a replay; it has secrets only if some are given. Raises UsageError."""
+    whole = _given(fields)
     if "UserSig" not in whole and environ.get(USER_SIG):
         whole["UserSig"] = environ[USER_SIG]
-    config = _said(cos)
+    config = _given(cos)
     config = {**_credentials(environ, config), **config}
     return {**whole, "CosConfig": config} if config else whole
 
 
 def since(text: str, now_s: float) -> str:
-    """`2h` or `7d` ago, or the time itself, as ISO 8601 in UTC; "" for "". A time without an offset is this machine's. Raises
-    UsageError."""
+    """ISO 8601 in UTC of `2h` or `7d` ago, or of a time; "" for "". A time without an offset is local. Raises UsageError."""
     if not text:
         return ""
     try:
@@ -85,16 +87,15 @@ def since(text: str, now_s: float) -> str:
 
 
 def _credentials(environ: Mapping[str, str], config: Mapping[str, Any]) -> Json:
-    """The environment's COS credentials, as a whole or not at all: two halves of different keys are no key."""
+    """The environment's COS credentials, unless `config` has any: halves of two keys are not a key. Raises UsageError."""
     if any(name in config for name in ("SecretId", "SecretKey", "Token")):
         return {}
-    found = {"SecretId": environ.get(SECRET_ID), "SecretKey": environ.get(SECRET_KEY), "Token": environ.get(TOKEN)}
-    found = _said(found)
+    found = _given({"SecretId": environ.get(SECRET_ID), "SecretKey": environ.get(SECRET_KEY), "Token": environ.get(TOKEN)})
     if found and not {"SecretId", "SecretKey"} <= found.keys():
         raise UsageError(f"Set {SECRET_ID} and {SECRET_KEY} together, or neither.")
     return found
 
 
-def _said(fields: Mapping[str, Any]) -> Json:
+def _given(fields: Mapping[str, Any]) -> Json:
     empty: Sequence[Any] = (None, "", [], ())
     return {name: value for name, value in fields.items() if value not in empty and value is not False}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite+aiosqlite:///"
 POSTGRESQL = "postgresql+asyncpg://"
+ON_CFS_PATH = "must not be on CFS_PATH: SQLite loses data on a network file system"
 EVERYWHERE = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
 
 
@@ -46,7 +47,7 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
         yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
     elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
         name = "DATABASE_URL" if url else "DATA_DIR"
-        yield name, "must not lie on CFS_PATH: SQLite loses data on a network file system"
+        yield name, ON_CFS_PATH
     if not _signs(settings.callback_secret.get_secret_value()):
         yield "CALLBACK_SECRET", "must be base64 after whsec_"
 

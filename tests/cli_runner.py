@@ -18,8 +18,7 @@ from unittest import mock
 
 from typer import testing
 
-import service  # noqa: F401 - it adds its commands to `cli.app`
-from cli import sessions as commands
+from cli import app
 from config import logs
 from tests import waiting
 
@@ -60,7 +59,7 @@ async def process(environment: Mapping[str, str], *words: str) -> Answer:
 
 def _invoke(environment: Mapping[str, str], words: tuple[str, ...]) -> Answer:
     with mock.patch.dict(os.environ, environment, clear=True), mock.patch.object(logs, "configure"):
-        result = testing.CliRunner().invoke(commands.app, list(words))
+        result = testing.CliRunner().invoke(app.app, list(words))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Answer(code=result.exit_code, out=result.stdout, err=result.stderr)

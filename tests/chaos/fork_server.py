@@ -120,7 +120,8 @@ def _say(**said: int) -> None:
 
 def main() -> None:
     """Fork until standard input ends."""
-    from tests.chaos import node as node  # what is read here is there for every node
+    # The modules loaded here are there for every forked node.
+    from tests.chaos import node as node
 
     os.write(1, b"ready\n")
     rest = b""

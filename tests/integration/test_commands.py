@@ -43,7 +43,7 @@ async def run(service: Service, *words: str, **environ: str) -> Result:
     """Run a command in a process of its own, its output piped."""
     whole = {"RECORDER_URL": service.url, "RECORDER_TOKEN": service.token, "PYTHONPATH": str(ROOT), **SECRETS, **environ}
     pipe = asyncio.subprocess.PIPE
-    program = (sys.executable, "-c", "from cli import commands; commands.app(prog_name='recorder')")
+    program = (sys.executable, "-c", "from cli import app; app.app(prog_name='recorder')")
     process = await asyncio.create_subprocess_exec(*program, *words, stdout=pipe, stderr=pipe, env=whole)
     stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(30))
     return Result(exit_code=process.returncode or 0, stdout=stdout.decode(), stderr=stderr.decode())

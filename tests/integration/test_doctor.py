@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -20,13 +19,12 @@ import asyncpg
 import imageio_ffmpeg
 import pytest
 
-from assembly import encryption_keys
+from assembly import encryption_keys, identity
+from assembly import inspection as surroundings
 from cli import doctor_checks as doctor
 from events import requests
 from machine import errors
-from media import ffmpeg_command, spool
 from store import inspection
-from tencent import pull_url
 from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service
@@ -35,16 +33,18 @@ ROOT = Path(__file__).parents[2]
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 WHSEC = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
+REAL_SCHEMA = surroundings.schema
 TOKEN = "a-token-that-is-long-enough"
 
 
 @dataclass(kw_only=True)
 class World:
-    """A machine on which all is well, for tests to break. `environ` and `given` are what doctor gets."""
+    """A machine on which every check passes, for tests to break. doctor gets `environ` and `mounts`."""
 
     folder: Path
     service: Service
-    given: doctor.Given
+    mounts: Path
+    patches: pytest.MonkeyPatch
     environ: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -54,7 +54,7 @@ class World:
 
     async def examine(self) -> dict[str, doctor.Finding]:
         """What doctor finds, by check."""
-        found = await asyncio.to_thread(doctor.examine, self.environ, self.given)
+        found = await asyncio.to_thread(doctor.examine, self.environ, self.mounts)
         return {f.check: f for f in found}
 
     async def broken(self) -> list[tuple[str, str]]:
@@ -65,17 +65,18 @@ class World:
         assert all(f.found and not f.meaning and not f.type for f in found if f.status == "ok")
         return [(f.check, f.status) for f in bad]
 
-    def change(self, **given: Any) -> None:
-        """Other rooms say something else."""
-        self.given = dataclasses.replace(self.given, **given)
+    def change(self, **facts: Any) -> None:
+        """Other facts about this machine: functions of assembly.inspection, by name."""
+        for name, fact in facts.items():
+            self.patches.setattr(surroundings, name, fact)
 
 
-def no_credentials() -> str:
+def no_credentials(_: object) -> str:
     raise errors.InvalidParameter("No credentials for Tencent Cloud were found.")
 
 
 @pytest.fixture
-async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[World]:
+async def world(tmp_path: Path, database: engines.Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     data = tmp_path / "data"
     data.mkdir()
     if database.engine == "sqlite":  # one to break, beside that of the service that answers
@@ -83,19 +84,8 @@ async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[Wor
     mounts = tmp_path / "mounts"
     mounts.write_text("/dev/sda1 / ext4 rw 0 0\n")
     async with api_service.running(database, (TOKEN,)) as service:
-        given = doctor.Given(
-            find_ffmpeg=ffmpeg_command.find,
-            ffmpeg_version=ffmpeg_command.version,
-            check_template=pull_url.check_template,
-            pull_template=pull_url.DEFAULT_TEMPLATE,
-            check_owner=spool.check_owner,
-            schema=inspection.look,
-            sealing=encryption_keys.look,
-            credentials=lambda: "explicit",
-            version="1.2.3",
-            fault=errors.RecorderError,
-            mounts=mounts,
-        )
+        monkeypatch.setattr(surroundings, "credentials_source", lambda environment: "explicit")
+        monkeypatch.setattr(identity, "VERSION", "1.2.3")
         environ = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),
@@ -113,7 +103,7 @@ async def world(tmp_path: Path, database: engines.Database) -> AsyncIterator[Wor
         if database.engine == "postgresql":
             environ |= {"DATABASE_URL": database.url, "AMQP_URL": "amqp://127.0.0.1:9/", "CLUSTER_TOKEN": TOKEN}
             environ |= {"SECRET_KEYS": engines.SECRET_KEYS}
-        yield World(folder=tmp_path, service=service, given=given, environ=environ)
+        yield World(folder=tmp_path, service=service, mounts=mounts, patches=monkeypatch, environ=environ)
 
 
 def script(path: Path, text: str) -> str:
@@ -206,7 +196,7 @@ async def test_spool(world: World) -> None:
 async def test_a_check_that_breaks_is_a_finding(world: World) -> None:
     """What nobody thought of is told as a failure of that check; the others are made all the same."""
 
-    def breaks(_: str) -> inspection.Schema:
+    def breaks(_: object) -> inspection.Schema:
         raise OSError("the disk is on fire")
 
     world.change(schema=breaks)
@@ -254,9 +244,9 @@ async def test_database_file(world: World) -> None:
             connection.commit()
         assert (await world.examine())["database"].status == status
     shutil.copy(kept, file)
-    world.change(schema=lambda url: inspection.Schema(current="0001", newest="0002"))
+    world.change(schema=lambda settings: inspection.Schema(current="0001", newest="0002"))
     assert await world.broken() == [("database", "warn")]
-    world.change(schema=inspection.look)
+    world.change(schema=REAL_SCHEMA)
     world.environ["DATA_DIR"] = str(kept)
     assert ("database", "fail") in await world.broken()
 
@@ -272,10 +262,10 @@ async def test_database_server(world: World) -> None:
         assert await world.broken() == [("database", "fail")]
         assert type_ in (await world.examine())["database"].type
     await connection.close()
-    world.change(schema=lambda url: inspection.Schema(current="0001", newest="0002"))
+    world.change(schema=lambda settings: inspection.Schema(current="0001", newest="0002"))
     assert await world.broken() == [("database", "fail")]
     assert "recorder migrate" in (await world.examine())["database"].type
-    world.change(schema=inspection.look)
+    world.change(schema=REAL_SCHEMA)
     for away in (real + "_none", "postgresql+asyncpg://recorder:PLANTED@127.0.0.1:9/recorder"):
         world.environ["DATABASE_URL"] = away
         assert await world.broken() == [("database", "fail")]
@@ -318,9 +308,9 @@ async def test_secret_keys(world: World, database: engines.Database) -> None:
 async def test_database_file_place(world: World) -> None:
     """SQLite: on CFS_PATH, on a network file system, on what may be one."""
     for kind, status in (("nfs4", "fail"), ("cifs", "fail"), ("fuse.sshfs", "warn"), ("fuseblk", "ok"), ("xfs", "ok")):
-        world.given.mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhost:/x {world.folder} {kind} rw 0 0\n")
+        world.mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhost:/x {world.folder} {kind} rw 0 0\n")
         assert (await world.examine())["database-place"].status == status, kind
-    world.given.mounts.unlink()
+    world.mounts.unlink()
     assert (await world.examine())["database-place"].status == "ok"
     world.environ["CFS_PATH"] = world.environ["DATA_DIR"]
     assert await world.broken() == [("settings", "fail"), ("database-place", "fail")]
@@ -341,7 +331,7 @@ async def test_callback_secret(world: World) -> None:
 
 async def test_credentials(world: World) -> None:
     """None are found: every start must bring its own."""
-    world.change(credentials=no_credentials)
+    world.change(credentials_source=no_credentials)
     assert await world.broken() == [("credentials", "warn")]
 
 
@@ -368,7 +358,7 @@ async def test_service(world: World) -> None:
     world.service.not_ready = ["It is starting."]
     assert await world.broken() == [("service", "warn")]
     world.service.not_ready = []
-    world.change(version="9.9.9")
+    world.patches.setattr(identity, "VERSION", "9.9.9")
     assert await world.broken() == [("service", "warn")]
     world.environ["RECORDER_URL"] = "http://127.0.0.1:9"
     assert "recorder serve" in (await world.examine())["service"].type

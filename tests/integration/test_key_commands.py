@@ -60,16 +60,14 @@ async def test_wrong_words_write_nothing(tmp_path: Path, engine: str) -> None:
     """Scopes or a name that are none are refused, an id that is none is not found; on a fresh install the file is made."""
     ground = backends.make(engine, tmp_path / "new" / "data")
     places = {"HOME": str(tmp_path), "DATA_DIR": str(tmp_path / "new" / "data")}
-    keys = api_keys.ApiKeys(settings.load(places | ground.settings))
-    await keys.start()
-    for name, scopes in (("x", ["everything"]), ("x", ["read", "write"]), ("x", []), (" ", ["read"]), ("x" * 65, ["read"])):
-        with pytest.raises(ValueError, match=r"Scopes are some of|A name has"):
-            await keys.create(name, scopes, 0)
-    with pytest.raises(errors.NotFound):
-        await keys.revoke("nobody")
-    assert await keys.audit(10) == {"Audit": [], "Count": 0}
-    assert await keys.list() == {"Keys": []}
-    await keys.stop()
+    async with api_keys.opened(settings.load(places | ground.settings)) as keys:
+        for name, scopes in (("x", ["everything"]), ("x", ["read", "write"]), ("x", []), (" ", ["read"]), ("x" * 65, ["read"])):
+            with pytest.raises(ValueError, match=r"Scopes are some of|A name has"):
+                await keys.create(name, scopes, 0)
+        with pytest.raises(errors.NotFound):
+            await keys.revoke("nobody")
+        assert await keys.audit(10) == {"Audit": [], "Count": 0}
+        assert await keys.list() == {"Keys": []}
     await ground.remove(tmp_path / "none.log")
 
 
@@ -77,14 +75,12 @@ async def test_beside_many_nodes(tmp_path: Path) -> None:
     """On PostgreSQL they take the nodes' database as it is; a schema is asked for, never made."""
     database = engines.fresh("postgresql", tmp_path)
     nodes = {"HOME": str(tmp_path), "AMQP_URL": "amqp://nobody.invalid/", "CLUSTER_TOKEN": "t", "SECRET_KEYS": KEY}
-    keys = api_keys.ApiKeys(settings.load(nodes | {"DATABASE_URL": database.url}))
-    await keys.start()
-    made = await keys.create("school", ["start", "read"], 7)
-    (listed,) = (await keys.list())["Keys"]
+    async with api_keys.opened(settings.load(nodes | {"DATABASE_URL": database.url})) as keys:
+        made = await keys.create("school", ["start", "read"], 7)
+        (listed,) = (await keys.list())["Keys"]
     assert listed == {name: value for name, value in made.items() if name != "Key"}
     assert (listed["Scopes"], listed["Quota"]) == ("read,start", 7)
-    await keys.stop()
-    empty = api_keys.ApiKeys(settings.load(nodes | {"DATABASE_URL": postgres.shared().create()}))
+    empty = settings.load(nodes | {"DATABASE_URL": postgres.shared().create()})
     with pytest.raises(errors.Unavailable, match="recorder migrate"):
-        await empty.start()
-    await empty.stop()
+        async with api_keys.opened(empty):
+            pass

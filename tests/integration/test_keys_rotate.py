@@ -10,10 +10,10 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from assembly import encryption_keys
+from assembly import encryption_keys, key_rotation
 from bus import dead_letter_envelope
 from bus import topology as topologies
-from cli import client
+from cli import exits
 from config import settings as ops_settings
 from events import requests
 from machine import encryption as rings
@@ -74,15 +74,15 @@ async def test_from_an_old_key_to_a_new_one(ground: backends.Footing, tmp_path: 
     async def say(keys: list[str], *words: str, process: bool = False) -> tuple[int, str]:
         return await run(tmp_path, *words, process=process, **given(ground, tmp_path, *keys))
 
-    for keys, said in (([NEW, OLD], "1 sealed anew"), ([NEW, OLD], "0 sealed anew"), ([NEW], "0 sealed anew")):
-        assert await say(keys, "keys", "rotate") == (client.OK, f"{said} under key {new}.\n")
+    for keys, said in (([NEW, OLD], "1 re-encrypted"), ([NEW, OLD], "0 re-encrypted"), ([NEW], "0 re-encrypted")):
+        assert await say(keys, "keys", "rotate") == (exits.OK, f"{said} under key {new}.\n")
     code, said = await say([OTHER], "serve", process=True)
     assert (code, said.count("SECRET_KEYS"), new in said) == (1, 1, True)
     code, said = await say([OTHER], "keys", "rotate", process=True)
-    assert (code, "--forget-lost" in said) == (client.UNREACHABLE, True)
+    assert (code, "--forget-lost" in said) == (exits.UNREACHABLE, True)
     code, said = await say([OTHER], "keys", "rotate", "--forget-lost")
-    assert (code, "1 forgotten" in said) == (client.OK, True)
-    assert await say([OTHER], "keys", "rotate") == (client.OK, f"0 sealed anew under key {other}.\n")
+    assert (code, "1 forgotten" in said) == (exits.OK, True)
+    assert await say([OTHER], "keys", "rotate") == (exits.OK, f"0 re-encrypted under key {other}.\n")
     turned = [("keys-rotate", new, "ok")] * 3 + [("keys-rotate", other, "ServiceUnavailable")]
     lost = [("keys-forget-lost", "1 forgotten", "ok"), ("keys-rotate", other, "ok")]
     assert await audited(ground, tmp_path) == [*turned, *lost, ("keys-rotate", other, "ok")]
@@ -92,7 +92,7 @@ async def audited(ground: backends.Footing, folder: Path) -> list[tuple[str, str
     """What was done, to what, and how it ended, oldest first; all of it by who types here."""
     code, said = await run(folder, "audit", "--json", **given(ground, folder, OTHER))
     lines = json.loads(said)["Audit"]
-    assert (code, {line["Who"].partition(" ")[0] for line in lines}) == (client.OK, {"cli"})
+    assert (code, {line["Who"].partition(" ")[0] for line in lines}) == (exits.OK, {"cli"})
     return [(line["Action"], line["Subject"], line["Outcome"]) for line in reversed(lines)]
 
 
@@ -107,7 +107,7 @@ async def test_what_was_forgotten_is_written_down_whatever_comes_after(
 
     monkeypatch.setattr(encrypted_rows.EncryptedRows, "rotate", fail)
     code, said = await run(tmp_path, "keys", "rotate", "--forget-lost", **given(ground, tmp_path, OTHER))
-    assert (code, "went away" in said) == (client.UNREACHABLE, True)
+    assert (code, "went away" in said) == (exits.UNREACHABLE, True)
     rotation = ("keys-rotate", rings.Keyring([OTHER]).key_id, "ServiceUnavailable")
     assert await audited(ground, tmp_path) == [("keys-forget-lost", "1 forgotten", "ok"), rotation]
 
@@ -119,7 +119,7 @@ async def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
     file.write_text(NEW)
     file.chmod(0o640)
     code, said = await run(tmp_path, "keys", "rotate")
-    assert (code, f"chmod 600 {file}" in said) == (client.UNREACHABLE, True)
+    assert (code, f"chmod 600 {file}" in said) == (exits.UNREACHABLE, True)
 
 
 async def test_parked_messages_that_need_an_older_key_are_counted(tmp_path: Path) -> None:
@@ -136,4 +136,4 @@ async def test_parked_messages_that_need_an_older_key_are_counted(tmp_path: Path
     url = engines.fresh("postgresql", tmp_path).url
     many = {"DATABASE_URL": url, "AMQP_URL": rabbit.shared().url, "AMQP_PREFIX": topology.prefix, "CLUSTER_TOKEN": "t"}
     settings = ops_settings.load({"HOME": str(tmp_path), "SECRET_KEYS": f"{NEW},{OLD}", **many})
-    assert await encryption_keys.parked_elsewhere(settings) == 2
+    assert await key_rotation.dead_letters_under_other_keys(settings) == 2

@@ -13,7 +13,7 @@ import pytest
 
 from bus import broker_connection
 from bus import topology as topologies
-from cli import client
+from cli import exits
 from events import codec
 from store import store as stores
 from tests import buses, cli_runner, decider_harness, engines, rabbit
@@ -101,7 +101,7 @@ async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
     assert '"RoomId": 88' in shown
     assert '"UserSig": "***"' in shown
     assert (await place.run("show", first, "--json")).json["Id"] == first
-    assert (await place.run("requeue", first)).out == f"{first} event.start: sent anew\n"
+    assert (await place.run("requeue", first)).out == f"{first} event.start: requeued\n"
     assert await place.on_its_way() == ["a"]
     dropped = await place.run("drop", second, third, "--json")
     assert [json.loads(line)["Id"] for line in dropped.out.splitlines()] == [second, third]
@@ -117,14 +117,14 @@ async def test_what_is_not_there(place: Place) -> None:
     """An unknown id ends with 4, in every command; a number that no database has is none either."""
     for words in (("show", "x"), ("requeue", "row-7"), ("drop", "row-" + "9" * 30), ("drop", "0123456789ab")):
         answer = await place.run(*words)
-        assert (answer.code, "no such" in answer.err.lower()) == (client.NOT_FOUND, True), (words, answer.err)
+        assert (answer.code, "no such" in answer.err.lower()) == (exits.NOT_FOUND, True), (words, answer.err)
 
 
 async def test_how_it_fails(place: Place, tmp_path: Path) -> None:
     """Wrong settings end with 2; a broker or database that cannot be reached with 3, with no file left behind and no password
     said."""
     wrong = await place.run("list", DATABASE_URL="mysql://x")
-    assert (wrong.code, "DATABASE_URL" in wrong.err) == (client.USAGE, True)
+    assert (wrong.code, "DATABASE_URL" in wrong.err) == (exits.USAGE, True)
     if place.name == "outbox-sqlite":
         away = await place.process("list", DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/none.db")
         assert not (tmp_path / "none.db").exists()
@@ -132,5 +132,5 @@ async def test_how_it_fails(place: Place, tmp_path: Path) -> None:
         away = await place.process("list", DATABASE_URL="postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
     else:
         away = await place.process("list", AMQP_URL="amqp://u:PLANTED@127.0.0.1:9/")
-    assert (away.code, away.out) == (client.UNREACHABLE, "")
+    assert (away.code, away.out) == (exits.UNREACHABLE, "")
     assert len(away.err.splitlines()) == 1

@@ -72,7 +72,7 @@ async def test_watch_goes_on_until_it_is_finished(service: Service, as_json: boo
     """A line for each change while the media grows; the end of the session is the end of the command, with 0."""
     task_id = await second_run(service)
     words = ["show", task_id, "--watch", "--every", "0.1", *(["--json"] if as_json else [])]
-    program = (sys.executable, "-c", "from cli import commands; commands.app(prog_name='recorder')", *words)
+    program = (sys.executable, "-c", "from cli import app; app.app(prog_name='recorder')", *words)
     environ = {"RECORDER_URL": service.url, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, env=environ)
     assert process.stdout is not None

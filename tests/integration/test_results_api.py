@@ -147,7 +147,7 @@ async def test_many_wait_and_all_are_told(service: Service) -> None:
 async def following(service: Service, *words: str) -> AsyncIterator[asyncio.StreamReader]:
     """`recorder results --follow …` as a process of its own; its output."""
     environ = {"RECORDER_URL": service.url, "PYTHONPATH": str(ROOT)}
-    command = "from cli import commands; commands.app(prog_name='recorder')"
+    command = "from cli import app; app.app(prog_name='recorder')"
     program = (sys.executable, "-c", command, "results", "--follow", *words)
     process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, env=environ)
     assert process.stdout is not None

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from typer import main, testing
 
-import service
-from cli import client, live_screen, output, polling, request_input
-from cli import sessions as commands_module
+from cli import app, client, exits, live_screen, output, polling, request_input
+from tests import ast_helpers
 
+PACKAGES = ("machine", "handlers", "worker", "events", "store", "bus", "media", "tencent", "webhook", "web", "config", "cli",
+            "simulator", "assembly", "service")  # fmt: skip
 ENVIRON = {"RECORDER_USER_SIG": "sig", "COS_SECRET_ID": "id", "COS_SECRET_KEY": "key"}
 
 
@@ -31,18 +33,51 @@ def nobody() -> Iterator[str]:
 def run(*words: str, **environ: str) -> Any:
     """The command's result, without this process's own RECORDER_ variables."""
     unset = dict.fromkeys(("RECORDER_URL", "RECORDER_TOKEN", "RECORDER_USER_SIG", "COS_SECRET_ID", "COS_SECRET_KEY"))
-    return testing.CliRunner().invoke(commands_module.app, list(words), env={**unset, "COS_TOKEN": None, **environ})
+    return testing.CliRunner().invoke(app.app, list(words), env={**unset, "COS_TOKEN": None, **environ})
 
 
 def commands(of: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every command of the command line, those of groups and of `service.py` included, with its words."""
-    group = of or main.get_command(service.ops_cli.app)
+    group = of or main.get_command(app.app)
     for name, command in group.commands.items():
         words = f"{path} {name}".strip()
         if hasattr(command, "commands"):
             yield from commands(command, words)
         else:
             yield words, command
+
+
+def commands_of(group: str = "") -> list[str]:
+    """The names in the program or one of its groups, in order."""
+    made: Any = main.get_command(app.app)
+    return list((made.commands[group] if group else made).commands)
+
+
+class TestImports:
+    @pytest.mark.parametrize("path", sorted(Path(app.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+    def test_the_composition_root_is_imported_inside_functions(self, path: Path) -> None:
+        """A module imports config, other modules of the command line and the errors; the rest only when a command runs."""
+        tree = ast_helpers.parse(path.read_text(encoding="utf-8"))
+        at_import = set(imported(node for node in tree.body if not is_for_types(node)))
+        inside = set(imported(node for node in ast.walk(tree) if node not in tree.body))
+        own = {name for name in at_import | inside if name.split(".")[0] in PACKAGES}
+        allowed = {name for name in own if name.split(".")[0] in ("cli", "config") or name == "machine.errors"}
+        assert {name for name in own & at_import if name not in allowed} == set()
+        assert {name.split(".")[0] for name in own - allowed} <= {"assembly", "simulator"}
+
+
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The modules that these statements import, by their whole names."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    """Whether the statement is a block under TYPE_CHECKING."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 class TestRequests:
@@ -125,8 +160,15 @@ class TestHelp:
     def test_exit_codes_are_documented(self) -> None:
         """`recorder --help` says what each code means."""
         text = " ".join(run("--help", COLUMNS="200").stdout.split())
-        for code in (client.OK, client.REFUSED, client.USAGE, client.UNREACHABLE, client.NOT_FOUND, client.INTERRUPTED):
+        for code in (exits.OK, exits.REFUSED, exits.USAGE, exits.UNREACHABLE, exits.NOT_FOUND, exits.INTERRUPTED):
             assert f"{code} " in text.split("Exit codes:")[1]
+
+    def test_every_command_has_its_line(self) -> None:
+        """`--help` of the program and of each group lists every command with a whole sentence."""
+        for words, names in (([], commands_of()), (["keys"], commands_of("keys")), (["parked"], commands_of("parked"))):
+            listed = run(*words, "--help", COLUMNS="80").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+            assert [line.split()[0] for line in listed] == names
+            assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
     def test_every_command_takes_json(self) -> None:
         """A program can read the answer of each, but of those that run until they are stopped, or answer with a sentence."""
@@ -257,9 +299,9 @@ class _Flaky:
         """As client.Client."""
         self.asked.append(after)
         if len(self.asked) in (2, 3):
-            raise client.ClientError("It is away.", client.UNREACHABLE)
+            raise client.ClientError("It is away.", exits.UNREACHABLE)
         if len(self.asked) > 5:
-            raise client.ClientError("Refused.", client.REFUSED)
+            raise client.ClientError("Refused.", exits.REFUSED)
         return {"Results": [{"Cursor": f"s{len(self.asked)}"}], "Next": f"s{len(self.asked)}"}
 
 

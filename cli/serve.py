@@ -1,0 +1,89 @@
+"""`recorder serve`: runs the service until a signal, and the life of such a process.
+
+Rule: whatever ends unexpectedly ends the process; its supervisor restarts it and unfinished work resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from cli import exits
+from machine import errors
+
+
+class Part(Protocol):
+    """A long-lived object; both methods may be called twice."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+def serve(
+    roles: Annotated[str, typer.Option(help="Roles of this process: a list of api, machine and worker. Overrides ROLES.")] = "",
+) -> None:
+    """Run the service, with settings from the environment.
+
+    docs/settings.md lists the settings.
+    """
+    raise typer.Exit(run_service({**os.environ, **({"ROLES": roles} if roles else {})}))
+
+
+def run_service(environment: Mapping[str, str]) -> int:
+    """Run the service until SIGTERM or SIGINT. Returns 0, or 1 after an expected error."""
+    # Modules stay loaded until the end: collecting garbage among them again and again costs a fifth of the start.
+    gc.disable()
+    from assembly import node
+    from config import logs
+
+    gc.freeze()
+    gc.enable()
+    settings = exits.load_settings(environment)
+    logs.configure(level=settings.log_level, form=settings.log_format)
+    # No core dumps: they would hold customers' keys, those of child processes as well.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    service = node.Service(settings, environment)
+    wait_for_children_by_descriptor()
+    try:
+        asyncio.run(run_until_signal([service], [service.run]))
+    except errors.RecorderError as error:
+        sys.stderr.write(f"recorder: {error.message}\n")
+        return exits.REFUSED
+    return exits.OK
+
+
+async def run_until_signal(parts: Sequence[Part], runs: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> None:
+    """Start the parts, wait for SIGTERM, SIGINT or the end of one of `runs`, then stop the parts in reverse order."""
+    signaled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signaled.set)
+    async with contextlib.AsyncExitStack() as stack:
+        for part in parts:
+            stack.push_async_callback(part.stop)
+            await part.start()
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(run()) for run in runs]
+        tasks.append(asyncio.create_task(signaled.wait()))
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+def wait_for_children_by_descriptor() -> None:
+    """Wait for each ffmpeg by its process descriptor instead of a thread, as Python itself does since 3.12."""
+    if sys.version_info < (3, 12) and hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # forbidden on this system: a thread per child
+            os.close(os.pidfd_open(os.getpid()))
+            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
