@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
 from events import codec
-from machine import model, ports, supervised_task
+from machine import internal_events, model, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -21,7 +21,7 @@ POLL_S = 0.25
 AGAIN_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
 CLEAN_EVERY_MS = model.HOUR
-SAID_LIMIT = 10_000
+MAX_REMEMBERED = 10_000
 # Less than this since the last sign of life of any node: somebody may well have been there.
 AWAY_MS = 3 * HEARTBEAT_MS
 
@@ -55,7 +55,7 @@ class Sweeper:
         self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
-        self._said: dict[str, None] = {}
+        self._published: dict[str, None] = {}
         self._next_cleaning_ms = 0
         self._since_ms = self._beat_ms = 0
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
@@ -106,12 +106,12 @@ class Sweeper:
         for deadline in due:
             if stood_still and deadline.kind in model.EXTENDED_BY_DOWNTIME:
                 continue  # the next sign of life may give it more time
-            over: dict[str, Any] = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
-            await self._say("deadline-passed", f"deadline.{deadline.serial}", deadline.owner, over)
+            passed = internal_events.DeadlinePassed(owner=deadline.owner, kind=deadline.kind, serial=deadline.serial)
+            await self._publish(f"deadline.{deadline.serial}", passed)
         if not stood_still and now_ms >= self._since_ms + self._policy.lease_ms:
             for lease in await self._store.leases(until_ms=now_ms):
-                lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
-                await self._say("worker-lost", f"lost.{lease.owner}.{lease.epoch}", lease.owner, lost)
+                lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
+                await self._publish(f"lost.{lease.owner}.{lease.epoch}", lost)
         if now_ms >= self._next_cleaning_ms:
             await self._clean(now_ms)
 
@@ -126,11 +126,13 @@ class Sweeper:
             log.info("sweeper.sessions_forgotten", sessions=gone)
             self._next_cleaning_ms = now_ms
 
-    async def _say(self, type_: str, event_id: str, owner: str, data: codec.Data) -> None:
-        if event_id in self._said:
+    async def _publish(self, event_id: str, payload: internal_events.TimerEvent) -> None:
+        """Publish an event once in the life of this process."""
+        if event_id in self._published:
             return
-        event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=owner)
-        await self._store.send("event", event, owner[:26])
-        self._said[event_id] = None
-        while len(self._said) > SAID_LIMIT:
-            self._said.pop(next(iter(self._said)))
+        type_, data = internal_events.TYPE_OF[type(payload)], internal_events.to_json(payload)
+        event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=payload.owner)
+        await self._store.send("event", event, payload.owner[:26])
+        self._published[event_id] = None
+        while len(self._published) > MAX_REMEMBERED:
+            self._published.pop(next(iter(self._published)))

@@ -100,6 +100,8 @@ class DeadlinePassed:
 
 RecordingOutcome = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed | WorkerLost
 DeliveryOutcome = CallbackFinished | CallbackFailed | WorkerLost
+WorkerEvent = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed | CallbackFinished | CallbackFailed
+TimerEvent = WorkerLost | DeadlinePassed
 Payload = TypeVar(
     "Payload",
     CaptureStarted,
@@ -122,6 +124,8 @@ TYPES: Mapping[str, type] = {
     "deadline-passed": DeadlinePassed,
 }
 """Event type → its payload."""
+TYPE_OF = {kind: type_ for type_, kind in TYPES.items()}
+"""The opposite."""
 
 # (field, name in the JSON, default) of each payload.
 _FIELDS = {
@@ -138,7 +142,7 @@ def parse(kind: type[Payload], data: Mapping[str, Any]) -> Payload:
     return kind(**values)
 
 
-def to_json(payload: Payload) -> dict[str, Any]:
+def to_json(payload: WorkerEvent | TimerEvent) -> dict[str, Any]:
     """The opposite of `parse`. A detail longer than the schema allows is cut."""
     data: dict[str, Any] = {}
     for name, key, default in _FIELDS[type(payload)]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from events import codec
-from machine import model, states
+from machine import internal_events, model, states
+from machine.reasons import Reason
 from worker import work_ports
 
 
@@ -55,14 +56,27 @@ def names(job: Job) -> dict[str, Any]:
     return {"TaskId": task_id, "Speaker": speaker, "N": n}
 
 
-def on_disk(progress: work_ports.Progress) -> dict[str, Any]:
-    """How far a capture is, as events say it."""
-    return {
-        "MediaMs": progress.media_ms,
-        "SizeBytes": progress.size_bytes,
-        "FirstPacketMs": progress.first_packet_ms,
-        "LastPacketMs": progress.last_packet_ms,
-    }
+def capture_exit(
+    job: Job, reason: Reason, detail: str, progress: work_ports.Progress | None = None
+) -> internal_events.FfmpegExit:
+    """The outcome of a capture; `progress` None: it never began."""
+    if progress is None:
+        return internal_events.FfmpegExit(epoch=job.epoch, job=job.kind, reason=reason, detail=detail)
+    return internal_events.FfmpegExit(
+        epoch=job.epoch,
+        job=job.kind,
+        reason=reason,
+        detail=detail,
+        media_ms=progress.media_ms,
+        size_bytes=progress.size_bytes,
+        first_packet_ms=progress.first_packet_ms,
+        last_packet_ms=progress.last_packet_ms,
+    )
+
+
+def transcode_exit(job: Job, reason: Reason, detail: str, *, retry: bool) -> internal_events.FfmpegExit:
+    """The outcome of a transcode without an output."""
+    return internal_events.FfmpegExit(epoch=job.epoch, job=job.kind, reason=reason, detail=detail, retry=retry)
 
 
 def segment(progress: work_ports.Progress) -> dict[str, Any]:

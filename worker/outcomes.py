@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 
 from events import codec
-from machine import errors, failpoints, ports, states
+from machine import errors, failpoints, internal_events, ports, states
 from machine.reasons import Reason
 from worker import leased_job, work_ports
 
@@ -43,53 +42,49 @@ class Outcomes:
         except Exception:
             # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
             log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
-        await self._send(job, "capture-started", {"FirstPacketMs": first_packet_ms})
+        await self._send(job, internal_events.CaptureStarted(epoch=job.epoch, first_packet_ms=first_packet_ms))
         failpoints.hit("capture.media.after")
 
-    async def exit(self, job: leased_job.Job, data: dict[str, Any]) -> None:
-        """Say that a capture or a transcode ended."""
-        await self.outcome(job, "ffmpeg-exit", {"Job": job.kind} | data)
-
     async def broken(self, job: leased_job.Job, detail: str) -> None:
-        """Say that a job ended through a fault that may pass."""
-        data: dict[str, Any] = {"Reason": Reason.ERROR, "Detail": detail[:4096], "Retry": True}
+        """Publish that a job ended through a fault that a retry may pass."""
+        reason = Reason.ERROR
         match job.kind:
             case states.CAPTURE:
-                del data["Retry"]
                 if job.capture is not None:
                     job.capture.kill()
-                    data |= leased_job.on_disk(job.capture.progress)
-                await self.exit(job, data)
+                progress = job.capture.progress if job.capture is not None else None
+                await self.outcome(job, leased_job.capture_exit(job, reason, detail, progress))
             case states.TRANSCODE:
-                await self.exit(job, data)
+                await self.outcome(job, leased_job.transcode_exit(job, reason, detail, retry=True))
             case states.UPLOAD:
-                await self.outcome(job, "upload-failed", data)
+                await self.outcome(job, internal_events.UploadFailed(epoch=job.epoch, reason=reason, detail=detail, retry=True))
             case _:
-                await self.outcome(job, "callback-failed", data)
+                await self.outcome(job, internal_events.CallbackFailed(epoch=job.epoch, reason=reason, detail=detail, retry=True))
 
     async def last_word(self, job: leased_job.Job) -> None:
         """Say of a transcode that its node stops, which is no fault of it; of all else `worker-lost` says as much. Gives up soon:
         then this is said, too."""
         if job.kind != states.TRANSCODE or job.ended:
             return
-        data = {"Reason": Reason.NODE_STOPPING, "Detail": "Its node stopped; the transcode begins anew.", "Retry": True}
+        detail = "Its node stopped; the transcode begins anew."
         try:
             async with asyncio.timeout(LAST_WORD_S):
-                await self.exit(job, data)
+                await self.outcome(job, leased_job.transcode_exit(job, Reason.NODE_STOPPING, detail, retry=True))
         except (TimeoutError, errors.LeaseRefused) as error:
             log.info("outcome.left_unsaid", owner=job.owner, epoch=job.epoch, reason=type(error).__name__)
 
-    async def outcome(self, job: leased_job.Job, type_: str, data: dict[str, Any]) -> None:
-        """Say the job's outcome, until it stands in the outbox."""
-        await self._send(job, type_, data)
+    async def outcome(self, job: leased_job.Job, outcome: internal_events.WorkerEvent) -> None:
+        """Publish the job's outcome: returns once it is in the outbox."""
+        await self._send(job, outcome)
         job.ended = True
 
-    async def _send(self, job: leased_job.Job, type_: str, data: dict[str, Any]) -> None:
+    async def _send(self, job: leased_job.Job, outcome: internal_events.WorkerEvent) -> None:
+        type_ = internal_events.TYPE_OF[type(outcome)]
         event = codec.make(
             type_,
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
-            data=leased_job.names(job) | {"Epoch": job.epoch} | data,
+            data=leased_job.names(job) | internal_events.to_json(outcome),
             subject=job.owner,
         )
         while True:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import structlog
 
 from events import codec
-from machine import errors, failpoints, model, ports, states, supervised_task
+from machine import errors, failpoints, internal_events, model, ports, states, supervised_task
 from machine.reasons import Reason
 from worker import leased_job, outcomes, work_ports
 
@@ -157,10 +157,10 @@ class Worker:
         # A stop that came before this node knew of its lease found no job here.
         job.stop_asked |= assignment.recording.stop_requested
         if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
-            await self._say.exit(job, {"Reason": Reason.STOPPED, "Detail": "It was stopped before it began."})
+            await self._say.outcome(job, leased_job.capture_exit(job, Reason.STOPPED, "It was stopped before it began."))
             return
         if job.handed_over:
-            await self._say.exit(job, {"Reason": Reason.NODE_STOPPING, "Detail": "Its node stopped before it began."})
+            await self._say.outcome(job, leased_job.capture_exit(job, Reason.NODE_STOPPING, "Its node stopped before it began."))
             return
         await capture.start()
         log.info("capture.running", owner=job.owner, epoch=job.epoch)
@@ -171,8 +171,8 @@ class Worker:
         failpoints.hit("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_asked and ended.reason == Reason.STOPPED
-        detail = {"Reason": Reason.NODE_STOPPING if handed_over else ended.reason, "Detail": ended.detail[:4096]}
-        await self._say.exit(job, detail | leased_job.on_disk(ended.progress))
+        reason = Reason.NODE_STOPPING if handed_over else ended.reason
+        await self._say.outcome(job, leased_job.capture_exit(job, reason, ended.detail, ended.progress))
         failpoints.hit("segment.close.after")
 
     async def _transcode(self, job: leased_job.Job) -> None:
@@ -184,12 +184,12 @@ class Worker:
                 made = await self._steps.transcode(assignment, job.epoch, [s for s in segments if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
-            failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
-            await self._say.exit(job, failure)
+            await self._say.outcome(job, leased_job.transcode_exit(job, error.reason, error.detail, retry=error.retry))
             return
         log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.output.duration_ms, missing=len(missing))
         output = replace(made.output, missing=len(missing), gaps=leased_job.with_missing(made.output, segments, missing))
-        await self._say.exit(job, {"Reason": Reason.OK, "Output": output.to_json(), "Node": self._place})
+        done = internal_events.FfmpegExit(epoch=job.epoch, job=job.kind, reason=Reason.OK, output=output, node=self._place)
+        await self._say.outcome(job, done)
 
     async def _gather(self, assignment: work_ports.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
@@ -227,12 +227,13 @@ class Worker:
                 done = await self._steps.upload(assignment, state, save)
         except errors.UploadFailed as error:
             log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
-            failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
-            await self._say.outcome(job, "upload-failed", failure)
+            failed = internal_events.UploadFailed(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
+            await self._say.outcome(job, failed)
             return
         log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
         failpoints.hit("upload.done.before")
-        await self._say.outcome(job, "upload-finished", {"SizeBytes": done.size_bytes, "Crc64": done.crc64, "Url": done.url})
+        stored = internal_events.UploadFinished(epoch=job.epoch, size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
+        await self._say.outcome(job, stored)
         failpoints.hit("upload.done.after")
         # Not before it is said: a crash in between would upload hours of video once more.
         await self._store.forget_upload_state(job.owner, job.epoch)
@@ -246,12 +247,12 @@ class Worker:
                 await self._steps.deliver(value)
         except errors.CallbackFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
-            failure = {"Reason": error.reason, "Detail": error.detail[:4096], "Retry": error.retry}
-            await self._say.outcome(job, "callback-failed", failure)
+            failed = internal_events.CallbackFailed(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
+            await self._say.outcome(job, failed)
             return
         failpoints.hit("callback.mark.before")
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
-        await self._say.outcome(job, "callback-finished", {})
+        await self._say.outcome(job, internal_events.CallbackFinished(epoch=job.epoch))
         failpoints.hit("callback.mark.after")
 
     # --- leases -----------------------------------------------------------------------------------------------------------
@@ -342,25 +343,26 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _void(self, lease: ports.Lease) -> None:
-        data: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
+        lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
         if "/" in lease.owner:
             assignment = await self._store.assignment(lease.owner)
             if assignment is not None and assignment.recording.state in states.CAPTURING:
-                data |= await self._left(assignment, lease)
-        log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=data.get("MediaMs"))
-        # Not the id under which the sweeper may have said it a moment before: it does not know what is on disk.
-        event = codec.make(
-            "worker-lost", id=f"voided.{lease.owner}.{lease.epoch}", time_ms=self._clock(), data=data, subject=lease.owner
-        )
+                lost = await self._with_media(lost, assignment)
+        log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=lost.media_ms)
+        # Not the id of the sweeper's event, which may exist already and does not know what is on disk.
+        id_, data = f"voided.{lease.owner}.{lease.epoch}", internal_events.to_json(lost)
+        event = codec.make("worker-lost", id=id_, time_ms=self._clock(), data=data, subject=lease.owner)
         await self._store.send("event", event, lease.owner[:26])
 
-    async def _left(self, assignment: work_ports.Assignment, lease: ports.Lease) -> dict[str, Any]:
-        """What a capture left behind. Nobody can start, stop or be called before this is told, so it is told at once: of a long
-        segment what was noted of it, and of one that cannot be read nothing."""
-        known_ms = max((s.media_ms for s in await self._store.segments(lease.owner) if s.epoch == lease.epoch), default=0)
+    async def _with_media(
+        self, lost: internal_events.WorkerLost, assignment: work_ports.Assignment
+    ) -> internal_events.WorkerLost:
+        """Add what a capture left on disk. The node starts no job before this is published, so the scan is short: of a long
+        segment it reports the media that was noted, and of an unreadable one nothing."""
+        known_ms = max((s.media_ms for s in await self._store.segments(lost.owner) if s.epoch == lost.epoch), default=0)
         try:
-            found = await self._steps.scan(assignment, lease.epoch, known_ms)
+            found = await self._steps.scan(assignment, lost.epoch, known_ms)
         except OSError as error:
-            log.error("segment.not_read", owner=lease.owner, epoch=lease.epoch, error=error.strerror, media_ms=known_ms)
-            return {}
-        return {"MediaMs": found.media_ms, "SizeBytes": found.size_bytes, "LastPacketMs": found.last_packet_ms}
+            log.error("segment.not_read", owner=lost.owner, epoch=lost.epoch, error=error.strerror, media_ms=known_ms)
+            return lost
+        return replace(lost, media_ms=found.media_ms, size_bytes=found.size_bytes, last_packet_ms=found.last_packet_ms)

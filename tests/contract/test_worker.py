@@ -456,7 +456,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours in saying an outcome: the lease is not renewed any more, so that the job becomes `worker-lost`."""
     capture = await node.open()
-    monkeypatch.setattr(outcomes.Outcomes, "exit", None)
+    monkeypatch.setattr(outcomes.Outcomes, "outcome", None)
     capture.end("eof")
     held = (await node.recording()).id, 1, "node-1", 10_000
     assert await node.store.renew_lease(*held)
