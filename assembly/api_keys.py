@@ -12,6 +12,7 @@ from typing import Any
 
 import store.api_keys
 import store.audit
+import store.connections
 from assembly import database
 from assembly.identity import clock, operator
 from config import settings as settings_module
@@ -24,16 +25,16 @@ Json = dict[str, Any]
 @contextlib.asynccontextmanager
 async def opened(settings: settings_module.Settings) -> AsyncIterator[ApiKeys]:
     """The API keys of these settings. On a fresh embedded installation this creates the database. Raises Unavailable."""
-    async with database.opened(settings, create=True) as engine:
-        yield ApiKeys(engine)
+    async with database.opened(settings, create=True) as connections:
+        yield ApiKeys(connections)
 
 
 class ApiKeys:
     """The API keys and the audit of one database. Returned objects are printed as they are with --json."""
 
-    def __init__(self, engine: Any) -> None:
-        self._keys = store.api_keys.Keys(engine, clock=clock)
-        self._audit = store.audit.Audit(engine, clock=clock)
+    def __init__(self, connections: store.connections.Connections) -> None:
+        self._keys = store.api_keys.Keys(connections, clock=clock)
+        self._audit = store.audit.Audit(connections, clock=clock)
 
     async def create(self, name: str, scopes: Sequence[str], quota: int) -> Json:
         """Create a key; `Key` in the answer is its text. Raises ValueError for an invalid name or scope."""

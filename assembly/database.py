@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
+import store.connections
 import store.encrypted_rows
-import store.engine
 import store.schema
 from assembly import encryption_keys
 from config import settings as settings_module
@@ -18,35 +17,35 @@ from machine import errors
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: settings_module.Settings, *, create: bool = False) -> AsyncIterator[Any]:
-    """The engine of a database with this program's schema. `create`: create SQLite's file if it is missing. Raises
+async def opened(settings: settings_module.Settings, *, create: bool = False) -> AsyncIterator[store.connections.Connections]:
+    """Connections to a database with this program's schema. `create`: create SQLite's file if it is missing. Raises
     Unavailable."""
     missing = not settings.amqp_url.get_secret_value() and not settings.database_file.exists()
     if missing and not create:
         file = settings.database_file
         raise errors.Unavailable(f"There is no database {file}: set DATABASE_URL or DATA_DIR as the service has it.")
-    engine = store.engine.open_engine(settings.database)
+    connections = store.connections.open_database(settings.database)
     try:
         if missing:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            await store.engine.migrate(engine)
-        await store.engine.ping(engine)
-        await store.engine.check_schema(engine)
-        yield engine
+            await store.schema.migrate(connections)
+        await connections.ping()
+        await store.schema.check(connections)
+        yield connections
     finally:
-        await engine.dispose()
+        await connections.close()
 
 
 async def migrate(settings: settings_module.Settings) -> str:
     """Migrate the schema to this program's revision and encrypt secrets that older versions stored plain. Returns the
     revision."""
     keyring = encryption_keys.keyring(settings)
-    engine = store.engine.open_engine(settings.database)
+    connections = store.connections.open_database(settings.database)
     try:
-        await store.engine.migrate(engine)
-        rows = store.encrypted_rows.EncryptedRows(engine, keyring)
+        await store.schema.migrate(connections)
+        rows = store.encrypted_rows.EncryptedRows(connections, keyring)
         await rows.check()
         await rows.encrypt_plain()
     finally:
-        await engine.dispose()
+        await connections.close()
     return store.schema.HEAD

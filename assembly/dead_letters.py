@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import store.audit
+import store.connections
 import store.dead_letters
 from assembly import database, encryption_keys
 from assembly.identity import clock, operator
@@ -26,17 +27,17 @@ Json = dict[str, Any]
 @contextlib.asynccontextmanager
 async def opened(settings: settings_module.Settings) -> AsyncIterator[DeadLetters]:
     """The dead letters of these settings. Raises Unavailable."""
-    async with database.opened(settings) as engine:
-        yield DeadLetters(settings, engine)
+    async with database.opened(settings) as connections:
+        yield DeadLetters(settings, connections)
 
 
 class DeadLetters:
     """The dead letters of one recorder: those of its outbox, and with AMQP_URL those of the broker's queue. Returned objects are
     printed as they are with --json."""
 
-    def __init__(self, settings: settings_module.Settings, engine: Any) -> None:
-        self._engine = engine
-        self._rows = store.dead_letters.ParkedRows(engine)
+    def __init__(self, settings: settings_module.Settings, connections: store.connections.Connections) -> None:
+        self._connections = connections
+        self._rows = store.dead_letters.ParkedRows(connections)
         self._queue: Any = None
         url = settings.amqp_url.get_secret_value()
         if url:
@@ -79,7 +80,7 @@ class DeadLetters:
     async def _written_down(self, action: str, message: Any) -> Json:
         """The broker's queue and the database have no transaction in common: what was done is written down after it."""
         done = _of_message(message)
-        await store.audit.Audit(self._engine, clock=clock).add(operator(), action, f"{done['Id']} {done['Key']}")
+        await store.audit.Audit(self._connections, clock=clock).add(operator(), action, f"{done['Id']} {done['Key']}")
         return done
 
     def _messages(self) -> Any:

@@ -28,9 +28,9 @@ class Rotation:
 async def rotate(settings: settings_module.Settings, *, forget_lost: bool) -> Rotation:
     """Re-encrypt all rows under the first key. `forget_lost`: first delete the rows that no key decrypts. Raises Unavailable."""
     keyring = encryption_keys.keyring(settings, make=False)
-    async with database.opened(settings) as engine:
-        rows = store.encrypted_rows.EncryptedRows(engine, keyring)
-        audit = store.audit.Audit(engine, clock=identity.clock)
+    async with database.opened(settings) as connections:
+        rows = store.encrypted_rows.EncryptedRows(connections, keyring)
+        audit = store.audit.Audit(connections, clock=identity.clock)
         forgotten = await rows.forget_lost(identity.operator(), identity.clock()) if forget_lost else 0
         try:
             done = await rows.rotate()

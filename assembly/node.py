@@ -18,8 +18,9 @@ import structlog
 import bus.local
 import machine.encryption
 import store.api_keys
-import store.engine
+import store.connections
 import store.queries
+import store.schema
 import store.store
 from assembly import encryption_keys
 from assembly import work as joined
@@ -59,7 +60,7 @@ class Service:
     async def start(self) -> None:
         """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
         folder = self._open_spool()
-        engine = await self._open_store()
+        await self._open_store()
         steps = joined.Steps(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
         await steps.uploader.start()
         self._stack.push_async_callback(steps.uploader.stop)
@@ -70,7 +71,7 @@ class Service:
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
-        application = web_app.create(self._api(decider, engine, steps), faces="api" in self.settings.roles)
+        application = web_app.create(self._api(decider, steps), faces="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)
@@ -118,20 +119,19 @@ class Service:
         self.node = folder.node_id or f"node-{new_id().lower()}"
         return folder
 
-    async def _open_store(self) -> Any:
+    async def _open_store(self) -> None:
         settings = self.settings
         if not self.many:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        engine = store.engine.open_engine(settings.database)
+        database = store.connections.open_database(settings.database)
         self._keyring = encryption_keys.keyring(settings)
-        self.store = store.store.Store(engine, clock=clock, new_id=new_id, keyring=self._keyring)
+        self.store = store.store.Store(database, clock=clock, new_id=new_id, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)
         if self.many:
-            await store.engine.check_schema(engine)
+            await store.schema.check(database)
             await self.store.check_encrypted()
         else:
             await self.store.start()
-        return engine
 
     def _context(self) -> unit_of_work.Context:
         keys = self.settings.trtc_keys
@@ -241,11 +241,10 @@ class Service:
             return ""
         return self.settings.node_url or (self.url if self._ready else "")
 
-    def _api(self, decider: dispatch.Decider, engine: Any, steps: joined.Steps) -> web_app.Api:
+    def _api(self, decider: dispatch.Decider, steps: joined.Steps) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
-
-        kept = store.api_keys.Keys(engine, clock=clock)
+        kept = store.api_keys.Keys(self.store.connections, clock=clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -255,8 +254,8 @@ class Service:
 
         return web_app.Api(
             decide=decider.decide,
-            queries=store.queries.Reading(engine),
-            ping=self.store.ping,
+            queries=store.queries.Reading(self.store.connections),
+            ping=self.store.connections.ping,
             ready=self._problems,
             new_id=new_id,
             clock=clock,

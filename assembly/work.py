@@ -18,7 +18,7 @@ from assembly import segment_fetch
 from assembly.identity import clock
 from config import settings as ops_settings
 from events import codec
-from machine import errors, model
+from machine import due_work, errors, model
 from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, segment_scan, spool, transcode
 from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
@@ -48,7 +48,7 @@ class Steps:
         self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
         self._webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
 
-    def capture(self, job: work_ports.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
+    def capture(self, job: due_work.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         """A capture of the speaker's stream into the segment of `epoch`."""
         spec = capture.CaptureSpec(address=self._address(job), path=self.segment_path(job, epoch), mode=job.recording.mode)
         made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
@@ -59,16 +59,16 @@ class Steps:
         """The processes of the captures that run here."""
         return [each.pid for each in self._captures if each.pid and not each.ended]
 
-    async def scan(self, job: work_ports.Assignment, epoch: int, known_ms: int) -> work_ports.Scan:
+    async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> work_ports.Scan:
         """What the segment holds."""
         return await asyncio.to_thread(segment_scan.scan, self.segment_path(job, epoch), job.recording.mode, known_ms)
 
-    async def fetch(self, job: work_ports.Assignment, epoch: int, url: str) -> bool:
+    async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this one's spool."""
         token = self._settings.cluster_token.get_secret_value()
         return await segment_fetch.fetch(url, token, job.recording.id, epoch, self.segment_path(job, epoch))
 
-    async def transcode(self, job: work_ports.Assignment, epoch: int, found: Sequence[Any]) -> work_ports.Finished:
+    async def transcode(self, job: due_work.Assignment, epoch: int, found: Sequence[Any]) -> work_ports.Finished:
         """Segments to the finished file."""
         value = job.recording
         files = [
@@ -98,7 +98,7 @@ class Steps:
         )
 
     async def upload(
-        self, job: work_ports.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
+        self, job: due_work.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
     ) -> work_ports.Uploaded:
         """The finished file into the bucket."""
         value = job.recording
@@ -138,7 +138,7 @@ class Steps:
         names = await asyncio.to_thread(os.listdir, self._spool.root)
         return [name for name in names if len(name) == TASK_ID_CHARS]
 
-    def segment_path(self, job: work_ports.Assignment, epoch: int) -> Path:
+    def segment_path(self, job: due_work.Assignment, epoch: int) -> Path:
         """Where the segment of `epoch` lies."""
         value = job.recording
         return self._spool.segment_path(value.task_id, value.speaker, value.n, epoch)
@@ -151,7 +151,7 @@ class Steps:
             return None
         return self._spool.segment_path(task_id, speaker, n, epoch)
 
-    def target(self, job: work_ports.Assignment) -> cos_target.CosTarget:
+    def target(self, job: due_work.Assignment) -> cos_target.CosTarget:
         """The object that the recording becomes."""
         request, value = job.session.request, job.recording
         key = cos_target.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
@@ -211,7 +211,7 @@ class Steps:
             return settings.min_free_bytes
         return min(settings.min_free_bytes, self._spool.total_bytes() // 10)
 
-    def _address(self, job: work_ports.Assignment) -> str:
+    def _address(self, job: due_work.Assignment) -> str:
         request, room = job.session.request, job.session.request.room
         user, sig = request.user_id, job.secrets.user_sig
         key = self._settings.trtc_keys.get(room.sdk_app_id)

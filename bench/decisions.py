@@ -39,7 +39,7 @@ from bus import rabbit as rabbit_bus
 from events import codec
 from handlers import dispatch, unit_of_work
 from machine import encryption, model
-from store import engine as engines
+from store import connections
 from store import store as stores
 from tests import postgres, rabbit
 
@@ -152,11 +152,14 @@ class Decisions:
     lanes = AT_ONCE
 
     def __init__(self, url: str) -> None:
-        self.engine = engines.open_engine(url)
         self._store = stores.Store(
-            self.engine, clock=now_ms, new_id=lambda: str(ULID()), keyring=encryption.Keyring([encryption.new_key()])
+            connections.open_database(url),
+            clock=now_ms,
+            new_id=lambda: str(ULID()),
+            keyring=encryption.Keyring([encryption.new_key()]),
         )
         self._decider = dispatch.Decider(self._store, unit_of_work.Context(policy=POLICY, new_id=lambda: str(ULID())))
+        self.engine = self._store.connections.engine
         self._rooms = itertools.count(1)
         self.decided = 0
 
@@ -188,7 +191,7 @@ class Decisions:
         there = {"SdkAppId": APP, "RoomId": room, "UserId": "alice", "EventMs": now_ms(), "Kind": "audio"}
         await self._say("user-publishing", there)
         await self._lease(task_id, 1)
-        await self._store.register_segment(f"{task_id}/alice/1", 1, "n1")
+        await self._store.segments.register(f"{task_id}/alice/1", 1, "n1")
         await self._say("capture-started", of | {"Epoch": 1, "FirstPacketMs": now_ms()})
         await self._say("user-publishing", there | {"Kind": "video"})
         await self._say("room-destroyed", {"SdkAppId": APP, "RoomId": room, "UserId": "", "EventMs": now_ms() + 1})
@@ -206,7 +209,7 @@ class Decisions:
         return await self._decider.decide(event)
 
     async def _lease(self, task_id: str, epoch: int) -> None:
-        if not await self._store.take_lease(f"{task_id}/alice/1", epoch, "n1", POLICY.lease_ms):
+        if not await self._store.leases.take(f"{task_id}/alice/1", epoch, "n1", POLICY.lease_ms):
             raise RuntimeError(f"the lease of epoch {epoch} was refused: the events are not those of a whole recording")
 
 

@@ -13,22 +13,14 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Protocol
+
+from machine import ports
 
 MAX_ATTEMPTS = 25
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From this count on, a message is handled alone. A message that kills its process takes the messages in flight with it, and those
 # must not be counted as often as the culprit.
 ISOLATE_FROM = 3
-
-
-class AttemptCounts(Protocol):
-    """Storage of the counts (store.attempts.Attempts)."""
-
-    async def count(self, message: str) -> int: ...
-    async def add(self, message: str) -> int: ...
-    async def take_back(self, message: str) -> None: ...
-    async def forget(self, message: str) -> None: ...
 
 
 class AttemptsExhausted(Exception):
@@ -38,7 +30,7 @@ class AttemptsExhausted(Exception):
 class AttemptTracker:
     """Counts the attempts of one bus's messages. Messages are named by `key`."""
 
-    def __init__(self, counts: AttemptCounts) -> None:
+    def __init__(self, counts: ports.Attempts) -> None:
         self._counts = counts
         self._isolation = asyncio.Lock()
 

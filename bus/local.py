@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
 from bus import attempts, database_probe, delivery_policy
 from events import codec
 from events import errors as event_errors
-from machine import errors, failpoints, ports, supervised_task
+from machine import due_work, errors, failpoints, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -30,21 +29,12 @@ CHANNELS = {
 }
 
 
-class Store(ports.Store, Protocol):
-    """A store whose outbox is the queue (store.store.Store)."""
-
-    @property
-    def attempts(self) -> attempts.AttemptCounts: ...
-    async def newest_seq(self) -> int: ...
-    async def ping(self) -> None: ...
-
-
 class LocalBus:
     """Relays the outbox to handlers in the order of writing. A message that waits for a retry does not hold up the rest."""
 
     def __init__(
         self,
-        store: Store,
+        store: ports.Store,
         *,
         clock: Callable[[], int],
         on_event: delivery_policy.Handler,
@@ -52,7 +42,7 @@ class LocalBus:
     ) -> None:
         self._store = store
         self._clock = clock
-        tracker, probe = attempts.AttemptTracker(store.attempts), database_probe.DatabaseProbe(store.ping)
+        tracker, probe = attempts.AttemptTracker(store.attempts), database_probe.DatabaseProbe(store.connections.ping)
         handlers = {"event": on_event, "command": on_command, "result": self._publish}
         self._policies = {
             channel: delivery_policy.DeliveryPolicy(self._read, handler, tracker=tracker, probe=probe)
@@ -69,7 +59,7 @@ class LocalBus:
 
     async def start(self) -> None:
         """Begin to relay."""
-        self._redelivered_until = await self._store.newest_seq()
+        self._redelivered_until = await self._store.outbox.newest_seq()
         self.relay.start()
 
     async def stop(self) -> None:
@@ -101,12 +91,12 @@ class LocalBus:
     async def _round(self) -> bool:
         """Deliver the messages that are due; returns whether there were any. Raises the errors of the store."""
         failpoints.hit("outbox.claim.before")
-        due = [m for m in await self._store.unsent() if self._due_s.get(m.seq, 0.0) <= time.monotonic()]
+        due = [m for m in await self._store.outbox.unsent() if self._due_s.get(m.seq, 0.0) <= time.monotonic()]
         for message in due:
             await self._deliver(message)
         return bool(due)
 
-    async def _deliver(self, message: ports.Message) -> None:
+    async def _deliver(self, message: due_work.OutboxMessage) -> None:
         """Deliver one message and mark it, or note when it is due again. Raises Unavailable while the database fails."""
         failpoints.hit("outbox.claim.after")
         id_ = f"outbox-{message.seq}"
@@ -128,7 +118,7 @@ class LocalBus:
         if disposition.kind == "park":
             log.error("bus.parked", seq=message.seq, channel=message.channel, reason=disposition.reason)
         failpoints.hit("outbox.mark.before")
-        await self._store.mark_sent(message.seq, disposition.reason)
+        await self._store.outbox.mark_sent(message.seq, disposition.reason)
         self._due_s.pop(message.seq, None)
         failpoints.hit("outbox.mark.after")
 

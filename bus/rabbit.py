@@ -18,7 +18,7 @@ from bus import consumer as consumers
 from bus import topology as topologies
 from events import codec
 from events import errors as event_errors
-from machine import encryption, errors, supervised_task
+from machine import encryption, errors, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ class RabbitBus:
 
     def __init__(
         self,
-        store: relay.Store,
+        store: ports.Store,
         *,
         url: str,
         node: str,
@@ -57,7 +57,7 @@ class RabbitBus:
         self._drain_s = drain_s
         self._roles = frozenset(roles)
         self._node = node
-        probe, tracker = database_probe.DatabaseProbe(store.ping), attempts.AttemptTracker(store.attempts)
+        probe, tracker = database_probe.DatabaseProbe(store.connections.ping), attempts.AttemptTracker(store.attempts)
         self.connection = broker_connection.BrokerConnection(
             url, self.topology, name=f"recorder {node}", on_session=self._open_session
         )

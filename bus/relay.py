@@ -12,13 +12,12 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
-from bus import attempts, broker_connection, database_probe, publisher
+from bus import broker_connection, database_probe, publisher
 from events import errors as event_errors
-from machine import errors, failpoints, ports, supervised_task
+from machine import due_work, errors, failpoints, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -31,19 +30,11 @@ LAST_ROUND_S = 3.0
 FAILURES_BEFORE_END = 5
 
 
-class Store(ports.Store, Protocol):
-    """A store with an outbox to relay (store.store.Store)."""
-
-    @property
-    def attempts(self) -> attempts.AttemptCounts: ...
-    async def ping(self) -> None: ...
-
-
 @dataclass(slots=True)
 class _Claim:
     """A claimed row. This relay may publish it from `due_s` until `until_s`; from `expired_s` any relay may (monotonic)."""
 
-    message: ports.Message
+    message: due_work.OutboxMessage
     until_s: float
     expired_s: float
     due_s: float = 0.0
@@ -55,7 +46,7 @@ class Relay:
 
     def __init__(
         self,
-        store: Store,
+        store: ports.Store,
         connection: broker_connection.BrokerConnection,
         *,
         probe: database_probe.DatabaseProbe,
@@ -83,7 +74,7 @@ class Relay:
         if unpublished:
             try:
                 async with asyncio.timeout(LAST_ROUND_S):
-                    await self._store.release(unpublished)
+                    await self._store.outbox.release(unpublished)
             except Exception as error:  # noqa: BLE001 - not swallowed: logged, and the claims expire
                 log.warning("bus.claims_kept", messages=len(unpublished), reason=type(error).__name__, claim_s=self._claim_s)
 
@@ -122,13 +113,13 @@ class Relay:
         if sent:
             # If this fails, the next round marks the confirmed messages and does not publish them again.
             failpoints.hit("outbox.mark.before")
-            await self._store.mark_all_sent(sent)
+            await self._store.outbox.mark_all_sent(sent)
             failpoints.hit("outbox.mark.after")
         for seq in sent:
             del self._claims[seq]
         return len(sent), unsent
 
-    async def _due(self) -> Sequence[ports.Message]:
+    async def _due(self) -> Sequence[due_work.OutboxMessage]:
         """Claim another batch if there is capacity; returns the due messages in the order of the outbox."""
         now_s = time.monotonic()
         self._claims = {seq: claim for seq, claim in self._claims.items() if claim.expired_s > now_s}
@@ -136,19 +127,19 @@ class Relay:
             # Published only until well before the claim ends, so that no other relay takes a message that is about to go out.
             # Remembered until after its end: a confirmed message is marked until then, and not published again.
             until_s, expired_s = now_s + self._claim_s * 2 / 3, now_s + self._claim_s + RETRY_S
-            claimed = await self._store.claim_unsent(BATCH, round(self._claim_s * 1000))
+            claimed = await self._store.outbox.claim(BATCH, round(self._claim_s * 1000))
             self._claims |= {message.seq: _Claim(message, until_s, expired_s) for message in claimed}
         due = [c for _, c in sorted(self._claims.items()) if c.due_s <= now_s < c.until_s and not c.confirmed]
         return [claim.message for claim in due]
 
-    async def _publish(self, message: ports.Message) -> bool:
+    async def _publish(self, message: due_work.OutboxMessage) -> bool:
         """Publish one message; returns whether the broker confirmed it, or it is parked because it can never be published."""
         try:
             outgoing = publisher.outgoing(message.channel, message.type, message.node, message.body)
         except event_errors.InvalidEvent as error:
             # The codec wrote it in the deciding transaction, so the row is damaged for good.
             log.error("bus.parked", seq=message.seq, channel=message.channel, reason=str(error))
-            await self._store.mark_sent(message.seq, parked=str(error))
+            await self._store.outbox.mark_sent(message.seq, parked=str(error))
             return True
         try:
             await publisher.publish(self._connection, outgoing)

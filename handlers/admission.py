@@ -22,7 +22,7 @@ class Admission:
 
     async def look(self) -> tuple[str, ...]:
         """What to warn of. Raises InsufficientSpace, Unavailable."""
-        offers = await self._store.spare_capacities(self._clock() - self._alive_ms)
+        offers = await self._store.nodes.spare_capacities(self._clock() - self._alive_ms)
         if not offers:
             return ("No worker is alive: nothing is captured until one is.",)
         known = [(spare.free_bytes, spare) for spare in offers if spare.free_bytes is not None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
@@ -26,18 +25,12 @@ MAX_REMEMBERED = 10_000
 AWAY_MS = 3 * HEARTBEAT_MS
 
 
-class SweeperStore(ports.Store, Protocol):
-    """A store that can also forget what is over."""
-
-    async def forget_sessions(self, before_ms: int) -> int: ...
-
-
 class Sweeper:
     """Turns what is overdue into `deadline-passed` and `worker-lost`."""
 
     def __init__(
         self,
-        store: SweeperStore,
+        store: ports.Store,
         *,
         node: str,
         policy: model.Policy,
@@ -92,7 +85,7 @@ class Sweeper:
         """A sign of life. Each gives sessions back the time in which no node gave one, because nobody can tell before where in a
         round this process will stand still, or the database be away; after such a time leases are counted anew."""
         now_ms = self._clock()
-        if away_ms := await self._store.heartbeat(self._node, self._url(), self._spare(), over_ms=AWAY_MS):
+        if away_ms := await self._store.nodes.heartbeat(self._node, self._url(), self._spare(), over_ms=AWAY_MS):
             log.info("sweeper.downtime_forgiven", away_ms=away_ms)
         if now_ms > self._beat_ms + AWAY_MS:
             self._since_ms = now_ms
@@ -100,7 +93,7 @@ class Sweeper:
         self._beat_ms = now_ms
 
     async def _sweep(self) -> None:
-        due = await self._store.due_deadlines()
+        due = await self._store.deadlines.due()
         now_ms = self._clock()
         stood_still = now_ms > self._beat_ms + AWAY_MS
         for deadline in due:
@@ -109,7 +102,7 @@ class Sweeper:
             passed = internal_events.DeadlinePassed(owner=deadline.owner, kind=deadline.kind, serial=deadline.serial)
             await self._publish(f"deadline.{deadline.serial}", passed)
         if not stood_still and now_ms >= self._since_ms + self._policy.lease_ms:
-            for lease in await self._store.leases(until_ms=now_ms):
+            for lease in await self._store.leases.expired(now_ms):
                 lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
                 await self._publish(f"lost.{lease.owner}.{lease.epoch}", lost)
         if now_ms >= self._next_cleaning_ms:
@@ -121,8 +114,8 @@ class Sweeper:
         every_ms = min(CLEAN_EVERY_MS, policy.keep_messages_ms // 4, policy.keep_sessions_ms // 4)
         # Before it is tried: cleaning that fails must not keep leases from being judged round after round.
         self._next_cleaning_ms = now_ms + every_ms
-        await self._store.forget_inbox(now_ms - policy.keep_messages_ms)
-        if gone := await self._store.forget_sessions(now_ms - policy.keep_sessions_ms):
+        await self._store.retention.delete_messages(now_ms - policy.keep_messages_ms)
+        if gone := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms):
             log.info("sweeper.sessions_forgotten", sessions=gone)
             self._next_cleaning_ms = now_ms
 
@@ -132,7 +125,7 @@ class Sweeper:
             return
         type_, data = internal_events.TYPE_OF[type(payload)], internal_events.to_json(payload)
         event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=payload.owner)
-        await self._store.send("event", event, payload.owner[:26])
+        await self._store.outbox.send("event", event, payload.owner[:26])
         self._published[event_id] = None
         while len(self._published) > MAX_REMEMBERED:
             self._published.pop(next(iter(self._published)))

@@ -11,33 +11,30 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import exc, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from machine import api_keys, errors, model
-from store import audit, tables
-from store import engine as engines
+from store import audit, connections, tables
 
 
 class Keys:
     """The API keys of one database."""
 
-    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], int]) -> None:
-        self._engine = engine
-        self._writing = engine.execution_options(**{engines.WRITE: True})
+    def __init__(self, database: connections.Connections, *, clock: Callable[[], int]) -> None:
+        self._database = database
         self._clock = clock
 
     async def all(self) -> list[api_keys.ApiKey]:
         """Every key, revoked ones too, oldest first. Raises Unavailable."""
         table = tables.api_keys
         with _answers():
-            async with self._engine.connect() as connection:
+            async with self._database.read() as connection:
                 rows = (await connection.execute(select(table).order_by(table.c.created_ms, table.c.id))).mappings().all()
         return [_key(row) for row in rows]
 
     async def add(self, key: api_keys.ApiKey, by: model.Caller) -> api_keys.ApiKey:
         """Keep a new key, and who made it. Returns it with the time of its making."""
         row = asdict(key) | {"scopes": ",".join(key.scopes), "created_ms": self._clock()}
-        async with self._writing.begin() as connection:
+        async with self._database.write() as connection:
             await connection.execute(insert(tables.api_keys).values(row))
             await audit.write(connection, self._clock(), by, "keys-create", f"{key.id} {key.name}")
         return _key(row)
@@ -45,7 +42,7 @@ class Keys:
     async def revoke(self, id_: str, by: model.Caller) -> api_keys.ApiKey:
         """Take a key's rights for good; harmless to repeat. Raises NotFound."""
         table = tables.api_keys
-        async with self._writing.begin() as connection:
+        async with self._database.write() as connection:
             row = (await connection.execute(select(table).where(table.c.id == id_).with_for_update())).mappings().first()
             if row is None:
                 raise errors.NotFound("There is no such key; `recorder keys list` shows them.")
@@ -60,7 +57,7 @@ class Keys:
         """The key was used about now. Raises Unavailable."""
         table = tables.api_keys
         with _answers():
-            async with self._writing.begin() as connection:
+            async with self._database.write() as connection:
                 await connection.execute(update(table).where(table.c.id == id_).values(used_ms=self._clock()))
 
 

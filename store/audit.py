@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model
-from store import engine as engines
-from store import tables
+from store import connections, tables
 
 # The action of who opened a session; one who repeats its start did not.
 START = "start"
@@ -35,20 +34,19 @@ class Line:
 class Audit:
     """The audit of one database."""
 
-    def __init__(self, engine: AsyncEngine, *, clock: Callable[[], int]) -> None:
-        self._engine = engine
-        self._writing = engine.execution_options(**{engines.WRITE: True})
+    def __init__(self, database: connections.Connections, *, clock: Callable[[], int]) -> None:
+        self._database = database
         self._clock = clock
 
     async def add(self, by: model.Caller, action: str, subject: str, outcome: str = "ok") -> None:
         """Write one down, in a transaction of its own."""
-        async with self._writing.begin() as connection:
+        async with self._database.write() as connection:
             await write(connection, self._clock(), by, action, subject, outcome)
 
     async def list(self, limit: int = 100) -> tuple[list[Line], int]:
         """The newest `limit`, newest first, and how many there are in all."""
         table = tables.audit
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             rows = (await connection.execute(select(table).order_by(table.c.seq.desc()).limit(limit))).all()
             count = (await connection.execute(select(func.count()).select_from(table))).scalar_one()
         return [_line(row) for row in rows], int(count)

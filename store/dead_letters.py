@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Update, and_, func, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from machine import errors, model
-from store import audit, tables
-from store import engine as engines
+from store import audit, connections, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,21 +29,20 @@ class Row:
 class ParkedRows:
     """The parked rows of one database; the service may run meanwhile."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._writing = engine.execution_options(**{engines.WRITE: True})
+    def __init__(self, database: connections.Connections) -> None:
+        self._database = database
 
     async def list(self, limit: int = 100) -> tuple[list[Row], int]:
         """The oldest `limit` of them, and how many there are in all."""
         table = tables.outbox
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             found = (await connection.execute(_rows().order_by(table.c.seq).limit(limit))).all()
             count = (await connection.execute(select(func.count()).where(table.c.parked != ""))).scalar_one()
         return [_row(r) for r in found], int(count)
 
     async def show(self, seq: int) -> Row:
         """One of them. Raises NotFound."""
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             found = (await connection.execute(_rows().where(tables.outbox.c.seq == seq))).first()
         if found is None:
             raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
@@ -63,7 +60,7 @@ class ParkedRows:
     async def _free(self, seq: int, change: Update, done: tuple[model.Caller, int, str]) -> Row:
         found = await self.show(seq)
         by, now_ms, action = done
-        async with self._writing.begin() as connection:
+        async with self._database.write() as connection:
             await connection.execute(change.where(and_(tables.outbox.c.seq == seq, tables.outbox.c.parked != "")))
             await audit.write(connection, now_ms, by, action, f"row-{seq} {found.channel}.{found.type}")
         return found

@@ -12,11 +12,9 @@ from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, and_, delete, select, text, update
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from machine import encryption, errors, model
-from store import audit, tables
-from store import engine as engines
+from store import audit, connections, tables
 
 log = structlog.get_logger()
 
@@ -47,8 +45,8 @@ def about(task_id: str, kind: str) -> str:
 class EncryptedRows:
     """The sealed values of one database; the service may run meanwhile."""
 
-    def __init__(self, engine: AsyncEngine, keyring: encryption.Keyring) -> None:
-        self._engine = engine
+    def __init__(self, database: connections.Connections, keyring: encryption.Keyring) -> None:
+        self._database = database
         self._keyring = keyring
 
     @property
@@ -58,7 +56,7 @@ class EncryptedRows:
 
     async def key_ids(self) -> set[str]:
         """The ids of the keys that rows are sealed under, PLAIN among them if some are not."""
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             return set((await connection.execute(select(tables.secrets.c.key_id).distinct())).scalars())
 
     async def check(self) -> None:
@@ -100,7 +98,7 @@ class EncryptedRows:
             damaged += [row for row in rows if self._clear(row) is None]
             after = (rows[-1].task_id, rows[-1].kind)
         # In one transaction: what is gone for good is gone under somebody's name.
-        async with self._writing() as connection:
+        async with self._database.write() as connection:
             gone = int((await connection.execute(delete(table).where(~known))).rowcount)
             for row in damaged:
                 gone += int((await connection.execute(delete(table).where(_same(row)))).rowcount)
@@ -112,7 +110,7 @@ class EncryptedRows:
         done, damaged = 0, []
         after: tuple[str, str] = ("", "")
         while rows := await self._batch(which, after):
-            async with self._writing() as connection:
+            async with self._database.write() as connection:
                 for row in rows:
                     clear = self._clear(row)
                     if clear is None:
@@ -128,7 +126,7 @@ class EncryptedRows:
         table = tables.secrets
         behind = (table.c.task_id > after[0]) | and_(table.c.task_id == after[0], table.c.kind > after[1])
         found = select(table).where(which, behind).order_by(table.c.task_id, table.c.kind).limit(BATCH)
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             return list((await connection.execute(found)).all())
 
     def _clear(self, row: Any) -> str | None:
@@ -141,13 +139,10 @@ class EncryptedRows:
 
     async def _flush(self) -> None:
         """SQLite's log still holds what was there before, until it is emptied; another connection may keep it from that."""
-        if self._engine.dialect.name == "sqlite":
-            async with self._engine.connect() as connection:
+        if self._database.engine.dialect.name == "sqlite":
+            async with self._database.read() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-
-    def _writing(self) -> Any:
-        return self._engine.execution_options(**{engines.WRITE: True}).begin()
 
 
 def _same(row: Any) -> ColumnElement[bool]:

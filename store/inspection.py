@@ -13,8 +13,7 @@ from sqlalchemy import exc, select
 from sqlalchemy.engine import make_url
 
 from machine import errors
-from store import encrypted_rows, schema, tables
-from store import engine as engines
+from store import connections, encrypted_rows, schema, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +52,21 @@ def key_ids(url: str) -> set[str]:
 
 
 async def _key_ids(url: str) -> set[str]:
-    engine = engines.open_engine(url)
+    database = connections.open_database(url)
     try:
-        async with engine.connect() as connection:
+        async with database.read() as connection:
             return set((await connection.execute(select(tables.secrets.c.key_id).distinct())).scalars())
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 async def _revision(url: str) -> str:
-    engine = engines.open_engine(url)
+    database = connections.open_database(url)
     try:
-        # A write transaction, rolled back: whether it is to be had is half of the question.
-        async with engine.execution_options(**{engines.WRITE: True}).connect() as connection:
-            return await connection.run_sync(schema.current)
+        # A write transaction, rolled back: it shows whether the database can be written.
+        async with database.write() as connection:
+            revision = await connection.run_sync(schema.current)
+            await connection.rollback()
+        return revision
     finally:
-        await engine.dispose()
+        await database.close()

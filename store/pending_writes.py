@@ -1,7 +1,7 @@
-"""What a deciding transaction writes at its end, in one go: timeline, messages, deadlines. Imports this room alone.
+"""Rows that a deciding transaction writes at its end, in one go: journal, outbox, deadlines.
 
-Rule: nothing in the same transaction reads what waits here. Deadlines come last in the order of all locks anyway, and a statement
-for many rows costs as much as one for a single row.
+Rule: nothing in the same transaction reads these rows. Deadlines come last in the order of all locks, and a statement for many
+rows costs as much as one for a single row.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from store import statements, tables
 
+_DISARM = statements.deleting(tables.deadlines, "owner", "kind")
 
-class Pending:
-    """The rows that wait for the end of one transaction."""
+
+class PendingWrites:
+    """The rows that one transaction writes at its end."""
 
     def __init__(self) -> None:
         self.journal: list[dict[str, Any]] = []
@@ -22,22 +24,22 @@ class Pending:
         self._deadlines: dict[tuple[str, str], dict[str, Any] | None] = {}
 
     def arm(self, owner: str, kind: str, at_ms: int, serial: str) -> None:
-        """Arm a deadline, in place of an earlier arming of the same kind."""
+        """Arm a deadline; replaces an earlier one of the same kind."""
         self._deadlines[owner, kind] = {"owner": owner, "kind": kind, "at_ms": at_ms, "serial": serial}
 
     def disarm(self, owner: str, kind: str) -> None:
-        """Take a deadline away, if it is armed."""
+        """Disarm a deadline, if it is armed."""
         self._deadlines[owner, kind] = None
 
     async def write(self, connection: AsyncConnection) -> None:
-        """Write it all, in the order in which it was said; once."""
+        """Write all rows in the order in which they were added. Called once."""
         if self.journal:
             await connection.execute(statements.INSERT[tables.journal], self.journal)
         if self.outbox:
             await connection.execute(statements.INSERT[tables.outbox], self.outbox)
         if self._deadlines:
-            # In one order everywhere, so that two transactions do not wait for each other.
+            # In the same order in every transaction, so that two do not deadlock.
             keys = [{"at_owner": owner, "at_kind": kind} for owner, kind in sorted(self._deadlines)]
-            await connection.execute(statements.DISARM, keys)
+            await connection.execute(_DISARM, keys)
             if armed := [row for _, row in sorted(self._deadlines.items()) if row is not None]:
                 await connection.execute(statements.INSERT[tables.deadlines], armed)

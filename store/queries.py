@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import delivery, errors, model, session_view, states
-from store import jobs, locks, rows, tables
+from store import connections, jobs, locks, rows, tables
 
 NOW = "now"
 # What a result's cursor looks like outside: "s" and the outbox's sequence, or "p" and the result's place.
@@ -27,9 +27,9 @@ MAX_PLACED = 10_000
 class Reading:
     """Read-only views of one database."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._places = engine.dialect.name == "postgresql"
+    def __init__(self, database: connections.Connections) -> None:
+        self._database = database
+        self._places = database.engine.dialect.name == "postgresql"
         self._letter = "p" if self._places else "s"
 
     async def sessions(
@@ -75,7 +75,7 @@ class Reading:
     async def parts(self, task_ids: Sequence[str]) -> dict[str, session_view.SessionParts]:
         """The recordings, deliveries and jobs of each of these sessions, oldest first."""
         found = {task_id: session_view.SessionParts() for task_id in task_ids}
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             job_rows = await _recordings_and_jobs(connection, task_ids)
             for row in job_rows:
                 found[row["task_id"]].recordings.append(rows.recording(row, jobs.of(row)))
@@ -130,7 +130,7 @@ class Reading:
         last = self._last(after)
         if self._places:
             await self._give_places()
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             there_are = select(func.max(place)).where(table.c.channel == "result")
             end = max(last, int((await connection.execute(there_are)).scalar() or 0))
             if after == NOW:
@@ -149,10 +149,10 @@ class Reading:
         by those transactions' own ids: a copy restored into another server would count them from the beginning."""
         table = tables.outbox
         unplaced = select(table.c.seq).where(table.c.channel == "result", table.c.place.is_(None)).order_by(table.c.seq)
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             if (await connection.execute(unplaced.limit(1))).first() is None:
                 return
-        async with self._engine.begin() as connection:
+        async with self._database.write() as connection:
             await locks.hold(connection, locks.PLACES)
             end = int((await connection.execute(select(func.max(table.c.place)))).scalar() or 0)
             waiting = (await connection.execute(unplaced.limit(MAX_PLACED))).scalars().all()
@@ -176,7 +176,7 @@ class Reading:
         return f"{self._letter}{place}"
 
     async def _all(self, query: Select[Any]) -> list[dict[str, Any]]:
-        async with self._engine.connect() as connection:
+        async with self._database.read() as connection:
             return [dict(r) for r in (await connection.execute(query)).mappings()]
 
 

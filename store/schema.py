@@ -1,7 +1,6 @@
-"""The schema's revisions: which one a database has, which ones this program knows, and the way to the newest.
+"""Schema revisions: the one of a database, those this program knows, and the migration to the newest.
 
-Imports nothing of ours. Rule: alembic, which takes longer to load than a start may cost, is loaded only where there is something
-to migrate.
+Rule: alembic takes longer to load than a start may cost, so it is loaded only for a migration.
 """
 
 from __future__ import annotations
@@ -10,17 +9,40 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
+from machine import errors
+from store import connections, locks
+
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision in `migrations/versions`, oldest first."""
 HEAD = REVISIONS[-1]
 _TABLE = "alembic_version"
 
 
+async def migrate(database: connections.Connections) -> None:
+    """Migrate to the newest revision; creates the tables of an empty database. Raises Unavailable for a schema that is newer
+    than this program."""
+    async with database.write() as connection:
+        await locks.hold(connection, locks.MIGRATION)
+        if await connection.run_sync(_known) != HEAD:
+            await connection.run_sync(upgrade)
+
+
+async def check(database: connections.Connections) -> None:
+    """Raise Unavailable, with the remedy, unless the schema is exactly the one this program needs."""
+    async with database.read() as connection:
+        found = await connection.run_sync(_known)
+    if found != HEAD:
+        at = f"at revision {found}" if found else "empty"
+        raise errors.Unavailable(
+            f"The database is {at}, and this service needs {HEAD}: run `recorder migrate`, then start again."
+        )
+
+
 def current(connection: Connection) -> str:
-    """The revision that the database is at; "" for one without tables."""
+    """The revision of the database; "" for one without tables."""
     if not inspect(connection).has_table(_TABLE):
         return ""
-    return str(connection.execute(text(f"SELECT version_num FROM {_TABLE}")).scalar() or "")  # noqa: S608 - a name of ours
+    return str(connection.execute(text(f"SELECT version_num FROM {_TABLE}")).scalar() or "")  # noqa: S608 - a constant
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
@@ -32,3 +54,14 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def _known(connection: Connection) -> str:
+    """The revision of the database. Raises Unavailable for one that this program does not know."""
+    found = current(connection)
+    if found and found not in REVISIONS:
+        raise errors.Unavailable(
+            f"The database is at revision {found}, which this service (up to {HEAD}) does not know: the service is older than"
+            " its data. Start the newer service, or restore a backup from before the migration."
+        )
+    return found

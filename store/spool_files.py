@@ -1,7 +1,7 @@
-"""Which files of recordings lie on spools, and which of them nothing can want any more. Imports `machine`.
+"""Files of recordings on spools: which of them nothing needs any more.
 
-Rule: files are given up first, by their row and with its epoch; then they are deleted; then they are forgotten. What a newer
-epoch writes was not given up.
+Rule: a recording's row gives its files up, with its epoch; then the janitor deletes them; then the rows are forgotten. Files of a
+newer epoch were not given up.
 """
 
 from __future__ import annotations
@@ -10,80 +10,95 @@ import json
 from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, union, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import model, states
-from store import tables, values
+from machine import model, segments, states
+from store import connections, tables
 
-
-async def removable(connection: AsyncConnection, failed_before_ms: int) -> list[str]:
-    """As Store.removable."""
-    found = select(tables.recordings.c.id).where(_unwanted(failed_before_ms)).limit(100)
-    return [r.id for r in (await connection.execute(found)).all()]
+AT_ONCE = 100
 
 
-def _unwanted(failed_before_ms: int) -> ColumnElement[bool]:
+class SpoolFiles:
+    """The files that one database knows of."""
+
+    def __init__(self, database: connections.Connections) -> None:
+        self._database = database
+
+    async def removable(self, failed_before_ms: int) -> list[str]:
+        """Recordings that keep files which nothing needs: Done without missing segments, or final and ended before that time
+        (Unix ms)."""
+        found = select(tables.recordings.c.id).where(_unneeded(failed_before_ms)).limit(AT_ONCE)
+        async with self._database.read() as connection:
+            return [r.id for r in (await connection.execute(found)).all()]
+
+    async def give_up(self, recording_id: str, failed_before_ms: int) -> bool:
+        """Give up the files of a `removable` recording, before they are deleted. False: a replay came first, and needs them or
+        has left others."""
+        table = tables.recordings
+        where = and_(table.c.id == recording_id, _unneeded(failed_before_ms))
+        given_up = {"files_removed": True, "version": table.c.version + 1}
+        async with self._database.write() as connection:
+            return bool((await connection.execute(update(table).where(where).values(given_up))).rowcount)
+
+    async def given_up(self, node: str) -> list[str]:
+        """Recordings that gave up files which are still on the spool of `node` ("": a spool that all nodes share)."""
+        table, of_spool = tables.recordings, tables.segments
+        # By way of the segments, which go with the files: almost every recording that ever was has given its files up.
+        of = exists().where(table.c.id == of_spool.c.recording_id, table.c.files_removed.is_(True))
+        there = select(of_spool.c.recording_id.label("id")).where(of, *([of_spool.c.node == node] if node else []))
+        if node:
+            here = (table.c.output_node != "", table.c.output_node == node)
+            outputs = select(table.c.id).where(table.c.files_removed.is_(True), *here)
+            async with self._database.read() as connection:
+                return [r.id for r in (await connection.execute(union(there, outputs).limit(AT_ONCE))).all()]
+        async with self._database.read() as connection:
+            return [r.id for r in (await connection.execute(there.distinct().limit(AT_ONCE))).all()]
+
+    async def of_recording(self, recording_id: str, node: str) -> segments.GivenUpFiles | None:
+        """The given-up files of a recording on the spool of `node` ("": the shared one); None if a replay has started since:
+        then nothing may be deleted."""
+        table, of_spool = tables.recordings, tables.segments
+        epoch = select(table.c.epoch).where(table.c.id == recording_id, table.c.files_removed.is_(True))
+        async with self._database.read() as connection:
+            until_epoch = (await connection.execute(epoch)).scalar()
+            if until_epoch is None:
+                return None
+            of_node = [of_spool.c.node == node] if node else []
+            there = and_(of_spool.c.recording_id == recording_id, of_spool.c.epoch <= until_epoch, *of_node)
+            found = (await connection.execute(select(of_spool.c.epoch).where(there))).all()
+        return segments.GivenUpFiles(until_epoch=until_epoch, segments=tuple(int(r.epoch) for r in found))
+
+    async def forget(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
+        """Forget segments, and the finished file, after they were deleted from the spool of `node`. Not before: `given_up` lists
+        a file that a crash or a failing disk keeps until it is gone."""
+        table, of_spool = tables.recordings, tables.segments
+        async with self._database.write() as connection:
+            gone = (of_spool.c.recording_id == recording_id, of_spool.c.epoch.in_(epochs))
+            await connection.execute(delete(of_spool).where(*gone))
+            if node:
+                output = and_(table.c.id == recording_id, table.c.files_removed.is_(True), table.c.output_node == node)
+                await connection.execute(update(table).where(output).values(output_node=""))
+
+    async def leftovers(self, task_ids: Sequence[str]) -> list[segments.Leftovers]:
+        """Files of these sessions that nothing can need, on whatever spool. Sessions that this database does not know have none:
+        another DATA_DIR, or a backup, may know them."""
+        table = tables.recordings
+        ended = or_(table.c.files_removed.is_(True), table.c.output.is_not(None))
+        found = select(table.c.id, table.c.epoch, table.c.files_removed, table.c.output)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(found.where(table.c.task_id.in_(task_ids), ended).order_by(table.c.id))).all()
+        return [
+            segments.Leftovers(
+                recording_id=r.id,
+                epoch=r.epoch,
+                given_up=r.files_removed,
+                output_epoch=model.Output.from_json(json.loads(r.output)).epoch if r.output else None,
+            )
+            for r in rows
+        ]
+
+
+def _unneeded(failed_before_ms: int) -> ColumnElement[bool]:
     table = tables.recordings
     whole = and_(table.c.state == states.DONE, table.c.partial.is_(False))
     over = or_(whole, and_(table.c.state.in_(states.FINAL), table.c.ended_ms < failed_before_ms))
     return and_(over, table.c.files_removed.is_(False))
-
-
-async def mark_removed(connection: AsyncConnection, recording_id: str, failed_before_ms: int) -> bool:
-    """As Store.mark_removed."""
-    table = tables.recordings
-    where = and_(table.c.id == recording_id, _unwanted(failed_before_ms))
-    given_up = {"files_removed": True, "version": table.c.version + 1}
-    return bool((await connection.execute(update(table).where(where).values(given_up))).rowcount)
-
-
-async def given_up(connection: AsyncConnection, node: str) -> list[str]:
-    """As Store.given_up."""
-    table, segments = tables.recordings, tables.segments
-    # By way of the segments, which go with the files: of all recordings that ever were nearly all are given up.
-    of = exists().where(table.c.id == segments.c.recording_id, table.c.files_removed.is_(True))
-    there = select(segments.c.recording_id.label("id")).where(of, *([segments.c.node == node] if node else []))
-    if node:
-        here = (table.c.output_node != "", table.c.output_node == node)
-        found = union(there, select(table.c.id).where(table.c.files_removed.is_(True), *here)).limit(100)
-        return [r.id for r in (await connection.execute(found)).all()]
-    return [r.id for r in (await connection.execute(there.distinct().limit(100))).all()]
-
-
-async def files_of(connection: AsyncConnection, recording_id: str, node: str) -> values.Files | None:
-    """As Store.files_of."""
-    table, segments = tables.recordings, tables.segments
-    held = select(table.c.epoch).where(table.c.id == recording_id, table.c.files_removed.is_(True))
-    until_epoch = (await connection.execute(held)).scalar()
-    if until_epoch is None:
-        return None
-    of_node = [segments.c.node == node] if node else []
-    there = and_(segments.c.recording_id == recording_id, segments.c.epoch <= until_epoch, *of_node)
-    found = await connection.execute(select(segments.c.epoch).where(there))
-    return values.Files(until_epoch=until_epoch, segments=tuple(int(r.epoch) for r in found))
-
-
-async def forget_files(connection: AsyncConnection, recording_id: str, node: str, epochs: Sequence[int]) -> None:
-    """As Store.forget_files."""
-    table, segments = tables.recordings, tables.segments
-    await connection.execute(delete(segments).where(segments.c.recording_id == recording_id, segments.c.epoch.in_(epochs)))
-    if node:
-        mine = and_(table.c.id == recording_id, table.c.files_removed.is_(True), table.c.output_node == node)
-        await connection.execute(update(table).where(mine).values(output_node=""))
-
-
-async def remains(connection: AsyncConnection, task_ids: Sequence[str]) -> list[values.Remains]:
-    """As Store.remains."""
-    table = tables.recordings
-    ended = or_(table.c.files_removed.is_(True), table.c.output.is_not(None))
-    found = select(table.c.id, table.c.epoch, table.c.files_removed, table.c.output)
-    rows = (await connection.execute(found.where(table.c.task_id.in_(task_ids), ended).order_by(table.c.id))).all()
-    return [
-        values.Remains(
-            recording_id=r.id,
-            epoch=r.epoch,
-            given_up=r.files_removed,
-            output_epoch=model.Output.from_json(json.loads(r.output)).epoch if r.output else None,
-        )
-        for r in rows
-    ]

@@ -20,13 +20,13 @@ SIDES = {
 }  # fmt: skip
 """Words in test ids, and the engine of each."""
 DOORS = {
-    "engines.fresh", "engines.Database", "stores.Store", "store.Store", "opening.open_engine", "engine.open_engine",
+    "engines.fresh", "engines.Database", "stores.Store", "store.Store", "connections.open_database",
     "postgres.shared", "postgres.Server", "rabbit.shared", "rabbit.Broker", "local.LocalBus", "rabbit_bus.RabbitBus",
     "buses.node",
     "service_process.ServiceProcess", "footing.make", "footing.embedded", "footing.distributed", "cluster.Cluster", "pages.Desk",
     "api_keys.ApiKeys", "typed.inside", "typed.process",
 }  # fmt: skip
-DOORS_IN_TEXT = re.compile(r"service\.main\(\)|open_engine\(")
+DOORS_IN_TEXT = re.compile(r"service\.main\(\)|open_database\(")
 """Names in programs that a test writes to a file and runs as processes."""
 SAID = re.compile(r"sqlite|postgresql|rabbitmq|amqp|embedded|distributed", re.IGNORECASE)
 

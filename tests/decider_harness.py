@@ -56,9 +56,9 @@ class Desk:
     async def take(self, owner: str, node: str = "n1") -> int:
         """A worker takes the present job; returns its epoch."""
         epoch = (await self.recording(owner)).epoch
-        assert await self.store.take_lease(owner, epoch, node, LEASE_MS)
+        assert await self.store.leases.take(owner, epoch, node, LEASE_MS)
         if (await self.recording(owner)).capture == "leased":
-            await self.store.register_segment(owner, epoch, node)
+            await self.store.segments.register(owner, epoch, node)
         return epoch
 
     async def outcome(self, type_: str, owner: str, epoch: int, **data: Any) -> None:
@@ -114,7 +114,7 @@ class Desk:
         """Let time pass in the steps of the deadlines on the way, each of which is published."""
         end_ms = self.clock() + ms
         while True:
-            for deadline in await self.store.due_deadlines():
+            for deadline in await self.store.deadlines.due():
                 await self.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
             if self.clock() >= end_ms:
                 return
@@ -127,7 +127,7 @@ class Desk:
 
     async def next_ms(self) -> int:
         """The time of the next deadline."""
-        async with self.store._engine.connect() as connection:
+        async with self.store.connections.read() as connection:
             query = text("SELECT min(at_ms) FROM deadlines WHERE at_ms > :now")
             return int((await connection.execute(query, {"now": self.clock()})).scalar() or 0)
 
@@ -156,7 +156,7 @@ class Desk:
 
     async def messages(self, channel: str = "") -> list[codec.Event]:
         """Unsent messages in the outbox, in order."""
-        return [codec.decode(m.body, now_ms=0) for m in await self.store.unsent(1_000) if channel in ("", m.channel)]
+        return [codec.decode(m.body, now_ms=0) for m in await self.store.outbox.unsent(1_000) if channel in ("", m.channel)]
 
     async def commands(self, owner: str) -> list[tuple[str, int]]:
         """(type, epoch) of the commands to one recording, in order."""
@@ -170,4 +170,4 @@ class Desk:
 def sit_down(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Desk:
     """A harness with the default policy."""
     context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
-    return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.Reading(store._engine))
+    return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.Reading(store.connections))

@@ -23,8 +23,7 @@ from typing import Any
 import asyncpg
 
 from machine import encryption
-from store import engine as opening
-from store import queries
+from store import connections, queries
 from store import store as stores
 from tests import postgres
 from tests.simulated import dictionary
@@ -75,7 +74,7 @@ class Database:
         """A store on it. The caller stops it."""
         if self.memory is not None:
             return dictionary.Store(clock=clock, new_id=new_id or ids("02"), tables=self.memory)
-        return stores.Store(opening.open_engine(self.url), clock=clock, new_id=new_id or ids("02"), keyring=keyring())
+        return stores.Store(connections.open_database(self.url), clock=clock, new_id=new_id or ids("02"), keyring=keyring())
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """Query the database past the store."""
@@ -113,7 +112,7 @@ def fresh(engine: str, folder: Path) -> Database:
 
 def reader(store: Any) -> Any:
     """Queries of a store's sessions, timelines and results."""
-    return store if isinstance(store, dictionary.Store) else queries.Reading(store._engine)
+    return store if isinstance(store, dictionary.Store) else queries.Reading(store.connections)
 
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:
@@ -145,6 +144,6 @@ def _template() -> Path:
 
 
 async def _migrate(url: str) -> None:
-    store = stores.Store(opening.open_engine(url), clock=Clock(), new_id=ids(), keyring=keyring())
+    store = stores.Store(connections.open_database(url), clock=Clock(), new_id=ids(), keyring=keyring())
     await store.start()
     await store.stop()

@@ -135,10 +135,10 @@ class World:
     # --- workers ------------------------------------------------------------------------------------------------------
     async def relay(self) -> None:
         """The outbox is relayed: commands to workers, results to subscribers."""
-        for message in await self.store.unsent():
+        for message in await self.store.outbox.unsent():
             event = codec.decode(message.body, now_ms=self.clock())
             {"command": self.commands, "result": self.results, "event": self.mail}[message.channel].append(event)
-            await self.store.mark_sent(message.seq)
+            await self.store.outbox.mark_sent(message.seq)
 
     async def obey(self, index: int, node: str) -> None:
         """A worker gets one command."""
@@ -157,11 +157,11 @@ class World:
         if command.type == "stop-capture":
             if (owner, epoch) in self.runs:
                 await self.end(self.runs[owner, epoch], "stopped")
-        elif await self.store.take_lease(owner, epoch, node, POLICY.lease_ms):
+        elif await self.store.leases.take(owner, epoch, node, POLICY.lease_ms):
             run = Run(type=command.type, owner=owner, epoch=epoch, node=node, data=data, since_ms=self.clock())
             self.runs[owner, epoch] = run
             if command.type == "start-capture":
-                await self.store.register_segment(owner, epoch, node)
+                await self.store.segments.register(owner, epoch, node)
 
     def run(self, index: int) -> Run | None:
         """One of the running jobs."""
@@ -174,8 +174,8 @@ class World:
         if not run.media_ms:
             self._say(run, "capture-started", "started", {"FirstPacketMs": self.clock()})
         run.media_ms += 2_000
-        await self.store.note_segment(run.owner, run.epoch, {"media_ms": run.media_ms, "last_packet_ms": self.clock()})
-        if not run.frozen and not await self.store.renew_lease(
+        await self.store.segments.update(run.owner, run.epoch, {"media_ms": run.media_ms, "last_packet_ms": self.clock()})
+        if not run.frozen and not await self.store.leases.renew(
             run.owner, run.epoch, run.node, POLICY.lease_ms, last_packet_ms=self.clock()
         ):
             await self.end(run, "stopped")
@@ -229,19 +229,19 @@ class World:
         """Time passes; live workers renew their leases; overdue deadlines are published."""
         self.clock.advance(ms)
         for run in list(self.runs.values()):
-            if not run.frozen and not await self.store.renew_lease(run.owner, run.epoch, run.node, POLICY.lease_ms):
+            if not run.frozen and not await self.store.leases.renew(run.owner, run.epoch, run.node, POLICY.lease_ms):
                 await self.end(run, "stopped" if run.type == "start-capture" else "again")
         await self.sweep()
 
     async def sweep(self) -> None:
         """Publish overdue deadlines and expired leases, each once."""
-        for deadline in await self.store.due_deadlines(limit=1_000):
+        for deadline in await self.store.deadlines.due(limit=1_000):
             over = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
             self._note(f"deadline.{deadline.serial}", "deadline-passed", over)
-        for lease in await self.store.leases(until_ms=self.clock()):
+        for lease in await self.store.leases.expired(self.clock()):
             lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
             if "/" in lease.owner and lease.epoch % 2:
-                held = [s.media_ms for s in await self.store.segments(lease.owner) if s.epoch == lease.epoch]
+                held = [s.media_ms for s in await self.store.segments.of_recording(lease.owner) if s.epoch == lease.epoch]
                 lost |= {"MediaMs": sum(held)}
             self._note(f"lost.{lease.owner}.{lease.epoch}", "worker-lost", lost)
 
@@ -253,9 +253,9 @@ class World:
     async def be_away(self, ms: int) -> None:
         """The whole service is killed and restarts after `ms`."""
         self.runs.clear()
-        await self.store.heartbeat("n1")
+        await self.store.nodes.heartbeat("n1")
         self.clock.advance(ms)
-        assert await self.store.heartbeat("n1", over_ms=0) == ms
+        assert await self.store.nodes.heartbeat("n1", over_ms=0) == ms
 
     # --- the end ---------------------------------------------------------------------------------------------------------
     async def come_to_rest(self, steps: int = 3_000) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from machine import failpoints, model, ports, supervised_task
+from machine import failpoints, model, ports, segments, supervised_task
 from worker import work_ports
 
 log = structlog.get_logger()
@@ -62,9 +62,9 @@ class Janitor:
     async def look(self) -> None:
         """One round: what rows say lies here, and now and then what lies here besides."""
         failed_before_ms = self._clock() - self._policy.keep_failed_ms
-        for recording_id in await self._store.removable(failed_before_ms):
-            await self._store.mark_removed(recording_id, failed_before_ms)
-        listed = await self._store.given_up(self._node)
+        for recording_id in await self._store.spool_files.removable(failed_before_ms):
+            await self._store.spool_files.give_up(recording_id, failed_before_ms)
+        listed = await self._store.spool_files.given_up(self._node)
         for recording_id in listed:
             await self._remove(recording_id)
         if self._clock() >= self._next_disk_ms:
@@ -72,25 +72,25 @@ class Janitor:
             await self._look_at_disk(set(listed))
 
     async def _remove(self, recording_id: str) -> None:
-        files = await self._store.files_of(recording_id, self._node)
+        files = await self._store.spool_files.of_recording(recording_id, self._node)
         if files is None:
             return
         failpoints.hit("cleanup.remove.before")
         if await self._tell_stuck(recording_id, self._steps.remove(recording_id, files.until_epoch)) is None:
             return
         failpoints.hit("cleanup.remove.after")
-        await self._store.forget_files(recording_id, self._node, files.segments)
+        await self._store.spool_files.forget(recording_id, self._node, files.segments)
         log.info("spool.removed", owner=recording_id)
 
     async def _look_at_disk(self, listed: set[str]) -> None:
         """Remove what lies here and nothing can want, but for the recordings `listed`, which were looked at already."""
         kept = await self._steps.kept_sessions()
         for first in range(0, len(kept), SESSIONS_AT_ONCE):
-            for each in await self._store.remains(kept[first : first + SESSIONS_AT_ONCE]):
+            for each in await self._store.spool_files.leftovers(kept[first : first + SESSIONS_AT_ONCE]):
                 if each.recording_id not in listed:
                     await self._remove_remains(each)
 
-    async def _remove_remains(self, each: ports.Remains) -> None:
+    async def _remove_remains(self, each: segments.Leftovers) -> None:
         if each.given_up:
             removing = self._steps.remove(each.recording_id, each.epoch)
         elif each.output_epoch is not None:

@@ -38,7 +38,7 @@ class Outcomes:
 
     async def _started(self, job: leased_job.Job, first_packet_ms: int) -> None:
         try:
-            await self._store.note_segment(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
+            await self._store.segments.update(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
         except Exception:
             # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
             log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
@@ -90,9 +90,9 @@ class Outcomes:
         while True:
             try:
                 # A worker that stood still may end its work before its renewal is refused.
-                if job.kind != states.CAPTURE and not await self._store.holds_lease(job.owner, job.epoch, self._node):
+                if job.kind != states.CAPTURE and not await self._store.leases.is_held(job.owner, job.epoch, self._node):
                     raise errors.LeaseRefused
-                await self._store.send("event", event, job.owner[:26])
+                await self._store.outbox.send("event", event, job.owner[:26])
                 return
             except errors.LeaseRefused:
                 raise

@@ -11,20 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from events import requests
-from machine import model
+from machine import due_work, model
 from machine.reasons import Reason
-
-
-class Assignment(Protocol):
-    """What a worker needs to know of its job (store.store.Assignment)."""
-
-    @property
-    def session(self) -> model.Session: ...
-    @property
-    def recording(self) -> model.Recording: ...
-    @property
-    def secrets(self) -> requests.Secrets: ...
 
 
 class Progress(Protocol):
@@ -96,24 +84,24 @@ SaveState = Callable[[dict[str, Any]], Awaitable[None]]
 class Steps(Protocol):
     """The work itself. Paths are the spool's; addresses and credentials never leave these calls."""
 
-    def capture(self, job: Assignment, epoch: int, on_media: OnMedia) -> Capture:
+    def capture(self, job: due_work.Assignment, epoch: int, on_media: OnMedia) -> Capture:
         """A capture that is not started yet; `on_media` is called once, when the first packet of a wanted track is on disk."""
         ...
 
-    async def scan(self, job: Assignment, epoch: int, known_ms: int) -> Scan:
+    async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> Scan:
         """What the segment of `epoch` holds, within moments; nothing if it was never written. Of a large one no more need be told
         than `known_ms`, the media that was noted of it. Raises OSError for one that cannot be read."""
         ...
 
-    async def fetch(self, job: Assignment, epoch: int, url: str) -> bool:
+    async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy the segment of `epoch` from the node at `url` to this one's spool; False if it cannot be had now."""
         ...
 
-    async def transcode(self, job: Assignment, epoch: int, segments: Sequence[Any]) -> Finished:
+    async def transcode(self, job: due_work.Assignment, epoch: int, segments: Sequence[Any]) -> Finished:
         """Segments (rows of the store) to the finished file of `epoch`. Raises TranscodeFailed."""
         ...
 
-    async def upload(self, job: Assignment, state: dict[str, Any] | None, save: SaveState) -> Uploaded:
+    async def upload(self, job: due_work.Assignment, state: dict[str, Any] | None, save: SaveState) -> Uploaded:
         """The finished file into the bucket; `save` keeps what was reached, `state` is what was kept. Raises UploadFailed."""
         ...
 
@@ -134,6 +122,6 @@ class Steps(Protocol):
         """The TaskIds of which something lies on the spool."""
         ...
 
-    def segment_path(self, job: Assignment, epoch: int) -> Path:
+    def segment_path(self, job: due_work.Assignment, epoch: int) -> Path:
         """Where the segment of `epoch` lies."""
         ...

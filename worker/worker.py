@@ -18,12 +18,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from events import codec
-from machine import errors, failpoints, internal_events, model, ports, states, supervised_task
+from machine import due_work, errors, failpoints, internal_events, model, ports, states, supervised_task
 from machine.reasons import Reason
 from worker import leased_job, outcomes, work_ports
 
@@ -38,19 +38,12 @@ UPLOADS = 4
 CALLBACKS = 64
 
 
-class WorkerStore(ports.Store, Protocol):
-    """A store that can also tell a worker about its job."""
-
-    async def assignment(self, recording_id: str) -> Any: ...
-    async def delivery(self, delivery_id: str) -> model.Delivery | None: ...
-
-
 class Worker:
     """The jobs of one node."""
 
     def __init__(
         self,
-        store: WorkerStore,
+        store: ports.Store,
         steps: work_ports.Steps,
         *,
         node: str,
@@ -74,7 +67,7 @@ class Worker:
 
     async def start(self) -> None:
         """Void the leases that an earlier life of this node held: ask the disk, not memory, what they left."""
-        await asyncio.gather(*(self._void(lease) for lease in await self._store.leases(node=self._node)))
+        await asyncio.gather(*(self._void(lease) for lease in await self._store.leases.of_node(self._node)))
         self.renewal.start()
 
     async def drain(self) -> None:
@@ -149,14 +142,14 @@ class Worker:
 
     # --- the work ---------------------------------------------------------------------------------------------------------
     async def _capture(self, job: leased_job.Job) -> None:
-        assignment = await self._store.assignment(job.owner)
-        await self._store.register_segment(job.owner, job.epoch, self._node)
+        assignment = await self._assignment(job)
+        await self._store.segments.register(job.owner, job.epoch, self._node)
         job.capture = capture = self._steps.capture(
             assignment, job.epoch, lambda progress: self._say.capture_started(job, progress)
         )
         # A stop that came before this node knew of its lease found no job here.
         job.stop_asked |= assignment.recording.stop_requested
-        if job.stop_asked or not await self._store.holds_lease(job.owner, job.epoch, self._node):
+        if job.stop_asked or not await self._store.leases.is_held(job.owner, job.epoch, self._node):
             await self._say.outcome(job, leased_job.capture_exit(job, Reason.STOPPED, "It was stopped before it began."))
             return
         if job.handed_over:
@@ -175,9 +168,15 @@ class Worker:
         await self._say.outcome(job, leased_job.capture_exit(job, reason, ended.detail, ended.progress))
         failpoints.hit("segment.close.after")
 
+    async def _assignment(self, job: leased_job.Job) -> due_work.Assignment:
+        found = await self._store.assignments.recording(job.owner)
+        if found is None:
+            raise errors.NotFound(f"There is no recording {job.owner}.")
+        return found
+
     async def _transcode(self, job: leased_job.Job) -> None:
-        assignment = await self._store.assignment(job.owner)
-        segments: Sequence[Any] = await self._store.segments(job.owner)
+        assignment = await self._assignment(job)
+        segments: Sequence[Any] = await self._store.segments.of_recording(job.owner)
         try:
             missing = await self._gather(assignment, segments)
             async with self._transcodes:
@@ -191,7 +190,7 @@ class Worker:
         done = internal_events.FfmpegExit(epoch=job.epoch, job=job.kind, reason=Reason.OK, output=output, node=self._place)
         await self._say.outcome(job, done)
 
-    async def _gather(self, assignment: work_ports.Assignment, segments: Sequence[Any]) -> set[int]:
+    async def _gather(self, assignment: due_work.Assignment, segments: Sequence[Any]) -> set[int]:
         """Fetch the segments that lie on other nodes; returns the epochs of those that cannot be reached. Raises TranscodeFailed
         (node-away) as long as NODE_RETURN gives their node time. One of which nobody has told how it ended may hold media that
         nobody knows of (its worker died, or stood still, before its first word): it is asked for, and not waited for."""
@@ -210,16 +209,16 @@ class Worker:
             raise errors.TranscodeFailed(detail, reason=Reason.NODE_AWAY, retry=True)
         return missing
 
-    async def _fetch(self, assignment: work_ports.Assignment, segment: Any) -> bool:
-        url = await self._store.node_url(segment.node, self._clock() - 2 * self._policy.lease_ms)
+    async def _fetch(self, assignment: due_work.Assignment, segment: Any) -> bool:
+        url = await self._store.nodes.url(segment.node, self._clock() - 2 * self._policy.lease_ms)
         return bool(url) and await self._steps.fetch(assignment, segment.epoch, url)
 
     async def _upload(self, job: leased_job.Job) -> None:
-        assignment = await self._store.assignment(job.owner)
-        state = await self._store.upload_state(job.owner)
+        assignment = await self._assignment(job)
+        state = await self._store.uploads.state(job.owner)
 
         async def save(reached: dict[str, Any]) -> None:
-            if not await self._store.save_upload_state(job.owner, job.epoch, self._node, reached):
+            if not await self._store.uploads.save(job.owner, job.epoch, self._node, reached):
                 raise errors.LeaseRefused
 
         try:
@@ -236,10 +235,10 @@ class Worker:
         await self._say.outcome(job, stored)
         failpoints.hit("upload.done.after")
         # Not before it is said: a crash in between would upload hours of video once more.
-        await self._store.forget_upload_state(job.owner, job.epoch)
+        await self._store.uploads.delete(job.owner, job.epoch)
 
     async def _call_back(self, job: leased_job.Job) -> None:
-        value = await self._store.delivery(job.owner)
+        value = await self._store.assignments.delivery(job.owner)
         if value is None:
             return
         try:
@@ -259,7 +258,7 @@ class Worker:
     async def _take(self, command: codec.Event, kind: str, work: Callable[[leased_job.Job], Awaitable[None]]) -> None:
         owner, epoch = leased_job.owner_of(command), command.data["Epoch"]
         failpoints.hit("lease.take.before")
-        if not await self._store.take_lease(owner, epoch, self._node, self._policy.lease_ms):
+        if not await self._store.leases.take(owner, epoch, self._node, self._policy.lease_ms):
             log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
             return
         failpoints.hit("lease.take.after")
@@ -305,7 +304,7 @@ class Worker:
         if not jobs:
             return True
         try:
-            held = {(lease.owner, lease.epoch) for lease in await self._store.leases(node=self._node)}
+            held = {(lease.owner, lease.epoch) for lease in await self._store.leases.of_node(self._node)}
         except Exception:
             log.exception("lease.unanswered", jobs=len(jobs))
             return False
@@ -317,9 +316,9 @@ class Worker:
         last_ms = job.capture.progress.last_packet_ms if job.capture is not None and not job.ended else None
         try:
             failpoints.hit("lease.renew.before")
-            held = await self._store.renew_lease(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
+            held = await self._store.leases.renew(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
             if held and job.capture is not None and not job.ended and last_ms is not None:
-                await self._store.note_segment(job.owner, job.epoch, leased_job.segment(job.capture.progress))
+                await self._store.segments.update(job.owner, job.epoch, leased_job.segment(job.capture.progress))
             failpoints.hit("lease.renew.after")
         except Exception:
             log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
@@ -342,24 +341,24 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _void(self, lease: ports.Lease) -> None:
+    async def _void(self, lease: due_work.Lease) -> None:
         lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
         if "/" in lease.owner:
-            assignment = await self._store.assignment(lease.owner)
+            assignment = await self._store.assignments.recording(lease.owner)
             if assignment is not None and assignment.recording.state in states.CAPTURING:
                 lost = await self._with_media(lost, assignment)
         log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=lost.media_ms)
         # Not the id of the sweeper's event, which may exist already and does not know what is on disk.
         id_, data = f"voided.{lease.owner}.{lease.epoch}", internal_events.to_json(lost)
         event = codec.make("worker-lost", id=id_, time_ms=self._clock(), data=data, subject=lease.owner)
-        await self._store.send("event", event, lease.owner[:26])
+        await self._store.outbox.send("event", event, lease.owner[:26])
 
-    async def _with_media(
-        self, lost: internal_events.WorkerLost, assignment: work_ports.Assignment
-    ) -> internal_events.WorkerLost:
+    async def _with_media(self, lost: internal_events.WorkerLost, assignment: due_work.Assignment) -> internal_events.WorkerLost:
         """Add what a capture left on disk. The node starts no job before this is published, so the scan is short: of a long
         segment it reports the media that was noted, and of an unreadable one nothing."""
-        known_ms = max((s.media_ms for s in await self._store.segments(lost.owner) if s.epoch == lost.epoch), default=0)
+        known_ms = max(
+            (s.media_ms for s in await self._store.segments.of_recording(lost.owner) if s.epoch == lost.epoch), default=0
+        )
         try:
             found = await self._steps.scan(assignment, lost.epoch, known_ms)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that store.engine hands it. Imports the tables."""
+"""Alembic's entry: runs on the connection that store.schema passes in. Imports the tables."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ async def test_refused_where_no_living_worker_has_room(
     door: admission.Admission, store: stores.Store, clock: engines.Clock
 ) -> None:
     """One worker with room is enough; a dead one is none; with none left the refusal says how much is missing."""
-    await store.heartbeat("api")
-    await store.heartbeat("w1", spare=FULL)
-    await store.heartbeat("w2", spare=ROOMY)
+    await store.nodes.heartbeat("api")
+    await store.nodes.heartbeat("w1", spare=FULL)
+    await store.nodes.heartbeat("w2", spare=ROOMY)
     assert await door.look() == ()
     clock.advance(ALIVE_MS + 1)
-    await store.heartbeat("w1", spare=FULL)
+    await store.nodes.heartbeat("w1", spare=FULL)
     with pytest.raises(errors.InsufficientSpace, match="the best has 3 MiB free, and 9 MiB are needed"):
         await door.look()
 
@@ -53,14 +53,14 @@ async def _nothing() -> None:
 
 async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Admission, store: stores.Store) -> None:
     """With no spool to be read now, a start is to come again, and hears why; otherwise those that can be read decide alone."""
-    await store.heartbeat("w1", spare=_unreadable())
+    await store.nodes.heartbeat("w1", spare=_unreadable())
     with pytest.raises(errors.Unavailable, match="/s cannot be read: Stale file handle") as refused:
         await door.look()
     assert refused.value.retry
-    await store.heartbeat("w2", spare=FULL)
+    await store.nodes.heartbeat("w2", spare=FULL)
     with pytest.raises(errors.InsufficientSpace, match="has 3 MiB free, and 9 MiB are needed"):
         await door.look()
-    await store.heartbeat("w2", spare=ROOMY)
+    await store.nodes.heartbeat("w2", spare=ROOMY)
     assert await door.look() == ()
 
 
@@ -68,7 +68,7 @@ async def test_what_only_makes_captures_wait_is_a_warning(door: admission.Admiss
     """Without a worker, or with workers that are full of work, a start is taken; whoever sent it is told."""
     assert "No worker is alive" in (await door.look())[0]
     busy = model.SpareCapacity(free_bytes=9 << 20, needed_bytes=3 << 20, busy="2 captures run, MAX_CAPTURES is 2")
-    await store.heartbeat("w1", spare=busy)
+    await store.nodes.heartbeat("w1", spare=busy)
     assert "MAX_CAPTURES is 2" in (await door.look())[0]
-    await store.heartbeat("w2", spare=ROOMY)
+    await store.nodes.heartbeat("w2", spare=ROOMY)
     assert await door.look() == ()

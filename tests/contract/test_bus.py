@@ -9,7 +9,7 @@ import pytest
 
 from bus import attempts
 from events import codec
-from machine import errors
+from machine import due_work, errors
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 
@@ -49,7 +49,7 @@ async def emptied(store: stores.Store) -> None:
     """Wait until nothing is left in the outbox."""
 
     async def empty() -> bool:
-        return not await store.unsent()
+        return not await store.outbox.unsent()
 
     await waiting.until(empty, what="all to be marked sent")
 
@@ -57,8 +57,8 @@ async def emptied(store: stores.Store) -> None:
 async def test_handed_out_in_order(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
     """Events and commands reach their handlers once each, in the order they were written, and are marked sent."""
     for number in range(5):
-        await store.send("event", stop(f"e{number}"))
-    await store.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
+        await store.outbox.send("event", stop(f"e{number}"))
+    await store.outbox.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
     await waiting.until(lambda: hands.commands and len(hands.events) == 5, what="the command and the events")
     assert hands.events == [f"e{number}" for number in range(5)]
     assert hands.commands == ["c1"]
@@ -73,19 +73,19 @@ async def test_a_database_that_cannot_be_written_ends_no_bus(
     failed: list[str] = []
 
     def failing(name: str) -> None:
-        real = getattr(store, name)
+        real = getattr(store.outbox, name)
 
         async def once(*args: object) -> None:
-            monkeypatch.setattr(store, name, real)
+            monkeypatch.setattr(store.outbox, name, real)
             failed.append(name)
             raise OSError("database or disk is full")
 
-        monkeypatch.setattr(store, name, once)
+        monkeypatch.setattr(store.outbox, name, once)
 
     failing("mark_sent")
     failing("mark_all_sent")
     await made.start()
-    await store.send("event", stop("e1"))
+    await store.outbox.send("event", stop("e1"))
     await waiting.until(lambda: failed, what="the first mark to fail")
     await emptied(store)
     assert set(hands.events) == {"e1"}
@@ -111,8 +111,8 @@ async def test_temporary_failure_is_tried_again_and_holds_nothing_up(
 ) -> None:
     """What fails for now comes again after a pause; the messages behind it do not wait for it."""
     hands.failures["bad"] = [errors.Unavailable(), RuntimeError("a fault of ours")]
-    await store.send("event", stop("bad"))
-    await store.send("event", stop("good"))
+    await store.outbox.send("event", stop("bad"))
+    await store.outbox.send("event", stop("good"))
     await waiting.until(lambda: hands.events.count("bad") == 3, what="the third try")
     assert hands.events[:2] == ["bad", "good"]
 
@@ -122,8 +122,8 @@ async def test_what_can_never_be_handled_is_parked(
 ) -> None:
     """A refusal for good is parked with its reason and handed out no more."""
     hands.failures["never"] = [errors.Refused("no such thing")]
-    await store.send("event", stop("never"))
-    await store.send("event", stop("after"))
+    await store.outbox.send("event", stop("never"))
+    await store.outbox.send("event", stop("after"))
     await waiting.until(lambda: "after" in hands.events, what="the next message")
     await emptied(store)
     reasons = await workshop.parked()
@@ -137,8 +137,8 @@ async def test_what_is_said_on_the_wrong_channel_is_parked(
 ) -> None:
     """A result or a command that stands among the events is parked at the first look, and no handler sees it."""
     refused = {"Code": "x", "Message": "x", "RequestId": "x"}
-    await store.send("event", codec.make("session-refused", id="r1", time_ms=engines.START_MS, data=refused))
-    await store.send("event", codec.make("start-upload", id="c1", time_ms=engines.START_MS, data=buses.JOB))
+    await store.outbox.send("event", codec.make("session-refused", id="r1", time_ms=engines.START_MS, data=refused))
+    await store.outbox.send("event", codec.make("start-upload", id="c1", time_ms=engines.START_MS, data=buses.JOB))
     await emptied(store)
     reasons = await workshop.parked(2)
     assert [("is no event" in reason) for reason in reasons] == [True, True]
@@ -149,8 +149,8 @@ async def test_a_result_with_a_long_id_goes_out(bus: buses.Bus, store: stores.St
     """A refusal carries the id of what was refused, which a publisher may have made as long as it likes."""
     data = {"Code": "x", "Message": "x", "RequestId": "x"}
     for id_ in ("x" * 264, "名" * 264):
-        await store.send("result", codec.make("session-refused", id=id_, time_ms=engines.START_MS, data=data))
-    await store.send("event", stop("after"))
+        await store.outbox.send("result", codec.make("session-refused", id=id_, time_ms=engines.START_MS, data=data))
+    await store.outbox.send("event", stop("after"))
     await emptied(store)
 
 
@@ -161,7 +161,7 @@ async def test_tries_are_counted_over_restarts_and_nodes(
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 8)
     hands.failures["bad"] = [RuntimeError("a fault of ours")] * 100
-    await store.send("event", stop("bad"))
+    await store.outbox.send("event", stop("bad"))
     for _ in range(2):
         bus, begun = workshop.make(hands.on_event, hands.on_command), hands.events.count("bad")
         await bus.start()
@@ -229,7 +229,7 @@ async def test_unsent_is_handed_out_after_a_restart(workshop: buses.Workshop, st
         await asyncio.Event().wait()
 
     first = workshop.make(stuck, hands.on_command)
-    await store.send("event", stop("e1"))
+    await store.outbox.send("event", stop("e1"))
     await first.start()
     async with waiting.at_most(10):
         await entered.wait()
@@ -243,7 +243,7 @@ async def test_unsent_is_handed_out_after_a_restart(workshop: buses.Workshop, st
 async def test_a_bus_starts_again_after_it_was_stopped(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
     """What was written while a bus was stopped is handed out when the same bus starts again."""
     await bus.stop()
-    await store.send("event", stop("e1"))
+    await store.outbox.send("event", stop("e1"))
     await bus.start()
     await waiting.until(lambda: hands.events == ["e1"], what="the event")
 
@@ -254,7 +254,7 @@ async def test_results_reach_listeners(bus: buses.Bus, store: stores.Store, work
     bus.listeners.append(lambda event: heard.append(event.type))
     await waiting.until(lambda: not getattr(bus, "problems", list)(), what="the bus to flow")
     data = {"TaskId": TASK, "Repeated": False, "Warnings": []}
-    await store.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
+    await store.outbox.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
     await waiting.until(lambda: heard == ["session-accepted"], what="the result")
 
 
@@ -262,19 +262,19 @@ async def test_a_store_that_fails_for_good_is_told(workshop: buses.Workshop, sto
     """When the store fails under the relay and not for being away: a node among many ends with the error, for others go on; the
     only one says that it is not ready, keeps its captures, and hands out what waited once the store works again."""
     bus = workshop.make(hands.on_event, hands.on_command)
-    whole = store.unsent
+    whole = store.outbox.unsent
 
-    async def broken(*_: object) -> list[stores.Message]:
+    async def broken(*_: object) -> list[due_work.OutboxMessage]:
         raise OSError("the store is broken")
 
-    store.unsent = broken  # type: ignore[method-assign]
-    store.claim_unsent = broken  # type: ignore[method-assign]
+    store.outbox.unsent = broken  # type: ignore[method-assign]
+    store.outbox.claim = broken  # type: ignore[method-assign]
     await bus.start()
     if workshop.engine == "local":
         problem = await waiting.until(bus.problems, what="the bus to say that it is not ready")
         assert "OSError" in str(problem)
-        store.unsent = whole  # type: ignore[method-assign]
-        await store.send("event", stop("e1"))
+        store.outbox.unsent = whole  # type: ignore[method-assign]
+        await store.outbox.send("event", stop("e1"))
         await waiting.until(lambda: hands.events, what="what waited to be handed out")
         await waiting.until(lambda: not bus.problems(), what="the bus to say that it is ready again")
     else:

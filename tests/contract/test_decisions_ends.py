@@ -46,9 +46,9 @@ async def test_downtime_counts_for_nothing(desk: desks.Desk) -> None:
     """After an hour away, a session that waited for its first speaker waits on for the rest of its time."""
     task_id = await desk.start()
     await desk.wait(200_000)
-    await desk.store.heartbeat("n1")
+    await desk.store.nodes.heartbeat("n1")
     desk.clock.advance(model.HOUR)
-    assert await desk.store.heartbeat("n1", over_ms=0) == model.HOUR
+    assert await desk.store.nodes.heartbeat("n1", over_ms=0) == model.HOUR
     await desk.wait(99_000)
     assert (await desk.session(task_id)).state == "Open"
     await desk.wait(2_000)
@@ -167,7 +167,7 @@ async def test_media_known_only_from_the_segment_is_still_media(desk: desks.Desk
     await desk.publish()
     owner = f"{task_id}/al/1"
     epoch = await desk.take(owner)
-    await desk.store.note_segment(owner, epoch, {"media_ms": 2_000})
+    await desk.store.segments.update(owner, epoch, {"media_ms": 2_000})
     await desk.say("stop", TaskId=task_id)
     await desk.say("worker-lost", Owner=owner, Epoch=epoch, Node="n1")
     assert await desk.states(task_id) == {"al/1": "Transcoding"}
@@ -180,7 +180,7 @@ async def test_a_late_outcome_takes_nothing_from_a_segment(desk: desks.Desk) -> 
     owner = f"{task_id}/al/1"
     await desk.capture(owner, reason="eof", LastPacketMs=desk.clock())
     await desk.say("worker-lost", Owner=owner, Epoch=1, Node="n1", MediaMs=0)
-    (segment,) = await desk.store.segments(owner)
+    (segment,) = await desk.store.segments.of_recording(owner)
     assert (segment.media_ms, segment.last_packet_ms) == (5_000, desk.clock())
 
 

@@ -14,8 +14,7 @@ from sqlalchemy import text
 
 from events import requests
 from machine import encryption, errors, model
-from store import audit, encrypted_rows, schema
-from store import engine as opening
+from store import audit, connections, encrypted_rows, schema
 from store import store as stores
 from tests import decider_harness as desks
 from tests import engines, postgres
@@ -33,7 +32,9 @@ def task(number: int) -> str:
 
 def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
     """A store that has these keys."""
-    return stores.Store(opening.open_engine(database.url), clock=clock, new_id=engines.ids(), keyring=encryption.Keyring(keys))
+    return stores.Store(
+        connections.open_database(database.url), clock=clock, new_id=engines.ids(), keyring=encryption.Keyring(keys)
+    )
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ async def got(store: stores.Store, number: int) -> str:
 
 def rows(store: stores.Store, *keys: str) -> encrypted_rows.EncryptedRows:
     """The sealed rows of a store's database, with other keys."""
-    return encrypted_rows.EncryptedRows(store._engine, encryption.Keyring(keys))
+    return encrypted_rows.EncryptedRows(store.connections, encryption.Keyring(keys))
 
 
 @pytest.fixture(params=engines.NAMES)
@@ -74,8 +75,8 @@ async def landed(request: pytest.FixtureRequest, tmp_path: Path) -> engines.Data
     path = tmp_path / "recorder.db"
     url = postgres.shared().create() if request.param == "postgresql" else f"sqlite+aiosqlite:///{path}"
     found = engines.Database(engine=request.param, url=url, path=path)
-    engine = opening.open_engine(url)
-    async with engine.begin() as connection:
+    database = connections.open_database(url)
+    async with database.write() as connection:
         await connection.run_sync(schema.upgrade, "0001")
         room = {"sdk_app_id": 1, "room_id": 7, "str_room_id": ""}
         request_ = {"room": room, "user_id": "rec", "region": "ap-shanghai", "bucket": "b-12345", "path": "p", "mode": "00"}
@@ -99,7 +100,7 @@ async def landed(request: pytest.FixtureRequest, tmp_path: Path) -> engines.Data
             ),
             callback,
         )
-    await engine.dispose()
+    await database.close()
     return found
 
 
@@ -114,7 +115,7 @@ async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: 
         async with store.transaction() as tx:
             assert (await tx.secrets(task(1))).to_json() == PLAIN
             session = await tx.session(task(1))
-        callback = await store.delivery(f"{task(1)}#1")
+        callback = await store.assignments.delivery(f"{task(1)}#1")
         assert session is not None
         assert callback is not None
         assert (session.request.callback, callback.url) == ("https://example.com/…", URL)
@@ -145,7 +146,7 @@ async def test_a_damaged_row_does_not_keep_the_others_under_an_old_key(keep: Any
     both = keep(NEW, OLD)
     await put(keep(OLD), 1, 2, 3)
     turning = rows(both, NEW, OLD)
-    async with turning._writing() as connection:
+    async with turning._database.write() as connection:
         await connection.execute(text("UPDATE secrets SET body = 'AAAA' WHERE task_id = :task"), {"task": task(2)})
     with pytest.raises(errors.Unavailable, match=rf"{task(2)}.*--forget-lost"):
         await turning.rotate()
@@ -205,7 +206,7 @@ async def test_a_row_moved_to_another_session_does_not_open(keep: Any) -> None:
     """Who can write to the database cannot have one session use another's credentials."""
     store = keep(OLD)
     await put(store, 1)
-    async with store._engine.begin() as connection:
+    async with store.connections.write() as connection:
         await connection.execute(text("UPDATE secrets SET task_id = :other"), {"other": task(2)})
     with pytest.raises(errors.DecryptionFailed):
         await got(store, 2)

@@ -25,7 +25,7 @@ async def pulled(
     store: stores.Store, clock: engines.Clock, owner: str, epoch: int, *, lasts_ms: int | None, reason: str = "eof"
 ) -> None:
     """A run that begins now; `lasts_ms` None: it goes on."""
-    await store.register_segment(owner, epoch, "n")
+    await store.segments.register(owner, epoch, "n")
     if lasts_ms is not None:
         async with store.transaction() as tx:
             last_ms = clock() + lasts_ms

@@ -62,7 +62,7 @@ async def _done(store: stores.Store, node: str, *segments: tuple[str, int], **ch
     speakers = sorted({speaker for speaker, _ in segments})
     await examples.opened(store, *(examples.recording(speaker=speaker) for speaker in speakers))
     for speaker, epoch in segments:
-        await store.register_segment(f"{examples.TASK}/{speaker}/1", epoch, node)
+        await store.segments.register(f"{examples.TASK}/{speaker}/1", epoch, node)
     for speaker in speakers:
         await examples.moved(store, f"{examples.TASK}/{speaker}/1", **DONE | changes)
 
@@ -80,7 +80,7 @@ async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], 
     here.put("00000001.flv", speaker="restored", task_id=examples.OTHER)
     await here.janitor.look()
     assert here.holds() == {"al/notes.txt", "bo/00000001.flv", "unknown/00000001.flv", "restored/00000001.flv"}
-    assert await store.given_up("elsewhere") == [OWNER], "those are that node's to delete and to forget"
+    assert await store.spool_files.given_up("elsewhere") == [OWNER], "those are that node's to delete and to forget"
 
 
 async def test_a_replay_that_came_first_keeps_its_files(
@@ -90,7 +90,7 @@ async def test_a_replay_that_came_first_keeps_its_files(
     here = disk()
     await _done(store, here.node, ("al", 4), output=OUTPUT)
     here.put("00000004.flv", "finished.00000003.mp3")
-    question = store.files_of
+    question = store.spool_files.of_recording
 
     async def stands_still(recording_id: str, node: str) -> object:
         answer = await question(recording_id, node)
@@ -99,7 +99,7 @@ async def test_a_replay_that_came_first_keeps_its_files(
         here.put("00000005.flv", "finished.00000006.mp3")
         return answer
 
-    monkeypatch.setattr(store, "files_of", stands_still)
+    monkeypatch.setattr(store.spool_files, "of_recording", stands_still)
     await here.janitor.look()
     assert here.holds() == {"al/00000005.flv", "al/finished.00000006.mp3"}
 
@@ -136,4 +136,4 @@ async def test_what_cannot_be_deleted_is_named(disk: Callable[[], Disk], store: 
     assert (told["owner"], told["file"], told["error"]) == (OWNER, str(stuck), os.strerror(errno.EISDIR))
     assert "by hand" in told["hint"]
     assert here.holds() == set()
-    assert await store.given_up(here.node) == [OWNER], "looked at again"
+    assert await store.spool_files.given_up(here.node) == [OWNER], "looked at again"

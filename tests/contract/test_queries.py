@@ -20,7 +20,7 @@ IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
 @pytest.fixture
 def views(store: stores.Store) -> queries.Reading:
     """The views of the same database."""
-    return queries.Reading(store._engine)
+    return queries.Reading(store.connections)
 
 
 def session(index: int, **more: Any) -> model.Session:
@@ -75,7 +75,7 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Rea
         for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
             await tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
-    assert await store.mark_removed(f"{IDS[1]}/a/b/1", failed_before_ms=2)
+    assert await store.spool_files.give_up(f"{IDS[1]}/a/b/1", failed_before_ms=2)
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
 
 
@@ -94,7 +94,7 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
     clock.advance(5_000)
     async with store.transaction() as tx:
         await tx.journal(IDS[0], queued.id, event, "Joining", "Joining", "ignored: the speaker came back")
-    assert await store.take_lease(f"{IDS[1]}/a/b/1", 1, "node-1", 30_000)
+    assert await store.leases.take(f"{IDS[1]}/a/b/1", 1, "node-1", 30_000)
     assert await views.counts(IDS[:3]) == {IDS[0]: {"Joining": 1, "Done": 1}, IDS[1]: {"Joining": 1}, IDS[2]: {}}
     found = await views.parts(IDS[:3])
     assert [(r.n, r.capture) for r in found[IDS[0]].recordings] == [(1, "queued"), (2, "none"), (3, "none")]
@@ -111,7 +111,7 @@ async def test_segments_of_a_session(store: stores.Store, views: queries.Reading
     await add(store, session(0), recording(0), recording(0, 2))
     await add(store, session(1), recording(1))
     for index, n, epoch in ((0, 1, 10), (0, 1, 9), (0, 2, 1), (1, 1, 1)):
-        await store.register_segment(f"{IDS[index]}/a/b/{n}", epoch, "node-1")
+        await store.segments.register(f"{IDS[index]}/a/b/{n}", epoch, "node-1")
     found = [(s.recording_id, s.epoch, s.reason) for s in await views.segments(IDS[0])]
     assert found == [(f"{IDS[0]}/a/b/1", 9, ""), (f"{IDS[0]}/a/b/1", 10, ""), (f"{IDS[0]}/a/b/2", 1, "")]
 
@@ -119,14 +119,14 @@ async def test_segments_of_a_session(store: stores.Store, views: queries.Reading
 async def test_results_by_cursor(store: stores.Store, views: queries.Reading) -> None:
     """Only results, in order, on from any cursor that was given; events and commands between them do not count."""
     for number in range(5):
-        await store.send("result" if number % 2 == 0 else "event", said(number))
+        await store.outbox.send("result" if number % 2 == 0 else "event", said(number))
     found, end = await views.results_after("")
     assert [r.id for r in found] == ["r0", "r2", "r4"]
     assert (await views.results_after(end))[0] == []
     assert [r.id for r in (await views.results_after(found[0].cursor, limit=1))[0]] == ["r2"]
     assert (await views.results_after("", types=["session-finished"])) == ([], end)
     assert (await views.results_after("now")) == ([], end)
-    await store.send("result", said(5))
+    await store.outbox.send("result", said(5))
     assert [r.id for r in (await views.results_after(end))[0]] == ["r5"]
     for cursor in ("0", "s", "s-1", "s1 ", "S1", "s" + "9" * 30):
         with pytest.raises(errors.InvalidParameter, match="after"):
@@ -162,7 +162,7 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Read
 
     slowly = asyncio.create_task(slow())
     await written.wait()
-    quickly = asyncio.create_task(store.send("result", said(2)))
+    quickly = asyncio.create_task(store.outbox.send("result", said(2)))
     if database.engine == "postgresql":
         await quickly
     cursor = await read_on("")
@@ -172,7 +172,7 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Read
     cursor = await read_on(cursor)
     assert sorted(seen) == ["r1", "r2"]
     assert await read_on(cursor) == cursor
-    await asyncio.gather(*(store.send("result", said(number)) for number in range(3, 20)))
+    await asyncio.gather(*(store.outbox.send("result", said(number)) for number in range(3, 20)))
     at_once = await asyncio.gather(*(views.results_after("") for _ in range(4)))
     assert all([r.id for r in found] == [r.id for r in at_once[0][0]] for found, _ in at_once)
     assert sorted(r.id for r in at_once[0][0]) == sorted(f"r{number}" for number in range(1, 20))
@@ -181,14 +181,14 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Read
 async def test_reading_on_while_others_write(store: stores.Store, views: queries.Reading) -> None:
     """A reader that goes on page by page while results are written and marked sent sees each of them exactly once."""
     numbers = range(60)
-    writing = asyncio.gather(*(store.send("result", said(number)) for number in numbers))
+    writing = asyncio.gather(*(store.outbox.send("result", said(number)) for number in numbers))
     seen: list[str] = []
     cursor = ""
     async with waiting.at_most(20):
         while len(seen) < len(numbers):
             found, cursor = await views.results_after(cursor, limit=7)
             seen += [r.id for r in found]
-            await store.mark_all_sent([m.seq for m in await store.claim_unsent(5, 1_000)])
+            await store.outbox.mark_all_sent([m.seq for m in await store.outbox.claim(5, 1_000)])
     await writing
     assert sorted(seen) == sorted(f"r{number}" for number in numbers)
     assert (await views.results_after(cursor))[0] == []

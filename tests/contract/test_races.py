@@ -160,7 +160,7 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
 
     async def take(owner: str, looks: int) -> bool:
         await later(second, looks)
-        return bool(await persisted(lambda: second.store.take_lease(owner, 1, "n2", desks.LEASE_MS)))
+        return bool(await persisted(lambda: second.store.leases.take(owner, 1, "n2", desks.LEASE_MS)))
 
     for room in range(RACES[database.engine] // 10):
         task_id = await first.start(RoomId=room + 1)
@@ -203,7 +203,7 @@ async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Des
             for recording in recordings:
                 await tx.add_recording(recording)
             await tx.arm(recordings[0].id, "keep", 0)
-    over = {deadline.owner: deadline.serial for deadline in await first.store.due_deadlines(len(failed))}
+    over = {deadline.owner: deadline.serial for deadline in await first.store.deadlines.due(len(failed))}
 
     async def keep_is_over(owner: str, looks: int) -> None:
         await later(first, looks)
@@ -227,14 +227,14 @@ async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: en
 
         async def note(owner: str = owner, looks: int = number % 5) -> None:
             await later(second, looks)
-            await second.store.note_segment(owner, 1, {"media_ms": 5_000, "size_bytes": 5, "last_packet_ms": 1})
+            await second.store.segments.update(owner, 1, {"media_ms": 5_000, "size_bytes": 5, "last_packet_ms": 1})
 
         await asyncio.gather(
             first.outcome("ffmpeg-exit", owner, 1, Job="capture", Reason="eof", MediaMs=10_000, **said),
             second.say("worker-lost", Owner=owner, Epoch=1, Node="n1", MediaMs=9_000, **said),
             note(),
         )
-        segment = (await first.store.segments(owner))[0]
+        segment = (await first.store.segments.of_recording(owner))[0]
         assert (segment.media_ms, segment.last_packet_ms) == (10_000, first.clock())
 
 
@@ -246,13 +246,13 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.De
     with structlog.testing.capture_logs() as lines:
         for number in range(RACES[database.engine] // 50):
             tasks = [await first.start(RoomId=room) for room in range(1, 5)]
-            await first.store.heartbeat("n1")
+            await first.store.nodes.heartbeat("n1")
             clock.advance(model.HOUR)
-            over = {d.owner: d for d in await first.store.due_deadlines() if d.kind == ("idle", "join")[number % 2]}
+            over = {d.owner: d for d in await first.store.deadlines.due() if d.kind == ("idle", "join")[number % 2]}
             deadline = over[tasks[0]]
             said = first.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
             stops = [second.say("stop", TaskId=task_id) for task_id in tasks]
-            forgiven, *_ = await asyncio.gather(first.store.heartbeat("n2", over_ms=model.MINUTE), said, *stops)
+            forgiven, *_ = await asyncio.gather(first.store.nodes.heartbeat("n2", over_ms=model.MINUTE), said, *stops)
             assert forgiven == model.HOUR
     assert [line["detail"] for line in lines if line["event"] == "decision.conflict"] == []
 
@@ -284,12 +284,12 @@ async def unless_refused(replay: Awaitable[dict[str, Any]]) -> dict[str, Any] | 
 async def later(desk: desks.Desk, looks: int) -> None:
     """A look takes as long as a statement or two of a decision: so what follows falls between others of its statements."""
     for _ in range(looks):
-        await desk.store.holds_lease("nobody", 1, "n")
+        await desk.store.leases.is_held("nobody", 1, "n")
 
 
 async def asked(desk: desks.Desk, owner: str) -> list[tuple[str, int]]:
     """(type, epoch) of the commands to a recording, which are marked sent."""
-    messages = await desk.store.claim_unsent(1_000, 0)
-    await desk.store.mark_all_sent([m.seq for m in messages])
+    messages = await desk.store.outbox.claim(1_000, 0)
+    await desk.store.outbox.mark_all_sent([m.seq for m in messages])
     events = [codec.decode(m.body, now_ms=0) for m in messages if m.channel == "command"]
     return [(e.type, e.data["Epoch"]) for e in events if e.subject == owner]

@@ -10,18 +10,17 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
-from store import engine as opening
-from store import schema, tables
+from store import connections, schema, tables
 from tests import engines
 
 
 async def _ask(database: engines.Database, question: Any) -> Any:
-    engine = opening.open_engine(database.url)
+    opened = connections.open_database(database.url)
     try:
-        async with engine.connect() as connection:
+        async with opened.read() as connection:
             return await connection.run_sync(question)
     finally:
-        await engine.dispose()
+        await opened.close()
 
 
 async def test_tables_equal_migrations(database: engines.Database) -> None:
@@ -63,14 +62,14 @@ async def test_migrating_twice_is_safe(database: engines.Database) -> None:
         kept = connection.execute(tables.nodes.select()).all()
         return schema.current(connection), columns, kept
 
-    engine = opening.open_engine(database.url)
+    opened = connections.open_database(database.url)
     try:
-        async with engine.begin() as connection:
+        async with opened.write() as connection:
             await connection.execute(tables.nodes.insert().values(node="n1", url="", seen_ms=1))
         before = await _ask(database, found)
-        await opening.migrate(engine)
-        await opening.migrate(engine)
+        await schema.migrate(opened)
+        await schema.migrate(opened)
     finally:
-        await engine.dispose()
+        await opened.close()
     assert before[0] == schema.HEAD
     assert await _ask(database, found) == before

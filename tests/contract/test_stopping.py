@@ -22,8 +22,8 @@ async def _start_capture(node: test_worker.Node) -> codec.Event:
     """The command for the first capture of a session, taken from the outbox."""
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
-    start = next(m for m in await node.store.unsent() if m.type == "start-capture")
-    await node.store.mark_sent(start.seq)
+    start = next(m for m in await node.store.outbox.unsent() if m.type == "start-capture")
+    await node.store.outbox.mark_sent(start.seq)
     return codec.decode(start.body, now_ms=node.clock())
 
 
@@ -35,7 +35,7 @@ async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worke
         await waiting.until(lambda: node.steps.captures)
     async with waiting.at_most(10):
         await node.worker.drain()
-    (said,) = [codec.decode(m.body, now_ms=0) for m in await node.store.unsent() if m.type == "ffmpeg-exit"]
+    (said,) = [codec.decode(m.body, now_ms=0) for m in await node.store.outbox.unsent() if m.type == "ffmpeg-exit"]
     assert said.data["Reason"] == "node-stopping"
     assert all(capture.stopped for capture in node.steps.captures if capture.started)
     await node.relay()
@@ -91,19 +91,19 @@ async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
 
     monkeypatch.setattr(publisher, "publish", never)
     monkeypatch.setattr(relay, "LAST_ROUND_S", 0.2)
-    leaving: Any = relay.Relay(store, _Link(), probe=database_probe.DatabaseProbe(store.ping))  # type: ignore[arg-type]
-    await store.send("event", examples.event("e1"))
+    leaving: Any = relay.Relay(store, _Link(), probe=database_probe.DatabaseProbe(store.connections.ping))  # type: ignore[arg-type]
+    await store.outbox.send("event", examples.event("e1"))
     leaving.task.start()
     async with waiting.at_most(10):
         await published.wait()
     await leaving.stop()
     await leaving.stop()
-    (message,) = await store.claim_unsent(10, 1_000)
-    await store.release([message.seq])
-    assert await store.claim_unsent(10, 1_000) == [message]
-    await store.mark_all_sent([message.seq])
-    await store.release([message.seq])
-    assert await store.claim_unsent(10, 1_000) == []
+    (message,) = await store.outbox.claim(10, 1_000)
+    await store.outbox.release([message.seq])
+    assert await store.outbox.claim(10, 1_000) == [message]
+    await store.outbox.mark_all_sent([message.seq])
+    await store.outbox.release([message.seq])
+    assert await store.outbox.claim(10, 1_000) == []
 
 
 async def test_many_leases_are_voided_beside_each_other(
@@ -114,7 +114,7 @@ async def test_many_leases_are_voided_beside_each_other(
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     for speaker in ("al", "bo", "cy"):
         await node.say("user-publishing", **ROOM, UserId=speaker, EventMs=clock(), Kind="audio")
-        assert await store.take_lease(f"{node.task_id}/{speaker}/1", 1, "node-1", 30_000)
+        assert await store.leases.take(f"{node.task_id}/{speaker}/1", 1, "node-1", 30_000)
     asked: list[str] = []
     all_asked = asyncio.Event()
     scan = node.steps.scan
@@ -130,5 +130,5 @@ async def test_many_leases_are_voided_beside_each_other(
     async with waiting.at_most(10):
         await node.worker.start()
     await waiting.until(lambda: sorted(asked) == ["al", "bo", "cy"])
-    assert [m.type for m in await store.unsent()].count("worker-lost") == 3
+    assert [m.type for m in await store.outbox.unsent()].count("worker-lost") == 3
     await node.worker.stop()

@@ -65,9 +65,9 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
         assert await tx.recording(f"{examples.TASK}/al/1") is None
         assert await tx.secrets(examples.TASK) == requests.Secrets()
         assert not await tx.callbacks_come(examples.ROOM.sdk_app_id)
-    assert await store.unsent() == []
-    assert await store.due_deadlines() == []
-    assert await store.take_lease(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS) is False
+    assert await store.outbox.unsent() == []
+    assert await store.deadlines.due() == []
+    assert await store.leases.take(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS) is False
 
 
 async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
@@ -231,22 +231,22 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
         await tx.arm(examples.TASK, "idle", clock())
         await tx.send("command", examples.event(), examples.TASK)
         await tx.journal(examples.TASK, examples.TASK, examples.event(), note="x")
-    await store.take_lease(owner, 1, "n", examples.LEASE_MS)
-    await store.register_segment(owner, 1, "n")
-    (before,) = await store.unsent()
+    await store.leases.take(owner, 1, "n", examples.LEASE_MS)
+    await store.segments.register(owner, 1, "n")
+    (before,) = await store.outbox.unsent()
     await store.stop()
     again = database.open(clock, engines.ids("03"))
     try:
         await again.start()
-        await again.ping()
+        await again.connections.ping()
         async with again.transaction() as tx:
             assert await tx.claim("e1") == ""
             assert await tx.session(examples.TASK) is not None
             assert await tx.secrets(examples.TASK) == examples.SECRETS
-        assert await again.renew_lease(owner, 1, "n", examples.LEASE_MS)
-        assert [s.epoch for s in await again.segments(owner)] == [1]
-        assert [d.kind for d in await again.due_deadlines()] == ["idle"]
-        assert await again.unsent() == [before]
+        assert await again.leases.renew(owner, 1, "n", examples.LEASE_MS)
+        assert [s.epoch for s in await again.segments.of_recording(owner)] == [1]
+        assert [d.kind for d in await again.deadlines.due()] == ["idle"]
+        assert await again.outbox.unsent() == [before]
         assert [x.note for x in await engines.reader(again).timeline(examples.TASK)] == ["x"]
     finally:
         await again.stop()
@@ -262,7 +262,7 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
     """Many decisions, renewals and reads at once all succeed: nobody meets a locked database."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
-    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
 
     async def decide(n: int) -> None:
         async def handler(tx: transaction.Transaction, event: codec.Event) -> None:
@@ -273,6 +273,6 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
 
     steps: list[Callable[[], Awaitable[Any]]] = []
     for n in range(20):
-        steps += [lambda n=n: decide(n), lambda: store.renew_lease(owner, 1, "n", examples.LEASE_MS), store.unsent]
+        steps += [lambda n=n: decide(n), lambda: store.leases.renew(owner, 1, "n", examples.LEASE_MS), store.outbox.unsent]
     await asyncio.gather(*(step() for step in steps))
     assert len(await engines.reader(store).timeline(examples.TASK)) == 20

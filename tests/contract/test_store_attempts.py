@@ -23,7 +23,7 @@ async def test_tries_are_counted_by_message(store: stores.Store, clock: engines.
     assert await kept.count("m1") == 0
     clock.advance(1_000)
     await kept.add("young")
-    await store.forget_inbox(clock())
+    await store.retention.delete_messages(clock())
     assert [await kept.count(m) for m in ("m2", "young")] == [0, 1]
 
 
@@ -35,13 +35,13 @@ async def test_tries_counted_at_once_are_all_counted(store: stores.Store) -> Non
 async def test_workers_that_live_tell_their_room(store: stores.Store, clock: engines.Clock) -> None:
     """Only workers have room, and only what the living say counts; the newest word does."""
     room = model.SpareCapacity(free_bytes=10, needed_bytes=20, busy="full")
-    await store.heartbeat("old", spare=room)
+    await store.nodes.heartbeat("old", spare=room)
     clock.advance(1_000)
-    await store.heartbeat("api")
-    await store.heartbeat("w1", spare=room)
-    await store.heartbeat("w2", spare=model.SpareCapacity(free_bytes=2**40, needed_bytes=0))
-    await store.heartbeat("w3", spare=model.SpareCapacity(free_bytes=None, needed_bytes=0, busy="its spool cannot be read"))
-    await store.heartbeat("w1", spare=model.SpareCapacity(free_bytes=11, needed_bytes=20))
-    found = await store.spare_capacities(clock())
+    await store.nodes.heartbeat("api")
+    await store.nodes.heartbeat("w1", spare=room)
+    await store.nodes.heartbeat("w2", spare=model.SpareCapacity(free_bytes=2**40, needed_bytes=0))
+    await store.nodes.heartbeat("w3", spare=model.SpareCapacity(free_bytes=None, needed_bytes=0, busy="its spool cannot be read"))
+    await store.nodes.heartbeat("w1", spare=model.SpareCapacity(free_bytes=11, needed_bytes=20))
+    found = await store.nodes.spare_capacities(clock())
     said = [(r.free_bytes, r.needed_bytes, r.busy) for r in found]
     assert said == [(11, 20, ""), (2**40, 0, ""), (None, 0, "its spool cannot be read")]

@@ -6,9 +6,8 @@ import dataclasses
 
 import pytest
 
-from machine import errors, model
+from machine import errors, model, segments
 from store import store as stores
-from store import values
 from tests import engines, examples
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
@@ -20,15 +19,15 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     for epoch in (4, 1, 4):
-        await store.register_segment(owner, epoch, "n")
+        await store.segments.register(owner, epoch, "n")
     async with store.transaction() as tx:
         assert not await tx.has_segments(owner)
-    await store.note_segment(owner, 4, {"media_ms": 900, "size_bytes": 10, "first_packet_ms": 5})
+    await store.segments.update(owner, 4, {"media_ms": 900, "size_bytes": 10, "first_packet_ms": 5})
     async with store.transaction() as tx:
         assert await tx.has_segments(owner)
         await tx.close_segment(owner, 4, {"media_ms": 1_000, "size_bytes": 12, "last_packet_ms": 1_005, "reason": "eof"})
         await tx.close_segment(owner, 9, {"media_ms": 1_000})
-    found = await store.segments(owner)
+    found = await store.segments.of_recording(owner)
     assert [(s.epoch, s.node, s.media_ms, s.first_packet_ms, s.last_packet_ms) for s in found] == [
         (1, "n", 0, None, None),
         (4, "n", 1_000, 5, 1_005),
@@ -38,56 +37,56 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
 async def test_registering_a_segment_again_loses_nothing(store: stores.Store) -> None:
     """A repeat of the registration does not forget the media that the segment holds."""
     owner = f"{examples.TASK}/al/1"
-    await store.register_segment(owner, 1, "n")
-    await store.note_segment(owner, 1, {"media_ms": 900})
-    await store.register_segment(owner, 1, "n")
-    assert [s.media_ms for s in await store.segments(owner)] == [900]
+    await store.segments.register(owner, 1, "n")
+    await store.segments.update(owner, 1, {"media_ms": 900})
+    await store.segments.register(owner, 1, "n")
+    assert [s.media_ms for s in await store.segments.of_recording(owner)] == [900]
 
 
 async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None:
     """Of a worker that woke after another run was ordered, neither a new segment nor a word about its own is taken."""
     await examples.opened(store, examples.recording(speaker="late"))
     owner = f"{examples.TASK}/late/1"
-    await store.register_segment(owner, 1, "n")
-    await store.note_segment(owner, 1, {"media_ms": 900})
+    await store.segments.register(owner, 1, "n")
+    await store.segments.update(owner, 1, {"media_ms": 900})
     await examples.moved(store, owner, epoch=2, job=model.Job(kind="capture", state="queued"))
-    await store.note_segment(owner, 1, {"media_ms": 9_000})
-    await store.register_segment(owner, 0, "n")
-    assert [(s.epoch, s.media_ms) for s in await store.segments(owner)] == [(1, 900)]
-    await store.register_segment(owner, 2, "m")
-    await store.note_segment(owner, 2, {"media_ms": 5})
-    assert [(s.epoch, s.media_ms) for s in await store.segments(owner)] == [(1, 900), (2, 5)]
+    await store.segments.update(owner, 1, {"media_ms": 9_000})
+    await store.segments.register(owner, 0, "n")
+    assert [(s.epoch, s.media_ms) for s in await store.segments.of_recording(owner)] == [(1, 900)]
+    await store.segments.register(owner, 2, "m")
+    await store.segments.update(owner, 2, {"media_ms": 5})
+    assert [(s.epoch, s.media_ms) for s in await store.segments.of_recording(owner)] == [(1, 900), (2, 5)]
     async with store.transaction() as tx:
         await tx.close_segment(owner, 2, {"media_ms": 7, "reason": "eof"})
-    await store.note_segment(owner, 2, {"media_ms": 6})
-    assert [s.media_ms for s in await store.segments(owner)] == [900, 7], "what is noted late takes nothing away"
+    await store.segments.update(owner, 2, {"media_ms": 6})
+    assert [s.media_ms for s in await store.segments.of_recording(owner)] == [900, 7], "what is noted late takes nothing away"
 
 
 async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
     """What an upload has reached comes back whole, is replaced, and is forgotten; a worker without the lease writes nothing."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
-    assert not await store.save_upload_state(owner, 1, "n", {"upload_id": "nobody's"})
-    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
-    assert await store.upload_state(owner) is None
+    assert not await store.uploads.save(owner, 1, "n", {"upload_id": "nobody's"})
+    assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
+    assert await store.uploads.state(owner) is None
     for body in ({"upload_id": "u", "parts": [[1, 2, "e"]]}, {"upload_id": "v", "parts": []}):
-        assert await store.save_upload_state(owner, 1, "n", body)
-        assert await store.upload_state(owner) == body
+        assert await store.uploads.save(owner, 1, "n", body)
+        assert await store.uploads.state(owner) == body
     for epoch, node in ((2, "n"), (1, "m")):
-        assert not await store.save_upload_state(owner, epoch, node, {"upload_id": "stale"})
-    assert await store.upload_state(owner) == body
+        assert not await store.uploads.save(owner, epoch, node, {"upload_id": "stale"})
+    assert await store.uploads.state(owner) == body
     await examples.moved(store, owner, epoch=2, job=model.Job(kind="upload", state="queued"))
-    await store.forget_upload_state(owner, 1)
-    assert await store.upload_state(owner) == body, "its successor goes on from it"
-    await store.forget_upload_state(owner, 2)
-    assert await store.upload_state(owner) is None
+    await store.uploads.delete(owner, 1)
+    assert await store.uploads.state(owner) == body, "its successor goes on from it"
+    await store.uploads.delete(owner, 2)
+    assert await store.uploads.state(owner) is None
 
 
 async def test_where_the_segments_lie(store: stores.Store) -> None:
     """The media that each node holds of a recording, its own only."""
     for owner, epoch, node, media_ms in (("r", 1, "a", 500), ("r", 2, "b", 700), ("r", 3, "a", 600), ("q", 1, "c", 9)):
-        await store.register_segment(owner, epoch, node)
-        await store.note_segment(owner, epoch, {"media_ms": media_ms})
+        await store.segments.register(owner, epoch, node)
+        await store.segments.update(owner, epoch, {"media_ms": media_ms})
     async with store.transaction() as tx:
         assert await tx.segment_nodes("r") == {"a": 1_100, "b": 700}
         assert await tx.segment_nodes("nobody") == {}
@@ -95,18 +94,18 @@ async def test_where_the_segments_lie(store: stores.Store) -> None:
 
 async def test_signs_of_life_of_nodes(store: stores.Store, clock: engines.Clock) -> None:
     """When a node was last heard of, and where its files can be fetched, as long as it gives signs of life."""
-    await store.heartbeat("a", "http://a:8080")
-    await store.heartbeat("b")
+    await store.nodes.heartbeat("a", "http://a:8080")
+    await store.nodes.heartbeat("b")
     clock.advance(60_000)
     async with store.transaction() as tx:
         assert await tx.node_seen_ms("a") == engines.START_MS
         assert await tx.node_seen_ms("unknown") == 0
-    assert await store.node_url("a", engines.START_MS) == "http://a:8080"
-    assert await store.node_url("a", engines.START_MS + 1) == ""
-    assert await store.node_url("b", 0) == ""
-    assert await store.node_url("unknown", 0) == ""
-    await store.heartbeat("a", "http://a:9090")
-    assert await store.node_url("a", clock()) == "http://a:9090"
+    assert await store.nodes.url("a", engines.START_MS) == "http://a:8080"
+    assert await store.nodes.url("a", engines.START_MS + 1) == ""
+    assert await store.nodes.url("b", 0) == ""
+    assert await store.nodes.url("unknown", 0) == ""
+    await store.nodes.heartbeat("a", "http://a:9090")
+    assert await store.nodes.url("a", clock()) == "http://a:9090"
 
 
 async def _ended(store: stores.Store) -> None:
@@ -121,27 +120,27 @@ async def _ended(store: stores.Store) -> None:
         examples.recording(speaker="live"),
     )
     for speaker in ("done", "partial", "failed", "live"):
-        await store.register_segment(f"{examples.TASK}/{speaker}/1", 1, "n1")
-        await store.note_segment(f"{examples.TASK}/{speaker}/1", 1, {"media_ms": 5})
+        await store.segments.register(f"{examples.TASK}/{speaker}/1", 1, "n1")
+        await store.segments.update(f"{examples.TASK}/{speaker}/1", 1, {"media_ms": 5})
 
 
 async def test_what_may_be_removed(store: stores.Store) -> None:
     """Done and whole: at once. Failed, or Done with something missing: when it ended before the time given. Live: never."""
     await _ended(store)
-    assert set(await store.removable(1_000)) == {f"{examples.TASK}/done/1"}
-    assert set(await store.removable(1_001)) == {f"{examples.TASK}/{s}/1" for s in ("done", "partial", "failed")}
-    assert await store.mark_removed(f"{examples.TASK}/done/1", 1_001)
-    assert not await store.mark_removed(f"{examples.TASK}/done/1", 1_001)
-    assert not await store.mark_removed(f"{examples.TASK}/live/1", 1_001)
-    assert not await store.mark_removed(f"{examples.TASK}/failed/1", 1_000)
-    assert set(await store.removable(1_001)) == {f"{examples.TASK}/partial/1", f"{examples.TASK}/failed/1"}
+    assert set(await store.spool_files.removable(1_000)) == {f"{examples.TASK}/done/1"}
+    assert set(await store.spool_files.removable(1_001)) == {f"{examples.TASK}/{s}/1" for s in ("done", "partial", "failed")}
+    assert await store.spool_files.give_up(f"{examples.TASK}/done/1", 1_001)
+    assert not await store.spool_files.give_up(f"{examples.TASK}/done/1", 1_001)
+    assert not await store.spool_files.give_up(f"{examples.TASK}/live/1", 1_001)
+    assert not await store.spool_files.give_up(f"{examples.TASK}/failed/1", 1_000)
+    assert set(await store.spool_files.removable(1_001)) == {f"{examples.TASK}/partial/1", f"{examples.TASK}/failed/1"}
 
 
 async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) -> None:
     """A decision that saw the files must be made again when the janitor gave them up meanwhile."""
     await _ended(store)
     seen = await examples.saved(store, f"{examples.TASK}/failed/1")
-    assert await store.mark_removed(seen.id, 1_001)
+    assert await store.spool_files.give_up(seen.id, 1_001)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_recording(seen, dataclasses.replace(seen, state="Transcoding"))
@@ -150,24 +149,29 @@ async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) 
 async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.Store) -> None:
     """The janitor's steps: what was given up is listed for the node it lies on until that node has deleted it; where a replay
     came first there is nothing to delete."""
-    assert await store.files_of(f"{examples.TASK}/failed/1", "") is None
+    assert await store.spool_files.of_recording(f"{examples.TASK}/failed/1", "") is None
     await _ended(store)
     owner = f"{examples.TASK}/failed/1"
-    await store.register_segment(owner, 2, "n2")
-    assert await store.given_up("n1") == []
-    await store.mark_removed(owner, 1_001)
-    assert await store.given_up("n1") == await store.given_up("n2") == await store.given_up("") == [owner]
-    assert await store.given_up("n3") == []
-    assert await store.files_of(owner, "n1") == values.Files(until_epoch=1, segments=(1,))
-    await store.forget_files(owner, "n1", [1])
-    assert await store.given_up("n1") == []
-    assert [s.node for s in await store.segments(owner)] == ["n2"]
+    await store.segments.register(owner, 2, "n2")
+    assert await store.spool_files.given_up("n1") == []
+    await store.spool_files.give_up(owner, 1_001)
+    assert (
+        await store.spool_files.given_up("n1")
+        == await store.spool_files.given_up("n2")
+        == await store.spool_files.given_up("")
+        == [owner]
+    )
+    assert await store.spool_files.given_up("n3") == []
+    assert await store.spool_files.of_recording(owner, "n1") == segments.GivenUpFiles(until_epoch=1, segments=(1,))
+    await store.spool_files.forget(owner, "n1", [1])
+    assert await store.spool_files.given_up("n1") == []
+    assert [s.node for s in await store.segments.of_recording(owner)] == ["n2"]
     await examples.moved(store, owner, epoch=2)
-    assert await store.files_of(owner, "") == values.Files(until_epoch=2, segments=(2,))
-    await store.forget_files(owner, "", [2])
-    assert await store.given_up("n2") == []
-    assert await store.segments(owner) == []
-    assert [s.epoch for s in await store.segments(f"{examples.TASK}/live/1")] == [1]
+    assert await store.spool_files.of_recording(owner, "") == segments.GivenUpFiles(until_epoch=2, segments=(2,))
+    await store.spool_files.forget(owner, "", [2])
+    assert await store.spool_files.given_up("n2") == []
+    assert await store.segments.of_recording(owner) == []
+    assert [s.epoch for s in await store.segments.of_recording(f"{examples.TASK}/live/1")] == [1]
 
 
 async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.Store) -> None:
@@ -175,19 +179,22 @@ async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.S
     await _ended(store)
     owner = f"{examples.TASK}/failed/1"
     await examples.moved(store, owner, output_node="n5")
-    await store.mark_removed(owner, 1_001)
-    assert await store.given_up("n5") == [owner]
-    assert await store.files_of(owner, "n5") == values.Files(until_epoch=1, segments=())
-    await store.forget_files(owner, "n5", [])
-    assert await store.given_up("n5") == []
-    assert await store.given_up("n1") == [owner]
+    await store.spool_files.give_up(owner, 1_001)
+    assert await store.spool_files.given_up("n5") == [owner]
+    assert await store.spool_files.of_recording(owner, "n5") == segments.GivenUpFiles(until_epoch=1, segments=())
+    await store.spool_files.forget(owner, "n5", [])
+    assert await store.spool_files.given_up("n5") == []
+    assert await store.spool_files.given_up("n1") == [owner]
 
 
 async def test_what_may_lie_on_any_spool(store: stores.Store) -> None:
     """Of the sessions asked for: recordings whose files were given up, up to which epoch, and finished files that count."""
     await _ended(store)
     await examples.moved(store, f"{examples.TASK}/live/1", epoch=7, output=model.Output(duration_ms=1, size_bytes=1, epoch=5))
-    await store.mark_removed(f"{examples.TASK}/failed/1", 1_001)
-    found = [(r.recording_id.split("/")[1], r.epoch, r.given_up, r.output_epoch) for r in await store.remains([examples.TASK])]
+    await store.spool_files.give_up(f"{examples.TASK}/failed/1", 1_001)
+    found = [
+        (r.recording_id.split("/")[1], r.epoch, r.given_up, r.output_epoch)
+        for r in await store.spool_files.leftovers([examples.TASK])
+    ]
     assert found == [("failed", 1, True, None), ("live", 7, False, 5), ("partial", 1, False, 0)]
-    assert await store.remains([examples.OTHER]) == await store.remains([]) == []
+    assert await store.spool_files.leftovers([examples.OTHER]) == await store.spool_files.leftovers([]) == []

@@ -20,14 +20,14 @@ async def test_the_outbox_keeps_the_order_and_forgets_what_is_sent(store: stores
     async with store.transaction() as tx:
         await tx.send("event", examples.event("a"), examples.TASK)
         await tx.send("command", examples.event("b"), examples.TASK)
-    await store.send("result", examples.event("c"))
-    first = await store.unsent()
+    await store.outbox.send("result", examples.event("c"))
+    first = await store.outbox.unsent()
     assert [codec.decode(m.body, now_ms=0).id for m in first] == ["a", "b", "c"]
     assert [m.channel for m in first] == ["event", "command", "result"]
-    assert [m.seq for m in await store.unsent(limit=2)] == [m.seq for m in first[:2]]
-    await store.mark_sent(first[1].seq)
-    await store.mark_sent(first[0].seq, parked="unknown type")
-    assert [m.seq for m in await store.unsent()] == [first[2].seq]
+    assert [m.seq for m in await store.outbox.unsent(limit=2)] == [m.seq for m in first[:2]]
+    await store.outbox.mark_sent(first[1].seq)
+    await store.outbox.mark_sent(first[0].seq, parked="unknown type")
+    assert [m.seq for m in await store.outbox.unsent()] == [first[2].seq]
     assert first[0].seq < first[1].seq < first[2].seq
 
 
@@ -63,15 +63,15 @@ async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, cl
         await tx.claim("old")
         for channel in ("command", "event", "result", "command", "command"):
             await tx.send(channel, examples.event())
-    seqs = [m.seq for m in await store.unsent()]
+    seqs = [m.seq for m in await store.outbox.unsent()]
     for seq in seqs[:3]:
-        await store.mark_sent(seq)
-    await store.mark_sent(seqs[3], parked="why")
+        await store.outbox.mark_sent(seq)
+    await store.outbox.mark_sent(seqs[3], parked="why")
     clock.advance(1_000)
     async with store.transaction() as tx:
         await tx.claim("new")
-    await store.forget_inbox(clock())
-    assert [m.seq for m in await store.unsent()] == [seqs[4]]
+    await store.retention.delete_messages(clock())
+    assert [m.seq for m in await store.outbox.unsent()] == [seqs[4]]
     async with store.transaction() as tx:
         assert await tx.claim("new") == ""
         assert await tx.claim("old") is None
@@ -92,29 +92,29 @@ async def test_a_revision_exists_once(store: stores.Store) -> None:
 async def test_two_relays_never_get_the_same_message(store: stores.Store) -> None:
     """What one relay holds another does not get; each message goes to one of them, in order."""
     for number in range(12):
-        await store.send("event", examples.event(f"e{number}"))
-    held = await asyncio.gather(*(store.claim_unsent(5, 10_000) for _ in range(4)))
+        await store.outbox.send("event", examples.event(f"e{number}"))
+    held = await asyncio.gather(*(store.outbox.claim(5, 10_000) for _ in range(4)))
     seqs = [m.seq for messages in held for m in messages]
     assert len(seqs) == len(set(seqs)) == 12
     assert all([m.seq for m in messages] == sorted(m.seq for m in messages) for messages in held)
-    assert await store.claim_unsent(5, 10_000) == []
+    assert await store.outbox.claim(5, 10_000) == []
 
 
 async def test_what_a_dead_relay_held_comes_again(store: stores.Store, clock: engines.Clock) -> None:
     """A claim that ran out is anybody's again; what was marked sent is nobody's."""
     for number in range(3):
-        await store.send("event", examples.event(f"e{number}"))
-    first = await store.claim_unsent(10, 10_000)
-    await store.mark_all_sent([first[0].seq])
-    await store.mark_all_sent([])
+        await store.outbox.send("event", examples.event(f"e{number}"))
+    first = await store.outbox.claim(10, 10_000)
+    await store.outbox.mark_all_sent([first[0].seq])
+    await store.outbox.mark_all_sent([])
     clock.advance(9_999)
-    assert await store.claim_unsent(10, 10_000) == []
+    assert await store.outbox.claim(10, 10_000) == []
     clock.advance(2)
-    assert await store.claim_unsent(10, 10_000) == first[1:]
-    await store.mark_all_sent([m.seq for m in first])
+    assert await store.outbox.claim(10, 10_000) == first[1:]
+    await store.outbox.mark_all_sent([m.seq for m in first])
     clock.advance(60_000)
-    assert await store.claim_unsent(10, 10_000) == []
-    assert await store.unsent() == []
+    assert await store.outbox.claim(10, 10_000) == []
+    assert await store.outbox.unsent() == []
 
 
 async def test_a_message_may_be_for_one_node(store: stores.Store) -> None:
@@ -122,7 +122,7 @@ async def test_a_message_may_be_for_one_node(store: stores.Store) -> None:
     async with store.transaction() as tx:
         await tx.send("command", examples.event("a"), examples.TASK, node="n7")
         await tx.send("command", examples.event("b"), examples.TASK)
-    assert [m.node for m in await store.unsent()] == ["n7", ""]
+    assert [m.node for m in await store.outbox.unsent()] == ["n7", ""]
 
 
 # --- secrets and presence ---------------------------------------------------------------------------------------------

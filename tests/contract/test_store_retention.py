@@ -22,8 +22,8 @@ ENDED: dict[str, Any] = {"state": "Done", "code": "Success", "ended_ms": engines
 async def _finished(store: stores.Store, **recording: Any) -> None:
     """A session that has finished, with a row in every table that a session has rows in."""
     await examples.opened(store, examples.recording(files_removed=True))
-    assert await store.take_lease(OWNER, 1, "n", examples.LEASE_MS)
-    await store.save_upload_state(OWNER, 1, "n", {"upload_id": "u"})
+    assert await store.leases.take(OWNER, 1, "n", examples.LEASE_MS)
+    await store.uploads.save(OWNER, 1, "n", {"upload_id": "u"})
     async with store.transaction() as tx:
         delivery = model.Delivery(task_id=examples.TASK, revision=1, url="http://a", body="{}", state="delivered")
         await tx.add_result(examples.TASK, 1, "{}")
@@ -35,7 +35,7 @@ async def _finished(store: stores.Store, **recording: Any) -> None:
         assert session is not None
         await tx.save_session(session, dataclasses.replace(session, state="Finished", finished_ms=engines.START_MS))
     await examples.moved(store, OWNER, **(ENDED | recording))
-    await store.mark_all_sent([m.seq for m in await store.unsent()])
+    await store.outbox.mark_all_sent([m.seq for m in await store.outbox.unsent()])
 
 
 def _rows(database: engines.Database) -> dict[str, int]:
@@ -50,46 +50,46 @@ async def test_a_session_is_forgotten_whole(store: stores.Store, database: engin
     """A finished session older than asked for leaves no row in any table; a younger one stays as it is."""
     await _finished(store)
     before = _rows(database)
-    assert await store.forget_sessions(engines.START_MS) == 0
+    assert await store.retention.delete_sessions(engines.START_MS) == 0
     assert _rows(database) == before
     clock.advance(LATER_MS)
-    assert await store.forget_sessions(engines.START_MS + 1) == 1
+    assert await store.retention.delete_sessions(engines.START_MS + 1) == 1
     assert _rows(database) == {}
-    assert await store.forget_sessions(engines.START_MS + 1) == 0
+    assert await store.retention.delete_sessions(engines.START_MS + 1) == 0
 
 
 @pytest.mark.parametrize("wanted", [{"files_removed": False}, {"output_node": "away"}], ids=["files-kept", "file-on-a-node"])
 async def test_what_is_kept_keeps_its_session(store: stores.Store, wanted: dict[str, Any]) -> None:
     """As long as a file lies on a spool the session can be read and replayed, however old it is."""
     await _finished(store, **wanted)
-    assert await store.forget_sessions(engines.START_MS + LATER_MS) == 0
+    assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
 
 
 async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -> None:
     """So do a segment that no node has deleted yet, and a result that is on its way."""
     await _finished(store)
-    await store.register_segment(OWNER, 1, "n")
-    assert await store.forget_sessions(engines.START_MS + LATER_MS) == 0
-    files = await store.files_of(OWNER, "")
+    await store.segments.register(OWNER, 1, "n")
+    assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
+    files = await store.spool_files.of_recording(OWNER, "")
     assert files is not None
     assert files.segments == (1,)
-    await store.forget_files(OWNER, "", [1])
+    await store.spool_files.forget(OWNER, "", [1])
     async with store.transaction() as tx:
         (delivery,) = await tx.deliveries(examples.TASK)
         await tx.save_delivery(delivery, dataclasses.replace(delivery, state="pending"))
-    assert await store.forget_sessions(engines.START_MS + LATER_MS) == 0
+    assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
 
 
 async def test_readers_of_results_go_on_after_results_are_forgotten(store: stores.Store, clock: engines.Clock) -> None:
     """A cursor given before stands: what comes after the forgotten results is read, once."""
     await _finished(store)
-    reader = queries.Reading(store._engine)
+    reader = queries.Reading(store.connections)
     read, cursor = await reader.results_after("")
     assert len(read) == 1
     clock.advance(LATER_MS)
-    assert await store.forget_sessions(clock()) == 1
+    assert await store.retention.delete_sessions(clock()) == 1
     assert await reader.results_after(cursor) == ([], cursor)
-    await store.send("result", examples.event("e2"), examples.OTHER)
+    await store.outbox.send("result", examples.event("e2"), examples.OTHER)
     read, later = await reader.results_after(cursor)
     assert [r.id for r in read] == ["e2"]
     assert await reader.results_after(later) == ([], later)
@@ -102,16 +102,16 @@ async def test_what_belongs_to_no_session_is_forgotten(
     room = requests.Room(sdk_app_id=1, room_id=2)
     async with store.transaction() as tx:
         await tx.put_presence(room, "old", HEARD)
-    await store.heartbeat("gone")
-    await store.heartbeat("holds")
-    await store.register_segment(OWNER, 1, "holds")
-    await store.send("result", examples.event("refused"))
-    await store.mark_all_sent([m.seq for m in await store.unsent()])
+    await store.nodes.heartbeat("gone")
+    await store.nodes.heartbeat("holds")
+    await store.segments.register(OWNER, 1, "holds")
+    await store.outbox.send("result", examples.event("refused"))
+    await store.outbox.mark_all_sent([m.seq for m in await store.outbox.unsent()])
     clock.advance(25 * model.HOUR)
-    await store.heartbeat("alive")
+    await store.nodes.heartbeat("alive")
     async with store.transaction() as tx:
         await tx.put_presence(room, "new", HEARD)
-    await store.forget_sessions(clock() - model.HOUR)
+    await store.retention.delete_sessions(clock() - model.HOUR)
     assert sorted(node for (node,) in database.ask("SELECT node FROM nodes")) == ["alive", "holds"]
     assert database.ask("SELECT user_id FROM presence") == [("new",)]
     assert database.ask("SELECT count(*) FROM outbox") == [(0,)]

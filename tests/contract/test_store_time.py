@@ -20,13 +20,13 @@ async def test_a_lease_is_taken_once(store: stores.Store) -> None:
     """Of several nodes that want a queued job, one gets it; the holder is known."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
-    taken = await asyncio.gather(*(store.take_lease(owner, 1, f"n{k}", examples.LEASE_MS) for k in range(4)))
+    taken = await asyncio.gather(*(store.leases.take(owner, 1, f"n{k}", examples.LEASE_MS) for k in range(4)))
     assert sorted(taken) == [False, False, False, True]
     node = f"n{taken.index(True)}"
-    assert await store.holds_lease(owner, 1, node)
-    assert not await store.holds_lease(owner, 1, "other")
+    assert await store.leases.is_held(owner, 1, node)
+    assert not await store.leases.is_held(owner, 1, "other")
     assert (await examples.saved(store, owner)).job == model.Job(kind="capture", state="leased", node=node)
-    assert [(x.owner, x.epoch, x.kind, x.node) for x in await store.leases(node=node)] == [(owner, 1, "capture", node)]
+    assert [(x.owner, x.epoch, x.kind, x.node) for x in await store.leases.of_node(node)] == [(owner, 1, "capture", node)]
 
 
 async def test_an_older_epoch_gets_no_lease(store: stores.Store) -> None:
@@ -34,13 +34,13 @@ async def test_an_older_epoch_gets_no_lease(store: stores.Store) -> None:
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     await examples.moved(store, owner, epoch=2, job=model.Job(kind="capture", state="queued"))
-    assert not await store.take_lease(owner, 1, "n", examples.LEASE_MS)
-    assert not await store.take_lease(owner, 3, "n", examples.LEASE_MS)
-    assert not await store.take_lease("nobody", 1, "n", examples.LEASE_MS)
+    assert not await store.leases.take(owner, 1, "n", examples.LEASE_MS)
+    assert not await store.leases.take(owner, 3, "n", examples.LEASE_MS)
+    assert not await store.leases.take("nobody", 1, "n", examples.LEASE_MS)
     await examples.moved(store, owner, epoch=3, job=model.Job(kind="capture", state="waiting"))
-    assert not await store.take_lease(owner, 3, "n", examples.LEASE_MS)
+    assert not await store.leases.take(owner, 3, "n", examples.LEASE_MS)
     await examples.moved(store, owner, job=model.Job(kind="capture", state="queued"))
-    assert await store.take_lease(owner, 3, "n", examples.LEASE_MS)
+    assert await store.leases.take(owner, 3, "n", examples.LEASE_MS)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ async def test_a_lease_is_refused_after_the_end(store: stores.Store, end: dict[s
     """Once its job has ended or was superseded, a lease is neither renewed nor held, and nobody's to expire."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
-    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
-    assert await store.renew_lease(owner, 1, "n", examples.LEASE_MS)
-    assert not await store.renew_lease(owner, 1, "other", examples.LEASE_MS)
+    assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases.renew(owner, 1, "n", examples.LEASE_MS)
+    assert not await store.leases.renew(owner, 1, "other", examples.LEASE_MS)
     await examples.moved(store, owner, **end)
-    assert not await store.renew_lease(owner, 1, "n", examples.LEASE_MS)
-    assert not await store.holds_lease(owner, 1, "n")
-    assert not await store.take_lease(owner, 1, "n", examples.LEASE_MS)
-    assert await store.leases(node="n") == []
+    assert not await store.leases.renew(owner, 1, "n", examples.LEASE_MS)
+    assert not await store.leases.is_held(owner, 1, "n")
+    assert not await store.leases.take(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases.of_node("n") == []
 
 
 async def test_a_lease_makes_a_concurrent_decision_conflict(store: stores.Store) -> None:
@@ -71,11 +71,11 @@ async def test_a_lease_makes_a_concurrent_decision_conflict(store: stores.Store)
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     seen = await examples.saved(store, owner)
-    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_recording(seen, dataclasses.replace(seen, state="Failed", job=None, epoch=2))
-    assert await store.holds_lease(owner, 1, "n")
+    assert await store.leases.is_held(owner, 1, "n")
 
 
 async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store: stores.Store) -> None:
@@ -87,8 +87,8 @@ async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store:
     async with store.transaction() as tx:
         await tx.add_delivery(callback)
         assert await tx.deliveries(examples.TASK) == [callback]
-    assert await store.take_lease(callback.id, 1, "n", examples.LEASE_MS)
-    assert not await store.take_lease(callback.id, 1, "m", examples.LEASE_MS)
+    assert await store.leases.take(callback.id, 1, "n", examples.LEASE_MS)
+    assert not await store.leases.take(callback.id, 1, "m", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_delivery(callback, dataclasses.replace(callback, state="cancelled", job=None))
@@ -98,24 +98,24 @@ async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, cl
     """A lease is over after its time without a renewal, not before; others are not shown."""
     await examples.opened(store, examples.recording(), examples.recording(speaker="bo"))
     for speaker in ("al", "bo"):
-        assert await store.take_lease(f"{examples.TASK}/{speaker}/1", 1, "n", examples.LEASE_MS)
+        assert await store.leases.take(f"{examples.TASK}/{speaker}/1", 1, "n", examples.LEASE_MS)
     clock.advance(20_000)
-    assert await store.renew_lease(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS)
+    assert await store.leases.renew(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS)
     clock.advance(10_001)
-    assert [x.owner for x in await store.leases(until_ms=clock())] == [f"{examples.TASK}/bo/1"]
+    assert [x.owner for x in await store.leases.expired(clock())] == [f"{examples.TASK}/bo/1"]
     clock.advance(20_000)
-    assert len(await store.leases(until_ms=clock())) == 2
-    assert await store.leases(node="elsewhere") == []
+    assert len(await store.leases.expired(clock())) == 2
+    assert await store.leases.of_node("elsewhere") == []
 
 
 async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Store, clock: engines.Clock) -> None:
     """The time of the last packet moves what idleness counts from, forwards only, and disturbs no decision."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
-    assert await store.take_lease(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     seen = await examples.saved(store, owner)
     for last_ms in (clock() + 5_000, clock() + 2_000):
-        assert await store.renew_lease(owner, 1, "n", examples.LEASE_MS, last_packet_ms=last_ms)
+        assert await store.leases.renew(owner, 1, "n", examples.LEASE_MS, last_packet_ms=last_ms)
     async with store.transaction() as tx:
         saved = await tx.save_recording(seen, dataclasses.replace(seen, detail="a decision beside it"))
         session = await tx.session(examples.TASK)
@@ -130,16 +130,16 @@ async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock
     """Arming again replaces: one deadline, a new serial and a new time; the old serial is worth nothing."""
     async with store.transaction() as tx:
         await tx.arm(examples.TASK, "idle", clock() - 2)
-    (first,) = await store.due_deadlines()
+    (first,) = await store.deadlines.due()
     async with store.transaction() as tx:
         await tx.arm(examples.TASK, "idle", clock() - 1)
-    (second,) = await store.due_deadlines()
+    (second,) = await store.deadlines.due()
     assert first.serial != second.serial
     async with store.transaction() as tx:
         assert not await tx.spend_deadline(examples.TASK, "idle", first.serial)
         assert await tx.spend_deadline(examples.TASK, "idle", second.serial)
         assert not await tx.spend_deadline(examples.TASK, "idle", second.serial)
-    assert await store.due_deadlines() == []
+    assert await store.deadlines.due() == []
 
 
 async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, clock: engines.Clock) -> None:
@@ -149,10 +149,10 @@ async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, cl
             await tx.arm(examples.TASK, kind, clock() + after_ms)
         await tx.disarm(examples.TASK, "retry")
         await tx.disarm(examples.TASK, "keep")
-    assert await store.due_deadlines() == []
+    assert await store.deadlines.due() == []
     clock.advance(30)
-    assert [d.kind for d in await store.due_deadlines()] == ["idle", "max-duration", "join"]
-    assert [d.kind for d in await store.due_deadlines(limit=1)] == ["idle"]
+    assert [d.kind for d in await store.deadlines.due()] == ["idle", "max-duration", "join"]
+    assert [d.kind for d in await store.deadlines.due(limit=1)] == ["idle"]
 
 
 async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -> None:
@@ -165,12 +165,12 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
     async with store.transaction() as tx:
         for kind in ("join", "idle", "linger", "max-duration", "result-wait", "retry", "keep"):
             await tx.arm(examples.TASK, kind, clock() + 1_000)
-    await store.heartbeat("a")
+    await store.nodes.heartbeat("a")
     clock.advance(60_000)
-    assert await store.heartbeat("a", over_ms=59_999) == 60_000
-    assert {d.kind for d in await store.due_deadlines()} == {"max-duration", "result-wait", "retry", "keep"}
+    assert await store.nodes.heartbeat("a", over_ms=59_999) == 60_000
+    assert {d.kind for d in await store.deadlines.due()} == {"max-duration", "result-wait", "retry", "keep"}
     clock.advance(1_000)
-    assert len(await store.due_deadlines()) == 7
+    assert len(await store.deadlines.due()) == 7
     async with store.transaction() as tx:
         session = await tx.session(examples.TASK)
         assert session is not None
@@ -184,12 +184,12 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
 async def test_the_last_heartbeat_of_any_node_counts(store: stores.Store, clock: engines.Clock) -> None:
     """Nobody was away from a new database; then away is who comes after the newest of all signs of life, and longer than is let
     pass."""
-    assert await store.heartbeat("a", over_ms=0) == 0
+    assert await store.nodes.heartbeat("a", over_ms=0) == 0
     clock.advance(5_000)
-    await store.heartbeat("b")
-    await store.heartbeat("b")
-    assert await store.heartbeat("a", over_ms=0) == 0
+    await store.nodes.heartbeat("b")
+    await store.nodes.heartbeat("b")
+    assert await store.nodes.heartbeat("a", over_ms=0) == 0
     clock.advance(1_000)
-    assert await store.heartbeat("a", over_ms=1_000) == 0
+    assert await store.nodes.heartbeat("a", over_ms=1_000) == 0
     clock.advance(1_000)
-    assert await store.heartbeat("a", over_ms=999) == 1_000
+    assert await store.nodes.heartbeat("a", over_ms=999) == 1_000

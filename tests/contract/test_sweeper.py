@@ -22,13 +22,13 @@ def _sweeper(store: stores.Store, clock: engines.Clock, node: str = "n", **more:
 
 
 async def _types(store: stores.Store) -> list[str]:
-    return [message.type for message in await store.unsent()]
+    return [message.type for message in await store.outbox.unsent()]
 
 
 async def _live(store: stores.Store, clock: engines.Clock) -> None:
     """A recording whose capture is leased, and a deadline of the session in a minute."""
     await examples.opened(store, examples.recording())
-    assert await store.take_lease(OWNER, 1, "n", examples.LEASE_MS)
+    assert await store.leases.take(OWNER, 1, "n", examples.LEASE_MS)
     async with store.transaction() as tx:
         await tx.arm(examples.TASK, "idle", clock() + model.MINUTE)
 
@@ -51,9 +51,9 @@ async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clo
 STANDSTILLS = ["before the sign of life", "after the sign of life", "before the deadlines", "after the deadlines"]
 
 
-def _stand_still(monkeypatch: pytest.MonkeyPatch, store: stores.Store, name: str, when: str, then: Callable[[], None]) -> None:
+def _stand_still(monkeypatch: pytest.MonkeyPatch, part: Any, name: str, when: str, then: Callable[[], None]) -> None:
     """Let the time of `then` pass within the next call of this method of the store, before or after the database answered."""
-    real = getattr(store, name)
+    real = getattr(part, name)
     left = [then]
 
     async def slow(*args: Any, **more: Any) -> Any:
@@ -65,7 +65,7 @@ def _stand_still(monkeypatch: pytest.MonkeyPatch, store: stores.Store, name: str
             passing()
         return answer
 
-    monkeypatch.setattr(store, name, slow)
+    monkeypatch.setattr(part, name, slow)
 
 
 @pytest.mark.parametrize("where", STANDSTILLS)
@@ -80,8 +80,8 @@ async def test_standing_still_inside_a_round(
     await _live(store, clock)
     clock.advance(sweeper.HEARTBEAT_MS)
     when, _, what = where.partition(" the ")
-    name = "heartbeat" if what == "sign of life" else "due_deadlines"
-    _stand_still(monkeypatch, store, name, when, lambda: clock.advance(AWAY_MS))
+    part, name = (store.nodes, "heartbeat") if what == "sign of life" else (store.deadlines, "due")
+    _stand_still(monkeypatch, part, name, when, lambda: clock.advance(AWAY_MS))
     await made.look()
     for node in (made, *others, made):
         await node.look()
@@ -101,15 +101,15 @@ async def test_a_database_that_is_always_slow_holds_no_retry_up(
     await _live(store, clock)
     async with store.transaction() as tx:
         await tx.arm(OWNER, "retry", clock())
-    real = store.due_deadlines
+    real = store.deadlines.due
 
     async def slow() -> Any:
         clock.advance(AWAY_MS)
         return await real()
 
-    monkeypatch.setattr(store, "due_deadlines", slow)
+    monkeypatch.setattr(store.deadlines, "due", slow)
     await made.look()
-    (said,) = await store.unsent()
+    (said,) = await store.outbox.unsent()
     assert b'"retry"' in said.body
 
 
@@ -119,7 +119,7 @@ async def test_another_nodes_signs_of_life_leave_deadlines_alone(store: stores.S
     await made.look()
     await _live(store, clock)
     clock.advance(AWAY_MS)
-    await store.heartbeat("other")
+    await store.nodes.heartbeat("other")
     await made.look()
     assert await _types(store) == ["deadline-passed"]
 
@@ -134,7 +134,7 @@ async def test_nodes_that_come_back_together_forgive_once(store: stores.Store, c
     for node in nodes:
         await node.look()
     clock.advance(model.MINUTE + 1)
-    await store.heartbeat("a")
+    await store.nodes.heartbeat("a")
     await nodes[0].look()
     assert "deadline-passed" in await _types(store)
 
@@ -147,7 +147,7 @@ async def test_forgetting_that_fails_keeps_no_lease_from_being_judged(
     async def fails(_: int) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(store, "forget_inbox", fails)
+    monkeypatch.setattr(store.retention, "delete_messages", fails)
     made = _sweeper(store, clock)
     await made._beat()
     await _live(store, clock)

@@ -155,7 +155,7 @@ class Node:
     async def relay(self) -> list[str]:
         """Hand out everything that is unsent; returns the types."""
         types = []
-        while messages := await self.store.unsent():
+        while messages := await self.store.outbox.unsent():
             for message in messages:
                 event = codec.decode(message.body, now_ms=self.clock())
                 types.append(event.type)
@@ -163,7 +163,7 @@ class Node:
                     await self.decider.decide_from_bus(event)
                 elif message.channel == "command":
                     await command_handlers.do(self.worker, event)
-                await self.store.mark_sent(message.seq)
+                await self.store.outbox.mark_sent(message.seq)
         return types
 
     async def relayed(self, type_: str) -> None:
@@ -206,8 +206,8 @@ async def test_the_whole_road(node: Node) -> None:
     await node.relayed("session-finished")
     assert capture.stopped
     assert (await node.recording()).state == "Done"
-    assert await node.store.leases(node="node-1") == []
-    assert await node.store.upload_state((await node.recording()).id) is None
+    assert await node.store.leases.of_node("node-1") == []
+    assert await node.store.uploads.state((await node.recording()).id) is None
 
 
 async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
@@ -223,22 +223,22 @@ async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
 async def test_a_stop_that_comes_before_the_worker_knows_of_its_lease(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease is written down, and before this node hears so another decides a stop and asks for it: no capture begins that
     nobody would end."""
-    take_lease = node.store.take_lease
+    take_lease = node.store.leases.take
 
     async def overtaken(*args: Any) -> bool:
         taken = await take_lease(*args)
         await node.say("stop", TaskId=node.task_id)
-        for message in await node.store.unsent():
+        for message in await node.store.outbox.unsent():
             if message.type == "stop-capture":
                 await command_handlers.do(node.worker, codec.decode(message.body, now_ms=node.clock()))
         return taken
 
-    monkeypatch.setattr(node.store, "take_lease", overtaken)
+    monkeypatch.setattr(node.store.leases, "take", overtaken)
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
-    start = next(m for m in await node.store.unsent() if m.type == "start-capture")
+    start = next(m for m in await node.store.outbox.unsent() if m.type == "start-capture")
     await command_handlers.do(node.worker, codec.decode(start.body, now_ms=node.clock()))
-    await node.store.mark_sent(start.seq)
+    await node.store.outbox.mark_sent(start.seq)
     monkeypatch.undo()
     said = await waiting.until(lambda: _said(node, "ffmpeg-exit"), what="the end of the capture")
     assert said.data["Reason"] == "stopped"
@@ -246,7 +246,7 @@ async def test_a_stop_that_comes_before_the_worker_knows_of_its_lease(node: Node
 
 
 async def _said(node: Node, type_: str) -> codec.Event | None:
-    found = [m.body for m in await node.store.unsent() if m.type == type_]
+    found = [m.body for m in await node.store.outbox.unsent() if m.type == type_]
     return codec.decode(found[0], now_ms=node.clock()) if found else None
 
 
@@ -272,7 +272,7 @@ async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pyte
         asked.set()
         raise OSError("the database is restarting")
 
-    monkeypatch.setattr(node.store, "renew_lease", unanswered)
+    monkeypatch.setattr(node.store.leases, "renew", unanswered)
     async with waiting.at_most(5):
         await asked.wait()
     assert not capture.killed
@@ -296,7 +296,7 @@ async def test_a_short_idle_timeout_is_judged_by_fresh_words(store: stores.Store
         await waiting.until(told, 3, "the renewal, long before the 5 s of a lease as long as this")
         await node.say("user-left", **ROOM, UserId="al", EventMs=clock())
         clock.advance(200)
-        (idle,) = [d for d in await store.due_deadlines() if d.kind == "idle" and "/" in d.owner]
+        (idle,) = [d for d in await store.deadlines.due() if d.kind == "idle" and "/" in d.owner]
         await node.say("deadline-passed", Owner=idle.owner, Kind="idle", Serial=idle.serial)
         assert not (await node.recording()).stop_requested
     finally:
@@ -330,7 +330,7 @@ async def test_what_is_on_disk_is_known_though_the_lease_ran_out_first(node: Nod
     await node.decider.decide_from_bus(said)
     assert (await node.recording()).epoch == 2
     await node.relay()
-    assert (1, 1_700) in [(s.epoch, s.media_ms) for s in await node.store.segments(owner)]
+    assert (1, 1_700) in [(s.epoch, s.media_ms) for s in await node.store.segments.of_recording(owner)]
     assert (await node.recording()).epoch == 2
 
 
@@ -344,9 +344,9 @@ async def test_what_nobody_told_of_is_asked_for_and_not_waited_for(node: Node, a
     await node.say("worker-lost", Owner=owner, Epoch=1, Node="node-1")
     node.worker = worker.Worker(node.store, node.steps, node="node-2", policy=node.policy, clock=node.clock, shared_spool=False)
     await node.worker.start()
-    await node.store.heartbeat("node-2", "http://node-2")
+    await node.store.nodes.heartbeat("node-2", "http://node-2")
     if not away:
-        await node.store.heartbeat("node-1", "http://node-1")
+        await node.store.nodes.heartbeat("node-1", "http://node-1")
     await node.relay()
     capture = await waiting.until(lambda: next((c for c in node.steps.captures[1:] if c.started), None), what="another capture")
     capture.media(5_000, node.clock)
@@ -363,14 +363,14 @@ async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> No
     capture = await node.open()
     capture.media(6_000, node.clock)
     owner = (await node.recording()).id
-    await node.store.note_segment(owner, 1, {"media_ms": 6_000, "size_bytes": 60, "last_packet_ms": node.clock()})
+    await node.store.segments.update(owner, 1, {"media_ms": 6_000, "size_bytes": 60, "last_packet_ms": node.clock()})
     await node.worker.stop()
     node.steps.unreadable = True
     node.worker = node.new_worker()
     await node.worker.start()
     assert "start-capture" in await node.relay()
     assert (await node.recording()).state == "Recording"
-    assert (await node.store.segments(owner))[0].media_ms == 6_000
+    assert (await node.store.segments.of_recording(owner))[0].media_ms == 6_000
 
 
 async def test_a_failed_step_is_told_with_its_reason(node: Node) -> None:
@@ -409,13 +409,13 @@ async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: sto
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("session-finished")
     value = await node.recording()
-    assert await store.removable(node.clock() - POLICY.keep_failed_ms) == []
+    assert await store.spool_files.removable(node.clock() - POLICY.keep_failed_ms) == []
     node.clock.advance(POLICY.keep_failed_ms + 1)
     cleaner = janitor.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
     await cleaner.start()
     await waiting.until(lambda: node.steps.removed == [value.id], what="the files to go")
     await cleaner.stop()
-    assert not await store.mark_removed(value.id, failed_before_ms=node.clock())
+    assert not await store.spool_files.give_up(value.id, failed_before_ms=node.clock())
 
 
 async def test_files_that_could_not_be_deleted_are_deleted_later(
@@ -450,7 +450,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
         await node.relayed("upload-failed")
     finally:
         failpoints.install(None)
-    assert await node.store.upload_state((await node.recording()).id) == {"reached": 1}
+    assert await node.store.uploads.state((await node.recording()).id) == {"reached": 1}
 
 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,5 +459,5 @@ async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, 
     monkeypatch.setattr(outcomes.Outcomes, "outcome", None)
     capture.end("eof")
     held = (await node.recording()).id, 1, "node-1", 10_000
-    assert await node.store.renew_lease(*held)
+    assert await node.store.leases.renew(*held)
     await waiting.until(lambda: node.worker.captures() == 0, what="the job to be let go")

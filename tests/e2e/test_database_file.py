@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from store import engine as opening
+from store import connections
 from tests import backends, waiting
 from tests.chaos import fault_figures
 from tests.e2e.conftest import World, live_for
@@ -22,7 +22,7 @@ from tests.e2e.test_failures import fill
 
 pytestmark = pytest.mark.parametrize("engine", [backends.EMBEDDED])
 
-LOCKED_S = opening.BUSY_TIMEOUT_MS / 1000 + 3
+LOCKED_S = connections.BUSY_TIMEOUT_MS / 1000 + 3
 # SQLite's log grows to 4 MiB before it is written back.
 DISK_KIB = 24 * 1024
 SPEAKERS = ("alice", "bob")

@@ -105,15 +105,15 @@ class Service:
         named = {"TaskId": task_id, "Speaker": "alice", "N": 1}
         owner = f"{task_id}/alice/1"
         await self.say("user-publishing", **room, UserId="alice", EventMs=now_ms(), Kind="audio")
-        await self.store.take_lease(owner, 1, "node", 30_000)
-        await self.store.register_segment(owner, 1, "node")
+        await self.store.leases.take(owner, 1, "node", 30_000)
+        await self.store.segments.register(owner, 1, "node")
         await self.say("capture-started", **named, Epoch=1)
         await self.say("room-destroyed", **room, EventMs=now_ms())
         await self.say("ffmpeg-exit", **named, Epoch=1, Job="capture", Reason="stopped", MediaMs=5000, SizeBytes=4)
-        await self.store.take_lease(owner, 2, "node", 30_000)
+        await self.store.leases.take(owner, 2, "node", 30_000)
         output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
         await self.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
-        await self.store.take_lease(owner, 3, "node", 30_000)
+        await self.store.leases.take(owner, 3, "node", 30_000)
         refused = {"Reason": "refused", "Detail": "The bucket refused the key (403).", "Retry": False}
         await self.say("upload-failed", **named, Epoch=3, **refused)
 
@@ -126,12 +126,15 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as http:
-        held = {"keys": api_keys_module.Keys(kept._engine, clock=now_ms), "audit": audit.Audit(kept._engine, clock=now_ms)}
+        held = {
+            "keys": api_keys_module.Keys(kept.connections, clock=now_ms),
+            "audit": audit.Audit(kept.connections, clock=now_ms),
+        }
         service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "", **held)
         api = app.Api(
             decide=service.decide,
-            queries=queries.Reading(kept._engine),
-            ping=kept.ping,
+            queries=queries.Reading(kept.connections),
+            ping=kept.connections.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,
             clock=lambda: now_ms() + service.clock_ahead_ms,

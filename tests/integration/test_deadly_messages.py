@@ -93,7 +93,7 @@ async def _publish_all(workshop: buses.Workshop, store: stores.Store) -> None:
     await relaying.start()
 
     async def empty() -> bool:
-        return not await store.unsent()
+        return not await store.outbox.unsent()
 
     await waiting.until(empty, timeout_s=20, what="all to be published")
     await relaying.stop()

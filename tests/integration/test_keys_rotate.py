@@ -18,8 +18,7 @@ from config import settings as ops_settings
 from events import requests
 from machine import encryption as rings
 from machine import errors
-from store import encrypted_rows
-from store import engine as opening
+from store import connections, encrypted_rows
 from store import store as stores
 from tests import backends, buses, cli_runner, engines, rabbit
 
@@ -49,7 +48,9 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 async def keep(ground: backends.Footing) -> None:
     """A session's secrets, under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
-    store = stores.Store(opening.open_engine(url), clock=engines.Clock(), new_id=engines.ids(), keyring=rings.Keyring([OLD]))
+    store = stores.Store(
+        connections.open_database(url), clock=engines.Clock(), new_id=engines.ids(), keyring=rings.Keyring([OLD])
+    )
     async with store.transaction() as tx:
         await tx.put_secrets(TASK, requests.Secrets(user_sig="PLANTED"))
     await store.stop()

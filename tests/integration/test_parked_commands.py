@@ -38,15 +38,15 @@ class Place:
             body, headers = json.dumps(START).encode(), {"x-reason": REASON, "x-parked-ms": 1_800_000_000_000}
             await buses.say(self.topology.parked, "event.start", body, message_id=id_, headers=headers)
             return
-        await self.store.send("event", codec.make("start", id=id_, time_ms=engines.START_MS, data=START))
-        (message,) = await self.store.unsent()
-        await self.store.mark_sent(message.seq, parked=REASON)
+        await self.store.outbox.send("event", codec.make("start", id=id_, time_ms=engines.START_MS, data=START))
+        (message,) = await self.store.outbox.unsent()
+        await self.store.outbox.mark_sent(message.seq, parked=REASON)
 
     async def on_its_way(self) -> list[str]:
         """The ids of the messages that wait to be handled, taken."""
         if self.name == "queue":
             return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
-        return [codec.decode(m.body, now_ms=0).id for m in await self.store.unsent()]
+        return [codec.decode(m.body, now_ms=0).id for m in await self.store.outbox.unsent()]
 
     async def run(self, *words: str, **environ: str) -> cli_runner.Answer:
         """`recorder parked …`, inside this process."""

@@ -29,19 +29,21 @@ async def second_run(service: Service) -> str:
     task_id = str(answer["TaskId"])
     named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, f"{task_id}/alice/1"
     await service.say("user-publishing", SdkAppId=SDK_APP_ID, RoomId=8489, UserId="alice", EventMs=now_ms(), Kind="audio")
-    await service.store.take_lease(owner, 1, "node-1", 60_000)
-    await service.store.register_segment(owner, 1, "node-1")
+    await service.store.leases.take(owner, 1, "node-1", 60_000)
+    await service.store.segments.register(owner, 1, "node-1")
     await service.say("capture-started", **named, Epoch=1)
     ended = {"Reason": "eof", "MediaMs": 5000, "SizeBytes": 400, "FirstPacketMs": T0, "LastPacketMs": T0 + 5000}
     await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", **ended)
-    epoch = (await service.store.assignment(owner)).recording.epoch  # type: ignore[union-attr]
+    epoch = (await service.store.assignments.recording(owner)).recording.epoch  # type: ignore[union-attr]
     async with service.store.transaction() as tx:
         await tx.arm(owner, "retry", 0)
-    (due,) = [d for d in await service.store.due_deadlines() if d.owner == owner]
+    (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner]
     await service.say("deadline-passed", Owner=owner, Kind="retry", Serial=due.serial)
-    assert await service.store.take_lease(owner, epoch, "node-1", 60_000)
-    await service.store.register_segment(owner, epoch, "node-1")
-    await service.store.note_segment(owner, epoch, {"first_packet_ms": T0 + 8000, "last_packet_ms": T0 + 9000, "media_ms": 1000})
+    assert await service.store.leases.take(owner, epoch, "node-1", 60_000)
+    await service.store.segments.register(owner, epoch, "node-1")
+    await service.store.segments.update(
+        owner, epoch, {"first_packet_ms": T0 + 8000, "last_packet_ms": T0 + 9000, "media_ms": 1000}
+    )
     return task_id
 
 
@@ -94,7 +96,7 @@ async def test_watch_goes_on_until_it_is_finished(service: Service, as_json: boo
     _, body = await service.ask("GET", f"/sessions/{task_id}")
     epoch = body["Recordings"][0]["Segments"][1]["Epoch"]
     await service.say("ffmpeg-exit", **named, Epoch=epoch, Job="capture", Reason="stopped", MediaMs=2500, SizeBytes=4)
-    await service.store.take_lease(f"{task_id}/alice/1", epoch + 1, "node-1", 60_000)
+    await service.store.leases.take(f"{task_id}/alice/1", epoch + 1, "node-1", 60_000)
     failed = {"Reason": "no-media", "Detail": "Nothing to join.", "Retry": False}
     await service.say("ffmpeg-exit", **named, Epoch=epoch + 1, Job="transcode", **failed)
     await read("Finished")

@@ -89,7 +89,7 @@ async def emptied(store: stores.Store) -> None:
     """Wait until the broker has all that was written."""
 
     async def empty() -> bool:
-        return not await store.unsent()
+        return not await store.outbox.unsent()
 
     await waiting.until(empty, timeout_s=30, what="all to be published")
 
@@ -163,7 +163,7 @@ async def test_a_key_that_nobody_binds_is_parked_and_a_result_nobody_hears_is_no
 ) -> None:
     """A publisher's typing error ends up where an operator finds it; a result without subscribers ends quietly."""
     data = {"TaskId": TASK, "Repeated": False, "Warnings": []}
-    await store.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
+    await store.outbox.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
     await emptied(store)
     await buses.say(prefix, "evnet.start", b"{}")
     parked = await buses.taken(f"{prefix}.parked", 1)
@@ -192,7 +192,7 @@ async def test_publishing_is_bounded_while_the_broker_hangs(
         with pytest.raises(errors.Unavailable):
             async with waiting.at_most(5):
                 await publisher.publish(bus.connection, publisher.Outgoing(key="event.stop", body=b"x"), timeout_s=0.5)
-        await store.send("event", stop("patient"))
+        await store.outbox.send("event", stop("patient"))
     finally:
         rabbit.shared().thaw()
     await waiting.until(lambda: "patient" in hands.events, timeout_s=40, what="the event that waited")
@@ -292,7 +292,7 @@ async def test_a_channel_that_closes_does_not_cancel_its_handlers(store: stores.
 
     bus = buses.node(store, clock, prefix, on_event=slow, on_command=slow)
     async with running(bus):
-        await store.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
+        await store.outbox.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
         async with waiting.at_most(10):
             await begun.wait()
         begun.clear()
@@ -447,8 +447,8 @@ async def test_each_role_takes_its_own(store: stores.Store, clock: engines.Clock
         for role, h in made.items()
     ]
     async with running(*nodes):
-        await store.send("event", stop("e1"))
-        await store.send("command", codec.make("start-upload", id="c1", time_ms=0, data=buses.JOB))
+        await store.outbox.send("event", stop("e1"))
+        await store.outbox.send("command", codec.make("start-upload", id="c1", time_ms=0, data=buses.JOB))
         await waiting.until(lambda: made["machine"].events and made["worker"].commands, what="event and command")
     assert made == {
         "api": buses.Hands(),
@@ -467,7 +467,7 @@ async def test_a_full_worker_leaves_captures_to_others_and_goes_on_finishing(
 
     async def captures(*ids: str) -> None:
         for id_ in ids:
-            await store.send("command", codec.make("start-capture", id=id_, time_ms=0, data=buses.JOB))
+            await store.outbox.send("command", codec.make("start-capture", id=id_, time_ms=0, data=buses.JOB))
 
     async with running(first):
         await first.pause_captures()
@@ -477,7 +477,7 @@ async def test_a_full_worker_leaves_captures_to_others_and_goes_on_finishing(
         old.end("broken by the test")
         await connected_anew(first, old)
         await captures("c1", "c2", "c3")
-        await store.send("command", codec.make("start-upload", id="u1", time_ms=0, data=buses.JOB))
+        await store.outbox.send("command", codec.make("start-upload", id="u1", time_ms=0, data=buses.JOB))
         await waiting.until(lambda: full.commands == ["u1"], what="the upload alone")
         async with running(second):
             await waiting.until(lambda: sorted(free.commands) == ["c1", "c2", "c3"], what="the other worker to take them")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from store import engine as opening
-from store import schema
+from store import connections, schema
 from tests import engines, postgres, waiting
 
 ROOT = Path(__file__).parents[2]
@@ -30,19 +29,19 @@ async def made_at(engine: str, folder: Path, revision: str) -> engines.Database:
         return database
     path = folder / "recorder.db"
     url = postgres.shared().create() if engine == "postgresql" else f"sqlite+aiosqlite:///{path}"
-    opened = opening.open_engine(url)
-    async with opened.execution_options(**{opening.WRITE: True}).begin() as connection:
+    opened = connections.open_database(url)
+    async with opened.write() as connection:
         await connection.run_sync(schema.upgrade, revision)
-    await opened.dispose()
+    await opened.close()
     return engines.Database(engine=engine, url=url, path=path)
 
 
 async def change(database: engines.Database, statement: str) -> None:
     """Write past the store."""
-    opened = opening.open_engine(database.url)
-    async with opened.execution_options(**{opening.WRITE: True}).begin() as connection:
+    opened = connections.open_database(database.url)
+    async with opened.write() as connection:
         await connection.exec_driver_sql(statement)
-    await opened.dispose()
+    await opened.close()
 
 
 def at(database: engines.Database) -> str:
@@ -89,7 +88,7 @@ async def test_a_newer_schema_is_left_alone(engine: str, command: str, tmp_path:
     assert code == 1, said
     assert STARTED not in said
     assert f"The database is at revision {NEWER}, which this service (up to {schema.HEAD}) does not know" in said
-    assert "Start the newer service, or restore a copy" in said
+    assert "Start the newer service, or restore a backup" in said
     assert at(database) == NEWER
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from store import engine as opening
+from store import connections
 from store import store as stores
 from tests import engines, examples, waiting
 
@@ -19,7 +19,7 @@ IDLE_MS = 400
 @pytest.fixture
 async def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[stores.Store]]:
     """Two stores on one database, whose patience with idle transactions is short."""
-    monkeypatch.setattr(opening, "IDLE_IN_TRANSACTION_MS", IDLE_MS)
+    monkeypatch.setattr(connections, "IDLE_IN_TRANSACTION_MS", IDLE_MS)
     database = engines.fresh("postgresql", tmp_path)
     opened = [database.open(engines.Clock()) for _ in range(2)]
     yield opened

@@ -52,10 +52,10 @@ strangers = [m.__file__ for m in modules if prefix not in pathlib.Path(m.__file_
 assert not strangers, strangers
 
 from events import codec
-from store import engine
+from store import connections, schema
 assert "start" in codec.types("in")
-database = engine.open_engine("sqlite+aiosqlite:///" + sys.argv[1])
-asyncio.run(engine.migrate(database))
+database = connections.open_database("sqlite+aiosqlite:///" + sys.argv[1])
+asyncio.run(schema.migrate(database))
 print(len(modules))
 """
 

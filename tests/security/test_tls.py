@@ -13,7 +13,7 @@ import sqlalchemy
 
 from bus import broker_connection
 from bus import topology as topologies
-from store import engine as opening
+from store import connections
 from tests import postgres, rabbit, waiting
 
 
@@ -59,13 +59,13 @@ async def test_a_broker_that_is_another_is_not_talked_to(broker: rabbit.Broker) 
 async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the connection of a store is encrypted. Raises what connecting raises."""
     monkeypatch.setenv("PGSSLROOTCERT", str(trusted))
-    engine = opening.open_engine(url.replace("127.0.0.1", host) + "?ssl=verify-full")
+    database = connections.open_database(url.replace("127.0.0.1", host) + "?ssl=verify-full")
     try:
-        async with engine.connect() as connection:
+        async with database.read() as connection:
             query = sqlalchemy.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
             return bool((await connection.execute(query)).scalar())
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 async def test_the_database_is_reached_by_tls(broker: rabbit.Broker, monkeypatch: pytest.MonkeyPatch) -> None:

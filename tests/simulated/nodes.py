@@ -76,7 +76,7 @@ class Node:
 
     def sweep(self) -> None:
         """A round of its sweeper. Those since the last one found nothing, and are not played."""
-        coroutine_runner.run(self.world.store.heartbeat(self.name))
+        coroutine_runner.run(self.world.store.nodes.heartbeat(self.name))
         self.sweeper._beat_ms = self.world.clock.now_ms
         coroutine_runner.run(self.sweeper.look())
 
@@ -89,7 +89,7 @@ class Node:
         self.sweeper = sweeper.Sweeper(world.store, node=self.name, policy=script.POLICY, clock=world.clock)
         self.sweeper.sweep = _NoTask()  # type: ignore[assignment]
         coroutine_runner.run(self.sweeper.start())
-        for lease in coroutine_runner.run(world.store.leases(node=self.name)):
+        for lease in coroutine_runner.run(world.store.leases.of_node(self.name)):
             self._void(lease.owner, lease.epoch)
         world.look_again()
 
@@ -97,7 +97,7 @@ class Node:
         world = self.world
         data: dict[str, Any] = {"Owner": owner, "Epoch": epoch, "Node": self.name}
         if "/" in owner:
-            assignment = coroutine_runner.run(world.store.assignment(owner))
+            assignment = coroutine_runner.run(world.store.assignments.recording(owner))
             if assignment is not None and assignment.recording.state in states.CAPTURING:
                 media_ms = world.disk.get(owner, {}).get(epoch, 0)
                 data |= {"MediaMs": media_ms, "SizeBytes": media_ms, "LastPacketMs": None}
@@ -166,7 +166,7 @@ class Node:
                     self.world.after(300, self._exit, run, "stopped")
             return
         world = self.world
-        if not coroutine_runner.run(world.store.take_lease(owner, epoch, self.name, LEASE_MS)):
+        if not coroutine_runner.run(world.store.leases.take(owner, epoch, self.name, LEASE_MS)):
             return
         kind = KINDS[command.type]
         run = Run(kind, owner, epoch, names, self, speaker=names.get("Speaker", ""))
@@ -176,7 +176,7 @@ class Node:
             world.after(RENEW_MS, self._tick)
         match kind:
             case "capture":
-                coroutine_runner.run(world.store.register_segment(owner, epoch, self.name))
+                coroutine_runner.run(world.store.segments.register(owner, epoch, self.name))
                 world.after(100, self._spawn, run)
             case "transcode":
                 world.after(world.late(4_000, 2_000), self._when_over, run, self._transcoded)
@@ -197,7 +197,7 @@ class Node:
             self._waiting.append(lambda: self._spawn(run))
             return
         world = self.world
-        if run.stop_asked or not coroutine_runner.run(world.store.holds_lease(run.owner, run.epoch, self.name)):
+        if run.stop_asked or not coroutine_runner.run(world.store.leases.is_held(run.owner, run.epoch, self.name)):
             self._exit(run, "stopped")
             return
         run.pulling = True
@@ -219,7 +219,7 @@ class Node:
 
         def say() -> None:
             if not run.ended:
-                coroutine_runner.run(world.store.note_segment(run.owner, run.epoch, {"first_packet_ms": first_ms}))
+                coroutine_runner.run(world.store.segments.update(run.owner, run.epoch, {"first_packet_ms": first_ms}))
                 self._say(run, "capture-started", {"FirstPacketMs": first_ms})
 
         self.when_awake(say)
@@ -255,7 +255,7 @@ class Node:
     # --- the other jobs ---------------------------------------------------------------------------------------------------
     def _transcoded(self, run: Run) -> None:
         world = self.world
-        registered = {s.epoch for s in coroutine_runner.run(world.store.segments(run.owner))}
+        registered = {s.epoch for s in coroutine_runner.run(world.store.segments.of_recording(run.owner))}
         there = {epoch for epoch, media_ms in on_disk(world, run.owner).items() if media_ms and epoch in registered}
         if run.speaker in world.script.bad and not world.script.cured_ms:
             failure = {"Reason": "ffmpeg-failed", "Detail": "it cannot be read", "Retry": world.script.bad[run.speaker]}
@@ -282,7 +282,7 @@ class Node:
     def _called_back(self, run: Run) -> None:
         world = self.world
         from_ms, to_ms = world.script.deaf
-        callback = coroutine_runner.run(world.store.delivery(run.owner))
+        callback = coroutine_runner.run(world.store.assignments.delivery(run.owner))
         if from_ms <= world.elapsed_ms() < to_ms or callback is None:
             self._say_end(run, "callback-failed", {"Reason": "status", "Detail": "500", "Retry": True})
             return
@@ -303,7 +303,7 @@ class Node:
         for key, run in list(self.jobs.items()):
             media_ms = media_of(world, run)
             last_ms = run.from_ms + media_ms if media_ms and not run.ended else None
-            held = coroutine_runner.run(store.renew_lease(run.owner, run.epoch, self.name, LEASE_MS, last_ms))
+            held = coroutine_runner.run(store.leases.renew(run.owner, run.epoch, self.name, LEASE_MS, last_ms))
             if held:
                 if last_ms is not None:
                     noted = {
@@ -312,7 +312,7 @@ class Node:
                         "first_packet_ms": run.from_ms,
                         "last_packet_ms": last_ms,
                     }
-                    coroutine_runner.run(store.note_segment(run.owner, run.epoch, noted))
+                    coroutine_runner.run(store.segments.update(run.owner, run.epoch, noted))
                 continue
             del self.jobs[key]
             if not run.over:
@@ -330,14 +330,14 @@ class Node:
 
     def _send(self, type_: str, id_: str, data: dict[str, Any], owner: str) -> None:
         event = codec.make(type_, id=id_, time_ms=self.world.clock.now_ms, data=data, subject=owner)
-        coroutine_runner.run(self.world.store.send("event", event, owner[:26]))
+        coroutine_runner.run(self.world.store.outbox.send("event", event, owner[:26]))
 
 
 def beat(world: World, but: Node | None = None) -> None:
     """The signs of life that awake nodes have given up to now."""
     for node in world.nodes.values():
         if node.awake and node is not but:
-            coroutine_runner.run(world.store.heartbeat(node.name))
+            coroutine_runner.run(world.store.nodes.heartbeat(node.name))
 
 
 def media_of(world: World, run: Run) -> int:

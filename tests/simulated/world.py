@@ -143,7 +143,7 @@ class World:
     # --- messages ---------------------------------------------------------------------------------------------------------
     def relay(self) -> None:
         """What was committed is handed on; where the relay dies before it has marked a message, it comes again."""
-        for message in coroutine_runner.run(self.store.unsent()):
+        for message in coroutine_runner.run(self.store.outbox.unsent()):
             if message.channel == "result":
                 self.results.append((message.type, message.body))
             else:
@@ -155,7 +155,7 @@ class World:
                 self.faults += 1
                 self.after(1_000, self._nothing)
             else:
-                coroutine_runner.run(self.store.mark_sent(message.seq))
+                coroutine_runner.run(self.store.outbox.mark_sent(message.seq))
 
     def _nothing(self) -> None:
         """Time for the relay to look again."""

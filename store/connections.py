@@ -1,0 +1,107 @@
+"""Connections to one database: opening, the one-writer rule, and the contexts in which the package reads and writes.
+
+SQLite: WAL, synchronous=FULL, every write begins with BEGIN IMMEDIATE, and this process has one writer at a time, so that no
+write waits for a lock that another one holds. The file must not be on a network file system.
+PostgreSQL: READ COMMITTED, locks in the order room, segment, session, recording, job, deadline. A deadlock or a lost connection
+is an error that callers retry, never a wrong result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from machine import errors
+
+BUSY_TIMEOUT_MS = 10_000
+POOL_SIZE = 8
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 30.0
+# A process that freezes inside a transaction keeps its row locks until the server ends it. The recorder never idles in one.
+IDLE_IN_TRANSACTION_MS = 5_000
+PING_TIMEOUT_S = 2.0
+# PostgreSQL: serialization_failure, deadlock_detected.
+CONFLICTS = ("40001", "40P01")
+_WRITE = "recorder_write"
+
+
+class Connections:
+    """The connections of one process to one database."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self._writing = engine.execution_options(**{_WRITE: True})
+        # PostgreSQL orders its writers by row locks.
+        self._writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection that only reads; what it saw is released at the end of the block."""
+        return self.engine.connect()
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction: commits at the end of the block, rolls back on any error. Raises Conflict for a lost deadlock."""
+        try:
+            async with self._writer, self._writing.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) in CONFLICTS:
+                raise errors.Conflict("PostgreSQL rolled this transaction back in favor of a concurrent one") from error
+            raise
+
+    async def ping(self) -> None:
+        """Run the smallest query there is. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S), self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except Exception as error:
+            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+
+    async def close(self) -> None:
+        """Close them; safe to call twice."""
+        await self.engine.dispose()
+
+
+def open_database(url: str) -> Connections:
+    """Connections for `url`: `sqlite+aiosqlite:///path` or `postgresql+asyncpg://user@host/name`. Connects on first use."""
+    # Parameters may be secrets: a database error must not repeat them.
+    if not url.startswith("postgresql"):
+        engine = create_async_engine(url, pool_size=5, hide_parameters=True)
+        _configure_sqlite(engine)
+        return Connections(engine)
+    idle = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
+    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, "server_settings": idle}
+    return Connections(
+        create_async_engine(
+            url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
+        )
+    )
+
+
+def _configure_sqlite(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(dbapi_connection: Any, _: object) -> None:
+        # The driver begins transactions late and never IMMEDIATE, so `begun` sends BEGIN instead.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        # secure_delete: wiped secrets leave the file, not only the table; SQLite builds differ in their default.
+        for pragma in (
+            "secure_delete=ON",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "foreign_keys=ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begun(connection: Connection) -> None:
+        write = connection.get_execution_options().get(_WRITE)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
