@@ -6,9 +6,9 @@ with a limit.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cli import client, doctor_probes
@@ -30,15 +30,30 @@ SHORT_TOKEN = 16
 SETTINGS_PAGE = "docs/settings.md lists what each setting may be."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """The result of one check. `meaning` and `type` (the command to type) are "" if its status is ok."""
 
-    check: str
+    check: str = ""
     status: str
     found: str
     meaning: str = ""
     type: str = ""
+
+
+def ok(found: str) -> Finding:
+    """The check passed."""
+    return Finding(status=OK, found=found)
+
+
+def warn(found: str, meaning: str, remedy: str) -> Finding:
+    """The service works, with a limit."""
+    return Finding(status=WARN, found=found, meaning=meaning, type=remedy)
+
+
+def fail(found: str, meaning: str, remedy: str) -> Finding:
+    """The service cannot work."""
+    return Finding(status=FAIL, found=found, meaning=meaning, type=remedy)
 
 
 class Case:
@@ -86,11 +101,11 @@ def examine(environ: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> 
 def _finding(name: str, check: Callable[[Case], Finding], case: Case) -> Finding:
     """Run a check. An error of the operating system is a finding and does not end the examination."""
     try:
-        return check(case)
+        return dataclasses.replace(check(case), check=name)
     except OSError as error:
         meaning = "This check could not run; the service may meet the same error."
-        get = "recorder doctor  # again, once this is repaired"
-        return Finding(check=name, status=FAIL, found=f"{type(error).__name__}: {error}", meaning=meaning, type=get)
+        remedy = "recorder doctor  # again, once this is repaired"
+        return dataclasses.replace(fail(f"{type(error).__name__}: {error}", meaning, remedy), check=name)
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -103,25 +118,20 @@ def verdict(findings: list[Finding]) -> str:
 def check_settings(case: Case) -> Finding:
     """All settings are usable."""
     if not case.faults:
-        return Finding(check="settings", status=OK, found="all usable")
-    found = "; ".join(case.faults)
+        return ok("all usable")
     meaning = "The service does not start. Checks that depend on settings were left out."
-    return Finding(check="settings", status=FAIL, found=found, meaning=meaning, type=SETTINGS_PAGE)
+    return fail("; ".join(case.faults), meaning, SETTINGS_PAGE)
 
 
 def check_tokens(case: Case) -> Finding:
     """A port that others can reach needs a token that cannot be guessed."""
-    name = "api-tokens"
     if any(fault.startswith("API_TOKENS") for fault in case.faults):
         meaning = "Anyone who reaches the port could start, stop and read recordings, so the service does not start."
-        return Finding(check=name, status=FAIL, found="none, or unusable", meaning=meaning, type=_MAKE_TOKEN)
+        return fail("none, or unusable", meaning, _MAKE_TOKEN)
     tokens = [token.get_secret_value() for token in case.settings.api_tokens]
     if any(len(token) < SHORT_TOKEN for token in tokens):
-        found = f"one is shorter than {SHORT_TOKEN} characters"
-        return Finding(check=name, status=WARN, found=found, meaning="It can be guessed.", type=_MAKE_TOKEN)
-    return Finding(
-        check=name, status=OK, found=f"{len(tokens)} set" if tokens else "none; loopback needs none until an API key exists"
-    )
+        return warn(f"one is shorter than {SHORT_TOKEN} characters", "It can be guessed.", _MAKE_TOKEN)
+    return ok(f"{len(tokens)} set" if tokens else "none; loopback needs none until an API key exists")
 
 
 _MAKE_TOKEN = "export API_TOKENS=$(openssl rand -hex 24)  # and RECORDER_TOKEN the same for the commands"  # noqa: S105 - a command
@@ -132,34 +142,32 @@ def check_ffmpeg(case: Case) -> Finding:
     """An ffmpeg of a tested version is installed."""
     from assembly import inspection
 
-    name, get = "ffmpeg", "Unset FFMPEG_BINARY to use the bundled ffmpeg, or set it to an ffmpeg of version 7.1 or later."
+    remedy = "Unset FFMPEG_BINARY to use the bundled ffmpeg, or set it to an ffmpeg of version 7.1 or later."
     try:
         binary, numbers = inspection.ffmpeg(case.settings)
     except errors.RecorderError as error:
-        return Finding(check=name, status=FAIL, found=str(error), meaning="Nothing can be recorded.", type=get)
+        return fail(str(error), "Nothing can be recorded.", remedy)
     version = ".".join(map(str, numbers)) if numbers != (0,) else "unknown"
     found = f"{binary}, version {version}"
     if numbers < ADVISED_FFMPEG:
         meaning = "Older versions lose a late camera and write wrong sizes; the recorder is tested with 7.1 and later."
-        return Finding(check=name, status=WARN, found=found, meaning=meaning, type=get)
-    return Finding(check=name, status=OK, found=found)
+        return warn(found, meaning, remedy)
+    return ok(found)
 
 
 def check_abilities(case: Case) -> Finding:
     """This ffmpeg has every protocol, format and encoder in use."""
     from assembly import inspection
 
-    name = "ffmpeg-abilities"
     try:
         binary, _ = inspection.ffmpeg(case.settings)
     except errors.RecorderError:
-        return Finding(check=name, status=FAIL, found="there is no ffmpeg", meaning="See above.", type="recorder doctor")
+        return fail("there is no ffmpeg", "See above.", "recorder doctor")
     missing = doctor_probes.ffmpeg_lacks(binary, ABILITIES)
     if missing:
-        meaning = "Captures or transcodes will fail."
-        get = "Unset FFMPEG_BINARY to use the bundled ffmpeg, which has all of them."
-        return Finding(check=name, status=FAIL, found="it lacks " + ", ".join(missing), meaning=meaning, type=get)
-    return Finding(check=name, status=OK, found="rtmp, flv, libx264, libmp3lame, aac and the others in use")
+        remedy = "Unset FFMPEG_BINARY to use the bundled ffmpeg, which has all of them."
+        return fail("it lacks " + ", ".join(missing), "Captures or transcodes will fail.", remedy)
+    return ok("rtmp, flv, libx264, libmp3lame, aac and the others in use")
 
 
 def check_setpriv(case: Case) -> Finding:
@@ -167,8 +175,8 @@ def check_setpriv(case: Case) -> Finding:
     fault = doctor_probes.setpriv_fault(case.environ.get("PATH", ""))
     if fault:
         meaning = "The service does not start: without these an ffmpeg has no limits and outlives a kill -9 of the service."
-        return Finding(check="setpriv", status=FAIL, found=fault, meaning=meaning, type="apt-get install util-linux")
-    return Finding(check="setpriv", status=OK, found="works")
+        return fail(fault, meaning, "apt-get install util-linux")
+    return ok("works")
 
 
 # --- disk -----------------------------------------------------------------------------------------------------------------
@@ -183,10 +191,9 @@ def check_spool(case: Case) -> Finding:
     except errors.RecorderError as error:
         fault = fault or str(error)
     if fault:
-        meaning = "Nothing can be recorded: media goes to the spool first."
-        get = "Set SPOOL_DIR (or CFS_PATH) to a folder that this user can write, or change its owner."
-        return Finding(check="spool", status=FAIL, found=fault, meaning=meaning, type=get)
-    return Finding(check="spool", status=OK, found=f"{folder} can be written")
+        remedy = "Set SPOOL_DIR (or CFS_PATH) to a folder that this user can write, or change its owner."
+        return fail(fault, "Nothing can be recorded: media goes to the spool first.", remedy)
+    return ok(f"{folder} can be written")
 
 
 def check_space(case: Case) -> Finding:
@@ -194,10 +201,9 @@ def check_space(case: Case) -> Finding:
     free, needed = doctor_probes.free_bytes(case.settings.spool), case.settings.min_free_bytes
     found = f"{_size(free)} free, MIN_FREE is {_size(needed)}"
     if free < needed:
-        meaning = "Every start is refused until there is enough space."
-        get = f"df -h {case.settings.spool}  # then free space, set SPOOL_DIR elsewhere, or lower MIN_FREE"
-        return Finding(check="spool-space", status=FAIL, found=found, meaning=meaning, type=get)
-    return Finding(check="spool-space", status=OK, found=found)
+        remedy = f"df -h {case.settings.spool}  # then free space, set SPOOL_DIR elsewhere, or lower MIN_FREE"
+        return fail(found, "Every start is refused until there is enough space.", remedy)
+    return ok(found)
 
 
 def check_lock(case: Case) -> Finding:
@@ -205,12 +211,12 @@ def check_lock(case: Case) -> Finding:
     distributed = bool(case.settings.amqp_url.get_secret_value())
     lock = (case.settings.data_dir if case.settings.spool_shared and distributed else case.settings.spool) / ".lock"
     if not doctor_probes.is_locked(lock):
-        return Finding(check="spool-lock", status=OK, found="free")
+        return ok("free")
     if not case.service_fault:
-        return Finding(check="spool-lock", status=OK, found="held by the running service")
+        return ok("held by the running service")
     meaning = "A service with these settings would refuse the spool. The process that holds it does not answer at RECORDER_URL."
-    get = f"fuser -v {lock}  # shows the process; set RECORDER_URL if it is the service, else stop it or change SPOOL_DIR"
-    return Finding(check="spool-lock", status=FAIL, found="held by another process", meaning=meaning, type=get)
+    remedy = f"fuser -v {lock}  # shows the process; set RECORDER_URL if it is the service, else stop it or change SPOOL_DIR"
+    return fail("held by another process", meaning, remedy)
 
 
 # --- database -------------------------------------------------------------------------------------------------------------
@@ -218,33 +224,33 @@ def check_database(case: Case) -> Finding:
     """The database is writable and has this program's schema."""
     from assembly import inspection
 
-    name, file = "database", case.settings.database_file
+    file = case.settings.database_file
     fault = doctor_probes.folder_fault(file.parent) if case.is_file else ""
-    get = "Start PostgreSQL, or correct DATABASE_URL."
+    remedy = "Start PostgreSQL, or correct DATABASE_URL."
     if case.is_file:
-        get = "Set DATA_DIR to a folder that this user can write, or change its owner."
+        remedy = "Set DATA_DIR to a folder that this user can write, or change its owner."
     try:
         schema = None if fault else inspection.schema(case.settings)
     except errors.RecorderError as error:
         fault = str(error)
     if fault or schema is None:
-        return Finding(check=name, status=FAIL, found=fault, meaning="The service does not start.", type=get)
+        return fail(fault, "The service does not start.", remedy)
     current = schema.current
     if not schema.known:
         meaning = "A newer recorder has migrated this database; this version cannot read it."
-        get = "Install the newer version here too (docs/operate.md, Restart, upgrade), or use another database."
-        return Finding(check=name, status=FAIL, found=f"schema {current}", meaning=meaning, type=get)
+        remedy = "Install the newer version here too (docs/operate.md, Restart, upgrade), or use another database."
+        return fail(f"schema {current}", meaning, remedy)
     if not case.is_file and current != schema.newest:
         found = f"schema {current}" if current else "empty"
-        get = "recorder migrate  # after a pg_dump, with the nodes of the old version stopped"
-        return Finding(check=name, status=FAIL, found=found, meaning=f"Nodes start only at schema {schema.newest}.", type=get)
+        remedy = "recorder migrate  # after a pg_dump, with the nodes of the old version stopped"
+        return fail(found, f"Nodes start only at schema {schema.newest}.", remedy)
     if not current:
-        return Finding(check=name, status=OK, found="empty: the first start creates its tables")
+        return ok("empty: the first start creates its tables")
     if current != schema.newest:
         meaning = f"The next start migrates it to {schema.newest}; after that an older recorder cannot use it."
-        get = f"cp {file} {file}.{current}  # a copy, with the service stopped; then start it again"
-        return Finding(check=name, status=WARN, found=f"schema {current}", meaning=meaning, type=get)
-    return Finding(check=name, status=OK, found=f"can be written, schema {current}")
+        remedy = f"cp {file} {file}.{current}  # a copy, with the service stopped; then start it again"
+        return warn(f"schema {current}", meaning, remedy)
+    return ok(f"can be written, schema {current}")
 
 
 def check_secret_keys(case: Case) -> Finding:
@@ -252,49 +258,49 @@ def check_secret_keys(case: Case) -> Finding:
     from assembly import encryption_keys
 
     try:
-        return Finding(check="secret-keys", status=OK, found=encryption_keys.describe(case.settings))
+        return ok(encryption_keys.describe(case.settings))
     except errors.RecorderError as error:
         meaning = "The service does not start: it could not decrypt UserSigs and COS keys."
-        get = "recorder keys rotate --help  # and docs/operate.md, Encryption keys"
-        return Finding(check="secret-keys", status=FAIL, found=str(error), meaning=meaning, type=get)
+        remedy = "recorder keys rotate --help  # and docs/operate.md, Encryption keys"
+        return fail(str(error), meaning, remedy)
 
 
 def check_place(case: Case) -> Finding:
     """A SQLite file is on a local disk."""
-    name, get = "database-place", "Set DATA_DIR to a folder on a local disk."
+    remedy = "Set DATA_DIR to a folder on a local disk."
     meaning = "SQLite's locks do not work on a network file system: the database would be damaged sooner or later."
     if any(fault.endswith(consistency.ON_CFS_PATH) for fault in case.faults):
-        return Finding(check=name, status=FAIL, found="it is on CFS_PATH", meaning=meaning, type=get)
+        return fail("it is on CFS_PATH", meaning, remedy)
     if case.faults or not case.is_file:
-        return Finding(check=name, status=OK, found="not on CFS_PATH" if case.faults else "a server's, and no file")
+        return ok("not on CFS_PATH" if case.faults else "a server's, and no file")
     kind = doctor_probes.file_system(case.settings.database_file, case.mounts)
     distance = doctor_probes.distance(kind)
     if distance == "network":
-        return Finding(check=name, status=FAIL, found=f"a network file system ({kind})", meaning=meaning, type=get)
+        return fail(f"a network file system ({kind})", meaning, remedy)
     if distance == "doubtful":
         found = f"{kind}, which may be a network file system"
-        return Finding(check=name, status=WARN, found=found, meaning=meaning.replace("would", "could"), type=get)
-    return Finding(check=name, status=OK, found=kind or "unknown on this system")
+        return warn(found, meaning.replace("would", "could"), remedy)
+    return ok(kind or "unknown on this system")
 
 
 # --- TRTC, COS, receivers ---------------------------------------------------------------------------------------------------
 def check_callback_keys(case: Case) -> Finding:
     """TRTC callbacks can be verified."""
-    name, keys = "callback-keys", case.settings.trtc_callback_keys
+    keys = case.settings.trtc_callback_keys
     if keys:
-        return Finding(check=name, status=OK, found="applications " + ", ".join(str(app) for app in keys))
+        return ok("applications " + ", ".join(str(app) for app in keys))
     meaning = "Every TRTC callback is refused: only speakers named in SubscribeUserIds are recorded."
-    get = "export TRTC_CALLBACK_KEYS=1400000001=…  # SdkAppId=key, as set in the TRTC console under Callbacks"
-    return Finding(check=name, status=WARN, found="none", meaning=meaning, type=get)
+    remedy = "export TRTC_CALLBACK_KEYS=1400000001=…  # SdkAppId=key, as set in the TRTC console under Callbacks"
+    return warn("none", meaning, remedy)
 
 
 def check_callback_secret(case: Case) -> Finding:
     """Receivers can verify results."""
     if case.settings.callback_secret.get_secret_value():
-        return Finding(check="callback-secret", status=OK, found="set")
+        return ok("set")
     meaning = "Results are posted unsigned: a receiver cannot tell them from forged ones."
-    get = "export CALLBACK_SECRET=whsec_$(openssl rand -base64 24)  # and give it to the receivers"
-    return Finding(check="callback-secret", status=WARN, found="not set", meaning=meaning, type=get)
+    remedy = "export CALLBACK_SECRET=whsec_$(openssl rand -base64 24)  # and give it to the receivers"
+    return warn("not set", meaning, remedy)
 
 
 def check_credentials(case: Case) -> Finding:
@@ -302,11 +308,10 @@ def check_credentials(case: Case) -> Finding:
     from assembly import inspection
 
     try:
-        return Finding(check="credentials", status=OK, found=f"from {inspection.credentials_source(case.environ)}")
+        return ok(f"from {inspection.credentials_source(case.environ)}")
     except errors.RecorderError as error:
-        meaning = "Each start must bring its own SecretId and SecretKey."
-        get = "export TENCENTCLOUD_SECRET_ID=… TENCENTCLOUD_SECRET_KEY=…  # or bind a role to this machine"
-        return Finding(check="credentials", status=WARN, found=str(error), meaning=meaning, type=get)
+        remedy = "export TENCENTCLOUD_SECRET_ID=… TENCENTCLOUD_SECRET_KEY=…  # or bind a role to this machine"
+        return warn(str(error), "Each start must bring its own SecretId and SecretKey.", remedy)
 
 
 def check_pull(case: Case) -> Finding:
@@ -316,22 +321,22 @@ def check_pull(case: Case) -> Finding:
     try:
         host, port = inspection.pull_endpoint(case.settings)
     except (errors.RecorderError, ValueError, KeyError) as error:
-        return Finding(check="pull", status=FAIL, found=str(error), meaning="No stream can be pulled.", type=SETTINGS_PAGE)
-    return _connection("pull", host, port, "Streams are pulled from there: nothing is recorded while it is unreachable.")
+        return fail(str(error), "No stream can be pulled.", SETTINGS_PAGE)
+    return _connection(host, port, "Streams are pulled from there: nothing is recorded while it is unreachable.")
 
 
 def check_cos(case: Case) -> Finding:
     """COS can be reached."""
     _, host, port = case.settings.cos_server or ("https", COS_HOST, 443)
-    return _connection("cos", host, port, "Files are uploaded there: uploads are retried while it is unreachable.")
+    return _connection(host, port, "Files are uploaded there: uploads are retried while it is unreachable.")
 
 
-def _connection(name: str, host: str, port: int, meaning: str) -> Finding:
+def _connection(host: str, port: int, meaning: str) -> Finding:
     fault = doctor_probes.connect_fault(host, port)
     if fault:
-        get = f"nc -vz {host} {port}  # from this machine; check DNS, firewall and security group"
-        return Finding(check=name, status=WARN, found=f"{host}:{port}: {fault}", meaning=meaning, type=get)
-    return Finding(check=name, status=OK, found=f"{host}:{port} answers")
+        remedy = f"nc -vz {host} {port}  # from this machine; check DNS, firewall and security group"
+        return warn(f"{host}:{port}: {fault}", meaning, remedy)
+    return ok(f"{host}:{port} answers")
 
 
 # --- the service ------------------------------------------------------------------------------------------------------------
@@ -342,13 +347,13 @@ def check_service(case: Case) -> Finding:
     url = case.service.url
     if case.service_fault:
         meaning = "The commands start, stop, sessions, show, results and replay do not work from here."
-        get = "recorder serve  # or set RECORDER_URL and RECORDER_TOKEN to those of the service"
-        return Finding(check="service", status=WARN, found=case.service_fault, meaning=meaning, type=get)
+        remedy = "recorder serve  # or set RECORDER_URL and RECORDER_TOKEN to those of the service"
+        return warn(case.service_fault, meaning, remedy)
     version = case.service.version()
     if version != identity.VERSION:
-        meaning, get = f"This program is {identity.VERSION}.", "Restart the service, or set RECORDER_URL to the right one."
-        return Finding(check="service", status=WARN, found=f"{url} has version {version}", meaning=meaning, type=get)
-    return Finding(check="service", status=OK, found=f"{url} answers, version {version}")
+        meaning, remedy = f"This program is {identity.VERSION}.", "Restart the service, or set RECORDER_URL to the right one."
+        return warn(f"{url} has version {version}", meaning, remedy)
+    return ok(f"{url} answers, version {version}")
 
 
 def _size(size_bytes: int) -> str:
