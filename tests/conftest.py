@@ -5,7 +5,9 @@ HYPOTHESIS_PROFILE=thorough runs many more examples, chosen at random each time;
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -101,11 +103,16 @@ def database(request: pytest.FixtureRequest) -> Iterator[engines.Database]:
 @pytest.fixture
 async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterator[stores.Store]:
     """A store on that database, with the test's clock and ids that count up."""
+    before = set(threading.enumerate())
     opened = database.open(clock)
     try:
         yield opened
     finally:
         await opened.stop()
+        # The thread of a connection that was given up while it opened still reports to this loop, which is about to close.
+        for thread in set(threading.enumerate()) - before:
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join, 1.0)
 
 
 @pytest.fixture
