@@ -1,1 +1,1 @@
-"""Measurements, run by hand: each prints a small table with the load of the machine beside it."""
+"""Measurements, run by hand. Each prints a small table together with the load of the machine."""

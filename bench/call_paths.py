@@ -151,7 +151,7 @@ class Walk:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What both processes get from the surroundings: no setting of the service."""
+    """The environment of both processes: no setting of the service."""
     return {"PATH": os.environ["PATH"], "HOME": str(folder)}
 
 
@@ -173,7 +173,7 @@ def settings(folder: Path, cos: int, api: int) -> dict[str, str]:
 @contextlib.contextmanager
 def process(tree: Path, arguments: Sequence[str], log: Path, variables: dict[str, str], ready: str) -> Iterator[None]:
     """A process of the tree's Python in the tree, from the time that `ready` responds."""
-    # It must not outlive a run that is killed.
+    # The process must not outlive a run that is killed.
     command = ["setpriv", "--pdeathsig", "KILL", str(interpreter(tree)), *arguments]
     with log.open("wb") as file:
         running = subprocess.Popen(command, cwd=tree, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file)

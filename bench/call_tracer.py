@@ -134,7 +134,7 @@ class Tracer:
 
 
 def is_entry(frame: FrameType) -> bool:
-    """Whether a function is entered by a call: not resumed, and a function that somebody named (or a lambda)."""
+    """Whether a function is entered by a call: not resumed, and a named function or a lambda."""
     code = frame.f_code
     if not code.co_flags & inspect.CO_OPTIMIZED or (code.co_name.startswith("<") and code.co_name != "<lambda>"):
         return False

@@ -1,14 +1,13 @@
-"""CPU of the service per captured stream, beside bare ffmpeg on the same stream.
+"""CPU of the service per captured stream, compared with bare ffmpeg on the same stream.
 
     .venv/bin/python -m bench.capture
 
-Imports nothing of ours: the service runs as a process of its own, as an operator would run it. Rule: bare and service are
-measured in turns on the same source; CPU is what the kernel counts for the processes (user and system), over a window in which
-all streams flow.
+Rule: the service runs as a process of its own, as an operator would run it. Bare ffmpeg and the service take turns on the same
+source. CPU is the user and system time that the kernel counts for the processes, over a window in which all streams flow.
 
-Bare is `ffmpeg -i ADDRESS -c copy -flush_packets 1 -f flv FILE`: flushing is part of the promise, so it is part of the price.
-The service's own price has a part that does not depend on streams (its clock and its relay look at the database a few times a
-second), which is measured without any stream and shown apart.
+Bare is `ffmpeg -i ADDRESS -c copy -flush_packets 1 -f flv FILE`: the service promises flushing, so the reference pays for it too.
+The service also has a cost that does not depend on streams, because its clock and its relay poll the database a few times a
+second. That cost is measured without any stream and shown apart.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def measure(folder: Path, kept: Path, given: argparse.Namespace, say: Callable[[
 
 @contextlib.contextmanager
 def source(folder: Path, length_s: int) -> Iterator[str]:
-    """The live source; yields its address, to which a name is added."""
+    """Start the live source; yields its address, to which a stream name is added."""
     command = [sys.executable, "-m", "bench.source", str(folder), str(length_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -154,7 +153,7 @@ def served(folder: Path, address: str, streams: int, window: Window) -> Cost:
         "PATH": os.environ["PATH"], "HOME": str(folder), "PORT": str(port), "DATA_DIR": str(folder / "data"),
         "SPOOL_DIR": str(folder / "spool"), "MIN_FREE": "100MiB", "FFMPEG_BINARY": FFMPEG, "LOG_LEVEL": "info",
         "PULL_ADDRESS": f"{address}{{speaker}}",
-        # No stream ends before the measurement does, so nothing is ever uploaded: the bucket may be out of reach.
+        # No stream ends before the measurement does, so nothing is ever uploaded and the bucket need not be reachable.
         "COS_ENDPOINT": "http://127.0.0.1:9",
     }  # fmt: skip
     with (folder / "service.log").open("wb") as log:
@@ -185,7 +184,7 @@ def _start(url: str, streams: int) -> None:
 
 
 def _ask(url: str, body: Any = None) -> Any:
-    """The answer as JSON, None if there is none or it is an error. The address is ours: always http on 127.0.0.1."""
+    """The response as JSON, None without one or for an error. The address is always http on 127.0.0.1."""
     data = json.dumps(body).encode() if body is not None else None
     try:
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - as said

@@ -1,17 +1,18 @@
-"""Events decided per second, beside bare transactions on the same database in the same run.
+"""Events decided per second, compared with bare transactions on the same database in the same run.
 
     .venv/bin/python -m bench.decisions
     .venv/bin/python -m bench.decisions --engine distributed
 
-May import every room but `service`, and the servers of the tests. Rule: both are measured in turns, so that what else the machine
-does hits both; whatever is written is synced to disk, because the price of a commit is what it is about.
+Rule: both take turns, so other load of the machine hits both. Every write is synced to disk, because the measurement is about the
+price of a commit.
 
-A bare transaction is four statements (claim an id, read a row, update it, append a line) between BEGIN and COMMIT with nothing
-around them: on SQLite by Python's sqlite3, in WAL with synchronous=FULL; on PostgreSQL by asyncpg, over AT_ONCE connections. An
-event is decided by the real Decider on the real Store: claim, load, decide, guarded update, journal, outbox. With many nodes it
-takes the whole way: published to RabbitMQ with a confirmation, consumed, decided, acknowledged, and what it decided published by
-the relay. The events are those of whole recordings, from `start` to `upload-finished`; leases that workers take between them
-count as time, not as events. Publishers and the one node share a process, and that its cores with the servers.
+A bare transaction has four statements between BEGIN and COMMIT: claim an id, read a row, update it, append a line. On SQLite it
+uses Python's sqlite3, in WAL with synchronous=FULL; on PostgreSQL it uses asyncpg, over AT_ONCE connections. The real Decider on
+the real Store decides an event: claim, load, decide, guarded update, journal, outbox. With many nodes the event takes the whole
+path: it is published to RabbitMQ with a confirmation, consumed, decided and acknowledged, and the relay publishes the effects.
+
+The events are those of whole recordings, from `start` to `upload-finished`. Leases that workers take in between count as time,
+not as events. Publishers and the one node share a process, which shares its cores with the servers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from tests import postgres, rabbit
 
 APP = 1400000001
 AT_ONCE = 8
-# Of the whole way: enough for whatever waits (a commit, a confirmation) to wait beside others.
+# Over the whole path: enough events in parallel that the waits (for a commit, for a confirmation) overlap.
 ON_THE_WAY = 32
 ROWS = 100
 POLICY = model.Policy()
@@ -59,7 +60,7 @@ def now_ms() -> int:
 
 
 class Bare(Protocol):
-    """Transactions with nothing around them."""
+    """A loop of bare transactions."""
 
     async def run(self, seconds: float) -> tuple[int, float]:
         """(transactions, seconds)."""
@@ -71,7 +72,7 @@ class Bare(Protocol):
 
 
 class BareFile:
-    """Those of SQLite: one after the other, as one writer can."""
+    """Bare transactions on SQLite: one after the other, because there is one writer."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -104,7 +105,7 @@ class BareFile:
 
 
 class BareServer:
-    """Those of PostgreSQL: on AT_ONCE connections, each with rows of its own."""
+    """Bare transactions on PostgreSQL: over AT_ONCE connections, each with rows of its own."""
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
@@ -112,7 +113,7 @@ class BareServer:
 
     @classmethod
     async def open(cls, url: str) -> BareServer:
-        """Connect, and make the tables."""
+        """Connect and create the tables."""
         pool = await asyncpg.create_pool(url.replace("+asyncpg", ""), min_size=AT_ONCE, max_size=AT_ONCE)
         await pool.execute("CREATE TABLE inbox (id TEXT PRIMARY KEY, at_ms BIGINT)")
         await pool.execute("CREATE TABLE recordings (id INT PRIMARY KEY, state TEXT, version INT)")
@@ -164,7 +165,7 @@ class Decisions:
         self.decided = 0
 
     async def start(self) -> None:
-        """Make the tables."""
+        """Create the tables."""
         await self._store.start()
 
     async def stop(self) -> None:
@@ -172,7 +173,7 @@ class Decisions:
         await self._store.stop()
 
     async def run(self, seconds: float) -> tuple[int, float]:
-        """(events, seconds): as many rooms as it has lanes are recorded side by side until the time is over."""
+        """(events, seconds): record as many rooms in parallel as there are lanes, until the time is over."""
         begun, before = time.perf_counter(), self.decided
 
         async def lane() -> None:
@@ -183,7 +184,7 @@ class Decisions:
         return self.decided - before, time.perf_counter() - begun
 
     async def recording(self) -> None:
-        """One room with one speaker, from its start to its end: eight events, three leases."""
+        """One room with one speaker, from start to end: eight events, three leases."""
         room = next(self._rooms)
         start = {"SdkAppId": APP, "RoomId": room, "UserId": "rec", "UserSig": "sig", "CosConfig": COS, "Mode": "02"}
         task_id = (await self._say("start", start))["TaskId"]
@@ -214,7 +215,7 @@ class Decisions:
 
 
 class WholeWay(Decisions):
-    """The same by way of RabbitMQ: one node of the role machine, and publishers beside it."""
+    """The same over RabbitMQ: one node of the role machine, with publishers in the same process."""
 
     lanes = ON_THE_WAY
 
@@ -234,7 +235,7 @@ class WholeWay(Decisions):
         )
 
     async def start(self) -> None:
-        """Make the tables, the queues and the connections."""
+        """Create the tables, the queues and the connections."""
         await super().start()
         await self._bus.start()
         await self._bus.connection.session()
@@ -242,7 +243,7 @@ class WholeWay(Decisions):
         self._exchange = await (await self._connection.channel()).get_exchange(self._bus.topology.exchange, ensure=False)
 
     async def stop(self) -> None:
-        """Close all of it."""
+        """Close everything."""
         await self._connection.close()
         await self._bus.stop()
         await super().stop()
@@ -262,7 +263,7 @@ class WholeWay(Decisions):
 
 
 async def statements_per_event(made: Decisions) -> float:
-    """How many statements one event costs on the average, BEGIN and COMMIT and the leases between included."""
+    """The average number of statements per event, with BEGIN, COMMIT and the leases in between."""
     counted = 0
 
     def count(*_: object) -> None:
@@ -287,7 +288,7 @@ async def embedded(folder: Path) -> AsyncIterator[tuple[Bare, list[tuple[str, De
 
 @contextlib.asynccontextmanager
 async def distributed(_: Path) -> AsyncIterator[tuple[Bare, list[tuple[str, Decisions]]]]:
-    """Bare transactions, decisions, and decisions by way of RabbitMQ on PostgreSQL: servers of our own, which sync to disk."""
+    """Bare transactions, decisions, and decisions over RabbitMQ on PostgreSQL. It starts its own servers, which sync to disk."""
     server, broker = postgres.Server(durable=True), rabbit.Broker()
     try:
         server.start()

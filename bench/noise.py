@@ -1,6 +1,6 @@
-"""How quiet the machine was while something was measured, and tables of figures. Imports nothing of ours.
+"""Load of the machine during a measurement, and tables of figures.
 
-Rule: a figure is never printed without the load beside it.
+Rule: a figure is always printed together with the load.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 class Noise:
-    """From its making on: how busy all cores were with what is not this process and its children."""
+    """Load since its creation: how busy all cores were with work other than this process and its children."""
 
     def __init__(self) -> None:
         self._from = self._now()
 
     def __str__(self) -> str:
-        """One line for under a table."""
+        """One line to print under a table."""
         wall_s, busy_s, own_s = (now - then for now, then in zip(self._now(), self._from, strict=True))
         cores = os.cpu_count() or 1
         others = max(0.0, busy_s - own_s) / (wall_s * cores)
@@ -36,12 +36,12 @@ class Noise:
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} … {max(values):{form}})"
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; the first to the left, the others to the right."""
+    """Columns as wide as their longest cell; the first is aligned left, the others right."""
     every = [headings, *lines]
     widths = [max(len(line[at]) for line in every) for at in range(len(headings))]
     drawn = []

@@ -91,7 +91,7 @@ def help_rows(trees: Sequence[Path], runs: int) -> list[Row]:
 def help_cost(tree: Path) -> tuple[float, float]:
     """Wall and CPU seconds of one `recorder --help`."""
     command = call_paths.interpreter(tree).with_name("recorder")
-    # The unmeasured first run must leave bytecode: to compile a library again in each run of one tree would decide the ratio.
+    # The unmeasured first run must leave bytecode. Compiling a library again in each run of one tree would decide the ratio.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begin_s, begin_cpu_s = time.perf_counter(), children_cpu_s()
     subprocess.run([command, "--help"], cwd=tree, env=variables, stdout=subprocess.DEVNULL, check=True)

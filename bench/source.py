@@ -1,9 +1,8 @@
-"""A live source for measurements: one encoded stream over HTTP-FLV to any number of viewers, in a process of its own.
+"""Live source for measurements: one encoded stream over HTTP-FLV to any number of viewers, in a process of its own.
 
     python -m bench.source FOLDER [SECONDS]        prints its port, ends with its standard input
 
-May import `media.flv`. Rule: encoded once and kept in FOLDER; every viewer gets it from the beginning, paced by the packets' own
-times.
+Rule: the stream is encoded once and cached in FOLDER. Every viewer gets it from the beginning, paced by the packets' timestamps.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ LENGTH_S = 120
 
 
 def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
-    """640×360 at 25 frames and 1.5 Mbit/s with 64 kbit/s of sound, as a phone sends it; made when it is not there yet."""
+    """The stream: 640×360 at 25 frames and 1.5 Mbit/s with 64 kbit/s of sound, as a phone sends it. FOLDER caches it."""
     path = folder / f"source-{KBITS}-{length_s}.flv"
     if not path.exists():
         part = path.with_suffix(".part")
-        noise = "noise=alls=40:allf=t"  # without it a test picture does not fill the bit rate
+        noise = "noise=alls=40:allf=t"  # without noise, a test picture does not reach the bit rate
         picture = f"testsrc=size=640x360:rate=25:duration={length_s},{noise},format=yuv420p"
         rate = ["-b:v", f"{KBITS}k", "-minrate", f"{KBITS}k", "-maxrate", f"{KBITS}k", "-bufsize", f"{KBITS}k"]
         subprocess.run(
@@ -48,7 +47,7 @@ def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
 
 
 async def serve(tags: list[flv.Tag]) -> None:
-    """Answer viewers on an ephemeral port of 127.0.0.1 until standard input ends."""
+    """Serve viewers on an ephemeral port of 127.0.0.1 until standard input ends."""
     packets = [(tag.timestamp_ms / 1000, flv.encode(tag.kind, tag.timestamp_ms, tag.payload)) for tag in tags]
 
     async def live(request: web.Request) -> web.StreamResponse:

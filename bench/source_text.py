@@ -86,7 +86,7 @@ def read(path: Path) -> str:
 
 
 def sizes(sources: dict[str, str], modules: dict[str, ast.Module], tests: Sequence[str]) -> dict[str, float]:
-    """Lines, files, and what is too long."""
+    """Lines, files, and the files and functions over the limits."""
     lines = {name: len(text.splitlines()) for name, text in sources.items()}
     functions = [node for module in modules.values() for node in ast.walk(module) if isinstance(node, FUNCTIONS)]
     return {
@@ -102,7 +102,7 @@ def sizes(sources: dict[str, str], modules: dict[str, ast.Module], tests: Sequen
 
 
 def protocols(modules: dict[str, ast.Module]) -> dict[str, float]:
-    """How many Protocols there are, and how many of them have one implementation in the source."""
+    """The number of Protocols, and of those with one implementation in the source."""
     classes = {
         (PurePath(name).stem, node.name): node
         for name, module in modules.items()

@@ -20,7 +20,7 @@ CLUSTER_TOKEN = "cluster-token"
 
 
 @dataclass(slots=True)
-class Footing:
+class Backend:
     """Settings of one service on one engine. `database` is a URL for queries past the service."""
 
     engine: str
@@ -34,21 +34,21 @@ class Footing:
             await asyncio.to_thread(postgres.shared().drop, self.database)
 
 
-def embedded(data: Path) -> Footing:
+def embedded(data: Path) -> Backend:
     """SQLite in the service's own folder: no setting at all."""
-    return Footing(engine=EMBEDDED, database=f"sqlite:///{data / 'recorder.db'}")
+    return Backend(engine=EMBEDDED, database=f"sqlite:///{data / 'recorder.db'}")
 
 
-def distributed() -> Footing:
+def distributed() -> Backend:
     """PostgreSQL with the current schema, and RabbitMQ. Call from the main thread: the servers end with the thread."""
     broker = rabbit.shared()
     url = engines.fresh("postgresql", Path()).url
     settings = {"DATABASE_URL": url, "AMQP_URL": broker.url, "AMQP_PREFIX": broker.prefix(), "CLUSTER_TOKEN": CLUSTER_TOKEN}
     settings |= {"SECRET_KEYS": engines.SECRET_KEYS}
-    return Footing(engine=DISTRIBUTED, database=url, settings=settings)
+    return Backend(engine=DISTRIBUTED, database=url, settings=settings)
 
 
-def make(engine: str, data: Path) -> Footing:
+def make(engine: str, data: Path) -> Backend:
     """The backend of a service that keeps its data in `data`."""
     return embedded(data) if engine == EMBEDDED else distributed()
 

@@ -1,1 +1,1 @@
-"""Chaos: the real service on either engine, made to die, hang or fail at its named fault points, and an audit."""
+"""Chaos: the real service on either engine is killed, frozen or made to fail at failpoints, and an audit checks the outcome."""

@@ -1,5 +1,7 @@
-"""`python -m tests.chaos`: chaos for some minutes, or one seed again. Ends with 1 if anything was lost, doubled or left, and
-after ten minutes or more also if a fault point was not struck or nothing was measured."""
+"""`python -m tests.chaos`: chaos for some minutes, or one seed again. Ends with 1 if anything was lost, doubled or left over.
+
+After ten minutes or more it also ends with 1 if a failpoint was not struck or nothing was measured.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ FULL_MINUTES = 10.0
 
 
 def main() -> int:
-    """Run, print the table, write the report; returns the exit code."""
+    """Run the plans, print the table, write the report and return the exit code."""
     run_guard.protect()
     given = _arguments()
     folder: Path = given.folder.absolute()
@@ -34,22 +36,22 @@ def main() -> int:
             work = iter(plans.grouped(engine, given.seed, part=given.part))
         else:
             work = iter([plans.make(engine, given.seed)])
-        made = runner.carry_out(work, folder / engine, folder / "content", at_once=given.at_once, done=_tell)
+        made = runner.carry_out(work, folder / engine, folder / "content", at_once=given.at_once, done=_print_outcome)
         outcomes += asyncio.run(made)
     about = {"command": f"make chaos CHAOS_MINUTES={given.minutes:g}"}
     report.write(folder / "report.json", outcomes, about)
-    _say(report.table(outcomes))
+    _print(report.table(outcomes))
     failed = [outcome for outcome in outcomes if outcome.failed]
     too_much = report.too_much_lost(outcomes)
     short = report.shortfalls(given.engine or plans.ENGINES, outcomes) if given.seed is None else []
     full = given.minutes >= FULL_MINUTES
     for outcome in failed:
-        _say(report.failure(outcome))
+        _print(report.failure(outcome))
     for engine in too_much:
-        _say(f"FAILED more media than {report.MEDIA_LIMIT_S:g} s lost to a kill at the 99th percentile: {engine}")
+        _print(f"FAILED more media than {report.MEDIA_LIMIT_S:g} s lost to a kill at the 99th percentile: {engine}")
     for what in short:
-        _say(f"{'FAILED' if full else 'warning:'} {what}")
-    _say(f"{len(outcomes)} runs, {len(failed)} failed; {folder / 'report.json'}")
+        _print(f"{'FAILED' if full else 'warning:'} {what}")
+    _print(f"{len(outcomes)} runs, {len(failed)} failed; {folder / 'report.json'}")
     return 1 if failed or too_much or (short and full) or not outcomes else 0
 
 
@@ -65,14 +67,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _tell(outcome: worlds.Outcome) -> None:
+def _print_outcome(outcome: worlds.Outcome) -> None:
     struck = plans.sentence(outcome.plan.strikes)
     missed = "" if len(outcome.struck) == len(outcome.plan.strikes) else f" ({len(outcome.struck)} struck)"
     end = "–" if outcome.seconds_to_end is None else f"{outcome.seconds_to_end:.1f} s"
-    _say(f"{'FAIL' if outcome.failed else 'ok  '} {outcome.plan.engine} {outcome.plan.seed}: {struck}{missed}, {end}")
+    _print(f"{'FAIL' if outcome.failed else 'ok  '} {outcome.plan.engine} {outcome.plan.seed}: {struck}{missed}, {end}")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -1,7 +1,7 @@
-"""The audit of one chaos run, a program of its own: `python -m tests.chaos.audit WHAT.json` prints the figures as JSON.
+"""The audit of one chaos run, a program of its own: `python -m tests.chaos.audit SCOPE.json` prints the figures as JSON.
 
-Imports nothing of the recorder. Rule: it reads database, COS folder, callback receiver, what a subscriber heard, and process
-table with code of its own, and believes no message. What is lost, doubled or left is told in words, one line each.
+Rule: its own code reads the database, the COS folder, the callback receiver, a subscriber's file and the process table. It trusts
+no message of the recorder. Each lost, doubled or leftover thing is one line of text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,19 @@ QUERIES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class What:
-    """What to look at. `received`: name → (webhook-id, body) of each POST; `expected`: (TaskId, speaker) that were live;
-    `prefix`: what the keys of this run's objects begin with; `folder`: what only
-    processes of this run are told of; `pids`: its nodes; `living`: processes that go on and may; `heard`: the file of a
-    subscriber to the bus, where there is a bus; `strays`: processes that were found to be left while the room was live."""
+class Scope:
+    """The places to audit.
+
+    database: URL for queries past the service
+    prefix: the keys of this run's objects begin with it
+    received: receiver's name → (webhook-id, body) of each POST
+    expected: (TaskId, speaker) of every speaker that was live
+    folder: only processes of this run have it in their arguments, environment or working folder
+    pids: this run's nodes
+    living: processes that may still run
+    heard: the file of a bus subscriber, None without a bus
+    strays: leftover captures that were found while the room was live
+    """
 
     database: str
     bucket: Path
@@ -50,8 +58,8 @@ class What:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was found, in words; all but `repeated_posts` and `repeated_deliveries` (allowed: the same body under the same id) and
-    `heard` (how many deliveries) are faults."""
+    """The findings as text. Each is a fault, except three counts: `repeated_posts` and `repeated_deliveries` (the same body under
+    the same id is allowed) and `heard` (the number of deliveries)."""
 
     lost_recordings: list[str]
     lost_results: list[str]
@@ -64,24 +72,24 @@ class Figures:
     heard: int
 
 
-def audit(what: What) -> Figures:
-    """Look at everything."""
-    found = reading.read(what.database, QUERIES)
-    posts = [(webhook_id, body) for received in what.received.values() for webhook_id, body in received]
+def audit(scope: Scope) -> Figures:
+    """Compute every figure of a finished run."""
+    found = reading.read(scope.database, QUERIES)
+    posts = [(webhook_id, body) for received in scope.received.values() for webhook_id, body in received]
     written = [row for row in found["messages"] if row["channel"] == "result"]
-    heard = reading.heard(what.heard) if what.heard else []
-    unheard = reading.unheard(found["results"], written, heard) if what.heard else []
+    heard = reading.heard(scope.heard) if scope.heard else []
+    unheard = reading.unheard(found["results"], written, heard) if scope.heard else []
     return Figures(
-        lost_recordings=_lost_recordings(what, found["recordings"]),
-        lost_results=_lost_results(what, found, posts) + unheard,
+        lost_recordings=_lost_recordings(scope, found["recordings"]),
+        lost_results=_lost_results(scope, found, posts) + unheard,
         doubled_results=[
             *_doubled_results(found, posts),
-            *_doubled_sessions(what, found["sessions"]),
+            *_doubled_sessions(scope, found["sessions"]),
             *reading.heard_doubled(written, heard),
         ],
-        doubled_objects=_doubled_objects(what, found["recordings"]),
-        leaked_uploads=_leaked(what),
-        orphan_processes=what.strays + _orphans(what),
+        doubled_objects=_doubled_objects(scope, found["recordings"]),
+        leaked_uploads=_leaked(scope),
+        orphan_processes=scope.strays + _orphans(scope),
         repeated_posts=len(posts) - len(set(posts)),
         repeated_deliveries=len(heard) - len({each["Body"] for each in heard}),
         heard=len(heard),
@@ -89,7 +97,7 @@ def audit(what: What) -> Figures:
 
 
 def settled(database: str, tasks: Sequence[str]) -> str:
-    """Why a run is not over yet; "" once nothing is left to do."""
+    """The reason why a run is not over yet; "" once no work is left."""
     found = reading.read(database, QUERIES)
     states = {row["task_id"]: row["state"] for row in found["sessions"]}
     waiting = [f"{task} is {states.get(task, 'not known')}" for task in tasks if states.get(task) != "Finished"]
@@ -101,14 +109,14 @@ def settled(database: str, tasks: Sequence[str]) -> str:
     return "; ".join(waiting)
 
 
-def _lost_recordings(what: What, recordings: Sequence[Row]) -> list[str]:
+def _lost_recordings(scope: Scope, recordings: Sequence[Row]) -> list[str]:
     known = {(row["task_id"], row["speaker"]) for row in recordings}
-    lost = [f"{task}/{speaker} has no recording" for task, speaker in what.expected if (task, speaker) not in known]
+    lost = [f"{task}/{speaker} has no recording" for task, speaker in scope.expected if (task, speaker) not in known]
     for row in recordings:
         if row["state"] != "Done":
             lost.append(f"{row['id']} is {row['state']}: {row['code']} {row['detail']}")
             continue
-        path, output = what.bucket / _key(row), json.loads(row["output"])
+        path, output = scope.bucket / _key(row), json.loads(row["output"])
         if not path.is_file():
             lost.append(f"{row['id']}: {path.name} is not in COS")
         elif path.stat().st_size != output["SizeBytes"] or str(reading.crc64(path.read_bytes())) != output["Crc64"]:
@@ -118,37 +126,37 @@ def _lost_recordings(what: What, recordings: Sequence[Row]) -> list[str]:
     return lost
 
 
-def _lost_results(what: What, found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:
+def _lost_results(scope: Scope, found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:
     lost = []
     bodies = [json.loads(body) for _, body in posts]
     newest = {row["task_id"]: json.loads(row["body"]) for row in found["results"]}
     sessions = {row["task_id"]: row for row in found["sessions"]}
-    for task in sorted({task for task, _ in what.expected}):
+    for task in sorted({task for task, _ in scope.expected}):
         session = sessions.get(task)
         if session is None or session["state"] != "Finished" or task not in newest:
             lost.append(f"{task} has no result")
         elif newest[task] not in bodies:
             lost.append(f"{task}: its newest result was not delivered")
-    told = [json.loads(row["body"]).get("subject") for row in found["messages"] if row["type"] == "recording-done"]
+    announced = [json.loads(row["body"]).get("subject") for row in found["messages"] if row["type"] == "recording-done"]
     lost += [
-        f"{row['id']} is Done and nobody was told"
+        f"{row['id']} is Done and no message reports it"
         for row in found["recordings"]
-        if row["state"] == "Done" and row["id"] not in told
+        if row["state"] == "Done" and row["id"] not in announced
     ]
     lost += [f"message {row['seq']} {row['type']} was never sent" for row in found["messages"] if row["sent_ms"] is None]
     return lost + [f"message {row['seq']} {row['type']} is parked: {row['parked']}" for row in found["messages"] if row["parked"]]
 
 
 def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:
-    """Two bodies or two ids for one (TaskId, Revision), wherever it was told; two recordings of one moment."""
+    """Two bodies or two ids for one (TaskId, Revision), in posts or messages; and a session with other revisions than 1."""
     seen: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     for webhook_id, body in posts:
-        said = json.loads(body)
-        seen[f"posted {said['TaskId']}#{said['Revision']}"].add((webhook_id, body))
+        result = json.loads(body)
+        seen[f"posted {result['TaskId']}#{result['Revision']}"].add((webhook_id, body))
     for row in found["messages"]:
         if row["channel"] == "result":
-            said = json.loads(row["body"])
-            seen[reading.about(said)].add((said["id"], row["body"]))
+            event = json.loads(row["body"])
+            seen[reading.about(event)].add((event["id"], row["body"]))
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     for row in found["results"]:
         numbers[row["task_id"]].append(row["revision"])
@@ -156,28 +164,30 @@ def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[s
     return doubled + [f"{task}: revisions {got}" for task, got in numbers.items() if got != [1]]
 
 
-def _doubled_sessions(what: What, sessions: Sequence[Row]) -> list[str]:
-    """A start that was asked for again and opened another session of the room."""
-    asked_for = {task for task, _ in what.expected}
-    return [f"{row['task_id']} is a session that nobody was told of" for row in sessions if row["task_id"] not in asked_for]
+def _doubled_sessions(scope: Scope, sessions: Sequence[Row]) -> list[str]:
+    """A repeated start that opened another session of the room."""
+    returned = {task for task, _ in scope.expected}
+    return [
+        f"{row['task_id']} is a session whose TaskId no caller received" for row in sessions if row["task_id"] not in returned
+    ]
 
 
-def _doubled_objects(what: What, recordings: Sequence[Row]) -> list[str]:
-    """Objects that are no recording's, and keys that two recordings share."""
+def _doubled_objects(scope: Scope, recordings: Sequence[Row]) -> list[str]:
+    """Objects that belong to no recording, and keys that two recordings share."""
     keys = [_key(row) for row in recordings if row["url"]]
-    there = [path.relative_to(what.bucket).as_posix() for path in what.bucket.glob(f"{what.prefix}/**/*") if path.is_file()]
+    there = [path.relative_to(scope.bucket).as_posix() for path in scope.bucket.glob(f"{scope.prefix}/**/*") if path.is_file()]
     doubled = [f"{key} belongs to no recording" for key in there if key not in keys]
     return doubled + [f"{key} belongs to {keys.count(key)} recordings" for key in set(keys) if keys.count(key) > 1]
 
 
-def _leaked(what: What) -> list[str]:
-    opened = [json.loads(path.read_text(encoding="utf-8")) for path in what.uploads.glob("*/upload.json")]
-    return [f"{each['key']}: {len(each['parts'])} parts" for each in opened if each["key"].startswith(f"{what.prefix}/")]
+def _leaked(scope: Scope) -> list[str]:
+    opened = [json.loads(path.read_text(encoding="utf-8")) for path in scope.uploads.glob("*/upload.json")]
+    return [f"{each['key']}: {len(each['parts'])} parts" for each in opened if each["key"].startswith(f"{scope.prefix}/")]
 
 
 def strays(folder: str, nodes: set[int]) -> list[str]:
-    """Captures of a run that should be over although their room is live: no living node of the run has started them, or another
-    one records the same. A capture is known by the file that it writes, below `folder`."""
+    """Leftover captures while the room is live: no living node of the run is their parent, or two capture the same recording. A
+    capture is recognized by the FLV file below `folder` that it writes."""
     processes = {int(entry.name): entry for entry in Path("/proc").glob("[0-9]*")}
     parents, captures = dict[int, int](), dict[int, Path]()
     for pid, entry in processes.items():
@@ -198,19 +208,19 @@ def strays(folder: str, nodes: set[int]) -> list[str]:
     ]
 
 
-def _orphans(what: What) -> list[str]:
+def _orphans(scope: Scope) -> list[str]:
     """Nodes of the run that have not ended, and processes whose arguments, environment or working folder name its folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            told += os.fsencode((entry / "cwd").readlink()) + b"/"
+            process = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            process += os.fsencode((entry / "cwd").readlink()) + b"/"
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue
-        known = f"{what.folder}/".encode() in told or int(entry.name) in what.pids
-        if known and int(entry.name) not in {os.getpid(), *what.living} and state != "Z":
-            found.append(f"{entry.name}: {told[:120].replace(bytes(1), b' ').decode(errors='replace')}")
+        known = f"{scope.folder}/".encode() in process or int(entry.name) in scope.pids
+        if known and int(entry.name) not in {os.getpid(), *scope.living} and state != "Z":
+            found.append(f"{entry.name}: {process[:120].replace(bytes(1), b' ').decode(errors='replace')}")
     return found
 
 
@@ -219,10 +229,10 @@ def _key(row: Row) -> str:
 
 
 def main() -> None:
-    """Read what to look at from the file that is named, print the figures."""
-    told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    told |= {name: Path(told[name]) for name in ("bucket", "uploads", "heard") if told[name]}
-    sys.stdout.write(json.dumps(asdict(audit(What(**told)))) + "\n")
+    """Read the scope from the file that is named and print the figures."""
+    fields = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    fields |= {name: Path(fields[name]) for name in ("bucket", "uploads", "heard") if fields[name]}
+    sys.stdout.write(json.dumps(asdict(audit(Scope(**fields)))) + "\n")
 
 
 if __name__ == "__main__":

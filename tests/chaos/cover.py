@@ -1,9 +1,9 @@
-"""Whether the files of a speaker cover the time that was live: from the recorder's first pull to the room's end. Imports media.
+"""Coverage: whether a speaker's files cover the time that was live, from the recorder's first pull to the end of the room.
 
-All is counted in frames of the speaker's stream. Rules: what was sent in that time is in a file, or a gap is told of just there,
-or it may be missing: what a kill took along, up to LOST_S before it, and, before a recording's first picture or after its last
-one, where no gap can lie, the time of a take-over, in which nobody pulled. What was pulled is no take-over. A gap that is told
-where there are pictures is a fault too, and so is a speaker whom nobody pulls although nothing has happened.
+All times are counted in frames of the speaker's stream. A frame that was sent must be in a file or inside a reported gap, with
+two exceptions. A kill may lose up to LOST_S before it. Before the first picture of a recording or after its last one no gap can
+be reported, so the time of a takeover without any pull may be missing there. A reported gap over existing pictures is a fault. So
+is time without a pull when nothing had happened.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from dataclasses import dataclass
 from tests.chaos import media
 
 LOST_S = 1.0
-# So late a busy simulator may see that a kill has ended a connection, even one that it had not answered yet.
+# A busy simulator may notice this late that a kill ended a connection, even one that it had not answered yet.
 LATE_S = 2.0
-# What is missing at a seam. An ffmpeg that nothing hinders writes all that was sent: two pictures were the most that was seen
-# missing, at a load of 12. The rest is for a machine on which it lags, or on which a connection's end is noticed late.
+# Frames that may be missing at a seam. An undisturbed ffmpeg writes all that was sent: at a load of 12, at most two pictures were
+# missing. The rest of the limit is for a machine on which ffmpeg lags or the end of a connection is noticed late.
 EDGE_S = 0.5
-# What is shown twice, or told as a gap and there: a server begins with the second since its last key frame, and a busy machine
-# is late.
+# Media that may be shown twice, or reported as a gap although it exists: a server begins at its last key frame, up to a second
+# back, and a busy machine is late.
 SEAM_S = 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """What a finished file shows (frames counted from the stream's beginning), and its gaps as the result tells them:
-    (at s of the file, s)."""
+    """The pictures of a finished file (frames counted from the stream's beginning) and its gaps as the result reports them: (at s
+    of the file, s)."""
 
     shown: Sequence[media.Picture]
     gaps: Sequence[tuple[float, float]] = ()
 
-    def told(self) -> list[range]:
-        """The frames that each gap is about: what follows the picture before it; at the file's beginning, what comes before."""
+    def gap_frames(self) -> list[range]:
+        """The frames of each gap: those after the picture before it. At the beginning of the file, those before the first
+        picture."""
         found, behind = list[range](), Counter[int]()
         if not self.shown:
             return found
@@ -52,8 +53,8 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """What happened to a speaker's captures (monotonic s): when the room ended, which kills took one along, when anything
-    struck, and how long after that nobody may pull."""
+    """Events of a speaker's captures (monotonic s): the end of the room, the kills that took a capture along, all strikes, and
+    the time after a strike in which no node may pull."""
 
     ended_s: float
     kills: Sequence[float] = ()
@@ -63,56 +64,56 @@ class Events:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cover:
-    """In s, what is missing without a reason: at the head, at the tail, between; what gaps tell of and is there; what is shown
-    twice; how long nobody pulled though nothing had happened."""
+    """Unexplained seconds: missing at the head, at the tail or in between without a reported gap; reported as a gap although
+    present; shown twice; without a pull although nothing had happened."""
 
     head_s: float
     tail_s: float
-    untold_s: float
+    unreported_s: float
     invented_s: float
     doubled_s: float
-    neglected_s: float
+    unpulled_s: float
 
     @property
     def faults(self) -> list[str]:
-        """What is more than a seam costs, a sentence for each."""
+        """A sentence for each figure above its limit."""
         limits = {
             "are missing before the first picture": (self.head_s, EDGE_S),
             "are missing after the last picture": (self.tail_s, EDGE_S),
-            "are missing in between and not told": (self.untold_s, EDGE_S),
-            "are told as missing and are there": (self.invented_s, SEAM_S),
+            "are missing in between and not reported": (self.unreported_s, EDGE_S),
+            "are reported as missing and are there": (self.invented_s, SEAM_S),
             "are shown twice": (self.doubled_s, SEAM_S),
-            "nobody pulled, and nothing had happened": (self.neglected_s, EDGE_S),
+            "nobody pulled, and nothing had happened": (self.unpulled_s, EDGE_S),
         }
         return [f"{each_s:.1f} s {what}" for what, (each_s, limit_s) in limits.items() if each_s > limit_s]
 
 
 def judge(files: Sequence[File], speaker: media.Live, events: Events) -> Cover:
-    """Hold all files of a speaker against what was sent. `speaker` has been pulled at least once."""
+    """Compare all files of a speaker with the frames that were sent. `speaker` has been pulled at least once."""
     live = range(speaker.frame_at(min(begun_s for begun_s, _ in speaker.pulls)), speaker.frame_at(events.ended_s) + 1)
     shown = {picture.frame for file in files for picture in file.shown}
     first, last = (min(shown), max(shown)) if shown else (live.stop, live.stop)
-    told = [gap for file in files for gap in file.told()]
+    reported = [gap for file in files for gap in file.gap_frames()]
     lost = _frames(speaker, [(moment_s - LOST_S, moment_s) for moment_s in events.kills])
     pulled = _frames(speaker, [(begun_s, _until_s(begun_s, ended_s, events)) for begun_s, ended_s in speaker.pulls])
     struck = _frames(speaker, [(moment_s, moment_s + events.take_over_s) for moment_s in events.strikes])
-    # A session that is stopped may record on beside the stop, and tell of a gap there.
+    # A capture may outlast the stop of its session, and may report a gap in that time.
     known = range(live.start, max(live.stop, last) + 1)
     missing = set(live) - shown
-    wrong = missing - set().union(*told) - lost
+    wrong = missing - set().union(*reported) - lost
     edges = wrong - (struck - pulled)
     return Cover(
         head_s=_seconds(frame for frame in edges if frame < first),
         tail_s=_seconds(frame for frame in edges if frame > last),
-        untold_s=_seconds(frame for frame in wrong if first < frame < last),
-        invented_s=_seconds(frame for gap in told for frame in gap if frame in shown or frame not in known),
+        unreported_s=_seconds(frame for frame in wrong if first < frame < last),
+        invented_s=_seconds(frame for gap in reported for frame in gap if frame in shown or frame not in known),
         doubled_s=media.doubled_s([picture.frame for file in files for picture in file.shown]),
-        neglected_s=_seconds(missing - pulled - struck),
+        unpulled_s=_seconds(missing - pulled - struck),
     )
 
 
 def _until_s(begun_s: float, ended_s: float, events: Events) -> float:
-    """Until when a pull could get anything: its end, the kill that ended it, the room's end."""
+    """The last moment at which a pull could receive media: its end, the kill that ended it, or the end of the room."""
     ending = [each_s for each_s in events.kills if begun_s - LATE_S <= each_s <= ended_s <= each_s + LATE_S]
     return min([ended_s, events.ended_s, *ending])
 

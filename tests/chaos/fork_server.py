@@ -1,9 +1,9 @@
-"""Where nodes come from: a process that has read the whole program once and forks a node from itself for each line it is told.
+"""Fork server: a process that has loaded the whole program once and forks a node for each line on its standard input.
 
-Imports `tests.chaos.node`, and with it the service. Most of what a start of the service costs is reading its modules; forked,
-many more runs fit into the same minutes. Rule: it has one thread and no loop, so that what is forked is as if just started.
+Most of the start time of the service is loading modules, so forking fits many more runs into the same minutes. Rule: it has one
+thread and no event loop, so a forked node is like a freshly started one.
 
-    told:  {"Id", "Arguments", "Environment", "Log"}        says:  {"Id", "Pid"} when forked, {"Pid", "Code"} when ended
+    input:  {"Id", "Arguments", "Environment", "Log"}        output:  {"Id", "Pid"} when forked, {"Pid", "Code"} when ended
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-LOOK_S = 0.03
+POLL_S = 0.03
 PR_SET_PDEATHSIG = 1
 
 
@@ -36,17 +36,17 @@ class Child:
         return not self._ended.done()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal; harmless once it has ended."""
+        """Send a signal; a process that has ended gets none."""
         if self.running:
             os.kill(self.pid, number)
 
     async def wait(self) -> int:
-        """Its exit code, negative for the signal that killed it."""
+        """Wait for the exit code: negative for the signal that killed it."""
         return await asyncio.shield(self._ended)
 
 
-class Forge:
-    """The asking side."""
+class ForkServer:
+    """The client of the fork server's process."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
@@ -55,7 +55,7 @@ class Forge:
         self._children: dict[int, asyncio.Future[int]] = {}
 
     async def start(self) -> None:
-        """Start the process and wait until it has read the program."""
+        """Start the process and wait until it has loaded the program."""
         self._process = await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "tests.chaos.fork_server",
             cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -65,45 +65,45 @@ class Forge:
         self._reading = asyncio.create_task(self._read(self._process.stdout))
 
     async def stop(self) -> None:
-        """End it; nodes that still run die with it."""
+        """End the process; nodes that still run die with it."""
         if self._process is not None and self._reading is not None:
             self._process.kill()
             await self._process.wait()
             await self._reading
 
     async def fork(self, arguments: list[str], environment: dict[str, str], log: Path) -> Child:
-        """A new node with these arguments (after the program's name) and this environment and no other."""
+        """Fork a node with these arguments (after the program's name) and exactly this environment."""
         assert self._process is not None
         assert self._process.stdin is not None
         number = len(self._forked)
         self._forked[number] = asyncio.get_running_loop().create_future()
-        told = {"Id": number, "Arguments": arguments, "Environment": environment, "Log": str(log)}
-        self._process.stdin.write(json.dumps(told).encode() + b"\n")
+        order = {"Id": number, "Arguments": arguments, "Environment": environment, "Log": str(log)}
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
         await self._process.stdin.drain()
         return await self._forked[number]
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
         while line := await stream.readline():
-            said = json.loads(line)
-            if "Id" in said:
-                ended = self._children[said["Pid"]] = asyncio.get_running_loop().create_future()
-                self._forked[said["Id"]].set_result(Child(said["Pid"], ended))
+            event = json.loads(line)
+            if "Id" in event:
+                ended = self._children[event["Pid"]] = asyncio.get_running_loop().create_future()
+                self._forked[event["Id"]].set_result(Child(event["Pid"], ended))
             else:
-                self._children[said["Pid"]].set_result(said["Code"])
+                self._children[event["Pid"]].set_result(event["Code"])
 
 
-def _be(told: dict[str, Any]) -> None:
-    """In the forked process: become the node."""
+def _become_node(order: dict[str, Any]) -> None:
+    """Turn the forked process into the node."""
     from tests.chaos import node
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.clear()
-    os.environ.update(told["Environment"])
-    log = os.open(told["Log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.environ.update(order["Environment"])
+    log = os.open(order["Log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(source, number)
     os.closerange(3, 64)
-    sys.argv = ["recorder", *told["Arguments"]]
+    sys.argv = ["recorder", *order["Arguments"]]
     code = 1
     try:
         node.main()
@@ -114,8 +114,8 @@ def _be(told: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def _say(**said: int) -> None:
-    os.write(1, json.dumps(said).encode() + b"\n")
+def _write(**event: int) -> None:
+    os.write(1, json.dumps(event).encode() + b"\n")
 
 
 def main() -> None:
@@ -126,23 +126,23 @@ def main() -> None:
     os.write(1, b"ready\n")
     rest = b""
     while True:
-        if select.select([0], [], [], LOOK_S)[0]:
+        if select.select([0], [], [], POLL_S)[0]:
             chunk = os.read(0, 65536)
             if not chunk:
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                told = json.loads(line)
+                order = json.loads(line)
                 pid = os.fork()
                 if pid == 0:
-                    _be(told)
-                _say(Id=told["Id"], Pid=pid)
+                    _become_node(order)
+                _write(Id=order["Id"], Pid=pid)
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             continue
         if pid:
-            _say(Pid=pid, Code=os.waitstatus_to_exitcode(status))
+            _write(Pid=pid, Code=os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a file shows of what was live, told by the bar code in its pictures. Imports the bar code's reader.
+"""Media checks: which frames of a speaker's stream a file shows, by the bar code in its pictures.
 
-A speaker's frame numbers follow the clock: frame n was sent `n / 15` s after the stream began. What a kill lost is the time
-between the last frame that is in the file before it and the last one that had been sent by then; asked only of captures that the
-kill took along. Whether a file holds all it should is judged in cover.py.
+Frame numbers follow the clock: frame n was sent `n / 15` s after the stream began. The loss of a kill is the time between the
+last frame in the file before the kill and the last frame sent by then. It is measured only for captures that the kill took along.
+`cover.py` judges whether a file holds all that it should.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from simulator import barcode, live
 
 LOOP = 960
 RATE = barcode.FRAMES_PER_SECOND
-# A frame's number comes again after a loop. What a seam shows twice goes back by a few seconds, a gap may be almost a loop long.
+# A frame's number repeats after a loop. A seam goes back by a few seconds at most; a gap may be almost a loop long.
 MOST_BACK = 10 * RATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A picture of a file: its frame, and its place in the file."""
+    """A picture of a file: its frame and its position in the file."""
 
     frame: int
     at_s: float
@@ -33,14 +33,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """When a speaker's stream began (monotonic s), with which frame of the loop, and who pulled it when: [from, to]."""
+    """The begin of a speaker's stream (monotonic s), the first frame of its loop, and its pulls as [from, to]."""
 
     began_s: float
     first_frame: int
     pulls: list[list[float]] = field(default_factory=list)
 
     def watch(self, stream: live.Stream) -> None:
-        """Note from now on when pulls begin and end."""
+        """From now on, note when pulls begin and end."""
         join, leave, begun = stream.join, stream.leave, dict[live.Viewer, list[float]]()
 
         def joined(viewer: live.Viewer) -> None:
@@ -55,12 +55,12 @@ class Live:
         stream.join, stream.leave = joined, left  # type: ignore[method-assign]
 
     def frame_at(self, moment_s: float) -> int:
-        """The last frame that had been sent at a moment, counted from the stream's beginning."""
+        """The last frame that had been sent at a moment, counted from the beginning of the stream."""
         return int((moment_s - self.began_s) * RATE)
 
 
 def pictures(path: Path) -> list[Picture]:
-    """What a file shows, in its order, by the loop's frames; pictures whose bar code cannot be read are left out."""
+    """The pictures of a file in order, by frames of the loop; pictures with an unreadable bar code are left out."""
     found = []
     with av.open(str(path)) as container:
         for picture in container.decode(video=0):
@@ -72,7 +72,8 @@ def pictures(path: Path) -> list[Picture]:
 
 
 def sent(shown: Sequence[Picture], speaker: Live) -> list[Picture]:
-    """The same, their frames counted from the stream's beginning: each by the one before it, the first by the first pull."""
+    """The same pictures, with frames counted from the beginning of the stream: each relative to the one before it, the first
+    relative to the first pull."""
     counted = []
     latest = speaker.frame_at(min(begun_s for begun_s, _ in speaker.pulls))
     for picture in shown:
@@ -83,15 +84,15 @@ def sent(shown: Sequence[Picture], speaker: Live) -> list[Picture]:
 
 
 def lost_s(counted: Sequence[int], speaker: Live, moment_s: float) -> float | None:
-    """What had been sent before a kill and is not in the file, in s; None if the speaker was not being pulled then."""
+    """Seconds of media that had been sent before a kill and are not in the file; None if nobody pulled the speaker then."""
     pulling = [begun_s for begun_s, ended_s in speaker.pulls if begun_s <= moment_s < ended_s]
     if not pulling:
         return None
     wanted = speaker.frame_at(moment_s)
-    kept = max((frame for frame in counted if frame <= wanted), default=0)
-    return max(0, wanted - max(kept, speaker.frame_at(max(pulling)))) / RATE
+    last_in_file = max((frame for frame in counted if frame <= wanted), default=0)
+    return max(0, wanted - max(last_in_file, speaker.frame_at(max(pulling)))) / RATE
 
 
 def doubled_s(counted: Sequence[int]) -> float:
-    """What is shown more than once, in s."""
+    """Seconds of media that the file shows more than once."""
     return (len(counted) - len(set(counted))) / RATE

@@ -1,8 +1,8 @@
-"""One node of the recorder with a harness at its fault points: `python -m tests.chaos.node PLAN serve …`.
+"""One node of the recorder with a harness at its failpoints: `python -m tests.chaos.node PLAN serve …`.
 
-Imports `service` and nothing else of ours. PLAN is a JSON file: {"Folder", "Strikes": [{"Point", "Hit", "Act"}]}. Rule: each
-strike happens once, in whichever process comes first, and is written down in the folder just before, with the captures that
-this process has running: those, and no others, it takes along.
+PLAN is a JSON file: {"Folder", "Strikes": [{"Point", "Hit", "Act"}]}. Rule: each strike happens once, in the first process that
+reaches it. Just before, the process writes a record of it into the folder, with the captures that it runs: a kill takes along
+these and no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import service
 
 
 class Harness:
-    """Counts how often this process comes by each point, and strikes."""
+    """Counts how often this process reaches each failpoint, and carries out the strikes."""
 
     def __init__(self, folder: Path, strikes: list[dict[str, Any]]) -> None:
         self._folder = folder
@@ -30,21 +30,21 @@ class Harness:
         self._hits: Counter[str] = Counter()
 
     def __call__(self, point: str) -> None:
-        """Called by every fault point."""
+        """Called by every failpoint."""
         self._hits[point] += 1
         due = [n for n, s in self._open.items() if s["Point"] == point and self._hits[point] >= s["Hit"]]
         for number in due:
             strike = self._open.pop(number)
             if self._claimed(number, strike):
-                _do(strike["Act"], point)
+                _carry_out(strike["Act"], point)
 
     def _claimed(self, number: int, strike: dict[str, Any]) -> bool:
-        """Write the strike down; False if another process was first."""
-        told = {**strike, "Pid": os.getpid(), "MonotonicS": time.monotonic(), "UnixMs": time.time_ns() // 1_000_000}
-        told["Captures"] = captures()
+        """Write the record of the strike; False if another process was first."""
+        record = {**strike, "Pid": os.getpid(), "MonotonicS": time.monotonic(), "UnixMs": time.time_ns() // 1_000_000}
+        record["Captures"] = captures()
         try:
             with self._path(number).open("x", encoding="utf-8") as file:
-                file.write(json.dumps(told))
+                file.write(json.dumps(record))
         except FileExistsError:
             return False
         return True
@@ -64,7 +64,7 @@ def captures() -> list[str]:
     return found
 
 
-def _do(act: str, point: str) -> None:
+def _carry_out(act: str, point: str) -> None:
     if act == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif act == "freeze":
@@ -76,7 +76,7 @@ def _do(act: str, point: str) -> None:
 
 
 def main() -> None:
-    """Arm, and be the service."""
+    """Install the harness and run the service."""
     plan = json.loads(Path(sys.argv.pop(1)).read_text(encoding="utf-8"))
     service.main(Harness(Path(plan["Folder"]), plan["Strikes"]))
 

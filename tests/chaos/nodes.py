@@ -1,6 +1,6 @@
-"""Nodes under a supervisor that starts them again, as systemd or Compose would. Imports the tests' own eyes and no room of ours.
+"""Nodes under a supervisor that restarts them, as systemd or Compose would.
 
-Rule: a node dies with the run, and whatever ends it before, it comes back.
+Rule: a node that ends is restarted, whatever the cause, until the run ends; then it ends too.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ import aiohttp
 import imageio_ffmpeg
 
 from tests import ports, waiting
-from tests.chaos import fork_server as forges
-from tests.chaos import plans
+from tests.chaos import fork_server, plans
 
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 
 
 async def pass_time(seconds: float) -> None:
-    """Let time pass that a run is about."""
+    """Wait for a span of time that the run is about."""
     ends = time.monotonic() + seconds
     await waiting.until(lambda: time.monotonic() >= ends, seconds + 5, every_s=min(0.2, max(seconds, 0.01)))
 
 
 class Node:
-    """One `recorder serve` with a harness. `away_s`: how long it stays away when it was killed."""
+    """One `recorder serve` with a harness. `away_s`: delay of the restart after a kill."""
 
     def __init__(
-        self, forge: forges.Forge, folder: Path, environment: dict[str, str], *, roles: str = "", away_s: float = 0.0
+        self, forks: fork_server.ForkServer, folder: Path, environment: dict[str, str], *, roles: str = "", away_s: float = 0.0
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._forge = forge
+        self._forks = forks
         self.port = ports.free()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "service.log"
@@ -56,25 +55,25 @@ class Node:
             "LOG_FORMAT": "json",
             "FFMPEG_BINARY": imageio_ffmpeg.get_ffmpeg_exe(),
         } | environment
-        self._process: forges.Child | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._process: fork_server.Child | None = None
+        self._supervisor: asyncio.Task[None] | None = None
 
     def arm(self, folder: Path, strikes: tuple[plans.Strike, ...]) -> None:
-        """What the harness does; each strike happens once among all nodes with this folder."""
-        told = [{"Point": s.point, "Hit": s.hit, "Act": s.act} for s in strikes]
-        (self.folder / "plan.json").write_text(json.dumps({"Folder": str(folder), "Strikes": told}))
+        """Write the plan of the harness; each strike happens once among all nodes that share the folder."""
+        listed = [{"Point": s.point, "Hit": s.hit, "Act": s.act} for s in strikes]
+        (self.folder / "plan.json").write_text(json.dumps({"Folder": str(folder), "Strikes": listed}))
 
     async def start(self) -> None:
-        """Start it, and keep it running from now on."""
+        """Start the node and supervise it from now on."""
         await self._spawn()
-        self._keeping = asyncio.create_task(self._keep())
+        self._supervisor = asyncio.create_task(self._supervise())
 
     async def _spawn(self) -> None:
         arguments = [str(self.folder / "plan.json"), *self._options]
-        self._process = await self._forge.fork(arguments, self._environment, self.log)
+        self._process = await self._forks.fork(arguments, self._environment, self.log)
         self.pids.append(self._process.pid)
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         while True:
             assert self._process is not None
             code = await self._process.wait()
@@ -83,11 +82,11 @@ class Node:
             await self._spawn()
 
     async def ready(self) -> None:
-        """Wait until it says that it is."""
+        """Wait until `/readyz` reports ready."""
         await waiting.until(self.is_ready, READY_LIMIT_S, f"{self.folder.name} to be ready; see {self.log}", every_s=0.1)
 
     async def is_ready(self) -> bool:
-        """Whether it says that it is."""
+        """Whether `/readyz` reports ready."""
         try:
             async with waiting.at_most(3), aiohttp.ClientSession() as http, http.get(f"{self.url}/readyz") as answer:
                 return answer.status == 200
@@ -95,17 +94,17 @@ class Node:
             return False
 
     def wake(self, pid: int) -> None:
-        """Let a frozen process go on."""
+        """Let a frozen process continue."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
     async def stop(self) -> int:
-        """SIGTERM; returns the exit code. Killed if it does not end in time: the code then is -9."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        """Send SIGTERM and return the exit code; -9 if the node did not end in time and was killed."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
         process = self._process
-        if process is None or not process.running:  # killed by a strike, and not back yet
+        if process is None or not process.running:  # killed by a strike and not restarted yet
             return 0
         process.send_signal(signal.SIGCONT)
         process.send_signal(signal.SIGTERM)

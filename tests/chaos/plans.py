@@ -1,7 +1,7 @@
-"""What a run does to the service, made from a seed. Imports the table of fault points.
+"""Plans of chaos runs, made from a seed.
 
-A strike: at the `hit`-th time that a process comes by `point`, it kills, freezes or fails. Rule: the same engine and seed give
-the same plan; what the operating system's scheduler makes of it is another matter.
+A strike kills, freezes or fails a process when it reaches `point` for the `hit`-th time. Rule: the same engine and seed give the
+same plan; the scheduler of the operating system may still order the run differently.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from machine import failpoints
 EMBEDDED, DISTRIBUTED = ENGINES = ("embedded", "distributed")
 KILL, FREEZE, RAISE = ACTS = ("kill", "freeze", "raise")
 DISMISS, STOP, LEAVE = ENDINGS = ("dismiss", "stop", "leave")
-"""How the room ends: it is dismissed, the session is stopped, or the speakers leave and then it is dismissed."""
+"""The endings of a room: it is dismissed, the session is stopped, or the speakers leave and then it is dismissed."""
 
 HITS = {
     "inbox": 14, "decision": 14, "bus": 10, "outbox": 14, "lease.take": 6, "lease.renew": 8, "callback": 1,
 }  # fmt: skip
-"""How often two speakers' room comes by the points of these names, at least; the others at least twice."""
+"""How often a room with two speakers reaches the failpoints of these names, at least; the others at least twice."""
 IN_CAPTURE = 0.4
-"""How many runs are killed once more in the middle of a capture, to see what media that costs."""
-DESK_ONLY = ("inbox", "decision")
+"""The share of runs with one more kill in the middle of a capture, which measures the lost media."""
+CONTROL_ONLY = ("inbox", "decision")
 WORKER_ONLY = ("lease", "capture", "segment", "transcode", "upload", "callback", "cleanup")
-# Apart in the life of a recording, so that the strikes of one run do not keep each other from happening.
+# Phases are far apart in the life of a recording, so the strikes of one run do not prevent each other.
 PHASES = (
     ("inbox", "decision", "lease.take"),
     ("capture.spawn", "capture.media", "lease.renew"),
@@ -40,7 +40,7 @@ PHASES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strike:
-    """What happens where. `roles` says which kind of node it may be on the engine of many nodes."""
+    """One act at one failpoint."""
 
     point: str
     hit: int
@@ -48,16 +48,16 @@ class Strike:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The nodes that come by this point: `desk` (api and machine), `worker`."""
-        if self.point.startswith(DESK_ONLY):
-            return ("desk",)
-        return ("worker",) if self.point.startswith(WORKER_ONLY) else ("desk", "worker")
+        """The kinds of node that reach this failpoint when there are many: `control` (roles api and machine), `worker`."""
+        if self.point.startswith(CONTROL_ONLY):
+            return ("control",)
+        return ("worker",) if self.point.startswith(WORKER_ONLY) else ("control", "worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One run. `away_s`: how long a killed worker stays dead where others can take over; `shared`: one spool for all
-    workers; `part`: not 0 for a plan of `grouped`."""
+    """One run. `away_s`: how long a killed worker stays away where others can take over; `shared`: one spool for all workers;
+    `part`: not 0 for a plan of `grouped`."""
 
     engine: str
     seed: int
@@ -69,18 +69,18 @@ class Plan:
 
     @property
     def repeat(self) -> str:
-        """The line that does it again."""
+        """The command that repeats the run."""
         return f"python -m tests.chaos --engine {self.engine} --seed {self.seed}" + (f" --part {self.part}" if self.part else "")
 
 
 def points(engine: str) -> list[str]:
-    """The fault points that an engine has, in the order of the table."""
+    """The failpoints of an engine, in the order of the table."""
     return [name for name in failpoints.POINTS if engine == DISTRIBUTED or name not in failpoints.DISTRIBUTED_ONLY]
 
 
 def make(engine: str, seed: int) -> Plan:
-    """The plan of a seed: the points in turn, one strike, often a second one elsewhere (half the table further
-    on), and often a kill in the middle of the captures."""
+    """The plan of a seed. The failpoints take turns: one strike, often a second one half the table further on, and often a kill
+    in the middle of the captures."""
     chance = random.Random(f"{engine} {seed}")
     names = points(engine)
     struck = [names[seed % len(names)]]
@@ -90,7 +90,7 @@ def make(engine: str, seed: int) -> Plan:
     strikes = tuple(
         Strike(point=name, hit=chance.randint(1, _most(name)), act=act) for name, act in zip(struck, acts, strict=True)
     )
-    if seed < len(names):  # the first time round, where nothing else decides whether it happens: each point is struck
+    if seed < len(names):  # the first round of seeds strikes each point for certain, because a first hit always happens
         strikes = (replace(strikes[0], hit=1), *strikes[1:])
     if chance.random() < IN_CAPTURE:
         strikes = (*strikes, Strike(point="lease.renew.after", hit=chance.randint(2, 8), act=KILL))
@@ -105,7 +105,8 @@ def make(engine: str, seed: int) -> Plan:
 
 
 def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
-    """Few runs with many strikes each, apart in time: every point once (or, of them, every `part`-th, chosen by the seed)."""
+    """A few runs with many strikes each, apart in time: every failpoint once, or with `part` every `part`-th one, chosen by the
+    seed."""
     chance = random.Random(f"{engine} {seed} grouped")
     names = points(engine)
     chosen = chance.sample(names, len(names) // part)
@@ -122,7 +123,7 @@ def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
 
 
 def _ending(strikes: Sequence[Strike], otherwise: str) -> str:
-    """A capture whose stream ends may be over before it is told to stop; only a session that is stopped tells it for certain."""
+    """STOP where a strike needs it: a capture whose stream ends may be over before its `stop-capture` arrives."""
     return STOP if any(strike.point.startswith("capture.stop") for strike in strikes) else otherwise
 
 
@@ -135,5 +136,5 @@ def _most(name: str) -> int:
 
 
 def sentence(strikes: Sequence[Strike]) -> str:
-    """The strikes, for people."""
+    """The strikes as text."""
     return ", ".join(f"{s.act} at {s.point} ({s.hit})" for s in strikes)

@@ -1,6 +1,6 @@
-"""What all runs came to: the table that is printed, and report.json. Imports nothing of ours but the plans.
+"""Report of all runs: the printed table, and report.json.
 
-Rule: a run counts for every point that was struck in it, and a fault of a run is charged to each of them.
+Rule: a run counts for every failpoint that was struck in it, and each fault of the run is charged to all of them.
 """
 
 from __future__ import annotations
@@ -41,15 +41,14 @@ def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
 
 
 def shortfalls(engines: Sequence[str], outcomes: Sequence[worlds.Outcome]) -> list[str]:
-    """What a full run on these engines should have done and has not: without it, 0 faults are nothing found where nothing was
-    looked at."""
+    """Omissions of a full run on these engines. Without this check, 0 faults could mean that nothing was checked."""
     found = []
     for engine in engines:
         runs = [o for o in outcomes if o.plan.engine == engine]
         if not any(o.covers for o in runs):
-            found.append(f"{engine}: no file was looked into")
+            found.append(f"{engine}: no file was examined")
         if not any(o.media_lost_s for o in runs):
-            found.append(f"{engine}: no kill hit a capture, so that nothing was measured")
+            found.append(f"{engine}: no kill hit a capture, so no loss was measured")
         if unstruck := [point for point in plans.points(engine) if point not in _struck_points(engine, outcomes)]:
             found.append(f"{engine}: not struck: {', '.join(unstruck)}")
     return found
@@ -66,7 +65,7 @@ def too_much_lost(outcomes: Sequence[worlds.Outcome]) -> list[str]:
 
 
 def write(path: Path, outcomes: Sequence[worlds.Outcome], about: dict[str, Any]) -> None:
-    """The report, and beside it every run."""
+    """Write the report, and every run into runs.jsonl in the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about | summary(outcomes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [json.dumps(asdict(o), default=str, ensure_ascii=False) for o in outcomes]
@@ -74,7 +73,7 @@ def write(path: Path, outcomes: Sequence[worlds.Outcome], about: dict[str, Any])
 
 
 def table(outcomes: Sequence[worlds.Outcome]) -> str:
-    """The table for people."""
+    """The table to print."""
     lines = []
     for engine in plans.ENGINES:
         rows = [_point(engine, point, outcomes) for point in _struck_points(engine, outcomes)]
@@ -87,19 +86,19 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
             end = f"{row['end_median_s']:>8} ({row['end_max_s']})" if row["end_max_s"] is not None else "       –"
             lines.append(f"{row['point']:25}{row['runs']:>5}{acts}{faults}{end}")
         lost = _distribution([s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s])
-        lines.append(f"media lost to a kill, by capture that it hit, s: {_told(lost)}")
+        lines.append(f"media lost to a kill, by capture that it hit, s: {_values(lost)}")
         heard = [(o.heard, o.repeated_deliveries) for o in outcomes if o.plan.engine == engine]
         if engine == plans.DISTRIBUTED:
             lines.append(f"heard by a subscriber: {sum(n for n, _ in heard)} results, {sum(n for _, n in heard)} of them again")
-        lines.append(f"missing without a reason, s: {_told(_judged(engine, outcomes))}")
+        lines.append(f"missing without a reason, s: {_values(_judged(engine, outcomes))}")
     return "\n".join(lines)
 
 
 def failure(outcome: worlds.Outcome) -> str:
-    """A failed run, for people, with the line that repeats it."""
-    told = [f"  {name}: {each}" for name, faults in outcome.faults.items() for each in faults]
+    """A failed run as text, with the command that repeats it."""
+    faults = [f"  {name}: {each}" for name, faults in outcome.faults.items() for each in faults]
     struck = plans.sentence(outcome.plan.strikes)
-    return "\n".join([f"FAILED {struck}", *told, f"  again: {outcome.plan.repeat}", f"  logs:  {outcome.folder}"])
+    return "\n".join([f"FAILED {struck}", *faults, f"  again: {outcome.plan.repeat}", f"  logs:  {outcome.folder}"])
 
 
 def _failure(outcome: worlds.Outcome) -> dict[str, Any]:
@@ -134,11 +133,11 @@ def _point(engine: str, point: str, outcomes: Sequence[worlds.Outcome]) -> dict[
 
 
 def _judged(engine: str, outcomes: Sequence[worlds.Outcome]) -> dict[str, float]:
-    """How many speakers' files were held against what was sent, and the most that was wrong with one."""
+    """How many speakers' files were compared with the frames that were sent, and the largest fault of each kind."""
     covers = [each for o in outcomes if o.plan.engine == engine for each in o.covers]
     if not covers:
         return {}
-    most = {name: max(getattr(each, f"{name}_s") for each in covers) for name in ("head", "tail", "untold", "neglected")}
+    most = {name: max(getattr(each, f"{name}_s") for each in covers) for name in ("head", "tail", "unreported", "unpulled")}
     return {"count": len(covers)} | {name: round(each, 3) for name, each in most.items()}
 
 
@@ -151,9 +150,9 @@ def _distribution(lost: Sequence[float]) -> dict[str, float]:
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:
-    """The smallest value that at least so many percent do not exceed."""
+    """The smallest value that at least this percentage of the values does not exceed."""
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
-def _told(lost: dict[str, float]) -> str:
+def _values(lost: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in lost.items()) or "nothing measured"

@@ -1,7 +1,7 @@
-"""Many runs at once against one simulator, for a time or for a list of plans. Imports the simulator and this folder.
+"""Runner: several runs at a time against one simulator, for a duration or for a list of plans.
 
-Rule: runs are worlds of their own and wait more than they compute, so several go on at once; the folder of a run that went well
-is deleted, that of one that did not is kept.
+Rule: runs share nothing but the simulator and wait more than they compute, so several run in parallel. The folder of a successful
+run is deleted, that of a failed one stays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from simulator import callbacks, server
-from tests.chaos import fork_server as forges
-from tests.chaos import plans, worlds
+from tests.chaos import fork_server, plans, worlds
 
 AT_ONCE_PER_CORE = 3
 Done = Callable[[worlds.Outcome], None]
@@ -27,7 +26,7 @@ Done = Callable[[worlds.Outcome], None]
 
 @asynccontextmanager
 async def tencent(folder: Path, content: Path) -> AsyncIterator[server.Simulator]:
-    """The simulator of all runs; its callbacks come again every second, so that a run need not wait for Tencent's ten."""
+    """The simulator of all runs. It repeats callbacks every second, so that a run need not wait for Tencent's ten."""
     rule = callbacks.RetryRule(pause_s=1.0)
     simulator = server.Simulator(
         folder=folder,
@@ -50,14 +49,14 @@ async def tencent(folder: Path, content: Path) -> AsyncIterator[server.Simulator
 async def carry_out(
     work: Iterable[plans.Plan], folder: Path, content: Path, *, at_once: int = 0, done: Done = lambda _: None
 ) -> list[worlds.Outcome]:
-    """Carry out the plans, some at once; what came of each is told to `done` as it comes."""
+    """Carry out the plans, several at a time, and call `done` with each outcome as it arrives."""
     outcomes: list[worlds.Outcome] = []
     waiting: Iterator[tuple[int, plans.Plan]] = enumerate(work)
-    with futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as eyes:
-        forge = forges.Forge()
+    with futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as decoder:
+        forks = fork_server.ForkServer()
         async with tencent(folder / "tencent", content) as simulator:
-            await forge.start()
-            tools = worlds.Tools(simulator=simulator, forge=forge, eyes=eyes)
+            await forks.start()
+            tools = worlds.Tools(simulator=simulator, forks=forks, decoder=decoder)
 
             async def one_after_another() -> None:
                 for number, plan in waiting:
@@ -72,12 +71,12 @@ async def carry_out(
             try:
                 await asyncio.gather(*(one_after_another() for _ in range(lanes)))
             finally:
-                await forge.stop()
+                await forks.stop()
     return outcomes
 
 
 def for_a_while(seconds: float, engine: str, first_seed: int) -> Iterator[plans.Plan]:
-    """A plan after another until the time is over."""
+    """Yield one plan after another until the time is over."""
     ends = time.monotonic() + seconds
     for seed in itertools.count(first_seed):
         if time.monotonic() >= ends:

@@ -1,11 +1,10 @@
-"""The long run: rooms come and go for half an hour, and what the service takes stays flat.
+"""Soak test: rooms begin and end for half an hour, and the resources of the service stay flat.
 
     make soak SOAK_MINUTES=30 SOAK_CAPTURES=50 SOAK_ENGINE=embedded
 
-Rows are kept for a tenth of the run (KEEP_MESSAGES, KEEP_SESSIONS), so that forgetting is part of what is looked at. The bounds
-stand in soak_samples.py; a run of less than ten minutes is too short for them, and is only warned. Writes `var/soak/report.json`,
-prints a table, and ends with 1 when a bound is broken, anything is left at the end, a session is stuck, or a recording or result
-is lost or doubled. Imports the simulator and the tests' own eyes.
+Rows are kept for a tenth of the run (KEEP_MESSAGES, KEEP_SESSIONS), so the run covers retention too. `soak_samples.py` holds the
+bounds. They need at least ten minutes; a shorter run only warns. The run writes `var/soak/report.json` and prints a table. It
+ends with 1 if a bound is broken, anything is left at the end, a session is stuck, or a recording or result is lost or doubled.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ ROOT = Path(__file__).parents[2]
 SPEAKERS = 2
 LIVE_S = (40.0, 90.0)
 FORGOTTEN_S = 90.0
-# In less the ends of single sessions are what rises and falls.
+# In a shorter run, the ends of single sessions decide whether a figure rises or falls.
 JUDGED_MINUTES = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is run, from the environment."""
+    """The parameters of a run, from the environment."""
 
     minutes: float
     captures: int
@@ -51,12 +50,12 @@ class Plan:
 
     @property
     def keep_s(self) -> float:
-        """How long rows are kept."""
+        """Retention of rows."""
         return max(20.0, self.minutes * 60 / 10)
 
     @property
     def every_s(self) -> float:
-        """Between two samples."""
+        """The time between two samples."""
         return min(10.0, max(2.0, self.minutes * 60 / 150))
 
     @staticmethod
@@ -72,12 +71,12 @@ class Plan:
 
 
 class Soak:
-    """One run: the world, its rooms, and who looks at it."""
+    """One run: the world, its rooms and the samples."""
 
     def __init__(self, plan: Plan, world: World) -> None:
         self._plan = plan
         self.world = world
-        self._eyes = plan.folder / "eyes.json"
+        self._tasks_file = plan.folder / "tasks.json"
         self._from_s = time.monotonic()
         self.samples: list[soak_samples.Sample] = []
         self.faults: list[str] = []
@@ -89,21 +88,21 @@ class Soak:
         )
 
     async def serve(self) -> None:
-        """Start the service with eyes in it, and wait until they have seen something."""
+        """Start the service under the sampler, and wait for the first count of its tasks."""
         folder, keep = self._plan.folder / "service", f"{self._plan.keep_s:g}s"
         folder.mkdir(parents=True, exist_ok=True)
-        stand = self.world.footing = backends.make(self._plan.engine, folder / "data")
-        settings = self.world.settings() | stand.settings | {"KEEP_MESSAGES": keep, "KEEP_SESSIONS": keep, "KEEP_FAILED": "1h"}
-        settings |= {"LINGER": f"{soak_rooms.LINGER_S:g}s", "IDLE_TIMEOUT": "30s", "SOAK_EYES": str(self._eyes)}
+        backend = self.world.backend = backends.make(self._plan.engine, folder / "data")
+        settings = self.world.settings() | backend.settings | {"KEEP_MESSAGES": keep, "KEEP_SESSIONS": keep, "KEEP_FAILED": "1h"}
+        settings |= {"LINGER": f"{soak_rooms.LINGER_S:g}s", "IDLE_TIMEOUT": "30s", "SOAK_TASKS": str(self._tasks_file)}
         self.world.service = service_process.ServiceProcess(folder, settings)
-        self.world.service.program = "from tests.chaos import soak_eyes; soak_eyes.main()"
+        self.world.service.program = "from tests.chaos import soak_sampler; soak_sampler.main()"
         await self.world.service.start()
         self.world.point_callbacks()
-        await waiting.until(self._eyes.exists, 20, "the eyes")
+        await waiting.until(self._tasks_file.exists, 20, "the first count of tasks")
 
     async def run(self) -> tuple[soak_samples.Sample, soak_samples.Sample]:
-        """Let the rooms come and go; returns the samples of before the first session and of when all is over."""
-        before = await self.look()
+        """Run the rooms; returns the sample before the first session and the sample after everything has ended."""
+        before = await self.sample()
         watching = asyncio.create_task(self._watch())
         try:
             await self.rooms.run()
@@ -114,17 +113,17 @@ class Soak:
         self.faults += [f"{s['TaskId']} is stuck" for s in (await self.world.service.get("/sessions?stuck=true"))["Sessions"]]
         return before, await self._afterwards(before)
 
-    async def look(self) -> soak_samples.Sample:
-        """One sample."""
-        return await asyncio.to_thread(self._look)
+    async def sample(self) -> soak_samples.Sample:
+        """Take one sample."""
+        return await asyncio.to_thread(self._sample)
 
-    def _look(self) -> soak_samples.Sample:
+    def _sample(self) -> soak_samples.Sample:
         service = self.world.service
-        assert self.world.footing is not None
+        assert self.world.backend is not None
         embedded = self._plan.engine == backends.EMBEDDED
         database = service.folder / "data" / "recorder.db" if embedded else Path()
-        rows = audit.read(self.world.footing.database, soak_samples.COUNTS)
-        figures = soak_samples.of_process(service.pid) | soak_samples.of_tasks(self._eyes)
+        rows = audit.read(self.world.backend.database, soak_samples.COUNTS)
+        figures = soak_samples.of_process(service.pid) | soak_samples.of_tasks(self._tasks_file)
         figures |= soak_samples.of_files(database, service.folder / "spool")
         figures |= {f"rows.{table}": float(found[0]["n"]) for table, found in rows.items()}
         return soak_samples.Sample(at_s=time.monotonic() - self._from_s, figures=figures)
@@ -134,13 +133,13 @@ class Soak:
         while True:
             next_s += self._plan.every_s
             await soak_rooms.until(next_s)
-            # What the rooms may still do to a sample of the end is not what is looked at: they stop one by one.
+            # The rooms stop one by one at the end, so samples of that time would not show a steady load.
             if time.monotonic() < self._from_s + self._plan.minutes * 60:
-                self.samples.append(await self.look())
+                self.samples.append(await self.sample())
             self._forget_objects()
 
     def _forget_objects(self) -> None:
-        """Delete objects of sessions that the service has long forgotten: the disk of this machine is no part of the run."""
+        """Delete objects of sessions whose rows are long deleted: the disk of this machine is no part of the run."""
         judged = self.rooms.judged
         cos = self.world.simulator.folder / "cos"
         while judged and judged[0][0] < time.monotonic() - 3 * self._plan.keep_s:
@@ -149,22 +148,22 @@ class Soak:
                 shutil.rmtree(folder)
 
     def _audit(self) -> list[str]:
-        """What the audit says of the sessions that are not forgotten yet."""
+        """The faults that the audit finds in the sessions that the database still has."""
         received: dict[str, list[tuple[str, bytes]]] = {}
         for posts in list(self.world.simulator.receiver.received.values()):
             for post in list(posts):
                 headers = {name.lower(): value for name, value in post.headers.items()}
                 received.setdefault(post.json()["TaskId"], []).append((headers["webhook-id"], post.body))
-        assert self.world.footing is not None
-        return audit.audit(self.world.footing.database, self.world.simulator.folder / "cos", received).faults
+        assert self.world.backend is not None
+        return audit.audit(self.world.backend.database, self.world.simulator.folder / "cos", received).faults
 
     async def _afterwards(self, before: soak_samples.Sample) -> soak_samples.Sample:
-        """Wait until everything is forgotten and given back, or until it ought to be."""
-        last = await self.look()
+        """Wait until all rows are deleted and all resources released, at most until the deadline for both."""
+        last = await self.sample()
         limit_s = time.monotonic() + self._plan.keep_s * 1.5 + FORGOTTEN_S
         while soak_samples.left(before, last, self._plan.captures) and time.monotonic() < limit_s:
             await soak_rooms.until(time.monotonic() + 2)
-            last = await self.look()
+            last = await self.sample()
         self.faults += soak_samples.left(before, last, self._plan.captures)
         return last
 
@@ -172,7 +171,7 @@ class Soak:
 def rows(
     samples: Sequence[soak_samples.Sample], before: soak_samples.Sample, after: soak_samples.Sample, captures: int
 ) -> list[list[str]]:
-    """The table: before, the mean of the second half, how it rose there, what was allowed, and when all was over."""
+    """The table: before, mean and maximum, rise in the second half, allowed rise, and after everything has ended."""
     half = soak_samples.second_half(samples)
     lines = []
     for name, bound in soak_samples.BOUNDS.items():
@@ -181,11 +180,11 @@ def rows(
         allowed = bound.allowed(mean, captures)
         figures = (before.figures[name], mean, most, rises, allowed, after.figures[name])
         lines.append([name, *(f"{figure:,.1f}" for figure in figures)])
-    for name in soak_samples.TOLD:
+    for name in soak_samples.UNBOUNDED:
         mean, rises = soak_samples.rise(half, name)
         most = max(s.figures[name] for s in samples)
-        told = [f"{figure:,.1f}" for figure in (before.figures[name], mean, most, rises)]
-        lines.append([name, *told, "-", f"{after.figures[name]:,.1f}"])
+        figures = [f"{figure:,.1f}" for figure in (before.figures[name], mean, most, rises)]
+        lines.append([name, *figures, "-", f"{after.figures[name]:,.1f}"])
     return lines
 
 
@@ -203,21 +202,21 @@ async def soak(plan: Plan) -> int:
         before, after = await run.run()
     finally:
         await run.world.service.stop()
-        if run.world.footing is not None:
-            await run.world.footing.remove(run.world.service.log)
+        if run.world.backend is not None:
+            await run.world.backend.remove(run.world.service.log)
         await simulator.stop()
     tally, faults = run.rooms.tally, [*run.rooms.tally.faults, *run.faults]
     risen = soak_samples.broken(run.samples, plan.captures)
     faults += risen if plan.minutes >= JUDGED_MINUTES else []
     captures = [s.figures["ffmpegs"] for s in soak_samples.second_half(run.samples)]
-    said = _said(plan, tally, captures, str(quiet))
+    summary = _summary(plan, tally, captures, str(quiet))
     table = noise.table(
         ["figure", "before", "mean", "most", "rise", "allowed", "after"], rows(run.samples, before, after, plan.captures)
     )
-    sys.stdout.write("\n".join((table, said, *faults, *(f"warning: {each}" for each in risen if each not in faults), "")))
+    sys.stdout.write("\n".join((table, summary, *faults, *(f"warning: {each}" for each in risen if each not in faults), "")))
     report: dict[str, Any] = {
         "plan": dataclasses.asdict(plan) | {"folder": str(plan.folder.relative_to(ROOT))},
-        "summary": said,
+        "summary": summary,
         "faults": faults,
         "tally": dataclasses.asdict(tally),
         "before": dict(before.figures),
@@ -228,7 +227,7 @@ async def soak(plan: Plan) -> int:
     return 1 if faults else 0
 
 
-def _said(plan: Plan, tally: soak_rooms.Tally, captures: Sequence[float], quiet: str) -> str:
+def _summary(plan: Plan, tally: soak_rooms.Tally, captures: Sequence[float], quiet: str) -> str:
     return (
         f"{plan.engine}, {plan.minutes:g} minutes, seed {plan.seed}: {tally.finished} of {tally.started} sessions finished, "
         f"{tally.files} files with {tally.media_s / 3600:.1f} h of media, {tally.repeats} repeated posts; "

@@ -1,7 +1,6 @@
-"""Rooms that come and go: sessions are started and ended, speakers join, leave and come back, each with its own seed; and each
-session is judged when it has finished. Imports the simulator and the tests' own eyes.
+"""Rooms of the soak test: sessions start and end, speakers join, leave and return, and each finished session is judged.
 
-Rule: what a room does depends on its seed alone, so that a run is the same again but for the machine's speed.
+Rule: a room's script depends on its seed alone, so a run can be repeated; only the speed of the machine differs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ LINGER_S = 3.0
 
 @dataclass(slots=True)
 class Tally:
-    """What came of all sessions. `faults`: a sentence for each that did not end as it should."""
+    """Totals over all sessions. `faults`: a sentence for each session with a wrong end."""
 
     started: int = 0
     finished: int = 0
@@ -37,7 +36,7 @@ class Tally:
 
 
 class Rooms:
-    """So many rooms with two speakers each, one session after the other until `until_s` (of time.monotonic)."""
+    """`count` rooms with two speakers each, one session after the other until `until_s` (of time.monotonic)."""
 
     def __init__(self, world: World, *, count: int, until_s: float, live_s: tuple[float, float], seed: int) -> None:
         self._world = world
@@ -49,7 +48,7 @@ class Rooms:
         self.judged: list[tuple[float, str]] = []
 
     async def run(self) -> None:
-        """Until every room has ended its last session."""
+        """Run until every room has ended its last session."""
         await asyncio.gather(*(self._room(number) for number in range(self._count)))
 
     async def _room(self, number: int) -> None:
@@ -78,7 +77,7 @@ class Rooms:
         await self._judge(name, finished, expected, speakers)
 
     async def _live(self, room: rooms.Room, chance: random.Random) -> set[str]:
-        """Let a room be live; returns who spoke."""
+        """Keep a room live for a while; returns its speakers."""
         stays_s = chance.uniform(*self._live_s)
         await room.join("alice", video=False, number=0)
         await _pass(chance.uniform(0, 2))
@@ -136,5 +135,5 @@ async def until(at_s: float) -> None:
 
 
 async def _pass(seconds: float) -> None:
-    """Let so much time pass: a room is live for as long as people speak."""
+    """Wait for a duration: a room is live as long as its speakers publish."""
     await until(time.monotonic() + seconds)

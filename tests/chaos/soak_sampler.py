@@ -1,6 +1,6 @@
-"""The service with eyes in it: `service.main()`, and once a second the number of its asyncio tasks, written to SOAK_EYES.
+"""Sampler: runs `service.main()` and writes the number of its asyncio tasks to SOAK_TASKS once a second.
 
-Rule: it looks from a thread of its own and changes nothing that it looks at.
+Rule: it reads from a thread of its own and changes nothing in the service.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EVERY_S = 1.0
 
 
 class _Policy(asyncio.DefaultEventLoopPolicy):
-    """Remembers the loops that are made."""
+    """Collects the event loops that the service makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,10 +38,10 @@ def _watch(policy: _Policy, path: Path, ended: threading.Event) -> None:
 
 
 def main() -> None:
-    """`recorder`, watched."""
+    """Run `recorder` with the sampler."""
     policy, ended = _Policy(), threading.Event()
     asyncio.set_event_loop_policy(policy)
-    threading.Thread(target=_watch, args=(policy, Path(os.environ["SOAK_EYES"]), ended), daemon=True).start()
+    threading.Thread(target=_watch, args=(policy, Path(os.environ["SOAK_TASKS"]), ended), daemon=True).start()
     try:
         service.main()
     finally:

@@ -1,10 +1,10 @@
-"""What a service takes while it runs, sampled from outside, and the bounds within which that must stay. Imports nothing of ours.
+"""Samples of a service's resources, taken from outside, and their bounds.
 
-Rule: *flat* is said of the second half of the samples. How many captures run at a moment is the rooms' doing, so each figure is
-taken as a sum of a constant, a part per capture and a part per second (least squares); the last, over the whole half, may rise by
-no more than the bound, which is a part of the mean, or a few units where the mean is small. Rows have a unit for each room, that
-is for two captures: whether a session of it has just begun or just ended at the ends of the half is chance. A table that keeps a
-row of each session rises by four times that in the half of ten minutes, the shortest run that is judged.
+Rule: *flat* is judged on the second half of the samples. The rooms decide how many captures run at a moment, so each figure is
+fitted (least squares) as a constant, a part per capture and a part per second. Over the whole half, the part per second may add
+no more than the bound: a share of the mean, or a few units where the mean is small. Rows have half a unit for each capture, one
+for each room, because it is chance whether a room's session has just begun or just ended at either end of the half. A table that
+keeps a row of each session rises by four times that in the half of ten minutes, the shortest run that is judged.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ TABLES = (
     "secrets", "presence", "nodes", "attempts", "applications", "audit", "api_keys",
 )  # fmt: skip
 FIXED = ("nodes", "applications", "api_keys")
-"""Tables whose rows are the installation's: no session adds one."""
+"""Tables of the installation: no session adds a row."""
 COUNTS = {table: f"SELECT count(*) AS n FROM {table}" for table in TABLES}
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """How much the line may rise over the second half: a part of the mean, or so many units, whichever is more."""
+    """The allowed rise over the second half: a share of the mean, or a number of units, whichever is more."""
 
     part: float
     units: float
     units_per_capture: float = 0.0
 
     def allowed(self, mean: float, captures: int) -> float:
-        """The rise that is allowed, in a run of so many captures at once."""
+        """The allowed rise in a run with this many captures at a time."""
         return max(self.part * mean, self.units, self.units_per_capture * captures)
 
 
@@ -52,34 +52,37 @@ BOUNDS: Mapping[str, Bound] = {
 }
 """Rows and the spool go up and down with the ends of sessions, so their bounds are wider."""
 
-TOLD = ("proportional_mib", "ffmpegs")
-"""What is shown and has no bound: shared pages count for more when other programs end, and the load is the load."""
+UNBOUNDED = ("proportional_mib", "ffmpegs")
+"""Figures without a bound: shared pages count for more when other programs end, and the load is an input."""
 
 IDLE_BOUNDS: Mapping[str, float] = {"descriptors": 24, "tasks": 6, "threads": 14}
-"""How much more than before the first session there may be when everything has ended: pools keep what they have opened (database
-connections with three files and a thread each, threads for files and for COS)."""
+"""Allowed growth between the sample before the first session and the one after everything has ended. Pools keep what they have
+opened: database connections with three files and a thread each, threads for files and for COS.
+"""
 
 LEFT: Mapping[str, tuple[float, float]] = {
     "rows.nodes": (1, 0),
     "rows.applications": (1, 0),
     "rows.presence": (0, 2),
 }
-"""What may be left when everything has ended and was forgotten, as (so many, so many for each capture): the node itself, the one
-application that called; and for a day who was in a room, three speakers and the recorder, with two captures each time."""
+"""Rows that may remain when everything has ended and retention has run, as (constant, per capture). The constants are the node
+itself and the one calling application. Presence stays for a day: three speakers and the recorder in each room, which has two
+captures.
+"""
 NOTHING_LEFT = ("ffmpegs", "spool_files", *(f"rows.{table}" for table in TABLES if f"rows.{table}" not in LEFT))
-"""What must be none then."""
+"""Figures that must be 0 then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One look: seconds from the beginning, and the figures."""
+    """One sample: seconds from the beginning, and the figures."""
 
     at_s: float
     figures: Mapping[str, float]
 
 
 def of_process(pid: int) -> dict[str, float]:
-    """Memory, descriptors and threads of a process, and how many ffmpegs it has started."""
+    """Memory, descriptors and threads of a process, and the number of its ffmpegs."""
     memory = _fields(Path(f"/proc/{pid}/smaps_rollup"))
     status = _fields(Path(f"/proc/{pid}/status"))
     return {
@@ -92,30 +95,31 @@ def of_process(pid: int) -> dict[str, float]:
 
 
 def of_files(database: Path, spool: Path) -> dict[str, float]:
-    """The database's files (none where a server keeps them), and the spool: bytes and files."""
-    kept = [p for p in database.parent.glob(database.name + "*") if p.is_file()] if database.name else []
+    """Size of the database's files (none where a server keeps them), and bytes and files of the spool."""
+    files = [p for p in database.parent.glob(database.name + "*") if p.is_file()] if database.name else []
     sizes = []
     for path in spool.rglob("*"):
         with contextlib.suppress(OSError):
             if path.is_file() and not path.name.startswith("."):
                 sizes.append(path.stat().st_size)
     return {
-        "database_mib": sum(p.stat().st_size for p in kept if p.exists()) / MIB,
+        "database_mib": sum(p.stat().st_size for p in files if p.exists()) / MIB,
         "spool_mib": sum(sizes) / MIB,
         "spool_files": float(len(sizes)),
     }
 
 
-def of_tasks(eyes: Path) -> dict[str, float]:
-    """What the service's eyes have seen last."""
-    return {"tasks": float(json.loads(eyes.read_text())["tasks"])}
+def of_tasks(counts: Path) -> dict[str, float]:
+    """The number of asyncio tasks that the sampler wrote last."""
+    return {"tasks": float(json.loads(counts.read_text())["tasks"])}
 
 
 def rise(samples: Sequence[Sample], name: str) -> tuple[float, float]:
-    """(mean, how much it rises from the first to the last of these samples beside what the captures of each moment explain)."""
+    """(mean, rise from the first to the last sample, without the share that the captures of each moment explain)."""
     times, captures = [s.at_s for s in samples], [s.figures["ffmpegs"] for s in samples]
     values = [s.figures[name] for s in samples]
-    # Two steps (Frisch and Waugh): what is left of time and of the figure without the captures is set against each other.
+    # Two steps (Frisch and Waugh): the residuals of time and of the figure, both without the captures, are regressed on each
+    # other.
     left_times, left_values = _without(captures, times), _without(captures, values)
     spread = sum(t * t for t in left_times)
     slope = sum(t * v for t, v in zip(left_times, left_values, strict=True)) / spread if spread else 0.0
@@ -123,7 +127,7 @@ def rise(samples: Sequence[Sample], name: str) -> tuple[float, float]:
 
 
 def _without(captures: Sequence[float], values: Sequence[float]) -> list[float]:
-    """What is left of values when the line through them by captures is taken away."""
+    """The residuals of a linear regression of values on captures."""
     if len(set(captures)) < 2:
         mean = statistics.fmean(values)
         return [value - mean for value in values]
@@ -132,7 +136,7 @@ def _without(captures: Sequence[float], values: Sequence[float]) -> list[float]:
 
 
 def broken(samples: Sequence[Sample], captures: int) -> list[str]:
-    """A sentence for each figure that was not flat in the second half of a run of so many captures at once."""
+    """A sentence for each figure that was not flat in the second half of a run with this many captures at a time."""
     half = second_half(samples)
     faults = []
     for name, bound in BOUNDS.items():
@@ -144,9 +148,9 @@ def broken(samples: Sequence[Sample], captures: int) -> list[str]:
 
 
 def left(before: Sample, after: Sample, captures: int) -> list[str]:
-    """A sentence for each figure that did not come down again after a run of so many captures at once."""
+    """A sentence for each figure that did not come down again after a run with this many captures at a time."""
     most = dict.fromkeys(NOTHING_LEFT, 0.0) | {name: some + each * captures for name, (some, each) in LEFT.items()}
-    faults = [f"{name}: {after.figures[name]:.0f} are left" for name, so_many in most.items() if after.figures[name] > so_many]
+    faults = [f"{name}: {after.figures[name]:.0f} are left" for name, allowed in most.items() if after.figures[name] > allowed]
     for name, more in IDLE_BOUNDS.items():
         grown = after.figures[name] - before.figures[name]
         if grown > more:
@@ -161,7 +165,7 @@ def second_half(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 
 def _fields(path: Path) -> dict[str, float]:
-    """`Name:  number …` lines of a file of /proc."""
+    """`Name: number …` lines of a file of /proc."""
     found = {}
     for line in path.read_text("ascii", "replace").splitlines():
         name, _, rest = line.partition(":")
@@ -171,7 +175,7 @@ def _fields(path: Path) -> dict[str, float]:
 
 
 def _children(pid: int) -> list[str]:
-    """The command names of the processes that a process has started."""
+    """The command names of a process's children."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

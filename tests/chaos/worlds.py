@@ -1,7 +1,8 @@
-"""One run: nodes of the real service on either engine, one room with two speakers, the strikes of a plan, and what came of it.
+"""Worlds: one run with nodes of the real service on either engine, one room with two speakers, the strikes of a plan, and the
+outcome.
 
-Imports the simulator and the tests' own eyes. Rule: the run asks like a customer would, again where it got no answer, and never
-looks into a node; what became of it is the audit's to say.
+Rule: the run behaves like a customer. It repeats a request without a response and never reads a node's internals; the audit
+judges the outcome.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ import aiohttp
 from simulator import server
 from simulator.cos import signature
 from tests import backends, subscriber, waiting
-from tests.chaos import audit, cover, media, nodes, plans
-from tests.chaos import fork_server as forges
+from tests.chaos import audit, cover, fork_server, media, nodes, plans
 
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 ACCOUNT = signature.Account(secret_id="AKIDexample", secret_key="secret-key-example")
@@ -36,11 +36,12 @@ FROZEN_S = LEASE_S + 2.0
 LIVE_S, AFTER_S = 3.5, 2.0
 AT_LEAST_S = 40.0
 STOPPED_LIMIT_S = 10.0
-# From a strike to the next pull: what was frozen is away for 5 s, what is dead for its lease, and 15 s with what it had claimed.
+# From a strike to the next pull: a frozen process is away for 5 s, a dead one for its lease, plus 15 s for messages that it had
+# claimed.
 TAKE_OVER_S = 25.0
-# A worker that was frozen ends its captures when it is woken; meanwhile another one has them already.
+# A frozen worker ends its captures when it wakes up; by then another worker has already taken them over.
 STRAY_LIMIT_S = FROZEN_S + 5.0
-# Generous: how long it takes is reported, and a machine that other work keeps busy is no fault.
+# Generous: the duration is reported, and a machine that is busy with other work is no fault of the service.
 END_LIMIT_S, END_LIMIT_PER_STRIKE_S = 120.0, 30.0
 SETTINGS = {
     "LEASE": f"{LEASE_S:.1f}s",
@@ -57,8 +58,8 @@ SETTINGS = {
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What came of a run. `struck`: the strikes that happened, as the harness wrote them down; `faults`: figure → words;
-    `media_lost_s`: what each capture lost to the kill that took it along; `covers`: how each speaker's files were judged."""
+    """The outcome of a run. `struck`: the records of the strikes that happened; `faults`: figure → sentences; `media_lost_s`: the
+    media that each capture lost to the kill that took it along; `covers`: the judgement of each speaker's files."""
 
     plan: plans.Plan
     folder: Path
@@ -73,45 +74,45 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether anything was lost, doubled or left."""
+        """Whether anything was lost, doubled or left over."""
         return any(self.faults.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What all runs share: the stand-in for Tencent, where nodes come from, and a process that looks into files."""
+    """Shared by all runs: the stand-in for Tencent, the fork server, and a process that decodes files."""
 
     simulator: server.Simulator
-    forge: forges.Forge
-    eyes: futures.Executor
+    forks: fork_server.ForkServer
+    decoder: futures.Executor
 
 
 class Run:
-    """One plan carried out in a folder of its own, against a simulator that other runs use too."""
+    """One plan, carried out in a folder of its own against a simulator that other runs use too."""
 
     def __init__(self, plan: plans.Plan, tools: Tools, folder: Path, number: int) -> None:
         self.plan = plan
         self.simulator = tools.simulator
-        self._forge = tools.forge
+        self._forks = tools.forks
         self.folder = folder
         self.app = 1_400_000_001 + number
         self.prefix = f"run-{number}"
         self.room = tools.simulator.create_room(self.app, f"room-{number}")
         self.nodes: dict[str, nodes.Node] = {}
-        self.footing: backends.Footing
+        self.backend: backends.Backend
         self.task_id = ""
         self.ended_s = 0.0
         self._subscriber: subscriber.Subscriber | None = None
         self._strays: list[str] = []
-        self._eyes = tools.eyes
+        self._decoder = tools.decoder
         self._lives: dict[str, media.Live] = {}
 
     async def carry_out(self) -> Outcome:
-        """From an empty folder to the audit's figures."""
+        """Run the plan, from an empty folder to the figures of the audit."""
         outcome = Outcome(plan=self.plan, folder=self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "strikes").mkdir(parents=True)
-        self.footing = backends.make(self.plan.engine, self.folder / "node" / "data")
+        self.backend = backends.make(self.plan.engine, self.folder / "node" / "data")
         waker = asyncio.create_task(self._wake_frozen())
         try:
             await self._start_nodes()
@@ -126,7 +127,7 @@ class Run:
             codes = await asyncio.gather(*(node.stop() for node in self.nodes.values()))
             if self._subscriber is not None:
                 await self._subscriber.stop()
-        # A node that had just come back may be told to end before it listens to that, or be struck just then.
+        # SIGTERM may reach a node that has just restarted before it installs the handler, or a strike may hit just then.
         killed = {strike["Pid"] for strike in self.struck() if strike["Act"] == plans.KILL}
         ended = [
             (name, code) for (name, node), code in zip(self.nodes.items(), codes, strict=True) if node.pids[-1] not in killed
@@ -140,21 +141,21 @@ class Run:
     # --- the world --------------------------------------------------------------------------------------------------------
     async def _start_nodes(self) -> None:
         simulator = self.simulator
-        environment = SETTINGS | self.footing.settings
+        environment = SETTINGS | self.backend.settings
         environment |= {"PULL_ADDRESS": simulator.pull_template, "COS_ENDPOINT": simulator.url}
         environment |= {"TRTC_CALLBACK_KEYS": json.dumps({str(self.app): CALLBACK_KEY})}
         if self.plan.engine == plans.EMBEDDED:
-            self.nodes["node"] = nodes.Node(self._forge, self.folder / "node", environment)
+            self.nodes["node"] = nodes.Node(self._forks, self.folder / "node", environment)
         else:
             if self.plan.shared:
                 environment |= {"CFS_PATH": str(self.folder / "cfs"), "SPOOL_SHARED": "true"}
-            url, prefix = (self.footing.settings[name] for name in ("AMQP_URL", "AMQP_PREFIX"))
+            url, prefix = (self.backend.settings[name] for name in ("AMQP_URL", "AMQP_PREFIX"))
             self._subscriber = subscriber.Subscriber(url, prefix, self.folder / "heard.jsonl")
             await self._subscriber.start()
-            self.nodes["desk"] = nodes.Node(self._forge, self.folder / "desk", environment, roles="api,machine")
+            self.nodes["control"] = nodes.Node(self._forks, self.folder / "control", environment, roles="api,machine")
             for name in ("worker1", "worker2"):
                 self.nodes[name] = nodes.Node(
-                    self._forge, self.folder / name, environment, roles="worker", away_s=self.plan.away_s
+                    self._forks, self.folder / name, environment, roles="worker", away_s=self.plan.away_s
                 )
         for name, node in self.nodes.items():
             kind = name.rstrip("12")
@@ -169,7 +170,7 @@ class Run:
         )
 
     async def _live(self) -> None:
-        started = await self._ask("POST", "/sessions", self._request())
+        started = await self._call("POST", "/sessions", self._request())
         self.task_id = started["TaskId"]
         for number, name in enumerate(SPEAKERS):
             speaker = await self.room.join(name, number=number)
@@ -178,13 +179,13 @@ class Run:
             self._lives[name].watch(speaker.stream)
         await waiting.until(self._all_pulled, 40, "both speakers to be pulled", every_s=0.1)
         await nodes.pass_time(LIVE_S)
-        # A strike while live is given the time to be mended while live: neither how large its gap is nor
-        # whether it ends would else be seen.
+        # After a strike while live, the room stays live until the service has recovered. Otherwise the run would show neither the
+        # size of the gap nor whether it ends.
         quiet_s = 0.0
         while quiet_s < AFTER_S and time.monotonic() < self._patient_until_s():
             await nodes.pass_time(0.25)
             quiet_s = quiet_s + 0.25 if not self.struck() or await self._calm() else 0.0
-        # Now, and not only at the end: an ffmpeg that nobody owns ends with its stream, and has by then recorded in vain.
+        # Checked now and not only at the end: an orphaned ffmpeg ends with its stream, after a recording that no node knows.
         with contextlib.suppress(AssertionError):
             await waiting.until(self._no_strays, STRAY_LIMIT_S, every_s=0.5)
 
@@ -211,8 +212,8 @@ class Run:
     async def _end_room(self) -> None:
         self.ended_s = time.monotonic()
         if self.plan.ending == plans.STOP:
-            await self._ask("POST", f"/sessions/{self.task_id}/stop", {})
-            # The room goes on: it is the stop that ends the captures, not the streams' end just after it.
+            await self._call("POST", f"/sessions/{self.task_id}/stop", {})
+            # The room goes on, so that the stop ends the captures, and not the end of the streams just after it.
             with contextlib.suppress(AssertionError):
                 await waiting.until(lambda: not self._any_pulled(), STOPPED_LIMIT_S, every_s=0.1)
         elif self.plan.ending == plans.LEAVE:
@@ -226,8 +227,8 @@ class Run:
 
         async def over() -> bool:
             nonlocal last
-            last = await asyncio.to_thread(audit.settled, self.footing.database, [self.task_id])
-            if not last and cleaned and self._kept():
+            last = await asyncio.to_thread(audit.settled, self.backend.database, [self.task_id])
+            if not last and cleaned and self._spool_has_files():
                 last = "files are left on the spool"
             return not last
 
@@ -236,11 +237,11 @@ class Run:
             await waiting.until(over, limit_s, "everything to be over", every_s=0.4)
         return [last] if last else []
 
-    def _kept(self) -> bool:
+    def _spool_has_files(self) -> bool:
         return any(self.folder.glob(f"**/{self.task_id}/*/*"))
 
     async def _wake_frozen(self) -> None:
-        """Wake what the harness froze, after its lease has run out."""
+        """Wake each process that the harness froze, after its lease has expired."""
         woken: set[int] = set()
         while True:
             await nodes.pass_time(0.2)
@@ -255,7 +256,7 @@ class Run:
         read = [path.read_text(encoding="utf-8") for path in sorted((self.folder / "strikes").glob("struck-*.json"))]
         return [json.loads(text) for text in read if text]
 
-    # --- what a customer does -----------------------------------------------------------------------------------------------
+    # --- the customer -------------------------------------------------------------------------------------------------------
     def _request(self) -> dict[str, Any]:
         keys = {"SecretId": ACCOUNT.secret_id, "SecretKey": ACCOUNT.secret_key}
         return {
@@ -268,29 +269,33 @@ class Run:
             "Callback": self.simulator.receiver_url(self.prefix),
         }
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
-        """Ask, and ask again while there is no answer or none but a 5xx."""
-        said: Any = None
+    async def _call(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        """Send a request, and repeat it while there is no response or only a 5xx."""
+        response: Any = None
 
-        async def answered() -> bool:
-            nonlocal said
+        async def succeeded() -> bool:
+            nonlocal response
             try:
                 url = f"{self.api.url}{path}"
-                async with waiting.at_most(15), aiohttp.ClientSession() as http, http.request(method, url, json=body) as answer:
-                    said = await answer.json()
-                    return answer.status < 300
+                async with (
+                    waiting.at_most(15),
+                    aiohttp.ClientSession() as http,
+                    http.request(method, url, json=body) as http_response,
+                ):
+                    response = await http_response.json()
+                    return http_response.status < 300
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
                 return False
 
-        await waiting.until(answered, 60, f"an answer to {method} {path}, at last {said}", every_s=0.3)
-        return said
+        await waiting.until(succeeded, 60, f"an answer to {method} {path}, at last {response}", every_s=0.3)
+        return response
 
-    # --- what came of it ----------------------------------------------------------------------------------------------------
+    # --- the outcome --------------------------------------------------------------------------------------------------------
     async def _judge(self, outcome: Outcome) -> None:
         outcome.struck = self.struck()
         posts = [(r.headers["webhook-id"], r.body.decode()) for r in self.simulator.receiver.received[self.prefix]]
-        what = audit.What(
-            database=self.footing.database,
+        scope = audit.Scope(
+            database=self.backend.database,
             bucket=self.simulator.folder / "cos" / BUCKET,
             uploads=self.simulator.folder / "cos-uploads",
             prefix=self.prefix,
@@ -301,15 +306,15 @@ class Run:
             heard=self._subscriber.path if self._subscriber else None,
             strays=self._strays,
         )
-        path = self.folder / "what.json"
-        path.write_text(json.dumps(asdict(what), default=str))
+        path = self.folder / "scope.json"
+        path.write_text(json.dumps(asdict(scope), default=str))
         found = await _audited(path)
         for figure in ("repeated_posts", "repeated_deliveries", "heard"):
             setattr(outcome, figure, found.pop(figure))
         outcome.faults |= found
-        await self._look_inside(outcome, what.bucket)
+        await self._judge_media(outcome, scope.bucket)
 
-    async def _look_inside(self, outcome: Outcome, bucket: Path) -> None:
+    async def _judge_media(self, outcome: Outcome, bucket: Path) -> None:
         wrong = outcome.faults.setdefault("media", [])
         killed = _hit(outcome.struck)
         for speaker, live in self._lives.items():
@@ -318,7 +323,7 @@ class Run:
                 continue
             files, kills = [], []
             for path in sorted((bucket / self.prefix / self.task_id).glob(f"{speaker}_*.mp4")):
-                shown = media.sent(await asyncio.get_running_loop().run_in_executor(self._eyes, media.pictures, path), live)
+                shown = media.sent(await asyncio.get_running_loop().run_in_executor(self._decoder, media.pictures, path), live)
                 gaps = [(gap["At"], gap["Duration"]) for entry in self._entries(path.name) for gap in entry["Gaps"]]
                 files.append(cover.File(shown=shown, gaps=gaps))
                 kills += killed.get(path.stem, [])
@@ -337,7 +342,7 @@ class Run:
         return cover.judge(files, live, events)
 
     def _entries(self, name: str) -> list[dict[str, Any]]:
-        """What the newest result says of a file."""
+        """The entries of a file in the newest result."""
         results = [received.json() for received in self.simulator.receiver.received[self.prefix]]
         return [entry for entry in results[-1]["Files"] if entry["RecordFile"].endswith(f"/{name}")] if results else []
 
@@ -345,7 +350,7 @@ class Run:
         whole = self.folder / "whole.log"
         whole.write_bytes(b"".join(node.log.read_bytes() for node in self.nodes.values() if node.log.exists()))
         with contextlib.suppress(ValueError):
-            await self.footing.remove(whole)
+            await self.backend.remove(whole)
 
 
 def _take_over_s() -> float:
@@ -353,8 +358,8 @@ def _take_over_s() -> float:
 
 
 def _hit(struck: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """When (monotonic s) a kill took along a capture, by the recording: `speaker_n`, as its folder on the spool is called and its
-    object as well. The other captures of the room went on."""
+    """When (monotonic s) a kill took a capture along, by recording: `speaker_n`, the name of its spool folder and of its object.
+    The other captures of the room went on."""
     found: dict[str, list[float]] = {}
     for strike in struck:
         if strike["Act"] == plans.KILL:
@@ -366,7 +371,7 @@ def _hit(struck: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 async def _audited(path: Path) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.chaos.audit", str(path),
-        cwd=forges.ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        cwd=fork_server.ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, error = await process.communicate()
     assert process.returncode == 0, error.decode()

@@ -35,15 +35,15 @@ class World:
         self.folder = folder
         self.simulator = simulator
         self.engine = engine
-        self.footing: backends.Footing | None = None
+        self.backend: backends.Backend | None = None
         self.service: service_process.ServiceProcess
 
     async def serve(self, **environment: str) -> service_process.ServiceProcess:
         """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
         folder = self.folder / "service"
         folder.mkdir(parents=True, exist_ok=True)
-        self.footing = self.footing or backends.make(self.engine, folder / "data")
-        self.service = service_process.ServiceProcess(folder, self.settings() | self.footing.settings | environment)
+        self.backend = self.backend or backends.make(self.engine, folder / "data")
+        self.service = service_process.ServiceProcess(folder, self.settings() | self.backend.settings | environment)
         await self.service.start()
         self.point_callbacks()
         return self.service
@@ -98,8 +98,8 @@ async def world(tmp_path: Path, loops: Path, engine: str) -> AsyncIterator[World
     yield made
     if hasattr(made, "service"):
         await made.service.stop()
-    if made.footing is not None:
-        await made.footing.remove(made.service.log)
+    if made.backend is not None:
+        await made.backend.remove(made.service.log)
     await simulator.stop()
 
 

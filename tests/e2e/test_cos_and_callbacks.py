@@ -168,5 +168,5 @@ async def test_every_fault_of_cos_and_of_receivers(world: World, tmp_path: Path,
     ]
     assert len(parts) == 3 * 4, "files of three parts"
     assert not world.simulator.receiver.received["elsewhere"]
-    assert world.footing is not None
-    await fault_figures.audited(world, world.footing.database, [each for found in done for each in found])
+    assert world.backend is not None
+    await fault_figures.audited(world, world.backend.database, [each for found in done for each in found])

@@ -63,9 +63,9 @@ async def _whole(world: World, scenes: list[Scene]) -> None:
         await world.service.finished(scene.task_id, 60)
         files = await scene.files("RoomDestroyed")
         assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
-    assert world.footing is not None
+    assert world.backend is not None
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
-    await fault_figures.audited(world, world.footing.database, expected)
+    await fault_figures.audited(world, world.backend.database, expected)
 
 
 @pytest.mark.timeout(120)
@@ -85,8 +85,8 @@ async def test_another_writer_holds_the_file(world: World) -> None:
 async def test_the_disk_of_the_database_is_full(world: World, data_disk: Path) -> None:
     """No row can be written for some seconds in one room's life and at another's end; with room again everything goes on."""
     service = await world.serve(LINGER="3s", DATA_DIR=str(data_disk / "data"))
-    assert world.footing is not None
-    world.footing.database = f"sqlite:///{data_disk / 'data' / 'recorder.db'}"
+    assert world.backend is not None
+    world.backend.database = f"sqlite:///{data_disk / 'data' / 'recorder.db'}"
     scenes = [await _live(world, "full-a"), await _live(world, "full-b")]
     filler = await asyncio.to_thread(fill, data_disk, 0)
     await scenes[0].room.dismiss()

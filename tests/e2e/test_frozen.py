@@ -236,5 +236,5 @@ async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
     files = await scene.files("RoomDestroyed")
     assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (engine, files)
     assert all(entry["Duration"] > 2 * LEASE_S for entries in files.values() for entry in entries)
-    assert world.footing is not None
-    await fault_figures.audited(world, world.footing.database, [(scene, "alice"), (scene, "bob")])
+    assert world.backend is not None
+    await fault_figures.audited(world, world.backend.database, [(scene, "alice"), (scene, "bob")])

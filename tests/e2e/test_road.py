@@ -34,8 +34,8 @@ def posted(world: World) -> dict[str, list[tuple[str, bytes]]]:
 
 def check_audit(world: World, *, failed: str = "") -> None:
     """Nothing lost, nothing doubled, nothing failed but in the session `failed`."""
-    assert world.footing is not None
-    report = audit.audit(world.footing.database, world.simulator.folder / "cos", posted(world))
+    assert world.backend is not None
+    report = audit.audit(world.backend.database, world.simulator.folder / "cos", posted(world))
     assert [fault for fault in report.faults if not (failed and fault in report.not_done and fault.startswith(failed))] == []
 
 

@@ -46,8 +46,8 @@ class Garden:
     @property
     def parked(self) -> str:
         """The queue of what could not be handled."""
-        assert self.world.footing is not None
-        return topology.Topology(self.world.footing.settings["AMQP_PREFIX"]).parked
+        assert self.world.backend is not None
+        return topology.Topology(self.world.backend.settings["AMQP_PREFIX"]).parked
 
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """A request, whatever is answered; the answer counts as written."""
@@ -96,9 +96,9 @@ async def garden(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.M
     made = Garden(world, marks, marks.make("API_TOKENS"))
     made.cos = cos
     (tmp_path / "service").mkdir()
-    world.footing = backends.make(engine, tmp_path / "service" / "data")
+    world.backend = backends.make(engine, tmp_path / "service" / "data")
     service = world.service = service_process.ServiceProcess(
-        tmp_path / "service", world.settings() | _planted_settings(made, world.footing) | QUICK
+        tmp_path / "service", world.settings() | _planted_settings(made, world.backend) | QUICK
     )
     await service.start()
     keys = json.loads(service._environment["TRTC_CALLBACK_KEYS"])
@@ -110,7 +110,7 @@ async def garden(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.M
     simulator.configure_app(SIGNED, user_sig_key=marks.make("TRTC's key of the application that verifies"))
     yield made
     await service.stop()
-    await world.footing.remove(service.log)
+    await world.backend.remove(service.log)
     await simulator.stop()
 
 
@@ -138,7 +138,7 @@ def _learn_minted(garden: Garden) -> None:
         assert garden.marks.search("an address", f"…?usersig={quote(user_sig)}&remoteuserid=alice".encode())
 
 
-def _planted_settings(garden: Garden, ground: backends.Footing) -> dict[str, str]:
+def _planted_settings(garden: Garden, ground: backends.Backend) -> dict[str, str]:
     """Every setting that is a secret."""
     make = garden.planted
     found = dict(ground.settings)
@@ -342,9 +342,9 @@ async def parked(garden: Garden) -> None:
 # --- what was written -------------------------------------------------------------------------------------------------------
 def tables(garden: Garden) -> Iterator[tuple[str, bytes]]:
     """All that the database holds: its files, or a dump."""
-    assert garden.world.footing is not None
+    assert garden.world.backend is not None
     if garden.world.engine == backends.DISTRIBUTED:
-        yield "dump of the database", postgres.shared().dump(garden.world.footing.database)
+        yield "dump of the database", postgres.shared().dump(garden.world.backend.database)
     for path in sorted((garden.world.service.folder / "data").glob("recorder.db*")):
         yield path.name, path.read_bytes()
 

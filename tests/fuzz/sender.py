@@ -39,7 +39,7 @@ def _amqp(message: fuzz.Message) -> aio_pika.Message:
     return aio_pika.Message(message.body, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties)
 
 
-async def by_broker(foot: backends.Footing, log: evidence.Log, sent: Sequence[fuzz.Message], timeout_s: float) -> evidence.Found:
+async def by_broker(foot: backends.Backend, log: evidence.Log, sent: Sequence[fuzz.Message], timeout_s: float) -> evidence.Found:
     """Find every message again, waiting for those that are still on their way; takes what is parked."""
     found = evidence.Found()
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
@@ -66,7 +66,7 @@ def as_text(message: fuzz.Message) -> fuzz.Message:
     return replace(message, body=message.body.decode("utf-8", "replace").encode())
 
 
-def insert(foot: backends.Footing, sent: Sequence[fuzz.Message]) -> dict[int, int]:
+def insert(foot: backends.Backend, sent: Sequence[fuzz.Message]) -> dict[int, int]:
     """Write them into the outbox of a service that runs, past its codec, as damage would; number by row."""
     rows: dict[int, int] = {}
     names = "channel, type, task_id, node, body, created_ms, claimed_until_ms, sent_ms, parked"
@@ -80,7 +80,7 @@ def insert(foot: backends.Footing, sent: Sequence[fuzz.Message]) -> dict[int, in
 
 
 async def by_outbox(
-    foot: backends.Footing, log: evidence.Log, rows: dict[int, int], sent: Sequence[fuzz.Message], timeout_s: float
+    foot: backends.Backend, log: evidence.Log, rows: dict[int, int], sent: Sequence[fuzz.Message], timeout_s: float
 ) -> evidence.Found:
     """Find every row again, once nothing of them waits any more."""
 
@@ -96,10 +96,10 @@ async def by_outbox(
     return found
 
 
-def _sqlite(foot: backends.Footing) -> sqlite3.Connection:
+def _sqlite(foot: backends.Backend) -> sqlite3.Connection:
     return sqlite3.connect(Path(foot.database.removeprefix("sqlite:///")), timeout=30)
 
 
-def _ask(foot: backends.Footing, query: str) -> list[tuple[Any, ...]]:
+def _ask(foot: backends.Backend, query: str) -> list[tuple[Any, ...]]:
     with contextlib.closing(_sqlite(foot)) as connection:
         return connection.execute(query).fetchall()

@@ -31,8 +31,8 @@ async def test_every_answer_is_as_described(world: World) -> None:
     table = "\n".join(run.table())
     assert run.never_succeeded() == [], table
     assert {400, 401, 404} <= run.statuses, table
-    assert world.footing is not None
-    decided = audit.read(world.footing.database, {"told": "SELECT count(*) AS n FROM inbox WHERE event_id LIKE 'trtc-%'"})
+    assert world.backend is not None
+    decided = audit.read(world.backend.database, {"told": "SELECT count(*) AS n FROM inbox WHERE event_id LIKE 'trtc-%'"})
     callbacks = decided["told"][0]["n"]
     assert callbacks > run.cases // 100, table
     assert service.pid == pid

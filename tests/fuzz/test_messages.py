@@ -42,8 +42,8 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     assert found.over == []
     assert len(found.parked) + len(found.handled) == count
     assert all(reason for reasons in found.parked.values() for reason in reasons)
-    assert world.footing is not None
-    assert found.unwritten(audit.read(world.footing.database, evidence.QUERIES), sent) == []
+    assert world.backend is not None
+    assert found.unwritten(audit.read(world.backend.database, evidence.QUERIES), sent) == []
     assert any("command" in how for how in found.handled.values())
     run = tally.Tally(name=f"Fuzzed messages, {world.engine}", cases=count, ends=found.ends())
     assert service.pid == pid
@@ -53,12 +53,12 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     await waiting.until(lambda: _answers(world, beside), what="the result of the session beside")
     assert await service.stop() == 0
     if world.engine == backends.DISTRIBUTED:
-        assert await evidence.left(world.footing.settings["AMQP_PREFIX"], log.nodes) == []
+        assert await evidence.left(world.backend.settings["AMQP_PREFIX"], log.nodes) == []
     run.show("the process is the same one, and ended with 0 when it was told to; the session beside was finished and told")
 
 
 async def _thrown(world: World, log: evidence.Log, sent: Sequence[fuzz.Message]) -> evidence.Found:
-    foot = world.footing
+    foot = world.backend
     assert foot is not None
     limit_s = AT_LEAST_S + EACH_S * len(sent)
     if world.engine == backends.EMBEDDED:

@@ -36,7 +36,7 @@ async def run(folder: Path, *words: str, process: bool = False, **environ: str) 
 
 
 @pytest.fixture(params=backends.NAMES)
-async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[backends.Footing]:
+async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[backends.Backend]:
     """What a service stands on, with the schema of today."""
     made = backends.make(request.param, tmp_path)
     if made.engine == backends.EMBEDDED:
@@ -45,7 +45,7 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await made.remove(tmp_path / "none.log")
 
 
-async def keep(ground: backends.Footing) -> None:
+async def keep(ground: backends.Backend) -> None:
     """A session's secrets, under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
     store = stores.Store(
@@ -56,7 +56,7 @@ async def keep(ground: backends.Footing) -> None:
     await store.stop()
 
 
-def given(ground: backends.Footing, folder: Path, *keys: str) -> dict[str, str]:
+def given(ground: backends.Backend, folder: Path, *keys: str) -> dict[str, str]:
     """The environment with these keys: many nodes have them as a setting, one has a file."""
     if ground.engine == backends.DISTRIBUTED:
         return ground.settings | {"SECRET_KEYS": ",".join(keys)}
@@ -66,7 +66,7 @@ def given(ground: backends.Footing, folder: Path, *keys: str) -> dict[str, str]:
     return {}
 
 
-async def test_from_an_old_key_to_a_new_one(ground: backends.Footing, tmp_path: Path) -> None:
+async def test_from_an_old_key_to_a_new_one(ground: backends.Backend, tmp_path: Path) -> None:
     """With both, in the setting or in the key file, all is sealed anew, once; then the old one may go. What no key opens keeps
     the service from starting, until it is forgotten. Each is written down."""
     await keep(ground)
@@ -89,7 +89,7 @@ async def test_from_an_old_key_to_a_new_one(ground: backends.Footing, tmp_path: 
     assert await audited(ground, tmp_path) == [*turned, *lost, ("keys-rotate", other, "ok")]
 
 
-async def audited(ground: backends.Footing, folder: Path) -> list[tuple[str, str, str]]:
+async def audited(ground: backends.Backend, folder: Path) -> list[tuple[str, str, str]]:
     """What was done, to what, and how it ended, oldest first; all of it by who types here."""
     code, said = await run(folder, "audit", "--json", **given(ground, folder, OTHER))
     lines = json.loads(said)["Audit"]
@@ -98,7 +98,7 @@ async def audited(ground: backends.Footing, folder: Path) -> list[tuple[str, str
 
 
 async def test_what_was_forgotten_is_written_down_whatever_comes_after(
-    ground: backends.Footing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ground: backends.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is gone for good as soon as it is gone: that the rotation behind it fails hides neither the one nor the other."""
     await keep(ground)

@@ -93,13 +93,15 @@ def test_a_hole_must_be_told_just_there_and_as_long_as_it_is() -> None:
     speaker = live((PULLED_S, BEGAN_S + 6), (BEGAN_S + 12, math.inf))
     holed = ((1.0, 6.0), (12.0, 21.0))
     assert faults(file(*holed, gaps=[(5.0, 6.0)]), speaker=speaker, strikes=[6.0]) == []
-    assert faults(file(*holed), speaker=speaker, strikes=[6.0]) == ["6.0 s are missing in between and not told"]
+    assert faults(file(*holed), speaker=speaker, strikes=[6.0]) == ["6.0 s are missing in between and not reported"]
     assert faults(file(*holed, gaps=[(5.0, 4.0)]), speaker=speaker, strikes=[6.0]) == [
-        "2.0 s are missing in between and not told"
+        "2.0 s are missing in between and not reported"
     ]
     elsewhere = faults(file(*holed, gaps=[(9.0, 6.0)]), speaker=speaker, strikes=[6.0])
-    assert elsewhere == ["6.0 s are missing in between and not told", "5.9 s are told as missing and are there"]
-    assert faults(file((1, 6)), file((12, 21)), speaker=speaker, strikes=[6.0]) == ["6.0 s are missing in between and not told"]
+    assert elsewhere == ["6.0 s are missing in between and not reported", "5.9 s are reported as missing and are there"]
+    assert faults(file((1, 6)), file((12, 21)), speaker=speaker, strikes=[6.0]) == [
+        "6.0 s are missing in between and not reported"
+    ]
 
 
 def test_gaps_at_the_edges_and_two_at_one_place_are_believed() -> None:
@@ -111,9 +113,9 @@ def test_gaps_at_the_edges_and_two_at_one_place_are_believed() -> None:
 
 def test_a_gap_that_is_none_is_found() -> None:
     """Told where the pictures go on, or of a time in which nothing was live."""
-    assert faults(file((1, 21), gaps=[(5.0, 3.0)])) == ["3.0 s are told as missing and are there"]
-    assert faults(file((1, 21), gaps=[(20.0, 9.0)])) == ["8.9 s are told as missing and are there"]
-    assert faults(file((1, 21), gaps=[(0.0, 9.0)])) == ["9.0 s are told as missing and are there"]
+    assert faults(file((1, 21), gaps=[(5.0, 3.0)])) == ["3.0 s are reported as missing and are there"]
+    assert faults(file((1, 21), gaps=[(20.0, 9.0)])) == ["8.9 s are reported as missing and are there"]
+    assert faults(file((1, 21), gaps=[(0.0, 9.0)])) == ["9.0 s are reported as missing and are there"]
 
 
 def test_what_is_shown_twice_is_found() -> None:

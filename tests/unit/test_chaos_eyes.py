@@ -60,9 +60,9 @@ class Remains:
         with contextlib.closing(sqlite3.connect(self.database)) as connection:
             connection.executescript(statements)
 
-    def what(self, living: Sequence[int] = ()) -> audit.What:
+    def what(self, living: Sequence[int] = ()) -> audit.Scope:
         """What the audit is told to look at."""
-        return audit.What(
+        return audit.Scope(
             database=f"sqlite:///{self.database}",
             bucket=self.bucket,
             uploads=self.uploads,
@@ -244,7 +244,7 @@ def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path)
 
 def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> None:
     """Files looked into, a kill in a capture, every fault point struck: what is missing is told, with the engine."""
-    whole = cover.Cover(head_s=0, tail_s=0, untold_s=0, invented_s=0, doubled_s=0, neglected_s=0)
+    whole = cover.Cover(head_s=0, tail_s=0, unreported_s=0, invented_s=0, doubled_s=0, unpulled_s=0)
     struck: list[dict[str, Any]] = [{"Point": point, "Act": plans.KILL} for point in plans.points(plans.EMBEDDED)]
     plan = plans.make(plans.EMBEDDED, 3)
 
@@ -253,8 +253,8 @@ def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> No
         return report.shortfalls([plans.EMBEDDED], [worlds.Outcome(plan=plan, folder=tmp_path, **made)])
 
     assert short() == []
-    assert short(covers=[]) == ["embedded: no file was looked into"]
-    assert short(media_lost_s=[]) == ["embedded: no kill hit a capture, so that nothing was measured"]
+    assert short(covers=[]) == ["embedded: no file was examined"]
+    assert short(media_lost_s=[]) == ["embedded: no kill hit a capture, so no loss was measured"]
     assert short(struck=struck[1:-1]) == ["embedded: not struck: inbox.claim.before, cleanup.remove.after"]
     assert len(report.shortfalls(plans.ENGINES, [])) == 6
 

@@ -13,7 +13,7 @@ SECONDS = 600
 
 def sample(at_s: float = 0.0, **figures: float) -> soak_samples.Sample:
     """A look at a service with so many captures, and these figures beside (`rows_x` for `rows.x`)."""
-    flat = dict.fromkeys([*soak_samples.BOUNDS, *soak_samples.TOLD, *soak_samples.NOTHING_LEFT, *soak_samples.LEFT], 0.0)
+    flat = dict.fromkeys([*soak_samples.BOUNDS, *soak_samples.UNBOUNDED, *soak_samples.NOTHING_LEFT, *soak_samples.LEFT], 0.0)
     return soak_samples.Sample(at_s=at_s, figures=flat | {name.replace("rows_", "rows."): n for name, n in figures.items()})
 
 
