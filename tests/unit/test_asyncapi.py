@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml: a document that AsyncAPI's own schema takes, with every public message and nothing of the inside."""
+"""docs/asyncapi.yaml: a document that AsyncAPI's own schema accepts, with every public message and no internal one."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def document() -> Any:
 
 
 def validator(document: Any, message: str) -> Any:
-    """Of the payload of a message."""
+    """A validator of a message's payload."""
     payload = document["components"]["messages"][message]["payload"]
     whole = {"$schema": "http://json-schema.org/draft-07/schema#", "components": document["components"], "allOf": [payload]}
     return jsonschema_rs.validator_for(whole)
 
 
 def test_it_is_asyncapi(document: Any) -> None:
-    """AsyncAPI's own JSON Schema of version 3.0.0 finds no fault; it does find one that is made on purpose."""
+    """AsyncAPI's own JSON Schema of version 3.0.0 accepts the document, and rejects a document with a planted error."""
     schema = json.loads((ROOT / "tests" / "data" / "asyncapi-3.0.0.json").read_text(encoding="utf-8"))
     official = jsonschema_rs.validator_for(schema)
     assert [f"{list(error.instance_path)}: {error.message[:200]}" for error in official.iter_errors(document)] == []
@@ -46,7 +46,7 @@ def test_it_is_asyncapi(document: Any) -> None:
 
 
 def test_it_has_what_is_public_and_nothing_else(document: Any) -> None:
-    """A channel for every event that may come in and every result, under its routing key; none for what is inside."""
+    """Every inbound event and every result has a channel under its routing key; internal messages have none."""
     wanted = [f"event.{name}" for name in codec.types("in")] + [f"result.{name}" for name in codec.types("out")]
     assert [channel["address"] for channel in document["channels"].values()] == wanted
     assert {channel["bindings"]["amqp"]["exchange"]["name"] for channel in document["channels"].values()} == {"recorder"}
@@ -58,7 +58,7 @@ def test_it_has_what_is_public_and_nothing_else(document: Any) -> None:
 
 
 def test_every_reference_leads_somewhere(document: Any) -> None:
-    """No `$ref` points to what is not there."""
+    """Every `$ref` has a target."""
 
     def references(value: Any) -> list[str]:
         children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -72,7 +72,7 @@ def test_every_reference_leads_somewhere(document: Any) -> None:
 
 
 def test_what_the_recorder_says_is_what_it_describes(document: Any) -> None:
-    """A result as it is sent passes the payload of its message, and so does a start in either form; wrong ones do not."""
+    """A result on the wire matches the payload of its message, and so does a start in either form; wrong ones do not."""
     event = codec.make("session-accepted", id="r", time_ms=1, data=ACCEPTED, subject=TASK, correlation_id="e")
     sent = json.loads(codec.encode(event))
     assert validator(document, "session-accepted").is_valid(sent)

@@ -1,4 +1,4 @@
-"""The house rule that no behaviour is tested on one engine alone, and that the check of it would notice."""
+"""The rule that both engines are tested, and that the check of it would notice a violation."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ ONE_ENGINE = {
     "tests/integration/test_doctor.py::test_database_server": "PostgreSQL, away or without the database",
     "tests/integration/test_doctor.py::test_database_server_has_no_place": "PostgreSQL's files are not ours",
 }
-"""What is about one engine itself, with the reason."""
+"""Tests about one engine, each with the reason."""
 
 
 def whole(ids: list[str], words: Sequence[str]) -> bool:
-    """Whether these are all tests there are: of every module, and no module was asked for in part."""
+    """Whether the run collected all tests: every module, and no module in part."""
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
     return {id_.partition("::")[0] for id_ in ids} == modules and not any("::" in word for word in words)
 
 
 def collected_beside() -> list[str]:
-    """All tests there are, collected by another process: 15 s of CPU that a run of everything has spent already."""
+    """All tests, collected by another process: 15 s of CPU that a full run has already spent."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -57,7 +57,7 @@ def collected_beside() -> list[str]:
 
 @pytest.mark.timeout(180)
 def test_no_behaviour_is_tested_on_one_engine_alone(collected: list[str], pytestconfig: pytest.Config) -> None:
-    """Whatever stands on an engine is collected on both, or is about one, is listed, and says which."""
+    """Every test that depends on an engine is collected on both, or names its one engine and is listed."""
     ids = collected if whole(collected, pytestconfig.args) else collected_beside()
     sources = {path: (ROOT / path).read_text(encoding="utf-8") for path in {id_.partition("::")[0] for id_ in ids}}
     assert both_engines.faults(ids, sources, ONE_ENGINE) == []
@@ -90,7 +90,7 @@ class TestRooms:
 
 def test_of_no_engine(store: stores.Store) -> stores.Store:
     """It works."""
-'''.replace("MAIN", "service." + "main()")  # not to be found here
+'''.replace("MAIN", "service." + "main()")  # not found here
 ALONE = [
     ("test_behind_a_fixture", "an engine that its id does not name"),
     ("test_by_name[embedded-Joining]", "embedded"),
@@ -102,7 +102,7 @@ ALONE = [
 
 @pytest.mark.parametrize(("test", "engine"), ALONE)
 def test_a_test_on_one_engine_is_noticed(test: str, engine: str) -> None:
-    """By its id, behind a fixture, in a function of the module, in a program that is written down."""
+    """A dependency is found by id, behind a fixture, in a function of the module, and in a program written to a file."""
     found = both_engines.faults([f"t.py::{test}"], {"t.py": SOURCE}, {})
     assert found == [f"t.py::{test.partition('[')[0]} runs on {engine} alone"]
 
@@ -112,12 +112,12 @@ def test_a_test_on_one_engine_is_noticed(test: str, engine: str) -> None:
     [["test_by_name[embedded-Joining]", "test_by_name[distributed-Joining]"], ["test_of_no_engine"], ["test_of_no_engine[sql]"]],
 )
 def test_what_runs_on_both_or_on_none_is_left_alone(ids: list[str]) -> None:
-    """A word that only begins like an engine's is none, and an annotation opens nothing."""
+    """A word that only begins like an engine's does not count, and an annotation opens nothing."""
     assert both_engines.faults([f"t.py::{id_}" for id_ in ids], {"t.py": SOURCE}, {}) == []
 
 
 def test_what_is_listed_says_which_engine_and_is_needed() -> None:
-    """Being listed is not enough where nothing says which engine it is about, nor where it runs on both."""
+    """A listed test must name its engine, and must not run on both."""
     both = ["t.py::test_by_name[sqlite]", "t.py::test_by_name[postgresql]"]
     silent, said = "t.py::test_behind_a_fixture", "t.py::TestRooms::test_behind_a_function"
     listed = dict.fromkeys(("t.py::test_by_name", silent, said), "a reason")

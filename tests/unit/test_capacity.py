@@ -1,4 +1,4 @@
-"""How much a worker takes on."""
+"""A worker's capacity for captures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker import capacity, cpu_usage
 
 
 class Bus:
-    """Notes whether captures are wanted."""
+    """Records whether captures are wanted."""
 
     def __init__(self) -> None:
         self.wanted = True
@@ -28,7 +28,7 @@ class Bus:
 
 
 class Captures:
-    """Captures that are counted only once their lease is taken, which lets others run."""
+    """Captures that count only after they took their lease, which lets others run."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -42,14 +42,14 @@ class Captures:
 
 
 class Machine:
-    """What is read of a machine: seconds of CPU by process, and the time at which it is read."""
+    """A simulated machine: CPU seconds by process, and the time of each reading."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.used_s = {cpu_usage.OWN: 0.0}
 
     def pass_time(self, live: cpu_usage.LiveCpu, seconds: int, **shares: float) -> None:
-        """Let so many seconds pass, in which each process (`p7`) takes its share of one CPU; a look at the end of each."""
+        """Let this many seconds pass, in which each process (`p7`) uses its share of one CPU; read at the end of each."""
         for _ in range(seconds):
             self.now_s += 1
             for name, share in shares.items():
@@ -74,7 +74,7 @@ def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_us
 
 
 async def test_a_burst_does_not_pass_the_limit() -> None:
-    """Of five captures delivered at once two begin; the others go back, and no more are asked for until one has ended."""
+    """Of five captures delivered together two start; the others go back, and no more are requested until one has ended."""
     bus, captures = Bus(), Captures()
     part = limited(bus, captures)
     answers = await asyncio.gather(*(part.admit(captures.begin) for _ in range(5)), return_exceptions=True)
@@ -89,7 +89,7 @@ async def test_a_burst_does_not_pass_the_limit() -> None:
 
 
 async def test_a_full_spool_takes_nothing() -> None:
-    """Too little free space: the capture is not begun, and the reason says so."""
+    """With too little free space the capture does not start, and the reason names the space."""
     bus, captures = Bus(), Captures()
     with pytest.raises(errors.Unavailable, match="full: the spool has"):
         await limited(bus, captures, free_bytes=1).admit(captures.begin)
@@ -99,7 +99,7 @@ async def test_a_full_spool_takes_nothing() -> None:
 
 
 async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
-    """Over half of two CPUs within half a minute is full; a burst is not, nor what ended captures took before."""
+    """More than half of two CPUs within half a minute is full; a burst is not, nor is the earlier use of ended captures."""
     bus, captures, machine = Bus(), Captures(), Machine()
     live = cpu_usage.LiveCpu(lambda: machine.used_s, cpus=2, clock_s=lambda: machine.now_s)
     part = limited(bus, captures, live=live)
@@ -120,7 +120,7 @@ async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
 
 
 async def test_a_load_limit_is_the_machines() -> None:
-    """MAX_LOAD looks at the whole machine, and only where it is set."""
+    """MAX_LOAD covers the whole machine, and only if it is set."""
     limits = capacity.Limits(captures=0, cpu=0, load=2, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
     part = capacity.Capacity(
@@ -136,7 +136,7 @@ async def test_a_load_limit_is_the_machines() -> None:
 
 
 async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
-    """A worker whose spool cannot be looked at takes no capture, says why, and not that it is full; its signs of life go on."""
+    """A worker with an unreadable spool takes no capture and names the spool as the reason; its heartbeats continue."""
 
     def gone() -> int:
         raise errors.Unavailable("the spool is gone")
@@ -160,7 +160,7 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
 
 
 def test_the_cpus_of_a_container_are_its_quota(tmp_path: Path) -> None:
-    """Fewer than there are where control groups of either version say so; no quota, or none that can be read, limits nothing."""
+    """A CPU quota of control groups of either version counts; no quota, or an unreadable one, limits nothing."""
     mine = float(len(os.sched_getaffinity(0)))
     assert cpu_usage.usable(tmp_path) == mine
     (tmp_path / "cpu").mkdir()
@@ -177,7 +177,7 @@ def test_the_cpus_of_a_container_are_its_quota(tmp_path: Path) -> None:
 
 
 def test_processes_are_read_from_the_system() -> None:
-    """This process has used some; one that is gone is left out."""
+    """The reading includes this process; a process that is gone is omitted."""
     found = cpu_usage.reading(lambda: [os.getpid(), 2**22 + 1])()
     assert set(found) == {cpu_usage.OWN, os.getpid()}
     assert all(used_s > 0 for used_s in found.values())

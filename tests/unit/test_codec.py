@@ -1,4 +1,4 @@
-"""Messages at the door: what is taken, what is refused and how it is said, and that no refusal repeats a secret."""
+"""The codec: accepted and refused messages, the text of a refusal, and that no refusal repeats a secret."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ VALID: dict[str, list[dict[str, Any]]] = {
     "failed-cos-write": [RESULT],
     "session-finished": [KEY | {"Files": [FILE], "TaskId": TASK, "Revision": 1, "EndReason": "Idle"}],
 }
-# (type, what is changed in its first valid example, the field, a word of the reason)
+# (type, change to its first valid example, field, word of the reason)
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("start", {"SdkAppId": None}, "SdkAppId", "required"),
     ("start", {"SdkAppId": 0}, "SdkAppId", "minimum"),
@@ -184,14 +184,14 @@ def _changed(type_: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 # --- schemas ---------------------------------------------------------------------------------------------------------
 def test_every_type_has_examples() -> None:
-    """No type of the document is left out here, and none is invented; each has a valid and an invalid example."""
+    """Every type of the document is tested here, and no other; each has a valid and an invalid example."""
     assert set(VALID) == set(codec.types())
     assert {type_ for type_, *_ in WRONG} == set(codec.types())
 
 
 @pytest.mark.parametrize("type_", VALID)
 def test_what_is_right_is_taken(type_: str) -> None:
-    """Every valid example is taken as it is."""
+    """Every valid example is accepted."""
     for data in VALID[type_]:
         assert codec.check(type_, data) == data
 
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_refused_by_name(type_: str, changes: dict[str, Any], f
 
 
 def test_missing_comes_before_unknown_and_wrong() -> None:
-    """Of several faults the one that helps most is named: a missing field, then an unknown one, then a wrong one."""
+    """Of several faults the most helpful one is named: a missing field, then an unknown one, then a wrong one."""
     body = {"SdkAppId": "x", "RoomId": 1, "CosConfig": COS, "Usr": 1}
     with pytest.raises(errors.InvalidEvent) as refused:
         codec.check("start", body)
@@ -243,7 +243,7 @@ def _objects(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_secrets_are_marked_and_only_users_send_them() -> None:
-    """UserSig, SecretId, SecretKey and Token are marked secret wherever they stand, and stand in start and replay only."""
+    """UserSig, SecretId, SecretKey and Token are marked secret everywhere, and appear only in start and replay."""
     found = set()
     for name, schema in codec.schemas()["$defs"].items():
         for _, part in _objects(schema, ""):
@@ -263,7 +263,7 @@ JSON = st.recursive(
 
 @given(st.sampled_from(sorted(VALID)), st.data())
 def test_nothing_but_invalid_event_is_raised(type_: str, data: st.DataObject) -> None:
-    """Whatever stands in whatever field, the check takes it or says InvalidEvent; a marked secret is never repeated."""
+    """For any value in any field, the check accepts or raises InvalidEvent; a marked secret is never repeated."""
     body = dict(data.draw(st.sampled_from(VALID[type_])))
     for name in data.draw(st.lists(st.sampled_from(sorted(body)), max_size=3)):
         body[name] = data.draw(JSON)
@@ -277,7 +277,7 @@ def test_nothing_but_invalid_event_is_raised(type_: str, data: st.DataObject) ->
 
 
 def test_an_unknown_type_is_refused() -> None:
-    """A type that is not in the document, or is only a part of it, is no message."""
+    """An unknown type, or the name of a part of the document, is no message."""
     for name in ("nothing", "File", "", "x" * 500):
         with pytest.raises(errors.InvalidEvent) as refused:
             codec.check(name, {})
@@ -300,7 +300,7 @@ VALID_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 def test_an_event_survives_the_wire(
     id_: str, time_ms: int, message: tuple[str, dict[str, Any]], subject: str, cause: str
 ) -> None:
-    """What is encoded decodes to the same event, to the millisecond."""
+    """An encoded event decodes to the same event, to the millisecond."""
     event = codec.make(message[0], id=id_, time_ms=time_ms, data=message[1], subject=subject, correlation_id=cause)
     assert codec.decode(codec.encode(event), now_ms=NOW_MS) == event
 
@@ -383,7 +383,7 @@ def test_times_of_publishers() -> None:
 
 @pytest.mark.parametrize("text", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "1969-12-31T23:59:59Z"])
 def test_times_that_no_clock_shows(text: str) -> None:
-    """A time that is no Unix time we could write again is refused at the door, not when the answer is built."""
+    """A time that cannot be encoded as Unix time again is refused at the entry point."""
     with pytest.raises(errors.InvalidEvent) as refused:
         codec.encode(codec.decode(json.dumps(ENVELOPE | {"time": text}).encode(), now_ms=NOW_MS))
     assert refused.value.field == "time"
@@ -411,13 +411,13 @@ def test_times_that_no_clock_shows(text: str) -> None:
     ],
 )
 def test_what_is_no_message_is_refused(raw: bytes) -> None:
-    """Whatever the bytes are, the answer is InvalidEvent."""
+    """Any bytes decode, or raise InvalidEvent."""
     with pytest.raises(errors.InvalidEvent):
         codec.decode(raw, bare_type="start", bare_id="m", now_ms=NOW_MS)
 
 
 def test_sixteen_levels_are_allowed() -> None:
-    """The limit is where it is said to be."""
+    """The size limit has the documented value."""
     assert codec.parse(b'{"a":' * 16 + b"1" + b"}" * 16)
     with pytest.raises(errors.InvalidEvent, match="16"):
         codec.parse(b'{"a":' * 17 + b"1" + b"}" * 17)
@@ -425,7 +425,7 @@ def test_sixteen_levels_are_allowed() -> None:
 
 @given(st.binary(max_size=60) | JSON.map(lambda v: json.dumps(v).encode()))
 def test_any_bytes_are_a_message_or_invalid(raw: bytes) -> None:
-    """Nothing else than InvalidEvent comes out of the decoder."""
+    """The decoder raises nothing but InvalidEvent."""
     try:
         codec.decode(raw, bare_type="stop", bare_id="m", now_ms=NOW_MS)
     except errors.InvalidEvent:

@@ -1,4 +1,4 @@
-"""Credentials: the order of the places, each place by itself, caching, and an error that says where was looked."""
+"""Credentials: the order of the chain, each place, caching, and an error that names every place."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_order_of_the_places(cloud: Cloud, clock: Clock, home: Path) -> No
 
 
 async def test_cvm_role(cloud: Cloud, clock: Clock, home: Path) -> None:
-    """The role bound to the machine gives temporary credentials with their end."""
+    """The machine's role gives temporary credentials with their expiry."""
     cloud.role = "recorder role"
     found = await chain(cloud, clock, home, {}).resolve()
     assert (found.source, found.token, found.expires_ms) == ("cvm-role", "cvm-token", HOUR_S * 1000)
@@ -130,7 +130,8 @@ async def test_cvm_role(cloud: Cloud, clock: Clock, home: Path) -> None:
 
 
 async def test_temporary_ones_are_kept_until_a_minute_before_their_end(cloud: Cloud, clock: Clock, home: Path) -> None:
-    """Cached while fresh; asked again from 60 s before the end, or when the server said they have expired."""
+    """Temporary credentials are cached, and fetched again from 60 s before their expiry, or after the server refused them as
+    expired."""
     cloud.role = "recorder"
     places = chain(cloud, clock, home, {})
     first = await places.resolve()
@@ -164,7 +165,7 @@ ODD_STS = ["", "not json", "[]", '"x"', "null", "{}", DEEP, '{"Response": null}'
 
 @pytest.mark.parametrize("answer", ODD_STS)
 async def test_odd_sts_is_no_role(cloud: Cloud, clock: Clock, home: Path, answer: str) -> None:
-    """Whatever answers in place of STS, only a whole answer gives credentials."""
+    """Only a complete response of STS gives credentials, whatever server answers."""
     cloud.sts_raw = answer.encode()
     for cloud.exact in (True, False):
         with pytest.raises(credentials.NoCredentials):
@@ -190,7 +191,7 @@ async def test_tke(cloud: Cloud, clock: Clock, home: Path) -> None:
 
 
 async def test_nothing_found_says_where_was_looked(cloud: Cloud, clock: Clock, home: Path) -> None:
-    """The error names every place with what was found there, the request's field, and that it may be retried."""
+    """The error names every place with its result and the request's field, and is retryable."""
     write_profile(home, "secret_id without a section")
     with pytest.raises(credentials.NoCredentials) as caught:
         await chain(cloud, clock, home, {"TENCENTCLOUD_SECRET_ID": "only-half"}).resolve()
@@ -205,8 +206,7 @@ async def test_nothing_found_says_where_was_looked(cloud: Cloud, clock: Clock, h
 @pytest.mark.parametrize("answer", ["", "not json", "[]", DEEP, '{"Code": "Success"}', '{"Code": "Failed"}'])
 @pytest.mark.parametrize("role", ["", "recorder"])
 async def test_odd_metadata_is_no_role(cloud: Cloud, clock: Clock, home: Path, answer: str, role: str) -> None:
-    """Whatever answers at the metadata's address, as the role's name or only as its keys, only a whole answer gives
-    credentials."""
+    """Only a complete metadata response gives credentials, whatever server answers for the role's name or its keys."""
 
     async def keys(request: web.Request) -> web.Response:
         return web.Response(text=role if role and request.path.endswith("/") else answer)

@@ -1,4 +1,4 @@
-"""The delivery of a result: its states, its schedule, and that a newer revision ends it."""
+"""The delivery of a result: its states, its schedule, and its cancellation by a newer revision."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def _with_job(state: str, **changes: Any) -> model.Delivery:
 
 
 def test_the_schedule_is_the_standard_one() -> None:
-    """At once, then 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h, then it has failed: each try under a new epoch."""
+    """A delivery is sent immediately, then retried after 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h, then fails:
+    each try under a new epoch."""
     value = _decide(dataclasses.replace(PLAIN, epoch=0), "send").delivery
     pauses_s, epochs = [], [value.epoch]
     while value.state == "pending":
@@ -60,26 +61,26 @@ def test_the_schedule_is_the_standard_one() -> None:
 
 
 def test_success_ends_it() -> None:
-    """The receiver took it: delivered, and no retry is left armed."""
+    """After a success the delivery is delivered, and no retry is armed."""
     got = _decide(_with_job("leased", failures=3), "callback-finished")
     assert (got.delivery.state, got.delivery.job, got.effects) == ("delivered", None, (effects.Disarm("retry"),))
 
 
 def test_a_refusal_for_good_ends_it() -> None:
-    """What no retry cures (410) is failed at once, with the reason."""
+    """A fatal refusal (410) fails the delivery immediately, with the reason."""
     got = _decide(_with_job("leased"), "callback-failed", reason="gone", retry=False)
     assert (got.delivery.state, got.delivery.detail) == ("failed", "gone")
 
 
 @pytest.mark.parametrize("job", ["waiting", "queued", "leased"])
 def test_a_newer_revision_cancels_it(job: str) -> None:
-    """An undelivered older callback is cancelled, whatever its job is doing."""
+    """An undelivered older revision is cancelled, whatever the state of its job."""
     got = _decide(_with_job(job), "cancel")
     assert (got.delivery.state, got.delivery.job) == ("cancelled", None)
 
 
 def test_a_lost_worker_costs_no_try() -> None:
-    """The sender died: sent again at once under a new epoch, and the schedule stands where it stood."""
+    """After the sender died, the delivery is sent again immediately under a new epoch, and the schedule keeps its place."""
     got = _decide(_with_job("leased", failures=2), "worker-lost")
     assert (got.delivery.failures, got.delivery.epoch) == (2, PLAIN.epoch + 1)
     assert effects.Command("send-callback") in got.effects
@@ -87,7 +88,7 @@ def test_a_lost_worker_costs_no_try() -> None:
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(("delivered", "failed", "cancelled"), EVENTS)))
 def test_what_is_over_stays_over(state: str, event: str) -> None:
-    """Nothing moves a delivery that has ended."""
+    """No event moves a delivery that has ended."""
     value = dataclasses.replace(PLAIN, state=state)
     got = _decide(value, event)
     assert got.ignored
@@ -96,7 +97,7 @@ def test_what_is_over_stays_over(state: str, event: str) -> None:
 
 @pytest.mark.parametrize("event", ["callback-finished", "callback-failed", "worker-lost"])
 def test_an_older_epoch_is_ignored(event: str) -> None:
-    """What a superseded sender says counts for nothing."""
+    """Outcomes of a superseded sender are ignored."""
     value = _with_job("leased")
     got = _decide(value, event, epoch=value.epoch - 1)
     assert got.ignored
@@ -115,7 +116,7 @@ def test_an_older_epoch_is_ignored(event: str) -> None:
 def test_a_decision_is_pure_and_never_raises(
     event: str, state: str, job: str | None, failures: int, epoch: int, reason: str, retry: bool
 ) -> None:
-    """Whatever is said, a decision comes out, the same one twice; what ended has no job; epochs only grow."""
+    """Any event gives a decision, the same one twice; an ended delivery has no job; epochs only grow."""
     value = dataclasses.replace(_with_job(job) if job else PLAIN, state=state, failures=failures)
     outcome = _outcome(event, epoch, reason, retry=retry)
     got = delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, outcome=outcome)

@@ -1,4 +1,4 @@
-"""Names of strangers are looked up in threads of their own: however slow their servers, nothing else waits for them."""
+"""DNS look-ups of untrusted names run in threads of their own: slow name servers delay nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REAL = socket.getaddrinfo
 
 
 class Slow:
-    """Names under `.slow` are looked up until `go`; the others as ever."""
+    """Names under `.slow` block until `go`; the others resolve as usual."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -35,7 +35,7 @@ class Slow:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
-    """A resolver of the system that some names hold up."""
+    """A system resolver that blocks for some names."""
     one = Slow()
     monkeypatch.setattr(socket, "getaddrinfo", one.getaddrinfo)
     yield one
@@ -43,8 +43,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
 
 
 async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
-    """Four times as many callbacks as there are threads, whose names do not come: each is a timeout, what else works in threads
-    is not held up, and who was given up while it waited is not looked up any more."""
+    """Four times as many unresolvable URLs as threads all time out. Other threads keep working, and an abandoned look-up that has
+    not started is skipped."""
     sender = sender_module.WebhookSender(timeout_s=0.2)
 
     async def send(number: int) -> str:
@@ -60,7 +60,7 @@ async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
         beside = await asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(50)))
     assert all(beside)
     slow.go.set()
-    # The threads are free again, and whom nobody waits for is passed over.
+    # The threads are free again, and abandoned look-ups are skipped.
     with pytest.raises(errors.CallbackFailed) as caught:
         await sender_module.WebhookSender(timeout_s=10).send("http://again.slow/", b"{}", webhook_id="1", now_s=1)
     assert caught.value.reason == "network"
@@ -68,7 +68,7 @@ async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
 
 
 async def test_a_name_leads_where_the_system_says() -> None:
-    """Each address with its family, as numbers; a name without any is an error of the network, and so is one that is none."""
+    """Each address comes with its family, as numbers; a name without addresses, or an invalid one, is a network error."""
     resolver = dns.Resolver()
     found = await resolver.resolve("localhost", 80, socket.AF_INET)
     assert {(each["host"], each["port"], each["family"]) for each in found} == {("127.0.0.1", 80, socket.AF_INET)}
@@ -78,7 +78,7 @@ async def test_a_name_leads_where_the_system_says() -> None:
 
 
 async def test_a_service_may_end_while_a_name_is_looked_up(slow: Slow) -> None:
-    """An answer for a loop that is closed is dropped; the thread works on, and keeps no process from ending."""
+    """An answer for a closed event loop is dropped; the thread continues, and keeps no process from ending."""
     resolver = dns.Resolver()
 
     def other() -> None:

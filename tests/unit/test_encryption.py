@@ -1,4 +1,4 @@
-"""Keys and what they seal: the ring, and the file that the first start makes."""
+"""Encryption keys: the key ring, and the key file that the first start makes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def settings(folder: Path, **environ: str) -> ops_settings.Settings:
 
 
 def test_what_is_sealed_opens_with_every_key_of_the_ring() -> None:
-    """The first seals and all open; another key, another owner and a changed byte do not."""
+    """The first key encrypts and every key decrypts; another key, another owner and a changed byte fail."""
     sealed = rings.Keyring([A]).encrypt(b"secret", "mine")
     assert b"secret" not in sealed
     assert len(sealed) <= len(b"mine\nsecret") + rings.OVERHEAD_BYTES
@@ -43,14 +43,14 @@ def test_what_is_sealed_opens_with_every_key_of_the_ring() -> None:
 
 @pytest.mark.parametrize("keys", [[], ["short"], ["c2hvcnQ="], [A, "é"]])
 def test_what_is_no_key_is_refused(keys: list[str]) -> None:
-    """None at all, or a text that is none; it is not repeated."""
+    """No key, or a text that is no key, is refused without repeating it."""
     with pytest.raises(errors.InvalidParameter, match="key") as refused:
         rings.Keyring(keys)
     assert not any(key in str(refused.value) for key in keys)
 
 
 def test_one_key_has_one_id_however_it_is_written() -> None:
-    """Both alphabets of base64, with and without padding."""
+    """Both base64 alphabets are accepted, with and without padding."""
     written = {A, A.rstrip("="), A.replace("-", "+").replace("_", "/")}
     assert {rings.Keyring([parsers.encryption_key(text)]).key_id for text in written} == {rings.Keyring([A]).key_id}
     for wrong in ("", "x", A + "x", A[:-2], "é" * 43):
@@ -59,7 +59,7 @@ def test_one_key_has_one_id_however_it_is_written() -> None:
 
 
 def test_the_first_start_makes_a_key_file_for_its_owner(tmp_path: Path) -> None:
-    """Made once, however many begin at once, whole, mode 0600, and nothing beside it."""
+    """The key file is made once, by however many starts, complete, mode 0600, and without leftovers."""
     folder = tmp_path / "data"
     with futures.ThreadPoolExecutor(8) as pool:
         rings_ = list(pool.map(lambda _: encryption_keys.keyring(settings(folder)), range(8)))
@@ -91,7 +91,7 @@ def test_a_setting_wins_and_makes_no_file(tmp_path: Path) -> None:
     ids=["group", "others", "damaged", "words", "empty"],
 )
 def test_a_key_file_that_cannot_be_trusted_is_refused(tmp_path: Path, content: str, mode: int, says: str) -> None:
-    """Open to others, damaged or empty: the file is named, and nothing in it repeated."""
+    """A key file that is readable by others, damaged or empty is named, and its content not repeated."""
     file = tmp_path / encryption_keys.KEY_FILE
     file.write_text(content)
     file.chmod(mode)
@@ -102,7 +102,7 @@ def test_a_key_file_that_cannot_be_trusted_is_refused(tmp_path: Path, content: s
 
 
 def test_a_key_file_that_cannot_be_read_or_made_is_said(tmp_path: Path) -> None:
-    """A folder in its place, and a DATA_DIR that cannot be: the way out is named."""
+    """A folder in its place, or an impossible DATA_DIR, gives an error with the way out."""
     (tmp_path / "a" / encryption_keys.KEY_FILE).mkdir(parents=True)
     (tmp_path / "b").touch()
     for folder in ("a", "b"):
@@ -116,7 +116,7 @@ def test_a_key_file_that_cannot_be_read_or_made_is_said(tmp_path: Path) -> None:
 
 
 def test_many_nodes_need_the_setting() -> None:
-    """Each with a key of its own would seal what the others cannot open."""
+    """Nodes refuse to start with a key file each: one could not decrypt the secrets of another."""
     environ = {"DATABASE_URL": "postgresql+asyncpg://u@h/d", "AMQP_URL": "amqp://h/", "CLUSTER_TOKEN": "t", "HOME": "/nowhere"}
     with pytest.raises(ops_settings.SettingsError, match="SECRET_KEYS: is required with AMQP_URL"):
         ops_settings.load(environ)

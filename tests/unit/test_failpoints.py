@@ -1,4 +1,4 @@
-"""The table of fault points against the code and the documents."""
+"""The table of failpoints, compared with the code and the documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOMS = ("assembly", "bus", "tencent", "webhook", "handlers", "worker", "machine
 
 
 def called() -> set[str]:
-    """The names of all fault points in the code."""
+    """The names of all failpoints in the code."""
     found = set()
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
@@ -27,19 +27,19 @@ def called() -> set[str]:
 
 
 def test_every_point_of_the_table_is_in_the_code_and_every_one_in_the_code_in_the_table() -> None:
-    """A crash that is described can be made to happen, and one that can be made to happen is described."""
+    """Every described crash can be made to happen, and every failpoint is described."""
     assert called() == set(failpoints.POINTS)
     assert set(failpoints.POINTS) > failpoints.DISTRIBUTED_ONLY
 
 
 def test_every_point_is_in_the_documents_table() -> None:
-    """docs/failpoints.md has the consequence of a crash at every point, in the words of the code."""
+    """docs/failpoints.md has the consequence of a crash at every failpoint, in the words of the code."""
     text = (ROOT / "docs" / "failpoints.md").read_text(encoding="utf-8")
     assert [name for name, meaning in failpoints.POINTS.items() if f"| `{name}` | {meaning} |" not in text] == []
 
 
 def test_a_point_is_nothing_without_a_harness_and_calls_one_with_its_name() -> None:
-    """Installed, a harness hears every name; removed, none."""
+    """An installed harness receives every name; after removal it receives none."""
     heard: list[str] = []
     failpoints.install(heard.append)
     try:
@@ -51,7 +51,7 @@ def test_a_point_is_nothing_without_a_harness_and_calls_one_with_its_name() -> N
 
 
 def test_plans_strike_every_point_of_an_engine() -> None:
-    """The groups of a seed hold every point once, and as many seeds in a row as there are points strike each of them."""
+    """The groups of a seed contain every failpoint once, and as many consecutive seeds as failpoints strike each of them."""
     for engine in plans.ENGINES:
         names = plans.points(engine)
         assert sorted(s.point for plan in plans.grouped(engine, 1) for s in plan.strikes) == sorted(names)

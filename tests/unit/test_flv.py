@@ -1,4 +1,4 @@
-"""The FLV reader and media time: whole files, growing files, torn and damaged ones, and what counts as media."""
+"""The FLV reader and media time: whole, growing, torn and damaged files, and the definition of media."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_growing_file_gives_each_tag_once_when_it_is_whole(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("cut", [1, 5, 12, 20])
 def test_a_torn_tail_is_where_the_file_ends(tmp_path: Path, cut: int) -> None:
-    """A file cut inside its last tag gives all tags before it, and says that it is torn."""
+    """A file cut inside its last tag gives all tags before it, and is marked torn."""
     path = flv_source.write(tmp_path / "a.flv", TAGS)
     path.write_bytes(path.read_bytes()[:-cut])
     reader = flv.Reader(path)
@@ -61,7 +61,7 @@ def test_a_torn_tail_is_where_the_file_ends(tmp_path: Path, cut: int) -> None:
 
 
 def test_zeros_after_a_crash_are_damage_not_tags(tmp_path: Path) -> None:
-    """A tail of zeros, as a file system leaves it after a power cut, ends the file and is never taken for media."""
+    """A tail of zeros, which a file system leaves after a power cut, ends the file and never counts as media."""
     path = flv_source.write(tmp_path / "a.flv", TAGS)
     path.write_bytes(path.read_bytes() + bytes(4096))
     reader = flv.Reader(path)
@@ -102,7 +102,7 @@ def test_configuration_and_end_markers_are_no_media() -> None:
 
 
 def test_picture_size_is_read_from_the_configuration() -> None:
-    """The parameter set gives the size, cropping included; what is no parameter set gives None."""
+    """The parameter set gives the size, cropping included; any other text gives None."""
     assert avc.picture_size(flv_source.AVC_HEADER) == (320, 240)
     assert avc.picture_size(flv_source.LARGER_AVC_HEADER) == (1278, 718)
     assert avc.picture_size(flv_source.AVC_HEADER[:20]) is None
@@ -110,7 +110,7 @@ def test_picture_size_is_read_from_the_configuration() -> None:
 
 
 def test_media_time_counts_wanted_tracks_only() -> None:
-    """In mode 00 pictures have no place, in mode 01 sound has none, and the end is the last packet's end."""
+    """In mode 00 video has no position, in mode 01 audio has none, and the end is the last packet's end."""
     for mode, expected in (("00", [None, 0, 23]), ("01", [0, None, None]), ("02", [0, 10, 33])):
         line = timeline.Timeline(timeline.wanted(mode))
         places = [line.place(tag) for tag in (flv_source.picture(0, key=True), flv_source.sound(10), flv_source.sound(33))]
@@ -119,14 +119,14 @@ def test_media_time_counts_wanted_tracks_only() -> None:
 
 
 def test_pictures_count_from_the_first_key_frame() -> None:
-    """A picture that cannot be decoded is not media, and the offset between sound and picture stays."""
+    """Video that cannot be decoded is not media, and the offset between audio and video stays."""
     line = timeline.Timeline(timeline.wanted("02"))
     tags = [flv_source.picture(1000), flv_source.sound(1020), flv_source.picture(1040), flv_source.picture(1100, key=True)]
     assert [line.place(tag) for tag in tags] == [None, 0, None, 80]
 
 
 def test_a_jump_is_cut_and_remembered() -> None:
-    """An hour missing forwards, and a clock set back, both go on where the media ended; a pause of seconds stays."""
+    """After an hour missing, or a clock set back, media time continues where the media ended; a pause of seconds stays."""
     line = timeline.Timeline(timeline.wanted("00"))
     at = [0, 23, 4_000, 3_604_000, 3_604_023, 50, 73]
     assert [line.place(flv_source.sound(ms)) for ms in at] == [0, 23, 4_000, 4_023, 4_046, 4_069, 4_092]
@@ -134,7 +134,7 @@ def test_a_jump_is_cut_and_remembered() -> None:
 
 
 def test_a_scan_says_what_a_crashed_segment_holds(tmp_path: Path) -> None:
-    """Length by mode, tracks present, times from the file's last writing; a missing file holds nothing."""
+    """A scan gives length by mode, tracks, and times from the file's modification time; a missing file is empty."""
     sounds = [flv_source.sound(5_000 + 20 * index) for index in range(51)]
     path = flv_source.write(tmp_path / "a.flv", [*TAGS[:3], *sounds])
     path.write_bytes(path.read_bytes() + b"\x08\x00\x00")

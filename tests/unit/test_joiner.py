@@ -1,4 +1,4 @@
-"""The joiner and the survey on synthetic packets: one stream with an end, its times, holes, gaps, fillings, and growth."""
+"""The joiner and the survey on synthetic packets: one finite stream, its times, holes, gaps, fillings, and growth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _times(tags: Iterable[flv.Tag], kind: int) -> list[int]:
 
 
 async def test_the_next_segment_begins_where_the_last_one_ended(tmp_path: Path) -> None:
-    """Two segments far apart in time become one run of sound, and identical configuration is written once."""
+    """Two segments far apart in time become one run of audio, and identical configuration is written once."""
     files = [_segment(tmp_path / "a", _both(5_000, 6_000)), _segment(tmp_path / "b", _both(900_000, 901_000))]
     tags = await _join(tmp_path, joiner.Joiner(files, BOTH))
     assert _times(tags, flv.AUDIO) == list(range(0, 2_000, 20))
@@ -56,7 +56,7 @@ async def test_the_next_segment_begins_where_the_last_one_ended(tmp_path: Path) 
 
 
 async def test_sound_and_picture_keep_their_distance(tmp_path: Path) -> None:
-    """Pictures that begin 300 ms after the sound do so in both halves of the joined stream."""
+    """Video that begins 300 ms after the audio keeps that offset in both halves of the joined stream."""
     tags = [AUDIO_HEADER, VIDEO_HEADER, *flv_source.merged(_sounds(0, 1_000), _pictures(300, 1_000))]
     joined = await _join(tmp_path, joiner.Joiner([_segment(tmp_path / "a", tags), _segment(tmp_path / "b", tags)], BOTH))
     assert _times(joined, flv.VIDEO)[0] == 300
@@ -64,7 +64,7 @@ async def test_sound_and_picture_keep_their_distance(tmp_path: Path) -> None:
 
 
 async def test_unwanted_tracks_torn_tails_and_missing_files_are_left_out(tmp_path: Path) -> None:
-    """Sound alone is joined, to the last whole tag, and a segment that was never written is passed over."""
+    """Audio alone is joined, to the last whole tag, and a segment without a file is skipped."""
     first = _segment(tmp_path / "a", _both(0, 1_000))
     first.path.write_bytes(first.path.read_bytes()[:-3])
     files = [first, joiner.SegmentFile(path=tmp_path / "never"), _segment(tmp_path / "b", _both(0, 1_000))]
@@ -74,7 +74,7 @@ async def test_unwanted_tracks_torn_tails_and_missing_files_are_left_out(tmp_pat
 
 
 async def test_another_configuration_is_passed_on(tmp_path: Path) -> None:
-    """A change of the picture's size inside a segment reaches the encoder at its place."""
+    """A size change inside a segment reaches the encoder at its place."""
     larger = flv_source.configuration(flv.VIDEO, flv_source.LARGER_AVC_HEADER, 1_000)
     tags = [VIDEO_HEADER, *_pictures(0, 1_000), larger, *_pictures(1_000, 2_000)]
     segment = _segment(tmp_path / "a", tags)
@@ -86,7 +86,7 @@ async def test_another_configuration_is_passed_on(tmp_path: Path) -> None:
 
 
 async def test_what_a_superseded_capture_wrote_beside_its_successor_is_left_out(tmp_path: Path) -> None:
-    """A first segment that went on for a second after the next one began gives only what came before."""
+    """A first segment that continues for a second after the next one began contributes only the time before."""
     files = [
         _segment(tmp_path / "a", _both(0, 3_000), 100_000, 103_000),
         _segment(tmp_path / "b", _both(0, 1_000), 102_000, 103_000),
@@ -97,7 +97,7 @@ async def test_what_a_superseded_capture_wrote_beside_its_successor_is_left_out(
 
 
 async def test_a_segment_may_still_grow(tmp_path: Path) -> None:
-    """Asked at a segment's end, `more` lets the stream go on with what was added since, and end when it says so."""
+    """At a segment's end, `more` lets the stream continue with added media, and end when it returns false."""
     whole = flv_source.write(tmp_path / "whole", _both(0, 2_000)).read_bytes()
     segment = joiner.SegmentFile(path=tmp_path / "growing")
     segment.path.write_bytes(whole[:1_001])
@@ -115,7 +115,7 @@ async def test_a_segment_may_still_grow(tmp_path: Path) -> None:
 
 
 async def test_a_missing_track_is_kept_alive_from_its_own_packets(tmp_path: Path) -> None:
-    """Where one segment lacks the picture, a key frame is repeated there, before the first real one with its configuration."""
+    """In a segment without video, a key frame is repeated, before the first real one with its configuration."""
     files = [_segment(tmp_path / "a", [AUDIO_HEADER, *_sounds(0, 8_000)]), _segment(tmp_path / "b", _both(0, 1_000))]
     found = survey.survey(files, "02")
     assert found.holes == [survey.Hole(kind=flv.VIDEO, from_ms=0, to_ms=8_000, leading=True)]
@@ -128,8 +128,8 @@ async def test_a_missing_track_is_kept_alive_from_its_own_packets(tmp_path: Path
 
 
 def test_holes_decide_what_is_copied(tmp_path: Path) -> None:
-    """Sound that pauses for two seconds is encoded while the picture is copied; whole tracks are both copied; MP3
-    always is encoded."""
+    """Audio with a pause of two seconds is encoded while the video is copied; complete tracks are both copied; MP3 is always
+    encoded."""
     paused = [AUDIO_HEADER, VIDEO_HEADER, *flv_source.merged(_sounds(0, 1_000), _sounds(3_000, 4_000), _pictures(0, 4_000))]
     found = survey.survey([_segment(tmp_path / "a", paused)], "02")
     chosen = transcode_plan.plan(found, "02")
@@ -142,7 +142,8 @@ def test_holes_decide_what_is_copied(tmp_path: Path) -> None:
 
 
 def test_gaps_are_wall_seconds_at_their_place_in_the_file(tmp_path: Path) -> None:
-    """Between segments by their packets' wall times, inside a segment by the jump; a segment without media makes none."""
+    """Gaps are measured between segments by their packets' wall times, inside a segment by the jump; a segment without media adds
+    none."""
     jumping = [AUDIO_HEADER, *_sounds(0, 1_000), *_sounds(61_000, 62_000)]
     files = [
         _segment(tmp_path / "a", _both(0, 2_000), 1_000_000, 1_002_000),
@@ -160,7 +161,7 @@ def test_gaps_are_wall_seconds_at_their_place_in_the_file(tmp_path: Path) -> Non
     ids=["only the clock jumped", "muted", "muted after a burst at the beginning", "away for long", "less than it says"],
 )
 def test_a_jump_is_a_gap_as_far_as_time_is_missing(tmp_path: Path, jump_ms: int, lasted_ms: int, missing_s: list[float]) -> None:
-    """Timestamps that jump ahead inside a segment: the wall clock says how much was missing, if anything."""
+    """For timestamps that jump ahead inside a segment, the wall clock gives the missing time, if any."""
     tags = [AUDIO_HEADER, *_sounds(0, 1_000), *_sounds(1_000 + jump_ms, 2_000 + jump_ms)]
     found = survey.survey([_segment(tmp_path / "a", tags, 100_000, 100_000 + lasted_ms)], "00")
     assert found.duration_ms == 2_000
@@ -170,8 +171,8 @@ def test_a_jump_is_a_gap_as_far_as_time_is_missing(tmp_path: Path, jump_ms: int,
 
 
 def test_a_segment_that_went_on_unseen_is_cut_where_its_successor_begins(tmp_path: Path) -> None:
-    """Its worker was frozen, its ffmpeg was not: what is known of its last packet is old. Neither is its end taken for a gap, nor
-    shown twice."""
+    """A frozen worker's record of the last packet is old, while its ffmpeg kept writing. Its end is neither counted as a gap nor
+    repeated."""
     files = [
         _segment(tmp_path / "a", _both(0, 9_000), 100_000, 103_000),
         _segment(tmp_path / "b", _both(0, 4_000), 106_000, 110_000),
@@ -187,8 +188,8 @@ def test_a_segment_that_went_on_unseen_is_cut_where_its_successor_begins(tmp_pat
 
 
 def test_a_segment_that_nobody_told_of_is_cut_where_its_successor_begins(tmp_path: Path) -> None:
-    """Its worker stood still before its first word, its ffmpeg wrote on for long: it ends about where the next one begins,
-    reckoned from when it was ordered, and is no longer than a burst may have made it."""
+    """A segment whose worker froze before its first report ends about where the next one begins, measured from its order, and no
+    longer than a burst may have made it."""
     path = _segment(tmp_path / "a", _both(0, 30_000)).path
     untold = joiner.SegmentFile(path=path, registered_ms=100_000)
     files = [untold, _segment(tmp_path / "b", _both(0, 4_000), 106_000, 110_000)]
@@ -199,7 +200,7 @@ def test_a_segment_that_nobody_told_of_is_cut_where_its_successor_begins(tmp_pat
 
 @pytest.mark.parametrize("known", [True, False], ids=["noted", "its worker said no more"])
 async def test_a_burst_at_the_beginning_is_no_overlap(tmp_path: Path, known: bool) -> None:
-    """Two seconds of old packets make a segment longer than it took: its successor, promptly there, takes nothing of its end."""
+    """Two seconds of old packets make a segment longer than it took: its prompt successor removes nothing of its end."""
     files = [
         _segment(tmp_path / "a", _both(0, 5_000), 100_000, 103_000 if known else None, burst_ms=2_000),
         _segment(tmp_path / "b", _both(0, 1_000), 103_200, 104_200),
@@ -213,7 +214,7 @@ async def test_a_burst_at_the_beginning_is_no_overlap(tmp_path: Path, known: boo
 
 
 async def test_a_burst_moves_the_place_of_an_overlap(tmp_path: Path) -> None:
-    """A superseded capture that began with old packets and wrote on beside its successor is cut by its own media's time."""
+    """A superseded capture that began with old packets and overlaps its successor is cut by its own media time."""
     files = [
         _segment(tmp_path / "a", _both(0, 6_000), 100_000, 104_000, burst_ms=2_000),
         _segment(tmp_path / "b", _both(0, 1_000), 103_000, 104_000),

@@ -1,4 +1,4 @@
-"""Logging: one stream, JSON where nobody watches, and secrets masked wherever they turn up."""
+"""Logging: one stream, JSON without a terminal, and secrets masked everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from config import logs, redaction
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """Where the lines go; afterwards logging is as it was."""
+    """The stream of the log lines; afterwards logging is restored."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     silenced = {name: logging.getLogger(name).level for name in logs.SILENCED}
@@ -42,7 +42,7 @@ def test_json_lines_where_nobody_watches(stream: io.StringIO) -> None:
 
 
 def test_the_level_holds(stream: io.StringIO) -> None:
-    """What is below the level is not written; third parties speak from WARNING on."""
+    """Lines below the level are not written; third parties log from WARNING on."""
     logs.configure(level="warning", stream=stream)
     structlog.get_logger().info("capture.started")
     logging.getLogger("third.party").info("chatter")
@@ -51,7 +51,7 @@ def test_the_level_holds(stream: io.StringIO) -> None:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_no_secret_is_written(stream: io.StringIO, form: str) -> None:
-    """Fields, addresses, JSON, headers, exceptions and local variables: masked or not there, in both forms."""
+    """Fields, addresses, JSON, headers, exceptions and local variables are masked or omitted, in both forms."""
     logs.configure(form=form, stream=stream)
     log = structlog.get_logger()
     log.info("a.b", user_sig="PLANTED", data={"CosConfig": {"SecretKey": "PLANTED"}}, list=[{"Token": "PLANTED"}])
@@ -70,7 +70,7 @@ def test_no_secret_is_written(stream: io.StringIO, form: str) -> None:
 
 
 def test_the_talkative_are_silenced(stream: io.StringIO) -> None:
-    """Loggers that write keys and addresses are not heard at any level."""
+    """Loggers that write keys and addresses are silent at every level."""
     logs.configure(level="debug", stream=stream)
     for name in ("qcloud_cos", "qcloud_cos.cos_client", "urllib3.connectionpool", "uvicorn.access"):
         logging.getLogger(name).error("PLANTED")

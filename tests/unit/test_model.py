@@ -1,4 +1,4 @@
-"""The values that decisions are made of: a changed copy is what dataclasses would make of it."""
+"""The values of decisions: a changed copy equals the one that dataclasses would make."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUES = (
 
 @pytest.mark.parametrize(("value", "changes"), VALUES)
 def test_a_changed_copy(value: Any, changes: dict[str, Any]) -> None:
-    """Changed as dataclasses.replace changes it, the old value untouched, and no field that is not there."""
+    """`changed` equals dataclasses.replace, leaves the old value untouched, and refuses an unknown field."""
     before = dataclasses.asdict(value)
     assert model.changed(value, **changes) == dataclasses.replace(value, **changes)
     assert dataclasses.asdict(value) == before

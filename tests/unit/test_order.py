@@ -1,4 +1,4 @@
-"""How a run is shared among processes."""
+"""The distribution of a run over processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests import order
 @pytest.mark.parametrize("shares", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 20, 23])
 def test_every_share_begins_with_what_takes_long(shares: int, count: int) -> None:
-    """Nothing is lost or doubled, equal parts hold equally many of the long ones, and they come first."""
+    """No test is lost or doubled, equal parts have equally many long tests, and these come first."""
     items = list(range(count))
     ordered = order.shared(items, shares, lambda item: item % 4 == 0)
     assert sorted(ordered) == items
@@ -25,7 +25,7 @@ def test_every_share_begins_with_what_takes_long(shares: int, count: int) -> Non
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 7])
 def test_what_is_heavy_is_in_one_share(shares: int) -> None:
-    """It comes first there, with nothing else that takes long beside it; the other shares have as many of that as each other."""
+    """A heavy test comes first in its share, without other long tests; the other shares have equally many of those."""
     items = list(range(40))
     ordered = order.shared(items, shares, lambda item: item % 4 == 0, lambda item: item in (8, 11, 12))
     assert sorted(ordered) == items

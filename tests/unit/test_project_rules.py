@@ -60,18 +60,18 @@ def files(suffix: str = "") -> list[Path]:
 
 
 def written_by_hand(path: Path) -> bool:
-    """Whether it is a module that a person writes."""
+    """Whether a person writes this module."""
     return path.suffix == ".py" and "versions" not in path.parts
 
 
 def name(path: Path) -> str:
-    """As it is written in the documents."""
+    """The path as documents write it."""
     return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("document", sorted(generate.documents()))
 def test_generated_documents_are_up_to_date(document: str) -> None:
-    """The committed document is what the code says today; `make docs` writes it anew."""
+    """The committed document equals the generated one; `make docs` writes it."""
     assert (ROOT / "docs" / document).read_text(encoding="utf-8") == generate.documents()[document]
 
 
@@ -82,13 +82,13 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_contracts_hold() -> None:
-    """No room imports what it must not."""
+    """No package imports a forbidden one."""
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout
 
 
 def test_a_broken_import_contract_is_noticed(tmp_path: Path) -> None:
-    """One import in the wrong direction, and the check says which."""
+    """One import in the wrong direction fails the check, which names it."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -101,11 +101,11 @@ def test_a_broken_import_contract_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_no_file_holds(what: str) -> None:
-    """What must not stand in a file of ours stands in none."""
+    """No file contains a forbidden text."""
     found = []
     for path in files():
         text = path.read_text(encoding="utf-8", errors="replace")
-        # This file spells out what it forbids; the licence and the locks are not our words.
+        # This file contains the patterns; the license and the locks are not our texts.
         if path != Path(__file__) and path.name not in ("LICENSE", *LOCKS):
             found += [f"{name(path)}: {hit.group()}" for hit in re.finditer(FORBIDDEN[what], text)]
     assert found == []
@@ -113,7 +113,7 @@ def test_no_file_holds(what: str) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_locked_package_has_a_version_and_a_hash(lock: str) -> None:
-    """Nothing is installed that was not looked at when the lock was made, and the lock names no host to get it from."""
+    """Every locked package has a version and hashes, and the lock names no host to get it from."""
     text = re.sub(r"(?m)^ *#.*\n", "", (ROOT / lock).read_text(encoding="utf-8"))
     packages = re.findall(r"^(\S+?)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)(?: \\)?$", text, re.M)
     assert len(packages) > 3
@@ -181,7 +181,7 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_names_say_something() -> None:
-    """No module or folder is called after nothing in particular."""
+    """No module or folder has a vague name."""
     parts = {part.removesuffix(".py") for path in files(".py") for part in path.relative_to(ROOT).parts}
     assert parts & VAGUE_NAMES == set()
 
@@ -199,7 +199,7 @@ def test_no_test_sleeps() -> None:
 
 
 def test_every_test_says_what_it_proves() -> None:
-    """A test begins with a sentence."""
+    """Every test has a docstring of one sentence."""
     found = []
     for path in files(".py"):
         if not path.name.startswith("test_"):
@@ -212,7 +212,7 @@ def test_every_test_says_what_it_proves() -> None:
 
 
 def leads_somewhere(page: Path, link: str) -> bool:
-    """Whether a relative link names a file that is there and, behind #, one of its headings, as GitHub spells them."""
+    """Whether a relative link names an existing file and, after #, one of its headings, as GitHub spells them."""
     file, _, anchor = link.partition("#")
     target = page.parent / file if file else page
     if not target.exists() or not anchor or target.suffix != ".md":
@@ -225,7 +225,7 @@ def leads_somewhere(page: Path, link: str) -> bool:
 
 
 def test_links_and_names_in_documents_lead_somewhere() -> None:
-    """Every relative link is a file, and a heading in it; every test and every document that is mentioned exists."""
+    """Every relative link leads to a file and a heading in it; every mentioned test and document exists."""
     found = []
     for path in files():
         if path.suffix not in (".md", ".py", ".toml", ".sh") or path == Path(__file__):
@@ -250,7 +250,7 @@ def threats(text: str) -> list[str]:
 
 
 def unheld(rows: list[str]) -> list[str]:
-    """The rows whose last cell is anything but names of tests that are there."""
+    """The rows whose last cell is not a list of existing tests."""
     found = []
     for row in rows:
         cited = row.rstrip("| ").rpartition("|")[2].split(", ")
@@ -261,7 +261,7 @@ def unheld(rows: list[str]) -> list[str]:
 
 
 def test_every_threat_names_the_test_that_holds_it() -> None:
-    """SECURITY.md: a line of the threat model ends with a test that is there, or it does not stand."""
+    """SECURITY.md: every line of the threat model ends with an existing test."""
     rows = threats((ROOT / "SECURITY.md").read_text(encoding="utf-8"))
     assert len(rows) >= 25
     assert unheld(rows) == []
@@ -273,7 +273,7 @@ def test_every_threat_names_the_test_that_holds_it() -> None:
 
 @pytest.mark.parametrize("script", [".ci/run", "deploy/bootstrap.sh"])
 def test_scripts_are_whole(script: str) -> None:
-    """A script of the door has an interpreter line and stops at the first fault."""
+    """A shell script has an interpreter line and stops at the first error."""
     first, *rest = (ROOT / script).read_text(encoding="utf-8").splitlines()
     assert first.startswith("#!/")
     assert any(line.startswith("set -e") for line in rest)

@@ -1,4 +1,4 @@
-"""The pull address: TRTC's form by default, and values of strangers that stay in their place."""
+"""The pull URL: TRTC's form by default, and untrusted values that stay in their place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def address(template: str = pull_url.DEFAULT_TEMPLATE, **more: Any) -> str:
 
 
 def test_default_is_trtcs_form_for_an_integer_room() -> None:
-    """An integer room is named so by use_number_room_id, and a UserSig stands as Tencent made it."""
+    """use_number_room_id marks an integer room, and a UserSig is written as Tencent made it."""
     assert address() == (
         "rtmp://rtmp.rtc.qq.com/pull/8489?sdkappid=1400000001&userid=recorder_1&usersig=eJw*abc-def_"
         "&remoteuserid=alice&use_number_room_id=1"
@@ -41,13 +41,13 @@ def test_string_room_of_the_same_digits_is_another_room() -> None:
 
 
 def test_integer_room_wins() -> None:
-    """Where both rooms are given the integer one is pulled."""
+    """If both rooms are given, the integer one is pulled."""
     assert "/8489?" in address(str_room_id="other")
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_values_stay_in_their_place(hostile: str) -> None:
-    """No value can end its part of the address, add a parameter or climb out of the path; decoded, it is what was given."""
+    """No value can end its part of the URL, add a parameter or leave the path; decoded, it is the given value."""
     made = address(room_id=None, str_room_id=hostile, user_id=hostile, user_sig=hostile, speaker=hostile)
     parts = urlsplit(made)
     assert made.isascii()
@@ -63,7 +63,7 @@ def test_hostile_values_stay_in_their_place(hostile: str) -> None:
 
 
 def test_template_of_the_operator() -> None:
-    """Another host, scheme and order are the operator's to choose, with doubled braces standing for themselves."""
+    """The operator may choose another host, scheme and order; doubled braces mean a brace."""
     made = address("http://127.0.0.1:8080/pull/{room}.flv?who={speaker}&brace={{x}}{number_room}")
     assert made == "http://127.0.0.1:8080/pull/8489.flv?who=alice&brace={x}&use_number_room_id=1"
 
@@ -86,7 +86,7 @@ def test_template_of_the_operator() -> None:
     ],
 )
 def test_wrong_template_names_the_setting(template: str) -> None:
-    """A scheme or a placeholder that is not known is refused, at the start and when used, naming the setting."""
+    """An unknown scheme or placeholder is refused, at the start and when used, naming the setting."""
     with pytest.raises(errors.InvalidParameter) as caught:
         pull_url.check_template(template)
     assert caught.value.field == "PULL_ADDRESS"
@@ -100,7 +100,7 @@ def test_default_template_is_right() -> None:
 
 
 def test_no_room_and_no_text_are_refused() -> None:
-    """Without a room there is no address, and text that cannot be encoded names its field."""
+    """Without a room there is no URL, and text that cannot be encoded names its field."""
     with pytest.raises(errors.InvalidParameter, match="RoomId"):
         address(room_id=None)
     with pytest.raises(errors.InvalidParameter) as caught:

@@ -1,4 +1,4 @@
-"""How a recording's captures follow one another: pauses, calls, leavings, nodes that are away; one story a test."""
+"""The sequence of a recording's captures: backoff, publishing, leaving, absent nodes; one story per test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _lost(media_ms: int) -> recording.RecordingFacts:
 
 @pytest.mark.parametrize("comes", [True, False], ids=["with callbacks", "without callbacks"])
 def test_pauses_between_segments_grow(comes: bool) -> None:
-    """The capture starts again after 1 s, then longer, to 10 s; to 30 s where no callbacks come."""
+    """The capture restarts after 1 s, then longer, up to 10 s; up to 30 s without callbacks."""
     value, pauses = _fresh(state="Recording"), []
     for _ in range(8):
         value = dataclasses.replace(value, job=model.Job(kind="capture", state="leased"))
@@ -45,8 +45,8 @@ def test_pauses_between_segments_grow(comes: bool) -> None:
 
 
 def test_a_track_that_is_switched_on_during_a_pull_is_pulled_at_once_should_it_fail() -> None:
-    """A pull may be refused a moment before the speaker publishes, and its end be heard a moment after: no pause lies between
-    that end and the next pull; should that one bring nothing either, the pauses begin with the shortest."""
+    """A pull may be refused just before the speaker publishes, and its end arrive just after: the next pull then starts without
+    backoff; if it brings nothing either, the backoff begins with the shortest."""
     value = _fresh(state="Recording", failures=9, job=model.Job(kind="capture", state="leased"))
     value = recording.decide(value, "user-publishing", _facts()).recording
     assert value.capture == "leased"
@@ -57,7 +57,7 @@ def test_a_track_that_is_switched_on_during_a_pull_is_pulled_at_once_should_it_f
 
 
 def test_media_or_leaving_answers_a_track_that_was_switched_on() -> None:
-    """Once the run brings media, its end is followed by a pause like any other; after user-left no pull is made at all."""
+    """After a run with media, the end is followed by a normal backoff; after user-left no pull starts at all."""
     value = _fresh(state="Recording", job=model.Job(kind="capture", state="leased"))
     publish_pending = recording.decide(value, "user-publishing", _facts()).recording
     began = internal_events.CaptureStarted(epoch=EPOCH)
@@ -71,14 +71,15 @@ def test_media_or_leaving_answers_a_track_that_was_switched_on() -> None:
 
 
 def test_media_ends_the_series_of_failures() -> None:
-    """After a run that brought media, the next segment starts after the shortest pause again."""
+    """After a run with media, the next segment starts after the shortest backoff again."""
     value = _fresh(state="Recording", failures=9, job=model.Job(kind="capture", state="leased"))
     got = recording.decide(value, "capture-exit", _exit("eof", 3_000))
     assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
 
 
 def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
-    """From user-left on, exits and deaths start no capture; user-publishing pulls at once, the end of LINGER one last time."""
+    """From user-left on, exits and lost workers start no capture; user-publishing pulls immediately, the end of LINGER one last
+    time."""
     leased = _fresh(state="Recording", present=True, job=model.Job(kind="capture", state="leased"))
     left = recording.decide(leased, "user-left", _facts()).recording
     for event, facts in (("capture-exit", _exit("eof", 9)), ("worker-lost", _lost(9))):
@@ -93,7 +94,7 @@ def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
 
 
 def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
-    """A speaker who is heard in the last pull and leaves again is not pulled until the new LINGER is over."""
+    """A speaker whose media arrives in the last pull and who leaves again is not pulled until the new LINGER is over."""
     value = _fresh(state="Recording", present=False, last_pull=True, job=model.Job(kind="capture", state="leased"))
     left = recording.decide(value, "user-left", _facts()).recording
     for media_ms in (0, 4_000):
@@ -103,7 +104,7 @@ def test_a_second_user_left_during_the_last_pull_begins_linger_anew() -> None:
 
 
 def test_waiting_for_a_node_is_no_try_in_vain() -> None:
-    """A transcode whose segments lie on a node that is away looks again and again, and its retries stay unspent."""
+    """A transcode whose segments are on an absent node checks repeatedly, and its retries stay unspent."""
     value = _fresh(state="Transcoding", failures=1, job=model.Job(kind="transcode", state="leased"))
     for _ in range(20):
         away = _exit("node-away", epoch=value.epoch, job="transcode")

@@ -1,6 +1,6 @@
-"""The recording's machine against an oracle written by hand: every key × every event × the facts that matter.
+"""The recording's machine against an oracle written by hand: every key × every event × the relevant facts.
 
-The oracle below imports nothing of machine.recording's table; what it expects is said in its own words.
+The oracle imports nothing of machine.recording's table; it states the design independently.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ REPLAY_EDGES = {(end, state) for end in FINAL for state in ("Joining", "Transcod
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One key, one event, and the facts that matter to it."""
+    """One key, one event, and the relevant facts."""
 
     state: str
     stop: bool
@@ -83,7 +83,7 @@ class Case:
 
     @property
     def short(self) -> str:
-        """What differs from the ordinary, for messages."""
+        """The differences from the default, for messages."""
         said = [
             f.name for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
         ]
@@ -143,7 +143,7 @@ class Case:
 
     @property
     def facts(self) -> recording.RecordingFacts:
-        """What the event brings."""
+        """The event's data."""
         return recording.RecordingFacts(
             now_ms=NOW_MS,
             policy=POLICY,
@@ -158,8 +158,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Expected:
-    """What must happen: `moves` in order; `capture` or `job` afterwards ("": not looked at); the one `command` sent; whether the
-    epoch is `raised`; whether a stop is requested afterwards; what is `armed` (None and "": not looked at)."""
+    """The expected decision: `moves` in order; `capture` or `job` afterwards ("": not checked); the one `command` sent; whether
+    the epoch is `raised`; whether a stop is requested afterwards; the `armed` deadlines (None and "": not checked)."""
 
     kind: str  # move, stay or ignore
     moves: tuple[tuple[str, str], ...] = ()
@@ -175,10 +175,10 @@ IGNORE = Expected("ignore", raised=False)
 
 
 def oracle(c: Case) -> Expected:
-    """What the design says of this case."""
+    """The design's answer for this case."""
     of_a_job = c.event in ("capture-started", "capture-exit", "transcode-exit", "upload-finished", "upload-failed", "worker-lost")
     if of_a_job and c.stale:
-        return IGNORE  # what an older epoch says is stale and refused
+        return IGNORE  # outcomes of an older epoch are stale and refused
     answers = {
         "user-publishing": _user_publishing,
         "user-left": _user_left,
@@ -237,7 +237,7 @@ def _stop(c: Case) -> Expected:
     if c.capture != "leased":
         return dataclasses.replace(_stopped(c, state, before), raised=True)  # raises the epoch and moves at once
     if c.stop:
-        return IGNORE  # asked already
+        return IGNORE  # already requested
     kind = "move" if before else "stay"  # asks the worker and waits
     return Expected(kind, before, capture="leased", command="stop-capture", raised=False, stop=True)
 
@@ -303,7 +303,7 @@ def _transcode_exit(c: Case) -> Expected:
         return IGNORE
     if c.reason == "ok":
         return Expected("move", (("Transcoding", "Uploading"),), job="queued", command="start-upload", raised=True)
-    if c.reason == "node-stopping":  # restarts are no reason to give up
+    if c.reason == "node-stopping":  # restarts alone never fail a recording
         return Expected("stay", job="queued", command="start-transcode", raised=True)
     if c.reason == "node-away" or (c.retry and c.failures < len(POLICY.transcode_backoff_ms)):
         return Expected("stay", job="waiting", raised=True, armed="retry")
@@ -336,7 +336,7 @@ def _linger_over(c: Case) -> Expected:
     if c.state not in CAPTURING or c.stop or c.present is not False:
         return IGNORE
     if c.capture in ("queued", "leased"):
-        return Expected("stay", capture=c.capture, raised=False, armed="linger")  # media still comes: look again
+        return Expected("stay", capture=c.capture, raised=False, armed="linger")  # media still arrives: check again later
     return Expected("stay", capture="queued", command="start-capture", raised=True)  # one last time
 
 
@@ -347,14 +347,14 @@ def _idle_over(c: Case) -> Expected:
         _, before = _found(c)
         return Expected("move" if before else "stay", before, capture=c.capture, raised=False, armed="idle")
     if not c.stop and c.state == "Joining" and c.segments:
-        before = (("Joining", "Recording"),)  # media has been found just now: idleness counts from here
+        before = (("Joining", "Recording"),)  # media was just found: idle time counts from here
         return Expected("move", before, capture=c.capture, raised=False, armed="idle")
     return _stop(c)
 
 
 def _replay(c: Case) -> Expected:
     if c.state in CAPTURING:
-        if c.stop:  # what it waits for does not come
+        if c.stop:  # its outcome does not come
             return _stopped(c, *_found(c))
         return Expected("stay", capture="queued", command="start-capture", raised=True)
     if c.state == "Transcoding":
@@ -381,7 +381,7 @@ def _node_return_over(c: Case) -> Expected:
         return IGNORE
     if not c.target_away:
         return Expected("stay", job=c.job, raised=False, armed="node-return")
-    if c.state == "Transcoding":  # finishes with the segments that are reachable, wherever
+    if c.state == "Transcoding":  # finishes with the reachable segments, on any node
         return Expected("stay", job="queued", command="start-transcode", raised=True)
     if c.upload_over:
         return Expected("move", (("Uploading", "Failed"),))
@@ -393,7 +393,7 @@ def _command(state: str) -> str:
 
 
 def cases() -> Iterator[Case]:
-    """Every key × every event × the values of the facts that matter there."""
+    """Every key × every event × the values of the relevant facts."""
     for state, stop, capture, event in itertools.product(STATES, (False, True), CAPTURES, EVENTS):
         jobs = ("", "waiting", "queued", "leased") if state in ("Transcoding", "Uploading") and capture == "none" else ("",)
         for job in jobs:
@@ -497,13 +497,13 @@ def _differences(case: Case) -> list[str]:
 
 
 def _reachable(case: Case) -> bool:
-    """A capture is held in Joining and Recording only: elsewhere the key exists, and must only do no harm."""
+    """A capture is leased in Joining and Recording only: elsewhere the key exists, and must do no harm."""
     return case.capture == "none" or case.state in CAPTURING
 
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_the_table_does_what_the_design_says(event: str) -> None:
-    """Every key × this event × the facts that matter moves, stays or is ignored as the design has it."""
+    """Every key × this event × the relevant facts moves, stays or is ignored as designed."""
     wrong = [d for case in cases() if case.event == event and _reachable(case) for d in _differences(case)]
     assert not wrong, f"{len(wrong)} differences, the first:\n" + "\n".join(wrong[:10])
 
@@ -515,14 +515,14 @@ def test_the_oracle_knows_every_event_and_state() -> None:
 
 
 def test_a_key_that_cannot_be_is_harmless() -> None:
-    """A capture beside a later state makes nothing raise, and nothing go backwards."""
+    """A capture in a later state raises nothing, and moves nothing backwards."""
     for case in cases():
         if not _reachable(case):
             got = recording.decide(case.row, case.event, case.facts)
             assert set(got.moves) <= EDGES | REPLAY_EDGES
 
 
-# --- what holds for any facts -----------------------------------------------------------------------------------------
+# --- for any facts ----------------------------------------------------------------------------------------------------
 TIMES = st.integers(0, 2**53 - 1)
 MAYBE_TIME = st.none() | TIMES
 TEXT = st.text(max_size=20)
@@ -639,7 +639,7 @@ def test_a_decision_is_pure_and_never_raises(value: model.Recording, happening: 
 
 @given(RECORDINGS, _happenings())
 def test_what_every_decision_keeps(value: model.Recording, happening: tuple[str, recording.RecordingFacts]) -> None:
-    """Epochs only grow; moves are the chart's; an ignored event leaves nothing; a new attempt is made under a new epoch."""
+    """Epochs only grow; moves follow the chart; an ignored event leaves nothing; a new attempt gets a new epoch."""
     event, facts = happening
     got = recording.decide(value, event, facts)
     after = got.recording
@@ -663,7 +663,7 @@ def test_what_every_decision_keeps(value: model.Recording, happening: tuple[str,
 
 @given(RECORDINGS, _happenings())
 def test_a_stale_epoch_moves_nothing(value: model.Recording, happening: tuple[str, recording.RecordingFacts]) -> None:
-    """What a worker says under another epoch than the present one is ignored, with a reason."""
+    """A worker's event under another epoch than the present one is ignored, with a reason."""
     event, facts = happening
     if event in ("capture-started", "capture-exit", "transcode-exit", "upload-finished", "upload-failed", "worker-lost"):
         older = facts.outcome and dataclasses.replace(facts.outcome, epoch=value.epoch - 1)
@@ -677,7 +677,7 @@ def test_a_stale_epoch_moves_nothing(value: model.Recording, happening: tuple[st
 def test_a_failure_has_the_code_of_its_state_and_keeps_the_files(
     value: model.Recording, happening: tuple[str, recording.RecordingFacts]
 ) -> None:
-    """A failure has the code of the state it left, a Detail, and a time until which the files are kept."""
+    """A failure has the code of the state that it left, a Detail, and a deadline for its files."""
     event, facts = happening
     got = recording.decide(value, event, facts)
     if got.moves and got.moves[-1][1] == "Failed":

@@ -1,4 +1,4 @@
-"""A checked start's meaning: one room, one mode, and the secrets in a value of their own."""
+"""The meaning of a validated start: one room, one mode, and the secrets in a value of their own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _start(**changes: Any) -> tuple[requests.StartRequest, requests.Secrets]:
     ],
 )
 def test_a_room_is_one_of_two_kinds(room_id: Any, str_room_id: Any, kind: str, name: str) -> None:
-    """The integer room wins if both are given; 0 and the empty text are not given; digits alone do not make it an integer."""
+    """The integer room wins if both are given; 0 and "" mean not given; digits alone do not make an integer room."""
     request, _ = _start(RoomId=room_id, StrRoomId=str_room_id)
     assert (request.room.kind, request.room.name) == (kind, name)
 
@@ -63,19 +63,19 @@ def test_what_no_schema_can_say_is_refused_by_name(changes: dict[str, Any], fiel
 
 @pytest.mark.parametrize(("path", "kept"), [("", ""), ("/", ""), ("/a/b/", "a/b"), ("a", "a"), ("日本/x y", "日本/x y")])
 def test_the_path_loses_its_outer_slashes(path: str, kept: str) -> None:
-    """A folder in the bucket is written one way only."""
+    """Every spelling of a folder in the bucket becomes one."""
     assert _start(CosConfig=COS | {"Path": path})[0].path == kept
 
 
 def test_defaults() -> None:
-    """Mode 00, no callback, all speakers, no credentials."""
+    """The defaults are mode 00, no callback, all speakers, no credentials."""
     request, secrets = _start(CosConfig=COS, UserSig=None)
     assert (request.mode, request.callback, request.subscribe, request.unsubscribe) == ("00", "", (), ())
     assert secrets == requests.Secrets()
 
 
 def test_secrets_stand_apart_and_are_not_printed() -> None:
-    """The request holds none of them, and neither value prints any."""
+    """The request contains no secret, and neither value prints any."""
     request, secrets = _start()
     assert secrets.to_json() == {"UserSig": "MARK-sig", **KEYS}
     assert requests.Secrets.from_json(secrets.to_json()) == secrets
@@ -84,7 +84,7 @@ def test_secrets_stand_apart_and_are_not_printed() -> None:
 
 
 def test_a_replay_brings_what_it_brings() -> None:
-    """A replay's secrets are those it names; what it does not bring is empty."""
+    """A replay has only the secrets that it names; the others are empty."""
     assert requests.secrets({"TaskId": "x"}) == requests.Secrets()
     assert requests.secrets({"UserSig": "s"}) == requests.Secrets(user_sig="s")
 

@@ -39,7 +39,7 @@ def _failed(state_left: str, **changes: Any) -> model.Recording:
 
 
 def test_a_file_that_was_written() -> None:
-    """Every field of an entry: times in ISO 8601 UTC, seconds of media, gaps cut and told, CRC as a decimal string."""
+    """Every field of an entry: times in ISO 8601 UTC, seconds of media, gaps cut and reported, CRC as a decimal string."""
     assert results.file_entry(DONE) == {
         "UserId": "al",
         "RecordFile": "https://b.cos/x_1.mp4",
@@ -83,7 +83,7 @@ def test_a_failed_upload_tells_of_no_object(output: model.Output | None) -> None
 
 @pytest.mark.parametrize("state", ["Uploading", "Transcoding", "Recording", "Joining"])
 def test_what_is_not_final_is_pending(state: str) -> None:
-    """A recording that is not final when the result is due is UploadPending, Status 0, and says that more will come."""
+    """A recording that is not final when the result is due is UploadPending, Status 0, and announces a later revision."""
     entry = results.file_entry(dataclasses.replace(DONE, state=state, code="", url="", detail="503"))
     assert (entry["Code"], entry["Message"], entry["Status"], entry["RecordFile"]) == ("UploadPending", "写cos失败", 0, "")
     assert "revision" in entry["Detail"]
@@ -117,7 +117,8 @@ def test_a_recording_s_result() -> None:
 
 
 def test_a_session_s_result() -> None:
-    """The fields of the service this replaces, decimal strings for numbers, and ours at the top; the schema takes it."""
+    """The result has the fields of the replaced service, decimal strings for numbers, and the extensions at the top; it matches
+    the schema."""
     body = results.session_result(SESSION, [DONE])
     assert body == {
         "SdkAppId": "1400000001",
@@ -133,14 +134,14 @@ def test_a_session_s_result() -> None:
 
 
 def test_a_string_room_is_named_in_its_own_field() -> None:
-    """The id of the kind of room that is not used is empty."""
+    """The unused room id is empty."""
     room = requests.Room(sdk_app_id=4_294_967_295, str_room_id="88")
     body = results.session_result(dataclasses.replace(SESSION, request=dataclasses.replace(REQUEST, room=room)), [])
     assert (body["SdkAppId"], body["RoomId"], body["StrRoomId"]) == ("4294967295", "", "88")
 
 
 def test_nobody_published() -> None:
-    """Files is an empty list."""
+    """Without a publisher, Files is an empty list."""
     assert results.session_result(SESSION, [])["Files"] == []
 
 
@@ -153,7 +154,7 @@ def test_awaited_speakers_leave_no_entry() -> None:
 
 
 def test_the_same_facts_give_the_same_body() -> None:
-    """The order in which recordings are handed over does not change a byte."""
+    """The input order of recordings does not change a byte."""
     several = [dataclasses.replace(DONE, speaker=s, n=n, opened_ms=o) for s, n, o in (("b", 1, 2), ("a", 1, 2), ("a", 2, 9))]
     bodies = {repr(results.session_result(SESSION, order)) for order in (several, several[::-1])}
     assert len(bodies) == 1

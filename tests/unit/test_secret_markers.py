@@ -1,4 +1,4 @@
-"""The search for planted secrets finds them in whatever form they were written down."""
+"""The search for planted secrets finds them in every encoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import secret_markers
 
 
 def written(secret: str) -> dict[str, bytes]:
-    """A secret as programs write it down."""
+    """A secret in the encodings that programs use."""
     raw = secret.encode()
     found = {
         "plain": b"a line with " + raw,
@@ -38,7 +38,8 @@ def written(secret: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("secret", ["", "eJyrVgrxCdYrSy1SslJQMtIzUNJR*-ItkpqTm_"])
 def test_every_form_is_found(secret: str) -> None:
-    """A search that finds nothing anywhere would prove nothing; what was made elsewhere is found as what is ours."""
+    """The search finds every encoding, because a search that finds nothing would prove nothing; foreign secrets are found like
+    our own."""
     marks = secret_markers.Planted()
     if secret:
         marks.learn("made elsewhere", secret)
@@ -49,12 +50,12 @@ def test_every_form_is_found(secret: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"UserSig=***", base64.b64encode(b"nothing of it" * 100), b"planted mark"])
 def test_nothing_else_is_found(content: bytes) -> None:
-    """What only looks like it is no leak."""
+    """Similar text is no leak."""
     assert secret_markers.Planted().search("x", content) == []
 
 
 def test_files_and_their_names_are_searched(tmp_path: Path) -> None:
-    """Below folders, in files and in names; other secrets, which carry no mark, too."""
+    """The search covers folders, files and names, and also secrets without a mark."""
     marks = secret_markers.Planted(others={"the key": b"0123456789abcdef"})
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "log").write_text("token=" + marks.make("log"))

@@ -1,4 +1,4 @@
-"""The session's machine against an oracle written by hand: every state × every event × the facts that matter."""
+"""The session's machine against an oracle written by hand: every state × every event × the relevant facts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Case = dict[str, Any]
 
 
 def oracle(c: Case) -> tuple[str, str]:
-    """(kind, state afterwards): what the design says of this state, event and facts."""
+    """(kind, state afterwards): the design's answer for this state, event and facts."""
     state, event = c["state"], c["event"]
     if event == "start":
         return ("stay", state) if state == "Open" else ("ignore", state)
@@ -67,7 +67,7 @@ def _result_wait_over(c: Case) -> tuple[str, str]:
 
 
 def cases() -> Iterator[Case]:
-    """Every state × event × fact that matters."""
+    """Every state × event × relevant fact."""
     facts = {
         "published": (False, True),
         "present": (False, True),
@@ -94,7 +94,7 @@ def _decide(case: Case, **changes: Any) -> session.SessionDecision:
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_the_table_does_what_the_design_says(event: str) -> None:
-    """Every state × this event × the facts that matter moves, stays or is ignored as the design has it."""
+    """Every state × this event × the relevant facts moves, stays or is ignored as designed."""
     for case in cases():
         if case["event"] == event:
             got = _decide(case)
@@ -113,7 +113,8 @@ def test_the_oracle_knows_every_event_and_state() -> None:
 
 @pytest.mark.parametrize("event", CLOSING)
 def test_closing_has_its_reason_and_stops_everybody(event: str) -> None:
-    """Whatever closes a session: its EndReason, no more deadlines of an Open one, the wait for the result, and a stop to all."""
+    """Every cause of closing sets EndReason, disarms the deadlines of an Open session, arms the wait for the result, and stops
+    all recordings."""
     got = _decide({"state": "Open", "event": event, "published": event == "idle-over", "live": 1})
     assert (got.session.state, got.session.end_reason, got.session.closing_ms) == ("Closing", CLOSING[event], NOW_MS)
     assert {e.kind for e in got.effects if isinstance(e, effects.Disarm)} >= {"max-duration", "join", "idle"}
@@ -131,7 +132,7 @@ def test_each_result_is_the_next_revision(state: str) -> None:
 
 @pytest.mark.parametrize("state", ["Closing", "Finished"])
 def test_reopening_gives_fresh_deadlines(state: str) -> None:
-    """A session that is opened again has its whole day, join and idle times before it, and no end."""
+    """A reopened session has its full duration, join and idle times again, and no end."""
     got = _decide({"state": state, "event": "reopen"}, closing_ms=1, finished_ms=2, end_reason="Idle")
     armed = {e.kind: e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm)}
     assert armed == {"max-duration": 86_400_000, "join": 300_000, "idle": 300_000}
@@ -141,7 +142,7 @@ def test_reopening_gives_fresh_deadlines(state: str) -> None:
 
 
 def test_a_look_at_idleness_is_always_in_the_future() -> None:
-    """Whenever the end of IDLE_TIMEOUT was looked at too early, it is looked at again, later than now."""
+    """An IDLE_TIMEOUT that fires too early is armed again, later than now."""
     for case in cases():
         if case["event"] == "idle-over" and oracle(case)[0] == "stay":
             (armed,) = [e for e in _decide(case).effects if isinstance(e, effects.Arm)]
@@ -173,7 +174,7 @@ FACTS = st.builds(
 
 @given(SESSIONS, st.sampled_from(EVENTS), FACTS)
 def test_a_decision_is_pure_and_never_raises(value: model.Session, event: str, facts: session.SessionFacts) -> None:
-    """Whatever the facts, a decision comes out; the same one twice; nothing was touched; revisions never fall."""
+    """Any facts give a decision, the same one twice; no value is changed; revisions never fall."""
     before = repr((value, facts))
     got = session.decide(value, event, facts)
     assert session.decide(value, event, facts) == got

@@ -74,7 +74,7 @@ def test_where_bucket_and_key_stand(host: str, raw_path: str, bucket: str, key: 
 
 
 def test_what_is_not_cos() -> None:
-    """Other hosts and paths are left to the rest of the simulator; what COS offers and the simulator does not is 501."""
+    """Other hosts and paths belong to the rest of the simulator; an operation that COS has and the simulator lacks is 501."""
     assert not routing.concerns("127.0.0.1:9000", "/control")
     assert not routing.concerns("cos.ap-beijing.myqcloud.com", "/")
     about = routing.Target(bucket="b", key="k", query={"acl": ""})
@@ -86,7 +86,7 @@ def test_what_is_not_cos() -> None:
 
 
 def test_xml_is_escaped_and_read() -> None:
-    """Text in answers is escaped; a Complete document is read in its order, with or without quotes and namespaces."""
+    """Text in responses is escaped; a Complete document keeps its order, with or without quotes and namespaces."""
     assert b"<Key>a&amp;&lt;b&gt;</Key>" in answers.document("Error", {"Key": "a&<b>", "None": None})
     body = (
         b'<CompleteMultipartUpload xmlns="x"><Part><PartNumber>2</PartNumber><ETag>"e2"</ETag></Part>'
@@ -130,7 +130,7 @@ def test_replacing_keeps_one_file(tmp_path: Path) -> None:
 
 
 def test_fault_scripts_count_matches() -> None:
-    """`skip` lets the first matches pass, `times` ends a fault, 0 means for ever, and other requests do not count."""
+    """`skip` lets the first matches pass, `times` limits a fault, 0 means forever, and other requests do not count."""
     script = faults.Script()
     script.set(
         faults.Fault(action=faults.RESET, operation="upload-part", key="a/*", skip=1, times=2),

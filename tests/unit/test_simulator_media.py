@@ -50,7 +50,7 @@ def painted(width: int, height: int, frame: int, speaker: int, size: int) -> byt
 
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (240, 320), (640, 360)])
 def test_bar_code_is_read_at_every_size(width: int, height: int) -> None:
-    """Frame, second, speaker and size come out as they were painted, and a broken bar code gives None."""
+    """Frame, second, speaker and size are decoded as drawn, and a broken bar code gives None."""
     luma = painted(width, height, frame=815, speaker=9, size=2)
     reading = barcode.read(bytes(luma), width, height)
     assert reading == barcode.Reading(frame=815, speaker=9, size=2)
@@ -65,7 +65,7 @@ def test_bar_code_is_read_at_every_size(width: int, height: int) -> None:
 
 
 def test_bar_code_is_read_in_a_padded_picture() -> None:
-    """With `area` the bar code is found where a scaled picture lies inside a larger one."""
+    """With `area` the bar code of a scaled picture inside a larger one is found."""
     luma, inner = bytearray(400 * 300), painted(320, 240, frame=1, speaker=0, size=0)
     for row in range(240):
         luma[(row + 30) * 400 + 40 : (row + 30) * 400 + 360] = inner[row * 320 : row * 320 + 320]
@@ -85,7 +85,7 @@ def test_tags_survive_writing_and_reading() -> None:
 
 
 async def test_content_is_made_once(folder: Path, loops: content.Content) -> None:
-    """A loop is 64 closed seconds and 8 s of sound, kept in the folder; a damaged file is made anew."""
+    """A loop is 64 closed seconds and 8 s of sound, cached in the folder; a damaged file is replaced."""
     picture = await loops.picture("320x240", 3)
     assert len(picture.frames) == 960
     assert all((payload[0] >> 4 == 1) == (n % 15 == 0) for n, payload in enumerate(picture.frames))
@@ -100,7 +100,7 @@ async def test_content_is_made_once(folder: Path, loops: content.Content) -> Non
 
 
 async def test_a_failing_encoder_is_named(tmp_path: Path) -> None:
-    """An ffmpeg that fails is an error that repeats what it said, and leaves no file that counts."""
+    """An ffmpeg failure raises an error with its output, and leaves no valid file."""
     broken = tmp_path / "ffmpeg"
     broken.write_text("#!/bin/sh\necho no such encoder >&2\nexit 1\n")
     broken.chmod(0o755)

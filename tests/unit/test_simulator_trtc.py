@@ -20,19 +20,19 @@ def test_tencents_own_callback_example() -> None:
 
 
 def test_unknown_fault_actions_are_refused() -> None:
-    """A fault that cannot be carried out is an error when it is set, not when it should strike."""
+    """An impossible fault is an error when it is set, not when it applies."""
     with pytest.raises(ValueError, match="drop, delay, double, swap, forge"):
         callbacks.Callbacks().set_faults(callbacks.Fault(action="burn"))
 
 
 async def test_no_two_events_at_one_time() -> None:
-    """Event times are the clock's and never repeat, since receivers tell events apart by them."""
+    """Event times are the clock's and unique, since receivers distinguish events by them."""
     sender = callbacks.Callbacks(wall_ms=lambda: 1000)
     assert [sender.next_event_ms() for _ in range(3)] == [1000, 1001, 1002]
 
 
 async def test_without_an_address_a_message_is_lost() -> None:
-    """An application without a callback address loses its messages at once."""
+    """An application without a callback address loses its messages immediately."""
     sender = callbacks.Callbacks()
     sender.start()
     message = sender.send(callbacks.App(sdk_app_id=1), callbacks.ROOM, callbacks.DISMISSED, {"RoomId": 1})
@@ -57,7 +57,7 @@ async def test_without_an_address_a_message_is_lost() -> None:
     ],
 )
 def test_user_sigs_of_the_official_package(change: dict[str, object], verdict: str) -> None:
-    """What TLSSigAPIv2 makes is accepted for its user, application, key and time, and for no other."""
+    """TLSSigAPIv2's UserSig is accepted for its user, application, key and time, and for no other."""
     sig = TLSSigAPIv2.TLSSigAPIv2(1400000000, KEY).gen_sig("xiaojun", 600)
     arguments = {"user_sig": sig, "sdk_app_id": 1400000000, "user_id": "xiaojun", "key": KEY, "now_s": time.time()}
     assert usersig.check(**arguments | change) == verdict  # type: ignore[arg-type]

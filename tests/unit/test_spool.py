@@ -1,4 +1,4 @@
-"""The spool: its lock, the node's id, paths that no id can lead astray, and clean-up."""
+"""The spool: its lock, the node's id, paths that no id can redirect, and cleanup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from media import spool
 
 
 def test_one_process_holds_the_spool_and_keeps_its_id(tmp_path: Path) -> None:
-    """A second spool on the same folder is refused with its name; after stop it starts with the same node id."""
+    """A second spool on the same folder is refused by name; after stop it starts with the same node id."""
     first, second = spool.Spool(tmp_path / "s"), spool.Spool(tmp_path / "s")
     first.start()
     first.start()
@@ -38,7 +38,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made", ["by another user", "for all to write to", "as a link"])
 def test_a_folder_that_somebody_else_made_is_not_used(tmp_path: Path, made: str) -> None:
-    """Where anybody may make folders the spool has to be this user's alone; elsewhere that is the operator's business."""
+    """Where anybody may create folders, the spool must belong to this user alone; elsewhere the operator decides."""
     public, elsewhere = tmp_path / "tmp", tmp_path / "elsewhere"
     public.mkdir()
     elsewhere.mkdir()
@@ -67,7 +67,7 @@ def test_what_is_recorded_is_for_this_user_alone(tmp_path: Path) -> None:
     "speaker", ["anna", "../../etc/passwd", "a/b", "..", ".", "", "b64-x", "sha-x", "房间", "a" * 500, "%2F", " |~"]
 )
 def test_no_id_leads_out_of_the_spool(tmp_path: Path, speaker: str) -> None:
-    """Whatever the speaker is called, its segment lies two folders below the root and can be written."""
+    """For any speaker id, the segment is two folders below the root and writable."""
     owned = spool.Spool(tmp_path)
     path = owned.segment_path("01JTASK", speaker, 1, 3)
     assert path.parent.parent == tmp_path / "01JTASK"
@@ -87,7 +87,7 @@ def test_two_ids_never_share_a_name(one: str, other: str) -> None:
 
 
 def test_a_transcode_that_was_superseded_ends_in_nothing(tmp_path: Path) -> None:
-    """What an earlier epoch has not finished goes when the next one begins; finished files and its own part stay."""
+    """Unfinished output of an earlier epoch is deleted when the next one begins; finished files and its own part stay."""
     owned = spool.Spool(tmp_path)
     old, new = (owned.output_path("T", "anna", 1, "02", epoch) for epoch in (9, 10))
     parts = [path.with_name(f"{path.name}.part") for path in (old, new)]
@@ -104,7 +104,7 @@ def test_a_transcode_that_was_superseded_ends_in_nothing(tmp_path: Path) -> None
 
 
 def test_removing_leaves_the_others(tmp_path: Path) -> None:
-    """A recording's files go without its neighbour's, and may be asked for twice."""
+    """A recording's files are deleted without its neighbor's, and a second request is harmless."""
     owned = spool.Spool(tmp_path)
     paths = [owned.segment_path("T", "anna", 1, 1), owned.segment_path("T", "anna", 2, 1), owned.segment_path("U", "bob", 1, 1)]
     for path in paths:

@@ -1,4 +1,4 @@
-"""The rules of what a person should look at: each holds where it should, and not a moment or a try earlier."""
+"""The rules for sessions that need attention: each applies where it should, and not a moment or a failure earlier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SENT = model.Delivery(task_id=TASK_ID, revision=1, url="", body="", failures=3, 
 
 
 def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **jobs: session_view.JobView) -> list[stuck.Finding]:
-    """What the rules say of a session with these recordings and callbacks; `jobs` are jobs by owner's end."""
+    """The findings for a session with these recordings and deliveries; `jobs` are jobs by the suffix of their owner."""
     recordings = [v for v in values if isinstance(v, model.Recording)]
     deliveries = [v for v in values if isinstance(v, model.Delivery)]
     by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): job for name, job in jobs.items()}
@@ -50,7 +50,7 @@ def leased(until_ms: int) -> session_view.JobView:
 
 
 def test_what_goes_on_by_itself_is_not_stuck() -> None:
-    """A live session, a finished one, and work in progress need nobody."""
+    """A live session, a finished one, and running work need no attention."""
     running = replace(JOINING, state=states.RECORDING, failures=0, media_ms=9)
     assert look(OPEN, running, ann=leased(NOW_MS + 20_000)) == []
     assert look(FINISHED, replace(FAILED, state=states.DONE, code="Success"), replace(SENT, state=delivery.DELIVERED)) == []
@@ -58,7 +58,7 @@ def test_what_goes_on_by_itself_is_not_stuck() -> None:
 
 
 def test_failed_with_its_files_kept() -> None:
-    """Replayable: the code, the detail and the command; not any more when the files are gone."""
+    """A replayable failure gives code, detail and command; without files it no longer counts."""
     (found,) = look(FINISHED, FAILED)
     assert (found.rule, found.of, found.why) == ("failed-kept", "ann/1", "FailedCosWrite: Refused (403).")
     assert f"`recorder replay {TASK_ID} --speaker=ann --n=1`" in found.next
@@ -67,7 +67,7 @@ def test_failed_with_its_files_kept() -> None:
 
 
 def test_failed_with_nothing_in_a_session_that_is_open() -> None:
-    """There may be something to save as long as the room is live."""
+    """A failed capture counts as long as the room is live."""
     empty = replace(FAILED, media_ms=0, code="FailedRecording", detail="The UserSig has expired.")
     (found,) = look(OPEN, empty)
     assert (found.rule, "The UserSig has expired." in found.why) == ("failed-live", True)
@@ -76,7 +76,7 @@ def test_failed_with_nothing_in_a_session_that_is_open() -> None:
 
 
 def test_a_publishing_speaker_without_media() -> None:
-    """Three pulls in vain while callbacks say that there is something; a speaker who left, or was never seen, is none."""
+    """Three failed pulls count while callbacks report a track; a speaker who left, or was never seen, does not."""
     assert rules(look(OPEN, JOINING)) == [("no-media", "ann/1")]
     for other in (replace(JOINING, failures=2), replace(JOINING, present=None), replace(JOINING, present=False)):
         assert look(OPEN, other) == []
@@ -84,7 +84,7 @@ def test_a_publishing_speaker_without_media() -> None:
 
 @pytest.mark.parametrize("state", [states.TRANSCODING, states.UPLOADING])
 def test_tried_often(state: str) -> None:
-    """Three failures in a row of a transcode or upload, with the last one's detail."""
+    """Three consecutive failures of a transcode or upload count, with the last one's detail."""
     (found,) = look(FINISHED, replace(UPLOADING, state=state))
     assert (found.rule, "3 times in a row. No route to host." in found.why) == ("tried-often", True)
     assert found.next
@@ -92,7 +92,7 @@ def test_tried_often(state: str) -> None:
 
 
 def test_queued_and_not_taken() -> None:
-    """A recording's or a callback's job, after a minute."""
+    """A job of a recording or delivery that no worker takes counts after a minute."""
     calm = replace(UPLOADING, failures=0)
     assert look(FINISHED, calm, ann=queued(60_000)) == []
     (found,) = look(FINISHED, calm, ann=queued(60_001))
@@ -102,7 +102,7 @@ def test_queued_and_not_taken() -> None:
 
 
 def test_a_lease_that_nobody_took_over() -> None:
-    """With a grace of some seconds, in which the sweeper speaks."""
+    """An expired lease counts after a grace of some seconds, in which the sweeper acts."""
     calm = replace(JOINING, failures=0)
     assert look(OPEN, calm, ann=leased(NOW_MS - stuck.LEASE_GRACE_MS)) == []
     (found,) = look(OPEN, calm, ann=leased(NOW_MS - 300_000))
@@ -110,7 +110,7 @@ def test_a_lease_that_nobody_took_over() -> None:
 
 
 def test_closing_for_too_long() -> None:
-    """Longer than RESULT_WAIT, and what it waits for."""
+    """A session that closes for longer than RESULT_WAIT counts, with its pending recordings."""
     calm = replace(UPLOADING, failures=0)
     (found,) = look(CLOSING, calm)
     assert (found.rule, found.of) == ("closing-long", "")
@@ -120,7 +120,7 @@ def test_closing_for_too_long() -> None:
 
 
 def test_results_that_are_not_taken() -> None:
-    """Refused three times, or given up; the newest revision's delivery counts, for KEEP_FAILED."""
+    """A delivery refused three times, or failed, counts for KEEP_FAILED; only the newest revision's."""
     assert rules(look(FINISHED, SENT)) == [("refused-often", "#1")]
     assert look(FINISHED, replace(SENT, failures=2)) == []
     gone = replace(SENT, state=delivery.FAILED, detail="HTTP 410.")
@@ -131,7 +131,7 @@ def test_results_that_are_not_taken() -> None:
 
 
 def test_every_rule_has_its_sentence() -> None:
-    """Names are words for programs, meanings whole sentences for people."""
+    """Rule names are slugs for programs, meanings whole sentences for people."""
     for rule in (*stuck.SESSION_RULES, *stuck.RECORDING_RULES, *stuck.CALLBACK_RULES):
         assert rule.name.replace("-", "").isalpha()
         assert rule.meaning.endswith(".")

@@ -1,4 +1,4 @@
-"""TRTC's callbacks: the documented signature, the meaning of every event type, and ids that do not change."""
+"""TRTC's callbacks: the documented signature, the meaning of every event type, and stable ids."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_documented_signature_holds() -> None:
     ],
 )
 def test_anything_else_is_no_signature(key: str, raw: bytes, sign: str) -> None:
-    """Another key, other bytes (even of equal JSON), another spelling, none, or an empty key: all are false, none raises."""
+    """Another key, other bytes (even of equal JSON), another spelling, no signature, or an empty key is false, and nothing
+    raises."""
     assert not trtc_callbacks.verify(key, raw, sign)
 
 
@@ -78,7 +79,7 @@ def test_anything_else_is_no_signature(key: str, raw: bytes, sign: str) -> None:
     ],
 )
 def test_understood_types(number: int, info: dict[str, Any], event_type: str, kind: str) -> None:
-    """Every type that matters becomes its event, with the kind of media."""
+    """Every relevant type becomes its event, with the kind of media."""
     event = understood(number, **info)
     assert (event.type, event.data.get("Kind", "")) == (event_type, kind)
     assert event.event_ms == event.data["EventMs"] == 1664209748180
@@ -90,20 +91,20 @@ def test_understood_types(number: int, info: dict[str, Any], event_type: str, ki
     ("number", "info"), [(101, {}), (103, {"Role": 21}), (103, {}), (105, {"Role": 7}), (205, {}), (206, {}), (999, {})]
 )
 def test_ignored_types_say_why(number: int, info: dict[str, Any]) -> None:
-    """What changes nothing for us is ignored with a reason that names the type."""
+    """An irrelevant type is ignored with a reason that names it."""
     event = trtc_callbacks.to_event(APP, body(number, **info))
     assert isinstance(event, trtc_callback.IgnoredCallback)
     assert str(number) in event.reason
 
 
 def test_type_of_another_group_is_ignored() -> None:
-    """A number means something only within its group: 203 of the recording group is not our 203."""
+    """A number has a meaning only within its group: 203 of the recording group is another event."""
     other = body(203) | {"EventGroupId": 3}
     assert isinstance(trtc_callbacks.to_event(APP, other), trtc_callback.IgnoredCallback)
 
 
 def test_reason_and_role_are_carried() -> None:
-    """The Reason of a departure and the Role of an arrival are numbers in the data, absent where Tencent sends none."""
+    """The Reason of a departure and the Role of an arrival are numbers in the data, absent if Tencent sends none."""
     assert understood(104, Reason=3).data["Reason"] == 3
     assert "Reason" not in understood(104).data
     assert understood(103, Role=20).data["Role"] == 20
@@ -188,7 +189,7 @@ def test_seconds_serve_where_milliseconds_are_missing() -> None:
     ],
 )
 def test_broken_callback_names_its_field(broken: dict[str, Any], field: str) -> None:
-    """A field that is missing or of the wrong kind is named, and nothing else is raised."""
+    """A missing or wrong field is named, and nothing else is raised."""
     with pytest.raises(errors.InvalidParameter) as caught:
         trtc_callbacks.to_event(APP, broken)
     assert caught.value.field == field

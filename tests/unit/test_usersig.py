@@ -1,4 +1,4 @@
-"""UserSig: minted ones are Tencent's format, and the reader of the expiry survives anything."""
+"""UserSig: generated ones have Tencent's format, and the reader of the expiry survives any text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_minted_sig_is_signed_with_the_key() -> None:
 
 
 def test_remaining_time_is_read_back() -> None:
-    """What was minted for an hour expires in an hour, and has expired after two."""
+    """A UserSig made for an hour expires in an hour, and has expired after two."""
     now_s = int(time.time())
     sig = usersig.mint(APP, KEY, "recorder_1", 3600)
     remaining = usersig.remaining_s(sig, now_s)
@@ -67,7 +67,7 @@ def test_remaining_time_is_read_back() -> None:
     ],
 )
 def test_unreadable_sig_has_no_expiry(sig: str) -> None:
-    """Text that is no UserSig, or unpacks without end, gives None and raises nothing."""
+    """Text that is no UserSig, or decompresses without end, gives None and raises nothing."""
     assert usersig.expires_s(sig) is None
     assert usersig.remaining_s(sig, 0) is None
 

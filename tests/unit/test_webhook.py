@@ -1,4 +1,4 @@
-"""The sender of results: Standard Webhooks headers, what counts as delivered, and no way to an address that is not public."""
+"""The webhook sender: Standard Webhooks headers, the definition of success, and no connection to a non-public address."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 
 
 class Receiver:
-    """A callback URL that answers what a test tells it to, and counts."""
+    """A receiver that returns scripted responses, and counts requests."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -72,7 +72,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 class Resolver(abc.AbstractResolver):
-    """Names that lead where a test says."""
+    """A resolver with scripted addresses."""
 
     def __init__(self, *answers: str) -> None:
         self.answers = answers
@@ -101,7 +101,7 @@ async def send(url: str, **more: Any) -> None:
 
 
 async def test_body_and_headers_arrive(receiver: Receiver) -> None:
-    """The bytes arrive as they are, with the id, the time and a signature over all three."""
+    """The body arrives unchanged, with the id, the time and a signature over all three."""
     await send(receiver.url("/hook?a=%2Fb"), secret=SECRET)
     headers, body, path = receiver.got[0]
     assert (body, path, headers["Content-Type"]) == (BODY, "/hook?a=%2Fb", "application/json")
@@ -114,7 +114,7 @@ async def test_body_and_headers_arrive(receiver: Receiver) -> None:
 
 
 def test_published_vector() -> None:
-    """The signature is the one that the Standard Webhooks libraries test themselves with."""
+    """The signature equals the test vector of the Standard Webhooks libraries."""
     signature = sender_module.sign(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
     )
@@ -154,7 +154,7 @@ async def test_any_2xx_is_delivered(receiver: Receiver, status: int) -> None:
     ],
 )
 async def test_anything_else_is_not(receiver: Receiver, status: int, reason: str, retry: bool) -> None:
-    """Other answers fail with their reason, 410 for good, and no redirect is followed."""
+    """Other statuses fail with their reason, 410 is fatal, and no redirect is followed."""
     receiver.status = status
     receiver.headers = {"Location": receiver.url("/elsewhere")}
     with pytest.raises(errors.CallbackFailed) as caught:
@@ -165,7 +165,7 @@ async def test_anything_else_is_not(receiver: Receiver, status: int, reason: str
 
 
 async def test_silence_is_a_timeout(receiver: Receiver) -> None:
-    """A receiver that takes the body and says nothing ends the try after the limit."""
+    """A receiver that reads the body and sends nothing ends the try after the time limit."""
     receiver.silent = True
     with pytest.raises(errors.CallbackFailed) as caught:
         await send(receiver.url(), timeout_s=0.2)
@@ -173,17 +173,17 @@ async def test_silence_is_a_timeout(receiver: Receiver) -> None:
 
 
 async def test_endless_answer_is_cut(receiver: Receiver) -> None:
-    """A body without end is read to 64 KB and no further; its status counts."""
+    """An endless response is read to 64 KB and no further; its status counts."""
     receiver.endless = True
     async with waiting.at_most(30):
         await send(receiver.url())
         await receiver.ended.wait()
-    # What lay in the buffers of two sockets; a second of reading is hundreds of times as much.
+    # The buffers of two sockets; a second of reading would be hundreds of times as much.
     assert receiver.written_bytes < 32 << 20
 
 
 async def test_nobody_there_is_network(receiver: Receiver) -> None:
-    """A refused connection and a broken name are failures of the network, to be tried again."""
+    """A refused connection and an unresolvable name are retryable network failures."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(errors.CallbackFailed) as caught:
@@ -241,7 +241,7 @@ async def test_nobody_there_is_network(receiver: Receiver) -> None:
     ],
 )
 async def test_literal_that_is_not_public_is_refused(receiver: Receiver, host: str) -> None:
-    """However a private address is written, no connection is made to it."""
+    """No spelling of a private address leads to a connection."""
     with pytest.raises(errors.CallbackFailed) as caught:
         await send(f"http://{host}:{receiver.port}/", allow=[])
     assert (caught.value.reason, caught.value.retry) == ("private-address", False)
@@ -251,7 +251,7 @@ async def test_literal_that_is_not_public_is_refused(receiver: Receiver, host: s
 
 @pytest.mark.parametrize("answer", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254", "64:ff9b::7f00:1", "10.0.0.1"])
 async def test_name_that_leads_inside_is_refused(receiver: Receiver, answer: str) -> None:
-    """The address is judged after resolving, at the moment of connecting, whatever the name."""
+    """The address is checked after resolving, at connect time, for any name."""
     with pytest.raises(errors.CallbackFailed) as caught:
         await send(f"http://public.example:{receiver.port}/", allow=[], resolver=Resolver(answer))
     assert caught.value.reason == "private-address"
@@ -259,7 +259,8 @@ async def test_name_that_leads_inside_is_refused(receiver: Receiver, answer: str
 
 
 async def test_rebinding_name_is_refused(receiver: Receiver) -> None:
-    """A name that led to an allowed address before is judged again when it leads inside: no verdict and no address is kept."""
+    """A name that resolved to an allowed address is checked again when it resolves to a private one: neither verdict nor address
+    is cached."""
     resolver = Resolver("127.0.0.1")
     sender = sender_module.WebhookSender(allow=["127.0.0.1"], resolver=resolver)
     await sender.send(f"http://public.example:{receiver.port}/", BODY, webhook_id=ID, now_s=NOW_S)
@@ -271,13 +272,13 @@ async def test_rebinding_name_is_refused(receiver: Receiver) -> None:
 
 
 async def test_only_the_allowed_of_several_addresses_is_dialled(receiver: Receiver) -> None:
-    """A name with an inner and an allowed address is reached at the allowed one."""
+    """A name with a private and an allowed address is reached at the allowed one."""
     await send(f"http://public.example:{receiver.port}/", resolver=Resolver("10.0.0.1", "::1", "127.0.0.1"))
     assert len(receiver.got) == 1
 
 
 async def test_local_name_is_refused_by_the_systems_resolver(receiver: Receiver) -> None:
-    """`localhost` through the resolver of the system is refused too."""
+    """`localhost` through the system's resolver is refused too."""
     with pytest.raises(errors.CallbackFailed) as caught:
         await send(f"http://localhost:{receiver.port}/", allow=[])
     assert caught.value.reason == "private-address"
@@ -285,13 +286,13 @@ async def test_local_name_is_refused_by_the_systems_resolver(receiver: Receiver)
 
 @pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.0/8", "hook.example", "HOOK.example.", " 127.0.0.1 "])
 async def test_listed_host_or_network_is_reached(receiver: Receiver, entry: str) -> None:
-    """What the operator lists is reached, by address, network or name."""
+    """Targets in the operator's list are reached, by address, network or name."""
     await send(f"http://hook.example:{receiver.port}/", allow=[entry], resolver=Resolver("127.0.0.1"))
     assert len(receiver.got) == 1
 
 
 async def test_list_is_no_wider_than_written(receiver: Receiver) -> None:
-    """A listed name opens nothing for another name, nor a listed network for another address."""
+    """A listed name allows no other name, and a listed network no other address."""
     for entry in ("hook.example", "example", "10.0.0.0/8", "127.0.0.2"):
         with pytest.raises(errors.CallbackFailed) as caught:
             await send(f"http://a.hook.example:{receiver.port}/", allow=[entry], resolver=Resolver("127.0.0.1"))
@@ -324,7 +325,7 @@ async def test_list_is_no_wider_than_written(receiver: Receiver) -> None:
     ],
 )
 async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
-    """Other schemes, credentials, control characters and broken URLs are refused before any look-up, by field and for good."""
+    """Other schemes, credentials, control characters and broken URLs are refused before any look-up, by field and as fatal."""
     with pytest.raises(errors.InvalidParameter) as refused:
         sender_module.WebhookSender().check(url)
     assert refused.value.field == "Callback"
@@ -338,7 +339,7 @@ async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
     "url", ["https://example.com/", "http://example.com:8080/a?b=%20#c", "https://[2606:4700::1]/", "HTTP://EXAMPLE.COM"]
 )
 def test_usual_urls_pass_the_door(url: str) -> None:
-    """What customers write is accepted."""
+    """Customers' usual URLs are accepted."""
     sender_module.WebhookSender().check(url)
 
 

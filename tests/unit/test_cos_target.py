@@ -41,7 +41,7 @@ def test_unsafe_speaker_is_base64url(speaker: str) -> None:
 
 
 def test_no_two_speakers_share_a_name() -> None:
-    """The encoding cannot be imitated: a speaker named like an encoded one is encoded itself."""
+    """The encoding cannot be imitated: a speaker whose id looks encoded is encoded as well."""
     speakers = ["a b", cos_target.safe_speaker("a b"), cos_target.safe_speaker(cos_target.safe_speaker("a b")), "a_b", "a-b"]
     assert len({cos_target.safe_speaker(speaker) for speaker in speakers}) == len(speakers)
 
@@ -66,7 +66,7 @@ def test_hostile_path_is_refused(path: str) -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    """A mode that is not of the contract has no extension."""
+    """A mode outside the contract has no extension."""
     with pytest.raises(errors.InvalidParameter) as caught:
         cos.object_key("room", TASK, "alice", 1, "03")
     assert caught.value.field == "Mode"
@@ -81,7 +81,7 @@ def target(**more: Any) -> cos.CosTarget:
     ["ap-guangzhou", "ap-beijing-1", "ap-shanghai-fsi", "ap-hongkong", "na-siliconvalley", "eu-frankfurt", "accelerate"],
 )
 def test_real_regions_are_accepted(region: str) -> None:
-    """The names that COS gives its regions are regions."""
+    """COS's own region names are regions."""
     assert target(region=region).region == region
 
 

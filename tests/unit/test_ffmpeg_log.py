@@ -1,4 +1,4 @@
-"""What ffmpeg says, step by step: line, meaning, progress; what it is told; and that the pull address is in neither."""
+"""ffmpeg's output, step by step: line, meaning, progress; its arguments; and that neither contains the pull address."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_line_has_one_meaning(text: str, expected: Meaning) -> None:
 
 
 def test_a_line_comes_apart() -> None:
-    """Source without its address, level and message; a line without any is all message."""
+    """A line is split into source without its address, level and message; a line without them is all message."""
     line = ffmpeg_log.parse("[in#0/flv @ 0x55f98555b0c0] [error] Error during demuxing: Input/output error")
     assert line == ffmpeg_log.Line(source="in#0/flv", level="error", message="Error during demuxing: Input/output error")
     assert ffmpeg_log.parse("[fatal] Error opening [x]") == ffmpeg_log.Line(source="", level="fatal", message="Error opening [x]")
@@ -70,7 +70,7 @@ def test_no_line_keeps_the_address_or_what_it_carries() -> None:
 
 
 def test_progress_is_read_block_by_block() -> None:
-    """Values hold until the block's end; N/A leaves what was known; the last block says so."""
+    """Values hold until the block's end; N/A keeps the previous value; the last block is marked."""
     reader = ffmpeg_log.ProgressReader()
     said = [
         "frame=10",
@@ -89,7 +89,7 @@ def test_progress_is_read_block_by_block() -> None:
 
 
 def test_the_stated_duration_is_read() -> None:
-    """Hours to hundredths; another line states none."""
+    """A duration line is parsed from hours to hundredths; any other line gives none."""
     assert ffmpeg_log.container_duration_ms("  Duration: 01:02:03.45, start: 0.000000, bitrate: 1 kb/s") == 3_723_450
     assert ffmpeg_log.container_duration_ms("Duration: N/A") is None
 
