@@ -28,7 +28,7 @@ def demo(
 
     Prints progress and the result. Needs no account and no network.
     """
-    from config import logs
+    from assembly import logs
 
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():

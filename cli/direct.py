@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 
 def run(work: Callable[[Settings], Coroutine[Any, Any, Answer]]) -> Answer:
     """Run `work` with the settings. Errors end the command as in `exits.handled`."""
-    from config import logs
+    from assembly import logs
 
     logs.configure(level="error", stream=io.StringIO())
     with exits.handled():

@@ -19,8 +19,8 @@ def doctor(as_json: output.AsJson = False) -> None:
 
     For each problem it prints the meaning and the command to type. Ends with 1 if a check fails.
     """
+    from assembly import logs
     from cli import doctor_checks
-    from config import logs
 
     logs.configure(level="error")
     raise typer.Exit(report(doctor_checks.examine(os.environ), as_json=as_json))

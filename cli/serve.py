@@ -42,8 +42,7 @@ def run_service(environment: Mapping[str, str]) -> int:
     """Run the service until SIGTERM or SIGINT. Returns 0, or 1 after an expected error."""
     # Modules stay loaded until the end: collecting garbage among them again and again costs a fifth of the start.
     gc.disable()
-    from assembly import node
-    from config import logs
+    from assembly import logs, node
 
     gc.freeze()
     gc.enable()

@@ -34,7 +34,7 @@ def simulator(
 
     It offers live rooms, TRTC callbacks, TRTC's server API and COS, for development without an account.
     """
-    from config import logs
+    from assembly import logs
     from simulator import callbacks, server, welcome
     from simulator.cos import signature
 

@@ -331,6 +331,11 @@ def describe(settings: Settings) -> dict[str, str]:
     return {name: _shown(getattr(settings, field)) for name, field in _fields().items()}
 
 
+def secret_names() -> list[str]:
+    """The variables that hold secrets."""
+    return [name for name, field in _fields().items() if "SecretStr" in str(Settings.model_fields[field].annotation)]
+
+
 def reference() -> str:
     """The table of all settings, in Markdown."""
     lines = ["| name | default | meaning |", "|---|---|---|"]

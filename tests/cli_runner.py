@@ -18,8 +18,8 @@ from unittest import mock
 
 from typer import testing
 
+from assembly import logs
 from cli import app
-from config import logs
 from tests import waiting
 
 ROOT = Path(__file__).parents[1]

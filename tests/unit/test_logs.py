@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from config import logs, redaction
+import config.logs
+from assembly import logs
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def stream() -> Iterator[io.StringIO]:
     """The stream of the log lines; afterwards logging is restored."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
-    silenced = {name: logging.getLogger(name).level for name in logs.SILENCED}
+    silenced = {name: logging.getLogger(name).level for name in config.logs.SILENCED}
     configured = structlog.get_config()
     yield io.StringIO()
     structlog.configure(**configured)
@@ -80,4 +81,4 @@ def test_the_talkative_are_silenced(stream: io.StringIO) -> None:
 def test_prose_is_not_masked() -> None:
     """A sentence that names a field keeps its words."""
     for words in ("UserSig: is required", "the token is wrong", "TRTC_KEYS has no key"):
-        assert redaction.text(words) == words
+        assert logs.redactor().text(words) == words

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from assembly import logs
 from bus import redaction as messages
+from config import redaction, settings
 from events import codec, secret_names
 from media import ffmpeg_log
 
@@ -31,7 +33,15 @@ def test_fields_marked_as_secret_are_in_the_list() -> None:
 
 @pytest.mark.parametrize("name", [*secret_names.FOREIGN, *SPELLINGS])
 def test_every_redaction_masks_every_name(name: str) -> None:
-    """Messages, headers and ffmpeg's output hide the value of each name, also percent-encoded."""
+    """Messages, headers, log lines and ffmpeg's output hide the value of each name, also percent-encoded."""
     for text in (f"a=1&{name}=PLANTED&b=2", f"url?{name}%3DPLANTED"):
         assert "PLANTED" not in messages.masked(text)
         assert "PLANTED" not in ffmpeg_log.Redactor()(text)
+        assert "PLANTED" not in logs.redactor().text(text)
+    assert logs.redactor().masked({name: "PLANTED"}) == {name: redaction.MASK}
+
+
+@pytest.mark.parametrize("name", settings.secret_names())
+def test_log_lines_hide_secret_settings(name: str) -> None:
+    """The names come from the settings' types."""
+    assert "PLANTED" not in logs.redactor().text(f"{name}=PLANTED")

@@ -1,0 +1,19 @@
+"""Logging of this process: config.logs with the names of all secrets."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+import config.logs
+from config import redaction, settings
+from events import secret_names
+
+
+def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Set up logging. `level`: debug, info, warning or error; `form`: auto, json or console; `stream`: stderr by default."""
+    config.logs.configure(level=level, form=form, stream=stream, redact=redactor())
+
+
+def redactor() -> redaction.Redactor:
+    """Masks the secrets of messages, other protocols and settings."""
+    return redaction.Redactor(secret_names.pattern(*settings.secret_names()))
