@@ -7,13 +7,14 @@ with the field and the reason, and never with a value (values may be secrets).
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonschema_rs
 
@@ -22,11 +23,13 @@ from events import errors
 CONTENT_TYPE = "application/cloudevents+json"
 SOURCE = "recorder"
 MAX_DEPTH = 16
+MAX_DETAIL = 4096  # characters of a Detail that the schemas allow
 # Above this many values in one message only the first fault is looked for.
 MOST_VALUES = 2_000
 LAST_MS = 253_402_214_400_000  # the last day of the year 9999, after which there is no ISO 8601 time
 
 Data = Mapping[str, Any]
+Payload = TypeVar("Payload")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,38 @@ def parse(raw: bytes) -> dict[str, Any]:
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _nests_deeper(body, MAX_DEPTH):
         raise errors.InvalidEvent("", f"the body nests deeper than {MAX_DEPTH} levels")
     return body
+
+
+def to_payload(kind: Callable[..., Payload], data: Data) -> Payload:
+    """An event's data, checked before, as a dataclass: its field `first_packet_ms` is `FirstPacketMs`. A field's metadata may
+    name a function that parses it."""
+    values = {}
+    for name, key, _, read in _payload_fields(kind):
+        if key in data:
+            values[name] = data[key] if read is None or data[key] is None else read(data[key])
+    return kind(**values)
+
+
+def from_payload(payload: Any) -> dict[str, Any]:
+    """The opposite of `to_payload`. Leaves out a field with its default value, and cuts a detail longer than schemas allow."""
+    kind: Any = type(payload)
+    data: dict[str, Any] = {}
+    for name, key, default, read in _payload_fields(kind):
+        value = getattr(payload, name)
+        if default is dataclasses.MISSING or value != default:
+            data[key] = value if read is None else value.to_json()
+    if "Detail" in data:
+        data["Detail"] = data["Detail"][:MAX_DETAIL]
+    return data
+
+
+@functools.cache
+def _payload_fields(kind: Any) -> tuple[tuple[str, str, Any, Any], ...]:
+    """(field, name in JSON, default, parser) of each field of a payload."""
+    return tuple(
+        (f.name, "".join(word.capitalize() for word in f.name.split("_")), f.default, f.metadata.get("parse"))
+        for f in dataclasses.fields(kind)
+    )
 
 
 def iso(time_ms: int) -> str:

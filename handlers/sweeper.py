@@ -123,7 +123,7 @@ class Sweeper:
         """Publish an event once in the life of this process."""
         if event_id in self._published:
             return
-        type_, data = internal_events.TYPE_OF[type(payload)], internal_events.to_json(payload)
+        type_, data = internal_events.TYPE_OF[type(payload)], codec.from_payload(payload)
         event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=payload.owner)
         await self._store.outbox.send("event", event, payload.owner[:26])
         self._published[event_id] = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from events import codec
 from handlers import unit_of_work, worker_events
 from machine import internal_events, model, states
 from machine.reasons import Reason
@@ -27,7 +28,7 @@ RECORDING_TRIGGERS = {
 
 async def worker_lost(uow: unit_of_work.UnitOfWork) -> None:
     """A lease ended without an outcome."""
-    lost = internal_events.parse(internal_events.WorkerLost, uow.event.data)
+    lost = codec.to_payload(internal_events.WorkerLost, uow.event.data)
     if "/" not in lost.owner:
         await worker_events.advance_delivery(uow, lost.owner, "worker-lost", lost)
         return
@@ -41,7 +42,7 @@ async def worker_lost(uow: unit_of_work.UnitOfWork) -> None:
 
 async def deadline_passed(uow: unit_of_work.UnitOfWork) -> None:
     """A deadline passed: trigger what its kind means for its owner."""
-    passed, tx = internal_events.parse(internal_events.DeadlinePassed, uow.event.data), uow.tx
+    passed, tx = codec.to_payload(internal_events.DeadlinePassed, uow.event.data), uow.tx
     owner, kind = passed.owner, passed.kind
     # Lock the session first, as everywhere: the transaction that holds it may be about to disarm this deadline.
     current = await tx.session(owner.split("/")[0].split("#")[0])

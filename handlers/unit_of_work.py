@@ -1,31 +1,31 @@
-"""Writing decisions down: the shared half of every deciding handler. Imports `machine` and `events`.
+"""Unit of work: the decisions of one event, written to one transaction.
 
-Rule: the caller holds the session's row. Whatever a decision asks for (new state, job, command, deadline, journal line,
-result) is written here and nowhere else, so that nothing can be written half.
+Rules: the caller holds the session's row. This module alone writes what a decision yields (state, job, command, deadline, journal
+line, result), so that no handler writes half of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from events import codec
 from machine import delivery, effects, errors, internal_events, model, ports, recording, results, session, states
 
-# What may give a recording a new Detail that says how its pulls ended.
+# The events that may give a recording a detail on how its pulls ended.
 NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What deciding handlers get besides transaction and event: the policy, and where new ids come from."""
+    """What handlers get besides transaction and event."""
 
     policy: model.Policy
-    new_id: Callable[[], str]
-    shared_spool: bool = True
-    mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service holds the application's key for UserSigs
+    new_id: Callable[[], str]  # a fresh ULID
+    shared_spool: bool = True  # any node can reach any segment
+    mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service can generate UserSigs for the application
 
 
 class UnitOfWork:
@@ -40,8 +40,8 @@ class UnitOfWork:
         by: model.Caller | None = None,
         no_capacity: errors.RecorderError | None = None,
     ) -> None:
-        """`no_room` is why no session may be opened now: full spools, or none that can be read.
-        `by` is who asks; None for what nobody asked for, and for what came by the bus, whose broker knows who may."""
+        """`by` is the caller; None for events that no user caused, and for events from the bus, whose broker authorizes.
+        `no_capacity` is the reason to refuse a new session: the spools are full, or none is readable."""
         self.by = by
         self.no_capacity = no_capacity
         self.tx = tx
@@ -57,7 +57,7 @@ class UnitOfWork:
         trigger: str,
         outcome: internal_events.RecordingOutcome | None = None,
     ) -> recording.RecordingDecision:
-        """Let `trigger` happen to a recording and write down what it decides."""
+        """Trigger a recording and write the decision."""
         decision = recording.decide(value, trigger, await self.facts(current, value, outcome))
         if decision.ignored:
             await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, f"ignored: {decision.ignored}")
@@ -65,15 +65,14 @@ class UnitOfWork:
         saved = await self.tx.save_recording(value, decision.recording)
         decision = replace(decision, recording=saved)
         await self._journal_moves(value.task_id, value.id, decision.moves or ((value.state, value.state),), _note(value, saved))
-        for effect in decision.effects:
-            await self._effect(current, saved, effect)
+        await self._apply(current, saved, decision.effects)
         return decision
 
     async def facts(
         self, current: model.Session, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
     ) -> recording.RecordingFacts:
-        """What a decision about a recording may look at."""
-        home, target_away = await self._whereabouts(value)
+        """The facts for a decision about a recording."""
+        home, target_away = await self._placement(value)
         return recording.RecordingFacts(
             home=home,
             target_away=target_away,
@@ -88,17 +87,17 @@ class UnitOfWork:
         )
 
     async def open_recording(self, current: model.Session, value: model.Recording) -> model.Recording:
-        """A new recording, its first pull queued at once."""
+        """Add a recording with its first pull queued."""
         opened = replace(value, epoch=1, job=model.Job(kind=states.CAPTURE, state=states.QUEUED))
         await self.tx.add_recording(opened)
         await self.tx.journal(value.task_id, value.id, self.event, "", states.JOINING, "a recording opens")
-        await self._effect(current, opened, effects.Command("start-capture"))
-        await self.tx.arm(opened.id, "idle", self.tx.now_ms + self.context.policy.idle_timeout_ms)
+        idle = effects.Arm("idle", self.tx.now_ms + self.context.policy.idle_timeout_ms)
+        await self._apply(current, opened, (effects.Command("start-capture"), idle))
         return opened
 
-    # --- sessions -----------------------------------------------------------------------------------------------------------
+    # --- sessions ---------------------------------------------------------------------------------------------------------
     async def advance_session(self, value: model.Session, trigger: str) -> session.SessionDecision:
-        """Let `trigger` happen to a session and write down what it decides, to its recordings too."""
+        """Trigger a session and write the decision, to its recordings too."""
         recordings = await self.tx.recordings(value.task_id)
         live = [r for r in recordings if not r.final]
         facts = session.SessionFacts(
@@ -129,7 +128,7 @@ class UnitOfWork:
         return replace(decision, session=saved)
 
     async def settle(self, task_id: str) -> None:
-        """A recording has ended, or the session has closed: finish the session, or revise its result, if the time has come."""
+        """A recording has ended, or the session has closed: finish the session or revise its result, if nothing is left to do."""
         current = await self.tx.session(task_id)
         if current is None or current.state == states.OPEN:
             return
@@ -138,16 +137,15 @@ class UnitOfWork:
         await self.advance_session(current, "all-final")
 
     async def arm_opening(self, value: model.Session) -> None:
-        """The deadlines of a session that opens."""
+        """Arm the deadlines of a session that opens."""
         for effect in session.opening(session.SessionFacts(now_ms=self.tx.now_ms, policy=self.context.policy)):
-            if isinstance(effect, effects.Arm):
-                await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
+            await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
 
-    # --- callbacks ----------------------------------------------------------------------------------------------------------
+    # --- deliveries -------------------------------------------------------------------------------------------------------
     async def advance_delivery(
         self, value: model.Delivery, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
     ) -> delivery.DeliveryDecision:
-        """Let `trigger` happen to the delivery of a result and write down what it decides."""
+        """Trigger the delivery of a result and write the decision."""
         decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=self.context.policy, outcome=outcome)
         if decision.ignored:
             note = f"ignored: {trigger}: {decision.ignored}"
@@ -156,13 +154,13 @@ class UnitOfWork:
         await self.tx.save_delivery(value, decision.delivery)
         note = decision.delivery.detail
         await self.tx.journal(value.task_id, value.id, self.event, value.state, decision.delivery.state, note)
-        await self._callback_effects(decision)
+        await self._apply_to_delivery(decision)
         return decision
 
     async def send(
         self, channel: str, type_: str, data: Mapping[str, Any], *, subject: str, task_id: str = "", node: str = ""
     ) -> None:
-        """A message of ours, checked, into the outbox. Its id is derived from what it says, so that a repeat is a duplicate."""
+        """Put a message into the outbox, checked against its schema."""
         event = codec.make(
             type_,
             id=self.context.new_id(),
@@ -173,8 +171,8 @@ class UnitOfWork:
         )
         await self.tx.send(channel, event, task_id, node)
 
-    async def _whereabouts(self, value: model.Recording) -> tuple[str, bool]:
-        """Where the segments lie, and whether the node that the present job waits for is away; neither matters on a shared
+    async def _placement(self, value: model.Recording) -> tuple[str, bool]:
+        """The node that holds most segments, and whether the node of the present job is away. Neither matters on a shared
         spool."""
         if self.context.shared_spool:
             return "", False
@@ -186,24 +184,26 @@ class UnitOfWork:
         return home, await self.tx.node_seen_ms(job.node) < self.tx.now_ms - 2 * self.context.policy.lease_ms
 
     def needs_secrets(self, recordings: Sequence[model.Recording]) -> bool:
-        """Whether something of a session goes on, or failed so lately that it may be replayed as it is."""
+        """Whether a recording still needs the secrets: it is not final, or it failed within KEEP_FAILED and may be replayed."""
         kept_from_ms = self.tx.now_ms - self.context.policy.keep_failed_ms
         failed = [r for r in recordings if r.state == states.FAILED and not r.never_seen]
         return any(not r.final for r in recordings) or any((r.ended_ms or 0) > kept_from_ms for r in failed)
 
-    # --- the small steps they share ---------------------------------------------------------------------------------------
-    async def _effect(self, current: model.Session, value: model.Recording, effect: effects.Effect) -> None:
-        match effect:
-            case effects.Command(type_):
-                data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
-                node = value.job.node if value.job else ""
-                await self.send("command", type_, data, subject=value.id, task_id=value.task_id, node=node)
-            case effects.Arm(kind, at_ms):
-                await self.tx.arm(value.id, kind, at_ms)
-            case effects.Disarm(kind):
-                await self.tx.disarm(value.id, kind)
-            case effects.Report():
-                await self._report(current, value)
+    # --- shared by the methods above --------------------------------------------------------------------------------------
+    async def _apply(self, current: model.Session, value: model.Recording, found: Iterable[effects.Effect]) -> None:
+        owner = value.id
+        for effect in found:
+            match effect:
+                case effects.Command(type_):
+                    data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
+                    node = value.job.node if value.job else ""
+                    await self.send("command", type_, data, subject=owner, task_id=value.task_id, node=node)
+                case effects.Arm(kind, at_ms):
+                    await self.tx.arm(owner, kind, at_ms)
+                case effects.Disarm(kind):
+                    await self.tx.disarm(owner, kind)
+                case effects.Report():
+                    await self._report(current, value)
 
     async def _report(self, current: model.Session, value: model.Recording) -> None:
         if value.never_seen:
@@ -235,17 +235,17 @@ class UnitOfWork:
             if older.state == delivery.PENDING:
                 await self.advance_delivery(older, "cancel")
         if current.request.callback:
-            await self._call_back(current, text)
+            await self._open_delivery(current, text)
         if not self.needs_secrets(recordings):
             await self.tx.wipe_secrets(current.task_id)
 
-    async def _call_back(self, current: model.Session, body: str) -> None:
+    async def _open_delivery(self, current: model.Session, body: str) -> None:
         new = model.Delivery(task_id=current.task_id, revision=current.revision, url=current.request.callback, body=body)
         decision = delivery.decide(new, "send", now_ms=self.tx.now_ms, policy=self.context.policy)
         await self.tx.add_delivery(decision.delivery)
-        await self._callback_effects(decision)
+        await self._apply_to_delivery(decision)
 
-    async def _callback_effects(self, decision: delivery.DeliveryDecision) -> None:
+    async def _apply_to_delivery(self, decision: delivery.DeliveryDecision) -> None:
         value = decision.delivery
         for effect in decision.effects:
             match effect:
@@ -264,7 +264,7 @@ class UnitOfWork:
 
 
 def _note(old: model.Recording, new: model.Recording) -> str:
-    """What changed, in words for the timeline."""
+    """The journal's note on what changed."""
     parts = []
     if new.stop_requested and not old.stop_requested and new.state == old.state:
         parts.append("asked to stop")
@@ -277,7 +277,7 @@ def _note(old: model.Recording, new: model.Recording) -> str:
     if new.present is not old.present:
         parts.append({True: "speaker present", False: "speaker left", None: "presence unknown"}[new.present])
     if new.publish_pending and not old.publish_pending:
-        parts.append("a pull is on its way; the next one would start at once")
+        parts.append("a pull is active; if it brings no media, the next one starts immediately")
     if new.detail and new.detail != old.detail:
         parts.append(new.detail)
     return "; ".join(parts)

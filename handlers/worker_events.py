@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import structlog
 
+from events import codec
 from handlers import speakers, unit_of_work
 from machine import internal_events, model, recording, states
 
@@ -17,13 +18,13 @@ log = structlog.get_logger()
 
 async def capture_started(uow: unit_of_work.UnitOfWork) -> None:
     """The first packet is on disk."""
-    outcome = internal_events.parse(internal_events.CaptureStarted, uow.event.data)
+    outcome = codec.to_payload(internal_events.CaptureStarted, uow.event.data)
     await advance_recording(uow, _recording_id(uow), "capture-started", outcome)
 
 
 async def ffmpeg_exit(uow: unit_of_work.UnitOfWork) -> None:
     """A capture or a transcode ended. A capture leaves a closed segment."""
-    outcome, recording_id = internal_events.parse(internal_events.FfmpegExit, uow.event.data), _recording_id(uow)
+    outcome, recording_id = codec.to_payload(internal_events.FfmpegExit, uow.event.data), _recording_id(uow)
     if outcome.job == states.CAPTURE:
         values = {"media_ms": outcome.media_ms, "size_bytes": outcome.size_bytes, "reason": outcome.reason}
         values |= {"first_packet_ms": outcome.first_packet_ms, "last_packet_ms": outcome.last_packet_ms}
@@ -33,25 +34,25 @@ async def ffmpeg_exit(uow: unit_of_work.UnitOfWork) -> None:
 
 async def upload_finished(uow: unit_of_work.UnitOfWork) -> None:
     """The object is in the bucket."""
-    outcome = internal_events.parse(internal_events.UploadFinished, uow.event.data)
+    outcome = codec.to_payload(internal_events.UploadFinished, uow.event.data)
     await advance_recording(uow, _recording_id(uow), "upload-finished", outcome)
 
 
 async def upload_failed(uow: unit_of_work.UnitOfWork) -> None:
     """The object is not in the bucket."""
-    outcome = internal_events.parse(internal_events.UploadFailed, uow.event.data)
+    outcome = codec.to_payload(internal_events.UploadFailed, uow.event.data)
     await advance_recording(uow, _recording_id(uow), "upload-failed", outcome)
 
 
 async def callback_finished(uow: unit_of_work.UnitOfWork) -> None:
     """The receiver accepted the result."""
-    outcome = internal_events.parse(internal_events.CallbackFinished, uow.event.data)
+    outcome = codec.to_payload(internal_events.CallbackFinished, uow.event.data)
     await advance_delivery(uow, _delivery_id(uow), "callback-finished", outcome)
 
 
 async def callback_failed(uow: unit_of_work.UnitOfWork) -> None:
     """The receiver did not accept the result."""
-    outcome = internal_events.parse(internal_events.CallbackFailed, uow.event.data)
+    outcome = codec.to_payload(internal_events.CallbackFailed, uow.event.data)
     await advance_delivery(uow, _delivery_id(uow), "callback-failed", outcome)
 
 

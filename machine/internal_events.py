@@ -1,18 +1,15 @@
 """Internal events: the typed payloads of the events that workers and time publish.
 
-Rule: a payload has the fields of its type in events/schemas.json under the same names: `first_packet_ms` is `FirstPacketMs`. The
-fields that name the recording or delivery are not part of it. An optional field with its default value is left out of the JSON.
+Rule: a payload has the fields of its type in events/schemas.json under the names that `codec.to_payload` translates. The fields
+that name the recording or the delivery are not part of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 from machine import model
-
-MAX_DETAIL = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,8 @@ class FfmpegExit:
     size_bytes: int = 0  # a capture: bytes on disk
     first_packet_ms: int | None = None
     last_packet_ms: int | None = None
-    output: model.Output | None = None  # a transcode: the verified file
+    # A transcode: the verified file.
+    output: model.Output | None = field(default=None, metadata={"parse": model.Output.from_json})
     node: str = ""  # the node that holds the output; "": any node can reach it
 
 
@@ -102,17 +100,6 @@ RecordingOutcome = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed |
 DeliveryOutcome = CallbackFinished | CallbackFailed | WorkerLost
 WorkerEvent = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed | CallbackFinished | CallbackFailed
 TimerEvent = WorkerLost | DeadlinePassed
-Payload = TypeVar(
-    "Payload",
-    CaptureStarted,
-    FfmpegExit,
-    UploadFinished,
-    UploadFailed,
-    CallbackFinished,
-    CallbackFailed,
-    WorkerLost,
-    DeadlinePassed,
-)
 TYPES: Mapping[str, type] = {
     "capture-started": CaptureStarted,
     "ffmpeg-exit": FfmpegExit,
@@ -126,29 +113,3 @@ TYPES: Mapping[str, type] = {
 """Event type → its payload."""
 TYPE_OF = {kind: type_ for type_, kind in TYPES.items()}
 """The opposite."""
-
-# (field, name in the JSON, default) of each payload.
-_FIELDS = {
-    kind: tuple((f.name, "".join(word.capitalize() for word in f.name.split("_")), f.default) for f in fields(kind))
-    for kind in TYPES.values()
-}
-
-
-def parse(kind: type[Payload], data: Mapping[str, Any]) -> Payload:
-    """The payload of an event's `data`, which has passed its schema."""
-    values = {name: data[key] for name, key, _ in _FIELDS[kind] if key in data}
-    if values.get("output") is not None:
-        values["output"] = model.Output.from_json(values["output"])
-    return kind(**values)
-
-
-def to_json(payload: WorkerEvent | TimerEvent) -> dict[str, Any]:
-    """The opposite of `parse`. A detail longer than the schema allows is cut."""
-    data: dict[str, Any] = {}
-    for name, key, default in _FIELDS[type(payload)]:
-        value = getattr(payload, name)
-        if default is MISSING or value != default:
-            data[key] = value.to_json() if isinstance(value, model.Output) else value
-    if "Detail" in data:
-        data["Detail"] = data["Detail"][:MAX_DETAIL]
-    return data

@@ -135,7 +135,7 @@ class SessionRules:
         self.effects += opening(self.facts)
 
 
-def opening(facts: SessionFacts) -> list[effects.Effect]:
+def opening(facts: SessionFacts) -> list[effects.Arm]:
     """The deadlines of a session that opens."""
     policy, now_ms = facts.policy, facts.now_ms
     return [

@@ -84,7 +84,7 @@ class Outcomes:
             type_,
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
-            data=leased_job.names(job) | internal_events.to_json(outcome),
+            data=leased_job.names(job) | codec.from_payload(outcome),
             subject=job.owner,
         )
         while True:

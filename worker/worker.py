@@ -349,7 +349,7 @@ class Worker:
                 lost = await self._with_media(lost, assignment)
         log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=lost.media_ms)
         # Not the id of the sweeper's event, which may exist already and does not know what is on disk.
-        id_, data = f"voided.{lease.owner}.{lease.epoch}", internal_events.to_json(lost)
+        id_, data = f"voided.{lease.owner}.{lease.epoch}", codec.from_payload(lost)
         event = codec.make("worker-lost", id=id_, time_ms=self._clock(), data=data, subject=lease.owner)
         await self._store.outbox.send("event", event, lease.owner[:26])
 

@@ -58,13 +58,13 @@ def test_every_internal_event_has_a_payload() -> None:
 def test_a_payload_survives_its_json(type_: str) -> None:
     """The JSON of a payload passes the schema, and reading it gives the payload again."""
     payload, subject = SAMPLES[type_]
-    data = codec.check(type_, subject | internal_events.to_json(payload))
-    assert internal_events.parse(type(payload), data) == payload
+    data = codec.check(type_, subject | codec.from_payload(payload))
+    assert codec.to_payload(type(payload), data) == payload
 
 
 def test_a_long_detail_is_cut() -> None:
     """A detail longer than the schema allows is cut, so that the outcome is published all the same."""
     failed = internal_events.UploadFailed(epoch=3, reason="server", retry=True, detail="x" * 9_999)
-    data = internal_events.to_json(failed)
-    assert len(data["Detail"]) == internal_events.MAX_DETAIL
+    data = codec.from_payload(failed)
+    assert len(data["Detail"]) == codec.MAX_DETAIL
     codec.check("upload-failed", RECORDING | data)
