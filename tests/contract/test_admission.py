@@ -1,4 +1,4 @@
-"""Whether a start is taken by a recorder of many nodes, by what its workers say of their room, on each engine."""
+"""Admission of a start on a cluster, by its workers' spare capacity, on each engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def door(store: stores.Store, clock: engines.Clock) -> admission.Admission:
 async def test_refused_where_no_living_worker_has_room(
     door: admission.Admission, store: stores.Store, clock: engines.Clock
 ) -> None:
-    """One worker with room is enough; a dead one is none; with none left the refusal says how much is missing."""
+    """One worker with spare capacity is enough; a dead one does not count; without one the refusal names the missing space."""
     await store.nodes.heartbeat("api")
     await store.nodes.heartbeat("w1", spare=FULL)
     await store.nodes.heartbeat("w2", spare=ROOMY)
@@ -35,7 +35,7 @@ async def test_refused_where_no_living_worker_has_room(
 
 
 def _unreadable() -> model.SpareCapacity:
-    """What a worker says of itself while its spool cannot be read."""
+    """The spare capacity of a worker with an unreadable spool."""
 
     def gone() -> int:
         raise errors.Unavailable("The spool folder /s cannot be read: Stale file handle.")
@@ -52,7 +52,7 @@ async def _nothing() -> None:
 
 
 async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Admission, store: stores.Store) -> None:
-    """With no spool to be read now, a start is to come again, and hears why; otherwise those that can be read decide alone."""
+    """If no spool is readable, a start is retryable, with the reason; otherwise the readable spools decide alone."""
     await store.nodes.heartbeat("w1", spare=_unreadable())
     with pytest.raises(errors.Unavailable, match="/s cannot be read: Stale file handle") as refused:
         await door.look()
@@ -65,7 +65,7 @@ async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Adm
 
 
 async def test_what_only_makes_captures_wait_is_a_warning(door: admission.Admission, store: stores.Store) -> None:
-    """Without a worker, or with workers that are full of work, a start is taken; whoever sent it is told."""
+    """Without a worker, or with busy workers only, a start is accepted with a warning."""
     assert "No worker is alive" in (await door.look())[0]
     busy = model.SpareCapacity(free_bytes=9 << 20, needed_bytes=3 << 20, busy="2 captures run, MAX_CAPTURES is 2")
     await store.nodes.heartbeat("w1", spare=busy)

@@ -1,4 +1,4 @@
-"""What every bus must do, whichever it is: hand out, in order, at least once, and hold nothing up. A test's id names the bus."""
+"""The contract of every bus: deliver in order, at least once, and never block other messages. A test's id names the bus."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stop(id_: str) -> codec.Event:
 
 
 async def emptied(store: stores.Store) -> None:
-    """Wait until nothing is left in the outbox."""
+    """Wait until the outbox is empty."""
 
     async def empty() -> bool:
         return not await store.outbox.unsent()
@@ -55,7 +55,7 @@ async def emptied(store: stores.Store) -> None:
 
 
 async def test_handed_out_in_order(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
-    """Events and commands reach their handlers once each, in the order they were written, and are marked sent."""
+    """Events and commands reach their handlers once each, in write order, and are marked sent."""
     for number in range(5):
         await store.outbox.send("event", stop(f"e{number}"))
     await store.outbox.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
@@ -68,7 +68,7 @@ async def test_handed_out_in_order(bus: buses.Bus, store: stores.Store, hands: b
 async def test_a_database_that_cannot_be_written_ends_no_bus(
     workshop: buses.Workshop, store: stores.Store, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While what was handed out cannot be marked as such (a full disk, a locked file) the bus asks again, and goes on after."""
+    """While delivered messages cannot be marked (a full disk, a locked file) the bus retries, and continues afterwards."""
     made = workshop.make(hands.on_event, hands.on_command)
     failed: list[str] = []
 
@@ -94,7 +94,7 @@ async def test_a_database_that_cannot_be_written_ends_no_bus(
 
 
 async def test_every_command_finds_its_worker(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
-    """Every kind of command is handed out, whether it names this node or none."""
+    """Every kind of command is delivered, with and without this node's name."""
     types = sorted(codec.types("command"))
     async with store.transaction() as tx:
         for type_ in types:
@@ -109,7 +109,7 @@ async def test_every_command_finds_its_worker(bus: buses.Bus, store: stores.Stor
 async def test_temporary_failure_is_tried_again_and_holds_nothing_up(
     bus: buses.Bus, store: stores.Store, hands: buses.Hands
 ) -> None:
-    """What fails for now comes again after a pause; the messages behind it do not wait for it."""
+    """A temporary failure is redelivered after a backoff; later messages do not wait for it."""
     hands.failures["bad"] = [errors.Unavailable(), RuntimeError("a fault of ours")]
     await store.outbox.send("event", stop("bad"))
     await store.outbox.send("event", stop("good"))
@@ -120,7 +120,7 @@ async def test_temporary_failure_is_tried_again_and_holds_nothing_up(
 async def test_what_can_never_be_handled_is_parked(
     bus: buses.Bus, store: stores.Store, hands: buses.Hands, workshop: buses.Workshop
 ) -> None:
-    """A refusal for good is parked with its reason and handed out no more."""
+    """A fatal refusal becomes a dead letter with its reason and is not redelivered."""
     hands.failures["never"] = [errors.Refused("no such thing")]
     await store.outbox.send("event", stop("never"))
     await store.outbox.send("event", stop("after"))
@@ -135,7 +135,7 @@ async def test_what_can_never_be_handled_is_parked(
 async def test_what_is_said_on_the_wrong_channel_is_parked(
     bus: buses.Bus, store: stores.Store, hands: buses.Hands, workshop: buses.Workshop
 ) -> None:
-    """A result or a command that stands among the events is parked at the first look, and no handler sees it."""
+    """A result or a command among the events becomes a dead letter immediately, and no handler sees it."""
     refused = {"Code": "x", "Message": "x", "RequestId": "x"}
     await store.outbox.send("event", codec.make("session-refused", id="r1", time_ms=engines.START_MS, data=refused))
     await store.outbox.send("event", codec.make("start-upload", id="c1", time_ms=engines.START_MS, data=buses.JOB))
@@ -146,7 +146,7 @@ async def test_what_is_said_on_the_wrong_channel_is_parked(
 
 
 async def test_a_result_with_a_long_id_goes_out(bus: buses.Bus, store: stores.Store, workshop: buses.Workshop) -> None:
-    """A refusal carries the id of what was refused, which a publisher may have made as long as it likes."""
+    """A refusal carries the refused event's id, which a publisher may choose at any length."""
     data = {"Code": "x", "Message": "x", "RequestId": "x"}
     for id_ in ("x" * 264, "名" * 264):
         await store.outbox.send("result", codec.make("session-refused", id=id_, time_ms=engines.START_MS, data=data))
@@ -157,7 +157,7 @@ async def test_a_result_with_a_long_id_goes_out(bus: buses.Bus, store: stores.St
 async def test_tries_are_counted_over_restarts_and_nodes(
     workshop: buses.Workshop, store: stores.Store, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What failed before a restart counts after it: a message is parked after as many tries as are allowed in all."""
+    """Failures before a restart count after it: a message becomes a dead letter after the total number of allowed tries."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 8)
     hands.failures["bad"] = [RuntimeError("a fault of ours")] * 100
@@ -171,7 +171,7 @@ async def test_tries_are_counted_over_restarts_and_nodes(
     await last.start()
     assert "8 times" in (await workshop.parked())[0]
     await last.stop()
-    # Each of the two stops may cut a try off: counted and not handled yet, or handled and its failure not counted yet.
+    # Each of the two stops may cut off a try: counted and not handled yet, or handled and its failure not counted yet.
     assert 6 <= hands.events.count("bad") <= 10
     assert workshop.database.ask("SELECT * FROM attempts") == []
 
@@ -179,7 +179,7 @@ async def test_tries_are_counted_over_restarts_and_nodes(
 async def test_a_message_that_kills_its_process_is_parked_alone(
     workshop: buses.Workshop, store: stores.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message whose handler never ends before the process does is parked in the end; what died beside it is not."""
+    """A message whose handler kills the process every time becomes a dead letter; messages handled in parallel do not."""
     monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 4)
     monkeypatch.setattr(attempts, "ISOLATE_FROM", 2)
     ids = {f"good{number}" for number in range(3)}
@@ -220,7 +220,7 @@ async def test_a_message_that_kills_its_process_is_parked_alone(
 
 
 async def test_unsent_is_handed_out_after_a_restart(workshop: buses.Workshop, store: stores.Store, hands: buses.Hands) -> None:
-    """A bus that stops in the middle of a handler hands the same message out again at its next start."""
+    """A bus that stops in the middle of a handler redelivers the message at its next start."""
     entered = asyncio.Event()
 
     async def stuck(event: codec.Event) -> None:
@@ -241,7 +241,7 @@ async def test_unsent_is_handed_out_after_a_restart(workshop: buses.Workshop, st
 
 
 async def test_a_bus_starts_again_after_it_was_stopped(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
-    """What was written while a bus was stopped is handed out when the same bus starts again."""
+    """Messages written while a bus was stopped are delivered when the same bus starts again."""
     await bus.stop()
     await store.outbox.send("event", stop("e1"))
     await bus.start()
@@ -249,7 +249,7 @@ async def test_a_bus_starts_again_after_it_was_stopped(bus: buses.Bus, store: st
 
 
 async def test_results_reach_listeners(bus: buses.Bus, store: stores.Store, workshop: buses.Workshop) -> None:
-    """Whoever listens in the process gets the results."""
+    """Listeners in the process receive the results."""
     heard: list[str] = []
     bus.listeners.append(lambda event: heard.append(event.type))
     await waiting.until(lambda: not getattr(bus, "problems", list)(), what="the bus to flow")
@@ -259,8 +259,8 @@ async def test_results_reach_listeners(bus: buses.Bus, store: stores.Store, work
 
 
 async def test_a_store_that_fails_for_good_is_told(workshop: buses.Workshop, store: stores.Store, hands: buses.Hands) -> None:
-    """When the store fails under the relay and not for being away: a node among many ends with the error, for others go on; the
-    only one says that it is not ready, keeps its captures, and hands out what waited once the store works again."""
+    """If the store fails under the relay and does answer: one node of many ends with the error, for others continue; the only
+    node reports that it is not ready, keeps its captures, and delivers waiting messages once the store works again."""
     bus = workshop.make(hands.on_event, hands.on_command)
     whole = store.outbox.unsent
 

@@ -1,4 +1,4 @@
-"""How sessions end: deadlines, results and their revisions, callbacks of ours."""
+"""The end of sessions: deadlines, results and their revisions, deliveries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def test_nobody_published(desk: desks.Desk) -> None:
 
 
 async def test_an_idle_session_ends_unless_a_speaker_is_present(desk: desks.Desk) -> None:
-    """IDLE_TIMEOUT after the last media of all, unless callbacks say that a speaker is there."""
+    """IDLE_TIMEOUT after the last media of any speaker ends a session, unless callbacks report a speaker present."""
     task_id = await desk.start()
     await desk.publish()
     await desk.capture(f"{task_id}/al/1", reason="eof")
@@ -32,7 +32,7 @@ async def test_an_idle_session_ends_unless_a_speaker_is_present(desk: desks.Desk
 
 
 async def test_a_day_is_the_longest(desk: desks.Desk) -> None:
-    """MAX_DURATION ends even a session whose speakers are there, at 24 h and not before."""
+    """MAX_DURATION ends even a session with speakers present, at 24 h and not before."""
     task_id = await desk.start()
     await desk.publish()
     await desk.take(f"{task_id}/al/1")
@@ -43,7 +43,7 @@ async def test_a_day_is_the_longest(desk: desks.Desk) -> None:
 
 
 async def test_downtime_counts_for_nothing(desk: desks.Desk) -> None:
-    """After an hour away, a session that waited for its first speaker waits on for the rest of its time."""
+    """After an hour of downtime, a session that waits for its first speaker waits for the rest of its time."""
     task_id = await desk.start()
     await desk.wait(200_000)
     await desk.store.nodes.heartbeat("n1")
@@ -66,8 +66,8 @@ async def _until_result(desk: desks.Desk, owner: str) -> None:
 
 
 async def test_a_pending_upload_is_reported_and_revised(desk: desks.Desk) -> None:
-    """RESULT_WAIT after closing the result goes out with UploadPending; when the upload ends, Revision 2 says so, and the
-    callback of Revision 1 that was not delivered is cancelled."""
+    """RESULT_WAIT after closing, the result goes out with UploadPending. When the upload ends, Revision 2 reports it, and the
+    undelivered delivery of Revision 1 is cancelled."""
     owner = await desk.pending_upload(Callback="https://example.com/done")
     await _until_result(desk, owner)
     current = await desk.session(owner[:26])
@@ -88,7 +88,7 @@ async def test_a_pending_upload_is_reported_and_revised(desk: desks.Desk) -> Non
 
 
 async def test_the_result_waits_for_a_transcode(desk: desks.Desk) -> None:
-    """RESULT_WAIT finishes only what waits for uploads; a transcode that still runs is waited for."""
+    """RESULT_WAIT finishes only a session that waits for uploads; a running transcode is waited for."""
     task_id = await desk.start()
     await desk.publish()
     owner = f"{task_id}/al/1"
@@ -101,7 +101,7 @@ async def test_the_result_waits_for_a_transcode(desk: desks.Desk) -> None:
 
 
 async def test_an_upload_is_tried_for_three_days(desk: desks.Desk) -> None:
-    """UPLOAD_RETRY_FOR over, the recording has failed: FailedCosWrite, as a new revision; worker deaths alone never fail it."""
+    """After UPLOAD_RETRY_FOR the recording has failed: FailedCosWrite, as a new revision; lost workers alone never fail it."""
     owner = await desk.pending_upload()
     for _ in range(2_000):
         if (await desk.recording(owner)).final:
@@ -120,7 +120,7 @@ async def test_an_upload_is_tried_for_three_days(desk: desks.Desk) -> None:
 
 
 async def test_each_failure_has_its_event_and_message(desk: desks.Desk) -> None:
-    """Failing in each stage gives that stage's event, code and message, in the recording's result and in the session's."""
+    """A failure in each stage gives that stage's event, code and message, in the recording's result and in the session's."""
     task_id = await desk.start()
     for speaker in ("al", "bo", "cy", "di"):
         await desk.publish(speaker)
@@ -162,7 +162,7 @@ async def test_media_of_a_superseded_capture_is_still_media(desk: desks.Desk) ->
 
 
 async def test_media_known_only_from_the_segment_is_still_media(desk: desks.Desk) -> None:
-    """The worker died before it could say that media came; what it noted of its segment counts."""
+    """If the worker died before it could report media, its notes of the segment count."""
     task_id = await desk.start()
     await desk.publish()
     owner = f"{task_id}/al/1"
@@ -174,7 +174,7 @@ async def test_media_known_only_from_the_segment_is_still_media(desk: desks.Desk
 
 
 async def test_a_late_outcome_takes_nothing_from_a_segment(desk: desks.Desk) -> None:
-    """A stale worker-lost that found nothing does not make the media of a closed segment unknown."""
+    """A stale worker-lost without media does not discard the media of a closed segment."""
     task_id = await desk.start()
     await desk.publish()
     owner = f"{task_id}/al/1"
@@ -184,9 +184,9 @@ async def test_a_late_outcome_takes_nothing_from_a_segment(desk: desks.Desk) -> 
     assert (segment.media_ms, segment.last_packet_ms) == (5_000, desk.clock())
 
 
-# --- callbacks of ours ------------------------------------------------------------------------------------------------
+# --- deliveries -------------------------------------------------------------------------------------------------------
 async def test_a_result_is_posted_and_tried_on_the_schedule(desk: desks.Desk) -> None:
-    """The callback is sent with the result; failures wait 5 s, 5 min … 24 h; after ten tries it has failed."""
+    """The delivery is sent with the result; failures are retried after 5 s, 5 min … 24 h; after ten tries it has failed."""
     task_id = await desk.start(Callback="https://example.com/done")
     await desk.say("stop", TaskId=task_id)
     pauses_ms = []

@@ -1,4 +1,4 @@
-"""Replay of every kind: from each stage, dry, refused, of what is stuck, and what it does to the result."""
+"""Replay of every kind: from each stage, dry, refused, of stuck recordings, and its effect on the result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ async def _failed(desk: desks.Desk, stage: str) -> str:
     ],
 )
 async def test_a_replay_re_enters_where_the_inputs_exist(desk: desks.Desk, stage: str, from_: str | None, to: str) -> None:
-    """The latest state whose inputs exist, or the earlier one asked for; the dry run says the same and writes nothing."""
+    """A replay starts at the latest state whose inputs exist, or the named earlier one; the dry run reports the same and writes
+    nothing."""
     owner = await _failed(desk, stage)
     asked = {"TaskId": owner[:26]} | ({"From": from_} if from_ else {})
     before, sent = await desk.recording(owner), await desk.messages()
@@ -70,7 +71,7 @@ async def test_a_replay_that_succeeds_and_one_that_fails_again(desk: desks.Desk)
 
 
 async def test_a_replay_from_joining_reopens_with_fresh_deadlines(desk: desks.Desk) -> None:
-    """The session is Open again, its day and its waits begin anew, and its end is the next revision."""
+    """The session is Open again, its duration and its waits restart, and its end is the next revision."""
     owner = await _failed(desk, "joining")
     await desk.wait(model.HOUR)
     await desk.say("replay", TaskId=owner[:26], UserSig="MARK-fresh")
@@ -87,7 +88,7 @@ async def test_a_replay_from_joining_reopens_with_fresh_deadlines(desk: desks.De
 
 
 async def test_a_replay_from_joining_is_refused_while_the_key_is_open_elsewhere(desk: desks.Desk) -> None:
-    """Both the replay and its dry run say so, and nothing changes, secrets included."""
+    """Both the replay and its dry run refuse, and nothing changes, secrets included."""
     owner = await _failed(desk, "joining")
     other = await desk.start()
     for dry in (True, False):
@@ -99,7 +100,8 @@ async def test_a_replay_from_joining_is_refused_while_the_key_is_open_elsewhere(
 
 
 async def test_replays_that_are_refused(desk: desks.Desk) -> None:
-    """What is Done without an earlier stage named, what has no files for the stage, and what is not there are refused."""
+    """A replay is refused for a Done recording without a named stage, for missing files of the stage, and for an unknown
+    recording."""
     owner = await _failed(desk, "joining")
     for stage in ("transcoding", "uploading"):
         with pytest.raises(errors.Refused, match="not kept"):
@@ -140,7 +142,7 @@ async def test_a_replay_of_a_stuck_recording_issues_its_command_again(desk: desk
 
 
 async def test_the_dry_run_of_an_unfinished_recording_is_true_too(desk: desks.Desk) -> None:
-    """Uploading with an earlier stage asked for, and a stopped capture whose worker is silent: dry run and run agree."""
+    """For Uploading with an earlier stage named, and for a stopped capture with a silent worker, dry run and run agree."""
     owner = await desk.pending_upload()
     asked = {"TaskId": owner[:26], "From": "transcoding"}
     dry = await desk.say("replay", DryRun=True, **asked)
@@ -157,7 +159,7 @@ async def test_the_dry_run_of_an_unfinished_recording_is_true_too(desk: desks.De
 
 
 async def test_only_the_named_recordings_are_replayed(desk: desks.Desk) -> None:
-    """Speaker and N choose; without them, all that is not Done."""
+    """Speaker and N select recordings; without them, all that are not Done."""
     task_id = await desk.start()
     for speaker in ("al", "bo", "cy"):
         await desk.publish(speaker)

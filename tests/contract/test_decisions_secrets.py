@@ -16,7 +16,7 @@ async def _secrets(desk: desks.Desk, task_id: str) -> str:
 
 
 async def test_secrets_are_wiped_when_all_is_done(desk: desks.Desk) -> None:
-    """With every recording Done the secrets go; with one Failed they stay for its replay."""
+    """With every recording Done the secrets are wiped; with one Failed they stay for its replay."""
     task_id = await desk.start()
     for speaker in ("al", "bo"):
         await desk.publish(speaker)
@@ -33,7 +33,7 @@ async def test_secrets_are_wiped_when_all_is_done(desk: desks.Desk) -> None:
 
 @pytest.mark.parametrize("end", ["stop", "nobody published", "nobody came whom it waited for"])
 async def test_secrets_of_a_session_without_a_recording_go_at_its_end(desk: desks.Desk, end: str) -> None:
-    """Nothing was recorded, so nothing can be replayed: they go when the session ends, and not before."""
+    """Without recorded media nothing can be replayed: secrets are wiped when the session ends, and not before."""
     task_id = await desk.start(SubscribeUserIds=["al"] if "came" in end else None)
     assert await _secrets(desk, task_id) == "MARK-sig"
     if end == "stop":
@@ -45,7 +45,7 @@ async def test_secrets_of_a_session_without_a_recording_go_at_its_end(desk: desk
 
 
 async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
-    """KEEP_FAILED after the last failure they go, and not while another recording may still need them."""
+    """KEEP_FAILED after the last failure secrets are wiped, and not while another recording may still need them."""
     task_id = await desk.start()
     for speaker in ("al", "bo"):
         await desk.publish(speaker)
@@ -62,8 +62,8 @@ async def test_secrets_are_wiped_at_keep_failed(desk: desks.Desk) -> None:
 
 @pytest.mark.parametrize("replayed_after_days", [2, 8], ids=["before KEEP_FAILED of the other", "after its own KEEP_FAILED"])
 async def test_secrets_of_a_late_replay_do_not_stay(desk: desks.Desk, replayed_after_days: int) -> None:
-    """One failed and was let go, the other is replayed with fresh secrets and becomes Done: they go with it, or with the last
-    failure that may still be replayed."""
+    """One recording failed and its files are gone, the other is replayed with fresh secrets and becomes Done: secrets are wiped
+    with it, or with the last failure that may still be replayed."""
     task_id = await desk.start()
     for speaker in ("al", "bo"):
         await desk.publish(speaker)
@@ -81,8 +81,8 @@ async def test_secrets_of_a_late_replay_do_not_stay(desk: desks.Desk, replayed_a
 
 
 async def test_secrets_outlive_keep_failed_as_long_as_they_are_used(desk: desks.Desk) -> None:
-    """KEEP_FAILED of one recording is over while another of its session is replayed, or was, and the session is Open: they stay
-    for whoever speaks next, and go when KEEP_FAILED is over once more."""
+    """KEEP_FAILED of one recording passes while another of its session is, or was, replayed, and the session is Open: secrets
+    stay for the next speaker, and are wiped when KEEP_FAILED has passed once more."""
     task_id = await desk.start()
     await desk.publish("al")
     await desk.publish("bo")
@@ -106,7 +106,8 @@ async def test_secrets_outlive_keep_failed_as_long_as_they_are_used(desk: desks.
 
 
 async def test_secrets_lie_nowhere_in_plain(desk: desks.Desk, database: engines.Database) -> None:
-    """Planted secrets, a callback's address among them, are in no table and no file of the database; wiped, not even sealed."""
+    """Planted secrets, a callback URL among them, are in no table and no file of the database; wiped ones are gone even in
+    encrypted form."""
     task_id = await desk.start(Callback="https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query")
     fresh = {"SecretId": "MARK-id3", "SecretKey": "MARK-key3", "Token": "MARK-token3"}
     await desk.start(UserSig="MARK-sig2", CosConfig={k: desks.COS[k] for k in ("Region", "Bucket", "Path")})

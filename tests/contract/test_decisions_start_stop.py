@@ -1,4 +1,4 @@
-"""Starts, stops, and what must never get past the door: decided against a real store."""
+"""Starts, stops, and events that must never reach a decision, on a real store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import engines
 
 # --- start ------------------------------------------------------------------------------------------------------------
 async def test_a_start_opens_a_session(desk: desks.Desk) -> None:
-    """A start is answered with a TaskId; the session is Open, and session-accepted says so under the event's id."""
+    """A start returns a TaskId; the session is Open, and session-accepted carries the event's id."""
     answer = await desk.say(
         "start", "start-1", SdkAppId=desks.APP, RoomId=88, UserId="rec", UserSig="MARK-sig", CosConfig=desks.COS
     )
@@ -31,7 +31,7 @@ async def test_a_start_opens_a_session(desk: desks.Desk) -> None:
 
 
 async def test_the_same_start_event_again_gets_the_same_answer(desk: desks.Desk) -> None:
-    """A redelivered start changes nothing and is answered as at first."""
+    """A redelivered start changes nothing and gets the first answer."""
     data = desks.START
     first = await desk.say("start", "start-1", **data)
     before = await desk.messages()
@@ -40,7 +40,7 @@ async def test_the_same_start_event_again_gets_the_same_answer(desk: desks.Desk)
 
 
 async def test_a_repeated_start_renews_secrets_and_nothing_else(desk: desks.Desk) -> None:
-    """A start of an Open key answers the same TaskId, takes the fresh secrets, and ignores the rest, which is journalled."""
+    """A start of an Open key returns the same TaskId, takes the fresh secrets, and ignores the rest, which is journalled."""
     task_id = await desk.start()
     fresh = desks.COS | {"SecretId": "MARK-id2", "SecretKey": "MARK-key2", "Path": "elsewhere"}
     del fresh["Token"]
@@ -55,7 +55,7 @@ async def test_a_repeated_start_renews_secrets_and_nothing_else(desk: desks.Desk
 
 
 async def test_rooms_of_two_kinds_are_two_keys(desk: desks.Desk) -> None:
-    """The integer room and the string room of the same digits are recorded apart; the integer wins if both are given."""
+    """The integer room and the string room of the same digits are recorded separately; the integer wins if both are given."""
     first = await desk.start()
     second = await desk.start(RoomId=None, StrRoomId="88")
     third = await desk.start(RoomId=88, StrRoomId="88")
@@ -76,7 +76,7 @@ async def test_a_start_during_closing_opens_a_new_session(desk: desks.Desk) -> N
 
 
 async def test_a_start_finds_who_is_there(desk: desks.Desk) -> None:
-    """Presence is kept from before the start: speakers of the wanted kinds get a recording at once."""
+    """Presence from before the start counts: speakers of the wanted kinds get a recording immediately."""
     await desk.publish("al")
     await desk.trtc("user-publishing", "bo", Kind="video")
     await desk.publish("cy")
@@ -88,14 +88,15 @@ async def test_a_start_finds_who_is_there(desk: desks.Desk) -> None:
 
 
 async def test_presence_expires_after_a_day(desk: desks.Desk) -> None:
-    """What was heard of a room more than 24 h ago opens nothing."""
+    """Presence older than 24 h opens no recording."""
     await desk.publish()
     await desk.wait(24 * model.HOUR + 1)
     assert await desk.states(await desk.start()) == {}
 
 
 async def test_a_start_without_any_way_to_know_speakers_is_warned(desk: desks.Desk) -> None:
-    """No callback ever seen and nobody subscribed: accepted, with a warning that says what to configure."""
+    """A start without subscribed speakers, for an application without callbacks, is accepted with a warning that says what to
+    configure."""
     data = desks.START
     (warning,) = (await desk.say("start", **data))["Warnings"]
     assert "TRTC_CALLBACK_KEYS" in warning
@@ -117,7 +118,7 @@ async def test_a_start_without_any_way_to_know_speakers_is_warned(desk: desks.De
     ],
 )
 async def test_a_refused_start_names_the_field_and_leaves_nothing(desk: desks.Desk, changes: dict[str, Any], where: str) -> None:
-    """What no schema can say is refused with the field's name, no secret, and not a row written."""
+    """A value that no schema can exclude is refused with the field's name, without secrets, and without a written row."""
     with pytest.raises(errors.InvalidParameter) as refused:
         await desk.start(**changes)
     assert refused.value.field == where
@@ -127,7 +128,7 @@ async def test_a_refused_start_names_the_field_and_leaves_nothing(desk: desks.De
 
 
 async def test_a_refusal_of_the_bus_is_answered(desk: desks.Desk) -> None:
-    """A start from the bus that is refused is answered with session-refused under the event's id; nothing is raised."""
+    """A refused start from the bus gets session-refused under the event's id; nothing is raised."""
     data = {"SdkAppId": desks.APP, "RoomId": 0, "UserId": "rec", "UserSig": "MARK", "CosConfig": desks.COS}
     await desk.decider.decide_from_bus(codec.make("start", id="s1", time_ms=desk.clock(), data=data))
     (refused,) = await desk.messages("result")
@@ -137,7 +138,7 @@ async def test_a_refusal_of_the_bus_is_answered(desk: desks.Desk) -> None:
 
 
 async def test_a_repeat_on_the_bus_is_answered_as_the_first_time(desk: desks.Desk) -> None:
-    """Whoever says the same start again gets the same answer, message for message, though the session has ended since."""
+    """A repeated start gets the same answer, message for message, even after the session has ended."""
     start = codec.make("start", id="s1", time_ms=desk.clock(), data=desks.START)
     await desk.decider.decide_from_bus(start)
     (first,) = await desk.messages("result")
@@ -150,7 +151,7 @@ async def test_a_repeat_on_the_bus_is_answered_as_the_first_time(desk: desks.Des
 
 
 async def test_a_refusal_on_the_bus_holds(desk: desks.Desk) -> None:
-    """What was refused under an id is refused again under it, though it would be taken now; under a new id it is."""
+    """A start refused under an id is refused again under it, even if it would be accepted now; under a new id it is accepted."""
     stop = {"SdkAppId": desks.APP, "RoomId": 88, "UserId": "rec"}
     late = codec.make("stop", id="stop1", time_ms=desk.clock(), data=stop)
     await desk.decider.decide_from_bus(late)
@@ -167,7 +168,7 @@ async def test_a_refusal_on_the_bus_holds(desk: desks.Desk) -> None:
 
 @pytest.mark.parametrize("taken", [False, True], ids=["refused", "accepted"])
 async def test_the_bus_cannot_take_the_ids_of_outcomes(desk: desks.Desk, taken: bool) -> None:
-    """Whoever may publish a start chooses its id: if it is that of an outcome to come, the outcome is heard all the same."""
+    """A publisher may choose any id for a start: if it equals that of a later outcome, the outcome still counts."""
     task_id = await desk.start()
     await desk.publish()
     owner = f"{task_id}/al/1"
@@ -182,7 +183,7 @@ async def test_the_bus_cannot_take_the_ids_of_outcomes(desk: desks.Desk, taken: 
 
 
 async def test_a_start_that_no_spool_has_room_for_is_refused(store: stores.Store, clock: engines.Clock) -> None:
-    """On the bus, too: its publisher hears the reason at once instead of nothing."""
+    """On the bus, too, the publisher gets the reason immediately."""
 
     async def full(_: codec.Data) -> tuple[str, ...]:
         raise errors.InsufficientSpace("no worker has room")
@@ -193,12 +194,12 @@ async def test_a_start_that_no_spool_has_room_for_is_refused(store: stores.Store
     (refused,) = await desk.messages("result")
     assert (refused.data["Code"], refused.data["Message"]) == ("InsufficientSpace", "no worker has room")
     assert refused.data["RequestId"] == event_id
-    # AMQP takes 255 bytes.
+    # AMQP allows 255 bytes.
     assert len(refused.id.encode()) < 100
 
 
 async def test_a_start_that_cannot_be_judged_now_comes_again(store: stores.Store, clock: engines.Clock) -> None:
-    """While no spool can be read, a start on the bus is neither refused nor lost: said again, it is accepted."""
+    """While no spool is readable, a start on the bus is neither refused nor lost: its redelivery is accepted."""
     away = [errors.Unavailable("no spool can be read")]
 
     async def inspect(_: codec.Data) -> tuple[str, ...]:
@@ -217,7 +218,7 @@ async def test_a_start_that_cannot_be_judged_now_comes_again(store: stores.Store
 
 
 async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> None:
-    """What is looked at before a start (space, bucket) can refuse it with nothing written, or warn."""
+    """The checks before a start (space, bucket) can refuse it with nothing written, or warn."""
 
     async def inspect(data: codec.Data) -> tuple[str, ...]:
         if data["RoomId"] == 1:
@@ -232,8 +233,8 @@ async def test_the_inspection_comes_before_the_decision(desk: desks.Desk) -> Non
 
 
 async def test_a_repeat_is_not_held_against_its_surroundings(desk: desks.Desk) -> None:
-    """Once a session is open, full or unreadable spools keep no fresh UserSig from it; the very same start, said again after a
-    lost answer, gets the first answer whatever is wrong by then. Credentials that the bucket refuses are refused all the same."""
+    """An Open session takes a fresh UserSig even if spools are full or unreadable. A start repeated after a lost answer gets the
+    first answer, whatever is wrong by then. Credentials that the bucket refuses are still refused."""
     wrong: list[errors.RecorderError] = []
 
     async def inspect(_: codec.Data) -> tuple[str, ...]:
@@ -261,7 +262,7 @@ async def test_a_repeat_is_not_held_against_its_surroundings(desk: desks.Desk) -
 # --- stop -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("by", ["id", "key", "string key"])
 async def test_a_stop_closes_by_id_and_by_key(desk: desks.Desk, by: str) -> None:
-    """A stop names the TaskId, or what the start named; with nobody there the result goes out at once."""
+    """A stop names the TaskId, or the key of the start; without speakers the result goes out immediately."""
     room = {"StrRoomId": "r 1"} if by == "string key" else {"RoomId": 88}
     task_id = await desk.start(**({"RoomId": None} | room))
     key = {"TaskId": task_id} if by == "id" else {"SdkAppId": desks.APP, "UserId": "rec", **room}
@@ -285,7 +286,8 @@ async def test_a_stop_of_what_is_not_there(desk: desks.Desk) -> None:
 
 
 async def test_a_leased_capture_is_asked_and_waited_for(desk: desks.Desk) -> None:
-    """A stop asks the worker of a running capture; its ffmpeg-exit moves on, to Done, and then the session finishes."""
+    """A stop asks the worker of a running capture; its ffmpeg-exit moves the recording on, to Done, and then the session
+    finishes."""
     task_id = await desk.start()
     await desk.publish()
     owner = f"{task_id}/al/1"
@@ -304,7 +306,7 @@ async def test_a_leased_capture_is_asked_and_waited_for(desk: desks.Desk) -> Non
     assert types == ["session-accepted", "recording-done", "session-finished"]
 
 
-# --- what must never happen -------------------------------------------------------------------------------------------
+# --- impossible events ------------------------------------------------------------------------------------------------
 async def test_bad_data_never_gets_past_the_door(desk: desks.Desk) -> None:
     """An event that the schema refuses never reaches a handler."""
     with pytest.raises(event_errors.InvalidEvent):

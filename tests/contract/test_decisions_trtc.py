@@ -1,4 +1,4 @@
-"""What TRTC says, late, doubled, out of order and of other sessions; speakers who come and go."""
+"""TRTC's callbacks: late, repeated, out of order and of other sessions; speakers who join and leave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests import decider_harness as desks
 
 
-# --- what TRTC says ---------------------------------------------------------------------------------------------------
+# --- callbacks --------------------------------------------------------------------------------------------------------
 async def test_modes_and_kinds(desk: desks.Desk) -> None:
     """Only kinds that the Mode records open a recording."""
     opened = {}
@@ -28,7 +28,7 @@ async def test_modes_and_kinds(desk: desks.Desk) -> None:
 
 
 async def test_subscribing_and_unsubscribing(desk: desks.Desk) -> None:
-    """Only the subscribed, or all but the unsubscribed, and never the recording user."""
+    """Only subscribed speakers are recorded, or all but the unsubscribed, and never the recording user."""
     only = await desk.start(SubscribeUserIds=["al"])
     but = await desk.start(UserId="rec2", UnSubscribeUserIds=["al"])
     for user in ("al", "bo", "rec", "rec2"):
@@ -48,7 +48,7 @@ async def test_a_second_track_and_a_repeat_open_nothing_new(desk: desks.Desk) ->
 
 
 async def test_callbacks_out_of_order_are_ignored(desk: desks.Desk) -> None:
-    """A speaker's event that is older than the last one applied changes nothing."""
+    """A speaker's event that is older than the last applied one changes nothing."""
     task_id = await desk.start()
     await desk.publish()
     await desk.take(f"{task_id}/al/1")
@@ -61,7 +61,7 @@ async def test_callbacks_out_of_order_are_ignored(desk: desks.Desk) -> None:
 
 
 async def test_a_room_event_older_than_the_session_is_ignored(desk: desks.Desk) -> None:
-    """Rooms are used again: a late room-destroyed of before the opening closes nothing, and forgets nobody younger."""
+    """Rooms are reused: a room-destroyed from before the opening closes nothing, and drops no newer presence."""
     await desk.publish(ago_ms=1_000)
     task_id = await desk.start()
     await desk.trtc("room-destroyed", ago_ms=5_000)
@@ -74,7 +74,7 @@ async def test_a_room_event_older_than_the_session_is_ignored(desk: desks.Desk) 
 
 
 async def test_a_room_s_events_reach_its_sessions_only(desk: desks.Desk) -> None:
-    """Two recording users in one room both hear of it; other rooms, kinds and applications do not."""
+    """An event reaches both recording users in a room, and no other room, kind or application."""
     here = [await desk.start(), await desk.start(UserId="rec2")]
     others = [await desk.start(RoomId=89), await desk.start(RoomId=None, StrRoomId="88"), await desk.start(SdkAppId=7)]
     await desk.trtc("room-destroyed")
@@ -83,7 +83,7 @@ async def test_a_room_s_events_reach_its_sessions_only(desk: desks.Desk) -> None
 
 
 async def test_a_dismissal_of_digits_means_the_open_string_room_first(desk: desks.Desk) -> None:
-    """102 with digits only: the string room if a session is Open there, else the integer room."""
+    """102 with digits only means the string room if a session is Open there, else the integer room."""
     integer = await desk.start()
     string = await desk.start(RoomId=None, StrRoomId="88")
     await desk.trtc("room-destroyed", RoomId=88, StrRoomId="88")
@@ -95,7 +95,7 @@ async def test_a_dismissal_of_digits_means_the_open_string_room_first(desk: desk
 
 @pytest.mark.parametrize("reason", [0, 1, 2, 3, 4, 5, 6])
 async def test_reasons_of_the_recording_user_s_leaving(desk: desks.Desk, reason: int) -> None:
-    """Reasons 3, 4 and 5 close the session; all others are our own comings and goings, and noted only."""
+    """Reasons 3, 4 and 5 close the session; all others are our own joins and leaves, and only noted."""
     task_id = await desk.start()
     desk.clock.advance(60_000)
     await desk.trtc("user-left", "rec", Reason=reason)
@@ -121,7 +121,7 @@ async def test_reasons_of_the_recording_user_s_leaving(desk: desks.Desk, reason:
 async def test_an_eviction_by_our_own_pull_is_no_removal(
     desk: desks.Desk, pulls_ms: tuple[int, ...], event_ms: int, closes: bool
 ) -> None:
-    """Not a removal when we opened another pull in the 5 s before it, however late the callback comes."""
+    """It is no removal if another pull was opened in the 5 s before it, however late the callback arrives."""
     task_id = await desk.start(SubscribeUserIds=["al"])
     opened_ms = desk.clock()
     for epoch, pull_ms in enumerate(pulls_ms, 1):
@@ -133,7 +133,7 @@ async def test_an_eviction_by_our_own_pull_is_no_removal(
 
 
 async def test_user_removed_closes_its_session_only(desk: desks.Desk) -> None:
-    """user-removed of the recording user closes the session; of anybody else, nothing."""
+    """user-removed of the recording user closes the session; of any other user it does nothing."""
     task_id, other = await desk.start(), await desk.start(UserId="rec2")
     desk.clock.advance(60_000)
     await desk.trtc("user-removed", "al")
@@ -143,7 +143,7 @@ async def test_user_removed_closes_its_session_only(desk: desks.Desk) -> None:
 
 
 async def test_what_is_only_noted_moves_nothing(desk: desks.Desk) -> None:
-    """Tracks switched off and anchors entering leave a line in the timeline and nothing else."""
+    """A disabled track or an entering anchor adds a line to the timeline and nothing else."""
     task_id = await desk.start()
     await desk.publish()
     before = await desk.recording(f"{task_id}/al/1")
@@ -218,7 +218,7 @@ async def test_a_silent_recording_ends_unless_callbacks_say_the_speaker_is_there
 
 
 async def test_media_keeps_a_recording_and_its_session(desk: desks.Desk) -> None:
-    """Renewals that bring media, and short runs between two renewals, move the ends by idleness of both."""
+    """Renewals with media, and short runs between two renewals, postpone the idle deadlines of recording and session."""
     task_id = await desk.start(SubscribeUserIds=["al"])
     owner = f"{task_id}/al/1"
     for _ in range(8):
@@ -236,7 +236,7 @@ async def test_media_keeps_a_recording_and_its_session(desk: desks.Desk) -> None
 
 
 async def test_a_subscribed_speaker_is_tried_as_long_as_the_session_is_open(desk: desks.Desk) -> None:
-    """Without any callback: tried from the start, and again after a recording that ended in silence."""
+    """Without any callback a subscribed speaker is pulled from the start, and again after a recording that ended in silence."""
     task_id = await desk.start(SubscribeUserIds=["al", "bo"])
     await desk.capture(f"{task_id}/al/1", reason="eof")
     await desk.take(f"{task_id}/bo/1")
@@ -247,7 +247,7 @@ async def test_a_subscribed_speaker_is_tried_as_long_as_the_session_is_open(desk
 
 
 async def test_a_subscribed_speaker_who_never_came_leaves_no_entry(desk: desks.Desk) -> None:
-    """Nothing is reported of a subscribed speaker who was never seen, whatever happened to the pulls."""
+    """A subscribed speaker who was never seen is not reported, whatever happened to the pulls."""
     task_id = await desk.start(SubscribeUserIds=["al", "bo"])
     await desk.capture(f"{task_id}/bo/1", media_ms=0, reason="refused-for-good", Detail="UserSig expired")
     await desk.capture(f"{task_id}/al/1", media_ms=0, reason="refused")

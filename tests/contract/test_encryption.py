@@ -1,4 +1,4 @@
-"""Secrets at rest: sealed when they come, when an older schema is brought up to date, and anew when keys change."""
+"""Secrets at rest: encrypted on arrival, on an upgrade of an older schema, and again on key rotation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def task(number: int) -> str:
 
 
 def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
-    """A store that has these keys."""
+    """A store with these keys."""
     return stores.Store(
         connections.open_database(database.url), clock=clock, new_id=engines.ids(), keyring=encryption.Keyring(keys)
     )
@@ -39,7 +39,7 @@ def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> store
 
 @pytest.fixture
 async def keep(database: engines.Database, clock: engines.Clock) -> AsyncIterator[Any]:
-    """Opens stores by their keys; stops them in the end."""
+    """Opens stores by their keys; stops them at the end."""
     made: list[stores.Store] = []
 
     def make(*keys: str) -> stores.Store:
@@ -52,26 +52,26 @@ async def keep(database: engines.Database, clock: engines.Clock) -> AsyncIterato
 
 
 async def put(store: stores.Store, *numbers: int) -> None:
-    """Keep the secrets of some sessions."""
+    """Store the secrets of some sessions."""
     async with store.transaction() as tx:
         for number in numbers:
             await tx.put_secrets(task(number), requests.Secrets(user_sig=f"sig-{number}"))
 
 
 async def got(store: stores.Store, number: int) -> str:
-    """The UserSig that is kept for a session."""
+    """The stored UserSig of a session."""
     async with store.transaction() as tx:
         return (await tx.secrets(task(number))).user_sig
 
 
 def rows(store: stores.Store, *keys: str) -> encrypted_rows.EncryptedRows:
-    """The sealed rows of a store's database, with other keys."""
+    """The encrypted rows of a store's database, with other keys."""
     return encrypted_rows.EncryptedRows(store.connections, encryption.Keyring(keys))
 
 
 @pytest.fixture(params=engines.NAMES)
 async def landed(request: pytest.FixtureRequest, tmp_path: Path) -> engines.Database:
-    """A database of the first schema, in which one session's secrets lie plain."""
+    """A database of the first schema with one session's secrets in plain text."""
     path = tmp_path / "recorder.db"
     url = postgres.shared().create() if request.param == "postgresql" else f"sqlite+aiosqlite:///{path}"
     found = engines.Database(engine=request.param, url=url, path=path)
@@ -105,7 +105,7 @@ async def landed(request: pytest.FixtureRequest, tmp_path: Path) -> engines.Data
 
 
 async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: engines.Clock) -> None:
-    """A database of the first schema keeps every secret and every address, and none of them plain; the start after it changes
+    """An upgrade from the first schema keeps every secret and every address, and none in plain text; the next start changes
     nothing."""
     assert b"MARK-key" in landed.everything()
     bodies = []
@@ -126,7 +126,7 @@ async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: 
 
 
 async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
-    """After it the older key is not needed; who repeats it does nothing; what a service writes meanwhile stays."""
+    """After a rotation the older key is not needed; a repeated rotation does nothing; rows written meanwhile stay."""
     old, both = keep(OLD), keep(NEW, OLD)
     count = 2 * encrypted_rows.BATCH + 7
     await put(old, *range(count))
@@ -142,7 +142,8 @@ async def test_a_rotation_seals_all_under_the_first_key(keep: Any) -> None:
 
 
 async def test_a_damaged_row_does_not_keep_the_others_under_an_old_key(keep: Any) -> None:
-    """All else is sealed anew; the session is named with what to type, and forgetting it leaves the others."""
+    """All other rows are encrypted under the new key; the error names the session and the command, and dropping it keeps the
+    others."""
     both = keep(NEW, OLD)
     await put(keep(OLD), 1, 2, 3)
     turning = rows(both, NEW, OLD)
@@ -161,7 +162,7 @@ async def _fail(*_: Any) -> None:
 
 
 async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
-    """Rows that no key opens keep the service from starting, with the setting's name; forgotten, all else goes on."""
+    """Rows that no key decrypts keep the service from starting, with the setting's name; once they are dropped, it starts."""
     await put(keep(OLD), 1)
     await put(keep(NEW), 2)
     new = keep(NEW)
@@ -180,7 +181,7 @@ async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
 
 
 async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(keep: Any, clock: engines.Clock) -> None:
-    """With the key gone a repeated start and a replay bring new credentials, and the session goes on."""
+    """Without the key, a repeated start and a replay bring new credentials, and the session continues."""
     desk = desks.sit_down(keep(OLD), clock)
     task_id = await desk.start()
     await desk.publish()
@@ -203,7 +204,7 @@ async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(kee
 
 
 async def test_a_row_moved_to_another_session_does_not_open(keep: Any) -> None:
-    """Who can write to the database cannot have one session use another's credentials."""
+    """Write access to the database does not let one session use another's credentials."""
     store = keep(OLD)
     await put(store, 1)
     async with store.connections.write() as connection:

@@ -1,4 +1,4 @@
-"""Pulls of one session that end one another: how the store counts them, and from when on a recording says so. On each engine."""
+"""Mutual eviction of pulls in one session: the store's count, and the point from which a recording reports it, on each engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALICE, BOB = f"{TASK}/alice/1", f"{TASK}/bob/1"
 
 @pytest.fixture
 async def store(store: stores.Store) -> stores.Store:
-    """The store, with two speakers in one session, and one of them in another, too."""
+    """A store with two speakers in one session, and one of them in another, too."""
     await examples.opened(store, *(examples.recording(speaker=name) for name in ("alice", "bob")))
     request = examples.request(user_id="another")
     await examples.opened(store, examples.recording(OTHER, "bob"), of=examples.session(OTHER, request=request))
@@ -24,7 +24,7 @@ async def store(store: stores.Store) -> stores.Store:
 async def pulled(
     store: stores.Store, clock: engines.Clock, owner: str, epoch: int, *, lasts_ms: int | None, reason: str = "eof"
 ) -> None:
-    """A run that begins now; `lasts_ms` None: it goes on."""
+    """A run that begins now; `lasts_ms` None: it continues."""
     await store.segments.register(owner, epoch, "n")
     if lasts_ms is not None:
         async with store.transaction() as tx:
@@ -38,7 +38,7 @@ async def evictions(store: stores.Store, owner: str) -> int:
 
 
 async def test_pulls_that_take_turns_are_counted(store: stores.Store, clock: engines.Clock) -> None:
-    """Each run that ended while another speaker's pull connected, and went on, counts once, for the speaker who lost it."""
+    """Each run that ended while another speaker's pull connected and stayed counts once, for the speaker who lost it."""
     for epoch in (1, 2, 3):
         await pulled(store, clock, ALICE, epoch, lasts_ms=1_500)
         clock.advance(1_200)
@@ -52,7 +52,7 @@ async def test_pulls_that_take_turns_are_counted(store: stores.Store, clock: eng
 
 @pytest.mark.parametrize("reason", ["stopped", "stalled", "new-track"])
 async def test_other_ends_are_no_evictions(store: stores.Store, clock: engines.Clock, reason: str) -> None:
-    """A run that we ended, or that fell silent, was not evicted, whoever was pulled then."""
+    """A run that the recorder ended, or that fell silent, was not evicted, whatever other pull began."""
     await pulled(store, clock, ALICE, 1, lasts_ms=1_500, reason=reason)
     clock.advance(1_200)
     await pulled(store, clock, BOB, 1, lasts_ms=None)
@@ -60,7 +60,7 @@ async def test_other_ends_are_no_evictions(store: stores.Store, clock: engines.C
 
 
 async def test_a_server_that_ends_everything_evicts_nobody(store: stores.Store, clock: engines.Clock) -> None:
-    """Two pulls that end at the same moment ended for another reason; so did one long after the other's beginning."""
+    """Two pulls that end at the same moment have another cause; so has one that ends long after the other's beginning."""
     await pulled(store, clock, ALICE, 1, lasts_ms=9_000)
     clock.advance(8_000)
     await pulled(store, clock, BOB, 1, lasts_ms=1_000)
@@ -72,7 +72,7 @@ async def test_a_server_that_ends_everything_evicts_nobody(store: stores.Store, 
 
 
 async def test_another_session_evicts_nobody(store: stores.Store, clock: engines.Clock) -> None:
-    """Pulls of another session are another user's."""
+    """Pulls of another session belong to another user."""
     await pulled(store, clock, ALICE, 1, lasts_ms=1_000)
     await pulled(store, clock, f"{OTHER}/bob/1", 1, lasts_ms=None)
     assert await evictions(store, ALICE) == 0
@@ -89,7 +89,7 @@ def decided(
 
 
 def test_chance_is_not_named() -> None:
-    """Twice may be chance; from the third time on Detail names mutual eviction, and goes on naming it until the file is Done."""
+    """Two evictions may be chance; from the third on Detail names mutual eviction, until the file is Done."""
     ended = internal_events.FfmpegExit(epoch=4, job=states.CAPTURE, reason="eof", detail="The stream ended.", media_ms=900)
     assert decided(states.RECORDING, states.CAPTURE, "capture-exit", 2, ended).detail == "The stream ended."
     named = decided(states.RECORDING, states.CAPTURE, "capture-exit", 3, ended)
@@ -104,6 +104,6 @@ def test_chance_is_not_named() -> None:
 
 
 def test_it_hides_no_other_failure() -> None:
-    """A transcode that is tried again says why, whatever happened to the pulls."""
+    """A retried transcode reports its own reason, whatever happened to the pulls."""
     failed = internal_events.FfmpegExit(epoch=4, job="transcode", reason="ffmpeg-failed", detail="ffmpeg ended with code 1")
     assert decided(states.TRANSCODING, states.TRANSCODE, "transcode-exit", 5, failed).detail == "ffmpeg ended with code 1"

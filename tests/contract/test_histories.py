@@ -1,8 +1,8 @@
-"""Any history ends well: whatever is said, in whatever order, twice, late or never, whoever dies, and whenever.
+"""Every history ends well: any events, in any order, repeated, late or never, with any crash at any time.
 
 A history is a list of numbers that Hypothesis shrinks; the world (tests/world.py) plays it against a real store and the real
-deciding handlers, then lets every deadline run out. What must hold then, and on the way, is written here by hand,
-and nothing of it is asked of the machines themselves.
+deciding handlers, then lets every deadline pass. The invariants during and after it are written here by hand, independent of the
+machines.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Step = Callable[[World, int, int], Awaitable[None]]
 History = list[tuple[int, int, int]]
 
 
-# --- what may happen -------------------------------------------------------------------------------------------------
+# --- steps of a history ----------------------------------------------------------------------------------------------
 async def start(w: World, a: int, b: int) -> None:
-    """A start; of a key that is Open already, a repeat."""
+    """A start; for a key that is Open already, a repeat."""
     room = world.ROOMS[a % 2]
     await w.ask("start", SdkAppId=world.APP, **room, UserId=world.REC, UserSig="s", CosConfig=COS, **SHAPES[b % len(SHAPES)])
 
@@ -73,7 +73,7 @@ async def dismiss(w: World, _: int, b: int) -> None:
 
 
 async def deliver(w: World, a: int, b: int) -> None:
-    """Some mail arrives, not in the order it was sent."""
+    """Some mail arrives, out of order."""
     for _ in range(1 + b):
         await w.deliver(a)
 
@@ -91,7 +91,7 @@ async def obey(w: World, a: int, b: int) -> None:
 
 
 async def flow(w: World, a: int, _: int) -> None:
-    """All that was said and commanded arrives, in order, and captures bring media."""
+    """All pending events and commands arrive, in order, and captures bring media."""
     for _ in range(2):
         await w.relay()
         while w.commands:
@@ -109,14 +109,14 @@ async def media(w: World, a: int, _: int) -> None:
 
 
 async def end(w: World, a: int, b: int) -> None:
-    """A job ends, somehow."""
+    """A job ends in one of its ways."""
     if run := w.run(a):
         ends = world.CAPTURE_ENDS if run.type == "start-capture" else ("ok", "ok", "again", "never")
         await w.end(run, ends[b % len(ends)])
 
 
 async def depart(w: World, a: int, b: int) -> None:
-    """A speaker leaves, the stream ends, and LINGER runs out, or nearly."""
+    """A speaker leaves, the stream ends, and LINGER passes, or nearly."""
     await leave(w, a, 0)
     await flow(w, 0, 0)
     for run in list(w.runs.values()):
@@ -128,7 +128,7 @@ async def depart(w: World, a: int, b: int) -> None:
 
 
 async def crash(w: World, _: int, b: int) -> None:
-    """All nodes die over their work, and their leases end."""
+    """All nodes die with their work, and their leases expire."""
     await w.relay()
     while w.commands:
         await w.obey(0, world.NODES[b % 2])
@@ -139,7 +139,7 @@ async def crash(w: World, _: int, b: int) -> None:
 
 
 async def freeze(w: World, a: int, _: int) -> None:
-    """A worker stands still: its lease is not renewed, its job not ended."""
+    """A worker freezes: its lease is not renewed, its job not ended."""
     if run := w.run(a):
         run.frozen = True
 
@@ -160,12 +160,12 @@ async def be_away(w: World, a: int, _: int) -> None:
 
 
 async def rest(w: World, _: int, __: int) -> None:
-    """Nothing is said for so long that everything ends; the history goes on after that."""
+    """No event arrives for so long that everything ends; the history continues after that."""
     await w.come_to_rest()
 
 
 async def replay(w: World, a: int, b: int) -> None:
-    """Somebody replays a session, or one recording of it, from some stage."""
+    """A session, or one recording of it, is replayed from some stage."""
     sessions = [task_id for (task_id,) in w.rows("SELECT task_id FROM sessions ORDER BY task_id")]
     if sessions:
         stage = ({}, {"From": "joining"}, {"From": "transcoding"}, {"From": "uploading"})[b % 4]
@@ -181,7 +181,7 @@ STEPS: tuple[Step, ...] = (
 
 
 def _history(seed: int) -> History:
-    """A history in which every step is as likely as any other: Hypothesis' own lists are more monotonous."""
+    """A history with equally likely steps: Hypothesis' own lists are more monotonous."""
     chance = random.Random(seed)
     return [(chance.randrange(len(STEPS)), chance.randrange(8), chance.randrange(8)) for _ in range(chance.randint(20, 50))]
 
@@ -191,16 +191,16 @@ SEEDED = st.integers(0, 2**32).map(_history)
 HISTORIES = SEEDED | SEEDED | SHRINKING
 
 
-# --- what must hold on the way ---------------------------------------------------------------------------------------
+# --- invariants during a history -------------------------------------------------------------------------------------
 class Watch:
-    """Looks at the database after every step."""
+    """Checks the database after every step."""
 
     def __init__(self) -> None:
         self.epochs: dict[str, int] = {}
         self.revisions: dict[str, int] = {}
 
     def look(self, w: World) -> None:
-        """Epochs and revisions only grow; one job, one Open session of a key, one undelivered callback; nobody is forgotten."""
+        """Epochs and revisions only grow; one job, one Open session per key, one pending delivery; no recording is dropped."""
         for id_, epoch in w.rows("SELECT id, epoch FROM recordings"):
             assert epoch >= self.epochs.get(id_, 0), f"the epoch of {id_} went back"
             self.epochs[id_] = epoch
@@ -236,9 +236,9 @@ def _bodies(w: World, type_: str) -> list[dict[str, Any]]:
     return [json.loads(body) for (body,) in w.rows(f"SELECT body FROM outbox WHERE type = '{type_}'")]
 
 
-# --- what must hold in the end ---------------------------------------------------------------------------------------
+# --- invariants at the end -------------------------------------------------------------------------------------------
 def check_the_end(w: World) -> None:
-    """Everything is over, once, and what is said is what happened."""
+    """Everything has ended, once, and the results match the true course."""
     _nothing_is_left(w)
     _the_journal_follows_the_chart(w)
     _results_are_whole(w)
@@ -324,7 +324,7 @@ def _outcomes_are_true(w: World) -> None:
 
 # --- playing ---------------------------------------------------------------------------------------------------------
 async def _play(history: History, engine: str, *, twice: bool) -> dict[str, Any]:
-    """Play one history to its end in a world of its own, look at it all the while, and tell how it ended."""
+    """Play one history to its end in a world of its own, check it after every step, and return its end."""
     with engines.fast_folder() as folder:
         clock = engines.Clock()
         database = engines.fresh(engine, Path(folder))
@@ -371,7 +371,7 @@ ONE_IN = {"sqlite": 12, "postgresql": 32}  # the rules are the same on both, and
 
 @pytest.mark.parametrize("engine", engines.NAMES)
 def test_every_history_ends_in_one_result(engine: str) -> None:
-    """Any history ends with all recordings final and one result per revision; with everything said twice it ends the same way."""
+    """Any history ends with all recordings final and one result per revision; with every event repeated it ends the same way."""
 
     @settings(max_examples=settings.default.max_examples // ONE_IN[engine])
     @given(history=HISTORIES)

@@ -1,4 +1,4 @@
-"""The janitor on a real spool, on every engine: what nothing can want any more leaves the disk, and nothing else does."""
+"""The janitor on a real spool, on every engine: it deletes exactly the files that nothing can need any more."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Disk:
             (folder / name).write_bytes(b"x")
 
     def holds(self) -> set[str]:
-        """What lies there of recordings, as `speaker/file`."""
+        """A recording's files, as `speaker/file`."""
         found = (path for path in self.root.glob("*/*/*") if path.is_file())
         return {f"{path.parent.name.removesuffix('_1')}/{path.name}" for path in found}
 
 
 @pytest.fixture
 def disk(tmp_path: Path, store: stores.Store, clock: engines.Clock) -> Callable[[], Disk]:
-    """Makes the one spool of a test; its lock goes with the process."""
+    """Makes the one spool of a test; its lock ends with the process."""
     return lambda: Disk(tmp_path / "spool", store, clock)
 
 
@@ -68,8 +68,8 @@ async def _done(store: stores.Store, node: str, *segments: tuple[str, int], **ch
 
 
 async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], store: stores.Store) -> None:
-    """Soon after the recording is Done, whoever finished it at last, and whatever a crash left half; what is live, or unknown to
-    the database, stays."""
+    """Soon after Done, files are deleted whatever node finished the recording and whatever a crash left half; live and unknown
+    files stay."""
     here = disk()
     await _done(store, "elsewhere", ("al", 1))
     async with store.transaction() as tx:
@@ -86,7 +86,7 @@ async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], 
 async def test_a_replay_that_came_first_keeps_its_files(
     disk: Callable[[], Disk], store: stores.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A janitor that stood still between its question and its deleting takes what was given up, and nothing of a newer epoch."""
+    """A janitor that froze between its query and its deletion deletes the released files, and none of a newer epoch."""
     here = disk()
     await _done(store, here.node, ("al", 4), output=OUTPUT)
     here.put("00000004.flv", "finished.00000003.mp3")
@@ -105,7 +105,7 @@ async def test_a_replay_that_came_first_keeps_its_files(
 
 
 async def test_what_older_transcodes_made_leaves(disk: Callable[[], Disk], store: stores.Store) -> None:
-    """Once a newer one's file is verified and known; as long as none is, and for what runs, everything stays."""
+    """Old outputs are deleted once a newer file is verified and recorded; before that, and while a job runs, everything stays."""
     here = disk()
     live = {"state": "Uploading", "epoch": 6, "job": model.Job(kind="upload", state="queued")}
     await examples.opened(
@@ -123,7 +123,7 @@ async def test_what_older_transcodes_made_leaves(disk: Callable[[], Disk], store
 
 
 async def test_what_cannot_be_deleted_is_named(disk: Callable[[], Disk], store: stores.Store) -> None:
-    """With the error and what to do; the files beside it and those of other recordings go all the same."""
+    """An undeletable file is logged with the error and the action; its neighbors and the files of others are still deleted."""
     here = disk()
     await _done(store, here.node, ("al", 1), ("al", 2), ("bo", 1))
     stuck = here.root / examples.TASK / "al_1" / "00000001.flv"

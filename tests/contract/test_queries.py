@@ -1,4 +1,4 @@
-"""What faces read, on every engine: filters, counts, jobs since when, segments, and results by cursor."""
+"""Queries of the API, on every engine: filters, counts, jobs with their times, segments, and results by cursor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def said(number: int, type_: str = "session-refused") -> codec.Event:
 
 
 async def test_sessions_are_filtered(store: stores.Store, views: queries.Reading) -> None:
-    """Each filter by itself, and all of them together; newest first."""
+    """Each filter works alone and together with all others; newest first."""
     for index in range(4):
         await add(store, session(index, state=states.OPEN if index else states.FINISHED))
     for filters, found in (
@@ -65,7 +65,7 @@ async def test_sessions_are_filtered(store: stores.Store, views: queries.Reading
 
 
 async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Reading) -> None:
-    """Finished sessions are in it with a failure whose files are kept, a recording that lives, or a result that was not taken."""
+    """Stuck finished sessions have a failure with files, a live recording, or an undelivered result."""
     done = recording(0, state=states.DONE)
     await add(store, session(0, state=states.FINISHED), done)
     await add(store, session(1, state=states.FINISHED), replace(done, task_id=IDS[1], state=states.FAILED, ended_ms=1))
@@ -80,7 +80,7 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Rea
 
 
 async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, clock: engines.Clock) -> None:
-    """Of several sessions at once: recordings by state without awaited ones, jobs with their times, deliveries."""
+    """One query covers several sessions: recordings by state without never-seen ones, jobs with their times, deliveries."""
     job = model.Job(kind=states.CAPTURE, state=states.QUEUED)
     queued = recording(0, epoch=1, job=job)
     await add(store, session(0), queued, recording(0, 2, state=states.DONE), recording(0, 3, never_seen=True))
@@ -107,7 +107,7 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
 
 
 async def test_segments_of_a_session(store: stores.Store, views: queries.Reading) -> None:
-    """Of all its recordings and of no other's, in the order of their epochs."""
+    """Segments of all its recordings and of no other's come in the order of their epochs."""
     await add(store, session(0), recording(0), recording(0, 2))
     await add(store, session(1), recording(1))
     for index, n, epoch in ((0, 1, 10), (0, 1, 9), (0, 2, 1), (1, 1, 1)):
@@ -117,7 +117,7 @@ async def test_segments_of_a_session(store: stores.Store, views: queries.Reading
 
 
 async def test_results_by_cursor(store: stores.Store, views: queries.Reading) -> None:
-    """Only results, in order, on from any cursor that was given; events and commands between them do not count."""
+    """Only results come, in order, from any returned cursor on; events and commands between them do not count."""
     for number in range(5):
         await store.outbox.send("result" if number % 2 == 0 else "event", said(number))
     found, end = await views.results_after("")
@@ -134,7 +134,7 @@ async def test_results_by_cursor(store: stores.Store, views: queries.Reading) ->
 
 
 async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
-    """Today's schema is known and current; a database that does not answer is an error without its password."""
+    """The current schema is known and up to date; a database that does not answer is an error without its password."""
     found = await asyncio.to_thread(inspection.look, database.url)
     assert found.known
     assert found.current == found.newest != ""
@@ -144,8 +144,8 @@ async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
 
 
 async def test_no_result_is_passed_over(store: stores.Store, views: queries.Reading, database: engines.Database) -> None:
-    """Of two transactions the one with the lower number commits later, where the engine lets it: a reader that goes on from each
-    cursor it is given sees both once. So do readers that read at the same moment, all in the same order."""
+    """Of two transactions the one with the lower number commits later, if the engine allows it: a reader that follows its cursors
+    sees both once. So do concurrent readers, all in the same order."""
     seen: list[str] = []
     written, commit = asyncio.Event(), asyncio.Event()
 

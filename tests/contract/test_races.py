@@ -1,7 +1,7 @@
-"""Two nodes say different things of one session at the same moment: each a store of its own on one database, on every engine.
+"""Races of two nodes over one session: each has a store of its own on one database, on every engine.
 
-The numbers are those of PostgreSQL, where transactions really run side by side. SQLite lets one writer in at a time, even of two
-processes: there is one way fewer to go wrong, and each of its commits is durable, so a tenth of them has to do.
+The numbers are those of PostgreSQL, where transactions really run in parallel. SQLite admits one writer at a time, even of two
+processes: fewer things can go wrong, and each commit is durable, so a tenth of them has to do.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def nodes(database: engines.Database, clock: engines.Clock) -> AsyncIterat
 
 
 def uploading(number: int) -> tuple[model.Session, list[model.Recording]]:
-    """A closing session whose two recordings are being uploaded, one by each node."""
+    """A closing session whose two recordings are uploading, one on each node."""
     room = requests.Room(sdk_app_id=desks.APP, room_id=number + 1)
     request = requests.StartRequest(
         room=room, user_id="rec", region="ap-shanghai", bucket="b-12345", path="p", callback="http://x/"
@@ -79,7 +79,7 @@ def uploading(number: int) -> tuple[model.Session, list[model.Recording]]:
 
 
 async def persisted(say: Callable[[], Awaitable[Any]]) -> Any:
-    """Say it until it is decided: as a bus does with what failed for now."""
+    """Decide with retries, as a bus does with temporary failures."""
     async with waiting.at_most(30):
         while True:
             try:
@@ -129,7 +129,7 @@ async def test_the_last_two_recordings_end_at_once(nodes: list[desks.Desk], data
 
 
 async def test_two_starts_of_one_key_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
-    """The same start, on two nodes twice each: one session, and everybody is told its TaskId; one of them opened it."""
+    """The same start, twice each on two nodes, gives one session: all get its TaskId, and one of them opened it."""
     for room in range(RACES[database.engine] // 10):
         starts = [desk.say("start", **desks.START | {"RoomId": room + 1}) for desk in nodes for _ in range(2)]
         answers = await asyncio.gather(*starts)
@@ -140,8 +140,8 @@ async def test_two_starts_of_one_key_at_once(nodes: list[desks.Desk], database: 
 
 
 async def test_a_start_and_the_first_words_of_a_speaker_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
-    """A room is opened, a speaker switches camera and microphone on, and a session starts, all at the same moment on two nodes:
-    whichever is decided first, the speaker is recorded, once."""
+    """A room opens, a speaker enables camera and microphone, and a session starts, all at the same moment on two nodes: in any
+    order of the decisions, the speaker is recorded once."""
     rooms = range(1, RACES[database.engine] // 2 + 1)
     first, second = nodes
     for room in rooms:
@@ -154,8 +154,9 @@ async def test_a_start_and_the_first_words_of_a_speaker_at_once(nodes: list[desk
 
 
 async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
-    """A worker takes a capture while another node stops the session. The lease was first: the capture is asked to stop, and its
-    end ends the recording. The stop was first: no lease is given, and the recording has ended. Never both, and never neither."""
+    """A worker takes a capture while another node stops the session. If the lease was first, the capture is asked to stop, and
+    its end ends the recording. If the stop was first, no lease is given, and the recording has ended. Never both, and never
+    neither."""
     first, second = nodes
 
     async def take(owner: str, looks: int) -> bool:
@@ -181,7 +182,7 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
 
 async def test_a_start_and_two_replays_of_one_key_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
     """Two sessions of one key are replayed from Joining while a start asks for the key, on two nodes: one of the three has it
-    Open, the start is told which, and a replay that came too late is refused."""
+    Open, the start returns its TaskId, and a late replay is refused."""
     first, second = nodes
     for room in range(1, RACES[database.engine] // 50 + 1):
         tasks = [await without_media(first, room) for _ in range(2)]
@@ -193,7 +194,7 @@ async def test_a_start_and_two_replays_of_one_key_at_once(nodes: list[desks.Desk
 
 
 async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
-    """KEEP_FAILED of one recording is over while another of its session is replayed with fresh secrets: they are kept."""
+    """KEEP_FAILED of one recording passes while another of its session is replayed with fresh secrets: the secrets stay."""
     first, second = nodes
     numbers = range(RACES[database.engine] // 10)
     failed = [ended_badly(number) for number in numbers]
@@ -217,8 +218,8 @@ async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Des
 
 
 async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
-    """A node looks at what it left, its last word before the crash is decided elsewhere, and so is a renewal's note, all at the
-    same moment: what is known of the segment is the most that any of them said."""
+    """A node scans its leftovers while its last event before the crash and a renewal's note are decided elsewhere: the segment
+    keeps the most media that any of them reported."""
     first, second = nodes
     for number in range(RACES[database.engine] // 25):
         owner = f"{await first.start(RoomId=number + 1, SubscribeUserIds=['al'])}/al/1"
@@ -239,8 +240,8 @@ async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: en
 
 
 async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.Desk], database: engines.Database) -> None:
-    """Sessions are stopped on one node while another says that their deadlines are over, or forgives the time in which there was
-    no node: nobody waits for a lock that the other holds, which PostgreSQL would end after a second by refusing one of them."""
+    """Sessions are stopped on one node while another publishes their deadlines, or extends them by downtime: neither waits for a
+    lock that the other holds, which PostgreSQL would resolve after a second by refusing one of them."""
     first, second = nodes
     clock = first.clock
     with structlog.testing.capture_logs() as lines:
@@ -258,7 +259,7 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.De
 
 
 async def without_media(desk: desks.Desk, room: int) -> str:
-    """A finished session in which nobody was heard; its TaskId."""
+    """A finished session without a speaker; returns its TaskId."""
     task_id = await desk.start(RoomId=room)
     await desk.publish(RoomId=room)
     await desk.say("stop", TaskId=task_id)
@@ -282,7 +283,7 @@ async def unless_refused(replay: Awaitable[dict[str, Any]]) -> dict[str, Any] | 
 
 
 async def later(desk: desks.Desk, looks: int) -> None:
-    """A look takes as long as a statement or two of a decision: so what follows falls between others of its statements."""
+    """A lease scan takes as long as a statement or two of a decision: so the next step falls between other statements of it."""
     for _ in range(looks):
         await desk.store.leases.is_held("nobody", 1, "n")
 

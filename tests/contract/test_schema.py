@@ -1,4 +1,4 @@
-"""The schema of the tables and that of the migrations are one."""
+"""The schema of the tables equals that of the migrations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _ask(database: engines.Database, question: Any) -> Any:
 
 
 async def test_tables_equal_migrations(database: engines.Database) -> None:
-    """Nothing is in the tables' declaration that the migrations do not make, nor the other way round."""
+    """The tables' declaration and the migrations have the same content."""
 
     def differences(connection: Connection) -> list[Any]:
         return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), tables.metadata)
@@ -33,13 +33,13 @@ async def test_tables_equal_migrations(database: engines.Database) -> None:
 
 
 def test_the_revisions_are_those_of_the_migrations() -> None:
-    """The list that spares a start the loading of alembic is the one that alembic itself finds."""
+    """The list of revisions, which spares a start the import of alembic, equals alembic's own."""
     found = ScriptDirectory(str(Path(schema.__file__).with_name("migrations"))).walk_revisions()
     assert tuple(revision.revision for revision in found)[::-1] == schema.REVISIONS
 
 
 async def test_checks_and_partial_indexes_are_made(database: engines.Database) -> None:
-    """What the comparison does not look at: CHECK constraints, and the conditions of the partial indexes."""
+    """The parts outside the comparison agree, too: CHECK constraints, and the conditions of the partial indexes."""
 
     def made(connection: Connection) -> tuple[set[str], set[str]]:
         looking = inspect(connection)
@@ -54,7 +54,7 @@ async def test_checks_and_partial_indexes_are_made(database: engines.Database) -
 
 
 async def test_migrating_twice_is_safe(database: engines.Database) -> None:
-    """A database of today's schema is left as it is, and so is what it holds."""
+    """A database with the current schema is left unchanged, with its data."""
 
     def found(connection: Connection) -> tuple[Any, ...]:
         looking = inspect(connection)

@@ -1,4 +1,4 @@
-"""A node that is stopped in good order: what it held goes on elsewhere at once, and nothing of it counts as a death."""
+"""An orderly stop of a node: its jobs continue elsewhere immediately, and none of them counts as lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def _start_capture(node: test_worker.Node) -> codec.Event:
 
 @pytest.mark.parametrize("known", [False, True], ids=["at once", "when it is about to begin"])
 async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worker.Node, known: bool) -> None:
-    """The lease is taken and ffmpeg is not started yet when the node is told to stop: it says so, and another node may begin."""
+    """A node that stops with a lease taken and ffmpeg not started reports it, and another node may begin."""
     await command_handlers.do(node.worker, await _start_capture(node))
     if known:
         await waiting.until(lambda: node.steps.captures)
@@ -44,7 +44,7 @@ async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worke
 
 
 async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often its node is stopped in the middle of it, no try is spent, and it begins anew; deaths do count."""
+    """Any number of orderly stops in the middle of a job spends no try, and the job restarts; lost workers do count."""
     capture = await node.open()
     capture.media(5_000, node.clock)
     await node.relayed("capture-started")
@@ -70,7 +70,7 @@ async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, 
 
 
 class _Link:
-    """A connection on which nothing is published."""
+    """A connection on which nothing can be published."""
 
     async def session(self) -> None:
         return None
@@ -80,7 +80,7 @@ class _Link:
 async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
     store: stores.Store, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
-    """Another node's relay does not wait for the claim to run out, whether the broker refused the message or never answered."""
+    """Another node's relay does not wait for the claim to expire, whether the broker refused the message or never answered."""
     published = asyncio.Event()
 
     async def never(*_: Any) -> None:

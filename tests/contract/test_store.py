@@ -1,4 +1,4 @@
-"""What every engine of the store must do: claims, guarded updates, one Open session a key, and that nothing committed is lost."""
+"""The contract of every store: claims, guarded updates, one Open session per key, and that no commit is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_an_event_is_claimed_once(store: stores.Store) -> None:
 
 
 async def test_two_claims_at_once_have_one_winner(store: stores.Store) -> None:
-    """Deliveries of one event at the same time are decided once, and all get the same answer."""
+    """Concurrent deliveries of one event are decided once, and all get the same answer."""
     decided = []
 
     async def handler(tx: Any, event: codec.Event) -> dict[str, Any]:
@@ -46,7 +46,7 @@ async def test_two_claims_at_once_have_one_winner(store: stores.Store) -> None:
 
 
 async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.Database) -> None:
-    """What a transaction wrote before an error, the claim included, is gone."""
+    """A transaction's writes before an error, the claim included, are rolled back."""
 
     async def handler(tx: Any, event: codec.Event) -> None:
         await tx.add_session(examples.session(), examples.SECRETS)
@@ -71,7 +71,7 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
 
 
 async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
-    """A decision whose row was moved meanwhile is loaded and made again, and its first try leaves nothing."""
+    """A decision whose row was changed concurrently is loaded and made again, and its first try leaves nothing."""
     await examples.opened(store, examples.recording())
     failures = []
 
@@ -90,7 +90,7 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
 
 # --- guarded updates --------------------------------------------------------------------------------------------------
 async def test_an_update_of_a_moved_row_is_a_conflict(store: stores.Store) -> None:
-    """Whoever saves from an older version, or from another state, gets a Conflict and writes nothing."""
+    """A save from an older version, or from another state, raises Conflict and writes nothing."""
     await examples.opened(store, examples.recording())
     old = await examples.saved(store, f"{examples.TASK}/al/1")
     moved = await examples.moved(store, old.id, state="Recording")
@@ -106,7 +106,7 @@ async def test_an_update_of_a_moved_row_is_a_conflict(store: stores.Store) -> No
 
 
 async def test_a_session_and_a_callback_are_guarded_too(store: stores.Store) -> None:
-    """Sessions and callbacks are saved only from the version they were loaded in."""
+    """Sessions and deliveries are saved only from their loaded version."""
     await examples.opened(store)
     callback = model.Delivery(task_id=examples.TASK, revision=1, url="http://x/", body="{}", epoch=1)
     async with store.transaction() as tx:
@@ -124,7 +124,7 @@ async def test_a_session_and_a_callback_are_guarded_too(store: stores.Store) -> 
 
 
 async def test_what_is_saved_comes_back(store: stores.Store) -> None:
-    """Every field of a recording, session and callback survives the way through the database."""
+    """Every field of a recording, session and delivery survives the database."""
     output = model.Output(duration_ms=5, size_bytes=6, crc64="7", start_ms=8, end_ms=None, gaps=((1, 2), (3, 4)))
     request = examples.request(
         room=requests.Room(sdk_app_id=4294967295, str_room_id="房间 ../%2F|~"), callback="https://x/…", mode="02"
@@ -215,7 +215,7 @@ async def test_a_closing_session_frees_its_key(store: stores.Store) -> None:
 
 
 async def test_an_unknown_state_is_refused(store: stores.Store) -> None:
-    """The database itself refuses a state that no table of the design has."""
+    """The database itself refuses a state that is not in the design's table."""
     await examples.opened(store, examples.recording())
     with pytest.raises((IntegrityError, errors.Conflict)):
         await examples.moved(store, f"{examples.TASK}/al/1", state="Paused")
@@ -223,7 +223,7 @@ async def test_an_unknown_state_is_refused(store: stores.Store) -> None:
 
 # --- the whole file ---------------------------------------------------------------------------------------------------
 async def test_everything_is_there_after_reopening(store: stores.Store, database: engines.Database, clock: engines.Clock) -> None:
-    """A database that is closed and opened again holds all that was committed, and goes on numbering."""
+    """A reopened database has every commit, and continues its numbering."""
     owner = f"{examples.TASK}/al/1"
     await examples.opened(store, examples.recording())
     async with store.transaction() as tx:
@@ -253,13 +253,13 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
 
 
 async def test_stopping_twice_is_safe(store: stores.Store) -> None:
-    """A store may be stopped again."""
+    """A store may be stopped twice."""
     await store.stop()
     await store.stop()
 
 
 async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> None:
-    """Many decisions, renewals and reads at once all succeed: nobody meets a locked database."""
+    """Many concurrent decisions, renewals and reads all succeed: none meets a locked database."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)

@@ -1,4 +1,4 @@
-"""What is counted of messages' tries, and what workers say of their room, on each engine."""
+"""Counts of messages' tries, and workers' spare capacity, on each engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests import engines
 
 
 async def test_tries_are_counted_by_message(store: stores.Store, clock: engines.Clock) -> None:
-    """Each message has a count of its own; one can be taken back, all be forgotten, and what is old is."""
+    """Each message has its own count; one try can be taken back, all can be dropped, and old counts are."""
     kept = store.attempts
     assert await kept.count("m1") == 0
     assert [await kept.add("m1"), await kept.add("m1"), await kept.add("m2")] == [1, 2, 1]
@@ -28,12 +28,12 @@ async def test_tries_are_counted_by_message(store: stores.Store, clock: engines.
 
 
 async def test_tries_counted_at_once_are_all_counted(store: stores.Store) -> None:
-    """Two nodes that try the same message at the same time count two."""
+    """Two concurrent tries of one message count two."""
     assert sorted(await asyncio.gather(*(store.attempts.add("m1") for _ in range(8)))) == list(range(1, 9))
 
 
 async def test_workers_that_live_tell_their_room(store: stores.Store, clock: engines.Clock) -> None:
-    """Only workers have room, and only what the living say counts; the newest word does."""
+    """Only live workers have spare capacity; the newest report counts."""
     room = model.SpareCapacity(free_bytes=10, needed_bytes=20, busy="full")
     await store.nodes.heartbeat("old", spare=room)
     clock.advance(1_000)

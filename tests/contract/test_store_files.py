@@ -1,4 +1,4 @@
-"""What every engine of the store must do: segments, uploads, nodes, and the janitor's two steps."""
+"""The contract of every store: segments, uploads, nodes, and the janitor's two steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
 # --- segments and uploads ---------------------------------------------------------------------------------------------
 async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
-    """Registered before anything is known, in the order of epochs; registering again is harmless; media is what counts."""
+    """A segment is registered before its media, in the order of epochs; a repeated registration is harmless; media counts."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     for epoch in (4, 1, 4):
@@ -35,7 +35,7 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
 
 
 async def test_registering_a_segment_again_loses_nothing(store: stores.Store) -> None:
-    """A repeat of the registration does not forget the media that the segment holds."""
+    """A repeated registration keeps the segment's media."""
     owner = f"{examples.TASK}/al/1"
     await store.segments.register(owner, 1, "n")
     await store.segments.update(owner, 1, {"media_ms": 900})
@@ -44,7 +44,7 @@ async def test_registering_a_segment_again_loses_nothing(store: stores.Store) ->
 
 
 async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None:
-    """Of a worker that woke after another run was ordered, neither a new segment nor a word about its own is taken."""
+    """A worker that wakes after its successor was ordered can neither register a segment nor update its own."""
     await examples.opened(store, examples.recording(speaker="late"))
     owner = f"{examples.TASK}/late/1"
     await store.segments.register(owner, 1, "n")
@@ -63,7 +63,7 @@ async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None
 
 
 async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
-    """What an upload has reached comes back whole, is replaced, and is forgotten; a worker without the lease writes nothing."""
+    """An upload's state is read back whole, replaced, and dropped; a worker without the lease writes nothing."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     assert not await store.uploads.save(owner, 1, "n", {"upload_id": "nobody's"})
@@ -83,7 +83,7 @@ async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
 
 
 async def test_where_the_segments_lie(store: stores.Store) -> None:
-    """The media that each node holds of a recording, its own only."""
+    """The media of a recording on each node, its own only."""
     for owner, epoch, node, media_ms in (("r", 1, "a", 500), ("r", 2, "b", 700), ("r", 3, "a", 600), ("q", 1, "c", 9)):
         await store.segments.register(owner, epoch, node)
         await store.segments.update(owner, epoch, {"media_ms": media_ms})
@@ -93,7 +93,7 @@ async def test_where_the_segments_lie(store: stores.Store) -> None:
 
 
 async def test_signs_of_life_of_nodes(store: stores.Store, clock: engines.Clock) -> None:
-    """When a node was last heard of, and where its files can be fetched, as long as it gives signs of life."""
+    """A node's last heartbeat and its URL, as long as it sends heartbeats."""
     await store.nodes.heartbeat("a", "http://a:8080")
     await store.nodes.heartbeat("b")
     clock.advance(60_000)
@@ -125,7 +125,8 @@ async def _ended(store: stores.Store) -> None:
 
 
 async def test_what_may_be_removed(store: stores.Store) -> None:
-    """Done and whole: at once. Failed, or Done with something missing: when it ended before the time given. Live: never."""
+    """Files of a complete Done recording are removable immediately; of a Failed or incomplete one after the given time; of a live
+    one never."""
     await _ended(store)
     assert set(await store.spool_files.removable(1_000)) == {f"{examples.TASK}/done/1"}
     assert set(await store.spool_files.removable(1_001)) == {f"{examples.TASK}/{s}/1" for s in ("done", "partial", "failed")}
@@ -137,7 +138,7 @@ async def test_what_may_be_removed(store: stores.Store) -> None:
 
 
 async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) -> None:
-    """A decision that saw the files must be made again when the janitor gave them up meanwhile."""
+    """A decision that saw the files must be made again if the janitor released them concurrently."""
     await _ended(store)
     seen = await examples.saved(store, f"{examples.TASK}/failed/1")
     assert await store.spool_files.give_up(seen.id, 1_001)
@@ -147,8 +148,8 @@ async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) 
 
 
 async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.Store) -> None:
-    """The janitor's steps: what was given up is listed for the node it lies on until that node has deleted it; where a replay
-    came first there is nothing to delete."""
+    """The janitor's steps: released files are listed for their node until that node has deleted them; after an earlier replay
+    there is nothing to delete."""
     assert await store.spool_files.of_recording(f"{examples.TASK}/failed/1", "") is None
     await _ended(store)
     owner = f"{examples.TASK}/failed/1"
@@ -175,7 +176,7 @@ async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.St
 
 
 async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.Store) -> None:
-    """A finished file on a node without segments is given up and forgotten there, too."""
+    """A finished file on a node without segments is released and dropped there, too."""
     await _ended(store)
     owner = f"{examples.TASK}/failed/1"
     await examples.moved(store, owner, output_node="n5")
@@ -188,7 +189,7 @@ async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.S
 
 
 async def test_what_may_lie_on_any_spool(store: stores.Store) -> None:
-    """Of the sessions asked for: recordings whose files were given up, up to which epoch, and finished files that count."""
+    """For the given sessions: recordings with released files, up to which epoch, and finished files that count."""
     await _ended(store)
     await examples.moved(store, f"{examples.TASK}/live/1", epoch=7, output=model.Output(duration_ms=1, size_bytes=1, epoch=5))
     await store.spool_files.give_up(f"{examples.TASK}/failed/1", 1_001)

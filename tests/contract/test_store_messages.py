@@ -1,4 +1,4 @@
-"""What every engine of the store must do: outbox, relays, journal, results; secrets and presence."""
+"""The contract of every store: outbox, relays, journal, results; secrets and presence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
 # --- outbox and journal -----------------------------------------------------------------------------------------------
 async def test_the_outbox_keeps_the_order_and_forgets_what_is_sent(store: stores.Store) -> None:
-    """Messages come in the order they were written, whole, until they are marked; a parked one does not come again."""
+    """Messages are read in write order, whole, until they are marked; a dead letter is not read again."""
     async with store.transaction() as tx:
         await tx.send("event", examples.event("a"), examples.TASK)
         await tx.send("command", examples.event("b"), examples.TASK)
@@ -43,7 +43,7 @@ async def test_a_commit_rings_the_bell(store: stores.Store) -> None:
 
 
 async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.Clock) -> None:
-    """A session's timeline holds its lines and nobody else's, oldest first."""
+    """A session's timeline has its own lines only, oldest first."""
     async with store.transaction() as tx:
         await tx.journal(examples.TASK, examples.TASK, examples.event("a", "start"), "", "Open", "one")
         await tx.journal(examples.OTHER, examples.OTHER, examples.event("a", "start"), "", "Open", "other")
@@ -58,7 +58,7 @@ async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.
 
 
 async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, clock: engines.Clock) -> None:
-    """Old claims and sent commands go; unsent, parked and results stay."""
+    """Old claims and sent commands are deleted; unsent messages, dead letters and results stay."""
     async with store.transaction() as tx:
         await tx.claim("old")
         for channel in ("command", "event", "result", "command", "command"):
@@ -78,7 +78,7 @@ async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, cl
 
 
 async def test_a_revision_exists_once(store: stores.Store) -> None:
-    """The second result under one (TaskId, Revision) is a Conflict, whatever it says."""
+    """A second result under one (TaskId, Revision) is a Conflict, whatever its body."""
     await examples.opened(store)
     async with store.transaction() as tx:
         await tx.add_result(examples.TASK, 1, '{"a":1}')
@@ -90,7 +90,7 @@ async def test_a_revision_exists_once(store: stores.Store) -> None:
 
 
 async def test_two_relays_never_get_the_same_message(store: stores.Store) -> None:
-    """What one relay holds another does not get; each message goes to one of them, in order."""
+    """A message claimed by one relay is not given to another; each message goes to one of them, in order."""
     for number in range(12):
         await store.outbox.send("event", examples.event(f"e{number}"))
     held = await asyncio.gather(*(store.outbox.claim(5, 10_000) for _ in range(4)))
@@ -101,7 +101,7 @@ async def test_two_relays_never_get_the_same_message(store: stores.Store) -> Non
 
 
 async def test_what_a_dead_relay_held_comes_again(store: stores.Store, clock: engines.Clock) -> None:
-    """A claim that ran out is anybody's again; what was marked sent is nobody's."""
+    """An expired claim is free again; a sent message is never claimed."""
     for number in range(3):
         await store.outbox.send("event", examples.event(f"e{number}"))
     first = await store.outbox.claim(10, 10_000)
@@ -118,7 +118,7 @@ async def test_what_a_dead_relay_held_comes_again(store: stores.Store, clock: en
 
 
 async def test_a_message_may_be_for_one_node(store: stores.Store) -> None:
-    """The node a message is for comes back with it."""
+    """A message keeps its target node."""
     async with store.transaction() as tx:
         await tx.send("command", examples.event("a"), examples.TASK, node="n7")
         await tx.send("command", examples.event("b"), examples.TASK)
@@ -139,7 +139,7 @@ async def test_secrets_are_replaced_and_wiped(store: stores.Store) -> None:
 
 
 async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engines.Clock) -> None:
-    """Who publishes what is known per kind of room, for 24 h, until the room is gone."""
+    """Presence is kept per kind of room, for 24 h, until the room is gone."""
     twin = requests.Room(sdk_app_id=examples.ROOM.sdk_app_id, str_room_id="88")
     async with store.transaction() as tx:
         blank = await tx.presence(examples.ROOM, "al")
@@ -160,7 +160,7 @@ async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engi
 
 
 async def test_an_application_is_known_after_its_first_callback(store: stores.Store) -> None:
-    """Callbacks come for an application once one was seen, and for no other."""
+    """An application has callbacks once one was received, and no other application."""
     async with store.transaction() as tx:
         assert not await tx.callbacks_come(7)
         await tx.note_callback(7)

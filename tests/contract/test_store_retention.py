@@ -1,4 +1,4 @@
-"""What every engine of the store must do: forget whole sessions when nothing of them is wanted, and nothing before."""
+"""The contract of every store: delete whole sessions once nothing of them is needed, and not before."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDED: dict[str, Any] = {"state": "Done", "code": "Success", "ended_ms": engines
 
 
 async def _finished(store: stores.Store, **recording: Any) -> None:
-    """A session that has finished, with a row in every table that a session has rows in."""
+    """A finished session with a row in every table that has session rows."""
     await examples.opened(store, examples.recording(files_removed=True))
     assert await store.leases.take(OWNER, 1, "n", examples.LEASE_MS)
     await store.uploads.save(OWNER, 1, "n", {"upload_id": "u"})
@@ -39,7 +39,7 @@ async def _finished(store: stores.Store, **recording: Any) -> None:
 
 
 def _rows(database: engines.Database) -> dict[str, int]:
-    """The tables that are not empty, and how many rows they have."""
+    """The non-empty tables, and their row counts."""
     counted = {
         table.name: int(database.ask(f"SELECT count(*) FROM {table.name}")[0][0]) for table in tables.metadata.sorted_tables
     }
@@ -47,7 +47,7 @@ def _rows(database: engines.Database) -> dict[str, int]:
 
 
 async def test_a_session_is_forgotten_whole(store: stores.Store, database: engines.Database, clock: engines.Clock) -> None:
-    """A finished session older than asked for leaves no row in any table; a younger one stays as it is."""
+    """A finished session older than the limit leaves no row in any table; a younger one stays."""
     await _finished(store)
     before = _rows(database)
     assert await store.retention.delete_sessions(engines.START_MS) == 0
@@ -60,13 +60,13 @@ async def test_a_session_is_forgotten_whole(store: stores.Store, database: engin
 
 @pytest.mark.parametrize("wanted", [{"files_removed": False}, {"output_node": "away"}], ids=["files-kept", "file-on-a-node"])
 async def test_what_is_kept_keeps_its_session(store: stores.Store, wanted: dict[str, Any]) -> None:
-    """As long as a file lies on a spool the session can be read and replayed, however old it is."""
+    """As long as a file is on a spool the session can be read and replayed, however old it is."""
     await _finished(store, **wanted)
     assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
 
 
 async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -> None:
-    """So do a segment that no node has deleted yet, and a result that is on its way."""
+    """A segment that no node has deleted yet, and an undelivered result, keep the session, too."""
     await _finished(store)
     await store.segments.register(OWNER, 1, "n")
     assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
@@ -81,7 +81,7 @@ async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -
 
 
 async def test_readers_of_results_go_on_after_results_are_forgotten(store: stores.Store, clock: engines.Clock) -> None:
-    """A cursor given before stands: what comes after the forgotten results is read, once."""
+    """An earlier cursor stays valid: results after the deleted ones are read once."""
     await _finished(store)
     reader = queries.Reading(store.connections)
     read, cursor = await reader.results_after("")
@@ -98,7 +98,8 @@ async def test_readers_of_results_go_on_after_results_are_forgotten(store: store
 async def test_what_belongs_to_no_session_is_forgotten(
     store: stores.Store, database: engines.Database, clock: engines.Clock
 ) -> None:
-    """Presence after a day, nodes that are long gone and hold nothing, answers to refused starts; the living stay."""
+    """Presence after a day, nodes that are long gone and hold nothing, and answers to refused starts are deleted; the living
+    stay."""
     room = requests.Room(sdk_app_id=1, room_id=2)
     async with store.transaction() as tx:
         await tx.put_presence(room, "old", HEARD)

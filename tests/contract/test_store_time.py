@@ -1,4 +1,4 @@
-"""What every engine of the store must do: jobs, leases and epochs; deadlines and downtime."""
+"""The contract of every store: jobs, leases and epochs; deadlines and downtime."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_an_older_epoch_gets_no_lease(store: stores.Store) -> None:
     ],
 )
 async def test_a_lease_is_refused_after_the_end(store: stores.Store, end: dict[str, Any]) -> None:
-    """Once its job has ended or was superseded, a lease is neither renewed nor held, and nobody's to expire."""
+    """Once its job has ended or was superseded, a lease can be neither renewed nor held, and does not expire."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
@@ -95,7 +95,7 @@ async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store:
 
 
 async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, clock: engines.Clock) -> None:
-    """A lease is over after its time without a renewal, not before; others are not shown."""
+    """A lease expires after its time without a renewal, not before; only expired ones are returned."""
     await examples.opened(store, examples.recording(), examples.recording(speaker="bo"))
     for speaker in ("al", "bo"):
         assert await store.leases.take(f"{examples.TASK}/{speaker}/1", 1, "n", examples.LEASE_MS)
@@ -109,7 +109,7 @@ async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, cl
 
 
 async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Store, clock: engines.Clock) -> None:
-    """The time of the last packet moves what idleness counts from, forwards only, and disturbs no decision."""
+    """The time of the last packet moves the start of idle time, forwards only, and disturbs no decision."""
     await examples.opened(store, examples.recording())
     owner = f"{examples.TASK}/al/1"
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
@@ -127,7 +127,7 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
 
 # --- deadlines --------------------------------------------------------------------------------------------------------
 async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock: engines.Clock) -> None:
-    """Arming again replaces: one deadline, a new serial and a new time; the old serial is worth nothing."""
+    """Arming again replaces: one deadline, a new serial and a new time; the old serial is void."""
     async with store.transaction() as tx:
         await tx.arm(examples.TASK, "idle", clock() - 2)
     (first,) = await store.deadlines.due()
@@ -143,7 +143,7 @@ async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock
 
 
 async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, clock: engines.Clock) -> None:
-    """What is over is shown, oldest first, up to the limit; what is disarmed or still to come is not."""
+    """Overdue deadlines are returned, oldest first, up to the limit; disarmed and future ones are not."""
     async with store.transaction() as tx:
         for kind, after_ms in (("join", 30), ("idle", 10), ("max-duration", 20), ("linger", 1_000), ("retry", 5)):
             await tx.arm(examples.TASK, kind, clock() + after_ms)
@@ -156,7 +156,7 @@ async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, cl
 
 
 async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -> None:
-    """Join, idle and linger move by the time away, and so does what idleness counts from; the others keep their time."""
+    """Join, idle and linger deadlines move by the downtime, and so does the start of idle time; the others keep their time."""
     await examples.opened(
         store,
         examples.recording(idle_from_ms=clock()),
@@ -182,8 +182,8 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
 
 
 async def test_the_last_heartbeat_of_any_node_counts(store: stores.Store, clock: engines.Clock) -> None:
-    """Nobody was away from a new database; then away is who comes after the newest of all signs of life, and longer than is let
-    pass."""
+    """A new database has no downtime; later, downtime is the time since the newest heartbeat of any node, if longer than the
+    tolerance."""
     assert await store.nodes.heartbeat("a", over_ms=0) == 0
     clock.advance(5_000)
     await store.nodes.heartbeat("b")

@@ -1,4 +1,4 @@
-"""The sweeper on every engine: what was nobody's fault counts for nothing, and what is forgotten holds nothing else up."""
+"""The sweeper on every engine: downtime does not count, and cleanup blocks nothing else."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def _live(store: stores.Store, clock: engines.Clock) -> None:
 
 
 async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clock: engines.Clock) -> None:
-    """After an hour of standing still (a suspended machine, a database away) neither lease nor deadline is over: both have the
-    time again that they had left."""
+    """After an hour of standstill (a suspended machine, a database away) neither lease nor deadline expires: both have their
+    remaining time."""
     made = _sweeper(store, clock)
     await made.look()
     await _live(store, clock)
@@ -72,8 +72,8 @@ def _stand_still(monkeypatch: pytest.MonkeyPatch, part: Any, name: str, when: st
 async def test_standing_still_inside_a_round(
     store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Wherever in a round it stands still, or waits for the database: what ran out meanwhile is not said, the time is given back
-    once to all nodes together, and then the deadline comes when it should."""
+    """At any point of a round, a standstill or a wait for the database expires nothing: the time is given back once to all nodes
+    together, and then the deadline comes when it should."""
     others = [_sweeper(store, clock, name) for name in ("a", "b")]
     made = _sweeper(store, clock)
     await made.look()
@@ -96,7 +96,7 @@ async def test_standing_still_inside_a_round(
 async def test_a_database_that_is_always_slow_holds_no_retry_up(
     store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where every look takes longer than a node may be silent, deadlines that no downtime moves are said all the same."""
+    """Even if every round takes longer than a node may be silent, deadlines that no downtime moves are published."""
     made = _sweeper(store, clock)
     await _live(store, clock)
     async with store.transaction() as tx:
@@ -114,7 +114,7 @@ async def test_a_database_that_is_always_slow_holds_no_retry_up(
 
 
 async def test_another_nodes_signs_of_life_leave_deadlines_alone(store: stores.Store, clock: engines.Clock) -> None:
-    """A node that stood still while another was alive forgives nothing: the other could have tried."""
+    """A node that froze while another was alive extends nothing: the other could have tried."""
     made = _sweeper(store, clock)
     await made.look()
     await _live(store, clock)
@@ -125,7 +125,7 @@ async def test_another_nodes_signs_of_life_leave_deadlines_alone(store: stores.S
 
 
 async def test_nodes_that_come_back_together_forgive_once(store: stores.Store, clock: engines.Clock) -> None:
-    """The second of two nodes back from the same outage finds the first's sign of life, and moves no deadline again."""
+    """The second of two nodes back from the same outage finds the first's heartbeat, and moves no deadline again."""
     nodes = [_sweeper(store, clock, name) for name in ("a", "b")]
     for node in nodes:
         await node.look()
@@ -142,7 +142,7 @@ async def test_nodes_that_come_back_together_forgive_once(store: stores.Store, c
 async def test_forgetting_that_fails_keeps_no_lease_from_being_judged(
     store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clean-up that raises is tried again later; the next round looks at leases as ever."""
+    """A cleanup that raises is retried later; the next round checks leases as usual."""
 
     async def fails(_: int) -> None:
         raise OSError("no room")

@@ -1,4 +1,4 @@
-"""A node's jobs under leases, with real store and machine and steps that a test leads by the hand."""
+"""A node's jobs under leases, with a real store and machine, and work that the test controls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Exit:
 
 
 class Capture:
-    """A capture that ends when the test says so."""
+    """A capture that ends on the test's request."""
 
     def __init__(self, on_media: work_ports.OnMedia) -> None:
         self.on_media = on_media
@@ -71,7 +71,7 @@ class Capture:
 
 @dataclass
 class Steps:
-    """Steps that note what they are asked for."""
+    """Work that records its calls."""
 
     captures: list[Capture] = field(default_factory=list)
     transcodes: int = 0
@@ -130,7 +130,7 @@ class Steps:
 
 
 class Node:
-    """One node's worker and everything around it, driven message by message."""
+    """One node's worker and its surroundings, driven message by message."""
 
     def __init__(self, store: stores.Store, clock: engines.Clock, policy: model.Policy = POLICY) -> None:
         self.store = store
@@ -153,7 +153,7 @@ class Node:
         return await self.decider.decide(event)
 
     async def relay(self) -> list[str]:
-        """Hand out everything that is unsent; returns the types."""
+        """Relay all unsent messages; returns their types."""
         types = []
         while messages := await self.store.outbox.unsent():
             for message in messages:
@@ -167,7 +167,7 @@ class Node:
         return types
 
     async def relayed(self, type_: str) -> None:
-        """Relay until a message of this type came by."""
+        """Relay until a message of this type was delivered."""
 
         async def came() -> bool:
             return type_ in await self.relay()
@@ -211,7 +211,7 @@ async def test_the_whole_road(node: Node) -> None:
 
 
 async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
-    """A capture whose stop overtook its start ends as stopped without media, and ffmpeg is never run."""
+    """A capture whose stop overtook its start ends as stopped without media, and ffmpeg never runs."""
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
     await node.say("stop", TaskId=node.task_id)
@@ -221,8 +221,8 @@ async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
 
 
 async def test_a_stop_that_comes_before_the_worker_knows_of_its_lease(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease is written down, and before this node hears so another decides a stop and asks for it: no capture begins that
-    nobody would end."""
+    """If another node decides a stop just after the lease was taken, before this node knows of the lease, no capture starts that
+    nothing would end."""
     take_lease = node.store.leases.take
 
     async def overtaken(*args: Any) -> bool:
@@ -251,7 +251,7 @@ async def _said(node: Node, type_: str) -> codec.Event | None:
 
 
 async def test_a_refused_lease_ends_the_work_without_a_word(node: Node) -> None:
-    """When the epoch has moved on, the capture is killed and says no outcome."""
+    """When the epoch has moved on, the capture is killed and publishes no outcome."""
     capture = await node.open()
     capture.media(5_000, node.clock)
     await node.relayed("capture-started")
@@ -264,7 +264,7 @@ async def test_a_refused_lease_ends_the_work_without_a_word(node: Node) -> None:
 
 
 async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the database does not answer, the capture goes on."""
+    """While the database does not answer, the capture continues."""
     capture = await node.open()
     asked = asyncio.Event()
 
@@ -280,7 +280,8 @@ async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pyte
 
 
 async def test_a_short_idle_timeout_is_judged_by_fresh_words(store: stores.Store, clock: engines.Clock) -> None:
-    """However long the lease, when media last came is told well within IDLE_TIMEOUT: who has just left is not idle yet."""
+    """With any lease, the time of the last media is reported well within IDLE_TIMEOUT: a speaker who has just left is not idle
+    yet."""
     node = Node(store, clock, model.Policy(lease_ms=30_000, idle_timeout_ms=1_500))
     await node.worker.start()
     try:
@@ -304,7 +305,7 @@ async def test_a_short_idle_timeout_is_judged_by_fresh_words(store: stores.Store
 
 
 async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
-    """After a crash the node asks the disk what its captures left, and the next segment follows at once."""
+    """After a crash the node scans its captures' segments on disk, and the next segment follows immediately."""
     capture = await node.open()
     before = await node.recording()
     await node.worker.stop()
@@ -318,7 +319,7 @@ async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
 
 
 async def test_what_is_on_disk_is_known_though_the_lease_ran_out_first(node: Node) -> None:
-    """The sweeper, which sees no disk, finds the lease over a moment before the node is back: what the node finds counts."""
+    """The sweeper, which sees no disk, finds the lease expired a moment before the node is back: the node's scan counts."""
     await node.open()
     owner = (await node.recording()).id
     await node.worker.stop()
@@ -336,8 +337,8 @@ async def test_what_is_on_disk_is_known_though_the_lease_ran_out_first(node: Nod
 
 @pytest.mark.parametrize("away", [False, True], ids=["there", "away"])
 async def test_what_nobody_told_of_is_asked_for_and_not_waited_for(node: Node, away: bool) -> None:
-    """Its worker died before its first word, and another goes on: the transcode asks the first node for what it may have. One
-    that does not answer holds nothing up, for nothing is known to be lost."""
+    """A worker died before its first report, and another continues: the transcode asks the first node for its segment. A node
+    that does not answer delays nothing, for no media is known to be lost."""
     await node.open()
     owner = (await node.recording()).id
     await node.worker.stop()
@@ -359,7 +360,7 @@ async def test_what_nobody_told_of_is_asked_for_and_not_waited_for(node: Node, a
 
 
 async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> None:
-    """A failing disk under one segment: the node starts all the same, with what was noted of it, and the recording goes on."""
+    """With a failing disk under one segment the node still starts, uses its notes of it, and the recording continues."""
     capture = await node.open()
     capture.media(6_000, node.clock)
     owner = (await node.recording()).id
@@ -374,7 +375,7 @@ async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> No
 
 
 async def test_a_failed_step_is_told_with_its_reason(node: Node) -> None:
-    """What no retry cures fails the recording with the step's own words."""
+    """A fatal failure fails the recording with the work's own detail."""
     capture = await node.open()
     capture.media(5_000, node.clock)
     node.steps.failure = errors.TranscodeFailed("The segments cannot be read.", reason="no-media", retry=False)
@@ -385,7 +386,7 @@ async def test_a_failed_step_is_told_with_its_reason(node: Node) -> None:
 
 
 async def test_a_fault_of_ours_is_tried_again(node: Node) -> None:
-    """A step that raises what it should not is told as a failure that a retry may cure; nothing hangs until the lease ends."""
+    """Work that raises an unexpected error counts as a retryable failure; nothing hangs until the lease expires."""
     capture = await node.open()
     capture.media(5_000, node.clock)
     node.steps.failure = RuntimeError("a fault of ours")
@@ -402,7 +403,7 @@ async def test_a_fault_of_ours_is_tried_again(node: Node) -> None:
 
 
 async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: stores.Store) -> None:
-    """Files go after Done; those of a failed recording stay until KEEP_FAILED is over."""
+    """Files are deleted after Done; those of a failed recording after KEEP_FAILED."""
     capture = await node.open()
     capture.media(5_000, node.clock)
     node.steps.failure = errors.TranscodeFailed("no", reason="no-media", retry=False)
@@ -421,7 +422,7 @@ async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: sto
 async def test_files_that_could_not_be_deleted_are_deleted_later(
     node: Node, store: stores.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a failing disk kept is listed until it is gone, and looked at again, not only at the next start."""
+    """Undeletable files stay listed until they are gone, and are retried without a restart."""
     monkeypatch.setattr(janitor, "EVERY_S", 0.05)
     capture = await node.open()
     capture.media(5_000, node.clock)
@@ -436,7 +437,7 @@ async def test_files_that_could_not_be_deleted_are_deleted_later(
 
 
 async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) -> None:
-    """A crash just before an upload's end is said does not upload it once more: its state is there still."""
+    """A crash just before an upload's outcome does not upload again: its state is still there."""
 
     def crash(point: str) -> None:
         if point == "upload.done.before":
@@ -454,7 +455,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
 
 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of ours in saying an outcome: the lease is not renewed any more, so that the job becomes `worker-lost`."""
+    """If publishing an outcome fails, the lease is not renewed any more, so that the job becomes `worker-lost`."""
     capture = await node.open()
     monkeypatch.setattr(outcomes.Outcomes, "outcome", None)
     capture.end("eof")
