@@ -58,9 +58,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return found.cores if config.option.numprocesses == "logical" else found.processes
 
 
-def pytest_report_header() -> str:
-    """The figures that time limits follow from."""
-    return f"machine: {machine_probe.machine()}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that the run's time limits follow from, also under -q."""
+    terminalreporter.write_line(f"machine: {machine_probe.machine()}")
 
 
 def scale_time_limits(config: pytest.Config, items: list[pytest.Item]) -> None:

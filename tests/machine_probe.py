@@ -24,7 +24,7 @@ TESTS_PER_CORE = 2.0
 """On the reference. Most tests wait for live streams: more fit at once than there are cores."""
 MOST_PROCESSES = 12
 """`tests/ports.py` has this many ranges of ports."""
-MOST_LOAD = 4.0
+MOST_LOAD, MOST_CONTENTION = 4.0, 2.0
 HANG = 2.5
 """pytest ends a test that hangs. Its limit is this much longer than the marker says, so that `tests/waiting.py`, which knows the
 reason, fails first."""
@@ -43,14 +43,14 @@ class Machine:
     def processes(self) -> int:
         """How many tests run in parallel: 4 on the reference, 2 at a slowness of 3 to 4. Tests mostly wait for streams in real
         time, so twice the slowness does not halve the number. Other work counts more: it may grow while the tests run."""
-        wanted = self.cores * TESTS_PER_CORE / self.slowness**0.5 / min(self.contention, MOST_LOAD) ** 0.75
+        wanted = self.cores * TESTS_PER_CORE / self.slowness**0.5 / min(self.contention, MOST_CONTENTION) ** 0.75
         return max(1, min(MOST_PROCESSES, round(wanted)))
 
     @property
     def pace(self) -> float:
         """How many times longer than on the reference the service's own times have to be in a test: a lease that is renewed in
         time there is lost here. The same for the whole run."""
-        return self.slowness * min(self.contention, 2.0)
+        return self.slowness * min(self.contention, MOST_CONTENTION)
 
     def __str__(self) -> str:
         """One line for the head of a run."""

@@ -26,6 +26,7 @@ def machine(slowness: float = 1.0, contention: float = 1.0, cores: int = 2) -> m
         (machine(slowness=3), 2),
         (machine(slowness=4), 2),
         (machine(contention=2), 2),
+        (machine(contention=9), 2),
         (machine(slowness=4, contention=4), 1),
         (machine(cores=4), 8),
         (machine(cores=64), machine_probe.MOST_PROCESSES),
