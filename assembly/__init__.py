@@ -1,1 +1,1 @@
-"""The rooms put together: what `service.py` runs. Imports everything but the simulator; only `service.py` imports it."""
+"""The composition root: builds a node, or the one object that a command of the operator needs, from the settings."""

@@ -19,7 +19,7 @@ from bus import redaction
 from config import settings as settings_module
 from machine import errors
 
-# Ids of the outbox's rows; those of the queue are hexadecimal.
+# Prefix of the ids of outbox rows; the queue's ids are hexadecimal.
 ROW = "row-"
 Json = dict[str, Any]
 
@@ -48,7 +48,7 @@ class DeadLetters:
             )
 
     async def list(self, limit: int) -> Json:
-        """The oldest `limit` of each place, and how many there are in all. Raises Unavailable, as all of these do."""
+        """The oldest `limit` of each place, and the number of all. Every method raises Unavailable."""
         rows, count = await self._rows.list(limit)
         found = [_of_row(row) for row in rows]
         if self._queue is not None:
@@ -58,7 +58,7 @@ class DeadLetters:
         return {"Messages": found, "Count": count}
 
     async def show(self, id_: str) -> Json:
-        """One of them with its headers and body. Raises NotFound."""
+        """One dead letter with its headers and body. Raises NotFound."""
         if id_.startswith(ROW):
             row = await self._rows.show(_seq(id_))
             return _of_row(row) | {"Headers": {}, "Body": redaction.body(row.body.encode())}
@@ -66,19 +66,19 @@ class DeadLetters:
         return _of_message(shown.dead_letter) | {"Headers": dict(shown.headers), "Body": shown.body}
 
     async def requeue(self, id_: str) -> Json:
-        """Send it on its way anew. Raises NotFound."""
+        """Publish it again. Raises NotFound."""
         if id_.startswith(ROW):
             return _of_row(await self._rows.requeue(_seq(id_), operator(), clock()))
-        return await self._written_down("parked-requeue", await self._messages().requeue(id_))
+        return await self._audited("parked-requeue", await self._messages().requeue(id_))
 
     async def drop(self, id_: str) -> Json:
-        """Throw it away. Raises NotFound."""
+        """Delete it. Raises NotFound."""
         if id_.startswith(ROW):
             return _of_row(await self._rows.drop(_seq(id_), operator(), clock()))
-        return await self._written_down("parked-drop", await self._messages().drop(id_))
+        return await self._audited("parked-drop", await self._messages().drop(id_))
 
-    async def _written_down(self, action: str, message: Any) -> Json:
-        """The broker's queue and the database have no transaction in common: what was done is written down after it."""
+    async def _audited(self, action: str, message: Any) -> Json:
+        """Add an entry to the audit, after the fact: broker and database share no transaction."""
         done = _of_message(message)
         await store.audit.Audit(self._connections, clock=clock).add(operator(), action, f"{done['Id']} {done['Key']}")
         return done
@@ -98,14 +98,14 @@ def _seq(id_: str) -> int:
 
 def _of_row(row: store.dead_letters.Row) -> Json:
     place = {"Id": f"{ROW}{row.seq}", "In": "outbox", "Key": f"{row.channel}.{row.type}", "MessageId": ""}
-    return place | _facts(row.parked_ms, len(row.body.encode()), row.reason)
+    return place | _description(row.parked_ms, len(row.body.encode()), row.reason)
 
 
 def _of_message(message: Any) -> Json:
     place = {"Id": message.id, "In": "queue", "Key": message.key, "MessageId": message.message_id}
-    return place | _facts(message.parked_ms, message.size_bytes, message.reason)
+    return place | _description(message.parked_ms, message.size_bytes, message.reason)
 
 
-def _facts(parked_ms: int, size_bytes: int, reason: str) -> Json:
+def _description(parked_ms: int, size_bytes: int, reason: str) -> Json:
     since = datetime.datetime.fromtimestamp(parked_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")
     return {"Time": since if parked_ms else "", "Size": size_bytes, "Reason": redaction.masked(reason)}

@@ -1,7 +1,6 @@
-"""One node: the parts of its roles, built from the settings, started in the order in which they are needed, drained and stopped.
+"""One node: builds the parts of its roles from the settings, starts them in dependency order, drains and stops them.
 
-May import every room but the simulator. Rule: whatever ends unexpectedly ends the node; no other file builds a long-lived object
-out of the settings.
+Rules: a part that ends unexpectedly ends the node. No other module builds a long-lived object from the settings.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import store.store
 from assembly import encryption_keys
 from assembly import work as joined
 from assembly.identity import VERSION, clock, new_id
-from config import settings as ops_settings
+from config import settings as settings_module
 from handlers import admission, dispatch, sweeper, unit_of_work
 from machine import model, supervised_task
 from media import spool
@@ -37,16 +36,16 @@ from worker import capacity, command_handlers, cpu_usage, janitor, worker
 log = structlog.get_logger()
 
 
-class Service:
-    """One process in any mix of the roles api, machine and worker: all three on the embedded engine."""
+class Node:
+    """One process with any mix of the roles api, machine and worker; the embedded engine has all three."""
 
-    def __init__(self, settings: ops_settings.Settings, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: settings_module.Settings, environment: Mapping[str, str]) -> None:
         self.settings = settings
-        self.many = bool(settings.amqp_url.get_secret_value())
+        self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
         self._policy = _policy(settings)
         self._stack = contextlib.AsyncExitStack()
-        self._sides: list[supervised_task.SupervisedTask] = []
+        self._tasks: list[supervised_task.SupervisedTask] = []
         self._ready = False
         self._draining = False
         self.node = ""
@@ -58,13 +57,13 @@ class Service:
         self._http: http_server.HttpServer
 
     async def start(self) -> None:
-        """Start everything, in the order in which it is needed. Raises errors.Unavailable with what to do."""
+        """Start every part. Raises errors.Unavailable with the remedy."""
         folder = self._open_spool()
         await self._open_store()
         steps = joined.Steps(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
         await steps.uploader.start()
         self._stack.push_async_callback(steps.uploader.stop)
-        if self.many:
+        if self._distributed:
             steps.admit = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).look
         decider = dispatch.Decider(self.store, self._context(), steps.inspect)
         parts = [*self._workers(steps), *self._machines(), self._bus(decider), *self._capacity(steps, folder)]
@@ -79,39 +78,39 @@ class Service:
         log.info("service.started", node=self.node, roles=self.settings.roles, address=self.url)
 
     async def stop(self) -> None:
-        """Hand captures over where there are other nodes, then end what runs, in the opposite order; harmless to repeat. What is
-        unfinished goes on at the next start, or elsewhere."""
+        """Drain the captures to other nodes, if there are any, then stop the parts in reverse order. It may be called twice.
+        Unfinished work resumes at the next start, or on another node."""
         self._ready = False
-        if self.many and self.worker is not None:
+        if self._distributed and self.worker is not None:
             await self._drain(self.worker)
         await self._stack.aclose()
         log.info("service.stopped", node=self.node)
 
     @property
     def url(self) -> str:
-        """Where the API listens."""
+        """URL of the API."""
         host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
         return f"http://{host}:{self._http.port}"
 
     def progress(self) -> Mapping[str, int]:
-        """Media of the captures that run here: recording id → ms."""
+        """Media captured so far by running captures: recording id → ms."""
         return self.worker.progress() if self.worker is not None else {}
 
     async def run(self) -> None:
-        """Until a side task ends unexpectedly: raises what it raised."""
-        sides = [*self._sides, *self.bus.sides]
-        failed = [side.failed for side in sides if side.failed is not None]
+        """Wait until a background task ends unexpectedly, and raise its error."""
+        tasks = [*self._tasks, *self.bus.sides]
+        failed = [task.failed for task in tasks if task.failed is not None]
         server = self._http.task
         await asyncio.wait([*failed, *([server] if server else [])], return_when=asyncio.FIRST_COMPLETED)
         for future in failed:
             if future.done():
                 future.result()
-        raise RuntimeError("The HTTP server ended by itself.")
+        raise RuntimeError("The HTTP server ended unexpectedly.")
 
     # --- parts ------------------------------------------------------------------------------------------------------------
     def _open_spool(self) -> spool.Spool:
         settings = self.settings
-        shared = settings.spool_shared and self.many
+        shared = settings.spool_shared and self._distributed
         folder = spool.Spool(settings.spool, settings.data_dir if shared else None)
         if "worker" in settings.roles:
             folder.start()
@@ -121,13 +120,13 @@ class Service:
 
     async def _open_store(self) -> None:
         settings = self.settings
-        if not self.many:
+        if not self._distributed:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         database = store.connections.open_database(settings.database)
         self._keyring = encryption_keys.keyring(settings)
         self.store = store.store.Store(database, clock=clock, new_id=new_id, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)
-        if self.many:
+        if self._distributed:
             await store.schema.check(database)
             await self.store.check_encrypted()
         else:
@@ -141,7 +140,7 @@ class Service:
 
     @property
     def _shared(self) -> bool:
-        return self.settings.spool_shared or not self.many
+        return self.settings.spool_shared or not self._distributed
 
     def _workers(self, steps: joined.Steps) -> list[Any]:
         if "worker" not in self.settings.roles:
@@ -151,7 +150,7 @@ class Service:
         self.worker = made
         steps.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
         cleaner = janitor.Janitor(self.store, steps, policy=self._policy, clock=clock, node=place)
-        self._sides += [made.renewal, cleaner.cleaning]
+        self._tasks += [made.renewal, cleaner.cleaning]
         return [made, cleaner]
 
     def _machines(self) -> list[Any]:
@@ -164,7 +163,7 @@ class Service:
             spare=self._spare,
             sweeps="machine" in self.settings.roles,
         )
-        self._sides.append(sweep.sweep)
+        self._tasks.append(sweep.sweep)
         return [sweep]
 
     def _bus(self, decider: dispatch.Decider) -> Any:
@@ -177,11 +176,10 @@ class Service:
             else:
                 await do()
 
-        if not self.many:
+        if not self._distributed:
             self.bus = bus.local.LocalBus(self.store, clock=clock, on_event=decider.decide_from_bus, on_command=on_command)
         else:
-            # Only here: the engine of one node needs no AMQP.
-            from bus import rabbit
+            from bus import rabbit  # the embedded engine loads no AMQP
 
             self.bus = rabbit.RabbitBus(
                 self.store,
@@ -198,7 +196,7 @@ class Service:
 
     def _capacity(self, steps: joined.Steps, folder: spool.Spool) -> list[Any]:
         made = self.worker
-        if made is None or not self.many:
+        if made is None or not self._distributed:
             return []
         settings = self.settings
         limits = capacity.Limits(
@@ -213,11 +211,11 @@ class Service:
             live=live,
             free_bytes=folder.free_bytes,
         )
-        self._sides.append(self.capacity.task)
+        self._tasks.append(self.capacity.task)
         return [self.capacity]
 
     async def _drain(self, made: worker.Worker) -> None:
-        """Take nothing new and end the captures as segments; what they say is in the outbox, which every node relays."""
+        """Stop consuming and close the captures' segments. Their outcomes are in the outbox, which every node relays."""
         self._draining = True
         log.info("service.draining", node=self.node, captures=len(made.progress()))
         try:
@@ -228,15 +226,15 @@ class Service:
             log.warning("service.drain_unfinished", node=self.node, drain_s=self.settings.drain_s)
 
     def _problems(self) -> list[str]:
-        """Why this node should get no work now."""
+        """Reasons why this node is not ready."""
         return list(self.bus.problems()) if self._ready else ["The service is starting or stopping."]
 
     def _spare(self) -> model.SpareCapacity | None:
-        """What this node has room for, as those who take starts are told; None: it captures nothing, or nothing more."""
+        """Capacity that this node advertises for admission; None if it takes no captures."""
         return self.capacity.spare() if self.capacity is not None and not self._draining else None
 
     def _advertised(self) -> str:
-        """Where other nodes fetch this one's segments."""
+        """URL at which other nodes fetch this node's segments; "" if they need none."""
         if "worker" not in self.settings.roles or self._shared:
             return ""
         return self.settings.node_url or (self.url if self._ready else "")
@@ -244,7 +242,7 @@ class Service:
     def _api(self, decider: dispatch.Decider, steps: joined.Steps) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
-        kept = store.api_keys.Keys(self.store.connections, clock=clock)
+        api_keys = store.api_keys.Keys(self.store.connections, clock=clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -260,8 +258,8 @@ class Service:
             new_id=new_id,
             clock=clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
-            keys=kept.all,
-            note_key_used=kept.note_used,
+            keys=api_keys.all,
+            note_key_used=api_keys.note_used,
             requests_per_minute=settings.api_rate,
             quota=settings.api_sessions,
             verify_callback=verify,
@@ -269,7 +267,7 @@ class Service:
             callback_window_ms=round(settings.trtc_callback_window_s * 1000),
             map_callback=trtc_callbacks.to_event,
             progress=self.progress,
-            listeners=[] if self.many else self.bus.listeners,
+            listeners=[] if self._distributed else self.bus.listeners,
             draining=lambda: not self._ready,
             policy=self._policy,
             cluster_token=settings.cluster_token.get_secret_value(),
@@ -278,7 +276,7 @@ class Service:
         )
 
 
-def _policy(settings: ops_settings.Settings) -> model.Policy:
+def _policy(settings: settings_module.Settings) -> model.Policy:
     names = (
         "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed",
         "keep_messages", "keep_sessions", "lease", "node_return",

@@ -59,7 +59,7 @@ async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) 
         await simulator.start()
         own = {"PORT": "0", "DATA_DIR": str(folder / "data"), "SPOOL_DIR": str(folder / "spool"), "MIN_FREE": "100MiB"}
         inherited = {name: environment[name] for name in ("HOME", "PATH", "FFMPEG_BINARY") if name in environment}
-        service = node.Service(settings.load(inherited | own | script.settings(simulator)), inherited)
+        service = node.Node(settings.load(inherited | own | script.settings(simulator)), inherited)
         stack.push_async_callback(service.stop)
         await service.start()
         run = script.Demo(simulator=simulator, service_url=service.url, live_s=live_s, progress=service.progress, screen=screen)

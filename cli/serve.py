@@ -50,7 +50,7 @@ def run_service(environment: Mapping[str, str]) -> int:
     logs.configure(level=settings.log_level, form=settings.log_format)
     # No core dumps: they would hold customers' keys, those of child processes as well.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    service = node.Service(settings, environment)
+    service = node.Node(settings, environment)
     wait_for_children_by_descriptor()
     try:
         asyncio.run(run_until_signal([service], [service.run]))

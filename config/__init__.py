@@ -1,1 +1,1 @@
-"""Settings, logging and redaction: read once from the environment, at the entry point."""
+"""Settings, logging and redaction."""
