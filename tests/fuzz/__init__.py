@@ -1,1 +1,3 @@
-"""Nonsense in great numbers: at the bus, at the outbox and at the API of a running service. `make fuzz` runs it in full."""
+"""Fuzzing: malformed input in large numbers for the bus, the outbox and the API of a running service. `make fuzz` runs it in
+full.
+"""

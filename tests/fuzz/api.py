@@ -1,7 +1,7 @@
-"""Requests made by Schemathesis out of the service's own OpenAPI description, right ones and wrong ones, and what was answered.
+"""API fuzzing: Schemathesis makes valid and invalid requests from the service's OpenAPI document, and checks every response.
 
-Rule: blocking, for a thread of its own. A case that breaks what the description promises is kept with the request that did it;
-an operation that never succeeded was not tried at all, whatever it answered.
+Rule: it blocks, so it runs in a thread of its own. A response that breaks the document is recorded with its request. An operation
+that never succeeded counts as untested, whatever it responded.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from schemathesis.specs.openapi import checks as promises
 
 from tests.e2e import conftest as worlds
 
-# Loaded here and not when the thread wants it: Python 3.11 does not bear two threads that parse at the same time.
+# Loaded here and not in the thread: Python 3.11 fails when two threads parse at the same time.
 _ = schemathesis.specs.openapi.schemas
-# What each answer is held against: the statuses, content types, headers and schemas that are described.
+# Every response must match the documented statuses, content types, headers and schemas.
 CHECKS = [
     promises.status_code_conformance,
     promises.content_type_conformance,
     promises.response_headers_conformance,
     promises.response_schema_conformance,
 ]
-# Of an operation at a time, right ones and wrong ones; those without parameters have few different requests anyway.
+# Cases per operation and mode in a row; operations without parameters have few different requests anyway.
 AT_ONCE = 10
 MOST_WAIT_S = 0.02
 TIMEOUT_S = 30.0
 OPEN_AT_ONCE = 8
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-# A full disk, and what is not ready: all that the service may not be able to help.
+# A full disk, and a service that is not ready: the only 5xx that the service may give.
 ALLOWED = {("POST", "/sessions", 507), ("GET", "/readyz", 503)}
 CALLBACKS, REPLAY = "/trtc/callbacks", "/sessions/{TaskId}/replay"
 COS = {"Region": worlds.REGION, "Bucket": worlds.BUCKET, "Path": "fuzz"}
 COS |= {"SecretId": worlds.SECRET_ID, "SecretKey": worlds.SECRET_KEY}
-# Of TRTC's callbacks: how many are signed, and how many of those say that they were sent just now. The others are the stale ones.
+# Shares of TRTC's callbacks: those with a signature, and among these those with a current time. The others are stale.
 SIGNED, YOUNG = 0.8, 0.8
-# How often each part of a signed callback is one that TRTC may send, so that most pass the door and some have one thing wrong.
+# The share of valid values for each part of a signed callback: most callbacks are accepted and some have one fault.
 USUAL = 0.93
-# What TRTC tells: group, number, and the role and reason that some of them carry.
-TOLD = (
+# TRTC's callback events: group, number, and the role or reason that some of them carry.
+CALLBACK_EVENTS = (
     (1, 102, {}), (1, 103, {"Role": 20}), (1, 103, {"Role": 21}), (1, 104, {"Reason": 1}), (1, 104, {"Reason": 3}),
     (1, 105, {"Role": 20}), (1, 105, {"Role": 21}), (2, 201, {}), (2, 202, {}), (2, 203, {}), (2, 204, {}), (2, 205, {}),
 )  # fmt: skip
@@ -77,7 +77,7 @@ class Run:
     dice: random.Random = field(default_factory=random.Random)
 
     def all(self, wanted: int) -> None:
-        """So many cases, or a few more."""
+        """Run at least `wanted` cases."""
         self.dice.seed(self.seed)
         checks.load_all_checks()
         document = self.session.get(f"{self.url}/openapi.json", headers=self._authorization(), timeout=TIMEOUT_S).json()
@@ -94,16 +94,16 @@ class Run:
 
     @property
     def statuses(self) -> set[int]:
-        """All that was answered."""
+        """Every status that a response had."""
         return {status for _, status in self.ends}
 
     def never_succeeded(self) -> list[str]:
-        """The operations of the description that no answer of 2xx came from: what lies behind their door was not fuzzed."""
+        """The operations without a 2xx response: only their refusals were fuzzed."""
         succeeded = {operation for operation, status in self.ends if 200 <= status < 300}
         return [operation for operation in self.operations if operation not in succeeded]
 
     def table(self) -> list[str]:
-        """How many answers of each status every operation gave, a line each."""
+        """A line per operation with its number of responses of each status."""
         known = sorted(self.statuses)
         heads = f"{'':32}" + "".join(f"{status:>7}" for status in known)
         rows = [f"{name:32}" + "".join(f"{self.ends[name, s] or '·':>7}" for s in known) for name in self.operations]
@@ -119,22 +119,22 @@ class Run:
             suppress_health_check=list(hypothesis.HealthCheck),
         )
         @hypothesis.given(operation.as_strategy(generation_mode=mode))
-        def ask(case: Any) -> None:
-            self._ask(case)
+        def send(case: Any) -> None:
+            self._send(case)
 
         try:
-            ask()
+            send()
         except hypothesis.errors.Unsatisfiable:
-            # Nothing can be wrong about a request that has no parameters.
+            # A request without parameters cannot be invalid.
             assert mode is MODES[1], operation.label
 
-    def _ask(self, case: Any) -> None:
+    def _send(self, case: Any) -> None:
         self._arrange(case)
         parts = case.as_transport_kwargs(base_url=self.url, headers=self._authorization())
         try:
             request = self.session.prepare_request(requests.Request(**parts))
         except (requests.RequestException, ValueError, UnicodeError):
-            return  # not to be said in HTTP
+            return  # HTTP cannot express it
         if case.path == CALLBACKS and self.dice.random() < SIGNED:
             self._sign(request)
         begun = time.perf_counter()
@@ -144,14 +144,14 @@ class Run:
         self.ends[case.operation.label, answer.status_code] += 1
         self._judge(case, answer)
         if answer.status_code == requests.codes.accepted and (case.method, case.path) == ("POST", "/sessions"):
-            self._keep(answer.json()["TaskId"])
+            self._remember(answer.json()["TaskId"])
 
     def _arrange(self, case: Any) -> None:
-        """Half of the cases are about a session that exists, or a start that can be taken; none waits for long."""
+        """Point half of the cases at an existing session, or make their start acceptable; no request waits for long."""
         if "wait" in (case.query or {}):
             case.query["wait"] = MOST_WAIT_S
         if case.path == CALLBACKS and isinstance(case.body, dict):
-            self._tell(case.body)
+            self._fill_callback(case.body)
         if self.dice.random() < 0.5:
             return
         if "TaskId" in (case.path_parameters or {}):
@@ -165,22 +165,23 @@ class Run:
             case.body |= {"CosConfig": COS, "SubscribeUserIds": []}
 
     def _open_lasting(self) -> None:
-        """A session that stays, with a recording that waits for its stream: what else could be replayed?"""
+        """Open a session that stays open, with a recording that waits for its stream: replays need one."""
         start = {"SdkAppId": worlds.APP, "StrRoomId": "lasting", "UserId": "lasting", "UserSig": "any", "CosConfig": COS}
         started = self.session.post(f"{self.url}/sessions", json=start, headers=self._authorization(), timeout=TIMEOUT_S)
         self.lasting = started.json()["TaskId"]
         now_ms = time.time_ns() // 1_000_000
         info = {"RoomId": "lasting", "UserId": "alice", "EventMsTs": now_ms}
-        told = {"EventGroupId": 2, "EventType": 203, "CallbackTs": now_ms, "EventInfo": info}
-        request = self.session.prepare_request(requests.Request("POST", f"{self.url}{CALLBACKS}", json=told))
+        callback = {"EventGroupId": 2, "EventType": 203, "CallbackTs": now_ms, "EventInfo": info}
+        request = self.session.prepare_request(requests.Request("POST", f"{self.url}{CALLBACKS}", json=callback))
         self._sign(request)
         answer = self.session.send(request, timeout=TIMEOUT_S)
         assert answer.status_code == requests.codes.ok, answer.text
 
-    def _tell(self, body: dict[str, Any]) -> None:
-        """Most callbacks say what TRTC may say, and that it is said now; what Schemathesis made of a part is left in some."""
+    def _fill_callback(self, body: dict[str, Any]) -> None:
+        """Replace most parts of a callback by values that TRTC may send, with a current time; some parts stay as Schemathesis
+        made them."""
         now_ms = time.time_ns() // 1_000_000
-        group, number, more = self.dice.choice(TOLD)
+        group, number, more = self.dice.choice(CALLBACK_EVENTS)
         room, user = self.dice.choice(ROOMS), self.dice.choice(USERS)
         info = {"RoomId": room, "UserId": user, "EventMsTs": now_ms - self.dice.randrange(60_000), **more}
         age_ms = self.dice.randrange(-20_000, 60_000) if self.dice.random() < YOUNG else 86_400_000
@@ -188,23 +189,25 @@ class Run:
         body |= {name: value for name, value in usual.items() if self.dice.random() < USUAL}
 
     def _sign(self, request: requests.PreparedRequest) -> None:
-        """As TRTC would, with the key of the world's application."""
+        """Sign as TRTC does, with the key of the world's application."""
         body = request.body or b""
         raw = body.encode() if isinstance(body, str) else body
         sign = base64.b64encode(hmac.new(worlds.CALLBACK_KEY.encode(), raw, hashlib.sha256).digest())
         request.headers["SdkAppId"], request.headers["Sign"] = str(worlds.APP), sign.decode()
 
     def _judge(self, case: Any, answer: requests.Response) -> None:
-        told = f"{case.method} {answer.request.url} {str(answer.request.body)[:500]} → {answer.status_code} {answer.text[:500]}"
+        exchange = (
+            f"{case.method} {answer.request.url} {str(answer.request.body)[:500]} → {answer.status_code} {answer.text[:500]}"
+        )
         if answer.status_code >= 500 and (case.method, case.path, answer.status_code) not in ALLOWED:
-            self.failures_5xx.append(told)
+            self.failures_5xx.append(exchange)
         try:
             case.validate_response(answer, checks=CHECKS)
         except failures.FailureGroup as group:
-            self.broken.append(f"{'; '.join(str(error) for error in group.exceptions)[:800]} in {told}")
+            self.broken.append(f"{'; '.join(str(error) for error in group.exceptions)[:800]} in {exchange}")
 
-    def _keep(self, task_id: str) -> None:
-        """Remember a session to ask about; stop the oldest, so that only a few are open."""
+    def _remember(self, task_id: str) -> None:
+        """Remember a session for later requests; stop the oldest, so that only a few are open."""
         self.task_ids.append(task_id)
         if len(self.task_ids) > OPEN_AT_ONCE:
             oldest = self.task_ids.pop(0)

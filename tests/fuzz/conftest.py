@@ -1,4 +1,4 @@
-"""The world of the end-to-end tests, for runs that throw nonsense at it."""
+"""Fixtures of the fuzzing runs: the world of the end-to-end tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Messages of every type that events/schemas.json knows, and what bad luck or bad will makes of them. The same ones for a seed.
+"""Fuzzed messages of every type in events/schemas.json, valid and mutated. A seed always gives the same messages.
 
-Imports `events`. Rule: the rooms, users and TaskIds in here are of the victims' pool, so that a session outside of it is nobody's
-to stop, and a few valid starts open a bounded number of sessions.
+Rule: rooms, users and TaskIds come from a fixed pool. So no message can stop a session outside of it, and the few valid starts
+open a bounded number of sessions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ USERS = ("recorder", "alice", "bob", "-rf", "../x", "a|b", "名字", "x" * 32)
 TASKS = ("01JBX5Q9V7T3M8K2C4D6F8H0ZW", "01JBX5Q9V7T3M8K2C4D6F8H0ZX")
 NODES = ("node-5f1c0a9e2b7d4c36", "elsewhere")
 MOST_OPTIONAL = 0.4
-SAID = "2026-11-02T08:00:00+00:00"
-# Values that somebody forgot to think of, whatever the field.
+TIME = "2026-11-02T08:00:00+00:00"
+# Unexpected values, for any field.
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1.0, 1.5, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63) - 1, 10**30, -(10**30), 1e300, float("inf"),
     float("nan"), "", " ", "0", "-", "..", "/", "\x00", "a\x00b", "\ud800", "a\udfffb", "\U0001f600", "\u202e\u2066", "\r\nX: y",
@@ -45,7 +45,7 @@ TEXTS = ("", "text/plain", "application/json", "application/xml", "application/c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message as it is published. `properties` are those of AMQP."""
+    """One message as published. `properties` are those of AMQP."""
 
     n: int
     key: str
@@ -56,11 +56,11 @@ class Message:
 
     @property
     def channel(self) -> str:
-        """`event` or `command`, as its routing key says; event for nonsense."""
+        """`event` or `command`, by the routing key; `event` for any other key."""
         return "command" if self.key.startswith("command.") else "event"
 
     def id(self) -> str:
-        """The id under which it would be decided; "" where it can have none."""
+        """The id under which the service would decide it; "" if it has none."""
         try:
             body = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -71,7 +71,7 @@ class Message:
 
 
 def messages(seed: int, count: int) -> Iterator[Message]:
-    """So many messages; about one in twelve is left as it should be."""
+    """`count` messages; about one in twelve stays valid."""
     dice = random.Random(seed)
     yield from (_refused(n, id_) for n, id_ in enumerate(IDS))
     for n in range(len(IDS), count):
@@ -85,7 +85,8 @@ def messages(seed: int, count: int) -> Iterator[Message]:
 
 
 def _refused(n: int, id_: str) -> Message:
-    """A start that is in order and is refused (nobody can enter the room without a UserSig): its id goes out again, longer."""
+    """A valid start that is refused, because no recorder can enter the room without a UserSig. Its answer's id is made from this
+    id and is longer."""
     data: dict[str, Any] = {"SdkAppId": APPS[0], "RoomId": ROOMS[0], "UserId": "refused"}
     _tame(random.Random(0), data)
     del data["UserSig"]
@@ -93,7 +94,7 @@ def _refused(n: int, id_: str) -> Message:
     return Message(n=n, key="event.start", body=_dump(whole), made_by="nothing")
 
 
-# --- as they should be ----------------------------------------------------------------------------------------------------
+# --- valid messages -------------------------------------------------------------------------------------------------------
 def _valid(dice: random.Random, n: int) -> Message:
     type_ = dice.choice(codec.types())
     definition = codec.schemas()["$defs"][type_]
@@ -106,13 +107,13 @@ def _valid(dice: random.Random, n: int) -> Message:
     properties: dict[str, Any] = {"message_id": f"fuzz-{n}"}
     if kind == "event" and dice.random() < 0.3:
         return Message(n=n, key=f"{kind}.{type_}", body=_dump(data), properties=properties | {"content_type": "application/json"})
-    whole = {"specversion": "1.0", "id": f"fuzz-{n}", "source": "fuzz", "type": type_, "time": SAID, "data": data}
+    whole = {"specversion": "1.0", "id": f"fuzz-{n}", "source": "fuzz", "type": type_, "time": TIME, "data": data}
     properties["content_type"] = codec.CONTENT_TYPE
     return Message(n=n, key=f"{kind}.{type_}", body=_dump(whole), properties=properties)
 
 
 def _tame(dice: random.Random, data: dict[str, Any]) -> None:
-    """A start that a service beside the simulator would take: its bucket is there, its result goes nowhere."""
+    """Make a start acceptable to a service with the simulator: its bucket exists, and its result goes nowhere."""
     data["CosConfig"] = {"Region": "ap-shanghai", "Bucket": "recordings-1250000000", "Path": "fuzz"}
     data["CosConfig"] |= {"SecretId": "AKIDexample", "SecretKey": "secret-key-example"}
     data.pop("Callback", None)
@@ -171,7 +172,7 @@ def _text(dice: random.Random, name: str) -> str:
     return dice.choice(known.get(name, ("x", "stopped", "ok", "idle")))
 
 
-# --- and as they should not -----------------------------------------------------------------------------------------------
+# --- mutations ------------------------------------------------------------------------------------------------------------
 def _flipped(dice: random.Random, message: Message) -> Message:
     body = bytearray(message.body or b"x")
     for _ in range(dice.randint(1, 4)):
@@ -253,7 +254,7 @@ def _other_key(dice: random.Random, message: Message) -> Message:
 
 
 def _other_properties(dice: random.Random, message: Message) -> Message:
-    # Never without a message id: the client library would make one up, and nobody could say what it was.
+    # A message always has an id. The client library would invent one, and the test could not tell which message was which.
     changes: tuple[dict[str, Any], ...] = (
         {"message_id": "0"}, {"message_id": " "}, {"message_id": "x" * 255}, {"message_id": "é" * 127}, {"message_id": "\x00"},
         {"message_id": "fuzz-1"}, {"content_encoding": "gzip"}, {"content_encoding": "\x00"}, {"correlation_id": "名" * 80},
@@ -283,7 +284,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def _in_json(message: Message, change: Callable[[Any], None]) -> Message:
-    """The message with its JSON changed; as it was where an earlier change left none."""
+    """The message with its JSON changed; unchanged if an earlier mutation left no JSON."""
     try:
         body = json.loads(message.body)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Throws messages at a running service, by the broker or into its outbox, and finds every one of them again.
+"""Fuzz sender: sends messages to a running service, by the broker or into its outbox, and accounts for each of them.
 
-Rule: a message is accounted for if it lies parked with a reason, or if there is a witness that it was handled (witnesses.py).
+Rule: a message is accounted for if it is parked with a reason, or if there is evidence that it was handled (evidence.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AT_ONCE = 200
 
 # --- by the broker --------------------------------------------------------------------------------------------------------
 async def publish(prefix: str, sent: Sequence[fuzz.Message]) -> None:
-    """Publish them all, each confirmed; every one carries its number in a header."""
+    """Publish all messages, each with a confirmation and its number in a header."""
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         exchange = await channel.get_exchange(prefix, ensure=False)
         for start in range(0, len(sent), AT_ONCE):
@@ -39,22 +39,24 @@ def _amqp(message: fuzz.Message) -> aio_pika.Message:
     return aio_pika.Message(message.body, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties)
 
 
-async def by_broker(foot: backends.Backend, log: evidence.Log, sent: Sequence[fuzz.Message], timeout_s: float) -> evidence.Found:
-    """Find every message again, waiting for those that are still on their way; takes what is parked."""
-    found = evidence.Found()
+async def collect_from_broker(
+    backend: backends.Backend, log: evidence.Log, sent: Sequence[fuzz.Message], timeout_s: float
+) -> evidence.Evidence:
+    """Wait until every message is accounted for; consumes the parked ones."""
+    found = evidence.Evidence()
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
-        queue = await channel.get_queue(topology.Topology(foot.settings["AMQP_PREFIX"]).parked, ensure=False)
+        queue = await channel.get_queue(topology.Topology(backend.settings["AMQP_PREFIX"]).parked, ensure=False)
 
         async def all_found() -> bool:
             while (message := await queue.get(no_ack=True, fail=False)) is not None:
                 number = int(str(message.headers[evidence.MARK]))
-                # What no queue takes comes by the alternate exchange, and its reason is its key.
+                # A message that no queue takes arrives by the alternate exchange without a reason.
                 unbound = message.headers.get("x-queue") is None
                 found.parked[number].append("no queue takes its routing key" if unbound else str(message.headers["x-reason"]))
-            found.reckon(log, sent)
+            found.update(log, sent)
             return not found.lost(sent)
 
-        # Those that are not found are told by the caller.
+        # The caller reports the messages that are missing.
         with contextlib.suppress(AssertionError):
             await waiting.until(all_found, timeout_s, every_s=1.0)
     return found
@@ -62,15 +64,15 @@ async def by_broker(foot: backends.Backend, log: evidence.Log, sent: Sequence[fu
 
 # --- into the outbox ------------------------------------------------------------------------------------------------------
 def as_text(message: fuzz.Message) -> fuzz.Message:
-    """The message as a column of text can hold it."""
+    """The message as a text column can hold it."""
     return replace(message, body=message.body.decode("utf-8", "replace").encode())
 
 
-def insert(foot: backends.Backend, sent: Sequence[fuzz.Message]) -> dict[int, int]:
-    """Write them into the outbox of a service that runs, past its codec, as damage would; number by row."""
+def insert(backend: backends.Backend, sent: Sequence[fuzz.Message]) -> dict[int, int]:
+    """Write the messages into the outbox of a running service, past its codec, as damage would. Returns row → number."""
     rows: dict[int, int] = {}
     names = "channel, type, task_id, node, body, created_ms, claimed_until_ms, sent_ms, parked"
-    with contextlib.closing(_sqlite(foot)) as connection, connection:
+    with contextlib.closing(_sqlite(backend)) as connection, connection:
         for message in sent:
             type_ = message.key.partition(".")[2][:64]
             values = (message.channel, type_, "", "", message.body.decode(), 1, 0, None, "")
@@ -79,27 +81,27 @@ def insert(foot: backends.Backend, sent: Sequence[fuzz.Message]) -> dict[int, in
     return rows
 
 
-async def by_outbox(
-    foot: backends.Backend, log: evidence.Log, rows: dict[int, int], sent: Sequence[fuzz.Message], timeout_s: float
-) -> evidence.Found:
-    """Find every row again, once nothing of them waits any more."""
+async def collect_from_outbox(
+    backend: backends.Backend, log: evidence.Log, rows: dict[int, int], sent: Sequence[fuzz.Message], timeout_s: float
+) -> evidence.Evidence:
+    """Account for every row, once the relay has handed all of them out."""
 
     def none_left() -> bool:
-        return _ask(foot, f"SELECT count(*) FROM outbox WHERE sent_ms IS NULL AND seq <= {max(rows)}") == [(0,)]
+        return _query(backend, f"SELECT count(*) FROM outbox WHERE sent_ms IS NULL AND seq <= {max(rows)}") == [(0,)]
 
     await waiting.until(none_left, timeout_s, "the outbox to be handed out", every_s=0.2)
-    found = evidence.Found()
-    for seq, reason in _ask(foot, "SELECT seq, parked FROM outbox WHERE parked <> ''"):
+    found = evidence.Evidence()
+    for seq, reason in _query(backend, "SELECT seq, parked FROM outbox WHERE parked <> ''"):
         if seq in rows:
             found.parked[rows[seq]].append(reason)
-    found.reckon(log, sent)
+    found.update(log, sent)
     return found
 
 
-def _sqlite(foot: backends.Backend) -> sqlite3.Connection:
-    return sqlite3.connect(Path(foot.database.removeprefix("sqlite:///")), timeout=30)
+def _sqlite(backend: backends.Backend) -> sqlite3.Connection:
+    return sqlite3.connect(Path(backend.database.removeprefix("sqlite:///")), timeout=30)
 
 
-def _ask(foot: backends.Backend, query: str) -> list[tuple[Any, ...]]:
-    with contextlib.closing(_sqlite(foot)) as connection:
+def _query(backend: backends.Backend, query: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(_sqlite(backend)) as connection:
         return connection.execute(query).fetchall()

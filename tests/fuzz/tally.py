@@ -1,4 +1,4 @@
-"""What became of a run, as a table that a person reads. Imports nothing of ours."""
+"""Tally of a fuzzing run, printed as a table."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-# How many cases a run has, half of them on each engine: few in `make test`, as many as this variable says in `make fuzz`.
+# Cases of a run, half of them on each engine: few in `make test`, the number of this variable in `make fuzz`.
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
 SEED = int(os.environ.get("FUZZ_SEED", "20261123"))
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """A run: how many cases there were, and how many ended in which way."""
+    """A run: its number of cases, and the number of cases with each outcome."""
 
     name: str
     cases: int = 0
     ends: Counter[str] = field(default_factory=Counter)
 
     def show(self, *notes: str) -> None:
-        """Write the table, where somebody asked for a full run."""
+        """Print the table in a full run."""
         if not CASES:
             return
         lines = [f"\n{self.name}: {self.cases:,} cases (seed {SEED})"]

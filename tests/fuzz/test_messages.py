@@ -1,4 +1,4 @@
-"""Fuzzed messages at a running service: by RabbitMQ on the engine of many nodes, into the outbox on the embedded one."""
+"""Fuzzed messages for a running service: by RabbitMQ on the distributed engine, into the outbox on the embedded one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.fuzz import evidence, sender, tally
 from tests.fuzz import messages as fuzz
 
 IN_TEST = 400
-# What a decision takes on a busy machine, and what there is to wait for in any case.
+# The time of a decision on a busy machine, and the minimum to wait.
 EACH_S, AT_LEAST_S = 0.1, 60.0
 
 
 def test_a_seed_gives_the_same_messages() -> None:
-    """A run can be run again; every type, and every mutation, takes part; valid ones are among them."""
+    """A seed repeats a run, and its messages cover every mutation and include valid ones."""
     once, again = (list(fuzz.messages(7, 2_000)) for _ in range(2))
     assert once == again
     used = {name for m in once for name in m.made_by.split("+")}
@@ -27,45 +27,45 @@ def test_a_seed_gives_the_same_messages() -> None:
 
 @pytest.mark.timeout(3_600 if tally.CASES else 180)
 async def test_every_message_is_handled_or_parked(world: World) -> None:
-    """None is lost, left, or both handled and parked, and none ends the process: what is handled has left a witness of its own,
-    what is parked says why; a session beside them goes its way."""
+    """Every message is either handled, with evidence of its own, or parked with a reason; none ends the process, and another
+    session finishes as usual."""
     count = tally.CASES // 2 or IN_TEST
     service = await world.serve(LINGER="1s", PULL_ADDRESS="rtmp://127.0.0.1:9/pull/{room}?u={userid}&s={speaker}")
     pid = service.pid
-    beside = (await service.post("/sessions", world.request(42)))["TaskId"]
+    other = (await service.post("/sessions", world.request(42)))["TaskId"]
     sent = list(fuzz.messages(tally.SEED, count))
     if world.engine == backends.EMBEDDED:
         sent = [sender.as_text(message) for message in sent]
     log = evidence.Log(service.log)
-    found = await _thrown(world, log, sent)
+    found = await _send(world, log, sent)
     assert found.lost(sent) == []
     assert found.over == []
     assert len(found.parked) + len(found.handled) == count
     assert all(reason for reasons in found.parked.values() for reason in reasons)
     assert world.backend is not None
-    assert found.unwritten(audit.read(world.backend.database, evidence.QUERIES), sent) == []
+    assert found.missing_rows(audit.read(world.backend.database, evidence.QUERIES), sent) == []
     assert any("command" in how for how in found.handled.values())
     run = tally.Tally(name=f"Fuzzed messages, {world.engine}", cases=count, ends=found.ends())
     assert service.pid == pid
-    assert (await service.session(beside))["State"] == "Open"
-    await service.post(f"/sessions/{beside}/stop")
-    await service.finished(beside)
-    await waiting.until(lambda: _answers(world, beside), what="the result of the session beside")
+    assert (await service.session(other))["State"] == "Open"
+    await service.post(f"/sessions/{other}/stop")
+    await service.finished(other)
+    await waiting.until(lambda: _has_result(world, other), what="the result of the other session")
     assert await service.stop() == 0
     if world.engine == backends.DISTRIBUTED:
-        assert await evidence.left(world.backend.settings["AMQP_PREFIX"], log.nodes) == []
-    run.show("the process is the same one, and ended with 0 when it was told to; the session beside was finished and told")
+        assert await evidence.leftovers(world.backend.settings["AMQP_PREFIX"], log.nodes) == []
+    run.show("the process is the same one, and ended with 0 on SIGTERM; the other session finished and delivered its result")
 
 
-async def _thrown(world: World, log: evidence.Log, sent: Sequence[fuzz.Message]) -> evidence.Found:
-    foot = world.backend
-    assert foot is not None
+async def _send(world: World, log: evidence.Log, sent: Sequence[fuzz.Message]) -> evidence.Evidence:
+    backend = world.backend
+    assert backend is not None
     limit_s = AT_LEAST_S + EACH_S * len(sent)
     if world.engine == backends.EMBEDDED:
-        return await sender.by_outbox(foot, log, sender.insert(foot, sent), sent, limit_s)
-    await sender.publish(foot.settings["AMQP_PREFIX"], sent)
-    return await sender.by_broker(foot, log, sent, limit_s)
+        return await sender.collect_from_outbox(backend, log, sender.insert(backend, sent), sent, limit_s)
+    await sender.publish(backend.settings["AMQP_PREFIX"], sent)
+    return await sender.collect_from_broker(backend, log, sent, limit_s)
 
 
-def _answers(world: World, task_id: str) -> bool:
+def _has_result(world: World, task_id: str) -> bool:
     return any(result["TaskId"] == task_id for result in world.results(42))
