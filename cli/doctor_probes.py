@@ -1,6 +1,6 @@
-"""Looking at the machine: what ffmpeg can do, whether a lock is held, what kind of file system a path lies on, who listens.
+"""Probes of this machine for doctor: ffmpeg's features, locks, file systems, connections.
 
-Imports nothing of ours. Rule: nothing is left behind; whatever cannot be found out is an answer and no error.
+Rule: a probe leaves nothing behind. A fact that cannot be determined is an answer, not an error.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 CONNECT_S = 2.0
 RUN_S = 20.0
 
-# Kinds of file systems that are another machine's, by their names in /proc/mounts.
+# Network file systems, by their names in /proc/mounts.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs")
-# FUSE does not say what it stands for (fuseblk is a disk), and 9p is a virtual machine's or a container's view of some folder.
+# FUSE hides its back end (fuseblk is a disk); 9p and virtiofs show a folder of the host of a virtual machine or container.
 DOUBTFUL = ("fuse", "9p", "virtiofs")
-# What an ffmpeg sees of the environment, here as in a capture: secrets are in ours.
-_NOTHING_OF_OURS = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+# ffmpeg's environment, as in a capture: the service's own contains secrets.
+_CLEAN_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 _ESCAPED = re.compile(r"\\(\d{3})")
 
 
 def ffmpeg_lacks(binary: str, wanted: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """What of `wanted` (list of ffmpeg → names, such as encoders → aac) this ffmpeg does not have."""
+    """The names of `wanted` (by list of ffmpeg, such as encoders → aac) that this ffmpeg lacks."""
     missing = []
     for kind, names in wanted.items():
         listed = _ffmpeg_list(binary, kind)
@@ -37,10 +37,10 @@ def ffmpeg_lacks(binary: str, wanted: Mapping[str, tuple[str, ...]]) -> list[str
 
 
 def _ffmpeg_list(binary: str, kind: str) -> set[str]:
-    """The names in `ffmpeg -<kind>`: the only word of a line for protocols, else the one after the flags."""
+    """The names that `ffmpeg -<kind>` lists: the only word of a line for protocols, else the word after the flags."""
     try:
         words = [binary, "-hide_banner", f"-{kind}"]
-        done = subprocess.run(words, capture_output=True, timeout=RUN_S, check=False, env=_NOTHING_OF_OURS)
+        done = subprocess.run(words, capture_output=True, timeout=RUN_S, check=False, env=_CLEAN_ENVIRONMENT)
     except (OSError, subprocess.SubprocessError):
         return set()
     lines = [line.split() for line in done.stdout.decode("utf-8", "replace").splitlines()]
@@ -48,7 +48,7 @@ def _ffmpeg_list(binary: str, kind: str) -> set[str]:
 
 
 def setpriv_fault(path: str) -> str:
-    """Why `setpriv --pdeathsig` of this PATH does not work, or `prlimit` beside it; "" if both do."""
+    """Why `setpriv --pdeathsig` or `prlimit` of this PATH does not work; "" if both do."""
     true = shutil.which("true", path=path) or "/bin/true"
     for name, options in (("setpriv", ["--pdeathsig", "KILL", "--no-new-privs"]), ("prlimit", ["--core=0"])):
         binary = shutil.which(name, path=path)
@@ -64,12 +64,12 @@ def setpriv_fault(path: str) -> str:
 
 
 def folder_fault(folder: Path) -> str:
-    """Why files cannot be written into `folder`, or why it cannot be made; "" if they can."""
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    if there != folder:
-        return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written, so {folder} cannot be made"
+    """Why files cannot be written into `folder`, or why it cannot be created; "" if they can."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    if existing != folder:
+        return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written, so {folder} cannot be created"
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"probe")
@@ -81,15 +81,15 @@ def folder_fault(folder: Path) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written where `folder` is, or will be."""
+    """Free bytes of the file system on which `folder` is, or will be."""
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of this file. A shared lock is taken for a moment to find out."""
+    """Whether another process holds the lock of this file. The probe holds a shared lock for a moment."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # what is not there, or not ours to read, is told by other checks
+    except OSError:  # other checks report a missing or unreadable file
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ def is_locked(path: Path) -> bool:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The kind of file system that `path` lies on, by /proc/mounts; "" where that cannot be told."""
+    """The type of the file system of `path` in /proc/mounts; "" if unknown."""
     try:
         lines = mounts.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -119,14 +119,14 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 def distance(kind: str) -> str:
-    """`network` for a file system that is another machine's, `doubtful` for one that may be, else `local`."""
+    """`network` for a network file system, `doubtful` for one that may be, else `local`."""
     if kind in NETWORK:
         return "network"
     return "doubtful" if kind in DOUBTFUL or kind.startswith("fuse.") else "local"
 
 
 def connect_fault(host: str, port: int, timeout_s: float = CONNECT_S) -> str:
-    """Why no TCP connection comes about within `timeout_s`; "" if one does."""
+    """Why no TCP connection is established within `timeout_s`; "" if one is."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s):
             return ""

@@ -1,6 +1,6 @@
-"""Settings that may each be what they are, but not beside one another. Imports nothing of ours but this room.
+"""Consistency of settings that are valid one by one but contradict each other.
 
-Rule: each fault names its variable and says what it may be; no value is repeated.
+Rule: a fault names its variable and the allowed values, never a value.
 """
 
 from __future__ import annotations
@@ -19,40 +19,43 @@ if TYPE_CHECKING:
 SQLITE = "sqlite+aiosqlite:///"
 POSTGRESQL = "postgresql+asyncpg://"
 ON_CFS_PATH = "must not be on CFS_PATH: SQLite loses data on a network file system"
-EVERYWHERE = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
+ALL_ADDRESSES = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
 
 
 def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
-    """What each setting may be by itself, but not beside the others."""
+    """The faults, as pairs of variable and fault."""
     if not parsers.is_loopback(settings.host) and not settings.api_tokens:
-        yield "API_TOKENS", "is required, because HOST is not a loopback address: whoever reaches the port could record"
+        yield "API_TOKENS", "is required, because HOST is not a loopback address: anyone who reaches the port could record"
     if settings.data_dir == Path() and not settings.database_url.get_secret_value():
         yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
     url = settings.database_url.get_secret_value()
-    many = bool(settings.amqp_url.get_secret_value())
-    if many != url.startswith(POSTGRESQL):
-        yield "DATABASE_URL", f"AMQP_URL and a DATABASE_URL that begins with {POSTGRESQL} go together: the engine of many nodes"
-    elif many:
+    distributed = bool(settings.amqp_url.get_secret_value())
+    if distributed != url.startswith(POSTGRESQL):
+        yield (
+            "DATABASE_URL",
+            f"AMQP_URL and a DATABASE_URL that begins with {POSTGRESQL} are set together: the distributed engine",
+        )
+    elif distributed:
         if not settings.secret_keys:
-            yield "SECRET_KEYS", "is required with AMQP_URL, the same for every node: openssl rand -base64 32 makes a key"
+            yield "SECRET_KEYS", "is required with AMQP_URL, the same on every node: openssl rand -base64 32 generates a key"
         if settings.spool_shared and not settings.cfs_path:
-            yield "SPOOL_SHARED", "needs CFS_PATH, the folder that is shared"
+            yield "SPOOL_SHARED", "requires CFS_PATH, the shared folder"
         if "worker" in settings.roles and not settings.spool_shared and not settings.cluster_token.get_secret_value():
-            yield "CLUSTER_TOKEN", "is required where workers do not share a spool: they fetch segments from each other"
-        if "worker" in settings.roles and not settings.spool_shared and not settings.node_url and settings.host in EVERYWHERE:
-            yield "NODE_URL", "is required where workers do not share a spool and HOST names no address that others could ask"
+            yield "CLUSTER_TOKEN", "is required if workers share no spool: they fetch segments from each other"
+        if "worker" in settings.roles and not settings.spool_shared and not settings.node_url and settings.host in ALL_ADDRESSES:
+            yield "NODE_URL", "is required if workers share no spool and HOST is no address that other nodes can reach"
     elif set(settings.roles) != set(parsers.ROLES):
-        yield "ROLES", "must be all three without AMQP_URL: everything is in this process"
+        yield "ROLES", "must be all three without AMQP_URL: everything runs in this process"
     elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
         yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
     elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
         name = "DATABASE_URL" if url else "DATA_DIR"
         yield name, ON_CFS_PATH
-    if not _signs(settings.callback_secret.get_secret_value()):
+    if not _is_signing_secret(settings.callback_secret.get_secret_value()):
         yield "CALLBACK_SECRET", "must be base64 after whsec_"
 
 
-def _signs(secret: str) -> bool:
+def _is_signing_secret(secret: str) -> bool:
     if not secret.startswith("whsec_"):
         return True
     try:

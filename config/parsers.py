@@ -1,6 +1,6 @@
-"""How settings are written as text: durations, sizes, lists, keys by application, addresses. Pure. Imports nothing of ours.
+"""Parsers of settings: durations, sizes, lists, keys by application, addresses.
 
-Rule: every reader raises ValueError with words of its own and without the text, which may be a secret.
+Rule: a parser raises ValueError with a fixed message, never with the text, which may be a secret.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def size_bytes(text: str) -> int:
 
 
 def items(text: str) -> tuple[str, ...]:
-    """A comma-separated list; spaces around its items, and empty items, do not count."""
+    """A comma-separated list; spaces around items and empty items are dropped."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def token(text: str) -> str:
-    """A bearer token: what can be sent in a header as one word."""
+    """A bearer token: one printable word, as a header allows."""
     if not re.fullmatch(r"[\x21-\x7e]{1,512}", text):
         raise ValueError("not a token")
     return text
 
 
 def encryption_key(text: str) -> str:
-    """A key of 32 bytes in base64, of either alphabet, with or without its padding; as Fernet wants it."""
+    """A key of 32 bytes in base64 of either alphabet, with or without padding. Returned in the form that Fernet requires."""
     written = text.rstrip("=").replace("+", "-").replace("/", "_")
     if not re.fullmatch(r"[A-Za-z0-9_-]{43}", written):
         raise ValueError("not a key")
-    # Of the last character only four bits count: written in one way only, so that a key has one id.
+    # The last character carries only four bits: encoded again, so that a key has one spelling and one id.
     return base64.urlsafe_b64encode(base64.urlsafe_b64decode(written + "=")).decode()
 
 
@@ -87,13 +87,13 @@ def http_endpoint(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
         raise ValueError("not an endpoint")
-    _ = parts.port  # raises ValueError for a port that is none
-    ipaddress.ip_address(parts.hostname)  # likewise: the COS client sends to an address, the host name stays the bucket's
+    _ = parts.port  # raises ValueError for an invalid port
+    ipaddress.ip_address(parts.hostname)  # likewise: the COS client connects to an address and sends the bucket's host name
     return text.rstrip("/")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is bound to this host can be reached from this machine only."""
+    """Whether a server bound to this host can be reached only from this machine."""
     if host == "localhost":
         return True
     try:

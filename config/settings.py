@@ -1,7 +1,7 @@
-"""The settings: one frozen value, built once from an environment mapping. Imports nothing of ours but this room.
+"""Settings: one frozen value, built once from an environment mapping.
 
-Rules: all faults are reported at once, each naming its variable and what it may be, and never its value; the environment of the
-process is not read here; an empty variable is an unset one; secrets are `SecretStr`, so that no log and no dump shows them.
+Rules: all faults are reported at once; each names its variable and its allowed values, never its value. An empty variable counts
+as unset. Secrets are `SecretStr`, so that no log and no dump shows them. This module does not read the process's environment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
 
 
 class SettingsError(ValueError):
-    """The settings cannot be used. `faults` has one sentence for each variable that is wrong."""
+    """The settings cannot be used. `faults` has a sentence for each wrong variable."""
 
     def __init__(self, faults: tuple[str, ...]) -> None:
         self.faults = faults
@@ -41,7 +41,7 @@ def _list_of(reader: Callable[[str], str]) -> BeforeValidator:
 
 
 def _setting(name: str, default: Any, allowed: str, meaning: str, *, shown: str = "", **limits: Any) -> Any:
-    """A field: its variable, its default, what is allowed (for faults), what it means and how its default is shown."""
+    """A field: variable, default, allowed values (shown in faults), meaning, and the default as shown in documents."""
     extra: JsonDict = {"allowed": allowed, "shown": shown}
     return Field(default=default, validation_alias=name, description=meaning, json_schema_extra=extra, **limits)
 
@@ -51,7 +51,7 @@ Keys = Annotated[dict[int, SecretStr], _read(parsers.keys_by_application)]
 
 
 class Settings(pydantic_settings.BaseSettings):
-    """Every figure and address that the service is run with. Times are in seconds, sizes in bytes."""
+    """All settings of the service. Times are in seconds, sizes in bytes."""
 
     model_config = pydantic_settings.SettingsConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
@@ -284,17 +284,17 @@ class Settings(pydantic_settings.BaseSettings):
 
     @classmethod
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *others: Any, **named: Any) -> tuple[Any, ...]:
-        """Only what `load` passes in: no environment, no file."""
+        """Use only the values from `load`: no environment, no file."""
         return (init_settings,)
 
     @property
     def spool(self) -> Path:
-        """The folder that FLV and finished files live in."""
+        """The folder of FLV and finished files."""
         return self.cfs_path or self.spool_dir
 
     @property
     def database(self) -> str:
-        """The database's URL, whether given or made from DATA_DIR. May hold a password."""
+        """URL of the database: DATABASE_URL, or the file in DATA_DIR. It may contain a password."""
         return self.database_url.get_secret_value() or f"{SQLITE}{self.data_dir / DATABASE_NAME}"
 
     @property
@@ -312,10 +312,10 @@ class Settings(pydantic_settings.BaseSettings):
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """The settings that `environ` describes. Raises SettingsError with every fault."""
+    """Build the settings from `environ`. Raises SettingsError with every fault."""
     given = {name: environ[name].strip() for name in _fields() if environ.get(name, "").strip()}
-    for name, place in _places(environ).items():
-        given[name] = given.get(name) or place
+    for name, folder in _default_folders(environ).items():
+        given[name] = given.get(name) or folder
     for name in ("DATA_DIR", "SPOOL_DIR", "CFS_PATH", "FFMPEG_BINARY"):
         if given.get(name):
             given[name] = _expanded(given[name], environ)
@@ -327,7 +327,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def describe(settings: Settings) -> dict[str, str]:
-    """Every setting as text, by variable, without the secrets."""
+    """Every setting as text, by variable; secrets only as set or unset."""
     return {name: _shown(getattr(settings, field)) for name, field in _fields().items()}
 
 
@@ -348,14 +348,14 @@ def reference() -> str:
 
 
 def _fields() -> dict[str, str]:
-    """Field by variable, in order."""
+    """Field name by variable, in order."""
     return {str(info.validation_alias): field for field, info in Settings.model_fields.items()}
 
 
-def _places(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where things lie by default, on this machine."""
+def _default_folders(environ: Mapping[str, str]) -> dict[str, str]:
+    """Folders of this machine, by variable, for those that are unset."""
     data = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
-    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the folder below it is the spool's, which checks its owner
+    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the spool checks the owner of its folder below it
     return {"DATA_DIR": f"{data}/recorder" if data else "", "SPOOL_DIR": f"{temporary}/recorder-{os.getuid()}"}
 
 
@@ -365,7 +365,7 @@ def _expanded(path: str, environ: Mapping[str, str]) -> str:
 
 
 def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:
-    """The settings without those that are wrong, and the fault of each of these."""
+    """Settings without the wrong variables, and the fault of each of those."""
     try:
         return Settings.model_validate(given), {}
     except pydantic.ValidationError as error:
@@ -386,6 +386,8 @@ def _shown(value: object) -> str:
             return ", ".join(f"{key}=(set)" for key in value)
         case None:
             return ""
+        case bool():
+            return str(value).lower()
         case _:
             return str(value)
 
