@@ -35,7 +35,7 @@ def state_machine() -> str:
         "Read each table from top to bottom: the first row whose conditions hold decides. Every event has a row in every state."
         " It moves the machine, stays with effects, or is ignored with a reason.\n",
         "## Recording\n",
-        _described((states.__doc__ or "").split("Session:")[0].split("\n\n", 2)[2]),
+        _described((states.__doc__ or "").split("Session:")[0].split("\n\n", 1)[1]),
         _chart(recording.ROWS, states.JOINING, states.FINAL),
         _rows(recording.ROWS, recording.RecordingRules),
         "## Session\n",

@@ -1,1 +1,1 @@
-"""The words the recorder speaks: schemas.json and its codec. Imports nothing of ours."""
+"""Messages: schemas.json, its codec, and the requests of users."""

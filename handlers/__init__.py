@@ -1,1 +1,1 @@
-"""What we do when something is said: deciding handlers (in a transaction, no I/O) and doing handlers (I/O, no transaction)."""
+"""Handlers: they decide what an event changes, in one transaction and without other I/O."""

@@ -1,1 +1,1 @@
-"""What a recording, a session and a callback may become. Pure: no I/O, no clock of its own. Imports only `events`."""
+"""The state machines of a recording, a session and a delivery, and the values they share. No I/O."""

@@ -1,4 +1,7 @@
-"""What a decision asks for besides the new state. Values only; written in the same transaction. Imports nothing."""
+"""Effects: what a decision yields besides the new state.
+
+Rule: values only. The unit of work writes them in the transaction that writes the state.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Send the command `type` for the owner's present epoch."""
+    """Send the command `type` under the owner's current epoch."""
 
     type: str
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Let `deadline-passed` of `kind` come at `at_ms` (Unix ms); an earlier arming of the same kind is replaced."""
+    """Arm the deadline `kind` for `at_ms` (Unix ms). It replaces an earlier one of the same kind."""
 
     kind: str
     at_ms: int
@@ -22,26 +25,26 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """Take the deadline of `kind` away."""
+    """Disarm the deadline `kind`."""
 
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Publish what became of this recording, and tell its session that it has ended."""
+    """Publish the recording's result."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRecordings:
-    """Tell every recording of the session that it closes."""
+    """Stop every recording of the session, which closes for `reason` (the contract's EndReason)."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Publish the session's result under its present revision; cancel what is undelivered of older ones."""
+    """Publish the session's result under its current revision, and cancel pending deliveries of older ones."""
 
 
 Effect = Command | Arm | Disarm | Report | StopRecordings | Finish

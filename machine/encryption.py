@@ -1,7 +1,7 @@
-"""What closes and opens secrets: Fernet (AES-128-CBC with HMAC-SHA256) under a ring of keys. Imports `machine`.
+"""Encryption of secrets: Fernet (AES-128-CBC with HMAC-SHA256) under a ring of keys.
 
-Rule: the first key seals, every key opens. What is sealed says inside what it is about: under another owner it does not open,
-so that a row that somebody moved is of no use. No error and no repr holds a key or what it opens.
+Rules: the first key encrypts, every key decrypts. The ciphertext includes its owner, so a row copied to another owner does not
+decrypt. No error and no repr holds a key or a plaintext.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from cryptography import fernet
 
 from machine import errors
 
-# Of a sealed body, beside the clear one: version, time, initial vector, padding, HMAC.
+# What encryption adds to a body at most: version, time, initialization vector, padding, HMAC.
 OVERHEAD_BYTES = 73
 
 
 class Keyring:
-    """Keys as base64 of 32 bytes, the first of which seals. Raises InvalidParameter for none, or one that is none."""
+    """Keys as base64 of 32 bytes. Raises InvalidParameter if there is none, or for a malformed one."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         if not keys:
-            raise errors.InvalidParameter("There is no key to seal secrets with.", field="SECRET_KEYS")
+            raise errors.InvalidParameter("There is no key to encrypt secrets with.", field="SECRET_KEYS")
         try:
             self._ring = fernet.MultiFernet([fernet.Fernet(key) for key in keys])
         except ValueError as error:
@@ -32,17 +32,17 @@ class Keyring:
 
     @property
     def key_id(self) -> str:
-        """The id of the key that seals: says nothing about the key."""
+        """The id of the key that encrypts; it reveals nothing of the key."""
         return self.key_ids[0]
 
     def encrypt(self, clear: bytes, about: str) -> bytes:
-        """Seal `clear`, which belongs to `about`."""
+        """Encrypt `clear`, which belongs to the owner `about`."""
         return base64.urlsafe_b64decode(self._ring.encrypt(about.encode() + b"\n" + clear))
 
-    def decrypt(self, sealed: bytes, about: str) -> bytes:
-        """The opposite of `seal`. Raises DecryptionFailed: no key of these opens it, or it belongs to something else."""
+    def decrypt(self, encrypted: bytes, about: str) -> bytes:
+        """The opposite of `encrypt`. Raises DecryptionFailed if no key decrypts it, or if it belongs to another owner."""
         try:
-            opened = self._ring.decrypt(base64.urlsafe_b64encode(sealed))
+            opened = self._ring.decrypt(base64.urlsafe_b64encode(encrypted))
         except fernet.InvalidToken:
             raise errors.DecryptionFailed() from None
         owner, _, clear = opened.partition(b"\n")

@@ -1,23 +1,23 @@
-"""Every error that crosses a room's door, as one small tree. Third-party errors are wrapped in one of these where they arise.
+"""Errors: one small tree. A third-party error is wrapped in one of these in the package where it arises.
 
     RecorderError                     code, retry, http_status
-    ├── InvalidParameter     400      a field is missing, wrong or unknown; names it, never repeats its value
-    ├── Unauthorized         401      no token, or a wrong one; a callback whose signature does not hold
+    ├── InvalidParameter     400      a field is missing, wrong or unknown; names the field, never repeats its value
+    ├── Unauthorized         401      no token, or a wrong one; a TRTC callback with a wrong signature
     ├── NotFound             404      no such session or recording
-    ├── Refused              409      understood, but not possible in the present state
-    ├── QuotaReached         429      the key has as many Open sessions as it may have
-    ├── InsufficientSpace    507      admission: the spool could not hold what was asked for
-    ├── Unavailable          503      the service is starting, stopping, or its database does not answer
-    │   └── Full             503      this worker takes no more now; its captures are another's, or its own later
-    ├── DecryptionFailed           503      no key here opens a secret of the session
-    ├── Conflict                      somebody else moved the row first: load and decide again (never leaves the template)
-    ├── LeaseRefused                  this worker's epoch is stale: stop, write nothing
-    └── StepFailed                    a worker's step ended badly: reason, detail, retry
+    ├── Refused              409      understood, but not possible in the current state
+    ├── QuotaReached         429      the key already has its quota of Open sessions
+    ├── InsufficientSpace    507      admission: the spool has too little free space
+    ├── Unavailable          503      the service starts or stops, or its database does not answer
+    │   ├── Full             503      the worker has no free slot; the command goes to another worker, or is retried
+    │   └── DecryptionFailed 503      no key of this node decrypts a secret
+    ├── Conflict                      another transaction changed the row; the inbox loads and decides again
+    ├── LeaseRefused                  the worker's epoch is stale: stop, write nothing
+    └── StepFailed                    a job failed: reason, detail, retry
         ├── TranscodeFailed
         ├── UploadFailed
         └── CallbackFailed
 
-Imports nothing. Rule: a class's docstring is its default message.
+Rule: the docstring of a class is its default message.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Refused(RecorderError):
 
 
 class QuotaReached(RecorderError):
-    """This key has as many Open sessions as it may have; stop one, or have its quota raised."""
+    """This key has reached its quota of Open sessions; stop one, or ask for a higher quota."""
 
     code = "LimitExceeded"
     http_status = 429
@@ -93,7 +93,7 @@ class Unavailable(RecorderError):
 
 
 class DecryptionFailed(Unavailable):
-    """No key of SECRET_KEYS opens what is sealed for this; another node may have the key, or it was lost."""
+    """No key of SECRET_KEYS decrypts these secrets; another node may have the key, or it is lost."""
 
 
 class Full(Unavailable):
@@ -101,26 +101,25 @@ class Full(Unavailable):
 
 
 class Conflict(RecorderError):
-    """Somebody else moved the row first; load it and decide again."""
+    """Another transaction changed the row first; load it and decide again."""
 
     code = "Conflict"
     retry = True
 
 
 class LeaseRefused(RecorderError):
-    """The lease is no longer ours: a newer epoch exists, or the job has ended."""
+    """The lease is lost: a newer epoch exists, or the job has ended."""
 
     code = "LeaseRefused"
 
 
 class StepFailed(RecorderError):
-    """A worker's step ended badly."""
+    """A job failed."""
 
     code = "StepFailed"
 
     def __init__(self, detail: str = "", *, reason: Reason, retry: bool) -> None:
-        """`detail` is an English sentence for the operator (no secrets),
-        `retry` whether the same step may succeed when tried again."""
+        """`detail` is an English sentence for the operator, without secrets; `retry` tells whether a retry may succeed."""
         super().__init__(detail)
         self.reason = reason
         self.detail = self.message
@@ -128,12 +127,12 @@ class StepFailed(RecorderError):
 
 
 class TranscodeFailed(StepFailed):
-    """The segments could not be turned into the finished file."""
+    """The transcode of the segments failed."""
 
 
 class UploadFailed(StepFailed):
-    """The finished file could not be written to the bucket."""
+    """The upload of the finished file failed."""
 
 
 class CallbackFailed(StepFailed):
-    """The result could not be delivered to the callback URL."""
+    """The delivery of the result failed."""

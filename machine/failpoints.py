@@ -1,7 +1,7 @@
-"""Named points where a crash matters, each with what a crash there means. A no-op until `service.py` installs a harness.
+"""Failpoints: named boundaries at which a crash matters, each with the consequence of a crash there.
 
-Imports nothing. Rule: `faultpoint` never changes what the program does unless a harness was installed; every name that is
-called is in the table, and every name in the table is called. Names are `what.step.before` or `what.step.after`.
+Rules: `hit` does nothing until `service.py` or a test installs a harness. Every name that the code hits is in the table, and
+every name in the table is hit. Names are `subject.step.before` or `subject.step.after`.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ POINTS: Mapping[str, str] = {
     "cleanup.remove.before": "the row has released the files and still lists them: the next round deletes them",
     "cleanup.remove.after": "the files are gone but still listed: the next round finds nothing to delete",
 }
-"""Name → what it means that the process dies there."""
+"""Name → the consequence of a crash there."""
 
 DISTRIBUTED_ONLY = frozenset({"bus.acknowledge.before", "bus.acknowledge.after", "bus.publish.before", "bus.confirm.after"})
-"""Points of the road through RabbitMQ, which the engine of one node does not have."""
+"""Failpoints of RabbitMQ's path, which the embedded engine does not have."""
 
 _harness: Callable[[str], None] | None = None
 
 
 def install(harness: Callable[[str], None] | None) -> None:
-    """Install the function that every fault point calls with its name (None removes it). Only `service.py` and tests do this."""
+    """Install the function that every failpoint calls with its name; None removes it. Only `service.py` and tests call this."""
     global _harness
     _harness = harness
 
 
 def hit(name: str) -> None:
-    """Say that the program is at the boundary `name`; the harness may kill, freeze or raise here."""
+    """Reach the failpoint `name`: the harness may kill, freeze or raise here."""
     if _harness is not None:
         _harness(name)

@@ -1,7 +1,6 @@
-"""The one transaction template: claim the event, let the handler decide, commit; on a conflict, load and decide again.
+"""Inbox: the one transaction for an event. Claim its id, let the handler decide, commit; on a conflict load and decide again.
 
-Imports `machine` and `events`. Rule: an event's writes, its journal line, its messages and its claim commit together or not at
-all.
+Rule: an event's claim, writes, journal lines and messages commit together or not at all.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from machine import errors, failpoints, ports
 log = structlog.get_logger()
 
 Answer = dict[str, Any]
-Deciding = Callable[[ports.Transaction, codec.Event], Awaitable[Answer | None]]
+Handler = Callable[[ports.Transaction, codec.Event], Awaitable[Answer | None]]
 MAX_DECISIONS = 20
 
 
-async def handle_once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
+async def handle_once(store: ports.Store, event: codec.Event, handler: Handler) -> Answer:
     """Run `handler` once for this event's id, in one transaction. A repeat gets the first answer and changes nothing.
 
-    Raises what the handler raises (nothing is written then, not even the claim), and Conflict if the row is still moved by
-    others after `MAX_DECISIONS` tries: the caller's message comes again."""
+    Raises the handler's errors; then nothing is written, not even the claim. Raises Conflict after `MAX_DECISIONS` conflicts;
+    the caller then has the message retried."""
     for attempt in range(1, MAX_DECISIONS + 1):
         try:
             return await _once(store, event, handler)
@@ -37,7 +36,7 @@ async def handle_once(store: ports.Store, event: codec.Event, handler: Deciding)
     raise AssertionError("unreachable")
 
 
-async def _once(store: ports.Store, event: codec.Event, handler: Deciding) -> Answer:
+async def _once(store: ports.Store, event: codec.Event, handler: Handler) -> Answer:
     async with store.transaction() as tx:
         failpoints.hit("inbox.claim.before")
         first = await tx.claim(event.inbox_id)

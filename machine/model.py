@@ -1,4 +1,4 @@
-"""The values that decisions are made of. All frozen, times in Unix ms. Imports `events`."""
+"""Values that decisions read and write: policy, session, recording, delivery, job. All frozen; times are Unix ms."""
 
 from __future__ import annotations
 
@@ -13,83 +13,97 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 
 EXTENDED_BY_DOWNTIME = ("join", "idle", "linger")
-"""The deadlines for which time does not count in which no node could have tried."""
+"""Deadlines that downtime extends: while no node sent a heartbeat, no node could have tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks for something, as the audit names them. `key_id` is "" without a key of the keys' table; `quota` is how many Open
-    sessions the key may have at once, 0 for any number; `operates` whether it may act on what others began."""
+    """The caller of a request, as the audit names it."""
 
-    name: str
-    key_id: str = ""
-    quota: int = 0
-    operates: bool = True
+    name: str  # the key's name, or how the caller got in
+    key_id: str = ""  # the id of its API key; "": a key from the settings, or none
+    quota: int = 0  # Open sessions that the key may have at a time; 0: any number
+    operates: bool = True  # it may act on sessions that another key began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpareCapacity:
-    """A worker's room for captures: what its spool has free (None: it cannot be read now, and `busy` says why) and must have free
-    for another one, and why it takes none now whatever the spool says ("": it would)."""
+    """A worker's capacity for more captures, as its heartbeat reports it."""
 
-    free_bytes: int | None
-    needed_bytes: int
-    busy: str = ""
+    free_bytes: int | None  # free space of its spool; None: the spool is unreadable, and `busy` has the reason
+    needed_bytes: int  # free space that one more capture requires
+    busy: str = ""  # the reason to take no capture now, whatever the spool has free; "": it takes one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The figures that decisions depend on, in ms unless named otherwise. Source of the defaults: TRTC's MaxIdleTime for
-    `linger`, the service this replaces for `idle_timeout` and `join_timeout`."""
+    """The figures that decisions depend on. Sources of the defaults: TRTC's MaxIdleTime for `linger_ms`, the replaced service for
+    `idle_timeout_ms` and `join_timeout_ms`, Standard Webhooks for `delivery_backoff_ms`."""
 
+    # A speaker who comes back within this time continues the same recording.
     linger_ms: int = 30 * SECOND
+    # Time without media after which a recording stops and a session closes.
     idle_timeout_ms: int = 300 * SECOND
+    # Time after which a session closes if nobody has published.
     join_timeout_ms: int = 300 * SECOND
+    # Time after which a session closes in any case.
     max_duration_ms: int = 24 * HOUR
+    # Time after closing in which the first result waits for uploads.
     result_wait_ms: int = 15 * MINUTE
+    # Time in Uploading after which an upload is not retried any more.
     upload_retry_for_ms: int = 72 * HOUR
+    # Time for which the files and secrets of a failed recording stay.
     keep_failed_ms: int = 7 * 24 * HOUR
+    # Time for which sent messages and the ids of handled events stay.
     keep_messages_ms: int = 7 * 24 * HOUR
+    # Time for which finished sessions stay.
     keep_sessions_ms: int = 90 * 24 * HOUR
+    # Time for which a transcode waits for segments on a node that is away.
     node_return_ms: int = 30 * MINUTE
+    # Lifetime of a lease without a renewal.
     lease_ms: int = 30 * SECOND
+    # Backoff of captures by the number of failures in a row; the last value repeats.
     capture_backoff_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 10_000)
+    # The same for applications whose callbacks were never seen, so that retries alone find the speaker.
     blind_capture_backoff_ms: tuple[int, ...] = (1_000, 2_000, 4_000, 8_000, 16_000, 30_000)
+    # Backoff of transcodes; its length is the number of retries.
     transcode_backoff_ms: tuple[int, ...] = (2_000, 10_000)
+    # Backoff of uploads; the last value repeats until `upload_retry_for_ms` is over.
     upload_backoff_ms: tuple[int, ...] = (2_000, 5_000, 15_000, MINUTE, 5 * MINUTE, 15 * MINUTE)
+    # Backoff of deliveries; its length is the number of retries.
     delivery_backoff_ms: tuple[int, ...] = tuple(
         s * SECOND for s in (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
     )
+    # Pause of a transcode between two checks for a node that is away.
     node_away_backoff_ms: int = 5_000
+    # Workers that may end in a row without an outcome before a transcode fails.
     lost_limit: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One attempt at a step. `state` is waiting, queued, leased or ended; `node` holds the lease, or is the only one that the
-    job is for because the files lie there ("": any)."""
+    """One attempt at a capture, transcode, upload or delivery."""
 
-    kind: str
-    state: str
-    node: str = ""
+    kind: str  # states.CAPTURE, TRANSCODE, UPLOAD or CALLBACK
+    state: str  # waiting, queued, leased or ended
+    node: str = ""  # leased: the holder; before: the only node the job is for, because its files are there ("": any)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A verified file of a transcode. `gaps` are (position in the file, wall time missing), both in ms; `missing` counts the
-    segments that could not be reached; `epoch` is the transcode that made it, which its file is named by."""
+    """A verified file of a transcode."""
 
-    duration_ms: int
-    size_bytes: int
-    crc64: str = ""
-    start_ms: int | None = None
-    end_ms: int | None = None
-    gaps: tuple[tuple[int, int], ...] = ()
-    missing: int = 0
-    epoch: int = 0
+    duration_ms: int  # media in the file
+    size_bytes: int  # the size of the file
+    crc64: str = ""  # CRC-64/XZ, decimal
+    start_ms: int | None = None  # when its first media was live
+    end_ms: int | None = None  # when its last media was live
+    gaps: tuple[tuple[int, int], ...] = ()  # (position in the file, wall time missing), both in ms
+    missing: int = 0  # segments that no node could reach
+    epoch: int = 0  # the transcode's epoch, which is part of the file's name
 
     def to_json(self) -> dict[str, Any]:
-        """As events and the database hold it."""
+        """The form in events and in the database."""
         gaps = [{"AtMs": at, "DurationMs": duration} for at, duration in self.gaps]
         return {
             "DurationMs": self.duration_ms,
@@ -119,40 +133,36 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """One appearance of one speaker, to its end: the persisted machine.
+    """One appearance of one speaker in a session, until it ends: the persisted state machine."""
 
-    `epoch` numbers its jobs; `tries` counts failures of the present step in a row; `present` is what callbacks say of the
-    speaker (None: nothing); `awaited` marks a subscribed speaker who was never seen (no entry in `Files`); `called` says that
-    they switched a track on while a run was on its way, which may have come too early for it."""
-
-    task_id: str
-    speaker: str
-    n: int
-    mode: str = "00"
-    state: str = states.JOINING
-    version: int = 1
-    stop_requested: bool = False
-    epoch: int = 0
-    replays: int = 0
-    failures: int = 0
-    present: bool | None = None
-    never_seen: bool = False
-    last_pull: bool = False
-    publish_pending: bool = False
-    idle_from_ms: int = 0
-    stage_started_ms: int = 0
-    opened_ms: int = 0
-    ended_ms: int | None = None
-    first_packet_ms: int | None = None
-    last_packet_ms: int | None = None
-    media_ms: int = 0
-    code: str = ""
-    detail: str = ""
-    output: Output | None = None
-    output_node: str = ""
-    url: str = ""
-    job: Job | None = None
-    files_removed: bool = False
+    task_id: str  # the session
+    speaker: str  # the speaker's UserId
+    n: int  # the number among the speaker's recordings of the session, from 1
+    mode: str = "00"  # the session's Mode
+    state: str = states.JOINING  # one of states.RECORDING_STATES
+    version: int = 1  # raised by each write; guards against concurrent updates
+    stop_requested: bool = False  # the capture is to end, and no other follows
+    epoch: int = 0  # the number of the current job; outcomes of older epochs are stale
+    replays: int = 0  # replays that left a final state
+    failures: int = 0  # failures of the current stage in a row
+    present: bool | None = None  # the speaker's presence by TRTC's callbacks; None: unknown
+    never_seen: bool = False  # a subscribed speaker without media or callback so far: no entry in `Files`
+    last_pull: bool = False  # the current capture is the last one, at the end of LINGER
+    publish_pending: bool = False  # a track was switched on while a run was active that may have been too early for it
+    idle_from_ms: int = 0  # idleness counts from here: the last media, or the opening
+    stage_started_ms: int = 0  # when Transcoding or Uploading began
+    opened_ms: int = 0  # when it opened
+    ended_ms: int | None = None  # when it became final
+    first_packet_ms: int | None = None  # when its first packet arrived
+    last_packet_ms: int | None = None  # when its last packet arrived, as far as is known
+    media_ms: int = 0  # media of all segments
+    code: str = ""  # the result's Code once it is final
+    detail: str = ""  # the result's Detail, or the last failure
+    output: Output | None = None  # the verified file
+    output_node: str = ""  # the node that holds the output; "": any node can reach it
+    url: str = ""  # the address of the uploaded object
+    job: Job | None = None  # the current job; None: nothing is due
+    files_removed: bool = False  # KEEP_FAILED is over: the janitor deletes its files, and no replay uses them
 
     @property
     def id(self) -> str:
@@ -161,53 +171,53 @@ class Recording:
 
     @property
     def attempt(self) -> int:
-        """The contract's `Attempt`: 1 for the first, one more for each replay."""
+        """The contract's `Attempt`: 1, plus one for each replay."""
         return self.replays + 1
 
     @property
     def capture(self) -> str:
-        """none, waiting, queued or leased: the third part of the table's key."""
+        """The capture's part of the table's key: none, waiting, queued or leased."""
         job = self.job
         return job.state if job and job.kind == states.CAPTURE and job.state != states.ENDED else states.NONE
 
     @property
     def final(self) -> bool:
-        """Whether nothing moves it any more but a replay."""
+        """Whether only a replay can move it."""
         return self.state in states.FINAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One accepted start. `idle_from_ms` is the time from which idleness counts: the last media of all, or the opening."""
+    """One accepted start request: the recording user is in one room."""
 
-    task_id: str
-    request: requests.StartRequest
-    state: str = states.OPEN
-    version: int = 1
-    opened_ms: int = 0
-    closing_ms: int | None = None
-    finished_ms: int | None = None
-    end_reason: str = ""
-    revision: int = 0
-    idle_from_ms: int = 0
-    published: bool = False
-    warnings: tuple[str, ...] = ()
+    task_id: str  # a ULID, the contract's TaskId
+    request: requests.StartRequest  # the start without its secrets
+    state: str = states.OPEN  # one of states.SESSION_STATES
+    version: int = 1  # raised by each write; guards against concurrent updates
+    opened_ms: int = 0  # when it opened
+    closing_ms: int | None = None  # when it closed
+    finished_ms: int | None = None  # when it first finished
+    end_reason: str = ""  # the contract's EndReason; "": it is Open
+    revision: int = 0  # the last result's Revision; 0: none yet
+    idle_from_ms: int = 0  # idleness counts from here: the last media of any speaker, or the opening
+    published: bool = False  # some speaker has published
+    warnings: tuple[str, ...] = ()  # the warnings of its start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """The delivery of one revision of the result. `state` is pending, delivered, failed or cancelled."""
+    """The delivery of one revision of a session's result to its callback URL."""
 
-    task_id: str
-    revision: int
-    url: str = field(repr=False)
-    body: str = field(repr=False)
-    state: str = "pending"
-    version: int = 1
-    epoch: int = 0
-    failures: int = 0
-    detail: str = ""
-    job: Job | None = None
+    task_id: str  # the session
+    revision: int  # the result's Revision
+    url: str = field(repr=False)  # the callback URL, which may hold secrets
+    body: str = field(repr=False)  # the result as JSON, posted byte for byte
+    state: str = "pending"  # pending, delivered, failed or cancelled
+    version: int = 1  # raised by each write; guards against concurrent updates
+    epoch: int = 0  # the number of the current job; outcomes of older epochs are stale
+    failures: int = 0  # failed posts
+    detail: str = ""  # the last failure, or the reason of its end
+    job: Job | None = None  # the current job; None: nothing is due
 
     @property
     def id(self) -> str:
@@ -223,8 +233,8 @@ def split_id(recording_id: str) -> tuple[str, str, int]:
 
 
 Value = TypeVar("Value", Recording, Session, Delivery)
-# dataclasses.replace goes through the constructor; on these wide values, which every decision rewrites several times, copying
-# slot by slot takes a third of that. None of them has a __post_init__ that would be passed by.
+# dataclasses.replace calls the constructor. Every decision rewrites these wide values several times, and copying slot by slot
+# takes a third of that time. None of them has a __post_init__, which a copy would skip.
 _SLOTS: dict[type, tuple[tuple[Any, Any], ...]] = {
     kind: tuple((vars(kind)[f.name].__get__, vars(kind)[f.name].__set__) for f in fields(kind))
     for kind in (Recording, Session, Delivery)
@@ -233,7 +243,7 @@ _SETTERS = {kind: {f.name: vars(kind)[f.name].__set__ for f in fields(kind)} for
 
 
 def changed(value: Value, **changes: Any) -> Value:
-    """`value` with these fields changed, as dataclasses.replace. Raises TypeError for a field that it does not have."""
+    """Return `value` with these fields changed, as dataclasses.replace does. Raises TypeError for an unknown field."""
     kind = type(value)
     made: Value = object.__new__(kind)
     for read, write in _SLOTS[kind]:

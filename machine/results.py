@@ -1,7 +1,6 @@
-"""What subscribers and the callback are told: a file's entry, a recording's result, a session's result. Pure.
+"""Results: a file's entry, a recording's result, a session's result.
 
-May import `machine` and `events`. Rule: the fields and their meaning are contract; the same facts give the same body, byte for
-byte.
+Rules: pure. The fields and their meaning are contract. Equal facts give the same body, byte for byte.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def file_entry(recording: model.Recording) -> dict[str, Any]:
 
 
 def recording_result(session: model.Session, recording: model.Recording) -> tuple[str, dict[str, Any]]:
-    """(event type, data) for a recording that has just become final."""
+    """(event type, data) of a recording that has just become final."""
     type_ = states.OUTCOMES[recording.code][0]
     ours = {"Speaker": recording.speaker, "N": recording.n, "Attempt": recording.attempt, "File": file_entry(recording)}
     return type_, {"TaskId": session.task_id, **_key(session), **ours}
 
 
 def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
-    """The body of `session-finished` and of the callback. A subscribed speaker who was never seen leaves no entry."""
+    """The body of `session-finished` and of its delivery. A subscribed speaker who was never seen leaves no entry."""
     files = [file_entry(r) for r in sorted(recordings, key=lambda r: (r.opened_ms, r.speaker, r.n)) if not r.never_seen]
     ours = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
     return {**_key(session), "Files": files, **ours}

@@ -1,20 +1,18 @@
-"""The names of the states, codes and messages: contract, so they are written down once, here.
+"""States, codes and messages of the contract.
 
-Imports nothing.
+The states of a recording: the event that leads out of each, and the consequence of a crash.
 
-Recording (the persisted machine), who moves it on, and what a crash there means:
-
-Joining       A capture runs, is queued, or waits for its next try; no media of the wanted tracks yet. The worker's
-              `capture-started` moves it on. Crash: the lease ends, `worker-lost` queues the capture again.
-Recording     Media arrives, or the next segment is about to start. A stop moves it on, once no capture is left running.
-              Crash: what is on disk is a segment like any other; the next one follows, the time between is a gap.
-Transcoding   All segments are closed. `ffmpeg-exit` with a verified output moves it on. Crash: the partial file is thrown
-              away, the transcode starts again under a new epoch.
-Uploading     The finished file is on disk. `upload-finished` moves it on. Crash: the upload is resumed from its parts.
+Joining       A capture runs, is queued, or waits to retry; no media of the wanted tracks yet. The worker's `capture-started`
+              moves it. Crash: the lease expires, and `worker-lost` queues the capture again.
+Recording     Media arrives, or the next segment is about to start. A stop moves it, once no capture runs any more. Crash: the
+              media on disk is a segment like any other; the next segment follows, and the time between them is a gap.
+Transcoding   All segments are closed. `ffmpeg-exit` with a verified output moves it. Crash: the partial file is discarded, and
+              the transcode restarts under a new epoch.
+Uploading     The finished file is on disk. `upload-finished` moves it. Crash: the upload resumes from its parts.
 Done          The object is in the bucket, size and CRC-64 compared. Final.
-Failed        Nothing was deleted. Final, but for a `replay`.
+Failed        Nothing was deleted. Final, except for a `replay`.
 
-Session: Open takes new recordings; Closing takes none and waits for those it has; Finished has sent its result.
+Session: Open adds recordings; Closing adds none and waits for those it has; Finished has published its result.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ CLOSING = "Closing"
 FINISHED = "Finished"
 SESSION_STATES = (OPEN, CLOSING, FINISHED)
 
-# What a recording's capture may be: the third part of the decision table's key.
+# The states of a recording's capture: a part of the decision table's key.
 NONE = "none"
 WAITING = "waiting"
 QUEUED = "queued"

@@ -1,7 +1,7 @@
-"""A task that must live as long as its owner: started and stopped once or twice, and its unexpected end ends the process.
+"""Supervised task: a side task that must live as long as its owner.
 
-Imports nothing of ours. Rule: `failed` is resolved with the error of a task that ended by itself; the composition root waits
-for it and exits, and its supervisor starts it anew. Nothing limps on half alive.
+Rules: starting or stopping it twice is safe. `failed` resolves with an error if the task ends on its own; the composition root
+waits for it and exits, and the process's supervisor restarts the service.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 
 class SupervisedTask:
-    """One side task under a name."""
+    """One named side task."""
 
     def __init__(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
         self.name = name
@@ -21,13 +21,13 @@ class SupervisedTask:
         self.failed: asyncio.Future[None] | None = None
 
     def start(self) -> None:
-        """Start the task; harmless when it runs."""
+        """Start the task, unless it runs."""
         if self._task is None:
             self.failed = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._run(), name=self.name)
 
     async def stop(self) -> None:
-        """Cancel the task and wait for its end; harmless when it does not run."""
+        """Cancel the task, if it runs, and wait for its end."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -38,18 +38,18 @@ class SupervisedTask:
         failed = self.failed
         try:
             await self._body()
-            error: BaseException = RuntimeError(f"{self.name} ended by itself")
+            error: BaseException = RuntimeError(f"{self.name} ended unexpectedly")
         except asyncio.CancelledError:
             raise
-        except Exception as caught:  # noqa: BLE001 - not swallowed: it is handed to whoever waits for `failed`
+        except Exception as caught:  # noqa: BLE001 - not swallowed: `failed` carries it
             error = caught
         if failed is not None and not failed.done():
             failed.set_exception(error)
 
 
 async def pause(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for a hint, or for `timeout_s` at most; then take the hint away."""
-    # Not wait_for: on Python 3.11 it swallows a cancellation that comes just as the event is set.
+    """Wait for `event`, at most `timeout_s`, then clear it."""
+    # Not wait_for: on Python 3.11 it swallows a cancellation that arrives just as the event is set.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()
