@@ -131,7 +131,7 @@ async def say(exchange: str, key: str, body: bytes, *, url: str = "", **properti
 async def failure(bus: Bus) -> BaseException:
     """The error of the first of a bus's background tasks that fails."""
     sides = [side.failed for side in bus.sides if side.failed is not None]
-    done, _ = await asyncio.wait(sides, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(sides, timeout=waiting.limit_s(20), return_when=asyncio.FIRST_COMPLETED)
     error = next(iter(done)).exception()
     assert error is not None
     return error

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests import certificates, ports
+from tests import certificates, ports, waiting
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
 START_LIMIT_S = 30.0
@@ -52,7 +52,7 @@ class Server:
         with (self._folder / "log").open("ab") as log:
             command = [*self._as_user(), str(self._bin / "postgres"), "-D", str(self._data), *settings]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        limit_s = time.monotonic() + START_LIMIT_S
+        limit_s = time.monotonic() + waiting.limit_s(START_LIMIT_S)
         while self._sql("SELECT 1", check=False) != 0:
             if time.monotonic() > limit_s or self._process.poll() is not None:
                 raise RuntimeError((self._folder / "log").read_text()[-2000:])
@@ -64,7 +64,7 @@ class Server:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(how)
-            process.wait(30)
+            process.wait(waiting.limit_s(30))
 
     def remove(self) -> None:
         """Stop it and delete its folder."""

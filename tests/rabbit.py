@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests import certificates, ports, process_freeze
+from tests import certificates, ports, process_freeze, waiting
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 90.0
@@ -88,7 +88,7 @@ class Broker:
         if process is not None:
             process.send_signal(how)
             try:
-                process.wait(30)
+                process.wait(waiting.limit_s(30))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
@@ -182,7 +182,7 @@ class Broker:
 
     def wait(self) -> None:
         """Wait until it accepts connections."""
-        limit_s = time.monotonic() + START_LIMIT_S
+        limit_s = time.monotonic() + waiting.limit_s(START_LIMIT_S)
         while not self._answers():
             assert self._process is not None
             if time.monotonic() > limit_s or self._process.poll() is not None:

@@ -49,7 +49,7 @@ async def crossed(scene: Scene) -> None:
     await live_for(0.5)
     speaker = await scene.join("crossed")
     await scene.noted("older than the last event of this speaker", 10)
-    await live_for(4)
+    await live_for(scenes.IDLE_S)
     assert speaker.viewers == 1
     await scene.room.dismiss()
     ((entry,),) = (await scene.files("RoomDestroyed")).values()
@@ -63,14 +63,15 @@ async def never_told_of_leaving(scene: Scene) -> None:
     await scene.recordings("Recording")
     await live_for(2)
     await speaker.leave()
-    await live_for(6)
+    away_s = scenes.IDLE_S + 2
+    await live_for(away_s)
     speaker = await scene.join("unheard")
     await waiting.until(lambda: speaker.viewers, 10, "the next pull")
     await live_for(2)
     await scene.room.dismiss()
     ((entry,),) = (await scene.files("RoomDestroyed")).values()
     assert len(entry["Gaps"]) == 1
-    assert entry["Gaps"][0]["Duration"] >= 5.5
+    assert entry["Gaps"][0]["Duration"] >= away_s - 0.5
 
 
 async def never_told_of_the_end(scene: Scene) -> None:
