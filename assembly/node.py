@@ -64,7 +64,7 @@ class Node:
         await steps.uploader.start()
         self._stack.push_async_callback(steps.uploader.stop)
         if self._distributed:
-            steps.admit = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).look
+            steps.admit = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).check
         decider = dispatch.Decider(self.store, self._context(), steps.inspect)
         parts = [*self._workers(steps), *self._machines(), self._bus(decider), *self._capacity(steps, folder)]
         for part in parts:

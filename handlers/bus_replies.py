@@ -1,7 +1,7 @@
-"""What the one who asked by the bus is told: `session-accepted`, `session-refused`. Imports `machine` and `events`.
+"""Replies to user requests from the bus: `session-accepted` and `session-refused`.
 
-Rule: an answer is kept under the event's id with the decision, or the refusal, itself. A repeat gets it again, the same message
-under the same id, whatever has become of the session, the bucket or the disk meanwhile.
+Rule: the reply is stored under the event's id, in the transaction of the decision or of the refusal. A repeated event gets the
+same reply under the same id, whatever has happened to the session, the bucket or the disk since.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from machine import errors, ports
 
 log = structlog.get_logger()
 
-# What users ask for, and are answered.
-ASKED = ("start", "stop", "replay")
+# The event types that get a reply.
+REQUESTS = ("start", "stop", "replay")
 REFUSED = "Refused"
-# What AMQP takes as a message_id.
+# The length limit of a message_id in AMQP.
 MAX_ID_BYTES = 255
-# What the inbox keeps as an id.
+# The length limit of an id in the inbox.
 MAX_CLAIM = 256
 
 
 def accepted(event_id: str, answer: Mapping[str, Any], time_ms: int) -> codec.Event:
-    """The answer to a start that was taken; `answer` has TaskId, Repeated and Warnings."""
+    """The reply to an accepted start; `answer` has TaskId, Repeated and Warnings."""
     id_, subject = _id(event_id, "accepted"), str(answer["TaskId"])
     return codec.make("session-accepted", id=id_, time_ms=time_ms, data=answer, subject=subject, correlation_id=event_id)
 
 
 def refused(event_id: str, refusal: Mapping[str, Any], time_ms: int) -> codec.Event:
-    """The answer to what was not taken; `refusal` has Code and Message."""
+    """The reply to a refused request; `refusal` has Code and Message."""
     data = {**refusal, "RequestId": event_id}
     return codec.make("session-refused", id=_id(event_id, "refused"), time_ms=time_ms, data=data, correlation_id=event_id)
 
 
-async def again(store: ports.Store, event: codec.Event) -> bool:
-    """Answer a repeat as the first time; False for an event that was not decided yet."""
+async def repeat(store: ports.Store, event: codec.Event) -> bool:
+    """Send the first reply again. Returns False for an event that was not decided yet."""
     async with store.transaction() as tx:
         known = await tx.answered(event.inbox_id)
         if known is None:
@@ -56,8 +56,7 @@ async def again(store: ports.Store, event: codec.Event) -> bool:
 
 
 async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderError) -> None:
-    """Refuse what was asked, for good: whoever asks anew does so under a new id. Raises Conflict when it is being decided
-    elsewhere."""
+    """Refuse a request: the refusal is final for this event id. Raises Conflict while another node decides the event."""
     refusal = {"Code": error.code, "Message": error.message}
     async with store.transaction() as tx:
         if await tx.claim(event.inbox_id) is not None:
@@ -67,9 +66,9 @@ async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderE
     log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
 
 
-def kept_apart(event: codec.Event) -> codec.Event:
-    """What a user asks for by the bus, claimed under an id that nothing of ours has: whoever may publish a start chooses its id,
-    and must not answer a worker's outcome, a callback of TRTC or another's Idempotency-Key with it."""
+def with_own_claim(event: codec.Event) -> codec.Event:
+    """The request with a claim of its own. A publisher chooses the event's id; without the prefix, that id could claim a worker's
+    outcome, a TRTC callback or the Idempotency-Key of another caller."""
     claim = f"bus-{event.id}"
     if len(claim) > MAX_CLAIM:
         claim = f"bus-{hashlib.sha256(event.id.encode()).hexdigest()}"

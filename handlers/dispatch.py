@@ -1,4 +1,4 @@
-"""Event → deciding handler: the one list, and the one way in. Imports `machine` and `events`."""
+"""Dispatch of events to their handlers: one table, and one entry for HTTP and for the bus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from machine import errors, inbox, model, ports
 log = structlog.get_logger()
 
 Handler = Callable[[unit_of_work.UnitOfWork], Awaitable[dict[str, Any] | None]]
-# What is looked at before a start is decided, outside of any transaction: free space, the bucket. Answers warnings, or raises.
+# The external checks before a start, outside any transaction: free space, the bucket. Returns warnings, or raises.
 Inspect = Callable[[codec.Data], Awaitable[tuple[str, ...]]]
 
 EVENT_HANDLERS: dict[str, Handler] = {
@@ -39,7 +39,7 @@ EVENT_HANDLERS: dict[str, Handler] = {
 
 
 class Decider:
-    """Decides events, one transaction each."""
+    """Decides events, each in one transaction."""
 
     def __init__(self, store: ports.Store, context: unit_of_work.Context, inspect: Inspect | None = None) -> None:
         self._store = store
@@ -47,21 +47,20 @@ class Decider:
         self._inspect = inspect
 
     async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
-        """Decide one event and return its answer (start, stop and replay have one). `by` is who asks, where somebody is known to;
-        the audit says so. Raises what the handler raises: errors of `machine.errors` that name what is wrong; nothing was
-        written then, but for the audit."""
-        warnings, refused = await self._look(event)
+        """Decide one event and return its answer, which start, stop and replay have. `by` is the caller, for the audit.
+        Raises the handler's errors, all of `machine.errors`; then nothing is written except the audit."""
+        warnings, refused = await self._inspected(event)
         no_capacity = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None
 
         async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
-            # Not sooner: a repeat gets the first answer whatever has changed since, and one of an Open session needs no room.
+            # Not before the claim: a repeat gets the first answer, and a repeated start of an Open session needs no capacity.
             if refused is not None and no_capacity is None:
                 raise refused
             answer = await EVENT_HANDLERS[event.type](
                 unit_of_work.UnitOfWork(tx, event, self._context, warnings, by, no_capacity)
             )
             if by is not None and answer and not event.data.get("DryRun"):
-                # One who repeats a start opened nothing, and has not used up anything.
+                # A repeated start opens nothing, so it does not count for the key.
                 again = "-again" if answer.get("Repeated") else ""
                 await tx.audit(by, event.type + again, answer["TaskId"])
             return answer
@@ -76,8 +75,8 @@ class Decider:
         log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
         return answer
 
-    async def _look(self, event: codec.Event) -> tuple[tuple[str, ...], errors.RecorderError | None]:
-        """What looking at the surroundings says of a start, before the transaction: warnings, or why it cannot be."""
+    async def _inspected(self, event: codec.Event) -> tuple[tuple[str, ...], errors.RecorderError | None]:
+        """Run the checks before a start: their warnings, or the error that refuses it."""
         if event.type != "start" or self._inspect is None:
             return (), None
         try:
@@ -86,16 +85,16 @@ class Decider:
             return (), error
 
     async def decide_from_bus(self, event: codec.Event) -> None:
-        """As `decide`, for an event that nobody waits for: who asked is answered by a message, and a repeat with the same one. A
-        spool that is full now is a refusal too: nobody can say when it will not be."""
-        asked = event.type in bus_replies.ASKED
-        if asked:
-            event = bus_replies.kept_apart(event)
-            if await bus_replies.again(self._store, event):
+        """Decide an event from the bus: the publisher of a request gets a reply message, and a repeat the same one. A full spool
+        is a refusal here, because no time is known at which it will have space."""
+        is_request = event.type in bus_replies.REQUESTS
+        if is_request:
+            event = bus_replies.with_own_claim(event)
+            if await bus_replies.repeat(self._store, event):
                 return
         try:
             await self.decide(event)
         except errors.RecorderError as error:
-            if not asked or (error.retry and not isinstance(error, errors.InsufficientSpace)):
+            if not is_request or (error.retry and not isinstance(error, errors.InsufficientSpace)):
                 raise
             await bus_replies.refuse(self._store, event, error)

@@ -1,7 +1,7 @@
-"""Time as a source of events: overdue deadlines and ended leases. Imports `machine` and `events`.
+"""Sweeper: publishes the events that time causes, `deadline-passed` and `worker-lost`, and sends the node's heartbeat.
 
-Rule: it only says what is over; deciding what follows is the machine's. It expires no lease until it has itself been connected
-for one lease, so that a database that was away does not look like dead workers.
+Rules: it publishes only that something is over, and the handlers decide what follows. It expires no lease until it has been
+connected for one lease itself, so that a database outage does not look like dead workers.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from machine import internal_events, model, ports, supervised_task
 log = structlog.get_logger()
 
 POLL_S = 0.25
-AGAIN_MS = 1_000
+RETRY_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
 CLEAN_EVERY_MS = model.HOUR
 MAX_REMEMBERED = 10_000
-# Less than this since the last sign of life of any node: somebody may well have been there.
-AWAY_MS = 3 * HEARTBEAT_MS
+# A gap between heartbeats of any node that is longer than this counts as downtime.
+DOWNTIME_MS = 3 * HEARTBEAT_MS
 
 
 class Sweeper:
-    """Turns what is overdue into `deadline-passed` and `worker-lost`."""
+    """Publishes `deadline-passed` for overdue deadlines and `worker-lost` for expired leases."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Sweeper:
         spare: Callable[[], model.SpareCapacity | None] = lambda: None,
         sweeps: bool = True,
     ) -> None:
-        """`url` tells where other nodes fetch this one's files, "" for nowhere; `room` what room it has for captures, None for a
-        node that takes none. Without `sweeps` it only gives signs of life."""
+        """`url` is the address at which other nodes fetch this node's files, "" for none; `spare` its capacity for captures, None
+        for a node that takes none. Without `sweeps` it only sends heartbeats."""
         self._store = store
         self._node = node
         self._url = url
@@ -54,54 +54,54 @@ class Sweeper:
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
 
     async def start(self) -> None:
-        """Give live sessions back the time in which no node could have tried, then begin to sweep."""
+        """Send the first heartbeat, which extends deadlines by the downtime, then begin to sweep."""
         await self._beat()
         self.sweep.start()
 
     async def stop(self) -> None:
-        """End the sweep."""
+        """Stop sweeping."""
         await self.sweep.stop()
 
     async def _run(self) -> None:
         while True:
             try:
-                await self.look()
+                await self.run_once()
             except Exception:
-                # The database is away, most likely: nothing is said meanwhile, and no lease is judged until we have been
-                # connected for one lease again. A fault of ours shows in the log at each round.
+                # Most likely the database does not answer. No lease expires until the sweeper has been connected for one lease
+                # again. A defect shows in the log in each round.
                 log.exception("sweeper.round_failed")
-                self._since_ms = self._clock() + AGAIN_MS
-                await asyncio.sleep(AGAIN_MS / 1000)
+                self._since_ms = self._clock() + RETRY_MS
+                await asyncio.sleep(RETRY_MS / 1000)
             await asyncio.sleep(POLL_S)
 
-    async def look(self) -> None:
-        """One round: a sign of life when it is time for one, then what is over."""
+    async def run_once(self) -> None:
+        """Run one round: a heartbeat if it is due, then the sweep."""
         if self._clock() >= self._beat_ms + HEARTBEAT_MS:
             await self._beat()
         if self._sweeps:
             await self._sweep()
 
     async def _beat(self) -> None:
-        """A sign of life. Each gives sessions back the time in which no node gave one, because nobody can tell before where in a
-        round this process will stand still, or the database be away; after such a time leases are counted anew."""
+        """Send a heartbeat. Each one extends deadlines by the downtime before it, because this process may freeze, or the
+        database fail, at any point of a round. After downtime the time until leases expire starts again."""
         now_ms = self._clock()
-        if away_ms := await self._store.nodes.heartbeat(self._node, self._url(), self._spare(), over_ms=AWAY_MS):
-            log.info("sweeper.downtime_forgiven", away_ms=away_ms)
-        if now_ms > self._beat_ms + AWAY_MS:
+        if downtime_ms := await self._store.nodes.heartbeat(self._node, self._url(), self._spare(), over_ms=DOWNTIME_MS):
+            log.info("sweeper.deadlines_extended", downtime_ms=downtime_ms)
+        if now_ms > self._beat_ms + DOWNTIME_MS:
             self._since_ms = now_ms
-        # When it began, not when it was over: what passed meanwhile may have been after the database had written it down.
+        # The time before the heartbeat: the database may have written it early in the call, and the rest may have been downtime.
         self._beat_ms = now_ms
 
     async def _sweep(self) -> None:
         due = await self._store.deadlines.due()
         now_ms = self._clock()
-        stood_still = now_ms > self._beat_ms + AWAY_MS
+        froze = now_ms > self._beat_ms + DOWNTIME_MS
         for deadline in due:
-            if stood_still and deadline.kind in model.EXTENDED_BY_DOWNTIME:
-                continue  # the next sign of life may give it more time
+            if froze and deadline.kind in model.EXTENDED_BY_DOWNTIME:
+                continue  # the next heartbeat may extend it
             passed = internal_events.DeadlinePassed(owner=deadline.owner, kind=deadline.kind, serial=deadline.serial)
             await self._publish(f"deadline.{deadline.serial}", passed)
-        if not stood_still and now_ms >= self._since_ms + self._policy.lease_ms:
+        if not froze and now_ms >= self._since_ms + self._policy.lease_ms:
             for lease in await self._store.leases.expired(now_ms):
                 lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
                 await self._publish(f"lost.{lease.owner}.{lease.epoch}", lost)
@@ -109,14 +109,14 @@ class Sweeper:
             await self._clean(now_ms)
 
     async def _clean(self, now_ms: int) -> None:
-        """Forget what is older than anybody can want; where there is much of it, the rest at the next look."""
+        """Delete what is older than the retention times; after a full batch, the rest in the next round."""
         policy = self._policy
         every_ms = min(CLEAN_EVERY_MS, policy.keep_messages_ms // 4, policy.keep_sessions_ms // 4)
-        # Before it is tried: cleaning that fails must not keep leases from being judged round after round.
+        # Before the deletion: if it fails in every round, leases must still expire.
         self._next_cleaning_ms = now_ms + every_ms
         await self._store.retention.delete_messages(now_ms - policy.keep_messages_ms)
-        if gone := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms):
-            log.info("sweeper.sessions_forgotten", sessions=gone)
+        if deleted := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms):
+            log.info("sweeper.sessions_deleted", sessions=deleted)
             self._next_cleaning_ms = now_ms
 
     async def _publish(self, event_id: str, payload: internal_events.TimerEvent) -> None:

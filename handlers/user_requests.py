@@ -1,7 +1,7 @@
-"""Deciding: start, stop, replay, and the ends that TRTC tells of. Imports `machine` and `events`.
+"""Handlers of user requests: start, stop and replay.
 
-Rule: no I/O. A start is decided under the unique index on its key; what is refused raises one of `machine.errors`, and nothing
-is written.
+Rules: no I/O. A start is decided under the unique index on its key. A refusal raises one of `machine.errors`, and nothing is
+written.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from machine import errors, model, recording, states
 
 
 async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
-    """Open a session, or answer the Open one of the same key and take its fresh secrets. Answers TaskId, Repeated, Warnings."""
+    """Open a session, or return the Open one of the same key with fresh secrets. Returns TaskId, Repeated and Warnings."""
     tx = uow.tx
     try:
         request, secrets = requests.start(uow.event.data)
     except event_errors.InvalidEvent as error:
         raise errors.InvalidParameter(str(error), field=error.field) from None
     if not secrets.user_sig and not uow.context.mints(request.room.sdk_app_id):
-        message = "UserSig: is required, because the service holds no key of this application (TRTC_KEYS) to mint one"
+        message = "UserSig: is required, because the service has no key of this application (TRTC_KEYS) to generate one"
         raise errors.InvalidParameter(message, field="UserSig")
     await tx.hold_room(request.room)
     current = await tx.open_session(request.room, request.user_id)
@@ -48,7 +48,7 @@ async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
 
 
 async def stop(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
-    """Close a session by its TaskId or by the key of its start. Answers TaskId and State. Raises NotFound, InvalidParameter."""
+    """Close a session by its TaskId or by the key of its start. Returns TaskId and State. Raises NotFound, InvalidParameter."""
     data = uow.event.data
     current = await _named(uow, data["TaskId"]) if "TaskId" in data else await _by_key(uow)
     await uow.advance_session(current, "stop")
@@ -56,9 +56,9 @@ async def stop(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
 
 
 async def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
-    """Try again what failed or is stuck: a session's failed and unfinished recordings, or those that are named.
+    """Replay the failed and stuck recordings of a session, or the ones that the request names.
 
-    Answers TaskId and what happens to each recording. With DryRun nothing is written. Raises NotFound, Refused."""
+    Returns TaskId and the planned move of each recording. DryRun writes nothing. Raises NotFound, Refused."""
     tx, data = uow.tx, uow.event.data
     current = await _named(uow, data["TaskId"])
     chosen = _chosen(await tx.recordings(current.task_id), data)
@@ -79,7 +79,7 @@ async def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
 
 
 async def _within_quota(uow: unit_of_work.UnitOfWork) -> None:
-    """Raise QuotaReached for a key that has as many Open sessions as it may have."""
+    """Raise QuotaReached if the key has reached its quota of Open sessions."""
     by = uow.by
     if by is not None and by.quota and await uow.tx.open_sessions_of(by.key_id) >= by.quota:
         raise errors.QuotaReached
@@ -88,7 +88,7 @@ async def _within_quota(uow: unit_of_work.UnitOfWork) -> None:
 async def _repeat(uow: unit_of_work.UnitOfWork, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
     by = uow.by
     if by is not None and not by.operates and not await uow.tx.began(by.key_id, current.task_id):
-        # Wrong secrets end a recording as surely as a stop does.
+        # A repeated start replaces the secrets, and wrong secrets end a recording as surely as a stop.
         raise errors.Refused(
             "A session that another key began records this room for this UserId already. Repeat its start with that key or one"
             " of the scope operate, or record the room under another UserId."
@@ -107,7 +107,7 @@ async def _accepted(uow: unit_of_work.UnitOfWork, current: model.Session, *, rep
 
 
 async def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
-    """Recordings of those who are there already, and of those who are subscribed."""
+    """Open recordings of the speakers who already publish, and of the subscribed ones."""
     known = dict(await uow.tx.publishers(current.request.room))
     for speaker in sorted({*known, *current.request.subscribe}):
         wanted = set(known.get(speaker, ())) & set(states.WANTED_KINDS[current.request.mode])
@@ -158,14 +158,13 @@ def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recordin
 
 
 async def _planned(uow: unit_of_work.UnitOfWork, current: model.Session, value: model.Recording) -> recording.RecordingDecision:
-    """What a replay would make of a recording: the machine's own answer. Raises Refused for what it ignores, and where a stage
-    is asked for whose files are not kept."""
+    """Decide a replay without writing it. Raises Refused if the table ignores it, or if the named stage has no files."""
     decided = recording.decide(value, "replay", await uow.facts(current, value))
     if decided.ignored:
         raise errors.Refused(f"{value.id} cannot be replayed: {decided.ignored}.")
-    asked = uow.event.data.get("From")
-    if value.final and decided.recording.state == states.JOINING and asked not in (None, "joining"):
-        raise errors.Refused(f"{value.id} cannot be replayed from {asked}: its files are not kept. Joining would capture anew.")
+    stage = uow.event.data.get("From")
+    if value.final and decided.recording.state == states.JOINING and stage not in (None, "joining"):
+        raise errors.Refused(f"{value.id} cannot be replayed from {stage}: its files are gone. Joining would capture again.")
     return decided
 
 
@@ -177,4 +176,4 @@ def _plan(value: model.Recording, decided: recording.RecordingDecision) -> dict[
 async def _check_free(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
     other = await uow.tx.open_session(current.request.room, current.request.user_id)
     if other is not None and other.task_id != current.task_id:
-        raise errors.Refused(f"Joining anew needs the session Open, but {other.task_id} is Open for the same room and user.")
+        raise errors.Refused(f"Joining needs this session Open, but {other.task_id} is Open for the same room and user.")

@@ -27,11 +27,11 @@ async def test_refused_where_no_living_worker_has_room(
     await store.nodes.heartbeat("api")
     await store.nodes.heartbeat("w1", spare=FULL)
     await store.nodes.heartbeat("w2", spare=ROOMY)
-    assert await door.look() == ()
+    assert await door.check() == ()
     clock.advance(ALIVE_MS + 1)
     await store.nodes.heartbeat("w1", spare=FULL)
     with pytest.raises(errors.InsufficientSpace, match="the best has 3 MiB free, and 9 MiB are needed"):
-        await door.look()
+        await door.check()
 
 
 def _unreadable() -> model.SpareCapacity:
@@ -55,20 +55,20 @@ async def test_a_spool_that_cannot_be_read_is_not_a_full_one(door: admission.Adm
     """If no spool is readable, a start is retryable, with the reason; otherwise the readable spools decide alone."""
     await store.nodes.heartbeat("w1", spare=_unreadable())
     with pytest.raises(errors.Unavailable, match="/s cannot be read: Stale file handle") as refused:
-        await door.look()
+        await door.check()
     assert refused.value.retry
     await store.nodes.heartbeat("w2", spare=FULL)
     with pytest.raises(errors.InsufficientSpace, match="has 3 MiB free, and 9 MiB are needed"):
-        await door.look()
+        await door.check()
     await store.nodes.heartbeat("w2", spare=ROOMY)
-    assert await door.look() == ()
+    assert await door.check() == ()
 
 
 async def test_what_only_makes_captures_wait_is_a_warning(door: admission.Admission, store: stores.Store) -> None:
     """Without a worker, or with busy workers only, a start is accepted with a warning."""
-    assert "No worker is alive" in (await door.look())[0]
+    assert "No worker is alive" in (await door.check())[0]
     busy = model.SpareCapacity(free_bytes=9 << 20, needed_bytes=3 << 20, busy="2 captures run, MAX_CAPTURES is 2")
     await store.nodes.heartbeat("w1", spare=busy)
-    assert "MAX_CAPTURES is 2" in (await door.look())[0]
+    assert "MAX_CAPTURES is 2" in (await door.check())[0]
     await store.nodes.heartbeat("w2", spare=ROOMY)
-    assert await door.look() == ()
+    assert await door.check() == ()

@@ -104,7 +104,7 @@ async def test_replays_that_are_refused(desk: desks.Desk) -> None:
     recording."""
     owner = await _failed(desk, "joining")
     for stage in ("transcoding", "uploading"):
-        with pytest.raises(errors.Refused, match="not kept"):
+        with pytest.raises(errors.Refused, match="are gone"):
             await desk.say("replay", TaskId=owner[:26], From=stage)
     with pytest.raises(errors.NotFound):
         await desk.say("replay", TaskId=owner[:26], Speaker="nobody")

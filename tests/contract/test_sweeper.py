@@ -37,14 +37,14 @@ async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clo
     """After an hour of standstill (a suspended machine, a database away) neither lease nor deadline expires: both have their
     remaining time."""
     made = _sweeper(store, clock)
-    await made.look()
+    await made.run_once()
     await _live(store, clock)
-    await made.look()
+    await made.run_once()
     clock.advance(AWAY_MS)
-    await made.look()
+    await made.run_once()
     assert await _types(store) == []
     clock.advance(examples.LEASE_MS // 2)
-    await made.look()
+    await made.run_once()
     assert await _types(store) == []
 
 
@@ -76,20 +76,20 @@ async def test_standing_still_inside_a_round(
     together, and then the deadline comes when it should."""
     others = [_sweeper(store, clock, name) for name in ("a", "b")]
     made = _sweeper(store, clock)
-    await made.look()
+    await made.run_once()
     await _live(store, clock)
     clock.advance(sweeper.HEARTBEAT_MS)
     when, _, what = where.partition(" the ")
     part, name = (store.nodes, "heartbeat") if what == "sign of life" else (store.deadlines, "due")
     _stand_still(monkeypatch, part, name, when, lambda: clock.advance(AWAY_MS))
-    await made.look()
+    await made.run_once()
     for node in (made, *others, made):
-        await node.look()
+        await node.run_once()
     assert await _types(store) == []
     from_ms = clock()
     while "deadline-passed" not in await _types(store):
         clock.advance(sweeper.HEARTBEAT_MS)
-        await made.look()
+        await made.run_once()
     assert 58_000 <= clock() - from_ms <= 60_000
 
 
@@ -108,7 +108,7 @@ async def test_a_database_that_is_always_slow_holds_no_retry_up(
         return await real()
 
     monkeypatch.setattr(store.deadlines, "due", slow)
-    await made.look()
+    await made.run_once()
     (said,) = await store.outbox.unsent()
     assert b'"retry"' in said.body
 
@@ -116,11 +116,11 @@ async def test_a_database_that_is_always_slow_holds_no_retry_up(
 async def test_another_nodes_signs_of_life_leave_deadlines_alone(store: stores.Store, clock: engines.Clock) -> None:
     """A node that froze while another was alive extends nothing: the other could have tried."""
     made = _sweeper(store, clock)
-    await made.look()
+    await made.run_once()
     await _live(store, clock)
     clock.advance(AWAY_MS)
     await store.nodes.heartbeat("other")
-    await made.look()
+    await made.run_once()
     assert await _types(store) == ["deadline-passed"]
 
 
@@ -128,14 +128,14 @@ async def test_nodes_that_come_back_together_forgive_once(store: stores.Store, c
     """The second of two nodes back from the same outage finds the first's heartbeat, and moves no deadline again."""
     nodes = [_sweeper(store, clock, name) for name in ("a", "b")]
     for node in nodes:
-        await node.look()
+        await node.run_once()
     await _live(store, clock)
     clock.advance(AWAY_MS)
     for node in nodes:
-        await node.look()
+        await node.run_once()
     clock.advance(model.MINUTE + 1)
     await store.nodes.heartbeat("a")
-    await nodes[0].look()
+    await nodes[0].run_once()
     assert "deadline-passed" in await _types(store)
 
 
@@ -152,8 +152,8 @@ async def test_forgetting_that_fails_keeps_no_lease_from_being_judged(
     await made._beat()
     await _live(store, clock)
     with pytest.raises(OSError, match="no room"):
-        await made.look()
+        await made.run_once()
     for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 1):
         clock.advance(sweeper.HEARTBEAT_MS)
-        await made.look()
+        await made.run_once()
     assert await _types(store) == ["worker-lost"]

@@ -78,7 +78,7 @@ class Node:
         """A round of its sweeper. Those since the last one found nothing, and are not played."""
         coroutine_runner.run(self.world.store.nodes.heartbeat(self.name))
         self.sweeper._beat_ms = self.world.clock.now_ms
-        coroutine_runner.run(self.sweeper.look())
+        coroutine_runner.run(self.sweeper.run_once())
 
     # --- life -------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -138,7 +138,7 @@ class Node:
             self.world._say(f"{self.name} wakes")
             beat(self.world)
             self.frozen = False
-            coroutine_runner.run(self.sweeper.look())
+            coroutine_runner.run(self.sweeper.run_once())
             self.world.look_again()
             waiting, self._waiting = self._waiting, []
             for what in waiting:
