@@ -70,7 +70,7 @@ class Node:
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
-        application = web_app.create(self._api(decider, steps), faces="api" in self.settings.roles)
+        application = web_app.create(self._api(decider, steps), public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)

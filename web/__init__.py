@@ -1,1 +1,1 @@
-"""The HTTP room: sessions, TRTC callbacks, probes. Imports `machine` and `events` of ours."""
+"""HTTP API: sessions, results, TRTC's callback endpoint, probes."""

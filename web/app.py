@@ -1,6 +1,6 @@
-"""The HTTP application: sessions, results, TRTC callbacks, probes, and the document that describes them.
+"""The HTTP application: sessions, results, TRTC callbacks, probes, and the OpenAPI document.
 
-Imports only this room. Rule: built from one `Api` value; it opens nothing, connects to nothing and reads no environment.
+Rule: one `Api` value is its whole input. It opens no connection or file and does not read the environment.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ Api = dependencies.Api
 DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses one."
 
 
-def create(api: dependencies.Api, *, faces: bool = True) -> fastapi.FastAPI:
-    """The ASGI application of one service. Without `faces` it has only the probes and what other nodes fetch: a node that is
-    not in the role `api`. Raises RuntimeError for a route of which nobody said what it asks for."""
+def create(api: dependencies.Api, *, public: bool = True) -> fastapi.FastAPI:
+    """The ASGI application of one service. A node without the role `api` is not `public`: it has only the probes and the route
+    between nodes. Raises RuntimeError for a route without a scope."""
     app = fastapi.FastAPI(
         title="recorder",
         version=api.version,
         description=DESCRIPTION,
-        # The pages that come with the framework load their scripts from a foreign host.
+        # FastAPI's own pages load their scripts from a foreign host.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    outside = (sessions.router(api), results.router(api), trtc_callbacks.router(api)) if faces else ()
-    for router in (*outside, health.router(api), segment_download.router(api)):
+    public_routers = (sessions.router(api), results.router(api), trtc_callbacks.router(api)) if public else ()
+    for router in (*public_routers, health.router(api), segment_download.router(api)):
         app.include_router(router)
     responses.install(app)
     openapi.install(app)
-    unguarded = scopes.missing(app.routes)
-    if unguarded:
-        raise RuntimeError(f"A route without a line in web/scopes.py: {', '.join(unguarded)}")
-    app.add_middleware(middleware.Door, api=api)
+    missing = scopes.missing(app.routes)
+    if missing:
+        raise RuntimeError(f"web/scopes.py has no scope for: {', '.join(missing)}")
+    app.add_middleware(middleware.RequestGate, api=api)
     return app

@@ -1,7 +1,7 @@
-"""Who asks: tokens of API_TOKENS, keys of the keys' table, or somebody at this machine where there is neither. Imports `machine`.
+"""Authentication of requests: the tokens of API_TOKENS, the API keys of the database, or local access if neither exists.
 
-Rules: tokens and keys are compared as digests, in constant time; what is no key costs no question to the database, because the
-table is read as a whole, once a second at most. Where a key was ever made, revoked or not, nobody gets in without one.
+Rules: digests are compared in constant time. A text that cannot be a key costs no database query, because the table of keys is
+read whole, at most once a second. After the first key was made, revoked or not, every request needs a key or token.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ USED_EVERY_MS = model.MINUTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """Somebody who may ask, and for what."""
+class Identity:
+    """An authenticated caller and its scopes."""
 
     caller: model.Caller
     scopes: tuple[str, ...]
 
 
-LOCAL = Known(caller=model.Caller(name="local"), scopes=api_keys.SCOPES)
+LOCAL = Identity(caller=model.Caller(name="local"), scopes=api_keys.SCOPES)
 
 
-class Access:
-    """Knows tokens and keys."""
+class Authenticator:
+    """Checks tokens and keys."""
 
     def __init__(self, api: dependencies.Api) -> None:
         self._api = api
@@ -40,19 +40,19 @@ class Access:
         self._reading = asyncio.Lock()
 
     async def open_to_all(self) -> bool:
-        """Whether no key is asked for: there are no tokens, and no key was ever made. Raises Unavailable."""
+        """Whether requests need no key: no token is set, and no key was ever made. Raises Unavailable."""
         return not self._tokens and not await self._table()
 
-    async def known(self, authorization: str) -> Known | None:
-        """Who shows this header; None for nobody we know. Raises Unavailable."""
+    async def identify(self, authorization: str) -> Identity | None:
+        """The caller behind an Authorization header, or None. Raises Unavailable."""
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
         digest = api_keys.digest(token.strip())
-        # All of them are compared, so that the time taken says nothing about which one was nearly right.
+        # All tokens are compared, so that the duration does not depend on which one matches.
         matches = [api_keys.same(digest, known) for known in self._tokens]
         if any(matches):
-            return Known(caller=model.Caller(name=f"token {matches.index(True) + 1}"), scopes=api_keys.SCOPES)
+            return Identity(caller=model.Caller(name=f"token {matches.index(True) + 1}"), scopes=api_keys.SCOPES)
         id_ = api_keys.id_of(token.strip())
         key = (await self._table()).get(id_) if id_ else None
         if key is None or not api_keys.same(digest, key.digest) or key.revoked_ms is not None:
@@ -61,7 +61,7 @@ class Access:
         quota = key.quota or self._api.quota
         operates = api_keys.OPERATE in key.scopes
         caller = model.Caller(name=f"key {key.id} {key.name}", key_id=key.id, quota=quota, operates=operates)
-        return Known(caller=caller, scopes=key.scopes)
+        return Identity(caller=caller, scopes=key.scopes)
 
     async def _table(self) -> dict[str, api_keys.ApiKey]:
         async with self._reading:
@@ -71,7 +71,7 @@ class Access:
             return self._keys
 
     async def _note_used(self, key: api_keys.ApiKey) -> None:
-        """Once a minute, so that reading is not writing."""
+        """Write the time of use once a minute, so that a read does not cost a write."""
         now_ms = self._api.clock()
         if key.used_ms is None or now_ms - key.used_ms >= USED_EVERY_MS:
             self._keys[key.id] = dataclasses.replace(key, used_ms=now_ms)

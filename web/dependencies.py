@@ -1,7 +1,4 @@
-"""What the HTTP room is given: one frozen value of functions and figures, and the shapes it expects of them.
-
-May import `machine` and `events`. Rule: nothing here knows who implements it; `assembly` puts it together.
-"""
+"""Dependencies of the HTTP API: one frozen value of functions and settings, which `assembly` builds."""
 
 from __future__ import annotations
 
@@ -48,37 +45,43 @@ async def _note_nothing(key_id: str) -> None: ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """`decide` decides one event, asked for by somebody or nobody, and answers after the commit, raising machine.errors. `ping`
-    raises if the database does not answer. `ready` gives the reasons why this node should get no work; none means ready. `clock`
-    is Unix ms. `tokens` are the bearer tokens; () means that none is asked for unless a key was made, which is for loopback only.
-    `verify_callback` (SdkAppId, raw body, Sign) is false also for an application without a key; `map_callback` (SdkAppId, body)
-    raises InvalidParameter. `progress` gives the media (ms) of the captures that run in this process, by recording id.
-    `listeners` are called with each result that goes out: a hint to those who wait for one. `cluster_token` is what other nodes
-    show to fetch a segment, whose place on this node's spool `segment_path` (recording id, epoch) knows. `keys` are the API keys,
-    which `note_key_used` notes as used; a caller may ask `requests_per_minute` times a minute (0: as often as it likes), and a
-    key without a quota of its own may have `quota` Open sessions (0: any number). `knows_callbacks` says whether an application
-    has a callback key, and a callback is taken until `callback_window_ms` after it was sent (0: always). `draining` is true from
-    the moment on when the service is told to stop."""
+    """The functions and settings of one service's API. Times are Unix ms; an error is one of machine.errors."""
 
+    # Decides an event, with its caller if there is one, and returns the answer after the commit.
     decide: Callable[[codec.Event, model.Caller | None], Awaitable[dict[str, Any]]]
     queries: SessionQueries
+    # Raises if the database does not answer.
     ping: Callable[[], Awaitable[None]]
+    # The reasons why this node cannot take work; none means ready.
     ready: Callable[[], list[str]]
     new_id: Callable[[], str]
     clock: Callable[[], int]
+    # (SdkAppId, raw body, Sign) → whether the signature is valid; False for an application without a callback key.
     verify_callback: Callable[[int, bytes, str], bool]
+    # (SdkAppId, body) → the callback's event, or why it has none. Raises InvalidParameter.
     map_callback: Callable[[int, dict[str, Any]], trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback]
+    # Recording id → media (ms) of a capture that runs in this process.
     progress: Callable[[], Mapping[str, int]] = dict
+    # The API keys, and how to note that one was used.
     keys: Callable[[], Awaitable[Sequence[api_keys.ApiKey]]] = _no_keys
     note_key_used: Callable[[str], Awaitable[None]] = _note_nothing
+    # Requests a minute of one caller; 0: no limit.
     requests_per_minute: int = 0
+    # Open sessions of a key without a quota of its own; 0: no limit.
     quota: int = 0
+    # Whether an application has a callback key.
     knows_callbacks: Callable[[int], bool] = lambda sdk_app_id: True
+    # The largest difference between a callback's CallbackTs and the clock; 0: no limit.
     callback_window_ms: int = 0
+    # Called with each published result, to wake waiting requests.
     listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
+    # True as soon as the service begins to stop.
     draining: Callable[[], bool] = lambda: False
     policy: model.Policy = field(default_factory=model.Policy)
+    # Bearer tokens of API_TOKENS. Without tokens and keys no request needs one, which only loopback allows.
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    # The token with which other nodes fetch segments.
     cluster_token: str = field(default="", repr=False)
+    # (recording id, epoch) → the segment's file on this node's spool, or None.
     segment_path: Callable[[str, int], Path | None] = lambda recording_id, epoch: None
     version: str = ""

@@ -1,6 +1,6 @@
-"""An example of every body and every answer, for the OpenAPI document: one room, one speaker, one failed upload. Pure.
+"""Examples of every body and answer, for the OpenAPI document: one room, one speaker, one failed upload. Pure.
 
-May import `machine`. Rule: a test holds each against its schema; secrets are cut short, so that none looks like a real one.
+Rules: a test validates each against its schema. Secrets are cut short, so that none looks like a real one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TIMES = ("2026-11-02T08:00:00.000Z", "2026-11-02T08:45:00.000Z", "2026-11-02T08:
 _COS = {"Region": "ap-shanghai", "Bucket": "lessons-1250000000", "Path": "2026/autumn"}
 _ROOM = {"SdkAppId": "1400000001", "RoomId": "8489", "StrRoomId": "", "UserId": "recorder-8489"}
 _REPLAY = f"`recorder replay {TASK_ID} --speaker=alice --n=1`"
-_ADVICE = (
+_NEXT_STEP = (
     f"The finished file is kept. {_REPLAY} uploads it again; if the credentials are the cause, set COS_SECRET_ID and"
     " COS_SECRET_KEY before."
 )
@@ -51,7 +51,7 @@ REPLAYED: Json = {
     "Recordings": [{"Speaker": "alice", "N": 1, "State": "Failed", "To": "Uploading", "Attempt": 2}],
     "RequestId": REQUEST_ID,
 }
-_FINDING = {"Rule": "failed-kept", "Of": "alice/1", "Why": f"FailedCosWrite: {_REFUSED}", "Next": _ADVICE}
+_FINDING = {"Rule": "failed-kept", "Of": "alice/1", "Why": f"FailedCosWrite: {_REFUSED}", "Next": _NEXT_STEP}
 _HEAD: Json = {
     "TaskId": TASK_ID,
     "State": "Finished",
@@ -100,7 +100,7 @@ _RECORDING: Json = {
     "Tries": 0,
     "Code": "FailedCosWrite",
     "Detail": _REFUSED,
-    "Next": _ADVICE,
+    "Next": _NEXT_STEP,
     "StopRequested": True,
     "Present": False,
     "Awaited": False,
@@ -161,22 +161,22 @@ ANSWERS: dict[str, Json] = {
     "Alive": ALIVE,
     "Ready": READY,
 }
-# Status → what it means here, and the Code and Message of one such answer.
+# Status → its meaning, and the Code and Message of an example.
 FAILURES: dict[int, tuple[str, str, str]] = {
     400: ("A field is missing, wrong or unknown.", "InvalidParameter", "CosConfig.Bucket: is required"),
-    401: ("No right token, or no right signature.", errors.Unauthorized.code, errors.Unauthorized().message),
+    401: ("The token, key or signature is missing or wrong.", errors.Unauthorized.code, errors.Unauthorized().message),
     403: (
-        "The key lacks the scope; or no key is asked for, and the header Host names another machine.",
+        "The key lacks the scope. Without keys: the header Host names another machine.",
         "Forbidden",
         middleware.WRONG_SCOPE.format(needed="operate"),
     ),
     404: ("There is no such session or recording.", errors.NotFound.code, errors.NotFound().message),
-    408: ("The body did not come.", responses.CODES[408], "The body did not arrive within 30 s."),
+    408: ("The body did not arrive in time.", responses.CODES[408], "The body did not arrive within 30 s."),
     409: ("Understood, but not possible in the present state.", errors.Refused.code, errors.Refused().message),
     413: ("The body is too large.", responses.CODES[413], "The body is larger than 256 KB."),
-    415: ("No token is asked for, and the body is not sent as JSON.", "UnsupportedMediaType", middleware.NOT_JSON),
+    415: ("Without tokens and keys a body must be sent as JSON.", "UnsupportedMediaType", middleware.NOT_JSON),
     429: ("Too many requests, or too many Open sessions of this key.", errors.QuotaReached.code, middleware.TOO_OFTEN),
-    500: ("A fault of the service; its log has the reason under the RequestId.", "InternalError", responses.UNEXPECTED),
-    503: ("Try again in a moment.", errors.Unavailable.code, errors.Unavailable().message),
+    500: ("An internal error; the service's log has the reason under the RequestId.", "InternalError", responses.UNEXPECTED),
+    503: ("Temporarily unavailable; retry.", errors.Unavailable.code, errors.Unavailable().message),
     507: ("The spool is too full for another recording.", errors.InsufficientSpace.code, errors.InsufficientSpace().message),
 }

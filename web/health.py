@@ -1,6 +1,6 @@
-"""Probes: is the process alive, and should it get work? May import `machine`.
+"""Probes: `/healthz` (the process is alive) and `/readyz` (the node can take work).
 
-Rule: `/healthz` asks nobody, so that a slow database never gets the process killed; `/readyz` asks everybody.
+Rule: `/healthz` checks nothing, so that a slow database never gets the process killed; `/readyz` checks everything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from web import dependencies, models, openapi, responses
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
-    """The two routes, for one service."""
+    """The two routes of one service."""
     routes = fastapi.APIRouter(tags=["health"])
 
     @routes.get(
@@ -27,9 +27,9 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
 
     @routes.get(
         "/readyz",
-        summary="Should this node get work?",
+        summary="Can this node take work?",
         response_model=models.ReadyBody,
-        response_description="It should.",
+        response_description="It can.",
         responses=openapi.failures(503, anywhere=(500,)),
     )
     async def readyz(request: fastapi.Request) -> fastapi.Response:

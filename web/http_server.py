@@ -1,6 +1,6 @@
-"""The HTTP server around the application: listens, answers, ends within seconds. Imports `machine`, and this room.
+"""The HTTP server: uvicorn on one address, drained within seconds when it stops.
 
-Rule: it has no signal handlers of its own, which would end the loop before the service's other parts are stopped.
+Rule: it installs no signal handlers. Those would end the event loop before the other parts of the service have stopped.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ BACKLOG = 2048
 
 
 class HttpServer:
-    """uvicorn on one address. `task` ends when the server does, which is unexpected before `stop`."""
+    """uvicorn on one address. `task` ends with the server; before `stop` that is a failure."""
 
     def __init__(self, application: types.ASGIApp, *, host: str, port: int) -> None:
         self.host, self.port = host, port
         self.task: asyncio.Task[None] | None = None
         config = uvicorn.Config(
             application,
-            http=connection_limits.Limited,
+            http=connection_limits.LimitedProtocol,
             log_config=None,
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=DRAIN_S,
             server_header=False,
         )
-        self._server = _Quiet(config)
+        self._server = _UvicornServer(config)
 
     async def start(self) -> None:
-        """Return when the socket listens; `port` is then the one it got. Raises errors.Unavailable if it cannot."""
+        """Listen; `port` is then the real port. Raises errors.Unavailable if the address cannot be used."""
         if self.task is not None:
             return
         listening = await self._listen()
@@ -49,25 +49,27 @@ class HttpServer:
         listens.cancel()
 
     async def stop(self) -> None:
-        """Answer what is being asked, and end; harmless to repeat."""
+        """Finish the requests in progress, then end. Safe to call twice."""
         self._server.should_exit = True
         if self.task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
 
     async def _listen(self) -> socket.socket:
-        """Bound here, because uvicorn leaves the process where it cannot bind."""
+        """Bind here: uvicorn exits the process if it cannot bind."""
         try:
             loop = asyncio.get_running_loop()
             family, *_, address = (await loop.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM))[0]
             return socket.create_server(address[:2], family=family, backlog=BACKLOG)
         except OSError as error:
-            message = f"Port {self.port} on {self.host} cannot be used ({error.strerror}); set PORT to a free one, or mend HOST."
+            message = (
+                f"Port {self.port} on {self.host} cannot be used ({error.strerror}); set PORT to a free one, or correct HOST."
+            )
             raise errors.Unavailable(message) from error
 
 
-class _Quiet(uvicorn.Server):
-    """uvicorn without signal handlers, that says when it has begun."""
+class _UvicornServer(uvicorn.Server):
+    """uvicorn without signal handlers; `listens` is set when it has started."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -80,5 +82,5 @@ class _Quiet(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
-        """None."""
+        """Capture none."""
         yield

@@ -1,10 +1,12 @@
-"""The door that every request goes through: its id, who asks and for what, its one line in the log, and its last resort.
+"""Request gate in front of all routes: request id, authentication, scope, rate limit, one log line, and the last error handler.
 
-May import `machine`. Rules: a request without a right token or key, with too few rights or too many requests before it, is
-answered before anything of it is read; an error that nobody expected is logged whole and answered with nothing of our inside.
-Where no token is asked for, which is on loopback only, a web page must not get in through the browser of whoever sits at this
-machine: neither under a name of its own that it lets point to 127.0.0.1 (DNS rebinding: its Host header tells), nor by a form
-(which cannot send JSON), nor by a request without a body from its own place (Sec-Fetch-Site and Origin tell).
+Rules:
+- A request without a valid token or key, without the scope, or above the rate limit is refused before its body is read.
+- An unexpected error is logged with its traceback; the answer contains no internals.
+- Without tokens and keys, which only loopback allows, a web page must not get in through a browser on this machine. The check of
+  Host stops a foreign name that resolves to 127.0.0.1 (DNS rebinding). The check of Content-Type stops a form, which cannot send
+  JSON. The check of Sec-Fetch-Site and Origin stops a request without a body from another site.
+
 Source: Fetch Metadata Request Headers (W3C), and the Fetch standard: a browser sends Origin with every method but GET and HEAD.
 """
 
@@ -24,23 +26,23 @@ from machine import errors
 from web import authentication, dependencies, rate_limit, responses, scopes
 
 PROBES = ("/healthz", "/readyz")
-SAFE = ("GET", "HEAD", "OPTIONS")  # nothing here changes by them
-CLIENT_GONE = 499  # as nginx calls it: the client left before the answer
+SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing here
+CLIENT_GONE = 499  # nginx's status for a client that disconnects before the answer
 
 FOREIGN_HOST = (
-    "Without API_TOKENS the service answers only to localhost, 127.0.0.1 and [::1], and the header Host names another. Ask it"
-    " under one of these, or set API_TOKENS."
+    "Without API_TOKENS the service answers only to localhost, 127.0.0.1 and [::1], but the header Host has another name. Use one"
+    " of these names, or set API_TOKENS."
 )
-WRONG_SCOPE = "This needs the scope {needed}, which the key does not have; `recorder keys create` makes one that has it."
-TOO_OFTEN = "Too many requests: the header Retry-After says when the next one may come."
+WRONG_SCOPE = "This needs the scope {needed}, which the key does not have; `recorder keys create` makes a key with it."
+TOO_OFTEN = "Too many requests: retry after the seconds of the header Retry-After."
 FOREIGN_PAGE = (
-    "Without API_TOKENS a web page of another site may change nothing here, and the headers Sec-Fetch-Site or Origin tell of one."
-    " Ask without a browser, or set API_TOKENS."
+    "Without API_TOKENS a web page of another site may change nothing here; Sec-Fetch-Site or Origin names one. Send the request"
+    " without a browser, or set API_TOKENS."
 )
 NOT_JSON = "Without API_TOKENS a body must be sent as JSON: set the header Content-Type to application/json."
 
-# On every answer that does not say otherwise itself. An answer of the API is data, and never a page: it may load nothing, stand
-# in no frame, be kept nowhere, and be nothing but what its Content-Type says.
+# Defaults for every answer. An answer is data, never a page: it loads nothing, is neither framed nor cached, and a browser must
+# not guess another type than its Content-Type.
 HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -54,8 +56,8 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a request is not let in."""
+class AccessRefusal:
+    """The error that a request gets in place of its route."""
 
     status: int
     code: str
@@ -63,14 +65,14 @@ class Refusal:
     headers: dict[str, str] | None = None
 
 
-class Door:
-    """The outermost layer around the routes."""
+class RequestGate:
+    """The outermost ASGI layer around the routes."""
 
     def __init__(self, app: types.ASGIApp, api: dependencies.Api) -> None:
         self._app = app
         self._new_id = api.new_id
-        self._access = authentication.Access(api)
-        self._rates = rate_limit.Rates(api.requests_per_minute)
+        self._authenticator = authentication.Authenticator(api)
+        self._rate_limiter = rate_limit.RateLimiter(api.requests_per_minute)
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         """Serve one request (ASGI)."""
@@ -81,58 +83,58 @@ class Door:
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        await self._serve(scope, receive, _Sent(send, request_id), request_id)
+        await self._serve(scope, receive, _Response(send, request_id), request_id)
 
-    async def _serve(self, scope: types.Scope, receive: types.Receive, sent: _Sent, request_id: str) -> None:
-        begun = time.perf_counter()
+    async def _serve(self, scope: types.Scope, receive: types.Receive, response: _Response, request_id: str) -> None:
+        started_s = time.perf_counter()
         try:
             refusal = await self._refusal(scope)
             if refusal is None:
-                await self._app(scope, receive, sent)
+                await self._app(scope, receive, response)
             else:
                 answer = responses.failed(request_id, refusal.status, refusal.code, refusal.message, refusal.headers)
-                await answer(scope, receive, sent)
+                await answer(scope, receive, response)
         except requests.ClientDisconnect:
-            sent.status = CLIENT_GONE
+            response.status = CLIENT_GONE
         except errors.Unavailable as error:
-            if sent.started:
+            if response.started:
                 raise
-            await responses.failed(request_id, error.http_status, error.code, error.message)(scope, receive, sent)
+            await responses.failed(request_id, error.http_status, error.code, error.message)(scope, receive, response)
         except Exception:
             log.exception("http.failed")
-            if sent.started:
+            if response.started:
                 raise
             answer = responses.failed(request_id, 500, "InternalError", responses.UNEXPECTED)
-            await answer(scope, receive, sent)
+            await answer(scope, receive, response)
         finally:
-            _log_line(scope, sent.status, time.perf_counter() - begun)
+            _log_request(scope, response.status, time.perf_counter() - started_s)
 
-    async def _refusal(self, scope: types.Scope) -> Refusal | None:
-        needed = scopes.needed(scope["method"], scope["path"])
+    async def _refusal(self, scope: types.Scope) -> AccessRefusal | None:
+        needed = scopes.required(scope["method"], scope["path"])
         if needed in scopes.UNGUARDED:
             return None
         headers = datastructures.Headers(scope=scope)
-        if await self._access.open_to_all():
+        if await self._authenticator.open_to_all():
             scope["state"]["caller"] = authentication.LOCAL.caller
-            return _foreign(scope["method"], scope["scheme"], headers)
-        known = await self._access.known(headers.get("authorization", ""))
-        if known is None:
+            return _refuse_browser(scope["method"], scope["scheme"], headers)
+        identity = await self._authenticator.identify(headers.get("authorization", ""))
+        if identity is None:
             error = errors.Unauthorized()
             challenge = {"WWW-Authenticate": "Bearer"}
-            return Refusal(status=error.http_status, code=error.code, message=error.message, headers=challenge)
-        scope["state"]["caller"] = known.caller
-        structlog.contextvars.bind_contextvars(caller=known.caller.name)
-        wait_s = self._rates.wait_s(known.caller.name)
+            return AccessRefusal(status=error.http_status, code=error.code, message=error.message, headers=challenge)
+        scope["state"]["caller"] = identity.caller
+        structlog.contextvars.bind_contextvars(caller=identity.caller.name)
+        wait_s = self._rate_limiter.wait_s(identity.caller.name)
         if wait_s:
-            again = {"Retry-After": str(math.ceil(wait_s))}
-            return Refusal(status=429, code=errors.QuotaReached.code, message=TOO_OFTEN, headers=again)
-        if needed and needed not in known.scopes:
-            return Refusal(status=403, code="Forbidden", message=WRONG_SCOPE.format(needed=needed))
+            retry_after = {"Retry-After": str(math.ceil(wait_s))}
+            return AccessRefusal(status=429, code=errors.QuotaReached.code, message=TOO_OFTEN, headers=retry_after)
+        if needed and needed not in identity.scopes:
+            return AccessRefusal(status=403, code="Forbidden", message=WRONG_SCOPE.format(needed=needed))
         return None
 
 
-class _Sent:
-    """Passes messages on to the server; knows the status, and adds the request's id to the headers."""
+class _Response:
+    """Forwards messages to the server, notes the status, and adds the request's id and the default headers."""
 
     def __init__(self, send: types.Send, request_id: str) -> None:
         self._send = send
@@ -152,29 +154,29 @@ class _Sent:
         await self._send(message)
 
 
-def _log_line(scope: types.Scope, status: int, took_s: float) -> None:
-    """The request's one line: the path's template and not the path, which may be anything."""
+def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
+    """Log the request with the route's template, not with its path, which can be any text."""
     template = getattr(scope.get("route"), "path", "")
-    say = log.debug if template in PROBES and status < HTTPStatus.BAD_REQUEST else log.info
-    say("http.request", method=scope["method"], path=template, status=status, took_ms=round(took_s * 1000, 1))
+    write = log.debug if template in PROBES and status < HTTPStatus.BAD_REQUEST else log.info
+    write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
 
 
-def _foreign(method: str, scheme: str, headers: datastructures.Headers) -> Refusal | None:
-    """What a browser could have been talked into."""
+def _refuse_browser(method: str, scheme: str, headers: datastructures.Headers) -> AccessRefusal | None:
+    """The refusal of a request that a web page could have made a browser send; else None."""
     host = headers.get("host", "")
     if not _is_loopback(host):
-        return Refusal(status=403, code="Forbidden", message=FOREIGN_HOST)
-    if method not in SAFE and _is_of_another_page(f"{scheme}://{host}", headers):
-        return Refusal(status=403, code="Forbidden", message=FOREIGN_PAGE)
-    sends = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        return AccessRefusal(status=403, code="Forbidden", message=FOREIGN_HOST)
+    if method not in SAFE and _is_from_another_page(f"{scheme}://{host}", headers):
+        return AccessRefusal(status=403, code="Forbidden", message=FOREIGN_PAGE)
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if method == "POST" and sends and kind != "application/json" and not kind.endswith("+json"):
-        return Refusal(status=415, code="UnsupportedMediaType", message=NOT_JSON)
+    if method == "POST" and has_body and kind != "application/json" and not kind.endswith("+json"):
+        return AccessRefusal(status=415, code="UnsupportedMediaType", message=NOT_JSON)
     return None
 
 
-def _is_of_another_page(here: str, headers: datastructures.Headers) -> bool:
-    """Whether a browser says that a page of another origin asks. Programs have neither header."""
+def _is_from_another_page(here: str, headers: datastructures.Headers) -> bool:
+    """Whether a browser reports a page of another origin. Programs send neither header."""
     if headers.get("sec-fetch-site", "none").strip().lower() not in ("none", "same-origin"):
         return True
     origin = headers.get("origin")
@@ -182,7 +184,7 @@ def _is_of_another_page(here: str, headers: datastructures.Headers) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header, port or not, names this machine and nothing else."""
+    """Whether a Host header, with or without a port, names only this machine."""
     before, _, port = host.rpartition(":")
     name = before if port.isdecimal() else host
     if name.lower() == "localhost":

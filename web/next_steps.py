@@ -1,6 +1,6 @@
-"""What an operator does next with a session or a recording, in a sentence with the command to type. Pure. May import `machine`.
+"""The operator's next step for a session or a recording: one sentence with its command. Pure.
 
-Rule: a command given here works as it stands when pasted into a shell.
+Rule: a command in a sentence works when it is pasted into a shell.
 """
 
 from __future__ import annotations
@@ -11,66 +11,66 @@ from machine import model, states
 
 
 def for_session(session: model.Session) -> str:
-    """One sentence; "" when there is nothing to do."""
+    """One sentence; "" if no step is needed."""
     match session.state:
         case states.OPEN:
             return f"`recorder stop {session.task_id}` ends it now."
         case states.CLOSING:
-            return "Nothing: it finishes by itself when every recording has ended."
+            return "Nothing: it finishes when every recording has ended."
         case _:
             return ""
 
 
 def for_recording(recording: model.Recording) -> str:
-    """One sentence; "" when there is nothing to do."""
+    """One sentence; "" if no step is needed."""
     if recording.state == states.FAILED:
         return _after_failure(recording)
     if recording.state == states.DONE:
         return ""
     if recording.never_seen:
-        return "Nothing: the speaker is subscribed and was not seen yet; it is tried again by itself."
+        return "Nothing: the subscribed speaker was not seen yet; the pull is retried automatically."
     if recording.failures and recording.state == states.UPLOADING:
         return (
-            "It is tried again by itself. If the credentials are the cause, set COS_SECRET_ID and COS_SECRET_KEY and type"
+            "It is retried automatically. If the credentials are the cause, set COS_SECRET_ID and COS_SECRET_KEY and type"
             f" `{_replay(recording)}`."
         )
     if recording.failures:
-        return "It is tried again by itself. If the UserSig is the cause, start the session again with a fresh one."
+        return "It is retried automatically. If the UserSig is the cause, start the session again with a fresh one."
     return ""
 
 
-def send_again(task_id: str, recording: model.Recording | None = None) -> str:
-    """What to type where a job does not move."""
+def for_blocked_job(task_id: str, recording: model.Recording | None = None) -> str:
+    """For a job that makes no progress."""
     command = _replay(recording) if recording else f"recorder replay {task_id}"
-    return f"`recorder doctor` says whether something is missing here; `{command}` gives the command out again."
+    return f"`recorder doctor` checks this installation; `{command}` issues the command again."
 
 
-def look_around(task_id: str) -> str:
-    """What to type where a result is not even tried."""
-    return f"`recorder doctor` says whether something is missing here; the result itself is in `recorder show {task_id} --json`."
+def for_blocked_delivery(task_id: str) -> str:
+    """For a result that was never tried."""
+    return f"`recorder doctor` checks this installation; the result itself is in `recorder show {task_id} --json`."
 
 
-def fetch_result(task_id: str) -> str:
-    """What to type for a result that was not taken and is not sent again."""
-    return f"Nothing posts it again. `recorder show {task_id} --json` has it under Results; hand it on from there."
+def for_failed_delivery(task_id: str) -> str:
+    """For a result that was refused and is not retried."""
+    return f"It is not posted again. `recorder show {task_id} --json` has it under Results; pass it on from there."
 
 
-def mend_receiver(task_id: str) -> str:
-    """What to type for a result that is refused and sent again."""
-    return f"It is sent again by itself. Mend the receiver; meanwhile `recorder show {task_id} --json` has the result."
+def for_refused_delivery(task_id: str) -> str:
+    """For a result that is refused and retried."""
+    return f"It is retried automatically. Fix the receiver; until then `recorder show {task_id} --json` has the result."
 
 
 def _after_failure(recording: model.Recording) -> str:
     command = _replay(recording)
     if recording.files_removed:
-        return f"Its files were removed when KEEP_FAILED was over. `{command} --from=joining` enters the room again."
+        return f"Its files were removed after KEEP_FAILED. `{command} --from=joining` enters the room again."
     match recording.code:
         case states.FAILED_RECORDING if not recording.media_ms:
-            return f"Nothing was captured. Once the cause is gone, `{command}` enters the room again."
+            return f"Nothing was captured. When the cause is fixed, `{command}` enters the room again."
         case states.FAILED_RECORDING:
-            return f"What was captured is kept. `{command}` turns it into a file and uploads it."
+            return f"The captured segments are kept. `{command}` makes a file of them and uploads it."
         case states.FAILED_TRANSCODE:
-            return f"The segments are kept. `{command}` tries the transcode again."
+            return f"The segments are kept. `{command}` retries the transcode."
         case _:
             return (
                 f"The finished file is kept. `{command}` uploads it again; if the credentials are the cause,"
@@ -79,5 +79,5 @@ def _after_failure(recording: model.Recording) -> str:
 
 
 def _replay(recording: model.Recording) -> str:
-    # The speaker is joined with "=": an id that begins with a dash is not an option then.
+    # "=" joins the speaker to its option: an id that begins with a dash would be an option of its own.
     return f"recorder replay {recording.task_id} --speaker={shlex.quote(recording.speaker)} --n={recording.n}"

@@ -87,7 +87,7 @@ def _document(app: fastapi.FastAPI) -> Json:
     whole["paths"] = _published(whole.get("paths", {}))
     for path, operations in whole["paths"].items():
         for method, operation in operations.items():
-            scope = scopes.needed(method.upper(), path)
+            scope = scopes.required(method.upper(), path)
             operation["security"] = [] if scope in scopes.UNGUARDED else [{"bearer": [scope]}]
             operation["responses"].pop(REPLACED_STATUS, None)
             _add_examples(operation["responses"])

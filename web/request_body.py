@@ -1,6 +1,6 @@
-"""From a request to an event: the body within its limits, the event's id, and the check against the schema.
+"""From an HTTP request to an event: the body within its limits, the event's id, and the check against the schema.
 
-May import `machine` and `events`. Rule: nothing is parsed before its size is known to be within the limit.
+Rule: a body is parsed only after its size was checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from web import dependencies, responses
 
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 30.0
-# What a parameter may hold: PostgreSQL's text has no NUL.
+# Text of a query parameter: PostgreSQL's text has no NUL.
 TEXT = r"^[^\x00]*$"
 
 _KEY = re.compile(r"[\x20-\x7e]{1,128}")
@@ -26,7 +26,7 @@ _TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES // 1024} KB."
 
 
 async def raw(request: fastapi.Request) -> bytes:
-    """The whole body. Raises HTTPException 413 above `MAX_BODY_BYTES`, whether announced or not, and 408 if it does not come."""
+    """The whole body. Raises HTTPException 413 above `MAX_BODY_BYTES`, announced or not, and 408 after `BODY_TIMEOUT_S`."""
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
         raise exceptions.HTTPException(413, _TOO_LARGE)
@@ -57,7 +57,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def event(api: dependencies.Api, type_: str, *, id: str, data: dict[str, Any]) -> codec.Event:
-    """An event said now, checked. Raises InvalidEvent."""
+    """An event of this moment, checked against its schema. Raises InvalidEvent."""
     structlog.contextvars.bind_contextvars(event_id=id, event_type=type_)
     try:
         return codec.make(type_, id=id, time_ms=api.clock(), data=data)
@@ -66,14 +66,14 @@ def event(api: dependencies.Api, type_: str, *, id: str, data: dict[str, Any]) -
 
 
 def event_id(request: fastapi.Request, scope: str) -> str:
-    """What makes a repeated request harmless: the client's Idempotency-Key, kept apart by `scope` and by API key (one must not
-    get the answer of another), else the request's own id.
+    """The event's id, which makes a repeated request idempotent: the Idempotency-Key within its `scope` and API key (no key may
+    get another key's answer), or else the request's id.
 
-    Raises InvalidEvent for a key that is not 1 to 128 printable ASCII characters."""
+    Raises InvalidEvent for an Idempotency-Key that is not 1 to 128 printable ASCII characters."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return responses.request_id(request)
     if not _KEY.fullmatch(key):
         raise errors.InvalidEvent("Idempotency-Key", "must be 1 to 128 printable ASCII characters")
-    of = request.state.caller.key_id
-    return f"http-{scope}-{of}-{key}" if of else f"http-{scope}-{key}"
+    key_id = request.state.caller.key_id
+    return f"http-{scope}-{key_id}-{key}" if key_id else f"http-{scope}-{key}"

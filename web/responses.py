@@ -1,6 +1,6 @@
-"""Answers: JSON bodies with a RequestId, and every error as `{"Code", "Message", "RequestId"}`.
+"""Responses: JSON bodies with a RequestId, and every error as `{"Code", "Message", "RequestId"}`.
 
-May import `machine` and `events`. Rule: an error says the field and the reason, never a value and nothing of our inside.
+Rule: an error names the field and the reason, never a value and no internals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette import exceptions as starlette_exceptions
 from events import errors as event_errors
 from machine import errors
 
-# Codes of what the HTTP layer itself refuses; the others come with machine.errors.
+# Codes of errors that the HTTP layer itself finds; all others come from machine.errors.
 CODES = {
     400: "InvalidParameter",
     404: "NotFound",
@@ -27,34 +27,34 @@ CODES = {
     503: "ServiceUnavailable",
 }
 MESSAGES = {
-    404: "There is no such path; GET /openapi.json lists what there is.",
-    405: "This path does not take this method; the header Allow lists those it takes.",
+    404: "There is no such path; GET /openapi.json lists the paths.",
+    405: "The path does not have this method; the header Allow lists its methods.",
 }
-UNEXPECTED = "The service failed on this request; its log has the reason under this RequestId."
+UNEXPECTED = "Internal error; the service's log has the reason under this RequestId."
 
 
 def ok(request: fastapi.Request, body: Mapping[str, Any], status: int = 200) -> responses.JSONResponse:
-    """A successful answer, with the RequestId."""
+    """A success, with the RequestId."""
     return responses.JSONResponse({**body, "RequestId": request_id(request)}, status)
 
 
 def failed(
     request_id: str, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> responses.JSONResponse:
-    """An error's answer, and its code on the request's line in the log."""
+    """An error; its code also goes to the request's log line."""
     structlog.contextvars.bind_contextvars(code=code)
-    # A message may name a field as it was sent, and JSON can spell characters that UTF-8 cannot.
+    # A message can contain the name of a field as the client sent it, and JSON has characters that UTF-8 cannot encode.
     text = message.encode("utf-8", "backslashreplace").decode()
     return responses.JSONResponse({"Code": code, "Message": text, "RequestId": request_id}, status, headers)
 
 
 def request_id(request: fastapi.Request) -> str:
-    """The id of this request: in the log, in the answer, and the event's id where no Idempotency-Key was given."""
+    """The id of this request, in the log and in the answer. Without an Idempotency-Key it is the event's id."""
     return str(request.state.request_id)
 
 
 def install(app: fastapi.FastAPI) -> None:
-    """Turn every error that a route may raise into an answer."""
+    """Register a response for every error that a route can raise."""
     app.add_exception_handler(errors.RecorderError, _recorder_error)
     app.add_exception_handler(event_errors.InvalidEvent, _invalid_event)
     app.add_exception_handler(exceptions.RequestValidationError, _invalid_query)
@@ -64,9 +64,9 @@ def install(app: fastapi.FastAPI) -> None:
 async def _recorder_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
     assert isinstance(error, errors.RecorderError)  # noqa: S101 - registered for this class only; tells the type checker
     if error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        # When a session ends nobody knows: a minute is soon enough to ask again.
-        again = {"Retry-After": "60"} if error.http_status == HTTPStatus.TOO_MANY_REQUESTS else None
-        return failed(request_id(request), error.http_status, error.code, error.message, again)
+        # The end of a session cannot be predicted; one retry a minute is often enough.
+        retry_after = {"Retry-After": "60"} if error.http_status == HTTPStatus.TOO_MANY_REQUESTS else None
+        return failed(request_id(request), error.http_status, error.code, error.message, retry_after)
     if error.retry:
         unavailable = errors.Unavailable()
         return failed(request_id(request), unavailable.http_status, unavailable.code, unavailable.message)

@@ -1,7 +1,6 @@
-"""The route of results: everything that subscribers are told, in order, by long poll. May import `machine` and `events`.
+"""Route of results: all messages to subscribers, in order, by long poll.
 
-Rule: the database is the truth and is asked each time; the bus's word that something went out only wakes who waits, and
-polling wakes them without it.
+Rule: every answer is read from the database. A published result only wakes the waiting requests; polling finds it as well.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ MAX_WAIT_S = 30.0
 POLL_S = 0.5
 
 
-class Query(pydantic.BaseModel):
-    """Which results, and how long to wait for the first; anything else in the query is an error."""
+class ResultFilter(pydantic.BaseModel):
+    """Query parameters of GET /results; any other parameter is an error."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -31,30 +30,30 @@ class Query(pydantic.BaseModel):
         "",
         max_length=64,
         pattern=request_body.TEXT,
-        description="Only results behind this cursor. Empty: from the first; `now`: only those to come.",
+        description="Only results after this cursor. Empty: from the first; `now`: only future results.",
     )
-    limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
-    wait: float = pydantic.Field(0, ge=0, le=MAX_WAIT_S, description="Where there is none, wait so many seconds for one.")
-    type: list[str] = pydantic.Field([], max_length=16, description="Only results of this type; may be repeated.")
+    limit: int = pydantic.Field(50, ge=1, le=100, description="The largest number of results.")
+    wait: float = pydantic.Field(0, ge=0, le=MAX_WAIT_S, description="Without results, wait up to this many seconds for one.")
+    type: list[str] = pydantic.Field([], max_length=16, description="Only results of this type; can be repeated.")
 
 
-class Bell:
-    """Wakes everybody who waits for a result."""
+class ResultSignal:
+    """Wakes all requests that wait for a result. `published` is the event of the next one."""
 
     def __init__(self) -> None:
-        self.rung = asyncio.Event()
+        self.published = asyncio.Event()
 
-    def ring(self, _: codec.Event) -> None:
-        """Something went out. Who waits from now on waits for the next."""
-        rung, self.rung = self.rung, asyncio.Event()
-        rung.set()
+    def notify(self, _: codec.Event) -> None:
+        """Wake the waiting requests; later ones wait for the next result."""
+        published, self.published = self.published, asyncio.Event()
+        published.set()
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
-    """The route, for one service."""
+    """The route of one service."""
     routes = fastapi.APIRouter(prefix="/results", tags=["results"])
-    bell = Bell()
-    api.listeners.append(bell.ring)
+    signal = ResultSignal()
+    api.listeners.append(signal.notify)
 
     @routes.get(
         "",
@@ -63,29 +62,30 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         response_description="Results behind `after`; none if `wait` passed without one. `Next` is the next `after`.",
         responses=openapi.failures(400),
     )
-    async def results(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
+    async def results(request: fastapi.Request, query: Annotated[ResultFilter, fastapi.Query()]) -> fastapi.Response:
         for name in query.type:
             if name not in codec.types("out"):
                 raise errors.InvalidEvent("type", f"must be one of {', '.join(codec.types('out'))}")
-        found, after = await _first(api, query, bell, request)
+        found, after = await _wait(api, query, signal, request)
         return responses.ok(request, {"Results": [views.result(r) for r in found], "Next": after})
 
     return routes
 
 
-async def _first(
-    api: dependencies.Api, query: Query, bell: Bell, request: fastapi.Request
+async def _wait(
+    api: dependencies.Api, query: ResultFilter, signal: ResultSignal, request: fastapi.Request
 ) -> tuple[Sequence[session_view.PublishedResult], str]:
-    """What is there, or the first that comes within the wait; none at its end, when the service stops or the client leaves."""
+    """The results after the cursor. Without any, the first ones within the wait; none after it, on shutdown, or if the client
+    disconnects."""
     loop = asyncio.get_running_loop()
     until, after = loop.time() + query.wait, query.after
     while True:
-        # Taken before the look, so that what is committed during the look rings this one.
-        rung = bell.rung
+        # Taken before the query, so that a commit during the query sets this event.
+        published = signal.published
         found, after = await api.queries.results_after(after, types=query.type, limit=query.limit)
         left_s = until - loop.time()
         if found or left_s <= 0 or api.draining() or await request.is_disconnected():
             return found, after
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(POLL_S, left_s)):
-                await rung.wait()
+                await published.wait()

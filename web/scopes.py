@@ -1,7 +1,7 @@
-"""Which route asks for what: the literal table. Imports `machine`.
+"""Scopes of the routes, as one literal table.
 
-Rule: every route of the application stands here, or the application is not built; what a request may do is known before it is
-routed, by the same patterns that route it.
+Rule: every route of the application is in the table, or the application is not built. The scope of a request is found before
+routing, with the same patterns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette import routing
 
 from machine import api_keys
 
-# Not a key's business: probes; TRTC, which signs; other nodes, which show CLUSTER_TOKEN.
+# Routes without a key: the probes; TRTC's callbacks, which are signed; the other nodes, which send CLUSTER_TOKEN.
 OPEN = "open"
 SIGNED = "signed"
 CLUSTER = "cluster"
@@ -38,26 +38,26 @@ def _pattern(path: str) -> re.Pattern[str]:
     return routing.compile_path(path)[0]
 
 
-_PATTERNS = [(_pattern(path), method, needed) for (method, path), needed in TABLE.items()]
+_PATTERNS = [(_pattern(path), method, scope) for (method, path), scope in TABLE.items()]
 
 
-def needed(method: str, path: str) -> str:
-    """The scope that a request needs, or one of `UNGUARDED`; "" for what is no route: any key may learn that."""
-    asked = "GET" if method == "HEAD" else method
-    for pattern, of, scope in _PATTERNS:
-        if pattern.match(path) and (of == asked or scope in UNGUARDED):
+def required(method: str, path: str) -> str:
+    """The scope that a request needs, or one of `UNGUARDED`; "" without a route, because a 404 needs no more than a valid key."""
+    method = "GET" if method == "HEAD" else method
+    for pattern, route_method, scope in _PATTERNS:
+        if pattern.match(path) and (route_method == method or scope in UNGUARDED):
             return scope
     return ""
 
 
 def missing(routes: Iterable[object]) -> list[str]:
-    """The routes of an application that do not stand in the table, as `METHOD path`."""
+    """The routes of an application that the table does not have, as `METHOD path`."""
     found = [(method, path) for route in routes for path, methods in leaves(route) for method in methods - {"HEAD"}]
     return sorted(f"{method} {path}" for method, path in found if (method, path) not in TABLE)
 
 
 def leaves(route: object) -> list[tuple[str, set[str]]]:
-    """(path, methods) of a route, or of every route of a router that was included or mounted."""
+    """(path, methods) of a route, or of every route of an included or mounted router."""
     contexts = getattr(route, "effective_route_contexts", None)
     if contexts is not None:
         return [(context.path, set(context.methods)) for context in contexts()]

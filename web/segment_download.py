@@ -1,6 +1,6 @@
-"""One node's segments for the others: `GET /internal/segments`, with the token that the nodes share. May import `machine`.
+"""Download of this node's segments by other nodes: `GET /internal/segments`, with the shared CLUSTER_TOKEN.
 
-Rule: it serves files of this node's spool by recording and epoch, never by a path; without a token set there is no such route.
+Rules: a segment is named by recording and epoch, never by a path. Without a token in the settings every request is refused.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from web import dependencies
 
 PREFIX = "/internal/"
 WRITTEN = "x-written-ms"
-"""When the segment was last written (Unix ms): of one that nobody told of, its times are reckoned from that."""
+"""Time of the last write to the segment (Unix ms). The times of a segment without an outcome are derived from it."""
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
-    """The one route, for one node."""
+    """The route of one node."""
     routes = fastapi.APIRouter(include_in_schema=False)
 
     @routes.get(PREFIX + "segments")
     async def segment(recording: str, epoch: int, authorization: str = fastapi.Header("")) -> fastapi.Response:
-        # A header's bytes arrive as latin-1, and nodes send the token as UTF-8.
+        # Header bytes arrive as latin-1; nodes send the token as UTF-8.
         known = hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {api.cluster_token}".encode())
         if not api.cluster_token or not known:
-            raise errors.Unauthorized("The nodes' CLUSTER_TOKEN is missing or another one.")
+            raise errors.Unauthorized("CLUSTER_TOKEN is missing, or differs from this node's.")
         path = api.segment_path(recording, epoch)
         if path is None or not path.is_file():
             raise errors.NotFound("This node has no such segment.")

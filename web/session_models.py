@@ -1,6 +1,6 @@
 """Response models of the routes under /sessions: the list, one session with its parts, and the outcome of start, stop and replay.
 
-Rule: names of fields are contract. What events/schemas.json defines is referred to by `models.event_schema`.
+Rule: names of fields are contract. `models.event_schema` refers to a definition of events/schemas.json.
 """
 
 from __future__ import annotations

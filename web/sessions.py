@@ -1,6 +1,6 @@
-"""The routes of sessions: start, list, look, stop, replay. May import `machine` and `events`.
+"""Routes of sessions: start, list, show, stop, replay.
 
-Rule: a POST becomes one event, decided in this process; it is answered after the commit.
+Rule: a POST becomes one event, which this process decides. The response is sent after the commit.
 """
 
 from __future__ import annotations
@@ -18,33 +18,38 @@ from machine import errors, model
 from web import dependencies, examples, openapi, request_body, responses, session_models, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
-# How many candidates are looked at in one go when only the stuck ones are wanted.
+# Candidates in one query when the list is filtered by `stuck`.
 CANDIDATES = 100
 DRY_RUN = {"model": session_models.ReplayedBody, "description": "A dry run: the effect that a replay would have."}
 
 TaskId = Annotated[str, fastapi.Path(alias="TaskId", description="Id of the session, a ULID.")]
 
 
-class Query(pydantic.BaseModel):
-    """Which sessions the list holds; anything else in the query is an error."""
+class SessionFilter(pydantic.BaseModel):
+    """Query parameters of GET /sessions; any other parameter is an error."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
     state: Literal["", "Open", "Closing", "Finished"] = pydantic.Field("", description="Only sessions in this state.")
-    stuck: bool = pydantic.Field(False, description="Only sessions that a person should look at; `Stuck` says why.")
-    app: int = pydantic.Field(0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application. 0: of all.")
+    stuck: bool = pydantic.Field(False, description="Only sessions that need attention; `Stuck` has the reasons.")
+    app: int = pydantic.Field(
+        0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application; 0: of every application."
+    )
     room: str = pydantic.Field(
-        "", max_length=64, pattern=request_body.TEXT, description="Only sessions in this room, of either kind."
+        "", max_length=64, pattern=request_body.TEXT, description="Only sessions in this room, integer or string."
     )
     since: str = pydantic.Field("", max_length=40, description="Only sessions opened at or after this ISO 8601 time.")
-    limit: int = pydantic.Field(50, ge=1, le=100, description="At most so many.")
+    limit: int = pydantic.Field(50, ge=1, le=100, description="The largest number of sessions.")
     before: str = pydantic.Field(
-        "", max_length=26, pattern=request_body.TEXT, description="A TaskId: only older sessions. `Next` of the page before."
+        "",
+        max_length=26,
+        pattern=request_body.TEXT,
+        description="A TaskId: only older sessions. Use `Next` of the previous page.",
     )
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
-    """The routes, for one service."""
+    """The routes of one service."""
     routes = fastapi.APIRouter(prefix="/sessions", tags=["sessions"])
 
     @routes.post(
@@ -70,10 +75,10 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         response_description="A page of sessions; `Next` is the `before` of the next page.",
         responses=openapi.failures(400),
     )
-    async def listing(request: fastapi.Request, query: Annotated[Query, fastapi.Query()]) -> fastapi.Response:
+    async def listing(request: fastapi.Request, query: Annotated[SessionFilter, fastapi.Query()]) -> fastapi.Response:
         found, next_page = await (_stuck(api, query) if query.stuck else _page(api, query))
         counts = await api.queries.counts([session.task_id for session, _ in found])
-        lines = [views.summary(session, counts[session.task_id], why) for session, why in found]
+        lines = [views.summary(session, counts[session.task_id], reasons) for session, reasons in found]
         return responses.ok(request, {"Sessions": lines, "Next": next_page})
 
     @routes.get(
@@ -85,12 +90,12 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         responses=openapi.failures(404),
     )
     async def show(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _named(task_id)
+        _check_task_id(task_id)
         session = await api.queries.session(task_id)
         if session is None:
             raise _not_found(task_id)
         (snapshot,) = await _snapshots(api, [session])
-        body = views.whole(
+        body = views.details(
             snapshot,
             await api.queries.segments(task_id),
             api.progress(),
@@ -109,7 +114,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         openapi_extra=openapi.request_body("stop-body", examples.STOP, required=False),
     )
     async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _named(task_id)
+        _check_task_id(task_id)
         event_id = request_body.event_id(request, f"stop-{task_id}")
         data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
         answer = await api.decide(request_body.event(api, "stop", id=event_id, data=data), request.state.caller)
@@ -125,9 +130,9 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         openapi_extra=openapi.request_body("replay-body", examples.REPLAY, required=False),
     )
     async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _named(task_id)
+        _check_task_id(task_id)
         data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
-        # A dry run under the key of the real one to come would be its answer.
+        # Under the Idempotency-Key, the answer of the dry run would become the answer of the real replay.
         dry = data.get("DryRun") is True
         event_id = responses.request_id(request) if dry else request_body.event_id(request, f"replay-{task_id}")
         answer = await api.decide(request_body.event(api, "replay", id=event_id, data=data), request.state.caller)
@@ -136,25 +141,25 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
     return routes
 
 
-Found = list[tuple[model.Session, list[stuck.Finding]]]
+Found = list[tuple[model.Session, list[stuck.StuckFinding]]]
 
 
-async def _page(api: dependencies.Api, query: Query) -> tuple[Found, str]:
+async def _page(api: dependencies.Api, query: SessionFilter) -> tuple[Found, str]:
     """One page of the list, and the `before` of the page after it."""
     found = await api.queries.sessions(**_filters(query), before=query.before, limit=query.limit)
     return [(session, []) for session in found], found[-1].task_id if len(found) == query.limit else ""
 
 
-async def _stuck(api: dependencies.Api, query: Query) -> tuple[Found, str]:
-    """As `_page`, of those that a person should look at: candidates from the database, judged by the rules."""
+async def _stuck(api: dependencies.Api, query: SessionFilter) -> tuple[Found, str]:
+    """Like `_page`, for sessions that need attention: the database finds candidates, the rules decide."""
     found: Found = []
     before = query.before
     while True:
         candidates = await api.queries.sessions(**_filters(query), doubtful=True, before=before, limit=CANDIDATES)
         for snapshot in await _snapshots(api, candidates):
-            why = stuck.findings(snapshot)
-            if why:
-                found.append((snapshot.session, why))
+            reasons = stuck.findings(snapshot)
+            if reasons:
+                found.append((snapshot.session, reasons))
             if len(found) == query.limit:
                 return found, snapshot.session.task_id
         if len(candidates) < CANDIDATES:
@@ -167,7 +172,7 @@ async def _snapshots(api: dependencies.Api, sessions: list[model.Session]) -> li
     return [stuck.Snapshot(session=s, parts=parts[s.task_id], policy=api.policy, now_ms=api.clock()) for s in sessions]
 
 
-def _filters(query: Query) -> dict[str, Any]:
+def _filters(query: SessionFilter) -> dict[str, Any]:
     since_ms = _since_ms(query.since) if query.since else 0
     return {"state": query.state, "sdk_app_id": query.app, "room": query.room, "since_ms": since_ms}
 
@@ -181,8 +186,8 @@ def _since_ms(text: str) -> int:
         raise event_errors.InvalidEvent("since", "must be an ISO 8601 time such as 2026-11-02T08:00:00Z") from None
 
 
-def _named(task_id: str) -> None:
-    """What cannot be a TaskId names no session."""
+def _check_task_id(task_id: str) -> None:
+    """Raise NotFound for a text that cannot be a TaskId."""
     try:
         codec.check("stop", {"TaskId": task_id})
     except event_errors.InvalidEvent:
@@ -191,7 +196,7 @@ def _named(task_id: str) -> None:
 
 
 def _not_found(task_id: str) -> errors.NotFound:
-    return errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists what there is.")
+    return errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists them.")
 
 
 def _with_task_id(body: dict[str, Any], task_id: str) -> dict[str, Any]:

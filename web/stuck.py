@@ -1,7 +1,7 @@
-"""Which sessions a person should look at, why, and what to type: the rules, each with its sentence. Pure. May import `machine`.
+"""Rules for sessions that need attention: each has a name, its meaning, the reason in one case, and the next step. Pure.
 
-Rule: everything is derived from what is written down anyway (rows, jobs, the policy's figures); nothing here is remembered.
-`store.queries` casts a wider net for candidates; a new rule must not look outside of it.
+A rule reads only rows, jobs and the policy; it keeps no state. `store.queries` selects the candidates, and no rule may hold for
+another session.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from machine import delivery, model, session_view, states
 from web import next_steps
 
-MANY_TRIES = 3
+MANY_FAILURES = 3
 QUEUED_TOO_LONG_MS = 60 * model.SECOND
-# The sweeper sees an ended lease within a second; where it does not, nobody sweeps.
+# The sweeper finds an expired lease within a second; after this time no sweeper runs.
 LEASE_GRACE_MS = 5 * model.SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One session with all that the rules may look at."""
+    """One session with all the data that a rule may read."""
 
     session: model.Session
     parts: session_view.SessionParts
@@ -30,8 +30,8 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One reason to snapshot: `of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
+class StuckFinding:
+    """One reason for attention. `of` is "" for the session, `speaker/n` for a recording, `#revision` for a delivery."""
 
     rule: str
     of: str
@@ -40,8 +40,8 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """A reason under its name. `meaning` says when it holds; `why` is the sentence for one case, "" where it does not hold."""
+class StuckRule:
+    """`meaning` is the condition; `why` gives the sentence for one case, or "" if the rule does not hold."""
 
     name: str
     meaning: str
@@ -49,27 +49,27 @@ class Rule:
     next: Callable[[Snapshot, Any], str]
 
 
-def findings(snapshot: Snapshot) -> list[Finding]:
-    """Every reason to look at this session; none means that it goes on by itself."""
-    return [*_held(snapshot, SESSION_RULES, snapshot.session, ""), *_of_recordings(snapshot), *_of_callbacks(snapshot)]
+def findings(snapshot: Snapshot) -> list[StuckFinding]:
+    """Every reason why this session needs attention; none if it proceeds on its own."""
+    return [*_matches(snapshot, SESSION_RULES, snapshot.session, ""), *_of_recordings(snapshot), *_of_deliveries(snapshot)]
 
 
-def _of_recordings(snapshot: Snapshot) -> Iterator[Finding]:
+def _of_recordings(snapshot: Snapshot) -> Iterator[StuckFinding]:
     for value in snapshot.parts.recordings:
-        yield from _held(snapshot, RECORDING_RULES, value, f"{value.speaker}/{value.n}")
+        yield from _matches(snapshot, RECORDING_RULES, value, f"{value.speaker}/{value.n}")
 
 
-def _of_callbacks(snapshot: Snapshot) -> Iterator[Finding]:
-    """The newest revision's delivery counts: it holds all that the older ones said."""
+def _of_deliveries(snapshot: Snapshot) -> Iterator[StuckFinding]:
+    """Only for the newest revision, which contains all older ones."""
     for value in snapshot.parts.deliveries[-1:]:
-        yield from _held(snapshot, CALLBACK_RULES, value, f"#{value.revision}")
+        yield from _matches(snapshot, DELIVERY_RULES, value, f"#{value.revision}")
 
 
-def _held(snapshot: Snapshot, rules: tuple[Rule, ...], value: Any, of: str) -> Iterator[Finding]:
+def _matches(snapshot: Snapshot, rules: tuple[StuckRule, ...], value: Any, of: str) -> Iterator[StuckFinding]:
     for rule in rules:
         why = rule.why(snapshot, value)
         if why:
-            yield Finding(rule=rule.name, of=of, why=why, next=rule.next(snapshot, value))
+            yield StuckFinding(rule=rule.name, of=of, why=why, next=rule.next(snapshot, value))
 
 
 # --- the session ----------------------------------------------------------------------------------------------------------
@@ -78,32 +78,37 @@ def _closing_long(snapshot: Snapshot, session: model.Session) -> str:
     if session.state != states.CLOSING or over_ms <= snapshot.policy.result_wait_ms:
         return ""
     live = ", ".join(f"{r.speaker}/{r.n} ({r.state})" for r in snapshot.parts.recordings if not r.final)
-    return f"It has been Closing for {_for(over_ms)}, longer than RESULT_WAIT. It waits for {live or 'nothing'}."
+    return f"It has been Closing for {_duration(over_ms)}, longer than RESULT_WAIT. It waits for {live or 'nothing'}."
 
 
 # --- its recordings -------------------------------------------------------------------------------------------------------
 def _failed_kept(_: Snapshot, value: model.Recording) -> str:
-    kept = value.media_ms > 0 or value.output is not None
-    if value.state != states.FAILED or value.files_removed or not kept:
+    has_files = value.media_ms > 0 or value.output is not None
+    if value.state != states.FAILED or value.files_removed or not has_files:
         return ""
     return f"{value.code}: {value.detail}"
 
 
 def _failed_live(snapshot: Snapshot, value: model.Recording) -> str:
-    kept = value.media_ms > 0 or value.output is not None
-    if value.state != states.FAILED or kept or value.never_seen or snapshot.session.state != states.OPEN:
+    has_files = value.media_ms > 0 or value.output is not None
+    if value.state != states.FAILED or has_files or value.never_seen or snapshot.session.state != states.OPEN:
         return ""
     return f"Nothing was captured, and the session is still Open. {value.detail}"
 
 
 def _no_media(snapshot: Snapshot, value: model.Recording) -> str:
-    if value.state != states.JOINING or not value.present or value.failures < MANY_TRIES or snapshot.session.state != states.OPEN:
+    if (
+        value.state != states.JOINING
+        or not value.present
+        or value.failures < MANY_FAILURES
+        or snapshot.session.state != states.OPEN
+    ):
         return ""
-    return f"The speaker is publishing, and {value.failures} pulls in a row brought nothing. {value.detail}".strip()
+    return f"The speaker is publishing, and {value.failures} pulls in a row returned no media. {value.detail}".strip()
 
 
 def _tried_often(_: Snapshot, value: model.Recording) -> str:
-    if value.state not in (states.TRANSCODING, states.UPLOADING) or value.failures < MANY_TRIES:
+    if value.state not in (states.TRANSCODING, states.UPLOADING) or value.failures < MANY_FAILURES:
         return ""
     step = "transcode" if value.state == states.TRANSCODING else "upload"
     return f"The {step} has failed {value.failures} times in a row. {value.detail}".strip()
@@ -113,15 +118,15 @@ def _not_taken(snapshot: Snapshot, value: model.Recording | model.Delivery) -> s
     job = snapshot.parts.jobs.get(value.id)
     if job is None or job.state != states.QUEUED or snapshot.now_ms - job.since_ms <= QUEUED_TOO_LONG_MS:
         return ""
-    return f"Its {job.kind} has been queued for {_for(snapshot.now_ms - job.since_ms)}: no worker takes it."
+    return f"Its {job.kind} has been queued for {_duration(snapshot.now_ms - job.since_ms)}: no worker takes it."
 
 
 def _lease_over(snapshot: Snapshot, value: model.Recording | model.Delivery) -> str:
     job = snapshot.parts.jobs.get(value.id)
     if job is None or job.state != states.LEASED or snapshot.now_ms <= job.lease_until_ms + LEASE_GRACE_MS:
         return ""
-    ago = _for(snapshot.now_ms - job.lease_until_ms)
-    return f"The lease of its {job.kind} on {job.node} ended {ago} ago, and nobody took the work over."
+    ago = _duration(snapshot.now_ms - job.lease_until_ms)
+    return f"The lease of its {job.kind} on {job.node} ended {ago} ago, and no worker took the job over."
 
 
 # --- the deliveries of its results ----------------------------------------------------------------------------------------
@@ -129,91 +134,91 @@ def _not_delivered(snapshot: Snapshot, value: model.Delivery) -> str:
     finished_ms = snapshot.session.finished_ms or snapshot.now_ms
     if value.state != delivery.FAILED or snapshot.now_ms - finished_ms > snapshot.policy.keep_failed_ms:
         return ""
-    return f"The result was not taken, and is not sent again. {value.detail}".strip()
+    return f"The receiver did not accept the result, and it is not sent again. {value.detail}".strip()
 
 
 def _refused_often(_: Snapshot, value: model.Delivery) -> str:
-    if value.state != delivery.PENDING or value.failures < MANY_TRIES:
+    if value.state != delivery.PENDING or value.failures < MANY_FAILURES:
         return ""
-    return f"The result was refused {value.failures} times. {value.detail}".strip()
+    return f"The receiver refused the result {value.failures} times. {value.detail}".strip()
 
 
 SESSION_RULES = (
-    Rule(
+    StuckRule(
         name="closing-long",
         meaning="A session is Closing for longer than RESULT_WAIT.",
         why=_closing_long,
-        next=lambda snapshot, _: next_steps.send_again(snapshot.session.task_id),
+        next=lambda snapshot, _: next_steps.for_blocked_job(snapshot.session.task_id),
     ),
 )
 RECORDING_RULES = (
-    Rule(
+    StuckRule(
         name="failed-kept",
-        meaning="A recording has failed, and its files are still kept (until KEEP_FAILED is over): a replay can deliver it.",
+        meaning="A recording has failed, and its files are kept until KEEP_FAILED ends: a replay can deliver it.",
         why=_failed_kept,
         next=lambda _, value: next_steps.for_recording(value),
     ),
-    Rule(
+    StuckRule(
         name="failed-live",
-        meaning="A recording has failed with nothing captured while its session is still Open: there may be something to save.",
+        meaning="A recording has failed without media while its session is Open: a replay can still record the speaker.",
         why=_failed_live,
         next=lambda _, value: next_steps.for_recording(value),
     ),
-    Rule(
+    StuckRule(
         name="no-media",
-        meaning=f"A speaker is publishing by TRTC's callbacks, and {MANY_TRIES} pulls in a row or more brought nothing.",
+        meaning=f"TRTC callbacks report a speaker as publishing, and {MANY_FAILURES} or more pulls in a row returned no media.",
         why=_no_media,
         next=lambda _, value: next_steps.for_recording(value),
     ),
-    Rule(
+    StuckRule(
         name="tried-often",
-        meaning=f"A transcode or upload has failed {MANY_TRIES} times in a row or more, and is tried again by itself.",
+        meaning=f"A transcode or upload has failed {MANY_FAILURES} or more times in a row, and is retried automatically.",
         why=_tried_often,
         next=lambda _, value: next_steps.for_recording(value),
     ),
-    Rule(
+    StuckRule(
         name="not-taken",
         meaning=f"A job has been queued for longer than {QUEUED_TOO_LONG_MS // model.SECOND} s: no worker takes it.",
         why=_not_taken,
-        next=lambda _, value: next_steps.send_again(value.task_id, value),
+        next=lambda _, value: next_steps.for_blocked_job(value.task_id, value),
     ),
-    Rule(
+    StuckRule(
         name="lease-over",
-        meaning="The lease of a job is over, and nobody has taken the work over.",
+        meaning="The lease of a job has expired, and no worker has taken the job over.",
         why=_lease_over,
-        next=lambda _, value: next_steps.send_again(value.task_id, value),
+        next=lambda _, value: next_steps.for_blocked_job(value.task_id, value),
     ),
 )
-CALLBACK_RULES = (
-    Rule(
+DELIVERY_RULES = (
+    StuckRule(
         name="not-delivered",
-        meaning="The newest result was not taken by the callback URL and is not sent again (listed until KEEP_FAILED is over).",
+        meaning="The callback URL did not accept the newest result, and it is not retried (listed until KEEP_FAILED ends).",
         why=_not_delivered,
-        next=lambda snapshot, _: next_steps.fetch_result(snapshot.session.task_id),
+        next=lambda snapshot, _: next_steps.for_failed_delivery(snapshot.session.task_id),
     ),
-    Rule(
+    StuckRule(
         name="refused-often",
-        meaning=f"The newest result was refused by the callback URL {MANY_TRIES} times or more, and is sent again by itself.",
+        meaning=f"The callback URL refused the newest result {MANY_FAILURES} or more times, and it is retried automatically.",
         why=_refused_often,
-        next=lambda snapshot, _: next_steps.mend_receiver(snapshot.session.task_id),
+        next=lambda snapshot, _: next_steps.for_refused_delivery(snapshot.session.task_id),
     ),
-    Rule(
+    StuckRule(
         name="not-taken",
         meaning="As for recordings.",
         why=_not_taken,
-        next=lambda snapshot, _: next_steps.look_around(snapshot.session.task_id),
+        next=lambda snapshot, _: next_steps.for_blocked_delivery(snapshot.session.task_id),
     ),
-    Rule(
+    StuckRule(
         name="lease-over",
         meaning="As for recordings.",
         why=_lease_over,
-        next=lambda snapshot, _: next_steps.look_around(snapshot.session.task_id),
+        next=lambda snapshot, _: next_steps.for_blocked_delivery(snapshot.session.task_id),
     ),
 )
 
 
-def _for(time_ms: int) -> str:
-    """A time span as people say it."""
+def _duration(time_ms: int) -> str:
+    """A time span in its largest unit."""
     seconds = time_ms // model.SECOND
     for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * unit:

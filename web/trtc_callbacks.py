@@ -1,9 +1,9 @@
-"""The endpoint that TRTC posts its event callbacks to. May import `machine` and `events`.
+"""Endpoint of TRTC's event callbacks.
 
-Rules: nothing of a callback is parsed, and nothing done, before its signature was verified on the raw bytes; what could not be
-signed rightly anyway is refused before its body is read. A signature is good for ever, so a callback is taken only while it is
-young: who has recorded an old one cannot play it again.
-Source: TRTC's event callbacks: headers `SdkAppId` and `Sign`, an answer of `{"code": 0}` within 5 s, else it comes again.
+Rules: the signature is verified on the raw bytes before the body is parsed. A request that cannot have a valid signature is
+refused before its body is read. A signature never expires, so a callback is accepted only within TRTC_CALLBACK_WINDOW: otherwise
+an attacker could send an old one again.
+Source: TRTC's event callbacks: headers `SdkAppId` and `Sign`; TRTC retries unless `{"code": 0}` arrives within 5 s.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from web import dependencies, models, openapi, request_body, responses
 MAX_SDK_APP_ID = 2**32 - 1
 SIGN_LENGTH = 44  # base64 of 32 bytes
 STALE = (
-    "The callback is genuine, but was sent longer ago than TRTC_CALLBACK_WINDOW, or will be sent: is the clock of this machine"
-    " right?"
+    "The signature is valid, but the time in CallbackTs differs from this machine's clock by more than TRTC_CALLBACK_WINDOW."
+    " Check the clock."
 )
 
 log = structlog.get_logger()
 FORGED = (
-    "The signature does not hold: the header Sign is not the HMAC-SHA256 of the body under the key that TRTC_CALLBACK_KEYS has"
-    " for the application in the header SdkAppId."
+    "The signature is invalid: the header Sign is not the HMAC-SHA256 of the body with the key of TRTC_CALLBACK_KEYS for the"
+    " application in the header SdkAppId."
 )
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
-    """The route, for one service."""
+    """The route of one service."""
     routes = fastapi.APIRouter(prefix="/trtc", tags=["TRTC"])
 
     @routes.post(
@@ -51,22 +51,22 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         if not api.verify_callback(sdk_app_id, body, sign):
             raise errors.Unauthorized(FORGED)
         structlog.contextvars.bind_contextvars(sdk_app_id=sdk_app_id)
-        said = request_body.parse(body)
-        _check_age(api, said)
-        mapped = api.map_callback(sdk_app_id, said)
+        fields = request_body.parse(body)
+        _check_age(api, fields)
+        mapped = api.map_callback(sdk_app_id, fields)
         if isinstance(mapped, trtc_callback.IgnoredCallback):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
         else:
-            await api.decide(request_body.event(api, mapped.type, id=mapped.id, data=_known(mapped)), None)
+            await api.decide(request_body.event(api, mapped.type, id=mapped.id, data=_schema_fields(mapped)), None)
         return responses.ok(request, {"code": 0})
 
     return routes
 
 
-def _check_age(api: dependencies.Api, said: dict[str, Any]) -> None:
-    """CallbackTs is when TRTC sent it (a retry of TRTC is sent anew; the last comes after a minute). Raises InvalidParameter,
-    Unauthorized. The window is open to both sides, for clocks that are not the same."""
-    sent_ms = said.get("CallbackTs")
+def _check_age(api: dependencies.Api, fields: dict[str, Any]) -> None:
+    """Compare CallbackTs, the time of sending, with the clock, in both directions because of clock skew. A retry by TRTC has a
+    new time; the last one is sent after a minute. Raises InvalidParameter, Unauthorized."""
+    sent_ms = fields.get("CallbackTs")
     if isinstance(sent_ms, bool) or not isinstance(sent_ms, int):
         raise errors.InvalidParameter("CallbackTs must be an integer.", field="CallbackTs")
     age_ms = api.clock() - sent_ms
@@ -76,12 +76,12 @@ def _check_age(api: dependencies.Api, said: dict[str, Any]) -> None:
 
 
 def _sdk_app_id(header: str) -> int:
-    """0 for what cannot be one: no application has it, so no signature holds for it."""
+    """The application in the header; 0, which no application has, for a malformed one."""
     number = int(header) if header.isascii() and header.isdigit() and len(header) <= len(str(MAX_SDK_APP_ID)) else 0
     return number if number <= MAX_SDK_APP_ID else 0
 
 
-def _known(mapped: trtc_callback.CallbackEvent) -> dict[str, Any]:
-    """The fields that the event's schema has, of all that the callback said."""
+def _schema_fields(mapped: trtc_callback.CallbackEvent) -> dict[str, Any]:
+    """The fields of the callback that the event's schema has."""
     names = codec.schemas()["$defs"].get(mapped.type, {}).get("properties", {})
     return {name: value for name, value in mapped.data.items() if name in names and value is not None}

@@ -1,6 +1,6 @@
-"""Sessions and recordings as JSON, with the contract's names. Pure. May import `machine` and `events`.
+"""Sessions and recordings as JSON, with the contract's names. Pure.
 
-Rules: times are ISO 8601 in UTC, "" where there is none; no secret, and no address that may hold one, is ever in an answer.
+Rules: times are ISO 8601 in UTC, "" for none. No answer contains a secret, or an address that can contain one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from web import next_steps, stuck
 Json = dict[str, Any]
 
 
-def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[stuck.Finding] = ()) -> Json:
-    """A session on one line of the list; `Recordings` counts them by state, `Stuck` says why a person should look."""
+def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[stuck.StuckFinding] = ()) -> Json:
+    """One session of the list. `Recordings` has their number in each state, `Stuck` the reasons that need attention."""
     return {
         **_head(session),
         "Recordings": {state: counted[state] for state in states.RECORDING_STATES if counted.get(state)},
@@ -24,17 +24,17 @@ def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[
     }
 
 
-def whole(
+def details(
     snapshot: stuck.Snapshot,
     segments: Sequence[session_view.SegmentView],
     progress: Mapping[str, int],
     timeline: Iterable[session_view.TimelineEntry],
     result_bodies: list[Json],
 ) -> Json:
-    """A session with all that is known of it. `progress` is the media (ms) of the captures that run in this process."""
+    """One session with its parts. `progress` is the media (ms) of the captures that run in this process."""
     session = snapshot.session
     request = session.request
-    mine = {r.id: [s for s in segments if s.recording_id == r.id] for r in snapshot.parts.recordings}
+    by_recording = {r.id: [s for s in segments if s.recording_id == r.id] for r in snapshot.parts.recordings}
     return {
         **_head(session),
         "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
@@ -44,7 +44,7 @@ def whole(
         "Warnings": list(session.warnings),
         "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
-        "Recordings": [recording(r, mine[r.id], progress.get(r.id, 0)) for r in snapshot.parts.recordings],
+        "Recordings": [recording(r, by_recording[r.id], progress.get(r.id, 0)) for r in snapshot.parts.recordings],
         "Callbacks": [_delivery(d) for d in snapshot.parts.deliveries],
         "Timeline": [_timeline_entry(entry) for entry in timeline],
         "Results": result_bodies,
@@ -52,11 +52,11 @@ def whole(
 
 
 def recording(value: model.Recording, segments: Sequence[session_view.SegmentView], live_ms: int = 0) -> Json:
-    """One recording: where it stands, why, and what to do next. `File` is its entry in the result, null until it has ended;
+    """One recording: its state, the reason, and the next step. `File` is its entry in the result, null until it has ended.
     `live_ms` is the media of the capture that runs in this process."""
     job = value.job
-    runs = [_segment(s, value, live_ms) for s in segments]
-    media_s = max(value.media_ms / 1000, sum(run["MediaSeconds"] for run in runs))
+    captured = [_segment(s, value, live_ms) for s in segments]
+    media_s = max(value.media_ms / 1000, sum(s["MediaSeconds"] for s in captured))
     return {
         "Speaker": value.speaker,
         "N": value.n,
@@ -77,7 +77,7 @@ def recording(value: model.Recording, segments: Sequence[session_view.SegmentVie
         "EndedTime": _iso(value.ended_ms),
         "MediaSeconds": round(media_s, 3),
         "FilesRemoved": value.files_removed,
-        "Segments": runs,
+        "Segments": captured,
         "Gaps": _gaps(value, segments),
         "File": results.file_entry(value) if value.final and value.code else None,
     }
@@ -110,7 +110,7 @@ def _segment(value: session_view.SegmentView, owner: model.Recording, live_ms: i
 
 
 def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView]) -> list[Json]:
-    """What is missing: as the finished file says, and before there is one, what passed between the segments so far."""
+    """The gaps of the finished file; before it exists, the times between the segments so far."""
     if value.output is not None:
         return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in value.output.gaps]
     found: list[Json] = []
@@ -124,7 +124,7 @@ def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView]) 
     return found
 
 
-def _finding(value: stuck.Finding) -> Json:
+def _finding(value: stuck.StuckFinding) -> Json:
     return {"Rule": value.rule, "Of": value.of, "Why": value.why, "Next": value.next}
 
 

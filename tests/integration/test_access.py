@@ -159,14 +159,14 @@ class TestLimits:
     def test_a_bucket_is_refilled(self) -> None:
         """After the seconds that were told the next request passes, and not before."""
         now_s = [0.0]
-        limited = rate_limit.Rates(60, lambda: now_s[0])
+        limited = rate_limit.RateLimiter(60, lambda: now_s[0])
         assert [limited.wait_s("a") for _ in range(60)] == [0.0] * 60
         assert limited.wait_s("a") == 1.0
         now_s[0] = 0.5
         assert limited.wait_s("a") == 0.5
         now_s[0] = 1.0
         assert (limited.wait_s("a"), limited.wait_s("b")) == (0.0, 0.0)
-        assert rate_limit.Rates(0).wait_s("a") == 0.0
+        assert rate_limit.RateLimiter(0).wait_s("a") == 0.0
 
     async def test_a_key_has_no_more_open_sessions_than_its_quota(self, service: Service) -> None:
         """Also when it starts many at once; a repeated start needs no room, a stopped session gives it back."""

@@ -47,7 +47,7 @@ async def test_an_address_that_cannot_be_used(host: str) -> None:
     """A port in use, an address of another machine, a name that is none: an error that says what to set, and no exit."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = http_server.HttpServer(application(), host=host, port=taken.getsockname()[1])
-        with pytest.raises(errors.Unavailable, match="set PORT to a free one, or mend HOST"):
+        with pytest.raises(errors.Unavailable, match="set PORT to a free one, or correct HOST"):
             await server.start()
         await server.stop()
 
@@ -114,7 +114,7 @@ async def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.Monke
 
 async def test_connections_leave_descriptors_to_captures(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are only so many connections at once: further ones are closed unread, and as soon as there is room, all is well."""
-    monkeypatch.setattr(connection_limits, "most", lambda: 8)
+    monkeypatch.setattr(connection_limits, "max_connections", lambda: 8)
     server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
     await server.start()
     held = [await sent(server.port, b"GET / HT") for _ in range(8)]
@@ -140,4 +140,4 @@ def test_the_share_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the descriptors, few at least, and not without end."""
     for soft, expected in ((1_024, 256), (32, 16), (1_000_000, 1_024), (resource.RLIM_INFINITY, 1_024)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
-        assert connection_limits.most() == expected
+        assert connection_limits.max_connections() == expected

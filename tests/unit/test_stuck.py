@@ -28,7 +28,7 @@ JOINING = model.Recording(task_id=TASK_ID, speaker="ann", n=1, present=True, fai
 SENT = model.Delivery(task_id=TASK_ID, revision=1, url="", body="", failures=3, detail="HTTP 500.")
 
 
-def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **jobs: session_view.JobView) -> list[stuck.Finding]:
+def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **jobs: session_view.JobView) -> list[stuck.StuckFinding]:
     """The findings for a session with these recordings and deliveries; `jobs` are jobs by the suffix of their owner."""
     recordings = [v for v in values if isinstance(v, model.Recording)]
     deliveries = [v for v in values if isinstance(v, model.Delivery)]
@@ -37,7 +37,7 @@ def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **jobs: ses
     return stuck.findings(stuck.Snapshot(session=session, parts=parts, policy=POLICY, now_ms=now_ms))
 
 
-def rules(found: list[stuck.Finding]) -> list[tuple[str, str]]:
+def rules(found: list[stuck.StuckFinding]) -> list[tuple[str, str]]:
     return [(f.rule, f.of) for f in found]
 
 
@@ -132,6 +132,6 @@ def test_results_that_are_not_taken() -> None:
 
 def test_every_rule_has_its_sentence() -> None:
     """Rule names are slugs for programs, meanings whole sentences for people."""
-    for rule in (*stuck.SESSION_RULES, *stuck.RECORDING_RULES, *stuck.CALLBACK_RULES):
+    for rule in (*stuck.SESSION_RULES, *stuck.RECORDING_RULES, *stuck.DELIVERY_RULES):
         assert rule.name.replace("-", "").isalpha()
         assert rule.meaning.endswith(".")
