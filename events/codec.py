@@ -1,7 +1,7 @@
-"""Messages between bytes and `Event`: CloudEvents 1.0 in structured JSON, checked against schemas.json.
+"""Codec of messages: CloudEvents 1.0 in structured JSON ↔ `Event`, checked against schemas.json.
 
-Imports only this room. Rule: what leaves `decode` or `make` has passed its schema; what does not pass raises `InvalidEvent`
-with the field and the reason, and never with a value (values may be secrets).
+Rule: an event from `decode` or `make` has passed its schema. An invalid one raises `InvalidEvent` with the field and the reason,
+and never with a value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CONTENT_TYPE = "application/cloudevents+json"
 SOURCE = "recorder"
 MAX_DEPTH = 16
 MAX_DETAIL = 4096  # characters of a Detail that the schemas allow
-# Above this many values in one message only the first fault is looked for.
-MOST_VALUES = 2_000
-LAST_MS = 253_402_214_400_000  # the last day of the year 9999, after which there is no ISO 8601 time
+# A message with more values than this gets only its first fault reported.
+MAX_VALUES = 2_000
+MAX_TIME_MS = 253_402_214_400_000  # the last day of the year 9999; ISO 8601 has no later time
 
 Data = Mapping[str, Any]
 Payload = TypeVar("Payload")
@@ -34,8 +34,8 @@ Payload = TypeVar("Payload")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One message. `time_ms` is the Unix time it was said, `subject` a TaskId or TaskId/speaker/n. `claim` is what the inbox
-    knows it by where that is not its `id`: ids that strangers choose are kept apart from those that we derive."""
+    """One message. `time_ms` is the Unix time of its publication, `subject` a TaskId or TaskId/speaker/n. `claim` is its id in
+    the inbox where that differs from `id`, so that an id chosen by a publisher cannot equal a derived one."""
 
     id: str
     type: str
@@ -48,20 +48,20 @@ class Event:
 
     @property
     def inbox_id(self) -> str:
-        """What makes a repeat of it a repeat; at most 256 characters."""
+        """The id under which the inbox deduplicates it; at most 256 characters."""
         return self.claim or self.id
 
 
 @functools.cache
 def schemas() -> dict[str, Any]:
-    """The whole document of schemas.json."""
+    """The document schemas.json."""
     document: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
     return document
 
 
 @functools.cache
 def types(direction: str = "") -> tuple[str, ...]:
-    """The names of all message types, or of those of one direction: in, inside, command or out."""
+    """The names of all message types, or of one direction: in, inside, command or out."""
     entries = schemas()["$defs"].items()
     return tuple(n for n, d in entries if "x-direction" in d and direction in ("", d["x-direction"]))
 
@@ -79,21 +79,21 @@ def check(type_: str, data: object) -> Data:
     if type_ not in types():
         raise errors.InvalidEvent("type", f"unknown message type {type_[:64]!r}")
     inside = type_ not in types("out")
-    sound = _sound(data, inside)
-    if not sound:
+    plain = _is_plain(data, inside)
+    if not plain:
         _check_text(data, "")
     validator = _validator(type_)
     if not validator.is_valid(data):
         _, where, why = min((_fault(e) for e in _faults(validator, data)), key=lambda f: f[0])
         raise errors.InvalidEvent(where, why)
-    if inside and not sound:
+    if inside and not plain:
         _check_integers(data, "")
-    assert isinstance(data, dict)  # noqa: S101 - every schema here is of type object; this tells the type checker
+    assert isinstance(data, dict)  # noqa: S101 - every schema is of type object; for the type checker
     return data
 
 
 def make(type_: str, *, id: str, time_ms: int, data: Data, subject: str = "", correlation_id: str = "") -> Event:
-    """Build an event of ours, checked. Raises InvalidEvent."""
+    """Build an event, checked against its schema. Raises InvalidEvent."""
     check(type_, dict(data))
     return Event(id=id, type=type_, time_ms=time_ms, data=data, subject=subject, correlation_id=correlation_id)
 
@@ -117,12 +117,12 @@ def encode(event: Event) -> bytes:
 
 
 def decode(raw: bytes, *, bare_type: str = "", bare_id: str = "", now_ms: int) -> Event:
-    """Parse and check a message. With `bare_type` and `bare_id` a body without `specversion` is taken as bare data, as publishers
-    may send it; the type then comes from the routing key and the id from message_id. Raises InvalidEvent."""
+    """Parse and check a message. With `bare_type` and `bare_id`, a body without `specversion` counts as bare data, which
+    publishers may send: the type then comes from the routing key, the id from message_id. Raises InvalidEvent."""
     body = parse(raw)
     if "specversion" not in body and bare_type:
         if not bare_id:
-            raise errors.InvalidEvent("message_id", "a bare JSON body needs a message_id: it is what makes a repeat harmless")
+            raise errors.InvalidEvent("message_id", "a bare JSON body needs a message_id, under which a repeat is deduplicated")
         _check_text(bare_id, "message_id")
         return make(bare_type, id=bare_id, time_ms=now_ms, data=body)
     for name in ("specversion", "id", "source", "type"):
@@ -144,8 +144,8 @@ def decode(raw: bytes, *, bare_type: str = "", bare_id: str = "", now_ms: int) -
 
 
 def parse(raw: bytes) -> dict[str, Any]:
-    """Bytes to a JSON object. Raises InvalidEvent if they are not one, nest deeper than `MAX_DEPTH`, or name a field twice: of
-    two values one reader takes the first and another the last, and what was checked is not what is done."""
+    """Parse bytes to a JSON object. Raises InvalidEvent for anything else, for deeper nesting than `MAX_DEPTH`, and for a
+    repeated field: one reader takes its first value and another its last, so the checked value might not be the used one."""
     try:
         body = _READING.decode(raw.decode("utf-8"))
     except errors.InvalidEvent:
@@ -154,7 +154,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise errors.InvalidEvent("", "the body is not JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise errors.InvalidEvent("", "the body must be a JSON object")
-    # Without so many brackets there is nothing to look for.
+    # Fewer brackets cannot nest deeper.
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _nests_deeper(body, MAX_DEPTH):
         raise errors.InvalidEvent("", f"the body nests deeper than {MAX_DEPTH} levels")
     return body
@@ -202,7 +202,7 @@ def _time_ms(text: object, now_ms: int) -> int:
         return now_ms
     try:
         time_ms = round(datetime.fromisoformat(str(text)).timestamp() * 1000)
-        if not 0 <= time_ms < LAST_MS:
+        if not 0 <= time_ms < MAX_TIME_MS:
             iso(time_ms)
     except (ValueError, OverflowError):
         raise errors.InvalidEvent("time", "must be an ISO 8601 time") from None
@@ -218,13 +218,13 @@ def _no_constant(name: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        # In one pass: a body has room for tens of thousands of names.
+        # In one pass: a body may have tens of thousands of names.
         (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
         raise errors.InvalidEvent(twice[:64].encode("utf-8", "backslashreplace").decode(), "is given twice")
     return found
 
 
-# Made once: a decoder of its own for each message costs more than reading it.
+# Built once: building a decoder costs more than decoding a message.
 _READING = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object)
 _WRITING = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -237,9 +237,9 @@ def _nests_deeper(value: object, levels: int) -> bool:
 
 
 def _faults(validator: Any, data: object) -> Iterable[Any]:
-    """What is wrong with data that is not valid: all of it, or, where so much could be that telling it would take a kilobyte for
-    each two bytes that were sent, whatever comes first."""
-    if _holds_at_most(data, MOST_VALUES) >= 0:
+    """The faults of invalid data: all of them, or only the first one for a large message, whose list of faults could take a
+    kilobyte for each two bytes received."""
+    if _values_left(data, MAX_VALUES) >= 0:
         found: Iterable[Any] = validator.iter_errors(data)
         return found
     try:
@@ -249,19 +249,19 @@ def _faults(validator: Any, data: object) -> Iterable[Any]:
     raise AssertionError("valid after all")
 
 
-def _holds_at_most(value: object, left: int) -> int:
-    """How many of `left` values a value, itself included, leaves; negative if it holds more."""
+def _values_left(value: object, left: int) -> int:
+    """`left` minus the number of values in `value`, itself included; negative if it holds more."""
     left -= 1
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         if left < 0:
             break
-        left = _holds_at_most(child, left)
+        left = _values_left(child, left)
     return left
 
 
 def _fault(error: Any) -> tuple[int, str, str]:
-    """(rank, field, reason) of one of the validator's errors. Its own text has the instance masked, but names neither a missing
-    nor an unknown field in `instance_path`."""
+    """(rank, field, reason) of one of the validator's errors. The validator's text masks the instance, but its `instance_path`
+    names neither a missing nor an unknown field."""
     path = ".".join(str(p) for p in error.instance_path)
     kind = error.kind
     match kind.name:
@@ -286,23 +286,23 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _sound(value: object, whole: bool) -> bool:
-    """Whether all text in a value is valid, and with `whole` no number has a decimal point: a quick look without names and paths
-    that nearly always is enough."""
+def _is_plain(value: object, whole: bool) -> bool:
+    """Whether all text in a value is valid and, with `whole`, no number has a decimal point. This quick check without paths is
+    nearly always enough."""
     if isinstance(value, str):
         return ("\x00" not in value and value.isascii()) or _is_text(value)
     if isinstance(value, dict):
         for name, child in value.items():
-            if not (name.isascii() and "\x00" not in name) or (type(child) is not int and not _sound(child, whole)):
+            if not (name.isascii() and "\x00" not in name) or (type(child) is not int and not _is_plain(child, whole)):
                 return False
         return True
     if isinstance(value, list):
-        return all(_sound(child, whole) for child in value)
+        return all(_is_plain(child, whole) for child in value)
     return not (whole and isinstance(value, float))
 
 
 def _check_integers(value: object, path: str) -> None:
-    """What JSON Schema lets through and we do not: 1.0 as an integer."""
+    """Refuse 1.0 as an integer, which JSON Schema accepts."""
     if isinstance(value, float):
         raise errors.InvalidEvent(path, "must be an integer, written without a decimal point")
     for name, child in _children(value):
@@ -310,7 +310,7 @@ def _check_integers(value: object, path: str) -> None:
 
 
 def _check_text(value: object, path: str) -> None:
-    """Text that no database, header or validator can hold: NUL, and halves of surrogate pairs; in names of fields, too."""
+    """Refuse text that no database, header or validator can hold: NUL and lone surrogates, in field names too."""
     if isinstance(value, str) and not _is_text(value):
         raise errors.InvalidEvent(path, "contains a character that is not valid text")
     for name, child in _children(value):

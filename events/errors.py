@@ -1,10 +1,10 @@
-"""The one error of this room. `InvalidEvent` names the field and the reason, and never repeats a value."""
+"""The error of events/: `InvalidEvent` names the field and the reason, and never repeats a value."""
 
 from __future__ import annotations
 
 
 class InvalidEvent(ValueError):
-    """A message cannot be taken: `field` says where, `reason` why."""
+    """A message is invalid: `field` is the place, `reason` the cause."""
 
     def __init__(self, field: str, reason: str) -> None:
         self.field = field

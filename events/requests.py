@@ -1,6 +1,6 @@
-"""A start, stop or replay as users say it, turned into values with one meaning. Pure. Imports only this room.
+"""User requests: a start, stop or replay as values with one meaning.
 
-Rule: secrets leave the request here, into a value of their own; `StartRequest` holds none.
+Rules: pure. Secrets leave the request here, into a value of their own; `StartRequest` holds none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STR_ROOM_MAX_BYTES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A room of an application. Exactly one of the two ids is set: `room_id` (integer room) or `str_room_id` (string room)."""
+    """A TRTC room of an application. Exactly one id is set: `room_id` (integer room) or `str_room_id` (string room)."""
 
     sdk_app_id: int
     room_id: int = 0
@@ -25,18 +25,18 @@ class Room:
 
     @property
     def kind(self) -> str:
-        """`integer` or `string`: rooms of the same digits and another kind are other rooms."""
+        """`integer` or `string`: an integer room and a string room with the same digits are different rooms."""
         return "integer" if self.room_id else "string"
 
     @property
     def name(self) -> str:
-        """The id as text, whichever kind it is."""
+        """The id as text."""
         return str(self.room_id) if self.room_id else self.str_room_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
-    """What must never be logged, journalled or put on the bus."""
+    """The secrets of a request. They are never logged, journaled or put on the bus."""
 
     user_sig: str = field(default="", repr=False)
     secret_id: str = field(default="", repr=False)
@@ -44,12 +44,12 @@ class Secrets:
     token: str = field(default="", repr=False)
 
     def to_json(self) -> dict[str, str]:
-        """As it is kept in the secrets table."""
+        """The form in the secrets table."""
         return {"UserSig": self.user_sig, "SecretId": self.secret_id, "SecretKey": self.secret_key, "Token": self.token}
 
     @staticmethod
     def from_json(body: Mapping[str, str]) -> Secrets:
-        """The opposite of `to_json`; what is missing is empty."""
+        """The opposite of `to_json`; missing fields are empty."""
         get = body.get
         return Secrets(
             user_sig=get("UserSig", ""),
@@ -59,7 +59,7 @@ class Secrets:
         )
 
     def renewed_by(self, fresh: Secrets) -> Secrets:
-        """These, with whatever `fresh` brings in their place; COS credentials are replaced as a whole."""
+        """These secrets, replaced by those that `fresh` has. COS credentials are replaced as a whole."""
         cos = fresh if fresh.secret_id else self
         return Secrets(
             user_sig=fresh.user_sig or self.user_sig,
@@ -71,8 +71,8 @@ class Secrets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRequest:
-    """A start with one meaning and no secrets. `mode` is 00, 01 or 02; `callback` is "" for none, and only its `origin` once the
-    session is kept."""
+    """A start without its secrets. `mode` is 00, 01 or 02. `callback` is "" for none; once the session is stored, it is only the
+    URL's `origin`."""
 
     room: Room
     user_id: str
@@ -86,8 +86,8 @@ class StartRequest:
 
 
 def room(data: Mapping[str, Any]) -> Room | None:
-    """The room a message names, or None. An integer room wins; 0 and "" mean not given. Raises InvalidEvent on too long a
-    name."""
+    """The room that a message names, or None. An integer room wins; 0 and "" mean not given. Raises InvalidEvent for a name that
+    is too long."""
     room_id, str_room_id = data.get("RoomId") or 0, data.get("StrRoomId") or ""
     if not room_id and not str_room_id:
         return None
@@ -97,7 +97,7 @@ def room(data: Mapping[str, Any]) -> Room | None:
 
 
 def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
-    """Split a checked start into request and secrets. Raises InvalidEvent naming the field."""
+    """Split a checked start into request and secrets. Raises InvalidEvent."""
     where = room(data)
     if where is None:
         raise errors.InvalidEvent("RoomId", "one of RoomId and StrRoomId is required")
@@ -119,7 +119,7 @@ def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
 
 
 def secrets(data: Mapping[str, Any]) -> Secrets:
-    """The secrets of a start or a replay; what it does not bring is empty."""
+    """The secrets of a start or a replay; missing ones are empty."""
     cos = data.get("CosConfig", {})
     return Secrets.from_json(
         {"UserSig": data.get("UserSig", ""), **{k: cos.get(k, "") for k in ("SecretId", "SecretKey", "Token")}}
@@ -127,13 +127,13 @@ def secrets(data: Mapping[str, Any]) -> Secrets:
 
 
 def origin(url: str) -> str:
-    """Scheme and host of a URL, and of the rest only that it is there: path, query and user of a callback's address are often
-    its secret. What was cut before stays as it is."""
+    """Scheme and host of a URL, with `…` for the rest: the path, query and user of a callback URL often are its secret.
+    Idempotent."""
     if not url:
         return ""
     try:
         parts = urlsplit(url)
-    except ValueError:  # such as an open bracket: nothing of it is safe to show
+    except ValueError:  # such as an open bracket: no part of it is safe to show
         return "…"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if parts.netloc else "…"
 
