@@ -1,4 +1,4 @@
-"""What an ffmpeg of any kind is held to: limits, no new rights, nothing of our environment; and nothing without them."""
+"""Child limits: every ffmpeg runs with resource limits, without new privileges and with an empty environment, or not at all."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ EMPTY = ["LC_ALL=C.UTF-8", "PATH=/usr/local/bin:/usr/bin:/bin"]
 
 
 def of_process(pid: int, file: str) -> str:
-    """What the system says of a process."""
+    """A file of /proc about a process."""
     return Path(f"/proc/{pid}/{file}").read_text()
 
 
-def check_held(pid: int, allowed: resource_limits.Limits) -> None:
-    """No core dump, no more memory, files and file size than it may take, no new rights, and nothing of our environment."""
+def check_limits(pid: int, allowed: resource_limits.Limits) -> None:
+    """Assert that the process has the limits, cannot dump core or gain privileges, and has nothing of our environment."""
     rows = of_process(pid, "limits").splitlines()[1:]
-    held = {row[:26].strip(): row[26:].split()[:2] for row in rows}
-    assert held["Max core file size"] == ["0", "0"]
-    assert held["Max address space"] == [str(allowed.memory_bytes)] * 2
-    assert held["Max file size"] == [str(allowed.file_bytes)] * 2
-    assert held["Max open files"] == ["64", "64"]
+    limits = {row[:26].strip(): row[26:].split()[:2] for row in rows}
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max address space"] == [str(allowed.memory_bytes)] * 2
+    assert limits["Max file size"] == [str(allowed.file_bytes)] * 2
+    assert limits["Max open files"] == ["64", "64"]
     assert "NoNewPrivs:\t1" in of_process(pid, "status")
     environment = of_process(pid, "environ").split("\0")
     assert sorted(filter(None, environment)) == EMPTY
 
 
-async def test_an_ffmpeg_is_held_to_its_limits(tmp_path: Path) -> None:
-    """A capture, while it runs: it has the limits of one, and its memory runs out before the machine's does."""
+async def test_a_capture_runs_under_its_limits(tmp_path: Path) -> None:
+    """A running capture has the limits of a capture, so its memory runs out before the machine's does."""
     source = flv_source.LiveSource()
     await source.start()
     source.streams["anna"] = flv_source.Stream(tags=flv_source.content())
@@ -46,24 +46,25 @@ async def test_an_ffmpeg_is_held_to_its_limits(tmp_path: Path) -> None:
     )
     await running.start()
     await waiting.until(lambda: of_process(running.pid, "comm").startswith("ffmpeg"))
-    check_held(running.pid, resource_limits.Limits(memory_bytes=2 << 30, file_bytes=64 << 30))
+    check_limits(running.pid, resource_limits.Limits(memory_bytes=2 << 30, file_bytes=64 << 30))
     running.stop()
     await running.wait()
     await source.stop()
 
 
-async def test_transcodes_and_verifications_are_held_to_theirs(tmp_path: Path) -> None:
-    """Each, while it runs: memory for an encoding, files of some times the input, and none at all for what only reads."""
+async def test_transcodes_and_verifications_run_under_their_limits(tmp_path: Path) -> None:
+    """A running transcode may write files of a few times its input, a verification may write none, and both have a limit of
+    memory."""
     for kind in ("transcode", "verify"):
         (tmp_path / kind).touch()
-    held_up = tmp_path / "ffmpeg"
-    held_up.write_text(
+    wrapper = tmp_path / "ffmpeg"
+    wrapper.write_text(
         "#!/bin/bash\n"
         f'case "$*" in *pipe:0*) hold={tmp_path}/transcode ;; *) hold={tmp_path}/verify ;; esac\n'
         "while [ -e $hold ]; do read -t 0.05 <> <(:); done\n"
         f'exec {FFMPEG} "$@"\n'
     )
-    held_up.chmod(0o755)
+    wrapper.chmod(0o755)
     path = flv_source.write(tmp_path / "1.flv", flv_source.between(flv_source.content(), 0, 2_000))
     size = path.stat().st_size
     before = set(service_process.children(os.getpid()))
@@ -71,21 +72,21 @@ async def test_transcodes_and_verifications_are_held_to_theirs(tmp_path: Path) -
     async def check(kind: str, file_bytes: int) -> None:
         (pid,) = await waiting.until(lambda: set(service_process.children(os.getpid())) - before, what=f"the {kind}")
         await waiting.until(lambda: of_process(pid, "comm") == "ffmpeg\n", what=f"the {kind} to be itself")
-        check_held(
+        check_limits(
             pid, resource_limits.Limits(memory_bytes=(4 << 30) + (os.cpu_count() or 1) * (256 << 20), file_bytes=file_bytes)
         )
         (tmp_path / kind).unlink()
         before.add(pid)
 
     segment = transcode.SegmentFile(path=path, first_packet_ms=None, last_packet_ms=None)
-    made = asyncio.create_task(transcode.Transcoder(str(held_up)).transcode([segment], "02", tmp_path / "a.mp4"))
+    made = asyncio.create_task(transcode.Transcoder(str(wrapper)).transcode([segment], "02", tmp_path / "a.mp4"))
     await check("transcode", (4 << 30) + 8 * size)
     await check("verify", 0)
     assert (await made).size_bytes > 0
 
 
-async def test_nothing_runs_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where util-linux is not there no ffmpeg is started, and the service says so instead of starting."""
+async def test_no_ffmpeg_runs_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without util-linux no ffmpeg starts, and the service refuses to start with a message that names the missing tool."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(errors.Unavailable, match="setpriv is not on PATH"):
         ffmpeg_process.check_tools()
@@ -99,8 +100,8 @@ async def test_nothing_runs_without_them(tmp_path: Path, monkeypatch: pytest.Mon
         await ffmpeg_process.Child([FFMPEG, "-version"], redact=str).start()
 
 
-def test_questions_to_an_ffmpeg_show_it_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its version and what it can do are asked with an empty environment, too: whoever chose the binary reads no keys there."""
+def test_probes_of_ffmpeg_get_an_empty_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes of version and abilities run with an empty environment, so a foreign binary cannot read keys."""
     monkeypatch.setenv("SECRET_KEYS", "PLANTED")
     curious = tmp_path / "ffmpeg"
     curious.write_text(f'#!/bin/bash\ntr "\\0" "\\n" < /proc/$$/environ > {tmp_path}/seen\nexec {FFMPEG} "$@"\n')
@@ -115,8 +116,8 @@ def test_questions_to_an_ffmpeg_show_it_nothing_of_ours(tmp_path: Path, monkeypa
         (tmp_path / "seen").unlink()
 
 
-async def test_a_limit_is_felt(tmp_path: Path) -> None:
-    """What asks for more memory gets none, what writes a larger file is ended with what it wrote: the limits are real."""
+async def test_the_limits_are_enforced(tmp_path: Path) -> None:
+    """A child that allocates too much memory fails, and a child that writes too large a file ends at the limit."""
     small = resource_limits.Limits(memory_bytes=256 << 20, file_bytes=1 << 20)
     dd = shutil.which("dd")
     assert dd is not None

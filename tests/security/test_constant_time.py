@@ -1,6 +1,6 @@
-"""Every secret that a stranger may guess at is compared in constant time, and all tokens are, whichever fits.
+"""Constant time: every secret that a stranger may guess is compared in constant time.
 
-Rule: what is watched is the standard library's own comparison, asked through HTTP: any other way to compare is not seen by it.
+Rule: the tests watch `hmac.compare_digest` during HTTP requests, so a comparison by other means fails them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLUSTER = "the nodes' own token"
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[set[Any]]:
-    """What hmac.compare_digest was asked about, pair by pair."""
+    """The pairs that hmac.compare_digest compared."""
     pairs: list[set[Any]] = []
     genuine = hmac.compare_digest
 
@@ -35,8 +35,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[set[Any]]:
 
 
 async def test_secrets_are_compared_in_constant_time(database: engines.Database, compared: list[set[Any]]) -> None:
-    """Tokens of API_TOKENS, each of them whichever was shown; API keys; TRTC's signature; CLUSTER_TOKEN. Right or wrong, it is
-    the comparison whose time says nothing that decides."""
+    """Right or wrong, tokens of API_TOKENS (all of them), API keys, TRTC's signature and CLUSTER_TOKEN are decided by a
+    comparison in constant time."""
     body = b"{}"
     async with api_service.running(database, TOKENS, cluster_token=CLUSTER) as service:
         id_, key = await service.key("read")

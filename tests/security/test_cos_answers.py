@@ -1,7 +1,6 @@
-"""What a server in COS's place may answer: no XML, XML of another shape, without end, packed or growing. It costs little, and
-ends in an error that says so.
+"""COS responses: malformed, endless, compressed or expanding responses from COS's address cost little and end in a clear error.
 
-Rule: the answers come over a real socket through the official SDK.
+Rule: the responses come over a real socket through the official SDK.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tencent import cos, cos_requests
 from tests.integration import test_cos_upload as scripted
 from tests.integration.test_cos_upload import KEY, KEYS, Cos
 
-ODD = {
+MALFORMED = {
     "nothing": b"",
     "no XML": b"hello",
     "bytes": bytes(range(256)),
@@ -62,8 +61,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def say(body: bytes, status: int = 200, **headers: str) -> scripted.Fault:
-    """A server that always answers this."""
+def respond(body: bytes, status: int = 200, **headers: str) -> scripted.Fault:
+    """A fault: the server always gives this response."""
 
     async def answer(_: Cos, request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -72,8 +71,8 @@ def say(body: bytes, status: int = 200, **headers: str) -> scripted.Fault:
     return answer
 
 
-async def without_end(_: Cos, request: web.Request) -> web.StreamResponse:
-    """A list that goes on for ever; its length is not told."""
+async def endless(_: Cos, request: web.Request) -> web.StreamResponse:
+    """A fault: a list that never ends, without a length."""
     answer = web.StreamResponse()
     await answer.prepare(request)
     with contextlib.suppress(ConnectionError):
@@ -82,8 +81,8 @@ async def without_end(_: Cos, request: web.Request) -> web.StreamResponse:
     return answer
 
 
-async def tried(server: Cos, uploader: cos.CosUploader, file: Path, operation: str, fault: scripted.Fault) -> str:
-    """What comes of an upload, or of the look at a bucket, where `operation` is answered by `fault`: "" if it went on."""
+async def failure_of(server: Cos, uploader: cos.CosUploader, file: Path, operation: str, fault: scripted.Fault) -> str:
+    """The failure of an upload, or of a check of the bucket, when `operation` meets `fault`; "" if it succeeded."""
     server.script = {operation: [fault] * 9}
     server.uploads, server.keys = {"half": {}}, {"half": "another"}
     state = cos.UploadState(upload_id="half", part_size_bytes=scripted.MIB) if operation == "parts" else None
@@ -94,54 +93,57 @@ async def tried(server: Cos, uploader: cos.CosUploader, file: Path, operation: s
         else:
             await scripted.upload(uploader, file, server, state=state)
     except errors.UploadFailed as error:
-        # As it goes into a message and a database.
-        codec.make("upload-failed", id="x", time_ms=0, data=SAID | {"Reason": error.reason, "Detail": error.detail})
+        # The error must fit into a message and a database.
+        codec.make("upload-failed", id="x", time_ms=0, data=EVENT | {"Reason": error.reason, "Detail": error.detail})
         return f"{error.reason} {error.retry}"
     return ""
 
 
-SAID = {"TaskId": "01" * 13, "Speaker": "al", "N": 1, "Epoch": 1, "Retry": True}
+EVENT = {"TaskId": "01" * 13, "Speaker": "al", "N": 1, "Epoch": 1, "Retry": True}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_an_odd_answer_is_no_answer(server: Cos, uploader: cos.CosUploader, file: Path, operation: str) -> None:
-    """Whatever XML or bytes come in place of an answer: never an error that nobody expects; an upload counts only by its CRC."""
-    for name, body in ODD.items():
+async def test_a_malformed_response_ends_in_a_known_error(
+    server: Cos, uploader: cos.CosUploader, file: Path, operation: str
+) -> None:
+    """A malformed response, whatever its XML or bytes, ends in a known error, and an upload succeeds only by its CRC."""
+    for name, body in MALFORMED.items():
         for status in (200, 403, 503):
             server.objects.clear()
-            became = await tried(server, uploader, file, operation, say(body, status))
+            failure = await failure_of(server, uploader, file, operation, respond(body, status))
             expected = {200: {"server True"}, 403: {"refused False"}, 503: {"server True"}}[status]
             if operation in ("begun", "listing") or (operation == "parts" and status == 200):
                 expected |= {""}
-            assert became in expected, (name, status)
-            assert became or operation == "listing" or server.objects[KEY] == b"media", (name, status)
+            assert failure in expected, (name, status)
+            assert failure or operation == "listing" or server.objects[KEY] == b"media", (name, status)
 
 
 @pytest.mark.parametrize("operation", ["create", "parts", "complete"])
-async def test_an_answer_of_any_length_costs_little(server: Cos, uploader: cos.CosUploader, file: Path, operation: str) -> None:
-    """Without end, packed a thousandfold, growing a millionfold by its entities, or as long as an answer or an error may be: none
-    takes the worker's memory, and each may be tried again."""
+async def test_a_response_of_any_length_costs_little(server: Cos, uploader: cos.CosUploader, file: Path, operation: str) -> None:
+    """An endless response, one that expands a thousandfold or a millionfold, and the longest allowed one stay within a few
+    megabytes of memory and are retried."""
     bomb = b"<!DOCTYPE a [<!ENTITY e0 'xxxxxxxxxx'>"
     bomb += b"".join(b"<!ENTITY e%d '%b'>" % (n, b"&e%d;" % (n - 1) * 10) for n in range(1, 7)) + b"]><a>&e6;</a>"
     faults = {
-        "without end": (without_end, "network True"),
-        "packed": (say(gzip.compress(b"<a>" + b" " * (64 << 20) + b"</a>"), **{"Content-Encoding": "gzip"}), "server True"),
-        "growing": (say(bomb), "network True"),
-        "growing, in UTF-16": (say(bomb.decode().encode("utf-16")), "network True"),
-        "as long as it may be": (say(b"<R>" + b"<Part/>" * (cos_requests.MOST_ANSWER_BYTES // 8) + b"</R>"), "server True"),
-        "an error": (say(b"<Error>" + b"<Code/>" * 50_000 + b"</Error>", 503), "server True"),
+        "without end": (endless, "network True"),
+        "packed": (respond(gzip.compress(b"<a>" + b" " * (64 << 20) + b"</a>"), **{"Content-Encoding": "gzip"}), "server True"),
+        "growing": (respond(bomb), "network True"),
+        "growing, in UTF-16": (respond(bomb.decode().encode("utf-16")), "network True"),
+        "as long as it may be": (respond(b"<R>" + b"<Part/>" * (cos_requests.MOST_ANSWER_BYTES // 8) + b"</R>"), "server True"),
+        "an error": (respond(b"<Error>" + b"<Code/>" * 50_000 + b"</Error>", 503), "server True"),
     }
     for name, (fault, expected) in faults.items():
         tracemalloc.start()
-        became = await tried(server, uploader, file, operation, fault)
+        failure = await failure_of(server, uploader, file, operation, fault)
         _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert became == expected, name
+        assert failure == expected, name
         assert peak_bytes < (96 if name == "as long as it may be" else 16) << 20, (name, peak_bytes)
 
 
-async def test_the_longest_answers_are_read(server: Cos) -> None:
-    """The limit is above what COS says: a page of a thousand parts, and all the uploads that are asked for under a long key."""
+async def test_the_longest_valid_responses_are_read(server: Cos) -> None:
+    """The limit is above COS's longest valid responses: a page of a thousand parts, and the full list of uploads under a long
+    key."""
     key = "课" * 280
     owner = b"<ID>qcs::cam::uin/100000000001:uin/100000000001</ID><DisplayName>100000000001</DisplayName>"
     about = b"<Owner>%b</Owner><Initiator>%b</Initiator><StorageClass>STANDARD</StorageClass>" % (owner, owner)
@@ -150,7 +152,7 @@ async def test_the_longest_answers_are_read(server: Cos) -> None:
     parts = b"<R>" + b"".join(part % number for number in range(1, 1_001)) + about + b"<IsTruncated>false</IsTruncated></R>"
     upload = b"<Upload><Key>" + quote(key).encode() + b"</Key><UploadId>" + b"u" * 64 + b"</UploadId>" + about + b"</Upload>"
     begun = b"<R>" + upload * cos_requests.MOST_UPLOADS + b"</R>"
-    server.script = {"parts": [say(parts)], "begun": [say(begun)]}
+    server.script = {"parts": [respond(parts)], "begun": [respond(begun)]}
     client = cos_requests.Client(scripted.target(server, key), KEYS, cos_requests.session(1))
     listed = await asyncio.to_thread(client.list_parts, "half")
     assert (len(listed), listed[-1]) == (1_000, cos.Part(number=1_000, size=5_368_709_120, etag="a" * 32))

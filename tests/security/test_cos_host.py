@@ -1,6 +1,7 @@
-"""The COS client talks to the bucket's own host under myqcloud.com, or to nobody, whatever a start says are bucket and region.
+"""COS host: the COS client connects to the bucket's own host under myqcloud.com or to none, whatever bucket and region a start
+has.
 
-Rule: the witness is the request that the SDK is about to send, caught before a connection is made; nothing is resolved.
+Rule: the tests catch the request that the SDK is about to send, before a connection; no name is resolved.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tencent import cos_requests, cos_target, credentials
 
 KEYS = credentials.Credentials(secret_id="AKIDexample", secret_key="secret", token="token")
 BUCKET, REGION = "lessons-1250000000", "ap-shanghai"
-# What could end a host name, begin another one, or be read in two ways.
+# Texts that could end a host name, begin another one, or be parsed in two ways.
 ENDS = [
     ".evil.example", ".evil.example/", "/", "/..", "\\", "@evil.example", ":80", ":80@evil.example", "#", "?", "?x=", "#@", "%2f",
     "%2e", "%00", "\x00", "\n", "\r\nHost: evil.example", "\t", " ", ";", ",", "&", "'", '"', "{", "}", "<", "|", "_", "-", "--",
@@ -47,8 +48,8 @@ REAL = list(
 )
 
 
-class Caught(requests.Session):
-    """Takes the SDK's requests, answers 200, and connects to nobody."""
+class RecordingSession(requests.Session):
+    """Records the SDK's requests, responds with 200, and never connects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,33 +64,33 @@ class Caught(requests.Session):
         return answer
 
 
-def asked(region: str, bucket: str, **more: Any) -> list[tuple[str, str | None]]:
-    """The addresses and host headers of what the client would send. Raises errors.InvalidParameter."""
+def requests_of(region: str, bucket: str, **more: Any) -> list[tuple[str, str | None]]:
+    """URL and Host header of each request that the client would send. Raises errors.InvalidParameter."""
     target = cos_target.CosTarget(region=region, bucket=bucket, key="lessons/one.mp4", **more)
-    caught = Caught()
+    caught = RecordingSession()
     client = cos_requests.Client(target, KEYS, caught)
     client.head_bucket()
-    with pytest.raises(cos_requests.RequestFailed):  # an empty answer to HEAD has no length
+    with pytest.raises(cos_requests.RequestFailed):  # an empty response to HEAD has no length
         client.head()
     client.abort("upload")
     return caught.seen
 
 
-def test_a_hostile_name_leads_nowhere() -> None:
-    """The name is refused, naming its field, by the last check before the client too, not only by the schema."""
+def test_a_hostile_name_is_refused() -> None:
+    """The client itself refuses a hostile name and names its field; the schema is not the only check."""
     assert len(HOSTILE) > 200
     for region, bucket in HOSTILE:
         with pytest.raises(errors.InvalidParameter) as caught:
-            asked(region, bucket)
+            requests_of(region, bucket)
         assert caught.value.field == ("CosConfig.Bucket" if region == REGION else "CosConfig.Region")
         assert "evil" not in caught.value.message
 
 
 @pytest.mark.parametrize(("region", "bucket"), REAL)
 def test_the_host_is_the_buckets_own(region: str, bucket: str) -> None:
-    """Every request of the client, of every kind, goes to {bucket}.cos.{region}.myqcloud.com and nowhere else, by TLS."""
+    """Every kind of request goes by TLS to {bucket}.cos.{region}.myqcloud.com and to no other host."""
     expected = f"{bucket}.cos.{region}.myqcloud.com"
-    seen = asked(region, bucket)
+    seen = requests_of(region, bucket)
     assert len(seen) >= 3
     for url, host in seen:
         parts = urlsplit(url)
@@ -97,14 +98,14 @@ def test_the_host_is_the_buckets_own(region: str, bucket: str) -> None:
         assert host in (None, expected)
 
 
-def test_only_a_setting_sends_it_to_another_server() -> None:
-    """COS_ENDPOINT is the operator's: the address is that server's, the host that is signed stays the bucket's."""
-    for url, host in asked(REGION, BUCKET, endpoint=("http", "127.0.0.1", 9)):
+def test_only_a_setting_selects_another_server() -> None:
+    """With COS_ENDPOINT, an operator's setting, the client connects to that server and still signs the bucket's host."""
+    for url, host in requests_of(REGION, BUCKET, endpoint=("http", "127.0.0.1", 9)):
         assert (urlsplit(url).netloc, host) == ("127.0.0.1:9", f"{BUCKET}.cos.{REGION}.myqcloud.com")
 
 
-def refused_by_the_schema(region: str, bucket: str) -> str:
-    """The field that a start is refused for at the door, "" if for none."""
+def schema_refusal(region: str, bucket: str) -> str:
+    """The field for which the schema refuses a start, "" if it accepts it."""
     config = {"Region": region, "Bucket": bucket, "Path": "x"}
     try:
         codec.check("start", {"SdkAppId": 1, "RoomId": 1, "UserId": "u", "UserSig": "s", "CosConfig": config})
@@ -113,11 +114,11 @@ def refused_by_the_schema(region: str, bucket: str) -> str:
     return ""
 
 
-def test_the_schema_lets_no_mark_into_a_host() -> None:
-    """Of these names the schema takes only such of letters, digits and hyphens, which name a host under myqcloud.com if any."""
-    assert refused_by_the_schema(REGION, BUCKET) == ""
-    taken = [case for case in HOSTILE if not refused_by_the_schema(*case)]
-    assert len(taken) < 20
+def test_the_schema_allows_only_host_characters() -> None:
+    """The schema accepts only lower-case letters, digits and hyphens, so such a name stays a label under myqcloud.com."""
+    assert schema_refusal(REGION, BUCKET) == ""
+    accepted = [case for case in HOSTILE if not schema_refusal(*case)]
+    assert len(accepted) < 20
     assert [
-        case for case in taken if not all(char in string.ascii_lowercase + string.digits + "-" for char in "".join(case))
+        case for case in accepted if not all(char in string.ascii_lowercase + string.digits + "-" for char in "".join(case))
     ] == []

@@ -1,6 +1,6 @@
-"""What the service itself reads of a stranger's stream: segments that are mutated, made up, or built to explode.
+"""FLV fuzzing: the service's own readers get segments that are mutated, invented, or built to exhaust memory.
 
-Rule: seeded, so that a failure can be repeated; nothing but an answer may come out, in bounded time and memory.
+Rule: the seed is fixed, so a failure can be repeated. A reader returns a value, never raises, and stays within time and memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXPRESSION_BYTES = 131_072  # Linux: the longest single argument of a command
 
 
 def whole() -> bytes:
-    """A good segment of two seconds with both tracks."""
+    """A valid segment of two seconds with both tracks."""
     tags = [
         flv_source.configuration(flv.VIDEO, flv_source.AVC_HEADER),
         flv_source.configuration(flv.AUDIO, flv_source.AAC_HEADER),
@@ -38,7 +38,7 @@ def whole() -> bytes:
 
 
 def mutants(good: bytes) -> Iterator[bytes]:
-    """The good segment with bytes changed, taken out, doubled, cut off, and numbers made extreme."""
+    """The valid segment with bytes changed, removed, doubled or cut off, and with numbers made extreme."""
     chance = random.Random(SEED)
     for _ in range(MUTANTS):
         made = bytearray(good)
@@ -59,7 +59,7 @@ def mutants(good: bytes) -> Iterator[bytes]:
 
 
 def read_everything(path: Path) -> survey.Survey:
-    """All that the service does with a segment but run ffmpeg: watch, scan, survey, plan, join."""
+    """Every step of the service with a segment except ffmpeg: tail, scan, survey, plan, join."""
     watch = flv_tail.Tail(path, "02", spawned_ms=0)
     watch.poll(2_000_000_000_000)
     while watch.behind:
@@ -89,8 +89,8 @@ async def drain(joined: joiner.Joiner) -> int:
     return largest_bytes
 
 
-def test_no_mutant_does_more_than_be_read(tmp_path: Path) -> None:
-    """Hundreds of damaged segments: each is read as far as it is whole, by every reader, and none raises."""
+def test_no_reader_fails_on_a_damaged_segment(tmp_path: Path) -> None:
+    """Every reader reads hundreds of damaged segments as far as they are intact, and none raises."""
     path = tmp_path / "a.flv"
     lengths = set()
     for mutant in mutants(whole()):
@@ -100,7 +100,7 @@ def test_no_mutant_does_more_than_be_read(tmp_path: Path) -> None:
 
 
 def jumping(count: int) -> Iterator[bytes]:
-    """Every packet hours after the one before."""
+    """Packets with hours between them."""
     for number in range(count):
         yield flv.encode(flv.AUDIO, number * 36_000_000 % (1 << 32), b"\xaf\x01x")
 
@@ -113,16 +113,16 @@ def switching(count: int) -> Iterator[bytes]:
 
 
 def holed(count: int) -> Iterator[bytes]:
-    """One track comes and goes with every other packet, as far apart as is no jump."""
+    """One track pauses after every packet, each time just short of a jump."""
     yield flv.encode(flv.VIDEO, 0, flv_source.AVC_HEADER)
     for number in range(count):
         yield flv.encode(flv.VIDEO, number * 4_900, b"\x17\x01\0\0\0x")
         yield flv.encode(flv.AUDIO, number * 4_900, b"\xaf\x01x")
 
 
-def test_what_is_remembered_of_a_bomb_is_bounded(tmp_path: Path) -> None:
-    """Segments built so that each packet leaves something to be remembered: no list grows with them, and the command line that
-    comes of it can be run."""
+def test_remembered_data_of_a_bomb_is_bounded(tmp_path: Path) -> None:
+    """Segments in which every packet adds to the remembered data grow no list without bound, and their transcode command can be
+    run."""
     found = {}
     for bomb, count in ((jumping, 3_000), (switching, 600), (holed, 22_000)):
         path = tmp_path / "a.flv"
@@ -134,9 +134,8 @@ def test_what_is_remembered_of_a_bomb_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [0, 1], ids=["between packets", "behind the last"])
-def test_what_is_filled_in_is_never_in_memory_as_a_whole(tmp_path: Path, again: int) -> None:
-    """A large packet of a track that then falls silent for half an hour is repeated all that time, a chunk at a time and more
-    seldom than a small one."""
+def test_filled_in_media_is_never_whole_in_memory(tmp_path: Path, again: int) -> None:
+    """A large packet of a track that pauses for half an hour is repeated chunk by chunk, and less often than a small one."""
     large = flv.encode(flv.AUDIO, 0, b"\xaf\x01" + bytes(PACKET_BYTES))
     frames = b"".join(flv.encode(flv.VIDEO, n * 4_900, b"\x17\x01\0\0\0x") for n in range(400))
     path = tmp_path / "a.flv"
@@ -144,7 +143,7 @@ def test_what_is_filled_in_is_never_in_memory_as_a_whole(tmp_path: Path, again: 
     parts = [joiner.SegmentFile(path=path)]
     found = survey.survey(parts, "02")
     filling = found.filling(flv.AUDIO)
-    # With the frames or without them, as if they were still to come.
+    # With the frames, or without them, as if they were still to arrive.
     joined = joiner.Joiner(parts[again:], found.kinds, fillings=[filling])
     joined.end_ms = found.duration_ms * again
     assert asyncio.run(drain(joined)) <= joiner.CHUNK_BYTES + PACKET_BYTES + 100
@@ -154,27 +153,27 @@ def test_what_is_filled_in_is_never_in_memory_as_a_whole(tmp_path: Path, again: 
     assert len(filled) == pytest.approx(100 / (PACKET_BYTES / joiner._FILL_BYTES * 0.5), abs=3)
 
 
-def test_a_look_is_short_however_much_has_arrived(tmp_path: Path) -> None:
-    """A flood of tiny tags is taken in over several looks; each gives the event loop back, and in the end all was counted."""
+def test_a_poll_is_short_however_much_has_arrived(tmp_path: Path) -> None:
+    """A flood of tiny tags takes several polls, each poll is short for the event loop, and in the end every tag is counted."""
     path = tmp_path / "a.flv"
     path.write_bytes(
         flv.header(audio=True, video=False) + b"".join(flv.encode(flv.AUDIO, n, b"\xaf\x01") for n in range(150_000))
     )
     watch = flv_tail.Tail(path, "00", spawned_ms=0)
-    looks, longest_s = 0, 0.0
-    while not looks or watch.behind:
+    polls, longest_s = 0, 0.0
+    while not polls or watch.behind:
         began_s = time.process_time()
         watch.poll(2_000_000_000_000)
         longest_s = max(longest_s, time.process_time() - began_s)
-        looks += 1
+        polls += 1
     watch.close()
-    assert looks > 1
+    assert polls > 1
     assert longest_s < waiting.limit_s(1)
     assert watch.progress.media_ms == segment_scan.scan(path, "00").media_ms > 149_000
 
 
-def test_no_parameter_set_takes_long_or_much() -> None:
-    """Random, endless and huge parameter sets: a size or none, in no time, and the canvas fits what an encoder may take."""
+def test_no_parameter_set_takes_long() -> None:
+    """Random, endless and huge parameter sets give a size or none within the time limit, and a canvas that an encoder accepts."""
     chance = random.Random(SEED)
     head = b"\x17\x00\x00\x00\x00\x01\x42\xc0\x33\xff\xe1"
     units = [chance.randbytes(chance.randrange(1, 80)) for _ in range(2_000)]
@@ -197,7 +196,7 @@ def test_no_parameter_set_takes_long_or_much() -> None:
 
 
 def test_a_timeline_forgets_no_missing_time() -> None:
-    """Of more jumps than are remembered, what is missing in all stays true."""
+    """The total of missing media stays exact when there are more jumps than the timeline remembers."""
     line = timeline.Timeline(timeline.wanted("00"))
     for number in range(3_000):
         line.place(flv_source.sound(number * 10_000))
@@ -206,7 +205,7 @@ def test_a_timeline_forgets_no_missing_time() -> None:
 
 
 async def test_a_stream_whose_clock_runs_away_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments that claim more media than any session lasts end as a failed transcode, before an encoder is started."""
+    """Segments that claim more media than any session lasts fail the transcode before an encoder starts."""
     monkeypatch.setattr(transcode, "_LONGEST_MS", 3_600_000)
     path = tmp_path / "a.flv"
     tags = (flv.encode(flv.AUDIO, number * 4_900, b"\xaf\x01x") for number in range(1_000))

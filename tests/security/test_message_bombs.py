@@ -1,7 +1,6 @@
-"""Messages made to cost the reader more than their sender: read by a process that may use little memory and time.
+"""Message bombs: messages built to cost their reader more than their sender, read by a process with limited memory and CPU time.
 
-Imports nothing of ours; the process imports `events` and `bus`. Rule: the limits are the system's, and many times what is
-needed, so that no busy machine is taken for a fault.
+Rule: the operating system enforces the limits, which are many times the usual need, so a busy machine causes no failure.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ redaction.body(raw)
 
 
 def filled(beginning: str, piece: str, end: str) -> bytes:
-    """A body as large as may be, of one piece again and again."""
+    """A body of the largest size, made of one repeated piece."""
     return (beginning + piece * ((LARGEST_BYTES - len(beginning) - len(end)) // len(piece)) + end).encode()
 
 
 def names() -> bytes:
-    """An object of many names, the last of which is given twice."""
+    """An object with many names, the last of them twice."""
     pairs = [f'"{number:x}":0' for number in range(LARGEST_BYTES // 10)]
     return ("{" + ",".join([*pairs, pairs[-1]]) + "}").encode()
 
@@ -58,7 +57,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_costs_its_reader_little(bomb: str, tmp_path: Path) -> None:
-    """The largest body that is read at all, made to be wrong as often as can be, is refused within the limits."""
+    """A body of the largest accepted size with as many errors as possible is refused within the limits."""
     raw = BOMBS[bomb]
     assert LARGEST_BYTES * 0.6 < len(raw) <= LARGEST_BYTES
     body = tmp_path / "body"

@@ -1,6 +1,6 @@
-"""What one node's segments ask of who fetches them: CLUSTER_TOKEN, whole, and nothing else that opens the API.
+"""Node token: CLUSTER_TOKEN, complete, is the only credential that opens a node's segments.
 
-Rule: each request names a segment that is there, so that a refusal is one of the token and not of the file.
+Rule: each request names an existing segment, so a refusal is about the token and not about the file.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
-# "Any text", says the settings' page.
+# The settings page allows any text.
 TOKEN, MASTER = "the nodes' own tökén", "an operator's token"
 RECORDING, SEGMENT = "01JBX5Q9V7T3M8K2C4D6F8H0ZW/alice/1", b"FLV\x01 media"
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> dict[str, Any]:
-    """A spool with one segment, as the API is given it."""
+    """A spool with one segment, as the API receives it."""
     path = tmp_path / "1.flv"
     path.write_bytes(SEGMENT)
     return {"segment_path": lambda recording, epoch: path if (recording, epoch) == (RECORDING, 1) else None}
@@ -35,7 +35,7 @@ async def node(database: engines.Database, spool: dict[str, Any]) -> AsyncIterat
 
 
 async def fetch(node: Service, *authorization: str, epoch: int = 1) -> tuple[int, bytes]:
-    """What the route answers, with this header or without any."""
+    """The response of the route, with this header or without any."""
     headers = {"Authorization": authorization[0]} if authorization else {}
     asked = {"recording": RECORDING, "epoch": str(epoch)}
     async with node.http.get(node.url + "/internal/segments", params=asked, headers=headers) as answer:
@@ -43,8 +43,8 @@ async def fetch(node: Service, *authorization: str, epoch: int = 1) -> tuple[int
 
 
 async def test_only_the_nodes_token_opens_a_segment(node: Service) -> None:
-    """The right token gets the bytes. Another, one that is nearly right, none, half a header, a token of API_TOKENS and a key
-    with every scope get 401 and nothing of them, for a segment that is there as for one that is not."""
+    """The right token gets the bytes; a wrong, similar, missing or partial one, a token of API_TOKENS and a key with every scope
+    get 401 without data, for existing and missing segments alike."""
     _, key = await node.key("read", "start", "operate")
     assert await fetch(node, f"Bearer {TOKEN}") == (200, SEGMENT)
     assert (await fetch(node, f"Bearer {TOKEN}", epoch=2))[0] == 404
@@ -57,20 +57,20 @@ async def test_only_the_nodes_token_opens_a_segment(node: Service) -> None:
 
 
 async def test_without_a_nodes_token_nothing_opens_a_segment(database: engines.Database, spool: dict[str, Any]) -> None:
-    """One node has no CLUSTER_TOKEN: no header is right then, not even an empty token, which the comparison alone would let in;
-    nor on a service that asks nobody for a key."""
+    """A service without CLUSTER_TOKEN accepts no header, not even an empty token that would compare equal, and neither does a
+    service without API authentication."""
     for tokens in ((MASTER,), ()):
         async with api_service.running(database, tokens, **spool) as alone:
             for header in ("Bearer ", "Bearer", "", "Bearer None", f"Bearer {MASTER}"):
                 assert (await fetch(alone, header))[0] == 401, header
             assert (await fetch(alone))[0] == 401
-            # A server in front may pass on the space that ours takes off a header's end.
+            # A proxy in front may pass on the trailing space that our server strips from a header.
             for raw in (b"Bearer ", b"Bearer", b""):
                 assert await asked(alone.application, raw) == 401
 
 
 async def asked(application: Any, authorization: bytes) -> int:
-    """The status that the application gives to a header as it stands here."""
+    """The application's status for a header that is passed on unchanged."""
     statuses: list[int] = []
 
     async def receive() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What is installed is what was locked: deploy/bootstrap.sh with the real pip and uv refuses a package whose bytes have changed.
+"""Supply chain: deploy/bootstrap.sh, with the real pip and uv, refuses a package whose bytes differ from the lock.
 
-Rule: no network; a folder of one small package stands for the registry.
+Rule: no network; a folder with one small package replaces the registry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INSTALLING = re.compile(r"(?:pip|uv)\S*\s+(?:pip\s+)?(?:install|sync|wheel)\b[^\
 
 
 class Copy:
-    """A copy of the door with locks of its own, and tools that install into a folder instead of an environment."""
+    """A copy of the script with locks of its own, and tools that install into a folder instead of an environment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Copy:
         (self.folder / name).write_text(f"{text}\n", encoding="utf-8")
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        """The script, as `make` runs it, with nothing but the folder to get packages from."""
+        """Run the script as `make` does, with the folder as the only source of packages."""
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.registry), "PIP_CONFIG_FILE": "/dev/null"}
         offline |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(self.registry), "UV_OFFLINE": "1", "UV_NO_CONFIG": "1"}
         offline |= {"UV_CACHE_DIR": str(self.folder / "cache"), "PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
@@ -63,7 +63,7 @@ class Copy:
         )  # fmt: skip
 
     def has(self, tool: str) -> bool:
-        """Whether the package is there, by this tool."""
+        """Whether this tool has installed the package."""
         return (self.installed / tool / "small.py").exists()
 
 
@@ -72,8 +72,8 @@ def copy(tmp_path: Path) -> Copy:
     return Copy(tmp_path)
 
 
-def test_what_was_locked_is_installed(copy: Copy) -> None:
-    """The control: with the right hashes both tools install the package."""
+def test_a_locked_package_is_installed(copy: Copy) -> None:
+    """As a control, both tools install the package when the hashes are right."""
     done = copy.run()
     assert done.returncode == 0, done.stderr
     assert copy.has("pip")
@@ -82,7 +82,7 @@ def test_what_was_locked_is_installed(copy: Copy) -> None:
 
 @pytest.mark.parametrize(("lock", "tool"), [("bootstrap.lock", "pip"), ("requirements.lock", "uv")])
 def test_a_changed_hash_is_refused(copy: Copy, lock: str, tool: str) -> None:
-    """A package of the right name and version with other bytes, or one without a hash, stops the installation."""
+    """A package of the right name and version with other bytes, or without a hash, stops the installation."""
     for text in (f"small==1.0 --hash=sha256:{'0' * 64}", "small==1.0"):
         copy.lock(lock, text)
         done = copy.run()
@@ -92,7 +92,7 @@ def test_a_changed_hash_is_refused(copy: Copy, lock: str, tool: str) -> None:
 
 
 def test_nothing_is_installed_without_hashes() -> None:
-    """Every command that installs, of the script and of the image, has its hashes required, or takes nothing from outside."""
+    """Every command that installs, in the script and in the image, requires hashes or takes nothing from outside."""
     found = []
     for name in ("deploy/bootstrap.sh", "Dockerfile", ".ci/run", "Makefile"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")

@@ -1,6 +1,6 @@
-"""TLS to RabbitMQ and PostgreSQL with real certificates: the right server is talked to, any other is not told a password.
+"""TLS to RabbitMQ and PostgreSQL with real certificates: a server without the right certificate gets no password.
 
-On the distributed engine; the embedded one has no connections.
+The tests concern the distributed engine; the embedded one has no connections.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def broker() -> rabbit.Broker:
 
 
 async def outcome(url: str, prefix: str) -> str:
-    """What a node's connection to the bus comes to: "" when it is up, else what it says of itself."""
+    """The outcome of a node's connection to the bus: "" when it is up, else its reported problem."""
 
     async def nothing(_: broker_connection.BrokerSession) -> None:
         return None
@@ -39,25 +39,25 @@ async def outcome(url: str, prefix: str) -> str:
 
 
 async def test_the_bus_is_reached_by_tls(broker: rabbit.Broker) -> None:
-    """amqps:// with the authority that signed the broker's certificate: connected, and its topology declared."""
+    """amqps:// with the authority that signed the broker's certificate connects and declares the topology."""
     assert await outcome(broker.tls_url("127.0.0.1", broker.certificates.authority), broker.prefix()) == ""
 
 
-async def test_a_broker_that_is_another_is_not_talked_to(broker: rabbit.Broker) -> None:
-    """A certificate of another authority, of the system's authorities only, or for another name: refused before a password is
-    said, and told without it."""
+async def test_a_broker_with_another_certificate_gets_no_password(broker: rabbit.Broker) -> None:
+    """A certificate of another authority, of none but the system's authorities, or for another name is refused before a password
+    is sent, and the reported problem does not contain the password."""
     for url in (
         broker.tls_url("127.0.0.1", broker.certificates.stranger),
         broker.tls_url("127.0.0.1", broker.certificates.authority).partition("?")[0],
         broker.tls_url("localhost", broker.certificates.authority),
     ):
-        said = await outcome(url, broker.prefix())
-        assert "certificate" in said.lower(), said
-        assert "recorder:recorder" not in said
+        problem = await outcome(url, broker.prefix())
+        assert "certificate" in problem.lower(), problem
+        assert "recorder:recorder" not in problem
 
 
 async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the connection of a store is encrypted. Raises what connecting raises."""
+    """Whether the store's connection is encrypted. Raises the error of the connection."""
     monkeypatch.setenv("PGSSLROOTCERT", str(trusted))
     database = connections.open_database(url.replace("127.0.0.1", host) + "?ssl=verify-full")
     try:
@@ -69,8 +69,8 @@ async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyP
 
 
 async def test_the_database_is_reached_by_tls(broker: rabbit.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`?ssl=verify-full` and PGSSLROOTCERT: encrypted with the right server; with another authority, another name, or a server
-    without TLS, no connection at all."""
+    """`?ssl=verify-full` and PGSSLROOTCERT encrypt the connection to the right server; another authority, another name or a
+    server without TLS gives no connection."""
     server, made = postgres.shared(), broker.certificates
     url = server.create()
     with server.tls(made):
@@ -87,7 +87,7 @@ async def test_the_database_is_reached_by_tls(broker: rabbit.Broker, monkeypatch
 
 
 async def reaches(url: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether there is an encrypted connection to be had."""
+    """Whether an encrypted connection succeeds."""
     try:
         return await secure(url, "127.0.0.1", trusted, monkeypatch)
     except (OSError, sqlalchemy.exc.SQLAlchemyError):

@@ -1,8 +1,7 @@
-"""Attempts to lead a callback to an address that is not public, each with the rule it breaks. Imports nothing of ours.
+"""Attempts to lead a webhook to an address that is not public, each with the rule that it breaks.
 
-`{port}` is the port of a listener on every address of this machine. A name is resolved to `answers`, one tuple for each time it
-is asked, the last one for ever; a name without answers leads to 127.0.0.1, the worst that a resolver could say. `rule` stands
-in the refusal.
+`{port}` is the port of a listener on every address of this machine. A name resolves to `answers`, one tuple per query, the last
+one forever. A name without answers leads to 127.0.0.1, the worst possible answer. The refusal contains `rule`.
 """
 
 from __future__ import annotations
@@ -16,32 +15,33 @@ _HOST = "has a host that is neither a name nor an address"
 _NO_HOST = "has no usable host and port"
 _CREDENTIALS = "must not have credentials"
 _PORT = "other services than HTTP"
-_UNREACHED = "could not be reached"  # the public one alone is tried, and no test reaches it
+_UNREACHED = "could not be reached"  # only the public address is tried, and a test cannot reach it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One URL; `seen` says whether it can be seen to be wrong before anything is resolved."""
+    """One URL; `refused_unresolved`: the URL alone is enough to refuse it."""
 
     url: str
     rule: str
     answers: tuple[tuple[str, ...], ...] = (("127.0.0.1",),)
-    seen: bool = True
+    refused_unresolved: bool = True
 
 
 def _literals() -> list[Attempt]:
-    """One or more of every row of IANA's two registries, of multicast and of the metadata services, in plain writing."""
+    """At least one address of every row of IANA's two registries, of multicast and of the metadata services, in the usual
+    notation."""
     return [Attempt(url=f"http://{host}:{{port}}/", rule=f"({rule})") for host, rule in _ADDRESSES.items()]
 
 
 def _names() -> list[Attempt]:
-    """The same addresses behind a name: known only when it is resolved."""
+    """The same addresses behind a name, which only the resolver reveals."""
     found = [
-        Attempt(url="http://rebound.example:{port}/", rule=f"({rule})", answers=((host.strip("[]"),),), seen=False)
+        Attempt(url="http://rebound.example:{port}/", rule=f"({rule})", answers=((host.strip("[]"),),), refused_unresolved=False)
         for host, rule in _ADDRESSES.items()
         if "%" not in host
     ]
-    return found + [Attempt(url=url, rule=rule, answers=answers, seen=False) for url, answers, rule in _RESOLVED]
+    return found + [Attempt(url=url, rule=rule, answers=answers, refused_unresolved=False) for url, answers, rule in _RESOLVED]
 
 
 _ADDRESSES = {
@@ -77,7 +77,7 @@ _ADDRESSES = {
     "239.255.255.250": "multicast",
     "240.0.0.1": "reserved",
     "255.255.255.255": "reserved",
-    # IPv6: every row of the registry, and what is older than it
+    # IPv6: every row of the registry, and older blocks
     "[::1]": "loopback",
     "[::]": "unspecified",
     "[::ffff:127.0.0.1]": "v4-mapped of loopback",
@@ -126,22 +126,22 @@ _RESOLVED: list[tuple[str, tuple[tuple[str, ...], ...], str]] = [
     ("http://metadata.google.internal:{port}/", (("169.254.169.254",),), "(link-local (cloud metadata))"),
     ("http://127.0.0.1.nip.example:{port}/", (("127.0.0.1",),), "(loopback)"),
     ("https://tls.example:{port}/", (("127.0.0.1",),), "(loopback)"),
-    # rebinding: public when it is looked at, private when it is connected to
+    # rebinding: public at the check, private at the connection
     ("http://rebinding.example:{port}/", (("93.184.215.14",), ("127.0.0.1",)), "(loopback)"),
     ("http://rebinding.example:{port}/", (("2606:4700::1111",), ("::1",)), "(loopback)"),
     ("http://rebinding.example:{port}/", (("93.184.215.14",), ("169.254.169.254",)), "(link-local (cloud metadata))"),
     ("http://rebinding.example:{port}/", (("93.184.215.14",), ("::ffff:127.0.0.1",)), "(v4-mapped of loopback)"),
-    # several addresses: the inner ones are passed over, whatever the order
+    # several addresses: the internal ones are skipped, in any order
     ("http://several.example:{port}/", (("127.0.0.1", "10.0.0.1", "::1"),), "not public"),
     ("http://several.example:{port}/", (("93.184.215.14", "127.0.0.1"),), _UNREACHED),
     ("http://several.example:{port}/", (("127.0.0.1", "93.184.215.14"),), _UNREACHED),
     ("http://several.example:{port}/", (("::1", "2606:4700::1111", "127.0.0.1"),), _UNREACHED),
-    # what a resolver may hand out that is no address
+    # resolver answers that are no address
     ("http://odd.example:{port}/", (("0177.0.0.1",),), "(not-an-address)"),
     ("http://odd.example:{port}/", (("localhost",),), "(not-an-address)"),
 ]
 
-_WRITTEN = [  # other ways to write loopback and metadata: octal, hex, one number, two, three, the root's dot
+_WRITTEN = [  # other notations of loopback and metadata: octal, hex, one number, two, three, the root's dot
     ("http://127.1:{port}/", "(loopback)"),
     ("http://127.0.1:{port}/", "(loopback)"),
     ("http://0177.0.0.1:{port}/", "(loopback)"),
@@ -166,14 +166,14 @@ _WRITTEN = [  # other ways to write loopback and metadata: octal, hex, one numbe
     ("http://localhost:{port}/", "(loopback)"),
     ("http://LOCALHOST.:{port}/", "(loopback)"),
     ("http://inner.localhost:{port}/", "(loopback)"),
-    # numbers that are no address: some parser makes one of them
+    # numbers that are no address but that some parser accepts as one
     ("http://4294967296:{port}/", _HOST),
     ("http://256.0.0.1:{port}/", _HOST),
     ("http://127.0.0.1.5:{port}/", _HOST),
     ("http://127.0.0.08:{port}/", _HOST),
     ("http://127.0.0.0x:{port}/", _HOST),
     ("http://127.0.0.1..:{port}/", _HOST),
-    # letters that become digits and dots when a name is prepared
+    # letters that become digits and dots when a name is normalized
     ("http://１２７.0.0.1:{port}/", _TEXT),
     ("http://127。0。0。1:{port}/", _TEXT),
     ("http://①②⑦.0.0.1:{port}/", _TEXT),
@@ -187,7 +187,7 @@ _WRITTEN = [  # other ways to write loopback and metadata: octal, hex, one numbe
     ("http://127.0.0.1%2f.example:{port}/", _HOST),
 ]
 
-_BROKEN = [  # two readers of a URL may disagree about these
+_BROKEN = [  # two URL parsers may disagree about these
     ("http://public.example@127.0.0.1:{port}/", _CREDENTIALS),
     ("http://127.0.0.1:{port}@public.example/", _CREDENTIALS),
     ("http://user:password@127.0.0.1:{port}/", _CREDENTIALS),
@@ -252,7 +252,8 @@ ATTEMPTS = [
     *(Attempt(url=url, rule=rule) for url, rule in _WRITTEN + _BROKEN),
 ]
 
-# (status, Location): what a public receiver may answer to lead the sender on. `{inside}` is a listener that nobody may reach.
+# (status, Location): redirects of a public receiver that try to lead the sender on. `{inside}` is a listener that must get no
+# connection.
 REDIRECTS = [
     *((status, "http://127.0.0.1:{inside}/") for status in (300, 301, 302, 303, 305, 307, 308)),
     (302, "http://[::1]:{inside}/"),

@@ -1,7 +1,7 @@
-"""Callbacks out: nothing that a stranger writes or answers makes the service connect to an address that is not public.
+"""Webhook targets: no callback URL and no response of a receiver makes the service connect to an address that is not public.
 
-Rule: what counts is what was connected to. Listeners on every address of this machine count, and so does the event loop's own
-call that connects; a control shows that both would notice.
+Rule: the evidence is the connections made. Listeners on every address of this machine count them, and so does a spy on the event
+loop's connect; a control test proves that both detect a connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiohttp import abc
 
 from machine import errors
 from tests import waiting
-from tests.security import callback_attempts
+from tests.security import webhook_attempts
 from webhook import sender as sender_module
 from webhook import ssrf
 
@@ -31,7 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
 class Listener:
-    """Listens on every address of this machine, counts connections, and answers with what it is told to."""
+    """Listens on every address of this machine, counts connections, and sends a configurable reply."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -46,7 +46,7 @@ class Listener:
         self._second = await asyncio.start_server(self._connected, "::1", self.port)
 
     async def stop(self) -> None:
-        """End what is under way and give the ports back."""
+        """End all connections and release the ports."""
         for writer, task in self._open.items():
             writer.transport.abort()
             assert task is not None
@@ -70,7 +70,7 @@ class Listener:
 
 
 class Resolver(abc.AbstractResolver):
-    """Leads every name where an attempt says, once for each time it is asked."""
+    """Resolves every name to an attempt's addresses, one tuple per query."""
 
     def __init__(self, answers: tuple[tuple[str, ...], ...]) -> None:
         self.left = list(answers)
@@ -101,8 +101,8 @@ async def listener() -> AsyncIterator[Listener]:
 
 
 @pytest.fixture
-def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every address that the event loop was asked to connect to. Only this machine's own are really connected to."""
+def connected_to(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every address to which the event loop tried to connect. Only connections to this machine are really made."""
     found: list[str] = []
     loop_class = asyncio.selector_events.BaseSelectorEventLoop
     connect = loop_class.sock_connect
@@ -110,7 +110,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def spy(self: Any, sock: socket.socket, address: Any) -> None:
         found.append(address[0])
         if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-            raise OSError(errno.ENETUNREACH, "not dialled in a test")
+            raise OSError(errno.ENETUNREACH, "a test connects to this machine only")
         await connect(self, sock, address)
 
     monkeypatch.setattr(loop_class, "sock_connect", spy)
@@ -118,7 +118,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def send(url: str, *, times: int = 1, **more: Any) -> errors.CallbackFailed | None:
-    """Send `times` times, as retries would; returns how the last one failed."""
+    """Send `times` times, as retries would; returns the failure of the last one."""
     sender = sender_module.WebhookSender(**more)
     failure = None
     for _ in range(times):
@@ -130,23 +130,23 @@ async def send(url: str, *, times: int = 1, **more: Any) -> errors.CallbackFaile
     return failure
 
 
-async def test_no_attempt_reaches_an_address_that_is_not_public(listener: Listener, dialled: list[str]) -> None:
-    """Every attempt of the corpus, sent as often as its resolver changes its mind: no connection to the listeners, nothing
-    dialled but public addresses, and each refusal names its rule."""
+async def test_no_attempt_reaches_an_address_that_is_not_public(listener: Listener, connected_to: list[str]) -> None:
+    """No attempt of the corpus, sent once for each answer of its resolver, connects to anything but public addresses, and each
+    refusal names its rule."""
     wrong = []
-    for attempt in callback_attempts.ATTEMPTS:
+    for attempt in webhook_attempts.ATTEMPTS:
         url = attempt.url.replace("{port}", str(listener.port))
         failure = await send(url, times=len(attempt.answers), resolver=Resolver(attempt.answers))
         if failure is None or attempt.rule not in failure.detail:
             wrong.append((attempt, failure))
-    assert len(callback_attempts.ATTEMPTS) >= 120
+    assert len(webhook_attempts.ATTEMPTS) >= 120
     assert wrong == []
     assert listener.connections == 0
-    assert {*dialled} == {*PUBLIC}
+    assert {*connected_to} == {*PUBLIC}
 
 
-def refused_at_the_start(url: str) -> errors.InvalidParameter | None:
-    """What a start with this callback is answered."""
+def start_refusal(url: str) -> errors.InvalidParameter | None:
+    """The error of a start with this callback URL."""
     try:
         sender_module.WebhookSender().check(url)
     except errors.InvalidParameter as error:
@@ -154,20 +154,20 @@ def refused_at_the_start(url: str) -> errors.InvalidParameter | None:
     return None
 
 
-def test_what_can_be_seen_to_be_wrong_is_refused_at_the_start() -> None:
-    """A start with such a callback is refused before anything is resolved, naming field and rule; a name has to wait."""
-    for attempt in callback_attempts.ATTEMPTS:
-        error = refused_at_the_start(attempt.url.replace("{port}", "8080"))
-        assert (error is not None) == attempt.seen, attempt
+def test_an_invalid_url_is_refused_at_the_start() -> None:
+    """A start with an invalid callback URL is refused with field and rule before any name is resolved; a name is judged later."""
+    for attempt in webhook_attempts.ATTEMPTS:
+        error = start_refusal(attempt.url.replace("{port}", "8080"))
+        assert (error is not None) == attempt.refused_unresolved, attempt
         if error is not None:
             assert error.field == "Callback"
             assert attempt.rule in error.message, attempt
             assert "password" not in error.message
 
 
-@pytest.mark.parametrize(("status", "location"), callback_attempts.REDIRECTS)
-async def test_no_redirect_is_followed(listener: Listener, dialled: list[str], status: int, location: str) -> None:
-    """A receiver that is allowed answers with a way inside: nobody goes there."""
+@pytest.mark.parametrize(("status", "location"), webhook_attempts.REDIRECTS)
+async def test_no_redirect_is_followed(listener: Listener, connected_to: list[str], status: int, location: str) -> None:
+    """A redirect of an allowed receiver to an internal address is not followed."""
     inside = Listener()
     await inside.start()
 
@@ -181,30 +181,33 @@ async def test_no_redirect_is_followed(listener: Listener, dialled: list[str], s
     await inside.stop()
     assert failure is not None
     assert failure.reason == "redirect"
-    assert (listener.connections, inside.connections, dialled) == (1, 0, ["127.0.0.1"])
+    assert (listener.connections, inside.connections, connected_to) == (1, 0, ["127.0.0.1"])
 
 
-async def test_listener_and_spy_would_notice(listener: Listener, dialled: list[str]) -> None:
-    """The control: what the operator listed is reached, on IPv4, IPv6 and another address of this machine, and is counted."""
+async def test_listener_and_spy_detect_a_connection(listener: Listener, connected_to: list[str]) -> None:
+    """As a control, an allowed address of this machine is reached on IPv4 and IPv6, and both detectors count it."""
     for host in ("127.0.0.1", "127.1.2.3", "[::1]"):
         assert await send(f"http://{host}:{listener.port}/", allow=["127.0.0.0/8", "::1"]) is None
     assert listener.connections == 3
-    assert dialled == ["127.0.0.1", "127.1.2.3", "::1"]
+    assert connected_to == ["127.0.0.1", "127.1.2.3", "::1"]
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
-async def test_no_proxy_is_asked(listener: Listener, dialled: list[str], monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """A proxy of the environment would connect for us, past every check: none is used."""
+async def test_no_proxy_is_used(
+    listener: Listener, connected_to: list[str], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A proxy in the environment is not used, because it would connect for us past every check."""
     monkeypatch.setenv(variable, f"http://127.0.0.1:{listener.port}")
     for scheme in ("http", "https"):
         failure = await send(f"{scheme}://public.example/", resolver=Resolver((PUBLIC,)))
         assert failure is not None
     assert listener.connections == 0
-    assert {*dialled} == {*PUBLIC}
+    assert {*connected_to} == {*PUBLIC}
 
 
-# IANA's registries of special-purpose IPv4 and IPv6 addresses, row by row, and of multicast, as they are in 2025: written from
-# them and not from the code. Rows that are "globally reachable" (relays, AS112, anycast) are here, too: no receiver is one.
+# IANA's registries of special-purpose IPv4 and IPv6 addresses and of multicast, row by row, as of 2025: written from the
+# registries and not from the code. They include "globally reachable" rows (relays, AS112, anycast), because no receiver has such
+# an address.
 REGISTRY_V4 = (
     "0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
     "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32", "192.0.0.10/32", "192.0.0.170/32", "192.0.0.171/32", "192.0.2.0/24",
@@ -217,28 +220,28 @@ REGISTRY_V6 = (
     "2001:30::/28", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10",
     "ff00::/8",
 )  # fmt: skip
-# The two rows that are written with an IPv4 address inside: judged by it.
+# The two rows that embed an IPv4 address: the embedded address is judged.
 MAPPED, TRANSLATED = "::ffff:0:0/96", "64:ff9b::/96"
-# In no registry: a cloud's own metadata service, under a public number.
+# In no registry: a cloud's metadata service under a public number.
 METADATA = "168.63.129.16/32"
 
 
 def edges(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[list[Any], list[Any]]:
-    """The first and the last address of a block, and those before and behind it."""
+    """The first and the last address of a block, and its neighbors outside."""
     first, last = int(network[0]), int(network[-1])
-    beside = [first - 1] * (first > 0) + [last + 1] * (last + 1 < 1 << network.max_prefixlen)
+    outside = [first - 1] * (first > 0) + [last + 1] * (last + 1 < 1 << network.max_prefixlen)
     made = type(network[0])
-    return [made(first), made(last)], [made(number) for number in beside]
+    return [made(first), made(last)], [made(number) for number in outside]
 
 
-def test_every_row_of_the_registries_is_refused_to_its_edges() -> None:
-    """First and last address of every special block, of IPv4 also mapped into IPv6 and through NAT64, is refused; what lies
-    beside a block and in no other is public, but outside 2000::/3, where all is refused: blocks to come there, too."""
+def test_every_special_block_is_refused_up_to_its_edges() -> None:
+    """The first and the last address of every special block are refused, for IPv4 also mapped into IPv6 and through NAT64, and
+    their neighbors are public unless another block or the space outside 2000::/3 contains them."""
     nothing = ssrf.AllowList()
     special = [ipaddress.ip_network(text) for text in (*REGISTRY_V4, METADATA, *REGISTRY_V6)]
     for network in special:
-        inside, beside = edges(network)
-        for address in inside + beside:
+        inside, outside = edges(network)
+        for address in inside + outside:
             refused = address in inside or any(address in other for other in special if other.version == address.version)
             if address.version == 4:
                 wrapped = [ipaddress.IPv6Network(block)[int(address)] for block in (MAPPED, TRANSLATED)]
@@ -290,7 +293,7 @@ async def _slow_body(writer: asyncio.StreamWriter) -> None:
 
 
 async def _bomb(writer: asyncio.StreamWriter) -> None:
-    squeezed = gzip.compress(bytes(1 << 20)) * 1000  # members one after another: a gigabyte
+    squeezed = gzip.compress(bytes(1 << 20)) * 1000  # many gzip members in a row: a gigabyte
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(squeezed) + squeezed)
     await writer.drain()
 
@@ -307,8 +310,9 @@ async def _bomb(writer: asyncio.StreamWriter) -> None:
         (_bomb, {None}),
     ],
 )
-async def test_an_answer_without_end_costs_little(listener: Listener, reply: Any, reasons: set[str | None]) -> None:
-    """Floods, drips and bombs: the try ends within its limit, or counts by its status, in a few megabytes of memory."""
+async def test_an_endless_response_costs_little(listener: Listener, reply: Any, reasons: set[str | None]) -> None:
+    """A flood, a drip or a bomb as a response ends within the time limit, or counts by its status, and takes a few megabytes of
+    memory."""
     listener.reply = reply
     loop = asyncio.get_running_loop()
     tracemalloc.start()

@@ -1,0 +1,18 @@
+"""Capture runner: captures a hostile address to its end, with short limits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from media import capture
+from tests import waiting
+from tests.flv_source import FFMPEG
+
+
+async def run(address: str, folder: Path, name: str) -> capture.CaptureExit:
+    """Run one capture until it ends."""
+    spec = capture.CaptureSpec(address=address, path=folder / f"{name}.flv", mode="02", stall_after_s=3, first_media_s=4)
+    running = capture.Capture(spec, ffmpeg=FFMPEG)
+    await running.start()
+    return await asyncio.wait_for(running.wait(), waiting.limit_s(60))
