@@ -22,7 +22,7 @@ import store.queries
 import store.schema
 import store.store
 from assembly import encryption_keys
-from assembly import work as joined
+from assembly import work as node_work
 from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
 from handlers import admission, dispatch, sweeper, unit_of_work
@@ -60,17 +60,17 @@ class Node:
         """Start every part. Raises errors.Unavailable with the remedy."""
         folder = self._open_spool()
         await self._open_store()
-        steps = joined.Steps(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
-        await steps.uploader.start()
-        self._stack.push_async_callback(steps.uploader.stop)
+        work = node_work.NodeWork(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
+        await work.uploader.start()
+        self._stack.push_async_callback(work.uploader.stop)
         if self._distributed:
-            steps.admit = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).check
-        decider = dispatch.Decider(self.store, self._context(), steps.inspect)
-        parts = [*self._workers(steps), *self._machines(), self._bus(decider), *self._capacity(steps, folder)]
+            work.check_capacity = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).check
+        decider = dispatch.Decider(self.store, self._context(), work.check_start)
+        parts = [*self._workers(work), *self._machines(), self._bus(decider), *self._capacity(work, folder)]
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
-        application = web_app.create(self._api(decider, steps), public="api" in self.settings.roles)
+        application = web_app.create(self._api(decider, work), public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)
@@ -142,15 +142,15 @@ class Node:
     def _shared(self) -> bool:
         return self.settings.spool_shared or not self._distributed
 
-    def _workers(self, steps: joined.Steps) -> list[Any]:
+    def _workers(self, work: node_work.NodeWork) -> list[Any]:
         if "worker" not in self.settings.roles:
             return []
         place = "" if self._shared else self.node
-        made = worker.Worker(self.store, steps, node=self.node, policy=self._policy, clock=clock, shared_spool=self._shared)
+        made = worker.Worker(self.store, work, node=self.node, policy=self._policy, clock=clock, shared_spool=self._shared)
         self.worker = made
-        steps.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
-        cleaner = janitor.Janitor(self.store, steps, policy=self._policy, clock=clock, node=place)
-        self._tasks += [made.renewal, cleaner.cleaning]
+        work.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
+        cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=clock, node=place)
+        self._tasks += [made.leases.task, cleaner.task]
         return [made, cleaner]
 
     def _machines(self) -> list[Any]:
@@ -170,7 +170,7 @@ class Node:
         async def on_command(command: Any) -> None:
             if self.worker is None:
                 return
-            do = functools.partial(command_handlers.do, self.worker, command)
+            do = functools.partial(command_handlers.handle, self.worker, command)
             if command.type == "start-capture" and self.capacity is not None:
                 await self.capacity.admit(do)
             else:
@@ -194,15 +194,15 @@ class Node:
             )
         return self.bus
 
-    def _capacity(self, steps: joined.Steps, folder: spool.Spool) -> list[Any]:
+    def _capacity(self, work: node_work.NodeWork, folder: spool.Spool) -> list[Any]:
         made = self.worker
         if made is None or not self._distributed:
             return []
         settings = self.settings
         limits = capacity.Limits(
-            captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=steps.needed_bytes
+            captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=work.needed_bytes
         )
-        live = cpu_usage.LiveCpu(cpu_usage.reading(steps.live_pids), cpus=cpu_usage.usable())
+        live = cpu_usage.LiveCpu(cpu_usage.reading(work.live_pids), cpus=cpu_usage.usable())
         self.capacity = capacity.Capacity(
             limits,
             pause=self.bus.pause_captures,
@@ -239,7 +239,7 @@ class Node:
             return ""
         return self.settings.node_url or (self.url if self._ready else "")
 
-    def _api(self, decider: dispatch.Decider, steps: joined.Steps) -> web_app.Api:
+    def _api(self, decider: dispatch.Decider, work: node_work.NodeWork) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
         api_keys = store.api_keys.Keys(self.store.connections, clock=clock)
@@ -248,7 +248,7 @@ class Node:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
 
         def segment_path(recording_id: str, epoch: int) -> Path | None:
-            return steps.path_of(recording_id, epoch) if "worker" in settings.roles else None
+            return work.path_of(recording_id, epoch) if "worker" in settings.roles else None
 
         return web_app.Api(
             decide=decider.decide,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WRITTEN_HEADER = "x-written-ms"
+"""HTTP header of a segment fetched from another node: when its file was last written (Unix ms)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:

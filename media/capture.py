@@ -20,10 +20,9 @@ from pathlib import Path
 
 import structlog
 
-from machine import errors, failpoints
+from machine import capture_progress, errors, failpoints
 from machine.reasons import Reason
 from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, flv_tail, resource_limits
-from media.flv_tail import CaptureProgress as CaptureProgress
 
 log = structlog.get_logger()
 
@@ -55,15 +54,6 @@ class CaptureSpec:
     first_media_s: float = 15.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureExit:
-    """The end of a capture: `detail` is an English sentence without secrets, `progress` the media on disk."""
-
-    reason: Reason
-    detail: str
-    progress: CaptureProgress
-
-
 def unix_ms() -> int:
     """The wall clock, in Unix milliseconds."""
     return time.time_ns() // 1_000_000
@@ -80,7 +70,7 @@ class Capture:
         spec: CaptureSpec,
         *,
         ffmpeg: str,
-        on_media: Callable[[CaptureProgress], None] | None = None,
+        on_media: Callable[[capture_progress.CaptureProgress], None] | None = None,
         clock: Callable[[], int] = unix_ms,
     ) -> None:
         self._spec = spec
@@ -97,12 +87,12 @@ class Capture:
         self._polls_with_media = self._code = 0
         self._child: ffmpeg_process.Child | None = None
         self._tail: flv_tail.Tail | None = None
-        self._task: asyncio.Task[CaptureExit] | None = None
+        self._task: asyncio.Task[capture_progress.CaptureExit] | None = None
 
     @property
-    def progress(self) -> CaptureProgress:
+    def progress(self) -> capture_progress.CaptureProgress:
         """Media on disk at the last poll, at most a second ago."""
-        return self._tail.progress if self._tail else CaptureProgress()
+        return self._tail.progress if self._tail else capture_progress.CaptureProgress()
 
     @property
     def ended(self) -> bool:
@@ -136,18 +126,20 @@ class Capture:
         if self._child is not None:
             self._child.kill()
 
-    async def wait(self) -> CaptureExit:
+    async def wait(self) -> capture_progress.CaptureExit:
         """Wait for the end. Cancelling the wait kills the capture, which is then reaped in the background; `wait` may be called
         again."""
         if self._task is None:
-            return CaptureExit(reason=Reason.STOPPED, detail="The capture was never started.", progress=self.progress)
+            return capture_progress.CaptureExit(
+                reason=Reason.STOPPED, detail="The capture was never started.", progress=self.progress
+            )
         try:
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
             self.kill()
             raise
 
-    async def _run(self) -> CaptureExit:
+    async def _run(self) -> capture_progress.CaptureExit:
         self._tail = flv_tail.Tail(self._spec.path, self._spec.mode, spawned_ms=self._clock())
         try:
             await self._spawn()
@@ -161,7 +153,7 @@ class Capture:
             self._tail.close()
         reason, detail = self._verdict or (Reason.ERROR, "The capture ended without a reason.")
         log.info("capture.ended", reason=reason, detail=detail, media_ms=self.progress.media_ms)
-        return CaptureExit(reason=reason, detail=detail, progress=self.progress)
+        return capture_progress.CaptureExit(reason=reason, detail=detail, progress=self.progress)
 
     async def _spawn(self) -> None:
         spec = self._spec
@@ -248,7 +240,7 @@ class Capture:
                 failpoints.hit("capture.media.before")
                 self._announce(self._tail.progress)
 
-    def _announce(self, progress: CaptureProgress) -> None:
+    def _announce(self, progress: capture_progress.CaptureProgress) -> None:
         if self._on_media is not None:
             self._on_media(progress)
 

@@ -11,23 +11,13 @@ earliest of (time of writing − media position) over the first seconds, but nev
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+from machine import capture_progress
 from media import flv, timeline
 
 _SETTLING_MS = 5_000
 _LOOK_FOR_S = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureProgress:
-    """Media on disk: `media_ms` of the recorded tracks, `size_bytes` of all tracks, first and last packet in Unix ms."""
-
-    media_ms: int = 0
-    size_bytes: int = 0
-    first_packet_ms: int | None = None
-    last_packet_ms: int | None = None
 
 
 class Tail:
@@ -40,7 +30,7 @@ class Tail:
         self._spawned_ms = spawned_ms
         self._looked_ms = spawned_ms
         self._reader: flv.Reader | None = None
-        self.progress = CaptureProgress()
+        self.progress = capture_progress.CaptureProgress()
         self.grown_ms: int | None = None
         self.behind = False
 
@@ -85,7 +75,7 @@ class Tail:
                 found = self._timeline.place(tag) is not None or found
         if arrived:
             self.grown_ms = written_ms
-        self.progress = CaptureProgress(
+        self.progress = capture_progress.CaptureProgress(
             media_ms=self._timeline.end_ms,
             size_bytes=size_bytes,
             first_packet_ms=self._first_ms(written_ms) if found else self.progress.first_packet_ms,

@@ -15,7 +15,7 @@ from typing import TypeVar
 import requests
 import structlog
 
-from machine import errors
+from machine import errors, uploaded_object
 from machine.reasons import Reason
 from tencent import cos_requests, cos_target, cos_upload, file_parts
 from tencent import credentials as credentials_module
@@ -26,7 +26,6 @@ T = TypeVar("T")
 CosTarget = cos_target.CosTarget
 Part = cos_requests.Part
 UploadState = cos_upload.UploadState
-Uploaded = cos_upload.Uploaded
 object_key = cos_target.object_key
 url = cos_target.url
 
@@ -82,7 +81,7 @@ class CosUploader:
         *,
         state: UploadState | None,
         save: cos_upload.Save,
-    ) -> Uploaded:
+    ) -> uploaded_object.UploadedObject:
         """Upload the file at `path` to `target` and compare the result; resumes from `state` if given.
 
         `save` receives the state after the upload is created, after each part, and before an upload is aborted that may belong to

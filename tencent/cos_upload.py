@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from machine import errors, failpoints
+from machine import errors, failpoints, uploaded_object
 from machine.reasons import Reason
 from tencent import cos_requests, cos_target, file_parts
 
@@ -56,15 +56,6 @@ class UploadState:
         return cls(upload_id=str(read["upload_id"]), parts=sent, part_size_bytes=int(read["part_size_bytes"]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uploaded:
-    """An object in COS that equals the file: size in bytes, CRC-64/XZ as a decimal string, URL."""
-
-    size_bytes: int
-    crc64: str
-    url: str
-
-
 Ask = Callable[[Callable[[], Any]], Awaitable[Any]]
 Save = Callable[[UploadState], Awaitable[None]]
 
@@ -97,7 +88,7 @@ class Upload:
         self._target = target
         self._save = save
 
-    async def run(self, state: UploadState) -> Uploaded:
+    async def run(self, state: UploadState) -> uploaded_object.UploadedObject:
         """Upload; restart a few times if COS has dropped the upload or holds different content."""
         for start in range(1, STARTS + 1):
             try:
@@ -112,7 +103,7 @@ class Upload:
         reason = Reason.MISMATCH if failure.reason == Reason.MISMATCH else Reason.SERVER
         raise errors.UploadFailed(failure.detail, reason=reason, retry=True)
 
-    async def _once(self, state: UploadState) -> Uploaded:
+    async def _once(self, state: UploadState) -> uploaded_object.UploadedObject:
         known: dict[int, Part] | None = {}
         if state.upload_id:
             known = await self._known(state)
@@ -198,7 +189,9 @@ class Upload:
         failpoints.hit("upload.part.after")
         return Part(number=block.number, size=len(block.data), etag=etag)
 
-    async def _complete(self, upload_id: str, sent: Sequence[Part], size_bytes: int, crc64: str) -> Uploaded:
+    async def _complete(
+        self, upload_id: str, sent: Sequence[Part], size_bytes: int, crc64: str
+    ) -> uploaded_object.UploadedObject:
         if not sent:
             raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason=Reason.FILE_MISSING, retry=False)
         failpoints.hit("upload.complete.before")
@@ -214,7 +207,7 @@ class Upload:
         failpoints.hit("upload.complete.after")
         return await self._compared(size_bytes, crc64, told)
 
-    async def _settled(self, size_bytes: int, crc64: str, failed: cos_requests.RequestFailed) -> Uploaded:
+    async def _settled(self, size_bytes: int, crc64: str, failed: cos_requests.RequestFailed) -> uploaded_object.UploadedObject:
         """COS no longer knows the upload, or already has an object: check whether the object is ours and only the response was
         lost."""
         seen = await self._head()
@@ -223,7 +216,7 @@ class Upload:
         failure = failed.as_upload_failed("putting the parts together")
         raise (failure if failed.code == _TAKEN else _Afresh(failure)) from failed
 
-    async def _compared(self, size_bytes: int, crc64: str, told: str) -> Uploaded:
+    async def _compared(self, size_bytes: int, crc64: str, told: str) -> uploaded_object.UploadedObject:
         """Check that the object equals the file, by size and CRC-64; `told` is the CRC from the response to Complete."""
         try:
             seen = await self._head()
@@ -252,8 +245,8 @@ class Upload:
         except cos_requests.RequestFailed as failed:
             log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
 
-    def _uploaded(self, size_bytes: int, crc64: str) -> Uploaded:
-        return Uploaded(size_bytes=size_bytes, crc64=crc64, url=cos_target.url(self._target))
+    def _uploaded(self, size_bytes: int, crc64: str) -> uploaded_object.UploadedObject:
+        return uploaded_object.UploadedObject(size_bytes=size_bytes, crc64=crc64, url=cos_target.url(self._target))
 
     async def _head(self) -> cos_requests.ObjectSeen | None:
         failpoints.hit("upload.head.before")

@@ -10,12 +10,10 @@ import hmac
 import fastapi
 from fastapi import responses
 
-from machine import errors
+from machine import errors, segments
 from web import dependencies
 
 PREFIX = "/internal/"
-WRITTEN = "x-written-ms"
-"""Time of the last write to the segment (Unix ms). The times of a segment without an outcome are derived from it."""
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
@@ -32,6 +30,6 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         if path is None or not path.is_file():
             raise errors.NotFound("This node has no such segment.")
         written_ms = path.stat().st_mtime_ns // 1_000_000
-        return responses.FileResponse(path, media_type="video/x-flv", headers={WRITTEN: str(written_ms)})
+        return responses.FileResponse(path, media_type="video/x-flv", headers={segments.WRITTEN_HEADER: str(written_ms)})
 
     return routes

@@ -1,1 +1,1 @@
-"""Executes commands: each job under a lease, its outcome as an event. Never decides what happens next."""
+"""Execution of commands: each job under a lease, its outcome as an event. Decisions are made in handlers."""

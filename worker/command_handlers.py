@@ -1,4 +1,4 @@
-"""Command → doing handler: the one list. Imports `machine` and `events`."""
+"""Command handlers: the one table from command type to handler."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ COMMAND_HANDLERS: dict[str, Callable[[worker.Worker, codec.Event], Awaitable[Non
 }
 
 
-async def do(node: worker.Worker, command: codec.Event) -> None:
-    """Hand a command to its handler: returns as soon as the job is held, or was refused; the work goes on under its lease."""
+async def handle(node: worker.Worker, command: codec.Event) -> None:
+    """Hand a command to its handler. Returns once the job's lease is taken or refused; the job goes on under its lease."""
     await COMMAND_HANDLERS[command.type](node, command)

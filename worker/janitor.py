@@ -1,7 +1,9 @@
-"""Doing: what is not needed any more leaves this node's spool. Imports `machine` and `events`.
+"""Janitor: deletes files that are no longer needed from this node's spool.
 
-Rules: a file goes only after its row has given it up, and only what its epoch gave up, because a replay may have come first; what
-the database does not know stays.
+Rules:
+- A file is deleted only after its row gave it up, and only files of the epochs that gave it up, because a replay may have come
+  first.
+- Files of sessions that the database does not know stay.
 """
 
 from __future__ import annotations
@@ -17,94 +19,94 @@ from worker import work_ports
 log = structlog.get_logger()
 
 EVERY_S = 5.0
-# What no row says of this disk: copies of other nodes' segments, and what workers left that were superseded, or died.
-DISK_EVERY_MS = 30 * model.SECOND
-SESSIONS_AT_ONCE = 100
+# For files without a row for this node: copies of other nodes' segments, and files of workers that were superseded or died.
+SCAN_EVERY_MS = 30 * model.SECOND
+SESSIONS_PER_QUERY = 100
 HINT = (
-    "Let the service's user delete it, or delete it by hand: nothing needs it any more. It is tried again every few seconds until"
-    " it is gone."
+    "Let the service's user delete it, or delete it by hand: nothing needs it any more. The janitor retries every few seconds"
+    " until it is gone."
 )
 
 
 class Janitor:
-    """Removes what is not needed any more from this node's spool: the files of recordings that are Done, and failed ones after
-    KEEP_FAILED, whoever wrote them there; and what transcodes made before the one whose file counts."""
+    """Deletes the files of recordings that are Done, and of failed ones after KEEP_FAILED, whichever node wrote them here; also
+    outputs of transcodes other than the verified one. `node` owns the spool; "" for a spool that all nodes share."""
 
     def __init__(
-        self, store: ports.Store, steps: work_ports.Steps, *, policy: model.Policy, clock: Callable[[], int], node: str = ""
+        self, store: ports.Store, work: work_ports.Work, *, policy: model.Policy, clock: Callable[[], int], node: str = ""
     ) -> None:
-        """`node` is whose spool it is; "" for one that all nodes share."""
         self._store = store
-        self._steps = steps
+        self._work = work
         self._node = node
         self._policy = policy
         self._clock = clock
-        self._next_disk_ms = 0
-        self.cleaning = supervised_task.SupervisedTask("janitor", self._run)
+        self._next_scan_ms = 0
+        self.task = supervised_task.SupervisedTask("janitor", self._run)
 
     async def start(self) -> None:
-        """Begin to clean."""
-        self.cleaning.start()
+        """Begin to clean every `EVERY_S`."""
+        self.task.start()
 
     async def stop(self) -> None:
         """End the cleaning."""
-        await self.cleaning.stop()
+        await self.task.stop()
 
     async def _run(self) -> None:
         while True:
             try:
-                await self.look()
+                await self.clean()
             except Exception:
-                # What could not be removed now is looked at again; a full disk is refused at the door, not here.
+                # The next round retries. A start is refused on a full disk when it arrives, not here.
                 log.exception("janitor.round_failed")
             await asyncio.sleep(EVERY_S)
 
-    async def look(self) -> None:
-        """One round: what rows say lies here, and now and then what lies here besides."""
+    async def clean(self) -> None:
+        """Clean once: the files that rows gave up, and from time to time the files without a row."""
         failed_before_ms = self._clock() - self._policy.keep_failed_ms
         for recording_id in await self._store.spool_files.removable(failed_before_ms):
             await self._store.spool_files.give_up(recording_id, failed_before_ms)
-        listed = await self._store.spool_files.given_up(self._node)
-        for recording_id in listed:
+        given_up = await self._store.spool_files.given_up(self._node)
+        for recording_id in given_up:
             await self._remove(recording_id)
-        if self._clock() >= self._next_disk_ms:
-            self._next_disk_ms = self._clock() + DISK_EVERY_MS
-            await self._look_at_disk(set(listed))
+        if self._clock() >= self._next_scan_ms:
+            self._next_scan_ms = self._clock() + SCAN_EVERY_MS
+            await self._scan_spool(set(given_up))
 
     async def _remove(self, recording_id: str) -> None:
         files = await self._store.spool_files.of_recording(recording_id, self._node)
         if files is None:
             return
         failpoints.hit("cleanup.remove.before")
-        if await self._tell_stuck(recording_id, self._steps.remove(recording_id, files.until_epoch)) is None:
+        if await self._delete(recording_id, self._work.remove(recording_id, files.until_epoch)) is None:
             return
         failpoints.hit("cleanup.remove.after")
         await self._store.spool_files.forget(recording_id, self._node, files.segments)
         log.info("spool.removed", owner=recording_id)
 
-    async def _look_at_disk(self, listed: set[str]) -> None:
-        """Remove what lies here and nothing can want, but for the recordings `listed`, which were looked at already."""
-        kept = await self._steps.kept_sessions()
-        for first in range(0, len(kept), SESSIONS_AT_ONCE):
-            for each in await self._store.spool_files.leftovers(kept[first : first + SESSIONS_AT_ONCE]):
-                if each.recording_id not in listed:
-                    await self._remove_remains(each)
+    async def _scan_spool(self, cleaned: set[str]) -> None:
+        """Delete leftovers on the spool, except those of the recordings `cleaned` in this round."""
+        task_ids = await self._work.task_ids_on_spool()
+        for first in range(0, len(task_ids), SESSIONS_PER_QUERY):
+            for each in await self._store.spool_files.leftovers(task_ids[first : first + SESSIONS_PER_QUERY]):
+                if each.recording_id not in cleaned:
+                    await self._remove_leftovers(each)
 
-    async def _remove_remains(self, each: segments.Leftovers) -> None:
+    async def _remove_leftovers(self, each: segments.Leftovers) -> None:
         if each.given_up:
-            removing = self._steps.remove(each.recording_id, each.epoch)
+            removing = self._work.remove(each.recording_id, each.epoch)
         elif each.output_epoch is not None:
-            removing = self._steps.remove_outputs(each.recording_id, each.epoch, each.output_epoch)
+            removing = self._work.remove_outputs(each.recording_id, each.epoch, each.output_epoch)
         else:
             return
-        if files := await self._tell_stuck(each.recording_id, removing):
+        if files := await self._delete(each.recording_id, removing):
             log.info("spool.leftover_removed", owner=each.recording_id, files=files)
 
-    async def _tell_stuck(self, recording_id: str, removing: Awaitable[int]) -> int | None:
-        """How many files went; None if one could not be deleted, which must not keep all others on the disk."""
+    async def _delete(self, recording_id: str, removing: Awaitable[int]) -> int | None:
+        """Await a removal; returns the number of deleted files, or None if a file could not be deleted. One such file must not
+        keep all others on the disk."""
         try:
             return await removing
         except OSError as error:
-            said = error.strerror or str(error)
-            log.error("janitor.not_removed", owner=recording_id, file=str(error.filename or ""), error=said, hint=HINT)
+            reason = error.strerror or str(error)
+            log.error("janitor.not_removed", owner=recording_id, file=str(error.filename or ""), error=reason, hint=HINT)
             return None

@@ -1,7 +1,7 @@
-"""What a node says of its jobs: outcomes, each under an id that is made of the job and its epoch. Imports `machine` and `events`.
+"""Publishes job outcomes. The event id is derived from job and epoch, so a repeat is a duplicate.
 
-Rule: an outcome stands in the outbox, or it was not said. No outcome is said for a job whose lease was refused, but for a
-capture's: what it wrote is media.
+Rule: an outcome is published once it is in the outbox. A job whose lease was refused publishes none, except a capture: its
+segment is media.
 """
 
 from __future__ import annotations
@@ -12,84 +12,86 @@ from collections.abc import Callable
 import structlog
 
 from events import codec
-from machine import errors, failpoints, internal_events, ports, states
+from machine import capture_progress, errors, failpoints, internal_events, ports, states
 from machine.reasons import Reason
-from worker import leased_job, work_ports
+from worker import leased_job
 
 log = structlog.get_logger()
 
-SAY_AGAIN_S = 1.0
-# For what is said while the node stops: a database that is away is not waited for.
-LAST_WORD_S = 2.0
+RETRY_S = 1.0
+# While the node stops, an outcome does not wait longer than this for the database.
+STOPPING_TIMEOUT_S = 2.0
 
 
-class Outcomes:
-    """The words of one node."""
+class OutcomePublisher:
+    """Publishes the outcomes of one node's jobs."""
 
     def __init__(self, store: ports.Store, *, node: str, clock: Callable[[], int]) -> None:
         self._store = store
         self._node = node
         self._clock = clock
 
-    def capture_started(self, job: leased_job.Job, progress: work_ports.Progress) -> None:
-        """Say that media is on disk, beside the capture."""
-        task = asyncio.create_task(self._started(job, progress.first_packet_ms or self._clock()))
-        job.said.add(task)
+    def capture_started(self, job: leased_job.LeasedJob, progress: capture_progress.CaptureProgress) -> None:
+        """Publish that media is on disk, in a task of its own."""
+        task = asyncio.create_task(self._capture_started(job, progress.first_packet_ms or self._clock()))
+        job.publishing.add(task)
 
-    async def _started(self, job: leased_job.Job, first_packet_ms: int) -> None:
+    async def _capture_started(self, job: leased_job.LeasedJob, first_packet_ms: int) -> None:
         try:
             await self._store.segments.update(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
         except Exception:
-            # The same time comes with capture-started and with the exit; the capture must not wait for a database that is away.
+            # The capture must not wait for an unavailable database. capture-started and ffmpeg-exit carry the same time.
             log.exception("segment.not_noted", owner=job.owner, epoch=job.epoch)
-        await self._send(job, internal_events.CaptureStarted(epoch=job.epoch, first_packet_ms=first_packet_ms))
+        await self._publish(job, internal_events.CaptureStarted(epoch=job.epoch, first_packet_ms=first_packet_ms))
         failpoints.hit("capture.media.after")
 
-    async def broken(self, job: leased_job.Job, detail: str) -> None:
-        """Publish that a job ended through a fault that a retry may pass."""
-        reason = Reason.ERROR
-        match job.kind:
-            case states.CAPTURE:
-                if job.capture is not None:
-                    job.capture.kill()
-                progress = job.capture.progress if job.capture is not None else None
-                await self.outcome(job, leased_job.capture_exit(job, reason, detail, progress))
-            case states.TRANSCODE:
-                await self.outcome(job, leased_job.transcode_exit(job, reason, detail, retry=True))
-            case states.UPLOAD:
-                await self.outcome(job, internal_events.UploadFailed(epoch=job.epoch, reason=reason, detail=detail, retry=True))
-            case _:
-                await self.outcome(job, internal_events.CallbackFailed(epoch=job.epoch, reason=reason, detail=detail, retry=True))
-
-    async def last_word(self, job: leased_job.Job) -> None:
-        """Say of a transcode that its node stops, which is no fault of it; of all else `worker-lost` says as much. Gives up soon:
-        then this is said, too."""
-        if job.kind != states.TRANSCODE or job.ended:
-            return
-        detail = "Its node stopped; the transcode begins anew."
-        try:
-            async with asyncio.timeout(LAST_WORD_S):
-                await self.outcome(job, leased_job.transcode_exit(job, Reason.NODE_STOPPING, detail, retry=True))
-        except (TimeoutError, errors.LeaseRefused) as error:
-            log.info("outcome.left_unsaid", owner=job.owner, epoch=job.epoch, reason=type(error).__name__)
-
-    async def outcome(self, job: leased_job.Job, outcome: internal_events.WorkerEvent) -> None:
-        """Publish the job's outcome: returns once it is in the outbox."""
-        await self._send(job, outcome)
+    async def ended(self, job: leased_job.LeasedJob, outcome: internal_events.WorkerEvent) -> None:
+        """Publish the outcome of a job, and retry until it is in the outbox. Raises LeaseRefused."""
+        await self._publish(job, outcome)
         job.ended = True
 
-    async def _send(self, job: leased_job.Job, outcome: internal_events.WorkerEvent) -> None:
+    async def fault(self, job: leased_job.LeasedJob, detail: str) -> None:
+        """Publish that a job ended through an unexpected fault, which a retry may pass."""
+        match job.kind:
+            case states.CAPTURE:
+                progress = capture_progress.CaptureProgress()
+                if job.capture is not None:
+                    job.capture.kill()
+                    progress = job.capture.progress
+                await self.ended(job, capture_exit(job.epoch, Reason.ERROR, detail, progress))
+            case states.TRANSCODE:
+                await self.ended(job, transcode_failure(job.epoch, Reason.ERROR, detail, retry=True))
+            case states.UPLOAD:
+                failed = internal_events.UploadFailed(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
+                await self.ended(job, failed)
+            case _:
+                undelivered = internal_events.CallbackFailed(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
+                await self.ended(job, undelivered)
+
+    async def node_stopping(self, job: leased_job.LeasedJob) -> None:
+        """Publish for a transcode that its node stops, so that it does not count as failed. For other jobs `worker-lost` is
+        enough. It is also enough if this cannot be published within `STOPPING_TIMEOUT_S`."""
+        if job.kind != states.TRANSCODE or job.ended:
+            return
+        detail = "Its node stopped; the transcode starts over."
+        try:
+            async with asyncio.timeout(STOPPING_TIMEOUT_S):
+                await self.ended(job, transcode_failure(job.epoch, Reason.NODE_STOPPING, detail, retry=True))
+        except (TimeoutError, errors.LeaseRefused) as error:
+            log.info("outcome.not_published", owner=job.owner, epoch=job.epoch, reason=type(error).__name__)
+
+    async def _publish(self, job: leased_job.LeasedJob, outcome: internal_events.WorkerEvent) -> None:
         type_ = internal_events.TYPE_OF[type(outcome)]
         event = codec.make(
             type_,
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
-            data=leased_job.names(job) | codec.from_payload(outcome),
+            data=leased_job.owner_fields(job) | codec.from_payload(outcome),
             subject=job.owner,
         )
         while True:
             try:
-                # A worker that stood still may end its work before its renewal is refused.
+                # A worker that was frozen may finish its work before its renewal is refused.
                 if job.kind != states.CAPTURE and not await self._store.leases.is_held(job.owner, job.epoch, self._node):
                     raise errors.LeaseRefused
                 await self._store.outbox.send("event", event, job.owner[:26])
@@ -98,4 +100,23 @@ class Outcomes:
                 raise
             except Exception:
                 log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
-                await asyncio.sleep(SAY_AGAIN_S)
+                await asyncio.sleep(RETRY_S)
+
+
+def capture_exit(epoch: int, reason: str, detail: str, progress: capture_progress.CaptureProgress) -> internal_events.FfmpegExit:
+    """The outcome of a capture, with its media on disk."""
+    return internal_events.FfmpegExit(
+        epoch=epoch,
+        job=states.CAPTURE,
+        reason=reason,
+        detail=detail,
+        media_ms=progress.media_ms,
+        size_bytes=progress.size_bytes,
+        first_packet_ms=progress.first_packet_ms,
+        last_packet_ms=progress.last_packet_ms,
+    )
+
+
+def transcode_failure(epoch: int, reason: str, detail: str, *, retry: bool) -> internal_events.FfmpegExit:
+    """The outcome of a transcode without an output."""
+    return internal_events.FfmpegExit(epoch=epoch, job=states.TRANSCODE, reason=reason, detail=detail, retry=retry)

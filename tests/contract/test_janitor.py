@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from assembly import work as joined
+from assembly import work as node_work
 from config import settings
 from machine import model
 from media import spool
@@ -33,9 +33,9 @@ class Disk:
         self.root = root
         folder = spool.Spool(root)
         folder.start()
-        self.steps = joined.Steps(settings.load({"HOME": str(root)}), folder, credentials.CredentialChain({}, clock=clock))
+        self.work = node_work.NodeWork(settings.load({"HOME": str(root)}), folder, credentials.CredentialChain({}, clock=clock))
         self.node = folder.node_id
-        self.janitor = janitor.Janitor(store, self.steps, policy=POLICY, clock=clock, node=self.node)
+        self.janitor = janitor.Janitor(store, self.work, policy=POLICY, clock=clock, node=self.node)
         self.close = folder.stop
 
     def put(self, *names: str, speaker: str = "al", task_id: str = examples.TASK) -> None:
@@ -78,7 +78,7 @@ async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], 
     here.put("00000001.flv", speaker="bo")
     here.put("00000001.flv", speaker="unknown")
     here.put("00000001.flv", speaker="restored", task_id=examples.OTHER)
-    await here.janitor.look()
+    await here.janitor.clean()
     assert here.holds() == {"al/notes.txt", "bo/00000001.flv", "unknown/00000001.flv", "restored/00000001.flv"}
     assert await store.spool_files.given_up("elsewhere") == [OWNER], "those are that node's to delete and to forget"
 
@@ -100,7 +100,7 @@ async def test_a_replay_that_came_first_keeps_its_files(
         return answer
 
     monkeypatch.setattr(store.spool_files, "of_recording", stands_still)
-    await here.janitor.look()
+    await here.janitor.clean()
     assert here.holds() == {"al/00000005.flv", "al/finished.00000006.mp3"}
 
 
@@ -117,7 +117,7 @@ async def test_what_older_transcodes_made_leaves(disk: Callable[[], Disk], store
     for speaker in ("al", "bo"):
         here.put("00000001.flv", "finished.mp4", *outputs, speaker=speaker)
     before = here.holds()
-    await here.janitor.look()
+    await here.janitor.clean()
     kept = {"00000001.flv", *(name for name in outputs if "4.mp4" in name or "6.mp4" in name)}
     assert here.holds() == {f"al/{name}" for name in kept} | {name for name in before if name.startswith("bo/")}
 
@@ -131,7 +131,7 @@ async def test_what_cannot_be_deleted_is_named(disk: Callable[[], Disk], store: 
     here.put("00000002.flv")
     here.put("00000001.flv", speaker="bo")
     with structlog.testing.capture_logs() as lines:
-        await here.janitor.look()
+        await here.janitor.clean()
     (told,) = [line for line in lines if line["event"] == "janitor.not_removed"]
     assert (told["owner"], told["file"], told["error"]) == (OWNER, str(stuck), os.strerror(errno.EISDIR))
     assert "by hand" in told["hint"]

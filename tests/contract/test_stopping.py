@@ -30,14 +30,14 @@ async def _start_capture(node: test_worker.Node) -> codec.Event:
 @pytest.mark.parametrize("known", [False, True], ids=["at once", "when it is about to begin"])
 async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worker.Node, known: bool) -> None:
     """A node that stops with a lease taken and ffmpeg not started reports it, and another node may begin."""
-    await command_handlers.do(node.worker, await _start_capture(node))
+    await command_handlers.handle(node.worker, await _start_capture(node))
     if known:
-        await waiting.until(lambda: node.steps.captures)
+        await waiting.until(lambda: node.work.captures)
     async with waiting.at_most(10):
         await node.worker.drain()
     (said,) = [codec.decode(m.body, now_ms=0) for m in await node.store.outbox.unsent() if m.type == "ffmpeg-exit"]
     assert said.data["Reason"] == "node-stopping"
-    assert all(capture.stopped for capture in node.steps.captures if capture.started)
+    assert all(capture.stopped for capture in node.work.captures if capture.started)
     await node.relay()
     assert (await node.recording()).capture in ("queued", "leased")
     assert (await node.recording()).epoch == 2
@@ -52,7 +52,7 @@ async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, 
     async def endless(*_: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(node.steps, "transcode", endless)
+    monkeypatch.setattr(node.work, "transcode", endless)
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("start-transcode")
     for restart in range(2 * node.policy.lost_limit):
@@ -117,7 +117,7 @@ async def test_many_leases_are_voided_beside_each_other(
         assert await store.leases.take(f"{node.task_id}/{speaker}/1", 1, "node-1", 30_000)
     asked: list[str] = []
     all_asked = asyncio.Event()
-    scan = node.steps.scan
+    scan = node.work.scan
 
     async def slow(job: Any, *more: Any) -> Any:
         asked.append(job.recording.speaker)
@@ -126,7 +126,7 @@ async def test_many_leases_are_voided_beside_each_other(
         await all_asked.wait()
         return await scan(job, *more)
 
-    monkeypatch.setattr(node.steps, "scan", slow)
+    monkeypatch.setattr(node.work, "scan", slow)
     async with waiting.at_most(10):
         await node.worker.start()
     await waiting.until(lambda: sorted(asked) == ["al", "bo", "cy"])

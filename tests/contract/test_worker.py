@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import errors, failpoints, model
+from machine import capture_progress, due_work, errors, failpoints, model, segments, uploaded_object
 from store import store as stores
 from tests import engines, waiting
 from worker import command_handlers, janitor, outcomes, work_ports, worker
@@ -22,29 +21,14 @@ COS = {"Region": "ap-shanghai", "Bucket": "b-12345", "Path": "p", "SecretId": "i
 POLICY = model.Policy(lease_ms=600)
 
 
-@dataclass
-class Progress:
-    media_ms: int = 0
-    size_bytes: int = 0
-    first_packet_ms: int | None = None
-    last_packet_ms: int | None = None
-
-
-@dataclass
-class Exit:
-    reason: str
-    detail: str
-    progress: Progress
-
-
 class Capture:
     """A capture that ends on the test's request."""
 
     def __init__(self, on_media: work_ports.OnMedia) -> None:
         self.on_media = on_media
-        self.progress = Progress()
+        self.progress = capture_progress.CaptureProgress()
         self.started = self.stopped = self.killed = False
-        self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[capture_progress.CaptureExit] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         self.started = True
@@ -57,59 +41,61 @@ class Capture:
         self.killed = True
         self.end("stopped")
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> capture_progress.CaptureExit:
         return await asyncio.shield(self._ended)
 
     def media(self, media_ms: int, clock: engines.Clock) -> None:
-        self.progress = Progress(media_ms, media_ms, clock() - media_ms, clock())
+        self.progress = capture_progress.CaptureProgress(
+            media_ms=media_ms, size_bytes=media_ms, first_packet_ms=clock() - media_ms, last_packet_ms=clock()
+        )
         self.on_media(self.progress)
 
     def end(self, reason: str) -> None:
         if not self._ended.done():
-            self._ended.set_result(Exit(reason, "", self.progress))
+            self._ended.set_result(capture_progress.CaptureExit(reason=reason, detail="", progress=self.progress))
 
 
 @dataclass
-class Steps:
+class RecordedWork:
     """Work that records its calls."""
 
     captures: list[Capture] = field(default_factory=list)
     transcodes: int = 0
     failure: Exception | None = None
-    scanned: Progress = field(default_factory=Progress)
+    scanned: capture_progress.CaptureProgress = field(default_factory=capture_progress.CaptureProgress)
     unreadable: bool = False
     removed: list[str] = field(default_factory=list)
     fetched: list[tuple[int, str]] = field(default_factory=list)
     joined: list[list[int]] = field(default_factory=list)
     stuck: int = 0
 
-    def capture(self, job: work_ports.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
+    def capture(self, job: due_work.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         self.captures.append(Capture(on_media))
         return self.captures[-1]
 
-    async def scan(self, job: work_ports.Assignment, epoch: int, known_ms: int) -> work_ports.Scan:
+    async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> capture_progress.CaptureProgress:
         if self.unreadable:
             raise OSError(5, "Input/output error")
         return self.scanned
 
-    async def transcode(self, job: work_ports.Assignment, epoch: int, segments: Sequence[Any]) -> work_ports.Finished:
+    async def transcode(self, job: due_work.Assignment, epoch: int, parts: Sequence[segments.Segment]) -> model.Output:
         self.transcodes += 1
-        self.joined.append([segment.epoch for segment in segments])
+        self.joined.append([segment.epoch for segment in parts])
         if self.failure:
             raise self.failure
-        return work_ports.Finished(output=model.Output(duration_ms=1000, size_bytes=10))
+        return model.Output(duration_ms=1000, size_bytes=10)
 
-    async def fetch(self, job: work_ports.Assignment, epoch: int, url: str) -> bool:
+    async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         self.fetched.append((epoch, url))
         return True
 
     async def upload(
-        self, job: work_ports.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
-    ) -> work_ports.Uploaded:
+        self, job: due_work.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
+    ) -> uploaded_object.UploadedObject:
         await save({"reached": 1})
-        return work_ports.Uploaded(size_bytes=10, crc64="1", url="https://x")
+        return uploaded_object.UploadedObject(size_bytes=10, crc64="1", url="https://x")
 
-    async def deliver(self, callback: model.Delivery) -> None:
+    async def deliver(self, delivery: model.Delivery) -> None:
         return None
 
     async def remove(self, recording_id: str, until_epoch: int) -> int:
@@ -119,14 +105,11 @@ class Steps:
         self.removed.append(recording_id)
         return 1
 
-    async def remove_outputs(self, recording_id: str, before_epoch: int, but_epoch: int) -> int:
+    async def remove_outputs(self, recording_id: str, before_epoch: int, except_epoch: int) -> int:
         raise AssertionError("nothing is left over")
 
-    async def kept_sessions(self) -> list[str]:
+    async def task_ids_on_spool(self) -> list[str]:
         return []
-
-    def segment_path(self, job: work_ports.Assignment, epoch: int) -> Path:
-        return Path("/nowhere")
 
 
 class Node:
@@ -136,13 +119,13 @@ class Node:
         self.store = store
         self.clock = clock
         self.policy = policy
-        self.steps = Steps()
+        self.work = RecordedWork()
         self._ids = 0
         self.decider = dispatch.Decider(store, unit_of_work.Context(policy=policy, new_id=self.new_id))
         self.worker = self.new_worker()
 
     def new_worker(self) -> worker.Worker:
-        return worker.Worker(self.store, self.steps, node="node-1", policy=self.policy, clock=self.clock)
+        return worker.Worker(self.store, self.work, node="node-1", policy=self.policy, clock=self.clock)
 
     def new_id(self) -> str:
         self._ids += 1
@@ -162,7 +145,7 @@ class Node:
                 if message.channel == "event":
                     await self.decider.decide_from_bus(event)
                 elif message.channel == "command":
-                    await command_handlers.do(self.worker, event)
+                    await command_handlers.handle(self.worker, event)
                 await self.store.outbox.mark_sent(message.seq)
         return types
 
@@ -184,7 +167,7 @@ class Node:
         self.task_id = (await self.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
         await self.say("user-publishing", **ROOM, UserId="al", EventMs=self.clock(), Kind="audio")
         await self.relay()
-        return await waiting.until(lambda: next((c for c in self.steps.captures if c.started), None), what="the capture")
+        return await waiting.until(lambda: next((c for c in self.work.captures if c.started), None), what="the capture")
 
 
 @pytest.fixture
@@ -217,7 +200,7 @@ async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
     await node.say("stop", TaskId=node.task_id)
     await node.relay()
     assert (await node.recording()).state == "Failed"
-    assert not any(c.started for c in node.steps.captures)
+    assert not any(c.started for c in node.work.captures)
 
 
 async def test_a_stop_that_comes_before_the_worker_knows_of_its_lease(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,19 +213,19 @@ async def test_a_stop_that_comes_before_the_worker_knows_of_its_lease(node: Node
         await node.say("stop", TaskId=node.task_id)
         for message in await node.store.outbox.unsent():
             if message.type == "stop-capture":
-                await command_handlers.do(node.worker, codec.decode(message.body, now_ms=node.clock()))
+                await command_handlers.handle(node.worker, codec.decode(message.body, now_ms=node.clock()))
         return taken
 
     monkeypatch.setattr(node.store.leases, "take", overtaken)
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
     start = next(m for m in await node.store.outbox.unsent() if m.type == "start-capture")
-    await command_handlers.do(node.worker, codec.decode(start.body, now_ms=node.clock()))
+    await command_handlers.handle(node.worker, codec.decode(start.body, now_ms=node.clock()))
     await node.store.outbox.mark_sent(start.seq)
     monkeypatch.undo()
     said = await waiting.until(lambda: _said(node, "ffmpeg-exit"), what="the end of the capture")
     assert said.data["Reason"] == "stopped"
-    assert not any(c.started for c in node.steps.captures)
+    assert not any(c.started for c in node.work.captures)
 
 
 async def _said(node: Node, type_: str) -> codec.Event | None:
@@ -310,7 +293,7 @@ async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
     before = await node.recording()
     await node.worker.stop()
     assert capture.killed
-    node.steps.scanned = Progress(media_ms=7_000, size_bytes=70, last_packet_ms=node.clock())
+    node.work.scanned = capture_progress.CaptureProgress(media_ms=7_000, size_bytes=70, last_packet_ms=node.clock())
     node.worker = node.new_worker()
     await node.worker.start()
     assert "start-capture" in await node.relay()
@@ -323,7 +306,7 @@ async def test_what_is_on_disk_is_known_though_the_lease_ran_out_first(node: Nod
     await node.open()
     owner = (await node.recording()).id
     await node.worker.stop()
-    node.steps.scanned = Progress(media_ms=1_700, size_bytes=70, last_packet_ms=node.clock())
+    node.work.scanned = capture_progress.CaptureProgress(media_ms=1_700, size_bytes=70, last_packet_ms=node.clock())
     node.worker = node.new_worker()
     await node.worker.start()
     lost = {"Owner": owner, "Epoch": 1, "Node": "node-1"}
@@ -343,20 +326,20 @@ async def test_what_nobody_told_of_is_asked_for_and_not_waited_for(node: Node, a
     owner = (await node.recording()).id
     await node.worker.stop()
     await node.say("worker-lost", Owner=owner, Epoch=1, Node="node-1")
-    node.worker = worker.Worker(node.store, node.steps, node="node-2", policy=node.policy, clock=node.clock, shared_spool=False)
+    node.worker = worker.Worker(node.store, node.work, node="node-2", policy=node.policy, clock=node.clock, shared_spool=False)
     await node.worker.start()
     await node.store.nodes.heartbeat("node-2", "http://node-2")
     if not away:
         await node.store.nodes.heartbeat("node-1", "http://node-1")
     await node.relay()
-    capture = await waiting.until(lambda: next((c for c in node.steps.captures[1:] if c.started), None), what="another capture")
+    capture = await waiting.until(lambda: next((c for c in node.work.captures[1:] if c.started), None), what="another capture")
     capture.media(5_000, node.clock)
     await node.relayed("capture-started")
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("session-finished")
     assert (await node.recording()).state == "Done"
-    assert node.steps.fetched == ([] if away else [(1, "http://node-1")])
-    assert node.steps.joined == [[1, 2]]
+    assert node.work.fetched == ([] if away else [(1, "http://node-1")])
+    assert node.work.joined == [[1, 2]]
 
 
 async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> None:
@@ -366,7 +349,7 @@ async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> No
     owner = (await node.recording()).id
     await node.store.segments.update(owner, 1, {"media_ms": 6_000, "size_bytes": 60, "last_packet_ms": node.clock()})
     await node.worker.stop()
-    node.steps.unreadable = True
+    node.work.unreadable = True
     node.worker = node.new_worker()
     await node.worker.start()
     assert "start-capture" in await node.relay()
@@ -378,7 +361,7 @@ async def test_a_failed_step_is_told_with_its_reason(node: Node) -> None:
     """A fatal failure fails the recording with the work's own detail."""
     capture = await node.open()
     capture.media(5_000, node.clock)
-    node.steps.failure = errors.TranscodeFailed("The segments cannot be read.", reason="no-media", retry=False)
+    node.work.failure = errors.TranscodeFailed("The segments cannot be read.", reason="no-media", retry=False)
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("session-finished")
     value = await node.recording()
@@ -389,7 +372,7 @@ async def test_a_fault_of_ours_is_tried_again(node: Node) -> None:
     """Work that raises an unexpected error counts as a retryable failure; nothing hangs until the lease expires."""
     capture = await node.open()
     capture.media(5_000, node.clock)
-    node.steps.failure = RuntimeError("a fault of ours")
+    node.work.failure = RuntimeError("a fault of ours")
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("ffmpeg-exit")
 
@@ -406,15 +389,15 @@ async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: sto
     """Files are deleted after Done; those of a failed recording after KEEP_FAILED."""
     capture = await node.open()
     capture.media(5_000, node.clock)
-    node.steps.failure = errors.TranscodeFailed("no", reason="no-media", retry=False)
+    node.work.failure = errors.TranscodeFailed("no", reason="no-media", retry=False)
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("session-finished")
     value = await node.recording()
     assert await store.spool_files.removable(node.clock() - POLICY.keep_failed_ms) == []
     node.clock.advance(POLICY.keep_failed_ms + 1)
-    cleaner = janitor.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
+    cleaner = janitor.Janitor(store, node.work, policy=POLICY, clock=node.clock)
     await cleaner.start()
-    await waiting.until(lambda: node.steps.removed == [value.id], what="the files to go")
+    await waiting.until(lambda: node.work.removed == [value.id], what="the files to go")
     await cleaner.stop()
     assert not await store.spool_files.give_up(value.id, failed_before_ms=node.clock())
 
@@ -428,12 +411,12 @@ async def test_files_that_could_not_be_deleted_are_deleted_later(
     capture.media(5_000, node.clock)
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("session-finished")
-    node.steps.stuck = 2
-    cleaner = janitor.Janitor(store, node.steps, policy=POLICY, clock=node.clock)
+    node.work.stuck = 2
+    cleaner = janitor.Janitor(store, node.work, policy=POLICY, clock=node.clock)
     await cleaner.start()
-    await waiting.until(lambda: node.steps.removed, what="the files to go")
+    await waiting.until(lambda: node.work.removed, what="the files to go")
     await cleaner.stop()
-    assert node.steps.stuck == 0
+    assert node.work.stuck == 0
 
 
 async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) -> None:
@@ -457,7 +440,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """If publishing an outcome fails, the lease is not renewed any more, so that the job becomes `worker-lost`."""
     capture = await node.open()
-    monkeypatch.setattr(outcomes.Outcomes, "outcome", None)
+    monkeypatch.setattr(outcomes.OutcomePublisher, "ended", None)
     capture.end("eof")
     held = (await node.recording()).id, 1, "node-1", 10_000
     assert await node.store.leases.renew(*held)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from machine import capture_progress
 from machine.reasons import Reason
 from media import capture, flv, segment_scan
 from tests import flv_source, waiting
@@ -34,7 +35,7 @@ def _capture(address: str, path: Path, mode: str = "02", **limits: float) -> cap
     return capture.Capture(capture.CaptureSpec(address=address, path=path, mode=mode, **limits), ffmpeg=FFMPEG)
 
 
-async def _run(address: str, path: Path, mode: str = "02", **limits: float) -> capture.CaptureExit:
+async def _run(address: str, path: Path, mode: str = "02", **limits: float) -> capture_progress.CaptureExit:
     running = _capture(address, path, mode, **limits)
     await running.start()
     return await asyncio.wait_for(running.wait(), waiting.limit_s(30))
@@ -69,7 +70,7 @@ async def test_media_is_announced_once_with_its_time(source: LiveSource, tmp_pat
     """on_media comes once, while the capture runs, with the first packet's wall time, though ffmpeg analyses for a
     second first."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
-    seen: list[capture.CaptureProgress] = []
+    seen: list[capture_progress.CaptureProgress] = []
     spec = capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02")
     running = capture.Capture(spec, ffmpeg=FFMPEG, on_media=seen.append)
     await running.start()
@@ -366,7 +367,7 @@ async def _begun(running: capture.Capture) -> bool:
     return not running.ended
 
 
-async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, stop: bool) -> capture.CaptureExit:
+async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, stop: bool) -> capture_progress.CaptureExit:
     running = _capture(address, path)
     for _ in range(500):  # a pull is refused, within some 20 ms, until the server listens
         if await _begun(running):

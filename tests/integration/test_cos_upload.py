@@ -19,7 +19,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from machine import errors, failpoints
+from machine import errors, failpoints, uploaded_object
 from tencent import cos, cos_requests, credentials, file_parts
 from tests import waiting
 
@@ -238,7 +238,9 @@ class Notes:
         return self.states[-1]
 
 
-async def upload(uploader: cos.CosUploader, path: Path, server: Cos, notes: Notes | None = None, **more: Any) -> cos.Uploaded:
+async def upload(
+    uploader: cos.CosUploader, path: Path, server: Cos, notes: Notes | None = None, **more: Any
+) -> uploaded_object.UploadedObject:
     arguments: dict[str, Any] = {"state": None, "save": (notes or Notes()).save, **more}
     return await uploader.upload(path, target(server), KEYS, **arguments)
 
@@ -248,7 +250,9 @@ async def test_file_arrives_whole(server: Cos, uploader: cos.CosUploader, file: 
     notes = Notes()
     done = await upload(uploader, file, server, notes)
     assert server.objects[KEY] == data
-    assert done == cos.Uploaded(size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)), url=f"https://{HOST}/{KEY}")
+    assert done == uploaded_object.UploadedObject(
+        size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)), url=f"https://{HOST}/{KEY}"
+    )
     assert [len(state.parts) for state in notes.states] == [0, 1, 2, 3]
     assert server.asked == ["begun", "create", "part", "part", "part", "complete", "head"]
 

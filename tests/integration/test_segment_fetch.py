@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from assembly import segment_fetch
-from machine import errors
+from machine import errors, segments
+from media import segment_fetch
 from tests import ports
-from web import segment_download
 
 TOKEN = "of-the-cluster"
 OWNER = "01HZY0000000000000000000AA/alice/1"
@@ -29,12 +28,12 @@ def names(folder: Path) -> list[str]:
 async def node() -> AsyncIterator[str]:
     """Another node: it has epoch 1 whole, breaks off in epoch 2, and has nothing else."""
 
-    async def segments(request: web.Request) -> web.StreamResponse:
+    async def serve(request: web.Request) -> web.StreamResponse:
         assert request.headers["Authorization"] == f"Bearer {TOKEN}"
         assert request.query["recording"] == OWNER
         match request.query["epoch"]:
             case "1":
-                return web.Response(body=SEGMENT, headers={segment_download.WRITTEN: str(WRITTEN_MS)})
+                return web.Response(body=SEGMENT, headers={segments.WRITTEN_HEADER: str(WRITTEN_MS)})
             case "2":
                 answer = web.StreamResponse(headers={"Content-Length": str(len(SEGMENT))})
                 await answer.prepare(request)
@@ -46,7 +45,7 @@ async def node() -> AsyncIterator[str]:
                 raise web.HTTPNotFound
 
     application = web.Application()
-    application.router.add_get("/internal/segments", segments)
+    application.router.add_get("/internal/segments", serve)
     runner = web.AppRunner(application)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

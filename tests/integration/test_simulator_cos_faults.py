@@ -17,7 +17,7 @@ from fastcrc import crc64
 from qcloud_cos import CosConfig, CosS3Client
 from qcloud_cos.cos_exception import CosClientError, CosServiceError
 
-from machine import errors
+from machine import errors, uploaded_object
 from simulator import server
 from simulator.cos import faults, signature
 from tencent import cos, credentials
@@ -52,7 +52,7 @@ async def upload(simulator: server.Simulator, tmp_path: Path) -> AsyncIterator[U
     async def save(state: cos.UploadState) -> None:
         states.append(state)
 
-    async def begin(*, resume: bool = False) -> cos.Uploaded:
+    async def begin(*, resume: bool = False) -> uploaded_object.UploadedObject:
         state = states[-1] if resume and states else None
         return await uploader.upload(path, target, KEYS, state=state, save=save)
 
@@ -64,7 +64,7 @@ def script(simulator: server.Simulator, *rules: faults.Fault) -> None:
     simulator.cos.faults.set(*rules)
 
 
-def check_right(simulator: server.Simulator, done: cos.Uploaded) -> None:
+def check_right(simulator: server.Simulator, done: uploaded_object.UploadedObject) -> None:
     """One object, and it is the file."""
     (stored,) = simulator.cos.objects.all()
     assert (stored.key, stored.path.read_bytes() == BODY) == (KEY, True)

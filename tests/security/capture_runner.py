@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from machine import capture_progress
 from media import capture
 from tests import waiting
 from tests.flv_source import FFMPEG
 
 
-async def run(address: str, folder: Path, name: str) -> capture.CaptureExit:
+async def run(address: str, folder: Path, name: str) -> capture_progress.CaptureExit:
     """Run one capture until it ends."""
     spec = capture.CaptureSpec(address=address, path=folder / f"{name}.flv", mode="02", stall_after_s=3, first_media_s=4)
     running = capture.Capture(spec, ffmpeg=FFMPEG)

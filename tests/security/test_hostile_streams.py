@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from machine import capture_progress
 from machine.reasons import Reason
-from media import capture, ffmpeg_command, flv, resource_limits, segment_scan
+from media import ffmpeg_command, flv, resource_limits, segment_scan
 from tests import flv_source, waiting
 from tests.security import capture_runner
 
@@ -190,11 +191,11 @@ def marked(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if MARK in path.read_bytes()]
 
 
-async def run_all(addresses: list[str], folder: Path) -> list[capture.CaptureExit]:
+async def run_all(addresses: list[str], folder: Path) -> list[capture_progress.CaptureExit]:
     """Run all captures into `folder`, four at a time."""
     gate = asyncio.Semaphore(4)
 
-    async def one(number: int, address: str) -> capture.CaptureExit:
+    async def one(number: int, address: str) -> capture_progress.CaptureExit:
         async with gate:
             return await capture_runner.run(address, folder, f"{number:08d}")
 

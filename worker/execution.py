@@ -1,0 +1,179 @@
+"""Executes the jobs of a worker: capture, transcode, upload, delivery. Each publishes its outcome.
+
+The contract of a job (precondition · effect · outcome):
+
+1. capture     job queued · lease, segment registered, ffmpeg · capture-started, ffmpeg-exit
+2. transcode   job queued · lease, partial file, verified, renamed · ffmpeg-exit
+3. upload      job queued · lease, upload resumed or begun, compared · upload-finished or upload-failed
+4. delivery    job queued · lease, one POST · callback-finished or callback-failed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from machine import capture_progress, due_work, errors, failpoints, internal_events, model, ports, segments
+from machine.reasons import Reason
+from worker import leased_job, outcomes, work_ports
+
+log = structlog.get_logger()
+
+# A transcode fills a core, an upload a thread. More at a time would only slow down the captures.
+TRANSCODES = 2
+UPLOADS = 4
+# A delivery waits for the receiver's server and takes a socket. Many at a time, but fewer than there may be sessions.
+DELIVERIES = 64
+
+
+class Execution:
+    """Executes jobs that a lease was taken for. `place` is the node whose spool holds the files, "" for a shared spool."""
+
+    def __init__(
+        self,
+        store: ports.Store,
+        work: work_ports.Work,
+        publisher: outcomes.OutcomePublisher,
+        *,
+        node: str,
+        place: str,
+        policy: model.Policy,
+        clock: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._work = work
+        self._publisher = publisher
+        self._node = node
+        self._place = place
+        self._policy = policy
+        self._clock = clock
+        self._transcodes = asyncio.Semaphore(TRANSCODES)
+        self._uploads = asyncio.Semaphore(UPLOADS)
+        self._deliveries = asyncio.Semaphore(DELIVERIES)
+
+    async def capture(self, job: leased_job.LeasedJob) -> None:
+        """Capture one speaker's stream until it ends or is stopped."""
+        assignment = await self._assignment(job)
+        await self._store.segments.register(job.owner, job.epoch, self._node)
+        job.capture = capture = self._work.capture(
+            assignment, job.epoch, lambda progress: self._publisher.capture_started(job, progress)
+        )
+        # A stop that arrived before this node took the lease found no job here.
+        job.stop_requested |= assignment.recording.stop_requested
+        if job.stop_requested or not await self._store.leases.is_held(job.owner, job.epoch, self._node):
+            await self._never_began(job, Reason.STOPPED, "It was stopped before it began.")
+            return
+        if job.handed_over:
+            await self._never_began(job, Reason.NODE_STOPPING, "Its node stopped before it began.")
+            return
+        await capture.start()
+        log.info("capture.running", owner=job.owner, epoch=job.epoch)
+        if job.stop_requested or job.handed_over:
+            capture.stop()
+        ended = await capture.wait()
+        await asyncio.gather(*job.publishing)
+        failpoints.hit("segment.close.before")
+        log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
+        handed_over = job.handed_over and not job.stop_requested and ended.reason == Reason.STOPPED
+        reason = Reason.NODE_STOPPING if handed_over else ended.reason
+        await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, ended.detail, ended.progress))
+        failpoints.hit("segment.close.after")
+
+    async def _never_began(self, job: leased_job.LeasedJob, reason: Reason, detail: str) -> None:
+        await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, detail, capture_progress.CaptureProgress()))
+
+    async def transcode(self, job: leased_job.LeasedJob) -> None:
+        """Make the finished file from the segments that can be reached."""
+        assignment = await self._assignment(job)
+        parts = await self._store.segments.of_recording(job.owner)
+        try:
+            missing = await self._fetch_missing(assignment, parts)
+            async with self._transcodes:
+                made = await self._work.transcode(assignment, job.epoch, [s for s in parts if s.epoch not in missing])
+        except errors.TranscodeFailed as error:
+            log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            failure = outcomes.transcode_failure(job.epoch, error.reason, error.detail, retry=error.retry)
+            await self._publisher.ended(job, failure)
+            return
+        log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.duration_ms, missing=len(missing))
+        output = replace(made, missing=len(missing), gaps=leased_job.gaps_with_missing(made, parts, missing))
+        done = internal_events.FfmpegExit(epoch=job.epoch, job=job.kind, reason=Reason.OK, output=output, node=self._place)
+        await self._publisher.ended(job, done)
+
+    async def _fetch_missing(self, assignment: due_work.Assignment, parts: Sequence[segments.Segment]) -> set[int]:
+        """Fetch the segments that are on other nodes; returns the epochs of the unreachable ones.
+
+        Raises TranscodeFailed (node-away) within NODE_RETURN, so that their node can come back. A segment without an outcome may
+        hold media that no row knows of, because its worker died or froze before its first report. It is fetched if possible, and
+        not waited for."""
+        if not self._place:
+            return set()
+        missing = set()
+        for segment in parts:
+            if segment.node == self._node or (segment.reason and not segment.media_ms):
+                continue
+            if not await self._fetch(assignment, segment) and segment.media_ms:
+                missing.add(segment.epoch)
+        over_ms = assignment.recording.stage_started_ms + self._policy.node_return_ms
+        if missing and self._clock() < over_ms:
+            nodes = ", ".join(sorted({s.node for s in parts if s.epoch in missing}))
+            detail = f"Segments are on {nodes}, which does not answer. The transcode waits for it until NODE_RETURN is over."
+            raise errors.TranscodeFailed(detail, reason=Reason.NODE_AWAY, retry=True)
+        return missing
+
+    async def _fetch(self, assignment: due_work.Assignment, segment: segments.Segment) -> bool:
+        url = await self._store.nodes.url(segment.node, self._clock() - 2 * self._policy.lease_ms)
+        return bool(url) and await self._work.fetch(assignment, segment.epoch, url)
+
+    async def upload(self, job: leased_job.LeasedJob) -> None:
+        """Upload the finished file, or resume its upload."""
+        assignment = await self._assignment(job)
+        state = await self._store.uploads.state(job.owner)
+
+        async def save(reached: dict[str, Any]) -> None:
+            if not await self._store.uploads.save(job.owner, job.epoch, self._node, reached):
+                raise errors.LeaseRefused
+
+        try:
+            async with self._uploads:
+                done = await self._work.upload(assignment, state, save)
+        except errors.UploadFailed as error:
+            log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            failure = internal_events.UploadFailed(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
+            await self._publisher.ended(job, failure)
+            return
+        log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
+        failpoints.hit("upload.done.before")
+        finished = internal_events.UploadFinished(epoch=job.epoch, size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
+        await self._publisher.ended(job, finished)
+        failpoints.hit("upload.done.after")
+        # After the outcome: a crash between the two would otherwise upload hours of video again.
+        await self._store.uploads.delete(job.owner, job.epoch)
+
+    async def deliver(self, job: leased_job.LeasedJob) -> None:
+        """Post a result to its callback URL, once."""
+        delivery = await self._store.assignments.delivery(job.owner)
+        if delivery is None:
+            return
+        try:
+            async with self._deliveries:
+                await self._work.deliver(delivery)
+        except errors.CallbackFailed as error:
+            log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            failure = internal_events.CallbackFailed(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
+            await self._publisher.ended(job, failure)
+            return
+        failpoints.hit("callback.mark.before")
+        log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
+        await self._publisher.ended(job, internal_events.CallbackFinished(epoch=job.epoch))
+        failpoints.hit("callback.mark.after")
+
+    async def _assignment(self, job: leased_job.LeasedJob) -> due_work.Assignment:
+        found = await self._store.assignments.recording(job.owner)
+        if found is None:
+            raise errors.NotFound(f"There is no recording {job.owner}.")
+        return found

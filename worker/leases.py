@@ -1,0 +1,154 @@
+"""Lease renewal of a worker's jobs, and the leases that an earlier process of this node left.
+
+Rules:
+- A refused renewal ends the job, and nothing more is written for it. An unanswered renewal is no refusal: the database may be
+  restarting.
+- At start, leases of an earlier process are voided. The spool, not memory, tells what their captures left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from events import codec
+from machine import due_work, failpoints, internal_events, model, ports, states, supervised_task
+from worker import leased_job, outcomes, work_ports
+
+log = structlog.get_logger()
+
+RENEW_EVERY_S = 5.0
+MIN_RENEW_EVERY_S = 0.5
+
+
+class HeldLeases:
+    """The jobs that this node holds, by owner and epoch. Their leases are renewed until the job is removed or refused."""
+
+    def __init__(
+        self, store: ports.Store, work: work_ports.Work, *, node: str, policy: model.Policy, clock: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._work = work
+        self._node = node
+        self._policy = policy
+        self._clock = clock
+        self.jobs: dict[tuple[str, int], leased_job.LeasedJob] = {}
+        self.task = supervised_task.SupervisedTask("worker.leases", self._run)
+
+    async def start(self) -> None:
+        """Void the leases of an earlier process of this node, then begin to renew."""
+        await asyncio.gather(*(self._void(lease) for lease in await self._store.leases.of_node(self._node)))
+        self.task.start()
+
+    async def stop(self) -> list[leased_job.LeasedJob]:
+        """End the renewal and all jobs; returns these jobs."""
+        await self.task.stop()
+        jobs = list(self.jobs.values())
+        self.jobs.clear()
+        await asyncio.gather(*(_abandon(job) for job in jobs))
+        return jobs
+
+    async def take(self, owner: str, epoch: int, kind: str) -> leased_job.LeasedJob | None:
+        """Take the lease of a job; None if it is held, ended or superseded."""
+        failpoints.hit("lease.take.before")
+        if not await self._store.leases.take(owner, epoch, self._node, self._policy.lease_ms):
+            log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
+            return None
+        failpoints.hit("lease.take.after")
+        job = self.jobs[owner, epoch] = leased_job.LeasedJob(owner=owner, epoch=epoch, kind=kind)
+        return job
+
+    def release(self, job: leased_job.LeasedJob) -> None:
+        """Stop renewing a job, so that its lease expires and becomes `worker-lost`."""
+        self.jobs.pop((job.owner, job.epoch), None)
+
+    async def _run(self) -> None:
+        # A renewal also carries the time of the last packet, by which the machine detects an idle recording. It must therefore
+        # come well within IDLE_TIMEOUT.
+        every_s = min(RENEW_EVERY_S, self._policy.lease_ms / 6000, max(MIN_RENEW_EVERY_S, self._policy.idle_timeout_ms / 3000))
+        answered = True
+        while True:
+            await asyncio.sleep(every_s if answered else min(outcomes.RETRY_S, every_s))
+            answered = await self._end_refused()
+            for job in list(self.jobs.values()):
+                answered &= await self._renew(job)
+
+    async def _end_refused(self) -> bool:
+        """End the jobs whose leases are gone, all together; returns whether the database answered. After a freeze there may be
+        many, and renewing them in turn would take longer than their ffmpegs may run on."""
+        jobs = dict(self.jobs)
+        if not jobs:
+            return True
+        try:
+            held = {(lease.owner, lease.epoch) for lease in await self._store.leases.of_node(self._node)}
+        except Exception:
+            log.exception("lease.unanswered", jobs=len(jobs))
+            return False
+        await asyncio.gather(*(self._refused(job) for key, job in jobs.items() if key not in held))
+        return True
+
+    async def _renew(self, job: leased_job.LeasedJob) -> bool:
+        """Renew one lease and note the capture's progress; returns whether the database answered."""
+        capture = job.capture if not job.ended else None
+        last_ms = capture.progress.last_packet_ms if capture is not None else None
+        try:
+            failpoints.hit("lease.renew.before")
+            held = await self._store.leases.renew(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
+            if held and capture is not None and not job.ended and last_ms is not None:
+                await self._store.segments.update(job.owner, job.epoch, leased_job.segment_values(capture.progress))
+            failpoints.hit("lease.renew.after")
+        except Exception:
+            log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
+            return False
+        if not held:
+            await self._refused(job)
+        return True
+
+    async def _refused(self, job: leased_job.LeasedJob) -> None:
+        self.release(job)
+        if not job.ended:
+            log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
+            await _abandon(job)
+
+    async def _void(self, lease: due_work.Lease) -> None:
+        """Publish `worker-lost` for a lease of an earlier process."""
+        lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
+        if "/" in lease.owner:
+            assignment = await self._store.assignments.recording(lease.owner)
+            if assignment is not None and assignment.recording.state in states.CAPTURING:
+                lost = await self._with_media(lost, assignment)
+        log.info("lease.voided", owner=lease.owner, epoch=lease.epoch, media_ms=lost.media_ms)
+        # The sweeper may have published its `worker-lost` a moment before, without the media on disk. Hence another id.
+        event = codec.make(
+            "worker-lost",
+            id=f"voided.{lease.owner}.{lease.epoch}",
+            time_ms=self._clock(),
+            data=codec.from_payload(lost),
+            subject=lease.owner,
+        )
+        await self._store.outbox.send("event", event, lease.owner[:26])
+
+    async def _with_media(self, lost: internal_events.WorkerLost, assignment: due_work.Assignment) -> internal_events.WorkerLost:
+        """Add the media that a capture left. The node takes no work before this is published, so it must be quick: a long segment
+        counts as noted before, an unreadable one as nothing."""
+        parts = await self._store.segments.of_recording(lost.owner)
+        known_ms = max((s.media_ms for s in parts if s.epoch == lost.epoch), default=0)
+        try:
+            found = await self._work.scan(assignment, lost.epoch, known_ms)
+        except OSError as error:
+            log.error("segment.not_read", owner=lost.owner, epoch=lost.epoch, error=error.strerror, media_ms=known_ms)
+            return lost
+        return replace(lost, media_ms=found.media_ms, size_bytes=found.size_bytes, last_packet_ms=found.last_packet_ms)
+
+
+async def _abandon(job: leased_job.LeasedJob) -> None:
+    """Kill a job's capture and cancel its tasks."""
+    if job.capture is not None and not job.ended:
+        job.capture.kill()
+    tasks = [t for t in (job.task, *job.publishing) if t is not None]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
