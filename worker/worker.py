@@ -115,6 +115,8 @@ class Worker:
             await self._execute(job, execute)
         except errors.LeaseRefused:
             log.warning("job.superseded", owner=job.owner, epoch=job.epoch, kind=job.kind)
+        except Exception:
+            log.exception("job.outcome_lost", owner=job.owner, epoch=job.epoch, kind=job.kind)
         finally:
             if not job.ended:
                 # Without an outcome. A renewed lease would hold the job forever; an expired one becomes `worker-lost`.
