@@ -96,7 +96,7 @@ async def _recording_user_left(uow: unit_of_work.UnitOfWork, current: model.Sess
     elif data["EventMs"] < current.opened_ms:
         await _note(uow, current, OLDER_THAN_OPENING)
     elif 0 <= data["EventMs"] - await tx.last_pull_ms(current.task_id, data["EventMs"]) < OWN_PULL_MS:
-        note = f"noted: the recording user left with reason {reason} just after another pull of ours: mutual eviction"
+        note = f"noted: the recording user left with reason {reason} just after another pull of the recorder: mutual eviction"
         await _note(uow, current, note)
     else:
         await uow.advance_session(current, "user-removed")

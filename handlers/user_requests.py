@@ -31,7 +31,8 @@ async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         return await _repeat(uow, current, secrets)
     if uow.no_capacity is not None:
         raise uow.no_capacity
-    await _within_quota(uow)
+    if uow.by is not None and uow.by.quota and await tx.open_sessions_of(uow.by.key_id) >= uow.by.quota:
+        raise errors.QuotaReached
     callbacks_come = await tx.callbacks_come(request.room.sdk_app_id)
     opened = model.Session(
         task_id=uow.context.new_id(),
@@ -76,13 +77,6 @@ async def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     if any(ended):
         await uow.settle(current.task_id)
     return answer
-
-
-async def _within_quota(uow: unit_of_work.UnitOfWork) -> None:
-    """Raise QuotaReached if the key has reached its quota of Open sessions."""
-    by = uow.by
-    if by is not None and by.quota and await uow.tx.open_sessions_of(by.key_id) >= by.quota:
-        raise errors.QuotaReached
 
 
 async def _repeat(uow: unit_of_work.UnitOfWork, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class CallbackFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost:
-    """`worker-lost`: a lease ended without an outcome. `media_ms` is None where nobody could read the segment."""
+    """`worker-lost`: a lease ended without an outcome. `media_ms` is None if the segment could not be read."""
 
     owner: str
     epoch: int

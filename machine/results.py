@@ -39,15 +39,15 @@ def file_entry(recording: model.Recording) -> dict[str, Any]:
 def recording_result(session: model.Session, recording: model.Recording) -> tuple[str, dict[str, Any]]:
     """(event type, data) of a recording that has just become final."""
     type_ = states.OUTCOMES[recording.code][0]
-    ours = {"Speaker": recording.speaker, "N": recording.n, "Attempt": recording.attempt, "File": file_entry(recording)}
-    return type_, {"TaskId": session.task_id, **_key(session), **ours}
+    outcome = {"Speaker": recording.speaker, "N": recording.n, "Attempt": recording.attempt, "File": file_entry(recording)}
+    return type_, {"TaskId": session.task_id, **_key(session), **outcome}
 
 
 def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
     """The body of `session-finished` and of its delivery. A subscribed speaker who was never seen leaves no entry."""
     files = [file_entry(r) for r in sorted(recordings, key=lambda r: (r.opened_ms, r.speaker, r.n)) if not r.never_seen]
-    ours = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
-    return {**_key(session), "Files": files, **ours}
+    extensions = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
+    return {**_key(session), "Files": files, **extensions}
 
 
 def _key(session: model.Session) -> dict[str, str]:
@@ -63,4 +63,4 @@ def _key(session: model.Session) -> dict[str, str]:
 def _detail(recording: model.Recording, code: str) -> str:
     if code != states.UPLOAD_PENDING:
         return recording.detail
-    return f"The upload is still being tried; a later revision says how it ended. {recording.detail}".strip()
+    return f"The upload is being retried; a later revision reports its outcome. {recording.detail}".strip()

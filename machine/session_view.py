@@ -1,6 +1,6 @@
 """Read-only views of a session: its timeline, segments, jobs and published results, as the database has them.
 
-Rule: views are for people and programs that look on; no decision is made from them. `store.queries` fills them.
+Rule: views are for operators and programs that watch; no decision reads them. `store.queries` fills them.
 """
 
 from __future__ import annotations
