@@ -40,19 +40,19 @@ async def upload_finished(uow: unit_of_work.UnitOfWork) -> None:
 
 async def upload_failed(uow: unit_of_work.UnitOfWork) -> None:
     """The object is not in the bucket."""
-    outcome = codec.to_payload(internal_events.UploadFailed, uow.event.data)
+    outcome = codec.to_payload(internal_events.UploadFailure, uow.event.data)
     await advance_recording(uow, _recording_id(uow), "upload-failed", outcome)
 
 
 async def callback_finished(uow: unit_of_work.UnitOfWork) -> None:
     """The receiver accepted the result."""
-    outcome = codec.to_payload(internal_events.CallbackFinished, uow.event.data)
+    outcome = codec.to_payload(internal_events.DeliveryFinished, uow.event.data)
     await advance_delivery(uow, _delivery_id(uow), "callback-finished", outcome)
 
 
 async def callback_failed(uow: unit_of_work.UnitOfWork) -> None:
     """The receiver did not accept the result."""
-    outcome = codec.to_payload(internal_events.CallbackFailed, uow.event.data)
+    outcome = codec.to_payload(internal_events.DeliveryFailure, uow.event.data)
     await advance_delivery(uow, _delivery_id(uow), "callback-failed", outcome)
 
 

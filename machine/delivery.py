@@ -43,11 +43,11 @@ def decide(
     if outcome is None or outcome.epoch != delivery.epoch:
         return DeliveryDecision(delivery=delivery, ignored="the outcome has an older epoch")
     match outcome:
-        case internal_events.CallbackFinished():
+        case internal_events.DeliveryFinished():
             return _end(delivery, DELIVERED, "")
         case internal_events.WorkerLost():
             return _queue(delivery)
-        case internal_events.CallbackFailed():
+        case internal_events.DeliveryFailure():
             detail = outcome.detail or outcome.reason
             if not outcome.retry or delivery.failures >= len(policy.delivery_backoff_ms):
                 return _end(delivery, FAILED, detail)
@@ -55,18 +55,18 @@ def decide(
 
 
 def _queue(delivery: model.Delivery) -> DeliveryDecision:
-    job = model.Job(kind=states.CALLBACK, state=states.QUEUED)
+    job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
     queued = replace(delivery, epoch=delivery.epoch + 1, job=job)
     return DeliveryDecision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
 
 
 def _release(delivery: model.Delivery) -> DeliveryDecision:
-    job = model.Job(kind=states.CALLBACK, state=states.QUEUED)
+    job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
     return DeliveryDecision(delivery=replace(delivery, job=job), effects=(effects.Command("send-callback"),))
 
 
 def _wait(delivery: model.Delivery, detail: str, at_ms: int) -> DeliveryDecision:
-    job = model.Job(kind=states.CALLBACK, state=states.WAITING)
+    job = model.Job(kind=states.DELIVERY, state=states.WAITING)
     waiting = replace(delivery, epoch=delivery.epoch + 1, failures=delivery.failures + 1, detail=detail, job=job)
     return DeliveryDecision(delivery=waiting, effects=(effects.Arm("retry", at_ms),))
 

@@ -15,7 +15,7 @@
     └── StepFailed                    a job failed: reason, detail, retry
         ├── TranscodeFailed
         ├── UploadFailed
-        └── CallbackFailed
+        └── DeliveryFailed
 
 Rule: the docstring of a class is its default message.
 """
@@ -134,5 +134,5 @@ class UploadFailed(StepFailed):
     """The upload of the finished file failed."""
 
 
-class CallbackFailed(StepFailed):
+class DeliveryFailed(StepFailed):
     """The delivery of the result failed."""

@@ -49,7 +49,7 @@ class UploadFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UploadFailed:
+class UploadFailure:
     """`upload-failed`: an upload ended without the object in the bucket."""
 
     epoch: int
@@ -59,14 +59,14 @@ class UploadFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackFinished:
+class DeliveryFinished:
     """`callback-finished`: the receiver accepted the result."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackFailed:
+class DeliveryFailure:
     """`callback-failed`: the receiver did not accept the result."""
 
     epoch: int
@@ -96,17 +96,17 @@ class DeadlinePassed:
     serial: str  # which arming of it: an older one counts no more
 
 
-RecordingOutcome = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed | WorkerLost
-DeliveryOutcome = CallbackFinished | CallbackFailed | WorkerLost
-WorkerEvent = CaptureStarted | FfmpegExit | UploadFinished | UploadFailed | CallbackFinished | CallbackFailed
+RecordingOutcome = CaptureStarted | FfmpegExit | UploadFinished | UploadFailure | WorkerLost
+DeliveryOutcome = DeliveryFinished | DeliveryFailure | WorkerLost
+WorkerEvent = CaptureStarted | FfmpegExit | UploadFinished | UploadFailure | DeliveryFinished | DeliveryFailure
 TimerEvent = WorkerLost | DeadlinePassed
 TYPES: Mapping[str, type] = {
     "capture-started": CaptureStarted,
     "ffmpeg-exit": FfmpegExit,
     "upload-finished": UploadFinished,
-    "upload-failed": UploadFailed,
-    "callback-finished": CallbackFinished,
-    "callback-failed": CallbackFailed,
+    "upload-failed": UploadFailure,
+    "callback-finished": DeliveryFinished,
+    "callback-failed": DeliveryFailure,
     "worker-lost": WorkerLost,
     "deadline-passed": DeadlinePassed,
 }

@@ -84,7 +84,7 @@ class Policy:
 class Job:
     """One attempt at a capture, transcode, upload or delivery."""
 
-    kind: str  # states.CAPTURE, TRANSCODE, UPLOAD or CALLBACK
+    kind: str  # states.CAPTURE, TRANSCODE, UPLOAD or DELIVERY
     state: str  # waiting, queued, leased or ended
     node: str = ""  # leased: the holder; before: the only node the job is for, because its files are there ("": any)
 

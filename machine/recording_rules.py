@@ -44,7 +44,7 @@ class RecordingRules:
                 self.first_packet_ms = outcome.first_packet_ms
             case internal_events.WorkerLost():
                 self.media_ms, self.last_packet_ms = outcome.media_ms or 0, outcome.last_packet_ms
-            case internal_events.UploadFailed():
+            case internal_events.UploadFailure():
                 self.reason, self.detail, self.retry = outcome.reason, outcome.detail, outcome.retry
 
     # --- guards -----------------------------------------------------------------------------------------------------------

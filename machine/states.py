@@ -40,10 +40,11 @@ LEASED = "leased"
 CAPTURES = (NONE, WAITING, QUEUED, LEASED)
 ENDED = "ended"
 
+# The kinds of jobs.
 CAPTURE = "capture"
 TRANSCODE = "transcode"
 UPLOAD = "upload"
-CALLBACK = "callback"
+DELIVERY = "callback"  # the name in the contract and the database
 
 # Code → (event, Message, Status) of the result.
 SUCCESS = "Success"

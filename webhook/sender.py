@@ -70,19 +70,19 @@ class WebhookSender:
         target = target_url.parse(url)
         try:
             _Guard(target.raw_host or "", self._allowed).check_literal()
-        except errors.CallbackFailed as error:
+        except errors.DeliveryFailed as error:
             raise errors.InvalidParameter(f"Callback: {error.detail}", field="Callback") from None
 
     async def send(self, url: str, body: bytes, *, webhook_id: str, now_s: int) -> None:
         """POST `body` (JSON). `webhook_id` is the same in every retry, `now_s` is Unix seconds.
 
-        Only a 2xx is success. Raises errors.CallbackFailed with reason "status", "redirect", "timeout" or "network" (retry),
+        Only a 2xx is success. Raises errors.DeliveryFailed with reason "status", "redirect", "timeout" or "network" (retry),
         "gone" (410), "private-address" or "bad-url" (no retry).
         """
         try:
             target = target_url.parse(url)
         except errors.InvalidParameter as error:
-            raise errors.CallbackFailed(error.message, reason=Reason.BAD_URL, retry=False) from error
+            raise errors.DeliveryFailed(error.message, reason=Reason.BAD_URL, retry=False) from error
         guard = _Guard(target.raw_host or "", self._allowed)
         guard.check_literal()
         failpoints.hit("callback.send.before")
@@ -90,13 +90,13 @@ class WebhookSender:
             status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
         except TimeoutError as error:
             detail = f"The callback URL did not answer within {self._timeout_s:g} s."
-            raise errors.CallbackFailed(detail, reason=Reason.TIMEOUT, retry=True) from error
+            raise errors.DeliveryFailed(detail, reason=Reason.TIMEOUT, retry=True) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if guard.refused and not guard.opened:
                 raise guard.failure() from None
             # Only the type: the text of these errors has addresses, and may have text of the server.
             detail = f"The callback URL could not be reached ({type(error).__name__})."
-            raise errors.CallbackFailed(detail, reason=Reason.NETWORK, retry=True) from error
+            raise errors.DeliveryFailed(detail, reason=Reason.NETWORK, retry=True) from error
         failpoints.hit("callback.send.after")
         _check_status(status)
 
@@ -140,7 +140,7 @@ class _Guard:
         self.opened = False
 
     def check_literal(self) -> None:
-        """Raise CallbackFailed if the host is a literal address, in any notation, that is not allowed."""
+        """Raise DeliveryFailed if the host is a literal address, in any notation, that is not allowed."""
         literal = target_url.literal(self._host)
         if not literal:
             return
@@ -158,13 +158,13 @@ class _Guard:
         self.opened = True
         return socket.socket(family, kind, protocol)
 
-    def failure(self) -> errors.CallbackFailed:
+    def failure(self) -> errors.DeliveryFailed:
         """The error of a refused delivery."""
         detail = (
             f"The callback URL leads to an address that is not public ({self.refused}). "
             "If this is intended, list its host or network in CALLBACK_ALLOW."
         )
-        return errors.CallbackFailed(detail, reason=Reason.PRIVATE_ADDRESS, retry=False)
+        return errors.DeliveryFailed(detail, reason=Reason.PRIVATE_ADDRESS, retry=False)
 
 
 def _check_status(status: int) -> None:
@@ -172,11 +172,11 @@ def _check_status(status: int) -> None:
         return
     if status == 410:
         detail = "The callback URL answered 410: it accepts no further results."
-        raise errors.CallbackFailed(detail, reason=Reason.GONE, retry=False)
+        raise errors.DeliveryFailed(detail, reason=Reason.GONE, retry=False)
     if 300 <= status < 400:
         detail = f"The callback URL answered {status}, a redirect. Redirects are not followed; give the final URL."
-        raise errors.CallbackFailed(detail, reason=Reason.REDIRECT, retry=True)
-    raise errors.CallbackFailed(f"The callback URL answered {status}.", reason=Reason.STATUS, retry=True)
+        raise errors.DeliveryFailed(detail, reason=Reason.REDIRECT, retry=True)
+    raise errors.DeliveryFailed(f"The callback URL answered {status}.", reason=Reason.STATUS, retry=True)
 
 
 def _key(secret: str) -> bytes:

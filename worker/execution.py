@@ -143,7 +143,7 @@ class Execution:
                 done = await self._work.upload(assignment, state, save)
         except errors.UploadFailed as error:
             log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
-            failure = internal_events.UploadFailed(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
+            failure = internal_events.UploadFailure(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
             await self._publisher.ended(job, failure)
             return
         log.info("upload.done", owner=job.owner, epoch=job.epoch, size_bytes=done.size_bytes)
@@ -162,14 +162,16 @@ class Execution:
         try:
             async with self._deliveries:
                 await self._work.deliver(delivery)
-        except errors.CallbackFailed as error:
+        except errors.DeliveryFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
-            failure = internal_events.CallbackFailed(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
+            failure = internal_events.DeliveryFailure(
+                epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry
+            )
             await self._publisher.ended(job, failure)
             return
         failpoints.hit("callback.mark.before")
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
-        await self._publisher.ended(job, internal_events.CallbackFinished(epoch=job.epoch))
+        await self._publisher.ended(job, internal_events.DeliveryFinished(epoch=job.epoch))
         failpoints.hit("callback.mark.after")
 
     async def _assignment(self, job: leased_job.LeasedJob) -> due_work.Assignment:

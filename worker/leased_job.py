@@ -45,7 +45,7 @@ def owner_of(command: codec.Event) -> str:
 
 def owner_fields(job: LeasedJob) -> dict[str, Any]:
     """The fields that name the job's owner in an event."""
-    if job.kind == states.CALLBACK:
+    if job.kind == states.DELIVERY:
         task_id, revision = job.owner.split("#")
         return {"TaskId": task_id, "Revision": int(revision)}
     task_id, speaker, n = model.split_id(job.owner)

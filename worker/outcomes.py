@@ -62,10 +62,10 @@ class OutcomePublisher:
             case states.TRANSCODE:
                 await self.ended(job, transcode_failure(job.epoch, Reason.ERROR, detail, retry=True))
             case states.UPLOAD:
-                failed = internal_events.UploadFailed(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
+                failed = internal_events.UploadFailure(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
                 await self.ended(job, failed)
             case _:
-                undelivered = internal_events.CallbackFailed(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
+                undelivered = internal_events.DeliveryFailure(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
                 await self.ended(job, undelivered)
 
     async def node_stopping(self, job: leased_job.LeasedJob) -> None:

@@ -54,7 +54,7 @@ class Work(Protocol):
         ...
 
     async def deliver(self, delivery: model.Delivery) -> None:
-        """Post a result to the callback URL. Raises CallbackFailed."""
+        """Post a result to the callback URL. Raises DeliveryFailed."""
         ...
 
     async def remove(self, recording_id: str, until_epoch: int) -> int:

@@ -102,7 +102,7 @@ class Worker:
 
     async def send_callback(self, command: codec.Event) -> None:
         """Begin a delivery."""
-        await self._begin(command, states.CALLBACK, self._execution.deliver)
+        await self._begin(command, states.DELIVERY, self._execution.deliver)
 
     async def _begin(self, command: codec.Event, kind: str, execute: Callable[[leased_job.LeasedJob], Awaitable[None]]) -> None:
         """Take the job's lease and execute the job in a task of its own."""

@@ -88,7 +88,7 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
     event = said(0)
     async with store.transaction() as tx:
         await tx.journal(IDS[0], queued.id, event, "", "Joining", "a recording opens")
-        sent = model.Delivery(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.CALLBACK))
+        sent = model.Delivery(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.DELIVERY))
         await tx.add_delivery(sent)
         await tx.add_result(IDS[1], 1, "{}")
     clock.advance(5_000)

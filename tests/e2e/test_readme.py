@@ -113,7 +113,7 @@ async def test_a_receiver_takes_what_is_genuine_once(tmp_path: Path, program: st
     theirs = sender_module.WebhookSender(secret="another", allow=["127.0.0.1"])
     unsigned = sender_module.WebhookSender(allow=["127.0.0.1"])
     for sender, sent_s in ((theirs, now_s), (unsigned, now_s), (ours, now_s - 600), (ours, now_s + 600)):
-        with pytest.raises(errors.CallbackFailed, match="401"):
+        with pytest.raises(errors.DeliveryFailed, match="401"):
             await sender.send(url, body(4), webhook_id="t.4", now_s=sent_s)
     await desk.leave()
     lines = [line.split()[1:4] for line in printed.read_text().splitlines()[1:] if "Success" in line]

@@ -117,7 +117,7 @@ def connected_to(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def send(url: str, *, times: int = 1, **more: Any) -> errors.CallbackFailed | None:
+async def send(url: str, *, times: int = 1, **more: Any) -> errors.DeliveryFailed | None:
     """Send `times` times, as retries would; returns the failure of the last one."""
     sender = sender_module.WebhookSender(**more)
     failure = None
@@ -125,7 +125,7 @@ async def send(url: str, *, times: int = 1, **more: Any) -> errors.CallbackFaile
         failure = None
         try:
             await sender.send(url, BODY, webhook_id="msg_1", now_s=1_700_000_000)
-        except errors.CallbackFailed as error:
+        except errors.DeliveryFailed as error:
             failure = error
     return failure
 

@@ -24,9 +24,9 @@ PLAIN = model.Delivery(task_id="T", revision=2, url="https://x/", body="{}", epo
 def _outcome(event: str, epoch: int, reason: str = "status", detail: str = "", retry: bool = True) -> Outcome | None:
     match event:
         case "callback-finished":
-            return internal_events.CallbackFinished(epoch=epoch)
+            return internal_events.DeliveryFinished(epoch=epoch)
         case "callback-failed":
-            return internal_events.CallbackFailed(epoch=epoch, reason=reason, retry=retry, detail=detail)
+            return internal_events.DeliveryFailure(epoch=epoch, reason=reason, retry=retry, detail=detail)
         case "worker-lost":
             return internal_events.WorkerLost(owner="T#2", epoch=epoch, node="n1")
     return None

@@ -48,7 +48,7 @@ async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
     sender = sender_module.WebhookSender(timeout_s=0.2)
 
     async def send(number: int) -> str:
-        with pytest.raises(errors.CallbackFailed) as caught:
+        with pytest.raises(errors.DeliveryFailed) as caught:
             await sender.send(f"http://n{number}.slow/", b"{}", webhook_id="1", now_s=1)
         return caught.value.reason
 
@@ -61,7 +61,7 @@ async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
     assert all(beside)
     slow.go.set()
     # The threads are free again, and abandoned look-ups are skipped.
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await sender_module.WebhookSender(timeout_s=10).send("http://again.slow/", b"{}", webhook_id="1", now_s=1)
     assert caught.value.reason == "network"
     assert len(slow.asked) == dns.THREADS + 1

@@ -20,9 +20,9 @@ SAMPLES = {
         RECORDING,
     ),
     "upload-finished": (internal_events.UploadFinished(epoch=3, size_bytes=9, crc64="1", url="https://x/y"), RECORDING),
-    "upload-failed": (internal_events.UploadFailed(epoch=3, reason="network", retry=True, detail="no answer"), RECORDING),
-    "callback-finished": (internal_events.CallbackFinished(epoch=3), DELIVERY),
-    "callback-failed": (internal_events.CallbackFailed(epoch=3, reason="gone", retry=False), DELIVERY),
+    "upload-failed": (internal_events.UploadFailure(epoch=3, reason="network", retry=True, detail="no answer"), RECORDING),
+    "callback-finished": (internal_events.DeliveryFinished(epoch=3), DELIVERY),
+    "callback-failed": (internal_events.DeliveryFailure(epoch=3, reason="gone", retry=False), DELIVERY),
     "worker-lost": (
         internal_events.WorkerLost(owner="01HV0000000000000000000000/al/1", epoch=3, node="n1", media_ms=0, size_bytes=9),
         {},
@@ -64,7 +64,7 @@ def test_a_payload_survives_its_json(type_: str) -> None:
 
 def test_a_long_detail_is_cut() -> None:
     """A detail longer than the schema allows is cut, so that the outcome is published all the same."""
-    failed = internal_events.UploadFailed(epoch=3, reason="server", retry=True, detail="x" * 9_999)
+    failed = internal_events.UploadFailure(epoch=3, reason="server", retry=True, detail="x" * 9_999)
     data = codec.from_payload(failed)
     assert len(data["Detail"]) == codec.MAX_DETAIL
     codec.check("upload-failed", RECORDING | data)

@@ -136,7 +136,7 @@ class Case:
             case "upload-finished":
                 return internal_events.UploadFinished(epoch=epoch, size_bytes=9, crc64="1", url="https://x/y")
             case "upload-failed":
-                return internal_events.UploadFailed(epoch=epoch, reason=self.reason, retry=self.retry)
+                return internal_events.UploadFailure(epoch=epoch, reason=self.reason, retry=self.retry)
             case "worker-lost":
                 return internal_events.WorkerLost(owner="T/al/1", epoch=epoch, node="n", media_ms=self.media_ms, size_bytes=9)
         return None
@@ -592,7 +592,7 @@ OUTCOMES = {
     "capture-exit": EXITS,
     "transcode-exit": EXITS,
     "upload-finished": st.builds(internal_events.UploadFinished, epoch=EPOCHS, size_bytes=TIMES, crc64=TEXT, url=TEXT),
-    "upload-failed": st.builds(internal_events.UploadFailed, epoch=EPOCHS, reason=REASONS, retry=st.booleans(), detail=TEXT),
+    "upload-failed": st.builds(internal_events.UploadFailure, epoch=EPOCHS, reason=REASONS, retry=st.booleans(), detail=TEXT),
     "worker-lost": st.builds(
         internal_events.WorkerLost,
         owner=TEXT,

@@ -157,7 +157,7 @@ async def test_anything_else_is_not(receiver: Receiver, status: int, reason: str
     """Other statuses fail with their reason, 410 is fatal, and no redirect is followed."""
     receiver.status = status
     receiver.headers = {"Location": receiver.url("/elsewhere")}
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send(receiver.url())
     assert (caught.value.reason, caught.value.retry) == (reason, retry)
     assert str(status) in caught.value.detail
@@ -167,7 +167,7 @@ async def test_anything_else_is_not(receiver: Receiver, status: int, reason: str
 async def test_silence_is_a_timeout(receiver: Receiver) -> None:
     """A receiver that reads the body and sends nothing ends the try after the time limit."""
     receiver.silent = True
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send(receiver.url(), timeout_s=0.2)
     assert (caught.value.reason, caught.value.retry) == ("timeout", True)
 
@@ -186,10 +186,10 @@ async def test_nobody_there_is_network(receiver: Receiver) -> None:
     """A refused connection and an unresolvable name are retryable network failures."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(errors.CallbackFailed) as caught:
+        with pytest.raises(errors.DeliveryFailed) as caught:
             await send(f"http://127.0.0.1:{taken.getsockname()[1]}/")
     assert (caught.value.reason, caught.value.retry) == ("network", True)
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send("http://callback.invalid/", resolver=Resolver())
     assert (caught.value.reason, caught.value.retry) == ("network", True)
 
@@ -242,7 +242,7 @@ async def test_nobody_there_is_network(receiver: Receiver) -> None:
 )
 async def test_literal_that_is_not_public_is_refused(receiver: Receiver, host: str) -> None:
     """No spelling of a private address leads to a connection."""
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send(f"http://{host}:{receiver.port}/", allow=[])
     assert (caught.value.reason, caught.value.retry) == ("private-address", False)
     assert "CALLBACK_ALLOW" in caught.value.detail
@@ -252,7 +252,7 @@ async def test_literal_that_is_not_public_is_refused(receiver: Receiver, host: s
 @pytest.mark.parametrize("answer", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254", "64:ff9b::7f00:1", "10.0.0.1"])
 async def test_name_that_leads_inside_is_refused(receiver: Receiver, answer: str) -> None:
     """The address is checked after resolving, at connect time, for any name."""
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send(f"http://public.example:{receiver.port}/", allow=[], resolver=Resolver(answer))
     assert caught.value.reason == "private-address"
     assert receiver.got == []
@@ -265,7 +265,7 @@ async def test_rebinding_name_is_refused(receiver: Receiver) -> None:
     sender = sender_module.WebhookSender(allow=["127.0.0.1"], resolver=resolver)
     await sender.send(f"http://public.example:{receiver.port}/", BODY, webhook_id=ID, now_s=NOW_S)
     resolver.answers = ("127.0.0.2",)
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await sender.send(f"http://public.example:{receiver.port}/", BODY, webhook_id=ID, now_s=NOW_S)
     assert caught.value.reason == "private-address"
     assert len(receiver.got) == 1
@@ -279,7 +279,7 @@ async def test_only_the_allowed_of_several_addresses_is_dialled(receiver: Receiv
 
 async def test_local_name_is_refused_by_the_systems_resolver(receiver: Receiver) -> None:
     """`localhost` through the system's resolver is refused too."""
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send(f"http://localhost:{receiver.port}/", allow=[])
     assert caught.value.reason == "private-address"
 
@@ -294,7 +294,7 @@ async def test_listed_host_or_network_is_reached(receiver: Receiver, entry: str)
 async def test_list_is_no_wider_than_written(receiver: Receiver) -> None:
     """A listed name allows no other name, and a listed network no other address."""
     for entry in ("hook.example", "example", "10.0.0.0/8", "127.0.0.2"):
-        with pytest.raises(errors.CallbackFailed) as caught:
+        with pytest.raises(errors.DeliveryFailed) as caught:
             await send(f"http://a.hook.example:{receiver.port}/", allow=[entry], resolver=Resolver("127.0.0.1"))
         assert caught.value.reason == "private-address"
 
@@ -330,7 +330,7 @@ async def test_url_that_is_none_is_refused_at_the_door(url: str) -> None:
         sender_module.WebhookSender().check(url)
     assert refused.value.field == "Callback"
     assert "password" not in refused.value.message
-    with pytest.raises(errors.CallbackFailed) as caught:
+    with pytest.raises(errors.DeliveryFailed) as caught:
         await send(url)
     assert (caught.value.reason, caught.value.retry) == ("bad-url", False)
 
