@@ -98,7 +98,7 @@ class Node:
 
     async def run(self) -> None:
         """Wait until a background task ends unexpectedly, and raise its error."""
-        tasks = [*self._tasks, *self.bus.sides]
+        tasks = [*self._tasks, *self.bus.tasks]
         failed = [task.failed for task in tasks if task.failed is not None]
         server = self._http.task
         await asyncio.wait([*failed, *([server] if server else [])], return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +199,7 @@ class Node:
         if made is None or not self._distributed:
             return []
         settings = self.settings
-        limits = capacity.Limits(
+        limits = capacity.CaptureLimits(
             captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=work.needed_bytes
         )
         live = cpu_usage.LiveCpu(cpu_usage.reading(work.live_pids), cpus=cpu_usage.usable())

@@ -53,7 +53,7 @@ class LocalBus:
         # When a message that failed is due again (monotonic), by its number.
         self._due_s: dict[int, float] = {}
         self.relay = supervised_task.SupervisedTask("bus.relay", self._run)
-        self.sides = [self.relay]
+        self.tasks = [self.relay]
         self.listeners: list[Callable[[codec.Event], None]] = []
         self._problem = ""
 

@@ -1,7 +1,7 @@
 """The bus between nodes: outbox, RabbitMQ, handlers of any node.
 
 Rule: the bus starts without a broker and survives its absence; messages then wait in the outbox. Every loop is a SupervisedTask
-in `sides`, and a loop that ends unexpectedly ends the process.
+in `tasks`, and a loop that ends unexpectedly ends the process.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class RabbitBus:
         self._consuming = True
         self._captures_enabled = True
         self.listeners: list[Callable[[codec.Event], None]] = []
-        self.sides: list[supervised_task.SupervisedTask] = [self.connection.task, self._relay.task, self._watchdog.task]
+        self.tasks: list[supervised_task.SupervisedTask] = [self.connection.task, self._relay.task, self._watchdog.task]
 
     def _consumer(
         self, queue: topologies.Queue, kind: str, policy: delivery_policy.DeliveryPolicy, prefetch: int
@@ -95,8 +95,8 @@ class RabbitBus:
         """Begin to connect, relay and consume, without waiting for the connection. Idempotent."""
         self._consuming = True
         await self._apply()
-        for side in self.sides:
-            side.start()
+        for task in self.tasks:
+            task.start()
 
     async def stop(self) -> None:
         """Stop consuming, drain the handlers for `drain_s`, and disconnect. Idempotent. Unfinished messages are delivered again,

@@ -26,7 +26,7 @@ JOB = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1}
 class Bus(Protocol):
     """The interface of both buses."""
 
-    sides: list[supervised_task.SupervisedTask]
+    tasks: list[supervised_task.SupervisedTask]
     listeners: list[Callable[[codec.Event], None]]
 
     async def start(self) -> None: ...
@@ -130,8 +130,8 @@ async def say(exchange: str, key: str, body: bytes, *, url: str = "", **properti
 
 async def failure(bus: Bus) -> BaseException:
     """The error of the first of a bus's background tasks that fails."""
-    sides = [side.failed for side in bus.sides if side.failed is not None]
-    done, _ = await asyncio.wait(sides, timeout=waiting.limit_s(20), return_when=asyncio.FIRST_COMPLETED)
+    failed = [task.failed for task in bus.tasks if task.failed is not None]
+    done, _ = await asyncio.wait(failed, timeout=waiting.limit_s(20), return_when=asyncio.FIRST_COMPLETED)
     error = next(iter(done)).exception()
     assert error is not None
     return error

@@ -21,7 +21,7 @@ CHECK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class CaptureLimits:
     """Limits on new captures; 0 is no limit. `captures` at a time, `cpu` as the share of this worker's CPUs that live work takes,
     `load` of the last minute per core. `free_bytes` of the spool must stay free."""
 
@@ -36,7 +36,7 @@ class Capacity:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: CaptureLimits,
         *,
         pause: Callable[[], Awaitable[None]],
         resume: Callable[[], Awaitable[None]],

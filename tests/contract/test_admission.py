@@ -40,7 +40,7 @@ def _unreadable() -> model.SpareCapacity:
     def gone() -> int:
         raise errors.Unavailable("The spool folder /s cannot be read: Stale file handle.")
 
-    limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
+    limits = capacity.CaptureLimits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
         limits, pause=_nothing, resume=_nothing, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0

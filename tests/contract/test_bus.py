@@ -89,7 +89,7 @@ async def test_a_database_that_cannot_be_written_ends_no_bus(
     await waiting.until(lambda: failed, what="the first mark to fail")
     await emptied(store)
     assert set(hands.events) == {"e1"}
-    assert not [side.name for side in made.sides if side.failed is not None and side.failed.done()]
+    assert not [side.name for side in made.tasks if side.failed is not None and side.failed.done()]
     await made.stop()
 
 

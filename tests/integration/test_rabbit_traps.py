@@ -373,7 +373,7 @@ async def test_a_database_that_restarts_under_load_costs_nothing(
             server.start()
             wanted = set(ids) | {f"late{number}" for number in range(100)}
             await waiting.until(lambda: decided == wanted, timeout_s=60, what="every event")
-            assert [side.failed.done() for side in bus.sides if side.failed] == [False] * 3
+            assert [side.failed.done() for side in bus.tasks if side.failed] == [False] * 3
             await emptied(store)
         await store.stop()
     finally:

@@ -60,7 +60,7 @@ class Machine:
 
 def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_usage.LiveCpu | None = None) -> capacity.Capacity:
     """A capacity of two captures, half of the CPUs, and 10 bytes, on a machine with a load of 3 per core."""
-    limits = capacity.Limits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
+    limits = capacity.CaptureLimits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
     idle = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
         limits,
@@ -121,7 +121,7 @@ async def test_live_work_that_fills_the_cpus_takes_nothing_more() -> None:
 
 async def test_a_load_limit_is_the_machines() -> None:
     """MAX_LOAD covers the whole machine, and only if it is set."""
-    limits = capacity.Limits(captures=0, cpu=0, load=2, free_bytes=lambda: 0)
+    limits = capacity.CaptureLimits(captures=0, cpu=0, load=2, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
     part = capacity.Capacity(
         limits,
@@ -141,7 +141,7 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
     def gone() -> int:
         raise errors.Unavailable("the spool is gone")
 
-    limits = capacity.Limits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
+    limits = capacity.CaptureLimits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
     bus, captures = Bus(), Captures()
     part = capacity.Capacity(
