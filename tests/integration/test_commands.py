@@ -1,4 +1,4 @@
-"""The operator's commands against a running API: what they print, for people and for programs, and how they end."""
+"""Commands for sessions against a running API: output for people and programs, and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def service(database: engines.Database) -> AsyncIterator[Service]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a command ended."""
+    """The end of a command."""
 
     exit_code: int
     stdout: str
@@ -72,8 +72,8 @@ async def started(service: Service) -> str:
     return str(result.stdout).strip()
 
 
-async def test_start_prints_the_task_id_and_nothing_else(service: Service) -> None:
-    """The id alone is on standard output, for scripts; warnings are beside it. The secrets came from the environment."""
+async def test_start_prints_only_the_task_id(service: Service) -> None:
+    """Only the id is on standard output, for scripts; warnings are on standard error. The secrets come from the environment."""
     result = await run(service, "start", *ROOM, *COS)
     assert (result.exit_code, len(result.stdout.strip())) == (0, 26)
     assert "warning: No callback of application" in result.stderr
@@ -85,7 +85,7 @@ async def test_start_prints_the_task_id_and_nothing_else(service: Service) -> No
 
 
 async def test_start_takes_a_body(service: Service, tmp_path: Path) -> None:
-    """The request of the API as a file, with an option laid over it."""
+    """The request is a file, and an option overrides it."""
     file = tmp_path / "start.json"
     file.write_text(json.dumps(api_service.start_body()))
     result = await run(service, "start", "--file", str(file), "--mode", "00", "--subscribe", "a", "--subscribe", "b", "--json")
@@ -94,7 +94,7 @@ async def test_start_takes_a_body(service: Service, tmp_path: Path) -> None:
 
 
 async def test_a_refusal_names_the_field(service: Service) -> None:
-    """1, and the service's own sentence; with --json its whole answer."""
+    """1, and the service's sentence; with --json its whole answer."""
     result = await run(service, "start", *ROOM)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("CosConfig.")
@@ -103,26 +103,26 @@ async def test_a_refusal_names_the_field(service: Service) -> None:
 
 
 async def test_a_wrong_token(service: Service) -> None:
-    """1, and which variable is wrong."""
+    """1, and the name of the wrong variable."""
     result = await run(service, "sessions", RECORDER_TOKEN="wrong")
     assert (result.exit_code, "RECORDER_TOKEN" in result.stderr) == (1, True)
 
 
 async def test_no_such_session(service: Service) -> None:
-    """4 for every command that names a session, whatever the name looks like."""
+    """4 for every command that names a session, for any spelling of the name."""
     for task_id in ("01JBX5Q9V7T3M8K2C4D6F8H0ZW", "../sessions", "a b?c"):
         for command in ("show", "stop", "replay"):
             assert (await run(service, command, task_id)).exit_code == 4
 
 
 async def test_a_service_that_is_not_ready(service: Service) -> None:
-    """3 while it cannot answer: try again later."""
+    """3: the command can be retried later."""
     service.failure = errors.Unavailable()
     assert (await run(service, "start", *ROOM, *COS)).exit_code == 3
 
 
 async def test_sessions_are_lines_for_a_pipe(service: Service) -> None:
-    """One line a session with tabs, headings first; the failures are counted; --json is the answer whole."""
+    """One tab-separated line per session after the headings, with counts of failures; --json prints the whole answer."""
     task_id = await started(service)
     await service.failed_recording(task_id)
     result = await run(service, "sessions", "--state", "finished")
@@ -140,8 +140,8 @@ async def test_sessions_are_lines_for_a_pipe(service: Service) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
 
 
-async def test_show_says_what_to_type_next_and_it_works(service: Service) -> None:
-    """The command that `show` prints, typed as it stands, replays the recording; no secret is shown on the way."""
+async def test_the_next_command_of_show_works(service: Service) -> None:
+    """The command that `show` prints replays the recording; no secret is printed."""
     task_id = await started(service)
     await service.failed_recording(task_id)
     shown = await run(service, "show", task_id)
@@ -167,7 +167,7 @@ async def test_show_says_what_to_type_next_and_it_works(service: Service) -> Non
 
 
 async def test_replay_from_an_earlier_stage(service: Service) -> None:
-    """--from chooses the stage; what its files do not allow is refused with 1."""
+    """--from chooses the stage; a stage without its files is refused with 1."""
     task_id = await started(service)
     await service.failed_recording(task_id)
     result = await run(
@@ -178,14 +178,14 @@ async def test_replay_from_an_earlier_stage(service: Service) -> None:
 
 
 async def test_stop(service: Service) -> None:
-    """The state after it is printed."""
+    """It prints the new state."""
     task_id = await started(service)
     result = await run(service, "stop", task_id)
     assert (result.exit_code, result.stdout) == (0, f"{task_id} Finished\n")
 
 
-async def test_what_answers_is_something_else(service: Service) -> None:
-    """3 where another server answers."""
+async def test_another_server_answers(service: Service) -> None:
+    """3, because the answer is not the recorder's."""
     async with _page() as url:
         result = await run(service, "sessions", RECORDER_URL=url)
     assert (result.exit_code, "is not the recorder" in result.stderr) == (3, True)

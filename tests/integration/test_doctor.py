@@ -1,4 +1,4 @@
-"""`recorder doctor`: all well where all is well, and for each check a world in which exactly that is broken."""
+"""`recorder doctor`: every check passes on a good machine, and each fails alone on a machine with that one fault."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ class World:
 
     @property
     def spool(self) -> Path:
-        """SPOOL_DIR, which is not there yet."""
+        """SPOOL_DIR, which does not exist yet."""
         return Path(self.environ["SPOOL_DIR"])
 
     async def examine(self) -> dict[str, doctor.Finding]:
-        """What doctor finds, by check."""
+        """The findings, by check."""
         found = await asyncio.to_thread(doctor.examine, self.environ, self.mounts)
         return {f.check: f for f in found}
 
     async def broken(self) -> list[tuple[str, str]]:
-        """(check, status) of everything that is not well; each says what it means and what to type."""
+        """(check, status) of all findings that are not ok; each has a meaning and a remedy."""
         found = (await self.examine()).values()
         bad = [f for f in found if f.status != "ok"]
         assert all(f.found and f.meaning and f.type for f in bad)
@@ -113,8 +113,8 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-async def test_all_is_well(world: World) -> None:
-    """Every check is made, none complains, and nothing was written anywhere."""
+async def test_every_check_passes(world: World) -> None:
+    """Every check runs and passes, and nothing is written."""
     before = sorted(p.name for p in world.folder.iterdir())
     found = await world.examine()
     assert [f for f in found.values() if f.status != "ok"] == []
@@ -124,7 +124,7 @@ async def test_all_is_well(world: World) -> None:
 
 
 async def test_settings(world: World) -> None:
-    """Every fault is named, and the checks that need none are made all the same."""
+    """Every fault is named; checks that need no settings still run."""
     world.environ |= {"PORT": "x", "LINGER": "long"}
     assert await world.broken() == [("settings", "fail")]
     found = (await world.examine())["settings"].found
@@ -133,7 +133,7 @@ async def test_settings(world: World) -> None:
 
 
 async def test_api_tokens(world: World) -> None:
-    """None where others can reach the port is a failure; a short one is a warning."""
+    """No token on a reachable port is a failure; a short token is a warning."""
     world.environ |= {"HOST": "0.0.0.0", "NODE_URL": "http://127.0.0.1:1"}
     assert await world.broken() == [("settings", "fail"), ("api-tokens", "fail")]
     world.environ["API_TOKENS"] = "short"
@@ -143,7 +143,7 @@ async def test_api_tokens(world: World) -> None:
 
 
 async def test_ffmpeg(world: World) -> None:
-    """One that is not there, does not run, or is too old."""
+    """It is missing, does not run, or is too old."""
     world.environ["FFMPEG_BINARY"] = str(world.folder / "none")
     assert await world.broken() == [("ffmpeg", "fail"), ("ffmpeg-abilities", "fail")]
     real = imageio_ffmpeg.get_ffmpeg_exe()
@@ -154,7 +154,7 @@ async def test_ffmpeg(world: World) -> None:
 
 
 async def test_ffmpeg_abilities(world: World) -> None:
-    """What it was built without is named."""
+    """The missing features are named."""
     real = imageio_ffmpeg.get_ffmpeg_exe()
     world.environ["FFMPEG_BINARY"] = script(world.folder / "poor", f'exec {real} "$@" | grep -v -e libmp3lame -e "^  rtmp$"\n')
     assert await world.broken() == [("ffmpeg-abilities", "fail")]
@@ -162,7 +162,7 @@ async def test_ffmpeg_abilities(world: World) -> None:
 
 
 async def test_setpriv(world: World) -> None:
-    """Not there, or one that does not know the option; or it works, and prlimit beside it does not."""
+    """setpriv is missing or too old; or setpriv works and prlimit does not."""
     empty = world.folder / "bin"
     empty.mkdir()
     world.environ["PATH"] = str(empty)
@@ -177,8 +177,8 @@ async def test_setpriv(world: World) -> None:
 
 
 async def test_spool(world: World) -> None:
-    """A file where the folder should be, above it, (for anybody but root) a folder that cannot be written, or, where anybody may
-    make folders, one that is not ours alone."""
+    """A file in place of the folder; a folder that cannot be written (for users other than root); a folder in a public one that
+    other users can write."""
     folder = world.spool
     folder.write_text("")
     assert await world.broken() == [("spool", "fail")]
@@ -193,8 +193,8 @@ async def test_spool(world: World) -> None:
     assert "not a folder of this user alone" in (await world.examine())["spool"].found
 
 
-async def test_a_check_that_breaks_is_a_finding(world: World) -> None:
-    """What nobody thought of is told as a failure of that check; the others are made all the same."""
+async def test_an_error_in_a_check_is_a_finding(world: World) -> None:
+    """An unexpected error of the system fails that check; the others still run."""
 
     def breaks(_: object) -> inspection.Schema:
         raise OSError("the disk is on fire")
@@ -205,13 +205,13 @@ async def test_a_check_that_breaks_is_a_finding(world: World) -> None:
 
 
 async def test_spool_space(world: World) -> None:
-    """Less than MIN_FREE: every start would be refused."""
+    """Below MIN_FREE every start would be refused."""
     world.environ["MIN_FREE"] = "9999TiB"
     assert await world.broken() == [("spool-space", "fail")]
 
 
 async def test_spool_lock(world: World) -> None:
-    """Held is well if a service answers, a failure if none does; free is well."""
+    """A held lock is ok if a service answers and a failure if none does; a free lock is ok."""
     folder = world.spool
     folder.mkdir()
     with (folder / ".lock").open("w") as lock:
@@ -225,7 +225,7 @@ async def test_spool_lock(world: World) -> None:
 
 @SQLITE
 async def test_database_file(world: World) -> None:
-    """SQLite: no database, one locked, one that is none, an older and a newer schema, a folder that is a file."""
+    """SQLite: no file, a file that is no database, an older and a newer schema, a folder that is a file."""
     file = Path(world.environ["DATA_DIR"]) / "recorder.db"
     kept = world.folder / "kept.db"
     shutil.copy(file, kept)
@@ -253,7 +253,7 @@ async def test_database_file(world: World) -> None:
 
 @POSTGRESQL
 async def test_database_server(world: World) -> None:
-    """PostgreSQL: an older and a newer schema, a database that is none, a server that does not answer; no password is said."""
+    """PostgreSQL: an older and a newer schema, a missing database, a server that does not answer; no password is printed."""
     real = world.environ["DATABASE_URL"]
     connection = await asyncpg.connect(real.replace("+asyncpg", ""))
     for revision, type_ in (("9999", "newer version"), ("", "recorder migrate")):
@@ -276,13 +276,13 @@ async def test_database_server(world: World) -> None:
 
 @POSTGRESQL
 async def test_database_server_has_no_place(world: World) -> None:
-    """PostgreSQL's files are the server's business, whatever lies on CFS_PATH."""
+    """PostgreSQL's files are the server's; CFS_PATH does not matter."""
     world.environ["CFS_PATH"] = world.environ["DATA_DIR"]
     assert "no file" in (await world.examine())["database-place"].found
 
 
 async def test_secret_keys(world: World, database: engines.Database) -> None:
-    """Keys that do not open what the database holds, a key file that others can read, one that is gone; it makes none itself."""
+    """Keys that do not decrypt the database, a key file that others can read, a missing one; doctor creates none."""
     world.environ |= {"DATABASE_URL": database.url, "SECRET_KEYS": engines.SECRET_KEYS}
     store = database.open(engines.Clock())
     async with store.transaction() as tx:
@@ -306,7 +306,7 @@ async def test_secret_keys(world: World, database: engines.Database) -> None:
 
 @SQLITE
 async def test_database_file_place(world: World) -> None:
-    """SQLite: on CFS_PATH, on a network file system, on what may be one."""
+    """SQLite: on CFS_PATH, on a network file system, on a file system that may be one."""
     for kind, status in (("nfs4", "fail"), ("cifs", "fail"), ("fuse.sshfs", "warn"), ("fuseblk", "ok"), ("xfs", "ok")):
         world.mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nhost:/x {world.folder} {kind} rw 0 0\n")
         assert (await world.examine())["database-place"].status == status, kind
@@ -317,26 +317,26 @@ async def test_database_file_place(world: World) -> None:
 
 
 async def test_callback_keys(world: World) -> None:
-    """Without them no callback is taken."""
+    """Without keys every callback is refused."""
     del world.environ["TRTC_CALLBACK_KEYS"]
     assert await world.broken() == [("callback-keys", "warn")]
 
 
 async def test_callback_secret(world: World) -> None:
-    """Without it results are unsigned."""
+    """Without a secret results are unsigned."""
     del world.environ["CALLBACK_SECRET"]
     assert await world.broken() == [("callback-secret", "warn")]
     assert WHSEC not in repr(await world.examine())
 
 
 async def test_credentials(world: World) -> None:
-    """None are found: every start must bring its own."""
+    """No credentials: every start must bring its own."""
     world.change(credentials_source=no_credentials)
     assert await world.broken() == [("credentials", "warn")]
 
 
 async def test_pull(world: World) -> None:
-    """Nobody listens; a template that is none."""
+    """No listener; an invalid template."""
     world.environ["PULL_ADDRESS"] = "rtmp://127.0.0.1:9/pull/{room}"
     assert await world.broken() == [("pull", "warn")]
     world.environ["PULL_ADDRESS"] = "rtmp://127.0.0.1/pull/{rom}"
@@ -345,13 +345,13 @@ async def test_pull(world: World) -> None:
 
 
 async def test_cos(world: World) -> None:
-    """Nobody listens."""
+    """No listener."""
     world.environ["COS_ENDPOINT"] = "http://127.0.0.1:9"
     assert await world.broken() == [("cos", "warn")]
 
 
 async def test_service(world: World) -> None:
-    """A wrong token, a service that is not ready, another version, nobody."""
+    """A wrong token, a service that is not ready, another version, no service."""
     world.environ["RECORDER_TOKEN"] = "wrong"
     assert await world.broken() == [("service", "warn")]
     world.environ["RECORDER_TOKEN"] = TOKEN
@@ -365,7 +365,7 @@ async def test_service(world: World) -> None:
 
 
 async def run(world: World, *words: str) -> tuple[int, str]:
-    """`recorder doctor` as an operator runs it."""
+    """Run `recorder doctor` in a process."""
     environ = world.environ | {"PYTHONPATH": str(ROOT), "TENCENTCLOUD_SECRETID": "id", "TENCENTCLOUD_SECRETKEY": "key"}
     program = (sys.executable, "-c", "import service; service.main()", "doctor", *words)
     pipe = asyncio.subprocess.PIPE
@@ -376,7 +376,7 @@ async def run(world: World, *words: str) -> tuple[int, str]:
 
 
 async def test_the_command(world: World) -> None:
-    """0 with warnings, 1 with a failure; --json for programs, a line for each check in a pipe; no secret in either."""
+    """0 with warnings, 1 with a failure; JSON with --json, a line for each check in a pipe; no secret in either."""
     code, text = await run(world, "--json")
     body = json.loads(text)
     assert (code, body["Status"]) == (0, "warn")

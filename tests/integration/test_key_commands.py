@@ -1,4 +1,4 @@
-"""`recorder keys create|list|revoke` and `recorder audit`, by the real command, on a fresh install and beside many nodes."""
+"""`recorder keys create|list|revoke` and `recorder audit`, as real commands, on a fresh installation and with many nodes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests import backends, cli_runner, engines, postgres, service_process, wait
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
 
 
-def asked(url: str, key: str) -> Any:
-    """The commands' own client."""
+def sessions_with(url: str, key: str) -> Any:
+    """The sessions that a key can list."""
     return client.Client(url=url, token=key).sessions()
 
 
 @pytest.mark.parametrize("engine", backends.NAMES)
-async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> None:
-    """Made before the service ever ran, it opens it; revoked while it runs, it does not; the audit has both."""
+async def test_the_first_key_of_a_fresh_installation(tmp_path: Path, engine: str) -> None:
+    """A key created before the first start is accepted; revoked while the service runs, it is refused; the audit has both."""
     ground = backends.make(engine, tmp_path / "data")
     service = service_process.ServiceProcess(tmp_path, ground.settings)
     environment = service._environment | {"PYTHONDONTWRITEBYTECODE": "1"}
@@ -33,15 +33,15 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
     assert (made["Scopes"], made["Key"].startswith(f"rec_{made['Id']}_")) == ("read,operate", True)
     await service.start()
     try:
-        assert (await asyncio.to_thread(asked, service.url, made["Key"]))["Sessions"] == []
+        assert (await asyncio.to_thread(sessions_with, service.url, made["Key"]))["Sessions"] == []
         with pytest.raises(client.ClientError, match="bearer token is missing"):
-            await asyncio.to_thread(asked, service.url, "")
+            await asyncio.to_thread(sessions_with, service.url, "")
         assert made["Key"] not in service.log.read_text()
         assert (await cli_runner.inside(environment, "keys", "revoke", made["Id"])).out == f"{made['Id']} school: revoked\n"
 
         async def refused() -> bool:
             try:
-                await asyncio.to_thread(asked, service.url, made["Key"])
+                await asyncio.to_thread(sessions_with, service.url, made["Key"])
             except client.ClientError:
                 return True
             return False
@@ -56,8 +56,8 @@ async def test_the_first_key_of_a_fresh_install(tmp_path: Path, engine: str) -> 
 
 
 @pytest.mark.parametrize("engine", backends.NAMES)
-async def test_wrong_words_write_nothing(tmp_path: Path, engine: str) -> None:
-    """Scopes or a name that are none are refused, an id that is none is not found; on a fresh install the file is made."""
+async def test_invalid_arguments_write_nothing(tmp_path: Path, engine: str) -> None:
+    """Invalid scopes and names are refused, an unknown id is not found; a fresh installation gets its database."""
     ground = backends.make(engine, tmp_path / "new" / "data")
     places = {"HOME": str(tmp_path), "DATA_DIR": str(tmp_path / "new" / "data")}
     async with api_keys.opened(settings.load(places | ground.settings)) as keys:
@@ -72,7 +72,7 @@ async def test_wrong_words_write_nothing(tmp_path: Path, engine: str) -> None:
 
 
 async def test_beside_many_nodes(tmp_path: Path) -> None:
-    """On PostgreSQL they take the nodes' database as it is; a schema is asked for, never made."""
+    """On PostgreSQL the commands require a migrated database and never migrate it."""
     database = engines.fresh("postgresql", tmp_path)
     nodes = {"HOME": str(tmp_path), "AMQP_URL": "amqp://nobody.invalid/", "CLUSTER_TOKEN": "t", "SECRET_KEYS": KEY}
     async with api_keys.opened(settings.load(nodes | {"DATABASE_URL": database.url})) as keys:

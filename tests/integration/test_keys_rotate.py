@@ -1,4 +1,4 @@
-"""`recorder keys rotate` by the real command, and what a service says that has not the keys."""
+"""`recorder keys rotate` as a real command, and the error of a service without the keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OLD, NEW, OTHER = rings.new_key(), rings.new_key(), rings.new_key()
 
 
 async def run(folder: Path, *words: str, process: bool = False, **environ: str) -> tuple[int, str]:
-    """The command, inside this process or in one of its own: its exit code, and all that it says."""
+    """Run the command, in this process or a new one. Returns its exit code and its whole output."""
     given = {"PATH": os.environ["PATH"], "HOME": str(folder), "DATA_DIR": str(folder), "SPOOL_DIR": str(folder / "spool")}
     answer = await (cli_runner.process if process else cli_runner.inside)(given | environ, *words)
     said = answer.out + answer.err
@@ -37,7 +37,7 @@ async def run(folder: Path, *words: str, process: bool = False, **environ: str) 
 
 @pytest.fixture(params=backends.NAMES)
 async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[backends.Backend]:
-    """What a service stands on, with the schema of today."""
+    """The backend of a service, with the current schema."""
     made = backends.make(request.param, tmp_path)
     if made.engine == backends.EMBEDDED:
         engines.fresh("sqlite", tmp_path)
@@ -46,7 +46,7 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def keep(ground: backends.Backend) -> None:
-    """A session's secrets, under the old key."""
+    """Store a session's secrets, encrypted under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
     store = stores.Store(
         connections.open_database(url), clock=engines.Clock(), new_id=engines.ids(), keyring=rings.Keyring([OLD])
@@ -57,7 +57,7 @@ async def keep(ground: backends.Backend) -> None:
 
 
 def given(ground: backends.Backend, folder: Path, *keys: str) -> dict[str, str]:
-    """The environment with these keys: many nodes have them as a setting, one has a file."""
+    """The environment with these keys: a setting for the distributed engine, a file for the embedded one."""
     if ground.engine == backends.DISTRIBUTED:
         return ground.settings | {"SECRET_KEYS": ",".join(keys)}
     file = folder / encryption_keys.KEY_FILE
@@ -67,8 +67,8 @@ def given(ground: backends.Backend, folder: Path, *keys: str) -> dict[str, str]:
 
 
 async def test_from_an_old_key_to_a_new_one(ground: backends.Backend, tmp_path: Path) -> None:
-    """With both, in the setting or in the key file, all is sealed anew, once; then the old one may go. What no key opens keeps
-    the service from starting, until it is forgotten. Each is written down."""
+    """With both keys everything is re-encrypted, once; then the old key can be removed. Secrets that no key decrypts stop the
+    service from starting until they are forgotten. The audit has every rotation."""
     await keep(ground)
     new, other = (rings.Keyring([key]).key_id for key in (NEW, OTHER))
 
@@ -90,17 +90,17 @@ async def test_from_an_old_key_to_a_new_one(ground: backends.Backend, tmp_path: 
 
 
 async def audited(ground: backends.Backend, folder: Path) -> list[tuple[str, str, str]]:
-    """What was done, to what, and how it ended, oldest first; all of it by who types here."""
+    """Action, subject and outcome of the audit's entries, oldest first, all by the operator."""
     code, said = await run(folder, "audit", "--json", **given(ground, folder, OTHER))
     lines = json.loads(said)["Audit"]
     assert (code, {line["Who"].partition(" ")[0] for line in lines}) == (exits.OK, {"cli"})
     return [(line["Action"], line["Subject"], line["Outcome"]) for line in reversed(lines)]
 
 
-async def test_what_was_forgotten_is_written_down_whatever_comes_after(
+async def test_forgotten_secrets_are_audited_if_the_rotation_fails(
     ground: backends.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is gone for good as soon as it is gone: that the rotation behind it fails hides neither the one nor the other."""
+    """Forgetting is final, so a failure of the rotation after it hides neither entry."""
     await keep(ground)
 
     async def fail(_: encrypted_rows.EncryptedRows) -> int:
@@ -114,7 +114,7 @@ async def test_what_was_forgotten_is_written_down_whatever_comes_after(
 
 
 async def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
-    """It lies beside SQLite's file, and is not used: the command says which file, and what to type."""
+    """The embedded engine (SQLite) refuses it; the error names the file and the command to type."""
     engines.fresh("sqlite", tmp_path)
     file = tmp_path / encryption_keys.KEY_FILE
     file.write_text(NEW)
@@ -124,7 +124,7 @@ async def test_a_key_file_that_others_can_read(tmp_path: Path) -> None:
 
 
 async def test_parked_messages_that_need_an_older_key_are_counted(tmp_path: Path) -> None:
-    """They lie in RabbitMQ, not in the database: who rotates is told how many are sealed under another key."""
+    """Dead letters are in RabbitMQ, not in the database; the rotation counts those under another key."""
     topology = topologies.Topology(rabbit.shared().prefix())
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology)

@@ -1,4 +1,4 @@
-"""`recorder parked`: what could not be handled, in the outbox of either engine and in the broker's queue, by the real command."""
+"""`recorder parked` as a real command, for dead letters in the outbox of either engine and in the broker's queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START = decider_harness.START | {"UserSig": "PLANTED-SIG"}
 
 @dataclass(slots=True, kw_only=True)
 class Place:
-    """Where messages are parked: the outbox of one engine, or the broker's queue beside it."""
+    """A place of dead letters: the outbox of an engine, or the broker's queue."""
 
     name: str
     database: engines.Database
@@ -43,31 +43,31 @@ class Place:
         await self.store.outbox.mark_sent(message.seq, parked=REASON)
 
     async def on_its_way(self) -> list[str]:
-        """The ids of the messages that wait to be handled, taken."""
+        """Take the waiting messages; returns their ids."""
         if self.name == "queue":
             return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
         return [codec.decode(m.body, now_ms=0).id for m in await self.store.outbox.unsent()]
 
     async def run(self, *words: str, **environ: str) -> cli_runner.Answer:
-        """`recorder parked …`, inside this process."""
-        return self._looked_at(await cli_runner.inside(self.environment | environ, "parked", *words))
+        """Run `recorder parked …` in this process."""
+        return self._without_secrets(await cli_runner.inside(self.environment | environ, "parked", *words))
 
     async def process(self, *words: str, **environ: str) -> cli_runner.Answer:
-        """`recorder parked …` in a process of its own."""
-        return self._looked_at(await cli_runner.process(self.environment | environ, "parked", *words))
+        """Run `recorder parked …` in a new process."""
+        return self._without_secrets(await cli_runner.process(self.environment | environ, "parked", *words))
 
-    def _looked_at(self, answer: cli_runner.Answer) -> cli_runner.Answer:
+    def _without_secrets(self, answer: cli_runner.Answer) -> cli_runner.Answer:
         assert "PLANTED" not in answer.out + answer.err
         return answer
 
     async def ids(self) -> list[str]:
-        """The ids of what is parked."""
+        """The ids of all dead letters."""
         return [message["Id"] for message in (await self.run("list", "--json")).json["Messages"]]
 
 
 @pytest.fixture(params=["outbox-sqlite", "outbox-postgresql", "queue"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path, clock: engines.Clock) -> AsyncIterator[Place]:
-    """An empty one; for PostgreSQL there is a broker, whose queue is another place of the same recorder."""
+    """An empty place. With PostgreSQL there is a broker, whose queue is another place of the same recorder."""
     kind = "sqlite" if request.param == "outbox-sqlite" else "postgresql"
     database = engines.fresh(kind, tmp_path)
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DATABASE_URL": database.url, "DATA_DIR": str(tmp_path)}
@@ -82,9 +82,9 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path, clock: engines.C
     await store.stop()
 
 
-async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
-    """Listed with the reason, shown whole, sent on their way anew or thrown away, and who did it is written down; secrets never
-    reach the screen."""
+async def test_list_show_requeue_and_drop(place: Place) -> None:
+    """Dead letters are listed with reasons, shown, requeued and dropped. The audit names the operator; secrets never reach the
+    screen."""
     nothing = await place.run("list")
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "Nothing is parked.\n")
     for id_ in ("a", "b", "c"):
@@ -113,16 +113,15 @@ async def test_looked_at_sent_anew_and_dropped(place: Place) -> None:
     assert all(line["Who"].startswith("cli ") for line in audit)
 
 
-async def test_what_is_not_there(place: Place) -> None:
-    """An unknown id ends with 4, in every command; a number that no database has is none either."""
+async def test_an_unknown_id(place: Place) -> None:
+    """Every command ends with 4, also for a number that no database can hold."""
     for words in (("show", "x"), ("requeue", "row-7"), ("drop", "row-" + "9" * 30), ("drop", "0123456789ab")):
         answer = await place.run(*words)
         assert (answer.code, "no such" in answer.err.lower()) == (exits.NOT_FOUND, True), (words, answer.err)
 
 
-async def test_how_it_fails(place: Place, tmp_path: Path) -> None:
-    """Wrong settings end with 2; a broker or database that cannot be reached with 3, with no file left behind and no password
-    said."""
+async def test_exit_codes_of_failures(place: Place, tmp_path: Path) -> None:
+    """Wrong settings end with 2, an unreachable broker or database with 3; no file is created and no password printed."""
     wrong = await place.run("list", DATABASE_URL="mysql://x")
     assert (wrong.code, "DATABASE_URL" in wrong.err) == (exits.USAGE, True)
     if place.name == "outbox-sqlite":

@@ -1,4 +1,4 @@
-"""The owner of a process, with programs that misbehave: deaf, chatty, endless lines, silent, gone before they are stopped."""
+"""Child processes that misbehave: they ignore signals, print endlessly, stay silent or end before they are stopped."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _child(script: str, **options: object) -> ffmpeg_process.Child:
 
 
 @pytest.mark.alone
-async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> None:
-    """`q` ends what listens, SIGTERM what does not, SIGKILL what ignores both; each after its limit and no later."""
+async def test_stop_escalates_from_input_to_sigkill() -> None:
+    """`q`, then SIGTERM, then SIGKILL; each after its limit and no later."""
     polite, plain, deaf = (
         _child("read -n1 key; exit 7"),
         _child("exec sleep 60"),
@@ -39,8 +39,8 @@ async def test_each_rung_of_the_ladder_ends_what_the_one_before_did_not() -> Non
     assert 2 * limit_s <= took[2] < 2 * limit_s + 0.8 * waiting.patience()
 
 
-async def test_what_it_says_is_redacted_bounded_and_always_read() -> None:
-    """Megabytes on stderr never block the child; only the latest lines are kept, an endless line is cut, secrets hidden."""
+async def test_output_is_redacted_bounded_and_always_read() -> None:
+    """Megabytes on stderr never block the child; only the last lines are kept, an endless line is cut, secrets are masked."""
     seen: list[str] = []
     script = "for i in $(seq 20000); do echo line $i SECRET >&2; done; head -c 3000000 /dev/zero | tr '\\0' x >&2; echo; exit 0"
     child = _child(script, on_error_line=seen.append)
@@ -52,8 +52,8 @@ async def test_what_it_says_is_redacted_bounded_and_always_read() -> None:
     assert max(map(len, child.last_lines)) <= 8_192
 
 
-async def test_a_failing_listener_ends_the_child_and_is_heard() -> None:
-    """An error in a callback kills the child, which nobody would listen to any more, and comes out of wait()."""
+async def test_a_failing_listener_ends_the_child_and_is_raised() -> None:
+    """An error in a listener kills the child, whose output would go unread, and wait() raises it."""
 
     def fail(_: str) -> None:
         raise ValueError("listener")
@@ -64,8 +64,8 @@ async def test_a_failing_listener_ends_the_child_and_is_heard() -> None:
         await asyncio.wait_for(child.wait(), waiting.limit_s(5))
 
 
-async def test_stopping_and_killing_what_has_ended_is_harmless() -> None:
-    """A child that is gone may be stopped and killed again; one that was never started may be killed."""
+async def test_an_ended_child_can_be_stopped_and_killed() -> None:
+    """An ended child can be stopped and killed again; an unstarted child can be killed."""
     child = _child("exit 0")
     child.kill()
     await child.start()
@@ -75,8 +75,8 @@ async def test_stopping_and_killing_what_has_ended_is_harmless() -> None:
     await waiting.until(lambda: not Path(f"/proc/{child.pid}").exists())
 
 
-async def test_the_child_has_nothing_of_our_environment() -> None:
-    """No variable of the service reaches the child, proxies least of all."""
+async def test_the_child_gets_a_clean_environment() -> None:
+    """No variable of the service reaches the child, not even a proxy."""
     said: list[str] = []
     child = ffmpeg_process.Child(["/usr/bin/env"], redact=str, on_output_line=said.append)
     await child.start()

@@ -1,7 +1,7 @@
-"""The wheel, built from this tree and installed into a clean environment: everything it needs at run time is in it.
+"""The wheel, built from this tree and installed into a clean environment, contains everything it needs at run time.
 
-Imports nothing of ours: what is looked at is the installed copy, in a process of its own. Rule: no network; the environment sees
-the locked packages of the one the tests run in, and not the source tree.
+Rules: a separate process examines the installed copy; the tests import no package of the project. No network: the environment
+uses the locked packages of the one that runs the tests, and not the source tree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from tests.unit import test_cli
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = (
+PACKAGES = (
     "machine",
     "handlers",
     "worker",
@@ -42,10 +42,10 @@ import asyncio, importlib, pathlib, pkgutil, sys
 prefix = pathlib.Path(sys.prefix)
 import service
 modules = [service]
-for room in {ROOMS!r}:
-    package = importlib.import_module(room)
+for name in {PACKAGES!r}:
+    package = importlib.import_module(name)
     modules.append(package)
-    for found in pkgutil.walk_packages(package.__path__, room + "."):
+    for found in pkgutil.walk_packages(package.__path__, name + "."):
         if found.name != "store.migrations.env":  # alembic runs it, with a connection
             modules.append(importlib.import_module(found.name))
 strangers = [m.__file__ for m in modules if prefix not in pathlib.Path(m.__file__).parents]
@@ -61,7 +61,7 @@ print(len(modules))
 
 
 def run(arguments: Sequence[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder` with an environment that names no place of the source tree."""
+    """Run a command in `folder`; its environment names no path of the source tree."""
     return subprocess.run(
         arguments,
         cwd=folder,
@@ -82,7 +82,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean environment with the wheel in it. Returns its folder of commands."""
+    """A clean environment with the wheel installed. Returns its folder of commands."""
     folder = tmp_path_factory.mktemp("clean")
     done = run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], folder)
     assert done.returncode == 0, done.stderr
@@ -90,38 +90,38 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = Path(sys.executable).with_name("uv")
     done = run([uv, "pip", "install", "--offline", "--no-deps", "--python", commands / "python", wheel], folder)
     assert done.returncode == 0, done.stderr
-    # A folder named in a .pth file is put on the path, but its own .pth files are not read: the locked packages are seen,
-    # the editable installation of the source tree among them is not.
+    # A .pth file adds a folder to the path but does not read that folder's .pth files: the locked packages are importable, the
+    # editable installation of the source tree is not.
     paths = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     packages = Path(sysconfig.get_path("purelib", "venv", vars=paths))
     (packages / "locked.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return commands
 
 
-def test_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
-    """Rooms, root module, data files and licence are in it; tests, documents and benches are not."""
+def test_the_wheel_contains_the_program_and_nothing_else(wheel: Path) -> None:
+    """It has packages, root module, data files and license, but no tests, documents or benchmarks."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (entry_points,) = [n for n in names if n.endswith("/entry_points.txt")]
         assert "recorder = service:main" in archive.read(entry_points).decode()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"service.py", *ROOMS}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"service.py", *PACKAGES}
     for needed in ("events/schemas.json", "store/migrations/env.py", "store/migrations/versions/0001_the_first_schema.py"):
         assert needed in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert [name for name in names if name.endswith((".pyc", ".md", ".db")) or "__pycache__" in name] == []
 
 
-def test_every_room_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    """Each module imports from the installed copy, the schemas are found, and the migrations make a database of SQLite."""
+def test_every_package_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """Every module imports from the installed copy, the schemas load, and the migrations create a SQLite database."""
     done = run([installed / "python", "-I", "-c", LOOK, tmp_path / "new.db"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > len(ROOMS)
+    assert int(done.stdout) > len(PACKAGES)
     assert (tmp_path / "new.db").stat().st_size > 0
 
 
 def test_the_command_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    """`recorder --help` lists the commands, and a wrong setting is told with exit code 2."""
+    """`recorder --help` lists the commands, and a wrong setting ends with exit code 2."""
     done = run([installed / "recorder", "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
     for command in {words.split()[0] for words, _ in test_cli.commands()}:

@@ -1,4 +1,4 @@
-"""The commands without a service: bodies from options, files and the environment; exit codes; what reaches a terminal."""
+"""Commands without a service: request bodies, exit codes, help, completion, output on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ENVIRON = {"RECORDER_USER_SIG": "sig", "COS_SECRET_ID": "id", "COS_SECRET_KEY": 
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address where nothing listens, for as long as the test runs."""
+def closed_port() -> Iterator[str]:
+    """The address of a port without a listener, reserved until the test ends."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -37,7 +37,7 @@ def run(*words: str, **environ: str) -> Any:
 
 
 def commands(of: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command of the command line, those of groups and of `service.py` included, with its words."""
+    """Every command with its words, those of groups included."""
     group = of or main.get_command(app.app)
     for name, command in group.commands.items():
         words = f"{path} {name}".strip()
@@ -82,29 +82,29 @@ def is_for_types(node: ast.stmt) -> bool:
 
 class TestRequests:
     def test_secrets_come_from_the_environment(self) -> None:
-        """UserSig and credentials need not be typed."""
+        """UserSig and COS credentials come from variables, not from options."""
         body = request_input.start({}, {"SdkAppId": 1, "Mode": None}, {"Region": "r", "Token": ""}, ENVIRON)
         assert body == {"SdkAppId": 1, "UserSig": "sig", "CosConfig": {"Region": "r", "SecretId": "id", "SecretKey": "key"}}
 
     def test_options_win_over_the_body_and_the_body_over_the_environment(self) -> None:
-        """The nearer word counts; credentials of two origins are never mixed."""
+        """Credentials of two sources are never mixed."""
         given = {"SdkAppId": 1, "UserId": "a", "UserSig": "theirs", "CosConfig": {"Path": "p", "SecretId": "x", "SecretKey": "y"}}
         body = request_input.start(given, {"UserId": "b"}, {"Path": "q"}, ENVIRON | {"COS_TOKEN": "t"})
         assert (body["UserId"], body["UserSig"]) == ("b", "theirs")
         assert body["CosConfig"] == {"Path": "q", "SecretId": "x", "SecretKey": "y"}
 
-    def test_half_a_credential_is_a_mistake(self) -> None:
-        """An id without its key is said at once, and not sent."""
+    def test_half_a_credential_is_refused(self) -> None:
+        """A secret id without its key is an error before any request."""
         with pytest.raises(request_input.UsageError, match="COS_SECRET_KEY together"):
             request_input.start({}, {}, {}, {"COS_SECRET_ID": "id"})
 
-    def test_a_replay_brings_only_what_there_is(self) -> None:
-        """Without fresh credentials there is no CosConfig at all."""
+    def test_a_replay_sends_only_given_fields(self) -> None:
+        """Without fresh credentials it has no CosConfig."""
         assert request_input.replay({"Speaker": "a", "N": None, "DryRun": False}, {"SecretId": ""}, {}) == {"Speaker": "a"}
         assert request_input.replay({"DryRun": True}, {}, ENVIRON)["CosConfig"] == {"SecretId": "id", "SecretKey": "key"}
 
     def test_the_body_is_one_json_object(self, tmp_path: Path) -> None:
-        """From an option or a file, not both; what cannot be read is said."""
+        """It comes from an option or a file, not both; an unreadable one is an error."""
         file = tmp_path / "start.json"
         file.write_text('{"Mode": "01"}')
         assert request_input.body("", file) == request_input.body('{"Mode": "01"}', None) == {"Mode": "01"}
@@ -120,11 +120,11 @@ class TestExitCodes:
         [["sessions"], ["sessions", "--stuck"], ["show", "X"], ["show", "X", "-w"], ["results"], ["results", "-f"], ["stop", "X"],
          ["replay", "X"], ["start"]],
     )  # fmt: skip
-    def test_nobody_answers(self, nobody: str, words: list[str]) -> None:
-        """3, and a sentence that says where was asked and what to do."""
-        result = run(*words, RECORDER_URL=nobody)
+    def test_no_service_listens(self, closed_port: str, words: list[str]) -> None:
+        """3, and a sentence with the address and the remedy."""
+        result = run(*words, RECORDER_URL=closed_port)
         assert result.exit_code == 3
-        assert nobody in result.stderr
+        assert closed_port in result.stderr
         assert "recorder serve" in result.stderr
         assert result.stdout == ""
 
@@ -141,37 +141,37 @@ class TestExitCodes:
         ],
     )
     def test_wrong_usage(self, words: list[str]) -> None:
-        """2 for what the command does not take."""
+        """2 for unknown options and invalid values."""
         assert run(*words).exit_code == 2
 
     @pytest.mark.parametrize("url", ["localhost:8080", "ftp://x", "http://", "http://x:port", "http://u:p@x"])
-    def test_an_address_that_is_none(self, url: str) -> None:
-        """2, and what RECORDER_URL may be."""
+    def test_an_invalid_address(self, url: str) -> None:
+        """2, and the allowed form of RECORDER_URL."""
         result = run("sessions", RECORDER_URL=url)
         assert (result.exit_code, "RECORDER_URL must be" in result.stderr) == (2, True)
 
-    def test_a_token_that_no_header_can_hold(self, nobody: str) -> None:
+    def test_a_token_that_no_header_can_carry(self, closed_port: str) -> None:
         """2, without a traceback and without the token."""
-        result = run("sessions", RECORDER_URL=nobody, RECORDER_TOKEN="a\nb")
+        result = run("sessions", RECORDER_URL=closed_port, RECORDER_TOKEN="a\nb")
         assert (result.exit_code, "RECORDER_TOKEN" in result.stderr, "a\nb" in result.stderr) == (2, True, False)
 
 
 class TestHelp:
     def test_exit_codes_are_documented(self) -> None:
-        """`recorder --help` says what each code means."""
+        """`recorder --help` explains every exit code."""
         text = " ".join(run("--help", COLUMNS="200").stdout.split())
         for code in (exits.OK, exits.REFUSED, exits.USAGE, exits.UNREACHABLE, exits.NOT_FOUND, exits.INTERRUPTED):
             assert f"{code} " in text.split("Exit codes:")[1]
 
-    def test_every_command_has_its_line(self) -> None:
-        """`--help` of the program and of each group lists every command with a whole sentence."""
+    def test_every_command_has_a_line_of_help(self) -> None:
+        """`--help` of the program and of each group lists every command with a complete sentence."""
         for words, names in (([], commands_of()), (["keys"], commands_of("keys")), (["parked"], commands_of("parked"))):
             listed = run(*words, "--help", COLUMNS="80").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
             assert [line.split()[0] for line in listed] == names
             assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
     def test_every_command_takes_json(self) -> None:
-        """A program can read the answer of each, but of those that run until they are stopped, or answer with a sentence."""
+        """All but those that run until they are stopped, or that print one sentence."""
         found = {path: "--json" in {option for p in made.params for option in p.opts} for path, made in commands()}
         assert len(found) > 15
         without = {"serve", "simulator", "demo", "migrate"}
@@ -180,14 +180,14 @@ class TestHelp:
 
 class TestCompletion:
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-    def test_the_script_is_given_out(self, shell: str) -> None:
-        """The script that `--install-completion` installs and `--show-completion` prints."""
+    def test_the_script_is_printed(self, shell: str) -> None:
+        """It is the script of `--install-completion` and `--show-completion`."""
         result = run(_RECORDER_COMPLETE=f"source_{shell}")
         assert result.exit_code == 0
         assert "_RECORDER_COMPLETE" in result.stdout
 
     def test_it_can_be_installed(self) -> None:
-        """Both options are there."""
+        """`recorder --help` lists both options."""
         text = run("--help", COLUMNS="200").stdout
         assert "--install-completion" in text
         assert "--show-completion" in text
@@ -201,7 +201,7 @@ class TestCompletion:
         ],
     )
     def test_words_are_completed(self, line: str, completed: set[str]) -> None:
-        """Commands, options and choices."""
+        """Completion knows commands, options and choices."""
         words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_RECORDER_COMPLETE": "complete_bash"}
         result = run(**words)
         assert completed <= set(result.stdout.split())
@@ -210,7 +210,7 @@ class TestCompletion:
 
 class TestSince:
     def test_spans_and_times(self) -> None:
-        """Ago, or the time itself; always UTC for the service."""
+        """A span ago, or a time; the service always gets UTC."""
         assert request_input.since("2h", 1_800_000_000) == "2027-01-15T06:00:00.000Z"
         assert request_input.since("7d", 1_800_000_000) == "2027-01-08T08:00:00.000Z"
         assert request_input.since("2027-01-15T08:00:00+08:00", 0) == "2027-01-15T00:00:00.000Z"
@@ -230,13 +230,13 @@ class TestTerminal:
 
     @pytest.fixture
     def terminal(self, monkeypatch: pytest.MonkeyPatch) -> _Terminal:
-        """A terminal of 60 columns, to redirect to."""
+        """A terminal of 60 columns."""
         monkeypatch.setenv("COLUMNS", "60")
         monkeypatch.setenv("TERM", "xterm")
         return _Terminal()
 
     def test_ids_stay_whole_in_a_narrow_table(self, terminal: _Terminal) -> None:
-        """Everything else is folded; nothing is cut."""
+        """Other columns are folded; nothing is cut."""
         with contextlib.redirect_stdout(terminal):
             output.rows(("TaskId", "State", "User"), [[self.TASK_ID, "Open", "u" * 100]])
         lines = terminal.getvalue().splitlines()
@@ -244,17 +244,17 @@ class TestTerminal:
         assert terminal.getvalue().count("u") == 100
         assert "…" not in terminal.getvalue()
 
-    def test_a_pipe_is_a_pipe_whatever_variables_say(
+    def test_variables_do_not_turn_a_pipe_into_a_terminal(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """FORCE_COLOR makes no table of what a program reads."""
+        """FORCE_COLOR draws no table in a pipe."""
         monkeypatch.setenv("FORCE_COLOR", "1")
         output.rows(("TaskId",), [[self.TASK_ID]])
         output.line("x" * 300)
         assert capsys.readouterr().out == f"TaskId\n{self.TASK_ID}\n" + "x" * 300 + "\n"
 
-    def test_the_stuck_are_told_in_sentences(self, terminal: _Terminal) -> None:
-        """Why and what to type below each session; the command is on one line, to be copied."""
+    def test_stuck_sessions_are_described_in_sentences(self, terminal: _Terminal) -> None:
+        """Each session has its reason and its command; the command is on one line, to be copied."""
         typed = f"`recorder replay {self.TASK_ID} --speaker=alice --n=1`"
         finding = {"Rule": "failed-kept", "Of": "alice/1", "Why": "FailedCosWrite: refused.", "Next": f"Type {typed}."}
         session = {"TaskId": self.TASK_ID, "State": "Finished", "RoomId": "7", "StrRoomId": "", "Stuck": [finding]}
@@ -262,16 +262,16 @@ class TestTerminal:
             output.stuck({"Sessions": [session], "Next": ""})
         assert any(typed in line for line in terminal.getvalue().splitlines())
 
-    def test_doctor_says_what_to_do(self, terminal: _Terminal) -> None:
-        """Below the table, for what is not well."""
+    def test_doctor_prints_the_remedy(self, terminal: _Terminal) -> None:
+        """The remedies of failed checks are below the table."""
         found = {"Check": "cos", "Status": "warn", "Found": "no answer", "Meaning": "Uploads wait.", "Type": "nc -vz cos 443"}
         with contextlib.redirect_stdout(terminal):
             output.findings([found, found | {"Check": "pull", "Status": "ok", "Meaning": "", "Type": ""}], verdict="warn")
         assert "  nc -vz cos 443" in terminal.getvalue()
         assert "It works, with limits." in terminal.getvalue()
 
-    def test_progress_is_drawn_in_place(self, terminal: _Terminal) -> None:
-        """One picture, drawn anew with each look."""
+    def test_progress_is_redrawn_in_place(self, terminal: _Terminal) -> None:
+        """Each update redraws one picture."""
         recording = {
             "Speaker": "alice",
             "N": 1,
@@ -290,13 +290,13 @@ class TestTerminal:
 
 
 class _Flaky:
-    """A service that is away twice."""
+    """A service that is unreachable twice."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
     def results(self, *, after: str, types: object, wait_s: float = 0) -> dict[str, Any]:
-        """As client.Client."""
+        """Like client.Client.results."""
         self.asked.append(after)
         if len(self.asked) in (2, 3):
             raise client.ClientError("It is away.", exits.UNREACHABLE)
@@ -306,8 +306,8 @@ class _Flaky:
 
 
 class TestFollowing:
-    def test_a_service_that_is_away_is_asked_again(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """From the same cursor on, once it has answered before; said once; what it refuses is the end."""
+    def test_an_unreachable_service_is_asked_again(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """After a first answer, from the same cursor, with one message; a refusal ends it."""
         service, pauses = _Flaky(), list[float]()
         found = polling.results(cast(client.Client, service), after="", follow=True, pause=pauses.append)
         assert [next(found)["Cursor"] for _ in range(3)] == ["s1", "s4", "s5"]
@@ -318,18 +318,18 @@ class TestFollowing:
 
 
 class TestPrinting:
-    def test_control_characters_are_written_out(self) -> None:
-        """What others chose cannot move the cursor, colour the screen or end a line."""
+    def test_control_characters_are_escaped(self) -> None:
+        """Text from outside cannot move the cursor, color the screen or end a line."""
         assert output.safe("a\x1b[31mb\u009bc\nd\u202ee") == "a\\x1b[31mb\\x9bc\\nd\\u202ee"
         assert output.safe("录制失败 [bold] é") == "录制失败 [bold] é"
 
     def test_rows_are_plain_when_piped(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Tabs, no frame, no colour, no cut, however long a cell is."""
+        """Tabs, no frame and no color; long cells stay whole."""
         output.rows(("A", "B"), [["x" * 300, "[red]y[/red]"]])
         assert capsys.readouterr().out == "A\tB\n" + "x" * 300 + "\t[red]y[/red]\n"
 
     def test_json_is_json(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Readable as it is, Chinese included."""
+        """It is readable, Chinese included."""
         output.as_json({"Message": "录制成功"})
         text = capsys.readouterr().out
         assert json.loads(text) == {"Message": "录制成功"}
@@ -337,5 +337,5 @@ class TestPrinting:
 
 
 def test_the_client_does_not_show_its_token() -> None:
-    """Not in its own text."""
+    """Its repr leaves the token out."""
     assert "PLANTED" not in repr(client.Client(token="PLANTED"))

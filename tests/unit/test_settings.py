@@ -1,4 +1,4 @@
-"""The settings: what is read, what is refused and how, and that no secret shows."""
+"""Settings: accepted and refused values, faults, defaults, and hidden secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def faults(**environ: str) -> dict[str, str]:
 
 
 def test_nothing_is_required_on_loopback() -> None:
-    """An empty environment but for HOME gives the defaults of the design."""
+    """An environment with only HOME gives the defaults of the design."""
     found = settings.load(HOME)
     assert (found.host, found.port, found.api_tokens) == ("127.0.0.1", 8080, ())
     assert found.database == "sqlite+aiosqlite:////home/op/.local/share/recorder/recorder.db"
@@ -39,8 +39,8 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "1w", "s", "1e3", "1 000", "∞", "٣", "nan", "30s 5"])
-def test_what_is_no_duration(text: str) -> None:
-    """What is no duration is refused, and the fault says what one is."""
+def test_invalid_durations(text: str) -> None:
+    """The fault shows valid durations."""
     assert "30s, 15m, 72h or 7d" in faults(LINGER=text)["LINGER"]
 
 
@@ -52,31 +52,31 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["1400000001=one,1400000002=t=wo", '{"1400000001": "one", "1400000002": "t=wo"}'])
 def test_keys_by_application(text: str) -> None:
-    """Keys are given as pairs or as JSON; a key may hold an equals sign."""
+    """Keys are pairs or JSON; a key may contain an equals sign."""
     keys = settings.load({**HOME, "TRTC_KEYS": text}).trtc_keys
     assert {app: key.get_secret_value() for app, key in keys.items()} == {1400000001: "one", 1400000002: "t=wo"}
 
 
 @pytest.mark.parametrize("text", ["1400000001", "x=key", "0=key", "4294967296=key", "[1]", '{"1": 2}', "1=", "{"])
-def test_what_are_no_keys(text: str) -> None:
-    """A key without an application, or the other way round, is refused."""
+def test_invalid_keys(text: str) -> None:
+    """A key without an application, or an application without a key, is refused."""
     assert "SdkAppId=key" in faults(TRTC_CALLBACK_KEYS=text)["TRTC_CALLBACK_KEYS"]
 
 
 def test_lists() -> None:
-    """Lists are separated by commas; spaces and empty items do not count."""
+    """Commas separate items; spaces and empty items are dropped."""
     found = settings.load({**HOME, "API_TOKENS": " a, b ,,", "CALLBACK_ALLOW": "10.0.0.0/8, hooks.internal,::1"})
     assert [token.get_secret_value() for token in found.api_tokens] == ["a", "b"]
     assert found.callback_allow == ("10.0.0.0/8", "hooks.internal", "::1")
 
 
-def test_an_empty_variable_is_an_unset_one() -> None:
-    """What a compose file passes on as empty changes nothing."""
+def test_an_empty_variable_counts_as_unset() -> None:
+    """A compose file may pass a variable on as empty."""
     assert settings.load({**HOME, "PORT": "", "LINGER": "  ", "CFS_PATH": ""}) == settings.load(HOME)
 
 
 def test_all_faults_are_reported_at_once() -> None:
-    """Every wrong variable is named, those that are wrong beside others too, each with what it may be."""
+    """Every wrong variable is named with its allowed values, contradictions included."""
     found = faults(
         HOST="0.0.0.0",
         PORT="99999",
@@ -93,19 +93,19 @@ def test_all_faults_are_reported_at_once() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "::1", "[::1]"])
 def test_loopback_needs_no_token(host: str) -> None:
-    """What cannot be reached from outside may be open."""
+    """Other machines cannot reach it."""
     assert settings.load({**HOME, "HOST": host}).host == host
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "recorder.example.com", "localhost.example.com"])
 def test_any_other_host_needs_a_token(host: str) -> None:
-    """Whoever reaches the port could record: without a token the service does not start."""
+    """Anyone who reaches the port could record, so the service does not start without a token."""
     assert "HOST" in faults(HOST=host)["API_TOKENS"]
     assert settings.load({**HOME, "HOST": host, "API_TOKENS": "t"}).host == host
 
 
-def test_workers_with_a_spool_each_say_where_they_are() -> None:
-    """Where HOST is every address of the machine, none of them could be told to other nodes."""
+def test_workers_with_separate_spools_need_an_address() -> None:
+    """If HOST is every address of the machine, other nodes need NODE_URL."""
     many = {"AMQP_URL": "amqp://h/", "DATABASE_URL": "postgresql+asyncpg://u@h/x", "SECRET_KEYS": engines.SECRET_KEYS}
     many |= {"CLUSTER_TOKEN": "t", "API_TOKENS": "t", "HOST": "0.0.0.0"}
     assert "HOST" in faults(**many)["NODE_URL"]
@@ -114,8 +114,8 @@ def test_workers_with_a_spool_each_say_where_they_are() -> None:
     assert settings.load({**HOME, **many, "SPOOL_SHARED": "true", "CFS_PATH": "/cfs"}).spool_shared
 
 
-def test_the_database_never_lies_on_cfs(tmp_path: Path) -> None:
-    """Neither directly, nor by DATABASE_URL, nor through a link."""
+def test_the_database_is_never_on_cfs(tmp_path: Path) -> None:
+    """Neither by DATA_DIR, nor by DATABASE_URL, nor through a link."""
     cfs = tmp_path / "cfs"
     cfs.mkdir()
     (tmp_path / "link").symlink_to(cfs)
@@ -126,15 +126,15 @@ def test_the_database_never_lies_on_cfs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgres://u:PLANTED@h/x", "sqlite+aiosqlite:///", "sqlite+aiosqlite:///:memory:", "x"])
-def test_a_database_that_is_none_is_refused(url: str) -> None:
-    """Another engine, or one that forgets, is refused without repeating the address."""
+def test_an_unusable_database_is_refused(url: str) -> None:
+    """Another engine, or one in memory, is refused without repeating the address."""
     fault = faults(DATABASE_URL=url)["DATABASE_URL"]
     assert "sqlite+aiosqlite:///" in fault
     assert "PLANTED" not in fault
 
 
 def test_without_a_home_the_folder_must_be_given() -> None:
-    """Where there is no HOME, DATA_DIR is asked for; with it, ~ is the HOME of the mapping."""
+    """Without HOME, DATA_DIR is required; with it, ~ is the HOME of the mapping."""
     with pytest.raises(settings.SettingsError, match="DATA_DIR: is required"):
         settings.load({})
     assert settings.load({"DATA_DIR": "/data"}).data_dir == Path("/data")
@@ -143,14 +143,14 @@ def test_without_a_home_the_folder_must_be_given() -> None:
 
 
 def test_the_environment_of_the_process_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the mapping counts."""
+    """Only the mapping is read."""
     monkeypatch.setenv("PORT", "1234")
     monkeypatch.setenv("port", "1234")
     assert settings.load(HOME).port == 8080
 
 
 def test_no_secret_shows() -> None:
-    """Neither the dump, nor the value's own text, nor a fault repeats a secret; the dump says which are set."""
+    """No secret is in the dump, the repr or a fault; the dump shows which are set."""
     secret = "PLANTED"
     environ = dict.fromkeys(("API_TOKENS", "CALLBACK_SECRET"), secret)
     environ |= {"TRTC_KEYS": f"1={secret}", "TRTC_CALLBACK_KEYS": f"2={secret}"}
@@ -164,7 +164,7 @@ def test_no_secret_shows() -> None:
 
 
 def test_the_reference_has_every_setting() -> None:
-    """The table for the documentation has a row for each variable, with its meaning, and no machine's own paths."""
+    """The table has a row with a meaning for each variable, and no path of a machine."""
     table = settings.reference()
     for name in settings.describe(settings.load(HOME)):
         assert table.count(f"| `{name}` |") == 1
