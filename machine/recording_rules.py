@@ -188,11 +188,11 @@ class RecordingRules:
         self.effects.append(effects.Disarm("linger"))
 
     def note_publish(self) -> None:
-        """The active run may be too early for the track: if it ends without media, the next one starts immediately."""
+        """Note that the active run may be too early for the track (if it ends without media, the next one starts immediately)."""
         self._set(publish_pending=True)
 
     def clear_publish(self) -> None:
-        """The run was early enough for the track."""
+        """Note that the run was early enough for the track."""
         self._set(publish_pending=False)
 
     def mark_absent(self) -> None:
@@ -253,7 +253,7 @@ class RecordingRules:
         self._wait(states.TRANSCODE, self.facts.policy.transcode_backoff_ms)
 
     def wait_for_node(self) -> None:
-        """Check again soon whether the node is back; this does not count as a failure."""
+        """Check again soon whether the node is back, without counting a failure."""
         failures = self.recording.failures
         self._wait(states.TRANSCODE, (self.facts.policy.node_away_backoff_ms,))
         self._set(failures=failures)
@@ -267,7 +267,7 @@ class RecordingRules:
         self.effects.append(effects.Arm("node-return", self.facts.now_ms + self.facts.policy.node_return_ms))
 
     def fail_node_away(self) -> None:
-        """Fail: the node that holds the finished file did not come back."""
+        """The node that holds the finished file did not come back."""
         node = self.recording.output_node
         self._fail(f"The finished file is on {node}, which did not come back in time; start it and replay.")
 
@@ -280,7 +280,7 @@ class RecordingRules:
         self._set(failures=self.recording.failures + 1)
 
     def end_capture(self) -> None:
-        """End the capture; a queued or waiting one is void under a new epoch."""
+        """End the capture (a new epoch voids a queued or waiting one)."""
         if self.recording.capture != states.LEASED:
             self._set(epoch=self.recording.epoch + 1)
         self._set(job=None)
@@ -302,7 +302,7 @@ class RecordingRules:
         )
 
     def count_media(self) -> None:
-        """Add the run's media; media resets the count of failures."""
+        """Add the run's media (media resets the count of failures)."""
         if self.media_ms > 0:
             self._set(media_ms=self.recording.media_ms + self.media_ms, failures=0)
             self.note_media()
@@ -323,11 +323,11 @@ class RecordingRules:
         self._end()
 
     def fail(self) -> None:
-        """Fail in the present state; the files stay."""
+        """Keep the files."""
         self._fail(self.detail or self.reason or "The worker ended without an outcome.")
 
     def fail_without_media(self) -> None:
-        """Fail: no media arrived."""
+        """No media arrived."""
         tracks = " or ".join(states.WANTED_KINDS[self.recording.mode])
         # The detail of a stopped run does not explain why no media came.
         own = self.detail if self.reason != Reason.STOPPED else ""
@@ -337,7 +337,7 @@ class RecordingRules:
         )
 
     def fail_lost(self) -> None:
-        """Fail: too many workers ended without an outcome."""
+        """Too many workers in a row ended without an outcome."""
         self._fail(f"{self.recording.failures} workers in a row ended without an outcome; see the service's log, then replay.")
 
     def begin_replay(self) -> None:
@@ -347,7 +347,7 @@ class RecordingRules:
         self.effects.append(effects.Disarm("keep"))
 
     def rejoin(self) -> None:
-        """Capture again from Joining; the replay has reopened the session."""
+        """Capture again in the session that the replay has reopened."""
         self._set(stop_requested=False, present=None, output=None, idle_from_ms=self.facts.now_ms, state=J)
         self.effects.append(effects.Arm("idle", self.facts.now_ms + self.facts.policy.idle_timeout_ms))
 
