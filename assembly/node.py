@@ -26,7 +26,7 @@ from assembly import work as node_work
 from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
 from handlers import admission, dispatch, sweeper, unit_of_work
-from machine import model, supervised_task
+from machine import job_key, model, supervised_task
 from media import spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
@@ -92,8 +92,8 @@ class Node:
         host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
         return f"http://{host}:{self._http.port}"
 
-    def progress(self) -> Mapping[str, int]:
-        """Media captured so far by running captures: recording id → ms."""
+    def progress(self) -> Mapping[job_key.RecordingKey, int]:
+        """Media captured so far by running captures: recording → ms."""
         return self.worker.progress() if self.worker is not None else {}
 
     async def run(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from assembly.identity import clock
 from config import settings as ops_settings
 from events import codec
-from machine import capture_progress, due_work, errors, model, segments, uploaded_object
+from machine import capture_progress, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, segment_fetch, segment_scan, spool, transcode
 from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
@@ -72,7 +72,7 @@ class NodeWork:
     async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this spool."""
         token = self._settings.cluster_token.get_secret_value()
-        return await segment_fetch.fetch(url, token, job.recording.id, epoch, self._segment_path(job, epoch))
+        return await segment_fetch.fetch(url, token, str(job.recording.key), epoch, self._segment_path(job, epoch))
 
     async def transcode(self, job: due_work.Assignment, epoch: int, parts: Sequence[segments.Segment]) -> model.Output:
         """Make the finished file from its segments."""
@@ -128,13 +128,14 @@ class NodeWork:
         webhook_id = f"{delivery.task_id}.{delivery.revision}"
         await self._webhook.send(delivery.url, delivery.body.encode(), webhook_id=webhook_id, now_s=clock() // 1000)
 
-    async def remove(self, recording_id: str, until_epoch: int) -> int:
+    async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording."""
-        return await asyncio.to_thread(self._spool.remove_files, *model.split_id(recording_id), until_epoch)
+        return await asyncio.to_thread(self._spool.remove_files, recording.task_id, recording.speaker, recording.n, until_epoch)
 
-    async def remove_outputs(self, recording_id: str, before_epoch: int, except_epoch: int) -> int:
+    async def remove_outputs(self, recording: job_key.RecordingKey, before_epoch: int, except_epoch: int) -> int:
         """Delete the outputs of transcodes before `before_epoch`, except that of `except_epoch`."""
-        return await asyncio.to_thread(self._spool.remove_outputs, *model.split_id(recording_id), before_epoch, except_epoch)
+        names = (recording.task_id, recording.speaker, recording.n)
+        return await asyncio.to_thread(self._spool.remove_outputs, *names, before_epoch, except_epoch)
 
     async def task_ids_on_spool(self) -> list[str]:
         """The TaskIds that have files on the spool."""
@@ -148,10 +149,10 @@ class NodeWork:
     def path_of(self, recording_id: str, epoch: int) -> Path | None:
         """Path of a segment on this node's spool, for another node; None for an invalid id."""
         try:
-            task_id, speaker, n = model.split_id(recording_id)
+            key = job_key.parse_recording(recording_id)
         except ValueError:
             return None
-        return self._spool.segment_path(task_id, speaker, n, epoch)
+        return self._spool.segment_path(key.task_id, key.speaker, key.n, epoch)
 
     def _target(self, job: due_work.Assignment) -> cos_target.CosTarget:
         request, value = job.session.request, job.recording

@@ -39,7 +39,7 @@ from bench import noise
 from bus import rabbit as rabbit_bus
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import encryption, model
+from machine import encryption, job_key, model
 from store import connections
 from store import store as stores
 from tests import postgres, rabbit
@@ -192,7 +192,7 @@ class Decisions:
         there = {"SdkAppId": APP, "RoomId": room, "UserId": "alice", "EventMs": now_ms(), "Kind": "audio"}
         await self._say("user-publishing", there)
         await self._lease(task_id, 1)
-        await self._store.segments.register(f"{task_id}/alice/1", 1, "n1")
+        await self._store.segments.register(job_key.RecordingKey(task_id, "alice", 1), 1, "n1")
         await self._say("capture-started", of | {"Epoch": 1, "FirstPacketMs": now_ms()})
         await self._say("user-publishing", there | {"Kind": "video"})
         await self._say("room-destroyed", {"SdkAppId": APP, "RoomId": room, "UserId": "", "EventMs": now_ms() + 1})
@@ -210,7 +210,7 @@ class Decisions:
         return await self._decider.decide(event)
 
     async def _lease(self, task_id: str, epoch: int) -> None:
-        if not await self._store.leases.take(f"{task_id}/alice/1", epoch, "n1", POLICY.lease_ms):
+        if not await self._store.leases.take(job_key.RecordingKey(task_id, "alice", 1), epoch, "n1", POLICY.lease_ms):
             raise RuntimeError(f"the lease of epoch {epoch} was refused: the events are not those of a whole recording")
 
 

@@ -62,7 +62,13 @@ async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) 
         service = node.Node(settings.load(inherited | own | script.settings(simulator)), inherited)
         stack.push_async_callback(service.stop)
         await service.start()
-        run = script.Demo(simulator=simulator, service_url=service.url, live_s=live_s, progress=service.progress, screen=screen)
+        run = script.Demo(
+            simulator=simulator,
+            service_url=service.url,
+            live_s=live_s,
+            progress=lambda: {str(recording): media_ms for recording, media_ms in service.progress().items()},
+            screen=screen,
+        )
         try:
             await run.run()
         except script.WrongResult as error:

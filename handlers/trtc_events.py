@@ -160,4 +160,4 @@ async def _note_speaker(uow: unit_of_work.UnitOfWork, room: requests.Room, note:
 
 async def _note(uow: unit_of_work.UnitOfWork, current: model.Session, note: str) -> None:
     """A journal line for an event that changes nothing."""
-    await uow.tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
+    await uow.tx.journal(current.key, uow.event, current.state, current.state, note)

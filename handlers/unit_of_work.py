@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from events import codec
-from machine import delivery, effects, errors, internal_events, model, ports, recording, results, session, states
+from machine import delivery, effects, errors, internal_events, job_key, model, ports, recording, results, session, states
 
 # The events that may give a recording a detail on how its pulls ended.
 NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
@@ -58,13 +58,14 @@ class UnitOfWork:
         outcome: internal_events.RecordingOutcome | None = None,
     ) -> recording.RecordingDecision:
         """Trigger a recording and write the decision."""
+        owner = value.key
         decision = recording.decide(value, trigger, await self.facts(current, value, outcome))
         if decision.ignored:
-            await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, f"ignored: {decision.ignored}")
+            await self.tx.journal(owner, self.event, value.state, value.state, f"ignored: {decision.ignored}")
             return decision
         saved = await self.tx.save_recording(value, decision.recording)
         decision = replace(decision, recording=saved)
-        await self._journal_moves(value.task_id, value.id, decision.moves or ((value.state, value.state),), _note(value, saved))
+        await self._journal_moves(owner, decision.moves or ((value.state, value.state),), _note(value, saved))
         await self._apply(current, saved, decision.effects)
         return decision
 
@@ -79,9 +80,9 @@ class UnitOfWork:
             now_ms=self.tx.now_ms,
             policy=self.context.policy,
             callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
-            has_segments=value.state != states.RECORDING and not value.files_removed and await self.tx.has_segments(value.id),
+            has_segments=value.state != states.RECORDING and not value.files_removed and await self.tx.has_segments(value.key),
             has_output=value.output is not None and not value.files_removed,
-            evictions=await self.tx.evictions(value.task_id, value.id) if self.event.type in NAMES_EVICTIONS else 0,
+            evictions=await self.tx.evictions(value.key) if self.event.type in NAMES_EVICTIONS else 0,
             outcome=outcome,
             from_stage=self.event.data.get("From", "") if self.event.type == "replay" else "",
         )
@@ -90,7 +91,7 @@ class UnitOfWork:
         """Add a recording with its first pull queued."""
         opened = replace(value, epoch=1, job=model.Job(kind=states.CAPTURE, state=states.QUEUED))
         await self.tx.add_recording(opened)
-        await self.tx.journal(value.task_id, value.id, self.event, "", states.JOINING, "a recording opens")
+        await self.tx.journal(opened.key, self.event, "", states.JOINING, "a recording opens")
         idle = effects.Arm("idle", self.tx.now_ms + self.context.policy.idle_timeout_ms)
         await self._apply(current, opened, (effects.Command("start-capture"), idle))
         return opened
@@ -98,6 +99,7 @@ class UnitOfWork:
     # --- sessions ---------------------------------------------------------------------------------------------------------
     async def advance_session(self, value: model.Session, trigger: str) -> session.SessionDecision:
         """Trigger a session and write the decision, to its recordings too."""
+        owner = value.key
         recordings = await self.tx.recordings(value.task_id)
         live = [r for r in recordings if not r.final]
         facts = session.SessionFacts(
@@ -110,11 +112,11 @@ class UnitOfWork:
         decision = session.decide(value, trigger, facts)
         if decision.ignored:
             note = f"ignored: {trigger}: {decision.ignored}"
-            await self.tx.journal(value.task_id, value.task_id, self.event, value.state, value.state, note)
+            await self.tx.journal(owner, self.event, value.state, value.state, note)
             return decision
         saved = await self.tx.save_session(value, decision.session)
         moves = decision.moves or ((value.state, value.state),)
-        await self._journal_moves(value.task_id, value.task_id, moves, _session_note(value, saved, trigger))
+        await self._journal_moves(owner, moves, _session_note(value, saved, trigger))
         for effect in decision.effects:
             match effect:
                 case effects.StopRecordings():
@@ -122,9 +124,9 @@ class UnitOfWork:
                 case effects.Finish():
                     await self._finish(saved)
                 case effects.Arm(kind, at_ms):
-                    await self.tx.arm(saved.task_id, kind, at_ms)
+                    await self.tx.arm(owner, kind, at_ms)
                 case effects.Disarm(kind):
-                    await self.tx.disarm(saved.task_id, kind)
+                    await self.tx.disarm(owner, kind)
         return replace(decision, session=saved)
 
     async def settle(self, task_id: str) -> None:
@@ -138,8 +140,9 @@ class UnitOfWork:
 
     async def arm_opening(self, value: model.Session) -> None:
         """Arm the deadlines of a session that opens."""
+        owner = value.key
         for effect in session.opening(session.SessionFacts(now_ms=self.tx.now_ms, policy=self.context.policy)):
-            await self.tx.arm(value.task_id, effect.kind, effect.at_ms)
+            await self.tx.arm(owner, effect.kind, effect.at_ms)
 
     # --- deliveries -------------------------------------------------------------------------------------------------------
     async def advance_delivery(
@@ -149,34 +152,32 @@ class UnitOfWork:
         decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=self.context.policy, outcome=outcome)
         if decision.ignored:
             note = f"ignored: {trigger}: {decision.ignored}"
-            await self.tx.journal(value.task_id, value.id, self.event, value.state, value.state, note)
+            await self.tx.journal(value.key, self.event, value.state, value.state, note)
             return decision
         await self.tx.save_delivery(value, decision.delivery)
         note = decision.delivery.detail
-        await self.tx.journal(value.task_id, value.id, self.event, value.state, decision.delivery.state, note)
+        await self.tx.journal(value.key, self.event, value.state, decision.delivery.state, note)
         await self._apply_to_delivery(decision)
         return decision
 
-    async def send(
-        self, channel: str, type_: str, data: Mapping[str, Any], *, subject: str, task_id: str = "", node: str = ""
-    ) -> None:
+    async def send(self, channel: str, type_: str, data: Mapping[str, Any], owner: job_key.OwnerKey, node: str = "") -> None:
         """Put a message into the outbox, checked against its schema."""
         event = codec.make(
             type_,
             id=self.context.new_id(),
             time_ms=self.tx.now_ms,
             data=data,
-            subject=subject,
+            subject=str(owner),
             correlation_id=self.event.id,
         )
-        await self.tx.send(channel, event, task_id, node)
+        await self.tx.send(channel, event, owner.task_id, node)
 
     async def _placement(self, value: model.Recording) -> tuple[str, bool]:
         """The node that holds most segments, and whether the node of the present job is away. Neither matters on a shared
         spool."""
         if self.context.shared_spool:
             return "", False
-        nodes = await self.tx.segment_nodes(value.id)
+        nodes = await self.tx.segment_nodes(value.key)
         home = max(nodes, key=lambda node: (nodes[node], node), default="")
         job = value.job
         if job is None or not job.node or job.state not in (states.WAITING, states.QUEUED):
@@ -191,13 +192,13 @@ class UnitOfWork:
 
     # --- shared by the methods above --------------------------------------------------------------------------------------
     async def _apply(self, current: model.Session, value: model.Recording, found: Iterable[effects.Effect]) -> None:
-        owner = value.id
+        owner = value.key
         for effect in found:
             match effect:
                 case effects.Command(type_):
                     data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
                     node = value.job.node if value.job else ""
-                    await self.send("command", type_, data, subject=owner, task_id=value.task_id, node=node)
+                    await self.send("command", type_, data, owner, node)
                 case effects.Arm(kind, at_ms):
                     await self.tx.arm(owner, kind, at_ms)
                 case effects.Disarm(kind):
@@ -209,7 +210,7 @@ class UnitOfWork:
         if value.never_seen:
             return
         type_, data = results.recording_result(current, value)
-        await self.send("result", type_, data, subject=value.id, task_id=value.task_id)
+        await self.send("result", type_, data, value.key)
 
     async def _stop_all(self, current: model.Session, recordings: list[model.Recording]) -> None:
         for value in recordings:
@@ -247,20 +248,21 @@ class UnitOfWork:
 
     async def _apply_to_delivery(self, decision: delivery.DeliveryDecision) -> None:
         value = decision.delivery
+        owner = value.key
         for effect in decision.effects:
             match effect:
                 case effects.Command(type_):
                     data = {"TaskId": value.task_id, "Revision": value.revision, "Epoch": value.epoch}
-                    await self.send("command", type_, data, subject=value.id, task_id=value.task_id)
+                    await self.send("command", type_, data, owner)
                 case effects.Arm(kind, at_ms):
-                    await self.tx.arm(value.id, kind, at_ms)
+                    await self.tx.arm(owner, kind, at_ms)
                 case effects.Disarm(kind):
-                    await self.tx.disarm(value.id, kind)
+                    await self.tx.disarm(owner, kind)
 
-    async def _journal_moves(self, task_id: str, owner: str, moves: tuple[tuple[str, str], ...], note: str) -> None:
+    async def _journal_moves(self, owner: job_key.OwnerKey, moves: tuple[tuple[str, str], ...], note: str) -> None:
         for index, (source, target) in enumerate(moves):
             last = index == len(moves) - 1
-            await self.tx.journal(task_id, owner, self.event, source, target, note if last else "")
+            await self.tx.journal(owner, self.event, source, target, note if last else "")
 
 
 def _note(old: model.Recording, new: model.Recording) -> str:

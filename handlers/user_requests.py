@@ -42,7 +42,7 @@ async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         warnings=(*_warnings(request, callbacks_come), *uow.warnings),
     )
     await tx.add_session(opened, secrets)
-    await tx.journal(opened.task_id, opened.task_id, uow.event, "", states.OPEN, f"mode {request.mode}")
+    await tx.journal(opened.key, uow.event, "", states.OPEN, f"mode {request.mode}")
     await uow.arm_opening(opened)
     await _open_known(uow, opened)
     return await _accepted(uow, opened, repeated=False)
@@ -90,7 +90,7 @@ async def _repeat(uow: unit_of_work.UnitOfWork, current: model.Session, secrets:
     known = await uow.tx.secrets(current.task_id)
     await uow.tx.put_secrets(current.task_id, known.renewed_by(secrets))
     note = "a repeated start: fresh secrets taken, everything else ignored"
-    await uow.tx.journal(current.task_id, current.task_id, uow.event, current.state, current.state, note)
+    await uow.tx.journal(current.key, uow.event, current.state, current.state, note)
     return await _accepted(uow, current, repeated=True)
 
 
@@ -155,10 +155,10 @@ async def _planned(uow: unit_of_work.UnitOfWork, current: model.Session, value: 
     """Decide a replay without writing it. Raises Refused if the table ignores it, or if the named stage has no files."""
     decided = recording.decide(value, "replay", await uow.facts(current, value))
     if decided.ignored:
-        raise errors.Refused(f"{value.id} cannot be replayed: {decided.ignored}.")
+        raise errors.Refused(f"{value.key} cannot be replayed: {decided.ignored}.")
     stage = uow.event.data.get("From")
     if value.final and decided.recording.state == states.JOINING and stage not in (None, "joining"):
-        raise errors.Refused(f"{value.id} cannot be replayed from {stage}: its files are gone. Joining would capture again.")
+        raise errors.Refused(f"{value.key} cannot be replayed from {stage}: its files are gone. Joining would capture again.")
     return decided
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from events import requests
-from machine import model
+from machine import job_key, model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class OutboxMessage:
 class Deadline:
     """A deadline that has passed. `serial` identifies this arming: a later one of the same kind has another."""
 
-    owner: str
+    owner: job_key.OwnerKey
     kind: str
     serial: str
 
@@ -32,7 +32,7 @@ class Deadline:
 class Lease:
     """A job that a node holds."""
 
-    owner: str
+    owner: job_key.JobKey
     epoch: int
     kind: str
     node: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from machine import model
+from machine import job_key, model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class DeliveryFailure:
 class WorkerLost:
     """`worker-lost`: a lease ended without an outcome. `media_ms` is None if the segment could not be read."""
 
-    owner: str
+    owner: job_key.OwnerKey = field(metadata={"parse": job_key.parse})
     epoch: int
     node: str  # the node that held the lease
     media_ms: int | None = None
@@ -91,7 +91,7 @@ class WorkerLost:
 class DeadlinePassed:
     """`deadline-passed`: an armed deadline is over."""
 
-    owner: str
+    owner: job_key.OwnerKey = field(metadata={"parse": job_key.parse})
     kind: str
     serial: str  # which arming of it: an older one counts no more
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from events import requests
-from machine import states
+from machine import job_key, states
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -165,9 +165,9 @@ class Recording:
     files_removed: bool = False  # KEEP_FAILED is over: the janitor deletes its files, and no replay uses them
 
     @property
-    def id(self) -> str:
-        """`TaskId/speaker/n`: the subject of its messages and the owner of its jobs and deadlines."""
-        return f"{self.task_id}/{self.speaker}/{self.n}"
+    def key(self) -> job_key.RecordingKey:
+        """The owner of its jobs, deadlines and messages."""
+        return job_key.RecordingKey(self.task_id, self.speaker, self.n)
 
     @property
     def attempt(self) -> int:
@@ -203,6 +203,11 @@ class Session:
     published: bool = False  # some speaker has published
     warnings: tuple[str, ...] = ()  # the warnings of its start
 
+    @property
+    def key(self) -> job_key.SessionKey:
+        """The owner of its deadlines and messages."""
+        return job_key.SessionKey(self.task_id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
@@ -220,16 +225,9 @@ class Delivery:
     job: Job | None = None  # the current job; None: nothing is due
 
     @property
-    def id(self) -> str:
-        """`TaskId#revision`: the owner of its jobs and deadlines."""
-        return f"{self.task_id}#{self.revision}"
-
-
-def split_id(recording_id: str) -> tuple[str, str, int]:
-    """`TaskId/speaker/n` into its parts; the speaker may hold slashes of its own."""
-    task_id, rest = recording_id.split("/", 1)
-    speaker, n = rest.rsplit("/", 1)
-    return task_id, speaker, int(n)
+    def key(self) -> job_key.DeliveryKey:
+        """The owner of its jobs, deadlines and messages."""
+        return job_key.DeliveryKey(self.task_id, self.revision)
 
 
 Value = TypeVar("Value", Recording, Session, Delivery)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from machine import job_key
+
 WRITTEN_HEADER = "x-written-ms"
 """HTTP header of a segment fetched from another node: when its file was last written (Unix ms)."""
 
@@ -36,7 +38,7 @@ class Leftovers:
     If `given_up`: everything that epochs up to `epoch` wrote. Otherwise: outputs of transcodes before `epoch`, except the
     verified file of `output_epoch` (None: there is no such file, and nothing may be deleted)."""
 
-    recording_id: str
+    recording: job_key.RecordingKey
     epoch: int
     given_up: bool
     output_epoch: int | None

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from machine import model
+from machine import job_key, model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimelineEntry:
-    """One entry of a session's journal. `owner` is the TaskId, a recording's id, or `TaskId#revision` for a delivery."""
+    """One entry of a session's journal."""
 
     at_ms: int
-    owner: str
+    owner: job_key.OwnerKey
     event_type: str
     from_state: str
     to_state: str
@@ -27,7 +27,7 @@ class TimelineEntry:
 class SegmentView:
     """One FLV file of a recording. `reason` tells why its capture ended; it is "" while the capture runs."""
 
-    recording_id: str
+    recording: job_key.RecordingKey
     epoch: int
     node: str
     first_packet_ms: int | None
@@ -54,7 +54,7 @@ class SessionParts:
 
     recordings: list[model.Recording] = field(default_factory=list)
     deliveries: list[model.Delivery] = field(default_factory=list)
-    jobs: dict[str, JobView] = field(default_factory=dict)
+    jobs: dict[job_key.JobKey, JobView] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

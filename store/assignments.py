@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import due_work, model
+from machine import due_work, job_key, model
 from store import connections, transaction
 
 
@@ -18,19 +18,18 @@ class Assignments:
         self._database = database
         self._begin = begin
 
-    async def recording(self, recording_id: str) -> due_work.Assignment | None:
+    async def recording(self, key: job_key.RecordingKey) -> due_work.Assignment | None:
         """The assignment of a recording's job; None if there is no such recording. Raises DecryptionFailed."""
         async with self._database.read() as connection:
             tx = self._begin(connection)
-            recording = await tx.recording(recording_id)
-            session = await tx.session(recording.task_id) if recording else None
+            recording, session = await tx.recording(key), await tx.session(key.task_id)
             if recording is None or session is None:
                 return None
-            return due_work.Assignment(session=session, recording=recording, secrets=await tx.secrets(recording.task_id))
+            return due_work.Assignment(session=session, recording=recording, secrets=await tx.secrets(key.task_id))
 
-    async def delivery(self, delivery_id: str) -> model.Delivery | None:
-        """A delivery by its id, `TaskId#revision`, with its whole URL. Raises DecryptionFailed."""
+    async def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
+        """A delivery with its whole URL. Raises DecryptionFailed."""
         async with self._database.read() as connection:
             tx = self._begin(connection)
-            found = [d for d in await tx.deliveries(delivery_id.split("#")[0]) if d.id == delivery_id]
-            return replace(found[0], url=await tx.callback_url(found[0].task_id)) if found else None
+            found = [d for d in await tx.deliveries(key.task_id) if d.revision == key.revision]
+            return replace(found[0], url=await tx.callback_url(key.task_id)) if found else None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import bindparam, select
 
-from machine import due_work
+from machine import due_work, job_key
 from store import connections, tables
 
 _DUE = (
@@ -28,4 +28,4 @@ class Deadlines:
         """Deadlines that have passed, oldest first."""
         async with self._database.read() as connection:
             rows = (await connection.execute(_DUE, {"now_ms": self._clock(), "limit": limit})).all()
-        return [due_work.Deadline(owner=r.owner, kind=r.kind, serial=r.serial) for r in rows]
+        return [due_work.Deadline(owner=job_key.parse(r.owner), kind=r.kind, serial=r.serial) for r in rows]

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Executable, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import due_work, model, states
+from machine import due_work, job_key, states
 from store import connections, statements, tables
 
 _TOUCH_RECORDING = statements.updating(tables.recordings, "id", "epoch").values(version=tables.recordings.c.version + 1)
@@ -41,9 +41,9 @@ class Leases:
         self._database = database
         self._clock = clock
 
-    async def take(self, owner: str, epoch: int, node: str, lease_ms: int) -> bool:
+    async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
         """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
-        queued = {"at_owner": owner, "at_epoch": epoch, "at_state": states.QUEUED}
+        queued = {"at_owner": str(owner), "at_epoch": epoch, "at_state": states.QUEUED}
         leased = queued | {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
         async with self._database.write() as connection:
             await _touch(connection, owner, epoch)
@@ -52,7 +52,7 @@ class Leases:
             await connection.rollback()
         return False
 
-    async def renew(self, owner: str, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
+    async def renew(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
         """Renew a lease, and record the time of the last media. False: refused; stop the work and write nothing more."""
         async with self._database.write() as connection:
             if last_packet_ms is not None:
@@ -63,7 +63,7 @@ class Leases:
                 await connection.rollback()
         return bool(done.rowcount)
 
-    async def is_held(self, owner: str, epoch: int, node: str) -> bool:
+    async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
         """Whether this node still holds the lease."""
         async with self._database.read() as connection:
             return (await connection.execute(HOLDS, held(owner, epoch, node))).first() is not None
@@ -79,26 +79,25 @@ class Leases:
     async def _all(self, query: Executable) -> list[due_work.Lease]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [due_work.Lease(owner=r.owner, epoch=r.epoch, kind=r.kind, node=r.node) for r in rows]
+        return [due_work.Lease(owner=job_key.parse_job(r.owner), epoch=r.epoch, kind=r.kind, node=r.node) for r in rows]
 
 
-def held(owner: str, epoch: int, node: str) -> dict[str, Any]:
+def held(owner: job_key.JobKey, epoch: int, node: str) -> dict[str, Any]:
     """The parameters of HOLDS."""
-    return {"at_owner": owner, "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
+    return {"at_owner": str(owner), "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
 
 
-async def _touch(connection: AsyncConnection, owner: str, epoch: int) -> None:
+async def _touch(connection: AsyncConnection, owner: job_key.JobKey, epoch: int) -> None:
     """A lease changes data that decisions read: raise the owner's version, so that a concurrent decision is repeated."""
-    if "#" in owner and "/" not in owner:
-        task_id, revision = owner.split("#")
-        key = {"at_task_id": task_id, "at_revision": int(revision), "at_epoch": epoch}
+    if isinstance(owner, job_key.DeliveryKey):
+        key = {"at_task_id": owner.task_id, "at_revision": owner.revision, "at_epoch": epoch}
         await connection.execute(_TOUCH_DELIVERY, key)
         return
-    await connection.execute(_TOUCH_RECORDING, {"at_id": owner, "at_epoch": epoch})
+    await connection.execute(_TOUCH_RECORDING, {"at_id": str(owner), "at_epoch": epoch})
 
 
-async def _record_media(connection: AsyncConnection, owner: str, epoch: int, last_packet_ms: int) -> None:
+async def _record_media(connection: AsyncConnection, owner: job_key.JobKey, epoch: int, last_packet_ms: int) -> None:
     """Media arrived: the recording and its session are not idle."""
     active = {"at_idle_from_ms": last_packet_ms, "idle_from_ms": last_packet_ms}
-    await connection.execute(_SESSION_ACTIVE, active | {"at_task_id": model.split_id(owner)[0]})
-    await connection.execute(_RECORDING_ACTIVE, active | {"at_id": owner, "at_epoch": epoch})
+    await connection.execute(_SESSION_ACTIVE, active | {"at_task_id": owner.task_id})
+    await connection.execute(_RECORDING_ACTIVE, active | {"at_id": str(owner), "at_epoch": epoch})

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import delivery, errors, model, session_view, states
+from machine import delivery, errors, job_key, model, session_view, states
 from store import connections, jobs, locks, rows, tables
 
 NOW = "now"
@@ -85,7 +85,7 @@ class Reading:
             busy = [r for r in (*job_rows, *callback_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
             since = await _heard_of(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:
-            found[row["task_id"]].jobs[row["job_owner"]] = session_view.JobView(
+            found[row["task_id"]].jobs[job_key.parse_job(row["job_owner"])] = session_view.JobView(
                 kind=row["job_kind"],
                 state=row["job_state"],
                 node=row["job_node"],
@@ -98,16 +98,19 @@ class Reading:
         """The segments of a session's recordings, in the order they were written."""
         table = tables.segments
         of_session = select(tables.recordings.c.id).where(tables.recordings.c.task_id == task_id)
-        names = tuple(session_view.SegmentView.__dataclass_fields__)
-        found = select(*(table.c[n] for n in names)).where(table.c.recording_id.in_(of_session))
-        return [session_view.SegmentView(**r) for r in await self._all(found.order_by(table.c.recording_id, table.c.epoch))]
+        names = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "size_bytes", "reason")
+        found = select(table.c.recording_id, *(table.c[n] for n in names)).where(table.c.recording_id.in_(of_session))
+        return [
+            session_view.SegmentView(recording=job_key.parse_recording(r.pop("recording_id")), **r)
+            for r in await self._all(found.order_by(table.c.recording_id, table.c.epoch))
+        ]
 
     async def timeline(self, task_id: str) -> list[session_view.TimelineEntry]:
         """What happened to a session, in order."""
         table = tables.journal
         names = ("at_ms", "owner", "event_type", "from_state", "to_state", "note")
         found = select(*(table.c[n] for n in names)).where(table.c.task_id == task_id).order_by(table.c.seq)
-        return [session_view.TimelineEntry(**r) for r in await self._all(found)]
+        return [session_view.TimelineEntry(**{**r, "owner": job_key.parse(r["owner"])}) for r in await self._all(found)]
 
     async def results(self, task_id: str) -> list[dict[str, Any]]:
         """Every revision of a session's result, oldest first."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, union, update
+from sqlalchemy import ColumnElement, Executable, and_, delete, exists, or_, select, union, update
 
-from machine import model, segments, states
+from machine import job_key, model, segments, states
 from store import connections, tables
 
 AT_ONCE = 100
@@ -23,23 +23,23 @@ class SpoolFiles:
     def __init__(self, database: connections.Connections) -> None:
         self._database = database
 
-    async def removable(self, failed_before_ms: int) -> list[str]:
+    async def removable(self, failed_before_ms: int) -> list[job_key.RecordingKey]:
         """Recordings that keep files which nothing needs: Done without missing segments, or final and ended before that time
         (Unix ms)."""
         found = select(tables.recordings.c.id).where(_unneeded(failed_before_ms)).limit(AT_ONCE)
         async with self._database.read() as connection:
-            return [r.id for r in (await connection.execute(found)).all()]
+            return [job_key.parse_recording(r.id) for r in (await connection.execute(found)).all()]
 
-    async def give_up(self, recording_id: str, failed_before_ms: int) -> bool:
+    async def give_up(self, recording: job_key.RecordingKey, failed_before_ms: int) -> bool:
         """Give up the files of a `removable` recording, before they are deleted. False: a replay came first, and needs them or
         has left others."""
         table = tables.recordings
-        where = and_(table.c.id == recording_id, _unneeded(failed_before_ms))
+        where = and_(table.c.id == str(recording), _unneeded(failed_before_ms))
         given_up = {"files_removed": True, "version": table.c.version + 1}
         async with self._database.write() as connection:
             return bool((await connection.execute(update(table).where(where).values(given_up))).rowcount)
 
-    async def given_up(self, node: str) -> list[str]:
+    async def given_up(self, node: str) -> list[job_key.RecordingKey]:
         """Recordings that gave up files which are still on the spool of `node` ("": a spool that all nodes share)."""
         table, of_spool = tables.recordings, tables.segments
         # By way of the segments, which go with the files: almost every recording that ever was has given its files up.
@@ -48,34 +48,35 @@ class SpoolFiles:
         if node:
             here = (table.c.output_node != "", table.c.output_node == node)
             outputs = select(table.c.id).where(table.c.files_removed.is_(True), *here)
-            async with self._database.read() as connection:
-                return [r.id for r in (await connection.execute(union(there, outputs).limit(AT_ONCE))).all()]
+            found: Executable = union(there, outputs).limit(AT_ONCE)
+        else:
+            found = there.distinct().limit(AT_ONCE)
         async with self._database.read() as connection:
-            return [r.id for r in (await connection.execute(there.distinct().limit(AT_ONCE))).all()]
+            return [job_key.parse_recording(r.id) for r in (await connection.execute(found)).all()]
 
-    async def of_recording(self, recording_id: str, node: str) -> segments.GivenUpFiles | None:
+    async def of_recording(self, recording: job_key.RecordingKey, node: str) -> segments.GivenUpFiles | None:
         """The given-up files of a recording on the spool of `node` ("": the shared one); None if a replay has started since:
         then nothing may be deleted."""
         table, of_spool = tables.recordings, tables.segments
-        epoch = select(table.c.epoch).where(table.c.id == recording_id, table.c.files_removed.is_(True))
+        epoch = select(table.c.epoch).where(table.c.id == str(recording), table.c.files_removed.is_(True))
         async with self._database.read() as connection:
             until_epoch = (await connection.execute(epoch)).scalar()
             if until_epoch is None:
                 return None
             of_node = [of_spool.c.node == node] if node else []
-            there = and_(of_spool.c.recording_id == recording_id, of_spool.c.epoch <= until_epoch, *of_node)
+            there = and_(of_spool.c.recording_id == str(recording), of_spool.c.epoch <= until_epoch, *of_node)
             found = (await connection.execute(select(of_spool.c.epoch).where(there))).all()
         return segments.GivenUpFiles(until_epoch=until_epoch, segments=tuple(int(r.epoch) for r in found))
 
-    async def forget(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
+    async def forget(self, recording: job_key.RecordingKey, node: str, epochs: Sequence[int]) -> None:
         """Forget segments, and the finished file, after they were deleted from the spool of `node`. Not before: `given_up` lists
         a file that a crash or a failing disk keeps until it is gone."""
         table, of_spool = tables.recordings, tables.segments
         async with self._database.write() as connection:
-            gone = (of_spool.c.recording_id == recording_id, of_spool.c.epoch.in_(epochs))
+            gone = (of_spool.c.recording_id == str(recording), of_spool.c.epoch.in_(epochs))
             await connection.execute(delete(of_spool).where(*gone))
             if node:
-                output = and_(table.c.id == recording_id, table.c.files_removed.is_(True), table.c.output_node == node)
+                output = and_(table.c.id == str(recording), table.c.files_removed.is_(True), table.c.output_node == node)
                 await connection.execute(update(table).where(output).values(output_node=""))
 
     async def leftovers(self, task_ids: Sequence[str]) -> list[segments.Leftovers]:
@@ -88,7 +89,7 @@ class SpoolFiles:
             rows = (await connection.execute(found.where(table.c.task_id.in_(task_ids), ended).order_by(table.c.id))).all()
         return [
             segments.Leftovers(
-                recording_id=r.id,
+                recording=job_key.parse_recording(r.id),
                 epoch=r.epoch,
                 given_up=r.files_removed,
                 output_epoch=model.Output.from_json(json.loads(r.output)).epoch if r.output else None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from machine import job_key
 from store import connections, leases, statements, tables
 
 _STATE = select(tables.uploads.c.body).where(statements.matching(tables.uploads, "recording_id"))
@@ -22,24 +23,24 @@ class Uploads:
     def __init__(self, database: connections.Connections) -> None:
         self._database = database
 
-    async def state(self, recording_id: str) -> dict[str, Any] | None:
+    async def state(self, recording: job_key.RecordingKey) -> dict[str, Any] | None:
         """The state of an interrupted upload, or None."""
         async with self._database.read() as connection:
-            row = (await connection.execute(_STATE, {"at_recording_id": recording_id})).first()
+            row = (await connection.execute(_STATE, {"at_recording_id": str(recording)})).first()
         return json.loads(row.body) if row else None
 
-    async def save(self, recording_id: str, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
+    async def save(self, recording: job_key.RecordingKey, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
         """Save the state of a running upload. False: the lease was refused and nothing was written; stop the work."""
-        row = {"recording_id": recording_id, "body": json.dumps(dict(body))}
+        row = {"recording_id": str(recording), "body": json.dumps(dict(body))}
         async with self._database.write() as connection:
-            if (await connection.execute(_LOCK_LEASE, leases.held(recording_id, epoch, node))).first() is None:
+            if (await connection.execute(_LOCK_LEASE, leases.held(recording, epoch, node))).first() is None:
                 return False
-            await connection.execute(_DELETE, {"at_recording_id": recording_id})
+            await connection.execute(_DELETE, {"at_recording_id": str(recording)})
             await connection.execute(statements.INSERT[tables.uploads], row)
         return True
 
-    async def delete(self, recording_id: str, epoch: int) -> None:
+    async def delete(self, recording: job_key.RecordingKey, epoch: int) -> None:
         """Delete the state of the upload of `epoch`, unless a newer epoch has started. Idempotent. The lease is not checked: it
         may have ended with the outcome that was just published."""
         async with self._database.write() as connection:
-            await connection.execute(_DELETE_UNLESS_SUPERSEDED, {"at_recording_id": recording_id, "at_epoch": epoch})
+            await connection.execute(_DELETE_UNLESS_SUPERSEDED, {"at_recording_id": str(recording), "at_epoch": epoch})

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import model
+from machine import job_key, model
 from store import queries
 from store import store as stores
 from tests import engines
@@ -56,15 +56,14 @@ class Desk:
     async def take(self, owner: str, node: str = "n1") -> int:
         """A worker takes the present job; returns its epoch."""
         epoch = (await self.recording(owner)).epoch
-        assert await self.store.leases.take(owner, epoch, node, LEASE_MS)
+        assert await self.store.leases.take(job_key.parse_job(owner), epoch, node, LEASE_MS)
         if (await self.recording(owner)).capture == "leased":
-            await self.store.segments.register(owner, epoch, node)
+            await self.store.segments.register(job_key.parse_recording(owner), epoch, node)
         return epoch
 
     async def outcome(self, type_: str, owner: str, epoch: int, **data: Any) -> None:
         """A worker's outcome of a recording's job."""
-        task_id, speaker, n = model.split_id(owner)
-        await self.say(type_, TaskId=task_id, Speaker=speaker, N=n, Epoch=epoch, **data)
+        await self.say(type_, **job_key.parse_recording(owner).fields(), Epoch=epoch, **data)
 
     async def capture(self, owner: str, *, media_ms: int = 5_000, reason: str = "stopped", **data: Any) -> None:
         """A capture is taken, brings media, and ends."""
@@ -115,7 +114,7 @@ class Desk:
         end_ms = self.clock() + ms
         while True:
             for deadline in await self.store.deadlines.due():
-                await self.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
+                await self.say("deadline-passed", Owner=str(deadline.owner), Kind=deadline.kind, Serial=deadline.serial)
             if self.clock() >= end_ms:
                 return
             self.clock.now_ms = min(end_ms, await self.next_ms() or end_ms)
@@ -134,7 +133,7 @@ class Desk:
     async def recording(self, owner: str) -> model.Recording:
         """One recording, read from the store."""
         async with self.store.transaction() as tx:
-            found = await tx.recording(owner)
+            found = await tx.recording(job_key.parse_recording(owner))
         assert found is not None
         return found
 

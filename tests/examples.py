@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from events import codec, requests
-from machine import model
+from machine import job_key, model
 from store import store as stores
 from tests import engines
 
@@ -44,15 +44,15 @@ async def opened(store: stores.Store, *recordings: model.Recording, of: model.Se
             await tx.add_recording(value)
 
 
-async def saved(store: stores.Store, recording_id: str) -> model.Recording:
+async def saved(store: stores.Store, key: job_key.RecordingKey) -> model.Recording:
     async with store.transaction() as tx:
-        found = await tx.recording(recording_id)
+        found = await tx.recording(key)
     assert found is not None
     return found
 
 
-async def moved(store: stores.Store, recording_id: str, **changes: Any) -> model.Recording:
+async def moved(store: stores.Store, key: job_key.RecordingKey, **changes: Any) -> model.Recording:
     async with store.transaction() as tx:
-        found = await tx.recording(recording_id)
+        found = await tx.recording(key)
         assert found is not None
         return await tx.save_recording(found, dataclasses.replace(found, **changes))

@@ -14,7 +14,7 @@ from typing import Any
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import errors, model
+from machine import errors, job_key, model
 from store import store as stores
 from tests import engines
 
@@ -157,11 +157,11 @@ class World:
         if command.type == "stop-capture":
             if (owner, epoch) in self.runs:
                 await self.end(self.runs[owner, epoch], "stopped")
-        elif await self.store.leases.take(owner, epoch, node, POLICY.lease_ms):
+        elif await self.store.leases.take(job_key.parse_job(owner), epoch, node, POLICY.lease_ms):
             run = Run(type=command.type, owner=owner, epoch=epoch, node=node, data=data, since_ms=self.clock())
             self.runs[owner, epoch] = run
             if command.type == "start-capture":
-                await self.store.segments.register(owner, epoch, node)
+                await self.store.segments.register(job_key.parse_job(owner), epoch, node)
 
     def run(self, index: int) -> Run | None:
         """One of the running jobs."""
@@ -174,9 +174,11 @@ class World:
         if not run.media_ms:
             self._say(run, "capture-started", "started", {"FirstPacketMs": self.clock()})
         run.media_ms += 2_000
-        await self.store.segments.update(run.owner, run.epoch, {"media_ms": run.media_ms, "last_packet_ms": self.clock()})
+        await self.store.segments.update(
+            job_key.parse_job(run.owner), run.epoch, {"media_ms": run.media_ms, "last_packet_ms": self.clock()}
+        )
         if not run.frozen and not await self.store.leases.renew(
-            run.owner, run.epoch, run.node, POLICY.lease_ms, last_packet_ms=self.clock()
+            job_key.parse_job(run.owner), run.epoch, run.node, POLICY.lease_ms, last_packet_ms=self.clock()
         ):
             await self.end(run, "stopped")
 
@@ -229,18 +231,20 @@ class World:
         """Time passes; live workers renew their leases; overdue deadlines are published."""
         self.clock.advance(ms)
         for run in list(self.runs.values()):
-            if not run.frozen and not await self.store.leases.renew(run.owner, run.epoch, run.node, POLICY.lease_ms):
+            if not run.frozen and not await self.store.leases.renew(
+                job_key.parse_job(run.owner), run.epoch, run.node, POLICY.lease_ms
+            ):
                 await self.end(run, "stopped" if run.type == "start-capture" else "again")
         await self.sweep()
 
     async def sweep(self) -> None:
         """Publish overdue deadlines and expired leases, each once."""
         for deadline in await self.store.deadlines.due(limit=1_000):
-            over = {"Owner": deadline.owner, "Kind": deadline.kind, "Serial": deadline.serial}
+            over = {"Owner": str(deadline.owner), "Kind": deadline.kind, "Serial": deadline.serial}
             self._note(f"deadline.{deadline.serial}", "deadline-passed", over)
         for lease in await self.store.leases.expired(self.clock()):
-            lost: dict[str, Any] = {"Owner": lease.owner, "Epoch": lease.epoch, "Node": lease.node}
-            if "/" in lease.owner and lease.epoch % 2:
+            lost: dict[str, Any] = {"Owner": str(lease.owner), "Epoch": lease.epoch, "Node": lease.node}
+            if isinstance(lease.owner, job_key.RecordingKey) and lease.epoch % 2:
                 held = [s.media_ms for s in await self.store.segments.of_recording(lease.owner) if s.epoch == lease.epoch]
                 lost |= {"MediaMs": sum(held)}
             self._note(f"lost.{lease.owner}.{lease.epoch}", "worker-lost", lost)

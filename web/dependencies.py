@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from events import codec
-from machine import api_keys, model, session_view, trtc_callback
+from machine import api_keys, job_key, model, session_view, trtc_callback
 
 
 class SessionQueries(Protocol):
@@ -61,7 +61,7 @@ class Api:
     # (SdkAppId, body) → the callback's event, or why it has none. Raises InvalidParameter.
     map_callback: Callable[[int, dict[str, Any]], trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback]
     # Recording id → media (ms) of a capture that runs in this process.
-    progress: Callable[[], Mapping[str, int]] = dict
+    progress: Callable[[], Mapping[job_key.RecordingKey, int]] = dict
     # The API keys, and how to note that one was used.
     keys: Callable[[], Awaitable[Sequence[api_keys.ApiKey]]] = _no_keys
     note_key_used: Callable[[str], Awaitable[None]] = _note_nothing

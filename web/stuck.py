@@ -115,14 +115,14 @@ def _tried_often(_: Snapshot, value: model.Recording) -> str:
 
 
 def _not_taken(snapshot: Snapshot, value: model.Recording | model.Delivery) -> str:
-    job = snapshot.parts.jobs.get(value.id)
+    job = snapshot.parts.jobs.get(value.key)
     if job is None or job.state != states.QUEUED or snapshot.now_ms - job.since_ms <= QUEUED_TOO_LONG_MS:
         return ""
     return f"Its {job.kind} has been queued for {_duration(snapshot.now_ms - job.since_ms)}: no worker takes it."
 
 
 def _lease_over(snapshot: Snapshot, value: model.Recording | model.Delivery) -> str:
-    job = snapshot.parts.jobs.get(value.id)
+    job = snapshot.parts.jobs.get(value.key)
     if job is None or job.state != states.LEASED or snapshot.now_ms <= job.lease_until_ms + LEASE_GRACE_MS:
         return ""
     ago = _duration(snapshot.now_ms - job.lease_until_ms)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from events import codec, requests
-from machine import model, results, session_view, states
+from machine import job_key, model, results, session_view, states
 from web import next_steps, stuck
 
 Json = dict[str, Any]
@@ -27,14 +27,14 @@ def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[
 def details(
     snapshot: stuck.Snapshot,
     segments: Sequence[session_view.SegmentView],
-    progress: Mapping[str, int],
+    progress: Mapping[job_key.RecordingKey, int],
     timeline: Iterable[session_view.TimelineEntry],
     result_bodies: list[Json],
 ) -> Json:
     """One session with its parts. `progress` is the media (ms) of the captures that run in this process."""
     session = snapshot.session
     request = session.request
-    by_recording = {r.id: [s for s in segments if s.recording_id == r.id] for r in snapshot.parts.recordings}
+    by_recording = {r.key: [s for s in segments if s.recording == r.key] for r in snapshot.parts.recordings}
     return {
         **_head(session),
         "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
@@ -44,7 +44,7 @@ def details(
         "Warnings": list(session.warnings),
         "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
-        "Recordings": [recording(r, by_recording[r.id], progress.get(r.id, 0)) for r in snapshot.parts.recordings],
+        "Recordings": [recording(r, by_recording[r.key], progress.get(r.key, 0)) for r in snapshot.parts.recordings],
         "Callbacks": [_delivery(d) for d in snapshot.parts.deliveries],
         "Timeline": [_timeline_entry(entry) for entry in timeline],
         "Results": result_bodies,
@@ -152,10 +152,9 @@ def _delivery(value: model.Delivery) -> Json:
 
 def _timeline_entry(entry: session_view.TimelineEntry) -> Json:
     """`Of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
-    owner = entry.owner[len(entry.owner.split("/")[0].split("#")[0]) :]
     return {
         "Time": codec.iso(entry.at_ms),
-        "Of": owner.removeprefix("/"),
+        "Of": str(entry.owner).removeprefix(entry.owner.task_id).removeprefix("/"),
         "Event": entry.event_type,
         "From": entry.from_state,
         "To": entry.to_state,

@@ -55,7 +55,7 @@ class Execution:
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._deliveries = asyncio.Semaphore(DELIVERIES)
 
-    async def capture(self, job: leased_job.LeasedJob) -> None:
+    async def capture(self, job: leased_job.RecordingJob) -> None:
         """Capture one speaker's stream until it ends or is stopped."""
         assignment = await self._assignment(job)
         await self._store.segments.register(job.owner, job.epoch, self._node)
@@ -83,10 +83,10 @@ class Execution:
         await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, ended.detail, ended.progress))
         failpoints.hit("segment.close.after")
 
-    async def _never_began(self, job: leased_job.LeasedJob, reason: Reason, detail: str) -> None:
+    async def _never_began(self, job: leased_job.RecordingJob, reason: Reason, detail: str) -> None:
         await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, detail, capture_progress.CaptureProgress()))
 
-    async def transcode(self, job: leased_job.LeasedJob) -> None:
+    async def transcode(self, job: leased_job.RecordingJob) -> None:
         """Make the finished file from the segments that can be reached."""
         assignment = await self._assignment(job)
         parts = await self._store.segments.of_recording(job.owner)
@@ -129,7 +129,7 @@ class Execution:
         url = await self._store.nodes.url(segment.node, self._clock() - 2 * self._policy.lease_ms)
         return bool(url) and await self._work.fetch(assignment, segment.epoch, url)
 
-    async def upload(self, job: leased_job.LeasedJob) -> None:
+    async def upload(self, job: leased_job.RecordingJob) -> None:
         """Upload the finished file, or resume its upload."""
         assignment = await self._assignment(job)
         state = await self._store.uploads.state(job.owner)
@@ -154,7 +154,7 @@ class Execution:
         # After the outcome: a crash between the two would otherwise upload hours of video again.
         await self._store.uploads.delete(job.owner, job.epoch)
 
-    async def deliver(self, job: leased_job.LeasedJob) -> None:
+    async def deliver(self, job: leased_job.DeliveryJob) -> None:
         """Post a result to its callback URL, once."""
         delivery = await self._store.assignments.delivery(job.owner)
         if delivery is None:
@@ -174,7 +174,7 @@ class Execution:
         await self._publisher.ended(job, internal_events.DeliveryFinished(epoch=job.epoch))
         failpoints.hit("callback.mark.after")
 
-    async def _assignment(self, job: leased_job.LeasedJob) -> due_work.Assignment:
+    async def _assignment(self, job: leased_job.RecordingJob) -> due_work.Assignment:
         found = await self._store.assignments.recording(job.owner)
         if found is None:
             raise errors.NotFound(f"There is no recording {job.owner}.")

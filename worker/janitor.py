@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from machine import failpoints, model, ports, segments, supervised_task
+from machine import failpoints, job_key, model, ports, segments, supervised_task
 from worker import work_ports
 
 log = structlog.get_logger()
@@ -63,50 +63,50 @@ class Janitor:
     async def clean(self) -> None:
         """Clean once: the files that rows gave up, and from time to time the files without a row."""
         failed_before_ms = self._clock() - self._policy.keep_failed_ms
-        for recording_id in await self._store.spool_files.removable(failed_before_ms):
-            await self._store.spool_files.give_up(recording_id, failed_before_ms)
+        for recording in await self._store.spool_files.removable(failed_before_ms):
+            await self._store.spool_files.give_up(recording, failed_before_ms)
         given_up = await self._store.spool_files.given_up(self._node)
-        for recording_id in given_up:
-            await self._remove(recording_id)
+        for recording in given_up:
+            await self._remove(recording)
         if self._clock() >= self._next_scan_ms:
             self._next_scan_ms = self._clock() + SCAN_EVERY_MS
             await self._scan_spool(set(given_up))
 
-    async def _remove(self, recording_id: str) -> None:
-        files = await self._store.spool_files.of_recording(recording_id, self._node)
+    async def _remove(self, recording: job_key.RecordingKey) -> None:
+        files = await self._store.spool_files.of_recording(recording, self._node)
         if files is None:
             return
         failpoints.hit("cleanup.remove.before")
-        if await self._delete(recording_id, self._work.remove(recording_id, files.until_epoch)) is None:
+        if await self._delete(recording, self._work.remove(recording, files.until_epoch)) is None:
             return
         failpoints.hit("cleanup.remove.after")
-        await self._store.spool_files.forget(recording_id, self._node, files.segments)
-        log.info("spool.removed", owner=recording_id)
+        await self._store.spool_files.forget(recording, self._node, files.segments)
+        log.info("spool.removed", owner=recording)
 
-    async def _scan_spool(self, cleaned: set[str]) -> None:
+    async def _scan_spool(self, cleaned: set[job_key.RecordingKey]) -> None:
         """Delete leftovers on the spool, except those of the recordings `cleaned` in this round."""
         task_ids = await self._work.task_ids_on_spool()
         for first in range(0, len(task_ids), SESSIONS_PER_QUERY):
             for each in await self._store.spool_files.leftovers(task_ids[first : first + SESSIONS_PER_QUERY]):
-                if each.recording_id not in cleaned:
+                if each.recording not in cleaned:
                     await self._remove_leftovers(each)
 
     async def _remove_leftovers(self, each: segments.Leftovers) -> None:
         if each.given_up:
-            removing = self._work.remove(each.recording_id, each.epoch)
+            removing = self._work.remove(each.recording, each.epoch)
         elif each.output_epoch is not None:
-            removing = self._work.remove_outputs(each.recording_id, each.epoch, each.output_epoch)
+            removing = self._work.remove_outputs(each.recording, each.epoch, each.output_epoch)
         else:
             return
-        if files := await self._delete(each.recording_id, removing):
-            log.info("spool.leftover_removed", owner=each.recording_id, files=files)
+        if files := await self._delete(each.recording, removing):
+            log.info("spool.leftover_removed", owner=each.recording, files=files)
 
-    async def _delete(self, recording_id: str, removing: Awaitable[int]) -> int | None:
+    async def _delete(self, recording: job_key.RecordingKey, removing: Awaitable[int]) -> int | None:
         """Await a removal; returns the number of deleted files, or None if a file could not be deleted. One such file must not
         keep all others on the disk."""
         try:
             return await removing
         except OSError as error:
             reason = error.strerror or str(error)
-            log.error("janitor.not_removed", owner=recording_id, file=str(error.filename or ""), error=reason, hint=HINT)
+            log.error("janitor.not_removed", owner=recording, file=str(error.filename or ""), error=reason, hint=HINT)
             return None

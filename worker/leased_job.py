@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from events import codec
-from machine import capture_progress, model, segments, states
+from machine import capture_progress, job_key, model, segments
 from worker import work_ports
+
+Owner = TypeVar("Owner", bound=job_key.JobKey)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class LeasedJob:
+class LeasedJob(Generic[Owner]):
     """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on."""
 
-    owner: str
+    owner: Owner
     epoch: int
     kind: str
     task: asyncio.Task[None] | None = None
@@ -27,6 +28,11 @@ class LeasedJob:
     publishing: set[asyncio.Task[None]] = field(default_factory=set)
 
 
+AnyJob = LeasedJob[Any]
+RecordingJob = LeasedJob[job_key.RecordingKey]
+DeliveryJob = LeasedJob[job_key.DeliveryKey]
+
+
 def gaps_with_missing(output: model.Output, parts: Sequence[segments.Segment], missing: set[int]) -> tuple[tuple[int, int], ...]:
     """The gaps of the file, plus the gaps that unreachable segments leave at its edges. A missing segment between two others is
     already part of the wall time between these."""
@@ -35,21 +41,6 @@ def gaps_with_missing(output: model.Output, parts: Sequence[segments.Segment], m
     after = sum(s.media_ms for s in parts if s.epoch in missing and reached and s.epoch > reached[-1].epoch)
     edges = (((0, before),) if before else (), ((output.duration_ms, after),) if after else ())
     return (*edges[0], *output.gaps, *edges[1])
-
-
-def owner_of(command: codec.Event) -> str:
-    """The owner of the job in a command: a recording's id, or `TaskId#revision`."""
-    data = command.data
-    return f"{data['TaskId']}/{data['Speaker']}/{data['N']}" if "Speaker" in data else f"{data['TaskId']}#{data['Revision']}"
-
-
-def owner_fields(job: LeasedJob) -> dict[str, Any]:
-    """The fields that name the job's owner in an event."""
-    if job.kind == states.DELIVERY:
-        task_id, revision = job.owner.split("#")
-        return {"TaskId": task_id, "Revision": int(revision)}
-    task_id, speaker, n = model.split_id(job.owner)
-    return {"TaskId": task_id, "Speaker": speaker, "N": n}
 
 
 def segment_values(progress: capture_progress.CaptureProgress) -> dict[str, Any]:

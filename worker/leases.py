@@ -15,7 +15,7 @@ from dataclasses import replace
 import structlog
 
 from events import codec
-from machine import due_work, failpoints, internal_events, model, ports, states, supervised_task
+from machine import due_work, failpoints, internal_events, job_key, model, ports, states, supervised_task
 from worker import leased_job, outcomes, work_ports
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ class HeldLeases:
         self._node = node
         self._policy = policy
         self._clock = clock
-        self.jobs: dict[tuple[str, int], leased_job.LeasedJob] = {}
+        self.jobs: dict[tuple[job_key.JobKey, int], leased_job.AnyJob] = {}
         self.task = supervised_task.SupervisedTask("worker.leases", self._run)
 
     async def start(self) -> None:
@@ -43,7 +43,7 @@ class HeldLeases:
         await asyncio.gather(*(self._void(lease) for lease in await self._store.leases.of_node(self._node)))
         self.task.start()
 
-    async def stop(self) -> list[leased_job.LeasedJob]:
+    async def stop(self) -> list[leased_job.AnyJob]:
         """End the renewal and all jobs; returns these jobs."""
         await self.task.stop()
         jobs = list(self.jobs.values())
@@ -51,17 +51,18 @@ class HeldLeases:
         await asyncio.gather(*(_abandon(job) for job in jobs))
         return jobs
 
-    async def take(self, owner: str, epoch: int, kind: str) -> leased_job.LeasedJob | None:
+    async def take(self, owner: leased_job.Owner, epoch: int, kind: str) -> leased_job.LeasedJob[leased_job.Owner] | None:
         """Take the lease of a job; None if it is held, ended or superseded."""
         failpoints.hit("lease.take.before")
         if not await self._store.leases.take(owner, epoch, self._node, self._policy.lease_ms):
             log.info("job.not_taken", owner=owner, epoch=epoch, kind=kind, reason="it is held, ended or superseded")
             return None
         failpoints.hit("lease.take.after")
-        job = self.jobs[owner, epoch] = leased_job.LeasedJob(owner=owner, epoch=epoch, kind=kind)
+        job = leased_job.LeasedJob(owner=owner, epoch=epoch, kind=kind)
+        self.jobs[owner, epoch] = job
         return job
 
-    def release(self, job: leased_job.LeasedJob) -> None:
+    def release(self, job: leased_job.AnyJob) -> None:
         """Stop renewing a job, so that its lease expires and becomes `worker-lost`."""
         self.jobs.pop((job.owner, job.epoch), None)
 
@@ -90,7 +91,7 @@ class HeldLeases:
         await asyncio.gather(*(self._refused(job) for key, job in jobs.items() if key not in held))
         return True
 
-    async def _renew(self, job: leased_job.LeasedJob) -> bool:
+    async def _renew(self, job: leased_job.AnyJob) -> bool:
         """Renew one lease and note the capture's progress; returns whether the database answered."""
         capture = job.capture if not job.ended else None
         last_ms = capture.progress.last_packet_ms if capture is not None else None
@@ -107,7 +108,7 @@ class HeldLeases:
             await self._refused(job)
         return True
 
-    async def _refused(self, job: leased_job.LeasedJob) -> None:
+    async def _refused(self, job: leased_job.AnyJob) -> None:
         self.release(job)
         if not job.ended:
             log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
@@ -116,7 +117,7 @@ class HeldLeases:
     async def _void(self, lease: due_work.Lease) -> None:
         """Publish `worker-lost` for a lease of an earlier process."""
         lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
-        if "/" in lease.owner:
+        if isinstance(lease.owner, job_key.RecordingKey):
             assignment = await self._store.assignments.recording(lease.owner)
             if assignment is not None and assignment.recording.state in states.CAPTURING:
                 lost = await self._with_media(lost, assignment)
@@ -127,14 +128,14 @@ class HeldLeases:
             id=f"voided.{lease.owner}.{lease.epoch}",
             time_ms=self._clock(),
             data=codec.from_payload(lost),
-            subject=lease.owner,
+            subject=str(lease.owner),
         )
-        await self._store.outbox.send("event", event, lease.owner[:26])
+        await self._store.outbox.send("event", event, lease.owner.task_id)
 
     async def _with_media(self, lost: internal_events.WorkerLost, assignment: due_work.Assignment) -> internal_events.WorkerLost:
         """Add the media that a capture left. The node takes no work before this is published, so it must be quick: a long segment
         counts as noted before, an unreadable one as nothing."""
-        parts = await self._store.segments.of_recording(lost.owner)
+        parts = await self._store.segments.of_recording(assignment.recording.key)
         known_ms = max((s.media_ms for s in parts if s.epoch == lost.epoch), default=0)
         try:
             found = await self._work.scan(assignment, lost.epoch, known_ms)
@@ -144,7 +145,7 @@ class HeldLeases:
         return replace(lost, media_ms=found.media_ms, size_bytes=found.size_bytes, last_packet_ms=found.last_packet_ms)
 
 
-async def _abandon(job: leased_job.LeasedJob) -> None:
+async def _abandon(job: leased_job.AnyJob) -> None:
     """Kill a job's capture and cancel its tasks."""
     if job.capture is not None and not job.ended:
         job.capture.kill()

@@ -31,12 +31,12 @@ class OutcomePublisher:
         self._node = node
         self._clock = clock
 
-    def capture_started(self, job: leased_job.LeasedJob, progress: capture_progress.CaptureProgress) -> None:
+    def capture_started(self, job: leased_job.RecordingJob, progress: capture_progress.CaptureProgress) -> None:
         """Publish that media is on disk, in a task of its own."""
         task = asyncio.create_task(self._capture_started(job, progress.first_packet_ms or self._clock()))
         job.publishing.add(task)
 
-    async def _capture_started(self, job: leased_job.LeasedJob, first_packet_ms: int) -> None:
+    async def _capture_started(self, job: leased_job.RecordingJob, first_packet_ms: int) -> None:
         try:
             await self._store.segments.update(job.owner, job.epoch, {"first_packet_ms": first_packet_ms})
         except Exception:
@@ -45,12 +45,12 @@ class OutcomePublisher:
         await self._publish(job, internal_events.CaptureStarted(epoch=job.epoch, first_packet_ms=first_packet_ms))
         failpoints.hit("capture.media.after")
 
-    async def ended(self, job: leased_job.LeasedJob, outcome: internal_events.WorkerEvent) -> None:
+    async def ended(self, job: leased_job.AnyJob, outcome: internal_events.WorkerEvent) -> None:
         """Publish the outcome of a job, and retry until it is in the outbox. Raises LeaseRefused."""
         await self._publish(job, outcome)
         job.ended = True
 
-    async def fault(self, job: leased_job.LeasedJob, detail: str) -> None:
+    async def fault(self, job: leased_job.AnyJob, detail: str) -> None:
         """Publish that a job ended through an unexpected fault, which a retry may pass."""
         match job.kind:
             case states.CAPTURE:
@@ -68,7 +68,7 @@ class OutcomePublisher:
                 undelivered = internal_events.DeliveryFailure(epoch=job.epoch, reason=Reason.ERROR, detail=detail, retry=True)
                 await self.ended(job, undelivered)
 
-    async def node_stopping(self, job: leased_job.LeasedJob) -> None:
+    async def node_stopping(self, job: leased_job.AnyJob) -> None:
         """Publish for a transcode that its node stops, so that it does not count as failed. For other jobs `worker-lost` is
         enough. It is also enough if this cannot be published within `STOPPING_TIMEOUT_S`."""
         if job.kind != states.TRANSCODE or job.ended:
@@ -80,21 +80,21 @@ class OutcomePublisher:
         except (TimeoutError, errors.LeaseRefused) as error:
             log.info("outcome.not_published", owner=job.owner, epoch=job.epoch, reason=type(error).__name__)
 
-    async def _publish(self, job: leased_job.LeasedJob, outcome: internal_events.WorkerEvent) -> None:
+    async def _publish(self, job: leased_job.AnyJob, outcome: internal_events.WorkerEvent) -> None:
         type_ = internal_events.TYPE_OF[type(outcome)]
         event = codec.make(
             type_,
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
-            data=leased_job.owner_fields(job) | codec.from_payload(outcome),
-            subject=job.owner,
+            data=job.owner.fields() | codec.from_payload(outcome),
+            subject=str(job.owner),
         )
         while True:
             try:
                 # A worker that was frozen may finish its work before its renewal is refused.
                 if job.kind != states.CAPTURE and not await self._store.leases.is_held(job.owner, job.epoch, self._node):
                     raise errors.LeaseRefused
-                await self._store.outbox.send("event", event, job.owner[:26])
+                await self._store.outbox.send("event", event, job.owner.task_id)
                 return
             except errors.LeaseRefused:
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from machine import capture_progress, due_work, model, segments, uploaded_object
+from machine import capture_progress, due_work, job_key, model, segments, uploaded_object
 
 
 class Capture(Protocol):
@@ -57,12 +57,12 @@ class Work(Protocol):
         """Post a result to the callback URL. Raises DeliveryFailed."""
         ...
 
-    async def remove(self, recording_id: str, until_epoch: int) -> int:
+    async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording; returns their number. Idempotent. Raises OSError for
         a file that cannot be deleted, after deleting the others."""
         ...
 
-    async def remove_outputs(self, recording_id: str, before_epoch: int, except_epoch: int) -> int:
+    async def remove_outputs(self, recording: job_key.RecordingKey, before_epoch: int, except_epoch: int) -> int:
         """Like `remove`, for the outputs of transcodes before `before_epoch`, except the output of `except_epoch`."""
         ...
 

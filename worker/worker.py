@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from events import codec
-from machine import errors, failpoints, model, ports, states
+from machine import errors, failpoints, job_key, model, ports, states
 from worker import execution, leased_job, leases, outcomes, work_ports
 
 log = structlog.get_logger()
@@ -60,8 +60,8 @@ class Worker:
         jobs = await self.leases.stop()
         await asyncio.gather(*(self._publisher.node_stopping(job) for job in jobs))
 
-    def progress(self) -> dict[str, int]:
-        """Media of the running captures: recording id → ms."""
+    def progress(self) -> dict[job_key.RecordingKey, int]:
+        """Media of the running captures: recording → ms."""
         running = [j for j in self.leases.jobs.values() if j.capture is not None and not j.ended]
         return {j.owner: j.capture.progress.media_ms for j in running if j.capture is not None}
 
@@ -77,11 +77,11 @@ class Worker:
 
     async def start_capture(self, command: codec.Event) -> None:
         """Begin a capture."""
-        await self._begin(command, states.CAPTURE, self._execution.capture)
+        await self._begin(job_key.RecordingKey.of(command.data), command, states.CAPTURE, self._execution.capture)
 
     async def stop_capture(self, command: codec.Event) -> None:
         """Ask the capture of this epoch to end, if it runs here. Its own outcome reports the end."""
-        owner, epoch = leased_job.owner_of(command), command.data["Epoch"]
+        owner, epoch = job_key.RecordingKey.of(command.data), command.data["Epoch"]
         job = self.leases.jobs.get((owner, epoch))
         if job is None:
             log.info("capture.stop_ignored", owner=owner, epoch=epoch, reason="it does not run here")
@@ -94,23 +94,29 @@ class Worker:
 
     async def start_transcode(self, command: codec.Event) -> None:
         """Begin a transcode."""
-        await self._begin(command, states.TRANSCODE, self._execution.transcode)
+        await self._begin(job_key.RecordingKey.of(command.data), command, states.TRANSCODE, self._execution.transcode)
 
     async def start_upload(self, command: codec.Event) -> None:
         """Begin or resume an upload."""
-        await self._begin(command, states.UPLOAD, self._execution.upload)
+        await self._begin(job_key.RecordingKey.of(command.data), command, states.UPLOAD, self._execution.upload)
 
     async def send_callback(self, command: codec.Event) -> None:
         """Begin a delivery."""
-        await self._begin(command, states.DELIVERY, self._execution.deliver)
+        await self._begin(job_key.DeliveryKey.of(command.data), command, states.DELIVERY, self._execution.deliver)
 
-    async def _begin(self, command: codec.Event, kind: str, execute: Callable[[leased_job.LeasedJob], Awaitable[None]]) -> None:
+    async def _begin(
+        self,
+        owner: leased_job.Owner,
+        command: codec.Event,
+        kind: str,
+        execute: Callable[[leased_job.LeasedJob[leased_job.Owner]], Awaitable[None]],
+    ) -> None:
         """Take the job's lease and execute the job in a task of its own."""
-        job = await self.leases.take(leased_job.owner_of(command), command.data["Epoch"], kind)
+        job = await self.leases.take(owner, command.data["Epoch"], kind)
         if job is not None:
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
 
-    async def _run(self, job: leased_job.LeasedJob, execute: Callable[[leased_job.LeasedJob], Awaitable[None]]) -> None:
+    async def _run(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:
         try:
             await self._execute(job, execute)
         except errors.LeaseRefused:
@@ -122,7 +128,7 @@ class Worker:
                 # Without an outcome. A renewed lease would hold the job forever; an expired one becomes `worker-lost`.
                 self.leases.release(job)
 
-    async def _execute(self, job: leased_job.LeasedJob, execute: Callable[[leased_job.LeasedJob], Awaitable[None]]) -> None:
+    async def _execute(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:
         try:
             await execute(job)
         except errors.LeaseRefused:

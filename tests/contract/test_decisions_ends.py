@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from machine import model
+from machine import job_key, model
 from tests import decider_harness as desks
 
 
@@ -167,7 +167,7 @@ async def test_media_known_only_from_the_segment_is_still_media(desk: desks.Desk
     await desk.publish()
     owner = f"{task_id}/al/1"
     epoch = await desk.take(owner)
-    await desk.store.segments.update(owner, epoch, {"media_ms": 2_000})
+    await desk.store.segments.update(job_key.parse(owner), epoch, {"media_ms": 2_000})
     await desk.say("stop", TaskId=task_id)
     await desk.say("worker-lost", Owner=owner, Epoch=epoch, Node="n1")
     assert await desk.states(task_id) == {"al/1": "Transcoding"}
@@ -180,7 +180,7 @@ async def test_a_late_outcome_takes_nothing_from_a_segment(desk: desks.Desk) -> 
     owner = f"{task_id}/al/1"
     await desk.capture(owner, reason="eof", LastPacketMs=desk.clock())
     await desk.say("worker-lost", Owner=owner, Epoch=1, Node="n1", MediaMs=0)
-    (segment,) = await desk.store.segments.of_recording(owner)
+    (segment,) = await desk.store.segments.of_recording(job_key.parse(owner))
     assert (segment.media_ms, segment.last_packet_ms) == (5_000, desk.clock())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from machine import errors, model
+from machine import errors, job_key, model
 from tests import decider_harness as desks
 
 
@@ -130,7 +130,7 @@ async def test_a_replay_of_a_stuck_recording_issues_its_command_again(desk: desk
     for command in ("start-capture", "start-transcode", "start-upload"):
         epoch = await desk.take(owner)
         await desk.say("replay", TaskId=task_id)
-        assert not await desk.store.leases.renew(owner, epoch, "n1", desks.LEASE_MS)
+        assert not await desk.store.leases.renew(job_key.parse(owner), epoch, "n1", desks.LEASE_MS)
         expected += [(command, epoch), (command, epoch + 1)]
         if command == "start-capture":
             await desk.capture(owner, reason="eof")

@@ -123,7 +123,7 @@ async def test_secrets_lie_nowhere_in_plain(desk: desks.Desk, database: engines.
     await desk.recorded(f"{task_id}/al/1")
     (callback,) = await desk.deliveries(task_id)
     assert callback.url == "https://example.com/…"
-    found = await desk.store.assignments.delivery(callback.id)
+    found = await desk.store.assignments.delivery(callback.key)
     assert found is not None
     assert found.url == "https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query"
     assert database.ask("SELECT kind FROM secrets") == [("callback",)]

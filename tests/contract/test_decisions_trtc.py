@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from machine import job_key
 from tests import decider_harness as desks
 
 
@@ -126,7 +127,7 @@ async def test_an_eviction_by_our_own_pull_is_no_removal(
     opened_ms = desk.clock()
     for epoch, pull_ms in enumerate(pulls_ms, 1):
         desk.clock.now_ms = opened_ms + pull_ms
-        await desk.store.segments.register(f"{task_id}/al/1", epoch, "n1")
+        await desk.store.segments.register(job_key.RecordingKey(task_id, "al", 1), epoch, "n1")
     desk.clock.now_ms = opened_ms + 30_000
     await desk.trtc("user-left", "rec", ago_ms=30_000 - event_ms, Reason=3)
     assert ((await desk.session(task_id)).state != "Open") is closes
@@ -229,7 +230,7 @@ async def test_media_keeps_a_recording_and_its_session(desk: desks.Desk) -> None
     for _ in range(8):
         await desk.wait(100_000)
         epoch = (await desk.recording(owner)).epoch
-        assert await desk.store.leases.renew(owner, epoch, "n1", desks.LEASE_MS, last_packet_ms=desk.clock())
+        assert await desk.store.leases.renew(job_key.parse(owner), epoch, "n1", desks.LEASE_MS, last_packet_ms=desk.clock())
     assert (await desk.session(task_id)).state == "Open"
     await desk.wait(301_000)
     assert (await desk.session(task_id)).end_reason == "Idle"
@@ -242,7 +243,9 @@ async def test_a_subscribed_speaker_is_tried_as_long_as_the_session_is_open(desk
     await desk.take(f"{task_id}/bo/1")
     for _ in range(4):
         await desk.wait(100_000)
-        assert await desk.store.leases.renew(f"{task_id}/bo/1", 1, "n1", desks.LEASE_MS, last_packet_ms=desk.clock())
+        assert await desk.store.leases.renew(
+            job_key.RecordingKey(task_id, "bo", 1), 1, "n1", desks.LEASE_MS, last_packet_ms=desk.clock()
+        )
     assert await desk.states(task_id) == {"al/1": "Transcoding", "al/2": "Joining", "bo/1": "Joining"}
 
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from events import requests
-from machine import encryption, errors, model
+from machine import encryption, errors, job_key, model
 from store import audit, connections, encrypted_rows, schema
 from store import store as stores
 from tests import decider_harness as desks
@@ -115,7 +115,7 @@ async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: 
         async with store.transaction() as tx:
             assert (await tx.secrets(task(1))).to_json() == PLAIN
             session = await tx.session(task(1))
-        callback = await store.assignments.delivery(f"{task(1)}#1")
+        callback = await store.assignments.delivery(job_key.DeliveryKey(task(1), 1))
         assert session is not None
         assert callback is not None
         assert (session.request.callback, callback.url) == ("https://example.com/…", URL)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from machine import internal_events, model, recording, states
+from machine import internal_events, job_key, model, recording, states
 from store import store as stores
 from tests import engines, examples
 
 TASK, OTHER = examples.TASK, examples.OTHER
-ALICE, BOB = f"{TASK}/alice/1", f"{TASK}/bob/1"
+ALICE, BOB = job_key.RecordingKey(TASK, "alice", 1), job_key.RecordingKey(TASK, "bob", 1)
 
 
 @pytest.fixture
@@ -22,7 +22,13 @@ async def store(store: stores.Store) -> stores.Store:
 
 
 async def pulled(
-    store: stores.Store, clock: engines.Clock, owner: str, epoch: int, *, lasts_ms: int | None, reason: str = "eof"
+    store: stores.Store,
+    clock: engines.Clock,
+    owner: job_key.RecordingKey,
+    epoch: int,
+    *,
+    lasts_ms: int | None,
+    reason: str = "eof",
 ) -> None:
     """A run that begins now; `lasts_ms` None: it continues."""
     await store.segments.register(owner, epoch, "n")
@@ -32,9 +38,9 @@ async def pulled(
             await tx.close_segment(owner, epoch, {"media_ms": lasts_ms, "last_packet_ms": last_ms, "reason": reason})
 
 
-async def evictions(store: stores.Store, owner: str) -> int:
+async def evictions(store: stores.Store, owner: job_key.RecordingKey) -> int:
     async with store.transaction() as tx:
-        return await tx.evictions(TASK, owner)
+        return await tx.evictions(owner)
 
 
 async def test_pulls_that_take_turns_are_counted(store: stores.Store, clock: engines.Clock) -> None:
@@ -74,7 +80,7 @@ async def test_a_server_that_ends_everything_evicts_nobody(store: stores.Store, 
 async def test_another_session_evicts_nobody(store: stores.Store, clock: engines.Clock) -> None:
     """Pulls of another session belong to another user."""
     await pulled(store, clock, ALICE, 1, lasts_ms=1_000)
-    await pulled(store, clock, f"{OTHER}/bob/1", 1, lasts_ms=None)
+    await pulled(store, clock, job_key.RecordingKey(OTHER, "bob", 1), 1, lasts_ms=None)
     assert await evictions(store, ALICE) == 0
 
 

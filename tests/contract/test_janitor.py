@@ -13,7 +13,7 @@ import structlog
 
 from assembly import work as node_work
 from config import settings
-from machine import model
+from machine import job_key, model
 from media import spool
 from store import store as stores
 from tencent import credentials
@@ -21,7 +21,7 @@ from tests import engines, examples
 from worker import janitor
 
 POLICY = model.Policy()
-OWNER = f"{examples.TASK}/al/1"
+OWNER = job_key.RecordingKey(examples.TASK, "al", 1)
 DONE = {"state": "Done", "code": "Success", "ended_ms": 1_000, "job": None, "epoch": 4}
 OUTPUT = model.Output(duration_ms=1, size_bytes=1, epoch=3)
 
@@ -62,7 +62,7 @@ async def _done(store: stores.Store, node: str, *segments: tuple[str, int], **ch
     speakers = sorted({speaker for speaker, _ in segments})
     await examples.opened(store, *(examples.recording(speaker=speaker) for speaker in speakers))
     for speaker, epoch in segments:
-        await store.segments.register(f"{examples.TASK}/{speaker}/1", epoch, node)
+        await store.segments.register(job_key.RecordingKey(examples.TASK, speaker, 1), epoch, node)
     for speaker in speakers:
         await examples.moved(store, f"{examples.TASK}/{speaker}/1", **DONE | changes)
 

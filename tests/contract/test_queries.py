@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from events import codec, requests
-from machine import delivery, errors, model, session_view, states
+from machine import delivery, errors, job_key, model, session_view, states
 from store import inspection, queries
 from store import store as stores
 from tests import engines, waiting
@@ -75,7 +75,7 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Rea
         for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
             await tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
-    assert await store.spool_files.give_up(f"{IDS[1]}/a/b/1", failed_before_ms=2)
+    assert await store.spool_files.give_up(job_key.RecordingKey(IDS[1], "a/b", 1), failed_before_ms=2)
     assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
 
 
@@ -87,22 +87,22 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
     await add(store, session(1), recording(1, epoch=1, job=job))
     event = said(0)
     async with store.transaction() as tx:
-        await tx.journal(IDS[0], queued.id, event, "", "Joining", "a recording opens")
+        await tx.journal(queued.key, event, "", "Joining", "a recording opens")
         sent = model.Delivery(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.DELIVERY))
         await tx.add_delivery(sent)
         await tx.add_result(IDS[1], 1, "{}")
     clock.advance(5_000)
     async with store.transaction() as tx:
-        await tx.journal(IDS[0], queued.id, event, "Joining", "Joining", "ignored: the speaker came back")
-    assert await store.leases.take(f"{IDS[1]}/a/b/1", 1, "node-1", 30_000)
+        await tx.journal(queued.key, event, "Joining", "Joining", "ignored: the speaker came back")
+    assert await store.leases.take(job_key.RecordingKey(IDS[1], "a/b", 1), 1, "node-1", 30_000)
     assert await views.counts(IDS[:3]) == {IDS[0]: {"Joining": 1, "Done": 1}, IDS[1]: {"Joining": 1}, IDS[2]: {}}
     found = await views.parts(IDS[:3])
     assert [(r.n, r.capture) for r in found[IDS[0]].recordings] == [(1, "queued"), (2, "none"), (3, "none")]
-    assert found[IDS[0]].jobs[queued.id].since_ms == engines.START_MS
-    lease = found[IDS[1]].jobs[f"{IDS[1]}/a/b/1"]
+    assert found[IDS[0]].jobs[queued.key].since_ms == engines.START_MS
+    lease = found[IDS[1]].jobs[job_key.RecordingKey(IDS[1], "a/b", 1)]
     assert (lease.state, lease.node, lease.lease_until_ms) == ("leased", "node-1", engines.START_MS + 35_000)
-    assert [c.id for c in found[IDS[1]].deliveries] == [f"{IDS[1]}#1"]
-    assert found[IDS[1]].jobs[f"{IDS[1]}#1"].since_ms == engines.START_MS
+    assert [str(c.key) for c in found[IDS[1]].deliveries] == [f"{IDS[1]}#1"]
+    assert found[IDS[1]].jobs[job_key.DeliveryKey(IDS[1], 1)].since_ms == engines.START_MS
     assert found[IDS[2]] == session_view.SessionParts()
 
 
@@ -111,9 +111,13 @@ async def test_segments_of_a_session(store: stores.Store, views: queries.Reading
     await add(store, session(0), recording(0), recording(0, 2))
     await add(store, session(1), recording(1))
     for index, n, epoch in ((0, 1, 10), (0, 1, 9), (0, 2, 1), (1, 1, 1)):
-        await store.segments.register(f"{IDS[index]}/a/b/{n}", epoch, "node-1")
-    found = [(s.recording_id, s.epoch, s.reason) for s in await views.segments(IDS[0])]
-    assert found == [(f"{IDS[0]}/a/b/1", 9, ""), (f"{IDS[0]}/a/b/1", 10, ""), (f"{IDS[0]}/a/b/2", 1, "")]
+        await store.segments.register(job_key.RecordingKey(IDS[index], "a/b", n), epoch, "node-1")
+    found = [(s.recording, s.epoch, s.reason) for s in await views.segments(IDS[0])]
+    assert found == [
+        (job_key.RecordingKey(IDS[0], "a/b", 1), 9, ""),
+        (job_key.RecordingKey(IDS[0], "a/b", 1), 10, ""),
+        (job_key.RecordingKey(IDS[0], "a/b", 2), 1, ""),
+    ]
 
 
 async def test_results_by_cursor(store: stores.Store, views: queries.Reading) -> None:

@@ -17,7 +17,7 @@ import structlog
 
 from events import codec, requests
 from handlers import dispatch, unit_of_work
-from machine import errors, model, states
+from machine import errors, job_key, model, states
 from tests import decider_harness as desks
 from tests import engines, waiting
 
@@ -93,7 +93,7 @@ def ended(desk: desks.Desk, value: model.Recording, *, good: bool) -> Callable[[
     """The event that ends an upload, well or badly."""
     said: dict[str, Any] = {"TaskId": value.task_id, "Speaker": value.speaker, "N": 1, "Epoch": 3}
     said |= COMPARED | {"Url": "https://cos/x"} if good else {"Reason": "refused", "Detail": "AccessDenied", "Retry": False}
-    event = codec.make("upload-finished" if good else "upload-failed", id=f"{value.id}.3", time_ms=desk.clock(), data=said)
+    event = codec.make("upload-finished" if good else "upload-failed", id=f"{value.key}.3", time_ms=desk.clock(), data=said)
     return lambda: desk.decider.decide(event)
 
 
@@ -161,7 +161,7 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
 
     async def take(owner: str, looks: int) -> bool:
         await later(second, looks)
-        return bool(await persisted(lambda: second.store.leases.take(owner, 1, "n2", desks.LEASE_MS)))
+        return bool(await persisted(lambda: second.store.leases.take(job_key.parse(owner), 1, "n2", desks.LEASE_MS)))
 
     for room in range(RACES[database.engine] // 10):
         task_id = await first.start(RoomId=room + 1)
@@ -203,16 +203,16 @@ async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Des
             await tx.add_session(session, requests.Secrets(user_sig="MARK-old"))
             for recording in recordings:
                 await tx.add_recording(recording)
-            await tx.arm(recordings[0].id, "keep", 0)
+            await tx.arm(recordings[0].key, "keep", 0)
     over = {deadline.owner: deadline.serial for deadline in await first.store.deadlines.due(len(failed))}
 
-    async def keep_is_over(owner: str, looks: int) -> None:
+    async def keep_is_over(owner: job_key.RecordingKey, looks: int) -> None:
         await later(first, looks)
-        await first.say("deadline-passed", Owner=owner, Kind="keep", Serial=over[owner])
+        await first.say("deadline-passed", Owner=str(owner), Kind="keep", Serial=over[owner])
 
     for number, (session, (al, bo)) in zip(numbers, failed, strict=True):
         fresh = second.say("replay", TaskId=session.task_id, Speaker=bo.speaker, UserSig="MARK-fresh")
-        await asyncio.gather(keep_is_over(al.id, number % 10), fresh)
+        await asyncio.gather(keep_is_over(al.key, number % 10), fresh)
         async with first.store.transaction() as tx:
             assert (await tx.secrets(session.task_id)).user_sig == "MARK-fresh"
 
@@ -228,14 +228,14 @@ async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: en
 
         async def note(owner: str = owner, looks: int = number % 5) -> None:
             await later(second, looks)
-            await second.store.segments.update(owner, 1, {"media_ms": 5_000, "size_bytes": 5, "last_packet_ms": 1})
+            await second.store.segments.update(job_key.parse(owner), 1, {"media_ms": 5_000, "size_bytes": 5, "last_packet_ms": 1})
 
         await asyncio.gather(
             first.outcome("ffmpeg-exit", owner, 1, Job="capture", Reason="eof", MediaMs=10_000, **said),
             second.say("worker-lost", Owner=owner, Epoch=1, Node="n1", MediaMs=9_000, **said),
             note(),
         )
-        segment = (await first.store.segments.of_recording(owner))[0]
+        segment = (await first.store.segments.of_recording(job_key.parse(owner)))[0]
         assert (segment.media_ms, segment.last_packet_ms) == (10_000, first.clock())
 
 
@@ -251,7 +251,7 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.De
             clock.advance(model.HOUR)
             over = {d.owner: d for d in await first.store.deadlines.due() if d.kind == ("idle", "join")[number % 2]}
             deadline = over[tasks[0]]
-            said = first.say("deadline-passed", Owner=deadline.owner, Kind=deadline.kind, Serial=deadline.serial)
+            said = first.say("deadline-passed", Owner=str(deadline.owner), Kind=deadline.kind, Serial=deadline.serial)
             stops = [second.say("stop", TaskId=task_id) for task_id in tasks]
             forgiven, *_ = await asyncio.gather(first.store.nodes.heartbeat("n2", over_ms=model.MINUTE), said, *stops)
             assert forgiven == model.HOUR
@@ -285,7 +285,7 @@ async def unless_refused(replay: Awaitable[dict[str, Any]]) -> dict[str, Any] | 
 async def later(desk: desks.Desk, looks: int) -> None:
     """A lease scan takes as long as a statement or two of a decision: so the next step falls between other statements of it."""
     for _ in range(looks):
-        await desk.store.leases.is_held("nobody", 1, "n")
+        await desk.store.leases.is_held(job_key.RecordingKey("nobody", "al", 1), 1, "n")
 
 
 async def asked(desk: desks.Desk, owner: str) -> list[tuple[str, int]]:

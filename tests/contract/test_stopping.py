@@ -9,6 +9,7 @@ import pytest
 
 from bus import database_probe, publisher, relay
 from events import codec
+from machine import job_key
 from store import store as stores
 from tests import engines, examples, waiting
 from tests.contract import test_worker
@@ -65,7 +66,7 @@ async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, 
         await node.relay()
     assert (await node.recording()).failures == 0
     value = await node.recording()
-    await node.say("worker-lost", Owner=value.id, Epoch=value.epoch, Node="node-1")
+    await node.say("worker-lost", Owner=str(value.key), Epoch=value.epoch, Node="node-1")
     assert (await node.recording()).failures == 1
 
 
@@ -114,7 +115,7 @@ async def test_many_leases_are_voided_beside_each_other(
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     for speaker in ("al", "bo", "cy"):
         await node.say("user-publishing", **ROOM, UserId=speaker, EventMs=clock(), Kind="audio")
-        assert await store.leases.take(f"{node.task_id}/{speaker}/1", 1, "node-1", 30_000)
+        assert await store.leases.take(job_key.RecordingKey(node.task_id, speaker, 1), 1, "node-1", 30_000)
     asked: list[str] = []
     all_asked = asyncio.Event()
     scan = node.work.scan

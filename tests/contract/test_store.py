@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from events import codec, requests
-from machine import errors, inbox, model
+from machine import errors, inbox, job_key, model
 from store import store as stores
 from store import transaction
 from tests import engines, examples
@@ -51,8 +51,8 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
     async def handler(tx: Any, event: codec.Event) -> None:
         await tx.add_session(examples.session(), examples.SECRETS)
         await tx.add_recording(examples.recording())
-        await tx.arm(examples.TASK, "join", 0)
-        await tx.journal(examples.TASK, examples.TASK, event, "", "Open", "x")
+        await tx.arm(job_key.SessionKey(examples.TASK), "join", 0)
+        await tx.journal(job_key.SessionKey(examples.TASK), event, "", "Open", "x")
         await tx.send("event", event, examples.TASK)
         await tx.note_callback(examples.ROOM.sdk_app_id)
         raise errors.Refused("no")
@@ -62,12 +62,12 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
     async with store.transaction() as tx:
         assert await tx.claim("e1") is None
         assert await tx.session(examples.TASK) is None
-        assert await tx.recording(f"{examples.TASK}/al/1") is None
+        assert await tx.recording(job_key.RecordingKey(examples.TASK, "al", 1)) is None
         assert await tx.secrets(examples.TASK) == requests.Secrets()
         assert not await tx.callbacks_come(examples.ROOM.sdk_app_id)
     assert await store.outbox.unsent() == []
     assert await store.deadlines.due() == []
-    assert await store.leases.take(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS) is False
+    assert await store.leases.take(job_key.RecordingKey(examples.TASK, "al", 1), 1, "n", examples.LEASE_MS) is False
 
 
 async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
@@ -76,9 +76,9 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
     failures = []
 
     async def handler(tx: Any, event: codec.Event) -> None:
-        found = await tx.recording(f"{examples.TASK}/al/1")
+        found = await tx.recording(job_key.RecordingKey(examples.TASK, "al", 1))
         failures.append(found.version)
-        await tx.journal(examples.TASK, examples.TASK, event, note=f"try {len(failures)}")
+        await tx.journal(job_key.SessionKey(examples.TASK), event, note=f"try {len(failures)}")
         stale = dataclasses.replace(found, version=found.version - 1) if len(failures) == 1 else found
         await tx.save_recording(stale, dataclasses.replace(stale, detail="x"))
 
@@ -92,8 +92,8 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
 async def test_an_update_of_a_moved_row_is_a_conflict(store: stores.Store) -> None:
     """A save from an older version, or from another state, raises Conflict and writes nothing."""
     await examples.opened(store, examples.recording())
-    old = await examples.saved(store, f"{examples.TASK}/al/1")
-    moved = await examples.moved(store, old.id, state="Recording")
+    old = await examples.saved(store, job_key.RecordingKey(examples.TASK, "al", 1))
+    moved = await examples.moved(store, old.key, state="Recording")
     assert moved.version == old.version + 1
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
@@ -102,7 +102,7 @@ async def test_an_update_of_a_moved_row_is_a_conflict(store: stores.Store) -> No
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_recording(lying, dataclasses.replace(lying, state="Failed"))
-    assert (await examples.saved(store, old.id)).state == "Recording"
+    assert (await examples.saved(store, old.key)).state == "Recording"
 
 
 async def test_a_session_and_a_callback_are_guarded_too(store: stores.Store) -> None:
@@ -162,7 +162,7 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
         assert await tx.session(examples.TASK) == session
         assert await tx.recordings(examples.TASK) == [full]
         assert await tx.secrets(examples.TASK) == examples.SECRETS
-    assert model.split_id(full.id) == (examples.TASK, "a/b#c 说", 1)
+    assert job_key.parse(str(full.key)) == job_key.RecordingKey(examples.TASK, "a/b#c 说", 1)
 
 
 # --- the open key -----------------------------------------------------------------------------------------------------
@@ -218,19 +218,19 @@ async def test_an_unknown_state_is_refused(store: stores.Store) -> None:
     """The database itself refuses a state that is not in the design's table."""
     await examples.opened(store, examples.recording())
     with pytest.raises((IntegrityError, errors.Conflict)):
-        await examples.moved(store, f"{examples.TASK}/al/1", state="Paused")
+        await examples.moved(store, job_key.RecordingKey(examples.TASK, "al", 1), state="Paused")
 
 
 # --- the whole file ---------------------------------------------------------------------------------------------------
 async def test_everything_is_there_after_reopening(store: stores.Store, database: engines.Database, clock: engines.Clock) -> None:
     """A reopened database has every commit, and continues its numbering."""
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     await examples.opened(store, examples.recording())
     async with store.transaction() as tx:
         await tx.claim("e1")
-        await tx.arm(examples.TASK, "idle", clock())
+        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock())
         await tx.send("command", examples.event(), examples.TASK)
-        await tx.journal(examples.TASK, examples.TASK, examples.event(), note="x")
+        await tx.journal(job_key.SessionKey(examples.TASK), examples.event(), note="x")
     await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     await store.segments.register(owner, 1, "n")
     (before,) = await store.outbox.unsent()
@@ -261,13 +261,13 @@ async def test_stopping_twice_is_safe(store: stores.Store) -> None:
 async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> None:
     """Many concurrent decisions, renewals and reads all succeed: none meets a locked database."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
 
     async def decide(n: int) -> None:
         async def handler(tx: transaction.Transaction, event: codec.Event) -> None:
             await tx.session(examples.TASK)
-            await tx.journal(examples.TASK, examples.TASK, event, note=str(n))
+            await tx.journal(job_key.SessionKey(examples.TASK), event, note=str(n))
 
         await inbox.handle_once(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
 

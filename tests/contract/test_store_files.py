@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from machine import errors, model, segments
+from machine import errors, job_key, model, segments
 from store import store as stores
 from tests import engines, examples
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
     """A segment is registered before its media, in the order of epochs; a repeated registration is harmless; media counts."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     for epoch in (4, 1, 4):
         await store.segments.register(owner, epoch, "n")
     async with store.transaction() as tx:
@@ -36,7 +36,7 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
 
 async def test_registering_a_segment_again_loses_nothing(store: stores.Store) -> None:
     """A repeated registration keeps the segment's media."""
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     await store.segments.register(owner, 1, "n")
     await store.segments.update(owner, 1, {"media_ms": 900})
     await store.segments.register(owner, 1, "n")
@@ -46,7 +46,7 @@ async def test_registering_a_segment_again_loses_nothing(store: stores.Store) ->
 async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None:
     """A worker that wakes after its successor was ordered can neither register a segment nor update its own."""
     await examples.opened(store, examples.recording(speaker="late"))
-    owner = f"{examples.TASK}/late/1"
+    owner = job_key.RecordingKey(examples.TASK, "late", 1)
     await store.segments.register(owner, 1, "n")
     await store.segments.update(owner, 1, {"media_ms": 900})
     await examples.moved(store, owner, epoch=2, job=model.Job(kind="capture", state="queued"))
@@ -65,7 +65,7 @@ async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None
 async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
     """An upload's state is read back whole, replaced, and dropped; a worker without the lease writes nothing."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     assert not await store.uploads.save(owner, 1, "n", {"upload_id": "nobody's"})
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     assert await store.uploads.state(owner) is None
@@ -84,12 +84,13 @@ async def test_the_state_of_an_upload_is_kept(store: stores.Store) -> None:
 
 async def test_where_the_segments_lie(store: stores.Store) -> None:
     """The media of a recording on each node, its own only."""
-    for owner, epoch, node, media_ms in (("r", 1, "a", 500), ("r", 2, "b", 700), ("r", 3, "a", 600), ("q", 1, "c", 9)):
+    r, q, nobody = (job_key.RecordingKey(examples.TASK, speaker, 1) for speaker in ("r", "q", "nobody"))
+    for owner, epoch, node, media_ms in ((r, 1, "a", 500), (r, 2, "b", 700), (r, 3, "a", 600), (q, 1, "c", 9)):
         await store.segments.register(owner, epoch, node)
         await store.segments.update(owner, epoch, {"media_ms": media_ms})
     async with store.transaction() as tx:
-        assert await tx.segment_nodes("r") == {"a": 1_100, "b": 700}
-        assert await tx.segment_nodes("nobody") == {}
+        assert await tx.segment_nodes(r) == {"a": 1_100, "b": 700}
+        assert await tx.segment_nodes(nobody) == {}
 
 
 async def test_signs_of_life_of_nodes(store: stores.Store, clock: engines.Clock) -> None:
@@ -120,28 +121,33 @@ async def _ended(store: stores.Store) -> None:
         examples.recording(speaker="live"),
     )
     for speaker in ("done", "partial", "failed", "live"):
-        await store.segments.register(f"{examples.TASK}/{speaker}/1", 1, "n1")
-        await store.segments.update(f"{examples.TASK}/{speaker}/1", 1, {"media_ms": 5})
+        await store.segments.register(job_key.RecordingKey(examples.TASK, speaker, 1), 1, "n1")
+        await store.segments.update(job_key.RecordingKey(examples.TASK, speaker, 1), 1, {"media_ms": 5})
 
 
 async def test_what_may_be_removed(store: stores.Store) -> None:
     """Files of a complete Done recording are removable immediately; of a Failed or incomplete one after the given time; of a live
     one never."""
     await _ended(store)
-    assert set(await store.spool_files.removable(1_000)) == {f"{examples.TASK}/done/1"}
-    assert set(await store.spool_files.removable(1_001)) == {f"{examples.TASK}/{s}/1" for s in ("done", "partial", "failed")}
-    assert await store.spool_files.give_up(f"{examples.TASK}/done/1", 1_001)
-    assert not await store.spool_files.give_up(f"{examples.TASK}/done/1", 1_001)
-    assert not await store.spool_files.give_up(f"{examples.TASK}/live/1", 1_001)
-    assert not await store.spool_files.give_up(f"{examples.TASK}/failed/1", 1_000)
-    assert set(await store.spool_files.removable(1_001)) == {f"{examples.TASK}/partial/1", f"{examples.TASK}/failed/1"}
+    assert set(await store.spool_files.removable(1_000)) == {job_key.RecordingKey(examples.TASK, "done", 1)}
+    assert set(await store.spool_files.removable(1_001)) == {
+        job_key.RecordingKey(examples.TASK, s, 1) for s in ("done", "partial", "failed")
+    }
+    assert await store.spool_files.give_up(job_key.RecordingKey(examples.TASK, "done", 1), 1_001)
+    assert not await store.spool_files.give_up(job_key.RecordingKey(examples.TASK, "done", 1), 1_001)
+    assert not await store.spool_files.give_up(job_key.RecordingKey(examples.TASK, "live", 1), 1_001)
+    assert not await store.spool_files.give_up(job_key.RecordingKey(examples.TASK, "failed", 1), 1_000)
+    assert set(await store.spool_files.removable(1_001)) == {
+        job_key.RecordingKey(examples.TASK, "partial", 1),
+        job_key.RecordingKey(examples.TASK, "failed", 1),
+    }
 
 
 async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) -> None:
     """A decision that saw the files must be made again if the janitor released them concurrently."""
     await _ended(store)
-    seen = await examples.saved(store, f"{examples.TASK}/failed/1")
-    assert await store.spool_files.give_up(seen.id, 1_001)
+    seen = await examples.saved(store, job_key.RecordingKey(examples.TASK, "failed", 1))
+    assert await store.spool_files.give_up(seen.key, 1_001)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_recording(seen, dataclasses.replace(seen, state="Transcoding"))
@@ -150,9 +156,9 @@ async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) 
 async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.Store) -> None:
     """The janitor's steps: released files are listed for their node until that node has deleted them; after an earlier replay
     there is nothing to delete."""
-    assert await store.spool_files.of_recording(f"{examples.TASK}/failed/1", "") is None
+    assert await store.spool_files.of_recording(job_key.RecordingKey(examples.TASK, "failed", 1), "") is None
     await _ended(store)
-    owner = f"{examples.TASK}/failed/1"
+    owner = job_key.RecordingKey(examples.TASK, "failed", 1)
     await store.segments.register(owner, 2, "n2")
     assert await store.spool_files.given_up("n1") == []
     await store.spool_files.give_up(owner, 1_001)
@@ -172,13 +178,13 @@ async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.St
     await store.spool_files.forget(owner, "", [2])
     assert await store.spool_files.given_up("n2") == []
     assert await store.segments.of_recording(owner) == []
-    assert [s.epoch for s in await store.segments.of_recording(f"{examples.TASK}/live/1")] == [1]
+    assert [s.epoch for s in await store.segments.of_recording(job_key.RecordingKey(examples.TASK, "live", 1))] == [1]
 
 
 async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.Store) -> None:
     """A finished file on a node without segments is released and dropped there, too."""
     await _ended(store)
-    owner = f"{examples.TASK}/failed/1"
+    owner = job_key.RecordingKey(examples.TASK, "failed", 1)
     await examples.moved(store, owner, output_node="n5")
     await store.spool_files.give_up(owner, 1_001)
     assert await store.spool_files.given_up("n5") == [owner]
@@ -191,11 +197,12 @@ async def test_the_node_of_a_finished_file_is_asked_to_delete_it(store: stores.S
 async def test_what_may_lie_on_any_spool(store: stores.Store) -> None:
     """For the given sessions: recordings with released files, up to which epoch, and finished files that count."""
     await _ended(store)
-    await examples.moved(store, f"{examples.TASK}/live/1", epoch=7, output=model.Output(duration_ms=1, size_bytes=1, epoch=5))
-    await store.spool_files.give_up(f"{examples.TASK}/failed/1", 1_001)
+    await examples.moved(
+        store, job_key.RecordingKey(examples.TASK, "live", 1), epoch=7, output=model.Output(duration_ms=1, size_bytes=1, epoch=5)
+    )
+    await store.spool_files.give_up(job_key.RecordingKey(examples.TASK, "failed", 1), 1_001)
     found = [
-        (r.recording_id.split("/")[1], r.epoch, r.given_up, r.output_epoch)
-        for r in await store.spool_files.leftovers([examples.TASK])
+        (r.recording.speaker, r.epoch, r.given_up, r.output_epoch) for r in await store.spool_files.leftovers([examples.TASK])
     ]
     assert found == [("failed", 1, True, None), ("live", 7, False, 5), ("partial", 1, False, 0)]
     assert await store.spool_files.leftovers([examples.OTHER]) == await store.spool_files.leftovers([]) == []

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from events import codec, requests
-from machine import errors, model
+from machine import errors, job_key, model
 from store import store as stores
 from tests import engines, examples
 
@@ -45,11 +45,11 @@ async def test_a_commit_rings_the_bell(store: stores.Store) -> None:
 async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.Clock) -> None:
     """A session's timeline has its own lines only, oldest first."""
     async with store.transaction() as tx:
-        await tx.journal(examples.TASK, examples.TASK, examples.event("a", "start"), "", "Open", "one")
-        await tx.journal(examples.OTHER, examples.OTHER, examples.event("a", "start"), "", "Open", "other")
+        await tx.journal(job_key.SessionKey(examples.TASK), examples.event("a", "start"), "", "Open", "one")
+        await tx.journal(job_key.SessionKey(examples.OTHER), examples.event("a", "start"), "", "Open", "other")
     clock.advance(10)
     async with store.transaction() as tx:
-        await tx.journal(examples.TASK, f"{examples.TASK}/al/1", examples.event("b"), "Joining", "Failed", "two")
+        await tx.journal(job_key.RecordingKey(examples.TASK, "al", 1), examples.event("b"), "Joining", "Failed", "two")
     lines = await engines.reader(store).timeline(examples.TASK)
     assert [(x.at_ms - engines.START_MS, x.event_type, x.to_state, x.note) for x in lines] == [
         (0, "start", "Open", "one"),

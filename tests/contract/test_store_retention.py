@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from events import requests
-from machine import model
+from machine import job_key, model
 from store import queries, tables
 from store import store as stores
 from tests import engines, examples
 
 LATER_MS = 10 * model.HOUR
-OWNER = f"{examples.TASK}/al/1"
+OWNER = job_key.RecordingKey(examples.TASK, "al", 1)
 HEARD = {"audio": True, "audio_ms": 1, "video": False, "video_ms": 0, "left_ms": 0}
 ENDED: dict[str, Any] = {"state": "Done", "code": "Success", "ended_ms": engines.START_MS, "job": None}
 
@@ -28,8 +28,8 @@ async def _finished(store: stores.Store, **recording: Any) -> None:
         delivery = model.Delivery(task_id=examples.TASK, revision=1, url="http://a", body="{}", state="delivered")
         await tx.add_result(examples.TASK, 1, "{}")
         await tx.add_delivery(dataclasses.replace(delivery, epoch=1, job=model.Job(kind="callback", state="queued")))
-        await tx.arm(examples.TASK, "idle", engines.START_MS)
-        await tx.journal(examples.TASK, OWNER, examples.event())
+        await tx.arm(job_key.SessionKey(examples.TASK), "idle", engines.START_MS)
+        await tx.journal(OWNER, examples.event())
         await tx.send("result", examples.event(), examples.TASK)
         session = await tx.session(examples.TASK)
         assert session is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from machine import errors, model
+from machine import errors, job_key, model
 from store import store as stores
 from tests import engines, examples
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 async def test_a_lease_is_taken_once(store: stores.Store) -> None:
     """Of several nodes that want a queued job, one gets it; the holder is known."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     taken = await asyncio.gather(*(store.leases.take(owner, 1, f"n{k}", examples.LEASE_MS) for k in range(4)))
     assert sorted(taken) == [False, False, False, True]
     node = f"n{taken.index(True)}"
@@ -32,11 +32,11 @@ async def test_a_lease_is_taken_once(store: stores.Store) -> None:
 async def test_an_older_epoch_gets_no_lease(store: stores.Store) -> None:
     """A superseded epoch, one that never was, and a waiting job give no lease."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     await examples.moved(store, owner, epoch=2, job=model.Job(kind="capture", state="queued"))
     assert not await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     assert not await store.leases.take(owner, 3, "n", examples.LEASE_MS)
-    assert not await store.leases.take("nobody", 1, "n", examples.LEASE_MS)
+    assert not await store.leases.take(job_key.RecordingKey(examples.OTHER, "nobody", 1), 1, "n", examples.LEASE_MS)
     await examples.moved(store, owner, epoch=3, job=model.Job(kind="capture", state="waiting"))
     assert not await store.leases.take(owner, 3, "n", examples.LEASE_MS)
     await examples.moved(store, owner, job=model.Job(kind="capture", state="queued"))
@@ -55,7 +55,7 @@ async def test_an_older_epoch_gets_no_lease(store: stores.Store) -> None:
 async def test_a_lease_is_refused_after_the_end(store: stores.Store, end: dict[str, Any]) -> None:
     """Once its job has ended or was superseded, a lease can be neither renewed nor held, and does not expire."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     assert await store.leases.renew(owner, 1, "n", examples.LEASE_MS)
     assert not await store.leases.renew(owner, 1, "other", examples.LEASE_MS)
@@ -69,7 +69,7 @@ async def test_a_lease_is_refused_after_the_end(store: stores.Store, end: dict[s
 async def test_a_lease_makes_a_concurrent_decision_conflict(store: stores.Store) -> None:
     """A decision that saw the job queued must be made again when a worker took the lease meanwhile."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     seen = await examples.saved(store, owner)
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
@@ -87,8 +87,8 @@ async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store:
     async with store.transaction() as tx:
         await tx.add_delivery(callback)
         assert await tx.deliveries(examples.TASK) == [callback]
-    assert await store.leases.take(callback.id, 1, "n", examples.LEASE_MS)
-    assert not await store.leases.take(callback.id, 1, "m", examples.LEASE_MS)
+    assert await store.leases.take(callback.key, 1, "n", examples.LEASE_MS)
+    assert not await store.leases.take(callback.key, 1, "m", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
         async with store.transaction() as tx:
             await tx.save_delivery(callback, dataclasses.replace(callback, state="cancelled", job=None))
@@ -98,11 +98,11 @@ async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, cl
     """A lease expires after its time without a renewal, not before; only expired ones are returned."""
     await examples.opened(store, examples.recording(), examples.recording(speaker="bo"))
     for speaker in ("al", "bo"):
-        assert await store.leases.take(f"{examples.TASK}/{speaker}/1", 1, "n", examples.LEASE_MS)
+        assert await store.leases.take(job_key.RecordingKey(examples.TASK, speaker, 1), 1, "n", examples.LEASE_MS)
     clock.advance(20_000)
-    assert await store.leases.renew(f"{examples.TASK}/al/1", 1, "n", examples.LEASE_MS)
+    assert await store.leases.renew(job_key.RecordingKey(examples.TASK, "al", 1), 1, "n", examples.LEASE_MS)
     clock.advance(10_001)
-    assert [x.owner for x in await store.leases.expired(clock())] == [f"{examples.TASK}/bo/1"]
+    assert [x.owner for x in await store.leases.expired(clock())] == [job_key.RecordingKey(examples.TASK, "bo", 1)]
     clock.advance(20_000)
     assert len(await store.leases.expired(clock())) == 2
     assert await store.leases.of_node("elsewhere") == []
@@ -111,7 +111,7 @@ async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, cl
 async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Store, clock: engines.Clock) -> None:
     """The time of the last packet moves the start of idle time, forwards only, and disturbs no decision."""
     await examples.opened(store, examples.recording())
-    owner = f"{examples.TASK}/al/1"
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     seen = await examples.saved(store, owner)
     for last_ms in (clock() + 5_000, clock() + 2_000):
@@ -129,16 +129,16 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
 async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock: engines.Clock) -> None:
     """Arming again replaces: one deadline, a new serial and a new time; the old serial is void."""
     async with store.transaction() as tx:
-        await tx.arm(examples.TASK, "idle", clock() - 2)
+        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() - 2)
     (first,) = await store.deadlines.due()
     async with store.transaction() as tx:
-        await tx.arm(examples.TASK, "idle", clock() - 1)
+        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() - 1)
     (second,) = await store.deadlines.due()
     assert first.serial != second.serial
     async with store.transaction() as tx:
-        assert not await tx.spend_deadline(examples.TASK, "idle", first.serial)
-        assert await tx.spend_deadline(examples.TASK, "idle", second.serial)
-        assert not await tx.spend_deadline(examples.TASK, "idle", second.serial)
+        assert not await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", first.serial)
+        assert await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", second.serial)
+        assert not await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", second.serial)
     assert await store.deadlines.due() == []
 
 
@@ -146,9 +146,9 @@ async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, cl
     """Overdue deadlines are returned, oldest first, up to the limit; disarmed and future ones are not."""
     async with store.transaction() as tx:
         for kind, after_ms in (("join", 30), ("idle", 10), ("max-duration", 20), ("linger", 1_000), ("retry", 5)):
-            await tx.arm(examples.TASK, kind, clock() + after_ms)
-        await tx.disarm(examples.TASK, "retry")
-        await tx.disarm(examples.TASK, "keep")
+            await tx.arm(job_key.SessionKey(examples.TASK), kind, clock() + after_ms)
+        await tx.disarm(job_key.SessionKey(examples.TASK), "retry")
+        await tx.disarm(job_key.SessionKey(examples.TASK), "keep")
     assert await store.deadlines.due() == []
     clock.advance(30)
     assert [d.kind for d in await store.deadlines.due()] == ["idle", "max-duration", "join"]
@@ -164,7 +164,7 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
     )
     async with store.transaction() as tx:
         for kind in ("join", "idle", "linger", "max-duration", "result-wait", "retry", "keep"):
-            await tx.arm(examples.TASK, kind, clock() + 1_000)
+            await tx.arm(job_key.SessionKey(examples.TASK), kind, clock() + 1_000)
     await store.nodes.heartbeat("a")
     clock.advance(60_000)
     assert await store.nodes.heartbeat("a", over_ms=59_999) == 60_000

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from handlers import sweeper
-from machine import model
+from machine import job_key, model
 from store import store as stores
 from tests import engines, examples
 
 POLICY = model.Policy(lease_ms=examples.LEASE_MS)
 AWAY_MS = model.HOUR
-OWNER = f"{examples.TASK}/al/1"
+OWNER = job_key.RecordingKey(examples.TASK, "al", 1)
 
 
 def _sweeper(store: stores.Store, clock: engines.Clock, node: str = "n", **more: Any) -> sweeper.Sweeper:
@@ -30,7 +30,7 @@ async def _live(store: stores.Store, clock: engines.Clock) -> None:
     await examples.opened(store, examples.recording())
     assert await store.leases.take(OWNER, 1, "n", examples.LEASE_MS)
     async with store.transaction() as tx:
-        await tx.arm(examples.TASK, "idle", clock() + model.MINUTE)
+        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() + model.MINUTE)
 
 
 async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clock: engines.Clock) -> None:

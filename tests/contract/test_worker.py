@@ -11,7 +11,7 @@ import pytest
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import capture_progress, due_work, errors, failpoints, model, segments, uploaded_object
+from machine import capture_progress, due_work, errors, failpoints, job_key, model, segments, uploaded_object
 from store import store as stores
 from tests import engines, waiting
 from worker import command_handlers, janitor, outcomes, work_ports, worker
@@ -190,7 +190,7 @@ async def test_the_whole_road(node: Node) -> None:
     assert capture.stopped
     assert (await node.recording()).state == "Done"
     assert await node.store.leases.of_node("node-1") == []
-    assert await node.store.uploads.state((await node.recording()).id) is None
+    assert await node.store.uploads.state((await node.recording()).key) is None
 
 
 async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:
@@ -239,7 +239,7 @@ async def test_a_refused_lease_ends_the_work_without_a_word(node: Node) -> None:
     capture.media(5_000, node.clock)
     await node.relayed("capture-started")
     value = await node.recording()
-    await node.say("worker-lost", Owner=value.id, Epoch=value.epoch, Node="node-1")
+    await node.say("worker-lost", Owner=str(value.key), Epoch=value.epoch, Node="node-1")
     await waiting.until(lambda: capture.killed, 5, "the superseded capture to be killed")
     types = await node.relay()
     assert "ffmpeg-exit" not in types
@@ -259,7 +259,7 @@ async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pyte
     async with waiting.at_most(5):
         await asked.wait()
     assert not capture.killed
-    assert node.worker.progress() == {(await node.recording()).id: 0}
+    assert node.worker.progress() == {(await node.recording()).key: 0}
 
 
 async def test_a_short_idle_timeout_is_judged_by_fresh_words(store: stores.Store, clock: engines.Clock) -> None:
@@ -280,8 +280,8 @@ async def test_a_short_idle_timeout_is_judged_by_fresh_words(store: stores.Store
         await waiting.until(told, 3, "the renewal, long before the 5 s of a lease as long as this")
         await node.say("user-left", **ROOM, UserId="al", EventMs=clock())
         clock.advance(200)
-        (idle,) = [d for d in await store.deadlines.due() if d.kind == "idle" and "/" in d.owner]
-        await node.say("deadline-passed", Owner=idle.owner, Kind="idle", Serial=idle.serial)
+        (idle,) = [d for d in await store.deadlines.due() if d.kind == "idle" and isinstance(d.owner, job_key.RecordingKey)]
+        await node.say("deadline-passed", Owner=str(idle.owner), Kind="idle", Serial=idle.serial)
         assert not (await node.recording()).stop_requested
     finally:
         await node.worker.stop()
@@ -304,12 +304,12 @@ async def test_a_new_life_voids_the_leases_of_the_old_one(node: Node) -> None:
 async def test_what_is_on_disk_is_known_though_the_lease_ran_out_first(node: Node) -> None:
     """The sweeper, which sees no disk, finds the lease expired a moment before the node is back: the node's scan counts."""
     await node.open()
-    owner = (await node.recording()).id
+    owner = (await node.recording()).key
     await node.worker.stop()
     node.work.scanned = capture_progress.CaptureProgress(media_ms=1_700, size_bytes=70, last_packet_ms=node.clock())
     node.worker = node.new_worker()
     await node.worker.start()
-    lost = {"Owner": owner, "Epoch": 1, "Node": "node-1"}
+    lost = {"Owner": str(owner), "Epoch": 1, "Node": "node-1"}
     said = codec.make("worker-lost", id=f"lost.{owner}.1", time_ms=node.clock(), data=lost)
     await node.decider.decide_from_bus(said)
     assert (await node.recording()).epoch == 2
@@ -323,9 +323,9 @@ async def test_what_nobody_told_of_is_asked_for_and_not_waited_for(node: Node, a
     """A worker died before its first report, and another continues: the transcode asks the first node for its segment. A node
     that does not answer delays nothing, for no media is known to be lost."""
     await node.open()
-    owner = (await node.recording()).id
+    owner = (await node.recording()).key
     await node.worker.stop()
-    await node.say("worker-lost", Owner=owner, Epoch=1, Node="node-1")
+    await node.say("worker-lost", Owner=str(owner), Epoch=1, Node="node-1")
     node.worker = worker.Worker(node.store, node.work, node="node-2", policy=node.policy, clock=node.clock, shared_spool=False)
     await node.worker.start()
     await node.store.nodes.heartbeat("node-2", "http://node-2")
@@ -346,7 +346,7 @@ async def test_a_segment_that_cannot_be_read_holds_no_start_up(node: Node) -> No
     """With a failing disk under one segment the node still starts, uses its notes of it, and the recording continues."""
     capture = await node.open()
     capture.media(6_000, node.clock)
-    owner = (await node.recording()).id
+    owner = (await node.recording()).key
     await node.store.segments.update(owner, 1, {"media_ms": 6_000, "size_bytes": 60, "last_packet_ms": node.clock()})
     await node.worker.stop()
     node.work.unreadable = True
@@ -397,9 +397,9 @@ async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: sto
     node.clock.advance(POLICY.keep_failed_ms + 1)
     cleaner = janitor.Janitor(store, node.work, policy=POLICY, clock=node.clock)
     await cleaner.start()
-    await waiting.until(lambda: node.work.removed == [value.id], what="the files to go")
+    await waiting.until(lambda: node.work.removed == [value.key], what="the files to go")
     await cleaner.stop()
-    assert not await store.spool_files.give_up(value.id, failed_before_ms=node.clock())
+    assert not await store.spool_files.give_up(value.key, failed_before_ms=node.clock())
 
 
 async def test_files_that_could_not_be_deleted_are_deleted_later(
@@ -434,7 +434,7 @@ async def test_what_an_upload_reached_is_kept_until_its_end_is_said(node: Node) 
         await node.relayed("upload-failed")
     finally:
         failpoints.install(None)
-    assert await node.store.uploads.state((await node.recording()).id) == {"reached": 1}
+    assert await node.store.uploads.state((await node.recording()).key) == {"reached": 1}
 
 
 async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,6 +442,6 @@ async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, 
     capture = await node.open()
     monkeypatch.setattr(outcomes.OutcomePublisher, "ended", None)
     capture.end("eof")
-    held = (await node.recording()).id, 1, "node-1", 10_000
+    held = (await node.recording()).key, 1, "node-1", 10_000
     assert await node.store.leases.renew(*held)
     await waiting.until(lambda: node.worker.captures() == 0, what="the job to be let go")

@@ -16,7 +16,7 @@ from ulid import ULID
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import api_keys, model
+from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
 from store import audit, queries, store
 from tencent import trtc_callbacks
@@ -60,7 +60,7 @@ class Service:
     token: str = ""
     not_ready: list[str] = field(default_factory=list)
     draining: bool = False
-    progress: dict[str, int] = field(default_factory=dict)
+    progress: dict[job_key.RecordingKey, int] = field(default_factory=dict)
     listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
     clock_ahead_ms: int = 0
     document: dict[str, Any] = field(default_factory=dict)
@@ -105,15 +105,15 @@ class Service:
         named = {"TaskId": task_id, "Speaker": "alice", "N": 1}
         owner = f"{task_id}/alice/1"
         await self.say("user-publishing", **room, UserId="alice", EventMs=now_ms(), Kind="audio")
-        await self.store.leases.take(owner, 1, "node", 30_000)
-        await self.store.segments.register(owner, 1, "node")
+        await self.store.leases.take(job_key.parse(owner), 1, "node", 30_000)
+        await self.store.segments.register(job_key.parse(owner), 1, "node")
         await self.say("capture-started", **named, Epoch=1)
         await self.say("room-destroyed", **room, EventMs=now_ms())
         await self.say("ffmpeg-exit", **named, Epoch=1, Job="capture", Reason="stopped", MediaMs=5000, SizeBytes=4)
-        await self.store.leases.take(owner, 2, "node", 30_000)
+        await self.store.leases.take(job_key.parse(owner), 2, "node", 30_000)
         output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
         await self.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
-        await self.store.leases.take(owner, 3, "node", 30_000)
+        await self.store.leases.take(job_key.parse(owner), 3, "node", 30_000)
         refused = {"Reason": "refused", "Detail": "The bucket refused the key (403).", "Retry": False}
         await self.say("upload-failed", **named, Epoch=3, **refused)
 

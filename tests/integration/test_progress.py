@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from machine import job_key
 from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
@@ -27,20 +28,20 @@ async def second_run(service: Service) -> str:
     """A session with a recording whose first run gave 5 s and whose second runs, after a gap of 3 s. Returns the TaskId."""
     _, answer = await service.ask("POST", "/sessions", json=start_body())
     task_id = str(answer["TaskId"])
-    named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, f"{task_id}/alice/1"
+    named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, job_key.RecordingKey(task_id, "alice", 1)
     await service.say("user-publishing", SdkAppId=SDK_APP_ID, RoomId=8489, UserId="alice", EventMs=now_ms(), Kind="audio")
-    await service.store.leases.take(owner, 1, "node-1", 60_000)
-    await service.store.segments.register(owner, 1, "node-1")
+    await service.store.leases.take(job_key.parse(owner), 1, "node-1", 60_000)
+    await service.store.segments.register(job_key.parse(owner), 1, "node-1")
     await service.say("capture-started", **named, Epoch=1)
     ended = {"Reason": "eof", "MediaMs": 5000, "SizeBytes": 400, "FirstPacketMs": T0, "LastPacketMs": T0 + 5000}
     await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", **ended)
-    epoch = (await service.store.assignments.recording(owner)).recording.epoch  # type: ignore[union-attr]
+    epoch = (await service.store.assignments.recording(job_key.parse(owner))).recording.epoch  # type: ignore[union-attr]
     async with service.store.transaction() as tx:
-        await tx.arm(owner, "retry", 0)
+        await tx.arm(job_key.parse(owner), "retry", 0)
     (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner]
-    await service.say("deadline-passed", Owner=owner, Kind="retry", Serial=due.serial)
-    assert await service.store.leases.take(owner, epoch, "node-1", 60_000)
-    await service.store.segments.register(owner, epoch, "node-1")
+    await service.say("deadline-passed", Owner=str(owner), Kind="retry", Serial=due.serial)
+    assert await service.store.leases.take(job_key.parse(owner), epoch, "node-1", 60_000)
+    await service.store.segments.register(job_key.parse(owner), epoch, "node-1")
     await service.store.segments.update(
         owner, epoch, {"first_packet_ms": T0 + 8000, "last_packet_ms": T0 + 9000, "media_ms": 1000}
     )
@@ -54,7 +55,7 @@ async def test_media_so_far(service: Service) -> None:
     (recording,) = body["Recordings"]
     assert (recording["MediaSeconds"], recording["Gaps"]) == (6.0, [{"At": 5.0, "Duration": 3.0}])
     assert [(s["MediaSeconds"], s["EndedBy"], s["Live"]) for s in recording["Segments"]] == [(5.0, "eof", False), (1.0, "", True)]
-    service.progress[f"{task_id}/alice/1"] = 4_200
+    service.progress[job_key.RecordingKey(task_id, "alice", 1)] = 4_200
     _, body = await service.ask("GET", f"/sessions/{task_id}")
     assert body["Recordings"][0]["MediaSeconds"] == 9.2
 
@@ -89,14 +90,14 @@ async def test_watch_goes_on_until_it_is_finished(service: Service, as_json: boo
         await waiting.until(look, 15, what)
 
     await read("6.0")
-    service.progress[f"{task_id}/alice/1"] = 2_500
+    service.progress[job_key.RecordingKey(task_id, "alice", 1)] = 2_500
     await read("7.5")
     named = {"TaskId": task_id, "Speaker": "alice", "N": 1}
     await service.say("stop", TaskId=task_id)
     _, body = await service.ask("GET", f"/sessions/{task_id}")
     epoch = body["Recordings"][0]["Segments"][1]["Epoch"]
     await service.say("ffmpeg-exit", **named, Epoch=epoch, Job="capture", Reason="stopped", MediaMs=2500, SizeBytes=4)
-    await service.store.leases.take(f"{task_id}/alice/1", epoch + 1, "node-1", 60_000)
+    await service.store.leases.take(job_key.RecordingKey(task_id, "alice", 1), epoch + 1, "node-1", 60_000)
     failed = {"Reason": "no-media", "Detail": "Nothing to join.", "Retry": False}
     await service.say("ffmpeg-exit", **named, Epoch=epoch + 1, Job="transcode", **failed)
     await read("Finished")

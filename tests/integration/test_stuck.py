@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
+from machine import job_key
 from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
@@ -39,15 +40,15 @@ async def uploading(service: Service, room: int, failures: int) -> str:
     """A session whose upload has failed so many times and is tried again."""
     task_id = await speaking(service, room)
     named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, f"{task_id}/alice/1"
-    await service.store.leases.take(owner, 1, "node", 30_000)
+    await service.store.leases.take(job_key.parse(owner), 1, "node", 30_000)
     await service.say("capture-started", **named, Epoch=1)
     await service.say("stop", TaskId=task_id)
     await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", Reason="stopped", MediaMs=5000, SizeBytes=4)
     output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
-    await service.store.leases.take(owner, 2, "node", 30_000)
+    await service.store.leases.take(job_key.parse(owner), 2, "node", 30_000)
     await service.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
     for epoch in range(3, 3 + failures):
-        assert await service.store.leases.take(owner, epoch, "node", 30_000)
+        assert await service.store.leases.take(job_key.parse(owner), epoch, "node", 30_000)
         failed = {"Reason": "network", "Detail": "No route to the bucket.", "Retry": True}
         await service.say("upload-failed", **named, Epoch=epoch, **failed)
         due = await waiting_retry(service, owner)
@@ -58,7 +59,7 @@ async def uploading(service: Service, room: int, failures: int) -> str:
 async def waiting_retry(service: Service, owner: str) -> str:
     """The serial of the armed retry."""
     async with service.store.transaction() as tx:
-        await tx.arm(owner, "retry", 0)
+        await tx.arm(job_key.parse(owner), "retry", 0)
     (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner and d.kind == "retry"]
     return due.serial
 
@@ -84,7 +85,7 @@ async def test_each_cause_is_found_and_told(service: Service) -> None:
     await service.failed_recording(failed)
     fails = await uploading(service, 2, failures=3)
     lost = await speaking(service, 3)
-    await service.store.leases.take(f"{lost}/alice/1", 1, "gone", 1)
+    await service.store.leases.take(job_key.RecordingKey(lost, "alice", 1), 1, "gone", 1)
     queued = await speaking(service, 4)
     assert await stuck(service) == {failed: ["failed-kept"], fails: ["tried-often"]}
     service.clock_ahead_ms = MINUTE_MS + 1_000
@@ -106,7 +107,7 @@ async def test_a_result_that_nobody_takes(service: Service) -> None:
     service.clock_ahead_ms = 2 * MINUTE_MS
     assert await stuck(service) == {task_id: ["not-taken"]}
     service.clock_ahead_ms = 0
-    await service.store.leases.take(f"{task_id}#1", 1, "node", 30_000)
+    await service.store.leases.take(job_key.DeliveryKey(task_id, 1), 1, "node", 30_000)
     refused = {"Reason": "gone", "Detail": "The receiver answered 410.", "Retry": False}
     await service.say("callback-failed", TaskId=task_id, Revision=1, Epoch=1, **refused)
     assert await stuck(service) == {task_id: ["not-delivered"]}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from events import codec, requests
-from machine import due_work, model, segments, states
+from machine import due_work, job_key, model, segments, states
 from tests.simulated import dictionary_transaction as transactions
 
 Tables = transactions.Tables
@@ -64,9 +64,9 @@ class Store:
         """A transaction of a worker or relay: `changed` is not set, and `meddle` is not called."""
         return _Open(self, transactions.Transaction(self.tables, self._clock(), self._new_id), bell=False)
 
-    def superseded(self, recording_id: str, epoch: int) -> bool:
+    def superseded(self, recording: job_key.RecordingKey, epoch: int) -> bool:
         """Whether a newer epoch of the recording has started."""
-        found = self.tables.recordings.get(recording_id)
+        found = self.tables.recordings.get(str(recording))
         return found is not None and found.epoch > epoch
 
     # --- queries ----------------------------------------------------------------------------------------------------------
@@ -170,30 +170,30 @@ class Outbox(_Part):
 class Leases(_Part):
     """Which node works on which job."""
 
-    async def take(self, owner: str, epoch: int, node: str, lease_ms: int) -> bool:
+    async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
         """Take the queued job of `owner` under exactly this epoch."""
-        row = self._tables.jobs.get((owner, epoch))
+        row = self._tables.jobs.get((str(owner), epoch))
         if row is None or row.state != states.QUEUED:
             return False
         async with self._store.write() as tx:
-            tx.put_job(owner, epoch, transactions.JobRow(row.kind, states.LEASED, node, self._store.now_ms() + lease_ms))
-            tx.touch(owner, epoch, model.Job(kind=row.kind, state=states.LEASED, node=node))
+            tx.put_job(str(owner), epoch, transactions.JobRow(row.kind, states.LEASED, node, self._store.now_ms() + lease_ms))
+            tx.touch(str(owner), epoch, model.Job(kind=row.kind, state=states.LEASED, node=node))
         return True
 
-    async def renew(self, owner: str, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
+    async def renew(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
         """Renew the lease, and note when media last came."""
         if not await self.is_held(owner, epoch, node):
             return False
-        row = self._tables.jobs[owner, epoch]
+        row = self._tables.jobs[str(owner), epoch]
         async with self._store.write() as tx:
             if last_packet_ms is not None:
-                tx.note_media(owner, epoch, last_packet_ms)
-            tx.put_job(owner, epoch, row._replace(lease_until_ms=self._store.now_ms() + lease_ms))
+                tx.note_media(str(owner), epoch, last_packet_ms)
+            tx.put_job(str(owner), epoch, row._replace(lease_until_ms=self._store.now_ms() + lease_ms))
         return True
 
-    async def is_held(self, owner: str, epoch: int, node: str) -> bool:
+    async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
         """Whether the lease is still ours."""
-        row = self._tables.jobs.get((owner, epoch))
+        row = self._tables.jobs.get((str(owner), epoch))
         return row is not None and row.node == node and row.state == states.LEASED
 
     async def of_node(self, node: str) -> list[due_work.Lease]:
@@ -206,71 +206,74 @@ class Leases(_Part):
 
     def _all(self) -> list[tuple[due_work.Lease, transactions.JobRow]]:
         found = ((owner, epoch, self._tables.jobs[owner, epoch]) for owner, epoch in self._tables.leased)
-        return [(due_work.Lease(owner=owner, epoch=epoch, kind=row.kind, node=row.node), row) for owner, epoch, row in found]
+        return [
+            (due_work.Lease(owner=job_key.parse_job(owner), epoch=epoch, kind=row.kind, node=row.node), row)
+            for owner, epoch, row in found
+        ]
 
 
 class Segments(_Part):
     """Segments of recordings."""
 
-    async def register(self, recording_id: str, epoch: int, node: str) -> None:
+    async def register(self, recording: job_key.RecordingKey, epoch: int, node: str) -> None:
         """Write the segment down before ffmpeg is started; harmless to repeat."""
-        if (recording_id, epoch) not in self._tables.segments and not self._store.superseded(recording_id, epoch):
+        if (str(recording), epoch) not in self._tables.segments and not self._store.superseded(recording, epoch):
             async with self._store.write() as tx:
                 blank = {"first_packet_ms": None, "last_packet_ms": None, "media_ms": 0, "size_bytes": 0, "reason": ""}
                 row = {"node": node, "registered_ms": self._store.now_ms(), **blank}
-                tx.put(self._tables.segments, (recording_id, epoch), row)
+                tx.put(self._tables.segments, (str(recording), epoch), row)
 
-    async def update(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
+    async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down what is known of a segment while it grows."""
-        row = self._tables.segments.get((recording_id, epoch))
-        if row is not None and not row["reason"] and not self._store.superseded(recording_id, epoch):
+        row = self._tables.segments.get((str(recording), epoch))
+        if row is not None and not row["reason"] and not self._store.superseded(recording, epoch):
             async with self._store.write() as tx:
-                tx.put(self._tables.segments, (recording_id, epoch), row | dict(values))
+                tx.put(self._tables.segments, (str(recording), epoch), row | dict(values))
 
-    async def of_recording(self, recording_id: str) -> list[segments.Segment]:
+    async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order they were written."""
         names = ("node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
-        found = sorted((key[1], row) for key, row in self._tables.segments.items() if key[0] == recording_id)
+        found = sorted((key[1], row) for key, row in self._tables.segments.items() if key[0] == str(recording))
         return [segments.Segment(epoch=epoch, **{name: row[name] for name in names}) for epoch, row in found]
 
 
 class Uploads(_Part):
     """States of interrupted uploads."""
 
-    async def state(self, recording_id: str) -> dict[str, Any] | None:
+    async def state(self, recording: job_key.RecordingKey) -> dict[str, Any] | None:
         """What the interrupted upload of a recording had reached, or None."""
-        return copy.deepcopy(self._tables.uploads.get(recording_id))
+        return copy.deepcopy(self._tables.uploads.get(str(recording)))
 
-    async def save(self, recording_id: str, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
+    async def save(self, recording: job_key.RecordingKey, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
         """Keep what an upload has reached, for as long as its lease is held; False: it was refused."""
-        if not await self._store.leases.is_held(recording_id, epoch, node):
+        if not await self._store.leases.is_held(recording, epoch, node):
             return False
         async with self._store.write() as tx:
-            tx.put(self._tables.uploads, recording_id, copy.deepcopy(dict(body)))
+            tx.put(self._tables.uploads, str(recording), copy.deepcopy(dict(body)))
         return True
 
-    async def delete(self, recording_id: str, epoch: int) -> None:
+    async def delete(self, recording: job_key.RecordingKey, epoch: int) -> None:
         """Forget what the upload of `epoch` had reached, but not what its successor has."""
-        if not self._store.superseded(recording_id, epoch):
+        if not self._store.superseded(recording, epoch):
             async with self._store.write() as tx:
-                tx.drop(self._tables.uploads, recording_id)
+                tx.drop(self._tables.uploads, str(recording))
 
 
 class Assignments(_Part):
     """The data of leased jobs."""
 
-    async def recording(self, recording_id: str) -> due_work.Assignment | None:
+    async def recording(self, key: job_key.RecordingKey) -> due_work.Assignment | None:
         """What a worker needs to know of a recording's job; None if there is no such recording."""
-        recording = self._tables.recordings.get(recording_id)
+        recording = self._tables.recordings.get(str(key))
         session = self._tables.sessions.get(recording.task_id) if recording else None
         if recording is None or session is None:
             return None
         secrets = self._tables.secrets.get(recording.task_id, requests.Secrets())
         return due_work.Assignment(session=session, recording=recording, secrets=secrets)
 
-    async def delivery(self, delivery_id: str) -> model.Delivery | None:
+    async def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
         """One delivery by its id, `TaskId#revision`, with its whole URL."""
-        found = self._tables.callbacks.get(delivery_id)
+        found = self._tables.callbacks.get(str(key))
         return model.changed(found, url=self._tables.callback_urls.get(found.task_id, "")) if found is not None else None
 
 
@@ -281,7 +284,10 @@ class Deadlines(_Part):
         """Deadlines that are over, the oldest first."""
         now_ms = self._store.now_ms()
         due = [(at_ms, serial, key) for key, (at_ms, serial) in self._tables.deadlines.items() if at_ms <= now_ms]
-        return [due_work.Deadline(owner=owner, kind=kind, serial=serial) for _, serial, (owner, kind) in sorted(due)[:limit]]
+        return [
+            due_work.Deadline(owner=job_key.parse(owner), kind=kind, serial=serial)
+            for _, serial, (owner, kind) in sorted(due)[:limit]
+        ]
 
 
 class Nodes(_Part):
@@ -327,54 +333,54 @@ class Nodes(_Part):
 class SpoolFiles(_Part):
     """Files on spools that nothing needs any more."""
 
-    async def removable(self, failed_before_ms: int) -> list[str]:
+    async def removable(self, failed_before_ms: int) -> list[job_key.RecordingKey]:
         """Recordings whose files are kept and not wanted any more."""
-        return [r.id for r in self._tables.recordings.values() if _unwanted(r, failed_before_ms)][:100]
+        return [r.key for r in self._tables.recordings.values() if _unwanted(r, failed_before_ms)][:100]
 
-    async def give_up(self, recording_id: str, failed_before_ms: int) -> bool:
+    async def give_up(self, recording: job_key.RecordingKey, failed_before_ms: int) -> bool:
         """Give the files of a recording up that is still `removable`, before they are deleted. False: a replay came first, and
         needs them, or has ended and left others."""
-        found = self._tables.recordings.get(recording_id)
+        found = self._tables.recordings.get(str(recording))
         if found is None or not _unwanted(found, failed_before_ms):
             return False
         async with self._store.write() as tx:
             given_up = model.changed(found, files_removed=True, version=found.version + 1)
-            tx.put(self._tables.recordings, recording_id, given_up)
+            tx.put(self._tables.recordings, str(recording), given_up)
         return True
 
-    async def given_up(self, node: str) -> list[str]:
+    async def given_up(self, node: str) -> list[job_key.RecordingKey]:
         """Recordings whose files were given up and still lie on the spool of `node` ("": a spool that all share)."""
         lying = {key[0] for key, row in self._tables.segments.items() if node in ("", row["node"])}
         held = [r for r in self._tables.recordings.values() if r.files_removed]
-        return [r.id for r in held if r.id in lying or (node and r.output_node == node)][:100]
+        return [r.key for r in held if str(r.key) in lying or (node and r.output_node == node)][:100]
 
-    async def of_recording(self, recording_id: str, node: str) -> segments.GivenUpFiles | None:
+    async def of_recording(self, recording: job_key.RecordingKey, node: str) -> segments.GivenUpFiles | None:
         """What of a given-up recording lies on the spool of `node`; None if a replay has begun meanwhile."""
-        found = self._tables.recordings.get(recording_id)
+        found = self._tables.recordings.get(str(recording))
         if found is None or not found.files_removed:
             return None
-        there = [key[1] for key, row in self._tables.segments.items() if key[0] == recording_id and node in ("", row["node"])]
+        there = [key[1] for key, row in self._tables.segments.items() if key[0] == str(recording) and node in ("", row["node"])]
         return segments.GivenUpFiles(until_epoch=found.epoch, segments=tuple(epoch for epoch in there if epoch <= found.epoch))
 
-    async def forget(self, recording_id: str, node: str, epochs: Sequence[int]) -> None:
+    async def forget(self, recording: job_key.RecordingKey, node: str, epochs: Sequence[int]) -> None:
         """Forget segments, and the finished file, that were deleted from the spool of `node`."""
-        found = self._tables.recordings.get(recording_id)
+        found = self._tables.recordings.get(str(recording))
         async with self._store.write() as tx:
             for epoch in epochs:
-                tx.drop(self._tables.segments, (recording_id, epoch))
+                tx.drop(self._tables.segments, (str(recording), epoch))
             if node and found is not None and found.files_removed and found.output_node == node:
-                tx.put(self._tables.recordings, recording_id, model.changed(found, output_node=""))
+                tx.put(self._tables.recordings, str(recording), model.changed(found, output_node=""))
 
     async def leftovers(self, task_ids: Sequence[str]) -> list[segments.Leftovers]:
         """What nothing can want any more of these sessions, wherever it lies."""
         return [
             segments.Leftovers(
-                recording_id=r.id,
+                recording=r.key,
                 epoch=r.epoch,
                 given_up=r.files_removed,
                 output_epoch=r.output.epoch if r.output is not None else None,
             )
-            for r in sorted(self._tables.recordings.values(), key=lambda r: r.id)
+            for r in sorted(self._tables.recordings.values(), key=lambda r: str(r.key))
             if r.task_id in task_ids and (r.files_removed or r.output is not None)
         ]
 
@@ -397,7 +403,7 @@ class Retention(_Part):
         """Forget sessions that finished before that time and that nothing is kept of but rows; how many."""
         wanted = {c.task_id for c in self._tables.callbacks.values() if c.state == "pending"}
         wanted |= {r.task_id for r in self._tables.recordings.values() if not r.files_removed or r.output_node}
-        wanted |= {owner[:26] for owner, _ in self._tables.segments}
+        wanted |= {job_key.parse(owner).task_id for owner, _ in self._tables.segments}
         old = [s for s in self._tables.sessions.values() if s.state == states.FINISHED and (s.finished_ms or 0) < before_ms]
         gone = {s.task_id for s in old} - wanted
         async with self._store.write() as tx:

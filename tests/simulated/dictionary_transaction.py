@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from events import codec, requests
-from machine import errors, model, states
+from machine import errors, job_key, model, states
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 EVICTS_WITHIN_MS = 2 * model.SECOND
@@ -155,7 +155,7 @@ class Transaction:
 
     def note_media(self, owner: str, epoch: int, last_packet_ms: int) -> None:
         """Media came: idleness counts from there, forwards only."""
-        task_id = owner.split("/", 1)[0]
+        task_id = job_key.parse(owner).task_id
         session, recording = self.tables.sessions.get(task_id), self.tables.recordings.get(owner)
         if session is not None and session.idle_from_ms < last_packet_ms:
             self.put(self.tables.sessions, task_id, model.changed(session, idle_from_ms=last_packet_ms))
@@ -235,28 +235,30 @@ class Transaction:
         found = [r for r in self.tables.recordings.values() if r.task_id == task_id]
         return sorted(found, key=lambda r: (r.opened_ms, r.speaker, r.n)) if len(found) > 1 else found
 
-    async def recording(self, recording_id: str) -> model.Recording | None:
+    async def recording(self, key: job_key.RecordingKey) -> model.Recording | None:
         """One recording by its id, with its present job."""
-        return self.tables.recordings.get(recording_id)
+        return self.tables.recordings.get(str(key))
 
     async def add_recording(self, recording: model.Recording) -> None:
         """A new recording and its job. Raises Conflict if it exists."""
-        if recording.id in self.tables.recordings:
+        key = str(recording.key)
+        if key in self.tables.recordings:
             raise errors.Conflict("a row of recordings exists already")
-        self.put(self.tables.recordings, recording.id, recording)
-        self._save_job(recording.id, 0, None, recording.epoch, recording.job)
+        self.put(self.tables.recordings, key, recording)
+        self._save_job(key, 0, None, recording.epoch, recording.job)
 
     async def save_recording(self, old: model.Recording, new: model.Recording) -> model.Recording:
         """Guarded update of what changed, and of the job; returns the recording as it now stands. Raises Conflict."""
-        saved = self._guarded(self.tables.recordings, old.id, old, new)
-        self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)
+        key = str(old.key)
+        saved = self._guarded(self.tables.recordings, key, old, new)
+        self._save_job(key, old.epoch, old.job, new.epoch, new.job)
         return saved
 
-    async def segment_nodes(self, recording_id: str) -> dict[str, int]:
+    async def segment_nodes(self, recording: job_key.RecordingKey) -> dict[str, int]:
         """Where the segments of a recording lie: node → media in ms."""
         nodes: dict[str, int] = {}
         for (owner, _), row in self.tables.segments.items():
-            if owner == recording_id:
+            if owner == str(recording):
                 nodes[row["node"]] = nodes.get(row["node"], 0) + row["media_ms"]
         return nodes
 
@@ -264,25 +266,26 @@ class Transaction:
         """When a node last gave a sign of life, Unix ms; 0 if it is not known."""
         return self.tables.nodes.get(node, (0, "", None))[0]
 
-    async def has_segments(self, recording_id: str) -> bool:
+    async def has_segments(self, recording: job_key.RecordingKey) -> bool:
         """Whether media of the recording is kept in segments."""
-        return any(row["media_ms"] > 0 for (owner, _), row in self.tables.segments.items() if owner == recording_id)
+        return any(row["media_ms"] > 0 for (owner, _), row in self.tables.segments.items() if owner == str(recording))
 
     async def last_pull_ms(self, task_id: str, until_ms: int) -> int:
         """When the last pull until `until_ms` was opened for the session, Unix ms; 0 if none was."""
         pulls = [row["registered_ms"] for (owner, _), row in self.tables.segments.items() if owner.startswith(f"{task_id}/")]
         return max((ms for ms in pulls if ms <= until_ms), default=0)
 
-    async def evictions(self, task_id: str, recording_id: str) -> int:
+    async def evictions(self, recording: job_key.RecordingKey) -> int:
         """How many runs of a recording ended by themselves just as a pull for another of the session began that went on."""
-        of_session = [(key[0], row) for key, row in self.tables.segments.items() if key[0].startswith(f"{task_id}/")]
-        ended = [row for owner, row in of_session if owner == recording_id and row["reason"] == "eof"]
-        begun = [row for owner, row in of_session if owner != recording_id]
+        of_session = [(key[0], row) for key, row in self.tables.segments.items() if key[0].startswith(f"{recording.task_id}/")]
+        mine = str(recording)
+        ended = [row for owner, row in of_session if owner == mine and row["reason"] == "eof"]
+        begun = [row for owner, row in of_session if owner != mine]
         return sum(any(_evicts(run, other) for other in begun) for run in ended if run["last_packet_ms"])
 
-    async def close_segment(self, recording_id: str, epoch: int, values: Mapping[str, Any]) -> None:
+    async def close_segment(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Write down how the run of `epoch` ended; what is known only grows."""
-        known = self.tables.segments.get((recording_id, epoch))
+        known = self.tables.segments.get((str(recording), epoch))
         if known is None:
             return
         first = [ms for ms in (known["first_packet_ms"], values.get("first_packet_ms")) if ms]
@@ -293,24 +296,26 @@ class Transaction:
             "size_bytes": max(known["size_bytes"], values.get("size_bytes", 0)),
             "reason": known["reason"] or values["reason"],
         }
-        self.put(self.tables.segments, (recording_id, epoch), grown)
+        self.put(self.tables.segments, (str(recording), epoch), grown)
 
     # --- callbacks --------------------------------------------------------------------------------------------------------
     async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """All deliveries of a session's results, oldest revision first."""
         return sorted((c for c in self.tables.callbacks.values() if c.task_id == task_id), key=lambda c: c.revision)
 
-    async def add_delivery(self, callback: model.Delivery) -> None:
+    async def add_delivery(self, delivery: model.Delivery) -> None:
         """A new delivery and its job."""
-        if callback.id in self.tables.callbacks:
+        key = str(delivery.key)
+        if key in self.tables.callbacks:
             raise errors.Conflict("a row of callbacks exists already")
-        self.put(self.tables.callbacks, callback.id, model.changed(callback, url=requests.origin(callback.url)))
-        self._save_job(callback.id, 0, None, callback.epoch, callback.job)
+        self.put(self.tables.callbacks, key, model.changed(delivery, url=requests.origin(delivery.url)))
+        self._save_job(key, 0, None, delivery.epoch, delivery.job)
 
     async def save_delivery(self, old: model.Delivery, new: model.Delivery) -> None:
         """Guarded update of a delivery and its job. Raises Conflict."""
-        self._guarded(self.tables.callbacks, old.id, old, new, state_guards=False)
-        self._save_job(old.id, old.epoch, old.job, new.epoch, new.job)
+        key = str(old.key)
+        self._guarded(self.tables.callbacks, key, old, new, state_guards=False)
+        self._save_job(key, old.epoch, old.job, new.epoch, new.job)
 
     async def add_result(self, task_id: str, revision: int, body: str) -> None:
         """Keep one revision of a session's result. Raises Conflict if that revision exists."""
@@ -319,24 +324,24 @@ class Transaction:
         self.put(self.tables.results, (task_id, revision), body)
 
     # --- deadlines, journal, outbox ---------------------------------------------------------------------------------------
-    async def arm(self, owner: str, kind: str, at_ms: int) -> None:
+    async def arm(self, owner: job_key.OwnerKey, kind: str, at_ms: int) -> None:
         """Arm a deadline, in place of an earlier arming of the same kind."""
-        self.put(self.tables.deadlines, (owner, kind), (at_ms, self._new_id()))
+        self.put(self.tables.deadlines, (str(owner), kind), (at_ms, self._new_id()))
 
-    async def disarm(self, owner: str, kind: str) -> None:
+    async def disarm(self, owner: job_key.OwnerKey, kind: str) -> None:
         """Take a deadline away, if it is armed."""
-        self.drop(self.tables.deadlines, (owner, kind))
+        self.drop(self.tables.deadlines, (str(owner), kind))
 
-    async def spend_deadline(self, owner: str, kind: str, serial: str) -> bool:
+    async def spend_deadline(self, owner: job_key.OwnerKey, kind: str, serial: str) -> bool:
         """Take exactly this arming away; False if it was disarmed or armed anew meanwhile."""
-        armed = self.tables.deadlines.get((owner, kind))
-        return armed is not None and armed[1] == serial and self.drop(self.tables.deadlines, (owner, kind))
+        armed = self.tables.deadlines.get((str(owner), kind))
+        return armed is not None and armed[1] == serial and self.drop(self.tables.deadlines, (str(owner), kind))
 
     async def journal(
-        self, task_id: str, owner: str, event: codec.Event, from_state: str = "", to_state: str = "", note: str = ""
+        self, owner: job_key.OwnerKey, event: codec.Event, from_state: str = "", to_state: str = "", note: str = ""
     ) -> None:
         """One line of the timeline: what happened, and what became of it."""
-        line = JournalLine(task_id, owner, self.now_ms, event.id, event.type, from_state, to_state, note)
+        line = JournalLine(owner.task_id, str(owner), self.now_ms, event.id, event.type, from_state, to_state, note)
         self.put(self.tables.journal, self._next_seq(), line)
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:

@@ -63,20 +63,20 @@ class Watch:
 
     def _recording(self, before: Any, row: model.Recording) -> None:
         if isinstance(before, model.Recording):
-            assert row.epoch >= before.epoch, f"the epoch of {row.id} went back"
+            assert row.epoch >= before.epoch, f"the epoch of {row.key} went back"
         job, deadlines = row.job, self._tables.deadlines
         if row.state in state_chart.FINAL:
-            assert job is None, f"{row.id} has ended and has a job"
-            assert row.code, f"{row.id} has ended and nobody says how"
+            assert job is None, f"{row.key} has ended and has a job"
+            assert row.code, f"{row.key} has ended and nobody says how"
             return
         if row.stop_requested and row.state in ("Joining", "Recording"):
-            assert job is not None, f"{row.id} is asked to stop and waits for nobody"
-            assert job.state == "leased", f"{row.id} is asked to stop and no worker holds it"
+            assert job is not None, f"{row.key} is asked to stop and waits for nobody"
+            assert job.state == "leased", f"{row.key} is asked to stop and no worker holds it"
         elif job is None:
-            lingers = row.present is False and (row.id, "linger") in deadlines
-            assert lingers, f"{row.id} is {row.state}, and nobody works on it"
+            lingers = row.present is False and (str(row.key), "linger") in deadlines
+            assert lingers, f"{row.key} is {row.state}, and nobody works on it"
         elif job.state == "waiting":
-            assert (row.id, "retry") in deadlines, f"{row.id} waits for ever"
+            assert (str(row.key), "retry") in deadlines, f"{row.key} waits for ever"
 
     def _session(self, before: Any, row: model.Session) -> None:
         deadlines, recordings = self._tables.deadlines, self._tables.recordings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from events import codec
 from handlers import sweeper
-from machine import states
+from machine import job_key, states
 from tests.simulated import coroutine_runner, script
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Run:
     of it runs any more; `ended`: its outcome was said."""
 
     kind: str
-    owner: str
+    owner: job_key.JobKey
     epoch: int
     names: dict[str, Any]
     node: Node
@@ -59,7 +59,7 @@ class Node:
         self.alive = False
         self.frozen = False
         self.gone = False
-        self.jobs: dict[tuple[str, int], Run] = {}
+        self.jobs: dict[tuple[job_key.JobKey, int], Run] = {}
         self.sweeper = sweeper.Sweeper(world.store, node=name, policy=script.POLICY, clock=world.clock)
         self._ticking = False
         self._waiting: list[Callable[[], None]] = []
@@ -93,10 +93,10 @@ class Node:
             self._void(lease.owner, lease.epoch)
         world.look_again()
 
-    def _void(self, owner: str, epoch: int) -> None:
+    def _void(self, owner: job_key.JobKey, epoch: int) -> None:
         world = self.world
-        data: dict[str, Any] = {"Owner": owner, "Epoch": epoch, "Node": self.name}
-        if "/" in owner:
+        data: dict[str, Any] = {"Owner": str(owner), "Epoch": epoch, "Node": self.name}
+        if isinstance(owner, job_key.RecordingKey):
             assignment = coroutine_runner.run(world.store.assignments.recording(owner))
             if assignment is not None and assignment.recording.state in states.CAPTURING:
                 media_ms = world.disk.get(owner, {}).get(epoch, 0)
@@ -157,8 +157,7 @@ class Node:
         """Take a command's lease and begin, or do nothing."""
         names = dict(command.data)
         epoch = names.pop("Epoch")
-        recording = "Speaker" in names
-        owner = f"{names['TaskId']}/{names['Speaker']}/{names['N']}" if recording else f"{names['TaskId']}#{names['Revision']}"
+        owner = job_key.RecordingKey.of(names) if "Speaker" in names else job_key.DeliveryKey.of(names)
         if command.type == "stop-capture":
             if run := self.jobs.get((owner, epoch)):
                 run.stop_asked = True
@@ -328,9 +327,9 @@ class Node:
     def _say(self, run: Run, type_: str, data: dict[str, Any]) -> None:
         self._send(type_, f"{type_}.{run.owner}.{run.epoch}", {**run.names, "Epoch": run.epoch, **data}, run.owner)
 
-    def _send(self, type_: str, id_: str, data: dict[str, Any], owner: str) -> None:
-        event = codec.make(type_, id=id_, time_ms=self.world.clock.now_ms, data=data, subject=owner)
-        coroutine_runner.run(self.world.store.outbox.send("event", event, owner[:26]))
+    def _send(self, type_: str, id_: str, data: dict[str, Any], owner: job_key.JobKey) -> None:
+        event = codec.make(type_, id=id_, time_ms=self.world.clock.now_ms, data=data, subject=str(owner))
+        coroutine_runner.run(self.world.store.outbox.send("event", event, owner.task_id))
 
 
 def beat(world: World, but: Node | None = None) -> None:
@@ -357,7 +356,7 @@ def close(world: World, run: Run) -> int:
     return media_ms
 
 
-def on_disk(world: World, owner: str) -> dict[int, int]:
+def on_disk(world: World, owner: job_key.JobKey) -> dict[int, int]:
     """The segments of a recording, those included that are still being written: epoch → media in ms."""
     held = dict(world.disk.get(owner, {}))
     for node in world.nodes.values():

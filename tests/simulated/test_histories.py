@@ -72,9 +72,9 @@ def test_storage_away_for_an_hour(sky: fault_profile.Weather) -> None:
     assert [r["Revision"] for r in results] == list(range(1, len(results) + 1))
     (first,) = {_at_s(body) for type_, body in played.results if type_ == "session-finished" and _revision(body) == 1}
     assert first == pytest.approx(1_200 + script.POLICY.result_wait_ms / S, abs=15)
-    media_s = {r.speaker: sum(nodes.on_disk(played, r.id).values()) / S for r in tables.recordings.values()}
+    media_s = {r.speaker: sum(nodes.on_disk(played, r.key).values()) / S for r in tables.recordings.values()}
     assert media_s == {"al": pytest.approx(1_200 - 70, abs=15), "bo": pytest.approx(600 - 75, abs=15)}
-    captures = {r.speaker: sum(owner == r.id for owner, _ in tables.segments) for r in tables.recordings.values()}
+    captures = {r.speaker: sum(owner == str(r.key) for owner, _ in tables.segments) for r in tables.recordings.values()}
     assert captures["al"] == 1, "nothing that COS does ends a capture"
 
 

@@ -48,15 +48,16 @@ def true(world: World) -> None:
     assert {s.state for s in tables.sessions.values()} <= {"Finished"}, "a session is stuck"
     assert {r.state for r in tables.recordings.values()} <= set(state_chart.FINAL), "a recording is stuck"
     assert {row.state for row in tables.jobs.values()} <= {"ended"}, "a job is left"
-    failed = {r.id for r in tables.recordings.values() if r.state == "Failed"}
+    failed = {str(r.key) for r in tables.recordings.values() if r.state == "Failed"}
     assert set(tables.deadlines) == {(id_, "keep") for id_ in failed}, "deadlines are left"
     assert not tables.unsent
     _results(world)
     _callbacks(world)
     for recording in tables.recordings.values():
         _recording(world, recording)
-    for key, media_ms in world.said_media.items():
-        assert tables.segments[key]["media_ms"] >= media_ms, f"what the run of {key} said is not kept"
+    for (owner, epoch), media_ms in world.said_media.items():
+        kept_ms = tables.segments[str(owner), epoch]["media_ms"]
+        assert kept_ms >= media_ms, f"what the run of epoch {epoch} of {owner} said is not kept"
 
 
 def foretold(world: World) -> None:
@@ -100,22 +101,22 @@ def _callbacks(world: World) -> None:
     assert {(c.task_id, c.revision) for c in tables.callbacks.values()} == {key for key in tables.results if key[0] in asked}
     for callback in tables.callbacks.values():
         last = tables.sessions[callback.task_id].revision == callback.revision
-        assert callback.state == "delivered" or not last, f"{callback.id} is {callback.state}, and the receiver is there"
-        assert world.received.get(callback.id, {callback.body}) == {callback.body}, "two bodies under one id"
+        assert callback.state == "delivered" or not last, f"{callback.key} is {callback.state}, and the receiver is there"
+        assert world.received.get(callback.key, {callback.body}) == {callback.body}, "two bodies under one id"
 
 
 def _recording(world: World, recording: Any) -> None:
-    held = {e for e, ms in nodes.on_disk(world, recording.id).items() if ms > LOST_WITH_WORKER_MS}
+    held = {e for e, ms in nodes.on_disk(world, recording.key).items() if ms > LOST_WITH_WORKER_MS}
     match recording.code:
         case "Success":
-            assert held <= world.objects[recording.id], f"{recording.id}: segments {held} are not all in the object"
+            assert held <= world.objects[recording.key], f"{recording.key}: segments {held} are not all in the object"
         case "FailedRecording":
-            assert not held or recording.attempt > 1, f"{recording.id}: media is on disk, and it is called 录制失败"
+            assert not held or recording.attempt > 1, f"{recording.key}: media is on disk, and it is called 录制失败"
         case "FailedTranscode":
-            assert recording.speaker in world.script.bad, f"{recording.id}: its file could be transcoded"
+            assert recording.speaker in world.script.bad, f"{recording.key}: its file could be transcoded"
         case "FailedCosWrite":
-            assert world.script.cured_ms, f"{recording.id}: COS would have taken it"
-    assert not (recording.never_seen and held), f"{recording.id} was seen, and leaves no entry"
+            assert world.script.cured_ms, f"{recording.key}: COS would have taken it"
+    assert not (recording.never_seen and held), f"{recording.key} was seen, and leaves no entry"
 
 
 def same(ordered: dict[str, Any], disturbed: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import errors, failpoints
+from machine import errors, failpoints, job_key
 from tests import engines
 from tests.simulated import coroutine_runner, dictionary, fault_profile, invariants, nodes, script
 
@@ -49,13 +49,13 @@ class World:
         self.destroyed = False
         self.task_id = ""
         self.under_way: dict[str, tuple[codec.Event, str]] = {}
-        self.said_media: dict[tuple[str, int], int] = {}
+        self.said_media: dict[tuple[job_key.JobKey, int], int] = {}
         self.heard: dict[str, list[int]] = {}
         self.results: list[tuple[str, bytes]] = []
-        self.received: dict[str, set[str]] = {}
-        self.disk: dict[str, dict[int, int]] = {}
-        self.finished: dict[str, frozenset[int]] = {}
-        self.objects: dict[str, frozenset[int]] = {}
+        self.received: dict[job_key.JobKey, set[str]] = {}
+        self.disk: dict[job_key.JobKey, dict[int, int]] = {}
+        self.finished: dict[job_key.JobKey, frozenset[int]] = {}
+        self.objects: dict[job_key.JobKey, frozenset[int]] = {}
         self.events = self.faults = 0
         self._heap: list[tuple[int, float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = 0

@@ -645,7 +645,7 @@ def test_what_every_decision_keeps(value: model.Recording, happening: tuple[str,
     after = got.recording
     assert after.epoch >= value.epoch
     assert after.version == value.version
-    assert after.id == value.id
+    assert after.key == value.key
     assert set(got.moves) <= (EDGES | REPLAY_EDGES if event == "replay" else EDGES)
     assert after.state == (got.moves[-1][1] if got.moves else value.state)
     for (_, reached), (left, _) in itertools.pairwise(got.moves):

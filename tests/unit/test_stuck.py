@@ -32,7 +32,7 @@ def look(session: model.Session, *values: Any, now_ms: int = NOW_MS, **jobs: ses
     """The findings for a session with these recordings and deliveries; `jobs` are jobs by the suffix of their owner."""
     recordings = [v for v in values if isinstance(v, model.Recording)]
     deliveries = [v for v in values if isinstance(v, model.Delivery)]
-    by_owner = {(f"{TASK_ID}/ann/1" if name == "ann" else f"{TASK_ID}#1"): job for name, job in jobs.items()}
+    by_owner = {JOINING.key if name == "ann" else SENT.key: job for name, job in jobs.items()}
     parts = session_view.SessionParts(recordings=recordings, deliveries=deliveries, jobs=by_owner)
     return stuck.findings(stuck.Snapshot(session=session, parts=parts, policy=POLICY, now_ms=now_ms))
 
