@@ -14,6 +14,6 @@ def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None 
     config.logs.configure(level=level, form=form, stream=stream, redact=redactor())
 
 
-def redactor() -> redaction.Redactor:
+def redactor() -> redaction.LogRedactor:
     """Masks the secrets of messages, other protocols and settings."""
-    return redaction.Redactor(secret_names.pattern(*settings.secret_names()))
+    return redaction.LogRedactor(secret_names.pattern(*settings.secret_names()))

@@ -25,7 +25,7 @@ class ClientError(exits.CommandError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
+class ServiceClient:
     """One service. `url` includes a path prefix, if there is one; `token` is an API key or one of its API_TOKENS."""
 
     url: str = DEFAULT_URL
@@ -34,38 +34,38 @@ class Client:
 
     def start(self, body: Mapping[str, Any], *, key: str = "") -> Json:
         """POST /sessions; `key` is the Idempotency-Key. Raises ClientError, as all of these do."""
-        return self._ask("POST", "/sessions", body=body, key=key)
+        return self._request("POST", "/sessions", body=body, key=key)
 
     def stop(self, task_id: str) -> Json:
         """POST /sessions/{TaskId}/stop."""
-        return self._ask("POST", f"/sessions/{quote(task_id, safe='')}/stop", body={})
+        return self._request("POST", f"/sessions/{quote(task_id, safe='')}/stop", body={})
 
     def replay(self, task_id: str, body: Mapping[str, Any]) -> Json:
         """POST /sessions/{TaskId}/replay."""
-        return self._ask("POST", f"/sessions/{quote(task_id, safe='')}/replay", body=body)
+        return self._request("POST", f"/sessions/{quote(task_id, safe='')}/replay", body=body)
 
     def sessions(self, **filters: str) -> Json:
         """GET /sessions: one page; `filters` are the query's parameters, empty ones left out."""
-        return self._ask("GET", "/sessions" + _query(filters.items()))
+        return self._request("GET", "/sessions" + _query(filters.items()))
 
     def session(self, task_id: str) -> Json:
         """GET /sessions/{TaskId}."""
-        return self._ask("GET", f"/sessions/{quote(task_id, safe='')}")
+        return self._request("GET", f"/sessions/{quote(task_id, safe='')}")
 
     def results(self, *, after: str, limit: int = 100, wait_s: float = 0, types: Sequence[str] = ()) -> Json:
         """GET /results: those after the cursor `after`. If there is none, the next one within `wait_s`."""
         pairs = [("after", after), ("limit", str(limit)), ("wait", f"{wait_s:g}"), *(("type", name) for name in types)]
-        return self._ask("GET", "/results" + _query(pairs))
+        return self._request("GET", "/results" + _query(pairs))
 
     def version(self) -> str:
         """The service's version, from GET /healthz."""
-        return str(self._ask("GET", "/healthz").get("Version", ""))
+        return str(self._request("GET", "/healthz").get("Version", ""))
 
     def check_ready(self) -> None:
         """GET /readyz. Raises ClientError with the reasons if the service is not ready."""
-        self._ask("GET", "/readyz")
+        self._request("GET", "/readyz")
 
-    def _ask(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, key: str = "") -> Json:
+    def _request(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, key: str = "") -> Json:
         headers = {"Accept": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"

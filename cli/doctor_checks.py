@@ -75,10 +75,10 @@ class Case:
         return self.settings.database.startswith(settings.SQLITE)
 
     @functools.cached_property
-    def service(self) -> client.Client:
+    def service(self) -> client.ServiceClient:
         """The service that the commands ask."""
         token = self.environ.get("RECORDER_TOKEN", "")
-        return client.Client(url=self.environ.get("RECORDER_URL") or client.DEFAULT_URL, token=token, timeout_s=5.0)
+        return client.ServiceClient(url=self.environ.get("RECORDER_URL") or client.DEFAULT_URL, token=token, timeout_s=5.0)
 
     @functools.cached_property
     def service_fault(self) -> str:

@@ -20,7 +20,7 @@ RETRY_S = 1.0
 
 
 def results(
-    service: client.Client,
+    service: client.ServiceClient,
     *,
     after: str,
     types: Sequence[str] = (),
@@ -38,7 +38,7 @@ def results(
 
 
 def session(
-    service: client.Client, task_id: str, every_s: float, *, pause: Callable[[float], None] = time.sleep
+    service: client.ServiceClient, task_id: str, every_s: float, *, pause: Callable[[float], None] = time.sleep
 ) -> Iterator[Json]:
     """The session, every `every_s`, until it is Finished. Raises ClientError."""
     answer = service.session(task_id)

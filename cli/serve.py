@@ -21,7 +21,7 @@ from cli import exits
 from machine import errors
 
 
-class Part(Protocol):
+class Lifecycle(Protocol):
     """A long-lived object; both methods may be called twice."""
 
     async def start(self) -> None: ...
@@ -60,7 +60,7 @@ def run_service(environment: Mapping[str, str]) -> int:
     return exits.OK
 
 
-async def run_until_signal(parts: Sequence[Part], runs: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> None:
+async def run_until_signal(parts: Sequence[Lifecycle], runs: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> None:
     """Start the parts, wait for SIGTERM, SIGINT or the end of one of `runs`, then stop the parts in reverse order."""
     signaled = asyncio.Event()
     loop = asyncio.get_running_loop()

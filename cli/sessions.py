@@ -172,12 +172,12 @@ def replay(
         output.as_json(answer) if as_json else output.replay(answer, dry_run=dry_run)
 
 
-def _service() -> client.Client:
+def _service() -> client.ServiceClient:
     url = os.environ.get("RECORDER_URL") or client.DEFAULT_URL
-    return client.Client(url=url, token=os.environ.get("RECORDER_TOKEN", ""))
+    return client.ServiceClient(url=url, token=os.environ.get("RECORDER_TOKEN", ""))
 
 
-def _pages(service: client.Client, limit: int, filters: dict[str, str]) -> dict[str, Any]:
+def _pages(service: client.ServiceClient, limit: int, filters: dict[str, str]) -> dict[str, Any]:
     """Read `limit` sessions page by page, and return them as one answer."""
     whole: dict[str, Any] = {"Sessions": [], "Next": filters["before"]}
     while len(whole["Sessions"]) < limit:
@@ -189,7 +189,7 @@ def _pages(service: client.Client, limit: int, filters: dict[str, str]) -> dict[
     return whole
 
 
-def _watch(service: client.Client, task_id: str, every_s: float, *, as_json: bool) -> None:
+def _watch(service: client.ServiceClient, task_id: str, every_s: float, *, as_json: bool) -> None:
     with live_screen.screen(as_json=as_json) as draw:
         for answer in polling.session(service, task_id, every_s):
             draw(answer)

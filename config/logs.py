@@ -19,7 +19,7 @@ SILENCED = ("qcloud_cos", "urllib3", "uvicorn.access")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def configure(*, redact: redaction.Redactor, level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+def configure(*, redact: redaction.LogRedactor, level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
     """Set up logging of this process; it may be called again. `level` is debug, info, warning or error; `form` is auto, json or
     console; `stream` is stderr by default."""
     out = stream or sys.stderr
@@ -39,12 +39,12 @@ def _stamped() -> list[Any]:
     return [structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), structlog.processors.StackInfoRenderer()]
 
 
-def _json(redact: redaction.Redactor) -> list[Any]:
+def _json(redact: redaction.LogRedactor) -> list[Any]:
     traceback = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
     return [traceback, redact, structlog.processors.JSONRenderer(ensure_ascii=False, default=repr)]
 
 
-def _console(redact: redaction.Redactor, *, colors: bool) -> list[Any]:
+def _console(redact: redaction.LogRedactor, *, colors: bool) -> list[Any]:
     plain = structlog.dev.plain_traceback
     renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain, timestamp_key="time")
     return [structlog.processors.format_exc_info, redact, renderer]

@@ -16,7 +16,7 @@ MAX_DEPTH = 8
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\x21-\x7e]+")
 
 
-class Redactor:
+class LogRedactor:
     """Masks the values of secret names. `secret_names` is a regular expression for the names (events.secret_names.pattern)."""
 
     def __init__(self, secret_names: str) -> None:

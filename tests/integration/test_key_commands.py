@@ -19,7 +19,7 @@ KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I="
 
 def sessions_with(url: str, key: str) -> Any:
     """The sessions that a key can list."""
-    return client.Client(url=url, token=key).sessions()
+    return client.ServiceClient(url=url, token=key).sessions()
 
 
 @pytest.mark.parametrize("engine", backends.NAMES)

@@ -296,7 +296,7 @@ class _Flaky:
         self.asked: list[str] = []
 
     def results(self, *, after: str, types: object, wait_s: float = 0) -> dict[str, Any]:
-        """Like client.Client.results."""
+        """Like client.ServiceClient.results."""
         self.asked.append(after)
         if len(self.asked) in (2, 3):
             raise client.ClientError("It is away.", exits.UNREACHABLE)
@@ -309,7 +309,7 @@ class TestFollowing:
     def test_an_unreachable_service_is_asked_again(self, capsys: pytest.CaptureFixture[str]) -> None:
         """After a first answer, from the same cursor, with one message; a refusal ends it."""
         service, pauses = _Flaky(), list[float]()
-        found = polling.results(cast(client.Client, service), after="", follow=True, pause=pauses.append)
+        found = polling.results(cast(client.ServiceClient, service), after="", follow=True, pause=pauses.append)
         assert [next(found)["Cursor"] for _ in range(3)] == ["s1", "s4", "s5"]
         with pytest.raises(client.ClientError, match=r"Refused\."):
             next(found)
@@ -338,4 +338,4 @@ class TestPrinting:
 
 def test_the_client_does_not_show_its_token() -> None:
     """Its repr leaves the token out."""
-    assert "PLANTED" not in repr(client.Client(token="PLANTED"))
+    assert "PLANTED" not in repr(client.ServiceClient(token="PLANTED"))
