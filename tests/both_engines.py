@@ -23,8 +23,8 @@ DOORS = {
     "engines.fresh", "engines.Database", "stores.Store", "store.Store", "connections.open_database",
     "postgres.shared", "postgres.Server", "rabbit.shared", "rabbit.Broker", "local.LocalBus", "rabbit_bus.RabbitBus",
     "buses.node",
-    "service_process.ServiceProcess", "backend.make", "backend.embedded", "backend.distributed", "cluster.Cluster", "pages.Desk",
-    "api_keys.ApiKeys", "typed.inside", "typed.process",
+    "service_process.ServiceProcess", "backends.make", "backends.embedded", "backends.distributed", "cluster.Cluster",
+    "pages.Desk", "api_keys.ApiKeys", "typed.inside", "typed.process",
 }  # fmt: skip
 DOORS_IN_TEXT = re.compile(r"service\.main\(\)|open_database\(")
 """Names in programs that a test writes to a file and runs as processes."""

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import audit as reading
+from tests.e2e import session_audit
 
 Row = Mapping[str, Any]
 QUERIES = {
@@ -74,18 +74,18 @@ class Figures:
 
 def audit(scope: Scope) -> Figures:
     """Compute every figure of a finished run."""
-    found = reading.read(scope.database, QUERIES)
+    found = session_audit.read(scope.database, QUERIES)
     posts = [(webhook_id, body) for received in scope.received.values() for webhook_id, body in received]
     written = [row for row in found["messages"] if row["channel"] == "result"]
-    heard = reading.heard(scope.heard) if scope.heard else []
-    unheard = reading.unheard(found["results"], written, heard) if scope.heard else []
+    heard = session_audit.heard(scope.heard) if scope.heard else []
+    unheard = session_audit.unheard(found["results"], written, heard) if scope.heard else []
     return Figures(
         lost_recordings=_lost_recordings(scope, found["recordings"]),
         lost_results=_lost_results(scope, found, posts) + unheard,
         doubled_results=[
             *_doubled_results(found, posts),
             *_doubled_sessions(scope, found["sessions"]),
-            *reading.heard_doubled(written, heard),
+            *session_audit.heard_doubled(written, heard),
         ],
         doubled_objects=_doubled_objects(scope, found["recordings"]),
         leaked_uploads=_leaked(scope),
@@ -98,7 +98,7 @@ def audit(scope: Scope) -> Figures:
 
 def settled(database: str, tasks: Sequence[str]) -> str:
     """The reason why a run is not over yet; "" once no work is left."""
-    found = reading.read(database, QUERIES)
+    found = session_audit.read(database, QUERIES)
     states = {row["task_id"]: row["state"] for row in found["sessions"]}
     waiting = [f"{task} is {states.get(task, 'not known')}" for task in tasks if states.get(task) != "Finished"]
     waiting += [f"{row['kind']} of {row['owner']} is {row['state']}" for row in found["jobs"]]
@@ -119,7 +119,7 @@ def _lost_recordings(scope: Scope, recordings: Sequence[Row]) -> list[str]:
         path, output = scope.bucket / _key(row), json.loads(row["output"])
         if not path.is_file():
             lost.append(f"{row['id']}: {path.name} is not in COS")
-        elif path.stat().st_size != output["SizeBytes"] or str(reading.crc64(path.read_bytes())) != output["Crc64"]:
+        elif path.stat().st_size != output["SizeBytes"] or str(session_audit.crc64(path.read_bytes())) != output["Crc64"]:
             lost.append(f"{row['id']}: the object is not the file that was reported")
         elif output["DurationMs"] <= 0:
             lost.append(f"{row['id']}: the file holds nothing")
@@ -156,7 +156,7 @@ def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[s
     for row in found["messages"]:
         if row["channel"] == "result":
             event = json.loads(row["body"])
-            seen[reading.about(event)].add((event["id"], row["body"]))
+            seen[session_audit.about(event)].add((event["id"], row["body"]))
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     for row in found["results"]:
         numbers[row["task_id"]].append(row["revision"])

@@ -27,7 +27,7 @@ from simulator import server
 from simulator.cos import signature
 from tests import backends, run_guard, service_process, waiting
 from tests.chaos import soak_rooms, soak_samples
-from tests.e2e import audit
+from tests.e2e import session_audit
 from tests.e2e.conftest import BUCKET, SECRET_ID, SECRET_KEY, World
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ class Soak:
         assert self.world.backend is not None
         embedded = self._plan.engine == backends.EMBEDDED
         database = service.folder / "data" / "recorder.db" if embedded else Path()
-        rows = audit.read(self.world.backend.database, soak_samples.COUNTS)
+        rows = session_audit.read(self.world.backend.database, soak_samples.COUNTS)
         figures = soak_samples.of_process(service.pid) | soak_samples.of_tasks(self._tasks_file)
         figures |= soak_samples.of_files(database, service.folder / "spool")
         figures |= {f"rows.{table}": float(found[0]["n"]) for table, found in rows.items()}
@@ -155,7 +155,7 @@ class Soak:
                 headers = {name.lower(): value for name, value in post.headers.items()}
                 received.setdefault(post.json()["TaskId"], []).append((headers["webhook-id"], post.body))
         assert self.world.backend is not None
-        return audit.audit(self.world.backend.database, self.world.simulator.folder / "cos", received).faults
+        return session_audit.audit(self.world.backend.database, self.world.simulator.folder / "cos", received).faults
 
     async def _afterwards(self, before: soak_samples.Sample) -> soak_samples.Sample:
         """Wait until all rows are deleted and all resources released, at most until the deadline for both."""

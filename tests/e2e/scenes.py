@@ -20,7 +20,7 @@ SHORT = {"LINGER": f"{3 * waiting.pace():.1f}s", "IDLE_TIMEOUT": f"{IDLE_S:.1f}s
 # How long a beep is in the simulator's content.
 BEEP_S = 0.1
 
-_LOOKING = threading.Lock()
+_ONE_FILE = threading.Lock()
 
 
 class Scene:
@@ -83,16 +83,16 @@ class Scene:
             found.setdefault(entry["UserId"], []).append(entry)
         return found
 
-    async def look(self, entry: Any) -> content.Content:
+    async def inspect(self, entry: Any) -> content.Content:
         """The inside of a file, which is as long as was said."""
-        found = await asyncio.to_thread(_look, self.world.object_path(entry["RecordFile"]))
+        found = await asyncio.to_thread(_inspect, self.world.object_path(entry["RecordFile"]))
         assert abs(found.duration_s - entry["Duration"]) <= 0.5, (found, entry)
         return found
 
 
-def _look(path: Path) -> content.Content:
+def _inspect(path: Path) -> content.Content:
     """One file at a time: two would only slow the rooms that are still live."""
-    with _LOOKING:
+    with _ONE_FILE:
         return content.look(path)
 
 
@@ -117,10 +117,10 @@ def about(expected_s: float) -> Any:
 def check_together(found: content.Content, entry: Any) -> None:
     """Each beep has its flash, but in the second after each beginning: a picture comes with its next key frame, sound at once."""
     seams_s = [0.0, *(gap["At"] for gap in entry["Gaps"])]
-    told = tuple(beep for beep in found.beeps_s if not any(0 <= beep - seam <= 1.1 for seam in seams_s))
-    assert len(told) >= 2, (found.beeps_s, seams_s)
+    judged = tuple(beep for beep in found.beeps_s if not any(0 <= beep - seam <= 1.1 for seam in seams_s))
+    assert len(judged) >= 2, (found.beeps_s, seams_s)
     # content.check_together leaves the first and the last beep out
-    content.check_together(dataclasses.replace(found, beeps_s=(0.0, *told)))
+    content.check_together(dataclasses.replace(found, beeps_s=(0.0, *judged)))
 
 
 def after(found: content.Content, at_s: float) -> content.Content:

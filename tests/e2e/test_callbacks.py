@@ -13,7 +13,7 @@ from tests import waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
 from tests.e2e.scenes import Scene
-from tests.e2e.test_road import check_audit
+from tests.e2e.test_rooms_and_modes import check_audit
 
 FAULTS = (
     callbacks.Fault(action=callbacks.DELAY, user_id="late", delay_s=2.0, times=0),
@@ -36,7 +36,7 @@ async def recorded(scene: Scene, user_id: str, *, live_s: float = 3) -> None:
     await scene.room.dismiss()
     ((entry,),) = (await scene.files("RoomDestroyed")).values()
     assert entry["Gaps"] == []
-    scenes.check_together(await scene.look(entry), entry)
+    scenes.check_together(await scene.inspect(entry), entry)
 
 
 async def crossed(scene: Scene) -> None:
@@ -154,8 +154,8 @@ async def became_audience(scene: Scene) -> None:
     await speaker.mute_audio()
     await speaker.mute_video()
     assert list(await scene.files("Idle")) == ["alice"]
-    told = [message for message in messages(scene) if message.event_type in (101, 205, 206, 999)]
-    assert {message.outcome for message in told} == {callbacks.DELIVERED}
+    about_others = [message for message in messages(scene) if message.event_type in (101, 205, 206, 999)]
+    assert {message.outcome for message in about_others} == {callbacks.DELIVERED}
 
 
 def messages(scene: Scene) -> list[callbacks.Message]:

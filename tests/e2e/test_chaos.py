@@ -21,7 +21,7 @@ async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list
     failed = [report.failure(outcome) for outcome in outcomes if outcome.failed]
     assert not failed, "\n".join(failed)
     assert report.too_much_lost(outcomes) == []
-    assert all(len(outcome.covers) == len(worlds.SPEAKERS) for outcome in outcomes), "every file was looked into"
+    assert all(len(outcome.covers) == len(worlds.SPEAKERS) for outcome in outcomes), "every file was examined"
     assert any(outcome.media_lost_s for outcome in outcomes), "a kill hit a capture"
     return outcomes
 
@@ -38,14 +38,14 @@ def planned(engine: str, part: int) -> set[str]:
 
 # Both together may take five minutes: two idle cores took 32 s and 33 s, the same under a load of 33 took 109 s and 87 s.
 @pytest.mark.timeout(160)
-async def test_every_fault_point_on_one_node(tmp_path: Path, loops: Path) -> None:
+async def test_every_failpoint_on_one_node(tmp_path: Path, loops: Path) -> None:
     """Killed, frozen or failing at each point: nothing is lost, doubled or left, and a kill costs at most a second of media."""
     outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
     assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
 
 
 @pytest.mark.timeout(140)
-async def test_a_third_of_the_fault_points_on_many_nodes(tmp_path: Path, loops: Path) -> None:
+async def test_a_third_of_the_failpoints_on_many_nodes(tmp_path: Path, loops: Path) -> None:
     """The same with three nodes on PostgreSQL and RabbitMQ, for a third of the points."""
     outcomes = await carry_out(plans.DISTRIBUTED, tmp_path, loops, part=3)
     chosen = planned(plans.DISTRIBUTED, 3)

@@ -13,7 +13,7 @@ from tests import backends, waiting
 from tests.chaos import fault_figures
 from tests.e2e import cluster
 from tests.e2e.conftest import APP, World, live_for
-from tests.e2e.test_road import posted
+from tests.e2e.test_rooms_and_modes import posted
 
 pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
@@ -106,16 +106,16 @@ def check_results(world: World, load: Load, results: list[Any]) -> list[Any]:
 async def captures_of(many: cluster.Cluster, name: str) -> set[str]:
     """The owners of the captures that a node holds."""
     node = many.node_id(name)
-    held = await many.ask(f"SELECT owner FROM jobs WHERE state = 'leased' AND kind = 'capture' AND node = '{node}'")
-    return {row["owner"] for row in held}
+    leased = await many.ask(f"SELECT owner FROM jobs WHERE state = 'leased' AND kind = 'capture' AND node = '{node}'")
+    return {row["owner"] for row in leased}
 
 
 async def all_held_by(many: cluster.Cluster, name: str, count: int) -> None:
     """Wait until a node has so many captures, and no other has one."""
 
     async def taken_over() -> bool:
-        held = await many.ask("SELECT node FROM jobs WHERE state = 'leased' AND kind = 'capture'")
-        return [row["node"] for row in held] == [many.node_id(name)] * count
+        leased = await many.ask("SELECT node FROM jobs WHERE state = 'leased' AND kind = 'capture'")
+        return [row["node"] for row in leased] == [many.node_id(name)] * count
 
     await waiting.until(taken_over, 45, f"{name} to have every capture", every_s=0.5)
 

@@ -118,7 +118,7 @@ async def test_the_network_to_the_broker_breaks(world: World, clusters: Clusters
 
 
 @pytest.mark.timeout(120)
-async def test_what_cannot_be_handled_is_parked(world: World, clusters: Clusters) -> None:
+async def test_a_message_that_cannot_be_handled_is_parked(world: World, clusters: Clusters) -> None:
     """No JSON, an unknown type, a broken schema, 20 MB: each lies in the parked queue, whole, with the reason; a room that is
     recorded meanwhile ends as if nothing were."""
     many = await clusters(ALONE)
@@ -189,7 +189,7 @@ async def test_a_start_by_another_application(world: World, clusters: Clusters) 
 
 
 @pytest.mark.timeout(120)
-async def test_no_delivery_is_held_while_ffmpeg_runs(world: World, clusters: Clusters) -> None:
+async def test_no_message_stays_unacknowledged_while_ffmpeg_runs(world: World, clusters: Clusters) -> None:
     """Where the broker ends who holds a delivery for a second, a capture of several goes on in one piece, on one connection."""
     async with rabbit.shared().impatient(1_000):
         many = await clusters(ALONE)
@@ -211,8 +211,8 @@ async def test_no_delivery_is_held_while_ffmpeg_runs(world: World, clusters: Clu
     assert log.count('"bus.connected"') == 1
 
 
-async def _looked(look: Callable[[], Awaitable[object]], task: asyncio.Task[None]) -> bool:
-    await look()
+async def _checked(check: Callable[[], Awaitable[object]], task: asyncio.Task[None]) -> bool:
+    await check()
     return task.done()
 
 
@@ -224,7 +224,7 @@ async def test_a_full_worker_leaves_captures_to_others(world: World, clusters: C
     small = many.node_id("worker1")
     seen = set[int]()
 
-    async def held() -> dict[bool, int]:
+    async def leased() -> dict[bool, int]:
         rows = await many.ask("SELECT node, count(*) AS n FROM jobs WHERE state = 'leased' AND kind = 'capture' GROUP BY node")
         found = {row["node"] == small: int(row["n"]) for row in rows}
         seen.add(found.get(True, 0))
@@ -232,9 +232,9 @@ async def test_a_full_worker_leaves_captures_to_others(world: World, clusters: C
 
     load = test_cluster.Load(world, 4)
     beginning = asyncio.create_task(load.begin())
-    await waiting.until(lambda: _looked(held, beginning), 60, "the load to have begun", every_s=0.05)
+    await waiting.until(lambda: _checked(leased, beginning), 60, "the load to have begun", every_s=0.05)
     await beginning
-    assert await held() == {True: 2, False: 6}
+    assert await leased() == {True: 2, False: 6}
     assert max(seen) == 2
     await load.end()
     test_cluster.check_results(world, load, await load.results())

@@ -48,7 +48,7 @@ async def image_health(port: str) -> int:
 
 
 # --- what the file says -------------------------------------------------------------------------------------------------------
-def test_every_service_is_looked_after(services: Any) -> None:
+def test_every_service_is_supervised(services: Any) -> None:
     """Each has a health check or ends by itself; each has an init; what is waited for can be waited for."""
     for name, service in services.items():
         assert service["init"] is True, name
@@ -71,7 +71,7 @@ def test_the_grace_period_is_longer_than_the_drain(services: Any) -> None:
         assert parsers.seconds(services[name]["stop_grace_period"]) >= drain_s + 10
 
 
-def test_no_secret_stands_in_the_file(services: Any) -> None:
+def test_no_secret_is_in_the_file(services: Any) -> None:
     """Whatever is named like a secret comes from the environment, and so do passwords in addresses; what is required is told."""
     for name, service in services.items():
         for variable, value in service.get("environment", {}).items():
@@ -87,7 +87,7 @@ def test_no_secret_stands_in_the_file(services: Any) -> None:
     assert {*PRODUCTION} <= {*example}
 
 
-def test_containers_may_do_little(services: Any) -> None:
+def test_containers_have_few_privileges(services: Any) -> None:
     """Ours have a read-only root and no capabilities; every port is published on loopback; every image has a whole version."""
     for name in OURS:
         service = services[name]
@@ -111,7 +111,7 @@ def test_workers_share_the_spool_and_nothing_else(services: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [PRODUCTION, DEV], ids=["production", "dev"])
-def test_the_service_takes_the_settings(given: dict[str, str]) -> None:
+def test_the_service_accepts_the_settings(given: dict[str, str]) -> None:
     """Every service's environment is one that the recorder starts with, and every variable is one that it knows."""
     known = {*settings.describe(settings.load({"HOME": "/nowhere"})), "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"}
     for name in ("migrate", "api", "machine", "worker"):
@@ -123,7 +123,7 @@ def test_the_service_takes_the_settings(given: dict[str, str]) -> None:
 
 
 # --- the image ----------------------------------------------------------------------------------------------------------------
-def test_the_image_holds_the_wheel_and_not_the_tree() -> None:
+def test_the_image_contains_the_wheel_and_not_the_tree() -> None:
     """Two stages: the last copies one environment out of the first, and nothing else; it ends as a user without privileges."""
     lines = compose.dockerfile()
     stages = [index for index, (instruction, _) in enumerate(lines) if instruction == "FROM"]
@@ -137,15 +137,15 @@ def test_the_image_holds_the_wheel_and_not_the_tree() -> None:
     assert [arguments for instruction, arguments in last if instruction in ("COPY", "ADD")] == [
         "--from=build /opt/recorder /opt/recorder"
     ]
-    said = dict(last)
-    user, _, group = said["USER"].partition(":")
+    instructions = dict(last)
+    user, _, group = instructions["USER"].partition(":")
     assert int(user) > 0 < int(group)
-    assert (json.loads(said["ENTRYPOINT"]), json.loads(said["CMD"])) == (["recorder"], ["serve"])
-    assert "/healthz" in said["HEALTHCHECK"]
-    assert "setpriv" in said["RUN"]
+    assert (json.loads(instructions["ENTRYPOINT"]), json.loads(instructions["CMD"])) == (["recorder"], ["serve"])
+    assert "/healthz" in instructions["HEALTHCHECK"]
+    assert "setpriv" in instructions["RUN"]
 
 
-def test_the_build_sees_what_the_wheel_needs_and_no_more() -> None:
+def test_the_build_context_has_only_the_wheels_sources() -> None:
     """.dockerignore lets through the locks and what pyproject.toml puts in the wheel; no tests, no history, no .env."""
     rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
@@ -253,7 +253,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 @pytest.mark.timeout(110)
-async def test_a_room_is_recorded_by_what_the_file_starts(stack: Stack) -> None:
+async def test_the_composed_services_record_a_room(stack: Stack) -> None:
     """Commands, environments and health checks of the file as processes: all get healthy, a simulated room with two speakers is
     recorded to the end, all stop within their grace periods with exit code 0, and nothing wrote where a container could not."""
     await stack.up()

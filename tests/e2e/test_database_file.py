@@ -69,7 +69,7 @@ async def _whole(world: World, scenes: list[Scene]) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_another_writer_holds_the_file(world: World) -> None:
+async def test_another_writer_locks_the_file(world: World) -> None:
     """Locked for longer than writes wait, in one room's life and at another's end: what could not be written is written after."""
     service = await world.serve(LINGER="3s")
     scenes = [await _live(world, "locked-a"), await _live(world, "locked-b")]

@@ -165,10 +165,10 @@ async def installed(folder: Path) -> Path:
         cwd=folder, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     async with waiting.at_most(60):
-        said, _ = await process.communicate()
-    if process.returncode and re.search(rb"ENOTFOUND|ECONN|ETIMEDOUT|EAI_AGAIN|network|E40[13]", said):
-        pytest.skip(f"npm ci could not fetch amqplib: {said.decode(errors='replace')[-300:]}")
-    assert process.returncode == 0, said.decode(errors="replace")
+        output, _ = await process.communicate()
+    if process.returncode and re.search(rb"ENOTFOUND|ECONN|ETIMEDOUT|EAI_AGAIN|network|E40[13]", output):
+        pytest.skip(f"npm ci could not fetch amqplib: {output.decode(errors='replace')[-300:]}")
+    assert process.returncode == 0, output.decode(errors="replace")
     return folder
 
 

@@ -17,7 +17,7 @@ import pytest
 from simulator.cos import faults
 from tests import content, waiting
 from tests.e2e.conftest import APP, World, live_for
-from tests.e2e.test_road import check_audit
+from tests.e2e.test_rooms_and_modes import check_audit
 
 SPOOL_KIB = 4096
 REFUSED = faults.Fault(action=faults.STATUS, operation="initiate", status=403, code="AccessDenied")
@@ -70,7 +70,7 @@ async def result(world: World, name: int | str, revision: int, timeout_s: float 
     return entry
 
 
-def kept(world: World, task_id: str) -> list[Path]:
+def segments(world: World, task_id: str) -> list[Path]:
     """The session's segments on the spool."""
     # Not rglob: it fails when the folder goes while it looks.
     found = [Path(folder, name) for folder, _, names in os.walk(world.service.folder / "spool" / task_id) for name in names]
@@ -84,7 +84,7 @@ async def failed_transcode(world: World, folder: Path) -> str:
     entry = await result(world, 6001, 1)
     assert (entry["Status"], entry["Message"], entry["Code"], entry["RecordFile"]) == (0, "转码失败", "FailedTranscode", "")
     assert "first cause" in entry["Detail"]
-    assert kept(world, task_id)
+    assert segments(world, task_id)
     (folder / "broken").write_text("second cause")
     await world.service.post(f"/sessions/{task_id}/replay")
     entry = await result(world, 6001, 2)
@@ -97,7 +97,7 @@ async def failed_transcode(world: World, folder: Path) -> str:
     entry = await result(world, 6001, 3)
     assert (entry["Code"], entry["Message"]) == ("Success", "录制成功")
     assert content.look(world.object_path(entry["RecordFile"])).has_audio
-    await waiting.until(lambda: not kept(world, task_id), 15, "the spool to be cleaned after Done")
+    await waiting.until(lambda: not segments(world, task_id), 15, "the spool to be cleaned after Done")
     return task_id
 
 
@@ -149,7 +149,7 @@ async def test_failures_and_their_replays(world: World, tmp_path: Path) -> None:
     check_audit(world, failed=failed)
 
 
-async def test_callbacks_survive_restarts_and_newer_ones_replace_older(world: World) -> None:
+async def test_deliveries_survive_restarts_and_newer_ones_replace_older(world: World) -> None:
     """An undelivered callback is retried by the next life of the service; a newer revision cancels an older one."""
     await world.serve()
     names = ("int-6005", "int-6006")
@@ -173,8 +173,8 @@ async def test_callbacks_survive_restarts_and_newer_ones_replace_older(world: Wo
     assert [r["Revision"] for r in world.results(6006)][tries["int-6006"] :] == [2]
 
     async def delivered() -> bool:
-        said = [await world.service.session(task) for task in (retried, replaced)]
-        return [[c["State"] for c in s["Callbacks"]] for s in said] == [["delivered"], ["cancelled", "delivered"]]
+        found = [await world.service.session(task) for task in (retried, replaced)]
+        return [[c["State"] for c in s["Callbacks"]] for s in found] == [["delivered"], ["cancelled", "delivered"]]
 
     await waiting.until(delivered, 10, "both to be delivered")
     ids = {

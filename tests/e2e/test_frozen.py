@@ -115,7 +115,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     await _freeze_in_upload(world, uploaded, tmp_path)
     await transcoded.room.dismiss()
     await transcoded.recordings("Transcoding", "Transcoding")
-    held = await _held(many)
+    leased = await _leased(many)
     await waiting.until(lambda: len(_ffmpegs(frozen)) >= 8, 15, "six captures and two transcodes to run")
     running = _ffmpegs(frozen)
 
@@ -125,7 +125,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
 
     async def taken_over() -> bool:
         rows = await many.ask("SELECT node FROM jobs WHERE state = 'leased' AND kind = 'capture'")
-        return len(rows) == 6 and not {row["node"] for row in rows} & {node for _, _, node in held}
+        return len(rows) == 6 and not {row["node"] for row in rows} & {node for _, _, node in leased}
 
     await waiting.until(taken_over, 40, "the other worker to have every capture", every_s=0.3)
     await asyncio.gather(*(scene.recordings("Recording", "Recording") for scene in live))
@@ -147,15 +147,15 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     dead_s = time.monotonic() - woken_s
     assert dead_s <= waiting.limit_s(DEAD_WITHIN_S)
     fault_figures.note("frozen worker: ffmpegs dead after waking", f"{dead_s:.2f} s ({len(running)} of them)")
-    stale = [job for job in held if job[0] != left]
+    stale = [job for job in leased if job[0] != left]
     refused = await waiting.until(lambda: _refused(frozen, stale), 10, "each of its jobs to be refused")
     await live_for(LEASE_S / 2)
     after = (await writes.all())[len(before) :]
-    said = [row for row in after if row.startswith("INSERT outbox") and "ffmpeg-exit" in row and left in row]
-    assert after == said
-    assert len(said) <= 1
-    figure = f"{len(held)}, {len(refused)}, {len(after)} (of who left meanwhile: {len(said)})"
-    fault_figures.note("frozen worker: jobs held, refused, rows written after waking", figure)
+    allowed = [row for row in after if row.startswith("INSERT outbox") and "ffmpeg-exit" in row and left in row]
+    assert after == allowed
+    assert len(allowed) <= 1
+    figure = f"{len(leased)}, {len(refused)}, {len(after)} (of who left meanwhile: {len(allowed)})"
+    fault_figures.note("frozen worker: jobs leased, refused, rows written after waking", figure)
     (tmp_path / "hold").unlink()
     for scene in live:
         await scene.room.dismiss()
@@ -180,7 +180,7 @@ async def _freeze_in_upload(world: World, scene: Scene, folder: Path) -> None:
     (folder / "hold").touch()
 
 
-async def _held(many: cluster.Cluster) -> list[tuple[str, int, str]]:
+async def _leased(many: cluster.Cluster) -> list[tuple[str, int, str]]:
     """What the only worker holds: (owner, epoch, node)."""
 
     async def all_leased() -> list[Any]:
@@ -208,11 +208,11 @@ def _stat(pid: int) -> str:
         return ""
 
 
-def _refused(node: service_process.ServiceProcess, held: list[tuple[str, int, str]]) -> list[str]:
+def _refused(node: service_process.ServiceProcess, leased: list[tuple[str, int, str]]) -> list[str]:
     """The lines of the node's log that say that a lease was refused, if there is one for each of these jobs."""
     lines = [line for line in node.log.read_text().splitlines() if '"lease.refused"' in line or '"job.superseded"' in line]
-    told = all(any(f'"{owner}"' in line and f'"epoch": {epoch}' in line for line in lines) for owner, epoch, _ in held)
-    return lines if told else []
+    complete = all(any(f'"{owner}"' in line and f'"epoch": {epoch}' in line for line in lines) for owner, epoch, _ in leased)
+    return lines if complete else []
 
 
 @pytest.mark.timeout(120)

@@ -113,10 +113,10 @@ async def refused(world: World) -> None:
             body = world.request(f"refused-{number}") | change
             body["CosConfig"] = world.request("x")["CosConfig"] | change.get("CosConfig", {})
             async with http.post(f"{world.service.url}/sessions", json=body) as answer:
-                said = await answer.text()
-            assert answer.status == 400, (change, said[:300])
-            assert field in said, (field, said[:300])
-            assert len(said) < 1_000
+                text = await answer.text()
+            assert answer.status == 400, (change, text[:300])
+            assert field in text, (field, text[:300])
+            assert len(text) < 1_000
 
 
 async def worse(world: World) -> None:
@@ -125,15 +125,15 @@ async def worse(world: World) -> None:
         for field in ("RoomId", "UserId", "EventMsTs", "Reason", "Role"):
             for value in WORSE:
                 info = {"RoomId": 77, "EventTs": 1, "EventMsTs": 1_000, "UserId": "u", "Reason": 1, "Role": 20} | {field: value}
-                told = {"EventGroupId": 1, "EventType": 103, "CallbackTs": time.time_ns() // 10**6, "EventInfo": info}
-                raw = json.dumps(told).encode()
+                callback = {"EventGroupId": 1, "EventType": 103, "CallbackTs": time.time_ns() // 10**6, "EventInfo": info}
+                raw = json.dumps(callback).encode()
                 headers = {"SdkAppId": str(APP), "Sign": callbacks.sign(CALLBACK_KEY, raw), "Content-Type": "application/json"}
                 async with http.post(f"{world.service.url}/trtc/callbacks", data=raw, headers=headers) as answer:
                     assert answer.status < 500, (field, value)
 
 
 @pytest.mark.timeout(110)
-async def test_no_name_leaves_its_place(world: World) -> None:
+async def test_no_hostile_name_leaves_the_spool(world: World) -> None:
     """Hostile rooms, users, speakers and folders: what TRTC and COS allow is recorded under a name of ours, the rest refused by
     its field; nothing appears beside the spool, no ffmpeg opens a file outside of it, and no marked file is read."""
     for place in (world.folder, world.folder / "service"):
@@ -146,21 +146,21 @@ async def test_no_name_leaves_its_place(world: World) -> None:
     root, seen, outside = {*os.listdir("/")}, set[str](), list[str]()
     done = asyncio.Event()
 
-    async def look() -> None:
+    async def watch() -> None:
         while not done.is_set():
             outside.extend(held_open(world.service.pid, spool))
             seen.update(in_spool(spool))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(done.wait(), 0.1)
 
-    looking = asyncio.create_task(look())
+    watching = asyncio.create_task(watch())
     async with asyncio.TaskGroup() as group:
         for room, user, speaker, folder in ACCEPTED:
             group.create_task(recorded(Scene(world, room), user, speaker, folder))
         group.create_task(refused(world))
         group.create_task(worse(world))
     done.set()
-    await looking
+    await watching
     after = listing(world.folder, without=inside)
     assert {**after, "service/service.log": 0} == {**before, "service/service.log": 0}
     assert {*os.listdir("/")} == root

@@ -15,7 +15,7 @@ from tests import content, service_process, waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import World, live_for
 from tests.e2e.scenes import Scene
-from tests.e2e.test_road import check_audit
+from tests.e2e.test_rooms_and_modes import check_audit
 
 STATES = ("Joining", "Recording", "Transcoding", "Uploading")
 SPEAKERS = ("alice", "bob")
@@ -24,12 +24,12 @@ WORKING = 6
 
 
 def holding_transcoder(folder: Path) -> str:
-    """An ffmpeg that captures as always, and does not begin a transcode of a session as long as `held-<TaskId>` is there."""
+    """An ffmpeg that captures as always, and does not begin a transcode of a session as long as `hold-<TaskId>` is there."""
     script = folder / "holding-ffmpeg"
     script.write_text(
         "#!/bin/sh\n"
-        f'case "$*" in *faststart*) for held in {folder}/held-*; do\n'
-        '  case "$*" in *"${held##*/held-}"*) while [ -e "$held" ]; do sleep 0.1; done ;; esac\n'
+        f'case "$*" in *faststart*) for hold in {folder}/hold-*; do\n'
+        '  case "$*" in *"${hold##*/hold-}"*) while [ -e "$hold" ]; do sleep 0.1; done ;; esac\n'
         "done ;; esac\n"
         f'exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
     )
@@ -61,7 +61,7 @@ async def reach_all(by_state: dict[str, Scene], folder: Path) -> list[speakers.S
     await uploading.room.dismiss()
     await uploading.recordings("Uploading", "Uploading")
     # Only now: those that are held take all the places for transcodes.
-    (folder / f"held-{transcoding.task_id}").touch()
+    (folder / f"hold-{transcoding.task_id}").touch()
     await transcoding.room.dismiss()
     waiting_speakers = await enter(by_state["Joining"], stalled=True)
     await asyncio.gather(*(scene.recordings(state, state) for state, scene in by_state.items()))
@@ -76,7 +76,7 @@ async def check(scene: Scene, *, gap: bool) -> None:
     (result,) = scene.results()
     assert result["Revision"] == 1
     for entry in result["Files"]:
-        found: content.Content = await scene.look(entry)
+        found: content.Content = await scene.inspect(entry)
         assert bool(entry["Gaps"]) == gap, entry
         content.check_together(found)
 
@@ -95,7 +95,7 @@ async def test_kill(world: World, tmp_path: Path) -> None:
     )
     await world.service.kill()
     await waiting.until(lambda: not [p for p in orphans if Path(f"/proc/{p}").exists()], 5, "ffmpeg to die with the service")
-    (tmp_path / f"held-{by_state['Transcoding'].task_id}").unlink()
+    (tmp_path / f"hold-{by_state['Transcoding'].task_id}").unlink()
     world.simulator.cos.faults.set()
     for speaker in stalled:
         speaker.resume()

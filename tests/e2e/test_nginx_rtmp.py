@@ -16,7 +16,7 @@ from simulator import speakers
 from tests import content, waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import World, live_for
-from tests.e2e.test_road import check_audit
+from tests.e2e.test_rooms_and_modes import check_audit
 from tests.nginx_rtmp import Edge
 
 
@@ -91,7 +91,7 @@ async def away_and_back(scene: Scene) -> None:
     (whole,) = files["bob"]
     assert whole["Gaps"] == []
     for entry in (both, again, whole):
-        found = await scene.look(entry)
+        found = await scene.inspect(entry)
         assert found.speakers == {scenes.number(entry["UserId"])}
         scenes.check_together(found, entry)
 
@@ -113,7 +113,7 @@ async def dropped(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert gap["Duration"] == scenes.about(second - first - gap["At"])
     assert entry["Duration"] == scenes.about(ended - first - gap["Duration"])
-    content.check_spacing(scenes.after(await scene.look(entry), gap["At"]).beeps_s)
+    content.check_spacing(scenes.after(await scene.inspect(entry), gap["At"]).beeps_s)
 
 
 async def turned(scene: Scene) -> None:
@@ -127,7 +127,7 @@ async def turned(scene: Scene) -> None:
     await live_for(3)
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
-    found = await scene.look(entry)
+    found = await scene.inspect(entry)
     assert entry["Gaps"] == []
     assert found.sizes == ((640, 360),)
     content.check_spacing(found.beeps_s)
@@ -144,7 +144,7 @@ async def camera_on_later(scene: Scene) -> None:
     await live_for(5)
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
-    found = await scene.look(entry)
+    found = await scene.inspect(entry)
     assert found.speakers == {alice.number}
     assert len([t for t in found.beeps_s if t < on_s]) >= 7
     assert on_s - 1 <= found.flashes_s[0] <= on_s + 3 * waiting.patience()
@@ -189,6 +189,6 @@ async def test_a_frozen_edge(world: World, edge: Edge) -> None:
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]
     assert silent_s - 1 <= gap["Duration"] <= silent_s + 3 * waiting.patience()
-    found = await scene.look(entry)
+    found = await scene.inspect(entry)
     assert len(scenes.after(found, gap["At"]).beeps_s) >= 3
     scenes.check_together(found, entry)

@@ -93,7 +93,7 @@ async def test_the_page_for_subscribers(desk: pages.Desk, running: pages.Followe
 @pytest.mark.parametrize(
     "program", ["receiver.py", pytest.param("receiver.mjs", marks=pytest.mark.skipif(not NODE, reason="no node"))]
 )
-async def test_a_receiver_takes_what_is_genuine_once(tmp_path: Path, program: str) -> None:
+async def test_a_receiver_accepts_a_genuine_result_once(tmp_path: Path, program: str) -> None:
     """What the service's own sender signs is taken, once for each revision; a changed body, an old one, another key's is not."""
     desk, key = pages.Desk(tmp_path), "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
     (source,) = [block.text for block in pages.blocks(ROOT / "docs" / "subscribe.md") if block.file == program]
@@ -129,7 +129,7 @@ async def test_the_page_for_operators(running: pages.Follower) -> None:
 DETAILS = r"^\| (`[^|]+) \| [^|]+ \| .+ \|$"
 
 
-def test_the_details_that_operators_are_told_exist() -> None:
+def test_quoted_details_exist_in_the_code() -> None:
     """What docs/operate.md quotes of our own details stands in the code that writes them."""
     page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
     section = page.split("## Error messages")[1].split("## Replay")[0]
@@ -190,8 +190,8 @@ def test_the_policy_of_going_live() -> None:
         for one in json.loads(machine_file("policy.json"))["statement"]
         for action in one["action"]
     }
-    asked = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "tencent" / "cos_requests.py").read_text()))
-    used = {(a or b).replace("create_multipart", "initiate_multipart").title().replace("_", "") for a, b in asked}
+    calls = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "tencent" / "cos_requests.py").read_text()))
+    used = {(a or b).replace("create_multipart", "initiate_multipart").title().replace("_", "") for a, b in calls}
     # A listing only explains a refusal, and is refused itself; PutObject is said to be unused.
     assert used - allowed == {"ListObjects"}
     assert allowed - used == {"PutObject"}
@@ -233,19 +233,19 @@ def test_the_shell_of_going_live(tmp_path: Path) -> None:
         machine_file("recorder-shell").replace("/etc/recorder/recorder.env", str(env)).replace("/var/lib/recorder", str(tmp_path))
     )
     shell.write_text(text.replace("runuser -u recorder -- ", ""))
-    said = subprocess.run(
+    output = subprocess.run(
         ["sh", shell], input="echo $RECORDER_TOKEN $SPOOL_DIR $PATH\n", capture_output=True, text=True, timeout=60, check=True
     ).stdout.split()
-    assert said[0] == "put-the-first-one-here"
-    assert said[2].startswith("/opt/recorder/.venv/bin:")
+    assert output[0] == "put-the-first-one-here"
+    assert output[2].startswith("/opt/recorder/.venv/bin:")
 
 
 @pytest.mark.timeout(120)
 async def test_the_demo(desk: pages.Desk) -> None:
     """What `make demo` runs ends as the README shows."""
     (shown,) = [block.shows for block in pages.blocks(README) if "make demo" in block.lines]
-    said = await desk.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
-    assert said.strip().endswith(shown.strip())
+    output = await desk.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
+    assert output.strip().endswith(shown.strip())
     assert "@$(BIN)/recorder demo\n" in (ROOT / "Makefile").read_text()
 
 

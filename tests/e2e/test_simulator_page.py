@@ -52,7 +52,7 @@ def blocks() -> list[Block]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class Terminals:
     """A folder with `recorder` on the PATH, and two free ports in place of the page's."""
 
     folder: Path
@@ -70,7 +70,7 @@ class Desk:
         }
 
     def with_ports(self, text: str) -> str:
-        """The text with this desk's ports."""
+        """The text with this terminals's ports."""
         return text.replace("127.0.0.1:9000", f"127.0.0.1:{self.simulator_port}").replace(
             "127.0.0.1:8080", f"127.0.0.1:{self.service_port}"
         )
@@ -105,13 +105,13 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def terminals(tmp_path: Path) -> AsyncIterator[Terminals]:
     (tmp_path / "bin").mkdir()
     for name, words in (("recorder", '-c "import service; service.main()"'), ("python", "")):
         program = tmp_path / "bin" / name
         program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} {words} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    made = Desk(folder=tmp_path, simulator_port=ports.free(), service_port=ports.free())
+    made = Terminals(folder=tmp_path, simulator_port=ports.free(), service_port=ports.free())
     simulator = await made.simulate()
     printed = tmp_path / "terminal-1.txt"
     await waiting.until(lambda: "Ctrl-C" in printed.read_text(), 20, f"the simulator; see {tmp_path / 'simulator.log'}")
@@ -134,31 +134,31 @@ def matches(expected: str, output: str) -> bool:
 
 
 @pytest.mark.timeout(240)
-async def test_the_page_word_for_word(desk: Desk) -> None:
+async def test_the_page_word_for_word(terminals: Terminals) -> None:
     """Every command of the page works, in its order, and prints what the page shows."""
     first, *rest = blocks()
     assert first.text == "recorder simulator\n"
     script = "".join(f"printf '%s\\n' '{MARK}'\n{command(block)}" for block in rest)
-    output = await desk.type(
-        desk.with_ports(script), PORT=str(desk.service_port), RECORDER_URL=f"http://127.0.0.1:{desk.service_port}"
+    output = await terminals.type(
+        terminals.with_ports(script), PORT=str(terminals.service_port), RECORDER_URL=f"http://127.0.0.1:{terminals.service_port}"
     )
     printed = output.split(MARK)[1:]
     assert len(printed) == len(rest)
-    for block, said in zip(rest, printed, strict=True):
-        expected = desk.with_ports(block.expected)
-        assert matches(expected, said), f"{block.text}\nprinted\n{said}\nand the page shows\n{expected}"
+    for block, output in zip(rest, printed, strict=True):
+        expected = terminals.with_ports(block.expected)
+        assert matches(expected, output), f"{block.text}\nprinted\n{output}\nand the page shows\n{expected}"
 
 
 @pytest.mark.timeout(120)
-async def test_what_the_simulator_prints_can_be_pasted(desk: Desk) -> None:
+async def test_the_simulators_output_can_be_pasted(terminals: Terminals) -> None:
     """The lines that the simulator prints at its start, pasted one after the other, record a room."""
-    lines = (desk.folder / "terminal-1.txt").read_text().splitlines()
+    lines = (terminals.folder / "terminal-1.txt").read_text().splitlines()
     typed = [line for line in lines if line.startswith(("export ", "recorder ", "curl "))]
     dismissal = next(number for number, line in enumerate(typed) if "DELETE" in line)
-    output = await desk.type("\n".join([*typed[:dismissal], "sleep 4", *typed[dismissal:], "kill %1", "wait"]))
+    output = await terminals.type("\n".join([*typed[:dismissal], "sleep 4", *typed[dismissal:], "kill %1", "wait"]))
     assert '"Code": "Success"' in output
     assert '"EndReason": "RoomDestroyed"' in output
-    assert list((desk.folder / "var/simulator/cos").glob("lessons-1250000000/lessons/*/alice_1.mp4"))
+    assert list((terminals.folder / "var/simulator/cos").glob("lessons-1250000000/lessons/*/alice_1.mp4"))
 
 
 def test_every_route_is_on_the_page() -> None:

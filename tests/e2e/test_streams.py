@@ -16,7 +16,7 @@ from tests import content, waiting
 from tests.e2e import scenes
 from tests.e2e.conftest import APP, CALLBACK_KEY, World, live_for
 from tests.e2e.scenes import Scene
-from tests.e2e.test_road import check_audit
+from tests.e2e.test_rooms_and_modes import check_audit
 
 STRICT_APP = 1400000002
 """An application whose UserSigs the simulator checks."""
@@ -36,7 +36,7 @@ async def late_and_on_one_track(scene: Scene) -> None:
     await live_for(4)
     await scene.room.dismiss()
     files = await scene.files("RoomDestroyed")
-    found = {speaker: await scene.look(entry) for speaker, (entry,) in files.items()}
+    found = {speaker: await scene.inspect(entry) for speaker, (entry,) in files.items()}
     tracks = {speaker: (inside.has_audio, inside.has_video) for speaker, inside in found.items()}
     assert tracks == {"sound": (True, False), "picture": (False, True), "both": (True, True)}
     assert found["sound"].duration_s - 3 > found["both"].duration_s - 1.5
@@ -68,7 +68,7 @@ async def muted_for_long(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert muted_s - 0.5 <= gap["Duration"] <= away_s + 1.5 * waiting.patience()
     assert 6 <= entry["Duration"] <= sent_s(alice) - muted_s + 1
-    scenes.check_together(scenes.after(await scene.look(entry), gap["At"]), entry)
+    scenes.check_together(scenes.after(await scene.inspect(entry), gap["At"]), entry)
 
 
 async def muted_sound(scene: Scene) -> None:
@@ -90,7 +90,7 @@ async def muted_sound(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert gap["Duration"] == pytest.approx(muted_s, abs=0.5)
     assert live_s - gap["Duration"] - 0.5 <= entry["Duration"] <= sent_s(alice) - gap["Duration"] + 1
-    content.check_spacing(scenes.after(await scene.look(entry), gap["At"]).beeps_s)
+    content.check_spacing(scenes.after(await scene.inspect(entry), gap["At"]).beeps_s)
 
 
 async def back_in_another_size(scene: Scene) -> None:
@@ -107,7 +107,7 @@ async def back_in_another_size(scene: Scene) -> None:
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     (gap,) = entry["Gaps"]
-    found = await scene.look(entry)
+    found = await scene.inspect(entry)
     assert found.sizes == ((640, 360),)
     content.check_spacing(found.beeps_s[:3])
     scenes.check_together(scenes.after(found, gap["At"]), entry)
@@ -131,7 +131,7 @@ async def jumping(scene: Scene) -> None:
     missing_s = sum(gap["Duration"] for gap in entry["Gaps"])
     assert missing_s <= 6 * waiting.patience(), entry
     assert live_s - missing_s - 0.5 <= entry["Duration"] <= sent_s(alice) + 0.5
-    scenes.check_together(await scene.look(entry), entry)
+    scenes.check_together(await scene.inspect(entry), entry)
 
 
 async def silent_server(scene: Scene) -> None:
@@ -153,7 +153,7 @@ async def silent_server(scene: Scene) -> None:
     (gap,) = entry["Gaps"]
     assert silent_s - 1 <= gap["Duration"] <= silent_s + 4 * waiting.patience()
     assert whole["Gaps"] == []
-    scenes.check_together(scenes.after(await scene.look(entry), gap["At"]), entry)
+    scenes.check_together(scenes.after(await scene.inspect(entry), gap["At"]), entry)
 
 
 async def ending_server(scene: Scene) -> None:
@@ -173,7 +173,7 @@ async def ending_server(scene: Scene) -> None:
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     assert [gap["Duration"] for gap in entry["Gaps"]] == pytest.approx(away_s, abs=1.5 * waiting.patience())
-    scenes.check_together(await scene.look(entry), entry)
+    scenes.check_together(await scene.inspect(entry), entry)
 
 
 async def expired(scene: Scene) -> None:
@@ -344,5 +344,5 @@ async def test_subscribed_without_any_callback(world: World) -> None:
     files = await scene.files("Idle")
     assert sorted(files) == ["alice", "bob"]
     for (entry,) in files.values():
-        content.check_spacing((await scene.look(entry)).beeps_s)
+        content.check_spacing((await scene.inspect(entry)).beeps_s)
     check_audit(world)

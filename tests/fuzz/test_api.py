@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests import backends
-from tests.e2e import audit
+from tests.e2e import session_audit
 from tests.e2e.conftest import World
 from tests.fuzz import api, tally
 
@@ -32,7 +32,9 @@ async def test_every_answer_is_as_described(world: World) -> None:
     assert run.never_succeeded() == [], table
     assert {400, 401, 404} <= run.statuses, table
     assert world.backend is not None
-    decided = audit.read(world.backend.database, {"callbacks": "SELECT count(*) AS n FROM inbox WHERE event_id LIKE 'trtc-%'"})
+    decided = session_audit.read(
+        world.backend.database, {"callbacks": "SELECT count(*) AS n FROM inbox WHERE event_id LIKE 'trtc-%'"}
+    )
     callbacks = decided["callbacks"][0]["n"]
     assert callbacks > run.cases // 100, table
     assert service.pid == pid

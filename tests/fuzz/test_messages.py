@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests import backends, waiting
-from tests.e2e import audit
+from tests.e2e import session_audit
 from tests.e2e.conftest import World
 from tests.fuzz import evidence, sender, tally
 from tests.fuzz import messages as fuzz
@@ -43,7 +43,7 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     assert len(found.parked) + len(found.handled) == count
     assert all(reason for reasons in found.parked.values() for reason in reasons)
     assert world.backend is not None
-    assert found.missing_rows(audit.read(world.backend.database, evidence.QUERIES), sent) == []
+    assert found.missing_rows(session_audit.read(world.backend.database, evidence.QUERIES), sent) == []
     assert any("command" in how for how in found.handled.values())
     run = tally.Tally(name=f"Fuzzed messages, {world.engine}", cases=count, ends=found.ends())
     assert service.pid == pid

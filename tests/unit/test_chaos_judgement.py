@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import audit, cover, media, plans, report, worlds
-from tests.e2e import audit as reading
+from tests.e2e import session_audit
 
 ROOT = Path(__file__).parents[2]
 TABLES = """
@@ -39,7 +39,7 @@ class Remains:
         self.bucket, self.uploads = folder / "bucket", folder / "uploads"
         self.posts = [("T.1", json.dumps(BODY))]
         self.heard: list[tuple[str, dict[str, Any]]] | None = None
-        output = json.dumps({"SizeBytes": len(CONTENT), "Crc64": str(reading.crc64(CONTENT)), "DurationMs": 5})
+        output = json.dumps({"SizeBytes": len(CONTENT), "Crc64": str(session_audit.crc64(CONTENT)), "DurationMs": 5})
         done = json.dumps({"id": "d1", "type": "recording-done", "subject": "T/al/1", "data": {"Attempt": 1}})
         self.put("run/T/al_1.mp4", CONTENT)
         self.say(TABLES)

@@ -65,7 +65,7 @@ def test_children_judge_by_the_figures_of_the_run(monkeypatch: pytest.MonkeyPatc
         ("tests/contract/test_bus.py::test_a[rabbitmq-postgresql]", False),
         ("tests/contract/test_bus.py::test_a[local-sqlite]", True),
         ("tests/integration/test_capture.py::test_a", False),
-        ("tests/e2e/test_road.py::test_a[embedded]", False),
+        ("tests/e2e/test_rooms_and_modes.py::test_a[embedded]", False),
     ],
 )
 def test_quick_tests_need_no_server(test: str, quick: bool) -> None:

@@ -26,7 +26,7 @@ async def recorder(world: World, *words: str) -> tuple[int, Any]:
     return process.returncode or 0, json.loads(stdout)
 
 
-async def test_who_waits_is_told_at_once_and_holds_up_no_stop(world: World) -> None:
+async def test_a_long_poll_returns_at_once_and_delays_no_stop(world: World) -> None:
     """A start's acceptance reaches a long poll within a moment; a stop of the service ends the next one, and is quick itself."""
     service = await world.serve()
     waits = asyncio.create_task(service.get("/results?after=now&wait=30"))
@@ -44,7 +44,7 @@ async def test_who_waits_is_told_at_once_and_holds_up_no_stop(world: World) -> N
     assert (await asyncio.wait_for(waits, waiting.limit_s(20)))["Results"] == []
 
 
-async def test_doctor_beside_the_running_service(world: World) -> None:
+async def test_doctor_next_to_the_running_service(world: World) -> None:
     """Same settings, same machine: no failure, and the lock is held by the service that answers."""
     await world.serve()
     code, report = await recorder(world, "doctor")

@@ -127,16 +127,16 @@ def heard_doubled(messages: Sequence[Row], deliveries: Sequence[Row]) -> list[st
     """What a subscriber cannot take for a repeat: a second id or body for one state of one thing, an AMQP message_id that is not
     the event's, and what was never written. The same message under its id, again, is none of it."""
     written = {json.loads(row["body"])["id"] for row in messages}
-    said: dict[str, set[tuple[str, str]]] = {}
+    seen: dict[str, set[tuple[str, str]]] = {}
     wrong = []
     for each in deliveries:
         event = json.loads(each["Body"])
-        said.setdefault(about(event), set()).add((event["id"], each["Body"]))
+        seen.setdefault(about(event), set()).add((event["id"], each["Body"]))
         if event["id"] not in written:
             wrong.append(f"{each['Key']} {event['id']} was heard and never written")
         if each["Id"] != event["id"]:
             wrong.append(f"{each['Key']} {event['id']} was heard under the message_id {each['Id']}")
-    return wrong + [f"heard: {name}: {len(each)} times" for name, each in said.items() if len(each) > 1]
+    return wrong + [f"heard: {name}: {len(each)} times" for name, each in seen.items() if len(each) > 1]
 
 
 def about(event: Row) -> str:

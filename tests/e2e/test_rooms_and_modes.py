@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import content, waiting
-from tests.e2e import audit
+from tests.e2e import session_audit
 from tests.e2e.conftest import APP, World, live_for
 
 LIVE_S = 6.0
@@ -35,7 +35,7 @@ def posted(world: World) -> dict[str, list[tuple[str, bytes]]]:
 def check_audit(world: World, *, failed: str = "") -> None:
     """Nothing lost, nothing doubled, nothing failed but in the session `failed`."""
     assert world.backend is not None
-    report = audit.audit(world.backend.database, world.simulator.folder / "cos", posted(world))
+    report = session_audit.audit(world.backend.database, world.simulator.folder / "cos", posted(world))
     assert [fault for fault in report.faults if not (failed and fault in report.not_done and fault.startswith(failed))] == []
 
 
@@ -85,7 +85,7 @@ async def test_all_modes_and_rooms(world: World) -> None:
 
 
 @pytest.mark.alone
-async def test_duration_is_what_was_live(world: World) -> None:
+async def test_the_duration_equals_the_live_time(world: World) -> None:
     """The file is as long as the speaker was live, within half a second."""
     await world.serve()
     started = await world.service.post("/sessions", world.request(4100, Mode="02"))

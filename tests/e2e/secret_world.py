@@ -1,0 +1,174 @@
+"""Secret world: a service whose secrets are all marked, and everything that it writes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import subprocess
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+from bus import topology
+from simulator import server, usersig
+from simulator.cos import signature
+from tests import backends, rabbit, secret_markers, service_process, waiting
+from tests.e2e.conftest import APP, BUCKET, REGION, World
+
+MINTED, SIGNED = 1400000002, 1400000003
+"""Applications whose UserSigs the service mints, and whose UserSigs TRTC verifies."""
+QUICK = {name: f"{seconds * waiting.pace():.1f}s" for name, seconds in (("LINGER", 2), ("IDLE_TIMEOUT", 3), ("LEASE", 5))}
+
+
+class SecretWorld:
+    """A world in which every secret is a planted one, and what was written in it."""
+
+    def __init__(self, world: World, marks: secret_markers.Planted, token: str) -> None:
+        self.world = world
+        self.marks = marks
+        self.token = token
+        self.cos: dict[str, str] = {}
+        self.written: dict[str, bytes] = {}
+        self.minted: set[str] = set()
+        self._numbers = itertools.count()
+
+    @property
+    def parked(self) -> str:
+        """The queue of what could not be handled."""
+        assert self.world.backend is not None
+        return topology.Topology(self.world.backend.settings["AMQP_PREFIX"]).parked
+
+    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """A request, whatever is answered; the answer counts as written."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else None
+        given = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | headers
+        async with aiohttp.ClientSession() as http:
+            url = self.world.service.url + path
+            async with http.request(method, url, data=data, headers=given) as answer:
+                raw = await answer.read()
+        self.record(f"answer to {method} {path.split('?')[0]}", repr(answer.headers).encode() + raw)
+        with contextlib.suppress(ValueError):
+            return answer.status, json.loads(raw)
+        return answer.status, None
+
+    def record(self, name: str, content: bytes) -> None:
+        """Something was written."""
+        self.written[f"{name} ({next(self._numbers)})"] = content
+
+    def request(self, room: str, **more: Any) -> dict[str, Any]:
+        """A start that succeeds, with the account's keys and a planted UserSig."""
+        callback = self.world.simulator.receiver_url(room) + "?token=" + self.secret(f"Callback of {room}", encoded=True)
+        found = {"SdkAppId": APP, "StrRoomId": room, "UserId": "recorder", "Mode": "00", "Callback": callback}
+        found |= {"UserSig": self.secret(f"UserSig of {room}")}
+        return found | {"CosConfig": {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", **self.cos}} | more
+
+    def secret(self, where: str, *, encoded: bool = False) -> str:
+        """A new secret."""
+        made = self.marks.make(where)
+        return quote(made, safe="") if encoded else made
+
+    def wrong_keys(self, where: str) -> dict[str, Any]:
+        """COS credentials that nobody knows."""
+        keys = {name: self.secret(f"{name} of {where}") for name in ("SecretId", "SecretKey", "Token")}
+        return {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", **keys}
+
+
+@contextlib.asynccontextmanager
+async def running(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SecretWorld]:
+    """The world of the other tests, but with marked secrets from the backend up, and ears for the UserSigs that are minted."""
+    marks = secret_markers.Planted()
+    cos = {name: marks.make(f"{name} of the account") for name in ("SecretId", "SecretKey", "Token")}
+    account = signature.Account(secret_id=cos["SecretId"], secret_key=cos["SecretKey"], token=cos["Token"])
+    simulator = server.Simulator(folder=tmp_path / "tencent", content_folder=loops, accounts=[account], buckets=[BUCKET])
+    await simulator.start()
+    world = World(tmp_path, simulator, engine)
+    made = SecretWorld(world, marks, marks.make("API_TOKENS"))
+    made.cos = cos
+    (tmp_path / "service").mkdir()
+    world.backend = backends.make(engine, tmp_path / "service" / "data")
+    service = world.service = service_process.ServiceProcess(
+        tmp_path / "service", world.settings() | _secret_settings(made, world.backend) | QUICK
+    )
+    await service.start()
+    keys = json.loads(service._environment["TRTC_CALLBACK_KEYS"])
+    for app in (APP, MINTED, SIGNED):
+        simulator.configure_app(app, callback_url=f"{service.url}/trtc/callbacks", callback_key=keys[str(app)])
+    minting = json.loads(service._environment["TRTC_KEYS"])[str(MINTED)]
+    simulator.configure_app(MINTED, user_sig_key=minting)
+    _record_minted(made, monkeypatch)
+    simulator.configure_app(SIGNED, user_sig_key=marks.make("TRTC's key of the application that verifies"))
+    yield made
+    await service.stop()
+    await world.backend.remove(service.log)
+    await simulator.stop()
+
+
+def _record_minted(secrets: SecretWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the UserSigs that the service mints, as they come to the simulator: nowhere else may they be seen."""
+    check = usersig.check
+
+    def heard(user_sig: str, *, sdk_app_id: int, **more: Any) -> str:
+        verdict = check(user_sig, sdk_app_id=sdk_app_id, **more)
+        if sdk_app_id == MINTED:
+            assert verdict == usersig.OK, "it was minted with the planted key"
+            secrets.minted.add(user_sig)
+        return verdict
+
+    monkeypatch.setattr(usersig, "check", heard)
+
+
+def learn_minted(secrets: SecretWorld) -> None:
+    """Search for the minted UserSigs from now on, and for the signatures in them."""
+    assert secrets.minted
+    for number, user_sig in enumerate(sorted(secrets.minted)):
+        secrets.marks.learn(f"a minted UserSig ({number})", user_sig)
+        packed = base64.b64decode(user_sig.translate(str.maketrans("*-_", "+/=")))
+        secrets.marks.learn(f"the signature in a minted UserSig ({number})", json.loads(zlib.decompress(packed))["TLS.sig"])
+        assert secrets.marks.search("an address", f"…?usersig={quote(user_sig)}&remoteuserid=alice".encode())
+
+
+def _secret_settings(secrets: SecretWorld, backend: backends.Backend) -> dict[str, str]:
+    """Every setting that is a secret."""
+    make = secrets.secret
+    found = dict(backend.settings)
+    found |= {
+        "API_TOKENS": secrets.token,
+        "CALLBACK_SECRET": "whsec_" + base64.b64encode(make("CALLBACK_SECRET").encode()).decode(),
+        "TRTC_KEYS": json.dumps({str(MINTED): make("TRTC_KEYS")}),
+        "TRTC_CALLBACK_KEYS": json.dumps({str(app): make(f"TRTC_CALLBACK_KEYS of {app}") for app in (APP, MINTED, SIGNED)}),
+        "CLUSTER_TOKEN": make("CLUSTER_TOKEN"),
+        "TENCENTCLOUD_SECRET_ID": make("TENCENTCLOUD_SECRET_ID"),
+        "TENCENTCLOUD_SECRET_KEY": make("TENCENTCLOUD_SECRET_KEY"),
+        "LOG_LEVEL": "debug",
+    }
+    if backend.engine == backends.DISTRIBUTED:
+        key = secrets.secret("SECRET_KEYS").encode().ljust(32, b"!")[:32]
+        password = make("password of AMQP_URL")
+        _add_user(f"{found['AMQP_PREFIX']}-marked", password)
+        found |= {
+            "SECRET_KEYS": base64.b64encode(key).decode(),
+            "AMQP_URL": found["AMQP_URL"].replace(
+                "recorder:recorder@", f"{found['AMQP_PREFIX']}-marked:{quote(password, safe='')}@"
+            ),
+            "DATABASE_URL": found["DATABASE_URL"].replace(
+                "recorder@", f"recorder:{make('password of DATABASE_URL', encoded=True)}@"
+            ),
+        }
+    return found
+
+
+def _add_user(name: str, password: str) -> None:
+    """A user of the broker, in one call: the control program takes seconds to begin."""
+    words = [f'<<"{word}">>' for word in (name, password, "test")]
+    rights = [words[0], '<<"/">>', *['<<".*">>'] * 3, words[2]]
+    call = f"rabbit_auth_backend_internal:add_user({', '.join(words)}), "
+    call += f"rabbit_auth_backend_internal:set_permissions({', '.join(rights)})."
+    control = str(rabbit.SCRIPT.with_name("rabbitmqctl"))
+    subprocess.run([control, "-q", "eval", call], env=rabbit.shared()._environment(), check=True, capture_output=True)
