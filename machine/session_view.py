@@ -39,7 +39,7 @@ class SegmentView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A queued or leased job: the time of its last sign of life (queued), or the end of its lease (leased), in Unix ms."""
+    """A queued or leased job. Unix ms: `since_ms` of its last journal entry (queued), `lease_until_ms` (leased)."""
 
     kind: str
     state: str

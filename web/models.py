@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 SCHEMA_NAME = "x-event-schema"
-"""Stands in a model for a reference to a definition of events/schemas.json: pydantic allows none outside of its own models."""
+"""Marks a reference to a definition of events/schemas.json: pydantic allows references only to its own models."""
 
 Count = Annotated[int, pydantic.Field(ge=0)]
 Seconds = Annotated[float, pydantic.Field(ge=0)]

@@ -123,7 +123,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
     @routes.post(
         "/{TaskId}/replay",
         status_code=202,
-        summary="Retry what failed or is stuck",
+        summary="Resume failed or stuck recordings",
         response_model=session_models.ReplayedBody,
         response_description="The effect on each recording.",
         responses={200: DRY_RUN, **openapi.failures(400, 404, 408, 409, 413, 415)},

@@ -90,6 +90,12 @@ class Service:
         await self.keys.add(made, model.Caller(name="cli test"))
         return id_, text
 
+    async def open_session(self, **more: Any) -> str:
+        """Start a session with the fields of `more`, and return its TaskId."""
+        status, answer = await self.ask("POST", "/sessions", json=start_body(**more))
+        assert status == 202, answer
+        return str(answer["TaskId"])
+
     async def user_sig(self, task_id: str) -> str:
         """The UserSig that is kept for a session."""
         async with self.store.transaction() as tx:

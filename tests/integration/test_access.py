@@ -15,7 +15,7 @@ from machine import api_keys, model
 from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
-from tests.integration.test_api import deliver, signed, trtc
+from tests.integration.callback_sender import deliver, signed, trtc
 from web import app, middleware, rate_limit, scopes
 
 UNKNOWN = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"

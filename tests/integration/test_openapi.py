@@ -16,7 +16,7 @@ from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 
 UNDESCRIBED = ("/openapi.json",)
-# The document of the first release, before response models: what clients were built from.
+# The document of the first release. Clients were built from it.
 RELEASED = Path(__file__).parents[1] / "data" / "openapi-0.1.0.json"
 
 
@@ -47,7 +47,7 @@ def references(value: Any) -> Iterator[str]:
 
 
 def contents(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every body and every answer, with where it stands."""
+    """Every body and answer, with its operation and status."""
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if "requestBody" in operation:
@@ -57,7 +57,7 @@ def contents(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def schema_of(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:
-    """What the document says of one answer."""
+    """The schema of one answer."""
     found: dict[str, Any] = document["paths"][path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
     return found
 
@@ -74,15 +74,15 @@ async def test_every_route_is_described_and_nothing_else(service: Service) -> No
 def _leaves(route: Any) -> list[tuple[str, set[str]]]:
     """(path, methods) of a route, or of those of an included router."""
     if isinstance(route, routing.APIRoute):
-        # What nodes ask of each other is not the API's.
+        # The routes between nodes are not part of the API.
         return [(route.path, set(route.methods or ()))] if route.include_in_schema else []
     contexts = getattr(route, "effective_route_contexts", None)
     return [(c.path, set(c.methods)) for c in contexts() if c.include_in_schema] if contexts else []
 
 
 async def test_the_document_is_that_of_the_release(service: Service) -> None:
-    """Clients of the released document go on: same operations, parameters, bodies, statuses, media types, fields, required
-    fields, types, enums and nulls, and an example wherever there was one."""
+    """Clients of the released document keep working: operations, parameters, bodies, statuses, media types, fields, required
+    fields, types, enums and nulls are the same, and every body and answer has an example."""
     released = json.loads(RELEASED.read_text("utf-8"))
     before, now = openapi_shape.operations(released), openapi_shape.operations(json.loads(json.dumps(service.document)))
     assert now.keys() == before.keys()
@@ -92,7 +92,7 @@ async def test_the_document_is_that_of_the_release(service: Service) -> None:
 
 
 async def test_every_name_of_the_released_document_stays(service: Service) -> None:
-    """Components keep their names, fields that had a description have one, and keys are shown in the same way."""
+    """Components keep their names, described fields keep a description, and keys are sent in the same way."""
     released = json.loads(RELEASED.read_text("utf-8"))
     assert released["components"]["schemas"].keys() <= service.document["components"]["schemas"].keys()
     assert openapi_shape.described(released) - openapi_shape.described(service.document) == set()
@@ -111,15 +111,15 @@ async def test_every_name_of_the_released_document_stays(service: Service) -> No
         lambda c: c["start"]["required"].remove("UserId"),
     ],
 )
-def test_a_change_of_shape_is_seen(change: Callable[[dict[str, Any]], Any]) -> None:
-    """The comparison above is no formality: it sees a field, a type, a null, an enum's value or a required field that changes."""
+def test_a_change_of_shape_is_found(change: Callable[[dict[str, Any]], Any]) -> None:
+    """The comparison finds a changed field, type, null, enum value or required field."""
     released, changed = (json.loads(RELEASED.read_text("utf-8")) for _ in range(2))
     change(changed["components"]["schemas"])
     assert openapi_shape.operations(released) != openapi_shape.operations(changed)
 
 
 async def test_every_reference_leads_somewhere(service: Service) -> None:
-    """No dangling $ref, none into the events' own document, and no component that nobody refers to by accident of spelling."""
+    """Every $ref leads to a component, and none into the document of the events."""
     for reference in references(service.document):
         *folders, name = reference.removeprefix("#/").split("/")
         assert folders == ["components", "schemas"], reference
@@ -127,7 +127,7 @@ async def test_every_reference_leads_somewhere(service: Service) -> None:
 
 
 async def test_every_component_is_a_schema(service: Service) -> None:
-    """Each component is valid JSON Schema 2020-12 by itself."""
+    """Each component is valid JSON Schema 2020-12."""
     assert service.document["openapi"].startswith("3.1")
     for name, schema in service.document["components"]["schemas"].items():
         plain = json.loads(json.dumps(schema))
@@ -135,7 +135,7 @@ async def test_every_component_is_a_schema(service: Service) -> None:
 
 
 async def test_every_body_and_answer_has_an_example_that_fits(service: Service) -> None:
-    """Errors included, of every route: schema and example are there and agree; the framework's own error form is nowhere."""
+    """Every body and answer, errors included, has a schema and a matching example; FastAPI's own error form is not used."""
     seen = 0
     for where, content in contents(service.document):
         assert "example" in content, where
@@ -145,8 +145,8 @@ async def test_every_body_and_answer_has_an_example_that_fits(service: Service) 
     assert "HTTPValidationError" not in json.dumps(service.document)
 
 
-async def test_every_error_says_its_own_code(service: Service) -> None:
-    """The example of a status is one that the service really gives under that status."""
+async def test_every_error_has_its_own_code(service: Service) -> None:
+    """The example of a status has the code that the service returns with it."""
     codes: dict[str, set[str]] = {}
     for operations in service.document["paths"].values():
         for operation in operations.values():
@@ -170,7 +170,7 @@ async def test_every_error_says_its_own_code(service: Service) -> None:
 
 
 async def test_query_parameters_are_described(service: Service) -> None:
-    """Each with what it means and its limits."""
+    """Each query parameter has a description."""
     for path, names in (
         ("/sessions", {"state", "stuck", "app", "room", "since", "limit", "before"}),
         ("/results", {"after", "limit", "wait", "type"}),
@@ -181,7 +181,7 @@ async def test_query_parameters_are_described(service: Service) -> None:
 
 
 async def test_the_examples_of_requests_are_accepted(service: Service) -> None:
-    """What the document says to send can be sent as it stands."""
+    """The service accepts the document's example of each request unchanged."""
     paths = service.document["paths"]
     start = paths["/sessions"]["post"]["requestBody"]["content"]["application/json"]["example"]
     status, answer = await service.ask("POST", "/sessions", json=start)
@@ -193,7 +193,7 @@ async def test_the_examples_of_requests_are_accepted(service: Service) -> None:
 
 
 async def test_real_answers_are_as_described(service: Service) -> None:
-    """Every field that is answered is described, and every described field is answered."""
+    """Every field of an answer is described, and every described field is in the answer."""
     _, answer = await service.ask("POST", "/sessions", json=start_body(Callback="https://example.com/x"))
     task_id = answer["TaskId"]
     assert fault(service.document, schema_of(service.document, "post", "/sessions", 202), answer) == ""
@@ -222,12 +222,12 @@ async def test_real_answers_are_as_described(service: Service) -> None:
     assert body == json.loads(json.dumps(service.document))
 
 
-async def test_the_token_is_described_where_one_is_asked_for(database: engines.Database) -> None:
-    """Every operation names its scope, but for probes and TRTC's signed callbacks."""
+async def test_the_required_scope_is_described(database: engines.Database) -> None:
+    """Every operation names its scope, except the probes and TRTC's signed callbacks."""
     async with api_service.running(database, ("a-token",)) as guarded:
         document = guarded.document
-    said = {p: o["security"] for p, operations in document["paths"].items() for o in operations.values()}
-    assert said["/sessions/{TaskId}/stop"] == [{"bearer": ["operate"]}]
-    free = {p for p, security in said.items() if not security}
-    assert all(s in ([], [{"bearer": ["read"]}], [{"bearer": ["start"]}], [{"bearer": ["operate"]}]) for s in said.values())
+    security = {p: o["security"] for p, operations in document["paths"].items() for o in operations.values()}
+    assert security["/sessions/{TaskId}/stop"] == [{"bearer": ["operate"]}]
+    free = {p for p, scopes in security.items() if not scopes}
+    assert all(s in ([], [{"bearer": ["read"]}], [{"bearer": ["start"]}], [{"bearer": ["operate"]}]) for s in security.values())
     assert free == {"/healthz", "/readyz", "/trtc/callbacks"}

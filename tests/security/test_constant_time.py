@@ -13,8 +13,8 @@ import pytest
 from machine import api_keys
 from tests import engines
 from tests.integration import api_service
+from tests.integration.callback_sender import signed
 from tests.integration.test_access import bearer
-from tests.integration.test_api import signed
 
 TOKENS = ("first-token", "second-token")
 CLUSTER = "the nodes' own token"

@@ -1,0 +1,90 @@
+"""TRTC's callbacks at the HTTP API: signed ones are decided once, forged and malformed ones are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests import engines
+from tests.integration import api_service
+from tests.integration.api_service import Service
+from tests.integration.callback_sender import deliver, signed, trtc
+
+
+@pytest.fixture
+async def service(database: engines.Database) -> AsyncIterator[Service]:
+    async with api_service.running(database) as running:
+        yield running
+
+
+class TestCallbacks:
+    async def test_a_signed_callback_moves_the_session(self, service: Service) -> None:
+        """203 opens a recording and returns the code that TRTC expects; the same callback changes nothing the second time."""
+        task_id = await service.open_session()
+        event = trtc(203)
+        for _ in range(2):
+            status, answer = await deliver(service, event)
+            assert (status, answer["code"]) == (200, 0)
+        _, body = await service.ask("GET", f"/sessions/{task_id}")
+        assert [(r["Speaker"], r["N"], r["State"]) for r in body["Recordings"]] == [("alice", 1, "Joining")]
+
+    @pytest.mark.parametrize(
+        ("number", "info"),
+        [
+            (102, {"UserId": None}),
+            (103, {"Role": 20}),
+            (104, {"Reason": 1}),
+            (105, {"Role": 21}),
+            (201, {}),
+            (202, {}),
+            (204, {}),
+        ],
+        ids=lambda given: str(given) if isinstance(given, int) else "",
+    )
+    async def test_every_understood_callback_fits_its_schema(self, service: Service, number: int, info: dict[str, Any]) -> None:
+        """The event of each callback has only fields of its schema, so it is decided."""
+        event = trtc(number, **info)
+        event["EventInfo"] = {name: value for name, value in event["EventInfo"].items() if value is not None}
+        assert (await deliver(service, event))[0] == 200
+        assert len(service.decided) == 1
+
+    async def test_an_ignored_callback_is_acknowledged(self, service: Service) -> None:
+        """A callback without an event is acknowledged, and decides nothing."""
+        for type_ in (101, 205, 999):
+            status, answer = await deliver(service, trtc(type_))
+            assert (status, answer["code"]) == (200, 0)
+        assert service.decided == []
+
+    async def test_a_forged_callback_is_refused_before_it_is_read(self, service: Service) -> None:
+        """A wrong key, a missing Sign or another application is a 401, also for a body that is not JSON; nothing is decided."""
+        raw = json.dumps(trtc(102)).encode()
+        right = signed(raw)
+        forged = [
+            (raw, signed(raw, "guess")),
+            (raw + b" ", right),
+            (b"not JSON", signed(b"not JSON", "guess")),
+            (raw, {k: v for k, v in right.items() if k != "Sign"}),
+            (raw, right | {"SdkAppId": "1400000002"}),
+            (raw, right | {"SdkAppId": "9" * 30}),
+            (raw, {k: v for k, v in right.items() if k != "SdkAppId"}),
+        ]
+        for body, headers in forged:
+            status, answer = await service.ask("POST", "/trtc/callbacks", data=body, headers=headers)
+            assert (status, answer["Code"]) == (401, "Unauthorized")
+        assert service.decided == []
+
+    async def test_a_signed_but_malformed_callback_is_refused(self, service: Service) -> None:
+        """A valid signature over a body that TRTC would not send is a 400 that names the field."""
+        for body, field in (({}, "CallbackTs"), (trtc(203, UserId=7), "UserId"), (trtc(203, RoomId=""), "RoomId")):
+            status, answer = await deliver(service, body)
+            assert (status, answer["Code"]) == (400, "InvalidParameter")
+            assert field in answer["Message"]
+
+    async def test_a_large_callback_is_refused(self, service: Service) -> None:
+        """The limit of 256 KB holds before the signature is computed."""
+        raw = b" " * (256 * 1024 + 1)
+        status, _ = await service.ask("POST", "/trtc/callbacks", data=raw, headers=signed(raw))
+        assert status == 413
