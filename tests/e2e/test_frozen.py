@@ -87,8 +87,8 @@ def hesitant(folder: Path) -> str:
 
 @pytest.fixture
 async def many(world: World) -> AsyncIterator[cluster.Cluster]:
-    """A cluster with one spool for all."""
-    made = cluster.Cluster(world, shared=True, settings={"LEASE": f"{LEASE_S:.1f}s", "LINGER": "3s"})
+    """A cluster with one spool for all. Who leaves is waited for until the room ends: the worker that wakes gets no new work."""
+    made = cluster.Cluster(world, shared=True, settings={"LEASE": f"{LEASE_S:.1f}s", "LINGER": "60s"})
     yield made
     with contextlib.suppress(ProcessLookupError):
         os.kill(made.nodes["frozen"].pid, signal.SIGCONT)
