@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
 
 import typer
 
 from cli import exits, output
-
-if TYPE_CHECKING:
-    from cli.doctor_checks import Finding
 
 
 def doctor(as_json: output.AsJson = False) -> None:
@@ -23,17 +19,11 @@ def doctor(as_json: output.AsJson = False) -> None:
     from cli import doctor_checks
 
     logs.configure(level="error")
-    raise typer.Exit(report(doctor_checks.examine(os.environ), as_json=as_json))
-
-
-def report(findings: list[Finding], *, as_json: bool) -> int:
-    """Print the findings. Returns the exit code."""
-    from cli import doctor_checks
-
+    findings = doctor_checks.examine(os.environ)
     verdict = doctor_checks.verdict(findings)
     printed = [{name.capitalize(): text for name, text in dataclasses.asdict(finding).items()} for finding in findings]
     if as_json:
         output.as_json({"Status": verdict, "Checks": printed})
     else:
         output.findings(printed, verdict=verdict)
-    return exits.REFUSED if verdict == doctor_checks.FAIL else exits.OK
+    raise typer.Exit(exits.REFUSED if verdict == doctor_checks.FAIL else exits.OK)
