@@ -252,7 +252,7 @@ class Node:
 
         return web_app.Api(
             decide=decider.decide,
-            queries=store.queries.Reading(self.store.connections),
+            queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
             new_id=new_id,

@@ -43,7 +43,7 @@ class Served:
     parameters: Mapping[str, Any]
 
 
-class Api:
+class RestApi:
     """The API over the rooms of one simulator; `accounts` tells the keys in force."""
 
     def __init__(

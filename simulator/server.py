@@ -73,7 +73,7 @@ class Simulator:
         self.pulls = pull.Pulls(self.rooms, announce=announce_pulls, one_per_user=one_pull_per_user, wall_s=wall_s)
         self.receiver = receiver.Receiver()
         self.cos = service.Cos(folder, accounts=accounts, buckets=buckets, wall_s=wall_s)
-        self.rest = rest.Api(self.rooms, lambda: self.cos.accounts, wall_s=wall_s)
+        self.rest = rest.RestApi(self.rooms, lambda: self.cos.accounts, wall_s=wall_s)
         self._wanted_port = port
         self._runner: web.AppRunner | None = None
 

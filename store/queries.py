@@ -24,7 +24,7 @@ _CURSOR = re.compile(r"([sp])(\d{1,18})")
 MAX_PLACED = 10_000
 
 
-class Reading:
+class SessionQueries:
     """Read-only views of one database."""
 
     def __init__(self, database: connections.Connections) -> None:
@@ -39,12 +39,12 @@ class Reading:
         sdk_app_id: int = 0,
         room: str = "",
         since_ms: int = 0,
-        doubtful: bool = False,
+        maybe_stuck: bool = False,
         before: str = "",
         limit: int = 50,
     ) -> list[model.Session]:
         """Sessions, newest first: in a state, of an application, in a room (integer or string), opened at or after `since_ms`
-        (Unix ms), older than the TaskId `before`. With `doubtful` only those that might need a person: never fewer."""
+        (Unix ms), older than the TaskId `before`. With `maybe_stuck` only those that might need a person: never fewer."""
         table = tables.sessions
         wanted = (
             (state, table.c.state == state),
@@ -52,7 +52,7 @@ class Reading:
             (room, table.c.room == room),
             (since_ms, table.c.opened_ms >= since_ms),
             (before, table.c.task_id < before),
-            (doubtful, _doubtful()),
+            (maybe_stuck, _maybe_stuck()),
         )
         found = select(table).where(*(condition for given, condition in wanted if given))
         return [rows.session(r) for r in await self._all(found.order_by(table.c.task_id.desc()).limit(limit))]
@@ -183,7 +183,7 @@ class Reading:
             return [dict(r) for r in (await connection.execute(query)).mappings()]
 
 
-def _doubtful() -> Any:
+def _maybe_stuck() -> Any:
     """A net that is never narrower than the rules of what is stuck: sessions and recordings that have not ended, failed
     recordings whose files were not given up, results that were not taken."""
     sessions, recordings, callbacks = tables.sessions, tables.recordings, tables.callbacks

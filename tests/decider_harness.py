@@ -30,7 +30,7 @@ class Desk:
     store: stores.Store
     clock: engines.Clock
     decider: dispatch.Decider
-    reading: queries.Reading
+    reading: queries.SessionQueries
     new_id: Any = field(default_factory=lambda: engines.ids("e"))
 
     async def say(self, type_: str, id_: str = "", **data: Any) -> dict[str, Any]:
@@ -169,4 +169,4 @@ class Desk:
 def sit_down(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Desk:
     """A harness with the default policy."""
     context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
-    return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.Reading(store.connections))
+    return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections))

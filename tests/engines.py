@@ -112,7 +112,7 @@ def fresh(engine: str, folder: Path) -> Database:
 
 def reader(store: Any) -> Any:
     """Queries of a store's sessions, timelines and results."""
-    return store if isinstance(store, dictionary.Store) else queries.Reading(store.connections)
+    return store if isinstance(store, dictionary.Store) else queries.SessionQueries(store.connections)
 
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:

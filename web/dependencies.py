@@ -21,7 +21,7 @@ class SessionQueries(Protocol):
         sdk_app_id: int = 0,
         room: str = "",
         since_ms: int = 0,
-        doubtful: bool = False,
+        maybe_stuck: bool = False,
         before: str = "",
         limit: int = 50,
     ) -> list[model.Session]: ...

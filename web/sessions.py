@@ -155,7 +155,7 @@ async def _stuck(api: dependencies.Api, query: SessionFilter) -> tuple[Found, st
     found: Found = []
     before = query.before
     while True:
-        candidates = await api.queries.sessions(**_filters(query), doubtful=True, before=before, limit=CANDIDATES)
+        candidates = await api.queries.sessions(**_filters(query), maybe_stuck=True, before=before, limit=CANDIDATES)
         for snapshot in await _snapshots(api, candidates):
             reasons = stuck.findings(snapshot)
             if reasons:

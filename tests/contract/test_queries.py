@@ -18,9 +18,9 @@ IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
 
 
 @pytest.fixture
-def views(store: stores.Store) -> queries.Reading:
+def views(store: stores.Store) -> queries.SessionQueries:
     """The views of the same database."""
-    return queries.Reading(store.connections)
+    return queries.SessionQueries(store.connections)
 
 
 def session(index: int, **more: Any) -> model.Session:
@@ -46,7 +46,7 @@ def said(number: int, type_: str = "session-refused") -> codec.Event:
     return codec.make(type_, id=f"r{number}", time_ms=engines.START_MS, data=body)
 
 
-async def test_sessions_are_filtered(store: stores.Store, views: queries.Reading) -> None:
+async def test_sessions_are_filtered(store: stores.Store, views: queries.SessionQueries) -> None:
     """Each filter works alone and together with all others; newest first."""
     for index in range(4):
         await add(store, session(index, state=states.OPEN if index else states.FINISHED))
@@ -58,13 +58,13 @@ async def test_sessions_are_filtered(store: stores.Store, views: queries.Reading
         ({"since_ms": engines.START_MS + 2}, (3, 2)),
         ({"before": IDS[2]}, (1, 0)),
         ({"limit": 1}, (3,)),
-        ({"doubtful": True}, (3, 2, 1)),
-        ({"state": states.OPEN, "sdk_app_id": 2, "before": IDS[3], "doubtful": True}, (1,)),
+        ({"maybe_stuck": True}, (3, 2, 1)),
+        ({"state": states.OPEN, "sdk_app_id": 2, "before": IDS[3], "maybe_stuck": True}, (1,)),
     ):
         assert [s.task_id for s in await views.sessions(**filters)] == [IDS[i] for i in found], filters  # type: ignore[arg-type]
 
 
-async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Reading) -> None:
+async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.SessionQueries) -> None:
     """Stuck finished sessions have a failure with files, a live recording, or an undelivered result."""
     done = recording(0, state=states.DONE)
     await add(store, session(0, state=states.FINISHED), done)
@@ -74,12 +74,12 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Rea
     async with store.transaction() as tx:
         for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
             await tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
-    assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2], IDS[1]]
+    assert [s.task_id for s in await views.sessions(maybe_stuck=True)] == [IDS[3], IDS[2], IDS[1]]
     assert await store.spool_files.give_up(job_key.RecordingKey(IDS[1], "a/b", 1), failed_before_ms=2)
-    assert [s.task_id for s in await views.sessions(doubtful=True)] == [IDS[3], IDS[2]]
+    assert [s.task_id for s in await views.sessions(maybe_stuck=True)] == [IDS[3], IDS[2]]
 
 
-async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, clock: engines.Clock) -> None:
+async def test_counts_and_evidence(store: stores.Store, views: queries.SessionQueries, clock: engines.Clock) -> None:
     """One query covers several sessions: recordings by state without never-seen ones, jobs with their times, deliveries."""
     job = model.Job(kind=states.CAPTURE, state=states.QUEUED)
     queued = recording(0, epoch=1, job=job)
@@ -106,7 +106,7 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.Reading, 
     assert found[IDS[2]] == session_view.SessionParts()
 
 
-async def test_segments_of_a_session(store: stores.Store, views: queries.Reading) -> None:
+async def test_segments_of_a_session(store: stores.Store, views: queries.SessionQueries) -> None:
     """Segments of all its recordings and of no other's come in the order of their epochs."""
     await add(store, session(0), recording(0), recording(0, 2))
     await add(store, session(1), recording(1))
@@ -120,7 +120,7 @@ async def test_segments_of_a_session(store: stores.Store, views: queries.Reading
     ]
 
 
-async def test_results_by_cursor(store: stores.Store, views: queries.Reading) -> None:
+async def test_results_by_cursor(store: stores.Store, views: queries.SessionQueries) -> None:
     """Only results come, in order, from any returned cursor on; events and commands between them do not count."""
     for number in range(5):
         await store.outbox.send("result" if number % 2 == 0 else "event", said(number))
@@ -147,7 +147,7 @@ async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
     assert "PLANTED" not in str(caught.value)
 
 
-async def test_no_result_is_passed_over(store: stores.Store, views: queries.Reading, database: engines.Database) -> None:
+async def test_no_result_is_passed_over(store: stores.Store, views: queries.SessionQueries, database: engines.Database) -> None:
     """Of two transactions the one with the lower number commits later, if the engine allows it: a reader that follows its cursors
     sees both once. So do concurrent readers, all in the same order."""
     seen: list[str] = []
@@ -182,7 +182,7 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Read
     assert sorted(r.id for r in at_once[0][0]) == sorted(f"r{number}" for number in range(1, 20))
 
 
-async def test_reading_on_while_others_write(store: stores.Store, views: queries.Reading) -> None:
+async def test_reading_on_while_others_write(store: stores.Store, views: queries.SessionQueries) -> None:
     """A reader that goes on page by page while results are written and marked sent sees each of them exactly once."""
     numbers = range(60)
     writing = asyncio.gather(*(store.outbox.send("result", said(number)) for number in numbers))

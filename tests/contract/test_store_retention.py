@@ -83,7 +83,7 @@ async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -
 async def test_readers_of_results_go_on_after_results_are_forgotten(store: stores.Store, clock: engines.Clock) -> None:
     """An earlier cursor stays valid: results after the deleted ones are read once."""
     await _finished(store)
-    reader = queries.Reading(store.connections)
+    reader = queries.SessionQueries(store.connections)
     read, cursor = await reader.results_after("")
     assert len(read) == 1
     clock.advance(LATER_MS)

@@ -139,7 +139,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "", **held)
         api = app.Api(
             decide=service.decide,
-            queries=queries.Reading(kept.connections),
+            queries=queries.SessionQueries(kept.connections),
             ping=kept.connections.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,

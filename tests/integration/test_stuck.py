@@ -39,27 +39,27 @@ async def speaking(service: Service, room: int) -> str:
 async def uploading(service: Service, room: int, failures: int) -> str:
     """A session whose upload has failed so many times and is tried again."""
     task_id = await speaking(service, room)
-    named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, f"{task_id}/alice/1"
-    await service.store.leases.take(job_key.parse(owner), 1, "node", 30_000)
+    named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, job_key.RecordingKey(task_id, "alice", 1)
+    await service.store.leases.take(owner, 1, "node", 30_000)
     await service.say("capture-started", **named, Epoch=1)
     await service.say("stop", TaskId=task_id)
     await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", Reason="stopped", MediaMs=5000, SizeBytes=4)
     output = {"DurationMs": 5000, "SizeBytes": 3, "Crc64": "", "StartMs": 1, "EndMs": 2, "Gaps": []}
-    await service.store.leases.take(job_key.parse(owner), 2, "node", 30_000)
+    await service.store.leases.take(owner, 2, "node", 30_000)
     await service.say("ffmpeg-exit", **named, Epoch=2, Job="transcode", Reason="ok", Output=output)
     for epoch in range(3, 3 + failures):
-        assert await service.store.leases.take(job_key.parse(owner), epoch, "node", 30_000)
+        assert await service.store.leases.take(owner, epoch, "node", 30_000)
         failed = {"Reason": "network", "Detail": "No route to the bucket.", "Retry": True}
         await service.say("upload-failed", **named, Epoch=epoch, **failed)
         due = await waiting_retry(service, owner)
-        await service.say("deadline-passed", Owner=owner, Kind="retry", Serial=due)
+        await service.say("deadline-passed", Owner=str(owner), Kind="retry", Serial=due)
     return task_id
 
 
-async def waiting_retry(service: Service, owner: str) -> str:
+async def waiting_retry(service: Service, owner: job_key.RecordingKey) -> str:
     """The serial of the armed retry."""
     async with service.store.transaction() as tx:
-        await tx.arm(job_key.parse(owner), "retry", 0)
+        await tx.arm(owner, "retry", 0)
     (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner and d.kind == "retry"]
     return due.serial
 
