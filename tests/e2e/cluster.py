@@ -1,4 +1,4 @@
-"""Many nodes on real servers: RabbitMQ and PostgreSQL of the tests' own, and nodes as processes in any mix of roles."""
+"""Cluster: many nodes as processes in any mix of roles, on the tests' own RabbitMQ and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests import backends, engines, postgres, rabbit, service_process, waiting
 from tests.e2e.conftest import World
 
 LEASE_S = 6.0 * waiting.pace()
-# A server dies with the thread that started it, so a restart beside a running loop needs a thread that stays to the end.
+# A server dies with the thread that started it, so a restart needs a thread that lives until the end.
 _KEEPER = futures.ThreadPoolExecutor(1)
 
 
 async def keep(work: Callable[[], None]) -> None:
-    """Do blocking work on a server in the thread that stays."""
+    """Run blocking work on a server in the long-lived thread."""
     await asyncio.get_running_loop().run_in_executor(_KEEPER, work)
 
 
 class Cluster:
-    """One recorder of many nodes. `shared` lets all workers share one spool."""
+    """One recorder with many nodes. With `shared`, all workers share one spool."""
 
     def __init__(self, world: World, *, shared: bool, settings: dict[str, str] | None = None) -> None:
         self.world = world
@@ -53,7 +53,7 @@ class Cluster:
         await asyncio.gather(*(self.add(name, role) for name, role in roles.items()))
 
     async def add(self, name: str, roles: str, **settings: str) -> service_process.ServiceProcess:
-        """Start one more node, with settings of its own beside the cluster's; or an old one again."""
+        """Start one more node, with settings in addition to the cluster's, or start an old one again."""
         if name not in self.nodes:
             folder = self.world.folder / name
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,23 +67,23 @@ class Cluster:
         return node
 
     async def stop(self) -> None:
-        """Stop every node and forget the database."""
+        """Stop every node and drop the database."""
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
         await asyncio.to_thread(postgres.shared().drop, self.database)
 
     def node_id(self, name: str) -> str:
-        """The id under which a node that has been started is known to the others."""
+        """The node id of a started node."""
         started = [line for line in self.nodes[name].log.read_text().splitlines() if '"service.started"' in line]
         return str(json.loads(started[-1])["node"])
 
     def owners_told(self, event: str, **fields: Any) -> set[str]:
-        """The owners in the lines of all nodes' logs that tell of this event with these fields."""
+        """The owners in all log lines of any node with this event and these fields."""
         lines = [json.loads(line) for node in self.nodes.values() for line in node.log.read_text().splitlines() if event in line]
         wanted = {"event": event} | fields
         return {line["owner"] for line in lines if wanted.items() <= line.items()}
 
     async def ask(self, query: str) -> list[Any]:
-        """A query of the test's own."""
+        """Run a query of the test."""
         connection = await asyncpg.connect(self.database.replace("+asyncpg", ""))
         try:
             return list(await connection.fetch(query))

@@ -1,6 +1,6 @@
 """A whole world on this machine: the simulator as Tencent, and the real service as a process of its own, on each engine.
 
-A module that is about one engine says so with `pytestmark = pytest.mark.parametrize("engine", [...])`, and in its header.
+A module for one engine has `pytestmark = pytest.mark.parametrize("engine", [...])` and names the engine in its header.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CALLBACK_KEY = "callback-key"
 
 
 def receiver(room: int | str) -> str:
-    """The name of the callback receiver of a room."""
+    """The name of a room's result receiver."""
     return f"{type(room).__name__}-{room}"
 
 
 class World:
-    """The simulator, and services that know its addresses."""
+    """The simulator, and services configured with its addresses."""
 
     def __init__(self, folder: Path, simulator: server.Simulator, engine: str) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class World:
         self.service: service_process.ServiceProcess
 
     async def serve(self, **environment: str) -> service_process.ServiceProcess:
-        """Start a service that takes the simulator for Tencent, and have the callbacks sent to it."""
+        """Start a service that uses the simulator as Tencent, and send TRTC's callbacks to it."""
         folder = self.folder / "service"
         folder.mkdir(parents=True, exist_ok=True)
         self.backend = self.backend or backends.make(self.engine, folder / "data")
@@ -49,11 +49,11 @@ class World:
         return self.service
 
     def point_callbacks(self) -> None:
-        """Have TRTC's callbacks sent to the service."""
+        """Send TRTC's callbacks to the service."""
         self.simulator.configure_app(APP, callback_url=f"{self.service.url}/trtc/callbacks", callback_key=CALLBACK_KEY)
 
     def settings(self) -> dict[str, str]:
-        """What a service is told to take the simulator for Tencent."""
+        """The settings that make the simulator Tencent."""
         return {
             "PULL_ADDRESS": self.simulator.pull_template,
             "COS_ENDPOINT": self.simulator.url,
@@ -64,7 +64,7 @@ class World:
         }
 
     def request(self, room: int | str, **more: Any) -> dict[str, Any]:
-        """The body of a start; the result is posted to the simulator's receiver under the room's name."""
+        """The body of a start; its result goes to the simulator's receiver of the room's name."""
         cos = {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", "SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
         where = {"RoomId": room} if isinstance(room, int) else {"StrRoomId": room}
         callback = self.simulator.receiver_url(quote(receiver(room), safe=""))
@@ -72,18 +72,18 @@ class World:
         return start | where | more
 
     def results(self, room: int | str) -> list[Any]:
-        """What the callback receiver got for a room, in order."""
+        """The results that a room's receiver got, in order."""
         return [r.json() for r in self.simulator.receiver.received[receiver(room)]]
 
     def object_path(self, url: str) -> Path:
-        """Where the simulator keeps the object of a RecordFile."""
+        """The file in which the simulator stores the object of a RecordFile."""
         host, key = url.removeprefix("https://").split("/", 1)
         return self.simulator.folder / "cos" / host.split(".")[0] / key
 
 
 @pytest.fixture(params=backends.NAMES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """The engine that the service runs on."""
+    """The engine of the service."""
     return str(request.param)
 
 
@@ -104,5 +104,5 @@ async def world(tmp_path: Path, loops: Path, engine: str) -> AsyncIterator[World
 
 
 async def live_for(seconds: float) -> None:
-    """Let the room be live for so long: the one thing here that takes time because it is about time."""
+    """Keep the room live for a duration: real time is the subject here, so it has to pass."""
     await waiting.passed(seconds)

@@ -23,12 +23,12 @@ from tests import backends, rabbit, secret_markers, service_process, waiting
 from tests.e2e.conftest import APP, BUCKET, REGION, World
 
 MINTED, SIGNED = 1400000002, 1400000003
-"""Applications whose UserSigs the service mints, and whose UserSigs TRTC verifies."""
+"""The application whose UserSigs the service mints, and the one whose UserSigs TRTC verifies."""
 QUICK = {name: f"{seconds * waiting.pace():.1f}s" for name, seconds in (("LINGER", 2), ("IDLE_TIMEOUT", 3), ("LEASE", 5))}
 
 
 class SecretWorld:
-    """A world in which every secret is a planted one, and what was written in it."""
+    """A world in which every secret is marked, and a record of everything that the service wrote."""
 
     def __init__(self, world: World, marks: secret_markers.Planted, token: str) -> None:
         self.world = world
@@ -41,12 +41,12 @@ class SecretWorld:
 
     @property
     def parked(self) -> str:
-        """The queue of what could not be handled."""
+        """The queue of dead letters."""
         assert self.world.backend is not None
         return topology.Topology(self.world.backend.settings["AMQP_PREFIX"]).parked
 
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """A request, whatever is answered; the answer counts as written."""
+        """Send a request and record its response, whatever its status."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else None
         given = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | headers
         async with aiohttp.ClientSession() as http:
@@ -59,30 +59,30 @@ class SecretWorld:
         return answer.status, None
 
     def record(self, name: str, content: bytes) -> None:
-        """Something was written."""
+        """Record something that the service wrote."""
         self.written[f"{name} ({next(self._numbers)})"] = content
 
     def request(self, room: str, **more: Any) -> dict[str, Any]:
-        """A start that succeeds, with the account's keys and a planted UserSig."""
+        """A start that succeeds, with the account's keys and a marked UserSig."""
         callback = self.world.simulator.receiver_url(room) + "?token=" + self.secret(f"Callback of {room}", encoded=True)
         found = {"SdkAppId": APP, "StrRoomId": room, "UserId": "recorder", "Mode": "00", "Callback": callback}
         found |= {"UserSig": self.secret(f"UserSig of {room}")}
         return found | {"CosConfig": {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", **self.cos}} | more
 
     def secret(self, where: str, *, encoded: bool = False) -> str:
-        """A new secret."""
+        """A new marked secret."""
         made = self.marks.make(where)
         return quote(made, safe="") if encoded else made
 
     def wrong_keys(self, where: str) -> dict[str, Any]:
-        """COS credentials that nobody knows."""
+        """COS credentials that COS does not accept."""
         keys = {name: self.secret(f"{name} of {where}") for name in ("SecretId", "SecretKey", "Token")}
         return {"Region": REGION, "Bucket": BUCKET, "Path": "lessons", **keys}
 
 
 @contextlib.asynccontextmanager
 async def running(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SecretWorld]:
-    """The world of the other tests, but with marked secrets from the backend up, and ears for the UserSigs that are minted."""
+    """A world like that of the other tests, but with marked secrets everywhere and a record of the minted UserSigs."""
     marks = secret_markers.Planted()
     cos = {name: marks.make(f"{name} of the account") for name in ("SecretId", "SecretKey", "Token")}
     account = signature.Account(secret_id=cos["SecretId"], secret_key=cos["SecretKey"], token=cos["Token"])
@@ -111,7 +111,7 @@ async def running(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.
 
 
 def _record_minted(secrets: SecretWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the UserSigs that the service mints, as they come to the simulator: nowhere else may they be seen."""
+    """Record the minted UserSigs when they reach the simulator: no other place may show them."""
     check = usersig.check
 
     def heard(user_sig: str, *, sdk_app_id: int, **more: Any) -> str:
@@ -125,7 +125,7 @@ def _record_minted(secrets: SecretWorld, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def learn_minted(secrets: SecretWorld) -> None:
-    """Search for the minted UserSigs from now on, and for the signatures in them."""
+    """Search for the minted UserSigs from now on, and for their signatures."""
     assert secrets.minted
     for number, user_sig in enumerate(sorted(secrets.minted)):
         secrets.marks.learn(f"a minted UserSig ({number})", user_sig)
@@ -165,7 +165,7 @@ def _secret_settings(secrets: SecretWorld, backend: backends.Backend) -> dict[st
 
 
 def _add_user(name: str, password: str) -> None:
-    """A user of the broker, in one call: the control program takes seconds to begin."""
+    """Add a user to the broker in one call, because the control program takes seconds to start."""
     words = [f'<<"{word}">>' for word in (name, password, "test")]
     rights = [words[0], '<<"/">>', *['<<".*">>'] * 3, words[2]]
     call = f"rabbit_auth_backend_internal:add_user({', '.join(words)}), "

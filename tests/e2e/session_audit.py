@@ -1,8 +1,7 @@
-"""The audit: what became of every session, read from database, COS folder, callback receiver, and what a subscriber of the bus
-wrote down, with code of its own.
+"""Session audit: compares database, COS folder, delivered results and the messages that a subscriber received.
 
-Imports nothing of the recorder. Rule: it knows the tables by name, asks in SQL that SQLite and PostgreSQL both understand,
-computes its own CRC-64/XZ, and believes no message.
+Rule: it uses code of its own and trusts no message. It knows the tables by name, uses SQL that SQLite and PostgreSQL both
+understand, and computes its own CRC-64/XZ.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ QUERIES = {
     "results": "SELECT task_id, revision, body FROM results ORDER BY task_id, revision",
     "live_jobs": "SELECT owner FROM jobs WHERE state <> 'ended'",
 }
-"""What is read, by name."""
+"""The queries, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Faults found; all empty when nothing was lost or doubled."""
+    """The faults found; all lists are empty if nothing was lost or doubled."""
 
     unfinished: list[str]
     not_done: list[str]
@@ -42,16 +41,16 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """All of them."""
+        """All faults in one list."""
         return [*self.unfinished, *self.not_done, *self.doubled_results, *self.wrong_objects, *self.undelivered]
 
 
 def read(url: str, queries: Mapping[str, str]) -> dict[str, list[Row]]:
-    """The rows of each query, all of one moment, from `sqlite:///file` or `postgresql://…` (with or without a driver's name)."""
+    """The rows of each query, in one snapshot, from `sqlite:///file` or `postgresql://…` (with or without a driver's name)."""
     engine, rest = url.split("://", 1)
     if engine.startswith("sqlite"):
         return _read_sqlite(rest.removeprefix("/"), queries)
-    with futures.ThreadPoolExecutor(1) as pool:  # a loop of its own: the caller may be inside a running one
+    with futures.ThreadPoolExecutor(1) as pool:  # a loop of its own: the caller may run inside another one
         return pool.submit(asyncio.run, _read_postgresql(f"postgresql://{rest}", queries)).result()
 
 
@@ -72,7 +71,7 @@ async def _read_postgresql(url: str, queries: Mapping[str, str]) -> dict[str, li
 
 
 def audit(database: str, cos_folder: Path, received: dict[str, list[tuple[str, bytes]]]) -> Report:
-    """`database`: a URL, as `read` takes it. `received`: TaskId → (webhook-id, body) of each POST, in order."""
+    """Audit every session. `database`: a URL as for `read`. `received`: TaskId → (webhook-id, body) of each POST, in order."""
     found = read(database, QUERIES)
     sessions, recordings, results = found["sessions"], found["recordings"], found["results"]
     bodies: dict[str, set[bytes]] = {}
@@ -99,13 +98,12 @@ def audit(database: str, cos_folder: Path, received: dict[str, list[tuple[str, b
 
 
 def heard(path: Path) -> list[Row]:
-    """What a subscriber wrote down, a line of JSON for each delivery: {"Key", "Id", "Body"}."""
+    """The deliveries that a subscriber noted, a line of JSON each: {"Key", "Id", "Body"}."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def unheard(results: Sequence[Row], messages: Sequence[Row], deliveries: Sequence[Row]) -> list[str]:
-    """Of the rows of `results`, and of those of the outbox that are results: what never came to the subscriber, or came other
-    than it was written."""
+    """The rows of `results`, and the results in the outbox, that the subscriber did not receive or received with another body."""
     came: dict[str, set[str]] = {}
     for each in deliveries:
         came.setdefault(str(json.loads(each["Body"])["id"]), set()).add(each["Body"])
@@ -124,8 +122,8 @@ def unheard(results: Sequence[Row], messages: Sequence[Row], deliveries: Sequenc
 
 
 def heard_doubled(messages: Sequence[Row], deliveries: Sequence[Row]) -> list[str]:
-    """What a subscriber cannot take for a repeat: a second id or body for one state of one thing, an AMQP message_id that is not
-    the event's, and what was never written. The same message under its id, again, is none of it."""
+    """Deliveries that a subscriber cannot deduplicate: a second id or body for one state of one thing, an AMQP message_id other
+    than the event's id, and messages that were never written. The same message under the same id is allowed."""
     written = {json.loads(row["body"])["id"] for row in messages}
     seen: dict[str, set[tuple[str, str]]] = {}
     wrong = []
@@ -140,7 +138,7 @@ def heard_doubled(messages: Sequence[Row], deliveries: Sequence[Row]) -> list[st
 
 
 def about(event: Row) -> str:
-    """What a result is about: of one such thing there is one message."""
+    """The subject of a result; each subject has exactly one message."""
     number = event["data"].get("Attempt") or event["data"].get("Revision") or event.get("correlationid")
     return f"{event['type']} {event.get('subject')} {number}"
 
@@ -163,7 +161,7 @@ def _delivered(body: dict[str, Any], posts: list[tuple[str, bytes]]) -> bool:
 
 
 def crc64(content: bytes) -> int:
-    """CRC-64/XZ, bit by bit from a table of our own."""
+    """CRC-64/XZ, byte by byte from a table of its own."""
     value = 0xFFFFFFFFFFFFFFFF
     for byte in content:
         value = _TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)

@@ -1,4 +1,4 @@
-"""TRTC's callbacks as they really come: late, doubled, out of order, lost, forged, or about another session of the room."""
+"""TRTC's callbacks as they arrive in practice: late, doubled, disordered, lost, forged, or about another session of the room."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FAULTS = (
     callbacks.Fault(action=callbacks.DROP, user_id="half", event_type=callbacks.AUDIO_ON, times=0),
     callbacks.Fault(action=callbacks.SWAP, user_id="swapped", event_type=callbacks.AUDIO_ON),
 )
-"""What happens to the callbacks about users of these names."""
+"""The fates of the callbacks about users with these names."""
 
 
 async def recorded(scene: Scene, user_id: str, *, live_s: float = 3) -> None:
-    """Whatever became of these callbacks, the speaker's recording is one file, without a gap."""
+    """The speaker's recording is one file without a gap, whatever happens to the callbacks."""
     await scene.start()
     speaker = await scene.join(user_id)
     await scene.recordings("Recording")
@@ -40,7 +40,7 @@ async def recorded(scene: Scene, user_id: str, *, live_s: float = 3) -> None:
 
 
 async def crossed(scene: Scene) -> None:
-    """The callback of leaving comes after that of coming back: it is older than what was applied, so nobody is taken for gone."""
+    """A callback of leaving that arrives after that of returning is older than the applied one, so the speaker stays present."""
     await scene.start("00")
     speaker = await scene.join("crossed")
     await scene.recordings("Recording")
@@ -57,7 +57,8 @@ async def crossed(scene: Scene) -> None:
 
 
 async def never_told_of_leaving(scene: Scene) -> None:
-    """The callback of leaving is lost: the speaker counts as there, is tried for again, and found when they come back."""
+    """A lost callback of leaving leaves the speaker present: the recorder retries the pull and succeeds when the speaker comes
+    back."""
     await scene.start("00")
     speaker = await scene.join("unheard")
     await scene.recordings("Recording")
@@ -75,7 +76,7 @@ async def never_told_of_leaving(scene: Scene) -> None:
 
 
 async def never_told_of_the_end(scene: Scene) -> None:
-    """The room's end is not told: when its only speaker is gone for LINGER and IDLE_TIMEOUT, it ends as Idle."""
+    """A session without a callback of the room's end ends as Idle, when its only speaker is gone for LINGER and IDLE_TIMEOUT."""
     await scene.start("00")
     speaker = await scene.join("alice")
     await scene.recordings("Recording")
@@ -86,7 +87,7 @@ async def never_told_of_the_end(scene: Scene) -> None:
 
 
 async def two_sessions(world: World, name: int | str) -> None:
-    """Two recording users in one room: the removal of one closes its session alone; the end of the room closes the other."""
+    """With two recording users in a room, the removal of one closes its own session, and the end of the room closes the other."""
     removed, stays = Scene(world, name), Scene(world, name)
     await removed.start("00", UserId="recorder-2")
     await stays.start("00")
@@ -107,7 +108,7 @@ async def two_sessions(world: World, name: int | str) -> None:
 
 
 async def used_again(world: World, name: int | str) -> None:
-    """The end of an earlier room of this id comes when the next session is open already: it is older, and closes nothing."""
+    """The late end of an earlier room with the same id is older than the open session, and closes nothing."""
     scene = Scene(world, name)
     await scene.start("00")
     await scene.join("alice")
@@ -125,7 +126,7 @@ async def used_again(world: World, name: int | str) -> None:
 
 
 async def digits_only(world: World, number: int) -> None:
-    """A 102 whose room id is digits in quotes: the string room's where a session is open there, else the integer room's."""
+    """A 102 whose room id is digits in quotes ends the string room if a session is open there, else the integer room."""
     integer, string = Scene(world, number), Scene(world, str(number))
     integer.room.dismissal_as_text = True
     for scene in (integer, string):
@@ -141,7 +142,7 @@ async def digits_only(world: World, number: int) -> None:
 
 
 async def became_audience(scene: Scene) -> None:
-    """A speaker who becomes audience has left; all other kinds of callback that may come change nothing."""
+    """A speaker who becomes audience has left; the other kinds of callback change nothing."""
     await scene.start("00")
     speaker = await scene.join("alice")
     await scene.recordings("Recording")
@@ -164,7 +165,7 @@ def messages(scene: Scene) -> list[callbacks.Message]:
 
 
 async def forged(scene: Scene) -> None:
-    """Callbacks that are not signed, signed with another key, of another body or application: 401, and nothing happens."""
+    """A callback without a signature, or with one of another key, body or application, gets 401 and changes nothing."""
     await scene.start("00")
     speaker = await scene.join("alice")
     await scene.recordings("Recording")
@@ -192,14 +193,14 @@ async def forged(scene: Scene) -> None:
 
 
 async def post(world: World, body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
-    """POST a callback by hand; returns the status and the answer."""
+    """POST a callback; returns the status and the response."""
     url, kind = f"{world.service.url}/trtc/callbacks", {"Content-Type": "application/json"}
     async with aiohttp.ClientSession() as http, http.post(url, data=body, headers=kind | headers) as answer:
         return answer.status, await answer.json()
 
 
 async def test_untidy_callbacks(world: World) -> None:
-    """Whatever happens to callbacks on their way, sessions and recordings end as they should, in a dozen rooms of one service."""
+    """Sessions and recordings in a dozen rooms of one service end correctly, whatever happens to callbacks on their way."""
     await scenes.encode(world)
     await world.serve(**scenes.SHORT)
     world.simulator.callbacks.set_faults(*FAULTS)
@@ -221,7 +222,7 @@ async def test_untidy_callbacks(world: World) -> None:
 
 
 async def test_a_restart_between_two_of_a_kind(world: World) -> None:
-    """The same callback before and after a restart of the service counts once: its id is kept with what it did."""
+    """The same callback before and after a restart of the service counts once, because its id is stored with its effect."""
     await scenes.encode(world)
     await world.serve(**scenes.SHORT)
     scene = Scene(world, 9101)

@@ -1,6 +1,6 @@
-"""Chaos at its smallest: every fault point once on the engine of one node, a third of them, by a fixed seed, on that of many.
+"""Smallest chaos: every failpoint once on the embedded engine, and a third of them, by a fixed seed, on the distributed one.
 
-`make chaos` does the same for as long as it is given; see docs/reliability.md.
+`make chaos` does the same for any duration; see docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SEED = 1
 
 
 async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list[worlds.Outcome]:
-    """The seed's groups, all at once; each must end with nothing lost, doubled or left."""
+    """Run the seed's groups in parallel; each must end with nothing lost, doubled or left over."""
     work = plans.grouped(engine, SEED, part=part)
     outcomes = await runner.carry_out(work, folder, content, at_once=len(work))
     failed = [report.failure(outcome) for outcome in outcomes if outcome.failed]
@@ -27,26 +27,27 @@ async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list
 
 
 def struck(outcomes: list[worlds.Outcome]) -> set[str]:
-    """The points at which something happened."""
+    """The failpoints that were struck."""
     return {strike["Point"] for outcome in outcomes for strike in outcome.struck}
 
 
 def planned(engine: str, part: int) -> set[str]:
-    """The points that the seed chooses."""
+    """The failpoints that the seed chooses."""
     return {strike.point for plan in plans.grouped(engine, SEED, part=part) for strike in plan.strikes}
 
 
 # Both together may take five minutes: two idle cores took 32 s and 33 s, the same under a load of 33 took 109 s and 87 s.
 @pytest.mark.timeout(160)
 async def test_every_failpoint_on_one_node(tmp_path: Path, loops: Path) -> None:
-    """Killed, frozen or failing at each point: nothing is lost, doubled or left, and a kill costs at most a second of media."""
+    """On the embedded engine, a kill, freeze or failure at any failpoint loses, doubles and leaves nothing, and a kill costs at
+    most a second of media."""
     outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
     assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
 
 
 @pytest.mark.timeout(140)
 async def test_a_third_of_the_failpoints_on_many_nodes(tmp_path: Path, loops: Path) -> None:
-    """The same with three nodes on PostgreSQL and RabbitMQ, for a third of the points."""
+    """The same holds for three nodes on PostgreSQL and RabbitMQ, for a third of the failpoints."""
     outcomes = await carry_out(plans.DISTRIBUTED, tmp_path, loops, part=3)
     chosen = planned(plans.DISTRIBUTED, 3)
     assert len(chosen) == len(plans.points(plans.DISTRIBUTED)) // 3

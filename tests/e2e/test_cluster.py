@@ -1,4 +1,4 @@
-"""The distributed engine with many nodes, on RabbitMQ and PostgreSQL: nodes are killed, and nothing is lost or doubled."""
+"""Many nodes of the distributed engine, on RabbitMQ and PostgreSQL: nodes are killed, and nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SESSIONS = 20
 SPEAKERS = ("alice", "bob")
 NODES = {"api": "api", "machine": "machine", "worker1": "worker", "worker2": "worker"}
 MADE = list[cluster.Cluster]
-# Promised on the idle reference machine; on another one each is judged by `waiting.limit_s`.
+# Promised on the idle reference machine; `waiting.limit_s` scales each limit on another machine.
 FINISHED_WITHIN_S = 60.0
 TAKEN_OVER_WITHIN_S = 10.0
-"""Beyond the end of the lease: with the 30 s of the default that is 40 s."""
+"""Time after the lease ends: 40 s in total with the default lease of 30 s."""
 LOST_TO_A_KILL_S = 1.0
-# A second between two moments that are measured by different processes.
+# A second between two moments that different processes measure.
 SLACK_S = 1.0
 
 
@@ -46,7 +46,7 @@ async def clusters(world: World) -> AsyncIterator[Callable[..., Awaitable[cluste
 
 
 class Load:
-    """Some sessions with two speakers each."""
+    """Several sessions with two speakers each."""
 
     def __init__(self, world: World, count: int = SESSIONS) -> None:
         self.world = world
@@ -55,7 +55,7 @@ class Load:
         self.ended_s = 0.0
 
     async def begin(self) -> None:
-        """Start the sessions, let the speakers in, and wait until all are recorded."""
+        """Start the sessions, let the speakers enter, and wait until all are recorded."""
         for name in self.names:
             started = await self.world.service.post("/sessions", self.world.request(name, Mode="02"))
             self.tasks[name] = started["TaskId"]
@@ -77,8 +77,8 @@ class Load:
         self.ended_s = time.monotonic()
 
     async def results(self, within_s: float = FINISHED_WITHIN_S) -> list[Any]:
-        """Wait for the result of every session; returns them. Fails where the last came later than `within_s` after the end of
-        the last room."""
+        """Wait for the result of every session and return them. Fails if the last one comes later than `within_s` after the end
+        of the last room."""
         await waiting.until(lambda: all(self.world.results(n) for n in self.names), within_s, "all results", every_s=0.2)
         took_s = time.monotonic() - self.ended_s
         fault_figures.note(f"all of {len(self.names)} results after the end of the last room", f"{took_s:.1f} s")
@@ -87,7 +87,7 @@ class Load:
 
 
 def check_results(world: World, load: Load, results: list[Any]) -> list[Any]:
-    """40 files of Status 1, 20 results of Revision 1, none doubled; returns the files."""
+    """Assert 40 files of Status 1 and 20 results of Revision 1, none doubled; returns the files."""
     files = [entry for result in results for entry in result["Files"]]
     assert [f["Code"] for f in files] == ["Success"] * len(load.names) * len(SPEAKERS), [f for f in files if not f["Status"]]
     assert [r["Revision"] for r in results] == [1] * len(load.names)
@@ -104,14 +104,14 @@ def check_results(world: World, load: Load, results: list[Any]) -> list[Any]:
 
 
 async def captures_of(many: cluster.Cluster, name: str) -> set[str]:
-    """The owners of the captures that a node holds."""
+    """The owners of the captures that a node has leased."""
     node = many.node_id(name)
     leased = await many.ask(f"SELECT owner FROM jobs WHERE state = 'leased' AND kind = 'capture' AND node = '{node}'")
     return {row["owner"] for row in leased}
 
 
 async def all_held_by(many: cluster.Cluster, name: str, count: int) -> None:
-    """Wait until a node has so many captures, and no other has one."""
+    """Wait until a node has this many captures and no other node has one."""
 
     async def taken_over() -> bool:
         leased = await many.ask("SELECT node FROM jobs WHERE state = 'leased' AND kind = 'capture'")
@@ -126,18 +126,18 @@ def unix_s(iso: str) -> float:
 
 
 def with_gaps(results: list[Any]) -> dict[str, Any]:
-    """The files that have gaps, by the owner of their work."""
+    """The files with gaps, by the owner of their work."""
     return {f"{result['TaskId']}/{f['UserId']}/1": f for result in results for f in result["Files"] if f["Gaps"]}
 
 
 def stood_still(many: cluster.Cluster) -> set[str]:
-    """Whose streams stood still for the seconds that end a segment: on a machine too busy to send them that is another gap."""
+    """The owners whose streams paused long enough to end a segment: on a machine too busy to send them, that is another gap."""
     return many.owners_told("capture.ended", reason="stalled")
 
 
 def check_gaps(many: cluster.Cluster, results: list[Any], killed: set[str], killed_s: float, lease_s: float) -> None:
-    """The killed captures' files have one gap each, the others none. It begins where their node was killed at `killed_s` (Unix),
-    so what was captured before is in the file; and it ends with the take-over."""
+    """Each file of a killed capture has one gap, the others have none. The gap begins where its node was killed at `killed_s`
+    (Unix), so earlier media is in the file, and ends with the takeover."""
     found, still = with_gaps(results), stood_still(many)
     assert found.keys() - still == killed - still
     assert killed - still
@@ -153,7 +153,7 @@ def check_gaps(many: cluster.Cluster, results: list[Any], killed: set[str], kill
 
 
 async def check_uninterrupted(many: cluster.Cluster, results: list[Any]) -> None:
-    """No capture ended for what was done to the servers: none was taken from its worker, and no file has a gap."""
+    """No capture was taken from its worker because of the servers, and no file has a gap."""
     assert not await many.ask("SELECT owner FROM journal WHERE event_type = 'worker-lost'")
     assert with_gaps(results).keys() <= stood_still(many)
 
@@ -161,9 +161,9 @@ async def check_uninterrupted(many: cluster.Cluster, results: list[Any]) -> None
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-spool", "spool-per-node"])
 async def test_a_worker_is_killed(world: World, clusters: Callable[..., Awaitable[cluster.Cluster]], shared: bool) -> None:
-    """20 rooms with two speakers, one of two workers killed with -9 in the middle: 40 recordings Done, 20 results, none doubled,
-    the killed captures' gaps reported. With one spool the lease is that of the default, and they are taken over within 40 s; with
-    a spool per node it is short, the killed one starts again, and its segments are fetched."""
+    """After kill -9 of one of two workers with 20 rooms of two speakers, 40 recordings are Done, 20 results are delivered once,
+    and the gaps of the killed captures are reported, with one spool for all (default lease, takeover within 40 s) and with a
+    spool per node (short lease, the killed node restarts and its segments are fetched)."""
     lease_s = 30 if shared else cluster.LEASE_S
     many = await clusters(shared=shared, NODE_RETURN=f"{60 * waiting.pace():.0f}s", LEASE=f"{lease_s:.1f}s")
     load = Load(world)
@@ -186,8 +186,8 @@ async def test_a_worker_is_killed(world: World, clusters: Callable[..., Awaitabl
 
 @pytest.mark.timeout(300)
 async def test_a_node_that_never_returns(world: World, clusters: Callable[..., Awaitable[cluster.Cluster]]) -> None:
-    """Its segments are waited for until NODE_RETURN, then the rest is delivered with the loss as a gap; once it is back, a
-    replay from the segments brings a Revision that has them."""
+    """The recorder waits for an absent node's segments until NODE_RETURN and then delivers the rest with the loss as a gap; a
+    replay after the node's return gives a Revision with the segments."""
     many = await clusters(shared=False, NODE_RETURN="8s")
     load = Load(world)
     await load.begin()
@@ -201,7 +201,7 @@ async def test_a_node_that_never_returns(world: World, clusters: Callable[..., A
     check_results(world, load, results)
     found = with_gaps(results)
     assert killed <= found.keys() <= killed | stood_still(many)
-    # What its node took along is no part of the file, and is told all the same: before it, where nothing is in the file.
+    # The media of the absent node is not in the file, and it is reported all the same: as a gap before the first picture.
     assert all(found[owner]["Gaps"][0]["At"] == 0 and found[owner]["Gaps"][0]["Duration"] > 4 for owner in killed), found
     await many.add("worker1", "worker")
     owner = min(killed)
@@ -224,7 +224,7 @@ async def test_a_node_that_never_returns(world: World, clusters: Callable[..., A
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["broker", "database"])
 async def test_a_server_is_restarted(world: World, clusters: Callable[..., Awaitable[cluster.Cluster]], what: str) -> None:
-    """RabbitMQ or PostgreSQL is restarted under the same load: no capture ends for it, and every result comes once."""
+    """A restart of RabbitMQ or PostgreSQL under the same load ends no capture, and every result arrives once."""
     many = await clusters(shared=True)
     load = Load(world)
     await load.begin()
@@ -243,7 +243,7 @@ async def test_a_server_is_restarted(world: World, clusters: Callable[..., Await
 
 @pytest.mark.timeout(120)
 async def test_a_drained_worker_hands_over(world: World, clusters: Callable[..., Awaitable[cluster.Cluster]]) -> None:
-    """SIGTERM: its captures go on elsewhere after a short gap, and it ends in time with exit code 0."""
+    """A worker that gets SIGTERM hands over its captures with a short gap, and ends in time with exit code 0."""
     many = await clusters(shared=True)
     load = Load(world, 4)
     await load.begin()

@@ -1,5 +1,4 @@
-"""What the bus of the distributed engine bears: a broken network, messages that nobody can handle, starts by other applications,
-a full worker."""
+"""Faults of the distributed engine's bus: a broken network, poison messages, starts by other applications, a full worker."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ async def clusters(world: World) -> AsyncIterator[Clusters]:
 
 @pytest.fixture
 async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
-    """The way to the broker."""
+    """The nodes' connection to the broker."""
     proxy = tcp_proxy.Proxy(target_port=rabbit.shared().port)
     await proxy.start()
     yield proxy
@@ -53,7 +52,7 @@ async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
 
 @dataclass(slots=True)
 class Heard:
-    """The results that a subscriber heard, each message once: by message id, (routing key, correlation id, body). `ids` are
+    """The results that a subscriber received, each message once: by message id, (routing key, correlation id, body). `ids` are
     those of all deliveries, in order."""
 
     messages: dict[str, tuple[str, str, Any]] = field(default_factory=dict)
@@ -65,7 +64,7 @@ class Heard:
         return [(about, body["data"]) for key, about, body in self.messages.values() if key == f"result.{type_}"]
 
     async def answer(self, type_: str, about: str) -> Any:
-        """The data of the result of this type about an event, as soon as it is heard."""
+        """The data of the result of this type about an event, once it arrives."""
         return await waiting.until(lambda: [d for id_, d in self.of(type_) if id_ == about], 20, f"{type_} about {about}")
 
 
@@ -89,8 +88,8 @@ async def listening(prefix: str) -> AsyncIterator[Heard]:
 
 @pytest.mark.timeout(300)
 async def test_the_network_to_the_broker_breaks(world: World, clusters: Clusters, cable: tcp_proxy.Proxy) -> None:
-    """The way of every node to the broker is cut while rooms are live, and silent and cut again while they end: no capture ends
-    for it, every result is posted once and heard once."""
+    """Cutting every node's connection to the broker while rooms are live, and silencing and cutting it while they end, ends no
+    capture; every result is delivered once over HTTP and over the bus."""
     many = await clusters(
         test_cluster.NODES, AMQP_URL=rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")
     )
@@ -119,8 +118,8 @@ async def test_the_network_to_the_broker_breaks(world: World, clusters: Clusters
 
 @pytest.mark.timeout(120)
 async def test_a_message_that_cannot_be_handled_is_parked(world: World, clusters: Clusters) -> None:
-    """No JSON, an unknown type, a broken schema, 20 MB: each lies in the parked queue, whole, with the reason; a room that is
-    recorded meanwhile ends as if nothing were."""
+    """A message that is no JSON, of unknown type, against its schema or of 20 MB is parked whole with its reason, and a room that
+    is recorded meanwhile ends as usual."""
     many = await clusters(ALONE)
     load = test_cluster.Load(world, 1)
     await load.begin()
@@ -150,8 +149,8 @@ async def test_a_message_that_cannot_be_handled_is_parked(world: World, clusters
 
 @pytest.mark.timeout(120)
 async def test_a_start_by_another_application(world: World, clusters: Clusters) -> None:
-    """A bare JSON start on the bus is accepted with the event's id as correlation id, and ends in a session-finished; its repeat
-    under the same id gets the same answer, under another the same session; a wrong one is refused."""
+    """A bare JSON start on the bus is accepted with the event's id as correlation id and ends in a session-finished; a repeat
+    under the same id gets the same answer, one under another id the same session, and an invalid one is refused."""
     many = await clusters(ALONE)
     wanted = world.request("bus-room", Mode="00")
 
@@ -190,7 +189,8 @@ async def test_a_start_by_another_application(world: World, clusters: Clusters) 
 
 @pytest.mark.timeout(120)
 async def test_no_message_stays_unacknowledged_while_ffmpeg_runs(world: World, clusters: Clusters) -> None:
-    """Where the broker ends who holds a delivery for a second, a capture of several goes on in one piece, on one connection."""
+    """A capture of several seconds runs to its end on one connection, although the broker disconnects a consumer that leaves a
+    message unacknowledged for a second."""
     async with rabbit.shared().impatient(1_000):
         many = await clusters(ALONE)
         room = world.simulator.create_room(APP, "patient")
@@ -218,7 +218,7 @@ async def _checked(check: Callable[[], Awaitable[object]], task: asyncio.Task[No
 
 @pytest.mark.timeout(120)
 async def test_a_full_worker_leaves_captures_to_others(world: World, clusters: Clusters) -> None:
-    """A worker of MAX_CAPTURES 2 holds two captures, never more, while another takes the other six; all of them end well."""
+    """A worker with MAX_CAPTURES=2 never takes more than two captures, another takes the other six, and all end well."""
     many = await clusters({"api": "api,machine"})
     await asyncio.gather(many.add("worker1", "worker", MAX_CAPTURES="2"), many.add("worker2", "worker"))
     small = many.node_id("worker1")

@@ -1,6 +1,6 @@
-"""docker-compose.yml and the Dockerfile, as far as they can be held without a Docker engine: what they say, and its commands and
-environments as processes against a real RabbitMQ and PostgreSQL. What that leaves open stands in docs/reliability.md under *not
-confirmed*."""
+"""docker-compose.yml and the Dockerfile, tested without a Docker engine: their text, and their commands and environments as
+processes on a real RabbitMQ and PostgreSQL. docs/reliability.md lists the rest under *not confirmed*.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SECRET = re.compile(r"PASS|SECRET|TOKEN|KEY", re.I)
 
 @pytest.fixture(scope="module")
 def services() -> Any:
-    """The services as they are written, variables not filled in."""
+    """The services as written, with unexpanded variables."""
     return compose.read(None)["services"]
 
 
 def image_environment() -> dict[str, str]:
-    """What the image sets."""
+    """The environment that the image sets."""
     (text,) = [arguments for instruction, arguments in compose.dockerfile() if instruction == "ENV"]
     return dict(word.split("=", 1) for word in text.split())
 
@@ -47,9 +47,9 @@ async def image_health(port: str) -> int:
     return await compose.check(["CMD", *json.loads(text.partition(" CMD ")[2])], {}, {"PORT": port})
 
 
-# --- what the file says -------------------------------------------------------------------------------------------------------
+# --- the file -----------------------------------------------------------------------------------------------------------------
 def test_every_service_is_supervised(services: Any) -> None:
-    """Each has a health check or ends by itself; each has an init; what is waited for can be waited for."""
+    """Every service has an init and a health check or ends by itself, and every dependency has a condition that can be met."""
     for name, service in services.items():
         assert service["init"] is True, name
         one_shot = service["restart"] == "no"
@@ -65,14 +65,15 @@ def test_every_service_is_supervised(services: Any) -> None:
 
 
 def test_the_grace_period_is_longer_than_the_drain(services: Any) -> None:
-    """Docker kills later than the service gives up handing over, by ten seconds and more."""
+    """Docker kills a container at least ten seconds after the service has stopped draining."""
     for name in ("api", "machine", "worker"):
         drain_s = parsers.seconds(services[name]["environment"]["DRAIN"])
         assert parsers.seconds(services[name]["stop_grace_period"]) >= drain_s + 10
 
 
 def test_no_secret_is_in_the_file(services: Any) -> None:
-    """Whatever is named like a secret comes from the environment, and so do passwords in addresses; what is required is told."""
+    """Every variable with a secret's name and every password in an address comes from the environment, and a missing one gives an
+    error."""
     for name, service in services.items():
         for variable, value in service.get("environment", {}).items():
             if SECRET.search(variable):
@@ -88,7 +89,8 @@ def test_no_secret_is_in_the_file(services: Any) -> None:
 
 
 def test_containers_have_few_privileges(services: Any) -> None:
-    """Ours have a read-only root and no capabilities; every port is published on loopback; every image has a whole version."""
+    """Our containers have a read-only root and no capabilities, every port is published on loopback, and every image has a full
+    version."""
     for name in OURS:
         service = services[name]
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
@@ -102,7 +104,7 @@ def test_containers_have_few_privileges(services: Any) -> None:
 
 
 def test_workers_share_the_spool_and_nothing_else(services: Any) -> None:
-    """CFS_PATH is one volume for all workers; DATA_DIR, where a node's id and lock lie, is each container's own."""
+    """CFS_PATH is one volume for all workers; DATA_DIR, with a node's id and lock, belongs to each container alone."""
     worker = services["worker"]
     assert worker["environment"]["SPOOL_SHARED"] == "true"
     mounts = {str(mount).rpartition(":")[2]: str(mount).rpartition(":")[0] for mount in worker["volumes"]}
@@ -112,7 +114,7 @@ def test_workers_share_the_spool_and_nothing_else(services: Any) -> None:
 
 @pytest.mark.parametrize("given", [PRODUCTION, DEV], ids=["production", "dev"])
 def test_the_service_accepts_the_settings(given: dict[str, str]) -> None:
-    """Every service's environment is one that the recorder starts with, and every variable is one that it knows."""
+    """The recorder starts with every service's environment and knows every variable in it."""
     known = {*settings.describe(settings.load({"HOME": "/nowhere"})), "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"}
     for name in ("migrate", "api", "machine", "worker"):
         environment = compose.read(given)["services"][name]["environment"]
@@ -124,7 +126,7 @@ def test_the_service_accepts_the_settings(given: dict[str, str]) -> None:
 
 # --- the image ----------------------------------------------------------------------------------------------------------------
 def test_the_image_contains_the_wheel_and_not_the_tree() -> None:
-    """Two stages: the last copies one environment out of the first, and nothing else; it ends as a user without privileges."""
+    """The last of two stages copies one environment out of the first and nothing else, and runs as a user without privileges."""
     lines = compose.dockerfile()
     stages = [index for index, (instruction, _) in enumerate(lines) if instruction == "FROM"]
     assert len(stages) == 2
@@ -146,7 +148,7 @@ def test_the_image_contains_the_wheel_and_not_the_tree() -> None:
 
 
 def test_the_build_context_has_only_the_wheels_sources() -> None:
-    """.dockerignore lets through the locks and what pyproject.toml puts in the wheel; no tests, no history, no .env."""
+    """.dockerignore lets through the locks and the sources of the wheel, but no tests, no history and no .env."""
     rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
@@ -157,7 +159,7 @@ def test_the_build_context_has_only_the_wheels_sources() -> None:
 
 
 def test_the_image_gets_the_tested_packages() -> None:
-    """runtime.lock has what runs, under the versions and hashes of requirements.lock, and none of the tests' tools."""
+    """runtime.lock has the runtime packages with the versions and hashes of requirements.lock, and no tool of the tests."""
     entry = re.compile(r"(?m)^([a-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+)((?: \\\n    --hash=sha256:\S+)+)")
     whole, ours = (
         {name: (version, hashes) for name, version, hashes in entry.findall((ROOT / lock).read_text(encoding="utf-8"))}
@@ -170,7 +172,7 @@ def test_the_image_gets_the_tested_packages() -> None:
     assert tools & {*ours} == set()
 
 
-# --- the same as processes ----------------------------------------------------------------------------------------------------
+# --- the services as processes ------------------------------------------------------------------------------------------------
 class Stack:
     """The services of the file in the profile `dev`, on the tests' own RabbitMQ and PostgreSQL."""
 
@@ -183,7 +185,7 @@ class Stack:
         self.containers: dict[str, compose.Container] = {}
 
     def places(self, name: str) -> dict[str, str]:
-        """What stands for the hosts and ports of the file. Each container has a port 8080 of its own."""
+        """Replacements for the hosts and ports of the file. Each container has a port 8080 of its own."""
         simulator, api = (url.removeprefix("http://") for url in (self.simulator_url, self.api_url))
         own = api if name == "api" else f"127.0.0.1:{ports.free()}"
         found = {
@@ -204,13 +206,13 @@ class Stack:
         name = f"{service}-{number}"
         made = compose.Container(self.services[service], image_environment(), self.folder / name, self.places(service))
         self.containers[name] = made
-        # The image has these by itself; a name given by the network is an address here.
+        # The image sets these itself; a host name of the network is an address here.
         more = {"PATH": f"{compose.PROGRAMS}:{os.environ['PATH']}", "FFMPEG_BINARY": imageio_ffmpeg.get_ffmpeg_exe()}
         await made.start(more | ({"CALLBACK_ALLOW": "127.0.0.1"} if service != "simulator" else {}))
         return made
 
     async def up(self) -> None:
-        """As Compose orders it: servers, then migrate to its end, then the rest; all healthy."""
+        """Start in Compose's order: servers, then migrate to its end, then the rest; all become healthy."""
         await self.servers_healthy()
         migrate, simulator = await asyncio.gather(self.start("migrate"), self.start("simulator"))
         assert await migrate.ended(30) == 0, migrate.log()
@@ -223,7 +225,7 @@ class Stack:
         await asyncio.gather(*(made.healthy() for made in (simulator, *started)))
 
     async def servers_healthy(self) -> None:
-        """The health checks of the servers' services, by the servers' own tools."""
+        """Run the health checks of the servers' services with the servers' own tools."""
         server, broker = postgres.shared(), self.broker
         path = f"{postgres.BINARIES[-1]}:{rabbit.SCRIPT.parent}:{os.environ['PATH']}"
         health = self.services["postgres"]["healthcheck"]["test"]
@@ -238,7 +240,7 @@ class Stack:
         assert await compose.check([health[0], str(rabbit.SCRIPT.with_name(health[1])), *health[2:]], {}, environment) == 0
 
     async def down(self) -> dict[str, int]:
-        """SIGTERM to all at once, each with its grace period; returns the exit codes."""
+        """Send SIGTERM to all processes, each with its grace period; returns the exit codes."""
         grace_s = parsers.seconds(self.services["worker"]["stop_grace_period"])
         codes = await asyncio.gather(*(made.stop(grace_s) for made in self.containers.values()))
         await asyncio.to_thread(postgres.shared().drop, self.database)
@@ -254,8 +256,8 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 @pytest.mark.timeout(110)
 async def test_the_composed_services_record_a_room(stack: Stack) -> None:
-    """Commands, environments and health checks of the file as processes: all get healthy, a simulated room with two speakers is
-    recorded to the end, all stop within their grace periods with exit code 0, and nothing wrote where a container could not."""
+    """The file's services, run as processes, become healthy, record a simulated room with two speakers, stop within their grace
+    periods with exit code 0, and write nothing where a container could not."""
     await stack.up()
     cos = {"Region": "ap-shanghai", "Bucket": "lessons-1250000000", "Path": "x"}
     cos |= {"SecretId": "AKIDsimulator", "SecretKey": "simulator-secret-key"}

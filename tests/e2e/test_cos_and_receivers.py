@@ -1,8 +1,9 @@
-"""COS and callback receivers at their worst: every kind of fault at every step of an upload, tokens that expire in the middle,
-receivers that are slow, broken, elsewhere or gone. Every recording ends Done, nothing leaks or doubles, results are told once.
+"""Faults of COS and of result receivers: every kind of fault at every step of an upload, tokens that expire midway, and receivers
+that are slow, broken, redirecting or gone. Every recording ends Done, nothing leaks or doubles, and each result is delivered
+once.
 
-Files are made larger than they are (an empty box at the end of the MP4) and parts as small as COS takes them, so that an upload
-has a first part, a middle one and a last.
+An empty box at the end of the MP4 makes files larger, and parts are as small as COS allows, so an upload has a first, a middle
+and a last part.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ WRONGS: dict[str, dict[str, Any]] = {
     "lost": {"action": faults.COMMIT_THEN_RESET},
 }
 OUTLASTING = {"action": faults.STATUS, "times": 5}
-"""More often than one call of the uploader asks: the recording waits in Uploading and is tried again."""
+"""More faults than the retries of one upload call: the recording waits in Uploading and is retried."""
 PASSING: dict[str, dict[str, Any]] = WRONGS | {"outlasting": OUTLASTING}
 PAIRS = list(itertools.product(PASSING, STEPS))
 TEMPORARY = signature.Account(secret_id="AKIDtemporary", secret_key="temporary-key", token="temporary-token")
@@ -50,7 +51,7 @@ FRESH = {"SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
 
 
 def padding(folder: Path) -> str:
-    """An ffmpeg that makes every MP4 larger by an empty box at its end."""
+    """An ffmpeg that enlarges every MP4 by an empty box at its end."""
     script = folder / "padding-ffmpeg"
     size = "".join(f"\\x{byte:02x}" for byte in PADDING_BYTES.to_bytes(4, "big"))
     script.write_text(
@@ -67,19 +68,19 @@ def padding(folder: Path) -> str:
 
 
 def rules() -> list[faults.Fault]:
-    """Each fault at each step, for one speaker each."""
+    """Each fault at each step, one speaker per combination."""
     passing = [faults.Fault(**(PASSING[name] | STEPS[at]), key=f"*/{name}-{at}_1.mp4") for name, at in PAIRS]
     expired = [
         faults.Fault(action=faults.EXPIRED_TOKEN, times=0, key=f"*/expired-{at}_1.mp4", signer=TEMPORARY.secret_id, **STEPS[at])
         for at in STEPS
     ]
-    # HEAD's refusal has no code: it is asked for by a GET, which the same token is refused for.
+    # A refused HEAD has no error code, so the uploader asks for it by a GET, which the same token is refused for.
     asked = faults.Fault(action=faults.EXPIRED_TOKEN, times=0, operation="list-objects", signer=TEMPORARY.secret_id)
     return [*passing, *expired, asked]
 
 
 async def enter(scene: Scene, names: list[str], **start: Any) -> list[tuple[Scene, str]]:
-    """Start a session and let these speakers in; they are recorded for a moment. Returns what the audit expects."""
+    """Start a session, let these speakers enter and record them for a moment. Returns the audit's expectation."""
     await scene.start("02", **start)
     await asyncio.gather(*(scene.join(name) for name in names))
     await scene.recordings(*["Recording"] * len(names), timeout_s=150)
@@ -88,7 +89,7 @@ async def enter(scene: Scene, names: list[str], **start: Any) -> list[tuple[Scen
 
 
 async def at_every_step(world: World) -> list[tuple[Scene, str]]:
-    """What passes, and what outlasts the tries of one call."""
+    """Faults that pass, and faults that outlast the retries of one call."""
     names = [f"{name}-{at}" for name, at in PAIRS]
     scene = Scene(world, "every-step")
     expected = await enter(scene, names)
@@ -123,7 +124,7 @@ async def tokens_expire(world: World, name: str, *, by_replay: bool) -> list[tup
 
 
 async def receivers(world: World, name: str, status: int, delay_s: float) -> list[tuple[Scene, str]]:
-    """A receiver that answers so until it has been asked once; what it is told after is the same under the same id."""
+    """A receiver that gives this response once; it must then get the same body under the same id."""
     scene = Scene(world, name)
     inbox = world.simulator.receiver
     inbox.answer_with(receiver(name), status, delay_s=delay_s)
@@ -145,7 +146,7 @@ async def receivers(world: World, name: str, status: int, delay_s: float) -> lis
 
 @pytest.mark.timeout(300)
 async def test_every_fault_of_cos_and_of_receivers(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one service: 36 uploads with a fault at a step each, twelve with an expired token, and four wrong receivers."""
+    """One service survives 36 uploads with a fault at one step each, twelve expired tokens, and four faulty receivers."""
     monkeypatch.setattr(service_process.ServiceProcess, "program", SMALL_PARTS)
     world.simulator.cos.accounts[TEMPORARY.secret_id] = TEMPORARY
     world.simulator.cos.faults.set(*rules())

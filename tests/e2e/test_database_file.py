@@ -1,5 +1,5 @@
-"""What the embedded engine stands on fails under live rooms: SQLite's file is locked by somebody else for longer than writes wait
-for it, and its disk is full. No capture ends for it, nothing is lost or doubled.
+"""SQLite's file fails under live rooms of the embedded engine: another process locks it for longer than writes wait, or its disk
+is full. No capture ends, and nothing is lost or doubled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPEAKERS = ("alice", "bob")
 
 @contextlib.contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Be the other writer: a backup, or a person with a shell."""
+    """Lock the file as a backup or a person with a shell would."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -39,7 +39,7 @@ def locked(database: Path) -> Iterator[None]:
 
 @pytest.fixture
 def data_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own for the database; skipped where the machine does not allow one to be made."""
+    """A file system of its own for the database; skipped on a machine that does not allow mounting one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
@@ -70,7 +70,7 @@ async def _whole(world: World, scenes: list[Scene]) -> None:
 
 @pytest.mark.timeout(120)
 async def test_another_writer_locks_the_file(world: World) -> None:
-    """Locked for longer than writes wait, in one room's life and at another's end: what could not be written is written after."""
+    """A lock that outlasts the writes' wait, during one room and at the end of another, delays the writes and loses none."""
     service = await world.serve(LINGER="3s")
     scenes = [await _live(world, "locked-a"), await _live(world, "locked-b")]
     with locked(service.folder / "data" / "recorder.db"):
@@ -83,7 +83,7 @@ async def test_another_writer_locks_the_file(world: World) -> None:
 
 @pytest.mark.timeout(120)
 async def test_the_disk_of_the_database_is_full(world: World, data_disk: Path) -> None:
-    """No row can be written for some seconds in one room's life and at another's end; with room again everything goes on."""
+    """A full disk for some seconds, during one room and at the end of another, delays the rows and loses none."""
     service = await world.serve(LINGER="3s", DATA_DIR=str(data_disk / "data"))
     assert world.backend is not None
     world.backend.database = f"sqlite:///{data_disk / 'data' / 'recorder.db'}"

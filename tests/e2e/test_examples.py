@@ -1,5 +1,6 @@
-"""The programs of docs/examples, run as a reader would, on the distributed engine: they start a recording over AMQP and
-print its result."""
+"""The programs of docs/examples, run as a reader would, on the distributed engine: they start a recording over AMQP and print its
+result.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tests.e2e.conftest import APP, World, live_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DISTRIBUTED = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
-PRIVATE = "QUJD" * 8  # what no example may print
+PRIVATE = "QUJD" * 8  # secrets that no example may print
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def node(world: World) -> AsyncIterator[cluster.Cluster]:
 
 
 class Program:
-    """A program of the examples, given a request on its standard input."""
+    """A running example program with a request on its standard input."""
 
     def __init__(self, many: cluster.Cluster, *command: str | Path, folder: Path = EXAMPLES) -> None:
         self._command, self._folder = command, folder
@@ -66,14 +67,14 @@ class Program:
         await asyncio.gather(*self._reading)
 
     async def give(self, request: Any) -> None:
-        """Write the request, and no more."""
+        """Write the request and close the input."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode())
         await self._process.stdin.drain()
         self._process.stdin.close()
 
     async def line(self, count: int, what: str) -> Any:
-        """Wait for the line of this number, from 1; returns what it says."""
+        """Wait for the line of this number, from 1; returns its JSON."""
         await waiting.until(lambda: len(self.lines) >= count or self._process.returncode, 40, f"{what}; {self.errors}")
         assert len(self.lines) >= count, self.errors
         return self.lines[count - 1]
@@ -97,7 +98,7 @@ class Program:
 
 
 async def live(world: World, room: str) -> None:
-    """A room with one speaker, live until both answers and media are there."""
+    """A room with one speaker, live until the response and media have arrived."""
     made = world.simulator.create_room(APP, room)
     await made.join("alice")
     task = (await world.service.get("/sessions"))["Sessions"][0]["TaskId"]
@@ -111,7 +112,7 @@ async def live(world: World, room: str) -> None:
 
 
 def check(result: Any, task: str) -> None:
-    """It is the session's result, with the one file."""
+    """Assert the session's result with its one file."""
     assert (result["TaskId"], result["Revision"], result["EndReason"]) == (task, 1, "RoomDestroyed")
     assert [(entry["UserId"], entry["Code"]) for entry in result["Files"]] == [("alice", "Success")]
 
@@ -119,8 +120,8 @@ def check(result: Any, task: str) -> None:
 @DISTRIBUTED
 @pytest.mark.timeout(120)
 async def test_python_publishes_and_subscribes(world: World, node: cluster.Cluster) -> None:
-    """publish_start.py prints the TaskId; subscribe_results.py prints every result up to session-finished; a wrong bucket is
-    refused with exit code 1; no secret is printed."""
+    """publish_start.py prints the TaskId, subscribe_results.py prints every result up to session-finished, a wrong bucket is
+    refused with exit code 1, and no secret is printed."""
     async with Program(node, sys.executable, "publish_start.py", "-") as publisher:
         await publisher.give(world.request("lesson", UserSig=PRIVATE))
         accepted = await publisher.line(1, "the answer")
@@ -144,7 +145,8 @@ async def test_python_publishes_and_subscribes(world: World, node: cluster.Clust
 @DISTRIBUTED
 @pytest.mark.timeout(120)
 async def test_node_starts_and_waits(world: World, node: cluster.Cluster, tmp_path: Path) -> None:
-    """start-and-wait.mjs, with what `npm ci` installs from its lock, prints the answer and then session-finished."""
+    """start-and-wait.mjs, with the packages that `npm ci` installs from its lock, prints the acceptance and then
+    session-finished."""
     folder = await installed(tmp_path / "example")
     async with Program(node, "node", "start-and-wait.mjs", "-", folder=folder) as program:
         await program.give(world.request("lesson", UserSig=PRIVATE))
@@ -156,7 +158,7 @@ async def test_node_starts_and_waits(world: World, node: cluster.Cluster, tmp_pa
 
 
 async def installed(folder: Path) -> Path:
-    """A copy of the examples with the packages of its lock. Skips, with npm's own words, where its registry is not to be had."""
+    """A copy of the examples with the packages of its lock. Skipped, with npm's own message, if npm's registry is unreachable."""
     for tool in ("node", "npm"):
         assert shutil.which(tool), f"{tool} is not installed: apt-get install nodejs npm"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("node_modules"))
@@ -173,7 +175,7 @@ async def installed(folder: Path) -> Path:
 
 
 def test_the_npm_lock_names_no_host() -> None:
-    """Every package has a version and a hash, and no address: that is for whoever installs it; the lock is the manifest's."""
+    """Every package in the lock has a version and a hash but no address, and the lock matches the manifest."""
     text = (EXAMPLES / "package-lock.json").read_text(encoding="utf-8")
     assert "://" not in text
     lock, manifest = json.loads(text), json.loads((EXAMPLES / "package.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Each failure message by a real cause, the files kept, and the replay that heals it: Revision 2."""
+"""Failures: each failure message has a real cause, the files stay, and a replay repairs it as Revision 2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED = faults.Fault(action=faults.STATUS, operation="initiate", status=403, c
 
 
 def failing_transcoder(folder: Path) -> str:
-    """An ffmpeg that captures as always and fails each transcode as long as the file `broken` is there."""
+    """An ffmpeg that captures as usual and fails each transcode while the file `broken` exists."""
     script = folder / "failing-ffmpeg"
     script.write_text(
         "#!/bin/sh\n"
@@ -36,7 +36,7 @@ def failing_transcoder(folder: Path) -> str:
 
 
 async def record(world: World, name: int | str, *strikes: faults.Fault, mode: str = "00") -> str:
-    """One room with one speaker, recorded for some seconds and dismissed, with faults of its own in COS; returns the TaskId."""
+    """Record one room with one speaker for some seconds, with faults of its own in COS; returns the TaskId."""
     started = await world.service.post("/sessions", world.request(name, Mode=mode))
     task_id: str = started["TaskId"]
     if mine := [dataclasses.replace(strike, key=f"*{task_id}*", times=0) for strike in strikes]:
@@ -54,7 +54,7 @@ async def record(world: World, name: int | str, *strikes: faults.Fault, mode: st
 
 
 def heal(world: World, task_id: str) -> None:
-    """End the session's faults in COS, and no other's."""
+    """Remove this session's faults in COS, and no other's."""
     rules = world.simulator.cos.faults.rules
     world.simulator.cos.faults.set(*(rule for rule in rules if task_id not in rule.key))
 
@@ -72,13 +72,13 @@ async def result(world: World, name: int | str, revision: int, timeout_s: float 
 
 def segments(world: World, task_id: str) -> list[Path]:
     """The session's segments on the spool."""
-    # Not rglob: it fails when the folder goes while it looks.
+    # Not rglob, which fails when the folder is removed meanwhile.
     found = [Path(folder, name) for folder, _, names in os.walk(world.service.folder / "spool" / task_id) for name in names]
     return sorted(path for path in found if path.suffix == ".flv")
 
 
 async def failed_transcode(world: World, folder: Path) -> str:
-    """转码失败 keeps the segments; a replay that fails again is Revision 2 with its own detail, one that works is Success."""
+    """转码失败 keeps the segments, a replay that fails again is Revision 2 with its own detail, and a good one is Success."""
     (folder / "broken").write_text("first cause")
     task_id = await record(world, 6001)
     entry = await result(world, 6001, 1)
@@ -102,7 +102,7 @@ async def failed_transcode(world: World, folder: Path) -> str:
 
 
 async def failed_cos_write(world: World) -> str:
-    """写cos失败 on a refusal for good; a replay with fresh credentials uploads the same file: Success, Revision 2."""
+    """写cos失败 follows a permanent refusal; a replay with fresh credentials uploads the same file as Revision 2."""
     task_id = await record(world, 6002, REFUSED, mode="02")
     entry = await result(world, 6002, 1)
     assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "FailedCosWrite")
@@ -117,7 +117,7 @@ async def failed_cos_write(world: World) -> str:
 
 
 async def wrong_credentials(world: World) -> str:
-    """A replay with wrong credentials fails again: a Revision of its own with the new reason."""
+    """A replay with wrong credentials fails again, in a Revision of its own with the new reason."""
     task_id = await record(world, 6003, REFUSED, mode="02")
     assert (await result(world, 6003, 1))["Code"] == "FailedCosWrite"
     heal(world, task_id)
@@ -130,7 +130,7 @@ async def wrong_credentials(world: World) -> str:
 
 
 async def upload_pending(world: World) -> str:
-    """While COS is away the result goes out as UploadPending after RESULT_WAIT; the upload's end is Revision 2."""
+    """While COS is unavailable the result goes out as UploadPending after RESULT_WAIT; the end of the upload is Revision 2."""
     task_id = await record(world, 6004, faults.Fault(action=faults.STATUS, operation="initiate"), mode="02")
     entry = await result(world, 6004, 1)
     assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "UploadPending")
@@ -140,8 +140,8 @@ async def upload_pending(world: World) -> str:
 
 
 async def test_failures_and_their_replays(world: World, tmp_path: Path) -> None:
-    """Failed transcodes, refused and delayed uploads, in four rooms of one service: each is told as what it is, keeps its files,
-    and is healed by its replay or its next try."""
+    """Failed transcodes and refused or delayed uploads, in four rooms of one service, are each reported by cause, keep their
+    files, and are repaired by a replay or retry."""
     await world.serve(FFMPEG_BINARY=failing_transcoder(tmp_path), RESULT_WAIT="12s")
     _, _, failed, _ = await asyncio.gather(
         failed_transcode(world, tmp_path), failed_cos_write(world), wrong_credentials(world), upload_pending(world)
@@ -150,7 +150,7 @@ async def test_failures_and_their_replays(world: World, tmp_path: Path) -> None:
 
 
 async def test_deliveries_survive_restarts_and_newer_ones_replace_older(world: World) -> None:
-    """An undelivered callback is retried by the next life of the service; a newer revision cancels an older one."""
+    """A restarted service retries an undelivered result, and a newer revision cancels an older one."""
     await world.serve()
     names = ("int-6005", "int-6006")
     for name in names:
@@ -185,7 +185,7 @@ async def test_deliveries_survive_restarts_and_newer_ones_replace_older(world: W
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few MiB; skipped where the machine does not allow one to be made."""
+    """A file system of a few MiB; skipped on a machine that does not allow mounting one."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SPOOL_KIB}k", "tmpfs", str(folder)]
@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path, leave_kib: int) -> Path:
-    """Fill the file system but for so much."""
+    """Fill the file system up to this many free bytes."""
     filler = folder / "filler"
     free = subprocess.run(["df", "--output=avail", "-k", folder], capture_output=True, text=True, check=True)
     filler.write_bytes(b"\0" * 1024 * max(0, int(free.stdout.split()[-1]) - leave_kib))
@@ -205,7 +205,7 @@ def fill(folder: Path, leave_kib: int) -> Path:
 
 
 async def test_disk_full_in_capture(world: World, small_disk: Path) -> None:
-    """录制失败 when the disk is full; what was captured is kept, and a replay after making room delivers it."""
+    """A full disk gives 录制失败 and keeps the captured media, and a replay delivers it after space is freed."""
     await world.serve(SPOOL_DIR=str(small_disk / "spool"), MIN_FREE="1")
     filler = fill(small_disk, leave_kib=48)
     started = await world.service.post("/sessions", world.request(6007, Mode="02"))
@@ -228,7 +228,7 @@ async def test_disk_full_in_capture(world: World, small_disk: Path) -> None:
 
 
 async def test_disk_full_in_transcode(world: World, small_disk: Path, tmp_path: Path) -> None:
-    """转码失败 when the finished file does not fit; the segments are kept, and a replay after making room delivers it."""
+    """A finished file that does not fit gives 转码失败 and keeps the segments, and a replay delivers it after space is freed."""
     await world.serve(SPOOL_DIR=str(small_disk / "spool"), MIN_FREE="1")
     started = await world.service.post("/sessions", world.request(6008))
     room = world.simulator.create_room(APP, 6008)
@@ -244,7 +244,7 @@ async def test_disk_full_in_transcode(world: World, small_disk: Path, tmp_path: 
 
 
 async def test_admission_by_free_space(world: World) -> None:
-    """A start is refused with 507 and a clear error below MIN_FREE, and nothing of it is kept."""
+    """A start below MIN_FREE is refused with 507 and a clear error, and leaves nothing behind."""
     await world.serve(MIN_FREE="1000000GiB")
     with pytest.raises(AssertionError, match="InsufficientSpace"):
         await world.service.post("/sessions", world.request(6009))

@@ -1,5 +1,5 @@
-"""A worker that stands still past its lease and wakes: on the distributed engine everything it held is another's by then, and
-each of its writes is refused; on the embedded engine nobody else was there to take it, and it goes on.
+"""Frozen worker: it freezes past its lease and wakes. On the distributed engine another worker has taken over its jobs by then,
+and each of its writes is refused. On the embedded engine no other worker exists, and it continues.
 
 The distributed worker has a database user of its own, and triggers note every row that this user writes.
 """
@@ -33,14 +33,14 @@ WATCHED = ("sessions", "recordings", "jobs", "segments", "uploads", "callbacks",
 
 
 class Writes:
-    """What the database user of the worker has written, by triggers."""
+    """The rows that the worker's database user has written, noted by triggers."""
 
     def __init__(self, many: cluster.Cluster) -> None:
         self._many = many
         self.url = many.database.replace("recorder@", f"{USER}@")
 
     async def watch(self) -> None:
-        """Make the user and the triggers."""
+        """Create the user and the triggers."""
         await self._do(
             f"DROP ROLE IF EXISTS {USER}",
             f"CREATE ROLE {USER} LOGIN SUPERUSER",
@@ -61,7 +61,7 @@ class Writes:
         return [f"{r['what']} {r['row_as_text']}" for r in await self._many.ask("SELECT * FROM written ORDER BY seq")]
 
     async def forget(self) -> None:
-        """Delete the user; after the database."""
+        """Delete the user, after the database."""
         connection = await asyncpg.connect(f"postgresql://recorder@127.0.0.1:{postgres.shared().port}/postgres")
         await connection.execute(f"DROP ROLE IF EXISTS {USER}")
         await connection.close()
@@ -74,7 +74,7 @@ class Writes:
 
 
 def hesitant(folder: Path) -> str:
-    """An ffmpeg that captures as always and begins no transcode as long as the file `hold` is there."""
+    """An ffmpeg that captures as usual and starts no transcode while the file `hold` exists."""
     script = folder / "hesitant-ffmpeg"
     script.write_text(
         "#!/bin/bash\n"
@@ -98,9 +98,9 @@ async def many(world: World) -> AsyncIterator[cluster.Cluster]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_path: Path) -> None:
-    """Frozen in six captures, two transcodes and an upload, woken when another worker has them all: it writes nothing more, its
-    ffmpegs are dead within two seconds, and every recording and result is there once. Of a capture whose speaker left meanwhile
-    it may say what is on disk: what a superseded capture wrote is still media."""
+    """A worker frozen in six captures, two transcodes and an upload, woken after another worker has taken them over, writes
+    nothing more, ends its ffmpegs within two seconds, and doubles no recording or result; of a capture whose speaker left
+    meanwhile it may report the media on disk, because the media of a superseded capture counts."""
     writes = Writes(many)
     await many.start(one="api,machine")
     await writes.watch()
@@ -133,7 +133,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     async def tidied() -> bool:
         return not await many.ask(f"SELECT 1 FROM segments WHERE recording_id ~ '{transcoded.task_id}|{uploaded.task_id}'")
 
-    # Any worker may tidy what is Done: the one that wakes shall find nothing that it may do.
+    # Any worker may clean up after Done; the woken one must find nothing to clean up.
     await waiting.until(tidied, 20, "the other worker to have deleted what is Done", every_s=0.3)
     await live[2].room.speakers["bob"].leave()
     left = f"{live[2].task_id}/bob/1"
@@ -167,7 +167,7 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
 
 
 async def _freeze_in_upload(world: World, scene: Scene, folder: Path) -> None:
-    """Bring a recording as far as its upload, whose first part COS takes long to answer."""
+    """Bring a recording to its upload, whose first part COS delays."""
     late = faults.Fault(action=faults.DELAY, operation="upload-part", key="*carol_1*", delay_s=25)
     world.simulator.cos.faults.set(late)
     await scene.start("02")
@@ -181,7 +181,7 @@ async def _freeze_in_upload(world: World, scene: Scene, folder: Path) -> None:
 
 
 async def _leased(many: cluster.Cluster) -> list[tuple[str, int, str]]:
-    """What the only worker holds: (owner, epoch, node)."""
+    """The jobs that the only worker has leased: (owner, epoch, node)."""
 
     async def all_leased() -> list[Any]:
         rows = await many.ask("SELECT owner, epoch, node FROM jobs WHERE state = 'leased' AND kind <> 'callback'")
@@ -192,12 +192,12 @@ async def _leased(many: cluster.Cluster) -> list[tuple[str, int, str]]:
 
 
 def _ffmpegs(node: service_process.ServiceProcess) -> list[int]:
-    """The processes that a node has started."""
+    """The child processes of a node."""
     return service_process.children(node.pid)
 
 
 def _alive(pids: list[int]) -> list[int]:
-    """Those of these processes that have not ended; one that its frozen parent has not asked for yet has."""
+    """The processes among these that still run; a zombie of a frozen parent does not."""
     return [pid for pid in pids if (stat := _stat(pid)) and stat.rpartition(")")[2].split()[0] != "Z"]
 
 
@@ -209,7 +209,7 @@ def _stat(pid: int) -> str:
 
 
 def _refused(node: service_process.ServiceProcess, leased: list[tuple[str, int, str]]) -> list[str]:
-    """The lines of the node's log that say that a lease was refused, if there is one for each of these jobs."""
+    """The log lines about refused leases, once there is one for each of these jobs."""
     lines = [line for line in node.log.read_text().splitlines() if '"lease.refused"' in line or '"job.superseded"' in line]
     complete = all(any(f'"{owner}"' in line and f'"epoch": {epoch}' in line for line in lines) for owner, epoch, _ in leased)
     return lines if complete else []
@@ -217,8 +217,8 @@ def _refused(node: service_process.ServiceProcess, leased: list[tuple[str, int, 
 
 @pytest.mark.timeout(120)
 async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
-    """The only node stands still past its lease, its ffmpegs go on: on waking no capture counts as lost, no idle time as passed,
-    and every file is whole."""
+    """When the only node freezes past its lease while its ffmpegs run on, no capture counts as lost, no idle time passes, and
+    every file is complete."""
     service = await world.serve(LEASE=f"{LEASE_S:.1f}s", LINGER="3s", IDLE_TIMEOUT="8s")
     scene = Scene(world, "asleep")
     await scene.start("02")

@@ -1,7 +1,7 @@
-"""Names that mean harm, on the whole road: the service as a process, the simulator as Tencent, the real ffmpeg.
+"""Hostile names on the whole path: the service as a process, the simulator as Tencent, the real ffmpeg.
 
-Rule: the witnesses are the file system around the spool before and after, the files that ffmpeg holds open while it runs, and
-marked files whose content may turn up nowhere. On the embedded engine: what becomes of a name does not depend on it.
+Rule: the evidence is the file system outside the spool before and after, the files that a running ffmpeg has open, and marked
+files whose content must appear nowhere. The tests run on the embedded engine, because the effect of a name does not depend on it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MARK = b"MARK-OF-A-FILE-THAT-IS-NOBODYS-BUSINESS"
 PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 LIBRARY = re.compile(r"/(?:usr/)?lib(?:64)?/.*\.so[.\d]*")
 
-# (room, recording user, speaker, folder in the bucket): all of these TRTC and COS allow, so they are recorded.
+# (room, recording user, speaker, folder in the bucket): TRTC and COS allow all of these, so they are recorded.
 ACCEPTED = [
     ("../../../canary", "../recorder", "../../../../canary", "lessons/%2e%2e/x"),
     ("..", ".", "..", "-y"),
@@ -44,7 +44,7 @@ ACCEPTED = [
 ]
 CONTROL = ["\n", "\r\n", "\x00", "\x1b[2J", "\x7f"]
 LONG = "x" * 4096
-# What is no name is refused, and the answer says which field.
+# Values that are no names are refused, and the response names the field.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     *(({"StrRoomId": f"a{bad}b"}, "StrRoomId") for bad in (*CONTROL, LONG)),
     *(({"UserId": f"a{bad}b"}, "UserId") for bad in (*CONTROL, LONG)),
@@ -59,7 +59,7 @@ WORSE: list[Any] = [LONG, "a\nb", "\x00", "\ud800", "", None, 7, -1, 1.5, True, 
 
 
 def listing(folder: Path, *, without: tuple[str, ...]) -> dict[str, int]:
-    """Every file and folder below `folder`, with its size, but for what lies in these."""
+    """Every file and folder below `folder` with its size, except those inside the excluded folders."""
     found = {}
     for root, folders, files in os.walk(folder):
         place = Path(root).relative_to(folder)
@@ -70,13 +70,13 @@ def listing(folder: Path, *, without: tuple[str, ...]) -> dict[str, int]:
 
 
 def held_open(pid: int, spool: Path) -> list[str]:
-    """The files that ffmpegs of the service hold open, but for pipes, sockets, what is in the spool, and the libraries that the
-    system's loader is just giving them."""
+    """The files that ffmpegs of the service have open, except pipes, sockets, the spool, and libraries that the loader is
+    opening."""
     found = []
     for child in service_process.children(pid):
         with contextlib.suppress(OSError):
             if not Path(f"/proc/{child}/comm").read_text().startswith("ffmpeg"):
-                continue  # on its way to become one
+                continue  # about to become an ffmpeg
             names = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
             ours = (f"{spool}/", "/dev/null", "/etc/ld.so.cache")
             files = [name for name in names if name.startswith("/") and not name.startswith(ours)]
@@ -85,14 +85,14 @@ def held_open(pid: int, spool: Path) -> list[str]:
 
 
 def in_spool(spool: Path) -> list[str]:
-    """Every path of the spool, from its root."""
-    # Not rglob: it fails when a folder goes while it looks.
+    """Every path of the spool, relative to its root."""
+    # Not rglob, which fails when a folder is removed meanwhile.
     found = [Path(folder, name) for folder, folders, names in os.walk(spool) for name in (*folders, *names)]
     return [str(path.relative_to(spool)) for path in found if path.name not in (".lock", ".node")]
 
 
 async def recorded(scene: Scene, user: str, speaker: str, folder: str) -> None:
-    """A session with these names, to its end: one file, under the key that the contract gives it."""
+    """Record a session with these names to its end: one file, under the key of the contract."""
     config = scene.world.request(scene.name)["CosConfig"] | {"Path": folder}
     await scene.start("00", UserId=user, CosConfig=config)
     await scene.join(speaker)
@@ -107,7 +107,7 @@ async def recorded(scene: Scene, user: str, speaker: str, folder: str) -> None:
 
 
 async def refused(world: World) -> None:
-    """Every start of the table is refused, with the field's name and without its value."""
+    """Assert that every start of the table is refused with the field's name and without its value."""
     async with aiohttp.ClientSession() as http:
         for number, (change, field) in enumerate(REFUSED):
             body = world.request(f"refused-{number}") | change
@@ -120,7 +120,7 @@ async def refused(world: World) -> None:
 
 
 async def worse(world: World) -> None:
-    """Signed callbacks whose fields are no names, or nothing of the kind: none is a fault of the service."""
+    """Send signed callbacks whose fields are no names, or of another type; none causes a fault of the service."""
     async with aiohttp.ClientSession() as http:
         for field in ("RoomId", "UserId", "EventMsTs", "Reason", "Role"):
             for value in WORSE:
@@ -134,8 +134,8 @@ async def worse(world: World) -> None:
 
 @pytest.mark.timeout(110)
 async def test_no_hostile_name_leaves_the_spool(world: World) -> None:
-    """Hostile rooms, users, speakers and folders: what TRTC and COS allow is recorded under a name of ours, the rest refused by
-    its field; nothing appears beside the spool, no ffmpeg opens a file outside of it, and no marked file is read."""
+    """Hostile rooms, users, speakers and folders that TRTC and COS allow are recorded under safe names, and the rest are refused
+    by field; nothing appears outside the spool, no ffmpeg opens a file outside it, and no marked file is read."""
     for place in (world.folder, world.folder / "service"):
         place.mkdir(exist_ok=True)
         (place / "canary").write_bytes(MARK)

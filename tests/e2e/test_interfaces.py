@@ -1,4 +1,4 @@
-"""The real service's faces, wired as in production: results woken by the bus, a stop that nobody holds up, doctor beside it."""
+"""Interfaces of the real service, wired as in production: long polls that the bus wakes, a quick stop, doctor, progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.conftest import APP, World, live_for
 
 
 async def recorder(world: World, *words: str) -> tuple[int, Any]:
-    """A command with the service's own environment; its exit code and its JSON."""
+    """Run a command with the service's own environment; returns its exit code and its JSON."""
     environ = world.service._environment | {"RECORDER_URL": world.service.url}
     environ |= {"TENCENTCLOUD_SECRETID": "id", "TENCENTCLOUD_SECRETKEY": "key"}
     program = (sys.executable, "-c", "import service; service.main()", *words, "--json")
@@ -27,7 +27,7 @@ async def recorder(world: World, *words: str) -> tuple[int, Any]:
 
 
 async def test_a_long_poll_returns_at_once_and_delays_no_stop(world: World) -> None:
-    """A start's acceptance reaches a long poll within a moment; a stop of the service ends the next one, and is quick itself."""
+    """The acceptance of a start reaches a long poll within a moment, and a stop of the service ends the next poll quickly."""
     service = await world.serve()
     waits = asyncio.create_task(service.get("/results?after=now&wait=30"))
     await live_for(0.3)
@@ -45,7 +45,8 @@ async def test_a_long_poll_returns_at_once_and_delays_no_stop(world: World) -> N
 
 
 async def test_doctor_next_to_the_running_service(world: World) -> None:
-    """Same settings, same machine: no failure, and the lock is held by the service that answers."""
+    """`doctor`, with the settings of the running service on the same machine, reports no failure and names the service as holder
+    of the lock."""
     await world.serve()
     code, report = await recorder(world, "doctor")
     found = {c["Check"]: (c["Status"], c["Found"]) for c in report["Checks"]}
@@ -54,7 +55,7 @@ async def test_doctor_next_to_the_running_service(world: World) -> None:
 
 
 async def test_progress_of_a_live_room(world: World) -> None:
-    """The media seconds of a live capture grow from look to look, ahead of what is written down every few seconds."""
+    """The media seconds of a live capture grow from poll to poll, ahead of the value that is stored every few seconds."""
     service = await world.serve()
     started = await service.post("/sessions", world.request(7002, Mode="02"))
     room = world.simulator.create_room(APP, 7002)
@@ -75,7 +76,7 @@ async def test_progress_of_a_live_room(world: World) -> None:
 
 
 async def test_a_foreign_name_is_refused(world: World) -> None:
-    """DNS rebinding does not get into the service that needs no token."""
+    """DNS rebinding gives no access to a service that needs no token."""
     service = await world.serve()
     headers = {"Host": "attacker.example"}
     async with aiohttp.ClientSession() as http, http.get(f"{service.url}/sessions", headers=headers) as answer:

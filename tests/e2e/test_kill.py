@@ -1,4 +1,4 @@
-"""kill -9 in each working state at once, then a new start: every recording ends Done, and no result is doubled."""
+"""kill -9 in all working states, then a new start: every recording ends Done, and no result is doubled."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.e2e.test_rooms_and_modes import check_audit
 STATES = ("Joining", "Recording", "Transcoding", "Uploading")
 SPEAKERS = ("alice", "bob")
 WORKING = 6
-"""Processes when all four are reached: two captures that wait for media, two that get some, two transcodes."""
+"""The number of ffmpegs with all four states reached: two captures that wait for media, two that receive it, two transcodes."""
 
 
 def holding_transcoder(folder: Path) -> str:
-    """An ffmpeg that captures as always, and does not begin a transcode of a session as long as `hold-<TaskId>` is there."""
+    """An ffmpeg that captures as usual and starts no transcode of a session while `hold-<TaskId>` exists."""
     script = folder / "holding-ffmpeg"
     script.write_text(
         "#!/bin/sh\n"
@@ -38,7 +38,7 @@ def holding_transcoder(folder: Path) -> str:
 
 
 async def enter(scene: Scene, *, stalled: bool = False) -> list[speakers.Speaker]:
-    """Both speakers enter, and publish; of one that is stalled nothing comes."""
+    """Let both speakers enter and publish; a stalled one sends nothing."""
     found = [await scene.join(name, audio=False, video=False) for name in SPEAKERS]
     for speaker in found:
         if stalled:
@@ -49,7 +49,7 @@ async def enter(scene: Scene, *, stalled: bool = False) -> list[speakers.Speaker
 
 
 async def reach_all(by_state: dict[str, Scene], folder: Path) -> list[speakers.Speaker]:
-    """Bring each session to its state, so that all of them are in it at the same time; returns the speakers of the first."""
+    """Bring each session to its state, so that all states occur at the same time; returns the speakers of the first."""
     rooms = [by_state[state] for state in STATES[1:]]
     for scene in rooms:
         await enter(scene)
@@ -60,7 +60,7 @@ async def reach_all(by_state: dict[str, Scene], folder: Path) -> list[speakers.S
     uploading.world.simulator.cos.faults.set(slow)
     await uploading.room.dismiss()
     await uploading.recordings("Uploading", "Uploading")
-    # Only now: those that are held take all the places for transcodes.
+    # Last, because held transcodes occupy all slots.
     (folder / f"hold-{transcoding.task_id}").touch()
     await transcoding.room.dismiss()
     waiting_speakers = await enter(by_state["Joining"], stalled=True)
@@ -69,7 +69,7 @@ async def reach_all(by_state: dict[str, Scene], folder: Path) -> list[speakers.S
 
 
 async def check(scene: Scene, *, gap: bool) -> None:
-    """Both recordings are whole, and were told of once."""
+    """Assert that both recordings are complete and were reported once."""
     finished = await scene.world.service.finished(scene.task_id)
     assert [r["State"] for r in finished["Recordings"]] == ["Done", "Done"], finished
     await waiting.until(scene.results, 10, "the callback")
@@ -82,8 +82,8 @@ async def check(scene: Scene, *, gap: bool) -> None:
 
 
 async def test_kill(world: World, tmp_path: Path) -> None:
-    """Killed in every working state at once and started again: all recordings end Done, one result each, delivered, and no ffmpeg
-    is left behind."""
+    """After a kill in all working states and a restart, every recording ends Done with one delivered result, and no ffmpeg is
+    left over."""
     await scenes.encode(world)
     await world.serve(FFMPEG_BINARY=holding_transcoder(tmp_path), LEASE=f"{6 * waiting.pace():.1f}s")
     by_state: dict[str, Scene] = {state: Scene(world, 5000 + n) for n, state in enumerate(STATES)}

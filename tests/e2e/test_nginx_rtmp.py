@@ -1,6 +1,6 @@
-"""The real service on a real RTMP server, nginx-rtmp in TRTC's place: what it does when streams end, stall and change.
+"""The real service on a real RTMP server, nginx-rtmp in TRTC's place: streams end, stall and change.
 
-The simulator is the room (its clock, pictures, callbacks); what its speakers send is pushed to nginx, and pulled from there.
+The simulator is the room (its clock, pictures, callbacks). Its speakers' streams are pushed to nginx and pulled from there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Scene(scenes.Scene):
         self.left_s: dict[str, list[float]] = {}
 
     async def enter(self, user_id: str, *, video: bool = True, by_ffmpeg: bool = False) -> speakers.Speaker:
-        """A speaker enters, pushes, and publishes; returns when they are pulled."""
+        """Let a speaker enter, push and publish; returns when they are pulled."""
         before = len(self.plays(user_id))
         speaker = await self.join(user_id, audio=False, video=False)
         if by_ffmpeg:
@@ -52,17 +52,18 @@ class Scene(scenes.Scene):
         return speaker
 
     async def leave(self, speaker: speakers.Speaker) -> None:
-        """The speaker goes, and with them their stream."""
+        """Let the speaker leave, and end their stream."""
         self.left_s.setdefault(speaker.user_id, []).append(time.monotonic())
         await speaker.leave()
 
     def plays(self, user_id: str) -> list[float]:
-        """When a speaker was pulled."""
+        """The times at which a speaker was pulled."""
         return [play.at_s for play in self.edge.plays if (play.room, play.speaker) == (self.name, user_id)]
 
 
 async def away_and_back(scene: Scene) -> None:
-    """Back within LINGER: one file, one gap. Back after it: a second file. The other speaker is not touched."""
+    """A speaker who is back within LINGER has one file with one gap, one who is back later a second file, and the other speaker
+    is not affected."""
     await scene.start()
     bob = await scene.enter("bob", by_ffmpeg=isinstance(scene.name, int))
     alice = await scene.enter("alice")
@@ -98,7 +99,7 @@ async def away_and_back(scene: Scene) -> None:
 
 
 async def dropped(scene: Scene) -> None:
-    """A pull that the server drops is made again, a gap in the same file; when the recording user is removed, that is the end."""
+    """A pull that the server drops is repeated with a gap in the same file, and removing the recording user ends the file."""
     await scene.start("00")
     await scene.enter("alice")
     await scene.recordings("Recording")
@@ -118,7 +119,8 @@ async def dropped(scene: Scene) -> None:
 
 
 async def turned(scene: Scene) -> None:
-    """A picture that changes its size inside a segment: every frame of the file has one size and decodes, the sound goes on."""
+    """When the picture changes its size inside a segment, every frame of the file has one size and decodes, and the sound goes
+    on."""
     await scene.start()
     alice = await scene.enter("alice")
     await live_for(4)
@@ -135,7 +137,7 @@ async def turned(scene: Scene) -> None:
 
 
 async def camera_on_later(scene: Scene) -> None:
-    """A camera that is switched on after 8 s: its picture is in the file, and so is the sound of the first 8 s."""
+    """The file of a camera that is switched on after 8 s contains its picture and the sound of the first 8 s."""
     await scene.start()
     alice = await scene.enter("alice", video=False)
     await live_for(8)
@@ -155,7 +157,7 @@ async def camera_on_later(scene: Scene) -> None:
 
 
 async def test_rooms_on_a_real_edge(world: World, edge: Edge) -> None:
-    """Speakers who come and go, a dropped recording user, other sizes, a late camera, a closed room: each has its right files."""
+    """Returning speakers, a dropped recording user, other sizes, a late camera and a closed room each give the right files."""
     await scenes.encode(world, "240x320", "640x360")
     await world.serve(PULL_ADDRESS=edge.pull_template, **scenes.SHORT)
     played = [
@@ -170,7 +172,7 @@ async def test_rooms_on_a_real_edge(world: World, edge: Edge) -> None:
 
 
 async def test_a_frozen_edge(world: World, edge: Edge) -> None:
-    """A server that falls silent is noticed within 12 s; when it goes on, so does the recording: one file, the silence a gap."""
+    """A silent server is noticed within 12 s, and after it continues the recording is one file with the silence as a gap."""
     await scenes.encode(world)
     await world.serve(PULL_ADDRESS=edge.pull_template, **scenes.SHORT)
     scene = Scene(world, edge, 7100)

@@ -1,7 +1,7 @@
-"""The pages that people follow: every command of both READMEs, and of the pages behind them, is typed here in its order,
-on the embedded engine, which is what they install.
+"""The pages that people follow: every command of both READMEs, and of the pages that they link to, is typed here in order, on the
+embedded engine, which is the one that they install.
 
-A command that is not typed (installing packages, make) is looked at instead; one that is neither fails the test.
+A command that is not typed (installing packages, make) is checked by other means; a command with neither fails the test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ README = ROOT / "README.md"
 
 
 def installs(words: list[str]) -> None:
-    """apt-get install: each package is one that our own scripts name, or one that only the pages use."""
+    """apt-get install: each package is named by our own scripts, or is used only by the pages."""
     assert words[:2] == ["apt-get", "install"]
     scripts = "".join(path.read_text() for path in (ROOT / "deploy").glob("*.sh"))
     unknown = {package for package in words[2:] if not re.search(rf"\b{re.escape(package)}\b", scripts)}
@@ -36,7 +36,7 @@ def installs(words: list[str]) -> None:
 
 
 def makes(words: list[str]) -> None:
-    """make: each target is one of the Makefile, with a line in `make help`."""
+    """make: each target is in the Makefile, with a line in `make help`."""
     targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert words[0] == "make"
     assert set(words[1:]) <= set(targets)
@@ -54,14 +54,14 @@ async def desk(tmp_path: Path) -> AsyncIterator[pages.Desk]:
 
 @pytest.mark.timeout(180)
 async def test_the_readme_word_for_word(desk: pages.Desk) -> None:
-    """Every command of the README works, in its order, and prints what the page shows; both servers end well."""
+    """Every command of the README works in order and prints the text on the page, and both servers end well."""
     await pages.Follower(desk, by_hand=BY_HAND).follow(README)
     assert set((await desk.leave()).values()) == {0}
 
 
 @pytest.fixture
 async def running(desk: pages.Desk) -> pages.Follower:
-    """As the pages ask for: the README followed until the service of terminal 2 runs."""
+    """The precondition of the other pages: the README, followed until the service of terminal 2 runs."""
     follower = pages.Follower(desk, by_hand=BY_HAND)
     first = pages.blocks(README)
     servers = [number for number, block in enumerate(first) if block.server == "recorder serve"]
@@ -72,7 +72,7 @@ async def running(desk: pages.Desk) -> pages.Follower:
 
 @pytest.mark.timeout(180)
 async def test_the_page_for_publishers(running: pages.Follower) -> None:
-    """docs/publish.md: starts, repeats, refusals and stops are as it says."""
+    """The starts, repeats, refusals and stops of docs/publish.md work as the page states."""
     await running.follow(ROOT / "docs" / "publish.md")
 
 
@@ -82,7 +82,8 @@ WITHOUT_NODE = () if NODE else ("node receiver.mjs",)
 
 @pytest.mark.timeout(180)
 async def test_the_page_for_subscribers(desk: pages.Desk, running: pages.Follower) -> None:
-    """docs/subscribe.md: both receivers take genuine results only, nothing is missed on /results, and the example is one."""
+    """In docs/subscribe.md, both receivers accept genuine results only, /results misses nothing, and the example is a valid
+    result."""
     page = ROOT / "docs" / "subscribe.md"
     follower = pages.Follower(desk, skip=WITHOUT_NODE, aside=("json", "javascript"))
     await follower.follow(page)
@@ -94,7 +95,8 @@ async def test_the_page_for_subscribers(desk: pages.Desk, running: pages.Followe
     "program", ["receiver.py", pytest.param("receiver.mjs", marks=pytest.mark.skipif(not NODE, reason="no node"))]
 )
 async def test_a_receiver_accepts_a_genuine_result_once(tmp_path: Path, program: str) -> None:
-    """What the service's own sender signs is taken, once for each revision; a changed body, an old one, another key's is not."""
+    """A receiver accepts a result that the service's own sender signs, once per revision, and refuses a changed body, an old one
+    and another key."""
     desk, key = pages.Desk(tmp_path), "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
     (source,) = [block.text for block in pages.blocks(ROOT / "docs" / "subscribe.md") if block.file == program]
     desk.write(program, source)
@@ -122,7 +124,7 @@ async def test_a_receiver_accepts_a_genuine_result_once(tmp_path: Path, program:
 
 @pytest.mark.timeout(240)
 async def test_the_page_for_operators(running: pages.Follower) -> None:
-    """docs/operate.md: what is stuck is found and replayed as it says; the rehearsal goes as written."""
+    """Stuck sessions are found and replayed, and the rehearsal runs, as docs/operate.md states."""
     await running.follow(ROOT / "docs" / "operate.md")
 
 
@@ -130,7 +132,7 @@ DETAILS = r"^\| (`[^|]+) \| [^|]+ \| .+ \|$"
 
 
 def test_quoted_details_exist_in_the_code() -> None:
-    """What docs/operate.md quotes of our own details stands in the code that writes them."""
+    """Every detail that docs/operate.md quotes is in the code that writes it."""
     page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
     section = page.split("## Error messages")[1].split("## Replay")[0]
     quoted = [text for row in re.findall(DETAILS, section, re.MULTILINE) for text in re.findall(r"`([^`]+)`", row)]
@@ -160,14 +162,14 @@ ON_THE_MACHINE = (
 
 
 def machine_file(name: str) -> str:
-    """A file that docs/go-live.md says to save."""
+    """A file that docs/go-live.md tells the reader to save."""
     (found,) = [block.text for block in pages.blocks(GO_LIVE) if block.file.endswith(name)]
     return found
 
 
 @NEEDS_OPENSSL
 async def test_the_commands_of_going_live(desk: pages.Desk) -> None:
-    """docs/go-live.md: commands that change a machine are known ones, the rest is typed; files it names are there."""
+    """In docs/go-live.md, commands that change a machine are known ones, the rest works when typed, and the named files exist."""
     by_hand = BY_HAND | dict.fromkeys(ON_THE_MACHINE, lambda _: None)
     follower = pages.Follower(desk, by_hand=by_hand, aside=("json", "bash"))
     await follower.follow(GO_LIVE, only=lambda block: not block.file)
@@ -175,7 +177,7 @@ async def test_the_commands_of_going_live(desk: pages.Desk) -> None:
 
 
 def test_the_settings_of_going_live() -> None:
-    """The environment file can be read by a shell and by systemd alike, and the service takes it."""
+    """A shell and systemd read the environment file alike, and the service accepts it."""
     lines = [line.split("=", 1) for line in machine_file("recorder.env").splitlines()]
     assert all(re.fullmatch(r"[A-Z_]+", name) and shlex.split(text) == [text] for name, text in lines)
     loaded = settings.load(dict(lines) | {"HOME": "/var/lib/recorder"})
@@ -184,7 +186,7 @@ def test_the_settings_of_going_live() -> None:
 
 
 def test_the_policy_of_going_live() -> None:
-    """The key may do what the uploader asks of COS, and nothing more: no reading, listing or deleting."""
+    """The policy allows the key exactly the uploader's operations: no reading, listing or deleting."""
     allowed = {
         action.removeprefix("name/cos:")
         for one in json.loads(machine_file("policy.json"))["statement"]
@@ -192,14 +194,14 @@ def test_the_policy_of_going_live() -> None:
     }
     calls = set(re.findall(r"_sdk\.(\w+)\(|self\._sdk\.(\w+),", (ROOT / "tencent" / "cos_requests.py").read_text()))
     used = {(a or b).replace("create_multipart", "initiate_multipart").title().replace("_", "") for a, b in calls}
-    # A listing only explains a refusal, and is refused itself; PutObject is said to be unused.
+    # A listing only explains a refusal and is refused itself; the page states that PutObject is unused.
     assert used - allowed == {"ListObjects"}
     assert allowed - used == {"PutObject"}
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
 def test_the_unit_of_going_live(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with the unit."""
+    """systemd accepts the unit."""
     unit = tmp_path / "recorder.service"
     unit.write_text(machine_file("recorder.service").replace("/opt/recorder/.venv/bin/recorder", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
@@ -208,7 +210,7 @@ def test_the_unit_of_going_live(tmp_path: Path) -> None:
 
 @NEEDS_OPENSSL
 def test_the_proxy_of_going_live(tmp_path: Path) -> None:
-    """nginx takes the configuration."""
+    """nginx accepts the configuration."""
     keys = [tmp_path / "fullchain.pem", tmp_path / "privkey.pem"]
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=recorder.example.com"]
     subprocess.run([*make, "-out", keys[0], "-keyout", keys[1]], capture_output=True, timeout=60, check=True)
@@ -226,7 +228,7 @@ def test_the_proxy_of_going_live(tmp_path: Path) -> None:
 
 
 def test_the_shell_of_going_live(tmp_path: Path) -> None:
-    """recorder-shell has the settings, the commands and a token; tried with this user in place of the service's."""
+    """recorder-shell has the settings, the commands and a token; this user replaces the service's."""
     env, shell = tmp_path / "recorder.env", tmp_path / "recorder-shell"
     env.write_text(machine_file("recorder.env"))
     text = (
@@ -242,7 +244,7 @@ def test_the_shell_of_going_live(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 async def test_the_demo(desk: pages.Desk) -> None:
-    """What `make demo` runs ends as the README shows."""
+    """The command of `make demo` ends with the output on the README."""
     (shown,) = [block.shows for block in pages.blocks(README) if "make demo" in block.lines]
     output = await desk.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
     assert output.strip().endswith(shown.strip())
@@ -254,7 +256,7 @@ PAIRS = ("README", "docs/publish", "docs/subscribe", "docs/operate", "docs/go-li
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_both_languages_have_the_same_blocks(name: str) -> None:
-    """The Chinese page has exactly the blocks of the English one, as many sections, and links to its own language's pages."""
+    """The Chinese page has exactly the blocks of the English one, as many sections, and links to pages in its own language."""
     english, chinese = ROOT / f"{name}.md", ROOT / f"{name}.zh-CN.md"
     assert pages.blocks(chinese) == pages.blocks(english)
     texts = [path.read_text(encoding="utf-8") for path in (english, chinese)]
@@ -267,7 +269,7 @@ def test_both_languages_have_the_same_blocks(name: str) -> None:
 
 @pytest.mark.parametrize("page", [README, ROOT / "README.zh-CN.md"], ids=lambda path: path.name)
 def test_commands_inside_sentences_exist(page: Path) -> None:
-    """A command that a sentence of the README names is a target of the Makefile, or one of the recorder's that a block runs."""
+    """Every command in a sentence of the README is a target of the Makefile, or a command of the recorder that a block runs."""
     typed = "\n".join(block.text for block in pages.blocks(README) if block.shell)
     for code in pages.inline_commands(page, ("make", "recorder", "curl")):
         words = code.split()
@@ -280,7 +282,7 @@ def test_commands_inside_sentences_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAIRS)
 def test_anchors_lead_to_sections(page: str) -> None:
-    """A link to a section of a page of ours finds it, in both languages."""
+    """Every link to a section of our pages leads to one, in both languages."""
     for path in (ROOT / f"{page}.md", ROOT / f"{page}.zh-CN.md"):
         for link, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
             target = (path.parent / link).resolve() if link else path
@@ -290,7 +292,7 @@ def test_anchors_lead_to_sections(page: str) -> None:
 
 
 def test_the_request_of_migrating() -> None:
-    """The old request of docs/migrate.md is a start as it stands; the page names every field of request and result."""
+    """The old request in docs/migrate.md is a valid start, and the page names every field of request and result."""
     page = ROOT / "docs" / "migrate.md"
     (request,) = [json.loads(block.text) for block in pages.blocks(page)]
     codec.check("start", request)

@@ -1,4 +1,4 @@
-"""The whole road with the real service: rooms are recorded, and what stands in the bucket is what was live."""
+"""Whole path of the real service: rooms of each mode are recorded, and the object in the bucket equals the live stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOMS: tuple[tuple[str, int | str], ...] = (
 
 
 def posted(world: World) -> dict[str, list[tuple[str, bytes]]]:
-    """What the callback receivers got, by TaskId."""
+    """The delivered results, by TaskId."""
     found: dict[str, list[tuple[str, bytes]]] = {}
     for requests in world.simulator.receiver.received.values():
         for request in requests:
@@ -33,14 +33,14 @@ def posted(world: World) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def check_audit(world: World, *, failed: str = "") -> None:
-    """Nothing lost, nothing doubled, nothing failed but in the session `failed`."""
+    """Assert that nothing is lost or doubled, and nothing failed except in the session `failed`."""
     assert world.backend is not None
     report = session_audit.audit(world.backend.database, world.simulator.folder / "cos", posted(world))
     assert [fault for fault in report.faults if not (failed and fault in report.not_done and fault.startswith(failed))] == []
 
 
 async def record(world: World, mode: str, name: int | str) -> tuple[dict[str, Any], float]:
-    """One room with one speaker, recorded for LIVE_S seconds; returns the session, and how long the speaker was live (s)."""
+    """Record one room with one speaker for LIVE_S seconds; returns the session and how long the speaker was live (s)."""
     started = await world.service.post("/sessions", world.request(name, Mode=mode))
     room = world.simulator.create_room(APP, name)
     speaker = await room.join("alice/老师")
@@ -56,7 +56,8 @@ async def record(world: World, mode: str, name: int | str) -> tuple[dict[str, An
 
 
 async def test_all_modes_and_rooms(world: World) -> None:
-    """In each mode, in integer and string rooms, the file holds what was live: beeps and flashes a second apart and together."""
+    """In each mode, in integer and string rooms, the file contains the live stream: beeps and flashes a second apart and
+    together."""
     await world.serve()
     finished = await asyncio.gather(*(record(world, mode, name) for mode, name in ROOMS))
     await waiting.until(lambda: all(world.results(name) for _, name in ROOMS), 10, "the callbacks")
@@ -105,7 +106,7 @@ async def test_the_duration_equals_the_live_time(world: World) -> None:
 
 
 async def test_nobody_published(world: World) -> None:
-    """A room that nobody spoke in ends with an empty result, not with a failure."""
+    """A room in which nobody spoke ends with an empty result and no failure."""
     await world.serve(JOIN_TIMEOUT="1s")
     started = await world.service.post("/sessions", world.request("empty"))
     finished = await world.service.finished(started["TaskId"])

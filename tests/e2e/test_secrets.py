@@ -1,4 +1,4 @@
-"""Marked secrets are planted on every way in, and everything that the service wrote is searched for them: none is found."""
+"""Marked secrets enter by every path, and a search of everything that the service wrote finds none of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def secrets(
 
 # --- ways in --------------------------------------------------------------------------------------------------------------
 async def wrong_requests(secrets: secret_world.SecretWorld) -> None:
-    """Requests that are refused, with secrets where they do not belong."""
+    """Requests that are refused, with secrets in wrong places."""
     make = secrets.secret
     good = secrets.request("refused")
     for number, wrong in enumerate(
@@ -78,7 +78,7 @@ async def wrong_requests(secrets: secret_world.SecretWorld) -> None:
 
 
 async def succeed(secrets: secret_world.SecretWorld, room: str, **more: Any) -> str:
-    """A session whose secrets are renewed on the way, and whose file and result arrive."""
+    """A session whose secrets are renewed midway, and whose file and result arrive."""
     task_id = await _start(secrets, room, **more)
     _, again = (
         await secrets.ask(
@@ -97,7 +97,7 @@ async def succeed(secrets: secret_world.SecretWorld, room: str, **more: Any) -> 
 
 
 async def fail_and_replay(secrets: secret_world.SecretWorld, room: str) -> str:
-    """An upload that COS refuses; a replay with keys that nobody knows, one with the right ones. The receiver refuses, too."""
+    """An upload that COS refuses, a replay with wrong keys, one with the right ones, and a receiver that refuses."""
     secrets.world.simulator.receiver.answer_with(room, 500)
     status, _ = await secrets.ask(
         "POST", "/sessions", secrets.request(f"{room} from the start", CosConfig=secrets.wrong_keys(room))
@@ -121,7 +121,7 @@ async def fail_and_replay(secrets: secret_world.SecretWorld, room: str) -> str:
 
 
 async def be_refused(secrets: secret_world.SecretWorld, room: str) -> str:
-    """A UserSig that TRTC does not take: ffmpeg is told so, and prints the address; and a callback that reaches nobody."""
+    """A UserSig that TRTC refuses, so that ffmpeg prints the address; and a result whose receiver is unreachable."""
     callback = secret_markers.address(f"http://127.0.0.1:{ports.free()}", secrets.secret("a Callback that nobody answers"))
     task_id = await _start(secrets, room, SdkAppId=secret_world.SIGNED, Callback=callback, SubscribeUserIds=["alice"])
     await _live(secrets, room, secret_world.SIGNED, recorded=False)
@@ -153,7 +153,7 @@ async def _finished(secrets: secret_world.SecretWorld, task_id: str, revision: i
 
 
 async def over_the_bus(secrets: secret_world.SecretWorld) -> None:
-    """Starts, stops and replays as publishers send them: taken, refused, and of kinds that cannot be handled."""
+    """Starts, stops and replays as publishers send them: accepted, refused, and of kinds that cannot be handled."""
     make = secrets.secret
     exchange = secrets.parked.removesuffix(".parked")
     bare, event = secrets.request("bus-bare"), secrets.request("bus-event")
@@ -186,8 +186,8 @@ async def over_the_bus(secrets: secret_world.SecretWorld) -> None:
 
 
 async def parked(secrets: secret_world.SecretWorld) -> None:
-    """Wait for what could not be handled, and keep it as the broker holds it."""
-    count = 8  # the seven wrong ones, and a stop that has a field too many
+    """Wait for the dead letters, and record them as the broker stores them."""
+    count = 8  # the seven wrong ones, and a stop with an extra field
     messages = await buses.taken(secrets.parked, count)
     for number, message in enumerate(messages):
         properties = repr((message.headers, message.routing_key, message.message_id, message.content_type))
@@ -195,9 +195,9 @@ async def parked(secrets: secret_world.SecretWorld) -> None:
     assert {message.message_id for message in messages} >= {f"wrong-{number}" for number in range(7)}
 
 
-# --- what was written -------------------------------------------------------------------------------------------------------
+# --- the service's output ---------------------------------------------------------------------------------------------------
 def tables(secrets: secret_world.SecretWorld) -> Iterator[tuple[str, bytes]]:
-    """All that the database holds: its files, or a dump."""
+    """The whole content of the database: its files, or a dump."""
     assert secrets.world.backend is not None
     if secrets.world.engine == backends.DISTRIBUTED:
         yield "dump of the database", postgres.shared().dump(secrets.world.backend.database)
@@ -206,7 +206,7 @@ def tables(secrets: secret_world.SecretWorld) -> Iterator[tuple[str, bytes]]:
 
 
 async def commands(secrets: secret_world.SecretWorld, task_ids: list[str]) -> None:
-    """What the operator's commands print, and the API says of all sessions."""
+    """Record the output of the operator's commands, and the API's view of all sessions."""
     for path in ("/sessions", "/sessions?stuck=true", "/results?limit=100"):
         await secrets.ask("GET", path)
     given = secrets.world.service._environment
@@ -227,7 +227,7 @@ async def commands(secrets: secret_world.SecretWorld, task_ids: list[str]) -> No
 
 @contextlib.asynccontextmanager
 async def watched(secrets: secret_world.SecretWorld) -> AsyncIterator[set[str]]:
-    """Look at every process that the service starts, for as long as the block runs; yields the programs seen."""
+    """Record every process that the service starts while the block runs; yields the programs seen."""
     seen: set[str] = set()
     contents: set[bytes] = set()
     over = asyncio.Event()
@@ -250,7 +250,7 @@ async def watched(secrets: secret_world.SecretWorld) -> AsyncIterator[set[str]]:
 
 
 async def test_no_marked_secret_is_found(secrets: secret_world.SecretWorld) -> None:
-    """Nothing that the service wrote has any of the secrets that came in, in any form: neither while it runs nor after it."""
+    """Nothing that the service writes, during its run or after, contains any secret in any form."""
     marks, world = secrets.marks, secrets.world
     bus = world.engine == backends.DISTRIBUTED
     async with watched(secrets) as programs:
@@ -279,7 +279,7 @@ async def test_no_marked_secret_is_found(secrets: secret_world.SecretWorld) -> N
     secrets.written |= dict(secret_markers.files(world.simulator.folder / "cos" / BUCKET))
     secret_world.learn_minted(secrets)
     assert marks.search_all(secrets.written) == []
-    # The search itself: it finds what is there to be found, and was shown what it should see.
+    # Controls of the search itself: it finds a secret that must be there, and it was given the places that it must cover.
     assert marks.search("environment", environment)
     assert any("ffmpeg" in program for program in programs), programs
     assert any("posted result" in name for name in secrets.written)

@@ -1,5 +1,5 @@
-"""What stands behind the distributed engine fails under live rooms: RabbitMQ crashes and is cut off, PostgreSQL goes down while
-transactions are open. No capture ends for it, nothing is lost or doubled.
+"""The servers of the distributed engine fail under live rooms: RabbitMQ crashes and is cut off, PostgreSQL stops during open
+transactions. No capture ends, and nothing is lost or doubled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIMIT_S = 40 + 2 * CUT_S
 
 @pytest.fixture
 async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
-    """The nodes' way to the broker."""
+    """The nodes' connection to the broker."""
     proxy = tcp_proxy.Proxy(target_port=rabbit.shared().port)
     await proxy.start()
     yield proxy
@@ -39,7 +39,7 @@ async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
 
 @pytest.fixture
 async def many(world: World, cable: tcp_proxy.Proxy) -> AsyncIterator[cluster.Cluster]:
-    """Two nodes that share a spool, and reach the broker by the cable."""
+    """Two nodes that share a spool and reach the broker through the proxy."""
     broker = rabbit.shared()
     settings = {"AMQP_URL": broker.url.replace(f":{broker.port}/", f":{cable.port}/"), "LINGER": "3s"}
     made = cluster.Cluster(world, shared=True, settings=settings)
@@ -50,7 +50,7 @@ async def many(world: World, cable: tcp_proxy.Proxy) -> AsyncIterator[cluster.Cl
 
 @pytest.fixture
 async def heard(world: World, many: cluster.Cluster) -> AsyncIterator[subscriber.Subscriber]:
-    """An application that subscribes to the results, by a cable of its own."""
+    """An application that subscribes to the results through a proxy of its own."""
     made = subscriber.Subscriber(many.broker.url, many.prefix, world.folder / "heard.jsonl")
     await made.start()
     yield made
@@ -68,7 +68,8 @@ async def _live(world: World, *names: str) -> list[Scene]:
 
 
 async def _end(world: World, many: cluster.Cluster, scenes: list[Scene], heard: subscriber.Subscriber) -> None:
-    """Dismiss the rooms that are live still; every file is whole, nothing is lost or doubled, and everything was heard."""
+    """Dismiss the rooms that are still live; every file is complete, nothing is lost or doubled, and the subscriber got
+    everything."""
     for scene in scenes:
         await scene.room.dismiss()
 
@@ -87,8 +88,8 @@ async def _end(world: World, many: cluster.Cluster, scenes: list[Scene], heard: 
 async def test_the_broker_crashes_and_is_cut_off(
     world: World, many: cluster.Cluster, cable: tcp_proxy.Proxy, heard: subscriber.Subscriber
 ) -> None:
-    """Killed with -9 while rooms are live and one ends, then cut off while another ends: captures go on, and what was said is
-    said, and heard, when the broker is back."""
+    """When RabbitMQ is killed with -9 while rooms are live and one ends, then cut off while another ends, captures go on, and
+    every message is published and received once the broker is back."""
     scenes = await _live(world, "crash-a", "crash-b", "crash-c")
     await cluster.keep(many.broker.kill)
     await scenes[0].room.dismiss()
@@ -114,13 +115,13 @@ async def test_the_broker_crashes_and_is_cut_off(
 async def test_the_database_goes_down_in_mid_transaction(
     world: World, many: cluster.Cluster, heard: subscriber.Subscriber
 ) -> None:
-    """PostgreSQL is ended at once while deciding transactions of the nodes are open and waiting: none of them counts, all of them
-    are made again, captures go on."""
+    """When PostgreSQL stops during open deciding transactions, none of them takes effect, all are decided again, and captures go
+    on."""
     scenes = await _live(world, "down-a", "down-b", "down-c")
     async with _locked(many.database):
         await asyncio.gather(*(scene.room.dismiss() for scene in scenes[:2]))
         await waiting.until(lambda: _held_up(many), 20, "transactions to be open", every_s=0.2)
-        # SIGQUIT is PostgreSQL's immediate shutdown: what is open is lost, as in a crash.
+        # SIGQUIT is PostgreSQL's immediate shutdown: open transactions are lost, as in a crash.
         await cluster.keep(lambda: postgres.shared().stop(signal.SIGQUIT))
     await live_for(1.5)
     await cluster.keep(postgres.shared().start)
@@ -129,7 +130,7 @@ async def test_the_database_goes_down_in_mid_transaction(
 
 @contextlib.asynccontextmanager
 async def _locked(database: str) -> AsyncIterator[None]:
-    """Nobody else gets at the recordings, until the end of this or of the server."""
+    """Lock the recordings until the end of this block or of the server."""
     holder = await asyncpg.connect(database.replace("+asyncpg", ""))
     try:
         await holder.execute("BEGIN; LOCK TABLE recordings IN ACCESS EXCLUSIVE MODE")
@@ -139,8 +140,8 @@ async def _locked(database: str) -> AsyncIterator[None]:
 
 
 async def _held_up(many: cluster.Cluster) -> bool:
-    """Whether transactions are open that wait for a lock. Asked on a connection of its own each time: within one transaction
-    PostgreSQL answers for pg_stat_activity what it answered the first time."""
+    """Whether open transactions wait for a lock. Each call uses a connection of its own, because within one transaction
+    PostgreSQL repeats its first answer about pg_stat_activity."""
     waits = "wait_event_type = 'Lock' AND xact_start IS NOT NULL"
     found = await many.ask(f"SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {waits}")
     return len(found) >= 2

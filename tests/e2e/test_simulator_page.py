@@ -1,7 +1,7 @@
-"""docs/simulator.md, followed word for word: its commands are run in its order, and show what it says they show;
-its service is one process, on the embedded engine.
+"""docs/simulator.md, followed word for word: its commands run in order and print the text on the page. Its service is one
+process, on the embedded engine.
 
-Only the two ports are others than on the page. A `text` block after a `sh` block is what that prints; `…` stands for anything.
+Only the two ports differ from the page. A `text` block after a `sh` block is its output; `…` matches anything.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "\x1eblock"
 TYPING_LIMIT_S = 180.0
 CURL = 'curl() { command curl --fail-with-body --silent --show-error "$@"; }'
-"""On the page a refusal would be seen; here it has to end the script."""
+"""A reader would notice a refusal; here it has to end the script."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One command block of the page, and what the page says it prints ("" where it says nothing)."""
+    """One command block of the page, and its output on the page ("" if the page shows none)."""
 
     language: str
     text: str
@@ -41,7 +41,7 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    """The command blocks of the page in their order."""
+    """The command blocks of the page in order."""
     found: list[Block] = []
     for language, text in FENCE.findall(PAGE.read_text(encoding="utf-8")):
         if language == "text":
@@ -61,7 +61,7 @@ class Terminals:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a newcomer's shell has."""
+        """The environment of a newcomer's shell."""
         return {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.folder),
@@ -70,13 +70,13 @@ class Terminals:
         }
 
     def with_ports(self, text: str) -> str:
-        """The text with this terminals's ports."""
+        """The text with the ports of this run."""
         return text.replace("127.0.0.1:9000", f"127.0.0.1:{self.simulator_port}").replace(
             "127.0.0.1:8080", f"127.0.0.1:{self.service_port}"
         )
 
     async def simulate(self) -> asyncio.subprocess.Process:
-        """Terminal 1, with the ports."""
+        """Run a block in terminal 1, with the ports."""
         words = ["--port", str(self.simulator_port), "--callback-url", f"http://127.0.0.1:{self.service_port}/trtc/callbacks"]
         out = (self.folder / "terminal-1.txt").open("wb")
         with out, (self.folder / "simulator.log").open("wb") as log:
@@ -86,7 +86,7 @@ class Terminals:
             )  # fmt: skip
 
     async def type(self, script: str, **environment: str) -> str:
-        """Terminal 2: a shell that stops at the first command that fails. What it printed; fails if a command did."""
+        """Type into terminal 2, a shell that stops at the first failing command. Returns its output; fails if a command did."""
         whole = f"set -euo pipefail\n{CURL}\n{script}"
         printed = self.folder / "terminal-2.txt"
         with printed.open("wb") as out:
@@ -123,19 +123,19 @@ async def terminals(tmp_path: Path) -> AsyncIterator[Terminals]:
 
 
 def command(block: Block) -> str:
-    """What to type for a block."""
+    """The text to type for a block."""
     return block.text if block.language == "sh" else f"python - <<'END_OF_PYTHON'\n{block.text}END_OF_PYTHON\n"
 
 
 def matches(expected: str, output: str) -> bool:
-    """Whether the output contains what the page shows."""
+    """Whether the output contains the text on the page."""
     pieces = [re.escape(piece.strip("\n")) for piece in expected.strip().split("…")]
     return re.search(".*?".join(pieces), output, re.DOTALL) is not None
 
 
 @pytest.mark.timeout(240)
 async def test_the_page_word_for_word(terminals: Terminals) -> None:
-    """Every command of the page works, in its order, and prints what the page shows."""
+    """Every command of the page works in order and prints the text on the page."""
     first, *rest = blocks()
     assert first.text == "recorder simulator\n"
     script = "".join(f"printf '%s\\n' '{MARK}'\n{command(block)}" for block in rest)
@@ -151,7 +151,7 @@ async def test_the_page_word_for_word(terminals: Terminals) -> None:
 
 @pytest.mark.timeout(120)
 async def test_the_simulators_output_can_be_pasted(terminals: Terminals) -> None:
-    """The lines that the simulator prints at its start, pasted one after the other, record a room."""
+    """The commands that the simulator prints at its start, pasted one after the other, record a room."""
     lines = (terminals.folder / "terminal-1.txt").read_text().splitlines()
     typed = [line for line in lines if line.startswith(("export ", "recorder ", "curl "))]
     dismissal = next(number for number, line in enumerate(typed) if "DELETE" in line)

@@ -1,4 +1,4 @@
-"""Streams as real rooms have them, over HTTP-FLV: speakers come, go, mute and jump; servers refuse, end and fall silent."""
+"""Streams as real rooms have them, over HTTP-FLV: speakers join, leave, mute and jump; servers refuse, end and fall silent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIG_KEY = "the-key-of-user-signatures"
 
 
 async def late_and_on_one_track(scene: Scene) -> None:
-    """Speakers who come later, and speakers with one track alone, whatever is declared: each has a file of what there was."""
+    """Late speakers, and speakers with one track only, each have a file of the existing tracks, whatever the stream declares."""
     await scene.start()
     sound = await scene.join("sound", video=False)
     sound.declare(live.BOTH)
@@ -46,7 +46,7 @@ async def late_and_on_one_track(scene: Scene) -> None:
 
 
 async def muted_for_long(scene: Scene) -> None:
-    """Both tracks muted for longer than IDLE_TIMEOUT and a stall: still the same recording, the silence is a gap."""
+    """A speaker with both tracks muted beyond a stall and IDLE_TIMEOUT keeps the recording, with the silence as a gap."""
     await scene.start()
     alice = await scene.join("alice")
     await scene.recordings("Recording")
@@ -55,7 +55,7 @@ async def muted_for_long(scene: Scene) -> None:
     await alice.mute_video()
     muted = time.monotonic()
     await scene.noted("Nothing arrived", 12)
-    # A stall takes ten seconds and more; with these it is longer than IDLE_TIMEOUT on every machine.
+    # A stall takes at least ten seconds; with these it is longer than IDLE_TIMEOUT on every machine.
     await live_for(max(2, scenes.IDLE_S - 8))
     await alice.unmute_audio()
     await alice.unmute_video()
@@ -72,7 +72,7 @@ async def muted_for_long(scene: Scene) -> None:
 
 
 async def muted_sound(scene: Scene) -> None:
-    """Mode 00, the sound muted for 7 s while the camera stays on: one capture, one file, the silence cut and told of."""
+    """In mode 00, 7 s of muted sound with the camera on are cut and reported as a gap, in one capture and one file."""
     await scene.start("00")
     alice = await scene.join("alice")
     await scene.recordings("Recording")
@@ -94,7 +94,7 @@ async def muted_sound(scene: Scene) -> None:
 
 
 async def back_in_another_size(scene: Scene) -> None:
-    """Back within LINGER with a larger picture: one file, every frame of one size, and all of it decodes."""
+    """A speaker who is back within LINGER with a larger picture has one file, whose frames all have one size and decode."""
     await scene.start()
     alice = await scene.join("alice")
     await scene.recordings("Recording")
@@ -114,7 +114,7 @@ async def back_in_another_size(scene: Scene) -> None:
 
 
 async def jumping(scene: Scene) -> None:
-    """Timestamps that jump 20 s ahead, then 10 s back: nothing is lost, and nothing is in the file that was not live."""
+    """Timestamps that jump 20 s ahead, then 10 s back, lose nothing, and the file has nothing that was not live."""
     await scene.start()
     alice = await scene.join("alice")
     await scene.recordings("Recording")
@@ -135,7 +135,7 @@ async def jumping(scene: Scene) -> None:
 
 
 async def silent_server(scene: Scene) -> None:
-    """A server that sends nothing and answers nobody is noticed within 12 s; the other speaker is not touched."""
+    """A server that sends nothing and responds to nobody is noticed within 12 s, and the other speaker is not affected."""
     await scene.start()
     alice, _ = await scene.join("alice"), await scene.join("bob")
     await scene.recordings("Recording", "Recording")
@@ -157,7 +157,8 @@ async def silent_server(scene: Scene) -> None:
 
 
 async def ending_server(scene: Scene) -> None:
-    """A server that ends the stream, properly or by a reset, while the speaker goes on: each time a next segment, a short gap."""
+    """A stream that the server ends, properly or by a reset, while the speaker goes on, continues in a next segment after a short
+    gap."""
     await scene.start()
     alice = await scene.join("alice")
     await scene.recordings("Recording")
@@ -177,13 +178,13 @@ async def ending_server(scene: Scene) -> None:
 
 
 async def expired(scene: Scene) -> None:
-    """A UserSig that has expired: the start warns, the refusal is 录制失败, and Detail says what it is about."""
+    """An expired UserSig gives a warning at the start and then 录制失败 with the reason in Detail."""
     answer = await scene.start(UserSig=await expired_sig())
     assert any("UserSig has expired" in warning for warning in answer["Warnings"])
     await scene.join("alice")
     await scene.recordings("Failed")
     await scene.room.dismiss()
-    # Idle where the machine is so busy that the refusal takes longer than IDLE_TIMEOUT.
+    # Idle on a machine so busy that the refusal takes longer than IDLE_TIMEOUT.
     (entry,) = (await scene.result("RoomDestroyed", "Idle"))["Files"]
     assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "录制失败", "FailedRecording")
     assert "UserSig may have expired" in entry["Detail"]
@@ -191,7 +192,7 @@ async def expired(scene: Scene) -> None:
 
 
 async def renewed_before_media(scene: Scene) -> None:
-    """A repeated start with a fresh UserSig before the first media: the recording that is being tried goes on with it."""
+    """A recording that retries before its first media continues with the fresh UserSig of a repeated start."""
     valid_s = math.ceil(5 * waiting.patience())
     await scene.start(UserSig=sig(valid_s))
     old_ends = time.monotonic() + valid_s + 1
@@ -211,7 +212,8 @@ async def renewed_before_media(scene: Scene) -> None:
 
 
 async def renewed_while_recording(scene: Scene) -> None:
-    """A UserSig that expires while media arrives: the next pull is refused, nothing is given up, a fresh one heals it."""
+    """When a UserSig expires while media arrives, the next pull is refused, the recording goes on, and a fresh UserSig repairs
+    it."""
     valid_s = math.ceil(6 * waiting.patience())
     await scene.start(UserSig=sig(valid_s))
     old_ends = time.monotonic() + valid_s + 1
@@ -232,7 +234,7 @@ async def renewed_while_recording(scene: Scene) -> None:
 
 
 def sent_s(speaker: speakers.Speaker) -> float:
-    """From a speaker's first packet to the last: what is recorded begins somewhere in it, the later the busier the machine is."""
+    """The time from a speaker's first packet to the last: the recording begins in it, later on a busier machine."""
     return speaker.stream.last_ms / 1000
 
 
@@ -244,19 +246,19 @@ async def renew(scene: Scene) -> None:
 
 
 def sig(expire_s: int) -> str:
-    """A genuine UserSig of the recording user."""
+    """A valid UserSig of the recording user."""
     return usersig.mint(STRICT_APP, SIG_KEY, "recorder", expire_s)
 
 
 async def expired_sig() -> str:
-    """A genuine one whose time is over."""
+    """A valid UserSig that has expired."""
     made = sig(1)
     await live_for(2)
     return made
 
 
 async def test_untidy_rooms(world: World) -> None:
-    """What speakers, servers and signatures do to streams, in ten rooms of one service: every file is right, none is lost."""
+    """Ten rooms of one service with difficult speakers, servers and signatures all give the right files, and no file is lost."""
     await scenes.encode(world, "640x360")
     keys = json.dumps({str(app): CALLBACK_KEY for app in (APP, STRICT_APP)})
     service = await world.serve(TRTC_CALLBACK_KEYS=keys, **scenes.SHORT)
@@ -279,7 +281,7 @@ async def test_untidy_rooms(world: World) -> None:
 
 
 async def test_a_pull_user_per_speaker(world: World) -> None:
-    """With the application's key and no UserSig: each speaker is pulled under a user of its own, let in only once."""
+    """With the application's key and no UserSig, each speaker is pulled under a user of its own, which TRTC admits only once."""
     world.simulator.pulls.one_per_user = True
     await world.serve(PULL_USER="per-speaker", TRTC_KEYS=json.dumps({str(APP): SIG_KEY}), **scenes.SHORT)
     world.simulator.configure_app(APP, user_sig_key=SIG_KEY)
@@ -298,7 +300,7 @@ async def test_a_pull_user_per_speaker(world: World) -> None:
 
 
 async def test_pulls_that_evict_one_another(world: World) -> None:
-    """One user for all pulls where TRTC lets it in only once: Detail names it and the way out, and the session goes on."""
+    """Where TRTC admits the single pull user only once, Detail names the cause and the remedy, and the session goes on."""
     world.simulator.pulls.one_per_user = True
     await world.serve(**scenes.SHORT)
     scene = Scene(world, 8201)
@@ -322,7 +324,7 @@ async def test_pulls_that_evict_one_another(world: World) -> None:
 
 
 async def test_subscribed_without_any_callback(world: World) -> None:
-    """No callback ever comes: subscribed speakers are found all the same, and when they are gone the session ends as Idle."""
+    """Without any callback, subscribed speakers are found, and the session ends as Idle when they are gone."""
     await world.serve(**scenes.SHORT)
     world.simulator.configure_app(APP, callback_url="")
     scene = Scene(world, "silent room")
