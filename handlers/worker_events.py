@@ -85,7 +85,7 @@ async def advance_delivery(
         if value.revision == key.revision:
             await uow.advance_delivery(value, trigger, outcome)
             return
-    log.warning("outcome.unknown_callback", owner=key, event_type=uow.event.type)
+    log.warning("outcome.unknown_delivery", owner=key, event_type=uow.event.type)
 
 
 async def _note_media(
