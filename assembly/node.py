@@ -21,7 +21,7 @@ import store.connections
 import store.queries
 import store.schema
 import store.store
-from assembly import encryption_keys
+from assembly import encryption_keys, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
@@ -63,10 +63,11 @@ class Node:
         work = node_work.NodeWork(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
         await work.uploader.start()
         self._stack.push_async_callback(work.uploader.stop)
-        if self._distributed:
-            work.check_capacity = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms).check
-        decider = dispatch.Decider(self.store, self._context(), work.check_start)
-        parts = [*self._workers(work), *self._machines(), self._bus(decider), *self._capacity(work, folder)]
+        space = start_checks.SpoolSpace(self.settings, folder)
+        workers = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms)
+        checks = start_checks.StartChecks(self.settings, work, workers.check if self._distributed else space.check)
+        decider = dispatch.Decider(self.store, self._context(), checks.check)
+        parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, folder, space)]
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
@@ -142,13 +143,13 @@ class Node:
     def _shared(self) -> bool:
         return self.settings.spool_shared or not self._distributed
 
-    def _workers(self, work: node_work.NodeWork) -> list[Any]:
+    def _workers(self, work: node_work.NodeWork, space: start_checks.SpoolSpace) -> list[Any]:
         if "worker" not in self.settings.roles:
             return []
         place = "" if self._shared else self.node
         made = worker.Worker(self.store, work, node=self.node, policy=self._policy, clock=clock, shared_spool=self._shared)
         self.worker = made
-        work.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
+        space.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
         cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=clock, node=place)
         self._tasks += [made.leases.task, cleaner.task]
         return [made, cleaner]
@@ -194,13 +195,13 @@ class Node:
             )
         return self.bus
 
-    def _capacity(self, work: node_work.NodeWork, folder: spool.Spool) -> list[Any]:
+    def _capacity(self, work: node_work.NodeWork, folder: spool.Spool, space: start_checks.SpoolSpace) -> list[Any]:
         made = self.worker
         if made is None or not self._distributed:
             return []
         settings = self.settings
         limits = capacity.CaptureLimits(
-            captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=work.needed_bytes
+            captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=space.needed_bytes
         )
         live = cpu_usage.LiveCpu(cpu_usage.reading(work.live_pids), cpus=cpu_usage.usable())
         self.capacity = capacity.Capacity(

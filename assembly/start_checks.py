@@ -1,0 +1,87 @@
+"""Checks of a start before it is decided: capacity, the callback URL, the bucket, and the UserSig's age.
+
+Rule: a start that cannot be recorded is refused with the setting or field to change. Everything else is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from assembly import work as node_work
+from assembly.identity import clock
+from config import settings as settings_module
+from events import codec
+from machine import errors
+from media import spool
+from tencent import cos_target, usersig
+
+
+class SpoolSpace:
+    """Free space of a spool against the needs of its captures. `expected_bytes` is set once the worker exists."""
+
+    def __init__(self, settings: settings_module.Settings, folder: spool.Spool) -> None:
+        self._settings = settings
+        self._spool = folder
+        self.expected_bytes: Callable[[], int] = lambda: 0
+
+    async def check(self) -> tuple[str, ...]:
+        """Raise InsufficientSpace if there is no space for another capture; returns no warnings."""
+        free_bytes, needed_bytes = self._spool.free_bytes(), self.needed_bytes()
+        if free_bytes < needed_bytes:
+            raise errors.InsufficientSpace(
+                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
+                " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
+            )
+        return ()
+
+    def needed_bytes(self) -> int:
+        """Bytes that must be free for another capture: MIN_FREE, and the needs of the running captures."""
+        return self._min_free_bytes() + self.expected_bytes()
+
+    def _min_free_bytes(self) -> int:
+        """MIN_FREE; if unset, at most a tenth of the spool."""
+        settings = self._settings
+        if "min_free_bytes" in settings.model_fields_set:
+            return settings.min_free_bytes
+        return min(settings.min_free_bytes, self._spool.total_bytes() // 10)
+
+
+class StartChecks:
+    """Checks starts. `check_capacity` looks at this node's spool, or at all workers if there are several nodes."""
+
+    def __init__(
+        self,
+        settings: settings_module.Settings,
+        work: node_work.NodeWork,
+        check_capacity: Callable[[], Awaitable[tuple[str, ...]]],
+    ) -> None:
+        self._settings = settings
+        self._work = work
+        self._check_capacity = check_capacity
+
+    async def check(self, data: codec.Data) -> tuple[str, ...]:
+        """Check the data of a start; returns warnings. Raises InsufficientSpace, Unavailable and InvalidParameter."""
+        warnings = [*await self._check_capacity()]
+        left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
+        if left_s is not None and left_s <= 0:
+            warnings.append("The UserSig has expired: pulls will be refused until a repeated start brings a fresh one.")
+        if data.get("Callback"):
+            self._work.webhook.check(data["Callback"])
+            if not self._settings.callback_secret.get_secret_value():
+                warnings.append("The result will be posted unsigned: the service has no CALLBACK_SECRET.")
+        warnings.append(await self._check_bucket(data["CosConfig"]))
+        return tuple(w for w in warnings if w)
+
+    async def _check_bucket(self, config: codec.Data) -> str:
+        """A warning about the bucket, or "". Raises InvalidParameter for a bucket that refuses the credentials."""
+        cos_target.check_path(config["Path"])
+        keys = await self._work.resolve_credentials(config)
+        target = cos_target.CosTarget(
+            region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_server
+        )
+        try:
+            return await self._work.uploader.check_bucket(target, keys)
+        except errors.UploadFailed as error:
+            if not error.retry:
+                raise errors.InvalidParameter(f"CosConfig.Bucket: {error.detail}", field="CosConfig.Bucket") from error
+            return f"The bucket could not be checked: {error.detail}"
