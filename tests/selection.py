@@ -12,6 +12,7 @@ from tests import both_engines
 FOLDERS = ("tests/unit/", "tests/contract/", "tests/simulated/")
 MODULES = (
     "tests/integration/test_bootstrap.py",
+    "tests/integration/test_cos_resume.py",
     "tests/integration/test_cos_upload.py",
     "tests/integration/test_openapi.py",
     "tests/integration/test_process.py",

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import signal
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
 import pytest
 
-from bus import attempts, broker_connection, dead_letter_envelope, publisher
+from bus import attempts, broker_connection, publisher
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
 from events import codec
 from machine import errors
 from store import store as stores
 from tests import buses, engines, postgres, rabbit, waiting
-
-TASK = buses.TASK
-BARE = json.dumps({"TaskId": TASK}).encode()
+from tests.integration import rabbit_nodes
 
 
 @pytest.fixture
@@ -32,16 +27,9 @@ def database(tmp_path: Any) -> engines.Database:
     return engines.fresh("sqlite", tmp_path)
 
 
-class RealClock(engines.Clock):
-    """Time as it passes: a claim on the outbox that was left behind is over some time."""
-
-    def __call__(self) -> int:
-        return time.time_ns() // 1_000_000
-
-
 @pytest.fixture
 def clock() -> engines.Clock:
-    return RealClock()
+    return rabbit_nodes.RealClock()
 
 
 @pytest.fixture
@@ -58,44 +46,8 @@ def hands() -> buses.Hands:
 async def bus(store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands) -> AsyncIterator[rabbit_bus.RabbitBus]:
     """A connected node of all roles."""
     made = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, drain_s=0.2)
-    async with running(made):
+    async with rabbit_nodes.running(made):
         yield made
-
-
-@asynccontextmanager
-async def running(*made: rabbit_bus.RabbitBus) -> AsyncIterator[None]:
-    """These nodes started and connected; stopped at the end."""
-    for each in made:
-        await each.start()
-    try:
-        await waiting.until(lambda: not any(each.problems() for each in made), timeout_s=30, what="all nodes to be connected")
-        yield
-    finally:
-        for each in made:
-            await each.stop()
-
-
-def stop(id_: str) -> codec.Event:
-    return codec.make("stop", id=id_, time_ms=engines.START_MS, data={"TaskId": TASK})
-
-
-async def send_many(store: stores.Store, ids: list[str]) -> None:
-    async with store.transaction() as tx:
-        for id_ in ids:
-            await tx.send("event", stop(id_), TASK)
-
-
-async def emptied(store: stores.Store) -> None:
-    """Wait until the broker has all that was written."""
-
-    async def empty() -> bool:
-        return not await store.outbox.unsent()
-
-    await waiting.until(empty, timeout_s=30, what="all to be published")
-
-
-async def connected_anew(bus: rabbit_bus.RabbitBus, old: broker_connection.BrokerSession | None) -> None:
-    await waiting.until(lambda: bus.connection.current not in (None, old), timeout_s=30, what="another session")
 
 
 # --- topology ---------------------------------------------------------------------------------------------------------------
@@ -162,9 +114,9 @@ async def test_a_key_that_nobody_binds_is_parked_and_a_result_nobody_hears_is_no
     bus: rabbit_bus.RabbitBus, prefix: str, store: stores.Store
 ) -> None:
     """A publisher's typing error ends up where an operator finds it; a result without subscribers ends quietly."""
-    data = {"TaskId": TASK, "Repeated": False, "Warnings": []}
+    data = {"TaskId": rabbit_nodes.TASK, "Repeated": False, "Warnings": []}
     await store.outbox.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
-    await emptied(store)
+    await rabbit_nodes.emptied(store)
     await buses.say(prefix, "evnet.start", b"{}")
     parked = await buses.taken(f"{prefix}.parked", 1)
     assert [m.routing_key for m in parked] == ["evnet.start"]
@@ -175,11 +127,11 @@ async def test_a_command_for_a_node_that_was_never_here_waits_for_it(
 ) -> None:
     """The queue of an absent node is made by whoever has something for it."""
     async with store.transaction() as tx:
-        await tx.send("command", codec.make("start-upload", id="late", time_ms=0, data=buses.JOB), TASK, "n7")
-    await emptied(store)
+        await tx.send("command", codec.make("start-upload", id="late", time_ms=0, data=buses.JOB), rabbit_nodes.TASK, "n7")
+    await rabbit_nodes.emptied(store)
     hands = buses.Hands()
     late = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, name="n7", roles=["worker"])
-    async with running(late):
+    async with rabbit_nodes.running(late):
         await waiting.until(lambda: hands.commands == ["late"], what="the command that waited")
 
 
@@ -192,7 +144,7 @@ async def test_publishing_is_bounded_while_the_broker_hangs(
         with pytest.raises(errors.Unavailable):
             async with waiting.at_most(5):
                 await publisher.publish(bus.connection, publisher.Outgoing(key="event.stop", body=b"x"), timeout_s=0.5)
-        await store.outbox.send("event", stop("patient"))
+        await store.outbox.send("event", rabbit_nodes.stop("patient"))
     finally:
         rabbit.shared().thaw()
     await waiting.until(lambda: "patient" in hands.events, timeout_s=40, what="the event that waited")
@@ -226,10 +178,10 @@ async def test_channels_outlive_the_collection_of_garbage(bus: rabbit_bus.Rabbit
         "session-accepted",
         id="first.accepted",
         time_ms=engines.START_MS,
-        data={"TaskId": TASK, "Repeated": False, "Warnings": []},
+        data={"TaskId": rabbit_nodes.TASK, "Repeated": False, "Warnings": []},
     )
     await publisher.publish(bus.connection, publisher.outgoing("result", "session-accepted", "", codec.encode(result)))
-    await buses.say(prefix, "event.stop", BARE, message_id="handled")
+    await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="handled")
     await waiting.until(lambda: (heard, hands.events) == (["first.accepted"], ["handled"]), what="the result and the event")
     assert bus.connection.current is session
 
@@ -240,8 +192,8 @@ async def test_a_consumer_cancelled_by_the_broker_is_rebuilt(bus: rabbit_bus.Rab
     old = bus.connection.current
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await channel.queue_delete(f"{prefix}.machines")
-    await connected_anew(bus, old)
-    await buses.say(prefix, "event.stop", BARE, message_id="heard")
+    await rabbit_nodes.connected_anew(bus, old)
+    await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="heard")
     await waiting.until(lambda: hands.events == ["heard"], what="the event")
 
 
@@ -270,11 +222,11 @@ async def test_a_deaf_consumer_is_found_and_rebuilt(
             # Another consumer, so that there is one, which takes a single message and keeps it.
             await channel.set_qos(prefetch_count=1)
             await (await channel.get_queue(deaf.queue.name, ensure=False)).consume(keep)
-            await buses.say(prefix, "event.stop", BARE, message_id="kept")
-            await buses.say(prefix, "event.stop", BARE, message_id="waits")
+            await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="kept")
+            await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="waits")
         bus._watchdog.task.start()
-        await connected_anew(bus, old)
-    await buses.say(prefix, "event.stop", BARE, message_id="heard")
+        await rabbit_nodes.connected_anew(bus, old)
+    await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="heard")
     await waiting.until(lambda: "heard" in hands.events, what="the event")
     if how == "starving":
         await waiting.until(lambda: {"kept", "waits"} <= set(hands.events), what="what waited")
@@ -291,7 +243,7 @@ async def test_a_channel_that_closes_does_not_cancel_its_handlers(store: stores.
         ended.append(command.id)
 
     bus = buses.node(store, clock, prefix, on_event=slow, on_command=slow)
-    async with running(bus):
+    async with rabbit_nodes.running(bus):
         await store.outbox.send("command", codec.make("start-capture", id="c1", time_ms=0, data=buses.JOB))
         async with waiting.at_most(10):
             await begun.wait()
@@ -315,12 +267,12 @@ async def test_a_node_that_stops_loses_nothing(store: stores.Store, clock: engin
 
     ids = [f"e{number}" for number in range(20)]
     first = buses.node(store, clock, prefix, on_event=stuck, on_command=stuck, drain_s=0.1)
-    async with running(first):
-        await send_many(store, ids)
+    async with rabbit_nodes.running(first):
+        await rabbit_nodes.send_many(store, ids)
         await waiting.until(lambda: len(begun) == len(ids), what="all handlers to begin")
     hands = buses.Hands()
     second = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, name="n2")
-    async with running(second):
+    async with rabbit_nodes.running(second):
         await waiting.until(lambda: set(hands.events) == set(ids), what="all events again")
 
 
@@ -332,14 +284,14 @@ async def test_a_broker_that_restarts_under_load_costs_nothing(
     async def goes_down(how: signal.Signals) -> None:
         old, wanted = bus.connection.current, len(hands.events) + 100
         ids = [f"{how.name}-{number}" for number in range(1_500)]
-        await send_many(store, ids[:1_000])
+        await rabbit_nodes.send_many(store, ids[:1_000])
         await waiting.until(lambda: len(hands.events) > wanted, what="the flow to begin")
         going = asyncio.create_task(rabbit.shared().restart_beside(how))
-        await send_many(store, ids[1_000:])
+        await rabbit_nodes.send_many(store, ids[1_000:])
         await going
-        await connected_anew(bus, old)
+        await rabbit_nodes.connected_anew(bus, old)
         await waiting.until(lambda: set(ids) <= set(hands.events), timeout_s=60, what="every event")
-        await emptied(store)
+        await rabbit_nodes.emptied(store)
 
     # In order first: RabbitMQ 3.10.8 forgets who leads a quorum queue that is declared in the second before a crash.
     await goes_down(signal.SIGTERM)
@@ -364,156 +316,17 @@ async def test_a_database_that_restarts_under_load_costs_nothing(
             decided.add(event.id)
 
         bus = buses.node(store, clock, prefix, on_event=decide, on_command=decide)
-        async with running(bus):
+        async with rabbit_nodes.running(bus):
             ids = [f"e{number}" for number in range(200)]
-            await send_many(store, ids)
+            await rabbit_nodes.send_many(store, ids)
             server.stop()
             for number in range(100):
-                await buses.say(prefix, "event.stop", BARE, message_id=f"late{number}")
+                await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id=f"late{number}")
             server.start()
             wanted = set(ids) | {f"late{number}" for number in range(100)}
             await waiting.until(lambda: decided == wanted, timeout_s=60, what="every event")
             assert [side.failed.done() for side in bus.tasks if side.failed] == [False] * 3
-            await emptied(store)
+            await rabbit_nodes.emptied(store)
         await store.stop()
     finally:
         server.remove()
-
-
-# --- what cannot be handled --------------------------------------------------------------------------------------------------
-REFUSED = [
-    ("event.stop", b"not json", {}, "not JSON"),
-    ("event.stop", b"\xff\xfe", {}, "not JSON"),
-    ("event.stop", b"[]", {"message_id": "list"}, "object"),
-    ("event.unknown", BARE, {"message_id": "unknown"}, "unknown message type"),
-    ("event", BARE, {"message_id": "short"}, "routing key"),
-    ("event.start", BARE, {"message_id": "schema"}, "SdkAppId"),
-    ("event.start-upload", json.dumps(buses.JOB).encode(), {"message_id": "command"}, "is no event"),
-    ("event.replay", codec.encode(stop("other")), {"message_id": "other"}, "does not belong"),
-    ("command.start-capture", BARE, {"message_id": "bare-command"}, "specversion"),
-    ("event.start", b"x" * 20_000_000, {"message_id": "large"}, "20000000 bytes"),
-]
-
-
-async def test_what_cannot_be_handled_is_parked_with_its_reason_while_traffic_goes_on(
-    bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands
-) -> None:
-    """Invalid, unknown, misplaced and too large messages are parked whole, with reason and origin; the others are decided."""
-    for number, (key, body, properties, _) in enumerate(REFUSED):
-        await buses.say(prefix, key, body, headers={"mine": number}, **properties)
-        await buses.say(prefix, "event.stop", BARE, message_id=f"good{number}", content_type="application/json")
-    await waiting.until(lambda: len(hands.events) == len(REFUSED), timeout_s=20, what="the good ones")
-    parked = {m.headers["mine"]: m for m in await buses.taken(f"{prefix}.parked", len(REFUSED))}
-    for number, (key, body, properties, reason) in enumerate(REFUSED):
-        assert reason in str(parked[number].headers["x-reason"])
-        assert parked[number].headers["x-routing-key"] == key
-        assert dead_letter_envelope.decrypt(parked[number].body, parked[number].headers, engines.keyring()).body == body
-        assert parked[number].message_id == properties.get("message_id", parked[number].message_id)
-    assert set(hands.events) == {f"good{number}" for number in range(len(REFUSED))}
-
-
-async def test_properties_that_the_broker_acts_on_do_not_stop_a_message_from_being_parked(
-    bus: rabbit_bus.RabbitBus, prefix: str
-) -> None:
-    """A sender's user id, an expiration, copies and headers near the frame's limit are no reason to lose or loop a message."""
-    properties: dict[str, Any] = {"user_id": "recorder", "expiration": 3_600, "message_id": "odd", "priority": 3}
-    headers = {"big": "x" * 100_000, "CC": ["event.also"], "when": None}
-    await buses.say(prefix, "event.unknown", b"{}", headers=headers, **properties)
-    parked = (await buses.taken(f"{prefix}.parked", 1))[0]
-    assert parked.headers["x-reason"] == "invalid: type: unknown message type 'unknown'"
-    assert (parked.message_id, parked.user_id, parked.expiration) == ("odd", None, None)
-
-
-async def test_a_message_that_fails_for_ever_is_parked_in_the_end(
-    bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its tries are counted, whatever its error; the messages beside it go on."""
-    monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
-    hands.failures["poison"] = [RuntimeError("a fault of ours")] * 1_000
-    await buses.say(prefix, "event.stop", BARE, message_id="poison")
-    await buses.say(prefix, "event.stop", BARE, message_id="good")
-    parked = (await buses.taken(f"{prefix}.parked", 1))[0]
-    assert "a fault of ours" in str(parked.headers["x-reason"])
-    assert hands.events.count("poison") == attempts.MAX_ATTEMPTS
-    assert "good" in hands.events
-
-
-# --- roles and captures -------------------------------------------------------------------------------------------------------
-async def test_each_role_takes_its_own(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
-    """A machine decides and does not work, a worker works and does not decide; an api relays."""
-    made = {role: buses.Hands() for role in ("api", "machine", "worker")}
-    nodes = [
-        buses.node(store, clock, prefix, on_event=h.on_event, on_command=h.on_command, name=role, roles=[role])
-        for role, h in made.items()
-    ]
-    async with running(*nodes):
-        await store.outbox.send("event", stop("e1"))
-        await store.outbox.send("command", codec.make("start-upload", id="c1", time_ms=0, data=buses.JOB))
-        await waiting.until(lambda: made["machine"].events and made["worker"].commands, what="event and command")
-    assert made == {
-        "api": buses.Hands(),
-        "machine": buses.Hands(events=["e1"]),
-        "worker": buses.Hands(commands=["c1"]),
-    }
-
-
-async def test_a_full_worker_leaves_captures_to_others_and_goes_on_finishing(
-    store: stores.Store, clock: engines.Clock, prefix: str
-) -> None:
-    """While paused, also over a reconnection, no new capture comes, and uploads do; resumed, captures come again."""
-    full, free = buses.Hands(), buses.Hands()
-    first = buses.node(store, clock, prefix, on_event=full.on_event, on_command=full.on_command, name="n1", roles=["worker"])
-    second = buses.node(store, clock, prefix, on_event=free.on_event, on_command=free.on_command, name="n2", roles=["worker"])
-
-    async def captures(*ids: str) -> None:
-        for id_ in ids:
-            await store.outbox.send("command", codec.make("start-capture", id=id_, time_ms=0, data=buses.JOB))
-
-    async with running(first):
-        await first.pause_captures()
-        await first.pause_captures()
-        old = first.connection.current
-        assert old is not None
-        old.end("broken by the test")
-        await connected_anew(first, old)
-        await captures("c1", "c2", "c3")
-        await store.outbox.send("command", codec.make("start-upload", id="u1", time_ms=0, data=buses.JOB))
-        await waiting.until(lambda: full.commands == ["u1"], what="the upload alone")
-        async with running(second):
-            await waiting.until(lambda: sorted(free.commands) == ["c1", "c2", "c3"], what="the other worker to take them")
-        await captures("c4")
-        await first.resume_captures()
-        await waiting.until(lambda: full.commands == ["u1", "c4"], what="the capture that waited")
-
-
-async def test_a_leaving_node_hands_over_and_still_sends(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
-    """After `stop_consuming` a node takes nothing, whatever is resumed, and what it writes still goes out."""
-    leaving, staying = buses.Hands(), buses.Hands()
-    first = buses.node(store, clock, prefix, on_event=leaving.on_event, on_command=leaving.on_command, name="n1")
-    second = buses.node(store, clock, prefix, on_event=staying.on_event, on_command=staying.on_command, name="n2")
-    async with running(first):
-        await first.stop_consuming()
-        await first.resume_captures()
-        await send_many(store, ["e1"])
-        await emptied(store)
-        async with running(second):
-            await waiting.until(lambda: staying.events == ["e1"], what="the other node to decide it")
-    assert leaving == buses.Hands()
-
-
-async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands) -> None:
-    """Without a broker a node starts, says so, and keeps what it has to say; wrong credentials are named without the password."""
-    nowhere = buses.node(
-        store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:wrongpass@127.0.0.1:1/"
-    )
-    await nowhere.start()
-    await waiting.until(lambda: "not made yet" not in nowhere.connection.problem, what="the first try to fail")
-    refused = rabbit.shared().url.replace("recorder:recorder", "recorder:wrongpass")
-    wrong = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=refused)
-    await wrong.start()
-    await waiting.until(lambda: "ACCESS_REFUSED" in wrong.connection.problem, what="the refusal")
-    assert "wrongpass" not in nowhere.connection.problem + wrong.connection.problem
-    # What anybody hears who asks /readyz.
-    assert nowhere.problems() == wrong.problems() == ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
-    await nowhere.stop()
-    await wrong.stop()

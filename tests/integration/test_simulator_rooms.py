@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
-import io
 import itertools
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import aiohttp
-import av
 import pytest
 import TLSSigAPIv2
 
-from simulator import barcode, callbacks, content, flv, rooms, server, speakers
+from simulator import content, flv, rooms, server, speakers
 from tests import waiting
-
-APP = 1400000001
-CALLBACK_KEY, USER_SIG_KEY = "123654", "user-sig-key"
+from tests.integration import stream_viewer as streams
 
 
 @pytest.fixture
 async def simulator(tmp_path: Path, loops: Path) -> AsyncIterator[server.Simulator]:
-    rule = callbacks.RetryRule(timeout_s=1.0, pause_s=0.1, give_up_after_s=0.5)
-    running = server.Simulator(folder=tmp_path, content_folder=loops, retry_rule=rule)
-    await running.start()
-    running.configure_app(APP, callback_url=running.receiver_url("trtc"), callback_key=CALLBACK_KEY)
-    yield running
-    await running.stop()
+    async with streams.running(tmp_path, loops) as made:
+        yield made
 
 
 @pytest.fixture
@@ -42,48 +30,13 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-def address(simulator: server.Simulator, room: int | str, of: str, **query: str) -> str:
-    values = {"room": str(room), "sdkappid": str(APP), "userid": "recorder", "usersig": "any", "speaker": of} | query
-    encoded = {name: quote(value, safe="") for name, value in values.items()}
-    return simulator.pull_template.format(**encoded, number_room="&use_number_room_id=1" if isinstance(room, int) else "")
-
-
-@dataclass
-class Recording:
-    """What one viewer has received so far; `ended` is how the stream ended."""
-
-    status: int = 0
-    data: bytes = b""
-    ended: str = ""
-
-    def tags(self, kind: int | None = None) -> list[tuple[int, int, bytes]]:
-        if len(self.data) < 13:
-            return []
-        return [tag for tag in flv.tags(self.data) if kind in (None, tag[0])]
-
-    @property
-    def last_ms(self) -> int:
-        return self.tags()[-1][1] if self.tags() else 0
-
-
-async def _receive(http: aiohttp.ClientSession, url: str, recording: Recording) -> None:
-    try:
-        async with http.get(url) as answer:
-            recording.status = answer.status
-            async for data in answer.content.iter_any():
-                recording.data += data
-        recording.ended = "eof"
-    except aiohttp.ClientError as error:
-        recording.ended = type(error).__name__
-
-
 @pytest.fixture
-async def watch(simulator: server.Simulator, http: aiohttp.ClientSession) -> AsyncIterator[Callable[..., Recording]]:
+async def watch(simulator: server.Simulator, http: aiohttp.ClientSession) -> AsyncIterator[Callable[..., streams.Recording]]:
     tasks: list[asyncio.Task[None]] = []
 
-    def begin(room: int | str, speaker: str, **query: str) -> Recording:
-        recording = Recording()
-        tasks.append(asyncio.create_task(_receive(http, address(simulator, room, speaker, **query), recording)))
+    def begin(room: int | str, speaker: str, **query: str) -> streams.Recording:
+        recording = streams.Recording()
+        tasks.append(asyncio.create_task(streams.receive(http, streams.address(simulator, room, speaker, **query), recording)))
         return recording
 
     yield begin
@@ -92,60 +45,18 @@ async def watch(simulator: server.Simulator, http: aiohttp.ClientSession) -> Asy
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def media(recording: Recording, until_ms: int) -> None:
-    await waiting.until(lambda: recording.last_ms >= until_ms, what=f"media up to {until_ms} ms")
-
-
-def told(simulator: server.Simulator) -> list[dict[str, Any]]:
-    return [json.loads(received.body) for received in simulator.receiver.received["trtc"]]
-
-
-async def told_types(simulator: server.Simulator, *types: int) -> None:
-    await waiting.until(lambda: [message["EventType"] for message in told(simulator)] == list(types), what=str(types))
-
-
-def seen_flashes(data: bytes) -> list[tuple[float, barcode.Reading]]:
-    """Where flashes begin, in seconds of the file, with the bar code there; every picture's bar code must be readable."""
-    found, lit = [], False
-    with av.open(io.BytesIO(data), format="flv") as container:
-        for frame in container.decode(video=0):
-            plane = frame.planes[0]
-            luma, size = bytes(plane), (frame.width, frame.height)
-            reading = barcode.read(luma, *size, stride=plane.line_size)
-            assert reading is not None
-            before, lit = lit, barcode.flashes(luma, *size, stride=plane.line_size)
-            if lit and not before:
-                found.append((float(frame.time), reading))
-    return found
-
-
-def heard_beeps(data: bytes) -> list[float]:
-    """Where beeps begin, in seconds of the file."""
-    found, last_s = [], -1.0
-    with av.open(io.BytesIO(data), format="flv") as container:
-        for frame in container.decode(audio=0):
-            samples = array.array("f", bytes(frame.planes[0])[: frame.samples * 4])
-            for number in range(0, len(samples), 8):
-                if max(map(abs, samples[number : number + 8])) > 0.2:
-                    at_s = float(frame.time) + number / frame.sample_rate
-                    if at_s - last_s > 0.3:
-                        found.append(at_s)
-                    last_s = at_s
-    return found
-
-
-async def test_four_seconds_of_content(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_four_seconds_of_content(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """Flashes and beeps are 1 s apart within 40 ms and together within 40 ms; the bar code counts on with the clock."""
-    room = simulator.create_room(APP, 8489)
+    room = simulator.create_room(streams.APP, 8489)
     alice = await room.join("alice", number=5)
     joined_s = time.monotonic()
     recording = watch(8489, "alice")
-    await media(recording, 4000)
+    await streams.media(recording, 4000)
     lived_s = time.monotonic() - joined_s
     await alice.leave()
     await waiting.until(lambda: recording.ended, what="the end of the stream")
     assert recording.ended == "eof"
-    flashes, beeps = seen_flashes(recording.data), heard_beeps(recording.data)
+    flashes, beeps = streams.seen_flashes(recording.data), streams.heard_beeps(recording.data)
     assert len(flashes) == len(beeps) == 5
     assert flashes[0][1].speaker == 5
     for (flash_s, reading), (next_s, next_reading) in itertools.pairwise(flashes):
@@ -157,14 +68,14 @@ async def test_four_seconds_of_content(simulator: server.Simulator, watch: Calla
     assert recording.last_ms / 1000 == pytest.approx(lived_s, abs=0.2)
 
 
-async def test_late_viewers_see_the_same_stream(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_late_viewers_see_the_same_stream(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """A later viewer begins at the latest key frame with the live timestamps, and from there gets the same tags."""
-    room = simulator.create_room(APP, "a room/..%2F")
+    room = simulator.create_room(streams.APP, "a room/..%2F")
     await room.join("alice")
     first = watch("a room/..%2F", "alice")
-    await media(first, 1300)
+    await streams.media(first, 1300)
     second = watch("a room/..%2F", "alice")
-    await media(second, 2100)
+    await streams.media(second, 2100)
     tags = second.tags()
     assert [tag[0] for tag in tags[:4]] == [flv.SCRIPT, flv.VIDEO, flv.AUDIO, flv.VIDEO]
     assert [tag[2][1] for tag in tags[1:3]] == [flv.SEQUENCE_HEADER] * 2
@@ -178,50 +89,11 @@ async def test_late_viewers_see_the_same_stream(simulator: server.Simulator, wat
     assert others[at : at + shared] == wanted[:shared]
 
 
-async def test_callbacks_of_a_rooms_life(simulator: server.Simulator) -> None:
-    """Entering, muting, leaving and dismissing give Tencent's events, signed over the raw body, in order."""
-    room = simulator.create_room(APP, 8489)
-    alice = await room.join("alice")
-    bob = await room.join("bob", video=False)
-    await alice.mute_video()
-    await alice.mute_video()
-    await alice.mute_audio()
-    await alice.unmute_video()
-    await bob.leave()
-    await bob.leave()
-    await room.dismiss()
-    await room.dismiss()
-    await told_types(simulator, 101, 103, 203, 201, 103, 203, 202, 204, 201, 104, 102)
-    for received in simulator.receiver.received["trtc"]:
-        assert received.headers["Sign"] == callbacks.sign(CALLBACK_KEY, received.body)
-        assert received.headers["SdkAppId"] == str(APP)
-    messages = told(simulator)
-    assert all(message["EventInfo"]["RoomId"] == 8489 for message in messages)
-    assert messages[1]["EventInfo"] | {"Role": 20, "UserId": "alice"} == messages[1]["EventInfo"]
-    assert messages[9]["EventInfo"] | {"Reason": 1, "UserId": "bob"} == messages[9]["EventInfo"]
-    assert "UserId" not in messages[10]["EventInfo"]
-    times = [message["EventInfo"]["EventMsTs"] for message in messages]
-    assert times == sorted(set(times))
-    await room.join("alice", audio=False)
-    await waiting.until(lambda: [message["EventType"] for message in told(simulator)][11:] == [101, 103, 201])
-
-
-async def test_string_rooms_are_other_rooms(simulator: server.Simulator, http: aiohttp.ClientSession) -> None:
-    """A string room of the same digits is another room: its callbacks carry a string and its pulls no number flag."""
-    await simulator.create_room(APP, "8489").join("alice")
-    await told_types(simulator, 101, 103, 203, 201)
-    assert {message["EventInfo"]["RoomId"] for message in told(simulator)} == {"8489"}
-    async with http.get(address(simulator, 8489, "alice")) as answer:
-        assert answer.status == 404
-    async with http.get(address(simulator, "8489", "alice")) as answer:
-        assert answer.status == 200
-
-
-async def test_a_camera_switched_on_later(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_a_camera_switched_on_later(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """Audio alone is declared as such; a camera switched on comes with its header and a key frame; muting stops its tags."""
-    alice = await simulator.create_room(APP, 1).join("alice", video=False)
+    alice = await simulator.create_room(streams.APP, 1).join("alice", video=False)
     recording = watch(1, "alice")
-    await media(recording, 400)
+    await streams.media(recording, 400)
     assert recording.data[4] == 4
     assert not recording.tags(flv.VIDEO)
     await alice.unmute_video()
@@ -232,28 +104,28 @@ async def test_a_camera_switched_on_later(simulator: server.Simulator, watch: Ca
     assert video[1][1] % 1000 == 0
     await alice.mute_video()
     stopped = len(recording.tags(flv.VIDEO))
-    await media(recording, recording.last_ms + 400)
+    await streams.media(recording, recording.last_ms + 400)
     assert len(recording.tags(flv.VIDEO)) <= stopped + 2
     later = watch(1, "alice")
-    await media(later, recording.last_ms + 300)
+    await streams.media(later, recording.last_ms + 300)
     assert later.data[4] == 4
 
 
-async def test_declared_but_absent(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_declared_but_absent(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """A header can declare both tracks while only sound comes."""
-    alice = await simulator.create_room(APP, 1).join("alice", video=False)
+    alice = await simulator.create_room(streams.APP, 1).join("alice", video=False)
     alice.declare("both")
     recording = watch(1, "alice")
-    await media(recording, 300)
+    await streams.media(recording, 300)
     assert recording.data[4] == 5
     assert not recording.tags(flv.VIDEO)
 
 
-async def test_resize_inside_a_stream(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_resize_inside_a_stream(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """A turned phone gives a second sequence header in the same stream, at a full second, and readable pictures after it."""
-    alice = await simulator.create_room(APP, 1).join("alice")
+    alice = await simulator.create_room(streams.APP, 1).join("alice")
     recording = watch(1, "alice")
-    await media(recording, 200)
+    await streams.media(recording, 200)
     await alice.resize("240x320")
 
     def headers() -> list[tuple[int, bytes]]:
@@ -265,16 +137,16 @@ async def test_resize_inside_a_stream(simulator: server.Simulator, watch: Callab
     assert first != second
     await alice.leave()
     await waiting.until(lambda: recording.ended)
-    sizes = [reading.size for _, reading in seen_flashes(recording.data)]
+    sizes = [reading.size for _, reading in streams.seen_flashes(recording.data)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {0, 1}
 
 
-async def test_stall_and_resume(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_stall_and_resume(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """A stalled stream stays open and silent; resumed, it goes on at the clock's time, video from a key frame."""
-    alice = await simulator.create_room(APP, 1).join("alice")
+    alice = await simulator.create_room(streams.APP, 1).join("alice")
     recording = watch(1, "alice")
-    await media(recording, 300)
+    await streams.media(recording, 300)
     alice.stall()
     received = len(recording.data)
     fresh = watch(1, "alice")
@@ -299,55 +171,55 @@ async def test_stall_and_resume(simulator: server.Simulator, watch: Callable[...
     assert video[0][2][1] == flv.SEQUENCE_HEADER
     assert video[1][2][0] >> 4 == flv.KEY_FRAME
     # Broken off without an answer, aiohttp's client asks once more and now gets the stream.
-    await media(unanswered, recording.last_ms)
+    await streams.media(unanswered, recording.last_ms)
     assert unanswered.tags(flv.VIDEO)[0][1] > stalled_ms + 500
 
 
-async def test_endings(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_endings(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """A close is a proper end, an abrupt one is not; a viewer may come back; a jump shows in the timestamps."""
-    alice = await simulator.create_room(APP, 1).join("alice")
+    alice = await simulator.create_room(streams.APP, 1).join("alice")
     proper = watch(1, "alice")
-    await media(proper, 200)
+    await streams.media(proper, 200)
     assert alice.close_viewers() == 1
     await waiting.until(lambda: proper.ended == "eof")
     torn = watch(1, "alice")
-    await media(torn, 300)
+    await streams.media(torn, 300)
     alice.jump(60_000)
-    await media(torn, 60_400)
+    await streams.media(torn, 60_400)
     alice.close_viewers(abrupt=True)
     await waiting.until(lambda: torn.ended)
     assert torn.ended != "eof"
     await waiting.until(lambda: alice.viewers == 0)
 
 
-async def test_removing_and_dismissing(simulator: server.Simulator, watch: Callable[..., Recording]) -> None:
+async def test_removing_and_dismissing(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
     """Removing a pulling user ends that user's pulls only and gives 104 with Reason 3; dismissing ends all streams."""
-    room = simulator.create_room(APP, 1)
+    room = simulator.create_room(streams.APP, 1)
     await room.join("alice")
     await room.join("bob")
     kicked, stays = watch(1, "alice"), watch(1, "bob", userid="other")
-    await media(kicked, 200)
-    await media(stays, 200)
+    await streams.media(kicked, 200)
+    await streams.media(stays, 200)
     await room.remove("recorder")
     await waiting.until(lambda: kicked.ended == "eof")
     assert not stays.ended
     await room.dismiss()
     await waiting.until(lambda: stays.ended == "eof")
-    await waiting.until(lambda: told(simulator) and told(simulator)[-1]["EventType"] == 102)
-    left = told(simulator)[-2]
+    await waiting.until(lambda: streams.events(simulator) and streams.events(simulator)[-1]["EventType"] == 102)
+    left = streams.events(simulator)[-2]
     assert (left["EventType"], left["EventInfo"]["UserId"], left["EventInfo"]["Reason"]) == (104, "recorder", 3)
 
 
 async def test_refusals(simulator: server.Simulator, http: aiohttp.ClientSession) -> None:
     """Missing, foreign and expired UserSigs get 403 and say so; unknown speakers 404; a scripted refusal its own answer."""
-    alice = await simulator.create_room(APP, 1).join("alice")
-    simulator.configure_app(APP, user_sig_key=USER_SIG_KEY)
-    signer = TLSSigAPIv2.TLSSigAPIv2(APP, USER_SIG_KEY)
+    alice = await simulator.create_room(streams.APP, 1).join("alice")
+    simulator.configure_app(streams.APP, user_sig_key=streams.USER_SIG_KEY)
+    signer = TLSSigAPIv2.TLSSigAPIv2(streams.APP, streams.USER_SIG_KEY)
     good, late = signer.gen_sig("recorder", 60), signer.gen_sig("recorder", -1)
-    other = TLSSigAPIv2.TLSSigAPIv2(APP, "another key").gen_sig("recorder", 60)
+    other = TLSSigAPIv2.TLSSigAPIv2(streams.APP, "another key").gen_sig("recorder", 60)
 
     async def ask(**query: str) -> tuple[int, str]:
-        async with http.get(address(simulator, 1, "alice", **query)) as answer:
+        async with http.get(streams.address(simulator, 1, "alice", **query)) as answer:
             return answer.status, "" if answer.status == 200 else (await answer.text()).strip()
 
     assert await ask(usersig="") == (403, "UserSig missing")
@@ -368,60 +240,29 @@ async def test_pulls_as_users(tmp_path: Path, loops: Path, http: aiohttp.ClientS
     """With `announce_pulls` and `one_pull_per_user` a pull is an audience member, and a second one ends the first."""
     simulator = server.Simulator(folder=tmp_path, content_folder=loops, announce_pulls=True, one_pull_per_user=True)
     await simulator.start()
-    simulator.configure_app(APP, callback_url=simulator.receiver_url("trtc"))
-    room = simulator.create_room(APP, 1)
+    simulator.configure_app(streams.APP, callback_url=simulator.receiver_url("trtc"))
+    room = simulator.create_room(streams.APP, 1)
     await room.join("alice")
     await room.join("bob")
-    async with http.get(address(simulator, 1, "alice")) as first, http.get(address(simulator, 1, "bob")), waiting.at_most(5):
+    async with (
+        http.get(streams.address(simulator, 1, "alice")) as first,
+        http.get(streams.address(simulator, 1, "bob")),
+        waiting.at_most(5),
+    ):
         await first.content.read()
     types = [101, 103, 203, 201, 103, 203, 201, 103, 103, 104, 104]
-    await waiting.until(lambda: sorted(m["EventType"] for m in told(simulator)) == sorted(types))
-    assert told(simulator)[7]["EventInfo"] | {"Role": 21, "UserId": "recorder"} == told(simulator)[7]["EventInfo"]
-    await simulator.stop()
-
-
-async def _outcomes(simulator: server.Simulator, act: Callable[[], Awaitable[object]]) -> list[tuple[int, str, list[int]]]:
-    await act()
-    await simulator.callbacks.settled()
-    messages = simulator.callbacks.messages
-    return [(each.event_type, each.outcome, [attempt.status for attempt in each.attempts]) for each in messages]
-
-
-async def test_callbacks_are_retried_and_lost(simulator: server.Simulator) -> None:
-    """A failing receiver gets a retry at once and then by pauses until the message is too old; a retry is signed anew."""
-    simulator.receiver.answer_with("trtc", 500)
-    room = simulator.create_room(APP, 1)
-    room.exists = True
-    outcomes = await _outcomes(simulator, room.dismiss)
-    assert outcomes[0][:2] == (102, callbacks.LOST)
-    assert 3 <= len(outcomes[0][2]) <= 8
-    assert len({received.headers["Sign"] for received in simulator.receiver.received["trtc"]}) > 2
-    simulator.receiver.answer_with("trtc", 200)
-    assert (await _outcomes(simulator, lambda: room.join("alice")))[1] == (101, callbacks.DELIVERED, [200])
-
-
-async def test_callback_faults(simulator: server.Simulator) -> None:
-    """Callbacks can be lost, doubled, late and swapped with the next one, each as often as asked."""
-    simulator.callbacks.set_faults(
-        callbacks.Fault(action=callbacks.DROP, event_type=101),
-        callbacks.Fault(action=callbacks.SWAP, event_type=103, user_id="alice"),
-        callbacks.Fault(action=callbacks.DOUBLE, event_type=201),
-        callbacks.Fault(action=callbacks.DELAY, event_type=104, delay_s=0.3),
+    await waiting.until(lambda: sorted(m["EventType"] for m in streams.events(simulator)) == sorted(types))
+    assert (
+        streams.events(simulator)[7]["EventInfo"] | {"Role": 21, "UserId": "recorder"}
+        == streams.events(simulator)[7]["EventInfo"]
     )
-    room = simulator.create_room(APP, 1)
-    alice = await room.join("alice")
-    await simulator.callbacks.settled()
-    assert [message["EventType"] for message in told(simulator)] == [203, 103, 201, 201]
-    assert told(simulator)[2]["EventInfo"] == told(simulator)[3]["EventInfo"]
-    await alice.leave()
-    await room.dismiss()
-    await told_types(simulator, 203, 103, 201, 201, 102, 104)
+    await simulator.stop()
 
 
 async def test_control_api(simulator: server.Simulator, http: aiohttp.ClientSession) -> None:
     """Everything a demo needs can be done over HTTP, and mistakes are answered with the field that is wrong."""
     control = f"{simulator.url}/control"
-    async with http.post(f"{control}/rooms", json={"SdkAppId": APP, "StrRoomId": "demo"}) as answer:
+    async with http.post(f"{control}/rooms", json={"SdkAppId": streams.APP, "StrRoomId": "demo"}) as answer:
         assert answer.status == 201
         room = f"{control}/rooms/{(await answer.json())['Room']}"
     async with http.post(f"{room}/speakers", json={"UserId": "ann/a", "Video": False}) as answer:
@@ -463,8 +304,8 @@ async def test_start_and_stop(tmp_path: Path, loops: Path, http: aiohttp.ClientS
     simulator = server.Simulator(folder=tmp_path, content_folder=loops)
     await simulator.start()
     await simulator.start()
-    await simulator.create_room(APP, 1).join("alice")
-    async with http.get(address(simulator, 1, "alice")) as answer:
+    await simulator.create_room(streams.APP, 1).join("alice")
+    async with http.get(streams.address(simulator, 1, "alice")) as answer:
         await answer.content.readany()
         await simulator.stop()
         async with waiting.at_most(5):
@@ -479,24 +320,24 @@ async def test_start_and_stop(tmp_path: Path, loops: Path, http: aiohttp.ClientS
 
 async def test_a_room_that_ends_with_its_last_speaker(simulator: server.Simulator) -> None:
     """A room in live mode ends when its last speaker leaves; its 102 can carry the number as text, as TRTC's example does."""
-    room = simulator.create_room(APP, 8489)
+    room = simulator.create_room(streams.APP, 8489)
     room.ends_when_empty = room.dismissal_as_text = True
     alice, bob = await room.join("alice"), await room.join("bob")
     await alice.leave()
     await bob.leave(speakers.TIMED_OUT)
-    await told_types(simulator, 101, 103, 203, 201, 103, 203, 201, 104, 104, 102)
-    assert told(simulator)[8]["EventInfo"]["Reason"] == 2
-    assert told(simulator)[9]["EventInfo"]["RoomId"] == "8489"
+    await streams.until_events(simulator, 101, 103, 203, 201, 103, 203, 201, 104, 104, 102)
+    assert streams.events(simulator)[8]["EventInfo"]["Reason"] == 2
+    assert streams.events(simulator)[9]["EventInfo"]["RoomId"] == "8489"
 
 
 async def test_a_second_join_is_refused(simulator: server.Simulator) -> None:
     """One user is in a room once, and a room's id is within TRTC's limits."""
-    room = simulator.create_room(APP, 1)
+    room = simulator.create_room(streams.APP, 1)
     await room.join("alice")
     with pytest.raises(ValueError, match="already"):
         await room.join("alice")
     for wrong in (0, 2**32, "", "x" * 65):
         with pytest.raises(ValueError, match="room id"):
-            simulator.create_room(APP, wrong)
+            simulator.create_room(streams.APP, wrong)
     with pytest.raises(rooms.NotHere):
         simulator.rooms.by_handle("none")

@@ -19,8 +19,8 @@ from aiohttp import web
 from events import codec
 from machine import errors
 from tencent import cos, cos_requests
-from tests.integration import test_cos_upload as scripted
-from tests.integration.test_cos_upload import KEY, KEYS, Cos
+from tests.integration import scripted_cos as scripted
+from tests.integration.scripted_cos import KEY, KEYS, Cos
 
 MALFORMED = {
     "nothing": b"",

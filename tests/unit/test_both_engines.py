@@ -19,6 +19,7 @@ ONE_ENGINE = {
     "tests/e2e/test_compose.py": "the compose file has the distributed engine and no other",
     "tests/e2e/test_readme.py": "the pages install the embedded engine",
     "tests/e2e/test_simulator_page.py": "the page shows the simulator to one process",
+    "tests/integration/test_rabbit_roles.py": "roles and dead letters of RabbitMQ; both buses: tests/contract/test_bus.py",
     "tests/integration/test_rabbit_traps.py": "what RabbitMQ does; what both buses do is in tests/contract/test_bus.py",
     "tests/integration/test_bus_permissions.py": "RabbitMQ's own users and permissions",
     "tests/integration/test_parked_messages.py": "a queue is read by taking from it; the outbox's are rows",

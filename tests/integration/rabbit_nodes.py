@@ -1,0 +1,60 @@
+"""Nodes on RabbitMQ for the tests of the bus: started together, with messages to publish and waits for the broker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bus import broker_connection
+from bus import rabbit as rabbit_bus
+from events import codec
+from store import store as stores
+from tests import buses, engines, waiting
+
+TASK = buses.TASK
+BARE = json.dumps({"TaskId": TASK}).encode()
+
+
+class RealClock(engines.Clock):
+    """Time as it passes: a claim on the outbox that was left behind is over some time."""
+
+    def __call__(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+@asynccontextmanager
+async def running(*made: rabbit_bus.RabbitBus) -> AsyncIterator[None]:
+    """These nodes started and connected; stopped at the end."""
+    for each in made:
+        await each.start()
+    try:
+        await waiting.until(lambda: not any(each.problems() for each in made), timeout_s=30, what="all nodes to be connected")
+        yield
+    finally:
+        for each in made:
+            await each.stop()
+
+
+def stop(id_: str) -> codec.Event:
+    return codec.make("stop", id=id_, time_ms=engines.START_MS, data={"TaskId": TASK})
+
+
+async def send_many(store: stores.Store, ids: list[str]) -> None:
+    async with store.transaction() as tx:
+        for id_ in ids:
+            await tx.send("event", stop(id_), TASK)
+
+
+async def emptied(store: stores.Store) -> None:
+    """Wait until the broker has all that was written."""
+
+    async def empty() -> bool:
+        return not await store.outbox.unsent()
+
+    await waiting.until(empty, timeout_s=30, what="all to be published")
+
+
+async def connected_anew(bus: rabbit_bus.RabbitBus, old: broker_connection.BrokerSession | None) -> None:
+    await waiting.until(lambda: bus.connection.current not in (None, old), timeout_s=30, what="another session")

@@ -1,0 +1,226 @@
+"""Resumed uploads: after a crash, a lost response, a refused lease or a cancellation, the next call continues or starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from machine import errors, failpoints
+from tencent import cos
+from tests import waiting
+from tests.integration import scripted_cos
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[scripted_cos.Cos]:
+    async with scripted_cos.serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def uploader() -> AsyncIterator[cos.CosUploader]:
+    one = cos.CosUploader(threads=2, first_part_bytes=scripted_cos.MIB, pauses_s=(0, 0, 0), silence_timeout_s=5)
+    await one.start()
+    yield one
+    await one.stop()
+
+
+@pytest.fixture
+def data() -> bytes:
+    return os.urandom(2 * scripted_cos.MIB + 12345)
+
+
+@pytest.fixture
+def file(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "alice_1.mp4"
+    path.write_bytes(data)
+    return path
+
+
+async def test_lost_answer_to_complete_is_success(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """COS had put the object together but its answer was lost: NoSuchUpload and an equal object mean done."""
+    server.script["complete"] = [scripted_cos.lose_answer]
+    await scripted_cos.upload(uploader, file, server)
+    assert server.asked == ["begun", "create", "part", "part", "part", "complete", "complete", "head"]
+
+
+async def test_lost_answer_and_a_crash_is_success_after_restart(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """The same with a crash in between: the next run finds the upload gone and an equal object, and sends nothing."""
+    notes = scripted_cos.Notes()
+    await scripted_cos.upload(uploader, file, server, notes)
+    server.asked.clear()
+    done = await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
+    assert done.size_bytes == len(data)
+    assert server.asked == ["parts", "head"]
+
+
+async def test_forgotten_upload_begins_anew(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
+    """An upload that COS has dropped is begun again, whether that shows at listing, at a part or at Complete."""
+    notes = scripted_cos.Notes()
+    stale = cos.UploadState(upload_id="dropped", part_size_bytes=scripted_cos.MIB)
+    await scripted_cos.upload(uploader, file, server, notes, state=stale)
+    assert server.asked.count("create") == 1
+    for operation, after in (("part", [None]), ("complete", [])):
+        server.objects.clear()
+        server.asked.clear()
+        server.script[operation] = [*after, scripted_cos.refuse(404, "NoSuchUpload")]
+        await scripted_cos.upload(uploader, file, server, notes)
+        assert server.asked.count("create") == 2
+        assert server.objects[scripted_cos.KEY] == data
+
+
+async def test_parts_that_disagree_are_given_up(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """InvalidPart at Complete: the old upload is aborted and a new one carries the file."""
+    server.script["complete"] = [scripted_cos.refuse(400, "InvalidPart")]
+    await scripted_cos.upload(uploader, file, server)
+    assert server.asked.count("abort") == 1
+    assert server.uploads == {}
+
+
+async def test_what_was_begun_and_never_written_down_is_given_up(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path
+) -> None:
+    """A crash between Create and the note of its id leaves no upload behind; those of other keys are not touched, and a key that
+    may not list them uploads all the same."""
+    for number, key in enumerate((scripted_cos.KEY, scripted_cos.KEY, scripted_cos.KEY + "-other")):
+        server.uploads[f"lost-{number}"], server.keys[f"lost-{number}"] = {1: b"x"}, key
+    await scripted_cos.upload(uploader, file, server)
+    assert list(server.uploads) == ["lost-2"]
+    server.script["begun"] = [scripted_cos.refuse(403, "AccessDenied")]
+    await scripted_cos.upload(uploader, file, server)
+    assert server.asked.count("abort") == 2
+
+
+async def test_an_upload_whose_lease_was_refused_is_given_up(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """A worker that was frozen while it began an upload, and is not the holder any more, takes that upload back, and no other."""
+
+    async def refused(_: cos.UploadState) -> None:
+        raise errors.LeaseRefused
+
+    with pytest.raises(errors.LeaseRefused):
+        await uploader.upload(file, scripted_cos.target(server), scripted_cos.KEYS, state=None, save=refused)
+    assert server.uploads == {}
+    # What its successor has begun meanwhile, or goes on with, is not its to give up.
+    whole = {number: data[(number - 1) * scripted_cos.MIB : number * scripted_cos.MIB] for number in (1, 2, 3)}
+    for state in (None, cos.UploadState(upload_id="successor", part_size_bytes=scripted_cos.MIB)):
+        server.uploads["successor"], server.keys["successor"] = dict(whole), scripted_cos.KEY
+        server.script["complete"] = [scripted_cos.refuse(400, "InvalidPart")]
+        with pytest.raises(errors.LeaseRefused):
+            await uploader.upload(file, scripted_cos.target(server), scripted_cos.KEYS, state=state, save=refused)
+        assert server.uploads == {"successor": whole}
+
+
+async def test_part_with_other_content_is_sent_again(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """A part that COS has under the right number but with other bytes is not taken for ours."""
+    server.uploads["half"] = {1: os.urandom(scripted_cos.MIB), 2: data[scripted_cos.MIB : 2 * scripted_cos.MIB]}
+    await scripted_cos.upload(uploader, file, server, state=cos.UploadState(upload_id="half", part_size_bytes=scripted_cos.MIB))
+    assert server.asked == ["parts", "part", "part", "complete", "head"]
+    assert server.objects[scripted_cos.KEY] == data
+
+
+async def test_all_pages_of_parts_are_read(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
+    """A long list of parts comes in pages; every one is read before anything is sent."""
+    server.page = 1
+    server.uploads["half"] = {1: data[: scripted_cos.MIB], 2: data[scripted_cos.MIB : 2 * scripted_cos.MIB]}
+    await scripted_cos.upload(uploader, file, server, state=cos.UploadState(upload_id="half", part_size_bytes=scripted_cos.MIB))
+    assert server.asked == ["parts", "parts", "part", "complete", "head"]
+
+
+async def test_key_that_may_not_list_goes_on_by_its_notes(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path
+) -> None:
+    """Where listing parts is forbidden, the caller's own notes say what is there."""
+    notes = scripted_cos.Notes()
+    server.script["part"] = [None, scripted_cos.refuse(403, "ExpiredToken")]
+    with pytest.raises(errors.UploadFailed):
+        await scripted_cos.upload(uploader, file, server, notes)
+    server.asked.clear()
+    server.script["parts"] = [scripted_cos.refuse(403, "AccessDenied")]
+    await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
+    assert server.asked == ["parts", "part", "part", "complete", "head"]
+
+
+async def test_what_save_raises_ends_the_upload(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """A worker whose lease was refused while saving sends no further part."""
+
+    async def refused(state: cos.UploadState) -> None:
+        if state.parts:
+            raise errors.LeaseRefused
+
+    with pytest.raises(errors.LeaseRefused):
+        await uploader.upload(file, scripted_cos.target(server), scripted_cos.KEYS, state=None, save=refused)
+    assert server.asked == ["begun", "create", "part"]
+
+
+async def test_cancelled_upload_goes_on_later(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """Cancelling ends an upload between parts; the state saved carries the next run."""
+    notes, held = scripted_cos.Notes(), asyncio.Event()
+
+    async def hold(_: scripted_cos.Cos, request: web.Request) -> None:
+        await held.wait()
+
+    server.script["part"] = [None, hold]
+    task = asyncio.create_task(scripted_cos.upload(uploader, file, server, notes))
+    await waiting.until(lambda: server.asked.count("part") == 2, what="the second part is under way")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    held.set()
+    assert len(notes.last.parts) == 1
+    await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
+    assert server.objects[scripted_cos.KEY] == data
+
+
+async def test_crash_after_create_repeats_the_create_only(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """A crash before the UploadId was saved leaves nothing to go on from; the next run ends well and gives up what was begun."""
+
+    def crash(name: str) -> None:
+        if name == "upload.create.after":
+            raise SystemError(name)
+
+    notes = scripted_cos.Notes()
+    failpoints.install(crash)
+    try:
+        with pytest.raises(SystemError):
+            await scripted_cos.upload(uploader, file, server, notes)
+    finally:
+        failpoints.install(None)
+    assert notes.states == []
+    await scripted_cos.upload(uploader, file, server, notes)
+    assert server.objects[scripted_cos.KEY] == data
+    assert server.uploads == {}
+
+
+async def test_abort_is_harmless_to_repeat(server: scripted_cos.Cos, uploader: cos.CosUploader) -> None:
+    """Giving up an upload that COS has forgotten is a success; a refusal is said."""
+    server.uploads["half"] = {}
+    for _ in range(2):
+        await uploader.abort(scripted_cos.target(server), scripted_cos.KEYS, "half")
+    assert server.uploads == {}
+    server.script["abort"] = [scripted_cos.refuse(403, "AccessDenied")]
+    with pytest.raises(errors.UploadFailed):
+        await uploader.abort(scripted_cos.target(server), scripted_cos.KEYS, "half")
+
+
+def test_state_survives_json() -> None:
+    """The state that the caller keeps reads back as it was, and rubbish is refused."""
+    part = cos.Part(number=1, size=5, etag="ab")
+    state = cos.UploadState(upload_id="u", parts=(part,), part_size_bytes=scripted_cos.MIB)
+    assert cos.UploadState.from_json(state.to_json()) == state
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        cos.UploadState.from_json("[]")

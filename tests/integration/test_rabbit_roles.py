@@ -1,0 +1,184 @@
+"""Dead letters, roles and paused captures on RabbitMQ: each node takes its own messages, and a poison message is parked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bus import attempts, dead_letter_envelope
+from bus import rabbit as rabbit_bus
+from events import codec
+from store import store as stores
+from tests import buses, engines, rabbit, waiting
+from tests.integration import rabbit_nodes
+
+
+@pytest.fixture
+def database(tmp_path: Any) -> engines.Database:
+    """A database of either engine would do: the broker is what is looked at."""
+    return engines.fresh("sqlite", tmp_path)
+
+
+@pytest.fixture
+def clock() -> engines.Clock:
+    return rabbit_nodes.RealClock()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return rabbit.shared().prefix()
+
+
+@pytest.fixture
+def hands() -> buses.Hands:
+    return buses.Hands()
+
+
+@pytest.fixture
+async def bus(store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands) -> AsyncIterator[rabbit_bus.RabbitBus]:
+    """A connected node of all roles."""
+    made = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, drain_s=0.2)
+    async with rabbit_nodes.running(made):
+        yield made
+
+
+# --- what cannot be handled --------------------------------------------------------------------------------------------------
+REFUSED = [
+    ("event.stop", b"not json", {}, "not JSON"),
+    ("event.stop", b"\xff\xfe", {}, "not JSON"),
+    ("event.stop", b"[]", {"message_id": "list"}, "object"),
+    ("event.unknown", rabbit_nodes.BARE, {"message_id": "unknown"}, "unknown message type"),
+    ("event", rabbit_nodes.BARE, {"message_id": "short"}, "routing key"),
+    ("event.start", rabbit_nodes.BARE, {"message_id": "schema"}, "SdkAppId"),
+    ("event.start-upload", json.dumps(buses.JOB).encode(), {"message_id": "command"}, "is no event"),
+    ("event.replay", codec.encode(rabbit_nodes.stop("other")), {"message_id": "other"}, "does not belong"),
+    ("command.start-capture", rabbit_nodes.BARE, {"message_id": "bare-command"}, "specversion"),
+    ("event.start", b"x" * 20_000_000, {"message_id": "large"}, "20000000 bytes"),
+]
+
+
+async def test_what_cannot_be_handled_is_parked_with_its_reason_while_traffic_goes_on(
+    bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands
+) -> None:
+    """Invalid, unknown, misplaced and too large messages are parked whole, with reason and origin; the others are decided."""
+    for number, (key, body, properties, _) in enumerate(REFUSED):
+        await buses.say(prefix, key, body, headers={"mine": number}, **properties)
+        await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id=f"good{number}", content_type="application/json")
+    await waiting.until(lambda: len(hands.events) == len(REFUSED), timeout_s=20, what="the good ones")
+    parked = {m.headers["mine"]: m for m in await buses.taken(f"{prefix}.parked", len(REFUSED))}
+    for number, (key, body, properties, reason) in enumerate(REFUSED):
+        assert reason in str(parked[number].headers["x-reason"])
+        assert parked[number].headers["x-routing-key"] == key
+        assert dead_letter_envelope.decrypt(parked[number].body, parked[number].headers, engines.keyring()).body == body
+        assert parked[number].message_id == properties.get("message_id", parked[number].message_id)
+    assert set(hands.events) == {f"good{number}" for number in range(len(REFUSED))}
+
+
+async def test_properties_that_the_broker_acts_on_do_not_stop_a_message_from_being_parked(
+    bus: rabbit_bus.RabbitBus, prefix: str
+) -> None:
+    """A sender's user id, an expiration, copies and headers near the frame's limit are no reason to lose or loop a message."""
+    properties: dict[str, Any] = {"user_id": "recorder", "expiration": 3_600, "message_id": "odd", "priority": 3}
+    headers = {"big": "x" * 100_000, "CC": ["event.also"], "when": None}
+    await buses.say(prefix, "event.unknown", b"{}", headers=headers, **properties)
+    parked = (await buses.taken(f"{prefix}.parked", 1))[0]
+    assert parked.headers["x-reason"] == "invalid: type: unknown message type 'unknown'"
+    assert (parked.message_id, parked.user_id, parked.expiration) == ("odd", None, None)
+
+
+async def test_a_message_that_fails_for_ever_is_parked_in_the_end(
+    bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tries are counted, whatever its error; the messages beside it go on."""
+    monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
+    hands.failures["poison"] = [RuntimeError("a fault of ours")] * 1_000
+    await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="poison")
+    await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="good")
+    parked = (await buses.taken(f"{prefix}.parked", 1))[0]
+    assert "a fault of ours" in str(parked.headers["x-reason"])
+    assert hands.events.count("poison") == attempts.MAX_ATTEMPTS
+    assert "good" in hands.events
+
+
+# --- roles and captures -------------------------------------------------------------------------------------------------------
+async def test_each_role_takes_its_own(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
+    """A machine decides and does not work, a worker works and does not decide; an api relays."""
+    made = {role: buses.Hands() for role in ("api", "machine", "worker")}
+    nodes = [
+        buses.node(store, clock, prefix, on_event=h.on_event, on_command=h.on_command, name=role, roles=[role])
+        for role, h in made.items()
+    ]
+    async with rabbit_nodes.running(*nodes):
+        await store.outbox.send("event", rabbit_nodes.stop("e1"))
+        await store.outbox.send("command", codec.make("start-upload", id="c1", time_ms=0, data=buses.JOB))
+        await waiting.until(lambda: made["machine"].events and made["worker"].commands, what="event and command")
+    assert made == {
+        "api": buses.Hands(),
+        "machine": buses.Hands(events=["e1"]),
+        "worker": buses.Hands(commands=["c1"]),
+    }
+
+
+async def test_a_full_worker_leaves_captures_to_others_and_goes_on_finishing(
+    store: stores.Store, clock: engines.Clock, prefix: str
+) -> None:
+    """While paused, also over a reconnection, no new capture comes, and uploads do; resumed, captures come again."""
+    full, free = buses.Hands(), buses.Hands()
+    first = buses.node(store, clock, prefix, on_event=full.on_event, on_command=full.on_command, name="n1", roles=["worker"])
+    second = buses.node(store, clock, prefix, on_event=free.on_event, on_command=free.on_command, name="n2", roles=["worker"])
+
+    async def captures(*ids: str) -> None:
+        for id_ in ids:
+            await store.outbox.send("command", codec.make("start-capture", id=id_, time_ms=0, data=buses.JOB))
+
+    async with rabbit_nodes.running(first):
+        await first.pause_captures()
+        await first.pause_captures()
+        old = first.connection.current
+        assert old is not None
+        old.end("broken by the test")
+        await rabbit_nodes.connected_anew(first, old)
+        await captures("c1", "c2", "c3")
+        await store.outbox.send("command", codec.make("start-upload", id="u1", time_ms=0, data=buses.JOB))
+        await waiting.until(lambda: full.commands == ["u1"], what="the upload alone")
+        async with rabbit_nodes.running(second):
+            await waiting.until(lambda: sorted(free.commands) == ["c1", "c2", "c3"], what="the other worker to take them")
+        await captures("c4")
+        await first.resume_captures()
+        await waiting.until(lambda: full.commands == ["u1", "c4"], what="the capture that waited")
+
+
+async def test_a_leaving_node_hands_over_and_still_sends(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
+    """After `stop_consuming` a node takes nothing, whatever is resumed, and what it writes still goes out."""
+    leaving, staying = buses.Hands(), buses.Hands()
+    first = buses.node(store, clock, prefix, on_event=leaving.on_event, on_command=leaving.on_command, name="n1")
+    second = buses.node(store, clock, prefix, on_event=staying.on_event, on_command=staying.on_command, name="n2")
+    async with rabbit_nodes.running(first):
+        await first.stop_consuming()
+        await first.resume_captures()
+        await rabbit_nodes.send_many(store, ["e1"])
+        await rabbit_nodes.emptied(store)
+        async with rabbit_nodes.running(second):
+            await waiting.until(lambda: staying.events == ["e1"], what="the other node to decide it")
+    assert leaving == buses.Hands()
+
+
+async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands) -> None:
+    """Without a broker a node starts, says so, and keeps what it has to say; wrong credentials are named without the password."""
+    nowhere = buses.node(
+        store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:wrongpass@127.0.0.1:1/"
+    )
+    await nowhere.start()
+    await waiting.until(lambda: "not made yet" not in nowhere.connection.problem, what="the first try to fail")
+    refused = rabbit.shared().url.replace("recorder:recorder", "recorder:wrongpass")
+    wrong = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url=refused)
+    await wrong.start()
+    await waiting.until(lambda: "ACCESS_REFUSED" in wrong.connection.problem, what="the refusal")
+    assert "wrongpass" not in nowhere.connection.problem + wrong.connection.problem
+    # What anybody hears who asks /readyz.
+    assert nowhere.problems() == wrong.problems() == ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
+    await nowhere.stop()
+    await wrong.stop()
