@@ -87,7 +87,7 @@ def _order(value: Any) -> str:
 
 
 def _followed(document: Json, schema: Json) -> Json:
-    """The schema with what its reference leads to; keywords next to the reference are kept."""
+    """The schema that its reference leads to, with the keywords next to the reference."""
     while "$ref" in schema:
         name = schema["$ref"].removeprefix("#/components/schemas/")
         schema = {**document["components"]["schemas"][name], **{k: v for k, v in schema.items() if k != "$ref"}}

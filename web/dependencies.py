@@ -60,7 +60,7 @@ class Api:
     verify_callback: Callable[[int, bytes, str], bool]
     # (SdkAppId, body) → the callback's event, or why it has none. Raises InvalidParameter.
     map_callback: Callable[[int, dict[str, Any]], trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback]
-    # Recording id → media (ms) of a capture that runs in this process.
+    # Recording → media (ms) of its capture in this process.
     progress: Callable[[], Mapping[job_key.RecordingKey, int]] = dict
     # The API keys, and how to note that one was used.
     keys: Callable[[], Awaitable[Sequence[api_keys.ApiKey]]] = _no_keys
