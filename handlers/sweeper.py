@@ -124,7 +124,7 @@ class Sweeper:
         if event_id in self._published:
             return
         type_, data = internal_events.TYPE_OF[type(payload)], codec.from_payload(payload)
-        event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=str(payload.owner))
+        event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=payload.owner.text)
         await self._store.outbox.send("event", event, payload.owner.task_id)
         self._published[event_id] = None
         while len(self._published) > MAX_REMEMBERED:

@@ -167,7 +167,7 @@ class UnitOfWork:
             id=self.context.new_id(),
             time_ms=self.tx.now_ms,
             data=data,
-            subject=str(owner),
+            subject=owner.text,
             correlation_id=self.event.id,
         )
         await self.tx.send(channel, event, owner.task_id, node)

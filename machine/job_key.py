@@ -1,13 +1,13 @@
 """Job keys: the session, recording or delivery that owns a job, a deadline, a journal entry or a message.
 
-Rule: code passes keys, so the type checker sees the wrong kind. Their text exists only in the database, in messages and in logs:
-`TaskId`, `TaskId/speaker/n` and `TaskId#revision`.
+Rule: code passes keys, so the type checker sees the wrong kind. Only the database, messages and logs have their text: `TaskId`,
+`TaskId/speaker/n` or `TaskId#revision`. A key formats it once, because decisions need it several times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,9 +16,13 @@ class SessionKey:
     """The key of a session. It owns deadlines, and no job."""
 
     task_id: str
+    text: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.task_id)
 
     def __str__(self) -> str:
-        return self.task_id
+        return self.text
 
     __repr__ = to_json = __str__  # log lines show the repr, events the JSON
 
@@ -30,9 +34,13 @@ class RecordingKey:
     task_id: str
     speaker: str  # may contain "/" and "#"
     n: int
+    text: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", f"{self.task_id}/{self.speaker}/{self.n}")
 
     def __str__(self) -> str:
-        return f"{self.task_id}/{self.speaker}/{self.n}"
+        return self.text
 
     __repr__ = to_json = __str__
 
@@ -52,9 +60,13 @@ class DeliveryKey:
 
     task_id: str
     revision: int
+    text: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", f"{self.task_id}#{self.revision}")
 
     def __str__(self) -> str:
-        return f"{self.task_id}#{self.revision}"
+        return self.text
 
     __repr__ = to_json = __str__
 

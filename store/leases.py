@@ -43,7 +43,7 @@ class Leases:
 
     async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
         """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
-        queued = {"at_owner": str(owner), "at_epoch": epoch, "at_state": states.QUEUED}
+        queued = {"at_owner": owner.text, "at_epoch": epoch, "at_state": states.QUEUED}
         leased = queued | {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
         async with self._database.write() as connection:
             await _touch(connection, owner, epoch)
@@ -84,7 +84,7 @@ class Leases:
 
 def held(owner: job_key.JobKey, epoch: int, node: str) -> dict[str, Any]:
     """The parameters of HOLDS."""
-    return {"at_owner": str(owner), "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
+    return {"at_owner": owner.text, "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
 
 
 async def _touch(connection: AsyncConnection, owner: job_key.JobKey, epoch: int) -> None:
@@ -93,11 +93,11 @@ async def _touch(connection: AsyncConnection, owner: job_key.JobKey, epoch: int)
         key = {"at_task_id": owner.task_id, "at_revision": owner.revision, "at_epoch": epoch}
         await connection.execute(_TOUCH_DELIVERY, key)
         return
-    await connection.execute(_TOUCH_RECORDING, {"at_id": str(owner), "at_epoch": epoch})
+    await connection.execute(_TOUCH_RECORDING, {"at_id": owner.text, "at_epoch": epoch})
 
 
 async def _record_media(connection: AsyncConnection, owner: job_key.JobKey, epoch: int, last_packet_ms: int) -> None:
     """Media arrived: the recording and its session are not idle."""
     active = {"at_idle_from_ms": last_packet_ms, "idle_from_ms": last_packet_ms}
     await connection.execute(_SESSION_ACTIVE, active | {"at_task_id": owner.task_id})
-    await connection.execute(_RECORDING_ACTIVE, active | {"at_id": str(owner), "at_epoch": epoch})
+    await connection.execute(_RECORDING_ACTIVE, active | {"at_id": owner.text, "at_epoch": epoch})

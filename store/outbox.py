@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, func, select, update
 
 from events import codec
 from machine import due_work
-from store import connections, statements, tables
+from store import connections, pending_writes, statements, tables
 
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
@@ -77,16 +77,11 @@ class Outbox:
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Write a message outside a decision: a worker's outcome, an event of the sweeper."""
+        pending = pending_writes.PendingWrites()
+        pending.send(channel, event, task_id, "", self._clock())
         async with self._database.write() as connection:
-            await connection.execute(statements.INSERT[tables.outbox], row(channel, event, task_id, "", self._clock()))
+            await pending.write(connection)
         self._changed.set()
-
-
-def row(channel: str, event: codec.Event, task_id: str, node: str, now_ms: int) -> dict[str, Any]:
-    """The columns of a new message."""
-    body = codec.encode(event).decode()
-    line = {"channel": channel, "type": event.type, "task_id": task_id, "node": node, "body": body, "parked": ""}
-    return line | {"created_ms": now_ms, "claimed_until_ms": 0, "sent_ms": None}
 
 
 def _message(row: Any) -> due_work.OutboxMessage:

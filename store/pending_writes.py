@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from events import codec
 from store import statements, tables
 
 _DISARM = statements.deleting(tables.deadlines, "owner", "kind")
@@ -22,6 +23,12 @@ class PendingWrites:
         self.journal: list[dict[str, Any]] = []
         self.outbox: list[dict[str, Any]] = []
         self._deadlines: dict[tuple[str, str], dict[str, Any] | None] = {}
+
+    def send(self, channel: str, event: codec.Event, task_id: str, node: str, now_ms: int) -> None:
+        """Add a message to the outbox."""
+        body = codec.encode(event).decode()
+        row = {"channel": channel, "type": event.type, "task_id": task_id, "node": node, "body": body, "parked": ""}
+        self.outbox.append(row | {"created_ms": now_ms, "claimed_until_ms": 0, "sent_ms": None})
 
     def arm(self, owner: str, kind: str, at_ms: int, serial: str) -> None:
         """Arm a deadline; replaces an earlier one of the same kind."""

@@ -49,7 +49,7 @@ def recording_row(recording: model.Recording) -> dict[str, Any]:
     output = dumps(recording.output.to_json()) if recording.output else None
     partial = recording.output is not None and recording.output.missing > 0
     return row | {
-        "id": str(recording.key),
+        "id": recording.key.text,
         "version": recording.version,
         "attempt": recording.attempt,
         "output": output,

@@ -34,20 +34,20 @@ class Segments:
     async def register(self, recording: job_key.RecordingKey, epoch: int, node: str) -> None:
         """Register a segment before its capture starts. Idempotent: a known segment keeps its values. A superseded epoch writes
         nothing."""
-        row = {"recording_id": str(recording), "epoch": epoch, "node": node, "registered_ms": self._clock()}
+        row = {"recording_id": recording.text, "epoch": epoch, "node": node, "registered_ms": self._clock()}
         row |= {"media_ms": 0, "size_bytes": 0, "reason": ""}
         async with self._database.write() as connection:
-            if not (await connection.execute(_REGISTERED, {"at_recording_id": str(recording), "at_epoch": epoch})).scalar():
+            if not (await connection.execute(_REGISTERED, {"at_recording_id": recording.text, "at_epoch": epoch})).scalar():
                 await connection.execute(statements.INSERT[tables.segments], row)
 
     async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Update a growing segment: first_packet_ms, last_packet_ms, media_ms, size_bytes. A superseded epoch, or a closed
         segment, writes nothing."""
         async with self._database.write() as connection:
-            await connection.execute(_UPDATE, {"at_recording_id": str(recording), "at_epoch": epoch, **values})
+            await connection.execute(_UPDATE, {"at_recording_id": recording.text, "at_epoch": epoch, **values})
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order of their epochs."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(_OF_RECORDING, {"at_recording_id": str(recording)})).mappings().all()
+            rows = (await connection.execute(_OF_RECORDING, {"at_recording_id": recording.text})).mappings().all()
         return [segments.Segment(**r) for r in rows]

@@ -34,7 +34,7 @@ class SpoolFiles:
         """Give up the files of a `removable` recording, before they are deleted. False: a replay came first, and needs them or
         has left others."""
         table = tables.recordings
-        where = and_(table.c.id == str(recording), _unneeded(failed_before_ms))
+        where = and_(table.c.id == recording.text, _unneeded(failed_before_ms))
         given_up = {"files_removed": True, "version": table.c.version + 1}
         async with self._database.write() as connection:
             return bool((await connection.execute(update(table).where(where).values(given_up))).rowcount)
@@ -58,13 +58,13 @@ class SpoolFiles:
         """The given-up files of a recording on the spool of `node` ("": the shared one); None if a replay has started since:
         then nothing may be deleted."""
         table, of_spool = tables.recordings, tables.segments
-        epoch = select(table.c.epoch).where(table.c.id == str(recording), table.c.files_removed.is_(True))
+        epoch = select(table.c.epoch).where(table.c.id == recording.text, table.c.files_removed.is_(True))
         async with self._database.read() as connection:
             until_epoch = (await connection.execute(epoch)).scalar()
             if until_epoch is None:
                 return None
             of_node = [of_spool.c.node == node] if node else []
-            there = and_(of_spool.c.recording_id == str(recording), of_spool.c.epoch <= until_epoch, *of_node)
+            there = and_(of_spool.c.recording_id == recording.text, of_spool.c.epoch <= until_epoch, *of_node)
             found = (await connection.execute(select(of_spool.c.epoch).where(there))).all()
         return segments.GivenUpFiles(until_epoch=until_epoch, segments=tuple(int(r.epoch) for r in found))
 
@@ -73,10 +73,10 @@ class SpoolFiles:
         a file that a crash or a failing disk keeps until it is gone."""
         table, of_spool = tables.recordings, tables.segments
         async with self._database.write() as connection:
-            gone = (of_spool.c.recording_id == str(recording), of_spool.c.epoch.in_(epochs))
+            gone = (of_spool.c.recording_id == recording.text, of_spool.c.epoch.in_(epochs))
             await connection.execute(delete(of_spool).where(*gone))
             if node:
-                output = and_(table.c.id == str(recording), table.c.files_removed.is_(True), table.c.output_node == node)
+                output = and_(table.c.id == recording.text, table.c.files_removed.is_(True), table.c.output_node == node)
                 await connection.execute(update(table).where(output).values(output_node=""))
 
     async def leftovers(self, task_ids: Sequence[str]) -> list[segments.Leftovers]:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
 from machine import encryption, errors, job_key, model, states
-from store import audit, encrypted_rows, jobs, locks, outbox, pending_writes, rows, statements, tables
+from store import audit, encrypted_rows, jobs, locks, pending_writes, rows, statements, tables
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
@@ -127,17 +127,17 @@ class Transaction:
 
     async def recording(self, key: job_key.RecordingKey) -> model.Recording | None:
         """One recording with its present job."""
-        row = await self._one(statements.RECORDING, {"at_id": str(key)})
+        row = await self._one(statements.RECORDING, {"at_id": key.text})
         return rows.recording(row, jobs.of(row)) if row else None
 
     async def add_recording(self, recording: model.Recording) -> None:
         """Insert a recording and its job. Raises Conflict if it exists."""
         await self._insert(tables.recordings, rows.recording_row(recording))
-        await self._save_job(str(recording.key), 0, None, recording.epoch, recording.job)
+        await self._save_job(recording.key.text, 0, None, recording.epoch, recording.job)
 
     async def save_recording(self, old: model.Recording, new: model.Recording) -> model.Recording:
         """Guarded update of the changed columns and of the job; returns the recording with its new version. Raises Conflict."""
-        id_ = str(old.key)
+        id_ = old.key.text
         key = {"at_id": id_, "at_state": old.state, "at_version": old.version}
         version = await self._guarded(statements.SAVE_RECORDING, key, rows.recording_row(old), rows.recording_row(new))
         await self._save_job(id_, old.epoch, old.job, new.epoch, new.job)
@@ -145,7 +145,7 @@ class Transaction:
 
     async def segment_nodes(self, recording: job_key.RecordingKey) -> dict[str, int]:
         """The nodes that keep segments of a recording: node → media in ms."""
-        found = await self._all(statements.SEGMENT_NODES, {"at_recording_id": str(recording)})
+        found = await self._all(statements.SEGMENT_NODES, {"at_recording_id": recording.text})
         return {row["node"]: int(row["media_ms"]) for row in found}
 
     async def node_seen_ms(self, node: str) -> int:
@@ -155,7 +155,7 @@ class Transaction:
 
     async def has_segments(self, recording: job_key.RecordingKey) -> bool:
         """Whether segments of the recording hold media."""
-        return await self._one(statements.HAS_SEGMENTS, {"at_recording_id": str(recording)}) is not None
+        return await self._one(statements.HAS_SEGMENTS, {"at_recording_id": recording.text}) is not None
 
     async def last_pull_ms(self, task_id: str, until_ms: int) -> int:
         """The start of the session's last pull that is not later than `until_ms`, Unix ms; 0 if there is none."""
@@ -164,13 +164,13 @@ class Transaction:
 
     async def evictions(self, recording: job_key.RecordingKey) -> int:
         """How many captures of a recording ended with the stream just as a pull for another recording of the session began."""
-        return len(await self._all(statements.EVICTIONS, {"at_task_id": recording.task_id, "at_recording_id": str(recording)}))
+        return len(await self._all(statements.EVICTIONS, {"at_task_id": recording.task_id, "at_recording_id": recording.text}))
 
     async def close_segment(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Close the segment of `epoch` with media_ms, size_bytes, first_packet_ms, last_packet_ms and reason.
 
         Values only grow: a late outcome with less media (of a worker that was reported lost) reduces nothing."""
-        key = {"at_recording_id": str(recording), "at_epoch": epoch}
+        key = {"at_recording_id": recording.text, "at_epoch": epoch}
         known = await self._one(statements.SEGMENT, key)
         if known is None:
             return
@@ -192,7 +192,7 @@ class Transaction:
     async def add_delivery(self, delivery: model.Delivery) -> None:
         """Insert a delivery and its job."""
         await self._insert(tables.callbacks, rows.delivery_row(delivery))
-        await self._save_job(str(delivery.key), 0, None, delivery.epoch, delivery.job)
+        await self._save_job(delivery.key.text, 0, None, delivery.epoch, delivery.job)
 
     async def save_delivery(self, old: model.Delivery, new: model.Delivery) -> None:
         """Guarded update of a delivery and its job. Raises Conflict."""
@@ -200,7 +200,7 @@ class Transaction:
         before, after = ({column: rows.delivery_row(d)[column] for column in changing} for d in (old, new))
         key = {"at_task_id": old.task_id, "at_revision": old.revision, "at_version": old.version}
         await self._guarded(statements.SAVE_DELIVERY, key, before, after)
-        await self._save_job(str(old.key), old.epoch, old.job, new.epoch, new.job)
+        await self._save_job(old.key.text, old.epoch, old.job, new.epoch, new.job)
 
     async def add_result(self, task_id: str, revision: int, body: str) -> None:
         """Insert one revision of a session's result. Raises Conflict if that revision exists."""
@@ -209,16 +209,16 @@ class Transaction:
     # --- deadlines, journal, outbox -------------------------------------------------------------------------------------------
     async def arm(self, owner: job_key.OwnerKey, kind: str, at_ms: int) -> None:
         """Arm a deadline; replaces an earlier one of the same kind."""
-        self._pending.arm(str(owner), kind, at_ms, self._new_id())
+        self._pending.arm(owner.text, kind, at_ms, self._new_id())
 
     async def disarm(self, owner: job_key.OwnerKey, kind: str) -> None:
         """Disarm a deadline, if it is armed."""
-        self._pending.disarm(str(owner), kind)
+        self._pending.disarm(owner.text, kind)
 
     async def spend_deadline(self, owner: job_key.OwnerKey, kind: str, serial: str) -> bool:
         """Delete exactly this arming; False if the deadline was disarmed or armed again since."""
         spent = await self._connection.execute(
-            statements.SPEND_DEADLINE, {"at_owner": str(owner), "at_kind": kind, "at_serial": serial}
+            statements.SPEND_DEADLINE, {"at_owner": owner.text, "at_kind": kind, "at_serial": serial}
         )
         return bool(spent.rowcount)
 
@@ -226,14 +226,14 @@ class Transaction:
         self, owner: job_key.OwnerKey, event: codec.Event, from_state: str = "", to_state: str = "", note: str = ""
     ) -> None:
         """Write one line of the timeline: the event, the change of state, a note."""
-        entry = {"task_id": owner.task_id, "owner": str(owner), "at_ms": self.now_ms, "event_id": event.id}
+        entry = {"task_id": owner.task_id, "owner": owner.text, "at_ms": self.now_ms, "event_id": event.id}
         entry |= {"event_type": event.type, "from_state": from_state, "to_state": to_state, "note": note}
         self._pending.journal.append(entry)
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
         """Write a message to the outbox: `channel` is event, command or result, `node` the only node it is for ("": any). The
         relay delivers it after the commit."""
-        self._pending.outbox.append(outbox.row(channel, event, task_id, node, self.now_ms))
+        self._pending.send(channel, event, task_id, node, self.now_ms)
 
     # --- API keys ---------------------------------------------------------------------------------------------------------
     async def audit(self, by: model.Caller, action: str, subject: str, outcome: str = "ok") -> None:

@@ -26,16 +26,16 @@ class Uploads:
     async def state(self, recording: job_key.RecordingKey) -> dict[str, Any] | None:
         """The state of an interrupted upload, or None."""
         async with self._database.read() as connection:
-            row = (await connection.execute(_STATE, {"at_recording_id": str(recording)})).first()
+            row = (await connection.execute(_STATE, {"at_recording_id": recording.text})).first()
         return json.loads(row.body) if row else None
 
     async def save(self, recording: job_key.RecordingKey, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
         """Save the state of a running upload. False: the lease was refused and nothing was written; stop the work."""
-        row = {"recording_id": str(recording), "body": json.dumps(dict(body))}
+        row = {"recording_id": recording.text, "body": json.dumps(dict(body))}
         async with self._database.write() as connection:
             if (await connection.execute(_LOCK_LEASE, leases.held(recording, epoch, node))).first() is None:
                 return False
-            await connection.execute(_DELETE, {"at_recording_id": str(recording)})
+            await connection.execute(_DELETE, {"at_recording_id": recording.text})
             await connection.execute(statements.INSERT[tables.uploads], row)
         return True
 
@@ -43,4 +43,4 @@ class Uploads:
         """Delete the state of the upload of `epoch`, unless a newer epoch has started. Idempotent. The lease is not checked: it
         may have ended with the outcome that was just published."""
         async with self._database.write() as connection:
-            await connection.execute(_DELETE_UNLESS_SUPERSEDED, {"at_recording_id": str(recording), "at_epoch": epoch})
+            await connection.execute(_DELETE_UNLESS_SUPERSEDED, {"at_recording_id": recording.text, "at_epoch": epoch})

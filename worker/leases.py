@@ -128,7 +128,7 @@ class HeldLeases:
             id=f"voided.{lease.owner}.{lease.epoch}",
             time_ms=self._clock(),
             data=codec.from_payload(lost),
-            subject=str(lease.owner),
+            subject=lease.owner.text,
         )
         await self._store.outbox.send("event", event, lease.owner.task_id)
 

@@ -87,7 +87,7 @@ class OutcomePublisher:
             id=f"{type_}.{job.owner}.{job.epoch}",
             time_ms=self._clock(),
             data=job.owner.fields() | codec.from_payload(outcome),
-            subject=str(job.owner),
+            subject=job.owner.text,
         )
         while True:
             try:

@@ -249,7 +249,7 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.De
             tasks = [await first.start(RoomId=room) for room in range(1, 5)]
             await first.store.nodes.heartbeat("n1")
             clock.advance(model.HOUR)
-            over = {d.owner: d for d in await first.store.deadlines.due() if d.kind == ("idle", "join")[number % 2]}
+            over = {str(d.owner): d for d in await first.store.deadlines.due() if d.kind == ("idle", "join")[number % 2]}
             deadline = over[tasks[0]]
             said = first.say("deadline-passed", Owner=str(deadline.owner), Kind=deadline.kind, Serial=deadline.serial)
             stops = [second.say("stop", TaskId=task_id) for task_id in tasks]
