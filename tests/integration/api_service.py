@@ -1,4 +1,4 @@
-"""The HTTP room as it really runs, for tests: uvicorn on a free port of 127.0.0.1 over a real Decider and a database."""
+"""API service for tests: the real HTTP application under uvicorn on a free port, over a real Decider and a database."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def new_id() -> str:
 
 
 def start_body(**more: Any) -> dict[str, Any]:
-    """A start that is right, with planted secrets."""
+    """A valid start with marked secrets."""
     cos = {"Region": "ap-shanghai", "Bucket": "lessons-1250000000", "Path": "/a/b/", "SecretId": "PLANTED-ID"}
     cos["SecretKey"] = "PLANTED-KEY"
     body = {"SdkAppId": SDK_APP_ID, "RoomId": 8489, "UserId": "rec", "UserSig": "PLANTED-SIG", "Mode": "02", "CosConfig": cos}
@@ -48,8 +48,8 @@ def start_body(**more: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Service:
-    """A running API and what stands behind it. `not_ready`, `failure`, `draining`, `progress` and
-    `clock_ahead_ms` (how far the API's clock is ahead) are for tests to set."""
+    """A running API with its store and bus. Tests set `not_ready`, `failure`, `draining`, `progress` and `clock_ahead_ms` (how
+    far the API's clock is ahead)."""
 
     url: str
     decider: dispatch.Decider
@@ -70,21 +70,21 @@ class Service:
     decided: list[codec.Event] = field(default_factory=list)
 
     async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
-        """What the API is given: the real decider, counted, or a failure."""
+        """The decider of the API: the real one, with a count of calls, or a failure."""
         if self.failure is not None:
             raise self.failure
         self.decided.append(event)
         return await self.decider.decide(event, by)
 
     async def ask(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
-        """One request with the right token: its status and its JSON."""
+        """Send one request with the right token; returns its status and its JSON."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         headers |= options.pop("headers", {})
         async with self.http.request(method, self.url + path, headers=headers, **options) as response:
             return response.status, await response.json()
 
     async def key(self, *scopes: str, quota: int = 0) -> tuple[str, str]:
-        """A new key with these scopes: its id and its text."""
+        """Create a key with these scopes; returns its id and its text."""
         id_, text = api_keys.new()
         made = api_keys.ApiKey(id=id_, name="school", digest=api_keys.digest(text), scopes=scopes, quota=quota)
         await self.keys.add(made, model.Caller(name="cli test"))
@@ -97,16 +97,16 @@ class Service:
         return str(answer["TaskId"])
 
     async def user_sig(self, task_id: str) -> str:
-        """The UserSig that is kept for a session."""
+        """The stored UserSig of a session."""
         async with self.store.transaction() as tx:
             return (await tx.secrets(task_id)).user_sig
 
     async def say(self, type_: str, **data: Any) -> None:
-        """An event from inside, as a worker or TRTC would say it."""
+        """Decide an internal event, as if a worker or TRTC had sent it."""
         await self.decider.decide(codec.make(type_, id=new_id(), time_ms=now_ms(), data=data))
 
     async def failed_recording(self, task_id: str) -> None:
-        """A session with one recording, alice/1, that failed in the upload; the room is gone."""
+        """A session of a room that has ended, with one recording, alice/1, that failed in the upload."""
         room = {"SdkAppId": SDK_APP_ID, "RoomId": 8489}
         named = {"TaskId": task_id, "Speaker": "alice", "N": 1}
         owner = f"{task_id}/alice/1"
@@ -126,7 +126,7 @@ class Service:
 
 @asynccontextmanager
 async def running(database: engines.Database, tokens: tuple[str, ...] = (), **more: Any) -> AsyncIterator[Service]:
-    """A service on a database that has the schema of today. `more` are fields of the Api: requests_per_minute, quota, …"""
+    """Run a service on a database with the current schema. `more` are fields of the Api: requests_per_minute, quota, …"""
     kept = database.open(now_ms, new_id)
     decider = dispatch.Decider(kept, unit_of_work.Context(policy=model.Policy(), new_id=new_id))
     listening = socket.create_server(("127.0.0.1", 0))

@@ -29,8 +29,7 @@ Fault = Callable[["Cos", web.Request], Awaitable[web.StreamResponse | None]]
 
 @dataclass
 class Cos:
-    """The least of COS that an upload meets. `script` maps an operation to faults, of which each request takes one; None in
-    the list lets a request through."""
+    """The part of COS that an upload uses. `script` maps an operation to faults, one per request; None lets a request through."""
 
     port: int = 0
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -165,7 +164,7 @@ async def reset(_: Cos, request: web.Request) -> None:
 
 
 async def lose_answer(server: Cos, request: web.Request) -> web.StreamResponse:
-    """Commit, then cut the line before the answer."""
+    """Commit, then cut the connection before the response."""
     answer = await server.obey(server.asked[-1], request)
     assert request.transport is not None
     request.transport.abort()
@@ -194,7 +193,7 @@ def target(server: Cos, key: str = KEY) -> cos.CosTarget:
 
 @dataclass
 class Notes:
-    """What an uploader had its caller keep."""
+    """The states that the uploader saved."""
 
     states: list[cos.UploadState] = field(default_factory=list)
 

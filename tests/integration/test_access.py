@@ -1,4 +1,4 @@
-"""Who may ask the API for what, how often, and that it is written down: keys, scopes, limits, audit, headers, callbacks' age."""
+"""API access: keys, scopes, limits, audit, headers, and the age of callbacks."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def guarded_routes() -> list[tuple[str, str, str]]:
     return [(method, path, scope) for (method, path), scope in scopes.TABLE.items() if scope in api_keys.SCOPES]
 
 
-async def test_every_route_says_what_it_asks_for(service: Service) -> None:
-    """Each route of the application stands in the table, and each line of the table is a route."""
+async def test_every_route_declares_its_scope(service: Service) -> None:
+    """Every route of the application has an entry in the table of scopes, and every entry has a route."""
     assert scopes.missing(service.routes) == []
     real = {(method, path) for route in service.routes for path, methods in scopes.leaves(route) for method in methods}
     assert set(scopes.TABLE) <= real
 
 
-async def test_a_route_without_a_line_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application with a route that nobody has thought about is not built."""
+async def test_a_route_without_a_scope_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application with a route that has no entry in the table of scopes is not built."""
     for method, path in (("GET", "/results"), ("GET", "/internal/segments"), ("GET", "/openapi.json")):
         with monkeypatch.context() as patch:
             patch.delitem(scopes.TABLE, (method, path))
@@ -63,15 +63,15 @@ def _api() -> Any:
     return app.Api(**parts, version="1")
 
 
-def test_a_mounted_application_is_noticed() -> None:
-    """What is mounted beside the routers cannot hide its routes."""
+def test_a_mounted_application_is_detected() -> None:
+    """A mounted application cannot hide its routes from the check."""
     made = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     made.mount("/pages", fastapi.FastAPI())
     assert scopes.missing(made.routes) == ["MOUNT /pages"]
 
 
 async def test_a_scope_opens_its_routes_and_no_others(service: Service) -> None:
-    """A key with all scopes but the one is refused with 403, which names it; a key with just that one passes the door."""
+    """A key without a route's scope is refused with 403, which names the scope, and a key with only that scope is accepted."""
     lacking = {scope: (await service.key(*(s for s in api_keys.SCOPES if s != scope)))[1] for scope in api_keys.SCOPES}
     right = {scope: (await service.key(scope))[1] for scope in api_keys.SCOPES}
     await _key_is_known(service, right[api_keys.SCOPES[-1]])
@@ -93,8 +93,8 @@ async def _key_is_known(service: Service, key: str) -> None:
     await waiting.until(known, what="the door to have read the new key")
 
 
-async def test_what_is_no_key_opens_nothing(service: Service) -> None:
-    """A wrong secret under a right id, an id that is none, a digest, a revoked key: 401 each, with the challenge."""
+async def test_an_invalid_key_is_refused(service: Service) -> None:
+    """A wrong secret under a right id, an unknown id, a digest and a revoked key each get 401 with the challenge."""
     id_, key = await service.key("read")
     await _key_is_known(service, key)
     wrong = key[:-1] + ("a" if key[-1] != "a" else "b")
@@ -111,8 +111,8 @@ async def test_what_is_no_key_opens_nothing(service: Service) -> None:
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
 
 
-async def test_only_the_digest_is_kept(service: Service, database: engines.Database) -> None:
-    """Nothing that the database keeps opens the door; when the key was used is kept."""
+async def test_only_the_digest_is_stored(service: Service, database: engines.Database) -> None:
+    """No value in the database is accepted as a key, and the time of a key's last use is stored."""
     id_, key = await service.key("read")
     await _key_is_known(service, key)
     kept = database.everything()
@@ -122,8 +122,8 @@ async def test_only_the_digest_is_kept(service: Service, database: engines.Datab
     assert (found.id, found.used_ms is not None) == (id_, True)
 
 
-async def test_the_first_key_closes_the_door_for_good(database: engines.Database) -> None:
-    """On loopback nothing is asked for until a key was made; when the last one is revoked, it does not open again."""
+async def test_the_first_key_ends_open_access_for_good(database: engines.Database) -> None:
+    """On loopback the API needs no key until the first one is created, and revoking the last one does not open it again."""
     async with api_service.running(database) as service:
         assert (await service.ask("GET", "/sessions"))[0] == 200
         id_, key = await service.key("read")
@@ -145,7 +145,7 @@ async def test_the_first_key_closes_the_door_for_good(database: engines.Database
 
 class TestLimits:
     async def test_requests_are_limited_for_each_key(self, database: engines.Database) -> None:
-        """Who asks too often gets 429 and when to ask again; another key and the probes go on."""
+        """A key with too many requests gets 429 with Retry-After, while another key and the probes go on."""
         async with api_service.running(database, (MASTER,), requests_per_minute=5) as service:
             statuses = [(await service.ask("GET", "/sessions"))[0] for _ in range(7)]
             assert statuses == [200] * 5 + [429] * 2
@@ -157,7 +157,7 @@ class TestLimits:
             assert (await service.ask("GET", "/healthz"))[0] == 200
 
     def test_a_bucket_is_refilled(self) -> None:
-        """After the seconds that were told the next request passes, and not before."""
+        """The next request passes after the announced seconds, and not before."""
         now_s = [0.0]
         limited = rate_limit.RateLimiter(60, lambda: now_s[0])
         assert [limited.wait_s("a") for _ in range(60)] == [0.0] * 60
@@ -169,7 +169,8 @@ class TestLimits:
         assert rate_limit.RateLimiter(0).wait_s("a") == 0.0
 
     async def test_a_key_has_no_more_open_sessions_than_its_quota(self, service: Service) -> None:
-        """Also when it starts many at once; a repeated start needs no room, a stopped session gives it back."""
+        """A key cannot exceed its quota of open sessions, even with parallel starts; a repeated start needs no quota, and a
+        stopped session returns it."""
         _, key = await service.key("start", quota=3)
         await _key_is_known(service, key)
         asked = (service.ask("POST", "/sessions", json=start_body(RoomId=n), headers=bearer(key)) for n in range(1, 11))
@@ -187,9 +188,9 @@ class TestLimits:
         async with service.http.post(service.url + "/sessions", data=body, headers=bearer(key)) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
 
-    async def test_a_key_takes_no_part_in_what_another_began(self, service: Service) -> None:
-        """A repeated start takes fresh secrets, and wrong ones end a recording: only the key that opened the session may repeat
-        its start, or one that may stop it."""
+    async def test_a_key_cannot_repeat_the_start_of_another(self, service: Service) -> None:
+        """Only the key that opened a session, or one that may stop it, may repeat its start, because the fresh secrets of a
+        repeat could end a recording."""
         (_, own), (_, other), (_, operator) = [
             await service.key(*scopes) for scopes in (["start"], ["start"], ["start", "operate"])
         ]
@@ -216,8 +217,9 @@ class TestLimits:
         assert first["TaskId"] != second["TaskId"]
 
 
-async def test_what_is_done_is_written_down(service: Service) -> None:
-    """Who, what, on what, with which answer; also what was refused; a repeat under one key is no second action."""
+async def test_every_action_is_audited(service: Service) -> None:
+    """The audit has actor, action, subject and outcome of each action, refused ones included, and a repeat under one key is no
+    second action."""
     id_, key = await service.key("start", "operate")
     await _key_is_known(service, key)
     mine, once = bearer(key), {"Idempotency-Key": "a"}
@@ -248,7 +250,7 @@ async def test_what_is_done_is_written_down(service: Service) -> None:
 
 
 async def test_every_answer_has_the_headers(service: Service) -> None:
-    """Good ones, refusals, errors and probes: each says that it is data, for nobody's frame and nobody's cache."""
+    """Every response, whether success, refusal, error or probe, forbids sniffing, framing and caching."""
     large = b" " * (256 * 1024 + 1)
     asked: list[tuple[str, str, dict[str, Any], int]] = [
         ("GET", "/sessions", {"headers": bearer(MASTER)}, 200),
@@ -270,7 +272,7 @@ async def test_every_answer_has_the_headers(service: Service) -> None:
 
 
 async def test_a_field_named_twice_is_refused(service: Service) -> None:
-    """Of two values one reader takes the first and another the last: neither is taken, at any depth."""
+    """A field with two values is refused at any depth, because one reader takes the first and another the last."""
     raw = json.dumps(start_body())
     for twice in (raw[:-1] + ', "UserId": "other"}', raw.replace('"Path"', '"Region": "ap-beijing", "Path"')):
         status, answer = await service.ask("POST", "/sessions", data=twice, headers={"Content-Type": "application/json"})
@@ -278,8 +280,9 @@ async def test_a_field_named_twice_is_refused(service: Service) -> None:
 
 
 class TestCallbacks:
-    async def test_an_old_callback_played_again_is_refused(self, service: Service) -> None:
-        """Genuine, but sent longer ago than the window, or in the future: 401, and nothing is decided; within it, it is taken."""
+    async def test_an_old_callback_sent_again_is_refused(self, service: Service) -> None:
+        """A genuine callback that is older than the window, or from the future, gets 401 and is not decided; one within the
+        window is accepted."""
         now_ms = api_service.now_ms()
         for age_ms, status in ((0, 200), (60_000, 200), (-60_000, 200), (301_000, 401), (-330_000, 401), (10**9, 401)):
             event = trtc(203) | {"CallbackTs": now_ms - age_ms}
@@ -289,8 +292,9 @@ class TestCallbacks:
             status, answer = await deliver(service, trtc(203) | {"CallbackTs": wrong})
             assert (status, answer["Message"]) == (400, "CallbackTs must be an integer.")
 
-    async def test_what_cannot_be_genuine_is_refused_before_its_body_comes(self, service: Service) -> None:
-        """An application that is not ours, or a Sign of another length, is answered while the body is still on its way."""
+    async def test_a_forged_callback_is_refused_before_its_body_arrives(self, service: Service) -> None:
+        """A callback for a foreign application, or with a Sign of the wrong length, gets its response before its body has
+        arrived."""
         right = signed(b"{}")
         for change in ({"SdkAppId": "1400000002"}, {"SdkAppId": "x"}, {"Sign": "short"}, {"Sign": ""}, {"Sign": "A" * 45}):
             gate = asyncio.Event()
@@ -308,7 +312,7 @@ class TestCallbacks:
                 gate.set()
 
     async def test_a_chunked_body_without_a_length_is_cut(self, service: Service) -> None:
-        """What does not say how long it is ends at 256 KB all the same; the connection is given up, not read to its end."""
+        """A body without a stated length is cut at 256 KB, and its connection is closed instead of read to the end."""
         sent = 0
 
         async def endless() -> AsyncIterator[bytes]:
@@ -322,6 +326,6 @@ class TestCallbacks:
             async with service.http.post(service.url + "/sessions", data=endless(), headers=bearer(MASTER)) as answer:
                 refused.append(answer.status)
         except (aiohttp.ClientError, ConnectionError):
-            refused.append(413)  # cut off while it was still sending
+            refused.append(413)  # closed while it was still sending
         assert refused == [413]
         assert sent < 32 * 1024 * 1024

@@ -1,6 +1,6 @@
-"""deploy/bootstrap.sh on machines that lack something: it says what, with the line to type, and touches nothing.
+"""deploy/bootstrap.sh on machines that lack something: it names the missing part and the command to type, and changes nothing.
 
-Imports nothing of ours. Rule: every case ends before the first download, so no network is needed to run these.
+Rule: every case ends before the first download, so these tests need no network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MISSING = 2
 
 
 class Machine:
-    """A machine with nothing on its PATH but what is put there."""
+    """A machine whose PATH contains only the commands that a test adds."""
 
     def __init__(self, folder: Path) -> None:
         self.commands = folder / "bin"
@@ -24,13 +24,13 @@ class Machine:
         self.environment = folder / "venv"
 
     def has(self, name: str, script: str) -> None:
-        """Put a command there: a shell script, which gets its arguments."""
+        """Add a command: a shell script, which gets its arguments."""
         command = self.commands / name
         command.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         command.chmod(0o755)
 
     def has_python(self, case: str = "") -> None:
-        """Put a python3 there: this one, but for what `case` (branches of a shell `case` over the arguments) answers."""
+        """Add a python3: this one, except for the responses in `case` (branches of a shell `case` over the arguments)."""
         self.has("python3", f'case "$*" in {case} esac\nexec {sys.executable} "$@"')
 
     def bootstrap(self, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_no_python(machine: Machine) -> None:
-    """Without python3 it names the packages that bring it, and its venv module."""
+    """Without python3 the script names the packages of python3 and of its venv module."""
     done = machine.bootstrap()
     assert done.returncode == MISSING
     assert "python3 was not found" in done.stderr
@@ -55,8 +55,8 @@ def test_no_python(machine: Machine) -> None:
     assert not machine.environment.exists()
 
 
-def test_the_python_that_was_asked_for_is_looked_for(machine: Machine) -> None:
-    """PYTHON names another one: that python3 is there is no help then."""
+def test_the_python_of_the_variable_is_required(machine: Machine) -> None:
+    """If PYTHON names a missing interpreter, an existing python3 does not replace it."""
     machine.has_python()
     done = machine.bootstrap(PYTHON="python3.99")
     assert done.returncode == MISSING
@@ -64,7 +64,7 @@ def test_the_python_that_was_asked_for_is_looked_for(machine: Machine) -> None:
 
 
 def test_python_is_too_old(machine: Machine) -> None:
-    """An older Python is named with its version, and what to install beside it."""
+    """An older Python is reported with its version and the package to install."""
     machine.has_python('*version_info*) exit 1 ;; -V) echo "Python 3.9.2"; exit 0 ;;')
     done = machine.bootstrap()
     assert done.returncode == MISSING
@@ -74,7 +74,7 @@ def test_python_is_too_old(machine: Machine) -> None:
 
 
 def test_no_venv_module(machine: Machine) -> None:
-    """Debian's python3 without python3-venv: the package is named, and no half environment is left behind."""
+    """For Debian's python3 without python3-venv the script names the package and leaves no partial environment."""
     machine.has_python("*ensurepip*) exit 1 ;;")
     done = machine.bootstrap()
     assert done.returncode == MISSING
@@ -84,7 +84,7 @@ def test_no_venv_module(machine: Machine) -> None:
 
 
 def test_no_setpriv(machine: Machine) -> None:
-    """Without setpriv, ffmpeg would outlive a killed service: it is asked for, with the reason."""
+    """Without setpriv the script asks for it with the reason: ffmpeg would outlive a killed service."""
     machine.has_python()
     done = machine.bootstrap()
     assert done.returncode == MISSING

@@ -1,4 +1,4 @@
-"""RabbitMQ's permissions, as docs/bus.md gives them for each kind of user: what they are for works, the rest does not."""
+"""RabbitMQ's permissions of docs/bus.md: each kind of user can do its task and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ("recorder", "starts", "hears")
 
 
 class Users:
-    """One user of each row of the table, on the shared broker, under a prefix of the test's own."""
+    """One user for each row of the table, on the shared broker, under a prefix of the test's own."""
 
     def __init__(self, broker: rabbit.Broker) -> None:
         self.broker, self.prefix = broker, broker.prefix()
@@ -38,7 +38,7 @@ class Users:
             self._run("set_topic_permissions", "-p", "/", name, self.prefix, publish, bind)
 
     def _cells(self, row: str) -> list[str]:
-        """Of the table's row: `the same` is the one before it, and the names are the test's."""
+        """The permissions of a row of the table: `the same` repeats the previous column, and names get the test's prefix."""
         cells: list[str] = []
         for cell in re.split(r"(?<!\\)\|", row)[1:-1]:
             cells.append(cells[-1] if cell.strip() == "the same" else cell.strip().strip("`").replace("\\|", "|"))
@@ -80,7 +80,7 @@ class Users:
             return True
 
     async def may_publish_past_the_exchange(self, kind: str, queue: str) -> bool:
-        """Whether the user may put a message straight into a queue, by the exchange without a name, which has no topics."""
+        """Whether the user may publish directly to a queue through the default exchange, which has no topics."""
         async with await aio_pika.connect(self.url(kind)) as connection:
             channel = await connection.channel()
             try:
@@ -90,7 +90,7 @@ class Users:
             return True
 
     async def may_publish_by_an_exchange_of_its_own(self, kind: str, name: str) -> bool:
-        """Whether the user may have an exchange of its own, which has no topics, in front of the recorder's."""
+        """Whether the user may bind an exchange of its own, which has no topics, in front of the recorder's."""
         async with await aio_pika.connect(self.url(kind)) as connection:
             channel = await connection.channel()
             try:
@@ -102,7 +102,7 @@ class Users:
             return True
 
     async def declare_anew(self, names: topology.Topology) -> None:
-        """The recorder's queues, with nothing in them."""
+        """The recorder's queues, empty."""
         async with await aio_pika.connect(self.url("recorder")) as connection:
             channel = await connection.channel()
             await topology.declare(channel, names)
@@ -110,7 +110,7 @@ class Users:
                 await channel.queue_delete(queue, if_unused=False)
 
     async def plant(self, way: str, message: aio_pika.Message) -> None:
-        """Bring a message under a key that the user may not publish to into a queue of commands, on a broker that lets it."""
+        """Put a message under a key that the user may not publish to into a queue of commands, on a broker that permits it."""
         key = "command.start-capture"
         kind = "recorder" if way == "an exchange in front" else "starts"
         async with await aio_pika.connect(self.url(kind)) as connection:
@@ -131,7 +131,7 @@ class Users:
                 await own.publish(message, key)
 
     async def may_break(self, kind: str, name: str) -> list[str]:
-        """What of deleting, emptying, declaring and binding the user may do to a queue and an exchange of this name."""
+        """The operations among delete, purge, declare and bind that the user may do to a queue and an exchange of this name."""
         done = []
         async with await aio_pika.connect(self.url(kind)) as connection:
             for what in ("purge", "declare", "bind", "delete", "exchange"):
@@ -150,7 +150,7 @@ class Users:
         return done
 
     async def may_take(self, kind: str, queue: str) -> bool:
-        """Whether the user may take messages from this queue."""
+        """Whether the user may consume from this queue."""
         async with await aio_pika.connect(self.url(kind)) as connection:
             channel = await connection.channel()
             try:
@@ -162,7 +162,7 @@ class Users:
 
 @pytest.fixture
 def database(tmp_path: Path) -> engines.Database:
-    """A database of either engine would do: the broker is what is looked at."""
+    """The engine of the database does not matter: the broker is under test."""
     return engines.fresh("sqlite", tmp_path)
 
 
@@ -172,7 +172,7 @@ def users() -> Users:
 
 
 def _queues(names: topology.Topology) -> list[str]:
-    """Every queue that something waits in: what is parked, events, and commands, those for one node among them."""
+    """Every queue of the recorder: dead letters, events, and commands, including those for one node."""
     assert {queue.name for queue in names.queues()} == {
         names.machines.name,
         names.capture.name,
@@ -182,9 +182,10 @@ def _queues(names: topology.Topology) -> list[str]:
     return [names.parked, names.machines.name, names.capture.name, names.finish.name, names.node("n1").name]
 
 
-async def test_each_user_may_do_what_it_is_for_and_no_more(users: Users) -> None:
-    """The recorder declares all of its topology; an application that starts sessions publishes three events and hears their
-    answers; one that hears results hears all of them; neither publishes commands, hears events, or reads what is parked."""
+async def test_each_user_may_do_its_task_and_no_more(users: Users) -> None:
+    """The recorder can declare its whole topology, an application that starts sessions can publish three events and receive their
+    answers, one that subscribes can receive all results, and neither can publish commands, consume events or read dead letters.
+    """
     names = topology.Topology(users.prefix)
     async with await aio_pika.connect(users.url("recorder")) as connection:
         channel = await connection.channel()
@@ -210,9 +211,9 @@ async def test_each_user_may_do_what_it_is_for_and_no_more(users: Users) -> None
         assert await users.may_hear("hears", key), key
 
 
-async def test_no_application_goes_past_the_exchange_or_breaks_a_queue(users: Users) -> None:
-    """A message put straight into a queue would be a command of whoever put it there: refused, as are deleting, emptying and
-    declaring what is the recorder's; the recorder's own user may (the control)."""
+async def test_no_application_bypasses_the_exchange_or_breaks_a_queue(users: Users) -> None:
+    """No application can publish directly to a queue, or delete, purge or declare the recorder's queues and exchanges; the
+    recorder's own user can, as a control."""
     names = topology.Topology(users.prefix)
     async with await aio_pika.connect(users.url("recorder")) as connection:
         channel = await connection.channel()
@@ -229,7 +230,8 @@ async def test_no_application_goes_past_the_exchange_or_breaks_a_queue(users: Us
 
 
 async def test_the_examples_need_no_more(users: Users) -> None:
-    """publish_start.py as a user that starts sessions: the message is taken, and the answer heard."""
+    """publish_start.py works with the permissions of a user that starts sessions: its message is accepted and the answer
+    received."""
     names = topology.Topology(users.prefix)
     async with await aio_pika.connect(users.url("recorder")) as connection:
         channel = await connection.channel()
@@ -267,11 +269,11 @@ PARKED = {
 
 
 @pytest.mark.parametrize("way", PARKED)
-async def test_a_command_that_came_past_the_permissions_is_parked(
+async def test_a_command_that_bypassed_the_permissions_is_parked(
     users: Users, way: str, store: stores.Store, clock: engines.Clock
 ) -> None:
-    """RabbitMQ before 4 asks for permission for the routing key alone: copies to other keys, a queue of one's own that
-    dead-letters to them, and an exchange bound in front of the recorder's go past it. A worker does nothing of what comes so."""
+    """A worker executes no command that bypassed the permissions: RabbitMQ before 4 checks only the routing key, so copies to
+    other keys, dead-lettering from an own queue and a bound exchange pass."""
     names, hands = topology.Topology(users.prefix), buses.Hands()
     await users.declare_anew(names)
     node = buses.node(store, clock, users.prefix, on_event=hands.on_event, on_command=hands.on_command, drain_s=0.2)

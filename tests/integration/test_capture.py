@@ -1,5 +1,4 @@
-"""Captures by the real ffmpeg from live sources that behave as TRTC might: end, stall, refuse, begin a track late, jump
-in time."""
+"""Captures by the real ffmpeg from live sources that behave as TRTC might: end, stall, refuse, start a track late, or jump."""
 
 from __future__ import annotations
 
@@ -50,9 +49,8 @@ def _of_process(pid: int, file: str) -> bytes:
 
 
 @pytest.mark.parametrize("then", ["close", "reset"])
-async def test_a_stream_that_ends_half_way_is_an_end_with_its_media(source: LiveSource, tmp_path: Path, then: str) -> None:
-    """A clean close and a reset both end with "eof", every packet on disk, and wall times within 0.3 s of what the
-    server sent."""
+async def test_a_stream_that_ends_midway_keeps_its_media(source: LiveSource, tmp_path: Path, then: str) -> None:
+    """A clean close and a reset both end with "eof", every packet on disk, and wall times within 0.3 s of the server's."""
     tags = flv_source.shifted(flv_source.between(flv_source.content(), 0, 3_000), 1_000_000)
     stream = source.streams["anna"] = Stream(tags=tags, then=then)
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
@@ -67,8 +65,7 @@ async def test_a_stream_that_ends_half_way_is_an_end_with_its_media(source: Live
 
 
 async def test_media_is_announced_once_with_its_time(source: LiveSource, tmp_path: Path) -> None:
-    """on_media comes once, while the capture runs, with the first packet's wall time, though ffmpeg analyses for a
-    second first."""
+    """on_media is called once in the capture with the first packet's wall time, although ffmpeg analyzes for a second first."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
     seen: list[capture_progress.CaptureProgress] = []
     spec = capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02")
@@ -84,7 +81,7 @@ async def test_media_is_announced_once_with_its_time(source: LiveSource, tmp_pat
 async def test_a_burst_at_the_beginning_does_not_move_the_first_packet_before_the_spawn(
     source: LiveSource, tmp_path: Path
 ) -> None:
-    """A server that sends two seconds at once is recorded as beginning when the capture did."""
+    """If a server sends two seconds of media immediately, the recording begins when the capture did."""
     source.streams["anna"] = Stream(tags=flv_source.between(flv_source.content(), 0, 4_000), ahead_ms=2_000)
     before_ms = capture.unix_ms()
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
@@ -92,8 +89,8 @@ async def test_a_burst_at_the_beginning_does_not_move_the_first_packet_before_th
     assert ended.progress.media_ms == pytest.approx(4_000, abs=100)
 
 
-async def test_the_address_is_in_no_process_list_and_no_sentence(source: LiveSource, tmp_path: Path) -> None:
-    """Neither the command line nor the environment of ffmpeg holds the UserSig, nor does what the capture says."""
+async def test_the_address_is_in_no_process_list_and_no_message(source: LiveSource, tmp_path: Path) -> None:
+    """The UserSig is neither in ffmpeg's command line or environment nor in the messages of the capture."""
     source.streams["anna"] = Stream(tags=flv_source.content())
     running = _capture(source.address("anna"), tmp_path / "a.flv")
     await running.start()
@@ -107,8 +104,8 @@ async def test_the_address_is_in_no_process_list_and_no_sentence(source: LiveSou
 
 
 @pytest.mark.alone
-async def test_stop_ends_at_once_and_may_be_asked_twice(source: LiveSource, tmp_path: Path) -> None:
-    """A live capture stops within a second, keeps its last packet, leaves no process, and answers every wait the same."""
+async def test_stop_ends_at_once_and_may_be_repeated(source: LiveSource, tmp_path: Path) -> None:
+    """A live capture stops within a second, keeps its last packet, leaves no process, and gives every waiter the same exit."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
     running = _capture(source.address("anna"), tmp_path / "a.flv")
     await running.start()
@@ -127,9 +124,9 @@ async def test_stop_ends_at_once_and_may_be_asked_twice(source: LiveSource, tmp_
 
 
 @pytest.mark.alone
-async def test_a_server_that_falls_silent_is_noticed(source: LiveSource, tmp_path: Path) -> None:
-    """No growth for the limit is "stalled" within a second and a half more, though ffmpeg heeds no `q` then; media and
-    time hold."""
+async def test_a_silent_server_is_a_stall(source: LiveSource, tmp_path: Path) -> None:
+    """A file without growth for the limit is "stalled" within another 1.5 s, although ffmpeg ignores `q` then, and its media and
+    times are right."""
     stream = source.streams["anna"] = Stream(tags=flv_source.between(flv_source.content(), 0, 2_000), then="hold")
     running = _capture(source.address("anna"), tmp_path / "a.flv", stall_after_s=2)
     await running.start()
@@ -142,8 +139,7 @@ async def test_a_server_that_falls_silent_is_noticed(source: LiveSource, tmp_pat
 
 
 async def test_a_server_that_never_sends_is_no_media(source: LiveSource, tmp_path: Path) -> None:
-    """An open connection without a packet ends after first_media_s with nothing; asked to stop before, it stops within
-    a second."""
+    """An open connection without a packet ends after first_media_s without media, or within a second of a stop."""
     source.streams["anna"] = Stream(then="hold")
     ended = await _run(source.address("anna"), tmp_path / "a.flv", first_media_s=1)
     assert (ended.reason, ended.progress.media_ms) == (Reason.NO_MEDIA, 0)
@@ -153,8 +149,8 @@ async def test_a_server_that_never_sends_is_no_media(source: LiveSource, tmp_pat
     assert (await asyncio.wait_for(running.wait(), waiting.limit_s(1))).reason == Reason.STOPPED
 
 
-async def test_refusals_are_told_apart(source: LiveSource, tmp_path: Path) -> None:
-    """401 and 403 are for good and say what to look at; 404, 500 and a closed port may be tried again."""
+async def test_refusals_are_distinguished(source: LiveSource, tmp_path: Path) -> None:
+    """401 and 403 are permanent and name the likely cause; 404, 500 and a closed port may be retried."""
     reasons: dict[int | str, str] = {}
     for status in (401, 403, 404, 500):
         source.streams[str(status)] = Stream(status=status)
@@ -172,9 +168,9 @@ async def test_refusals_are_told_apart(source: LiveSource, tmp_path: Path) -> No
     assert reasons == {401: good, 403: good, 404: again, 500: again, "rtmp": again, "http": again}
 
 
-async def test_a_declared_track_that_never_comes_holds_nothing_up(source: LiveSource, tmp_path: Path) -> None:
-    """A header that declares both tracks while only sound comes: the sound is on disk within two seconds, from its
-    first packet."""
+async def test_a_declared_track_that_never_arrives_delays_nothing(source: LiveSource, tmp_path: Path) -> None:
+    """When the header declares both tracks and only sound arrives, the sound is on disk within two seconds, from its first
+    packet."""
     sounds = flv_source.between(flv_source.only(flv_source.content(), flv.AUDIO), 0, 4_000)
     stream = source.streams["anna"] = Stream(tags=sounds)
     running = _capture(source.address("anna"), tmp_path / "a.flv")
@@ -186,8 +182,7 @@ async def test_a_declared_track_that_never_comes_holds_nothing_up(source: LiveSo
 
 
 async def test_a_camera_switched_on_later_ends_the_segment(source: LiveSource, tmp_path: Path) -> None:
-    """A picture that begins after three seconds ends the segment at once in mode 02, and does not in mode 00, which
-    needs none."""
+    """A picture that begins after three seconds ends the segment immediately in mode 02, but not in mode 00, which needs none."""
     whole = flv_source.content()
     late = flv_source.shifted(flv_source.between(flv_source.only(whole, flv.VIDEO), 0, 2_000), 3_000)
     tags = flv_source.merged(flv_source.between(flv_source.only(whole, flv.AUDIO), 0, 5_000), late)
@@ -202,9 +197,9 @@ async def test_a_camera_switched_on_later_ends_the_segment(source: LiveSource, t
     assert stream.requests == 2
 
 
-async def test_in_mode_00_the_picture_is_only_a_sign_of_life(source: LiveSource, tmp_path: Path) -> None:
-    """A muted microphone is no stall while the camera is on; the sound after it lands in the same segment; hardly a
-    picture is stored."""
+async def test_in_mode_00_pictures_only_prevent_a_stall(source: LiveSource, tmp_path: Path) -> None:
+    """With the camera on, a muted microphone is no stall, later sound goes into the same segment, and hardly any picture is
+    stored."""
     whole = flv_source.content()
     sound = flv_source.only(whole, flv.AUDIO)
     parts = (flv_source.between(sound, 0, 1_500), flv_source.between(sound, 5_500, 7_000)[1:])
@@ -218,7 +213,7 @@ async def test_in_mode_00_the_picture_is_only_a_sign_of_life(source: LiveSource,
 
 
 async def test_pictures_alone_are_no_media_in_mode_00(source: LiveSource, tmp_path: Path) -> None:
-    """A speaker without sound gives mode 00 nothing, and mode 01 all its pictures."""
+    """A speaker without sound gives mode 00 no media, and mode 01 all pictures."""
     pictures = flv_source.between(flv_source.only(flv_source.content(), flv.VIDEO), 0, 3_000)
     source.streams["anna"] = Stream(tags=pictures)
     sound, picture = await asyncio.gather(
@@ -230,7 +225,7 @@ async def test_pictures_alone_are_no_media_in_mode_00(source: LiveSource, tmp_pa
 
 @pytest.mark.parametrize("back_to_ms", [0, 101_000])
 async def test_a_clock_set_back_ends_the_segment(source: LiveSource, tmp_path: Path, back_to_ms: int) -> None:
-    """Timestamps that run backwards, below the stream's beginning or above it, end the segment instead of being guessed."""
+    """Timestamps that run backwards, below the beginning of the stream or above it, end the segment."""
     whole = flv_source.content()
     before = flv_source.shifted(flv_source.between(whole, 0, 4_000), 100_000)
     after = flv_source.shifted(flv_source.between(whole, 0, 3_000), back_to_ms)
@@ -240,16 +235,16 @@ async def test_a_clock_set_back_ends_the_segment(source: LiveSource, tmp_path: P
     assert "jumped" in ended.detail
 
 
-async def test_a_full_disk_is_named(source: LiveSource, tmp_path: Path) -> None:
-    """When a write finds no space, the capture ends with "disk-full"."""
+async def test_a_full_disk_has_its_reason(source: LiveSource, tmp_path: Path) -> None:
+    """A write without space ends the capture with "disk-full"."""
     source.streams["anna"] = Stream(tags=flv_source.content())
     (tmp_path / "a.flv").symlink_to("/dev/full")
     assert (await _run(source.address("anna"), tmp_path / "a.flv")).reason == Reason.DISK_FULL
 
 
-async def test_a_spool_that_goes_away_is_noticed(source: LiveSource, tmp_path: Path) -> None:
-    """A folder deleted under a running capture, and one that was never there, are "spool-lost"; ffmpeg alone would
-    write on unseen."""
+async def test_a_lost_spool_has_its_reason(source: LiveSource, tmp_path: Path) -> None:
+    """A folder deleted under a running capture, and a missing one, are "spool-lost"; ffmpeg alone would write to the deleted
+    file."""
     source.streams["anna"] = Stream(tags=flv_source.content())
     folder = tmp_path / "spool"
     folder.mkdir()
@@ -263,7 +258,7 @@ async def test_a_spool_that_goes_away_is_noticed(source: LiveSource, tmp_path: P
 
 
 async def test_a_cancelled_wait_leaves_no_process(source: LiveSource, tmp_path: Path) -> None:
-    """Whoever is cancelled while waiting takes ffmpeg along; it is reaped and its media stays."""
+    """A cancelled wait ends and reaps ffmpeg, and its media stays."""
     source.streams["anna"] = Stream(tags=flv_source.content())
     running = _capture(source.address("anna"), tmp_path / "a.flv")
     await running.start()
@@ -277,7 +272,7 @@ async def test_a_cancelled_wait_leaves_no_process(source: LiveSource, tmp_path: 
 
 
 async def test_a_segment_is_never_overwritten(source: LiveSource, tmp_path: Path) -> None:
-    """A path that holds media already is refused before anything is spawned, and stays as it was."""
+    """A path with existing media is refused before the spawn and stays unchanged."""
     source.streams["anna"] = Stream(tags=flv_source.content())
     kept = flv_source.write(tmp_path / "a.flv", flv_source.content()).read_bytes()
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
@@ -287,7 +282,7 @@ async def test_a_segment_is_never_overwritten(source: LiveSource, tmp_path: Path
 
 
 async def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
-    """After wait() has returned there is no task and no file descriptor more than before."""
+    """After wait() has returned, the capture has left no task and no file descriptor."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"rtmp://127.0.0.1:{closed.getsockname()[1]}/pull/1?usersig=SECRET"
@@ -300,7 +295,7 @@ async def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 async def test_ffmpeg_killed_from_outside_keeps_its_media(source: LiveSource, tmp_path: Path) -> None:
-    """SIGKILL from elsewhere is an error, and what had arrived is on disk."""
+    """A SIGKILL from outside ends as an error, and the media received before is on disk."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
     running = _capture(source.address("anna"), tmp_path / "a.flv")
     await running.start()
@@ -314,7 +309,7 @@ async def test_ffmpeg_killed_from_outside_keeps_its_media(source: LiveSource, tm
 
 @pytest.mark.alone
 async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) -> None:
-    """A service killed with -9 takes its ffmpeg along, and the segment holds all but the last second."""
+    """The ffmpeg of a service killed with -9 ends too, and the segment has everything but the last second."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
     program = (
         "import asyncio, sys; from pathlib import Path; from media import capture\n"
@@ -342,7 +337,7 @@ async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) 
 
 
 async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:
-    """An RTMP source is recorded from its first packet, stops when asked, and ends with "eof" when the server goes."""
+    """An RTMP source is recorded from its first packet, stops on request, and ends with "eof" when the server closes."""
     file = flv_source.write(tmp_path / "source.flv", flv_source.content())
     for stop in (True, False):
         with socket.socket() as free:
@@ -369,7 +364,7 @@ async def _begun(running: capture.Capture) -> bool:
 
 async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, stop: bool) -> capture_progress.CaptureExit:
     running = _capture(address, path)
-    for _ in range(500):  # a pull is refused, within some 20 ms, until the server listens
+    for _ in range(500):  # a pull fails within some 20 ms until the server listens
         if await _begun(running):
             break
         running = _capture(address, path)
@@ -383,8 +378,8 @@ async def _rtmp(address: str, path: Path, server: asyncio.subprocess.Process, st
 
 @pytest.mark.alone
 @pytest.mark.parametrize("silent", [flv.AUDIO, flv.VIDEO])
-async def test_a_muted_track_does_not_hold_the_other_back(source: LiveSource, tmp_path: Path, silent: int) -> None:
-    """When one of two tracks stops, the other still reaches the disk within a second of its arrival, so a crash loses no more."""
+async def test_a_muted_track_does_not_delay_the_other(source: LiveSource, tmp_path: Path, silent: int) -> None:
+    """When one of two tracks stops, the other still reaches the disk within a second, so a crash loses no more."""
     whole = flv_source.content()
     goes_on = flv.VIDEO if silent == flv.AUDIO else flv.AUDIO
     tags = flv_source.merged(flv_source.between(flv_source.only(whole, silent), 0, 1_500), flv_source.only(whole, goes_on))

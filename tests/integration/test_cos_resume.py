@@ -43,7 +43,7 @@ def file(tmp_path: Path, data: bytes) -> Path:
 
 
 async def test_lost_answer_to_complete_is_success(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """COS had put the object together but its answer was lost: NoSuchUpload and an equal object mean done."""
+    """If COS completed the object but its response was lost, NoSuchUpload and an equal object count as success."""
     server.script["complete"] = [scripted_cos.lose_answer]
     await scripted_cos.upload(uploader, file, server)
     assert server.asked == ["begun", "create", "part", "part", "part", "complete", "complete", "head"]
@@ -52,7 +52,7 @@ async def test_lost_answer_to_complete_is_success(server: scripted_cos.Cos, uplo
 async def test_lost_answer_and_a_crash_is_success_after_restart(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """The same with a crash in between: the next run finds the upload gone and an equal object, and sends nothing."""
+    """After a lost response and a crash, the next run finds the upload gone and an equal object, and sends nothing."""
     notes = scripted_cos.Notes()
     await scripted_cos.upload(uploader, file, server, notes)
     server.asked.clear()
@@ -61,8 +61,10 @@ async def test_lost_answer_and_a_crash_is_success_after_restart(
     assert server.asked == ["parts", "head"]
 
 
-async def test_forgotten_upload_begins_anew(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
-    """An upload that COS has dropped is begun again, whether that shows at listing, at a part or at Complete."""
+async def test_forgotten_upload_starts_again(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
+) -> None:
+    """An upload that COS has dropped starts again, whether listing, a part or Complete reveals it."""
     notes = scripted_cos.Notes()
     stale = cos.UploadState(upload_id="dropped", part_size_bytes=scripted_cos.MIB)
     await scripted_cos.upload(uploader, file, server, notes, state=stale)
@@ -76,19 +78,17 @@ async def test_forgotten_upload_begins_anew(server: scripted_cos.Cos, uploader: 
         assert server.objects[scripted_cos.KEY] == data
 
 
-async def test_parts_that_disagree_are_given_up(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """InvalidPart at Complete: the old upload is aborted and a new one carries the file."""
+async def test_upload_with_invalid_parts_is_aborted(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """After InvalidPart at Complete, the old upload is aborted and a new one carries the file."""
     server.script["complete"] = [scripted_cos.refuse(400, "InvalidPart")]
     await scripted_cos.upload(uploader, file, server)
     assert server.asked.count("abort") == 1
     assert server.uploads == {}
 
 
-async def test_what_was_begun_and_never_written_down_is_given_up(
-    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path
-) -> None:
-    """A crash between Create and the note of its id leaves no upload behind; those of other keys are not touched, and a key that
-    may not list them uploads all the same."""
+async def test_unrecorded_upload_is_aborted(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """A crash between Create and the save of its id leaves no upload behind; those of other keys stay, and a key without
+    permission to list them uploads all the same."""
     for number, key in enumerate((scripted_cos.KEY, scripted_cos.KEY, scripted_cos.KEY + "-other")):
         server.uploads[f"lost-{number}"], server.keys[f"lost-{number}"] = {1: b"x"}, key
     await scripted_cos.upload(uploader, file, server)
@@ -98,10 +98,10 @@ async def test_what_was_begun_and_never_written_down_is_given_up(
     assert server.asked.count("abort") == 2
 
 
-async def test_an_upload_whose_lease_was_refused_is_given_up(
+async def test_upload_with_a_refused_lease_is_aborted(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """A worker that was frozen while it began an upload, and is not the holder any more, takes that upload back, and no other."""
+    """A worker that froze while it began an upload and lost the lease aborts that upload and no other."""
 
     async def refused(_: cos.UploadState) -> None:
         raise errors.LeaseRefused
@@ -109,7 +109,7 @@ async def test_an_upload_whose_lease_was_refused_is_given_up(
     with pytest.raises(errors.LeaseRefused):
         await uploader.upload(file, scripted_cos.target(server), scripted_cos.KEYS, state=None, save=refused)
     assert server.uploads == {}
-    # What its successor has begun meanwhile, or goes on with, is not its to give up.
+    # It must not abort an upload that its successor has begun or resumed.
     whole = {number: data[(number - 1) * scripted_cos.MIB : number * scripted_cos.MIB] for number in (1, 2, 3)}
     for state in (None, cos.UploadState(upload_id="successor", part_size_bytes=scripted_cos.MIB)):
         server.uploads["successor"], server.keys["successor"] = dict(whole), scripted_cos.KEY
@@ -122,7 +122,7 @@ async def test_an_upload_whose_lease_was_refused_is_given_up(
 async def test_part_with_other_content_is_sent_again(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """A part that COS has under the right number but with other bytes is not taken for ours."""
+    """A part that COS has under the right number but with other bytes is sent again."""
     server.uploads["half"] = {1: os.urandom(scripted_cos.MIB), 2: data[scripted_cos.MIB : 2 * scripted_cos.MIB]}
     await scripted_cos.upload(uploader, file, server, state=cos.UploadState(upload_id="half", part_size_bytes=scripted_cos.MIB))
     assert server.asked == ["parts", "part", "part", "complete", "head"]
@@ -130,17 +130,17 @@ async def test_part_with_other_content_is_sent_again(
 
 
 async def test_all_pages_of_parts_are_read(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
-    """A long list of parts comes in pages; every one is read before anything is sent."""
+    """Every page of a long list of parts is read before a part is sent."""
     server.page = 1
     server.uploads["half"] = {1: data[: scripted_cos.MIB], 2: data[scripted_cos.MIB : 2 * scripted_cos.MIB]}
     await scripted_cos.upload(uploader, file, server, state=cos.UploadState(upload_id="half", part_size_bytes=scripted_cos.MIB))
     assert server.asked == ["parts", "parts", "part", "complete", "head"]
 
 
-async def test_key_that_may_not_list_goes_on_by_its_notes(
+async def test_key_without_list_permission_resumes_from_its_state(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path
 ) -> None:
-    """Where listing parts is forbidden, the caller's own notes say what is there."""
+    """Where listing parts is forbidden, the upload resumes from the saved state."""
     notes = scripted_cos.Notes()
     server.script["part"] = [None, scripted_cos.refuse(403, "ExpiredToken")]
     with pytest.raises(errors.UploadFailed):
@@ -151,8 +151,8 @@ async def test_key_that_may_not_list_goes_on_by_its_notes(
     assert server.asked == ["parts", "part", "part", "complete", "head"]
 
 
-async def test_what_save_raises_ends_the_upload(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """A worker whose lease was refused while saving sends no further part."""
+async def test_error_of_save_ends_the_upload(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """A worker whose lease is refused while it saves sends no further part."""
 
     async def refused(state: cos.UploadState) -> None:
         if state.parts:
@@ -163,10 +163,10 @@ async def test_what_save_raises_ends_the_upload(server: scripted_cos.Cos, upload
     assert server.asked == ["begun", "create", "part"]
 
 
-async def test_cancelled_upload_goes_on_later(
+async def test_cancelled_upload_resumes_later(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """Cancelling ends an upload between parts; the state saved carries the next run."""
+    """A cancellation ends an upload between parts, and the next run resumes from the saved state."""
     notes, held = scripted_cos.Notes(), asyncio.Event()
 
     async def hold(_: scripted_cos.Cos, request: web.Request) -> None:
@@ -187,7 +187,7 @@ async def test_cancelled_upload_goes_on_later(
 async def test_crash_after_create_repeats_the_create_only(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """A crash before the UploadId was saved leaves nothing to go on from; the next run ends well and gives up what was begun."""
+    """After a crash before the UploadId was saved, the next run starts again, succeeds, and aborts the first upload."""
 
     def crash(name: str) -> None:
         if name == "upload.create.after":
@@ -206,8 +206,8 @@ async def test_crash_after_create_repeats_the_create_only(
     assert server.uploads == {}
 
 
-async def test_abort_is_harmless_to_repeat(server: scripted_cos.Cos, uploader: cos.CosUploader) -> None:
-    """Giving up an upload that COS has forgotten is a success; a refusal is said."""
+async def test_abort_may_be_repeated(server: scripted_cos.Cos, uploader: cos.CosUploader) -> None:
+    """Aborting an upload that COS has forgotten is a success; a refusal raises."""
     server.uploads["half"] = {}
     for _ in range(2):
         await uploader.abort(scripted_cos.target(server), scripted_cos.KEYS, "half")
@@ -218,7 +218,7 @@ async def test_abort_is_harmless_to_repeat(server: scripted_cos.Cos, uploader: c
 
 
 def test_state_survives_json() -> None:
-    """The state that the caller keeps reads back as it was, and rubbish is refused."""
+    """A saved state reads back unchanged, and invalid text is refused."""
     part = cos.Part(number=1, size=5, etag="ab")
     state = cos.UploadState(upload_id="u", parts=(part,), part_size_bytes=scripted_cos.MIB)
     assert cos.UploadState.from_json(state.to_json()) == state

@@ -1,4 +1,4 @@
-"""Uploads against a scripted COS: what is resumed, what is repeated, what is refused, and that nothing unequal counts as done."""
+"""Uploads against a scripted COS: retries, refusals, credentials and verification; an object that differs is never Done."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def file(tmp_path: Path, data: bytes) -> Path:
     return path
 
 
-async def test_file_arrives_whole(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
-    """A file of three parts is written with the right bytes, size, CRC and URL, and every step was noted."""
+async def test_file_is_uploaded_unchanged(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes) -> None:
+    """A file of three parts is uploaded with the right bytes, size, CRC and URL, and every step saves a state."""
     notes = scripted_cos.Notes()
     done = await scripted_cos.upload(uploader, file, server, notes)
     assert server.objects[scripted_cos.KEY] == data
@@ -58,7 +58,7 @@ async def test_file_arrives_whole(server: scripted_cos.Cos, uploader: cos.CosUpl
 
 
 async def test_host_token_and_type_are_sent(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """Host name and session token travel with every request though the socket goes elsewhere; the object gets a media type."""
+    """Every request carries host name and session token although the socket goes elsewhere, and the object has a media type."""
     await scripted_cos.upload(uploader, file, server)
     assert {head["Host"] for head in server.heads} == {scripted_cos.HOST}
     assert {head["x-cos-security-token"] for head in server.heads} == {scripted_cos.KEYS.token}
@@ -87,7 +87,7 @@ async def test_host_token_and_type_are_sent(server: scripted_cos.Cos, uploader: 
 async def test_passing_fault_is_repeated(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes, operation: str, fault: scripted_cos.Fault
 ) -> None:
-    """A fault that passes costs one more request and nothing else."""
+    """A passing fault costs one more request and nothing else."""
     server.script[operation] = [fault]
     await scripted_cos.upload(uploader, file, server)
     assert server.objects[scripted_cos.KEY] == data
@@ -103,10 +103,10 @@ async def test_passing_fault_is_repeated(
         (scripted_cos.reset, "network"),
     ],
 )
-async def test_lasting_fault_leaves_with_its_reason_and_the_next_call_goes_on(
+async def test_lasting_fault_is_reported_and_the_next_call_resumes(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes, fault: scripted_cos.Fault, reason: str
 ) -> None:
-    """When the tries of one call are spent the error says why and may be retried; the next call sends only what is missing."""
+    """After the retries of one call the error names the reason and is retryable, and the next call sends the missing parts."""
     notes = scripted_cos.Notes()
     server.script["part"] = [None, *[fault] * 4]
     with pytest.raises(errors.UploadFailed) as caught:
@@ -129,10 +129,10 @@ async def test_lasting_fault_leaves_with_its_reason_and_the_next_call_goes_on(
         (451, "UnavailableForLegalReasons", ""),
     ],
 )
-async def test_refusal_is_for_good_and_says_what_to_do(
+async def test_refusal_is_permanent_and_names_the_next_step(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, status: int, code: str, advice: str
 ) -> None:
-    """A 4xx is asked once, is not retried, and its detail has code, message, request id and the next step, but no key."""
+    """A 4xx is requested once and not retried, and its detail has code, message, request id and the next step, but no key."""
     server.script["create"] = [scripted_cos.refuse(status, code)]
     with pytest.raises(errors.UploadFailed) as caught:
         await scripted_cos.upload(uploader, file, server)
@@ -143,10 +143,10 @@ async def test_refusal_is_for_good_and_says_what_to_do(
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
-async def test_expired_token_wants_fresh_credentials(
+async def test_expired_token_needs_fresh_credentials(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, status: int, code: str
 ) -> None:
-    """An expired token is not for good, is not asked again with the same token, and the upload goes on with fresh ones."""
+    """An expired token is no permanent failure, is not used again, and the upload continues with fresh credentials."""
     notes = scripted_cos.Notes()
     server.script["part"] = [None, scripted_cos.refuse(status, code)]
     with pytest.raises(errors.UploadFailed) as caught:
@@ -157,8 +157,8 @@ async def test_expired_token_wants_fresh_credentials(
     assert server.asked.count("part") == 4
 
 
-async def test_expiry_told_without_a_body_is_understood(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """HEAD answers 403 without a code; asking by GET tells an expired token from a key that may not look."""
+async def test_expiry_in_a_head_response_is_recognized(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """A HEAD with 403 and no code is repeated as GET, which distinguishes an expired token from a missing permission."""
     server.script["head"] = [scripted_cos.refuse(403, "")]
     server.script["listing"] = [scripted_cos.refuse(400, "ExpiredToken")]
     with pytest.raises(errors.UploadFailed) as caught:
@@ -166,17 +166,17 @@ async def test_expiry_told_without_a_body_is_understood(server: scripted_cos.Cos
     assert caught.value.reason == "expired-token"
 
 
-async def test_key_that_may_not_look_still_proves_its_upload(
+async def test_key_without_head_permission_still_verifies_its_upload(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
-    """Where HEAD is forbidden, the CRC told by Complete is compared instead."""
+    """Where HEAD is forbidden, the CRC in the response to Complete is compared instead."""
     server.script["head"] = [scripted_cos.refuse(403, "")]
     done = await scripted_cos.upload(uploader, file, server)
     assert done.crc64 == str(fastcrc.crc64.xz(data))
 
 
 async def test_wrong_crc_is_never_done(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """An object whose CRC differs is uploaded again; if it stays so the upload fails, saying both sides."""
+    """An object whose CRC differs is uploaded again; if it still differs, the upload fails with both values."""
     server.spoilt_crc = 1
     await scripted_cos.upload(uploader, file, server)
     assert server.asked.count("create") == 2
@@ -187,8 +187,8 @@ async def test_wrong_crc_is_never_done(server: scripted_cos.Cos, uploader: cos.C
     assert "CRC-64 1" in caught.value.detail
 
 
-async def test_missing_and_empty_file_are_said(server: scripted_cos.Cos, uploader: cos.CosUploader, tmp_path: Path) -> None:
-    """A file that is not there, or has no bytes, fails without a request."""
+async def test_missing_and_empty_file_fail(server: scripted_cos.Cos, uploader: cos.CosUploader, tmp_path: Path) -> None:
+    """A missing or empty file fails without a request."""
     empty = tmp_path / "empty.mp4"
     empty.touch()
     for path in (tmp_path / "nothing.mp4", empty):
@@ -199,7 +199,7 @@ async def test_missing_and_empty_file_are_said(server: scripted_cos.Cos, uploade
 
 
 async def test_redirect_is_not_followed(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
-    """A redirect by the server leads nowhere: it is an answer that was not understood, and may be retried."""
+    """A redirect by the server is not followed; it counts as an invalid response and may be retried."""
 
     async def elsewhere(_: scripted_cos.Cos, request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -213,7 +213,7 @@ async def test_redirect_is_not_followed(server: scripted_cos.Cos, uploader: cos.
 
 
 async def test_bucket_check(server: scripted_cos.Cos, uploader: cos.CosUploader) -> None:
-    """A bucket that is there is fine, one that may not be looked at is a warning, a wrong key or name is a refusal."""
+    """An existing bucket passes, one without permission to check is a warning, and a wrong key or name is a refusal."""
     assert await uploader.check_bucket(scripted_cos.target(server), scripted_cos.KEYS) == ""
     server.script["bucket"] = [scripted_cos.refuse(403, "")]
     assert "may not look" in await uploader.check_bucket(scripted_cos.target(server), scripted_cos.KEYS)
@@ -231,7 +231,7 @@ async def test_bucket_check(server: scripted_cos.Cos, uploader: cos.CosUploader)
 
 
 async def test_start_and_stop_twice(server: scripted_cos.Cos, file: Path) -> None:
-    """Starting and stopping are safe to repeat, and a stopped uploader says so instead of hanging."""
+    """Start and stop may be repeated, and a stopped uploader raises instead of hanging."""
     one = cos.CosUploader(first_part_bytes=scripted_cos.MIB)
     with pytest.raises(errors.UploadFailed, match="not running"):
         await scripted_cos.upload(one, file, server)
@@ -245,8 +245,8 @@ async def test_start_and_stop_twice(server: scripted_cos.Cos, file: Path) -> Non
     assert caught.value.retry
 
 
-async def test_stop_ends_what_is_queued(server: scripted_cos.Cos, file: Path) -> None:
-    """An upload whose next step is queued while the uploader stops fails with a retry, and is not taken for cancelled."""
+async def test_stop_ends_queued_steps(server: scripted_cos.Cos, file: Path) -> None:
+    """An upload whose next step is queued while the uploader stops fails with a retry and does not count as cancelled."""
     one = cos.CosUploader(threads=1, first_part_bytes=scripted_cos.MIB, pauses_s=())
     await one.start()
     held = asyncio.Event()
@@ -271,7 +271,7 @@ async def test_stop_ends_what_is_queued(server: scripted_cos.Cos, file: Path) ->
 async def test_no_secret_is_logged(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the SDK's log at DEBUG nor ours holds a key or a token, in success and in failure."""
+    """Neither the SDK's log at DEBUG nor ours contains a key or a token, in success and in failure."""
     caplog.set_level(logging.DEBUG)
     with structlog.testing.capture_logs() as ours:
         await scripted_cos.upload(uploader, file, server)
@@ -284,7 +284,7 @@ async def test_no_secret_is_logged(
 
 
 def test_parts_grow_so_that_ten_thousand_suffice() -> None:
-    """Parts double every thousand: ten thousand of them hold more than any recording, and none passes 5 GB."""
+    """Parts double in size every thousand: ten thousand of them hold any recording, and none exceeds 5 GB."""
     first = file_parts.FIRST_PART_BYTES
     sizes = [file_parts.part_size_bytes(first, number) for number in range(1, file_parts.MAX_PARTS + 1)]
     assert sizes[0] == sizes[999] == first
@@ -294,13 +294,13 @@ def test_parts_grow_so_that_ten_thousand_suffice() -> None:
 
 
 def test_too_small_parts_are_refused() -> None:
-    """COS takes no part under 1 MiB but the last, so an uploader with smaller ones is not made."""
+    """An uploader with parts under 1 MiB is refused, because COS accepts none but the last."""
     with pytest.raises(ValueError, match="no part under"):
         cos.CosUploader(first_part_bytes=1000)
 
 
 @pytest.mark.parametrize("retry", [cos_requests.RequestFailed("network"), cos_requests.RequestFailed("server", status=500)])
-def test_detail_without_an_answer_is_a_sentence(retry: cos_requests.RequestFailed) -> None:
+def test_detail_without_a_response_is_a_sentence(retry: cos_requests.RequestFailed) -> None:
     """Even without a code or a message the detail is a sentence for the operator."""
     failed = retry.as_upload_failed("sending part 3")
     assert failed.detail.endswith("while sending part 3.")

@@ -1,4 +1,6 @@
-"""A message that kills whoever handles it, on each engine: one process with SQLite, two nodes with PostgreSQL and RabbitMQ."""
+"""A message that kills the process that handles it, on each engine: one process with SQLite, two nodes with PostgreSQL and
+RabbitMQ.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ from store import store as stores
 from tests import buses, deadly_node, engines, rabbit, waiting
 
 ROOT = Path(__file__).parents[2]
-# Fewer than the real ones (tests/unit/test_delivery_policy.py holds those together), and in their order: a message handled
-# beside a deadly one is counted until it is handled alone, and must not be parked before.
+# Smaller than the real limits (tests/unit/test_delivery_policy.py compares those), in the same order: a message handled together
+# with a deadly one is counted until it is handled alone, and must not be parked before.
 ALONE_FROM, TRIES = 1, 3
 TIED = ("setpriv", "--pdeathsig", "KILL", "--")
 KINDS = {"sqlite": ("local", ("alone",)), "postgresql": ("rabbitmq", ("n1", "n2"))}
 
 
 class Node:
-    """One process, started again whenever it has died."""
+    """One process that is restarted whenever it dies."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self._plan = plan
@@ -32,7 +34,7 @@ class Node:
         self.deaths = 0
 
     async def live(self) -> None:
-        """Start, and start again after each death, until this is cancelled."""
+        """Start, and restart after each death, until this is cancelled."""
         try:
             while True:
                 command = (*TIED, sys.executable, "-m", "tests.deadly_node", json.dumps(self._plan))
@@ -47,16 +49,17 @@ class Node:
 
 @pytest.fixture
 def workshop(database: engines.Database, store: stores.Store, clock: engines.Clock) -> buses.Workshop:
-    """The bus of the database's engine, to look at what was parked."""
+    """The bus of the database's engine, to read the dead letters."""
     kind, _ = KINDS[database.engine]
     return buses.Workshop(kind, database, store, clock, rabbit.shared().prefix() if kind == "rabbitmq" else "")
 
 
 @pytest.mark.timeout(90)
-async def test_what_kills_every_process_is_parked_in_the_end(
+async def test_a_message_that_kills_every_process_is_parked(
     workshop: buses.Workshop, store: stores.Store, tmp_path: Path
 ) -> None:
-    """Killed with -9 at every try, on any node, a message is parked after as many tries as are allowed; others are handled."""
+    """A message that kills every process with -9, on any node, is parked after the allowed attempts, and other messages are
+    handled."""
     database, prefix = workshop.database, workshop.prefix
     plan = {"Engine": database.engine, "Url": database.url, "Path": str(database.path), "Prefix": prefix, "Tries": TRIES}
     plan |= {"Alone": ALONE_FROM, "Folder": str(tmp_path), "Amqp": rabbit.shared().url if prefix else ""}
@@ -80,12 +83,12 @@ async def test_what_kills_every_process_is_parked_in_the_end(
         life.cancel()
     await asyncio.gather(*lives, return_exceptions=True)
     assert ["never ended" in reason for reason in reasons] == [True]
-    # The first delivery of all is not counted by RabbitMQ's bus; the local one counts what it finds when it starts.
+    # RabbitMQ's bus does not count the very first delivery; the local bus counts the messages that it finds at its start.
     assert sum(node.deaths for node in nodes) == TRIES + bool(prefix)
 
 
 async def _publish_all(workshop: buses.Workshop, store: stores.Store) -> None:
-    """Have the broker take what was written, so that no relay dies between its confirmation and our mark: that would be two."""
+    """Publish all messages, so that no relay dies between the broker's confirmation and our mark: that would be a second copy."""
     hands = buses.Hands()
     relaying = buses.node(
         store, workshop.clock, workshop.prefix, on_event=hands.on_event, on_command=hands.on_command, name="n0", roles=["api"]

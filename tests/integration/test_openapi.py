@@ -1,4 +1,4 @@
-"""The OpenAPI document against the application and its real answers: every route, every reference, every example."""
+"""The OpenAPI document, compared with the application and its real responses: every route, every reference, every example."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 
 UNDESCRIBED = ("/openapi.json",)
-# The document of the first release. Clients were built from it.
+# The document of the first release, before response models, from which clients were built.
 RELEASED = Path(__file__).parents[1] / "data" / "openapi-0.1.0.json"
 
 
@@ -27,7 +27,7 @@ async def service(database: engines.Database) -> AsyncIterator[Service]:
 
 
 def fault(document: dict[str, Any], schema: Any, value: Any) -> str:
-    """Why the value does not fit the schema, references looked up in the document; "" if it fits."""
+    """The reason why the value violates the schema, with references resolved in the document; "" if it fits."""
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "components": document["components"], "allOf": [schema]}
     found = list(jsonschema_rs.validator_for(whole, validate_formats=True).iter_errors(value))
     return "; ".join(f"{'.'.join(map(str, error.instance_path))}: {error.message}" for error in found)
@@ -80,7 +80,7 @@ def _leaves(route: Any) -> list[tuple[str, set[str]]]:
     return [(c.path, set(c.methods)) for c in contexts() if c.include_in_schema] if contexts else []
 
 
-async def test_the_document_is_that_of_the_release(service: Service) -> None:
+async def test_the_document_is_compatible_with_the_release(service: Service) -> None:
     """Clients of the released document keep working: operations, parameters, bodies, statuses, media types, fields, required
     fields, types, enums and nulls are the same, and every body and answer has an example."""
     released = json.loads(RELEASED.read_text("utf-8"))
@@ -118,7 +118,7 @@ def test_a_change_of_shape_is_found(change: Callable[[dict[str, Any]], Any]) -> 
     assert openapi_shape.operations(released) != openapi_shape.operations(changed)
 
 
-async def test_every_reference_leads_somewhere(service: Service) -> None:
+async def test_every_reference_resolves(service: Service) -> None:
     """Every $ref leads to a component, and none into the document of the events."""
     for reference in references(service.document):
         *folders, name = reference.removeprefix("#/").split("/")
@@ -127,7 +127,7 @@ async def test_every_reference_leads_somewhere(service: Service) -> None:
 
 
 async def test_every_component_is_a_schema(service: Service) -> None:
-    """Each component is valid JSON Schema 2020-12."""
+    """Each component alone is valid JSON Schema 2020-12."""
     assert service.document["openapi"].startswith("3.1")
     for name, schema in service.document["components"]["schemas"].items():
         plain = json.loads(json.dumps(schema))
@@ -223,7 +223,7 @@ async def test_real_answers_are_as_described(service: Service) -> None:
 
 
 async def test_the_required_scope_is_described(database: engines.Database) -> None:
-    """Every operation names its scope, except the probes and TRTC's signed callbacks."""
+    """Every operation names its scope, except probes and TRTC's signed callbacks."""
     async with api_service.running(database, ("a-token",)) as guarded:
         document = guarded.document
     security = {p: o["security"] for p, operations in document["paths"].items() for o in operations.values()}

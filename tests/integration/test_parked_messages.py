@@ -1,4 +1,4 @@
-"""RabbitMQ's queue of parked messages: looking at them loses none, and what is done to one is done to no other."""
+"""RabbitMQ's queue of dead letters: listing loses none, and an action on one affects no other."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ async def park(topology: topologies.Topology, number: int, **headers: object) ->
     await buses.say(topology.parked, "event.start", body, message_id=f"m{number}", headers=headers)
 
 
-async def test_looking_gives_every_message_back_in_its_order(
+async def test_listing_keeps_every_message_in_order(
     messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
 ) -> None:
-    """However often the queue is looked at, all of it is there afterwards, the first ones first."""
+    """After any number of listings the queue has every message in its first order."""
     for number in range(5):
         await park(topology, number)
     for _ in range(30):
@@ -50,10 +50,10 @@ async def test_looking_gives_every_message_back_in_its_order(
         ]
 
 
-async def test_what_is_shown_has_its_secrets_masked(
+async def test_a_shown_message_has_its_secrets_masked(
     messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
 ) -> None:
-    """Body and headers are there to read; the secrets in them are not."""
+    """Body and headers are shown, and the secrets in them are masked."""
     await park(topology, 1, Token="PLANTED-token")
     (found,), _ = await messages.list()
     shown = await messages.show(found.id)
@@ -62,10 +62,11 @@ async def test_what_is_shown_has_its_secrets_masked(
     assert shown.headers["mine"] == 1
 
 
-async def test_a_requeued_message_goes_where_it_was_meant_to(
+async def test_a_requeued_message_goes_to_its_original_key(
     messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
 ) -> None:
-    """It is published whole, secrets included, without what was added when it was parked; the others stay."""
+    """A requeued message is published complete with its secrets, without the headers added when it was parked, and the others
+    stay."""
     for number in range(3):
         await park(topology, number)
     found, _ = await messages.list()
@@ -90,8 +91,9 @@ async def park_encrypted(topology: topologies.Topology, keyring: encryption.Keyr
     await buses.say(topology.parked, made.key, made.body, headers=dict(made.headers), **made.properties)
 
 
-async def test_what_we_park_is_sealed(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
-    """The broker holds nothing secret of it; it is shown masked, without any key; and sent anew whole, as it was published."""
+async def test_a_parked_message_is_encrypted(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
+    """The broker holds no secret of a parked message; it is shown masked without any key, and requeued exactly as it was
+    published."""
     await park_encrypted(topology, engines.keyring())
     keyless = dead_letters.DeadLetterQueue(
         rabbit.shared().url, keyring=encryption.Keyring([encryption.new_key()]), prefix=topology.prefix
@@ -117,11 +119,11 @@ async def test_what_we_park_is_sealed(messages: dead_letters.DeadLetterQueue, to
     assert await messages.list() == ([], 0)
 
 
-async def test_what_came_past_the_permissions_is_not_sent_anew(
+async def test_a_message_that_bypassed_the_permissions_is_not_requeued(
     messages: dead_letters.DeadLetterQueue, topology: topologies.Topology, store: stores.Store, clock: engines.Clock
 ) -> None:
-    """What a consumer, or the broker, parked of a message that its sender did not publish under its key: sent anew it would be
-    the recorder's own word. It is refused, and stays; what our own queues dead-lettered goes."""
+    """A parked message that its sender did not publish under its key is not requeued, because it would become the recorder's own
+    message; a message that our own queues dead-lettered is."""
     hands = buses.Hands()
     node = buses.node(store, clock, topology.prefix, on_event=hands.on_event, on_command=hands.on_command)
     foreign = {"x-death": [{"queue": "a-queue-of-theirs", "reason": "expired", "count": 1}]}
@@ -149,10 +151,8 @@ async def _listed(messages: dead_letters.DeadLetterQueue, count: int) -> list[de
     return found if total == count else []
 
 
-async def test_a_dropped_message_is_gone_and_no_other(
-    messages: dead_letters.DeadLetterQueue, topology: topologies.Topology
-) -> None:
-    """One of several is thrown away; one that is not there is an error."""
+async def test_drop_removes_one_message(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
+    """One of several messages is dropped, and an unknown one is an error."""
     for number in range(3):
         await park(topology, number)
     found, _ = await messages.list()
@@ -163,8 +163,8 @@ async def test_a_dropped_message_is_gone_and_no_other(
             await act(found[0].id)
 
 
-async def test_the_brokers_own_reasons_are_told(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
-    """What the broker parked carries no reason of ours; it is read from what there is."""
+async def test_the_brokers_own_reasons_are_shown(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
+    """A message that the broker dead-lettered has no reason of ours; it is derived from the broker's headers."""
     await buses.say(topology.exchange, "evnet.start", b"{}")
     death = [{"reason": "delivery_limit", "queue": topology.machines.name}]
     await buses.say(topology.parked, "event.stop", b"{}", headers={"x-death": death})
@@ -175,7 +175,7 @@ async def test_the_brokers_own_reasons_are_told(messages: dead_letters.DeadLette
     ]
 
 
-async def test_a_broker_that_is_away_is_said_so() -> None:
-    """Not a traceback of the library: an error of ours."""
+async def test_an_unreachable_broker_is_an_error() -> None:
+    """An unreachable broker gives our own error, not the library's traceback."""
     with pytest.raises(errors.Unavailable):
         await dead_letters.DeadLetterQueue("amqp://127.0.0.1:1/", keyring=engines.keyring()).list()

@@ -1,4 +1,4 @@
-"""A live session, looked at: media so far, segments, gaps, and `show --watch` until it is Finished."""
+"""Progress of a live session: media so far, segments, gaps, and `show --watch` until it is Finished."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def second_run(service: Service) -> str:
 
 
 async def test_media_so_far(service: Service) -> None:
-    """What stands in the rows, and more where the capture runs in this process; the gap between the two runs."""
+    """Progress has the stored media, more if the capture runs in this process, and the gap between the two runs."""
     task_id = await second_run(service)
     _, body = await service.ask("GET", f"/sessions/{task_id}")
     (recording,) = body["Recordings"]
@@ -61,7 +61,7 @@ async def test_media_so_far(service: Service) -> None:
 
 
 async def test_show_prints_segments_and_gaps(service: Service) -> None:
-    """Each with the recording it belongs to."""
+    """`show` prints each segment and gap with its recording."""
     task_id = await second_run(service)
     lines = (await run(service, "show", task_id)).stdout.splitlines()
     assert "alice/1\t5\t3" in lines
@@ -71,8 +71,8 @@ async def test_show_prints_segments_and_gaps(service: Service) -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-async def test_watch_goes_on_until_it_is_finished(service: Service, as_json: bool) -> None:
-    """A line for each change while the media grows; the end of the session is the end of the command, with 0."""
+async def test_watch_runs_until_the_session_is_finished(service: Service, as_json: bool) -> None:
+    """`--watch` prints a line for each change and ends with 0 when the session is finished."""
     task_id = await second_run(service)
     words = ["show", task_id, "--watch", "--every", "0.1", *(["--json"] if as_json else [])]
     program = (sys.executable, "-c", "from cli import app; app.app(prog_name='recorder')", *words)

@@ -18,7 +18,7 @@ from tests.integration import rabbit_nodes
 
 @pytest.fixture
 def database(tmp_path: Any) -> engines.Database:
-    """A database of either engine would do: the broker is what is looked at."""
+    """The engine of the database does not matter: the broker is under test."""
     return engines.fresh("sqlite", tmp_path)
 
 
@@ -60,7 +60,7 @@ REFUSED = [
 ]
 
 
-async def test_what_cannot_be_handled_is_parked_with_its_reason_while_traffic_goes_on(
+async def test_an_invalid_message_is_parked_with_its_reason_while_traffic_goes_on(
     bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands
 ) -> None:
     """Invalid, unknown, misplaced and too large messages are parked whole, with reason and origin; the others are decided."""
@@ -89,7 +89,7 @@ async def test_properties_that_the_broker_acts_on_do_not_stop_a_message_from_bei
     assert (parked.message_id, parked.user_id, parked.expiration) == ("odd", None, None)
 
 
-async def test_a_message_that_fails_for_ever_is_parked_in_the_end(
+async def test_a_message_that_always_fails_is_parked(
     bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tries are counted, whatever its error; the messages beside it go on."""
@@ -122,7 +122,7 @@ async def test_each_role_takes_its_own(store: stores.Store, clock: engines.Clock
     }
 
 
-async def test_a_full_worker_leaves_captures_to_others_and_goes_on_finishing(
+async def test_a_full_worker_leaves_captures_to_others_and_still_uploads(
     store: stores.Store, clock: engines.Clock, prefix: str
 ) -> None:
     """While paused, also over a reconnection, no new capture comes, and uploads do; resumed, captures come again."""

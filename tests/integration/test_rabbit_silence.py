@@ -25,7 +25,7 @@ BARE = json.dumps({"TaskId": buses.TASK}).encode()
 
 @pytest.fixture
 def database(tmp_path: Any) -> engines.Database:
-    """A database of either engine would do: the broker is what is looked at."""
+    """The engine of the database does not matter: the broker is under test."""
     return engines.fresh("sqlite", tmp_path)
 
 
@@ -38,7 +38,9 @@ async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
     await proxy.stop()
 
 
-async def test_a_delivery_held_for_too_long_costs_a_channel_and_no_message(store: stores.Store, clock: engines.Clock) -> None:
+async def test_a_message_unacknowledged_for_too_long_costs_a_channel_and_no_message(
+    store: stores.Store, clock: engines.Clock
+) -> None:
     """The broker closes the channel of a handler that hangs; the session is made anew, its messages come again, others go on."""
     prefix, go = rabbit.shared().prefix(), asyncio.Event()
     begun: list[str] = []
@@ -70,7 +72,7 @@ async def test_a_delivery_held_for_too_long_costs_a_channel_and_no_message(store
     assert await _left(bus.topology.machines.name) == 0
 
 
-async def test_a_silent_broker_is_noticed_by_its_heartbeats_alone(
+async def test_missing_heartbeats_of_a_silent_broker_end_the_connection(
     store: stores.Store, clock: engines.Clock, cable: tcp_proxy.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection on which nothing comes and nothing breaks is given up within a few heartbeats, with no watchdog and nothing to

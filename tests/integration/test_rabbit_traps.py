@@ -23,7 +23,7 @@ from tests.integration import rabbit_nodes
 
 @pytest.fixture
 def database(tmp_path: Any) -> engines.Database:
-    """A database of either engine would do: the broker is what is looked at."""
+    """The engine of the database does not matter: the broker is under test."""
     return engines.fresh("sqlite", tmp_path)
 
 
@@ -110,7 +110,7 @@ async def test_a_message_that_no_queue_takes_is_an_error(bus: rabbit_bus.RabbitB
     await publisher.publish(bus.connection, publisher.Outgoing(key="nobody.binds", body=b"x", mandatory=False))
 
 
-async def test_a_key_that_nobody_binds_is_parked_and_a_result_nobody_hears_is_not(
+async def test_an_unbound_key_is_parked_and_a_result_without_subscribers_is_not(
     bus: rabbit_bus.RabbitBus, prefix: str, store: stores.Store
 ) -> None:
     """A publisher's typing error ends up where an operator finds it; a result without subscribers ends quietly."""
@@ -122,7 +122,7 @@ async def test_a_key_that_nobody_binds_is_parked_and_a_result_nobody_hears_is_no
     assert [m.routing_key for m in parked] == ["evnet.start"]
 
 
-async def test_a_command_for_a_node_that_was_never_here_waits_for_it(
+async def test_a_command_for_an_unknown_node_waits_for_it(
     bus: rabbit_bus.RabbitBus, prefix: str, store: stores.Store, clock: engines.Clock
 ) -> None:
     """The queue of an absent node is made by whoever has something for it."""
@@ -198,7 +198,7 @@ async def test_a_consumer_cancelled_by_the_broker_is_rebuilt(bus: rabbit_bus.Rab
 
 
 @pytest.mark.parametrize("how", ["no consumer", "forgotten", "starving"])
-async def test_a_deaf_consumer_is_found_and_rebuilt(
+async def test_a_lost_consumer_is_found_and_rebuilt(
     how: str, bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A consumer that the broker, or the library, has lost without a word is found by the watchdog."""

@@ -46,7 +46,7 @@ def announced_until(service: Service, done: Callable[[], bool]) -> bool:
     return done()
 
 
-async def test_results_come_in_order_with_all_that_they_say(service: Service) -> None:
+async def test_results_are_complete_and_in_order(service: Service) -> None:
     """Each as Cursor, Id, Type, Time, Subject and Data; the body of session-finished is the session's own result."""
     task_id = await started(service)
     await service.failed_recording(task_id)
@@ -61,7 +61,7 @@ async def test_results_come_in_order_with_all_that_they_say(service: Service) ->
     assert "PLANTED" not in json.dumps(answer)
 
 
-async def test_a_cursor_goes_on_where_it_stands(service: Service) -> None:
+async def test_a_cursor_continues_at_its_position(service: Service) -> None:
     """Page after page: nothing twice, nothing passed over; the end's cursor finds what comes after it, and only that."""
     await service.failed_recording(await started(service))
     seen, after = [], ""
@@ -97,7 +97,7 @@ async def test_results_of_a_type(service: Service) -> None:
         ("x=1", "x"),
     ],
 )
-async def test_what_is_no_query_is_refused(service: Service, query: str, field: str) -> None:
+async def test_an_invalid_query_is_refused(service: Service, query: str, field: str) -> None:
     """An invented cursor, a longer wait, a type that is no result's: named, and not passed over."""
     status, answer = await service.ask("GET", f"/results?{query}")
     assert (status, answer["Message"].split(":")[0]) == (400, field)
@@ -135,7 +135,7 @@ async def test_the_wait_ends_when_the_service_does(service: Service) -> None:
     assert (await asyncio.wait_for(asked, waiting.limit_s(3)))[0] == []
 
 
-async def test_many_wait_and_all_are_told(service: Service) -> None:
+async def test_one_result_wakes_every_waiter(service: Service) -> None:
     """One result wakes everybody."""
     asked = [asyncio.create_task(types(service, "?wait=30")) for _ in range(20)]
     await started(service)
@@ -167,7 +167,7 @@ async def test_the_command_follows(service: Service) -> None:
         assert json.loads(await asyncio.wait_for(output.readline(), waiting.limit_s(15)))["Subject"] == second
 
 
-async def test_the_command_prints_what_there_is(service: Service) -> None:
+async def test_the_command_prints_the_stored_results(service: Service) -> None:
     """Lines with tabs in a pipe, the gist of each; --after goes on behind a cursor; without --follow it ends."""
     task_id = await started(service)
     await service.failed_recording(task_id)

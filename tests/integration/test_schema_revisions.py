@@ -81,7 +81,7 @@ async def run(command: str, database: engines.Database, folder: Path) -> tuple[i
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])
 @pytest.mark.parametrize("engine", engines.NAMES)
-async def test_a_newer_schema_is_left_alone(engine: str, command: str, tmp_path: Path) -> None:
+async def test_a_newer_schema_is_not_touched(engine: str, command: str, tmp_path: Path) -> None:
     """A program that is older than its data neither serves nor migrates; it says both revisions and what to do."""
     database = await made_at(engine, tmp_path, NEWER)
     code, said = await run(command, database, tmp_path)
@@ -93,7 +93,7 @@ async def test_a_newer_schema_is_left_alone(engine: str, command: str, tmp_path:
 
 
 @pytest.mark.parametrize("engine", engines.NAMES)
-async def test_an_older_schema_is_migrated_by_whoever_may(engine: str, tmp_path: Path) -> None:
+async def test_an_older_schema_is_migrated_where_that_is_allowed(engine: str, tmp_path: Path) -> None:
     """Many nodes stop, and name the command that migrates; the only node does it by itself. After it both serve."""
     database = await made_at(engine, tmp_path, OLDER)
     code, said = await run("serve", database, tmp_path)

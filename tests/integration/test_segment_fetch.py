@@ -54,7 +54,7 @@ async def node() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def test_a_segment_comes_whole(node: str, tmp_path: Path) -> None:
+async def test_a_segment_is_fetched_completely(node: str, tmp_path: Path) -> None:
     """What the other node has lies here under its name, as old as it is there; asked for again it is not fetched again."""
     path = tmp_path / "00000001.flv"
     assert await segment_fetch.fetch(node, TOKEN, OWNER, 1, path)
@@ -64,7 +64,7 @@ async def test_a_segment_comes_whole(node: str, tmp_path: Path) -> None:
     assert names(tmp_path) == ["00000001.flv"]
 
 
-async def test_two_at_once_make_one_copy(node: str, tmp_path: Path) -> None:
+async def test_two_parallel_fetches_make_one_copy(node: str, tmp_path: Path) -> None:
     """A transcode that was superseded may fetch beside its successor: neither writes into what the other reads, or has named."""
     path = tmp_path / "00000001.flv"
     assert await asyncio.gather(*(segment_fetch.fetch(node, TOKEN, OWNER, 1, path) for _ in range(5))) == [True] * 5
@@ -73,18 +73,18 @@ async def test_two_at_once_make_one_copy(node: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epoch", [2, 3], ids=["breaks-off", "has-it-not"])
-async def test_what_cannot_be_had_leaves_nothing(node: str, tmp_path: Path, epoch: int) -> None:
+async def test_a_failed_fetch_leaves_nothing(node: str, tmp_path: Path, epoch: int) -> None:
     """A node that breaks off, or has no such segment: not fetched, and no part of it stays."""
     assert not await segment_fetch.fetch(node, TOKEN, OWNER, epoch, tmp_path / "x.flv")
     assert not names(tmp_path)
 
 
-async def test_a_node_that_is_away_is_no_fault(tmp_path: Path) -> None:
+async def test_an_absent_node_is_no_fault(tmp_path: Path) -> None:
     """Nobody listens there: not fetched."""
     assert not await segment_fetch.fetch(f"http://127.0.0.1:{ports.free()}", TOKEN, OWNER, 1, tmp_path / "x.flv")
 
 
-async def test_a_full_disk_is_ours(node: str, tmp_path: Path) -> None:
+async def test_a_full_disk_is_a_local_fault(node: str, tmp_path: Path) -> None:
     """No space left for the copy: said as that, because the segment is there, and nothing is left in the way."""
     (tmp_path / "x.flv.fetched").symlink_to("/dev/full")
     with pytest.raises(errors.TranscodeFailed) as raised:
@@ -93,7 +93,7 @@ async def test_a_full_disk_is_ours(node: str, tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
-async def test_a_spool_that_cannot_be_written_is_ours(node: str, tmp_path: Path) -> None:
+async def test_an_unwritable_spool_is_a_local_fault(node: str, tmp_path: Path) -> None:
     """The folder is gone: the spool is lost, not the node."""
     with pytest.raises(errors.TranscodeFailed) as raised:
         await segment_fetch.fetch(node, TOKEN, OWNER, 1, tmp_path / "gone" / "x.flv")

@@ -76,7 +76,7 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", WHOLE + b"GET / HT"],
     ids=["nothing", "half a line", "half a head", "half a second request"],
 )
-async def test_a_request_that_does_not_come_is_not_waited_for(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_incomplete_request_is_closed(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who connects and says nothing, or only half of it, is closed after a while; what was asked before is answered."""
     monkeypatch.setattr(connection_limits, "HEAD_S", 0.3)
     server = http_server.HttpServer(application(), host="127.0.0.1", port=0)

@@ -103,7 +103,7 @@ async def test_roles_and_screens(call: Caller) -> None:
     assert call.simulator.receiver.received["trtc"][-1].json()["EventInfo"]["Reason"] == 2
 
 
-async def test_callbacks_nobody_caused(call: Caller) -> None:
+async def test_callbacks_without_a_cause(call: Caller) -> None:
     """Any callback can be sent, with other fields of EventInfo and with a wrong signature, which a receiver can tell."""
     await call("POST", "/control/rooms", LESSON)
     announce = "/control/rooms/lesson/announce"
@@ -209,7 +209,7 @@ async def test_accounts_and_pulls(call: Caller) -> None:
     assert (call.simulator.pulls.announce, call.simulator.pulls.one_per_user) == (True, True)
 
 
-async def test_how_a_room_is_dismissed(call: Caller) -> None:
+async def test_variants_of_a_dismissal(call: Caller) -> None:
     """A dismissal can tell of each leaver, and name an integer room as text."""
     room = LESSON | {"AnnouncesLeavers": True, "DismissalAsText": True, "Speakers": [{"UserId": "alice", "Video": False}]}
     await call("POST", "/control/rooms", room)

@@ -95,7 +95,7 @@ def _name(fault: faults.Fault) -> str:
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=_name)
-async def test_what_passes_ends_in_the_right_object(simulator: server.Simulator, upload: Upload, fault: faults.Fault) -> None:
+async def test_a_passing_fault_ends_in_the_right_object(simulator: server.Simulator, upload: Upload, fault: faults.Fault) -> None:
     """What goes wrong once or twice and then no more is survived by the uploader within one call."""
     script(simulator, fault)
     check_right(simulator, await upload())
@@ -118,7 +118,7 @@ async def test_what_passes_ends_in_the_right_object(simulator: server.Simulator,
         (faults.Fault(action=faults.WRONG_CRC, operation="head-object", times=0), "mismatch", True),
     ],
 )
-async def test_what_stays_ends_in_the_right_error(
+async def test_a_lasting_fault_ends_in_the_right_error(
     simulator: server.Simulator, upload: Upload, fault: faults.Fault, reason: str, retry: bool
 ) -> None:
     """What stays wrong is told by its reason, and whether trying again makes sense; once it is over, the upload goes on."""

@@ -183,7 +183,7 @@ async def post(
         return answer.headers["Content-Type"], said.get("Error", {}).get("Code", "")
 
 
-async def test_what_the_sdk_never_sends(simulator: server.Simulator) -> None:
+async def test_requests_that_the_sdk_never_sends(simulator: server.Simulator) -> None:
     """An old or future request, an unknown action or version, and a body that is no object are refused, always as plain JSON."""
     plain = "application/json"
     await simulator.create_room(APP, 1).join("alice")

@@ -78,7 +78,7 @@ async def test_nothing_is_stuck_at_first(service: Service) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Nothing is stuck.\n")
 
 
-async def test_each_cause_is_found_and_told(service: Service) -> None:
+async def test_each_cause_is_found_and_reported(service: Service) -> None:
     """A failure with files, an upload that fails again and again, a job that nobody takes, a lease that is over, a session that
     does not finish: each under its rule, and what needs nobody is not there."""
     failed = await started(service)
@@ -99,7 +99,7 @@ async def test_each_cause_is_found_and_told(service: Service) -> None:
     assert (await stuck(service))[fails] == ["closing-long", "tried-often", "not-taken"]
 
 
-async def test_a_result_that_nobody_takes(service: Service) -> None:
+async def test_an_undelivered_result_is_stuck(service: Service) -> None:
     """A callback that waits unsent, and one that was refused for good."""
     task_id = await started(service, Callback="https://example.com/x")
     await service.ask("POST", f"/sessions/{task_id}/stop", json={})
@@ -132,7 +132,7 @@ async def test_the_stuck_are_filtered_and_paged(service: Service) -> None:
     assert seen == ids[::-1]
 
 
-async def test_the_command_says_why_and_what_to_type(service: Service) -> None:
+async def test_the_command_prints_the_reason_and_the_next_step(service: Service) -> None:
     """A row for each reason; `show` has the same; the command it names, typed as it stands, moves the recording on."""
     task_id = await started(service)
     await service.failed_recording(task_id)
@@ -147,7 +147,7 @@ async def test_the_command_says_why_and_what_to_type(service: Service) -> None:
     assert json.loads((await run(service, "sessions", "--stuck", "--json")).stdout)["Sessions"] == []
 
 
-async def test_the_list_costs_the_same_however_long(service: Service) -> None:
+async def test_the_list_costs_the_same_at_any_length(service: Service) -> None:
     """The number of queries does not grow with the sessions on the page, the stuck ones among them or not."""
     queries: list[str] = []
     listened = service.store.connections.engine.sync_engine

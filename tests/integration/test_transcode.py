@@ -175,7 +175,7 @@ async def test_another_sampling_rate_keeps_the_time(tmp_path: Path) -> None:
         _each_second(media_probe.beeps(made.path), 0, 6)
 
 
-async def test_a_torn_segment_that_begins_inside_a_group_of_pictures_is_used_to_its_last_tag(tmp_path: Path) -> None:
+async def test_a_torn_segment_is_used_from_its_first_key_frame_to_its_last_tag(tmp_path: Path) -> None:
     """Pictures before the first key frame are dropped, the torn tail too, and sound and picture stay in step across the seam."""
     first = _segment(tmp_path / "1.flv", _cut(None, 0, 3_000))
     first.path.write_bytes(first.path.read_bytes()[:-7])
@@ -201,7 +201,7 @@ async def test_one_track_alone_is_accepted_in_mode_02_and_none_is_no_media(tmp_p
         assert (failed.value.reason, failed.value.retry) == ("no-media", False)
 
 
-async def test_a_live_room_with_a_late_camera_is_recorded_whole(tmp_path: Path) -> None:
+async def test_a_live_room_with_a_late_camera_is_recorded_completely(tmp_path: Path) -> None:
     """Captured live, ended by the new track, captured on and joined: no sound before the camera is lost but the
     handover's, which is a gap."""
     whole = flv_source.content()
@@ -277,7 +277,7 @@ async def test_each_failure_has_its_reason_and_leaves_the_segments(tmp_path: Pat
     assert segments[0].path.read_bytes() == before
 
 
-async def test_a_full_disk_and_a_lost_folder_are_told_apart(tmp_path: Path) -> None:
+async def test_a_full_disk_and_a_lost_folder_are_distinguished(tmp_path: Path) -> None:
     """The real ffmpeg on a device without space, and a folder that is gone."""
     segments = [_segment(tmp_path / "1.flv", _cut(None, 0, 4_000))]
     (tmp_path / "a.mp4.part").symlink_to("/dev/full")
@@ -288,7 +288,7 @@ async def test_a_full_disk_and_a_lost_folder_are_told_apart(tmp_path: Path) -> N
     assert (await _failed(Transcoder(FFMPEG), lost, tmp_path / "a.mp4")).reason == "spool-lost"
 
 
-async def test_a_segment_that_cannot_be_read_any_more_is_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreadable_segment_is_a_fault_of_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When reading fails under a running ffmpeg, as on a lost network disk, it is killed and the reason is the spool's."""
     segment = _segment(tmp_path / "1.flv", _cut(None, 0, 4_000))
     read, calls = flv.Reader.read, iter(range(10))

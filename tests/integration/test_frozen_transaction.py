@@ -27,7 +27,7 @@ async def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         await store.stop()
 
 
-async def test_locks_of_a_transaction_that_stands_still_are_released(two_nodes: list[stores.Store]) -> None:
+async def test_locks_of_a_frozen_transaction_are_released(two_nodes: list[stores.Store]) -> None:
     """The row is decided by the other node within seconds, and what the first would have written is refused."""
     asleep, awake = two_nodes
     await examples.opened(awake, examples.recording())
