@@ -1,7 +1,7 @@
 """Envelope of a dead letter: the original encrypted in the body, readable facts in the headers.
 
 Rule: outside of the encrypted body only `redaction` decides which parts of the original appear. Messages that the broker
-dead-letters by itself (no queue for the key, delivered too often) never pass here and stay as they were published.
+itself dead-letters (no queue for the key, delivered too often) never pass here and stay as they were published.
 """
 
 from __future__ import annotations

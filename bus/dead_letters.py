@@ -37,7 +37,7 @@ ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """One dead letter. `id` is a digest of key, message id and body. `parked_ms` is 0 if unknown. `key_id` names the encryption
-    key, "" for a message that the broker dead-lettered by itself."""
+    key, "" for a message that the broker dead-lettered."""
 
     id: str
     key: str
@@ -194,7 +194,7 @@ def _reason(headers: Mapping[str, Any]) -> str:
 
 
 def _republished(original: dead_letter_envelope.Original) -> aio_pika.Message:
-    kept = {n: v for n, v in original.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
+    headers = {n: v for n, v in original.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
     return aio_pika.Message(
-        original.body, headers=kept, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **dict(original.properties)
+        original.body, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **dict(original.properties)
     )

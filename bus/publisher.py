@@ -87,13 +87,13 @@ def _short(id_: str) -> str:
 
 def sendable(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Headers that can be sent. Foreign headers of an unsendable kind or size become text and are cut."""
-    kept = {name: value for name, value in headers.items() if name not in ROUTING_HEADERS}
+    allowed = {name: value for name, value in headers.items() if name not in ROUTING_HEADERS}
     try:
-        if len(encode.field_table(kept)) <= MAX_HEADERS_BYTES:
-            return kept
+        if len(encode.field_table(allowed)) <= MAX_HEADERS_BYTES:
+            return allowed
     except (TypeError, ValueError):
         pass
-    return {_text(name): _text(str(value)[:1_000]) for name, value in list(kept.items())[-32:]}
+    return {_text(name): _text(str(value)[:1_000]) for name, value in list(allowed.items())[-32:]}
 
 
 def _text(words: str) -> str:
