@@ -67,7 +67,7 @@ def _of(key: api_keys.ApiKey) -> Json:
     return {"Id": key.id, "Name": key.name, "Scopes": ",".join(key.scopes), "Quota": key.quota} | times
 
 
-def _line(line: store.audit.Line) -> Json:
+def _line(line: store.audit.AuditEntry) -> Json:
     return {
         "Time": _iso(line.at_ms),
         "Who": line.who,

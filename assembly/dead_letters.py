@@ -37,7 +37,7 @@ class DeadLetters:
 
     def __init__(self, settings: settings_module.Settings, connections: store.connections.Connections) -> None:
         self._connections = connections
-        self._rows = store.dead_letters.ParkedRows(connections)
+        self._rows = store.dead_letters.DeadLetterRows(connections)
         self._queue: Any = None
         url = settings.amqp_url.get_secret_value()
         if url:
@@ -96,7 +96,7 @@ def _seq(id_: str) -> int:
     return int(number)
 
 
-def _of_row(row: store.dead_letters.Row) -> Json:
+def _of_row(row: store.dead_letters.DeadLetterRow) -> Json:
     place = {"Id": f"{ROW}{row.seq}", "In": "outbox", "Key": f"{row.channel}.{row.type}", "MessageId": ""}
     return place | _description(row.parked_ms, len(row.body.encode()), row.reason)
 

@@ -32,9 +32,9 @@ def pull_endpoint(settings: settings_module.Settings) -> tuple[str, int]:
     return parts.hostname or "", parts.port or PORTS[parts.scheme]
 
 
-def schema(settings: settings_module.Settings) -> store.inspection.Schema:
+def schema(settings: settings_module.Settings) -> store.inspection.SchemaState:
     """Revision of the database's schema."""
-    return store.inspection.look(settings.database)
+    return store.inspection.schema_state(settings.database)
 
 
 def check_spool_owner(settings: settings_module.Settings) -> None:

@@ -1,1 +1,1 @@
-"""Everything that knows SQL: tables, guarded updates, journal, outbox, leases, deadlines. Imports `machine` and `events`."""
+"""The database: tables, deciding transactions, outbox, leases, deadlines, queries. The only package that knows SQL."""

@@ -1,6 +1,6 @@
-"""The API keys: made, listed, revoked, and read by the door. Imports `machine`.
+"""API keys in the database: created, listed, revoked, and read for authentication.
 
-Rule: a key's text never comes here, only its digest. A revoked key keeps its row: its id is never another key's.
+Rule: the table holds digests, never a key's text. A revoked key keeps its row, so its id is never reused.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Keys:
         self._clock = clock
 
     async def all(self) -> list[api_keys.ApiKey]:
-        """Every key, revoked ones too, oldest first. Raises Unavailable."""
+        """All keys, including revoked ones, oldest first. Raises Unavailable."""
         table = tables.api_keys
-        with _answers():
+        with _unavailable():
             async with self._database.read() as connection:
                 rows = (await connection.execute(select(table).order_by(table.c.created_ms, table.c.id))).mappings().all()
         return [_key(row) for row in rows]
 
     async def add(self, key: api_keys.ApiKey, by: model.Caller) -> api_keys.ApiKey:
-        """Keep a new key, and who made it. Returns it with the time of its making."""
+        """Insert a new key and an audit row; returns the key with its creation time."""
         row = asdict(key) | {"scopes": ",".join(key.scopes), "created_ms": self._clock()}
         async with self._database.write() as connection:
             await connection.execute(insert(tables.api_keys).values(row))
@@ -40,7 +40,7 @@ class Keys:
         return _key(row)
 
     async def revoke(self, id_: str, by: model.Caller) -> api_keys.ApiKey:
-        """Take a key's rights for good; harmless to repeat. Raises NotFound."""
+        """Revoke a key for good. Idempotent. Raises NotFound."""
         table = tables.api_keys
         async with self._database.write() as connection:
             row = (await connection.execute(select(table).where(table.c.id == id_).with_for_update())).mappings().first()
@@ -54,15 +54,15 @@ class Keys:
         return _key(dict(row) | {"revoked_ms": now_ms})
 
     async def note_used(self, id_: str) -> None:
-        """The key was used about now. Raises Unavailable."""
+        """Record that the key was used now. Raises Unavailable."""
         table = tables.api_keys
-        with _answers():
+        with _unavailable():
             async with self._database.write() as connection:
                 await connection.execute(update(table).where(table.c.id == id_).values(used_ms=self._clock()))
 
 
 @contextlib.contextmanager
-def _answers() -> Iterator[None]:
+def _unavailable() -> Iterator[None]:
     try:
         yield
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:

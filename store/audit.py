@@ -1,7 +1,7 @@
-"""Who did what: a row for each action of an operator or of who holds a key. Imports `machine`.
+"""The audit: one row for each action of an operator or of an API key.
 
-Rule: the row of a decision is written in its transaction (store.transaction); here are those of actions that decide nothing, and
-the reading. Nothing in a row is a secret: ids, names and codes. Rows are kept as long as sessions are (KEEP_SESSIONS).
+Rules: the row of a decision is written in its transaction (store.transaction). A row holds no secret, only ids, names and codes.
+Rows are kept as long as sessions (KEEP_SESSIONS).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from machine import model
 from store import connections, tables
 
-# The action of who opened a session; one who repeats its start did not.
+# The action of the caller who opened a session. A caller who repeats the start gets another action.
 START = "start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One action. `outcome` is ok, or the Code of what it was refused for."""
+class AuditEntry:
+    """One action. `outcome` is ok, or the Code of the refusal."""
 
     at_ms: int
     who: str
@@ -39,26 +39,26 @@ class Audit:
         self._clock = clock
 
     async def add(self, by: model.Caller, action: str, subject: str, outcome: str = "ok") -> None:
-        """Write one down, in a transaction of its own."""
+        """Write one row in a transaction of its own."""
         async with self._database.write() as connection:
             await write(connection, self._clock(), by, action, subject, outcome)
 
-    async def list(self, limit: int = 100) -> tuple[list[Line], int]:
-        """The newest `limit`, newest first, and how many there are in all."""
+    async def list(self, limit: int = 100) -> tuple[list[AuditEntry], int]:
+        """The newest `limit` entries, newest first, and the total count."""
         table = tables.audit
         async with self._database.read() as connection:
             rows = (await connection.execute(select(table).order_by(table.c.seq.desc()).limit(limit))).all()
             count = (await connection.execute(select(func.count()).select_from(table))).scalar_one()
-        return [_line(row) for row in rows], int(count)
+        return [_entry(row) for row in rows], int(count)
 
 
 async def write(
     connection: AsyncConnection, at_ms: int, by: model.Caller, action: str, subject: str, outcome: str = "ok"
 ) -> None:
-    """One row, in the caller's transaction."""
+    """Write one row in the caller's transaction."""
     row = {"at_ms": at_ms, "who": by.name[:128], "key_id": by.key_id, "action": action}
     await connection.execute(insert(tables.audit).values(row | {"subject": subject[:128], "outcome": outcome}))
 
 
-def _line(row: Any) -> Line:
-    return Line(at_ms=row.at_ms, who=row.who, action=row.action, subject=row.subject, outcome=row.outcome)
+def _entry(row: Any) -> AuditEntry:
+    return AuditEntry(at_ms=row.at_ms, who=row.who, action=row.action, subject=row.subject, outcome=row.outcome)

@@ -1,6 +1,6 @@
-"""Rows of the outbox that could not be handed on: an operator looks at them, sends them again, or lets them go.
+"""Dead letters of the outbox: rows that could not be delivered. An operator lists them, requeues them or drops them.
 
-Imports `machine`. Rule: a row is never deleted here; what is let go counts as sent, and a result among them stays readable.
+Rule: no row is deleted here. A dropped row counts as sent, and a result among them stays readable.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from store import audit, connections, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One parked row. `body` is the message as it was written, secrets included; `parked_ms` Unix ms."""
+class DeadLetterRow:
+    """One dead letter. `body` is the whole message, including secrets; `parked_ms` is Unix ms."""
 
     seq: int
     channel: str
@@ -26,40 +26,40 @@ class Row:
     body: str
 
 
-class ParkedRows:
-    """The parked rows of one database; the service may run meanwhile."""
+class DeadLetterRows:
+    """The dead letters of one outbox. The service may run at the same time."""
 
     def __init__(self, database: connections.Connections) -> None:
         self._database = database
 
-    async def list(self, limit: int = 100) -> tuple[list[Row], int]:
-        """The oldest `limit` of them, and how many there are in all."""
+    async def list(self, limit: int = 100) -> tuple[list[DeadLetterRow], int]:
+        """The oldest `limit` rows, and the total count."""
         table = tables.outbox
         async with self._database.read() as connection:
             found = (await connection.execute(_rows().order_by(table.c.seq).limit(limit))).all()
             count = (await connection.execute(select(func.count()).where(table.c.parked != ""))).scalar_one()
         return [_row(r) for r in found], int(count)
 
-    async def show(self, seq: int) -> Row:
-        """One of them. Raises NotFound."""
+    async def show(self, seq: int) -> DeadLetterRow:
+        """One row. Raises NotFound."""
         async with self._database.read() as connection:
             found = (await connection.execute(_rows().where(tables.outbox.c.seq == seq))).first()
         if found is None:
             raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
         return _row(found)
 
-    async def requeue(self, seq: int, by: model.Caller, now_ms: int) -> Row:
-        """Have it handed on anew, by the service that runs or at its next start. Raises NotFound."""
+    async def requeue(self, seq: int, by: model.Caller, now_ms: int) -> DeadLetterRow:
+        """Deliver a row again: by the running service, or at its next start. Raises NotFound."""
         change = update(tables.outbox).values(parked="", sent_ms=None, claimed_until_ms=0)
-        return await self._free(seq, change, (by, now_ms, "parked-requeue"))
+        return await self._release(seq, change, (by, now_ms, "parked-requeue"))
 
-    async def drop(self, seq: int, by: model.Caller, now_ms: int) -> Row:
-        """Let it go: it counts as sent. Raises NotFound."""
-        return await self._free(seq, update(tables.outbox).values(parked=""), (by, now_ms, "parked-drop"))
+    async def drop(self, seq: int, by: model.Caller, now_ms: int) -> DeadLetterRow:
+        """Drop a row: it counts as sent. Raises NotFound."""
+        return await self._release(seq, update(tables.outbox).values(parked=""), (by, now_ms, "parked-drop"))
 
-    async def _free(self, seq: int, change: Update, done: tuple[model.Caller, int, str]) -> Row:
+    async def _release(self, seq: int, change: Update, entry: tuple[model.Caller, int, str]) -> DeadLetterRow:
         found = await self.show(seq)
-        by, now_ms, action = done
+        by, now_ms, action = entry
         async with self._database.write() as connection:
             await connection.execute(change.where(and_(tables.outbox.c.seq == seq, tables.outbox.c.parked != "")))
             await audit.write(connection, now_ms, by, action, f"row-{seq} {found.channel}.{found.type}")
@@ -72,5 +72,7 @@ def _rows() -> Any:
     return select(*names).where(table.c.parked != "")
 
 
-def _row(row: Any) -> Row:
-    return Row(seq=row.seq, channel=row.channel, type=row.type, reason=row.parked, parked_ms=int(row.sent_ms or 0), body=row.body)
+def _row(row: Any) -> DeadLetterRow:
+    return DeadLetterRow(
+        seq=row.seq, channel=row.channel, type=row.type, reason=row.parked, parked_ms=int(row.sent_ms or 0), body=row.body
+    )

@@ -1,7 +1,7 @@
-"""What lies sealed in the database: that it can be opened, that nothing in it is plain, and sealing it anew. Imports `machine`.
+"""Encrypted rows: verify that each can be decrypted, encrypt leftovers in plain text, re-encrypt on key rotation.
 
-Rule: a row is replaced only while it is still the row that was read; a service may be at work on the same rows. Rows without a
-key's id are plain, of a schema that did not seal.
+Rules: a row is replaced only if it is unchanged since it was read, because a service may be writing the same rows. Rows without a
+key id are plain text, from a schema that did not encrypt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 100
 
 
 def encrypt(keyring: encryption.Keyring, task_id: str, kind: str, clear: str) -> dict[str, str]:
-    """The columns of a sealed value of a session."""
+    """The columns of an encrypted value of a session."""
     body = keyring.encrypt(clear.encode(), about(task_id, kind))
     return {"key_id": keyring.key_id, "body": base64.b64encode(body).decode()}
 
@@ -38,12 +38,12 @@ def decrypt(keyring: encryption.Keyring, task_id: str, kind: str, key_id: str, b
 
 
 def about(task_id: str, kind: str) -> str:
-    """What a sealed value says of itself."""
+    """The owner that the ciphertext includes."""
     return f"{kind} {task_id}"
 
 
 class EncryptedRows:
-    """The sealed values of one database; the service may run meanwhile."""
+    """The encrypted rows of one database. The service may run at the same time."""
 
     def __init__(self, database: connections.Connections, keyring: encryption.Keyring) -> None:
         self._database = database
@@ -51,31 +51,31 @@ class EncryptedRows:
 
     @property
     def key_id(self) -> str:
-        """The id of the key that all is sealed under after a rotation."""
+        """The id of the key that encrypts all rows after a rotation."""
         return self._keyring.key_id
 
     async def key_ids(self) -> set[str]:
-        """The ids of the keys that rows are sealed under, PLAIN among them if some are not."""
+        """The ids of the keys that rows are encrypted with; PLAIN among them if a row is plain text."""
         async with self._database.read() as connection:
             return set((await connection.execute(select(tables.secrets.c.key_id).distinct())).scalars())
 
     async def check(self) -> None:
-        """Raise Unavailable if there is a row that no key here opens."""
+        """Raise Unavailable if no key here decrypts one of the rows."""
         lost = await self.key_ids() - {PLAIN, *self._keyring.key_ids}
         if lost:
             raise errors.Unavailable(locked(lost, self._keyring.key_ids))
 
     async def encrypt_plain(self) -> int:
-        """Seal what is plain, and see that no file of the database keeps its old text; returns how many rows."""
+        """Encrypt rows in plain text, and remove their old text from the database's files; returns the number of rows."""
         done, _ = await self._reencrypt(tables.secrets.c.key_id == PLAIN)
         if done:
-            log.info("secrets.sealed", rows=done, key=self._keyring.key_id)
+            log.info("secrets.encrypted", rows=done, key=self._keyring.key_id)
             await self._flush()
         return done
 
     async def rotate(self) -> int:
-        """Seal everything under the first key; returns how many rows were not. Raises Unavailable, with all others done, if there
-        are rows that no key opens, or that are damaged."""
+        """Re-encrypt all rows with the first key; returns how many used another. Raises Unavailable, after the others are done,
+        if rows are damaged or no key decrypts them."""
         table = tables.secrets
         others = and_(table.c.key_id != self._keyring.key_id, table.c.key_id.in_([PLAIN, *self._keyring.key_ids]))
         done, damaged = await self._reencrypt(others)
@@ -83,13 +83,13 @@ class EncryptedRows:
         await self.check()
         if damaged:
             raise errors.Unavailable(
-                f"What is sealed for {', '.join(damaged)} is damaged and was left; all else is sealed anew."
-                " `recorder keys rotate --forget-lost` forgets it: these sessions need fresh credentials, by a replay."
+                f"The secrets of {', '.join(damaged)} are damaged and were left; all others are encrypted with the first key."
+                " `recorder keys rotate --forget-lost` deletes them: these sessions need fresh credentials, by a replay."
             )
         return done
 
     async def forget_lost(self, by: model.Caller, now_ms: int) -> int:
-        """Forget the rows that no key opens, and those that are damaged, and write down who did; returns how many."""
+        """Delete the rows that no key decrypts and the damaged ones, with an audit row; returns their number."""
         table = tables.secrets
         known = table.c.key_id.in_([PLAIN, *self._keyring.key_ids])
         damaged: list[Any] = []
@@ -97,7 +97,7 @@ class EncryptedRows:
         while rows := await self._batch(known, after):
             damaged += [row for row in rows if self._clear(row) is None]
             after = (rows[-1].task_id, rows[-1].kind)
-        # In one transaction: what is gone for good is gone under somebody's name.
+        # In one transaction: no secret is deleted without its audit row.
         async with self._database.write() as connection:
             gone = int((await connection.execute(delete(table).where(~known))).rowcount)
             for row in damaged:
@@ -106,7 +106,7 @@ class EncryptedRows:
         return gone
 
     async def _reencrypt(self, which: ColumnElement[bool]) -> tuple[int, list[str]]:
-        """How many rows were sealed anew, and the sessions of those that are damaged."""
+        """The number of re-encrypted rows, and the sessions of damaged rows."""
         done, damaged = 0, []
         after: tuple[str, str] = ("", "")
         while rows := await self._batch(which, after):
@@ -122,7 +122,7 @@ class EncryptedRows:
         return done, damaged
 
     async def _batch(self, which: ColumnElement[bool], after: tuple[str, str]) -> list[Any]:
-        """The next rows, in the order of their keys: one that changes under our hands is not met again."""
+        """The next rows in the order of their keys, so that a row that changes meanwhile is not read twice."""
         table = tables.secrets
         behind = (table.c.task_id > after[0]) | and_(table.c.task_id == after[0], table.c.kind > after[1])
         found = select(table).where(which, behind).order_by(table.c.task_id, table.c.kind).limit(BATCH)
@@ -130,7 +130,7 @@ class EncryptedRows:
             return list((await connection.execute(found)).all())
 
     def _clear(self, row: Any) -> str | None:
-        """What a row holds; None if it is damaged: its key is here and does not open it."""
+        """The plaintext of a row; None if it is damaged: its key is here and does not decrypt it."""
         try:
             return decrypt(self._keyring, row.task_id, row.kind, row.key_id, row.body)
         except (errors.DecryptionFailed, ValueError):
@@ -138,7 +138,7 @@ class EncryptedRows:
             return None
 
     async def _flush(self) -> None:
-        """SQLite's log still holds what was there before, until it is emptied; another connection may keep it from that."""
+        """Empty SQLite's write-ahead log, which still holds the old text. Another connection may prevent that."""
         if self._database.engine.dialect.name == "sqlite":
             async with self._database.read() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -151,10 +151,10 @@ def _same(row: Any) -> ColumnElement[bool]:
 
 
 def locked(lost: Collection[str], known: Collection[str]) -> str:
-    """The sentence for rows that no key opens: which setting, and what else there is to do."""
+    """The message for rows that no key decrypts, with the remedies."""
     needed, here = ", ".join(sorted(lost)), ", ".join(known) or "none"
     return (
-        f"The database holds secrets sealed under key {needed}, and here is {here}: put the key they were sealed with into"
-        " SECRET_KEYS (without that setting: bring back the file secret.keys in DATA_DIR). If it is lost,"
-        " `recorder keys rotate --forget-lost` forgets them: their sessions need fresh credentials, by a replay."
+        f"The database holds secrets encrypted with key {needed}, and only {here} is here: add the missing key to SECRET_KEYS"
+        " (without that setting: restore the file secret.keys in DATA_DIR). If it is lost,"
+        " `recorder keys rotate --forget-lost` deletes these secrets: their sessions need fresh credentials, by a replay."
     )

@@ -1,6 +1,6 @@
-"""Looking at a database from outside, as `recorder doctor` does: can it be written, and does its schema fit this program?
+"""Inspection of a database from outside, as `recorder doctor` does it: can it be written, and does its schema fit this program?
 
-Imports `machine`. Rule: nothing is made and nothing is changed; a file that is not there is not made either.
+Rule: nothing is created and nothing is changed, not even a missing file.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from store import connections, encrypted_rows, schema, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schema:
-    """The schema's revision, "" for a database without tables or none at all; the revision that this program brings; and whether
-    it knows the former."""
+class SchemaState:
+    """The revision of a database ("": no tables, or no database), the revision of this program, and whether this program knows
+    the former."""
 
     current: str
     newest: str
     known: bool = True
 
 
-def look(url: str) -> Schema:
+def schema_state(url: str) -> SchemaState:
     """The schema of the database at `url`. Takes SQLite's write lock for a moment. Raises errors.Unavailable. Blocking."""
     place = make_url(url)
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
-        return Schema(current="", newest=schema.HEAD)
+        return SchemaState(current="", newest=schema.HEAD)
     try:
         current = asyncio.run(_revision(url))
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
-    return Schema(current=current, newest=schema.HEAD, known=not current or current in schema.REVISIONS)
+    return SchemaState(current=current, newest=schema.HEAD, known=not current or current in schema.REVISIONS)
 
 
 def key_ids(url: str) -> set[str]:
-    """The ids of the keys that secrets of the database at `url` are sealed under; none where there is no database, or one of
-    another schema or out of reach: `look` tells those. Blocking."""
+    """The ids of the keys that encrypt secrets of the database at `url`. Empty without a database, or if it cannot be read:
+    `schema_state` reports that. Blocking."""
     place = make_url(url)
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
         return set()

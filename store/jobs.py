@@ -1,6 +1,6 @@
-"""Recordings and deliveries beside their present jobs: one query for both. Imports nothing of ours beside this room.
+"""Recordings and deliveries with their present jobs: one query for both.
 
-Rule: the present job is the one of the row's own epoch; one statement reads a row and its job, so that they belong together.
+Rule: the present job is the job of the row's own epoch. One statement reads the row and its job, so they belong together.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from store import tables
 
 def recordings() -> Select[Any]:
     """All recordings, with their jobs."""
-    return _beside(tables.recordings, tables.recordings.c.id)
+    return _with_job(tables.recordings, tables.recordings.c.id)
 
 
 def deliveries() -> Select[Any]:
     """All deliveries of results, with their jobs."""
     table = tables.callbacks
-    return _beside(table, table.c.task_id + "#" + cast(table.c.revision, Text))
+    return _with_job(table, table.c.task_id + "#" + cast(table.c.revision, Text))
 
 
 def of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -31,7 +31,7 @@ def of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {name[4:]: value for name, value in row.items() if name.startswith("job_")}
 
 
-def _beside(table: Table, owner: Any) -> Select[Any]:
+def _with_job(table: Table, owner: Any) -> Select[Any]:
     job = tables.jobs
     labelled = [c.label(f"job_{c.name}") for c in job.c]
     return select(table, *labelled).select_from(table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch)))

@@ -1,7 +1,7 @@
-"""PostgreSQL's advisory locks: what one transaction at a time may do although no row is there to hold it at. Imports `events`.
+"""Advisory locks of PostgreSQL: they order transactions where no row exists to lock.
 
-Rule: held until the transaction ends, and taken before the rows that it guards are read; a room's before those of its sessions.
-SQLite needs none of them: it lets one writer in at a time.
+Rule: a lock is held until the transaction ends, and taken before the rows that it guards are read; a room's lock before the rows
+of its sessions. SQLite needs none, because it has one writer at a time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import requests
 
-# Two nodes that migrate at once do it one after the other.
+# Nodes that migrate at the same time do so in turn.
 MIGRATION = 0x7265636F
-# Downtime is forgiven once.
+# Downtime extends deadlines once.
 RESUME = 0x61776179
-# Results are given their places in one order.
+# Results get their places in one order.
 PLACES = 0x706C6163
 
 
@@ -28,7 +28,6 @@ async def hold(connection: AsyncConnection, lock: int) -> None:
 
 
 def of_room(room: requests.Room) -> int:
-    """The lock of a room: who is there and which sessions are Open there are read and written under it. Two rooms that share one
-    wait for each other, and nothing else."""
+    """The lock of a room: it guards presence and Open sessions. Rooms whose hashes collide only wait for each other."""
     name = f"{room.sdk_app_id}/{room.kind}/{room.name}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)

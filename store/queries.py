@@ -1,6 +1,6 @@
-"""What faces and operators read: sessions, recordings, timelines, results. Imports `machine`.
+"""Queries of API and operators: sessions, recordings, timelines, results.
 
-Rules: reads only, but for the places of results; a page costs the same number of queries however many sessions stand on it.
+Rules: reads only, except for the places of results. The number of queries for a page does not depend on its length.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from machine import delivery, errors, job_key, model, session_view, states
 from store import connections, jobs, locks, rows, tables
 
 NOW = "now"
-# What a result's cursor looks like outside: "s" and the outbox's sequence, or "p" and the result's place.
+# The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place.
 _CURSOR = re.compile(r"([sp])(\d{1,18})")
 MAX_PLACED = 10_000
 
@@ -44,7 +44,7 @@ class SessionQueries:
         limit: int = 50,
     ) -> list[model.Session]:
         """Sessions, newest first: in a state, of an application, in a room (integer or string), opened at or after `since_ms`
-        (Unix ms), older than the TaskId `before`. With `maybe_stuck` only those that might need a person: never fewer."""
+        (Unix ms), older than the TaskId `before`. `maybe_stuck` leaves out sessions that surely need no attention."""
         table = tables.sessions
         wanted = (
             (state, table.c.state == state),
@@ -63,7 +63,7 @@ class SessionQueries:
         return rows.session(found[0]) if found else None
 
     async def counts(self, task_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """How many recordings each session has in each state; a subscribed speaker who was never seen is not counted."""
+        """The number of recordings of each session in each state, without subscribed speakers who were never seen."""
         table = tables.recordings
         found = select(table.c.task_id, table.c.state, func.count().label("number"))
         found = found.where(table.c.task_id.in_(task_ids), table.c.awaited.is_(False)).group_by(table.c.task_id, table.c.state)
@@ -79,11 +79,11 @@ class SessionQueries:
             job_rows = await _recordings_and_jobs(connection, task_ids)
             for row in job_rows:
                 found[row["task_id"]].recordings.append(rows.recording(row, jobs.of(row)))
-            callback_rows = await _callbacks_and_jobs(connection, task_ids)
-            for row in callback_rows:
+            delivery_rows = await _deliveries_and_jobs(connection, task_ids)
+            for row in delivery_rows:
                 found[row["task_id"]].deliveries.append(rows.delivery(row, jobs.of(row)))
-            busy = [r for r in (*job_rows, *callback_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
-            since = await _heard_of(connection, [r for r in busy if r["job_state"] == states.QUEUED])
+            busy = [r for r in (*job_rows, *delivery_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
+            since = await _queued_since(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:
             found[row["task_id"]].jobs[job_key.parse_job(row["job_owner"])] = session_view.JobView(
                 kind=row["job_kind"],
@@ -95,7 +95,7 @@ class SessionQueries:
         return found
 
     async def segments(self, task_id: str) -> list[session_view.SegmentView]:
-        """The segments of a session's recordings, in the order they were written."""
+        """The segments of a session's recordings, by recording and epoch."""
         table = tables.segments
         of_session = select(tables.recordings.c.id).where(tables.recordings.c.task_id == task_id)
         names = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "size_bytes", "reason")
@@ -106,7 +106,7 @@ class SessionQueries:
         ]
 
     async def timeline(self, task_id: str) -> list[session_view.TimelineEntry]:
-        """What happened to a session, in order."""
+        """The timeline of a session, in order."""
         table = tables.journal
         names = ("at_ms", "owner", "event_type", "from_state", "to_state", "note")
         found = select(*(table.c[n] for n in names)).where(table.c.task_id == task_id).order_by(table.c.seq)
@@ -121,24 +121,24 @@ class SessionQueries:
     async def results_after(
         self, after: str, *, types: Sequence[str] = (), limit: int = 50
     ) -> tuple[list[session_view.PublishedResult], str]:
-        """Results of all sessions after a cursor ("": from the first; `now`: none of those there are), and the cursor to go on
-        from. Raises InvalidParameter for what is no cursor.
+        """Results of all sessions after a cursor ("": from the first; `now`: only future ones), and the cursor for the next call.
+        Raises InvalidParameter for a malformed cursor.
 
-        In SQLite, with one writer at a time, the sequence is the order of commits. PostgreSQL's numbers commit out of order, and
-        "seq > last" would pass over what a slower transaction commits later: there results are read by their place, given to
-        them after their commit.
+        SQLite has one writer at a time, so the sequence is the order of commits. PostgreSQL commits sequence numbers out of
+        order, and "seq > last" would skip a result that a slower transaction commits later. There, results are read by place,
+        which they get after their commit.
         """
         table = tables.outbox
         place = table.c.place if self._places else table.c.seq
         last = self._last(after)
         if self._places:
-            await self._give_places()
+            await self._assign_places()
         async with self._database.read() as connection:
-            there_are = select(func.max(place)).where(table.c.channel == "result")
-            end = max(last, int((await connection.execute(there_are)).scalar() or 0))
+            highest = select(func.max(place)).where(table.c.channel == "result")
+            end = max(last, int((await connection.execute(highest)).scalar() or 0))
             if after == NOW:
                 return [], self._cursor(end)
-            # Up to the end: between the two queries more may come.
+            # Up to `end`: more results may be committed between the two queries.
             found = select(place.label("place"), table.c.body).where(table.c.channel == "result", place > last, place <= end)
             if types:
                 found = found.where(table.c.type.in_(types))
@@ -146,10 +146,10 @@ class SessionQueries:
         results = [_result(self._cursor(r.place), json.loads(r.body)) for r in read]
         return results, results[-1].cursor if len(results) == limit else self._cursor(end)
 
-    async def _give_places(self) -> None:
-        """Give the committed results that have no place the next ones. One reader at a time does so, and its commit is seen
-        before the next begins: so places are committed in their order, whatever the transactions that wrote the results did. Not
-        by those transactions' own ids: a copy restored into another server would count them from the beginning."""
+    async def _assign_places(self) -> None:
+        """Assign the next places to committed results without one. One reader at a time does this, and the next one sees its
+        commit, so places are committed in order, whatever the order of the results' own transactions. Transaction ids would not
+        do: they start over when a backup is restored into another server."""
         table = tables.outbox
         unplaced = select(table.c.seq).where(table.c.channel == "result", table.c.place.is_(None)).order_by(table.c.seq)
         async with self._database.read() as connection:
@@ -159,8 +159,8 @@ class SessionQueries:
             await locks.hold(connection, locks.PLACES)
             end = int((await connection.execute(select(func.max(table.c.place)))).scalar() or 0)
             waiting = (await connection.execute(unplaced.limit(MAX_PLACED))).scalars().all()
-            # Waiting for a row that a relay is marking is how deadlocks are made: it is left for the next reading, and so is what
-            # stands behind it, which one transaction may have written after it.
+            # Waiting for a row that a relay marks could deadlock, so it is left for the next reading. So are the rows after it,
+            # because one transaction may have written them in this order.
             free = set((await connection.execute(unplaced.limit(MAX_PLACED).with_for_update(skip_locked=True))).scalars())
             seqs = list(itertools.takewhile(free.__contains__, waiting))
             if seqs:
@@ -172,7 +172,7 @@ class SessionQueries:
             return 0
         known = _CURSOR.fullmatch(cursor)
         if known is None or known[1] != self._letter:
-            raise errors.InvalidParameter("after: is not a cursor that this service has given", field="after")
+            raise errors.InvalidParameter("after: is not a cursor of this service", field="after")
         return int(known[2])
 
     def _cursor(self, place: int) -> str:
@@ -184,18 +184,18 @@ class SessionQueries:
 
 
 def _maybe_stuck() -> Any:
-    """A net that is never narrower than the rules of what is stuck: sessions and recordings that have not ended, failed
-    recordings whose files were not given up, results that were not taken."""
+    """A superset of the sessions that need attention (web/stuck.py): sessions and recordings that have not ended, failed
+    recordings that keep files, results that were not delivered."""
     sessions, recordings, callbacks = tables.sessions, tables.recordings, tables.callbacks
-    unsettled = or_(
+    unfinished = or_(
         recordings.c.state.notin_(states.FINAL),
         and_(recordings.c.state == states.FAILED, recordings.c.files_removed.is_(False)),
     )
-    untaken = callbacks.c.state.in_((delivery.PENDING, delivery.FAILED))
+    undelivered = callbacks.c.state.in_((delivery.PENDING, delivery.FAILED))
     return or_(
         sessions.c.state != states.FINISHED,
-        sessions.c.task_id.in_(select(recordings.c.task_id).where(unsettled)),
-        sessions.c.task_id.in_(select(callbacks.c.task_id).where(untaken)),
+        sessions.c.task_id.in_(select(recordings.c.task_id).where(unfinished)),
+        sessions.c.task_id.in_(select(callbacks.c.task_id).where(undelivered)),
     )
 
 
@@ -206,27 +206,27 @@ async def _recordings_and_jobs(connection: AsyncConnection, task_ids: Sequence[s
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 
 
-async def _callbacks_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
+async def _deliveries_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
     table = tables.callbacks
     found = jobs.deliveries().where(table.c.task_id.in_(task_ids)).order_by(table.c.revision)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 
 
-async def _heard_of(connection: AsyncConnection, queued: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Since when each queued job waits, Unix ms: its owner's last line in the journal that was not ignored, or (a delivery not
-    tried yet) the time of the result."""
+async def _queued_since(connection: AsyncConnection, queued: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The time since which each queued job waits, Unix ms: its owner's last journal entry that was not ignored. For a delivery
+    without attempts, the time of the result."""
     if not queued:
         return {}
-    heard: dict[str, int] = defaultdict(int)
+    since: dict[str, int] = defaultdict(int)
     task_ids = {r["task_id"] for r in queued}
     lines, results = tables.journal, tables.results
-    said = select(lines.c.owner, func.max(lines.c.at_ms)).where(lines.c.task_id.in_(task_ids))
-    said = said.where(lines.c.owner.in_([r["job_owner"] for r in queued]), lines.c.note.notlike("ignored:%"))
+    active = select(lines.c.owner, func.max(lines.c.at_ms)).where(lines.c.task_id.in_(task_ids))
+    active = active.where(lines.c.owner.in_([r["job_owner"] for r in queued]), lines.c.note.notlike("ignored:%"))
     made = select(results.c.task_id + "#" + cast(results.c.revision, Text), results.c.at_ms)
-    for query in (said.group_by(lines.c.owner), made.where(results.c.task_id.in_(task_ids))):
+    for query in (active.group_by(lines.c.owner), made.where(results.c.task_id.in_(task_ids))):
         for owner, at_ms in (await connection.execute(query)).all():
-            heard[owner] = max(heard[owner], at_ms)
-    return heard
+            since[owner] = max(since[owner], at_ms)
+    return since
 
 
 def _result(cursor: str, body: Mapping[str, Any]) -> session_view.PublishedResult:

@@ -1,6 +1,6 @@
-"""Rows to values and back. Imports `machine` and `events`.
+"""Conversion of rows to values and back.
 
-Rule: an update writes only what changed, so that a lease renewal's progress is not overwritten by a decision beside it.
+Rule: an update writes only changed columns, so that a decision does not overwrite the progress of a concurrent lease renewal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SESSION_FIELDS = (
 
 
 def dumps(value: object) -> str:
-    """JSON text as this room keeps it."""
+    """JSON text for a column."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -66,7 +66,7 @@ def recording(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Re
 
 
 def session_row(session: model.Session) -> dict[str, Any]:
-    """All columns of a session; of the callback's address only the origin."""
+    """All columns of a session; of the callback URL only the origin."""
     request = dataclasses.replace(session.request, callback=requests.origin(session.request.callback))
     row = {name: getattr(session, name) for name in SESSION_FIELDS}
     return row | {
@@ -97,7 +97,7 @@ def session(row: Mapping[str, Any]) -> model.Session:
 
 
 def delivery(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Delivery:
-    """A callback from its row and the row of its present job."""
+    """A delivery from its row and the row of its present job."""
     return model.Delivery(**{name: row[column] for name, column in DELIVERY_COLUMNS.items()}, job=_job(job))
 
 

@@ -1,6 +1,6 @@
-"""The tables, once, for every engine. Times are Unix ms. Imports `machine`.
+"""The tables, declared once for both engines. Times are Unix ms.
 
-Rule: types that mean the same on SQLite and PostgreSQL only; JSON is text that this room writes and reads.
+Rule: only types that mean the same on SQLite and PostgreSQL; JSON is text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows by itself only in a column of type INTEGER.
+# SQLite generates numbers only for a column of type INTEGER.
 _Serial = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -61,7 +61,7 @@ sessions = Table(
     Column("warnings", Text, nullable=False),
     CheckConstraint(_one_of("state", states.SESSION_STATES), name="state"),
 )
-# One Open session a key: a repeated start finds it, and two at once cannot both win.
+# One Open session per key: a repeated start finds it, and of two concurrent starts one fails.
 Index(
     "uq_sessions_open_key",
     sessions.c.sdk_app_id,
@@ -78,7 +78,7 @@ secrets = Table(
     "secrets",
     metadata,
     Column("task_id", String(26), primary_key=True),
-    # What of the session is sealed (sealed.py), and the id of the key it is sealed under.
+    # The kind of secret (encrypted_rows.py), and the id of the key that encrypts it.
     Column("kind", String(16), primary_key=True),
     Column("key_id", String(16), nullable=False),
     Column("body", Text, nullable=False),
@@ -121,7 +121,7 @@ recordings = Table(
     CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
 )
 
-# What the janitor looks for again and again: of all recordings few still have files.
+# The janitor polls for these: few of all recordings still have files.
 Index(
     "ix_recordings_kept",
     recordings.c.state,
@@ -219,13 +219,13 @@ outbox = Table(
     Column("claimed_until_ms", BigInteger, nullable=False),
     Column("sent_ms", BigInteger),
     Column("parked", Text, nullable=False),
-    # Where a result stands in the order in which results are read (reading.py); without one, nobody has read it yet.
+    # The place of a result in the order of reading (queries.py); NULL until the first reading.
     Column("place", BigInteger),
-    # Numbers are never used again: readers page by them.
+    # Numbers are never reused, because readers page by them.
     sqlite_autoincrement=True,
 )
 Index("ix_outbox_unsent", outbox.c.seq, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
-# Sessions are forgotten by their ids, and so is what was said of them.
+# Retention deletes the messages of a session by its id.
 Index("ix_outbox_task_id", outbox.c.task_id)
 _UNPLACED = text("channel = 'result' AND place IS NULL")
 Index("ix_outbox_unplaced", outbox.c.seq, sqlite_where=_UNPLACED, postgresql_where=_UNPLACED)
@@ -273,7 +273,7 @@ nodes = Table(
     Column("node", String(64), primary_key=True),
     Column("url", Text, nullable=False),
     Column("seen_ms", BigInteger, nullable=False),
-    # What a worker says of its room for captures; NULL for other nodes. Only free_bytes is NULL while its spool cannot be read.
+    # Spare capacity of a worker; NULL for other nodes. Only free_bytes is NULL while the spool cannot be read.
     Column("free_bytes", BigInteger),
     Column("needed_bytes", BigInteger),
     Column("busy", Text),
@@ -292,7 +292,7 @@ api_keys = Table(
     metadata,
     Column("id", String(16), primary_key=True),
     Column("name", String(64), nullable=False),
-    # SHA-256 of the whole key, in hexadecimal. A key has 256 random bits, so that there is nothing to salt or to stretch.
+    # SHA-256 of the whole key, in hexadecimal. A key has 256 random bits, so it needs no salt and no stretching.
     Column("digest", String(64), nullable=False),
     Column("scopes", String(64), nullable=False),
     Column("quota", Integer, nullable=False),

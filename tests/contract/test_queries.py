@@ -139,11 +139,11 @@ async def test_results_by_cursor(store: stores.Store, views: queries.SessionQuer
 
 async def test_the_schema_seen_from_outside(database: engines.Database) -> None:
     """The current schema is known and up to date; a database that does not answer is an error without its password."""
-    found = await asyncio.to_thread(inspection.look, database.url)
+    found = await asyncio.to_thread(inspection.schema_state, database.url)
     assert found.known
     assert found.current == found.newest != ""
     with pytest.raises(errors.Unavailable) as caught:
-        await asyncio.to_thread(inspection.look, "postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
+        await asyncio.to_thread(inspection.schema_state, "postgresql+asyncpg://u:PLANTED@127.0.0.1:9/recorder")
     assert "PLANTED" not in str(caught.value)
 
 

@@ -196,7 +196,7 @@ async def test_spool(world: World) -> None:
 async def test_an_error_in_a_check_is_a_finding(world: World) -> None:
     """An unexpected error of the system fails that check; the others still run."""
 
-    def breaks(_: object) -> inspection.Schema:
+    def breaks(_: object) -> inspection.SchemaState:
         raise OSError("the disk is on fire")
 
     world.change(schema=breaks)
@@ -244,7 +244,7 @@ async def test_database_file(world: World) -> None:
             connection.commit()
         assert (await world.examine())["database"].status == status
     shutil.copy(kept, file)
-    world.change(schema=lambda settings: inspection.Schema(current="0001", newest="0002"))
+    world.change(schema=lambda settings: inspection.SchemaState(current="0001", newest="0002"))
     assert await world.broken() == [("database", "warn")]
     world.change(schema=REAL_SCHEMA)
     world.environ["DATA_DIR"] = str(kept)
@@ -262,7 +262,7 @@ async def test_database_server(world: World) -> None:
         assert await world.broken() == [("database", "fail")]
         assert type_ in (await world.examine())["database"].type
     await connection.close()
-    world.change(schema=lambda settings: inspection.Schema(current="0001", newest="0002"))
+    world.change(schema=lambda settings: inspection.SchemaState(current="0001", newest="0002"))
     assert await world.broken() == [("database", "fail")]
     assert "recorder migrate" in (await world.examine())["database"].type
     world.change(schema=REAL_SCHEMA)
