@@ -87,11 +87,11 @@ def main() -> None:
         measure(Path(folder), given.folder.absolute(), given, print)
 
 
-def measure(folder: Path, kept: Path, given: argparse.Namespace, say: Callable[[str], None]) -> None:
+def measure(folder: Path, cache: Path, given: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Run all rounds and print the table."""
     bare, recorded = [], []
     window = Window(seconds=given.seconds, settle_s=given.settle)
-    with source(kept, given.length) as address:
+    with source(cache, given.length) as address:
         quiet = noise.Noise()
         idle = served(folder / "idle", address, 0, window)
         for at in range(given.rounds):
@@ -187,8 +187,8 @@ def _ask(url: str, body: Any = None) -> Any:
     """The response as JSON, None without one or for an error. The address is always http on 127.0.0.1."""
     data = json.dumps(body).encode() if body is not None else None
     try:
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - as said
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - as said
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - always http on 127.0.0.1
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - always http on 127.0.0.1
             return json.loads(answer.read())
     except (urllib.error.URLError, OSError):
         return None

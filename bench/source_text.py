@@ -111,8 +111,8 @@ def protocols(modules: dict[str, ast.Module]) -> dict[str, float]:
     }
     declared = [key for key in classes if any(name == "Protocol" for _, name in bases(key, classes))]
     offered = [members(key, classes) for key in classes.keys() - declared]
-    asked = [members(key, classes) for key in declared]
-    found = Counter(sum(names <= one for one in offered) for names in asked)
+    required = [members(key, classes) for key in declared]
+    found = Counter(sum(names <= one for one in offered) for names in required)
     return {"Protocols": len(declared), "Protocols with one implementation": found[1]}
 
 

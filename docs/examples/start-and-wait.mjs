@@ -2,8 +2,8 @@
 //
 //   AMQP_URL=amqp://user:password@host:5672/ node start-and-wait.mjs request.json
 //
-// `request.json` is the body of a start; `-` reads it from the standard input. Prints the data of session-accepted, and of
-// session-finished when the session is over. Ends with 1 if the start was refused, with 2 if it was not answered.
+// `request.json` is the body of a start; `-` reads it from the standard input. The program prints the data of session-accepted,
+// and of session-finished when the session is over. It ends with 1 if the start was refused, with 2 without an answer.
 
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -18,8 +18,8 @@ const connection = await amqp.connect(process.env.AMQP_URL, { heartbeat: 10 });
 const channel = await connection.createConfirmChannel();
 await channel.checkExchange(exchange);
 
-// First listen, then ask. This queue goes with the connection: an application that must not miss the result of a session that
-// outlives it declares a durable one, { durable: true, arguments: { "x-queue-type": "quorum" } }, with a name of its own.
+// Subscribe before publishing. This queue ends with the connection. An application that must not miss a later result declares
+// a durable queue with a name of its own: { durable: true, arguments: { "x-queue-type": "quorum" } }.
 const { queue } = await channel.assertQueue("", { exclusive: true });
 for (const type of ["session-accepted", "session-refused", "session-finished"]) {
   await channel.bindQueue(queue, exchange, `result.${type}`);
@@ -39,7 +39,7 @@ function end(code, text) {
 function take(message) {
   if (message === null) return end(3, "The queue is gone.");
   const event = JSON.parse(message.content.toString());
-  // Results come at least once: the same id again is the same result again.
+  // Results arrive at least once: a repeated id is the same result.
   if (seen.has(event.id)) return channel.ack(message);
   seen.add(event.id);
   channel.ack(message);
@@ -58,7 +58,7 @@ const unanswered = setTimeout(() => end(2, `No answer to ${eventId}; was it park
 channel.on("return", () => end(2, "No queue takes events."));
 await channel.consume(queue, take);
 
-// The id makes a repeat harmless; persistent and confirmed, the message outlives the broker's restart.
+// The id lets the recorder deduplicate a repeat. A persistent, confirmed message survives a restart of the broker.
 channel.publish(exchange, "event.start", request, {
   messageId: eventId,
   contentType: "application/json",

@@ -1,9 +1,9 @@
-"""Hears the recorder's results in a durable queue of its own and prints each of them, a line of JSON, once.
+"""Subscribes to the recorder's results with a durable queue and prints each of them once, as a line of JSON.
 
     AMQP_URL=amqp://user:password@host:5672/ python subscribe_results.py [TaskId]
 
-Runs until it is stopped; with a TaskId, until that session's `session-finished`. What is published while it does not run waits
-in the queue, so start it once before the first session: what was published before the queue was there is not in it.
+It runs until it is stopped, or with a TaskId until that session's `session-finished`. Results wait in the queue while it does
+not run. Start it once before the first session, because the queue has no result from before it was declared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUEUE = os.environ.get("RESULTS_QUEUE") or "lessons.results"
 
 
 class Results:
-    """Takes each result once. A real application keeps the ids where it keeps the results, in the same transaction."""
+    """Handles each result once. A real application stores the ids with the results, in the same transaction."""
 
     def __init__(self, task_id: str) -> None:
         self._task_id = task_id
@@ -27,20 +27,20 @@ class Results:
         self.finished = asyncio.Event()
 
     async def take(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        """One delivery. Results come at least once: the same id again is the same result again."""
+        """Handle one message. Results arrive at least once: a repeated id is the same result."""
         event = json.loads(message.body)
         if event["id"] not in self._seen:
             sys.stdout.write(json.dumps({"type": event["type"], "data": event["data"]}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
             self._seen.add(event["id"])
-        # Acknowledged only now that it is safe; what dies before this is delivered again.
+        # Acknowledge only now: after a crash before this line, the broker delivers the message again.
         await message.ack()
         if event["type"] == "session-finished" and event["data"]["TaskId"] == self._task_id:
             self.finished.set()
 
 
 async def subscribe(task_id: str) -> None:
-    """Declare the queue, bind it, and take what comes."""
+    """Declare the queue, bind it, and handle its messages."""
     results = Results(task_id)
     connection = await aio_pika.connect_robust(os.environ["AMQP_URL"], heartbeat=10)
     async with connection:

@@ -117,7 +117,7 @@ def _record_minted(secrets: SecretWorld, monkeypatch: pytest.MonkeyPatch) -> Non
     def heard(user_sig: str, *, sdk_app_id: int, **more: Any) -> str:
         verdict = check(user_sig, sdk_app_id=sdk_app_id, **more)
         if sdk_app_id == MINTED:
-            assert verdict == usersig.OK, "it was minted with the planted key"
+            assert verdict == usersig.OK, "it was minted with the marked key"
             secrets.minted.add(user_sig)
         return verdict
 

@@ -75,8 +75,8 @@ def rules() -> list[faults.Fault]:
         for at in STEPS
     ]
     # A refused HEAD has no error code, so the uploader asks for it by a GET, which the same token is refused for.
-    asked = faults.Fault(action=faults.EXPIRED_TOKEN, times=0, operation="list-objects", signer=TEMPORARY.secret_id)
-    return [*passing, *expired, asked]
+    by_get = faults.Fault(action=faults.EXPIRED_TOKEN, times=0, operation="list-objects", signer=TEMPORARY.secret_id)
+    return [*passing, *expired, by_get]
 
 
 async def enter(scene: Scene, names: list[str], **start: Any) -> list[tuple[Scene, str]]:

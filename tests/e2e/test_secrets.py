@@ -145,11 +145,11 @@ async def _live(secrets: secret_world.SecretWorld, room: str, app: int = APP, *,
 
 
 async def _finished(secrets: secret_world.SecretWorld, task_id: str, revision: int = 1) -> Any:
-    async def look() -> Any:
+    async def poll() -> Any:
         _, found = await secrets.ask("GET", f"/sessions/{task_id}")
         return found if found["State"] == "Finished" and found["Revision"] >= revision else None
 
-    return await waiting.until(look, 60, f"revision {revision} of {task_id}", every_s=0.3)
+    return await waiting.until(poll, 60, f"revision {revision} of {task_id}", every_s=0.3)
 
 
 async def over_the_bus(secrets: secret_world.SecretWorld) -> None:

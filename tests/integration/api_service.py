@@ -127,20 +127,20 @@ class Service:
 @asynccontextmanager
 async def running(database: engines.Database, tokens: tuple[str, ...] = (), **more: Any) -> AsyncIterator[Service]:
     """Run a service on a database with the current schema. `more` are fields of the Api: requests_per_minute, quota, …"""
-    kept = database.open(now_ms, new_id)
-    decider = dispatch.Decider(kept, unit_of_work.Context(policy=model.Policy(), new_id=new_id))
+    opened = database.open(now_ms, new_id)
+    decider = dispatch.Decider(opened, unit_of_work.Context(policy=model.Policy(), new_id=new_id))
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as http:
-        held = {
-            "keys": api_keys_module.Keys(kept.connections, clock=now_ms),
-            "audit": audit.Audit(kept.connections, clock=now_ms),
+        options = {
+            "keys": api_keys_module.Keys(opened.connections, clock=now_ms),
+            "audit": audit.Audit(opened.connections, clock=now_ms),
         }
-        service = Service(url=url, decider=decider, store=kept, http=http, token=tokens[0] if tokens else "", **held)
+        service = Service(url=url, decider=decider, store=opened, http=http, token=tokens[0] if tokens else "", **options)
         api = app.Api(
             decide=service.decide,
-            queries=queries.SessionQueries(kept.connections),
-            ping=kept.connections.ping,
+            queries=queries.SessionQueries(opened.connections),
+            ping=opened.connections.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,
             clock=lambda: now_ms() + service.clock_ahead_ms,
@@ -161,7 +161,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         service.application, service.document, service.routes = application, application.openapi(), list(application.routes)
         async with _served(application, listening):
             yield service
-    await kept.stop()
+    await opened.stop()
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ BARE = json.dumps({"TaskId": TASK}).encode()
 
 
 class RealClock(engines.Clock):
-    """Time as it passes: a claim on the outbox that was left behind is over some time."""
+    """Real time, because a claim left on the outbox must expire."""
 
     def __call__(self) -> int:
         return time.time_ns() // 1_000_000
@@ -26,7 +26,7 @@ class RealClock(engines.Clock):
 
 @asynccontextmanager
 async def running(*made: rabbit_bus.RabbitBus) -> AsyncIterator[None]:
-    """These nodes started and connected; stopped at the end."""
+    """Start these nodes and wait until they are connected; stop them at the end."""
     for each in made:
         await each.start()
     try:
@@ -48,7 +48,7 @@ async def send_many(store: stores.Store, ids: list[str]) -> None:
 
 
 async def emptied(store: stores.Store) -> None:
-    """Wait until the broker has all that was written."""
+    """Wait until every message is published."""
 
     async def empty() -> bool:
         return not await store.outbox.unsent()

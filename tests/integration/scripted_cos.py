@@ -22,7 +22,7 @@ BUCKET = "recordings-1250000000"
 REGION = "ap-guangzhou"
 KEY = "room/01J/alice_1.mp4"
 HOST = f"{BUCKET}.cos.{REGION}.myqcloud.com"
-KEYS = credentials.Credentials(secret_id="AKIDplanted", secret_key="KEYplanted", token="TOKENplanted")
+KEYS = credentials.Credentials(secret_id="AKIDmarked", secret_key="KEYmarked", token="TOKENmarked")
 
 Fault = Callable[["Cos", web.Request], Awaitable[web.StreamResponse | None]]
 
@@ -36,14 +36,14 @@ class Cos:
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     script: dict[str, list[Fault | None]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
     heads: list[dict[str, str]] = field(default_factory=list)
     spoilt_crc: int = 0
     page: int = 1000
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         operation = self._operation(request)
-        self.asked.append(operation)
+        self.operations.append(operation)
         self.heads.append(dict(request.headers))
         faults_left = self.script.get(operation, [])
         fault = faults_left.pop(0) if faults_left else None
@@ -134,8 +134,8 @@ class Cos:
         return xml(f"<ListMultipartUploadsResult>{listed}</ListMultipartUploadsResult>")
 
     async def _abort(self, request: web.Request, key: str) -> web.Response:
-        gone = self.uploads.pop(request.query["uploadId"], None) is None
-        return failure(404, "NoSuchUpload") if gone else web.Response(status=204)
+        missing = self.uploads.pop(request.query["uploadId"], None) is None
+        return failure(404, "NoSuchUpload") if missing else web.Response(status=204)
 
     def _crc(self, key: str) -> dict[str, str]:
         return {"x-cos-hash-crc64ecma": str(fastcrc.crc64.xz(self.objects[key]))}
@@ -145,7 +145,7 @@ def xml(body: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(text=body, content_type="application/xml", headers=headers)
 
 
-def failure(status: int, code: str, message: str = "said by COS") -> web.Response:
+def failure(status: int, code: str, message: str = "message of COS") -> web.Response:
     body = f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>req-7</RequestId></Error>"
     return web.Response(status=status, text=body, content_type="application/xml")
 
@@ -165,7 +165,7 @@ async def reset(_: Cos, request: web.Request) -> None:
 
 async def lose_answer(server: Cos, request: web.Request) -> web.StreamResponse:
     """Commit, then cut the connection before the response."""
-    answer = await server.obey(server.asked[-1], request)
+    answer = await server.obey(server.operations[-1], request)
     assert request.transport is not None
     request.transport.abort()
     return answer

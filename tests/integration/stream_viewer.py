@@ -41,7 +41,7 @@ def address(simulator: server.Simulator, room: int | str, of: str, **query: str)
 
 @dataclass
 class Recording:
-    """What one viewer has received so far; `ended` is how the stream ended."""
+    """The stream that one viewer has received so far; `ended` is how it ended."""
 
     status: int = 0
     data: bytes = b""
@@ -81,7 +81,7 @@ async def until_events(simulator: server.Simulator, *types: int) -> None:
 
 
 def seen_flashes(data: bytes) -> list[tuple[float, barcode.Reading]]:
-    """Where flashes begin, in seconds of the file, with the bar code there; every picture's bar code must be readable."""
+    """The beginnings of flashes, in seconds of the file, with the bar code at each; every picture's bar code must be readable."""
     found, lit = [], False
     with av.open(io.BytesIO(data), format="flv") as container:
         for frame in container.decode(video=0):
@@ -96,7 +96,7 @@ def seen_flashes(data: bytes) -> list[tuple[float, barcode.Reading]]:
 
 
 def heard_beeps(data: bytes) -> list[float]:
-    """Where beeps begin, in seconds of the file."""
+    """The beginnings of beeps, in seconds of the file."""
     found, last_s = [], -1.0
     with av.open(io.BytesIO(data), format="flv") as container:
         for frame in container.decode(audio=0):

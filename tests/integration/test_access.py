@@ -77,11 +77,11 @@ async def test_a_scope_opens_its_routes_and_no_others(service: Service) -> None:
     await _key_is_known(service, right[api_keys.SCOPES[-1]])
     for method, path, scope in guarded_routes():
         real = path.replace("{TaskId}", UNKNOWN)
-        asked = len(service.decided)
+        decided = len(service.decided)
         status, answer = await service.ask(method, real, headers=bearer(lacking[scope]))
         assert (status, answer["Code"]) == (403, "Forbidden"), path
         assert f"scope {scope}," in answer["Message"]
-        assert len(service.decided) == asked
+        assert len(service.decided) == decided
         status, _ = await service.ask(method, real, headers=bearer(right[scope]))
         assert status not in (401, 403), path
 
@@ -115,9 +115,9 @@ async def test_only_the_digest_is_stored(service: Service, database: engines.Dat
     """No value in the database is accepted as a key, and the time of a key's last use is stored."""
     id_, key = await service.key("read")
     await _key_is_known(service, key)
-    kept = database.everything()
-    assert api_keys.digest(key).encode() in kept
-    assert key.rpartition("_")[2].encode() not in kept
+    stored = database.everything()
+    assert api_keys.digest(key).encode() in stored
+    assert key.rpartition("_")[2].encode() not in stored
     (found,) = await service.keys.all()
     assert (found.id, found.used_ms is not None) == (id_, True)
 
@@ -173,13 +173,13 @@ class TestLimits:
         stopped session returns it."""
         _, key = await service.key("start", quota=3)
         await _key_is_known(service, key)
-        asked = (service.ask("POST", "/sessions", json=start_body(RoomId=n), headers=bearer(key)) for n in range(1, 11))
-        answers = await asyncio.gather(*asked)
+        starts = (service.ask("POST", "/sessions", json=start_body(RoomId=n), headers=bearer(key)) for n in range(1, 11))
+        answers = await asyncio.gather(*starts)
         taken = [answer["TaskId"] for status, answer in answers if status == 202]
         refused = [answer["Code"] for status, answer in answers if status == 429]
         assert (len(taken), refused) == (3, ["LimitExceeded"] * 7)
-        held = {s["TaskId"]: int(s["RoomId"]) for s in (await service.ask("GET", "/sessions?state=Open"))[1]["Sessions"]}
-        again = start_body(RoomId=held[taken[0]])
+        rooms = {s["TaskId"]: int(s["RoomId"]) for s in (await service.ask("GET", "/sessions?state=Open"))[1]["Sessions"]}
+        again = start_body(RoomId=rooms[taken[0]])
         assert (await service.ask("POST", "/sessions", json=again, headers=bearer(key)))[1]["Repeated"] is True
         assert (await service.ask("POST", "/sessions", json=start_body(RoomId=99)))[0] == 202
         await service.ask("POST", f"/sessions/{taken[0]}/stop")
@@ -234,9 +234,9 @@ async def test_every_action_is_audited(service: Service) -> None:
     await service.ask("POST", f"/sessions/{UNKNOWN}/stop", headers=mine)
     await service.keys.revoke(id_, model.Caller(name="cli test"))
     lines, count = await service.audit.list()
-    said = [(line.who, line.action, line.subject, line.outcome) for line in reversed(lines)]
+    entries = [(line.who, line.action, line.subject, line.outcome) for line in reversed(lines)]
     key_name = f"key {id_} school"
-    assert said == [
+    assert entries == [
         ("cli test", "keys-create", f"{id_} school", "ok"),
         (key_name, "start", task_id, "ok"),
         (key_name, "start-again", task_id, "ok"),
@@ -245,14 +245,14 @@ async def test_every_action_is_audited(service: Service) -> None:
         (key_name, "stop", UNKNOWN, "NotFound"),
         ("cli test", "keys-revoke", f"{id_} school", "ok"),
     ]
-    assert count == len(said)
+    assert count == len(entries)
     assert "PLANTED" not in repr(lines)
 
 
 async def test_every_answer_has_the_headers(service: Service) -> None:
     """Every response, whether success, refusal, error or probe, forbids sniffing, framing and caching."""
     large = b" " * (256 * 1024 + 1)
-    asked: list[tuple[str, str, dict[str, Any], int]] = [
+    requests: list[tuple[str, str, dict[str, Any], int]] = [
         ("GET", "/sessions", {"headers": bearer(MASTER)}, 200),
         ("GET", "/openapi.json", {"headers": bearer(MASTER)}, 200),
         ("GET", "/healthz", {}, 200),
@@ -262,7 +262,7 @@ async def test_every_answer_has_the_headers(service: Service) -> None:
         ("POST", "/trtc/callbacks", {}, 401),
         ("GET", "/internal/segments", {"params": {"recording": "x", "epoch": "1"}}, 401),
     ]
-    for method, path, options, status in asked:
+    for method, path, options, status in requests:
         async with service.http.request(method, service.url + path, **options) as answer:
             assert answer.status == status, path
             for name, value in middleware.HEADERS.items():

@@ -238,10 +238,10 @@ async def test_the_examples_need_no_more(users: Users) -> None:
         await topology.declare(channel, names)
         machines = await channel.get_queue(names.machines.name)
         await machines.purge()
-        asked: asyncio.Future[aio_pika.abc.AbstractIncomingMessage] = asyncio.get_running_loop().create_future()
+        received: asyncio.Future[aio_pika.abc.AbstractIncomingMessage] = asyncio.get_running_loop().create_future()
 
         async def hear(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-            asked.set_result(message)
+            received.set_result(message)
 
         await machines.consume(hear, no_ack=True)
         program = await asyncio.create_subprocess_exec(
@@ -251,14 +251,14 @@ async def test_the_examples_need_no_more(users: Users) -> None:
         )  # fmt: skip
         telling = asyncio.create_task(program.communicate(b'{"a": 1}'))
         async with waiting.at_most(30):
-            message = await asked
+            message = await received
         assert (message.routing_key, message.body) == ("event.start", b'{"a": 1}')
         body = json.dumps({"data": {"TaskId": "one"}}).encode()
         answer = aio_pika.Message(body, correlation_id=message.message_id)
         await (await channel.get_exchange(users.prefix)).publish(answer, "result.session-accepted")
         async with waiting.at_most(30):
-            said, faults = await telling
-    assert (program.returncode, json.loads(said), faults) == (0, {"TaskId": "one"}, b"")
+            output, faults = await telling
+    assert (program.returncode, json.loads(output), faults) == (0, {"TaskId": "one"}, b"")
 
 
 PARKED = {
@@ -280,7 +280,7 @@ async def test_a_command_that_bypassed_the_permissions_is_parked(
     await node.start()
     try:
         await waiting.until(lambda: not node.problems(), timeout_s=30, what="the node to be connected")
-        command = codec.make("start-capture", id=f"planted {way}", time_ms=engines.START_MS, data=buses.JOB, subject=buses.TASK)
+        command = codec.make("start-capture", id=f"bypassed {way}", time_ms=engines.START_MS, data=buses.JOB, subject=buses.TASK)
         await users.plant(way, aio_pika.Message(codec.encode(command), message_id=command.id))
         parked = await buses.taken(names.parked, 1 if way == "an exchange in front" else 2)
         assert PARKED[way] in next(str(m.headers["x-reason"]) for m in parked if m.headers["x-queue"] == names.capture.name)

@@ -274,10 +274,10 @@ async def test_a_cancelled_wait_leaves_no_process(source: LiveSource, tmp_path: 
 async def test_a_segment_is_never_overwritten(source: LiveSource, tmp_path: Path) -> None:
     """A path with existing media is refused before the spawn and stays unchanged."""
     source.streams["anna"] = Stream(tags=flv_source.content())
-    kept = flv_source.write(tmp_path / "a.flv", flv_source.content()).read_bytes()
+    content = flv_source.write(tmp_path / "a.flv", flv_source.content()).read_bytes()
     ended = await _run(source.address("anna"), tmp_path / "a.flv")
     assert ended.reason == Reason.ERROR
-    assert (tmp_path / "a.flv").read_bytes() == kept
+    assert (tmp_path / "a.flv").read_bytes() == content
     assert source.streams["anna"].requests == 0
 
 
@@ -327,8 +327,8 @@ async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) 
     )
     assert service.stdout is not None
     await waiting.until(lambda: segment_scan.scan(path, "02").media_ms > 2_000)
-    said = (await service.stdout.read(4096)).decode()
-    pid = int(next(line for line in said.splitlines() if line.isdigit()))
+    output = (await service.stdout.read(4096)).decode()
+    pid = int(next(line for line in output.splitlines() if line.isdigit()))
     service.kill()
     killed = time.time()
     await service.wait()

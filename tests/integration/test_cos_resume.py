@@ -46,7 +46,7 @@ async def test_lost_answer_to_complete_is_success(server: scripted_cos.Cos, uplo
     """If COS completed the object but its response was lost, NoSuchUpload and an equal object count as success."""
     server.script["complete"] = [scripted_cos.lose_answer]
     await scripted_cos.upload(uploader, file, server)
-    assert server.asked == ["begun", "create", "part", "part", "part", "complete", "complete", "head"]
+    assert server.operations == ["begun", "create", "part", "part", "part", "complete", "complete", "head"]
 
 
 async def test_lost_answer_and_a_crash_is_success_after_restart(
@@ -55,10 +55,10 @@ async def test_lost_answer_and_a_crash_is_success_after_restart(
     """After a lost response and a crash, the next run finds the upload gone and an equal object, and sends nothing."""
     notes = scripted_cos.Notes()
     await scripted_cos.upload(uploader, file, server, notes)
-    server.asked.clear()
+    server.operations.clear()
     done = await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
     assert done.size_bytes == len(data)
-    assert server.asked == ["parts", "head"]
+    assert server.operations == ["parts", "head"]
 
 
 async def test_forgotten_upload_starts_again(
@@ -68,13 +68,13 @@ async def test_forgotten_upload_starts_again(
     notes = scripted_cos.Notes()
     stale = cos.UploadState(upload_id="dropped", part_size_bytes=scripted_cos.MIB)
     await scripted_cos.upload(uploader, file, server, notes, state=stale)
-    assert server.asked.count("create") == 1
+    assert server.operations.count("create") == 1
     for operation, after in (("part", [None]), ("complete", [])):
         server.objects.clear()
-        server.asked.clear()
+        server.operations.clear()
         server.script[operation] = [*after, scripted_cos.refuse(404, "NoSuchUpload")]
         await scripted_cos.upload(uploader, file, server, notes)
-        assert server.asked.count("create") == 2
+        assert server.operations.count("create") == 2
         assert server.objects[scripted_cos.KEY] == data
 
 
@@ -82,7 +82,7 @@ async def test_upload_with_invalid_parts_is_aborted(server: scripted_cos.Cos, up
     """After InvalidPart at Complete, the old upload is aborted and a new one carries the file."""
     server.script["complete"] = [scripted_cos.refuse(400, "InvalidPart")]
     await scripted_cos.upload(uploader, file, server)
-    assert server.asked.count("abort") == 1
+    assert server.operations.count("abort") == 1
     assert server.uploads == {}
 
 
@@ -95,7 +95,7 @@ async def test_unrecorded_upload_is_aborted(server: scripted_cos.Cos, uploader: 
     assert list(server.uploads) == ["lost-2"]
     server.script["begun"] = [scripted_cos.refuse(403, "AccessDenied")]
     await scripted_cos.upload(uploader, file, server)
-    assert server.asked.count("abort") == 2
+    assert server.operations.count("abort") == 2
 
 
 async def test_upload_with_a_refused_lease_is_aborted(
@@ -125,7 +125,7 @@ async def test_part_with_other_content_is_sent_again(
     """A part that COS has under the right number but with other bytes is sent again."""
     server.uploads["half"] = {1: os.urandom(scripted_cos.MIB), 2: data[scripted_cos.MIB : 2 * scripted_cos.MIB]}
     await scripted_cos.upload(uploader, file, server, state=cos.UploadState(upload_id="half", part_size_bytes=scripted_cos.MIB))
-    assert server.asked == ["parts", "part", "part", "complete", "head"]
+    assert server.operations == ["parts", "part", "part", "complete", "head"]
     assert server.objects[scripted_cos.KEY] == data
 
 
@@ -134,7 +134,7 @@ async def test_all_pages_of_parts_are_read(server: scripted_cos.Cos, uploader: c
     server.page = 1
     server.uploads["half"] = {1: data[: scripted_cos.MIB], 2: data[scripted_cos.MIB : 2 * scripted_cos.MIB]}
     await scripted_cos.upload(uploader, file, server, state=cos.UploadState(upload_id="half", part_size_bytes=scripted_cos.MIB))
-    assert server.asked == ["parts", "parts", "part", "complete", "head"]
+    assert server.operations == ["parts", "parts", "part", "complete", "head"]
 
 
 async def test_key_without_list_permission_resumes_from_its_state(
@@ -145,10 +145,10 @@ async def test_key_without_list_permission_resumes_from_its_state(
     server.script["part"] = [None, scripted_cos.refuse(403, "ExpiredToken")]
     with pytest.raises(errors.UploadFailed):
         await scripted_cos.upload(uploader, file, server, notes)
-    server.asked.clear()
+    server.operations.clear()
     server.script["parts"] = [scripted_cos.refuse(403, "AccessDenied")]
     await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
-    assert server.asked == ["parts", "part", "part", "complete", "head"]
+    assert server.operations == ["parts", "part", "part", "complete", "head"]
 
 
 async def test_error_of_save_ends_the_upload(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
@@ -160,25 +160,25 @@ async def test_error_of_save_ends_the_upload(server: scripted_cos.Cos, uploader:
 
     with pytest.raises(errors.LeaseRefused):
         await uploader.upload(file, scripted_cos.target(server), scripted_cos.KEYS, state=None, save=refused)
-    assert server.asked == ["begun", "create", "part"]
+    assert server.operations == ["begun", "create", "part"]
 
 
 async def test_cancelled_upload_resumes_later(
     server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes
 ) -> None:
     """A cancellation ends an upload between parts, and the next run resumes from the saved state."""
-    notes, held = scripted_cos.Notes(), asyncio.Event()
+    notes, release = scripted_cos.Notes(), asyncio.Event()
 
     async def hold(_: scripted_cos.Cos, request: web.Request) -> None:
-        await held.wait()
+        await release.wait()
 
     server.script["part"] = [None, hold]
     task = asyncio.create_task(scripted_cos.upload(uploader, file, server, notes))
-    await waiting.until(lambda: server.asked.count("part") == 2, what="the second part is under way")
+    await waiting.until(lambda: server.operations.count("part") == 2, what="the second part is under way")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    held.set()
+    release.set()
     assert len(notes.last.parts) == 1
     await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
     assert server.objects[scripted_cos.KEY] == data

@@ -54,7 +54,7 @@ async def test_file_is_uploaded_unchanged(server: scripted_cos.Cos, uploader: co
         size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)), url=f"https://{scripted_cos.HOST}/{scripted_cos.KEY}"
     )
     assert [len(state.parts) for state in notes.states] == [0, 1, 2, 3]
-    assert server.asked == ["begun", "create", "part", "part", "part", "complete", "head"]
+    assert server.operations == ["begun", "create", "part", "part", "part", "complete", "head"]
 
 
 async def test_host_token_and_type_are_sent(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
@@ -63,7 +63,7 @@ async def test_host_token_and_type_are_sent(server: scripted_cos.Cos, uploader: 
     assert {head["Host"] for head in server.heads} == {scripted_cos.HOST}
     assert {head["x-cos-security-token"] for head in server.heads} == {scripted_cos.KEYS.token}
     assert all("q-signature=" in head["Authorization"] for head in server.heads)
-    assert server.heads[server.asked.index("create")]["Content-Type"] == "video/mp4"
+    assert server.heads[server.operations.index("create")]["Content-Type"] == "video/mp4"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ async def test_passing_fault_is_repeated(
     server.script[operation] = [fault]
     await scripted_cos.upload(uploader, file, server)
     assert server.objects[scripted_cos.KEY] == data
-    assert server.asked.count(operation) == {"part": 3}.get(operation, 1) + 1
-    assert server.asked.count("create") == (2 if operation == "create" else 1)
+    assert server.operations.count(operation) == {"part": 3}.get(operation, 1) + 1
+    assert server.operations.count("create") == (2 if operation == "create" else 1)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ async def test_lasting_fault_is_reported_and_the_next_call_resumes(
     with pytest.raises(errors.UploadFailed) as caught:
         await scripted_cos.upload(uploader, file, server, notes)
     assert (caught.value.reason, caught.value.retry) == (reason, True)
-    server.asked.clear()
+    server.operations.clear()
     await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
-    assert server.asked == ["parts", "part", "part", "complete", "head"]
+    assert server.operations == ["parts", "part", "part", "complete", "head"]
     assert server.objects[scripted_cos.KEY] == data
 
 
@@ -137,9 +137,9 @@ async def test_refusal_is_permanent_and_names_the_next_step(
     with pytest.raises(errors.UploadFailed) as caught:
         await scripted_cos.upload(uploader, file, server)
     assert (caught.value.reason, caught.value.retry) == ("refused", False)
-    assert all(piece in caught.value.detail for piece in (str(status), code, "said by COS", "req-7", advice))
-    assert "planted" not in caught.value.detail
-    assert server.asked == ["begun", "create"]
+    assert all(piece in caught.value.detail for piece in (str(status), code, "message of COS", "req-7", advice))
+    assert "marked" not in caught.value.detail
+    assert server.operations == ["begun", "create"]
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
@@ -152,9 +152,9 @@ async def test_expired_token_needs_fresh_credentials(
     with pytest.raises(errors.UploadFailed) as caught:
         await scripted_cos.upload(uploader, file, server, notes)
     assert (caught.value.reason, caught.value.retry) == ("expired-token", True)
-    assert server.asked.count("part") == 2
+    assert server.operations.count("part") == 2
     await scripted_cos.upload(uploader, file, server, notes, state=notes.last)
-    assert server.asked.count("part") == 4
+    assert server.operations.count("part") == 4
 
 
 async def test_expiry_in_a_head_response_is_recognized(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
@@ -179,7 +179,7 @@ async def test_wrong_crc_is_never_done(server: scripted_cos.Cos, uploader: cos.C
     """An object whose CRC differs is uploaded again; if it still differs, the upload fails with both values."""
     server.spoilt_crc = 1
     await scripted_cos.upload(uploader, file, server)
-    assert server.asked.count("create") == 2
+    assert server.operations.count("create") == 2
     server.spoilt_crc = 99
     with pytest.raises(errors.UploadFailed) as caught:
         await scripted_cos.upload(uploader, file, server)
@@ -195,7 +195,7 @@ async def test_missing_and_empty_file_fail(server: scripted_cos.Cos, uploader: c
         with pytest.raises(errors.UploadFailed) as caught:
             await scripted_cos.upload(uploader, path, server)
         assert (caught.value.reason, caught.value.retry) == ("file-missing", False)
-    assert server.asked == []
+    assert server.operations == []
 
 
 async def test_redirect_is_not_followed(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
@@ -209,7 +209,7 @@ async def test_redirect_is_not_followed(server: scripted_cos.Cos, uploader: cos.
     with pytest.raises(errors.UploadFailed) as caught:
         await scripted_cos.upload(uploader, file, server)
     assert (caught.value.reason, caught.value.retry) == ("server", True)
-    assert server.asked.count("part") == 4
+    assert server.operations.count("part") == 4
 
 
 async def test_bucket_check(server: scripted_cos.Cos, uploader: cos.CosUploader) -> None:
@@ -249,20 +249,20 @@ async def test_stop_ends_queued_steps(server: scripted_cos.Cos, file: Path) -> N
     """An upload whose next step is queued while the uploader stops fails with a retry and does not count as cancelled."""
     one = cos.CosUploader(threads=1, first_part_bytes=scripted_cos.MIB, pauses_s=())
     await one.start()
-    held = asyncio.Event()
+    release = asyncio.Event()
 
     async def hold(_: scripted_cos.Cos, request: web.Request) -> None:
-        await held.wait()
+        await release.wait()
 
     server.script["create"] = [hold]
     first = asyncio.create_task(scripted_cos.upload(one, file, server))
-    await waiting.until(lambda: "create" in server.asked, what="the first request is under way")
+    await waiting.until(lambda: "create" in server.operations, what="the first request is under way")
     second = asyncio.create_task(scripted_cos.upload(one, file, server))
     stopping = asyncio.create_task(one.stop())
     with pytest.raises(errors.UploadFailed) as caught:
         await asyncio.wait_for(second, waiting.limit_s(5))
     assert caught.value.retry
-    held.set()
+    release.set()
     with pytest.raises(errors.UploadFailed):
         await first
     await stopping
@@ -278,9 +278,9 @@ async def test_no_secret_is_logged(
         server.script["create"] = [scripted_cos.refuse(403, "AccessDenied")]
         with pytest.raises(errors.UploadFailed):
             await scripted_cos.upload(uploader, file, server)
-    assert "planted" not in caplog.text + str(ours)
+    assert "marked" not in caplog.text + str(ours)
     assert not [record for record in caplog.records if record.name.startswith("qcloud_cos")]
-    assert "planted" not in repr(scripted_cos.KEYS)
+    assert "marked" not in repr(scripted_cos.KEYS)
 
 
 def test_parts_grow_so_that_ten_thousand_suffice() -> None:

@@ -1,4 +1,4 @@
-"""A process that stands still in the middle of a transaction (PostgreSQL): its locks go to who is alive."""
+"""A process that freezes inside a transaction (PostgreSQL): its locks are released for the other nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDLE_MS = 400
 
 @pytest.fixture
 async def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[stores.Store]]:
-    """Two stores on one database, whose patience with idle transactions is short."""
+    """Two stores on one database with a short limit for idle transactions."""
     monkeypatch.setattr(connections, "IDLE_IN_TRANSACTION_MS", IDLE_MS)
     database = engines.fresh("postgresql", tmp_path)
     opened = [database.open(engines.Clock()) for _ in range(2)]
@@ -28,7 +28,7 @@ async def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 async def test_locks_of_a_frozen_transaction_are_released(two_nodes: list[stores.Store]) -> None:
-    """The row is decided by the other node within seconds, and what the first would have written is refused."""
+    """The other node decides the row within seconds, and the write of the frozen one is refused."""
     asleep, awake = two_nodes
     await examples.opened(awake, examples.recording())
 

@@ -164,7 +164,7 @@ async def test_drop_removes_one_message(messages: dead_letters.DeadLetterQueue, 
 
 
 async def test_the_brokers_own_reasons_are_shown(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
-    """A message that the broker dead-lettered has no reason of ours; it is derived from the broker's headers."""
+    """A message that the broker dead-lettered has no reason from the recorder; it is derived from the broker's headers."""
     await buses.say(topology.exchange, "evnet.start", b"{}")
     death = [{"reason": "delivery_limit", "queue": topology.machines.name}]
     await buses.say(topology.parked, "event.stop", b"{}", headers={"x-death": death})

@@ -19,13 +19,13 @@ def _child(script: str, **options: object) -> ffmpeg_process.Child:
 @pytest.mark.alone
 async def test_stop_escalates_from_input_to_sigkill() -> None:
     """`q`, then SIGTERM, then SIGKILL; each after its limit and no later."""
-    polite, plain, deaf = (
+    polite, plain, stubborn = (
         _child("read -n1 key; exit 7"),
         _child("exec sleep 60"),
         _child("trap '' TERM INT; while :; do read -t 9; done"),
     )
     took, codes, limit_s = [], [], 0.8 * waiting.pace()
-    for child in (polite, plain, deaf):
+    for child in (polite, plain, stubborn):
         await child.start()
         began = time.monotonic()
         await child.stop(ask_s=limit_s, term_s=limit_s)
@@ -77,8 +77,8 @@ async def test_an_ended_child_can_be_stopped_and_killed() -> None:
 
 async def test_the_child_gets_a_clean_environment() -> None:
     """No variable of the service reaches the child, not even a proxy."""
-    said: list[str] = []
-    child = ffmpeg_process.Child(["/usr/bin/env"], redact=str, on_output_line=said.append)
+    lines: list[str] = []
+    child = ffmpeg_process.Child(["/usr/bin/env"], redact=str, on_output_line=lines.append)
     await child.start()
     await child.wait()
-    assert sorted(line.partition("=")[0] for line in said) == ["LC_ALL", "PATH"]
+    assert sorted(line.partition("=")[0] for line in lines) == ["LC_ALL", "PATH"]

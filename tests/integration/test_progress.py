@@ -82,12 +82,12 @@ async def test_watch_runs_until_the_session_is_finished(service: Service, as_jso
     lines: list[str] = []
 
     async def read(what: str) -> None:
-        async def look() -> bool:
+        async def check() -> bool:
             assert process.stdout is not None
             lines.append((await process.stdout.readline()).decode())
             return what in lines[-1]
 
-        await waiting.until(look, 15, what)
+        await waiting.until(check, 15, what)
 
     await read("6.0")
     service.progress[job_key.RecordingKey(task_id, "alice", 1)] = 2_500

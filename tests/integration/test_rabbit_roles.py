@@ -45,7 +45,7 @@ async def bus(store: stores.Store, clock: engines.Clock, prefix: str, hands: bus
         yield made
 
 
-# --- what cannot be handled --------------------------------------------------------------------------------------------------
+# --- invalid messages -------------------------------------------------------------------------------------------------------
 REFUSED = [
     ("event.stop", b"not json", {}, "not JSON"),
     ("event.stop", b"\xff\xfe", {}, "not JSON"),
@@ -63,7 +63,7 @@ REFUSED = [
 async def test_an_invalid_message_is_parked_with_its_reason_while_traffic_goes_on(
     bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands
 ) -> None:
-    """Invalid, unknown, misplaced and too large messages are parked whole, with reason and origin; the others are decided."""
+    """Invalid, unknown, misplaced and too large messages are parked whole with reason and origin, and the others are decided."""
     for number, (key, body, properties, _) in enumerate(REFUSED):
         await buses.say(prefix, key, body, headers={"mine": number}, **properties)
         await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id=f"good{number}", content_type="application/json")
@@ -80,7 +80,7 @@ async def test_an_invalid_message_is_parked_with_its_reason_while_traffic_goes_o
 async def test_properties_that_the_broker_acts_on_do_not_stop_a_message_from_being_parked(
     bus: rabbit_bus.RabbitBus, prefix: str
 ) -> None:
-    """A sender's user id, an expiration, copies and headers near the frame's limit are no reason to lose or loop a message."""
+    """A sender's user id, an expiration, copies, and headers near the frame limit neither lose nor loop a message."""
     properties: dict[str, Any] = {"user_id": "recorder", "expiration": 3_600, "message_id": "odd", "priority": 3}
     headers = {"big": "x" * 100_000, "CC": ["event.also"], "when": None}
     await buses.say(prefix, "event.unknown", b"{}", headers=headers, **properties)
@@ -92,7 +92,7 @@ async def test_properties_that_the_broker_acts_on_do_not_stop_a_message_from_bei
 async def test_a_message_that_always_fails_is_parked(
     bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tries are counted, whatever its error; the messages beside it go on."""
+    """Attempts are counted whatever the error, and other messages go on."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     hands.failures["poison"] = [RuntimeError("a fault of ours")] * 1_000
     await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="poison")
@@ -105,7 +105,7 @@ async def test_a_message_that_always_fails_is_parked(
 
 # --- roles and captures -------------------------------------------------------------------------------------------------------
 async def test_each_role_takes_its_own(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
-    """A machine decides and does not work, a worker works and does not decide; an api relays."""
+    """A node with the role machine decides, one with the role worker executes, and one with the role api only relays."""
     made = {role: buses.Hands() for role in ("api", "machine", "worker")}
     nodes = [
         buses.node(store, clock, prefix, on_event=h.on_event, on_command=h.on_command, name=role, roles=[role])
@@ -125,7 +125,7 @@ async def test_each_role_takes_its_own(store: stores.Store, clock: engines.Clock
 async def test_a_full_worker_leaves_captures_to_others_and_still_uploads(
     store: stores.Store, clock: engines.Clock, prefix: str
 ) -> None:
-    """While paused, also over a reconnection, no new capture comes, and uploads do; resumed, captures come again."""
+    """A paused node gets no new capture, even after a reconnection, but gets uploads, and a resumed one gets captures again."""
     full, free = buses.Hands(), buses.Hands()
     first = buses.node(store, clock, prefix, on_event=full.on_event, on_command=full.on_command, name="n1", roles=["worker"])
     second = buses.node(store, clock, prefix, on_event=free.on_event, on_command=free.on_command, name="n2", roles=["worker"])
@@ -152,7 +152,7 @@ async def test_a_full_worker_leaves_captures_to_others_and_still_uploads(
 
 
 async def test_a_leaving_node_hands_over_and_still_sends(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
-    """After `stop_consuming` a node takes nothing, whatever is resumed, and what it writes still goes out."""
+    """After `stop_consuming` a node takes no message, even when resumed, and its own messages still go out."""
     leaving, staying = buses.Hands(), buses.Hands()
     first = buses.node(store, clock, prefix, on_event=leaving.on_event, on_command=leaving.on_command, name="n1")
     second = buses.node(store, clock, prefix, on_event=staying.on_event, on_command=staying.on_command, name="n2")
@@ -167,7 +167,8 @@ async def test_a_leaving_node_hands_over_and_still_sends(store: stores.Store, cl
 
 
 async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands) -> None:
-    """Without a broker a node starts, says so, and keeps what it has to say; wrong credentials are named without the password."""
+    """Without a broker a node starts, reports the problem and keeps its messages, and wrong credentials are reported without the
+    password."""
     nowhere = buses.node(
         store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:wrongpass@127.0.0.1:1/"
     )
@@ -178,7 +179,7 @@ async def test_a_bus_starts_before_its_broker(store: stores.Store, clock: engine
     await wrong.start()
     await waiting.until(lambda: "ACCESS_REFUSED" in wrong.connection.problem, what="the refusal")
     assert "wrongpass" not in nowhere.connection.problem + wrong.connection.problem
-    # What anybody hears who asks /readyz.
+    # /readyz is public.
     assert nowhere.problems() == wrong.problems() == ["RabbitMQ is not connected; this node's log says why (bus.disconnected)."]
     await nowhere.stop()
     await wrong.stop()

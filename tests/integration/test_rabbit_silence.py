@@ -1,6 +1,6 @@
-"""What RabbitMQ ends by its clock, and what nobody ends: deliveries held for too long, and connections that fell silent.
+"""RabbitMQ's time limits: a message that stays unacknowledged for too long, and a connection that falls silent.
 
-RabbitMQ 4.3 cancels the consumer of who holds a delivery, instead of closing its channel: for that see
+RabbitMQ 4.3 cancels the consumer instead of closing its channel: for that see
 test_rabbit_traps.py::test_a_consumer_cancelled_by_the_broker_is_rebuilt.
 """
 
@@ -31,7 +31,7 @@ def database(tmp_path: Any) -> engines.Database:
 
 @pytest.fixture
 async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
-    """The way to the broker."""
+    """The connection to the broker."""
     proxy = tcp_proxy.Proxy(target_port=rabbit.shared().port)
     await proxy.start()
     yield proxy
@@ -41,14 +41,15 @@ async def cable() -> AsyncIterator[tcp_proxy.Proxy]:
 async def test_a_message_unacknowledged_for_too_long_costs_a_channel_and_no_message(
     store: stores.Store, clock: engines.Clock
 ) -> None:
-    """The broker closes the channel of a handler that hangs; the session is made anew, its messages come again, others go on."""
+    """When the broker closes the channel of a handler that hangs, the session is rebuilt, its messages are redelivered, and
+    others go on."""
     prefix, go = rabbit.shared().prefix(), asyncio.Event()
     begun: list[str] = []
     ended: list[str] = []
 
     async def handler(event: codec.Event) -> None:
         begun.append(event.id)
-        if event.id == "held":
+        if event.id == "slow":
             await go.wait()
         ended.append(event.id)
 
@@ -56,18 +57,18 @@ async def test_a_message_unacknowledged_for_too_long_costs_a_channel_and_no_mess
         bus = buses.node(store, clock, prefix, on_event=handler, on_command=handler, drain_s=0.2)
         await bus.start()
         await waiting.until(lambda: not bus.problems(), timeout_s=20, what="the bus to flow")
-        # Nothing but the broker's word may end the session.
+        # Only the broker may end the session here.
         await bus._watchdog.task.stop()
         first = bus.connection.current
         assert first is not None
-        await buses.say(prefix, "event.stop", BARE, message_id="held")
+        await buses.say(prefix, "event.stop", BARE, message_id="slow")
         async with waiting.at_most(20):
             assert "PRECONDITION_FAILED" in await asyncio.shield(first.ended)
-        await waiting.until(lambda: begun.count("held") == 2, timeout_s=20, what="the same message again")
-        await buses.say(prefix, "event.stop", BARE, message_id="beside")
-        await waiting.until(lambda: "beside" in ended, timeout_s=20, what="another message")
+        await waiting.until(lambda: begun.count("slow") == 2, timeout_s=20, what="the same message again")
+        await buses.say(prefix, "event.stop", BARE, message_id="other")
+        await waiting.until(lambda: "other" in ended, timeout_s=20, what="another message")
         go.set()
-        await waiting.until(lambda: ended.count("held") >= 2, what="what was held to end")
+        await waiting.until(lambda: ended.count("slow") >= 2, what="the slow handlers to end")
         await bus.stop()
     assert await _left(bus.topology.machines.name) == 0
 
@@ -75,8 +76,8 @@ async def test_a_message_unacknowledged_for_too_long_costs_a_channel_and_no_mess
 async def test_missing_heartbeats_of_a_silent_broker_end_the_connection(
     store: stores.Store, clock: engines.Clock, cable: tcp_proxy.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection on which nothing comes and nothing breaks is given up within a few heartbeats, with no watchdog and nothing to
-    publish; what was written meanwhile goes out once the way is open again."""
+    """A connection that falls silent without an error is dropped within a few heartbeats, without watchdog or publishing, and
+    messages written meanwhile go out once the broker is reachable again."""
     monkeypatch.setattr(broker_connection, "HEARTBEAT_S", 1)
     prefix, hands = rabbit.shared().prefix(), buses.Hands()
     url = rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")

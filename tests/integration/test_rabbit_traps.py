@@ -1,4 +1,4 @@
-"""What RabbitMQ and its client do to the unwary, one test each, on a broker of our own."""
+"""Traps of RabbitMQ and its client, one test each, on the tests' own broker."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def bus(store: stores.Store, clock: engines.Clock, prefix: str, hands: bus
 async def test_every_queue_is_a_durable_quorum_queue_with_at_least_once_dead_lettering(
     bus: rabbit_bus.RabbitBus, prefix: str
 ) -> None:
-    """The broker itself says that each queue that holds work is durable, a quorum queue, and dead-letters at least once."""
+    """The broker reports each queue of work as durable, a quorum queue, and with at-least-once dead-lettering."""
     found = {q["name"].removeprefix(f"{prefix}."): q for q in await asyncio.to_thread(rabbit.shared().queues, f"{prefix}.")}
     working = {"machines", "work.capture", "work.finish", "node.n1"}
     assert set(found) == working | {"parked", "unheard"}
@@ -69,7 +69,7 @@ async def test_every_queue_is_a_durable_quorum_queue_with_at_least_once_dead_let
 
 
 async def test_a_message_delivered_too_often_is_dead_lettered_and_not_dropped(prefix: str) -> None:
-    """At the delivery limit a message moves to the parked queue, by the broker's own hand."""
+    """At the delivery limit the broker itself moves a message to the dead-letter queue."""
     topology = topologies.Topology(prefix, delivery_limit=2)
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology)
@@ -85,15 +85,15 @@ async def test_a_message_delivered_too_often_is_dead_lettered_and_not_dropped(pr
 
 
 async def test_messages_outlive_the_brokers_restart(prefix: str) -> None:
-    """What was confirmed is there after the broker went down and came up again."""
+    """Confirmed messages survive a restart of the broker."""
     topology = topologies.Topology(prefix)
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology)
         await topologies.declare_queue(channel, topology, topology.node("n9"))
         for key in ("event.stop", "command.start-capture", "command.start-upload", "command.stop-capture.n9", "nobody.binds"):
             exchange = await channel.get_exchange(prefix, ensure=False)
-            kept = aio_pika.Message(key.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-            await exchange.publish(kept, key)
+            taken = aio_pika.Message(key.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+            await exchange.publish(taken, key)
     await rabbit.shared().restart_beside()
     names = [q.name for q in (topology.machines, topology.capture, topology.finish, topology.node("n9"))]
     for name in [*names, topology.parked]:
@@ -102,7 +102,7 @@ async def test_messages_outlive_the_brokers_restart(prefix: str) -> None:
 
 # --- publishing ---------------------------------------------------------------------------------------------------------------
 async def test_a_message_that_no_queue_takes_is_an_error(bus: rabbit_bus.RabbitBus, prefix: str) -> None:
-    """Where even the alternate exchange leads nowhere, publishing raises instead of losing the message."""
+    """If even the alternate exchange leads nowhere, publishing raises and the message is not lost."""
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await channel.queue_delete(f"{prefix}.parked")
     with pytest.raises(broker_connection.Unroutable):
@@ -113,7 +113,7 @@ async def test_a_message_that_no_queue_takes_is_an_error(bus: rabbit_bus.RabbitB
 async def test_an_unbound_key_is_parked_and_a_result_without_subscribers_is_not(
     bus: rabbit_bus.RabbitBus, prefix: str, store: stores.Store
 ) -> None:
-    """A publisher's typing error ends up where an operator finds it; a result without subscribers ends quietly."""
+    """A message with a mistyped key is parked for the operator, and a result without subscribers is dropped silently."""
     data = {"TaskId": rabbit_nodes.TASK, "Repeated": False, "Warnings": []}
     await store.outbox.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
     await rabbit_nodes.emptied(store)
@@ -125,7 +125,7 @@ async def test_an_unbound_key_is_parked_and_a_result_without_subscribers_is_not(
 async def test_a_command_for_an_unknown_node_waits_for_it(
     bus: rabbit_bus.RabbitBus, prefix: str, store: stores.Store, clock: engines.Clock
 ) -> None:
-    """The queue of an absent node is made by whoever has something for it."""
+    """The publisher of a message declares the queue of an absent node."""
     async with store.transaction() as tx:
         await tx.send("command", codec.make("start-upload", id="late", time_ms=0, data=buses.JOB), rabbit_nodes.TASK, "n7")
     await rabbit_nodes.emptied(store)
@@ -138,7 +138,8 @@ async def test_a_command_for_an_unknown_node_waits_for_it(
 async def test_publishing_is_bounded_while_the_broker_hangs(
     bus: rabbit_bus.RabbitBus, store: stores.Store, hands: buses.Hands
 ) -> None:
-    """A broker that keeps the connection and answers nothing does not hold a publisher; what waits goes out when it is back."""
+    """A broker that keeps the connection but does not respond blocks no publisher beyond its limit, and waiting messages go out
+    later."""
     rabbit.shared().freeze()
     try:
         with pytest.raises(errors.Unavailable):
@@ -153,7 +154,7 @@ async def test_publishing_is_bounded_while_the_broker_hangs(
 async def test_publishing_is_bounded_while_there_is_no_connection(
     store: stores.Store, clock: engines.Clock, prefix: str, hands: buses.Hands
 ) -> None:
-    """Waiting for a connection counts: a publisher that finds none is told so in its time, not when there is one again."""
+    """A publisher without a connection gets an error within its time limit, even before there is a connection again."""
     nowhere = buses.node(
         store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, url="amqp://recorder:recorder@127.0.0.1:1/"
     )
@@ -168,8 +169,8 @@ async def test_publishing_is_bounded_while_there_is_no_connection(
 
 
 async def test_channels_outlive_the_collection_of_garbage(bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands) -> None:
-    """A connection holds its channels weakly: those that publish, consume and listen are held by the session, and still work
-    after all garbage was collected."""
+    """The session keeps references to its channels, so publishing, consuming and returning still work after a garbage collection,
+    although the connection holds channels weakly."""
     heard: list[str] = []
     bus.listeners.append(lambda event: heard.append(event.id))
     session = bus.connection.current
@@ -188,7 +189,7 @@ async def test_channels_outlive_the_collection_of_garbage(bus: rabbit_bus.Rabbit
 
 # --- consuming ------------------------------------------------------------------------------------------------------------------
 async def test_a_consumer_cancelled_by_the_broker_is_rebuilt(bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands) -> None:
-    """A queue that is deleted takes its consumer along without a closed channel; both are made again."""
+    """A deleted queue cancels its consumer without closing the channel, and both are rebuilt."""
     old = bus.connection.current
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await channel.queue_delete(f"{prefix}.machines")
@@ -201,39 +202,39 @@ async def test_a_consumer_cancelled_by_the_broker_is_rebuilt(bus: rabbit_bus.Rab
 async def test_a_lost_consumer_is_found_and_rebuilt(
     how: str, bus: rabbit_bus.RabbitBus, prefix: str, hands: buses.Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A consumer that the broker, or the library, has lost without a word is found by the watchdog."""
+    """The watchdog finds a consumer that the broker or the library lost without an error."""
     monkeypatch.setattr(bus._watchdog, "_every_s", 0.2)
     await bus._watchdog.task.stop()
     old = bus.connection.current
-    deaf = next(each for each in bus._consumers if each.queue.name == f"{prefix}.machines")
-    callback = deaf._underlay.consumers[deaf._tag]
+    lost = next(each for each in bus._consumers if each.queue.name == f"{prefix}.machines")
+    callback = lost._underlay.consumers[lost._tag]
 
-    async def keep(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        kept.append(message)
+    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        taken.append(message)
 
-    kept: list[aio_pika.abc.AbstractIncomingMessage] = []
+    taken: list[aio_pika.abc.AbstractIncomingMessage] = []
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         if how == "forgotten":
-            del deaf._underlay.consumers[deaf._tag]
+            del lost._underlay.consumers[lost._tag]
         else:
-            await deaf._underlay.basic_cancel(deaf._tag)
-            deaf._underlay.consumers[deaf._tag] = callback
+            await lost._underlay.basic_cancel(lost._tag)
+            lost._underlay.consumers[lost._tag] = callback
         if how == "starving":
-            # Another consumer, so that there is one, which takes a single message and keeps it.
+            # Another consumer takes a single message and keeps it, so that the queue has a consumer.
             await channel.set_qos(prefetch_count=1)
-            await (await channel.get_queue(deaf.queue.name, ensure=False)).consume(keep)
-            await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="kept")
+            await (await channel.get_queue(lost.queue.name, ensure=False)).consume(take)
+            await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="taken")
             await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="waits")
         bus._watchdog.task.start()
         await rabbit_nodes.connected_anew(bus, old)
     await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="heard")
     await waiting.until(lambda: "heard" in hands.events, what="the event")
     if how == "starving":
-        await waiting.until(lambda: {"kept", "waits"} <= set(hands.events), what="what waited")
+        await waiting.until(lambda: {"taken", "waits"} <= set(hands.events), what="what waited")
 
 
 async def test_a_channel_that_closes_does_not_cancel_its_handlers(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
-    """A handler goes on to its end when the connection breaks under it; its message is delivered again and nothing is lost."""
+    """A handler runs to its end when its connection breaks, and its message is redelivered."""
     begun, go = asyncio.Event(), asyncio.Event()
     ended: list[str] = []
 
@@ -258,7 +259,7 @@ async def test_a_channel_that_closes_does_not_cancel_its_handlers(store: stores.
 
 
 async def test_a_node_that_stops_loses_nothing(store: stores.Store, clock: engines.Clock, prefix: str) -> None:
-    """Handlers that are cancelled by a stop leave their messages with the broker, unrejected."""
+    """A stop cancels handlers and leaves their messages with the broker, unrejected."""
     begun: list[str] = []
 
     async def stuck(event: codec.Event) -> None:
@@ -279,7 +280,7 @@ async def test_a_node_that_stops_loses_nothing(store: stores.Store, clock: engin
 async def test_a_broker_that_restarts_under_load_costs_nothing(
     bus: rabbit_bus.RabbitBus, store: stores.Store, hands: buses.Hands
 ) -> None:
-    """As many events as were written are decided, however the broker goes down in the middle of them: in order, or by a crash."""
+    """Every written event is decided although the broker shuts down or crashes in between."""
 
     async def goes_down(how: signal.Signals) -> None:
         old, wanted = bus.connection.current, len(hands.events) + 100
@@ -293,7 +294,7 @@ async def test_a_broker_that_restarts_under_load_costs_nothing(
         await waiting.until(lambda: set(ids) <= set(hands.events), timeout_s=60, what="every event")
         await rabbit_nodes.emptied(store)
 
-    # In order first: RabbitMQ 3.10.8 forgets who leads a quorum queue that is declared in the second before a crash.
+    # The shutdown first: RabbitMQ 3.10.8 forgets the leader of a quorum queue that is declared in the second before a crash.
     await goes_down(signal.SIGTERM)
     await goes_down(signal.SIGKILL)
 
@@ -301,7 +302,7 @@ async def test_a_broker_that_restarts_under_load_costs_nothing(
 async def test_a_database_that_restarts_under_load_costs_nothing(
     clock: engines.Clock, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the database is away no side of the bus ends, and nothing is parked for it; every event is decided afterwards."""
+    """While the database is unavailable the bus keeps running and parks nothing, and every event is decided afterwards."""
     monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 2)
     server = postgres.Server()
     server.start()

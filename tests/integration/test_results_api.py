@@ -1,4 +1,4 @@
-"""GET /results and `recorder results`: every result once, in order, by cursor; the wait ends when there is something to say."""
+"""GET /results and `recorder results`: every result once, in order, by cursor; a long poll ends with the first result."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ async def started(service: Service, **more: Any) -> str:
 
 
 async def types(service: Service, query: str = "") -> tuple[list[str], str]:
-    """The types behind a query, and the cursor to go on from."""
+    """The types in the response to a query, and the cursor to continue from."""
     status, answer = await service.ask("GET", f"/results{query}")
     assert status == 200, answer
     return [r["Type"] for r in answer["Results"]], answer["Next"]
 
 
 def announced_until(service: Service, done: Callable[[], bool]) -> bool:
-    """Say, as the bus does when a result has gone out, that one has; whether it is done."""
+    """Report a published result, as the bus does; returns whether it was published."""
     for listener in service.listeners:
         listener(codec.Event(id="1", type="session-finished", time_ms=0, data={}))
     return done()
 
 
 async def test_results_are_complete_and_in_order(service: Service) -> None:
-    """Each as Cursor, Id, Type, Time, Subject and Data; the body of session-finished is the session's own result."""
+    """Each result has Cursor, Id, Type, Time, Subject and Data, and the data of session-finished is the session's own result."""
     task_id = await started(service)
     await service.failed_recording(task_id)
     _, answer = await service.ask("GET", "/results")
@@ -62,7 +62,7 @@ async def test_results_are_complete_and_in_order(service: Service) -> None:
 
 
 async def test_a_cursor_continues_at_its_position(service: Service) -> None:
-    """Page after page: nothing twice, nothing passed over; the end's cursor finds what comes after it, and only that."""
+    """Paging repeats and skips nothing, and the last cursor finds exactly the later results."""
     await service.failed_recording(await started(service))
     seen, after = [], ""
     while True:
@@ -78,7 +78,7 @@ async def test_a_cursor_continues_at_its_position(service: Service) -> None:
 
 
 async def test_results_of_a_type(service: Service) -> None:
-    """`type` chooses, and may be repeated; the cursor still goes on behind all that was passed over."""
+    """`type` filters and may be repeated, and the cursor still moves past every filtered result."""
     await service.failed_recording(await started(service))
     assert (await types(service, "?type=session-finished"))[0] == ["session-finished"]
     assert (await types(service, "?type=session-finished&type=session-accepted"))[0] == [ALL[0], ALL[2]]
@@ -98,28 +98,28 @@ async def test_results_of_a_type(service: Service) -> None:
     ],
 )
 async def test_an_invalid_query_is_refused(service: Service, query: str, field: str) -> None:
-    """An invented cursor, a longer wait, a type that is no result's: named, and not passed over."""
+    """An invalid cursor, too long a wait and an unknown type are refused by name."""
     status, answer = await service.ask("GET", f"/results?{query}")
     assert (status, answer["Message"].split(":")[0]) == (400, field)
 
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_the_wait_ends_with_a_result(service: Service, announced: bool) -> None:
-    """Woken by the bus at once, and without its word by polling; what came during the wait is the answer."""
+    """A result ends a long poll immediately through the bus, and later by polling if the bus is silent, and is the response."""
     _, end = await types(service, "?after=now")
-    asked = asyncio.create_task(types(service, f"?after={end}&wait=30"))
+    poll = asyncio.create_task(types(service, f"?after={end}&wait=30"))
     before = time.monotonic()
     task_id = await started(service)
     if announced:
-        await waiting.until(lambda: announced_until(service, asked.done), what="the answer")
-    found, _ = await asyncio.wait_for(asked, waiting.limit_s(10))
+        await waiting.until(lambda: announced_until(service, poll.done), what="the answer")
+    found, _ = await asyncio.wait_for(poll, waiting.limit_s(10))
     assert found == ["session-accepted"]
     assert time.monotonic() - before < 5 * waiting.patience()
     assert task_id
 
 
 async def test_the_wait_ends_with_nothing(service: Service) -> None:
-    """At its end the answer is empty, and its cursor is where to go on."""
+    """A long poll that times out has an empty response with a cursor to continue from."""
     found, after = await types(service, "?wait=0.2")
     assert found == []
     assert await types(service, f"?after={after}") == ([], after)
@@ -128,24 +128,24 @@ async def test_the_wait_ends_with_nothing(service: Service) -> None:
 
 
 async def test_the_wait_ends_when_the_service_does(service: Service) -> None:
-    """A stop is not held up by those who wait."""
-    asked = asyncio.create_task(types(service, "?wait=30"))
+    """Long polls delay no stop of the service."""
+    poll = asyncio.create_task(types(service, "?wait=30"))
     await waiting.until(lambda: len(service.listeners) == 1, what="somebody to listen")
     service.draining = True
-    assert (await asyncio.wait_for(asked, waiting.limit_s(3)))[0] == []
+    assert (await asyncio.wait_for(poll, waiting.limit_s(3)))[0] == []
 
 
 async def test_one_result_wakes_every_waiter(service: Service) -> None:
-    """One result wakes everybody."""
-    asked = [asyncio.create_task(types(service, "?wait=30")) for _ in range(20)]
+    """One result ends every waiting long poll."""
+    poll = [asyncio.create_task(types(service, "?wait=30")) for _ in range(20)]
     await started(service)
-    await waiting.until(lambda: announced_until(service, lambda: all(a.done() for a in asked)), what="the answers")
-    assert [(await a)[0] for a in asked] == [["session-accepted"]] * 20
+    await waiting.until(lambda: announced_until(service, lambda: all(a.done() for a in poll)), what="the answers")
+    assert [(await a)[0] for a in poll] == [["session-accepted"]] * 20
 
 
 @asynccontextmanager
 async def following(service: Service, *words: str) -> AsyncIterator[asyncio.StreamReader]:
-    """`recorder results --follow …` as a process of its own; its output."""
+    """Run `recorder results --follow …` as a process; yields its output."""
     environ = {"RECORDER_URL": service.url, "PYTHONPATH": str(ROOT)}
     command = "from cli import app; app.app(prog_name='recorder')"
     program = (sys.executable, "-c", command, "results", "--follow", *words)
@@ -159,7 +159,7 @@ async def following(service: Service, *words: str) -> AsyncIterator[asyncio.Stre
 
 
 async def test_the_command_follows(service: Service) -> None:
-    """What there is and what comes, a JSON object on each line at once; Ctrl-C ends it with 130."""
+    """--follow prints stored and new results, one JSON object per line without delay, and Ctrl-C ends it with 130."""
     first = await started(service)
     async with following(service, "--json", "--type", "session-accepted") as output:
         assert json.loads(await asyncio.wait_for(output.readline(), waiting.limit_s(15)))["Subject"] == first
@@ -168,7 +168,8 @@ async def test_the_command_follows(service: Service) -> None:
 
 
 async def test_the_command_prints_the_stored_results(service: Service) -> None:
-    """Lines with tabs in a pipe, the gist of each; --after goes on behind a cursor; without --follow it ends."""
+    """In a pipe the command prints one tab-separated line per result, --after continues at a cursor, and without --follow it
+    ends."""
     task_id = await started(service)
     await service.failed_recording(task_id)
     result = await run(service, "results")

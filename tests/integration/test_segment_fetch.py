@@ -1,4 +1,6 @@
-"""A segment is fetched from another node whole or not at all, and what our own disk fails at is not that node's absence."""
+"""Segment fetch: a segment of another node is fetched completely or not at all, and a fault of the own disk is no absence of that
+node.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ SEGMENT = bytes(range(256)) * 10_000
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder."""
+    """The files of a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[str]:
-    """Another node: it has epoch 1 whole, breaks off in epoch 2, and has nothing else."""
+    """Another node: it has epoch 1 completely, breaks off in epoch 2, and has no other."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         assert request.headers["Authorization"] == f"Bearer {TOKEN}"
@@ -55,7 +57,7 @@ async def node() -> AsyncIterator[str]:
 
 
 async def test_a_segment_is_fetched_completely(node: str, tmp_path: Path) -> None:
-    """What the other node has lies here under its name, as old as it is there; asked for again it is not fetched again."""
+    """A fetched segment has the other node's name and modification time, and is not fetched twice."""
     path = tmp_path / "00000001.flv"
     assert await segment_fetch.fetch(node, TOKEN, OWNER, 1, path)
     assert path.read_bytes() == SEGMENT
@@ -65,7 +67,8 @@ async def test_a_segment_is_fetched_completely(node: str, tmp_path: Path) -> Non
 
 
 async def test_two_parallel_fetches_make_one_copy(node: str, tmp_path: Path) -> None:
-    """A transcode that was superseded may fetch beside its successor: neither writes into what the other reads, or has named."""
+    """Parallel fetches of a superseded transcode and its successor write neither into a file that the other reads nor over its
+    result."""
     path = tmp_path / "00000001.flv"
     assert await asyncio.gather(*(segment_fetch.fetch(node, TOKEN, OWNER, 1, path) for _ in range(5))) == [True] * 5
     assert path.read_bytes() == SEGMENT
@@ -74,18 +77,18 @@ async def test_two_parallel_fetches_make_one_copy(node: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("epoch", [2, 3], ids=["breaks-off", "has-it-not"])
 async def test_a_failed_fetch_leaves_nothing(node: str, tmp_path: Path, epoch: int) -> None:
-    """A node that breaks off, or has no such segment: not fetched, and no part of it stays."""
+    """A fetch from a node that breaks off or lacks the segment fails and leaves no partial file."""
     assert not await segment_fetch.fetch(node, TOKEN, OWNER, epoch, tmp_path / "x.flv")
     assert not names(tmp_path)
 
 
 async def test_an_absent_node_is_no_fault(tmp_path: Path) -> None:
-    """Nobody listens there: not fetched."""
+    """A fetch from an unreachable node fails without an error of the spool."""
     assert not await segment_fetch.fetch(f"http://127.0.0.1:{ports.free()}", TOKEN, OWNER, 1, tmp_path / "x.flv")
 
 
 async def test_a_full_disk_is_a_local_fault(node: str, tmp_path: Path) -> None:
-    """No space left for the copy: said as that, because the segment is there, and nothing is left in the way."""
+    """A full disk during the copy is reported as such, because the segment exists, and leaves no partial file."""
     (tmp_path / "x.flv.fetched").symlink_to("/dev/full")
     with pytest.raises(errors.TranscodeFailed) as raised:
         await segment_fetch.fetch(node, TOKEN, OWNER, 1, tmp_path / "x.flv")
@@ -94,7 +97,7 @@ async def test_a_full_disk_is_a_local_fault(node: str, tmp_path: Path) -> None:
 
 
 async def test_an_unwritable_spool_is_a_local_fault(node: str, tmp_path: Path) -> None:
-    """The folder is gone: the spool is lost, not the node."""
+    """A missing folder is a lost spool and no fault of the node."""
     with pytest.raises(errors.TranscodeFailed) as raised:
         await segment_fetch.fetch(node, TOKEN, OWNER, 1, tmp_path / "gone" / "x.flv")
     assert raised.value.reason == "spool-lost"

@@ -1,4 +1,4 @@
-"""The HTTP server: listens on a free port, ends when told to, and says what is wrong with an address."""
+"""The HTTP server: it listens on a free port, ends on request, and explains a wrong address."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def application() -> fastapi.FastAPI:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_it_answers_and_ends(host: str) -> None:
-    """The port is known after the start; start and stop may be repeated; nothing listens after the stop."""
+    """The port is known after the start, start and stop may be repeated, and nothing listens after the stop."""
     server = http_server.HttpServer(application(), host=host, port=0)
     await server.start()
     await server.start()
@@ -44,7 +44,7 @@ async def test_it_answers_and_ends(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid"])
 async def test_an_address_that_cannot_be_used(host: str) -> None:
-    """A port in use, an address of another machine, a name that is none: an error that says what to set, and no exit."""
+    """A port in use, an address of another machine and an invalid name give an error that names the setting, and no exit."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = http_server.HttpServer(application(), host=host, port=taken.getsockname()[1])
         with pytest.raises(errors.Unavailable, match="set PORT to a free one, or correct HOST"):
@@ -53,7 +53,7 @@ async def test_an_address_that_cannot_be_used(host: str) -> None:
 
 
 async def sent(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection on which this was sent."""
+    """A connection on which these bytes were sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     await writer.drain()
@@ -61,7 +61,7 @@ async def sent(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.St
 
 
 async def closed(reader: asyncio.StreamReader) -> bool:
-    """Whether the other side has ended the connection, properly or not."""
+    """Whether the other side has ended the connection, cleanly or not."""
     try:
         return await reader.read() == b""
     except ConnectionResetError:
@@ -77,7 +77,7 @@ WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     ids=["nothing", "half a line", "half a head", "half a second request"],
 )
 async def test_an_incomplete_request_is_closed(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who connects and says nothing, or only half of it, is closed after a while; what was asked before is answered."""
+    """A connection with no request or an incomplete one is closed after a while, and earlier requests on it are served."""
     monkeypatch.setattr(connection_limits, "HEAD_S", 0.3)
     server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
     await server.start()
@@ -93,7 +93,7 @@ async def test_an_incomplete_request_is_closed(begun: bytes, monkeypatch: pytest
 
 
 async def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is about the head alone: a body that comes slowly, or an answer that takes its time, ends as ever."""
+    """The limit applies to the head of a request only: a slow body or a slow response ends normally."""
     monkeypatch.setattr(connection_limits, "HEAD_S", 0.2)
     made = application()
 
@@ -113,16 +113,16 @@ async def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.Monke
 
 
 async def test_connections_leave_descriptors_to_captures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are only so many connections at once: further ones are closed unread, and as soon as there is room, all is well."""
+    """Connections beyond the limit are closed unread, and new ones are accepted once there is room."""
     monkeypatch.setattr(connection_limits, "max_connections", lambda: 8)
     server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
     await server.start()
-    held = [await sent(server.port, b"GET / HT") for _ in range(8)]
+    opened = [await sent(server.port, b"GET / HT") for _ in range(8)]
     for _ in range(3):
         reader, writer = await sent(server.port, WHOLE)
         assert await closed(reader)
         writer.close()
-    for _, writer in held:
+    for _, writer in opened:
         writer.close()
 
     async def answered() -> bool:
@@ -137,7 +137,7 @@ async def test_connections_leave_descriptors_to_captures(monkeypatch: pytest.Mon
 
 
 def test_the_share_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the descriptors, few at least, and not without end."""
+    """The share is a quarter of the descriptors, with a minimum and a maximum."""
     for soft, expected in ((1_024, 256), (32, 16), (1_000_000, 1_024), (resource.RLIM_INFINITY, 1_024)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert connection_limits.max_connections() == expected

@@ -26,7 +26,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def test_callbacks_of_a_rooms_life(simulator: server.Simulator) -> None:
-    """Entering, muting, leaving and dismissing give Tencent's events, signed over the raw body, in order."""
+    """Entering, muting, leaving and dismissing give Tencent's events in order, signed over the raw body."""
     room = simulator.create_room(streams.APP, 8489)
     alice = await room.join("alice")
     bob = await room.join("bob", video=False)
@@ -72,7 +72,7 @@ async def _outcomes(simulator: server.Simulator, act: Callable[[], Awaitable[obj
 
 
 async def test_callbacks_are_retried_and_lost(simulator: server.Simulator) -> None:
-    """A failing receiver gets a retry at once and then by pauses until the message is too old; a retry is signed anew."""
+    """A failing receiver gets one retry immediately and more with pauses until the message is too old, each signed again."""
     simulator.receiver.answer_with("trtc", 500)
     room = simulator.create_room(streams.APP, 1)
     room.exists = True
@@ -85,7 +85,7 @@ async def test_callbacks_are_retried_and_lost(simulator: server.Simulator) -> No
 
 
 async def test_callback_faults(simulator: server.Simulator) -> None:
-    """Callbacks can be lost, doubled, late and swapped with the next one, each as often as asked."""
+    """Callbacks can be lost, doubled, late and swapped with the next one, each as often as scripted."""
     simulator.callbacks.set_faults(
         callbacks.Fault(action=callbacks.DROP, event_type=101),
         callbacks.Fault(action=callbacks.SWAP, event_type=103, user_id="alice"),

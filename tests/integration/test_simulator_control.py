@@ -1,4 +1,4 @@
-"""The simulator's control API: what the page docs/simulator.md promises to those who do not write Python."""
+"""The simulator's control API, as docs/simulator.md promises it to users of any language."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def simulator(tmp_path: Path, loops: Path) -> AsyncIterator[server.Simulat
 
 
 class Caller:
-    """Speaks to the control API as curl would: JSON without a Content-Type of JSON."""
+    """A client of the control API like curl: JSON without the Content-Type of JSON."""
 
     def __init__(self, simulator: server.Simulator, http: aiohttp.ClientSession) -> None:
         self.simulator = simulator
@@ -47,8 +47,8 @@ class Caller:
             assert answer.status == status or (not status and answer.status < 300), text
             return json.loads(text) if text else None
 
-    def told(self) -> list[Any]:
-        """The callbacks so far, without what differs from run to run."""
+    def events(self) -> list[Any]:
+        """The callbacks so far, without fields that differ between runs."""
         messages = [received.json() for received in self.simulator.receiver.received["trtc"]]
         return [(m["EventType"], m["EventInfo"].get("UserId", ""), m["EventInfo"].get("Role")) for m in messages]
 
@@ -60,7 +60,7 @@ async def call(simulator: server.Simulator) -> AsyncIterator[Caller]:
 
 
 async def test_a_room_with_speakers_in_one_call(call: Caller) -> None:
-    """A room gets its name and its speakers in one call; the same room keeps its name, and a name belongs to one room."""
+    """One call creates a room with a name and speakers, the same room keeps its name, and a name belongs to one room."""
     shown = await call("POST", "/control/rooms", LESSON | {"Speakers": [{"UserId": "alice"}, {"UserId": "bob", "Video": False}]})
     assert (shown["Room"], shown["Exists"]) == ("lesson", True)
     assert [(each["UserId"], each["Audio"], each["Video"]) for each in shown["Speakers"]] == [
@@ -77,7 +77,7 @@ async def test_a_room_with_speakers_in_one_call(call: Caller) -> None:
 
 
 async def test_roles_and_screens(call: Caller) -> None:
-    """One who becomes audience gives 105 alone and their stream ends; as an anchor again they publish what they did before."""
+    """A speaker who becomes audience gives only 105 and ends the stream, and as an anchor again publishes as before."""
     await call("POST", "/control/rooms", LESSON | {"Speakers": [{"UserId": "alice"}]})
     alice, speaker = "/control/rooms/lesson/speakers/alice", call.simulator.create_room(APP, 8489).speakers["alice"]
     values = {"room": "8489", "sdkappid": str(APP), "userid": "r", "usersig": "s", "speaker": "alice"}
@@ -99,17 +99,17 @@ async def test_roles_and_screens(call: Caller) -> None:
     await call("DELETE", alice, {"Reason": 2})
     types = [(101, None), (103, 20), (203, None), (201, None), (105, 21), (105, 20), (203, None), (201, None)]
     types += [(205, None), (206, None), (104, 20)]
-    await waiting.until(lambda: [(each[0], each[2]) for each in call.told()] == types, what=str(types))
+    await waiting.until(lambda: [(each[0], each[2]) for each in call.events()] == types, what=str(types))
     assert call.simulator.receiver.received["trtc"][-1].json()["EventInfo"]["Reason"] == 2
 
 
 async def test_callbacks_without_a_cause(call: Caller) -> None:
-    """Any callback can be sent, with other fields of EventInfo and with a wrong signature, which a receiver can tell."""
+    """Any callback can be sent, with other fields of EventInfo and with a wrong signature, which a receiver can detect."""
     await call("POST", "/control/rooms", LESSON)
     announce = "/control/rooms/lesson/announce"
-    said = await call("POST", announce, {"EventType": 104, "UserId": "eve", "Info": {"Reason": 3, "EventMsTs": 7}})
-    assert said["EventInfo"] == said["EventInfo"] | {"RoomId": 8489, "UserId": "eve", "Reason": 3, "EventMsTs": 7}
-    assert said["EventGroupId"] == 1
+    sent = await call("POST", announce, {"EventType": 104, "UserId": "eve", "Info": {"Reason": 3, "EventMsTs": 7}})
+    assert sent["EventInfo"] == sent["EventInfo"] | {"RoomId": 8489, "UserId": "eve", "Reason": 3, "EventMsTs": 7}
+    assert sent["EventGroupId"] == 1
     await call("POST", announce, {"EventType": 205, "UserId": "eve", "Forged": True})
     assert "EventInfo" in (await call("POST", announce, {"EventType": 102, "Info": {"forged": 1}}, status=400))["Message"]
     await call.simulator.callbacks.settled()
@@ -120,7 +120,7 @@ async def test_callbacks_without_a_cause(call: Caller) -> None:
 
 
 async def test_a_forging_fault(call: Caller) -> None:
-    """Under the fault `forge` each attempt is signed wrongly, so that a receiver that checks never takes the message."""
+    """With the fault `forge` every attempt has a wrong signature, so a receiver that checks never accepts the message."""
     await call("PUT", "/control/callbacks/faults", [{"Action": "forge", "EventType": 103, "Times": 1}])
     call.simulator.receiver.answer_with("trtc", 401)
     await call("POST", "/control/rooms", LESSON | {"Speakers": [{"UserId": "alice", "Video": False}]})
@@ -133,7 +133,7 @@ async def test_a_forging_fault(call: Caller) -> None:
 
 
 async def test_faults_are_shown_and_checked(call: Caller) -> None:
-    """Fault scripts are shown as they were given; a wrong field, type, action or status is named and changes nothing."""
+    """Fault scripts are returned as given, and a wrong field, type, action or status is refused by name and changes nothing."""
     late = {"Action": "delay", "EventType": 104, "UserId": "", "Times": 0, "DelayS": 0.5}
     await call("PUT", "/control/callbacks/faults", [late])
     assert await call("GET", "/control/callbacks/faults") == [late]
@@ -141,7 +141,7 @@ async def test_faults_are_shown_and_checked(call: Caller) -> None:
     broken |= {"Status": 500, "Code": "InternalError", "DelayS": 0.0}
     await call("PUT", "/control/cos/faults", [broken])
     assert await call("GET", "/control/cos/faults") == [broken]
-    for path, wrong, said in (
+    for path, wrong, expected in (
         ("callbacks", [{"Action": "drop", "Times": "2"}], "Times is not a whole number"),
         ("callbacks", [{"Times": 2}], "Action is required"),
         ("callbacks", {"Action": "drop"}, "array"),
@@ -151,12 +151,12 @@ async def test_faults_are_shown_and_checked(call: Caller) -> None:
         ("cos", [7], "not a JSON object"),
     ):
         answer = await call("PUT", f"/control/{path}/faults", wrong, status=400)
-        assert said in answer["Message"]
+        assert expected in answer["Message"]
     assert await call("GET", "/control/cos/faults") == [broken]
 
 
 async def test_a_change_is_whole_or_not_at_all(call: Caller) -> None:
-    """A wrong field of a change leaves the speaker as it was."""
+    """A change with a wrong field leaves the speaker unchanged."""
     await call("POST", "/control/rooms", LESSON | {"Speakers": [{"UserId": "alice"}]})
     alice = "/control/rooms/lesson/speakers/alice"
     before = await call("GET", "/control/rooms/lesson")
@@ -168,7 +168,7 @@ async def test_a_change_is_whole_or_not_at_all(call: Caller) -> None:
 
 
 async def test_a_stall_without_an_answer(call: Caller) -> None:
-    """A stalled speaker can leave new viewers unanswered; resumed, the stream goes on."""
+    """A stalled speaker can leave new viewers without a response, and the stream goes on after it resumes."""
     await call("POST", "/control/rooms", LESSON | {"Speakers": [{"UserId": "alice"}]})
     alice = "/control/rooms/lesson/speakers/alice"
     stream = call.simulator.create_room(APP, 8489).speakers["alice"].stream
@@ -179,7 +179,7 @@ async def test_a_stall_without_an_answer(call: Caller) -> None:
 
 
 async def test_the_receiver_waits_and_refuses(call: Caller) -> None:
-    """A receiver can be waited for, answers with the status that is asked for, and forgets."""
+    """A receiver can be waited for, responds with the configured status, and can be cleared."""
     waits = asyncio.create_task(call("GET", "/receiver/lesson?wait=30"))
     assert await call("GET", "/receiver/lesson") == []
     await call("POST", "/receiver/lesson", {"Revision": 1})
@@ -196,7 +196,7 @@ async def test_the_receiver_waits_and_refuses(call: Caller) -> None:
 
 
 async def test_accounts_and_pulls(call: Caller) -> None:
-    """Keys can be added, made to expire and taken away; how pulls count as users can be changed while it runs."""
+    """Keys can be added, expired and removed, and the counting of pulls as users can be changed at run time."""
     await call("PUT", "/control/accounts/AKIDtwo", {"SecretKey": "key-two", "Token": "t", "ExpiresInS": 60})
     added = call.simulator.cos.accounts["AKIDtwo"]
     assert (added.secret_key, added.token) == ("key-two", "t")
@@ -210,16 +210,16 @@ async def test_accounts_and_pulls(call: Caller) -> None:
 
 
 async def test_variants_of_a_dismissal(call: Caller) -> None:
-    """A dismissal can tell of each leaver, and name an integer room as text."""
+    """A dismissal can send a callback for each leaver, and can name an integer room as text."""
     room = LESSON | {"AnnouncesLeavers": True, "DismissalAsText": True, "Speakers": [{"UserId": "alice", "Video": False}]}
     await call("POST", "/control/rooms", room)
     await call("DELETE", "/control/rooms/lesson")
-    await waiting.until(lambda: [each[0] for each in call.told()] == [101, 103, 203, 104, 102])
+    await waiting.until(lambda: [each[0] for each in call.events()] == [101, 103, 203, 104, 102])
     last = call.simulator.receiver.received["trtc"][-1].json()
     assert last["EventInfo"]["RoomId"] == "8489"
     assert (await call("GET", "/control/rest")) == []
 
 
 def test_tencents_figures() -> None:
-    """Without other orders the retry rule is TRTC's: 5 s, then every 10 s, for a minute."""
+    """The default retry rule is TRTC's: after 5 s, then every 10 s, for a minute."""
     assert callbacks.RetryRule() == callbacks.RetryRule(timeout_s=5, pause_s=10, give_up_after_s=60)

@@ -1,4 +1,4 @@
-"""The simulator's COS, seen through Tencent's official SDK and, where that hides too much, plain requests."""
+"""The simulator's COS, used by Tencent's official SDK and, where the SDK hides too much, by plain requests."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def upload_parts(cos: Any, key: str, parts: dict[int, bytes]) -> tuple[str
 
 
 async def test_small_object_round_trip(simulator: server.Simulator, client: Client) -> None:
-    """The official SDK puts, heads, reads, reads a range of and deletes an object, and the file lies readable in the folder."""
+    """The official SDK puts, heads, reads, range-reads and deletes an object, and the folder has it as a readable file."""
     cos, key, body = client(), "录制/room 8489/alice_1.mp4", os.urandom(70_000)
     put = await asyncio.to_thread(
         cos.put_object, Bucket=BUCKET, Key=key, Body=body, EnableMD5=True, Metadata={"x-cos-meta-task": "T1"}
@@ -127,7 +127,7 @@ async def test_multipart_in_any_order(simulator: server.Simulator, client: Clien
 
 
 async def test_the_sdks_own_upload_file(client: Client, tmp_path: Path) -> None:
-    """The SDK's parallel `upload_file` works against it."""
+    """The SDK's parallel `upload_file` works."""
     cos, path = client(), tmp_path / "recording.mp4"
     path.write_bytes(os.urandom(3 * PART_BYTES + 5))
     await asyncio.to_thread(
@@ -152,7 +152,7 @@ async def test_complete_checks_the_parts(client: Client) -> None:
 
 
 async def test_abort(simulator: server.Simulator, client: Client) -> None:
-    """An aborted upload is gone, with its parts, and cannot be used any more."""
+    """An aborted upload and its parts are deleted, and the upload cannot be used any more."""
     cos = client()
     upload_id, _ = await upload_parts(cos, "e", {1: b"x"})
     await asyncio.to_thread(cos.abort_multipart_upload, Bucket=BUCKET, Key="e", UploadId=upload_id)
@@ -214,8 +214,8 @@ async def test_buckets_and_overwriting(client: Client) -> None:
     assert (bad.get_status_code(), bad.get_error_code()) == (400, "BadDigest")
     await asyncio.to_thread(cos.put_object, Bucket=BUCKET, Key="k", Body=b"first")
     forbid = {"x-cos-forbid-overwrite": "true"}
-    kept = await refused(cos.put_object, Bucket=BUCKET, Key="k", Body=b"second", Metadata=forbid)
-    assert (kept.get_status_code(), kept.get_error_code()) == (409, "FileAlreadyExists")
+    refusal = await refused(cos.put_object, Bucket=BUCKET, Key="k", Body=b"second", Metadata=forbid)
+    assert (refusal.get_status_code(), refusal.get_error_code()) == (409, "FileAlreadyExists")
     read = await asyncio.to_thread(cos.get_object, Bucket=BUCKET, Key="k")
     assert read["Body"].get_raw_stream().read() == b"first"
 
@@ -250,7 +250,7 @@ async def test_keys_never_leave_the_folder(simulator: server.Simulator, client: 
 
 
 async def test_objects_survive_a_restart(simulator: server.Simulator, client: Client) -> None:
-    """After a restart in the same folder, objects and open uploads are there as before."""
+    """After a restart in the same folder, objects and open uploads are the same as before."""
     await asyncio.to_thread(client().put_object, Bucket=BUCKET, Key="kept", Body=b"kept")
     upload_id, listed = await upload_parts(client(), "late", {1: b"part"})
     await simulator.stop()
@@ -266,7 +266,7 @@ async def test_objects_survive_a_restart(simulator: server.Simulator, client: Cl
 
 
 async def test_fault_status_and_expired_token(simulator: server.Simulator, client: Client) -> None:
-    """A script strikes the chosen request only: the second part gets 503, the next Complete ExpiredToken, all else works."""
+    """A script affects only the chosen request: the second part gets 503, the next Complete ExpiredToken, all others work."""
     simulator.cos.faults.set(
         faults.Fault(action=faults.STATUS, operation="upload-part", key="s*", skip=1, status=503, code="SlowDown"),
         faults.Fault(action=faults.EXPIRED_TOKEN, operation="complete"),
@@ -284,7 +284,7 @@ async def test_fault_status_and_expired_token(simulator: server.Simulator, clien
 
 
 async def test_fault_resets(simulator: server.Simulator, client: Client) -> None:
-    """`reset` leaves nothing behind, `commit-then-reset` leaves the object whose answer was lost."""
+    """`reset` stores nothing, and `commit-then-reset` stores the object whose response was lost."""
     cos = client()
     simulator.cos.faults.set(
         faults.Fault(action=faults.RESET, key="never"), faults.Fault(action=faults.COMMIT_THEN_RESET, key="lost-answer")
@@ -298,7 +298,7 @@ async def test_fault_resets(simulator: server.Simulator, client: Client) -> None
 
 
 async def test_fault_wrong_crc_and_delay(simulator: server.Simulator, client: Client) -> None:
-    """`wrong-crc` stores the object and lies about its CRC-64 once; `delay` answers late."""
+    """`wrong-crc` stores the object and returns a wrong CRC-64 once, and `delay` responds late."""
     cos = client()
     simulator.cos.faults.set(
         faults.Fault(action=faults.WRONG_CRC, operation="put-object"),
@@ -313,7 +313,7 @@ async def test_fault_wrong_crc_and_delay(simulator: server.Simulator, client: Cl
 
 
 async def test_a_client_that_vanishes_leaves_nothing(simulator: server.Simulator) -> None:
-    """A connection closed in the middle of a body stores neither object nor draft."""
+    """A connection closed in the middle of a body stores neither object nor partial file."""
     account = simulator.cos.accounts["AKIDone"]
     times = f"{int(time.time()) - 10};{int(time.time()) + 100}"
     fields = {

@@ -1,6 +1,6 @@
-"""COS's faults by script: under each of them, an upload ends in the right object or in the right error.
+"""Scripted faults of COS: with each of them an upload ends in the right object or in the right error.
 
-Once with Tencent's SDK alone, whose errors show what the wire said, and once with the recorder's uploader.
+The tests run with Tencent's SDK alone, whose errors show the wire's content, and with the recorder's uploader.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def script(simulator: server.Simulator, *rules: faults.Fault) -> None:
 
 
 def check_right(simulator: server.Simulator, done: uploaded_object.UploadedObject) -> None:
-    """One object, and it is the file."""
+    """The bucket has one object, which equals the file."""
     (stored,) = simulator.cos.objects.all()
     assert (stored.key, stored.path.read_bytes() == BODY) == (KEY, True)
     assert (done.size_bytes, done.crc64) == (len(BODY), str(crc64.xz(BODY))) == (stored.size, stored.crc64)
@@ -96,7 +96,7 @@ def _name(fault: faults.Fault) -> str:
 
 @pytest.mark.parametrize("fault", PASSING, ids=_name)
 async def test_a_passing_fault_ends_in_the_right_object(simulator: server.Simulator, upload: Upload, fault: faults.Fault) -> None:
-    """What goes wrong once or twice and then no more is survived by the uploader within one call."""
+    """A fault that passes after one or two requests is survived by the uploader within one call."""
     script(simulator, fault)
     check_right(simulator, await upload())
     await waiting.until(lambda: struck(simulator) == fault.times, what="the fault to have struck")
@@ -121,7 +121,7 @@ async def test_a_passing_fault_ends_in_the_right_object(simulator: server.Simula
 async def test_a_lasting_fault_ends_in_the_right_error(
     simulator: server.Simulator, upload: Upload, fault: faults.Fault, reason: str, retry: bool
 ) -> None:
-    """What stays wrong is told by its reason, and whether trying again makes sense; once it is over, the upload goes on."""
+    """A lasting fault has its reason and its retry flag, and once it is over the upload continues."""
     script(simulator, fault)
     with pytest.raises(errors.UploadFailed) as caught:
         await upload()
@@ -131,7 +131,7 @@ async def test_a_lasting_fault_ends_in_the_right_error(
 
 
 async def test_an_expired_token_costs_no_part(simulator: server.Simulator, upload: Upload) -> None:
-    """After fresh credentials an upload goes on where it was: no part is sent twice."""
+    """With fresh credentials an upload continues without sending any part twice."""
     script(simulator, faults.Fault(action=faults.EXPIRED_TOKEN, operation="upload-part", skip=2))
     with pytest.raises(errors.UploadFailed):
         await upload()
@@ -141,7 +141,7 @@ async def test_an_expired_token_costs_no_part(simulator: server.Simulator, uploa
 
 
 async def test_a_lost_answer_to_create_leaves_no_upload(simulator: server.Simulator, upload: Upload) -> None:
-    """COS began an upload that we were not told of: once the next one stands, the first is given up."""
+    """An upload whose Create got no response is aborted once the next one is recorded."""
     script(simulator, faults.Fault(action=faults.COMMIT_THEN_RESET, operation="initiate", times=2))
     check_right(simulator, await upload())
     operations = [served.operation for served in simulator.cos.served]
@@ -172,7 +172,7 @@ def sdk(simulator: server.Simulator) -> Any:
     ],
 )
 async def test_the_sdk_sees_refusals(simulator: server.Simulator, sdk: Any, fault: faults.Fault, status: int, code: str) -> None:
-    """A refusal by script reaches the official SDK as COS's own does: status, code, request id; nothing is stored."""
+    """A scripted refusal reaches the official SDK like COS's own: status, code, request id, and nothing stored."""
     script(simulator, fault)
     with pytest.raises(CosServiceError) as caught:
         await asyncio.to_thread(sdk.put_object, Bucket=BUCKET, Key=KEY, Body=b"x")
@@ -192,7 +192,7 @@ async def test_the_sdk_sees_refusals(simulator: server.Simulator, sdk: Any, faul
 async def test_the_sdk_sees_broken_lines(
     simulator: server.Simulator, sdk: Any, fault: faults.Fault, stored: list[str] | None
 ) -> None:
-    """A reset, a lost answer and one that comes too late are the SDK's client errors; what is stored is what the fault says."""
+    """A reset, a lost response and a late one are client errors of the SDK, and the stored objects match the fault."""
     script(simulator, fault)
     with pytest.raises(CosClientError):
         await asyncio.to_thread(sdk.put_object, Bucket=BUCKET, Key=KEY, Body=BODY)
@@ -201,7 +201,7 @@ async def test_the_sdk_sees_broken_lines(
 
 
 async def test_the_sdk_sees_a_wrong_crc(simulator: server.Simulator, sdk: Any) -> None:
-    """A wrong CRC-64 is in the answer once, and the object is right."""
+    """The wrong CRC-64 is in one response, and the object is right."""
     script(simulator, faults.Fault(action=faults.WRONG_CRC))
     put = await asyncio.to_thread(sdk.put_object, Bucket=BUCKET, Key=KEY, Body=BODY)
     assert put["x-cos-hash-crc64ecma"] != str(crc64.xz(BODY))

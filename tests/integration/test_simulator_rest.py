@@ -1,4 +1,4 @@
-"""TRTC's server API of the simulator, driven by Tencent's official SDK and, where that hides too much, by plain requests."""
+"""TRTC's server API of the simulator, called by Tencent's official SDK and, where the SDK hides too much, by plain requests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def refused(api: Any, action: str, **fields: Any) -> str:
     return str(caught.value.get_code())
 
 
-def told(simulator: server.Simulator) -> list[tuple[int, Any, Any]]:
+def events(simulator: server.Simulator) -> list[tuple[int, Any, Any]]:
     messages = [json.loads(received.body) for received in simulator.receiver.received["trtc"]]
     return [(m["EventType"], m["EventInfo"].get("UserId"), m["EventInfo"].get("Reason")) for m in messages]
 
@@ -76,21 +76,21 @@ def told(simulator: server.Simulator) -> list[tuple[int, Any, Any]]:
 async def test_users_are_removed_and_rooms_dismissed(
     simulator: server.Simulator, client: Client, room: int | str, suffix: str
 ) -> None:
-    """RemoveUser gives 104 with Reason 3 for each user named, DismissRoom 102; afterwards the room does not exist."""
+    """RemoveUser gives 104 with Reason 3 for each named user, DismissRoom gives 102, and afterwards the room does not exist."""
     opened = simulator.create_room(APP, room)
     for name in ("alice", "bob", "carol"):
         await opened.join(name)
-    said = await call(client(), f"RemoveUser{suffix}", SdkAppId=APP, RoomId=room, UserIds=["alice", "bob", "nobody"])
-    assert said.RequestId
+    response = await call(client(), f"RemoveUser{suffix}", SdkAppId=APP, RoomId=room, UserIds=["alice", "bob", "nobody"])
+    assert response.RequestId
     assert list(opened.speakers) == ["carol"]
     await call(client(), f"DismissRoom{suffix}", SdkAppId=APP, RoomId=room)
-    await waiting.until(lambda: told(simulator) and told(simulator)[-1][0] == 102, what="the dismissal")
-    assert told(simulator)[-3:] == [(104, "alice", 3), (104, "bob", 3), (102, None, None)]
+    await waiting.until(lambda: events(simulator) and events(simulator)[-1][0] == 102, what="the dismissal")
+    assert events(simulator)[-3:] == [(104, "alice", 3), (104, "bob", 3), (102, None, None)]
     assert await refused(client(), f"DismissRoom{suffix}", SdkAppId=APP, RoomId=room) == "FailedOperation.RoomNotExist"
 
 
 async def test_the_recording_user_is_removed(simulator: server.Simulator, client: Client) -> None:
-    """A user who only pulls can be removed: their pulls end, the speaker goes on."""
+    """A user who only pulls can be removed: their pulls end, and the speaker goes on."""
     alice = await simulator.create_room(APP, 1).join("alice")
     values = {"room": "1", "sdkappid": str(APP), "userid": "recorder", "usersig": "any", "speaker": "alice"}
     address = simulator.pull_template.format(**values, number_room="&use_number_room_id=1")
@@ -100,17 +100,17 @@ async def test_the_recording_user_is_removed(simulator: server.Simulator, client
         async with waiting.at_most(5):
             await answer.content.read()
     assert alice.publishing
-    await waiting.until(lambda: (104, "recorder", 3) in told(simulator), what="the callback")
+    await waiting.until(lambda: (104, "recorder", 3) in events(simulator), what="the callback")
 
 
 async def test_integer_and_string_rooms_are_kept_apart(simulator: server.Simulator, client: Client) -> None:
-    """A string room is not found by its digits as a number, and each API takes its own kind of id only."""
+    """A string room is not found by its digits as a number, and each API accepts only its own kind of id."""
     await simulator.create_room(APP, "8489").join("alice")
-    gone = "FailedOperation.RoomNotExist"
-    assert await refused(client(), "DismissRoom", SdkAppId=APP, RoomId=8489) == gone
+    missing = "FailedOperation.RoomNotExist"
+    assert await refused(client(), "DismissRoom", SdkAppId=APP, RoomId=8489) == missing
     assert await refused(client(), "DismissRoom", SdkAppId=APP, RoomId="8489") == "InvalidParameter.RoomId"
     assert await refused(client(), "DismissRoomByStrRoomId", SdkAppId=APP, RoomId=8489) == "InvalidParameter.RoomId"
-    assert await refused(client(), "DismissRoomByStrRoomId", SdkAppId=APP + 1, RoomId="8489") == gone
+    assert await refused(client(), "DismissRoomByStrRoomId", SdkAppId=APP + 1, RoomId="8489") == missing
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ async def test_integer_and_string_rooms_are_kept_apart(simulator: server.Simulat
     ],
 )
 async def test_wrong_parameters(simulator: server.Simulator, client: Client, fields: dict[str, Any], code: str) -> None:
-    """A missing or wrong parameter is refused by its name, and nobody is removed."""
+    """A missing or wrong parameter is refused by name, and no user is removed."""
     await simulator.create_room(APP, 1).join("a")
     assert await refused(client(), "RemoveUser", **fields) == code
     assert "a" in simulator.create_room(APP, 1).speakers
@@ -143,7 +143,7 @@ async def test_wrong_parameters(simulator: server.Simulator, client: Client, fie
     ],
 )
 async def test_wrong_keys_are_refused(simulator: server.Simulator, client: Client, keys: dict[str, Any], code: str) -> None:
-    """The signature is verified against COS's accounts before anything is looked at."""
+    """The signature is verified against COS's accounts before anything else."""
     room = simulator.create_room(APP, 1)
     await room.join("alice")
     assert await refused(client(**keys), "DismissRoom", SdkAppId=APP, RoomId=1) == code
@@ -161,7 +161,7 @@ async def test_good_keys_of_other_kinds(simulator: server.Simulator, client: Cli
 async def post(
     simulator: server.Simulator, headers: dict[str, str] | None = None, *, age_s: int = 0, body: bytes = b"{}"
 ) -> tuple[str, str]:
-    """A request signed by hand; answers its Content-Type and error code."""
+    """Send a request signed by hand; returns its Content-Type and error code."""
     now = int(time.time()) - age_s
     sent = {
         "Host": f"127.0.0.1:{simulator.port}",
@@ -178,9 +178,9 @@ async def post(
     sent |= {"Authorization": f"TC3-HMAC-SHA256 Credential={scope}, SignedHeaders={names}, Signature={sign}"} | (headers or {})
     async with aiohttp.ClientSession() as http, http.post(f"{simulator.url}/", data=body, headers=sent) as answer:
         assert answer.status == 200
-        said = json.loads(await answer.read())["Response"]
-        assert said["RequestId"]
-        return answer.headers["Content-Type"], said.get("Error", {}).get("Code", "")
+        response = json.loads(await answer.read())["Response"]
+        assert response["RequestId"]
+        return answer.headers["Content-Type"], response.get("Error", {}).get("Code", "")
 
 
 async def test_requests_that_the_sdk_never_sends(simulator: server.Simulator) -> None:
@@ -199,16 +199,16 @@ async def test_requests_that_the_sdk_never_sends(simulator: server.Simulator) ->
 
 
 async def test_a_room_that_ends_with_its_last_speaker(simulator: server.Simulator, client: Client) -> None:
-    """Removing the last speaker of a room in live mode ends the room, as a leaver does."""
+    """Removing the last speaker of a room in live mode ends the room, as a speaker who leaves does."""
     room = simulator.create_room(APP, 1)
     room.ends_when_empty = True
     await room.join("alice")
     await call(client(), "RemoveUser", SdkAppId=APP, RoomId=1, UserIds=["alice"])
-    await waiting.until(lambda: told(simulator) and told(simulator)[-1][0] == 102, what="the dismissal")
+    await waiting.until(lambda: events(simulator) and events(simulator)[-1][0] == 102, what="the dismissal")
 
 
 def test_the_documented_signature() -> None:
-    """The request that Tencent's documentation signs step by step gets the documented signature."""
+    """The example request of Tencent's documentation gets the documented signature."""
     body = rb'{"Limit": 1, "Filters": [{"Values": ["\u672a\u547d\u540d"], "Name": "instance-name"}]}'
     headers = {
         "Content-Type": "application/json; charset=utf-8",

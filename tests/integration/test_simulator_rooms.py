@@ -1,4 +1,4 @@
-"""The simulator's rooms: what a viewer receives and what a callback receiver is told. Looks into pictures and samples."""
+"""The simulator's rooms: streams to viewers, checked down to pictures and samples, and refusals, endings and removals."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_late_viewers_see_the_same_stream(simulator: server.Simulator, wat
 
 
 async def test_a_camera_switched_on_later(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
-    """Audio alone is declared as such; a camera switched on comes with its header and a key frame; muting stops its tags."""
+    """Audio alone is declared as such, a camera switched on starts with its header and a key frame, and muting stops its tags."""
     alice = await simulator.create_room(streams.APP, 1).join("alice", video=False)
     recording = watch(1, "alice")
     await streams.media(recording, 400)
@@ -112,7 +112,7 @@ async def test_a_camera_switched_on_later(simulator: server.Simulator, watch: Ca
 
 
 async def test_declared_but_absent(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
-    """A header can declare both tracks while only sound comes."""
+    """A header can declare both tracks while only sound arrives."""
     alice = await simulator.create_room(streams.APP, 1).join("alice", video=False)
     alice.declare("both")
     recording = watch(1, "alice")
@@ -122,7 +122,7 @@ async def test_declared_but_absent(simulator: server.Simulator, watch: Callable[
 
 
 async def test_resize_inside_a_stream(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
-    """A turned phone gives a second sequence header in the same stream, at a full second, and readable pictures after it."""
+    """A turned phone gives a second sequence header in the same stream, at a full second, followed by readable pictures."""
     alice = await simulator.create_room(streams.APP, 1).join("alice")
     recording = watch(1, "alice")
     await streams.media(recording, 200)
@@ -143,7 +143,7 @@ async def test_resize_inside_a_stream(simulator: server.Simulator, watch: Callab
 
 
 async def test_stall_and_resume(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
-    """A stalled stream stays open and silent; resumed, it goes on at the clock's time, video from a key frame."""
+    """A stalled stream stays open and silent, and continues at the clock's time, video from a key frame, when it resumes."""
     alice = await simulator.create_room(streams.APP, 1).join("alice")
     recording = watch(1, "alice")
     await streams.media(recording, 300)
@@ -170,13 +170,13 @@ async def test_stall_and_resume(simulator: server.Simulator, watch: Callable[...
     video = [tag for tag in resumed if tag[0] == flv.VIDEO]
     assert video[0][2][1] == flv.SEQUENCE_HEADER
     assert video[1][2][0] >> 4 == flv.KEY_FRAME
-    # Broken off without an answer, aiohttp's client asks once more and now gets the stream.
+    # aiohttp's client repeats a request that was cut off without a response, and then gets the stream.
     await streams.media(unanswered, recording.last_ms)
     assert unanswered.tags(flv.VIDEO)[0][1] > stalled_ms + 500
 
 
 async def test_endings(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
-    """A close is a proper end, an abrupt one is not; a viewer may come back; a jump shows in the timestamps."""
+    """A close is a clean end and an abrupt one is not, a viewer may come back, and a jump shows in the timestamps."""
     alice = await simulator.create_room(streams.APP, 1).join("alice")
     proper = watch(1, "alice")
     await streams.media(proper, 200)
@@ -193,7 +193,7 @@ async def test_endings(simulator: server.Simulator, watch: Callable[..., streams
 
 
 async def test_removing_and_dismissing(simulator: server.Simulator, watch: Callable[..., streams.Recording]) -> None:
-    """Removing a pulling user ends that user's pulls only and gives 104 with Reason 3; dismissing ends all streams."""
+    """Removing a pulling user ends only that user's pulls and gives 104 with Reason 3, and dismissing ends all streams."""
     room = simulator.create_room(streams.APP, 1)
     await room.join("alice")
     await room.join("bob")
@@ -211,7 +211,7 @@ async def test_removing_and_dismissing(simulator: server.Simulator, watch: Calla
 
 
 async def test_refusals(simulator: server.Simulator, http: aiohttp.ClientSession) -> None:
-    """Missing, foreign and expired UserSigs get 403 and say so; unknown speakers 404; a scripted refusal its own answer."""
+    """Missing, foreign and expired UserSigs get 403 with a reason, unknown speakers 404, a scripted refusal its own status."""
     alice = await simulator.create_room(streams.APP, 1).join("alice")
     simulator.configure_app(streams.APP, user_sig_key=streams.USER_SIG_KEY)
     signer = TLSSigAPIv2.TLSSigAPIv2(streams.APP, streams.USER_SIG_KEY)
@@ -260,7 +260,7 @@ async def test_pulls_as_users(tmp_path: Path, loops: Path, http: aiohttp.ClientS
 
 
 async def test_control_api(simulator: server.Simulator, http: aiohttp.ClientSession) -> None:
-    """Everything a demo needs can be done over HTTP, and mistakes are answered with the field that is wrong."""
+    """A demo can do everything over HTTP, and a mistake gets a response with the wrong field."""
     control = f"{simulator.url}/control"
     async with http.post(f"{control}/rooms", json={"SdkAppId": streams.APP, "StrRoomId": "demo"}) as answer:
         assert answer.status == 201
@@ -296,11 +296,11 @@ async def test_control_api(simulator: server.Simulator, http: aiohttp.ClientSess
         told_of = [(message["EventType"], message["Outcome"]) for message in await answer.json()]
     assert told_of[-1] == (102, "dropped")
     async with http.get(f"{simulator.url}/receiver/trtc") as answer:
-        assert [kept["Json"]["EventType"] for kept in await answer.json()] == [101, 103, 203, 201, 104, 104]
+        assert [each["Json"]["EventType"] for each in await answer.json()] == [101, 103, 203, 201, 104, 104]
 
 
 async def test_start_and_stop(tmp_path: Path, loops: Path, http: aiohttp.ClientSession) -> None:
-    """Start and stop may be called twice; stop ends streams and leaves no task; the same simulator starts again."""
+    """Start and stop may be called twice, a stop ends streams and leaves no task, and the same simulator starts again."""
     simulator = server.Simulator(folder=tmp_path, content_folder=loops)
     await simulator.start()
     await simulator.start()
@@ -331,7 +331,7 @@ async def test_a_room_that_ends_with_its_last_speaker(simulator: server.Simulato
 
 
 async def test_a_second_join_is_refused(simulator: server.Simulator) -> None:
-    """One user is in a room once, and a room's id is within TRTC's limits."""
+    """A user can be in a room only once, and a room's id must be within TRTC's limits."""
     room = simulator.create_room(streams.APP, 1)
     await room.join("alice")
     with pytest.raises(ValueError, match="already"):

@@ -1,4 +1,4 @@
-"""Stuck sessions over a real store: found by the API and the command, with the why and what to type; nothing else is."""
+"""Stuck sessions over a real store: API and command list exactly these, with the reason and the next command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def speaking(service: Service, room: int) -> str:
 
 
 async def uploading(service: Service, room: int, failures: int) -> str:
-    """A session whose upload has failed so many times and is tried again."""
+    """A session whose upload has failed this many times and is retried."""
     task_id = await speaking(service, room)
     named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, job_key.RecordingKey(task_id, "alice", 1)
     await service.store.leases.take(owner, 1, "node", 30_000)
@@ -65,13 +65,13 @@ async def waiting_retry(service: Service, owner: job_key.RecordingKey) -> str:
 
 
 async def stuck(service: Service, query: str = "") -> dict[str, list[str]]:
-    """TaskId → the names of the rules that hold."""
+    """TaskId → the names of the rules that match."""
     _, answer = await service.ask("GET", f"/sessions?stuck=true{query}")
     return {s["TaskId"]: [f["Rule"] for f in s["Stuck"]] for s in answer["Sessions"]}
 
 
 async def test_nothing_is_stuck_at_first(service: Service) -> None:
-    """Live sessions with queued work are not; the command says so and ends well."""
+    """Live sessions with queued work are not stuck, and the command reports none with exit code 0."""
     await speaking(service, 1)
     assert await stuck(service) == {}
     result = await run(service, "sessions", "--stuck")
@@ -79,8 +79,8 @@ async def test_nothing_is_stuck_at_first(service: Service) -> None:
 
 
 async def test_each_cause_is_found_and_reported(service: Service) -> None:
-    """A failure with files, an upload that fails again and again, a job that nobody takes, a lease that is over, a session that
-    does not finish: each under its rule, and what needs nobody is not there."""
+    """A failure with files, an upload that keeps failing, a job without a worker, an expired lease and a session that does not
+    finish are each listed under their rule, and healthy sessions are not."""
     failed = await started(service)
     await service.failed_recording(failed)
     fails = await uploading(service, 2, failures=3)
@@ -100,7 +100,7 @@ async def test_each_cause_is_found_and_reported(service: Service) -> None:
 
 
 async def test_an_undelivered_result_is_stuck(service: Service) -> None:
-    """A callback that waits unsent, and one that was refused for good."""
+    """A delivery that is overdue and one that was refused permanently are stuck."""
     task_id = await started(service, Callback="https://example.com/x")
     await service.ask("POST", f"/sessions/{task_id}/stop", json={})
     assert await stuck(service) == {}
@@ -114,7 +114,7 @@ async def test_an_undelivered_result_is_stuck(service: Service) -> None:
 
 
 async def test_the_stuck_are_filtered_and_paged(service: Service) -> None:
-    """Filters hold, a page has as many as asked for, and `Next` leads through all of them."""
+    """Filters apply, a page has the requested size, and `Next` leads through all pages."""
     ids = []
     for room in range(1, 6):
         ids.append(await uploading(service, room, failures=3))
@@ -133,7 +133,8 @@ async def test_the_stuck_are_filtered_and_paged(service: Service) -> None:
 
 
 async def test_the_command_prints_the_reason_and_the_next_step(service: Service) -> None:
-    """A row for each reason; `show` has the same; the command it names, typed as it stands, moves the recording on."""
+    """The command prints a row per reason, `show` prints the same, and the command in it, typed unchanged, moves the recording
+    on."""
     task_id = await started(service)
     await service.failed_recording(task_id)
     result = await run(service, "sessions", "--stuck")
@@ -148,7 +149,7 @@ async def test_the_command_prints_the_reason_and_the_next_step(service: Service)
 
 
 async def test_the_list_costs_the_same_at_any_length(service: Service) -> None:
-    """The number of queries does not grow with the sessions on the page, the stuck ones among them or not."""
+    """The number of queries does not grow with the sessions on the page, stuck or not."""
     queries: list[str] = []
     listened = service.store.connections.engine.sync_engine
     sqlalchemy.event.listen(listened, "before_cursor_execute", lambda *args: queries.append(args[2]))
@@ -165,7 +166,7 @@ async def test_the_list_costs_the_same_at_any_length(service: Service) -> None:
 
 
 async def test_the_list_counts_each_session_by_itself(service: Service) -> None:
-    """Counts of a whole page come with it, and are those of each session."""
+    """A page has the counts of each of its sessions."""
     ids = [await speaking(service, room) for room in range(1, 4)]
     failed = await started(service)
     await service.failed_recording(failed)

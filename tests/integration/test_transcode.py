@@ -1,4 +1,4 @@
-"""Transcodes by the real ffmpeg; the finished files are looked into: beeps, flashes, sizes, black, silence, lengths, gaps."""
+"""Transcodes by the real ffmpeg, with checks of the finished files: beeps, flashes, sizes, black, silence, lengths, gaps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _segment(path: Path, tags: Iterable[flv.Tag], first_ms: int | None = None, l
 
 
 def _cut(kind: int | None, from_ms: int, to_ms: int, size: str = "320x240", **options: int) -> tuple[flv.Tag, ...]:
-    """A piece of a stream, both tracks or one, moved to begin somewhere else, as segments do."""
+    """A part of a stream, with both tracks or one, shifted to begin elsewhere, as segments do."""
     tags = flv_source.between(flv_source.content(size, **options), from_ms, to_ms)
     return flv_source.shifted(tags if kind is None else flv_source.only(tags, kind), 700_000)
 
@@ -73,7 +73,7 @@ def _script(path: Path, body: str) -> str:
 
 @pytest.mark.parametrize("mode", ["00", "01", "02"])
 async def test_two_segments_become_one_file_with_the_gap_cut(tmp_path: Path, mode: str) -> None:
-    """Four and five seconds with six missing give nine seconds with a beep and a flash in each, and the gap is reported
+    """Four and five seconds with six missing between give nine seconds with a beep and a flash in each, and the gap is reported
     at second four."""
     segments = [
         _segment(tmp_path / "1.flv", _cut(None, 0, 4_000), 1_000_000, 1_004_000),
@@ -94,7 +94,7 @@ async def test_two_segments_become_one_file_with_the_gap_cut(tmp_path: Path, mod
 
 
 async def test_agreeing_segments_are_copied_packet_by_packet(tmp_path: Path) -> None:
-    """Where everything agrees, no picture is encoded: what is in the file are the source's own frames, B-frames included."""
+    """Segments that agree are copied: the file has the source's own frames, B-frames included."""
     for bframes in (0, 2):
         tags = _cut(None, 0, 4_000, bframes=bframes)
         folder = tmp_path / str(bframes)
@@ -108,8 +108,8 @@ async def test_agreeing_segments_are_copied_packet_by_packet(tmp_path: Path) -> 
 
 
 async def test_a_camera_switched_on_later_is_black_before_and_sound_is_whole(tmp_path: Path) -> None:
-    """Eight seconds of sound alone, then both: sound from the start, black for eight seconds to the frame, then the
-    picture in step."""
+    """Eight seconds of sound alone and then both tracks give sound from the start, exactly eight seconds of black, and then the
+    picture in sync."""
     segments = [
         _segment(tmp_path / "1.flv", _cut(flv.AUDIO, 0, 8_000), 1_000_000, 1_008_000),
         _segment(tmp_path / "2.flv", _cut(None, 0, 4_000), 1_008_500, 1_012_500),
@@ -128,8 +128,8 @@ async def test_a_camera_switched_on_later_is_black_before_and_sound_is_whole(tmp
 
 
 async def test_a_silent_segment_is_silence_at_its_place(tmp_path: Path) -> None:
-    """Pictures without sound, both, pictures again: silence where there was none, beeps in step with flashes between;
-    pictures copied."""
+    """Pictures without sound, then both, then pictures again give silence where sound is missing, beeps in sync with flashes, and
+    copied pictures."""
     tags = _cut(None, 0, 5_000)
     segments = [
         _segment(tmp_path / "1.flv", _cut(flv.VIDEO, 0, 5_000)),
@@ -147,8 +147,8 @@ async def test_a_silent_segment_is_silence_at_its_place(tmp_path: Path) -> None:
 
 
 async def test_another_picture_size_inside_a_segment_gives_frames_of_one_size(tmp_path: Path) -> None:
-    """Turned to portrait after three seconds, and larger in the next segment: one size, every frame decodes, bars at
-    the sides, in step."""
+    """A picture that turns to portrait after three seconds and is larger in the next segment has one size, bars at the sides,
+    frames that all decode, and stays in sync."""
     turned = flv_source.shifted(_cut(None, 0, 3_000, "240x320"), 3_000)
     segments = [
         _segment(tmp_path / "1.flv", _cut(None, 0, 3_000) + turned),
@@ -176,7 +176,7 @@ async def test_another_sampling_rate_keeps_the_time(tmp_path: Path) -> None:
 
 
 async def test_a_torn_segment_is_used_from_its_first_key_frame_to_its_last_tag(tmp_path: Path) -> None:
-    """Pictures before the first key frame are dropped, the torn tail too, and sound and picture stay in step across the seam."""
+    """Pictures before the first key frame and a torn tail are dropped, and sound and picture stay in sync across the seam."""
     first = _segment(tmp_path / "1.flv", _cut(None, 0, 3_000))
     first.path.write_bytes(first.path.read_bytes()[:-7])
     middle = flv_source.between(flv_source.content(gop=30), 1_200, 5_000)
@@ -188,8 +188,8 @@ async def test_a_torn_segment_is_used_from_its_first_key_frame_to_its_last_tag(t
 
 
 async def test_one_track_alone_is_accepted_in_mode_02_and_none_is_no_media(tmp_path: Path) -> None:
-    """Sound alone and pictures alone make an MP4 each; pictures alone in mode 00, and no file at all, are "no-media"
-    without a retry."""
+    """Sound alone and pictures alone make an MP4 each; pictures alone in mode 00, and no file at all, are "no-media" without a
+    retry."""
     for kind, name in ((flv.AUDIO, "audio"), (flv.VIDEO, "video")):
         made = await Transcoder(FFMPEG).transcode(
             [_segment(tmp_path / name, _cut(kind, 0, 2_000))], "02", tmp_path / f"{name}.mp4"
@@ -202,8 +202,8 @@ async def test_one_track_alone_is_accepted_in_mode_02_and_none_is_no_media(tmp_p
 
 
 async def test_a_live_room_with_a_late_camera_is_recorded_completely(tmp_path: Path) -> None:
-    """Captured live, ended by the new track, captured on and joined: no sound before the camera is lost but the
-    handover's, which is a gap."""
+    """A live capture that the new track ends, continued and joined, loses no sound before the camera except that of the handover,
+    which is a gap."""
     whole = flv_source.content()
     pictures = flv_source.shifted(flv_source.between(flv_source.only(whole, flv.VIDEO), 0, 4_000), 4_000)
     tags = flv_source.merged(flv_source.between(flv_source.only(whole, flv.AUDIO), 0, 8_000), pictures)
@@ -236,7 +236,7 @@ async def test_a_live_room_with_a_late_camera_is_recorded_completely(tmp_path: P
 
 
 async def test_a_cancelled_transcode_leaves_neither_process_nor_part(tmp_path: Path) -> None:
-    """Cancelled while ffmpeg runs, the task ends only when the process is gone and the part removed."""
+    """A cancelled transcode ends only after its process has ended and the partial file is removed."""
     pid_file = tmp_path / "pid"
     binary = _script(tmp_path / "ffmpeg", f"echo $$ > {pid_file}; exec sleep 60")
     segments = [_segment(tmp_path / "1.flv", _cut(None, 0, 2_000))]
@@ -267,8 +267,8 @@ async def test_a_cancelled_transcode_leaves_neither_process_nor_part(tmp_path: P
     ],
 )
 async def test_each_failure_has_its_reason_and_leaves_the_segments(tmp_path: Path, body: str, reason: str) -> None:
-    """An ffmpeg that fails, dies, stands still, or writes too little ends in its own reason; no output appears, the
-    segments stay."""
+    """An ffmpeg that fails, dies, stalls or writes too little has its own reason each, and no output appears and the segments
+    stay."""
     segments = [_segment(tmp_path / "1.flv", _cut(None, 0, 4_000))]
     before = segments[0].path.read_bytes()
     failed = await _failed(Transcoder(_script(tmp_path / "ffmpeg", body), stuck_after_s=1), segments, tmp_path / "a.mp4")
@@ -278,7 +278,7 @@ async def test_each_failure_has_its_reason_and_leaves_the_segments(tmp_path: Pat
 
 
 async def test_a_full_disk_and_a_lost_folder_are_distinguished(tmp_path: Path) -> None:
-    """The real ffmpeg on a device without space, and a folder that is gone."""
+    """The real ffmpeg on a full device and with a missing folder gives two reasons."""
     segments = [_segment(tmp_path / "1.flv", _cut(None, 0, 4_000))]
     (tmp_path / "a.mp4.part").symlink_to("/dev/full")
     assert (await _failed(Transcoder(FFMPEG), segments, tmp_path / "a.mp4")).reason == "disk-full"
@@ -289,7 +289,7 @@ async def test_a_full_disk_and_a_lost_folder_are_distinguished(tmp_path: Path) -
 
 
 async def test_an_unreadable_segment_is_a_fault_of_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When reading fails under a running ffmpeg, as on a lost network disk, it is killed and the reason is the spool's."""
+    """When reading fails during a transcode, as on a lost network disk, ffmpeg is killed and the reason is the spool."""
     segment = _segment(tmp_path / "1.flv", _cut(None, 0, 4_000))
     read, calls = flv.Reader.read, iter(range(10))
 
@@ -304,7 +304,7 @@ async def test_an_unreadable_segment_is_a_fault_of_the_spool(tmp_path: Path, mon
 
 
 async def test_a_copy_that_does_not_verify_is_encoded_instead(tmp_path: Path) -> None:
-    """When the copied file is refused, the recording is not lost: everything is encoded, and that is verified."""
+    """When verification refuses the copied file, everything is encoded and verified again."""
     binary = _script(tmp_path / "ffmpeg", 'case "$*" in *"-c:v copy"*) cat > /dev/null; exit 1;; *) exec $real "$@";; esac')
     made = await Transcoder(binary).transcode([_segment(tmp_path / "1.flv", _cut(None, 0, 4_000))], "02", tmp_path / "a.mp4")
     _each_second(media_probe.flashes(made.path), 0, 4)

@@ -46,8 +46,8 @@ async def test_secrets_are_compared_in_constant_time(database: engines.Database,
             await service.ask("POST", "/trtc/callbacks", data=body, headers=signed(body) | {"Sign": sign})
             assert {right.encode(), sign.encode()} in compared
         for shown in (f"Bearer {CLUSTER}", "Bearer another"):
-            asked = {"recording": "x", "epoch": "1"}
-            await service.ask("GET", "/internal/segments", params=asked, headers={"Authorization": shown})
+            query = {"recording": "x", "epoch": "1"}
+            await service.ask("GET", "/internal/segments", params=query, headers={"Authorization": shown})
             assert {shown.encode(), f"Bearer {CLUSTER}".encode()} in compared
         for shown, status in ((TOKENS[0], 200), (TOKENS[1], 200), ("third-token", 401), (key, 200), (wrong, 401)):
             compared.clear()

@@ -37,8 +37,8 @@ async def node(database: engines.Database, spool: dict[str, Any]) -> AsyncIterat
 async def fetch(node: Service, *authorization: str, epoch: int = 1) -> tuple[int, bytes]:
     """The response of the route, with this header or without any."""
     headers = {"Authorization": authorization[0]} if authorization else {}
-    asked = {"recording": RECORDING, "epoch": str(epoch)}
-    async with node.http.get(node.url + "/internal/segments", params=asked, headers=headers) as answer:
+    query = {"recording": RECORDING, "epoch": str(epoch)}
+    async with node.http.get(node.url + "/internal/segments", params=query, headers=headers) as answer:
         return answer.status, await answer.read()
 
 
@@ -66,10 +66,10 @@ async def test_without_a_nodes_token_nothing_opens_a_segment(database: engines.D
             assert (await fetch(alone))[0] == 401
             # A proxy in front may pass on the trailing space that our server strips from a header.
             for raw in (b"Bearer ", b"Bearer", b""):
-                assert await asked(alone.application, raw) == 401
+                assert await status_of(alone.application, raw) == 401
 
 
-async def asked(application: Any, authorization: bytes) -> int:
+async def status_of(application: Any, authorization: bytes) -> int:
     """The application's status for a header that is passed on unchanged."""
     statuses: list[int] = []
 

@@ -32,7 +32,7 @@ class Copy:
         self.registry.mkdir()
         wheel = self.registry / "small-1.0-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr("small.py", "SAID = 'what was looked at'\n")
+            archive.writestr("small.py", "VALUE = 'as locked'\n")
             archive.writestr("small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
             archive.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             archive.writestr("small-1.0.dist-info/RECORD", "")
