@@ -1,6 +1,5 @@
-"""The recorder's pure part in a simulated world: a clock that jumps, a dictionary for a database, and everything that can go
-wrong.
+"""The recorder's deciding code in a simulated world: a clock that jumps, a dictionary for a database, and every kind of fault.
 
-python -m tests.simulated --seed 12345            one history, told line by line, and its end
+python -m tests.simulated --seed 12345            one history, printed line by line, and its end
 python -m tests.simulated --histories 100000      that many, in as many processes as there are cores
 """

@@ -1,7 +1,4 @@
-"""Coroutines that never wait, driven to their end by hand: a hundred thousand histories have no time for an event loop.
-
-Imports nothing of ours.
-"""
+"""Runs coroutines that never wait: a hundred thousand histories have no time for an event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ Value = TypeVar("Value")
 
 
 def run(coroutine: Coroutine[Any, Any, Value]) -> Value:
-    """What the coroutine returns. Raises what it raises, and RuntimeError if it waits for something."""
+    """The result of the coroutine. Raises its error, and RuntimeError if it waits for something."""
     try:
         coroutine.send(None)
     except StopIteration as end:

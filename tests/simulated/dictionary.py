@@ -62,7 +62,7 @@ class Store:
 
     def write(self) -> _Open:
         """A transaction of a worker or relay: `changed` is not set, and `meddle` is not called."""
-        return _Open(self, transactions.Transaction(self.tables, self._clock(), self._new_id), bell=False)
+        return _Open(self, transactions.Transaction(self.tables, self._clock(), self._new_id), notify=False)
 
     def superseded(self, recording: job_key.RecordingKey, epoch: int) -> bool:
         """Whether a newer epoch of the recording has started."""
@@ -106,7 +106,7 @@ class Attempts:
         return self._counts[message]
 
     async def take_back(self, message: str) -> None:
-        """Count one attempt less."""
+        """Count one attempt less: the failure was not the message's fault."""
         if self._counts.get(message):
             self._counts[message] -= 1
 
@@ -127,12 +127,12 @@ class Outbox(_Part):
     """The outbox."""
 
     async def unsent(self, limit: int = 100) -> list[due_work.OutboxMessage]:
-        """The oldest messages that were not sent, in the order they were written."""
+        """The oldest unsent messages, oldest first."""
         outbox = self._tables.outbox
         return [_message(outbox[seq]) for seq in list(self._tables.unsent)[:limit]]
 
     async def claim(self, limit: int, hold_ms: int) -> list[due_work.OutboxMessage]:
-        """Take the oldest unsent messages that no other relay holds, for `hold_ms`."""
+        """Claim the oldest unsent messages that no other relay holds, oldest first."""
         now_ms = self._store.now_ms()
         free = [seq for seq in self._tables.unsent if self._tables.outbox[seq].claimed_until_ms < now_ms][:limit]
         async with self._store.write() as tx:
@@ -141,24 +141,24 @@ class Outbox(_Part):
         return [_message(self._tables.outbox[seq]) for seq in free]
 
     async def release(self, seqs: Sequence[int]) -> None:
-        """Leave claimed messages that were not sent to whoever claims them next."""
+        """Give up the claims on messages that were not sent."""
         async with self._store.write() as tx:
             for seq in set(seqs) & set(self._tables.unsent):
                 tx.put(self._tables.outbox, seq, self._tables.outbox[seq]._replace(claimed_until_ms=0))
 
     async def mark_all_sent(self, seqs: Sequence[int]) -> None:
-        """These messages were handed on."""
+        """Mark messages as delivered."""
         for seq in seqs:
             await self.mark_sent(seq)
 
     async def mark_sent(self, seq: int, parked: str = "") -> None:
-        """The message was handled; or cannot be, for the reason `parked`."""
+        """Mark a message as delivered, or as a dead letter for the reason `parked`."""
         async with self._store.write() as tx:
             tx.put(self._tables.outbox, seq, self._tables.outbox[seq]._replace(sent_ms=self._store.now_ms(), parked=parked))
             tx.drop(self._tables.unsent, seq)
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
-        """Put a message in the outbox outside a decision: a worker's outcome, an event of a user."""
+        """Write a message outside a decision: a worker's outcome, an event of the sweeper."""
         async with self._store.transaction() as tx:
             await tx.send(channel, event, task_id)
 
@@ -171,7 +171,7 @@ class Leases(_Part):
     """Which node works on which job."""
 
     async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
-        """Take the queued job of `owner` under exactly this epoch."""
+        """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
         row = self._tables.jobs.get((str(owner), epoch))
         if row is None or row.state != states.QUEUED:
             return False
@@ -181,7 +181,7 @@ class Leases(_Part):
         return True
 
     async def renew(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
-        """Renew the lease, and note when media last came."""
+        """Renew a lease, and record the time of the last media. False: refused; stop the work and write nothing more."""
         if not await self.is_held(owner, epoch, node):
             return False
         row = self._tables.jobs[str(owner), epoch]
@@ -192,7 +192,7 @@ class Leases(_Part):
         return True
 
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
-        """Whether the lease is still ours."""
+        """Whether this node still holds the lease."""
         row = self._tables.jobs.get((str(owner), epoch))
         return row is not None and row.node == node and row.state == states.LEASED
 
@@ -216,7 +216,7 @@ class Segments(_Part):
     """Segments of recordings."""
 
     async def register(self, recording: job_key.RecordingKey, epoch: int, node: str) -> None:
-        """Write the segment down before ffmpeg is started; harmless to repeat."""
+        """Register a segment before its capture starts. Idempotent: a known segment keeps its values."""
         if (str(recording), epoch) not in self._tables.segments and not self._store.superseded(recording, epoch):
             async with self._store.write() as tx:
                 blank = {"first_packet_ms": None, "last_packet_ms": None, "media_ms": 0, "size_bytes": 0, "reason": ""}
@@ -224,14 +224,14 @@ class Segments(_Part):
                 tx.put(self._tables.segments, (str(recording), epoch), row)
 
     async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
-        """Write down what is known of a segment while it grows."""
+        """Update a growing segment: first_packet_ms, last_packet_ms, media_ms, size_bytes."""
         row = self._tables.segments.get((str(recording), epoch))
         if row is not None and not row["reason"] and not self._store.superseded(recording, epoch):
             async with self._store.write() as tx:
                 tx.put(self._tables.segments, (str(recording), epoch), row | dict(values))
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
-        """The segments of a recording in the order they were written."""
+        """The segments of a recording in the order of their epochs."""
         names = ("node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
         found = sorted((key[1], row) for key, row in self._tables.segments.items() if key[0] == str(recording))
         return [segments.Segment(epoch=epoch, **{name: row[name] for name in names}) for epoch, row in found]
@@ -241,11 +241,11 @@ class Uploads(_Part):
     """States of interrupted uploads."""
 
     async def state(self, recording: job_key.RecordingKey) -> dict[str, Any] | None:
-        """What the interrupted upload of a recording had reached, or None."""
+        """The state of an interrupted upload, or None."""
         return copy.deepcopy(self._tables.uploads.get(str(recording)))
 
     async def save(self, recording: job_key.RecordingKey, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
-        """Keep what an upload has reached, for as long as its lease is held; False: it was refused."""
+        """Save the state of a running upload. False: the lease was refused and nothing was written; stop the work."""
         if not await self._store.leases.is_held(recording, epoch, node):
             return False
         async with self._store.write() as tx:
@@ -253,7 +253,7 @@ class Uploads(_Part):
         return True
 
     async def delete(self, recording: job_key.RecordingKey, epoch: int) -> None:
-        """Forget what the upload of `epoch` had reached, but not what its successor has."""
+        """Delete the state of the upload of `epoch`, unless a newer epoch has started. Idempotent."""
         if not self._store.superseded(recording, epoch):
             async with self._store.write() as tx:
                 tx.drop(self._tables.uploads, str(recording))
@@ -263,7 +263,7 @@ class Assignments(_Part):
     """The data of leased jobs."""
 
     async def recording(self, key: job_key.RecordingKey) -> due_work.Assignment | None:
-        """What a worker needs to know of a recording's job; None if there is no such recording."""
+        """The assignment of a recording's job; None if there is no such recording."""
         recording = self._tables.recordings.get(str(key))
         session = self._tables.sessions.get(recording.task_id) if recording else None
         if recording is None or session is None:
@@ -272,7 +272,7 @@ class Assignments(_Part):
         return due_work.Assignment(session=session, recording=recording, secrets=secrets)
 
     async def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
-        """One delivery by its id, `TaskId#revision`, with its whole URL."""
+        """A delivery with its whole URL."""
         found = self._tables.callbacks.get(str(key))
         return model.changed(found, url=self._tables.callback_urls.get(found.task_id, "")) if found is not None else None
 
@@ -281,7 +281,7 @@ class Deadlines(_Part):
     """Deadlines that have passed."""
 
     async def due(self, limit: int = 100) -> list[due_work.Deadline]:
-        """Deadlines that are over, the oldest first."""
+        """Deadlines that have passed, oldest first."""
         now_ms = self._store.now_ms()
         due = [(at_ms, serial, key) for key, (at_ms, serial) in self._tables.deadlines.items() if at_ms <= now_ms]
         return [
@@ -296,50 +296,48 @@ class Nodes(_Part):
     async def heartbeat(
         self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
     ) -> int:
-        """Say that this node is alive, where other nodes can fetch its files ("": nowhere), and how much spare it has. If no node
-        said so for longer than `over_ms` (None: whatever the time), that time is forgiven; returns it in ms, else 0."""
-        now_ms, away_ms = self._store.now_ms(), 0
+        """Record that this node is alive, where other nodes fetch its files ("": nowhere), and a worker's spare capacity."""
+        now_ms, downtime_ms = self._store.now_ms(), 0
         seen_ms = max((seen_ms for seen_ms, _, _ in self._tables.nodes.values()), default=None)
         if over_ms is not None and seen_ms is not None and now_ms > seen_ms + over_ms:
-            away_ms = now_ms - seen_ms
-            await self._extend_deadlines(away_ms)
+            downtime_ms = now_ms - seen_ms
+            await self._extend_deadlines(downtime_ms)
         self._tables.nodes[node] = (now_ms, url, spare)
-        return away_ms
+        return downtime_ms
 
     async def spare_capacities(self, alive_since_ms: int) -> list[model.SpareCapacity]:
-        """What the workers that gave a sign of life since then say of their spare, in the order of their names."""
+        """The spare capacities of workers that sent a heartbeat since then (Unix ms), in the order of their names."""
         alive = [spare for _, (seen_ms, _, spare) in sorted(self._tables.nodes.items()) if seen_ms >= alive_since_ms]
         return [spare for spare in alive if spare is not None]
 
     async def url(self, node: str, alive_since_ms: int) -> str:
-        """Where the files of a node can be fetched; "" if it gave no sign of life since then, or offers none."""
+        """Where the files of a node can be fetched; "" if it sent no heartbeat since then (Unix ms), or offers none."""
         seen_ms, url, _ = self._tables.nodes.get(node, (-1, "", None))
         return url if seen_ms >= alive_since_ms else ""
 
-    async def _extend_deadlines(self, away_ms: int) -> None:
-        """Move join, idle and linger deadlines, and what idleness counts from, by the time in which no node could have tried."""
+    async def _extend_deadlines(self, downtime_ms: int) -> None:
+        """Move join, idle and linger deadlines, and the times from which idleness counts, by the downtime."""
         async with self._store.write() as tx:
             for key, (at_ms, serial) in list(self._tables.deadlines.items()):
                 if key[1] in model.EXTENDED_BY_DOWNTIME:
-                    tx.put(self._tables.deadlines, key, (at_ms + away_ms, serial))
+                    tx.put(self._tables.deadlines, key, (at_ms + downtime_ms, serial))
             live = (states.OPEN, *states.CAPTURING)
             kept: tuple[dict[str, Any], ...] = (self._tables.sessions, self._tables.recordings)
             for rows in kept:
                 for id_, row in list(rows.items()):
                     if row.state in live:
-                        tx.put(rows, id_, model.changed(row, idle_from_ms=row.idle_from_ms + away_ms))
+                        tx.put(rows, id_, model.changed(row, idle_from_ms=row.idle_from_ms + downtime_ms))
 
 
 class SpoolFiles(_Part):
     """Files on spools that nothing needs any more."""
 
     async def removable(self, failed_before_ms: int) -> list[job_key.RecordingKey]:
-        """Recordings whose files are kept and not wanted any more."""
+        """Recordings that keep files which nothing needs."""
         return [r.key for r in self._tables.recordings.values() if _unwanted(r, failed_before_ms)][:100]
 
     async def give_up(self, recording: job_key.RecordingKey, failed_before_ms: int) -> bool:
-        """Give the files of a recording up that is still `removable`, before they are deleted. False: a replay came first, and
-        needs them, or has ended and left others."""
+        """Give up the files of a `removable` recording, before they are deleted."""
         found = self._tables.recordings.get(str(recording))
         if found is None or not _unwanted(found, failed_before_ms):
             return False
@@ -349,13 +347,13 @@ class SpoolFiles(_Part):
         return True
 
     async def given_up(self, node: str) -> list[job_key.RecordingKey]:
-        """Recordings whose files were given up and still lie on the spool of `node` ("": a spool that all share)."""
+        """Recordings that gave up files which are still on the spool of `node` ("": a spool that all nodes share)."""
         lying = {key[0] for key, row in self._tables.segments.items() if node in ("", row["node"])}
         held = [r for r in self._tables.recordings.values() if r.files_removed]
         return [r.key for r in held if str(r.key) in lying or (node and r.output_node == node)][:100]
 
     async def of_recording(self, recording: job_key.RecordingKey, node: str) -> segments.GivenUpFiles | None:
-        """What of a given-up recording lies on the spool of `node`; None if a replay has begun meanwhile."""
+        """The given-up files of a recording on the spool of `node`; None if a replay has started since."""
         found = self._tables.recordings.get(str(recording))
         if found is None or not found.files_removed:
             return None
@@ -363,7 +361,7 @@ class SpoolFiles(_Part):
         return segments.GivenUpFiles(until_epoch=found.epoch, segments=tuple(epoch for epoch in there if epoch <= found.epoch))
 
     async def forget(self, recording: job_key.RecordingKey, node: str, epochs: Sequence[int]) -> None:
-        """Forget segments, and the finished file, that were deleted from the spool of `node`."""
+        """Forget segments, and the finished file, after they were deleted from the spool of `node`."""
         found = self._tables.recordings.get(str(recording))
         async with self._store.write() as tx:
             for epoch in epochs:
@@ -372,7 +370,7 @@ class SpoolFiles(_Part):
                 tx.put(self._tables.recordings, str(recording), model.changed(found, output_node=""))
 
     async def leftovers(self, task_ids: Sequence[str]) -> list[segments.Leftovers]:
-        """What nothing can want any more of these sessions, wherever it lies."""
+        """Files of these sessions that nothing can need, on whatever spool."""
         return [
             segments.Leftovers(
                 recording=r.key,
@@ -389,7 +387,7 @@ class Retention(_Part):
     """Deletion of old rows."""
 
     async def delete_messages(self, before_ms: int) -> None:
-        """Forget the ids of events, and sent commands and events, that are older than any repeat can be."""
+        """Delete ids of events, and sent commands and events, from before that time."""
         async with self._store.write() as tx:
             for event_id, (at_ms, _) in list(self._tables.inbox.items()):
                 if at_ms < before_ms:
@@ -400,7 +398,7 @@ class Retention(_Part):
                     tx.drop(self._tables.outbox, seq)
 
     async def delete_sessions(self, before_ms: int) -> int:
-        """Forget sessions that finished before that time and that nothing is kept of but rows; how many."""
+        """Delete sessions that finished before that time and keep no file; returns their number."""
         wanted = {c.task_id for c in self._tables.callbacks.values() if c.state == "pending"}
         wanted |= {r.task_id for r in self._tables.recordings.values() if not r.files_removed or r.output_node}
         wanted |= {job_key.parse(owner).task_id for owner, _ in self._tables.segments}
@@ -419,12 +417,12 @@ class Retention(_Part):
 class _Open:
     """A transaction while it is open."""
 
-    __slots__ = ("_bell", "_store", "_tx")
+    __slots__ = ("_notify", "_store", "_tx")
 
-    def __init__(self, store: Store, tx: transactions.Transaction, *, bell: bool = True) -> None:
+    def __init__(self, store: Store, tx: transactions.Transaction, *, notify: bool = True) -> None:
         self._store = store
         self._tx = tx
-        self._bell = bell
+        self._notify = notify
 
     async def __aenter__(self) -> transactions.Transaction:
         if self._store.tables.writing:
@@ -439,7 +437,7 @@ class _Open:
             return
         if self._store.watch is not None:
             self._store.watch(self._tx)
-        if self._bell:
+        if self._notify:
             self._store.changed.set()
 
 

@@ -1,7 +1,7 @@
-"""One deciding transaction on dictionaries, and the dictionaries. Imports `machine` and `events`.
+"""The deciding transaction on dictionaries, and the dictionaries.
 
-Rule: every write goes through `put` and `drop`, which note what was there; `roll_back` puts it back. An update is guarded by
-version and state and writes only what changed, as in store/transaction.py.
+Rules: every write goes through `put` and `drop`, which save the previous value for `roll_back`. As in store/transaction.py, an
+update is guarded by version and state and writes only changed columns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = TypeVar("Row", model.Session, model.Recording, model.Delivery)
 
 
 class JobRow(NamedTuple):
-    """A job as its table holds it."""
+    """A job's row."""
 
     kind: str
     state: str
@@ -61,7 +61,7 @@ class JournalLine(NamedTuple):
 
 @dataclass(slots=True)
 class Tables:
-    """What the database holds. A recording and a callback carry their present job; `jobs` holds all there ever were."""
+    """The database, with keys as in its columns. A recording and a delivery carry their present job; `jobs` has all jobs."""
 
     inbox: dict[str, tuple[int, str]] = field(default_factory=dict)
     sessions: dict[str, model.Session] = field(default_factory=dict)
@@ -101,8 +101,8 @@ class Tables:
 
 
 class Transaction:
-    """What happens between begin and commit of one event. `now_ms` is the time of the whole transaction; `changes` what was
-    written, as (table, key, what was there)."""
+    """The reads and writes of one event. `now_ms` is the time of the whole transaction; `changes` are its writes, as (table, key,
+    previous value)."""
 
     __slots__ = ("_meddle", "_new_id", "changes", "now_ms", "tables")
 
@@ -129,7 +129,7 @@ class Transaction:
         return True
 
     def roll_back(self) -> None:
-        """Put everything back as it was."""
+        """Undo all writes."""
         for table, key, before in reversed(self.changes):
             if before is _GONE:
                 del table[key]
@@ -137,7 +137,7 @@ class Transaction:
                 table[key] = before
 
     def put_job(self, owner: str, epoch: int, row: JobRow) -> None:
-        """Write a job, and keep the list of leases in step."""
+        """Write a job, and update the list of leases."""
         key = (owner, epoch)
         self.put(self.tables.jobs, key, row)
         if row.state == states.LEASED:
@@ -147,14 +147,14 @@ class Transaction:
             self.drop(self.tables.leased, key)
 
     def touch(self, owner: str, epoch: int, job: model.Job) -> None:
-        """A lease changes what a decision would see: the owner's version is raised."""
+        """A lease changes data that decisions read: raise the owner's version."""
         rows: dict[str, Any] = self.tables.recordings if owner in self.tables.recordings else self.tables.callbacks
         found = rows.get(owner)
         if found is not None and found.epoch == epoch:
             self.put(rows, owner, model.changed(found, version=found.version + 1, job=job))
 
     def note_media(self, owner: str, epoch: int, last_packet_ms: int) -> None:
-        """Media came: idleness counts from there, forwards only."""
+        """Media arrived: idleness counts from there. It moves forwards only."""
         task_id = job_key.parse(owner).task_id
         session, recording = self.tables.sessions.get(task_id), self.tables.recordings.get(owner)
         if session is not None and session.idle_from_ms < last_packet_ms:
@@ -164,7 +164,7 @@ class Transaction:
 
     # --- inbox ------------------------------------------------------------------------------------------------------------
     async def claim(self, event_id: str) -> str | None:
-        """Take the event's id. None if it is ours now, else the answer that was given when it was first handled."""
+        """Claim the event's id. Returns None for a new event, or the answer of the decision that claimed it first."""
         row = self.tables.inbox.get(event_id)
         if row is not None:
             return row[1]
@@ -172,12 +172,12 @@ class Transaction:
         return None
 
     async def answered(self, event_id: str) -> tuple[str, int] | None:
-        """What the event was answered, and when (Unix ms); None if it was not handled yet."""
+        """The answer of the event and its time (Unix ms); None if the event was not decided yet."""
         row = self.tables.inbox.get(event_id)
         return (row[1], row[0]) if row is not None else None
 
     async def answer(self, event_id: str, answer: str) -> None:
-        """Keep what the event was answered, for its repeats."""
+        """Save the answer of this event for its repeats."""
         self.put(self.tables.inbox, event_id, (self.tables.inbox[event_id][0], answer))
 
     # --- sessions ---------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class Transaction:
         return self.tables.sessions.get(task_id)
 
     async def hold_room(self, room: requests.Room) -> None:
-        """Transactions run one after another here."""
+        """Lock a room until the end of the transaction."""
 
     async def open_session(self, room: requests.Room, user_id: str) -> model.Session | None:
         """The Open session of this key."""
@@ -196,14 +196,14 @@ class Transaction:
         return None
 
     async def sessions_in(self, room: requests.Room) -> list[model.Session]:
-        """The sessions of a room that are not Finished, in order of their ids."""
+        """The unfinished sessions of a room in the order of their ids."""
         found = [s for s in self.tables.sessions.values() if s.state != states.FINISHED and s.request.room == room]
         return sorted(found, key=lambda s: s.task_id) if len(found) > 1 else found
 
     async def add_session(self, session: model.Session, secrets: requests.Secrets) -> None:
-        """A new session and its secrets. Raises Conflict if its key is Open already."""
+        """Insert a session and its secrets, including the callback URL. Raises Conflict if a session of its key is Open."""
         if session.task_id in self.tables.sessions:
-            raise errors.Conflict("a row of sessions exists already")
+            raise errors.Conflict("insert into sessions: the row exists already")
         await self._check_session(session)
         if url := session.request.callback:
             self.put(self.tables.callback_urls, session.task_id, url)
@@ -212,13 +212,13 @@ class Transaction:
         await self.put_secrets(session.task_id, secrets)
 
     async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
-        """Guarded update of what changed; returns the session as it now stands. Raises Conflict."""
+        """Guarded update of the changed columns; returns the session with its new version."""
         if new.state == states.OPEN != old.state:
             await self._check_session(new)
         return self._guarded(self.tables.sessions, old.task_id, old, new)
 
     async def put_secrets(self, task_id: str, secrets: requests.Secrets) -> None:
-        """Keep the secrets of a session, in place of older ones."""
+        """Replace the secrets of a session."""
         self.put(self.tables.secrets, task_id, secrets)
 
     async def secrets(self, task_id: str) -> requests.Secrets:
@@ -226,7 +226,7 @@ class Transaction:
         return self.tables.secrets.get(task_id) or requests.Secrets()
 
     async def wipe_secrets(self, task_id: str) -> None:
-        """Forget the secrets of a session."""
+        """Delete the secrets of a session. The callback URL stays: a later revision may have to be posted."""
         self.drop(self.tables.secrets, task_id)
 
     # --- recordings -------------------------------------------------------------------------------------------------------
@@ -236,26 +236,26 @@ class Transaction:
         return sorted(found, key=lambda r: (r.opened_ms, r.speaker, r.n)) if len(found) > 1 else found
 
     async def recording(self, key: job_key.RecordingKey) -> model.Recording | None:
-        """One recording by its id, with its present job."""
+        """One recording with its present job."""
         return self.tables.recordings.get(str(key))
 
     async def add_recording(self, recording: model.Recording) -> None:
-        """A new recording and its job. Raises Conflict if it exists."""
+        """Insert a recording and its job. Raises Conflict if it exists."""
         key = str(recording.key)
         if key in self.tables.recordings:
-            raise errors.Conflict("a row of recordings exists already")
+            raise errors.Conflict("insert into recordings: the row exists already")
         self.put(self.tables.recordings, key, recording)
         self._save_job(key, 0, None, recording.epoch, recording.job)
 
     async def save_recording(self, old: model.Recording, new: model.Recording) -> model.Recording:
-        """Guarded update of what changed, and of the job; returns the recording as it now stands. Raises Conflict."""
+        """Guarded update of the changed columns and of the job; returns the recording with its new version."""
         key = str(old.key)
         saved = self._guarded(self.tables.recordings, key, old, new)
         self._save_job(key, old.epoch, old.job, new.epoch, new.job)
         return saved
 
     async def segment_nodes(self, recording: job_key.RecordingKey) -> dict[str, int]:
-        """Where the segments of a recording lie: node → media in ms."""
+        """The nodes that keep segments of a recording: node → media in ms."""
         nodes: dict[str, int] = {}
         for (owner, _), row in self.tables.segments.items():
             if owner == str(recording):
@@ -263,20 +263,20 @@ class Transaction:
         return nodes
 
     async def node_seen_ms(self, node: str) -> int:
-        """When a node last gave a sign of life, Unix ms; 0 if it is not known."""
+        """The last heartbeat of a node, Unix ms; 0 for an unknown node."""
         return self.tables.nodes.get(node, (0, "", None))[0]
 
     async def has_segments(self, recording: job_key.RecordingKey) -> bool:
-        """Whether media of the recording is kept in segments."""
+        """Whether segments of the recording hold media."""
         return any(row["media_ms"] > 0 for (owner, _), row in self.tables.segments.items() if owner == str(recording))
 
     async def last_pull_ms(self, task_id: str, until_ms: int) -> int:
-        """When the last pull until `until_ms` was opened for the session, Unix ms; 0 if none was."""
+        """The start of the session's last pull that is not later than `until_ms`, Unix ms; 0 if there is none."""
         pulls = [row["registered_ms"] for (owner, _), row in self.tables.segments.items() if owner.startswith(f"{task_id}/")]
         return max((ms for ms in pulls if ms <= until_ms), default=0)
 
     async def evictions(self, recording: job_key.RecordingKey) -> int:
-        """How many runs of a recording ended by themselves just as a pull for another of the session began that went on."""
+        """How many captures of a recording ended with the stream just as a pull for another recording began."""
         of_session = [(key[0], row) for key, row in self.tables.segments.items() if key[0].startswith(f"{recording.task_id}/")]
         mine = str(recording)
         ended = [row for owner, row in of_session if owner == mine and row["reason"] == "eof"]
@@ -284,7 +284,7 @@ class Transaction:
         return sum(any(_evicts(run, other) for other in begun) for run in ended if run["last_packet_ms"])
 
     async def close_segment(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
-        """Write down how the run of `epoch` ended; what is known only grows."""
+        """Close the segment of `epoch` with media_ms, size_bytes, first_packet_ms, last_packet_ms and reason."""
         known = self.tables.segments.get((str(recording), epoch))
         if known is None:
             return
@@ -298,16 +298,16 @@ class Transaction:
         }
         self.put(self.tables.segments, (str(recording), epoch), grown)
 
-    # --- callbacks --------------------------------------------------------------------------------------------------------
+    # --- deliveries -------------------------------------------------------------------------------------------------------
     async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """All deliveries of a session's results, oldest revision first."""
         return sorted((c for c in self.tables.callbacks.values() if c.task_id == task_id), key=lambda c: c.revision)
 
     async def add_delivery(self, delivery: model.Delivery) -> None:
-        """A new delivery and its job."""
+        """Insert a delivery and its job."""
         key = str(delivery.key)
         if key in self.tables.callbacks:
-            raise errors.Conflict("a row of callbacks exists already")
+            raise errors.Conflict("insert into callbacks: the row exists already")
         self.put(self.tables.callbacks, key, model.changed(delivery, url=requests.origin(delivery.url)))
         self._save_job(key, 0, None, delivery.epoch, delivery.job)
 
@@ -318,130 +318,130 @@ class Transaction:
         self._save_job(key, old.epoch, old.job, new.epoch, new.job)
 
     async def add_result(self, task_id: str, revision: int, body: str) -> None:
-        """Keep one revision of a session's result. Raises Conflict if that revision exists."""
+        """Insert one revision of a session's result. Raises Conflict if that revision exists."""
         if (task_id, revision) in self.tables.results:
-            raise errors.Conflict("a row of results exists already")
+            raise errors.Conflict("insert into results: the row exists already")
         self.put(self.tables.results, (task_id, revision), body)
 
     # --- deadlines, journal, outbox ---------------------------------------------------------------------------------------
     async def arm(self, owner: job_key.OwnerKey, kind: str, at_ms: int) -> None:
-        """Arm a deadline, in place of an earlier arming of the same kind."""
+        """Arm a deadline; replaces an earlier one of the same kind."""
         self.put(self.tables.deadlines, (str(owner), kind), (at_ms, self._new_id()))
 
     async def disarm(self, owner: job_key.OwnerKey, kind: str) -> None:
-        """Take a deadline away, if it is armed."""
+        """Disarm a deadline, if it is armed."""
         self.drop(self.tables.deadlines, (str(owner), kind))
 
     async def spend_deadline(self, owner: job_key.OwnerKey, kind: str, serial: str) -> bool:
-        """Take exactly this arming away; False if it was disarmed or armed anew meanwhile."""
+        """Delete exactly this arming; False if the deadline was disarmed or armed again since."""
         armed = self.tables.deadlines.get((str(owner), kind))
         return armed is not None and armed[1] == serial and self.drop(self.tables.deadlines, (str(owner), kind))
 
     async def journal(
         self, owner: job_key.OwnerKey, event: codec.Event, from_state: str = "", to_state: str = "", note: str = ""
     ) -> None:
-        """One line of the timeline: what happened, and what became of it."""
+        """Write one line of the timeline: the event, the change of state, a note."""
         line = JournalLine(owner.task_id, str(owner), self.now_ms, event.id, event.type, from_state, to_state, note)
         self.put(self.tables.journal, self._next_seq(), line)
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
-        """Put a message in the outbox."""
+        """Write a message to the outbox: `channel` is event, command or result, `node` the only node it is for ("": any)."""
         seq = self._next_seq()
         self.put(self.tables.outbox, seq, Line(seq, channel, event.type, task_id, node, codec.encode(event)))
         self.put(self.tables.unsent, seq, True)
 
-    # --- who asks ---------------------------------------------------------------------------------------------------------
+    # --- API keys ---------------------------------------------------------------------------------------------------------
     async def audit(self, by: model.Caller, action: str, subject: str, outcome: str = "ok") -> None:
-        """Write down who did this; or what it was refused for, the Code."""
+        """Write an audit row; `outcome` is ok, or the Code of a refusal."""
         self.put(self.tables.audit, self._next_seq(), (by.name, by.key_id, action, subject, outcome))
 
     async def open_sessions_of(self, key_id: str) -> int:
-        """How many Open sessions a key has begun."""
+        """How many Open sessions a key has started."""
         begun = {subject for _, by, action, subject, _ in self.tables.audit.values() if by == key_id and action == "start"}
         return sum(s.state == states.OPEN and s.task_id in begun for s in self.tables.sessions.values())
 
     async def began(self, key_id: str, task_id: str) -> bool:
-        """Whether this key opened the session."""
+        """Whether this key started the session."""
         return any((by, act, on) == (key_id, "start", task_id) for _, by, act, on, _ in self.tables.audit.values())
 
-    # --- what callbacks tell of rooms -------------------------------------------------------------------------------------
+    # --- presence by TRTC callbacks ---------------------------------------------------------------------------------------
     async def note_callback(self, sdk_app_id: int) -> None:
-        """A genuine callback of this application came."""
+        """Record that a verified callback of this application arrived."""
         seen_ms = self.tables.applications.get(sdk_app_id)
         if seen_ms is None or seen_ms < self.now_ms - NOTE_CALLBACK_EVERY_MS:
             self.put(self.tables.applications, sdk_app_id, self.now_ms)
 
     async def callbacks_come(self, sdk_app_id: int) -> bool:
-        """Whether a callback of this application was ever seen."""
+        """Whether a callback of this application ever arrived."""
         return sdk_app_id in self.tables.applications
 
     async def presence(self, room: requests.Room, user_id: str) -> dict[str, Any]:
-        """What is known of a user in a room: audio, video (bool), audio_ms, video_ms, left_ms."""
+        """Presence of a user in a room: audio, video (bool), audio_ms, video_ms, left_ms."""
         row = self.tables.presence.get((room.sdk_app_id, room.kind, room.name, user_id), BLANK)
         return {name: row[name] for name in BLANK}
 
     async def put_presence(self, room: requests.Room, user_id: str, known: Mapping[str, Any]) -> None:
-        """Keep what is known of a user in a room."""
+        """Save the presence of a user in a room."""
         key = (room.sdk_app_id, room.kind, room.name, user_id)
         self.put(self.tables.presence, key, {**known, "updated_ms": self.now_ms})
 
     async def publishers(self, room: requests.Room) -> list[tuple[str, tuple[str, ...]]]:
-        """Who publishes what in a room, by the callbacks of the last 24 hours: (user, kinds), ordered by user."""
+        """Users who publish in a room, by the callbacks of the last 24 hours: (user, kinds), ordered by user."""
         since_ms = self.now_ms - PRESENCE_KEPT_MS
         there = sorted((k[3], row) for k, row in self._in(room) if row["updated_ms"] > since_ms)
         known = [(user, tuple(kind for kind in ("audio", "video") if row[kind])) for user, row in there]
         return [(user, kinds) for user, kinds in known if kinds]
 
     async def clear_room(self, room: requests.Room, at_ms: int) -> None:
-        """The room was gone at `at_ms`, and everybody in it left then; what is younger stays."""
+        """Mark everybody in a room as gone at `at_ms`; later presence stays, because rooms are reused."""
         for key, row in self._in(room):
             gone = {kind: False for kind in ("audio", "video") if row[f"{kind}_ms"] <= at_ms}
             left = {"left_ms": at_ms} if row["left_ms"] <= at_ms else {}
             self.put(self.tables.presence, key, row | gone | left)
 
-    # --- the small steps they share ---------------------------------------------------------------------------------------
+    # --- shared steps -----------------------------------------------------------------------------------------------------
     def _in(self, room: requests.Room) -> list[tuple[tuple[int, str, str, str], dict[str, Any]]]:
         where = (room.sdk_app_id, room.kind, room.name)
         return [(key, row) for key, row in self.tables.presence.items() if key[:3] == where]
 
     def _next_seq(self) -> int:
-        """Numbers are never used again, not even those of a transaction that was rolled back."""
+        """Numbers are never reused, not even those of a rolled-back transaction."""
         self.tables.last_seq += 1
         return self.tables.last_seq
 
     async def _check_session(self, session: model.Session) -> None:
         found = await self.open_session(session.request.room, session.request.user_id) if session.state == states.OPEN else None
         if found is not None and found.task_id != session.task_id:
-            raise errors.Conflict("a row of sessions exists already")
+            raise errors.Conflict("insert into sessions: the row exists already")
 
     def _guarded(self, table: dict[str, Any], key: str, old: Row, new: Row, *, state_guards: bool = True) -> Row:
         if self._meddle is not None:
-            self._meet(key)
+            self._meddled(key)
         found = table.get(key)
         moved = found is None or found.version != old.version or (state_guards and found.state != old.state)
         if moved:
-            raise errors.Conflict("the row was moved by somebody else")
+            raise errors.Conflict("another transaction changed the row first")
         if new.state not in _STATES[type(new)]:
             raise errors.Conflict(f"there is no state {new.state!r}")
         kept: dict[str, Any] = {}
-        if found is not old:  # a renewal noted media beside this decision: only what changed is written
-            kept = {name: getattr(found, name) for name in _BESIDE if hasattr(found, name) and _same(old, new, name)}
+        if found is not old:  # a concurrent renewal recorded media: write only changed columns
+            kept = {name: getattr(found, name) for name in _RENEWED if hasattr(found, name) and _same(old, new, name)}
             if isinstance(found, model.Session):
                 kept["request"] = found.request
         saved = model.changed(new, version=old.version + 1, **kept)
         self.put(table, key, saved)
         return model.changed(new, version=saved.version) if kept else saved
 
-    def _meet(self, key: str) -> None:
-        """Somebody else is at work just now: the row is moved before this transaction's guard looks at it, unless this
-        transaction holds it already."""
+    def _meddled(self, key: str) -> None:
+        """Simulate a concurrent transaction: it changes the row before this one checks its guard, unless this one has changed the
+        row already."""
         held = any(at == key or (isinstance(at, tuple) and at[0] == key) for _, at, _ in self.changes)
         if held or self._meddle is None:
             return
         self.tables.writing = False
         try:
             if self._meddle(key):
-                raise errors.Conflict("the row was moved by somebody else")
+                raise errors.Conflict("another transaction changed the row first")
         finally:
             self.tables.writing = True
 
@@ -454,8 +454,8 @@ class Transaction:
             self.put_job(owner, epoch, JobRow(job.kind, job.state, job.node, 0))
 
 
-# What is written beside decisions, by renewals.
-_BESIDE = ("idle_from_ms",)
+# Columns that lease renewals write concurrently.
+_RENEWED = ("idle_from_ms",)
 _STATES: dict[type, tuple[str, ...]] = {
     model.Session: states.SESSION_STATES,
     model.Recording: states.RECORDING_STATES,

@@ -1,9 +1,9 @@
-"""What goes wrong in one history, from a seed: copies, lateness, loss, deaths, freezes, crashes, conflicts. Imports `machine`.
+"""The faults of one history, from a seed: copies, delay, loss, deaths, freezes, crashes, conflicts.
 
-Three kinds of weather. `rough`: all that must not change how a history ends. Bus messages are repeated up to five times and
-late by up to 10 s (what workers say now and then by a minute, longer than a lease), callbacks by up to 20 s and in any order;
-nodes die or freeze at most three times; relays and deciders die between any two steps. `lossy`: callbacks are lost besides.
-`late`: callbacks are late by up to a minute, which is when TRTC gives up.
+Three kinds. `rough`: faults that must not change the end of a history. Bus messages are repeated up to five times and delayed by
+up to 10 s (outcomes of workers sometimes by a minute, longer than a lease). Callbacks are delayed by up to 20 s, in any order.
+Nodes die or freeze at most three times. Relays and deciders die between any two steps. `lossy`: callbacks are also lost. `late`:
+callbacks are delayed by up to a minute, which is when TRTC gives up.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ KINDS = ("rough", "rough", "rough", "rough", "rough", "lossy", "lossy", "late") 
 
 
 @dataclass(slots=True)
-class Weather:
-    """The bounds of what goes wrong. Chances are per message or decision."""
+class FaultProfile:
+    """The bounds of the faults. Chances are per message or decision."""
 
     kind: str = "calm"
     seed: int = 0
@@ -36,15 +36,15 @@ class Weather:
     freezes: list[tuple[int, str, int]] = field(default_factory=list)
 
 
-def calm() -> Weather:
-    """Nothing goes wrong: the ordered history."""
-    return Weather()
+def calm() -> FaultProfile:
+    """No faults: the ordered history."""
+    return FaultProfile()
 
 
-def rough(seed: int, kind: str, span_ms: int) -> Weather:
-    """The weather of a seed over a script of `span_ms`."""
+def rough(seed: int, kind: str, span_ms: int) -> FaultProfile:
+    """The faults of a seed over a script of `span_ms`."""
     chance = random.Random(seed ^ 0x5EED)
-    made = Weather(kind=kind, seed=seed)
+    made = FaultProfile(kind=kind, seed=seed)
     made.copies = chance.choice((0, 1, 2, 5))
     made.bus_late_ms = chance.choice((100, 1 * S, 3 * S, 10 * S))
     made.trtc_late_ms = 60 * S if kind == "late" else chance.choice((200, 5 * S, 20 * S))

@@ -1,7 +1,7 @@
-"""What must hold after every transaction. Imports `machine`.
+"""Invariants that hold after every transaction.
 
-Rule: only what the transaction wrote is looked at, so that a hundred thousand histories can afford it; the rules are written
-from the design, and nothing of them is asked of the machines.
+Rules: only the rows that a transaction wrote are checked, so that a hundred thousand histories can afford it. The invariants
+follow from the design and ask nothing of the machines.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from tests.simulated import dictionary_transaction as transactions
 
 
 class Watch:
-    """Looks at each transaction before its commit. `timed`: a deadline or lease has moved since somebody asked."""
+    """Checks each transaction before its commit. `timed`: a deadline or lease has changed since the flag was cleared."""
 
     def __init__(self, tables: transactions.Tables) -> None:
         self._tables = tables
         self._leased: set[tuple[str, int]] = set()
         self._jobs: dict[str, int] = {}
-        self._told: dict[str, int] = {}
+        self._revisions: dict[str, int] = {}
         self.timed = True
 
-    def look(self, tx: transactions.Transaction) -> None:
-        """Raise AssertionError for what must not be."""
+    def check(self, tx: transactions.Transaction) -> None:
+        """Raise AssertionError for a violated invariant."""
         tables = self._tables
-        said = next((table[key] for table, key, _ in tx.changes if table is tables.journal), None)
+        entry = next((table[key] for table, key, _ in tx.changes if table is tables.journal), None)
         for table, key, before in tx.changes:
             if table is tables.journal:
                 line = table[key]
@@ -36,21 +36,21 @@ class Watch:
                 self.timed = True
             elif table is tables.jobs:
                 self.timed = True
-                self._job(key, before, table[key], said)
+                self._job(key, before, table[key], entry)
             elif table is tables.recordings:
                 self._recording(before, table[key])
             elif table is tables.sessions:
                 self._session(before, table[key])
             elif table is tables.results:
                 task_id, revision = key
-                assert revision == self._told.get(task_id, 0) + 1, f"revision {revision} of {task_id} follows no other"
-                self._told[task_id] = revision
+                assert revision == self._revisions.get(task_id, 0) + 1, f"revision {revision} of {task_id} follows no other"
+                self._revisions[task_id] = revision
 
-    def _job(self, key: tuple[str, int], before: Any, row: transactions.JobRow, said: transactions.JournalLine | None) -> None:
+    def _job(self, key: tuple[str, int], before: Any, row: transactions.JobRow, entry: transactions.JournalLine | None) -> None:
         owner, epoch = key
         if row.state != "leased" and isinstance(before, transactions.JobRow) and before.state == "leased" and "/" in owner:
-            own_end = said is not None and (said.event_id.endswith(f".{owner}.{epoch}") or said.event_type == "replay")
-            assert own_end, f"epoch {epoch} of {owner} was leased, and its end was not its own: {said}"
+            own_end = entry is not None and (entry.event_id.endswith(f".{owner}.{epoch}") or entry.event_type == "replay")
+            assert own_end, f"epoch {epoch} of {owner} was leased, and its end was not its own: {entry}"
         if row.state == "leased" and row.lease_until_ms:
             self._leased.add(key)
         elif row.state in ("queued", "waiting"):
@@ -67,14 +67,14 @@ class Watch:
         job, deadlines = row.job, self._tables.deadlines
         if row.state in state_chart.FINAL:
             assert job is None, f"{row.key} has ended and has a job"
-            assert row.code, f"{row.key} has ended and nobody says how"
+            assert row.code, f"{row.key} has ended without a code"
             return
         if row.stop_requested and row.state in ("Joining", "Recording"):
-            assert job is not None, f"{row.key} is asked to stop and waits for nobody"
+            assert job is not None, f"{row.key} is asked to stop and has no job"
             assert job.state == "leased", f"{row.key} is asked to stop and no worker holds it"
         elif job is None:
             lingers = row.present is False and (str(row.key), "linger") in deadlines
-            assert lingers, f"{row.key} is {row.state}, and nobody works on it"
+            assert lingers, f"{row.key} is {row.state} and has no job"
         elif job.state == "waiting":
             assert (str(row.key), "retry") in deadlines, f"{row.key} waits for ever"
 

@@ -1,7 +1,6 @@
-"""Workers of the simulated world: what worker/worker.py promises of each command, without ffmpeg, COS and a second of waiting.
+"""Workers of the simulated world: they keep the contract of each command without ffmpeg, COS or waiting.
 
-Imports `events`, `handlers`, `machine`. Rule: a node touches the store by its port only, as a worker does; what its captures
-wrote lies on the world's disk and outlives it.
+Rule: like a worker, a node uses only the ports of the store. The media of its captures is on the world's disk and outlives it.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ KINDS = {"start-capture": "capture", "start-transcode": "transcode", "start-uplo
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A job that a node holds. `from_ms`: when its media began; `quiet_ms`: since when a capture gets nothing; `over`: nothing
-    of it runs any more; `ended`: its outcome was said."""
+    """A job that a node holds. `from_ms`: start of its media; `quiet_ms`: time since which a capture gets no media; `over`: it
+    does not run any more; `ended`: its outcome is published."""
 
     kind: str
     owner: job_key.JobKey
@@ -37,17 +36,17 @@ class Run:
     from_ms: int = 0
     quiet_ms: int = 0
     pulling: bool = False
-    stop_asked: bool = False
+    stop_requested: bool = False
     over: bool = False
     ended: bool = False
     kinds: set[str] = field(default_factory=set)
 
 
 class _NoTask:
-    """In place of the sweeper's own task: the world says when it is time."""
+    """Replaces the sweeper's task: the world calls the sweeper."""
 
     def start(self) -> None:
-        """Nothing runs by itself."""
+        """Start nothing."""
 
 
 class Node:
@@ -66,23 +65,23 @@ class Node:
 
     @property
     def awake(self) -> bool:
-        """Whether it does anything."""
+        """Whether the node runs."""
         return self.alive and not self.frozen
 
     @property
-    def judges_from_ms(self) -> int:
-        """From when on its sweeper judges leases."""
+    def expires_from_ms(self) -> int:
+        """The time from which its sweeper expires leases."""
         return self.sweeper._since_ms + LEASE_MS
 
     def sweep(self) -> None:
-        """A round of its sweeper. Those since the last one found nothing, and are not played."""
+        """Run its sweeper once. Rounds in between would find nothing and are skipped."""
         coroutine_runner.run(self.world.store.nodes.heartbeat(self.name))
         self.sweeper._beat_ms = self.world.clock.now_ms
         coroutine_runner.run(self.sweeper.run_once())
 
     # --- life -------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Begin a life: void what an earlier one held, and ask the disk what it left."""
+        """Start the node: void leases of its earlier process, and scan the disk for their media."""
         world = self.world
         self.alive, self.frozen = True, False
         beat(world, but=self)
@@ -91,7 +90,7 @@ class Node:
         coroutine_runner.run(self.sweeper.start())
         for lease in coroutine_runner.run(world.store.leases.of_node(self.name)):
             self._void(lease.owner, lease.epoch)
-        world.look_again()
+        world.reschedule_sweep()
 
     def _void(self, owner: job_key.JobKey, epoch: int) -> None:
         world = self.world
@@ -104,12 +103,12 @@ class Node:
         self._send("worker-lost", f"voided.{owner}.{epoch}", data, owner)
 
     def die(self, back_ms: int) -> None:
-        """Kill it, and all its ffmpegs; it comes back after `back_ms`, or never (0)."""
+        """Kill the node with all its ffmpegs; it restarts after `back_ms`, or never (0)."""
         if not self.alive:
             return
         world = self.world
         world.faults += 1
-        world._say(f"{self.name} dies, {f'and is back in {back_ms / 1000:g} s' if back_ms else 'for good'}")
+        world.note(f"{self.name} dies, {f'and is back in {back_ms / 1000:g} s' if back_ms else 'for good'}")
         beat(world)
         for run in self.jobs.values():
             close(world, run)
@@ -117,36 +116,36 @@ class Node:
         self.jobs.clear()
         self._waiting.clear()
         self.alive, self.gone = False, not back_ms
-        world.look_again()
+        world.reschedule_sweep()
         if back_ms:
             world.after(back_ms, self.start)
 
     def freeze(self, for_ms: int) -> None:
-        """SIGSTOP: it does nothing, and its ffmpegs go on."""
+        """SIGSTOP: the node stops, its ffmpegs continue."""
         if self.awake:
             self.world.faults += 1
             beat(self.world)
             self.sweeper._beat_ms = self.world.clock.now_ms
-            self.world._say(f"{self.name} freezes for {for_ms / 1000:g} s")
+            self.world.note(f"{self.name} freezes for {for_ms / 1000:g} s")
             self.frozen = True
-            self.world.look_again()
+            self.world.reschedule_sweep()
             self.world.after(for_ms, self.wake)
 
     def wake(self) -> None:
-        """SIGCONT: what waited is done, then leases are renewed."""
+        """SIGCONT: run the waiting work, then renew leases."""
         if self.alive and self.frozen:
-            self.world._say(f"{self.name} wakes")
+            self.world.note(f"{self.name} wakes")
             beat(self.world)
             self.frozen = False
             coroutine_runner.run(self.sweeper.run_once())
-            self.world.look_again()
+            self.world.reschedule_sweep()
             waiting, self._waiting = self._waiting, []
             for what in waiting:
                 what()
             self._renew()
 
     def when_awake(self, what: Callable[[], None]) -> None:
-        """Do it now, or when the node wakes."""
+        """Call `what` now, or when the node wakes."""
         if self.frozen:
             self._waiting.append(what)
         else:
@@ -154,13 +153,13 @@ class Node:
 
     # --- commands ---------------------------------------------------------------------------------------------------------
     def obey(self, command: codec.Event) -> None:
-        """Take a command's lease and begin, or do nothing."""
+        """Take the lease of a command's job and begin, or do nothing."""
         names = dict(command.data)
         epoch = names.pop("Epoch")
         owner = job_key.RecordingKey.of(names) if "Speaker" in names else job_key.DeliveryKey.of(names)
         if command.type == "stop-capture":
             if run := self.jobs.get((owner, epoch)):
-                run.stop_asked = True
+                run.stop_requested = True
                 if run.pulling:
                     self.world.after(300, self._exit, run, "stopped")
             return
@@ -182,7 +181,7 @@ class Node:
             case "upload":
                 world.after(world.late(3_000, 1_000), self._when_over, run, self._uploaded)
             case _:
-                world.after(world.late(1_000, 200), self._when_over, run, self._called_back)
+                world.after(world.late(1_000, 200), self._when_over, run, self._delivered)
 
     def _when_over(self, run: Run, then: Callable[[Run], None]) -> None:
         if not run.over:
@@ -196,7 +195,7 @@ class Node:
             self._waiting.append(lambda: self._spawn(run))
             return
         world = self.world
-        if run.stop_asked or not coroutine_runner.run(world.store.leases.is_held(run.owner, run.epoch, self.name)):
+        if run.stop_requested or not coroutine_runner.run(world.store.leases.is_held(run.owner, run.epoch, self.name)):
             self._exit(run, "stopped")
             return
         run.pulling = True
@@ -216,15 +215,15 @@ class Node:
             return
         run.from_ms = first_ms = world.clock.now_ms
 
-        def say() -> None:
+        def publish() -> None:
             if not run.ended:
                 coroutine_runner.run(world.store.segments.update(run.owner, run.epoch, {"first_packet_ms": first_ms}))
-                self._say(run, "capture-started", {"FirstPacketMs": first_ms})
+                self._publish(run, "capture-started", {"FirstPacketMs": first_ms})
 
-        self.when_awake(say)
+        self.when_awake(publish)
 
     def stream_changed(self, run: Run, how: str, kind: str) -> None:
-        """What the pull of a capture sees of its speaker."""
+        """The effect of a speaker's change on the pull of a capture."""
         if how in ("gone", "broken"):
             self._exit(run, "eof")
         elif how == "on":
@@ -247,9 +246,9 @@ class Node:
         last_ms = run.from_ms + media_ms if media_ms else None
         data = {"Job": "capture", "Reason": reason, "Detail": f"it was {reason}", "MediaMs": media_ms, "SizeBytes": media_ms}
         data |= {"FirstPacketMs": run.from_ms or None, "LastPacketMs": last_ms}
-        self.when_awake(lambda: self._say_end(run, "ffmpeg-exit", data))
+        self.when_awake(lambda: self._publish_end(run, "ffmpeg-exit", data))
         if run.ended:
-            self.world.said_media[run.owner, run.epoch] = media_ms
+            self.world.reported_media[run.owner, run.epoch] = media_ms
 
     # --- the other jobs ---------------------------------------------------------------------------------------------------
     def _transcoded(self, run: Run) -> None:
@@ -258,35 +257,35 @@ class Node:
         there = {epoch for epoch, media_ms in on_disk(world, run.owner).items() if media_ms and epoch in registered}
         if run.speaker in world.script.bad and not world.script.cured_ms:
             failure = {"Reason": "ffmpeg-failed", "Detail": "it cannot be read", "Retry": world.script.bad[run.speaker]}
-            self._say_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
+            self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
         elif not there:
             failure = {"Reason": "no-media", "Detail": "no segment holds media", "Retry": False}
-            self._say_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
+            self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
         else:
             world.finished[run.owner] = frozenset(there)
             output = {"DurationMs": 1, "SizeBytes": len(there), "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
-            self._say_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
+            self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
 
     def _uploaded(self, run: Run) -> None:
         world = self.world
         if world.elapsed_ms() < world.script.cured_ms:
-            self._say_end(run, "upload-failed", {"Reason": "refused", "Detail": "AccessDenied", "Retry": False})
+            self._publish_end(run, "upload-failed", {"Reason": "refused", "Detail": "AccessDenied", "Retry": False})
         elif world.cos_is_down():
-            self._say_end(run, "upload-failed", {"Reason": "server", "Detail": "COS is away", "Retry": True})
+            self._publish_end(run, "upload-failed", {"Reason": "server", "Detail": "COS is away", "Retry": True})
         else:
             world.objects[run.owner] = world.finished[run.owner]
             stored = {"SizeBytes": len(world.finished[run.owner]), "Crc64": "1", "Url": f"https://cos/{run.owner}"}
-            self._say_end(run, "upload-finished", stored)
+            self._publish_end(run, "upload-finished", stored)
 
-    def _called_back(self, run: Run) -> None:
+    def _delivered(self, run: Run) -> None:
         world = self.world
         from_ms, to_ms = world.script.deaf
         callback = coroutine_runner.run(world.store.assignments.delivery(run.owner))
         if from_ms <= world.elapsed_ms() < to_ms or callback is None:
-            self._say_end(run, "callback-failed", {"Reason": "status", "Detail": "500", "Retry": True})
+            self._publish_end(run, "callback-failed", {"Reason": "status", "Detail": "500", "Retry": True})
             return
         world.received.setdefault(run.owner, set()).add(callback.body)
-        self._say_end(run, "callback-finished", {})
+        self._publish_end(run, "callback-finished", {})
 
     # --- leases and outcomes ----------------------------------------------------------------------------------------------
     def _tick(self) -> None:
@@ -318,13 +317,13 @@ class Node:
                 close(world, run)
             run.over = run.ended = True
 
-    def _say_end(self, run: Run, type_: str, data: dict[str, Any]) -> None:
-        """Say the job's outcome, unless its lease was refused meanwhile."""
+    def _publish_end(self, run: Run, type_: str, data: dict[str, Any]) -> None:
+        """Publish the job's outcome, unless its lease was refused meanwhile."""
         if not run.ended and (run.owner, run.epoch) in self.jobs:
-            self._say(run, type_, data)
+            self._publish(run, type_, data)
             run.over = run.ended = True
 
-    def _say(self, run: Run, type_: str, data: dict[str, Any]) -> None:
+    def _publish(self, run: Run, type_: str, data: dict[str, Any]) -> None:
         self._send(type_, f"{type_}.{run.owner}.{run.epoch}", {**run.names, "Epoch": run.epoch, **data}, run.owner)
 
     def _send(self, type_: str, id_: str, data: dict[str, Any], owner: job_key.JobKey) -> None:
@@ -333,14 +332,14 @@ class Node:
 
 
 def beat(world: World, but: Node | None = None) -> None:
-    """The signs of life that awake nodes have given up to now."""
+    """Send the heartbeats of the running nodes."""
     for node in world.nodes.values():
         if node.awake and node is not but:
             coroutine_runner.run(world.store.nodes.heartbeat(node.name))
 
 
 def media_of(world: World, run: Run) -> int:
-    """What a capture has written so far, in ms."""
+    """Media that a capture has written so far, in ms."""
     if not run.from_ms:
         return 0
     if run.over:
@@ -349,7 +348,7 @@ def media_of(world: World, run: Run) -> int:
 
 
 def close(world: World, run: Run) -> int:
-    """The end of a capture: what it has written stays on the disk."""
+    """End a capture; its media stays on the disk."""
     media_ms = media_of(world, run)
     if media_ms:
         world.disk.setdefault(run.owner, {})[run.epoch] = media_ms
@@ -357,7 +356,7 @@ def close(world: World, run: Run) -> int:
 
 
 def on_disk(world: World, owner: job_key.JobKey) -> dict[int, int]:
-    """The segments of a recording, those included that are still being written: epoch → media in ms."""
+    """The segments of a recording, including growing ones: epoch → media in ms."""
     held = dict(world.disk.get(owner, {}))
     for node in world.nodes.values():
         held |= {run.epoch: media_of(world, run) for run in node.jobs.values() if run.owner == owner and run.from_ms}

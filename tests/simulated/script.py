@@ -1,8 +1,8 @@
-"""What happens outside of the recorder in one history: rooms, speakers, a start and its end, COS and the receiver. From a seed.
+"""The outer world of one history, from a seed: rooms, speakers, a start and its end, COS and the receiver.
 
-Imports `machine`. Rule: a script knows nothing of faults; the ordered and the disturbed play of a history have the same one. In a
-`roomy` script everything lasts so long that no fault within the bounds of `weather.py` may change how it ends: speakers stay at
-least 240 s, are away for less than 8 s or for more than 200 s, and nobody comes within 240 s before the end.
+Rules: a script has no faults; the plays with and without faults share it. In a `roomy` script everything lasts so long that no
+fault within the bounds of fault_profile.py may change its end: speakers stay at least 240 s, are away for less than 8 s or more
+than 200 s, and none arrives within 240 s before the end.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Act:
 
 @dataclass(slots=True)
 class Script:
-    """One history's outer world. `outages` are those of COS; `bad` the speakers whose files cannot be transcoded (True: as if
-    another try could help); the bucket refuses for good until `cured_ms`; the receiver of callbacks is `deaf` for a while."""
+    """The outer world of one history.
+
+    `outages` are those of COS. The files of `bad` speakers cannot be transcoded (True: reported as retryable). The bucket refuses
+    uploads for good until `cured_ms`. The receiver of results is `deaf` for a while."""
 
     seed: int
     roomy: bool
@@ -111,7 +113,7 @@ def write(seed: int, *, roomy: bool) -> Script:
 
 
 def _stays(chance: random.Random, made: Script) -> list[tuple[int, int]]:
-    """When a speaker is there."""
+    """The times at which a speaker is there."""
     early = chance.random() < 0.3 and not made.blind
     from_ms = chance.randrange(5 * S, 30 * S) if early else START_MS + chance.randrange(2 * S, 60 * S)
     shortest, longest = (240 * S, 340 * S) if made.roomy else (2 * S, 80 * S)
@@ -126,7 +128,7 @@ def _stays(chance: random.Random, made: Script) -> list[tuple[int, int]]:
 
 
 def _end(chance: random.Random, made: Script, stays: list[list[tuple[int, int]]], recorded: list[list[tuple[int, int]]]) -> None:
-    """How and when the session is closed, by those who are recorded; who is there then, stays a little longer."""
+    """Choose how and when the session closes, by the recorded speakers; those who are there stay a little longer."""
     kinds, weights = ("stop", "destroy", "remove", "idle", "max"), (40, 32, 10, 14, 4)
     made.ends_by = chance.choices(kinds, weights)[0] if recorded else chance.choice(("stop", "idle"))
     if made.ends_by == "remove" and made.subscribe:
@@ -154,7 +156,7 @@ def _end(chance: random.Random, made: Script, stays: list[list[tuple[int, int]]]
 
 def _stay(chance: random.Random, made: Script, speaker: str, from_ms: int, to_ms: int) -> None:
     """One stay: tracks go on, perhaps off and on again, perhaps the stream breaks; then the speaker leaves, or the room is
-    gone."""
+    dismissed."""
     wanted = WANTED[made.mode]
     first = wanted[0]
     made.acts.append(Act(from_ms, "switch_on", (speaker, first)))
@@ -173,7 +175,7 @@ def _stay(chance: random.Random, made: Script, speaker: str, from_ms: int, to_ms
 
 
 def _surroundings(chance: random.Random, made: Script) -> None:
-    """COS, the receiver, and somebody who replays."""
+    """COS, the receiver, and a replay."""
     over_ms = max(act.at_ms for act in made.acts)
     if chance.random() < 0.25:
         from_ms = chance.randrange(over_ms + 60 * S)

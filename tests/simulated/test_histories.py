@@ -1,4 +1,4 @@
-"""Simulated histories: some of the hundred thousand (`python -m tests.simulated`), and those that are worth a name."""
+"""Simulated histories: some of the hundred thousand (`python -m tests.simulated`), and those with a name."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ S = model.SECOND
 
 @pytest.mark.parametrize("piece", range(PIECES))
 def test_disturbed_histories_end_as_the_ordered_ones(piece: int) -> None:
-    """Whatever is doubled, late, out of order or lost, and whoever dies: all ends, truly told, and where nothing was lost,
-    alike."""
+    """With copies, delay, disorder, loss and deaths every history ends with true results. Without loss it ends like the history
+    without faults."""
     _, failed, _ = command.batch(range(piece * IN_A_PIECE, (piece + 1) * IN_A_PIECE))
     assert failed == [], f"python -m tests.simulated --seed {failed[0][0]}"
 
 
 def test_a_seed_is_one_history() -> None:
-    """The same seed tells the same history, line by line, whatever was played before it."""
-    told: list[list[str]] = [[], []]
-    for lines in told:
+    """The same seed plays the same history, line by line, whatever was played before."""
+    shown: list[list[str]] = [[], []]
+    for lines in shown:
         history_runner.history(5, lines.append)
         history_runner.history(4)
-    assert told[0] == told[1]
-    assert len(told[0]) > 20
+    assert shown[0] == shown[1]
+    assert len(shown[0]) > 20
 
 
 def _acts(*acts: tuple[int, str, Any]) -> list[script.Act]:
@@ -55,15 +55,15 @@ def storage_away() -> script.Script:
     return made
 
 
-ROUGH = fault_profile.Weather(
+ROUGH = fault_profile.FaultProfile(
     kind="rough", seed=7, copies=5, bus_late_ms=3 * S, trtc_late_ms=5 * S, conflict=0.1, crash=0.05, relay_dies=0.1
 )
 
 
-@pytest.mark.parametrize("sky", [pytest.param(fault_profile.calm(), id="calm"), pytest.param(ROUGH, id="rough")])
-def test_storage_away_for_an_hour(sky: fault_profile.Weather) -> None:
-    """Captures neither stop nor are lost while COS is away; what is due says UploadPending, and a Revision corrects it."""
-    played = world.World(storage_away(), sky).play()
+@pytest.mark.parametrize("profile", [pytest.param(fault_profile.calm(), id="calm"), pytest.param(ROUGH, id="rough")])
+def test_storage_away_for_an_hour(profile: fault_profile.FaultProfile) -> None:
+    """While COS is unavailable no capture stops or is lost. The result due then has UploadPending, and a Revision corrects it."""
+    played = world.World(storage_away(), profile).play()
     verdicts.true(played)
     tables = played.store.tables
     results = [json.loads(body) for _, body in sorted(tables.results.items())]
@@ -75,7 +75,7 @@ def test_storage_away_for_an_hour(sky: fault_profile.Weather) -> None:
     media_s = {r.speaker: sum(nodes.on_disk(played, r.key).values()) / S for r in tables.recordings.values()}
     assert media_s == {"al": pytest.approx(1_200 - 70, abs=15), "bo": pytest.approx(600 - 75, abs=15)}
     captures = {r.speaker: sum(owner == str(r.key) for owner, _ in tables.segments) for r in tables.recordings.values()}
-    assert captures["al"] == 1, "nothing that COS does ends a capture"
+    assert captures["al"] == 1, "no fault of COS ends a capture"
 
 
 def _at_s(body: bytes) -> float:

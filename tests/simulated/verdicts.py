@@ -1,13 +1,11 @@
-"""How a history ended, whether that is true, and whether it is how the ordered one ended. Imports nothing of ours but the worlds.
+"""Verdicts on the end of a history, written by hand and independent of the machines.
 
-Three judgements, written by hand:
-
-`true`      for every history: everything is over, once; what is said is what happened; what was captured is in the file.
-`same`      for rough weather: the same recordings in the same states under the same codes, the same entries, the same end of the
-            session; and, where nothing was pending when the result was due, the same number of revisions.
-`excused`   for lost and late callbacks, where the end may differ. What may: a session that nobody told of its end is ended by
-            its own deadlines; a speaker of whom no callback came in time is not recorded; one who was away is one recording or
-            two. What may not: a speaker who never published, an end that nobody asked for, media that is in no file.
+`true`      for every history: everything has ended, once; results match the rows; all captured media is in the file.
+`same`      for rough faults: the same recordings in the same states with the same codes, the same entries, the same end of the
+            session. If nothing was pending when the result was due, also the same number of revisions.
+`excused`   for lost and late callbacks, where the end may differ: a session whose end is not reported ends by its own deadlines;
+            a speaker without a callback in time is not recorded; a speaker who was away has one recording or two. Never allowed:
+            a speaker who did not publish, an end without a cause, media that is in no file.
 """
 
 from __future__ import annotations
@@ -19,13 +17,13 @@ from tests import engines, state_chart
 from tests.simulated import nodes, script
 from tests.simulated.world import World
 
-# Less than this may be lost with a worker that dies over it.
+# A worker that dies may lose less than this.
 LOST_WITH_WORKER_MS = 1_000
-BY_ITSELF = ("Idle", "MaxDuration", "NobodyPublished")
+BY_DEADLINE = ("Idle", "MaxDuration", "NobodyPublished")
 
 
 def of(world: World) -> dict[str, Any]:
-    """The end, in what users see of it."""
+    """The end as users see it."""
     tables = world.store.tables
     last: dict[str, Any] = {}
     for (task_id, _), body in tables.results.items():
@@ -43,7 +41,7 @@ def _undisturbed_result(world: World) -> bool:
 
 
 def true(world: World) -> None:
-    """Everything is over, once, and what is said is what happened."""
+    """Everything has ended, once, and the results match the rows."""
     tables = world.store.tables
     assert {s.state for s in tables.sessions.values()} <= {"Finished"}, "a session is stuck"
     assert {r.state for r in tables.recordings.values()} <= set(state_chart.FINAL), "a recording is stuck"
@@ -55,18 +53,18 @@ def true(world: World) -> None:
     _callbacks(world)
     for recording in tables.recordings.values():
         _recording(world, recording)
-    for (owner, epoch), media_ms in world.said_media.items():
+    for (owner, epoch), media_ms in world.reported_media.items():
         kept_ms = tables.segments[str(owner), epoch]["media_ms"]
-        assert kept_ms >= media_ms, f"what the run of epoch {epoch} of {owner} said is not kept"
+        assert kept_ms >= media_ms, f"media that epoch {epoch} of {owner} reported is missing"
 
 
-def foretold(world: World) -> None:
-    """A roomy script that nothing disturbs ends as anybody who reads it would say."""
+def predicted(world: World) -> None:
+    """A roomy script without faults ends as its acts predict."""
     outer, end = world.script, of(world)
     recorded = [speaker for speaker in outer.speakers if outer.records(speaker)]
-    by_itself = "Idle" if recorded else "NobodyPublished"
-    reasons = {"stop": "Stopped", "destroy": "RoomDestroyed", "remove": "UserRemoved", "max": "MaxDuration", "idle": by_itself}
-    reason = by_itself if outer.blind and outer.ends_by == "destroy" else reasons[outer.ends_by]
+    by_deadline = "Idle" if recorded else "NobodyPublished"
+    reasons = {"stop": "Stopped", "destroy": "RoomDestroyed", "remove": "UserRemoved", "max": "MaxDuration", "idle": by_deadline}
+    reason = by_deadline if outer.blind and outer.ends_by == "destroy" else reasons[outer.ends_by]
     assert end["sessions"] == [("Finished", reason)], f"{end['sessions']} instead of {reason}"
     wanted = []
     for speaker in recorded:
@@ -82,16 +80,16 @@ def _results(world: World) -> None:
     sent: dict[tuple[str, int], set[tuple[str, str]]] = {}
     for type_, body in world.results:
         if type_ == "session-finished":
-            said = json.loads(body)
-            key = (said["data"]["TaskId"], said["data"]["Revision"])
-            sent.setdefault(key, set()).add((said["id"], json.dumps(said["data"])))
-    assert {key: len(said) for key, said in sent.items()} == dict.fromkeys(tables.results, 1), "one result per revision"
+            result = json.loads(body)
+            key = (result["data"]["TaskId"], result["data"]["Revision"])
+            sent.setdefault(key, set()).add((result["id"], json.dumps(result["data"])))
+    assert {key: len(bodies) for key, bodies in sent.items()} == dict.fromkeys(tables.results, 1), "one result per revision"
     for session in tables.sessions.values():
         body = json.loads(tables.results[session.task_id, session.revision])
         assert body["EndReason"] == session.end_reason
         of_session = [r for r in tables.recordings.values() if r.task_id == session.task_id and not r.never_seen]
-        told = sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in body["Files"])
-        assert told == sorted((r.speaker, r.code, r.url) for r in of_session), "the last result is not what became of it"
+        entries = sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in body["Files"])
+        assert entries == sorted((r.speaker, r.code, r.url) for r in of_session), "the last result does not match the rows"
         assert all((f["Message"], f["Status"]) == state_chart.CODES[f["Code"]] for f in body["Files"])
 
 
@@ -101,7 +99,7 @@ def _callbacks(world: World) -> None:
     assert {(c.task_id, c.revision) for c in tables.callbacks.values()} == {key for key in tables.results if key[0] in asked}
     for callback in tables.callbacks.values():
         last = tables.sessions[callback.task_id].revision == callback.revision
-        assert callback.state == "delivered" or not last, f"{callback.key} is {callback.state}, and the receiver is there"
+        assert callback.state == "delivered" or not last, f"{callback.key} is {callback.state}, although the receiver answers"
         assert world.received.get(callback.key, {callback.body}) == {callback.body}, "two bodies under one id"
 
 
@@ -111,7 +109,7 @@ def _recording(world: World, recording: Any) -> None:
         case "Success":
             assert held <= world.objects[recording.key], f"{recording.key}: segments {held} are not all in the object"
         case "FailedRecording":
-            assert not held or recording.attempt > 1, f"{recording.key}: media is on disk, and it is called 录制失败"
+            assert not held or recording.attempt > 1, f"{recording.key}: media is on disk, and the result is 录制失败"
         case "FailedTranscode":
             assert recording.speaker in world.script.bad, f"{recording.key}: its file could be transcoded"
         case "FailedCosWrite":
@@ -120,25 +118,25 @@ def _recording(world: World, recording: Any) -> None:
 
 
 def same(ordered: dict[str, Any], disturbed: dict[str, Any]) -> None:
-    """The disturbed history ended as the ordered one did."""
+    """The history with faults ended like the one without."""
     for what, end in ordered.items():
         assert disturbed[what] == end, f"{what}: {disturbed[what]} instead of {end}"
 
 
 def excused(ordered: dict[str, Any], world: World) -> None:
-    """What may differ after lost or late callbacks differs, and nothing else."""
+    """Only the differences that lost or late callbacks excuse."""
     end = of(world)
     (_, reason), (_, ordered_reason) = end["sessions"][0], ordered["sessions"][0]
     asked = {"stop": "Stopped", "destroy": "RoomDestroyed", "remove": "UserRemoved"}.get(world.script.ends_by)
-    by_itself = BY_ITSELF if world.sky.lost else ("Idle", "NobodyPublished")  # who hears all of it does not wait for MAX_DURATION
-    assert reason in (ordered_reason, asked, *by_itself), f"it ended by {reason}, and nobody asked for that"
+    by_deadline = BY_DEADLINE if world.profile.lost else ("Idle", "NobodyPublished")
+    assert reason in (ordered_reason, asked, *by_deadline), f"it ended by {reason} without a cause"
     assert len(end["sessions"]) == len(ordered["sessions"])
     published = {act.about[0] for act in world.script.acts if act.name == "switch_on"} | set(world.script.subscribe)
     there = {speaker for speaker, _, _, _ in end["recordings"]}
     assert there <= published, f"{there - published} never published"
     for speaker in world.script.speakers:
         if _must_be_recorded(world, speaker):
-            assert speaker in there, f"{speaker} was heard of in time and not recorded"
+            assert speaker in there, f"{speaker} had a callback in time and was not recorded"
 
 
 def _must_be_recorded(world: World, speaker: str) -> bool:
@@ -152,7 +150,12 @@ def _must_be_recorded(world: World, speaker: str) -> bool:
         since_ms = at_ms - engines.START_MS
         gone = [a.at_ms for a in mine if a.name in ("leave", "switch_off") and a.at_ms >= since_ms - 61_000]
         until_ms = min([*gone, closed_ms - engines.START_MS, *([outer.end_ms] if outer.end_ms else [])])
-        if not world.sky.deaths and not world.sky.freezes and since_ms >= script.START_MS and until_ms - since_ms > 60_000:
+        if (
+            not world.profile.deaths
+            and not world.profile.freezes
+            and since_ms >= script.START_MS
+            and until_ms - since_ms > 60_000
+        ):
             kinds = [a.about[1] for a in mine if a.name == "switch_on" and a.at_ms <= since_ms]
             if set(kinds) == {"audio", "video"} or set(kinds) & set(script.WANTED[outer.mode]):
                 return True

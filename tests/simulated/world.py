@@ -1,7 +1,7 @@
-"""One history: the outer world of a script, the weather, and between them the recorder's real deciding handlers and sweepers.
+"""One history: the outer world of a script, its faults, and between them the recorder's real handlers and sweepers.
 
-Imports `events`, `handlers`, `machine`. Rule: one heap of (time, chance, number, what); the clock jumps from one to the next.
-Nothing is read from a real clock, nothing is random but by the seeds: the same script and weather give the same history.
+Rules: one heap of (time, chance, number, action); the clock jumps from one action to the next. No real clock is read, and all
+randomness comes from the seeds: the same script and faults give the same history.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ MOST_STEPS = 20_000
 
 
 class Crashed(Exception):
-    """The process died here; what it had not committed is gone."""
+    """The process died at this failpoint; uncommitted writes are lost."""
 
 
 class World:
     """Plays one history."""
 
-    def __init__(self, outer: script.Script, sky: fault_profile.Weather, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, outer: script.Script, profile: fault_profile.FaultProfile, show: Callable[[str], None] | None = None
+    ) -> None:
         self.script = outer
-        self.sky = sky
-        self.tell = tell
+        self.profile = profile
+        self.show = show
         self.clock = engines.Clock()
-        self.chance = Random(sky.seed)
+        self.chance = Random(profile.seed)
         self.store = dictionary.Store(clock=self.clock, new_id=engines.ids("02"))
         self.watch = invariants.Watch(self.store.tables)
-        self.store.watch = self.watch.look
-        self.store.meddle = self._meddle if sky.conflict else None
+        self.store.watch = self.watch.check
+        self.store.meddle = self._meddle if profile.conflict else None
         self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=script.POLICY, new_id=engines.ids()))
         self.nodes = {name: nodes.Node(name, self) for name in ("n1", "n2")}
         self.publishing: dict[str, set[str]] = {}
@@ -49,7 +51,7 @@ class World:
         self.destroyed = False
         self.task_id = ""
         self.under_way: dict[str, tuple[codec.Event, str]] = {}
-        self.said_media: dict[tuple[job_key.JobKey, int], int] = {}
+        self.reported_media: dict[tuple[job_key.JobKey, int], int] = {}
         self.heard: dict[str, list[int]] = {}
         self.results: list[tuple[str, bytes]] = []
         self.received: dict[job_key.JobKey, set[str]] = {}
@@ -65,24 +67,24 @@ class World:
 
     # --- time -------------------------------------------------------------------------------------------------------------
     def after(self, ms: int, what: Callable[..., None], *about: Any) -> None:
-        """Let something happen in `ms`."""
+        """Schedule an action in `ms`."""
         self._numbers += 1
-        tie = self.chance.random() if self.sky.kind != "calm" else 0.0
+        tie = self.chance.random() if self.profile.kind != "calm" else 0.0
         heapq.heappush(self._heap, (self.clock.now_ms + ms, tie, self._numbers, what, about))
 
     def late(self, most_ms: int, calm_ms: int) -> int:
-        """A delay of this weather."""
-        return calm_ms if self.sky.kind == "calm" else int(self.chance.random() * most_ms)
+        """A delay within the bounds of the fault profile."""
+        return calm_ms if self.profile.kind == "calm" else int(self.chance.random() * most_ms)
 
     def play(self) -> World:
-        """The whole history, until nothing is left to happen."""
+        """Play the whole history, until no action is left."""
         for act in self.script.acts:
             self.after(act.at_ms, getattr(self, act.name), *act.about)
-        for at_ms, name, back_ms in self.sky.deaths:
+        for at_ms, name, back_ms in self.profile.deaths:
             self.after(at_ms, self.nodes[name].die, back_ms)
-        for at_ms, name, for_ms in self.sky.freezes:
+        for at_ms, name, for_ms in self.profile.freezes:
             self.after(at_ms, self.nodes[name].freeze, for_ms)
-        failpoints.install(self._fault if self.sky.crash else None)
+        failpoints.install(self._fault if self.profile.crash else None)
         try:
             for node in self.nodes.values():
                 node.start()
@@ -109,13 +111,13 @@ class World:
             self.relay()
         return True
 
-    # --- what the sweepers say --------------------------------------------------------------------------------------------
+    # --- sweepers --------------------------------------------------------------------------------------------------------
     def _next_sweep_ms(self) -> int:
-        """When the next deadline or lease is over that no sweeper has spoken of. What is kept for a week is not waited for."""
+        """The next time at which a deadline or lease expires that no sweeper has published. Skips `keep`, which takes a week."""
         if self._sweep_ms is not None and not self.watch.timed:
             return self._sweep_ms
         self.watch.timed = False
-        since = [node.judges_from_ms for node in self.nodes.values() if node.awake][: None if self.sky.all_sweep else 1]
+        since = [node.expires_from_ms for node in self.nodes.values() if node.awake][: None if self.profile.all_sweep else 1]
         tables = self.store.tables
         if not since:
             self._sweep_ms = None
@@ -130,19 +132,19 @@ class World:
     def _sweep(self) -> None:
         now_ms, tables = self.clock.now_ms, self.store.tables
         sweeping = [node for node in self.nodes.values() if node.awake]
-        for node in sweeping if self.sky.all_sweep else sweeping[:1]:
+        for node in sweeping if self.profile.all_sweep else sweeping[:1]:
             node.sweep()
         self._swept |= {serial for at_ms, serial in tables.deadlines.values() if at_ms <= now_ms}
         self._swept |= {key for key in tables.leased if tables.jobs[key].lease_until_ms < now_ms}
         self._sweep_ms = None
 
-    def look_again(self) -> None:
-        """A node came, went or woke: who judges leases has changed."""
+    def reschedule_sweep(self) -> None:
+        """Recompute the next sweep after a node started, died or woke."""
         self._sweep_ms = None
 
     # --- messages ---------------------------------------------------------------------------------------------------------
     def relay(self) -> None:
-        """What was committed is handed on; where the relay dies before it has marked a message, it comes again."""
+        """Relay committed messages. If the relay dies before it marks a message, the message is relayed again."""
         for message in coroutine_runner.run(self.store.outbox.unsent()):
             if message.channel == "result":
                 self.results.append((message.type, message.body))
@@ -151,35 +153,35 @@ class World:
                 self._post(self._deliver if message.channel == "event" else self._obey, event, message.node)
                 if message.channel == "command" and event.type != "stop-capture":
                     self.under_way[event.subject] = (event, message.node)
-            if self.sky.relay_dies and self.chance.random() < self.sky.relay_dies:
+            if self.profile.relay_dies and self.chance.random() < self.profile.relay_dies:
                 self.faults += 1
                 self.after(1_000, self._nothing)
             else:
                 coroutine_runner.run(self.store.outbox.mark_sent(message.seq))
 
     def _nothing(self) -> None:
-        """Time for the relay to look again."""
+        """Give the relay another turn."""
 
     def _post(self, how: Callable[..., None], event: codec.Event, node: str = "") -> None:
-        first_ms = self.late(self.sky.bus_late_ms, 10)
-        if self.sky.straggles and event.type in OUTCOMES and self.chance.random() < self.sky.straggles:
+        first_ms = self.late(self.profile.bus_late_ms, 10)
+        if self.profile.straggles and event.type in OUTCOMES and self.chance.random() < self.profile.straggles:
             self.faults += 1
             first_ms += int(self.chance.random() * COPY_LATE_MS)
         self.after(first_ms, how, event, node)
         self._copies(first_ms, how, event, node)
 
     def _copies(self, first_ms: int, how: Callable[..., None], *about: Any) -> None:
-        for _ in range(self.chance.randrange(self.sky.copies) if self.sky.copies else 0):
+        for _ in range(self.chance.randrange(self.profile.copies) if self.profile.copies else 0):
             self.faults += 1
             self.after(first_ms + int(self.chance.random() * COPY_LATE_MS), how, *about)
 
     def _deliver(self, event: codec.Event, node: str = "") -> None:
-        """An event reaches a decider."""
+        """Deliver an event to a decider."""
         if not self._decide(event):
             self.after(1_000, self._deliver, event, node)
 
     def _decide(self, event: codec.Event) -> bool:
-        """Whether it was decided; else its decider died, or was in conflict for too long."""
+        """Decide an event; False if its decider died or met too many conflicts."""
         self._deciding = True
         try:
             coroutine_runner.run(self.decider.decide_from_bus(event))
@@ -187,13 +189,13 @@ class World:
             return False
         finally:
             self._deciding = False
-        if self.tell is not None:
-            self.tell(f"{self._when()} event    {event.type} {event.id} {event.subject or _about(event)}")
+        if self.show is not None:
+            self.show(f"{self._when()} event    {event.type} {event.id} {event.subject or _about(event)}")
         self.events += 1
         return True
 
     def _obey(self, command: codec.Event, node: str) -> None:
-        """A command reaches a worker: the one it is for, or any."""
+        """Deliver a command to a worker: to its node, or to any."""
         self.under_way.pop(command.subject, None)
         awake = [n for n in self.nodes.values() if n.awake and node in ("", n.name)]
         if node and self.nodes[node].gone:
@@ -201,35 +203,35 @@ class World:
         if not awake:
             self.after(5_000, self._obey, command, node)
             return
-        chosen = awake[0] if self.sky.kind == "calm" else awake[int(self.chance.random() * len(awake))]
-        if self.tell is not None:
-            self.tell(f"{self._when()} command  {command.type} {command.subject} epoch {command.data['Epoch']} → {chosen.name}")
+        chosen = awake[0] if self.profile.kind == "calm" else awake[int(self.chance.random() * len(awake))]
+        if self.show is not None:
+            self.show(f"{self._when()} command  {command.type} {command.subject} epoch {command.data['Epoch']} → {chosen.name}")
         chosen.obey(command)
 
     # --- the script's acts ------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """The application asks for the room to be recorded; copies of the request come by and by."""
+        """The application starts the recording; copies of the request follow."""
         event = codec.make("start", id="start-1", time_ms=self.clock.now_ms, data=self.script.request())
-        self._say("start")
+        self.note("start")
         self._deliver(event)
         self._copies(0, self._deliver, event)
 
     def stop(self) -> None:
-        """The application asks for the end, by the key of its start."""
-        self._say("stop")
+        """The application stops the recording, by the key of its start."""
+        self.note("stop")
         data = {"SdkAppId": script.APP, **self.script.room, "UserId": script.RECORDER}
         self._deliver(codec.make("stop", id="stop-1", time_ms=self.clock.now_ms, data=data))
 
     def replay(self) -> None:
-        """An operator tries again what failed."""
-        self._say("replay")
+        """An operator replays each session."""
+        self.note("replay")
         for task_id in self.store.tables.sessions:
             self._deliver(codec.make("replay", id=f"replay-{task_id}", time_ms=self.clock.now_ms, data={"TaskId": task_id}))
 
     def switch_on(self, speaker: str, kind: str) -> None:
         """A speaker publishes a track."""
         if not self.destroyed:
-            self._say(f"{speaker} publishes {kind}")
+            self.note(f"{speaker} publishes {kind}")
             self.publishing.setdefault(speaker, set()).add(kind)
             nodes.stream_changed(self, speaker, "on", kind)
             self._callback("user-publishing", UserId=speaker, Kind=kind)
@@ -237,27 +239,27 @@ class World:
     def switch_off(self, speaker: str, kind: str) -> None:
         """A speaker switches a track off."""
         if not self.destroyed:
-            self._say(f"{speaker} ends {kind}")
+            self.note(f"{speaker} ends {kind}")
             self.publishing.setdefault(speaker, set()).discard(kind)
             nodes.stream_changed(self, speaker, "off", kind)
             self._callback("user-unpublished", UserId=speaker, Kind=kind)
 
     def break_off(self, speaker: str) -> None:
-        """A speaker's stream breaks off and is back in a moment; no callback tells."""
-        self._say(f"{speaker}'s stream breaks off")
+        """A speaker's stream breaks off for a moment, without a callback."""
+        self.note(f"{speaker}'s stream breaks off")
         self.broken_until_ms[speaker] = self.clock.now_ms + BREAK_MS
         nodes.stream_changed(self, speaker, "broken")
 
     def leave(self, speaker: str) -> None:
-        """A speaker leaves; that is all that TRTC tells."""
-        self._say(f"{speaker} leaves")
+        """A speaker leaves. TRTC sends no other callback for that."""
+        self.note(f"{speaker} leaves")
         self.publishing.pop(speaker, None)
         nodes.stream_changed(self, speaker, "gone")
         self._callback("user-left", UserId=speaker, Reason=1)
 
     def destroy(self) -> None:
         """The room is dismissed."""
-        self._say("the room is dismissed")
+        self.note("the room is dismissed")
         self.destroyed = True
         for speaker in list(self.publishing):
             self.publishing.pop(speaker)
@@ -266,31 +268,31 @@ class World:
 
     def remove(self) -> None:
         """The recording user is removed from the room."""
-        self._say("the recording user is removed")
+        self.note("the recording user is removed")
         self._callback("user-left", UserId=script.RECORDER, Reason=3)
 
     def _callback(self, type_: str, **data: Any) -> None:
-        """A callback of TRTC sets out: at least once, late, or (in its weather) never."""
+        """Send a TRTC callback: at least once, late, or (if the profile loses callbacks) never."""
         if self.script.blind:
             return
         self._numbers += 1
         data = {"SdkAppId": script.APP, **self.script.room, "EventMs": self.clock.now_ms, **data}
-        if type_ == "room-destroyed" and "StrRoomId" in data:  # TRTC's 102 does not tell which kind of room it was
+        if type_ == "room-destroyed" and "StrRoomId" in data:  # TRTC's 102 does not name the kind of room
             data["RoomId"] = int(data["StrRoomId"])
         event = codec.make(type_, id=f"trtc-{self._numbers}", time_ms=self.clock.now_ms, data=data)
-        if self.sky.lost and self.chance.random() < self.sky.lost:
+        if self.profile.lost and self.chance.random() < self.profile.lost:
             self.faults += 1
-            self._say(f"the callback {type_} {event.id} is lost")
+            self.note(f"the callback {type_} {event.id} is lost")
             return
-        first_ms = self.late(self.sky.trtc_late_ms, 100)
+        first_ms = self.late(self.profile.trtc_late_ms, 100)
         self.after(first_ms, self._deliver, event)
         if type_ == "user-publishing" and data["Kind"] in script.WANTED[self.script.mode]:
             self.heard.setdefault(f"{data['UserId']}", []).append(self.clock.now_ms + first_ms)
         self._copies(first_ms, self._deliver, event)
 
-    # --- what is true -----------------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------------------------
     def live(self, speaker: str) -> set[str]:
-        """The tracks of a speaker that can be pulled now."""
+        """The tracks of a speaker that a pull gets now."""
         broken = self.broken_until_ms.get(speaker, 0) > self.clock.now_ms
         return set() if broken else self.publishing.get(speaker, set())
 
@@ -299,18 +301,18 @@ class World:
         return self.clock.now_ms - engines.START_MS
 
     def cos_is_down(self) -> bool:
-        """Whether COS answers nobody."""
+        """Whether COS is unavailable."""
         return any(from_ms <= self.elapsed_ms() < to_ms for from_ms, to_ms in self.script.outages)
 
     # --- faults -----------------------------------------------------------------------------------------------------------
     def _fault(self, name: str) -> None:
-        if self._deciding and name in CRASHES and self.chance.random() < self.sky.crash:
+        if self._deciding and name in CRASHES and self.chance.random() < self.profile.crash:
             self.faults += 1
             raise Crashed(name)
 
     def _meddle(self, owner: str) -> bool:
-        """Between load and save a worker takes the lease of the row, and the guard must see it; or somebody else moved it."""
-        if self.chance.random() >= self.sky.conflict:
+        """Between load and save, let a worker take the lease of the row, which the guard must detect; or report a change."""
+        if self.chance.random() >= self.profile.conflict:
             return False
         self.faults += 1
         command, node = self.under_way.pop(owner, (None, ""))
@@ -319,9 +321,10 @@ class World:
         self._obey(command, node)
         return False
 
-    def _say(self, what: str) -> None:
-        if self.tell is not None:
-            self.tell(f"{self._when()} outside  {what}")
+    def note(self, what: str) -> None:
+        """Show a line about the outer world."""
+        if self.show is not None:
+            self.show(f"{self._when()} outside  {what}")
 
     def _when(self) -> str:
         return f"{self.elapsed_ms() / 1000:>10.3f}s"
