@@ -138,9 +138,8 @@ class UnitOfWork:
             return
         await self.advance_session(current, "all-final")
 
-    async def arm_opening(self, value: model.Session) -> None:
+    async def arm_opening(self, owner: job_key.SessionKey) -> None:
         """Arm the deadlines of a session that opens."""
-        owner = value.key
         for effect in session.opening(session.SessionFacts(now_ms=self.tx.now_ms, policy=self.context.policy)):
             await self.tx.arm(owner, effect.kind, effect.at_ms)
 

@@ -42,8 +42,9 @@ async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         warnings=(*_warnings(request, callbacks_come), *uow.warnings),
     )
     await tx.add_session(opened, secrets)
-    await tx.journal(opened.key, uow.event, "", states.OPEN, f"mode {request.mode}")
-    await uow.arm_opening(opened)
+    owner = opened.key
+    await tx.journal(owner, uow.event, "", states.OPEN, f"mode {request.mode}")
+    await uow.arm_opening(owner)
     await _open_known(uow, opened)
     return await _accepted(uow, opened, repeated=False)
 
