@@ -60,12 +60,13 @@ class Node:
         """Start every part. Raises errors.Unavailable with the remedy."""
         folder = self._open_spool()
         await self._open_store()
-        work = node_work.NodeWork(self.settings, folder, credentials.CredentialChain(self._environment, clock=clock))
+        chain = credentials.CredentialChain(self._environment, clock=clock)
+        work = node_work.NodeWork(self.settings, folder, chain)
         await work.uploader.start()
         self._stack.push_async_callback(work.uploader.stop)
         space = start_checks.SpoolSpace(self.settings, folder)
         workers = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms)
-        checks = start_checks.StartChecks(self.settings, work, workers.check if self._distributed else space.check)
+        checks = start_checks.StartChecks(self.settings, work, chain, workers.check if self._distributed else space.check)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, folder, space)]
         for part in parts:

@@ -13,7 +13,7 @@ from config import settings as settings_module
 from events import codec
 from machine import errors
 from media import spool
-from tencent import cos_target, usersig
+from tencent import cos_target, credentials, usersig
 
 
 class SpoolSpace:
@@ -53,10 +53,12 @@ class StartChecks:
         self,
         settings: settings_module.Settings,
         work: node_work.NodeWork,
+        chain: credentials.CredentialChain,
         check_capacity: Callable[[], Awaitable[tuple[str, ...]]],
     ) -> None:
         self._settings = settings
         self._work = work
+        self._chain = chain
         self._check_capacity = check_capacity
 
     async def check(self, data: codec.Data) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ class StartChecks:
     async def _check_bucket(self, config: codec.Data) -> str:
         """A warning about the bucket, or "". Raises InvalidParameter for a bucket that refuses the credentials."""
         cos_target.check_path(config["Path"])
-        keys = await self._work.resolve_credentials(config)
+        keys = await self._chain.resolve(config)
         target = cos_target.CosTarget(
             region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_server
         )

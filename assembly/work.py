@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class NodeWork:
     async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this spool."""
         token = self._settings.cluster_token.get_secret_value()
-        return await segment_fetch.fetch(url, token, str(job.recording.key), epoch, self._segment_path(job, epoch))
+        return await segment_fetch.fetch(url, token, job.recording.key.text, epoch, self._segment_path(job, epoch))
 
     async def transcode(self, job: due_work.Assignment, epoch: int, parts: Sequence[segments.Segment]) -> model.Output:
         """Make the finished file from its segments."""
@@ -108,7 +108,7 @@ class NodeWork:
             await save(json.loads(reached.to_json()))
 
         try:
-            target, keys = self._target(job), await self.resolve_credentials(job.secrets.to_json())
+            target, keys = self._target(job), await self._chain.resolve(job.secrets.to_json())
             return await self.uploader.upload(path, target, keys, state=known, save=keep)
         except errors.InvalidParameter as error:
             raise errors.UploadFailed(error.message, reason=Reason.REFUSED, retry=error.retry) from error
@@ -152,15 +152,6 @@ class NodeWork:
         request, value = job.session.request, job.recording
         key = cos_target.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
         return cos_target.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server)
-
-    async def resolve_credentials(self, secrets: Mapping[str, str]) -> credentials.Credentials:
-        """The keys of the start, or else of the chain. Raises InvalidParameter."""
-        explicit = None
-        if secrets.get("SecretId"):
-            explicit = credentials.Credentials(
-                secret_id=secrets["SecretId"], secret_key=secrets["SecretKey"], token=secrets.get("Token", "")
-            )
-        return await self._chain.resolve(explicit)
 
     def _address(self, job: due_work.Assignment) -> str:
         request, room = job.session.request, job.session.request.room

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from events import codec
+from events import codec, requests
 from machine import delivery, effects, errors, internal_events, job_key, model, ports, recording, results, session, states
 
 # The events that may give a recording a detail on how its pulls ended.
@@ -138,8 +138,11 @@ class UnitOfWork:
             return
         await self.advance_session(current, "all-final")
 
-    async def arm_opening(self, owner: job_key.SessionKey) -> None:
-        """Arm the deadlines of a session that opens."""
+    async def open_session(self, opened: model.Session, secrets: requests.Secrets) -> None:
+        """Add a session with its secrets, and arm its deadlines."""
+        owner = job_key.SessionKey(opened.task_id)
+        await self.tx.add_session(opened, secrets)
+        await self.tx.journal(owner, self.event, "", states.OPEN, f"mode {opened.request.mode}")
         for effect in session.opening(session.SessionFacts(now_ms=self.tx.now_ms, policy=self.context.policy)):
             await self.tx.arm(owner, effect.kind, effect.at_ms)
 

@@ -41,10 +41,7 @@ async def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         idle_from_ms=tx.now_ms,
         warnings=(*_warnings(request, callbacks_come), *uow.warnings),
     )
-    await tx.add_session(opened, secrets)
-    owner = opened.key
-    await tx.journal(owner, uow.event, "", states.OPEN, f"mode {request.mode}")
-    await uow.arm_opening(owner)
+    await uow.open_session(opened, secrets)
     await _open_known(uow, opened)
     return await _accepted(uow, opened, repeated=False)
 

@@ -9,14 +9,16 @@ is an error that callers retry, never a wrong result.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from events import requests
 from machine import errors
 
 BUSY_TIMEOUT_MS = 10_000
@@ -29,6 +31,10 @@ PING_TIMEOUT_S = 2.0
 # PostgreSQL: serialization_failure, deadlock_detected.
 CONFLICTS = ("40001", "40P01")
 _WRITE = "recorder_write"
+# Advisory locks: nodes migrate one after the other; downtime is added once; results are numbered in one order.
+MIGRATION = 0x7265636F
+RESUME = 0x61776179
+PLACES = 0x706C6163
 
 
 class Connections:
@@ -105,3 +111,16 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
     def begun(connection: Connection) -> None:
         write = connection.get_execution_options().get(_WRITE)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+async def hold_lock(connection: AsyncConnection, lock: int) -> None:
+    """Take an advisory lock of PostgreSQL (a signed 64-bit number) until the transaction ends, before the rows that it guards
+    are read. SQLite needs none: it has one writer at a time."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+def room_lock(room: requests.Room) -> int:
+    """The lock of a room, which guards its presence and its Open sessions. Rooms with one number only wait for each other."""
+    name = f"{room.sdk_app_id}/{room.kind}/{room.name}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)

@@ -5,7 +5,6 @@ Rule: the present job is the job of the row's own epoch. One statement reads the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Select, Table, Text, and_, cast, select
@@ -22,13 +21,6 @@ def deliveries() -> Select[Any]:
     """All deliveries of results, with their jobs."""
     table = tables.callbacks
     return _with_job(table, table.c.task_id + "#" + cast(table.c.revision, Text))
-
-
-def of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The job in a row of these; None where there is none."""
-    if row["job_owner"] is None:
-        return None
-    return {name[4:]: value for name, value in row.items() if name.startswith("job_")}
 
 
 def _with_job(table: Table, owner: Any) -> Select[Any]:

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
-from store import connections, locks, statements, tables
+from store import connections, statements, tables
 
 _SPARE_COLUMNS = ("free_bytes", "needed_bytes", "busy")
 _LAST_SEEN = select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()).limit(1)
@@ -39,7 +39,7 @@ class Nodes:
             downtime_ms = 0 if over_ms is None else await _downtime_ms(connection, now_ms, over_ms)
             if downtime_ms and over_ms is not None:
                 # Nodes that return together would each extend by the same time; every other heartbeat waits for no lock.
-                await locks.hold(connection, locks.RESUME)
+                await connections.hold_lock(connection, connections.RESUME)
                 downtime_ms = await _downtime_ms(connection, now_ms, over_ms)
             if downtime_ms:
                 await _extend_deadlines(connection, downtime_ms)

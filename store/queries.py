@@ -16,7 +16,7 @@ from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import delivery, errors, job_key, model, session_view, states
-from store import connections, jobs, locks, rows, tables
+from store import connections, jobs, rows, tables
 
 NOW = "now"
 # The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place.
@@ -78,10 +78,10 @@ class SessionQueries:
         async with self._database.read() as connection:
             job_rows = await _recordings_and_jobs(connection, task_ids)
             for row in job_rows:
-                found[row["task_id"]].recordings.append(rows.recording(row, jobs.of(row)))
+                found[row["task_id"]].recordings.append(rows.recording(row))
             delivery_rows = await _deliveries_and_jobs(connection, task_ids)
             for row in delivery_rows:
-                found[row["task_id"]].deliveries.append(rows.delivery(row, jobs.of(row)))
+                found[row["task_id"]].deliveries.append(rows.delivery(row))
             busy = [r for r in (*job_rows, *delivery_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
             since = await _queued_since(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:
@@ -156,7 +156,7 @@ class SessionQueries:
             if (await connection.execute(unplaced.limit(1))).first() is None:
                 return
         async with self._database.write() as connection:
-            await locks.hold(connection, locks.PLACES)
+            await connections.hold_lock(connection, connections.PLACES)
             end = int((await connection.execute(select(func.max(table.c.place)))).scalar() or 0)
             waiting = (await connection.execute(unplaced.limit(MAX_PLACED))).scalars().all()
             # Waiting for a row that a relay marks could deadlock, so it is left for the next reading. So are the rows after it,

@@ -57,12 +57,12 @@ def recording_row(recording: model.Recording) -> dict[str, Any]:
     }
 
 
-def recording(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Recording:
-    """A recording from its row and the row of its present job (None: it has none)."""
+def recording(row: Mapping[str, Any]) -> model.Recording:
+    """A recording from its row with its present job (store/jobs.py)."""
     values = {name: row[column] for name, column in RECORDING_COLUMNS.items()}
     values["replays"] = row["attempt"] - 1
     output = model.Output.from_json(json.loads(row["output"])) if row["output"] else None
-    return model.Recording(**values, version=row["version"], output=output, job=_job(job))
+    return model.Recording(**values, version=row["version"], output=output, job=_job(row))
 
 
 def session_row(session: model.Session) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def session(row: Mapping[str, Any]) -> model.Session:
     )
 
 
-def delivery(row: Mapping[str, Any], job: Mapping[str, Any] | None) -> model.Delivery:
-    """A delivery from its row and the row of its present job."""
-    return model.Delivery(**{name: row[column] for name, column in DELIVERY_COLUMNS.items()}, job=_job(job))
+def delivery(row: Mapping[str, Any]) -> model.Delivery:
+    """A delivery from its row with its present job (store/jobs.py)."""
+    return model.Delivery(**{name: row[column] for name, column in DELIVERY_COLUMNS.items()}, job=_job(row))
 
 
 def delivery_row(delivery: model.Delivery) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def delivery_row(delivery: model.Delivery) -> dict[str, Any]:
     return row | {"url": requests.origin(delivery.url)}
 
 
-def _job(row: Mapping[str, Any] | None) -> model.Job | None:
-    if row is None or row["state"] == states.ENDED:
+def _job(row: Mapping[str, Any]) -> model.Job | None:
+    if row["job_owner"] is None or row["job_state"] == states.ENDED:
         return None
-    return model.Job(kind=row["kind"], state=row["state"], node=row["node"])
+    return model.Job(kind=row["job_kind"], state=row["job_state"], node=row["job_node"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from machine import errors
-from store import connections, locks
+from store import connections
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision in `migrations/versions`, oldest first."""
@@ -22,7 +22,7 @@ async def migrate(database: connections.Connections) -> None:
     """Migrate to the newest revision; creates the tables of an empty database. Raises Unavailable for a schema that is newer
     than this program."""
     async with database.write() as connection:
-        await locks.hold(connection, locks.MIGRATION)
+        await connections.hold_lock(connection, connections.MIGRATION)
         if await connection.run_sync(_known) != HEAD:
             await connection.run_sync(upgrade)
 

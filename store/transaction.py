@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from events import codec, requests
 from machine import encryption, errors, job_key, model, states
-from store import audit, encrypted_rows, jobs, locks, pending_writes, rows, statements, tables
+from store import audit, connections, encrypted_rows, pending_writes, rows, statements, tables
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
@@ -68,7 +68,7 @@ class Transaction:
     async def hold_room(self, room: requests.Room) -> None:
         """Lock a room until the end of the transaction. Otherwise a start and the first event of a speaker, decided at the same
         time, would each miss the other."""
-        await locks.hold(self._connection, locks.of_room(room))
+        await connections.hold_lock(self._connection, connections.room_lock(room))
 
     async def open_session(self, room: requests.Room, user_id: str) -> model.Session | None:
         """The Open session of this key, locked."""
@@ -123,12 +123,12 @@ class Transaction:
     # --- recordings -------------------------------------------------------------------------------------------------------
     async def recordings(self, task_id: str) -> list[model.Recording]:
         """All recordings of a session, oldest first."""
-        return [rows.recording(row, jobs.of(row)) for row in await self._all(statements.RECORDINGS, {"at_task_id": task_id})]
+        return [rows.recording(row) for row in await self._all(statements.RECORDINGS, {"at_task_id": task_id})]
 
     async def recording(self, key: job_key.RecordingKey) -> model.Recording | None:
         """One recording with its present job."""
         row = await self._one(statements.RECORDING, {"at_id": key.text})
-        return rows.recording(row, jobs.of(row)) if row else None
+        return rows.recording(row) if row else None
 
     async def add_recording(self, recording: model.Recording) -> None:
         """Insert a recording and its job. Raises Conflict if it exists."""
@@ -187,7 +187,7 @@ class Transaction:
     # --- deliveries -------------------------------------------------------------------------------------------------------
     async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """All deliveries of a session's results, oldest revision first."""
-        return [rows.delivery(r, jobs.of(r)) for r in await self._all(statements.DELIVERIES, {"at_task_id": task_id})]
+        return [rows.delivery(r) for r in await self._all(statements.DELIVERIES, {"at_task_id": task_id})]
 
     async def add_delivery(self, delivery: model.Delivery) -> None:
         """Insert a delivery and its job."""

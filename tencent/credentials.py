@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -102,13 +103,13 @@ class CredentialChain:
         self._lock = asyncio.Lock()
         self._cached: Credentials | None = None
 
-    async def resolve(self, explicit: Credentials | None = None) -> Credentials:
-        """The caller's own credentials if given, else the first pair that the chain finds.
+    async def resolve(self, given: Mapping[str, Any] | None = None) -> Credentials:
+        """The caller's own credentials if `given` (such as CosConfig) has a SecretId, else the first pair that the chain finds.
 
-        Raises NoCredentials, whose message names every place and its result.
+        Raises NoCredentials, whose message names every place and its result, and InvalidParameter for a broken key.
         """
-        if explicit is not None:
-            return explicit
+        if given and given.get("SecretId"):
+            return Credentials(secret_id=given["SecretId"], secret_key=given["SecretKey"], token=given.get("Token") or "")
         async with self._lock:
             if self._cached is None or not self._is_fresh(self._cached):
                 self._cached = None

@@ -154,7 +154,7 @@ def _timeline_entry(entry: session_view.TimelineEntry) -> Json:
     """`Of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
     return {
         "Time": codec.iso(entry.at_ms),
-        "Of": str(entry.owner).removeprefix(entry.owner.task_id).removeprefix("/"),
+        "Of": entry.owner.text.removeprefix(entry.owner.task_id).removeprefix("/"),
         "Event": entry.event_type,
         "From": entry.from_state,
         "To": entry.to_state,

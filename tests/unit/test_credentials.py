@@ -110,8 +110,9 @@ async def test_order_of_the_places(cloud: Cloud, clock: Clock, home: Path) -> No
     """Explicit wins over SCF, SCF over the environment, that over the profile, that over the CVM's role."""
     write_profile(home, "[default]\nsecret_id = pro-id\nsecret_key = pro-%key\n")
     cloud.role = "recorder"
-    explicit = credentials.Credentials(secret_id="my-id", secret_key="my-key")
-    assert (await chain(cloud, clock, home, SCF | VARIABLES).resolve(explicit)) is explicit
+    given = {"SecretId": "my-id", "SecretKey": "my-key", "Region": "ap-shanghai"}
+    found = await chain(cloud, clock, home, SCF | VARIABLES).resolve(given)
+    assert (found.source, found.secret_id, found.secret_key, found.token) == ("explicit", "my-id", "my-key", "")
     found = await chain(cloud, clock, home, SCF | VARIABLES).resolve()
     assert (found.source, found.secret_id, found.secret_key, found.token) == ("scf", "scf-id", "scf-key", "scf-token")
     found = await chain(cloud, clock, home, VARIABLES).resolve()
