@@ -64,7 +64,7 @@ async def _done(store: stores.Store, node: str, *segments: tuple[str, int], **ch
     for speaker, epoch in segments:
         await store.segments.register(job_key.RecordingKey(examples.TASK, speaker, 1), epoch, node)
     for speaker in speakers:
-        await examples.moved(store, f"{examples.TASK}/{speaker}/1", **DONE | changes)
+        await examples.moved(store, job_key.RecordingKey(examples.TASK, speaker, 1), **DONE | changes)
 
 
 async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], store: stores.Store) -> None:

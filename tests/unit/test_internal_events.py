@@ -24,11 +24,13 @@ SAMPLES = {
     "callback-finished": (internal_events.DeliveryFinished(epoch=3), DELIVERY),
     "callback-failed": (internal_events.DeliveryFailure(epoch=3, reason="gone", retry=False), DELIVERY),
     "worker-lost": (
-        internal_events.WorkerLost(owner="01HV0000000000000000000000/al/1", epoch=3, node="n1", media_ms=0, size_bytes=9),
+        internal_events.WorkerLost(
+            owner=job_key.parse("01HV0000000000000000000000/al/1"), epoch=3, node="n1", media_ms=0, size_bytes=9
+        ),
         {},
     ),
     "deadline-passed": (
-        internal_events.DeadlinePassed(owner="01HV0000000000000000000000", kind="idle", serial="s"),
+        internal_events.DeadlinePassed(owner=job_key.parse("01HV0000000000000000000000"), kind="idle", serial="s"),
         {},
     ),
 }
