@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from events import codec
-from machine import internal_events, model
+from machine import internal_events, job_key, model
 
 SUBJECT_FIELDS = {"TaskId", "Speaker", "N", "Revision"}
 RECORDING = {"TaskId": "01HV0000000000000000000000", "Speaker": "al", "N": 1}
