@@ -21,7 +21,7 @@ from store import store as stores
 from tests import buses, engines, rabbit, waiting
 
 ROOT = Path(__file__).parent.parent.parent
-KINDS = ("recorder", "starts", "hears")
+KINDS = ("recorder", "starts", "receives")
 
 
 class Users:
@@ -29,7 +29,9 @@ class Users:
 
     def __init__(self, broker: rabbit.Broker) -> None:
         self.broker, self.prefix = broker, broker.prefix()
-        rows = re.findall(r"(?m)^\| (?:the recorder|starts|hears).*\|$", (ROOT / "docs" / "bus.md").read_text(encoding="utf-8"))
+        rows = re.findall(
+            r"(?m)^\| (?:the recorder|starts|receives).*\|$", (ROOT / "docs" / "bus.md").read_text(encoding="utf-8")
+        )
         for kind, row in zip(KINDS, rows, strict=True):
             _, configure, write, read, publish, bind = self._cells(row)
             name = f"{self.prefix}-{kind}"
@@ -67,11 +69,11 @@ class Users:
                 return False
             return True
 
-    async def may_hear(self, kind: str, key: str) -> bool:
+    async def may_receive(self, kind: str, key: str) -> bool:
         """Whether the user may bind a queue of its own to this key."""
         async with await aio_pika.connect(self.url(kind)) as connection:
             channel = await connection.channel()
-            name = f"{self.prefix}-lessons.x" if kind == "hears" else None
+            name = f"{self.prefix}-lessons.x" if kind == "receives" else None
             queue = await channel.declare_queue(name, exclusive=True)
             try:
                 await queue.bind(self.prefix, key)
@@ -193,22 +195,22 @@ async def test_each_user_may_do_its_task_and_no_more(users: Users) -> None:
         await topology.declare_queue(channel, names, names.node("n1"))
     for key in ("event.start", "command.start-capture", "command.start-capture.n1", "result.session-finished"):
         assert await users.may_publish("recorder", key)
-    assert await users.may_hear("recorder", "result.#")
+    assert await users.may_receive("recorder", "result.#")
     for queue in _queues(names):
         assert await users.may_take("recorder", queue), queue
     for key, allowed in {"event.start": True, "event.stop": True, "event.replay": True, "event.user-left": False}.items():
         assert await users.may_publish("starts", key) == allowed, key
-        assert not await users.may_publish("hears", key), key
-    for kind in ("starts", "hears"):
+        assert not await users.may_publish("receives", key), key
+    for kind in ("starts", "receives"):
         for key in ("command.start-capture", "command.start-capture.n1", "command.stop-capture", "result.session-finished"):
             assert not await users.may_publish(kind, key), (kind, key)
         for key in ("#", "event.#", "event.start", "command.#", "command.*.n1", "command.stop-capture"):
-            assert not await users.may_hear(kind, key), (kind, key)
+            assert not await users.may_receive(kind, key), (kind, key)
         for queue in _queues(names):
             assert not await users.may_take(kind, queue), (kind, queue)
     for key, allowed in {"result.session-accepted": True, "result.session-finished": True, "result.#": False}.items():
-        assert await users.may_hear("starts", key) == allowed, key
-        assert await users.may_hear("hears", key), key
+        assert await users.may_receive("starts", key) == allowed, key
+        assert await users.may_receive("receives", key), key
 
 
 async def test_no_application_bypasses_the_exchange_or_breaks_a_queue(users: Users) -> None:
@@ -219,7 +221,7 @@ async def test_no_application_bypasses_the_exchange_or_breaks_a_queue(users: Use
         channel = await connection.channel()
         await topology.declare(channel, names)
         await topology.declare_queue(channel, names, names.node("n1"))
-    for kind in ("starts", "hears"):
+    for kind in ("starts", "receives"):
         for queue in (*_queues(names), names.unheard.name):
             assert not await users.may_publish_past_the_exchange(kind, queue), (kind, queue)
             assert await users.may_break(kind, queue) == [], (kind, queue)

@@ -30,18 +30,18 @@ async def second_run(service: Service) -> str:
     task_id = str(answer["TaskId"])
     named, owner = {"TaskId": task_id, "Speaker": "alice", "N": 1}, job_key.RecordingKey(task_id, "alice", 1)
     await service.say("user-publishing", SdkAppId=SDK_APP_ID, RoomId=8489, UserId="alice", EventMs=now_ms(), Kind="audio")
-    await service.store.leases.take(job_key.parse(owner), 1, "node-1", 60_000)
-    await service.store.segments.register(job_key.parse(owner), 1, "node-1")
+    await service.store.leases.take(owner, 1, "node-1", 60_000)
+    await service.store.segments.register(owner, 1, "node-1")
     await service.say("capture-started", **named, Epoch=1)
     ended = {"Reason": "eof", "MediaMs": 5000, "SizeBytes": 400, "FirstPacketMs": T0, "LastPacketMs": T0 + 5000}
     await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", **ended)
-    epoch = (await service.store.assignments.recording(job_key.parse(owner))).recording.epoch  # type: ignore[union-attr]
+    epoch = (await service.store.assignments.recording(owner)).recording.epoch  # type: ignore[union-attr]
     async with service.store.transaction() as tx:
-        await tx.arm(job_key.parse(owner), "retry", 0)
+        await tx.arm(owner, "retry", 0)
     (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner]
     await service.say("deadline-passed", Owner=str(owner), Kind="retry", Serial=due.serial)
-    assert await service.store.leases.take(job_key.parse(owner), epoch, "node-1", 60_000)
-    await service.store.segments.register(job_key.parse(owner), epoch, "node-1")
+    assert await service.store.leases.take(owner, epoch, "node-1", 60_000)
+    await service.store.segments.register(owner, epoch, "node-1")
     await service.store.segments.update(
         owner, epoch, {"first_packet_ms": T0 + 8000, "last_packet_ms": T0 + 9000, "media_ms": 1000}
     )
