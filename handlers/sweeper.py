@@ -109,7 +109,7 @@ class Sweeper:
             await self._clean(now_ms)
 
     async def _clean(self, now_ms: int) -> None:
-        """Delete what is older than the retention times; after a full batch, the rest in the next round."""
+        """Delete rows older than the retention times; after a full batch, the rest in the next round."""
         policy = self._policy
         every_ms = min(CLEAN_EVERY_MS, policy.keep_messages_ms // 4, policy.keep_sessions_ms // 4)
         # Before the deletion: if it fails in every round, leases must still expire.

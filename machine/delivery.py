@@ -30,7 +30,7 @@ def decide(
     policy: model.Policy,
     outcome: internal_events.DeliveryOutcome | None = None,
 ) -> DeliveryDecision:
-    """Decide what `event` does to `delivery`: send, cancel, retry-due, or the type of `outcome`."""
+    """Apply `event` to `delivery`: send, cancel, retry-due, or the type of `outcome`."""
     if delivery.state != PENDING:
         return DeliveryDecision(delivery=delivery, ignored=f"it is {delivery.state} already")
     if event == "send":

@@ -178,7 +178,7 @@ MACHINE = decision_table.build(ROWS, states.RECORDING_STATES, EVENTS, RecordingR
 
 
 def decide(recording: model.Recording, event: str, facts: RecordingFacts) -> RecordingDecision:
-    """Decide what `event` does to `recording`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
+    """Apply `event` to `recording`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
     rules = RecordingRules(recording, facts)
     moves: list[tuple[str, str]] = []
     if recording.state == J and event in MAY_END_JOINING and _media_found(rules, event):

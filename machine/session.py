@@ -185,7 +185,7 @@ MACHINE = decision_table.build(ROWS, ALL, EVENTS, SessionRules)
 
 
 def decide(session: model.Session, event: str, facts: SessionFacts) -> SessionDecision:
-    """Decide what `event` does to `session`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
+    """Apply `event` to `session`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
     rules = SessionRules(session, facts, event)
     row = decision_table.fire(MACHINE, rules, event)
     moves = ((session.state, rules.state),) if rules.state != session.state else ()

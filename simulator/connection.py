@@ -12,7 +12,7 @@ from aiohttp import web
 
 
 def reset(request: web.Request) -> None:
-    """Send a TCP reset instead of what is still queued; whatever is written afterwards raises ConnectionError."""
+    """Send a TCP reset and drop the queued bytes; every later write raises ConnectionError."""
     transport = request.transport
     if transport is not None:
         connection = transport.get_extra_info("socket")

@@ -1,7 +1,7 @@
-"""The demo: a simulated room with two speakers is recorded by a real service, and what came of it is checked and printed.
+"""The demo: a real service records a simulated room with two speakers, and the demo checks and prints the result.
 
-Imports this room only; the service is spoken to over HTTP, as an application would. Rule: every line printed was looked at, and a
-wrong result is told and answered False.
+Rules: it talks to the service over HTTP, as an application would. It prints only values that it has checked, and a wrong result
+raises WrongResult.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WrongResult(Exception):
 
 
 def settings(simulator: server.Simulator) -> dict[str, str]:
-    """What a service needs to be told to take the simulator for Tencent."""
+    """The settings of a service that uses the simulator as Tencent."""
     return {
         "PULL_ADDRESS": simulator.pull_template,
         "COS_ENDPOINT": simulator.url,

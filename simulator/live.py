@@ -277,7 +277,7 @@ class Live:
         self.streams.add(stream)
 
     def remove(self, stream: Stream) -> None:
-        """Send what is due up to now, then end the stream for all its viewers."""
+        """Send the tags due up to now, then end the stream for all its viewers."""
         if stream in self.streams:
             stream.advance(self.clock())
             self.streams.discard(stream)

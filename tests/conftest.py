@@ -38,7 +38,7 @@ COLLECTED = pytest.StashKey[list[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the ids of what was collected, before -k and the like take some away; put what takes long first."""
+    """Keep the ids of the collected tests, before -k and the like take some away; put what takes long first."""
     config.stash[COLLECTED] = [item.nodeid for item in items]
     scale_time_limits(config, items)
     for item in items:

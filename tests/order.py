@@ -1,8 +1,8 @@
-"""The order of a run that processes share: what waits for live rooms comes first in each share. Imports nothing of ours.
+"""The order of a parallel test run: tests that wait for live rooms come first in each process's share.
 
-Rule: a process that has run its share takes half of what another has left, from its end. What lies there should be short, or the
-last process is alone with minutes of work while the others are idle. What loads the whole machine is in one share, one after the
-other: two at once would measure each other.
+Rule: a process that has run its share takes half of another's rest, from its end. The tests there should be short, or the last
+process has minutes of work while the others are idle. Tests that load the whole machine are in one share, one after the other,
+because two at once would measure each other.
 """
 
 from __future__ import annotations

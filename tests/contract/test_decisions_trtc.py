@@ -155,7 +155,7 @@ async def test_what_is_only_noted_moves_nothing(desk: desks.Desk) -> None:
 
 
 async def test_events_that_do_not_concern_anybody_are_harmless(desk: desks.Desk) -> None:
-    """Callbacks about rooms without a session, outcomes about what is not there, deadlines that are spent: nothing happens."""
+    """Callbacks about rooms without a session, outcomes about unknown jobs, deadlines that are spent: nothing happens."""
     await desk.publish(RoomId=5)
     await desk.trtc("user-left", RoomId=5)
     await desk.trtc("room-destroyed", RoomId=6)

@@ -79,7 +79,7 @@ def no_credentials(_: object) -> str:
 async def world(tmp_path: Path, database: engines.Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     data = tmp_path / "data"
     data.mkdir()
-    if database.engine == "sqlite":  # one to break, beside that of the service that answers
+    if database.engine == "sqlite":  # a copy to break, apart from the service's own
         shutil.copyfile(database.path, data / "recorder.db")
     mounts = tmp_path / "mounts"
     mounts.write_text("/dev/sda1 / ext4 rw 0 0\n")

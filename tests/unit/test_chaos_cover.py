@@ -1,5 +1,6 @@
-"""How chaos judges whether files cover what was live: a cut head, a cut tail and a hole of which nothing is told are found, and
-what may be missing is not."""
+"""Chaos's check that files cover the live time: it finds a cut head, a cut tail and an unreported hole, and accepts allowed
+losses.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ BEGAN_S, PULLED_S, ENDED_S = 100.0, 101.0, 121.0
 
 
 def live(*pulls: tuple[float, float]) -> media.Live:
-    """A speaker who was pulled then, or all the time."""
+    """A speaker with these pulls, or one long pull."""
     return media.Live(began_s=BEGAN_S, first_frame=0, pulls=[list(pull) for pull in pulls or [(PULLED_S, math.inf)]])
 
 
 def file(*spans_s: tuple[float, float], gaps: Sequence[tuple[float, float]] = ()) -> cover.File:
-    """A file that shows these seconds of the stream one after the other, and tells of these gaps."""
+    """A file with these seconds of the stream in sequence, and these reported gaps."""
     frames = [frame for begin_s, end_s in spans_s for frame in range(round(begin_s * RATE), round(end_s * RATE))]
     return cover.File(shown=[media.Picture(frame=frame, at_s=n / RATE) for n, frame in enumerate(frames)], gaps=gaps)
 
@@ -33,7 +34,7 @@ def faults(
     strikes: Sequence[float] = (),
     take_over_s: float = 10.0,
 ) -> list[str]:
-    """What is found; kills and strikes in seconds of the stream."""
+    """The findings; kills and strikes in seconds of the stream."""
     events = cover.Events(
         ended_s=ENDED_S,
         kills=[BEGAN_S + each for each in kills],
@@ -44,7 +45,8 @@ def faults(
 
 
 def test_a_whole_file_has_no_fault() -> None:
-    """From the second before the first pull, which a server sends along, to the end; in one file or in two."""
+    """A file may begin a second before the first pull, as servers send older media, and must reach the end; in one file or in
+    two."""
     assert faults(file((0.2, 21.1))) == []
     assert faults(file((1, 21))) == []
     assert faults(file((0.2, 9)), file((9, 21.1))) == []
@@ -52,7 +54,7 @@ def test_a_whole_file_has_no_fault() -> None:
 
 @pytest.mark.parametrize("strikes", [[], [2.0]])
 def test_a_cut_head_or_tail_is_found_whatever_struck(strikes: list[float]) -> None:
-    """What was pulled must be in the file: a first segment that was dropped is no take-over, nor is one that was never closed."""
+    """Pulled media must be in the file: a dropped first segment is no takeover, nor is one that was never closed."""
     assert faults(file((5, 21)), strikes=strikes) == ["4.0 s are missing before the first picture"]
     assert faults(file((1, 16)), strikes=strikes) == ["5.1 s are missing after the last picture"]
     assert faults(file((5, 5)), strikes=strikes) == ["20.1 s are missing before the first picture"]
@@ -60,7 +62,7 @@ def test_a_cut_head_or_tail_is_found_whatever_struck(strikes: list[float]) -> No
 
 
 def test_a_capture_that_never_resumes_is_found() -> None:
-    """A strike explains that nobody pulls for as long as a take-over lasts, and no longer."""
+    """A strike explains a pause of pulls as long as a takeover, and no longer."""
     speaker = live((PULLED_S, BEGAN_S + 6))
     assert faults(file((1, 6)), speaker=speaker, strikes=[6.0], take_over_s=15.5) == []
     found = faults(file((1, 6)), speaker=speaker, strikes=[6.0])
@@ -69,7 +71,7 @@ def test_a_capture_that_never_resumes_is_found() -> None:
 
 
 def test_a_first_pull_that_a_kill_ended_may_have_left_nothing() -> None:
-    """Up to a second of it, and the time until the next one; of a pull that lasted longer the rest must be there."""
+    """Up to a second of a killed pull may be missing, and the time until the next one; the rest of it must be there."""
     short, long = (
         live((PULLED_S, PULLED_S + 0.8), (BEGAN_S + 5, math.inf)),
         live((PULLED_S, PULLED_S + 4), (BEGAN_S + 7, math.inf)),
@@ -80,7 +82,7 @@ def test_a_first_pull_that_a_kill_ended_may_have_left_nothing() -> None:
 
 
 def test_a_pull_that_was_dead_when_it_came_got_nothing() -> None:
-    """Its ffmpeg was killed between asking and being answered, which a busy simulator sees late; a strike that kills nothing
+    """An ffmpeg killed between request and response is allowed, which a busy simulator notices late; a strike that kills nothing
     explains nothing."""
     dead = live((PULLED_S, PULLED_S + 1.8), (BEGAN_S + 5, math.inf))
     assert faults(file((5, 21)), speaker=dead, kills=[0.9]) == []
@@ -88,8 +90,8 @@ def test_a_pull_that_was_dead_when_it_came_got_nothing() -> None:
 
 
 def test_a_hole_must_be_told_just_there_and_as_long_as_it_is() -> None:
-    """A gap of the result that lies where the pictures are missing is believed; none, one elsewhere, a shorter one are not, and a
-    strike does not take its place."""
+    """A reported gap counts where pictures are missing; no gap, a gap elsewhere and a shorter one do not, and a strike does not
+    replace one."""
     speaker = live((PULLED_S, BEGAN_S + 6), (BEGAN_S + 12, math.inf))
     holed = ((1.0, 6.0), (12.0, 21.0))
     assert faults(file(*holed, gaps=[(5.0, 6.0)]), speaker=speaker, strikes=[6.0]) == []
@@ -105,27 +107,27 @@ def test_a_hole_must_be_told_just_there_and_as_long_as_it_is() -> None:
 
 
 def test_gaps_at_the_edges_and_two_at_one_place_are_believed() -> None:
-    """What could not be fetched is told before the first picture, or after the last one; gaps of one place follow each other."""
+    """Unreachable media is reported before the first picture, or after the last one; gaps of one place follow each other."""
     assert faults(file((5, 21), gaps=[(0.0, 4.0)])) == []
     assert faults(file((1, 16), gaps=[(15.0, 5.0)])) == []
     assert faults(file((1, 6), (12, 21), gaps=[(5.0, 4.0), (5.0, 2.0)])) == []
 
 
 def test_a_gap_that_is_none_is_found() -> None:
-    """Told where the pictures go on, or of a time in which nothing was live."""
+    """A gap is wrong where pictures continue, or at a time in which nothing was live."""
     assert faults(file((1, 21), gaps=[(5.0, 3.0)])) == ["3.0 s are reported as missing and are there"]
     assert faults(file((1, 21), gaps=[(20.0, 9.0)])) == ["8.9 s are reported as missing and are there"]
     assert faults(file((1, 21), gaps=[(0.0, 9.0)])) == ["9.0 s are reported as missing and are there"]
 
 
 def test_what_is_shown_twice_is_found() -> None:
-    """Beyond what a seam repeats."""
+    """Repeated pictures beyond those of a seam are found."""
     assert faults(file((1, 9), (8, 21))) == []
     assert faults(file((1, 9), (5, 21))) == ["4.0 s are shown twice"]
 
 
 def test_frames_are_counted_on_over_the_loop() -> None:
-    """A stream that outlasts the loop of its numbers is counted on, over a gap of most of a loop and back over a seam."""
+    """A stream longer than the loop of its numbers is counted on, over a gap of most of a loop and back over a seam."""
     speaker = media.Live(began_s=BEGAN_S, first_frame=945, pulls=[[BEGAN_S, math.inf]])
     numbers = [945, 959, 0, 800, 790, 944, 945, 946]
     counted = media.sent([media.Picture(frame=number, at_s=0.0) for number in numbers], speaker)

@@ -1,4 +1,4 @@
-"""The eyes of the chaos runs: what the audit must see, how lost media is reckoned, what the report makes of it."""
+"""The judgement of chaos runs: the audit's findings, the computation of lost media, and the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTENT = b"what was recorded"
 
 
 class Remains:
-    """What a run has left, all as it should be."""
+    """The database of a correct run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,17 +51,17 @@ class Remains:
         self.say(f"INSERT INTO outbox VALUES (1, 'result', 'recording-done', '{done}', 1, '')")
 
     def put(self, key: str, content: bytes) -> None:
-        """An object."""
+        """Store an object."""
         (self.bucket / key).parent.mkdir(parents=True, exist_ok=True)
         (self.bucket / key).write_bytes(content)
 
     def say(self, statements: str) -> None:
-        """SQL."""
+        """Run SQL."""
         with contextlib.closing(sqlite3.connect(self.database)) as connection:
             connection.executescript(statements)
 
     def what(self, living: Sequence[int] = ()) -> audit.Scope:
-        """What the audit is told to look at."""
+        """The audit's input."""
         return audit.Scope(
             database=f"sqlite:///{self.database}",
             bucket=self.bucket,
@@ -76,12 +76,12 @@ class Remains:
         )
 
     def audited(self, living: Sequence[int] = ()) -> dict[str, int]:
-        """How many faults of which kind the audit finds."""
+        """The audit's findings by kind."""
         found = audit.audit(self.what(living))
         return {name: len(getattr(found, name)) for name in report.FAULTS if getattr(found, name)}
 
     def hear(self) -> None:
-        """From now on there is a subscriber too, and he heard all."""
+        """Add a subscriber that received every result."""
         finished = {"id": "T.1", "type": "session-finished", "subject": "T", "data": BODY}
         done = {"id": "d1", "type": "recording-done", "subject": "T/al/1", "data": {"Attempt": 1}}
         self.say("DELETE FROM outbox")
@@ -104,7 +104,7 @@ def remains(tmp_path: Path) -> Remains:
 
 
 def test_what_is_as_it_should_be_has_no_fault(remains: Remains) -> None:
-    """Nothing is found where nothing is wrong, and the same body posted twice under its id is allowed."""
+    """A correct run has no findings, and a repeated post of the same body under its id is allowed."""
     remains.posts *= 2
     assert remains.audited() == {}
 
@@ -126,13 +126,13 @@ def test_what_is_as_it_should_be_has_no_fault(remains: Remains) -> None:
     ],
 )
 def test_a_fault_in_the_database_is_seen(remains: Remains, statement: str, fault: str) -> None:
-    """Each kind of loss and doubling that rows can show is found, and taken for no other."""
+    """Each kind of loss and doubling that rows can show is found, and counted as no other."""
     remains.say(statement)
     assert remains.audited() == {fault: 1}
 
 
 def test_a_fault_outside_of_the_database_is_seen(remains: Remains) -> None:
-    """A result posted with two ids, an object of nobody, an upload that was not ended, a process that still runs."""
+    """The audit finds a result posted with two ids, an unknown object, an unfinished upload, and a process that still runs."""
     remains.posts.append(("T.1b", remains.posts[0][1]))
     remains.put("run/T/al_2.mp4", b"")
     (remains.uploads / "u").mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_a_fault_outside_of_the_database_is_seen(remains: Remains) -> None:
 
 
 def test_what_a_node_that_goes_on_has_left_running_is_seen(remains: Remains) -> None:
-    """A node that is told to be running is no orphan; what it has started and not ended is one."""
+    """A node that is expected to run is no orphan; a process that it started and never ended is one."""
     here = remains.folder / "node"
     here.mkdir()
     program = "import subprocess; print(subprocess.Popen(['cat']).pid, flush=True); input()"
@@ -158,8 +158,8 @@ def test_what_a_node_that_goes_on_has_left_running_is_seen(remains: Remains) -> 
 
 
 def test_what_a_subscriber_did_not_hear_is_lost_and_a_second_word_is_doubled(remains: Remains) -> None:
-    """All heard, and some of it again: no fault. Not heard, heard with another body, heard though never written, said under a
-    second id, or under a message_id that is not the event's: each is one."""
+    """A subscriber may receive a result again. A missing one, another body, one never written, a second id, and a message_id that
+    is not the event's are findings."""
     remains.hear()
     assert remains.heard is not None
     finished, done = whole = remains.heard
@@ -180,8 +180,8 @@ def test_what_a_subscriber_did_not_hear_is_lost_and_a_second_word_is_doubled(rem
 
 
 def test_a_capture_of_no_node_and_one_too_many_are_seen(tmp_path: Path) -> None:
-    """By the file that a process writes: whose parent is no living node, or that records what another one does; a capture of
-    another run is none of it."""
+    """An orphan is found by its output file: its parent is no living node, or it records the same as another one; captures of
+    another run do not count."""
     run, other = tmp_path / "run-1", tmp_path / "run-10"
     writers = [
         [sys.executable, "-c", "input()", str(file)]
@@ -198,8 +198,7 @@ def test_a_capture_of_no_node_and_one_too_many_are_seen(tmp_path: Path) -> None:
 
 
 def test_a_kill_costs_media_in_the_captures_that_it_hit() -> None:
-    """Of two captures on two nodes the kill of one node takes one along, and its loss is counted once; a strike that kills
-    nothing costs nothing."""
+    """The kill of one of two nodes ends one of two captures, and its loss counts once; a strike without a kill costs nothing."""
     struck = [
         {"Act": plans.KILL, "MonotonicS": 5.0, "Captures": ["/run/cfs/T/al_1/00000001.flv"]},
         {"Act": plans.KILL, "MonotonicS": 6.0, "Captures": []},
@@ -209,14 +208,14 @@ def test_a_kill_costs_media_in_the_captures_that_it_hit() -> None:
 
 
 def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> None:
-    """Done in the database is not done in the bucket."""
+    """A recording that is Done without an object in the bucket is found."""
     (remains.bucket / "run/T/al_1.mp4").unlink()
     assert remains.audited() == {"lost_recordings": 1}
 
 
 def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sent() -> None:
-    """By the frames of the loop, over its seam; nothing is said of a speaker who was not being pulled at the moment, and no
-    more can be lost than was sent."""
+    """Lost media is computed from the loop's frames, over its seam; a speaker without a pull loses nothing, and no loss exceeds
+    the sent media."""
     live = media.Live(began_s=100.0, first_frame=945, pulls=[[100.2, 103.0], [104.0, 110.0]])
     shown = [media.Picture(frame=frame, at_s=0.0) for frame in (950, 959, 0, 5, 60)]
     counted = [picture.frame for picture in media.sent(shown, live)]
@@ -230,7 +229,7 @@ def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sen
 
 
 def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path) -> None:
-    """Faults, acts and times by engine and point; the 99th percentile of what kills cost is judged."""
+    """The report has faults, acts and times by engine and point, and judges the 99th percentile of the cost of kills."""
     struck: list[dict[str, Any]] = [{"Point": p, "Act": plans.KILL} for p in ("lease.take.after", "upload.create.after")]
     plan = plans.make(plans.EMBEDDED, 3)
     bad = worlds.Outcome(plan=plan, folder=tmp_path, struck=struck, faults={"leaked_uploads": ["one"]}, media_lost_s=[0.1, 3.0])
@@ -243,7 +242,7 @@ def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path)
 
 
 def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> None:
-    """Files looked into, a kill in a capture, every fault point struck: what is missing is told, with the engine."""
+    """The report names what a run left out, with the engine: decoded files, a kill in a capture, and every failpoint."""
     whole = cover.Cover(head_s=0, tail_s=0, unreported_s=0, invented_s=0, doubled_s=0, unpulled_s=0)
     struck: list[dict[str, Any]] = [{"Point": point, "Act": plans.KILL} for point in plans.points(plans.EMBEDDED)]
     plan = plans.make(plans.EMBEDDED, 3)
@@ -261,7 +260,7 @@ def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("engine", plans.ENGINES)
 def test_the_first_time_round_every_point_is_struck_where_it_is_sure_to_be_passed(engine: str) -> None:
-    """By the first who comes by; and where it is about a stop, the session is stopped."""
+    """A strike takes the first matching node; a plan about a stop stops the session."""
     names = plans.points(engine)
     made = [plans.make(engine, seed) for seed in range(len(names))]
     assert [(plan.strikes[0].point, plan.strikes[0].hit) for plan in made] == [(name, 1) for name in names]
@@ -271,13 +270,13 @@ def test_the_first_time_round_every_point_is_struck_where_it_is_sure_to_be_passe
 
 
 def packages() -> set[str]:
-    """The recorder's own packages and modules, as they are built into the wheel."""
+    """The recorder's own packages and modules, as the wheel has them."""
     built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
     return {name.removesuffix(".py") for name in built}
 
 
 def imported(program: str, *arguments: str) -> set[str]:
-    """Which of the recorder's packages a Python of its own has imported when it is through with a program."""
+    """The recorder's packages that a Python process has imported after it ran a program."""
     first = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
     last = "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
     command = [sys.executable, "-I", "-c", "\n".join((first, program, last)), *arguments]
@@ -286,8 +285,8 @@ def imported(program: str, *arguments: str) -> set[str]:
 
 
 def test_the_audit_imports_nothing_of_the_recorder(remains: Remains) -> None:
-    """Run as chaos runs it, on what a run has left: it has its own eyes, or its judgement would be ours. The same look finds a
-    package that is imported."""
+    """The audit imports no package of the recorder, because it must judge independently. The same check finds a package that is
+    imported."""
     assert {"machine", "store", "service"} <= packages()
     path = remains.folder / "what.json"
     path.write_text(json.dumps(dataclasses.asdict(remains.what()), default=str))

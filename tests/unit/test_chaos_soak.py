@@ -1,4 +1,4 @@
-"""The bounds of the long run: what comes and goes is flat, what grows with the sessions is not, and what stays behind is told."""
+"""The bounds of the long run: steady figures pass, figures that grow with the sessions fail, and leftovers are reported."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SECONDS = 600
 
 
 def sample(at_s: float = 0.0, **figures: float) -> soak_samples.Sample:
-    """A look at a service with so many captures, and these figures beside (`rows_x` for `rows.x`)."""
+    """A sample of a service with this many captures and these figures (`rows_x` for `rows.x`)."""
     flat = dict.fromkeys([*soak_samples.BOUNDS, *soak_samples.UNBOUNDED, *soak_samples.NOTHING_LEFT, *soak_samples.LEFT], 0.0)
     return soak_samples.Sample(at_s=at_s, figures=flat | {name.replace("rows_", "rows."): n for name, n in figures.items()})
 
 
 def broken(begin: float, rise_per_minute: float, wobble: float = 0.0) -> list[str]:
-    """What is found when `sessions` begins with so many rows and rises; rooms that come and go make it wobble."""
+    """The findings if `sessions` begins with this many rows and rises, with the noise of rooms that come and go."""
     wobbles = itertools.cycle((0.0, wobble, 0.0, -wobble))
     looks = [
         sample(at_s, rows_sessions=begin + rise_per_minute * at_s / 60 + next(wobbles), ffmpegs=CAPTURES)
@@ -28,8 +28,8 @@ def broken(begin: float, rise_per_minute: float, wobble: float = 0.0) -> list[st
 
 
 def test_rows_that_come_and_go_are_flat_and_a_table_that_keeps_them_is_not() -> None:
-    """Twenty rows that go up and down by a room each are flat; doubled or tripled in the half they are not, nor is a row of every
-    third session (ten rooms, nine sessions a minute) kept."""
+    """Twenty rows that vary by a room are flat. Doubled or tripled rows are not, nor is one kept row for every third session (ten
+    rooms, nine sessions a minute)."""
     assert broken(20, 0) == broken(20, 0, wobble=10) == []
     assert broken(20, 20 / 5) == broken(20, 40 / 5) == ["rows.sessions"]
     assert broken(20, 9 / 3) == ["rows.sessions"]
@@ -37,13 +37,14 @@ def test_rows_that_come_and_go_are_flat_and_a_table_that_keeps_them_is_not() -> 
 
 
 def test_rows_of_the_installation_do_not_grow_at_all() -> None:
-    """A node more, in the middle of the half."""
+    """One more node in the middle of the run is found."""
     looks = [sample(at_s, rows_nodes=1 + (at_s > 450)) for at_s in range(0, SECONDS, 4)]
     assert [fault.split(" rose")[0] for fault in soak_samples.broken(looks, CAPTURES)] == ["rows.nodes"]
 
 
 def test_what_stays_behind_is_told() -> None:
-    """A row of any table, an ffmpeg and a file, but for the few that are meant to stay; descriptors beyond what pools keep."""
+    """Leftovers are found: a row of any table but the few permanent ones, an ffmpeg, a file, and descriptors beyond those of
+    pools."""
     before = sample(rows_nodes=1)
     meant = {"rows_nodes": 1, "rows_applications": 1, "rows_presence": 40}
     assert soak_samples.left(before, sample(**meant), CAPTURES) == []
@@ -56,5 +57,5 @@ def test_what_stays_behind_is_told() -> None:
 
 
 def test_every_table_is_looked_at() -> None:
-    """A table that is added to the schema is added here, or nobody sees it grow."""
+    """Every table of the schema is in the list, so that its growth is noticed."""
     assert set(soak_samples.TABLES) == set(tables.metadata.tables)

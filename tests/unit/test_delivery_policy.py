@@ -143,7 +143,7 @@ async def test_a_first_try_that_ends_well_is_not_counted() -> None:
 
 
 async def test_what_workers_say_may_be_larger_than_what_others_may() -> None:
-    """The gaps of a day do not fit into what is allowed for a start."""
+    """A worker's outcome with the gaps of a day exceeds the size limit of a start."""
     gaps = [{"AtMs": n, "DurationMs": 1_000} for n in range(20_000)]
     output = {"DurationMs": 5, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": gaps}
     done = {"TaskId": TASK, "Speaker": "al", "N": 1, "Epoch": 1, "Job": "transcode", "Reason": "ok", "Output": output}
@@ -189,7 +189,7 @@ async def test_counts_that_cannot_be_kept_are_no_fault_of_the_message() -> None:
 
 
 async def test_a_handler_that_hangs_is_ended() -> None:
-    """It is tried again, like any failure of ours."""
+    """A handler that hangs is cancelled and retried, like any internal failure."""
 
     async def hang(_: codec.Event) -> None:
         await asyncio.Event().wait()
@@ -221,7 +221,7 @@ def test_an_id_that_amqp_has_no_room_for_is_a_digest_there(id_: str) -> None:
 
 
 def test_halves_of_characters_do_not_keep_a_message_from_being_parked() -> None:
-    """JSON can spell what no header can hold: what is shown of such a body, and headers made of it, can be sent."""
+    """JSON can encode text that no header can hold: the shown part of such a body, and headers made from it, can be sent."""
     shown = redaction.body(b'{"TaskId": "\\ud800", "Speaker": ["\\udfff"]}')
     assert "\\ud800" in shown
     for headers in ({"x-shown": shown}, {"x-reason": "\ud800"}, {"\udfff": "x"}):
@@ -264,7 +264,7 @@ def test_no_secret_is_shown_at_any_depth(name: str, depth: int, broken: bool) ->
     ],
 )
 def test_text_that_looks_like_a_key_is_masked(raw: bytes) -> None:
-    """Where there are no fields, what is named or looks like a key is masked."""
+    """In text without fields, a named secret and text that looks like a key are masked."""
     assert b"PLANTED" not in redaction.body(raw).encode()
 
 

@@ -1,4 +1,4 @@
-"""The demo's judgement of a file: by what was live, however long that took on this machine."""
+"""The demo's judgement of a file: by the live media, however long that took on this machine."""
 
 from __future__ import annotations
 

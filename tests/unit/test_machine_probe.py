@@ -69,7 +69,7 @@ def test_children_judge_by_the_figures_of_the_run(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_quick_tests_need_no_server(test: str, quick: bool) -> None:
-    """Pure tests and the engine without servers are quick; what is distributed, live or end to end is not."""
+    """Pure tests and the embedded engine are quick; distributed, live and end-to-end tests are not."""
     assert selection.quick(test) is quick
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import source_text
 from docs import generate
 from tests import ast_helpers
 
@@ -39,7 +40,14 @@ ROOMS = (
 LOCKS = ("requirements.lock", "bootstrap.lock", "runtime.lock")
 MOST_LINES = 400
 MOST_LINES_TEST = 700  # a test file is a list, read one test at a time
-VAGUE_NAMES = {"utils", "util", "common", "core", "helpers", "helper", "manager", "base", "misc"}
+VAGUE_NAMES = {
+    "utils", "util", "common", "core", "helpers", "helper", "manager", "base", "misc", "stuff", "things", "tools", "lib",
+    "doing", "saying", "holding", "given", "door", "shapes", "answers", "values", "desk", "eyes", "inside", "typed",
+}  # fmt: skip
+# Protocols with one implementation, and why each stays.
+PROTOCOLS_WITH_A_REASON = {
+    "web/dependencies.py SessionQueries": "web may not import store, and the queries are behavior, not a value that both could share",
+}
 FORBIDDEN = {
     "an unfinished note": r"\b(?:TODO|FIXME|XXX|HACK)\b",
     "a path of some machine": r"(?<![\w.])/(?:root|Users|work|mnt)/[a-z]|/home/(?!op\b)[a-z]",
@@ -184,6 +192,26 @@ def test_names_say_something() -> None:
     """No module or folder has a vague name."""
     parts = {part.removesuffix(".py") for path in files(".py") for part in path.relative_to(ROOT).parts}
     assert parts & VAGUE_NAMES == set()
+
+
+def test_every_protocol_has_two_implementations() -> None:
+    """A Protocol is for a second implementation, in the source or in the tests; an exception has its reason."""
+    modules = {name(path): ast_helpers.parse(path.read_text(encoding="utf-8")) for path in files(".py")}
+    classes = {
+        (Path(module).stem, node.name): (module, node)
+        for module, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    nodes = {key: node for key, (_, node) in classes.items()}
+    declared = [key for key in nodes if any(base == "Protocol" for _, base in source_text.bases(key, nodes))]
+    offered = [source_text.members(key, nodes) for key in nodes.keys() - set(declared)]
+    lonely = {
+        f"{classes[key][0]} {key[1]}"
+        for key in declared
+        if sum(source_text.members(key, nodes) <= names for names in offered) < 2
+    }
+    assert lonely == PROTOCOLS_WITH_A_REASON.keys()
 
 
 def test_no_test_sleeps() -> None:

@@ -1,6 +1,6 @@
-"""Secrets by kind, with the key that seals them; callbacks' addresses among them
+"""Secrets by kind, with the id of the key that encrypts them; callback URLs among them
 
-What was plain stays plain here, with no key's id: it is sealed by who has the keys, before anything else is done with it.
+Plain rows stay plain here and have no key id: the service, which has the keys, encrypts them before it does anything else.
 """
 
 from __future__ import annotations
@@ -71,5 +71,5 @@ def _origin(url: str) -> str:
 
 
 def downgrade() -> None:
-    """What is sealed cannot be brought back here: restore a copy of before."""
-    raise RuntimeError("What is sealed cannot be unsealed by a migration: restore a copy of the database from before it.")
+    """Encrypted rows cannot be decrypted here: restore a copy from before the upgrade."""
+    raise RuntimeError("A migration cannot decrypt secrets: restore a copy of the database from before it.")

@@ -1,4 +1,4 @@
-"""What is looked for again and again is found by an index"""
+"""Indexes for the frequent look-ups"""
 
 from __future__ import annotations
 
