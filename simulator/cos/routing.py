@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
-from simulator.cos import answers
+from simulator.cos import responses
 
 PATH_STYLE = "/cos/"
 _HOST = re.compile(r"([a-z0-9][a-z0-9-]*)\.cos(?:-internal)?\.[a-z0-9-]+\.(?:myqcloud\.com|tencentcos\.cn)(?::\d+)?", re.I)
@@ -64,7 +64,7 @@ def target(host: str, raw_path: str) -> Target:
     else:
         bucket, _, key = path.removeprefix(PATH_STYLE).partition("/")
     if not _BUCKET.fullmatch(bucket):
-        raise answers.Refused(400, "InvalidBucketName", "The specified bucket is not valid.")
+        raise responses.Refused(400, "InvalidBucketName", "The specified bucket is not valid.")
     return Target(bucket=bucket, key=unquote(key), query=dict(parse_qsl(raw_query, keep_blank_values=True)))
 
 
@@ -74,5 +74,5 @@ def operation(method: str, about: Target, *, copies: bool) -> str:
     resource = next((name for name in ("uploadId", "uploads") if name in about.query), "")
     name = table.get((method, resource))
     if name is None or copies or not _SUB_RESOURCES.isdisjoint(about.query):
-        raise answers.Refused(501, "NotImplemented", "The simulator does not offer this operation.")
+        raise responses.Refused(501, "NotImplemented", "The simulator does not offer this operation.")
     return name

@@ -22,7 +22,7 @@ import structlog
 from aiohttp import web
 
 from simulator import connection
-from simulator.cos import answers, faults, listing, objects, routing, signature, uploads, wire
+from simulator.cos import faults, listing, objects, responses, routing, signature, uploads, wire
 
 CHUNK_BYTES = 256 * 1024
 
@@ -90,7 +90,7 @@ class Cos:
             action = fault.action if fault else ""
             response = await self._under(fault, operation, request, about)
             status = 0 if action in (faults.RESET, faults.COMMIT_THEN_RESET) else response.status
-        except answers.Refused as refused:
+        except responses.Refused as refused:
             response, status, code = await wire.refusal(request, refused), refused.status, refused.code
         except ConnectionError:  # the client closed while sending
             response, status = web.Response(), 0
@@ -103,9 +103,9 @@ class Cos:
         """Execute the operation, or the fault's action instead."""
         action = fault.action if fault else ""
         if fault is not None and action == faults.STATUS:
-            raise answers.Refused(fault.status, fault.code, "The simulator's fault script says so.")
+            raise responses.Refused(fault.status, fault.code, "The simulator's fault script says so.")
         if action == faults.EXPIRED_TOKEN:
-            raise answers.Refused(403, "ExpiredToken", "The security token has expired.")
+            raise responses.Refused(403, "ExpiredToken", "The security token has expired.")
         if action == faults.RESET:
             await request.content.readany()
             connection.reset(request)
@@ -113,7 +113,7 @@ class Cos:
         if fault is not None and action == faults.DELAY:
             await asyncio.sleep(fault.delay_s)
         if self.buckets is not None and about.bucket not in self.buckets and operation != routing.PUT_BUCKET:
-            raise answers.Refused(404, "NoSuchBucket", "The specified bucket does not exist.")
+            raise responses.Refused(404, "NoSuchBucket", "The specified bucket does not exist.")
         response = await self._operations[operation](request, about)
         if action == faults.WRONG_CRC and wire.CRC64 in response.headers:
             response.headers[wire.CRC64] = str(int(response.headers[wire.CRC64]) ^ 1)
@@ -134,7 +134,7 @@ class Cos:
     async def _put_bucket(self, request: web.Request, about: routing.Target) -> web.StreamResponse:
         if self.buckets is not None:
             if about.bucket in self.buckets:
-                raise answers.Refused(409, "BucketAlreadyOwnedByYou", "The bucket exists already.")
+                raise responses.Refused(409, "BucketAlreadyOwnedByYou", "The bucket exists already.")
             self.buckets.add(about.bucket)
         return wire.response(200)
 
@@ -195,7 +195,7 @@ class Cos:
         upload = self.uploads.get(about.bucket, about.key, about.query["uploadId"])
         number = about.query.get("partNumber", "")
         if not number.isdecimal() or not 1 <= int(number) <= uploads.MAX_PARTS:
-            raise answers.Refused(400, "InvalidArgument", "partNumber is an integer from 1 to 10000.")
+            raise responses.Refused(400, "InvalidArgument", "partNumber is an integer from 1 to 10000.")
         draft = await self._receive(request)
         try:
             upload = self.uploads.get(about.bucket, about.key, upload.upload_id)
@@ -212,7 +212,7 @@ class Cos:
         body = await request.read()
         async with self._locks[about.query["uploadId"]]:
             upload = self.uploads.get(about.bucket, about.key, about.query["uploadId"])
-            parts = self.uploads.choose(upload, answers.read_parts(body))
+            parts = self.uploads.choose(upload, responses.read_parts(body))
             self._check_overwrite(request, about)
             draft = await asyncio.to_thread(self.uploads.join, upload, parts)
             stored = self.objects.put(
@@ -232,13 +232,13 @@ class Cos:
     def _object(self, about: routing.Target) -> objects.Stored:
         stored = self.objects.get(about.bucket, about.key)
         if stored is None:
-            raise answers.Refused(404, "NoSuchKey", "The specified key does not exist.")
+            raise responses.Refused(404, "NoSuchKey", "The specified key does not exist.")
         return stored
 
     def _check_overwrite(self, request: web.Request, about: routing.Target) -> None:
         forbidden = request.headers.get("x-cos-forbid-overwrite", "").lower() == "true"
         if forbidden and self.objects.get(about.bucket, about.key) is not None:
-            raise answers.Refused(409, "FileAlreadyExists", "The object exists and may not be overwritten.")
+            raise responses.Refused(409, "FileAlreadyExists", "The object exists and may not be overwritten.")
 
     async def _receive(self, request: web.Request) -> objects.Draft:
         """The body as a draft. Raises answers.Refused (BadDigest, InvalidDigest) by its Content-MD5."""
@@ -249,7 +249,7 @@ class Cos:
             draft.close()
             expected = request.headers.get("Content-MD5")
             if expected is not None and expected != base64.b64encode(draft.md5).decode():
-                raise answers.Refused(400, "BadDigest", "The Content-MD5 you specified did not match what we received.")
+                raise responses.Refused(400, "BadDigest", "The Content-MD5 you specified did not match what we received.")
         except BaseException:
             draft.drop()
             raise

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
-from simulator.cos import answers
+from simulator.cos import responses
 
 TOKEN = "x-cos-security-token"  # noqa: S105 - the name of a header
 
@@ -58,9 +58,9 @@ def verify(signed: Signed, accounts: Mapping[str, Account], now_s: float) -> Acc
     fields = _fields(signed)
     account = accounts.get(fields["q-ak"])
     if account is None:
-        raise answers.Refused(403, "InvalidAccessKeyId", "The Access Key Id you provided does not exist in our records")
+        raise responses.Refused(403, "InvalidAccessKeyId", "The Access Key Id you provided does not exist in our records")
     if not hmac.compare_digest(sign(signed, account.secret_key, fields), fields["q-signature"]):
-        raise answers.Refused(
+        raise responses.Refused(
             403, "SignatureDoesNotMatch", "The Signature you specified is invalid. Please check your key and signature."
         )
     _check_time(fields, now_s)
@@ -89,10 +89,10 @@ def _fields(signed: Signed) -> dict[str, str]:
     found = {name.strip(): value.strip() for name, _, value in pairs} if pairs else dict(signed.parameters)
     fields = {name: value for name, value in found.items() if name.startswith("q-")}
     if not fields:
-        raise answers.Refused(403, "AccessDenied", "Access Denied.")
+        raise responses.Refused(403, "AccessDenied", "Access Denied.")
     needed = ("q-ak", "q-sign-time", "q-key-time", "q-header-list", "q-url-param-list", "q-signature")
     if fields.get("q-sign-algorithm") != "sha1" or not all(name in fields for name in needed):
-        raise answers.Refused(400, "InvalidArgument", "The authorization is incomplete.")
+        raise responses.Refused(400, "InvalidArgument", "The authorization is incomplete.")
     return fields
 
 
@@ -110,20 +110,20 @@ def _encode(text: str) -> str:
 def _check_time(fields: Mapping[str, str], now_s: float) -> None:
     begin, _, end = fields["q-sign-time"].partition(";")
     if not (begin.isdecimal() and end.isdecimal()):
-        raise answers.Refused(400, "InvalidArgument", "q-sign-time is not two times.")
+        raise responses.Refused(400, "InvalidArgument", "q-sign-time is not two times.")
     if now_s >= int(end):
-        raise answers.Refused(403, "AccessDenied", "Request has expired")
+        raise responses.Refused(403, "AccessDenied", "Request has expired")
     if now_s < int(begin) - 900:
-        raise answers.Refused(403, "RequestTimeTooSkewed", "The difference between the request time and now is too large.")
+        raise responses.Refused(403, "RequestTimeTooSkewed", "The difference between the request time and now is too large.")
 
 
 def _check_token(signed: Signed, account: Account, now_s: float) -> None:
     if account.token:
         token = signed.headers.get(TOKEN) or dict(signed.parameters).get(TOKEN, "")
         if not hmac.compare_digest(token.encode(), account.token.encode()):
-            raise answers.Refused(403, "InvalidAccessKeyId", "The security token does not belong to this key.")
+            raise responses.Refused(403, "InvalidAccessKeyId", "The security token does not belong to this key.")
     if account.expires_s is not None and now_s >= account.expires_s:
-        raise answers.Refused(403, "ExpiredToken", "The security token has expired.")
+        raise responses.Refused(403, "ExpiredToken", "The security token has expired.")
 
 
 def _hmac(key: str, text: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simulator.cos import answers, objects
+from simulator.cos import objects, responses
 
 MAX_PARTS = 10_000
 MIN_PART_BYTES = 1_048_576
@@ -83,7 +83,7 @@ class Uploads:
         """The open upload of this key. Raises answers.Refused (404 NoSuchUpload)."""
         upload = self._uploads.get(upload_id)
         if upload is None or (upload.bucket, upload.key) != (bucket, key):
-            raise answers.Refused(404, "NoSuchUpload", "The specified multipart upload does not exist.")
+            raise responses.Refused(404, "NoSuchUpload", "The specified multipart upload does not exist.")
         return upload
 
     def add(self, upload: Upload, number: int, draft: objects.Draft, *, now_s: float) -> Part:
@@ -99,15 +99,15 @@ class Uploads:
         """The parts that Complete names. Raises answers.Refused (MalformedXML, InvalidPartOrder, InvalidPart, EntityTooSmall)."""
         numbers = [number for number, _ in wanted]
         if not numbers:
-            raise answers.malformed()
+            raise responses.malformed()
         if numbers != sorted(set(numbers)):
-            raise answers.Refused(400, "InvalidPartOrder", "The list of parts was not in ascending order.")
+            raise responses.Refused(400, "InvalidPartOrder", "The list of parts was not in ascending order.")
         parts = [upload.parts.get(number) for number in numbers]
         chosen = [part for part, (_, etag) in zip(parts, wanted, strict=True) if part is not None and part.etag == etag]
         if len(chosen) != len(wanted):
-            raise answers.Refused(400, "InvalidPart", "One or more of the specified parts could not be found.")
+            raise responses.Refused(400, "InvalidPart", "One or more of the specified parts could not be found.")
         if any(part.size < MIN_PART_BYTES for part in chosen[:-1]):
-            raise answers.Refused(400, "EntityTooSmall", "A part that is not the last is smaller than 1 MB.")
+            raise responses.Refused(400, "EntityTooSmall", "A part that is not the last is smaller than 1 MB.")
         return chosen
 
     def join(self, upload: Upload, parts: Sequence[Part]) -> objects.Draft:

@@ -13,19 +13,19 @@ from typing import Any
 
 from aiohttp import web
 
-from simulator.cos import answers, objects
+from simulator.cos import objects, responses
 
 CRC64 = "x-cos-hash-crc64ecma"
 XML = "application/xml"
 
 
-async def refusal(request: web.Request, refused: answers.Refused) -> web.Response:
+async def refusal(request: web.Request, refused: responses.Refused) -> web.Response:
     """The XML of a refusal, sent after the rest of the body is read, so that a client that is still sending can read it."""
     with contextlib.suppress(ConnectionError):  # a client that has closed reads no response
         while await request.content.readany():
             pass
     request_id = _request_id()
-    body = answers.error(refused, resource=request.headers.get("Host", "") + request.raw_path, request_id=request_id)
+    body = responses.error(refused, resource=request.headers.get("Host", "") + request.raw_path, request_id=request_id)
     headers = {"x-cos-request-id": request_id}
     return web.Response(status=refused.status, body=body, content_type=XML, headers=headers)
 
@@ -42,7 +42,7 @@ def response(status: int, headers: dict[str, str] | None = None) -> web.Response
 def document(name: str, fields: dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:
     """A response with an XML document."""
     answer = response(200, headers)
-    answer.body = answers.document(name, fields)
+    answer.body = responses.document(name, fields)
     answer.content_type = XML
     return answer
 
@@ -72,5 +72,5 @@ def byte_range(request: web.Request, size: int) -> tuple[int, int]:
     except ValueError:
         start = stop = size
     if "Range" in request.headers and start >= stop:
-        raise answers.Refused(416, "InvalidRange", "The requested range cannot be satisfied.")
+        raise responses.Refused(416, "InvalidRange", "The requested range cannot be satisfied.")
     return start, stop

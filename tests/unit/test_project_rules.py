@@ -46,7 +46,7 @@ VAGUE_NAMES = {
 }  # fmt: skip
 # Protocols with one implementation, and why each stays.
 PROTOCOLS_WITH_A_REASON = {
-    "web/dependencies.py SessionQueries": "web may not import store, and the queries are behavior, not a value that both could share",
+    "web/dependencies.py SessionQueries": "web may not import store; queries are behavior, not a value that both could share",
 }
 FORBIDDEN = {
     "an unfinished note": r"\b(?:TODO|FIXME|XXX|HACK)\b",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.cos import answers, faults, objects, routing, signature
+from simulator.cos import faults, objects, responses, routing, signature
 
 SECRET_ID, SECRET_KEY = "AKIDQjz3ltompVjBni5LitkWHFlFpwkn9U5q", "BQYIM75p8x0iWVFSIgqEKwFprpRSVHlz"
 SIGNED_HEADERS = {
@@ -33,7 +33,7 @@ def check(raw_path: str = TARGET, now_s: float = NOW_S, **headers: str) -> str:
     sent = SIGNED_HEADERS | {"Authorization": AUTHORIZATION} | headers
     try:
         return signature.verify(signature.parse("PUT", raw_path, sent), ACCOUNTS, now_s).secret_id
-    except answers.Refused as refused:
+    except responses.Refused as refused:
         return refused.code
 
 
@@ -53,7 +53,7 @@ def test_a_listed_header_must_be_there() -> None:
     """A header that the signature lists and the request lacks makes it invalid."""
     headers = {name: value for name, value in SIGNED_HEADERS.items() if name != "x-cos-acl"}
     signed = signature.parse("PUT", TARGET, headers | {"Authorization": AUTHORIZATION})
-    with pytest.raises(answers.Refused, match="SignatureDoesNotMatch"):
+    with pytest.raises(responses.Refused, match="SignatureDoesNotMatch"):
         signature.verify(signed, ACCOUNTS, NOW_S)
 
 
@@ -79,23 +79,23 @@ def test_what_is_not_cos() -> None:
     assert not routing.concerns("cos.ap-beijing.myqcloud.com", "/")
     about = routing.Target(bucket="b", key="k", query={"acl": ""})
     for copies, target in ((False, about), (True, routing.Target(bucket="b", key="k", query={}))):
-        with pytest.raises(answers.Refused, match="NotImplemented"):
+        with pytest.raises(responses.Refused, match="NotImplemented"):
             routing.operation("PUT", target, copies=copies)
-    with pytest.raises(answers.Refused, match="InvalidBucketName"):
+    with pytest.raises(responses.Refused, match="InvalidBucketName"):
         routing.target("127.0.0.1", "/cos/../x")
 
 
 def test_xml_is_escaped_and_read() -> None:
     """Text in responses is escaped; a Complete document keeps its order, with or without quotes and namespaces."""
-    assert b"<Key>a&amp;&lt;b&gt;</Key>" in answers.document("Error", {"Key": "a&<b>", "None": None})
+    assert b"<Key>a&amp;&lt;b&gt;</Key>" in responses.document("Error", {"Key": "a&<b>", "None": None})
     body = (
         b'<CompleteMultipartUpload xmlns="x"><Part><PartNumber>2</PartNumber><ETag>"e2"</ETag></Part>'
         b"<Part><ETag>e1</ETag><PartNumber>1</PartNumber></Part></CompleteMultipartUpload>"
     )
-    assert answers.read_parts(body) == [(2, "e2"), (1, "e1")]
+    assert responses.read_parts(body) == [(2, "e2"), (1, "e1")]
     for bad in (b"", b"<a>", b"<a><Part><PartNumber>x</PartNumber></Part></a>", b"<!DOCTYPE a []><a/>"):
-        with pytest.raises(answers.Refused, match="MalformedXML"):
-            answers.read_parts(bad)
+        with pytest.raises(responses.Refused, match="MalformedXML"):
+            responses.read_parts(bad)
 
 
 @pytest.mark.parametrize("key", ["..", "a/../../../b", "/a", "a/", "a//b", ".x/y", "a/.", "n\0ul", "back\\slash", "x" * 300])
