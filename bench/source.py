@@ -38,7 +38,7 @@ def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
             check=True,
         )  # fmt: skip
         part.rename(path)
-    reader = flv.Reader(path)
+    reader = flv.TagReader(path)
     tags = []
     while more := reader.read():
         tags += more

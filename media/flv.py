@@ -92,7 +92,7 @@ def encode(kind: int, timestamp_ms: int, payload: bytes) -> bytes:
     )
 
 
-class Reader:
+class TagReader:
     """Reads the whole tags of a file, from the beginning up to the bytes written so far.
 
     Call `read()` again after the file has grown. `torn`: bytes of an unfinished or damaged tag follow the last returned one.

@@ -29,7 +29,7 @@ class Tail:
         self._timeline = timeline.Timeline(timeline.wanted(mode))
         self._spawned_ms = spawned_ms
         self._looked_ms = spawned_ms
-        self._reader: flv.Reader | None = None
+        self._reader: flv.TagReader | None = None
         self.progress = capture_progress.CaptureProgress()
         self.grown_ms: int | None = None
         self.behind = False
@@ -54,7 +54,7 @@ class Tail:
         """
         if self._reader is None:
             try:
-                self._reader = flv.Reader(self._path)
+                self._reader = flv.TagReader(self._path)
             except FileNotFoundError:
                 return
         behind, self.behind = self.behind, False

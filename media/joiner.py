@@ -62,7 +62,7 @@ class Walk:
 
     def __init__(self, path: Path, kinds: frozenset[int], limit_ms: int | None = None) -> None:
         """Packets at `limit_ms` or later are dropped. Raises OSError if the file cannot be opened."""
-        self._reader = flv.Reader(path)
+        self._reader = flv.TagReader(path)
         self._kinds = kinds
         self._limit_ms = limit_ms
         self.timeline = timeline.Timeline(kinds)

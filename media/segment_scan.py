@@ -43,7 +43,7 @@ def scan(path: Path, mode: str, known_ms: int = 0) -> SegmentScan:
     A missing file gives an empty scan. Raises OSError if an existing file cannot be read.
     """
     try:
-        reader = flv.Reader(path)
+        reader = flv.TagReader(path)
     except FileNotFoundError:
         return SegmentScan()
     try:
@@ -55,7 +55,7 @@ def scan(path: Path, mode: str, known_ms: int = 0) -> SegmentScan:
         reader.close()
 
 
-def _scan(reader: flv.Reader, mode: str) -> SegmentScan:
+def _scan(reader: flv.TagReader, mode: str) -> SegmentScan:
     line = timeline.Timeline(timeline.wanted(mode))
     present: set[int] = set()
     latest_ms = latest_wanted_ms = 0

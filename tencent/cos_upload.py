@@ -84,7 +84,7 @@ class Upload:
         self._ask = ask
         self._client = client
         self._path = path
-        self._reader = file_parts.Reader(path, in_thread)
+        self._reader = file_parts.PartReader(path, in_thread)
         self._target = target
         self._save = save
 

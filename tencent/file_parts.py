@@ -44,7 +44,7 @@ def part_size_bytes(first: int, number: int) -> int:
     return int(first * 2 ** ((number - 1) // PARTS_PER_SIZE))
 
 
-class Reader:
+class PartReader:
     """Reads one file; every method raises errors.UploadFailed(reason=Reason.FILE_MISSING) if it cannot be read."""
 
     def __init__(self, path: Path, in_thread: InThread) -> None:

@@ -69,7 +69,7 @@ def content(
 
 def read(path: Path) -> tuple[flv.Tag, ...]:
     """All tags of a file, its metadata left out."""
-    reader = flv.Reader(path)
+    reader = flv.TagReader(path)
     tags: list[flv.Tag] = []
     while more := reader.read():
         tags += more

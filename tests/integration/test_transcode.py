@@ -291,14 +291,14 @@ async def test_a_full_disk_and_a_lost_folder_are_distinguished(tmp_path: Path) -
 async def test_an_unreadable_segment_is_a_fault_of_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When reading fails during a transcode, as on a lost network disk, ffmpeg is killed and the reason is the spool."""
     segment = _segment(tmp_path / "1.flv", _cut(None, 0, 4_000))
-    read, calls = flv.Reader.read, iter(range(10))
+    read, calls = flv.TagReader.read, iter(range(10))
 
-    def fail_later(reader: flv.Reader, max_bytes: int = 1 << 20) -> list[flv.Tag]:
+    def fail_later(reader: flv.TagReader, max_bytes: int = 1 << 20) -> list[flv.Tag]:
         if next(calls) > 1:
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(reader, max_bytes)
 
-    monkeypatch.setattr(flv.Reader, "read", fail_later)
+    monkeypatch.setattr(flv.TagReader, "read", fail_later)
     failed = await _failed(Transcoder(FFMPEG), [segment], tmp_path / "a.mp4")
     assert (failed.reason, failed.retry) == ("spool-lost", True)
 

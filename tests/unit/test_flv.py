@@ -18,7 +18,7 @@ TAGS = (
 )
 
 
-def _read_all(reader: flv.Reader) -> list[flv.Tag]:
+def _read_all(reader: flv.TagReader) -> list[flv.Tag]:
     tags: list[flv.Tag] = []
     while more := reader.read():
         tags += more
@@ -27,7 +27,7 @@ def _read_all(reader: flv.Reader) -> list[flv.Tag]:
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     """Kinds, times beyond 24 bits and payloads survive a round through a file."""
-    reader = flv.Reader(flv_source.write(tmp_path / "a.flv", TAGS))
+    reader = flv.TagReader(flv_source.write(tmp_path / "a.flv", TAGS))
     assert tuple(_read_all(reader)) == TAGS
     assert not reader.torn
     reader.close()
@@ -39,7 +39,7 @@ def test_a_growing_file_gives_each_tag_once_when_it_is_whole(tmp_path: Path) -> 
     data = flv_source.write(tmp_path / "a.flv", TAGS).read_bytes()
     growing = tmp_path / "b.flv"
     growing.touch()
-    reader = flv.Reader(growing)
+    reader = flv.TagReader(growing)
     seen: list[flv.Tag] = []
     with growing.open("ab", buffering=0) as file:
         for at in range(len(data)):
@@ -55,7 +55,7 @@ def test_a_torn_tail_is_where_the_file_ends(tmp_path: Path, cut: int) -> None:
     """A file cut inside its last tag gives all tags before it, and is marked torn."""
     path = flv_source.write(tmp_path / "a.flv", TAGS)
     path.write_bytes(path.read_bytes()[:-cut])
-    reader = flv.Reader(path)
+    reader = flv.TagReader(path)
     assert tuple(_read_all(reader)) == (TAGS[:-1] if cut < 19 else TAGS[:-2])
     assert reader.torn
 
@@ -64,7 +64,7 @@ def test_zeros_after_a_crash_are_damage_not_tags(tmp_path: Path) -> None:
     """A tail of zeros, which a file system leaves after a power cut, ends the file and never counts as media."""
     path = flv_source.write(tmp_path / "a.flv", TAGS)
     path.write_bytes(path.read_bytes() + bytes(4096))
-    reader = flv.Reader(path)
+    reader = flv.TagReader(path)
     assert tuple(_read_all(reader)) == TAGS
     assert reader.damaged
     assert reader.read() == []
@@ -74,7 +74,7 @@ def test_what_is_no_flv_holds_nothing(tmp_path: Path) -> None:
     """Another kind of file is damaged from the start."""
     path = tmp_path / "a.flv"
     path.write_bytes(b"<html>" * 100)
-    reader = flv.Reader(path)
+    reader = flv.TagReader(path)
     assert reader.read() == []
     assert reader.damaged
 
