@@ -144,7 +144,7 @@ class Consumer:
             await self._retry_parking(message, str(error))
 
     async def _decide(self, message: abc.AbstractIncomingMessage) -> delivery_policy.Disposition:
-        path = detour(message, self._connection.topology.exchange)
+        path = bypass(message, self._connection.topology.exchange)
         if path:
             return delivery_policy.park(f"refused: {path}")
         key, message_id = message.routing_key or "", message.message_id or ""
@@ -214,11 +214,11 @@ class Consumer:
             "x-queue": self.queue.name,
             "x-parked-ms": self._clock(),
         }
-        path = detour(message, self._connection.topology.exchange)
-        return headers | ({dead_letter_envelope.DETOUR: path} if path else {})
+        path = bypass(message, self._connection.topology.exchange)
+        return headers | ({dead_letter_envelope.BYPASS: path} if path else {})
 
 
-def detour(message: abc.AbstractIncomingMessage, exchange: str) -> str:
+def bypass(message: abc.AbstractIncomingMessage, exchange: str) -> str:
     """How a message reached its queue other than by being published to `exchange` under its key; "" if it did not.
 
     The broker grants permissions by routing key on publishing alone. This recorder never dead-letters into a queue that it

@@ -21,7 +21,7 @@ ABOUT = "parked message"
 CONTENT_TYPE = "application/vnd.recorder.sealed"
 KEY_ID, SHOWN, SIZE = "x-sealed-by", "x-shown", "x-size"
 # The path of a message that reached its queue past the broker's permissions.
-DETOUR = "x-detour"
+BYPASS = "x-detour"
 # The header frame also holds foreign headers and the reason: publisher.MAX_HEADERS_BYTES.
 MAX_SHOWN = 8 * 1024
 _LENGTH_BYTES = 4

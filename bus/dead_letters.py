@@ -30,7 +30,7 @@ MAX_READ = 1_000
 MAX_READ_BYTES = 256 * 1024 * 1024
 TIMEOUT_S = 30.0
 # Headers added by the broker and by the recorder's consumers. RabbitMQ would take a message with its x-death for one in a cycle.
-ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", dead_letter_envelope.DETOUR)
+ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", dead_letter_envelope.BYPASS)
 ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
 
 
@@ -90,10 +90,10 @@ class DeadLetterQueue:
         message that its sender did not publish under this key."""
         async with self._open() as (session, queue):
             message = await _find(queue, id_)
-            detour = self._detour(message.headers)
-            if detour:
+            bypass = self._bypass(message.headers)
+            if bypass:
                 raise errors.Refused(
-                    f"Message {id_} came past the broker's permissions ({detour}). Requeued, it would have the recorder's own."
+                    f"Message {id_} came past the broker's permissions ({bypass}). Requeued, it would have the recorder's own."
                     f" `recorder parked drop {id_}` deletes it; its sender may publish it to {self._topology.exchange!r} itself."
                 )
             original = dead_letter_envelope.original(message)
@@ -112,11 +112,11 @@ class DeadLetterQueue:
             log.info("parked.dropped", parked_id=id_, key=message.routing_key)
             return _dead_letter(message)
 
-    def _detour(self, headers: Mapping[str, Any]) -> str:
+    def _bypass(self, headers: Mapping[str, Any]) -> str:
         """How a message reached the recorder other than by being published under its key; "" if it did not. Either its consumer
         noted the path, or the broker noted the queues that dead-lettered it. The recorder's queues dead-letter only to here."""
-        if headers.get(dead_letter_envelope.DETOUR):
-            return str(headers[dead_letter_envelope.DETOUR])
+        if headers.get(dead_letter_envelope.BYPASS):
+            return str(headers[dead_letter_envelope.BYPASS])
         deaths = headers.get("x-death")
         queues = [str(death.get("queue")) for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
         foreign = [queue for queue in queues if not self._topology.owns(queue)]

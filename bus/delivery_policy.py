@@ -97,7 +97,7 @@ class DeliveryPolicy:
             event = self._read(message)
             async with asyncio.timeout(self._timeout_s):
                 await self._handler(event)
-        except errors.Full as error:
+        except errors.WorkerFull as error:
             await self._tracker.uncount(message.attempt_key, counted)
             return Disposition(kind="requeue", reason=error.message, backoff_s=FULL_BACKOFF_S)
         except event_errors.InvalidEvent as error:

@@ -15,7 +15,7 @@ from events import codec, requests
 from machine import delivery, effects, errors, internal_events, job_key, model, ports, recording, results, session, states
 
 # The events that may give a recording a detail on how its pulls ended.
-NAMES_EVICTIONS = ("ffmpeg-exit", "upload-finished")
+REPORTS_EVICTIONS = ("ffmpeg-exit", "upload-finished")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class UnitOfWork:
             callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
             has_segments=value.state != states.RECORDING and not value.files_removed and await self.tx.has_segments(value.key),
             has_output=value.output is not None and not value.files_removed,
-            evictions=await self.tx.evictions(value.key) if self.event.type in NAMES_EVICTIONS else 0,
+            evictions=await self.tx.evictions(value.key) if self.event.type in REPORTS_EVICTIONS else 0,
             outcome=outcome,
             from_stage=self.event.data.get("From", "") if self.event.type == "replay" else "",
         )

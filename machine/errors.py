@@ -8,7 +8,7 @@
     ├── QuotaReached         429      the key already has its quota of Open sessions
     ├── InsufficientSpace    507      admission: the spool has too little free space
     ├── Unavailable          503      the service starts or stops, or its database does not answer
-    │   ├── Full             503      the worker has no free slot; the command goes to another worker, or is retried
+    │   ├── WorkerFull       503      the worker has no free slot; the command goes to another worker, or is retried
     │   └── DecryptionFailed 503      no key of this node decrypts a secret
     ├── Conflict                      another transaction changed the row; the inbox loads and decides again
     ├── LeaseRefused                  the worker's epoch is stale: stop, write nothing
@@ -96,7 +96,7 @@ class DecryptionFailed(Unavailable):
     """No key of SECRET_KEYS decrypts these secrets; another node may have the key, or it is lost."""
 
 
-class Full(Unavailable):
+class WorkerFull(Unavailable):
     """This worker takes no more captures now."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from machine import decision_table, effects, evictions, internal_events, model, recording_facts, states
+from machine import decision_table, effects, internal_events, model, pull_evictions, recording_facts, states
 from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
@@ -319,7 +319,7 @@ class RecordingRules:
             if output is not None:
                 output = replace(output, size_bytes=stored.size_bytes, crc64=stored.crc64)
             self._set(output=output, url=stored.url)
-        self._set(code=states.SUCCESS, detail=evictions.detail(self.recording, self.facts.evictions))
+        self._set(code=states.SUCCESS, detail=pull_evictions.detail(self.recording, self.facts.evictions))
         self._end()
 
     def fail(self) -> None:
@@ -331,7 +331,7 @@ class RecordingRules:
         tracks = " or ".join(states.WANTED_KINDS[self.recording.mode])
         # The detail of a stopped run does not explain why no media came.
         own = self.detail if self.reason != Reason.STOPPED else ""
-        cause = evictions.detail(self.recording, self.facts.evictions) or own or self.recording.detail
+        cause = pull_evictions.detail(self.recording, self.facts.evictions) or own or self.recording.detail
         self._fail(
             f"No {tracks} of {self.recording.speaker!r} arrived before the recording ended." + (f" {cause}" if cause else "")
         )
@@ -373,7 +373,7 @@ class RecordingRules:
 
     def _wait(self, kind: str, backoff_ms: tuple[int, ...]) -> None:
         pause_ms = backoff_ms[min(self.recording.failures, len(backoff_ms) - 1)]
-        evicted = evictions.detail(self.recording, self.facts.evictions) if kind == states.CAPTURE else ""
+        evicted = pull_evictions.detail(self.recording, self.facts.evictions) if kind == states.CAPTURE else ""
         self._set(
             epoch=self.recording.epoch + 1,
             failures=self.recording.failures + 1,

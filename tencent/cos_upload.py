@@ -60,7 +60,7 @@ Ask = Callable[[Callable[[], Any]], Awaitable[Any]]
 Save = Callable[[UploadState], Awaitable[None]]
 
 
-class _Afresh(Exception):
+class _RestartUpload(Exception):
     """This upload cannot succeed; the next one may. `leftover` is the UploadId whose parts COS still keeps, or ""."""
 
     def __init__(self, failure: errors.UploadFailed, *, leftover: str = "") -> None:
@@ -93,12 +93,12 @@ class Upload:
         for start in range(1, STARTS + 1):
             try:
                 return await self._once(state)
-            except _Afresh as afresh:
-                log.warning("upload.afresh", detail=afresh.failure.detail, start=start)
-                failure = afresh.failure
+            except _RestartUpload as restart:
+                log.warning("upload.afresh", detail=restart.failure.detail, start=start)
+                failure = restart.failure
                 state = replace(state, upload_id="", parts=())
-                if afresh.leftover:
-                    await self._give_up_ours(afresh.leftover, state)
+                if restart.leftover:
+                    await self._give_up_ours(restart.leftover, state)
         # Whatever COS answered last, it is retryable: a later try restarts the upload.
         reason = Reason.MISMATCH if failure.reason == Reason.MISMATCH else Reason.SERVER
         raise errors.UploadFailed(failure.detail, reason=reason, retry=True)
@@ -185,7 +185,7 @@ class Upload:
             etag = await self._ask(lambda: self._client.put_part(upload_id, block.number, block.data, md5))
         except cos_requests.RequestFailed as failed:
             failure = failed.as_upload_failed(f"sending part {block.number}")
-            raise (_Afresh(failure) if failed.code == GONE else failure) from failed
+            raise (_RestartUpload(failure) if failed.code == GONE else failure) from failed
         failpoints.hit("upload.part.after")
         return Part(number=block.number, size=len(block.data), etag=etag)
 
@@ -202,7 +202,7 @@ class Upload:
             if failed.code in (GONE, _TAKEN):
                 return await self._settled(size_bytes, crc64, failed)
             if failed.code in _PARTS_DISAGREE:
-                raise _Afresh(failure, leftover=upload_id) from failed
+                raise _RestartUpload(failure, leftover=upload_id) from failed
             raise failure from failed
         failpoints.hit("upload.complete.after")
         return await self._compared(size_bytes, crc64, told)
@@ -214,7 +214,7 @@ class Upload:
         if seen is not None and (seen.size_bytes, seen.crc64) == (size_bytes, crc64):
             return self._uploaded(size_bytes, crc64)
         failure = failed.as_upload_failed("putting the parts together")
-        raise (failure if failed.code == _TAKEN else _Afresh(failure)) from failed
+        raise (failure if failed.code == _TAKEN else _RestartUpload(failure)) from failed
 
     async def _compared(self, size_bytes: int, crc64: str, told: str) -> uploaded_object.UploadedObject:
         """Check that the object equals the file, by size and CRC-64; `told` is the CRC from the response to Complete."""
@@ -228,7 +228,7 @@ class Upload:
         if seen is None or (seen.size_bytes, seen.crc64) != (size_bytes, crc64):
             found = "nothing" if seen is None else f"{seen.size_bytes} bytes with CRC-64 {seen.crc64 or 'unknown'}"
             detail = f"The file has {size_bytes} bytes with CRC-64 {crc64}, the bucket has {found}."
-            raise _Afresh(errors.UploadFailed(detail, reason=Reason.MISMATCH, retry=True))
+            raise _RestartUpload(errors.UploadFailed(detail, reason=Reason.MISMATCH, retry=True))
         return self._uploaded(size_bytes, crc64)
 
     async def _give_up_ours(self, upload_id: str, state: UploadState) -> None:

@@ -102,7 +102,7 @@ class Capacity:
                 await begin()
             await self.check()
         if reason:
-            raise errors.Full(f"This worker is full: {reason}.")
+            raise errors.WorkerFull(f"This worker is full: {reason}.")
 
     async def _run(self) -> None:
         while True:

@@ -153,7 +153,7 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
         free_bytes=gone,
         load=lambda: 0.0,
     )
-    with pytest.raises(errors.Full, match="the spool is gone"):
+    with pytest.raises(errors.WorkerFull, match="the spool is gone"):
         await part.admit(captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
     assert part.spare().free_bytes is None

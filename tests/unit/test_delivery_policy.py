@@ -111,7 +111,7 @@ async def test_only_the_messages_own_failures_count() -> None:
     """Tries are counted by message; while the database is away, or this worker full, none is; the end forgets them."""
     store, counts = Pinged(), Counted()
     fault = RuntimeError("ours")
-    tried = policy(raising(*[fault] * 3, errors.Unavailable(), errors.Full("no room"), *[fault] * 22), store, counts)
+    tried = policy(raising(*[fault] * 3, errors.Unavailable(), errors.WorkerFull("no room"), *[fault] * 22), store, counts)
     assert (await tried.handle(incoming())).backoff_s == attempts.BACKOFF_S[0]
     pauses = [(await tried.handle(incoming(again=True))).backoff_s for _ in range(2)]
     assert pauses == list(attempts.BACKOFF_S[1:3])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from machine import model
 
-NAMED_FROM = 3
+REPORTED_FROM = 3
 DETAIL = (
     "Pulls of this session ended one another, again and again: it seems that TRTC lets a UserId in only once. Give the service"
     " the application's key (TRTC_KEYS) and set PULL_USER=per-speaker."
@@ -17,4 +17,4 @@ DETAIL = (
 
 def detail(recording: model.Recording, evictions: int) -> str:
     """The detail that names mutual eviction after so many evicted runs, or ""."""
-    return DETAIL if evictions >= NAMED_FROM or recording.detail == DETAIL else ""
+    return DETAIL if evictions >= REPORTED_FROM or recording.detail == DETAIL else ""
