@@ -19,16 +19,15 @@ SIDES = {
     "postgresql": DISTRIBUTED, "rabbitmq": DISTRIBUTED, "distributed": DISTRIBUTED,
 }  # fmt: skip
 """Words in test ids, and the engine of each."""
-DOORS = {
-    "engines.fresh", "engines.Database", "stores.Store", "store.Store", "connections.open_database",
-    "postgres.shared", "postgres.Server", "rabbit.shared", "rabbit.Broker", "local.LocalBus", "rabbit_bus.RabbitBus",
-    "buses.node",
-    "service_process.ServiceProcess", "backends.make", "backends.embedded", "backends.distributed", "cluster.Cluster",
-    "pages.Desk", "api_keys.ApiKeys", "typed.inside", "typed.process",
+OPENERS = {
+    "engines.fresh", "engines.Database", "stores.Store", "connections.open_database", "postgres.shared", "postgres.Server",
+    "rabbit.shared", "local.LocalBus", "rabbit_bus.RabbitBus", "buses.node", "service_process.ServiceProcess", "backends.make",
+    "cluster.Cluster", "pages.Terminals", "api_keys.opened", "cli_runner.inside", "cli_runner.process",
 }  # fmt: skip
-DOORS_IN_TEXT = re.compile(r"service\.main\(\)|open_database\(")
+"""Names that open a database, a bus or a service, as the tests write them."""
+OPENERS_IN_TEXT = re.compile(r"service\.main\(\)|open_database\(")
 """Names in programs that a test writes to a file and runs as processes."""
-SAID = re.compile(r"sqlite|postgresql|rabbitmq|amqp|embedded|distributed", re.IGNORECASE)
+ENGINE_NAMES = re.compile(r"sqlite|postgresql|rabbitmq|amqp|embedded|distributed", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -37,22 +36,22 @@ class Module:
 
     header: str = ""
     mentions: dict[str, set[str]] = field(default_factory=dict)
-    sayings: dict[str, str] = field(default_factory=dict)
+    docstrings: dict[str, str] = field(default_factory=dict)
 
-    def reaches_a_door(self, name: str) -> bool:
+    def opens_an_engine(self, name: str) -> bool:
         """Whether a function, or anything in its module that it uses, fixtures included, opens part of an engine."""
         seen, ahead = set[str](), {name}
         while ahead:
             here = ahead.pop()
             seen.add(here)
-            if self.mentions[here] & DOORS:
+            if self.mentions[here] & OPENERS:
                 return True
             ahead |= {other for other in self.mentions[here] if other in self.mentions} - seen
         return False
 
-    def says_which(self, name: str) -> bool:
+    def names_its_engine(self, name: str) -> bool:
         """Whether header, docstring or name states the test's engine."""
-        return SAID.search(f"{self.header} {self.sayings[name]}") is not None
+        return ENGINE_NAMES.search(f"{self.header} {self.docstrings[name]}") is not None
 
 
 def read(source: str) -> Module:
@@ -62,7 +61,7 @@ def read(source: str) -> Module:
     for name, node in _definitions(tree):
         made.mentions[name] = set(_mentioned(node))
         doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ""
-        made.sayings[name] = f"{name} {doc or ''}"
+        made.docstrings[name] = f"{name} {doc or ''}"
     return made
 
 
@@ -77,13 +76,13 @@ def faults(collected: list[str], sources: Mapping[str, str], listed: Mapping[str
     for test, on in sorted(sides.items()):
         path, _, name = test.partition("::")
         name = name.replace("::", ".")
-        if len(on) == 2 or not (on or modules[path].reaches_a_door(name)):
+        if len(on) == 2 or not (on or modules[path].opens_an_engine(name)):
             continue
         entry = next((key for key in (test, path) if key in listed), "")
         used.add(entry)
         if not entry:
             found.append(f"{test} runs on {next(iter(on), 'an engine that its id does not name')} alone")
-        elif not modules[path].says_which(name):
+        elif not modules[path].names_its_engine(name):
             found.append(f"{test} is about one engine, and neither it nor its header says which")
     return found + [f"{entry} is listed, and nothing in it runs on one engine alone" for entry in sorted({*listed} - used)]
 
@@ -108,7 +107,7 @@ def _mentioned(node: ast.AST) -> Iterator[str]:
         return
     elif isinstance(node, ast.Attribute):
         yield f"{node.value.id if isinstance(node.value, ast.Name) else ''}.{node.attr}"
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and DOORS_IN_TEXT.search(node.value):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and OPENERS_IN_TEXT.search(node.value):
         yield "service_process.ServiceProcess"
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:

@@ -16,8 +16,7 @@ import pytest
 import structlog
 
 from store import store as stores
-from tests import decider_harness as desks
-from tests import engines, machine_probe, order, selection
+from tests import decider_harness, engines, machine_probe, order, selection
 
 
 def _drop(_logger: object, _name: str, _event: object) -> structlog.types.EventDict:
@@ -116,6 +115,6 @@ async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterat
 
 
 @pytest.fixture
-def desk(store: stores.Store, clock: engines.Clock) -> desks.Desk:
+def harness(store: stores.Store, clock: engines.Clock) -> decider_harness.Harness:
     """A harness that sends events to the deciding handlers."""
-    return desks.sit_down(store, clock)
+    return decider_harness.connect(store, clock)

@@ -24,7 +24,7 @@ OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndM
 
 
 @dataclass(slots=True)
-class Desk:
+class Harness:
     """Sends events to the deciding handlers and reads the results."""
 
     store: stores.Store
@@ -166,7 +166,7 @@ class Desk:
         return "\n".join(line.note for line in await self.reading.timeline(task_id))
 
 
-def sit_down(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Desk:
+def connect(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Harness:
     """A harness with the default policy."""
     context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
-    return Desk(store, clock, dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections))
+    return Harness(store, clock, dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections))

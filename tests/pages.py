@@ -84,7 +84,7 @@ def matches(shown: str, printed: str) -> bool:
     return re.search(".*?".join(pieces), printed, re.DOTALL) is not None
 
 
-class Desk:
+class Terminals:
     """A folder in its state after `make demo`, free ports in place of the page's, and the open shells."""
 
     def __init__(self, folder: Path) -> None:
@@ -212,13 +212,13 @@ class Follower:
 
     def __init__(
         self,
-        desk: Desk,
+        terminals: Terminals,
         *,
         aside: Collection[str] = ("ini", "json", "mermaid"),
         by_hand: Mapping[str, Callable[[list[str]], None]] | None = None,
         skip: Collection[str] = (),
     ) -> None:
-        self.desk = desk
+        self.terminals = terminals
         self._aside, self._by_hand, self._skip = aside, by_hand or {}, skip
         self._shown: list[tuple[Block, Path]] = []
 
@@ -231,24 +231,24 @@ class Follower:
         self._shown.clear()
 
     async def _printed(self, block: Block, printed: Path) -> None:
-        shown = self.desk.here(block.shows)
+        shown = self.terminals.here(block.shows)
         what = f"{block.text}\nto print\n{shown}\nsee {printed}"
         await waiting.until(lambda: matches(shown, printed.read_text(errors="replace")), 20, what, every_s=0.1)
 
     async def do(self, block: Block) -> None:
         """Run one block."""
         if block.file:
-            self.desk.write(block.file, block.text)
+            self.terminals.write(block.file, block.text)
         elif block.server in self._skip and block.server:
             return
         elif block.server:
-            printed = await self.desk.open_terminal(block)
+            printed = await self.terminals.open_terminal(block)
             self._shown += [(block, printed)] if block.shows else []
         elif block.shell and block.lines and _word(block.lines[0]) in self._by_hand:
             for line in block.lines:
                 self._by_hand[_word(line)](shlex.split(line, comments=True))
         elif block.shell:
-            said, shown = await self.desk.type(block.text), self.desk.here(block.shows)
+            said, shown = await self.terminals.type(block.text), self.terminals.here(block.shows)
             assert matches(shown, said), f"{block.text}\nprinted\n{said}\nand the page shows\n{shown}"
         else:
             assert block.language in self._aside, f"what is a block of {block.language} for?\n{block.text}"

@@ -16,8 +16,7 @@ from events import requests
 from machine import encryption, errors, job_key, model
 from store import audit, connections, encrypted_rows, schema
 from store import store as stores
-from tests import decider_harness as desks
-from tests import engines, postgres
+from tests import decider_harness, engines, postgres
 
 OLD, NEW = "b2xkIGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE=", "bmV3IGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE="
 BY, NOW_MS = model.Caller(name="cli test"), 1_800_000_000_000
@@ -182,13 +181,13 @@ async def test_a_lost_key_is_said_and_can_be_lived_without(keep: Any) -> None:
 
 async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(keep: Any, clock: engines.Clock) -> None:
     """Without the key, a repeated start and a replay bring new credentials, and the session continues."""
-    desk = desks.sit_down(keep(OLD), clock)
-    task_id = await desk.start()
-    await desk.publish()
-    await desk.capture(f"{task_id}/al/1", reason="eof")
+    harness = decider_harness.connect(keep(OLD), clock)
+    task_id = await harness.start()
+    await harness.publish()
+    await harness.capture(f"{task_id}/al/1", reason="eof")
     new = keep(NEW)
     await rows(new, NEW).forget_lost(BY, NOW_MS)
-    later = dataclasses.replace(desks.sit_down(new, clock), new_id=engines.ids("f"))
+    later = dataclasses.replace(decider_harness.connect(new, clock), new_id=engines.ids("f"))
     assert await later.start(UserSig="sig8") == task_id
     async with new.transaction() as tx:
         assert (await tx.secrets(task_id)).user_sig == "sig8"

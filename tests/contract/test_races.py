@@ -18,8 +18,7 @@ import structlog
 from events import codec, requests
 from handlers import dispatch, unit_of_work
 from machine import errors, job_key, model, states
-from tests import decider_harness as desks
-from tests import engines, waiting
+from tests import decider_harness, engines, waiting
 
 SPEAKERS = ("al", "bo")
 RACES = {"postgresql": 500, "sqlite": 50}
@@ -32,14 +31,14 @@ COMPARED = {"SizeBytes": 9, "Crc64": "1"}
 
 
 @pytest.fixture
-async def nodes(database: engines.Database, clock: engines.Clock) -> AsyncIterator[list[desks.Desk]]:
+async def nodes(database: engines.Database, clock: engines.Clock) -> AsyncIterator[list[decider_harness.Harness]]:
     """Two nodes of one recorder, with ids of their own."""
     stores = [database.open(clock, engines.ids(f"0{number}")) for number in (3, 4)]
-    made = [desks.sit_down(store, clock) for store in stores]
-    for number, desk in enumerate(made):
-        desk.new_id = engines.ids(f"e{number}")
+    made = [decider_harness.connect(store, clock) for store in stores]
+    for number, harness in enumerate(made):
+        harness.new_id = engines.ids(f"e{number}")
         context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(f"0{number + 5}"))
-        desk.decider = dispatch.Decider(desk.store, context)
+        harness.decider = dispatch.Decider(harness.store, context)
     yield made
     for store in stores:
         await store.stop()
@@ -47,7 +46,7 @@ async def nodes(database: engines.Database, clock: engines.Clock) -> AsyncIterat
 
 def uploading(number: int) -> tuple[model.Session, list[model.Recording]]:
     """A closing session whose two recordings are uploading, one on each node."""
-    room = requests.Room(sdk_app_id=desks.APP, room_id=number + 1)
+    room = requests.Room(sdk_app_id=decider_harness.APP, room_id=number + 1)
     request = requests.StartRequest(
         room=room, user_id="rec", region="ap-shanghai", bucket="b-12345", path="p", callback="http://x/"
     )
@@ -89,16 +88,16 @@ async def persisted(say: Callable[[], Awaitable[Any]]) -> Any:
                     raise
 
 
-def ended(desk: desks.Desk, value: model.Recording, *, good: bool) -> Callable[[], Awaitable[Any]]:
+def ended(harness: decider_harness.Harness, value: model.Recording, *, good: bool) -> Callable[[], Awaitable[Any]]:
     """The event that ends an upload, well or badly."""
     said: dict[str, Any] = {"TaskId": value.task_id, "Speaker": value.speaker, "N": 1, "Epoch": 3}
     said |= COMPARED | {"Url": "https://cos/x"} if good else {"Reason": "refused", "Detail": "AccessDenied", "Retry": False}
-    event = codec.make("upload-finished" if good else "upload-failed", id=f"{value.key}.3", time_ms=desk.clock(), data=said)
-    return lambda: desk.decider.decide(event)
+    event = codec.make("upload-finished" if good else "upload-failed", id=f"{value.key}.3", time_ms=harness.clock(), data=said)
+    return lambda: harness.decider.decide(event)
 
 
 @pytest.mark.timeout(180)
-async def test_the_last_two_recordings_end_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_the_last_two_recordings_end_at_once(nodes: list[decider_harness.Harness], database: engines.Database) -> None:
     """Both recordings of a session end at the same moment on two nodes, every third time one of them badly: each session finishes
     once, with one result of Revision 1 that has both files."""
     numbers = range(RACES[database.engine])
@@ -110,9 +109,9 @@ async def test_the_last_two_recordings_end_at_once(nodes: list[desks.Desk], data
                 await tx.add_recording(recording)
     for first in range(0, len(numbers), AT_ONCE):
         batch = [
-            persisted(ended(desk, recording, good=bool((number + index) % 3)))
+            persisted(ended(harness, recording, good=bool((number + index) % 3)))
             for number in numbers[first : first + AT_ONCE]
-            for index, (desk, recording) in enumerate(zip(nodes, sessions[number][1], strict=True))
+            for index, (harness, recording) in enumerate(zip(nodes, sessions[number][1], strict=True))
         ]
         await asyncio.gather(*batch)
     assert database.ask("SELECT state, revision, count(*) FROM sessions GROUP BY state, revision") == [
@@ -128,10 +127,10 @@ async def test_the_last_two_recordings_end_at_once(nodes: list[desks.Desk], data
         assert sorted(entry["UserId"] for entry in json.loads(body)["Files"]) == list(SPEAKERS)
 
 
-async def test_two_starts_of_one_key_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_two_starts_of_one_key_at_once(nodes: list[decider_harness.Harness], database: engines.Database) -> None:
     """The same start, twice each on two nodes, gives one session: all get its TaskId, and one of them opened it."""
     for room in range(RACES[database.engine] // 10):
-        starts = [desk.say("start", **desks.START | {"RoomId": room + 1}) for desk in nodes for _ in range(2)]
+        starts = [harness.say("start", **decider_harness.START | {"RoomId": room + 1}) for harness in nodes for _ in range(2)]
         answers = await asyncio.gather(*starts)
         assert len({answer["TaskId"] for answer in answers}) == 1
         assert sorted(answer["Repeated"] for answer in answers) == [False, True, True, True]
@@ -139,7 +138,9 @@ async def test_two_starts_of_one_key_at_once(nodes: list[desks.Desk], database: 
     assert database.ask("SELECT count(*), count(DISTINCT room) FROM sessions") == [(rooms, rooms)]
 
 
-async def test_a_start_and_the_first_words_of_a_speaker_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_a_start_and_the_first_words_of_a_speaker_at_once(
+    nodes: list[decider_harness.Harness], database: engines.Database
+) -> None:
     """A room opens, a speaker enables camera and microphone, and a session starts, all at the same moment on two nodes: in any
     order of the decisions, the speaker is recorded once."""
     rooms = range(1, RACES[database.engine] // 2 + 1)
@@ -153,7 +154,7 @@ async def test_a_start_and_the_first_words_of_a_speaker_at_once(nodes: list[desk
     assert database.ask(present) == [(len(rooms),)]
 
 
-async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_a_lease_and_a_stop_at_once(nodes: list[decider_harness.Harness], database: engines.Database) -> None:
     """A worker takes a capture while another node stops the session. If the lease was first, the capture is asked to stop, and
     its end ends the recording. If the stop was first, no lease is given, and the recording has ended. Never both, and never
     neither."""
@@ -161,7 +162,7 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
 
     async def take(owner: str, looks: int) -> bool:
         await later(second, looks)
-        return bool(await persisted(lambda: second.store.leases.take(job_key.parse(owner), 1, "n2", desks.LEASE_MS)))
+        return bool(await persisted(lambda: second.store.leases.take(job_key.parse(owner), 1, "n2", decider_harness.LEASE_MS)))
 
     for room in range(RACES[database.engine] // 10):
         task_id = await first.start(RoomId=room + 1)
@@ -180,20 +181,24 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[desks.Desk], database: eng
         assert (await first.session(task_id)).state == states.FINISHED
 
 
-async def test_a_start_and_two_replays_of_one_key_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_a_start_and_two_replays_of_one_key_at_once(
+    nodes: list[decider_harness.Harness], database: engines.Database
+) -> None:
     """Two sessions of one key are replayed from Joining while a start asks for the key, on two nodes: one of the three has it
     Open, the start returns its TaskId, and a late replay is refused."""
     first, second = nodes
     for room in range(1, RACES[database.engine] // 50 + 1):
         tasks = [await without_media(first, room) for _ in range(2)]
-        replays = [unless_refused(desk.say("replay", TaskId=task_id)) for desk, task_id in zip(nodes, tasks, strict=True)]
+        replays = [unless_refused(harness.say("replay", TaskId=task_id)) for harness, task_id in zip(nodes, tasks, strict=True)]
         started, *replayed = await asyncio.gather(second.start(RoomId=room, Mode="00"), *replays)
         opened = database.ask(f"SELECT task_id FROM sessions WHERE state = 'Open' AND room = '{room}'")
         assert opened == [(started,)]
         assert [answer is not None for answer in replayed] == [task_id == started for task_id in tasks]
 
 
-async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_the_end_of_keep_failed_and_a_replay_at_once(
+    nodes: list[decider_harness.Harness], database: engines.Database
+) -> None:
     """KEEP_FAILED of one recording passes while another of its session is replayed with fresh secrets: the secrets stay."""
     first, second = nodes
     numbers = range(RACES[database.engine] // 10)
@@ -217,7 +222,7 @@ async def test_the_end_of_keep_failed_and_a_replay_at_once(nodes: list[desks.Des
             assert (await tx.secrets(session.task_id)).user_sig == "MARK-fresh"
 
 
-async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_what_ends_a_segment_at_once(nodes: list[decider_harness.Harness], database: engines.Database) -> None:
     """A node scans its leftovers while its last event before the crash and a renewal's note are decided elsewhere: the segment
     keeps the most media that any of them reported."""
     first, second = nodes
@@ -239,7 +244,9 @@ async def test_what_ends_a_segment_at_once(nodes: list[desks.Desk], database: en
         assert (segment.media_ms, segment.last_packet_ms) == (10_000, first.clock())
 
 
-async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.Desk], database: engines.Database) -> None:
+async def test_deadlines_and_downtime_stand_in_no_stops_way(
+    nodes: list[decider_harness.Harness], database: engines.Database
+) -> None:
     """Sessions are stopped on one node while another publishes their deadlines, or extends them by downtime: neither waits for a
     lock that the other holds, which PostgreSQL would resolve after a second by refusing one of them."""
     first, second = nodes
@@ -258,11 +265,11 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(nodes: list[desks.De
     assert [line["detail"] for line in lines if line["event"] == "decision.conflict"] == []
 
 
-async def without_media(desk: desks.Desk, room: int) -> str:
+async def without_media(harness: decider_harness.Harness, room: int) -> str:
     """A finished session without a speaker; returns its TaskId."""
-    task_id = await desk.start(RoomId=room)
-    await desk.publish(RoomId=room)
-    await desk.say("stop", TaskId=task_id)
+    task_id = await harness.start(RoomId=room)
+    await harness.publish(RoomId=room)
+    await harness.say("stop", TaskId=task_id)
     return task_id
 
 
@@ -282,15 +289,15 @@ async def unless_refused(replay: Awaitable[dict[str, Any]]) -> dict[str, Any] | 
         return None
 
 
-async def later(desk: desks.Desk, looks: int) -> None:
+async def later(harness: decider_harness.Harness, looks: int) -> None:
     """A lease scan takes as long as a statement or two of a decision: so the next step falls between other statements of it."""
     for _ in range(looks):
-        await desk.store.leases.is_held(job_key.RecordingKey("nobody", "al", 1), 1, "n")
+        await harness.store.leases.is_held(job_key.RecordingKey("nobody", "al", 1), 1, "n")
 
 
-async def asked(desk: desks.Desk, owner: str) -> list[tuple[str, int]]:
+async def asked(harness: decider_harness.Harness, owner: str) -> list[tuple[str, int]]:
     """(type, epoch) of the commands to a recording, which are marked sent."""
-    messages = await desk.store.outbox.claim(1_000, 0)
-    await desk.store.outbox.mark_all_sent([m.seq for m in messages])
+    messages = await harness.store.outbox.claim(1_000, 0)
+    await harness.store.outbox.mark_all_sent([m.seq for m in messages])
     events = [codec.decode(m.body, now_ms=0) for m in messages if m.channel == "command"]
     return [(e.type, e.data["Epoch"]) for e in events if e.subject == owner]

@@ -46,23 +46,23 @@ BY_HAND = {"apt-get": installs, "make": makes}
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[pages.Desk]:
-    made = pages.Desk(tmp_path)
+async def terminals(tmp_path: Path) -> AsyncIterator[pages.Terminals]:
+    made = pages.Terminals(tmp_path)
     yield made
     await made.leave()
 
 
 @pytest.mark.timeout(180)
-async def test_the_readme_word_for_word(desk: pages.Desk) -> None:
+async def test_the_readme_word_for_word(terminals: pages.Terminals) -> None:
     """Every command of the README works in order and prints the text on the page, and both servers end well."""
-    await pages.Follower(desk, by_hand=BY_HAND).follow(README)
-    assert set((await desk.leave()).values()) == {0}
+    await pages.Follower(terminals, by_hand=BY_HAND).follow(README)
+    assert set((await terminals.leave()).values()) == {0}
 
 
 @pytest.fixture
-async def running(desk: pages.Desk) -> pages.Follower:
+async def running(terminals: pages.Terminals) -> pages.Follower:
     """The precondition of the other pages: the README, followed until the service of terminal 2 runs."""
-    follower = pages.Follower(desk, by_hand=BY_HAND)
+    follower = pages.Follower(terminals, by_hand=BY_HAND)
     first = pages.blocks(README)
     servers = [number for number, block in enumerate(first) if block.server == "recorder serve"]
     for block in first[: servers[0] + 1]:
@@ -81,11 +81,11 @@ WITHOUT_NODE = () if NODE else ("node receiver.mjs",)
 
 
 @pytest.mark.timeout(180)
-async def test_the_page_for_subscribers(desk: pages.Desk, running: pages.Follower) -> None:
+async def test_the_page_for_subscribers(terminals: pages.Terminals, running: pages.Follower) -> None:
     """In docs/subscribe.md, both receivers accept genuine results only, /results misses nothing, and the example is a valid
     result."""
     page = ROOT / "docs" / "subscribe.md"
-    follower = pages.Follower(desk, skip=WITHOUT_NODE, aside=("json", "javascript"))
+    follower = pages.Follower(terminals, skip=WITHOUT_NODE, aside=("json", "javascript"))
     await follower.follow(page)
     (example,) = [json.loads(block.text) for block in pages.blocks(page) if block.language == "json"]
     codec.check("session-finished", example)
@@ -97,12 +97,12 @@ async def test_the_page_for_subscribers(desk: pages.Desk, running: pages.Followe
 async def test_a_receiver_accepts_a_genuine_result_once(tmp_path: Path, program: str) -> None:
     """A receiver accepts a result that the service's own sender signs, once per revision, and refuses a changed body, an old one
     and another key."""
-    desk, key = pages.Desk(tmp_path), "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
+    terminals, key = pages.Terminals(tmp_path), "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
     (source,) = [block.text for block in pages.blocks(ROOT / "docs" / "subscribe.md") if block.file == program]
-    desk.write(program, source)
+    terminals.write(program, source)
     words = f"{'python3' if program.endswith('.py') else 'node'} {program}"
-    printed = await desk.open_terminal(pages.Block(language="sh", text=f"export CALLBACK_SECRET={key}\n{words}\n"))
-    url = f"http://127.0.0.1:{desk.others[9911 if program.endswith('.py') else 9912]}/results"
+    printed = await terminals.open_terminal(pages.Block(language="sh", text=f"export CALLBACK_SECRET={key}\n{words}\n"))
+    url = f"http://127.0.0.1:{terminals.others[9911 if program.endswith('.py') else 9912]}/results"
 
     def body(revision: int) -> bytes:
         files = [{"UserId": "alice", "Code": "Success", "RecordFile": "https://example.com/alice_1.mp4"}]
@@ -117,7 +117,7 @@ async def test_a_receiver_accepts_a_genuine_result_once(tmp_path: Path, program:
     for sender, sent_s in ((theirs, now_s), (unsigned, now_s), (ours, now_s - 600), (ours, now_s + 600)):
         with pytest.raises(errors.DeliveryFailed, match="401"):
             await sender.send(url, body(4), webhook_id="t.4", now_s=sent_s)
-    await desk.leave()
+    await terminals.leave()
     lines = [line.split()[1:4] for line in printed.read_text().splitlines()[1:] if "Success" in line]
     assert lines == [["2", "alice", "Success"], ["3", "alice", "Success"]]
 
@@ -168,10 +168,10 @@ def machine_file(name: str) -> str:
 
 
 @NEEDS_OPENSSL
-async def test_the_commands_of_going_live(desk: pages.Desk) -> None:
+async def test_the_commands_of_going_live(terminals: pages.Terminals) -> None:
     """In docs/go-live.md, commands that change a machine are known ones, the rest works when typed, and the named files exist."""
     by_hand = BY_HAND | dict.fromkeys(ON_THE_MACHINE, lambda _: None)
-    follower = pages.Follower(desk, by_hand=by_hand, aside=("json", "bash"))
+    follower = pages.Follower(terminals, by_hand=by_hand, aside=("json", "bash"))
     await follower.follow(GO_LIVE, only=lambda block: not block.file)
     assert (ROOT / "deploy" / "bootstrap.sh").is_file()
 
@@ -243,10 +243,10 @@ def test_the_shell_of_going_live(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_the_demo(desk: pages.Desk) -> None:
+async def test_the_demo(terminals: pages.Terminals) -> None:
     """The command of `make demo` ends with the output on the README."""
     (shown,) = [block.shows for block in pages.blocks(README) if "make demo" in block.lines]
-    output = await desk.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
+    output = await terminals.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
     assert output.strip().endswith(shown.strip())
     assert "@$(BIN)/recorder demo\n" in (ROOT / "Makefile").read_text()
 

@@ -56,6 +56,13 @@ def collected_beside() -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith("tests/") and "::" in line]
 
 
+def test_every_opener_is_in_use() -> None:
+    """A name that no test uses is misspelled or was renamed, and the rule would miss the tests that it was for."""
+    modules = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "both_engines.py"]
+    used = set().union(*(names for path in modules for names in both_engines.read(path.read_text("utf-8")).mentions.values()))
+    assert both_engines.OPENERS - used == set()
+
+
 @pytest.mark.timeout(180)
 def test_no_behaviour_is_tested_on_one_engine_alone(collected: list[str], pytestconfig: pytest.Config) -> None:
     """Every test that depends on an engine is collected on both, or names its one engine and is listed."""
