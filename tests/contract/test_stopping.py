@@ -9,17 +9,16 @@ import pytest
 
 from bus import database_probe, publisher, relay
 from events import codec
-from machine import job_key
+from machine import errors, job_key
 from store import store as stores
 from tests import engines, examples, waiting
-from tests.contract import test_worker
-from tests.contract.test_worker import COS, ROOM, node
+from tests.work_doubles import COS, ROOM, Node, node
 from worker import command_handlers
 
 __all__ = ["node"]
 
 
-async def _start_capture(node: test_worker.Node) -> codec.Event:
+async def _start_capture(node: Node) -> codec.Event:
     """The command for the first capture of a session, taken from the outbox."""
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     await node.say("user-publishing", **ROOM, UserId="al", EventMs=node.clock(), Kind="audio")
@@ -29,7 +28,7 @@ async def _start_capture(node: test_worker.Node) -> codec.Event:
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["at once", "when it is about to begin"])
-async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worker.Node, known: bool) -> None:
+async def test_a_capture_that_was_just_taken_is_handed_over_too(node: Node, known: bool) -> None:
     """A node that stops with a lease taken and ffmpeg not started reports it, and another node may begin."""
     await command_handlers.handle(node.worker, await _start_capture(node))
     if known:
@@ -44,7 +43,7 @@ async def test_a_capture_that_was_just_taken_is_handed_over_too(node: test_worke
     assert (await node.recording()).epoch == 2
 
 
-async def test_a_transcode_is_not_given_up_for_restarts(node: test_worker.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transcode_is_not_given_up_for_restarts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of orderly stops in the middle of a job spends no try, and the job restarts; lost workers do count."""
     capture = await node.open()
     capture.media(5_000, node.clock)
@@ -88,7 +87,7 @@ async def test_what_a_stopping_relay_has_claimed_is_free_at_once(
         published.set()
         if slow:
             await asyncio.Event().wait()
-        raise test_worker.errors.Unavailable("the broker is away")
+        raise errors.Unavailable("the broker is away")
 
     monkeypatch.setattr(publisher, "publish", never)
     monkeypatch.setattr(relay, "LAST_ROUND_S", 0.2)
@@ -111,7 +110,7 @@ async def test_many_leases_are_voided_beside_each_other(
     store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the disk says of one capture is not waited for before the next is asked about."""
-    node = test_worker.Node(store, clock)
+    node = Node(store, clock)
     node.task_id = (await node.say("start", **ROOM, UserId="rec", UserSig="s", CosConfig=COS))["TaskId"]
     for speaker in ("al", "bo", "cy"):
         await node.say("user-publishing", **ROOM, UserId=speaker, EventMs=clock(), Kind="audio")
