@@ -26,7 +26,7 @@ from machine import encryption
 from store import connections, queries
 from store import store as stores
 from tests import postgres
-from tests.simulated import dictionary
+from tests.simulated import dictionary, dictionary_tables
 
 NAMES = ("sqlite", "postgresql")
 # The value of the setting SECRET_KEYS in every test.
@@ -68,7 +68,7 @@ class Database:
     engine: str
     url: str
     path: Path = field(default=Path())
-    memory: dictionary.Tables | None = None
+    memory: dictionary_tables.Tables | None = None
 
     def open(self, clock: Callable[[], int], new_id: Callable[[], str] | None = None) -> Any:
         """A store on it. The caller stops it."""
@@ -102,7 +102,7 @@ async def _ask_postgresql(url: str, query: str) -> list[tuple[Any, ...]]:
 def fresh(engine: str, folder: Path) -> Database:
     """An empty database of `engine` with the current schema; files go into `folder`."""
     if engine == "dictionary":
-        return Database(engine=engine, url="", memory=dictionary.Tables())
+        return Database(engine=engine, url="", memory=dictionary_tables.Tables())
     if engine == "postgresql":
         return Database(engine=engine, url=postgres.shared().create(_postgres_template()))
     path = folder / "recorder.db"

@@ -1,166 +1,35 @@
-"""The deciding transaction on dictionaries, and the dictionaries.
+"""The deciding transaction on the tables of the dictionary store: the reads and writes of one event.
 
-Rules: every write goes through `put` and `drop`, which save the previous value for `roll_back`. As in store/transaction.py, an
-update is guarded by version and state and writes only changed columns.
+Rule: as in store/transaction.py, nothing here commits, and an update that finds its row changed raises `Conflict`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from events import codec, requests
 from machine import errors, job_key, model, states
+from tests.simulated import dictionary_tables, dictionary_writes
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 EVICTS_WITHIN_MS = 2 * model.SECOND
 EVICTS_SLACK_MS = 200
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
 BLANK: dict[str, Any] = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
-_GONE = object()
-Row = TypeVar("Row", model.Session, model.Recording, model.Delivery)
-
-
-class JobRow(NamedTuple):
-    """A job's row."""
-
-    kind: str
-    state: str
-    node: str
-    lease_until_ms: int
-
-
-class Line(NamedTuple):
-    """A message of the outbox."""
-
-    seq: int
-    channel: str
-    type: str
-    task_id: str
-    node: str
-    body: bytes
-    claimed_until_ms: int = 0
-    sent_ms: int | None = None
-    parked: str = ""
-
-
-class JournalLine(NamedTuple):
-    """A line of the timeline."""
-
-    task_id: str
-    owner: str
-    at_ms: int
-    event_id: str
-    event_type: str
-    from_state: str
-    to_state: str
-    note: str
-
-
-@dataclass(slots=True)
-class Tables:
-    """The database, with keys as in its columns. A recording and a delivery carry their present job; `jobs` has all jobs."""
-
-    inbox: dict[str, tuple[int, str]] = field(default_factory=dict)
-    sessions: dict[str, model.Session] = field(default_factory=dict)
-    secrets: dict[str, requests.Secrets] = field(default_factory=dict)
-    recordings: dict[str, model.Recording] = field(default_factory=dict)
-    jobs: dict[tuple[str, int], JobRow] = field(default_factory=dict)
-    leased: dict[tuple[str, int], bool] = field(default_factory=dict)
-    segments: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    callbacks: dict[str, model.Delivery] = field(default_factory=dict)
-    callback_urls: dict[str, str] = field(default_factory=dict)
-    results: dict[tuple[str, int], str] = field(default_factory=dict)
-    deadlines: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
-    outbox: dict[int, Line] = field(default_factory=dict)
-    unsent: dict[int, bool] = field(default_factory=dict)
-    journal: dict[int, JournalLine] = field(default_factory=dict)
-    presence: dict[tuple[int, str, str, str], dict[str, Any]] = field(default_factory=dict)
-    applications: dict[int, int] = field(default_factory=dict)
-    audit: dict[int, tuple[str, str, str, str, str]] = field(default_factory=dict)
-    nodes: dict[str, tuple[int, str, model.SpareCapacity | None]] = field(default_factory=dict)
-    last_seq: int = 0
-    writing: bool = False
-
-    def of_sessions(self) -> tuple[dict[Any, Any], ...]:
-        """The tables whose keys begin with a TaskId."""
-        named = (
-            self.sessions,
-            self.secrets,
-            self.callback_urls,
-            self.recordings,
-            self.jobs,
-            self.uploads,
-            self.callbacks,
-            self.results,
-        )
-        return (*named, self.deadlines)
 
 
 class Transaction:
-    """The reads and writes of one event. `now_ms` is the time of the whole transaction; `changes` are its writes, as (table, key,
-    previous value)."""
+    """The reads and writes of one event. `now_ms` is the time of the whole transaction."""
 
-    __slots__ = ("_meddle", "_new_id", "changes", "now_ms", "tables")
+    __slots__ = ("_new_id", "_writes", "now_ms", "tables")
 
-    def __init__(
-        self, tables: Tables, now_ms: int, new_id: Callable[[], str], meddle: Callable[[str], bool] | None = None
-    ) -> None:
-        self.tables = tables
+    def __init__(self, writes: dictionary_writes.RowWrites, now_ms: int, new_id: Callable[[], str]) -> None:
+        self.tables = writes.tables
         self.now_ms = now_ms
-        self.changes: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._writes = writes
         self._new_id = new_id
-        self._meddle = meddle
-
-    # --- writing ----------------------------------------------------------------------------------------------------------
-    def put(self, table: dict[Any, Any], key: Any, value: Any) -> None:
-        """Write a row."""
-        self.changes.append((table, key, table.get(key, _GONE)))
-        table[key] = value
-
-    def drop(self, table: dict[Any, Any], key: Any) -> bool:
-        """Delete a row; whether there was one."""
-        if key not in table:
-            return False
-        self.changes.append((table, key, table.pop(key)))
-        return True
-
-    def roll_back(self) -> None:
-        """Undo all writes."""
-        for table, key, before in reversed(self.changes):
-            if before is _GONE:
-                del table[key]
-            else:
-                table[key] = before
-
-    def put_job(self, owner: str, epoch: int, row: JobRow) -> None:
-        """Write a job, and update the list of leases."""
-        key = (owner, epoch)
-        self.put(self.tables.jobs, key, row)
-        if row.state == states.LEASED:
-            if key not in self.tables.leased:
-                self.put(self.tables.leased, key, True)
-        else:
-            self.drop(self.tables.leased, key)
-
-    def touch(self, owner: str, epoch: int, job: model.Job) -> None:
-        """A lease changes data that decisions read: raise the owner's version."""
-        rows: dict[str, Any] = self.tables.recordings if owner in self.tables.recordings else self.tables.callbacks
-        found = rows.get(owner)
-        if found is not None and found.epoch == epoch:
-            self.put(rows, owner, model.changed(found, version=found.version + 1, job=job))
-
-    def note_media(self, owner: str, epoch: int, last_packet_ms: int) -> None:
-        """Media arrived: idleness counts from there. It moves forwards only."""
-        task_id = job_key.parse(owner).task_id
-        session, recording = self.tables.sessions.get(task_id), self.tables.recordings.get(owner)
-        if session is not None and session.idle_from_ms < last_packet_ms:
-            self.put(self.tables.sessions, task_id, model.changed(session, idle_from_ms=last_packet_ms))
-        if recording is not None and recording.epoch == epoch and recording.idle_from_ms < last_packet_ms:
-            self.put(self.tables.recordings, owner, model.changed(recording, idle_from_ms=last_packet_ms))
 
     # --- inbox ------------------------------------------------------------------------------------------------------------
     async def claim(self, event_id: str) -> str | None:
@@ -168,7 +37,7 @@ class Transaction:
         row = self.tables.inbox.get(event_id)
         if row is not None:
             return row[1]
-        self.put(self.tables.inbox, event_id, (self.now_ms, ""))
+        self._writes.put(self.tables.inbox, event_id, (self.now_ms, ""))
         return None
 
     async def answered(self, event_id: str) -> tuple[str, int] | None:
@@ -178,7 +47,7 @@ class Transaction:
 
     async def answer(self, event_id: str, answer: str) -> None:
         """Save the answer of this event for its repeats."""
-        self.put(self.tables.inbox, event_id, (self.tables.inbox[event_id][0], answer))
+        self._writes.put(self.tables.inbox, event_id, (self.tables.inbox[event_id][0], answer))
 
     # --- sessions ---------------------------------------------------------------------------------------------------------
     async def session(self, task_id: str) -> model.Session | None:
@@ -206,20 +75,20 @@ class Transaction:
             raise errors.Conflict("insert into sessions: the row exists already")
         await self._check_session(session)
         if url := session.request.callback:
-            self.put(self.tables.callback_urls, session.task_id, url)
+            self._writes.put(self.tables.callback_urls, session.task_id, url)
             session = model.changed(session, request=dataclasses.replace(session.request, callback=requests.origin(url)))
-        self.put(self.tables.sessions, session.task_id, session)
+        self._writes.put(self.tables.sessions, session.task_id, session)
         await self.put_secrets(session.task_id, secrets)
 
     async def save_session(self, old: model.Session, new: model.Session) -> model.Session:
         """Guarded update of the changed columns; returns the session with its new version."""
         if new.state == states.OPEN != old.state:
             await self._check_session(new)
-        return self._guarded(self.tables.sessions, old.task_id, old, new)
+        return self._writes.update(self.tables.sessions, old.task_id, old, new)
 
     async def put_secrets(self, task_id: str, secrets: requests.Secrets) -> None:
         """Replace the secrets of a session."""
-        self.put(self.tables.secrets, task_id, secrets)
+        self._writes.put(self.tables.secrets, task_id, secrets)
 
     async def secrets(self, task_id: str) -> requests.Secrets:
         """The secrets of a session; empty ones if they were wiped."""
@@ -227,7 +96,7 @@ class Transaction:
 
     async def wipe_secrets(self, task_id: str) -> None:
         """Delete the secrets of a session. The callback URL stays: a later revision may have to be posted."""
-        self.drop(self.tables.secrets, task_id)
+        self._writes.drop(self.tables.secrets, task_id)
 
     # --- recordings -------------------------------------------------------------------------------------------------------
     async def recordings(self, task_id: str) -> list[model.Recording]:
@@ -244,14 +113,14 @@ class Transaction:
         key = str(recording.key)
         if key in self.tables.recordings:
             raise errors.Conflict("insert into recordings: the row exists already")
-        self.put(self.tables.recordings, key, recording)
-        self._save_job(key, 0, None, recording.epoch, recording.job)
+        self._writes.put(self.tables.recordings, key, recording)
+        self._writes.save_job(key, 0, None, recording.epoch, recording.job)
 
     async def save_recording(self, old: model.Recording, new: model.Recording) -> model.Recording:
         """Guarded update of the changed columns and of the job; returns the recording with its new version."""
         key = str(old.key)
-        saved = self._guarded(self.tables.recordings, key, old, new)
-        self._save_job(key, old.epoch, old.job, new.epoch, new.job)
+        saved = self._writes.update(self.tables.recordings, key, old, new)
+        self._writes.save_job(key, old.epoch, old.job, new.epoch, new.job)
         return saved
 
     async def segment_nodes(self, recording: job_key.RecordingKey) -> dict[str, int]:
@@ -296,7 +165,7 @@ class Transaction:
             "size_bytes": max(known["size_bytes"], values.get("size_bytes", 0)),
             "reason": known["reason"] or values["reason"],
         }
-        self.put(self.tables.segments, (str(recording), epoch), grown)
+        self._writes.put(self.tables.segments, (str(recording), epoch), grown)
 
     # --- deliveries -------------------------------------------------------------------------------------------------------
     async def deliveries(self, task_id: str) -> list[model.Delivery]:
@@ -308,52 +177,56 @@ class Transaction:
         key = str(delivery.key)
         if key in self.tables.callbacks:
             raise errors.Conflict("insert into callbacks: the row exists already")
-        self.put(self.tables.callbacks, key, model.changed(delivery, url=requests.origin(delivery.url)))
-        self._save_job(key, 0, None, delivery.epoch, delivery.job)
+        self._writes.put(self.tables.callbacks, key, model.changed(delivery, url=requests.origin(delivery.url)))
+        self._writes.save_job(key, 0, None, delivery.epoch, delivery.job)
 
     async def save_delivery(self, old: model.Delivery, new: model.Delivery) -> None:
         """Guarded update of a delivery and its job. Raises Conflict."""
         key = str(old.key)
-        self._guarded(self.tables.callbacks, key, old, new, state_guards=False)
-        self._save_job(key, old.epoch, old.job, new.epoch, new.job)
+        self._writes.update(self.tables.callbacks, key, old, new, state_guards=False)
+        self._writes.save_job(key, old.epoch, old.job, new.epoch, new.job)
 
     async def add_result(self, task_id: str, revision: int, body: str) -> None:
         """Insert one revision of a session's result. Raises Conflict if that revision exists."""
         if (task_id, revision) in self.tables.results:
             raise errors.Conflict("insert into results: the row exists already")
-        self.put(self.tables.results, (task_id, revision), body)
+        self._writes.put(self.tables.results, (task_id, revision), body)
 
     # --- deadlines, journal, outbox ---------------------------------------------------------------------------------------
     async def arm(self, owner: job_key.OwnerKey, kind: str, at_ms: int) -> None:
         """Arm a deadline; replaces an earlier one of the same kind."""
-        self.put(self.tables.deadlines, (str(owner), kind), (at_ms, self._new_id()))
+        self._writes.put(self.tables.deadlines, (str(owner), kind), (at_ms, self._new_id()))
 
     async def disarm(self, owner: job_key.OwnerKey, kind: str) -> None:
         """Disarm a deadline, if it is armed."""
-        self.drop(self.tables.deadlines, (str(owner), kind))
+        self._writes.drop(self.tables.deadlines, (str(owner), kind))
 
     async def spend_deadline(self, owner: job_key.OwnerKey, kind: str, serial: str) -> bool:
         """Delete exactly this arming; False if the deadline was disarmed or armed again since."""
         armed = self.tables.deadlines.get((str(owner), kind))
-        return armed is not None and armed[1] == serial and self.drop(self.tables.deadlines, (str(owner), kind))
+        return armed is not None and armed[1] == serial and self._writes.drop(self.tables.deadlines, (str(owner), kind))
 
     async def journal(
         self, owner: job_key.OwnerKey, event: codec.Event, from_state: str = "", to_state: str = "", note: str = ""
     ) -> None:
         """Write one line of the timeline: the event, the change of state, a note."""
-        line = JournalLine(owner.task_id, str(owner), self.now_ms, event.id, event.type, from_state, to_state, note)
-        self.put(self.tables.journal, self._next_seq(), line)
+        line = dictionary_tables.JournalLine(
+            owner.task_id, str(owner), self.now_ms, event.id, event.type, from_state, to_state, note
+        )
+        self._writes.put(self.tables.journal, self._writes.next_seq(), line)
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
         """Write a message to the outbox: `channel` is event, command or result, `node` the only node it is for ("": any)."""
-        seq = self._next_seq()
-        self.put(self.tables.outbox, seq, Line(seq, channel, event.type, task_id, node, codec.encode(event)))
-        self.put(self.tables.unsent, seq, True)
+        seq = self._writes.next_seq()
+        self._writes.put(
+            self.tables.outbox, seq, dictionary_tables.Line(seq, channel, event.type, task_id, node, codec.encode(event))
+        )
+        self._writes.put(self.tables.unsent, seq, True)
 
     # --- API keys ---------------------------------------------------------------------------------------------------------
     async def audit(self, by: model.Caller, action: str, subject: str, outcome: str = "ok") -> None:
         """Write an audit row; `outcome` is ok, or the Code of a refusal."""
-        self.put(self.tables.audit, self._next_seq(), (by.name, by.key_id, action, subject, outcome))
+        self._writes.put(self.tables.audit, self._writes.next_seq(), (by.name, by.key_id, action, subject, outcome))
 
     async def open_sessions_of(self, key_id: str) -> int:
         """How many Open sessions a key has started."""
@@ -369,7 +242,7 @@ class Transaction:
         """Record that a verified callback of this application arrived."""
         seen_ms = self.tables.applications.get(sdk_app_id)
         if seen_ms is None or seen_ms < self.now_ms - NOTE_CALLBACK_EVERY_MS:
-            self.put(self.tables.applications, sdk_app_id, self.now_ms)
+            self._writes.put(self.tables.applications, sdk_app_id, self.now_ms)
 
     async def callbacks_come(self, sdk_app_id: int) -> bool:
         """Whether a callback of this application ever arrived."""
@@ -383,7 +256,7 @@ class Transaction:
     async def put_presence(self, room: requests.Room, user_id: str, known: Mapping[str, Any]) -> None:
         """Save the presence of a user in a room."""
         key = (room.sdk_app_id, room.kind, room.name, user_id)
-        self.put(self.tables.presence, key, {**known, "updated_ms": self.now_ms})
+        self._writes.put(self.tables.presence, key, {**known, "updated_ms": self.now_ms})
 
     async def publishers(self, room: requests.Room) -> list[tuple[str, tuple[str, ...]]]:
         """Users who publish in a room, by the callbacks of the last 24 hours: (user, kinds), ordered by user."""
@@ -397,74 +270,17 @@ class Transaction:
         for key, row in self._in(room):
             gone = {kind: False for kind in ("audio", "video") if row[f"{kind}_ms"] <= at_ms}
             left = {"left_ms": at_ms} if row["left_ms"] <= at_ms else {}
-            self.put(self.tables.presence, key, row | gone | left)
+            self._writes.put(self.tables.presence, key, row | gone | left)
 
     # --- shared steps -----------------------------------------------------------------------------------------------------
     def _in(self, room: requests.Room) -> list[tuple[tuple[int, str, str, str], dict[str, Any]]]:
         where = (room.sdk_app_id, room.kind, room.name)
         return [(key, row) for key, row in self.tables.presence.items() if key[:3] == where]
 
-    def _next_seq(self) -> int:
-        """Numbers are never reused, not even those of a rolled-back transaction."""
-        self.tables.last_seq += 1
-        return self.tables.last_seq
-
     async def _check_session(self, session: model.Session) -> None:
         found = await self.open_session(session.request.room, session.request.user_id) if session.state == states.OPEN else None
         if found is not None and found.task_id != session.task_id:
             raise errors.Conflict("insert into sessions: the row exists already")
-
-    def _guarded(self, table: dict[str, Any], key: str, old: Row, new: Row, *, state_guards: bool = True) -> Row:
-        if self._meddle is not None:
-            self._meddled(key)
-        found = table.get(key)
-        moved = found is None or found.version != old.version or (state_guards and found.state != old.state)
-        if moved:
-            raise errors.Conflict("another transaction changed the row first")
-        if new.state not in _STATES[type(new)]:
-            raise errors.Conflict(f"there is no state {new.state!r}")
-        kept: dict[str, Any] = {}
-        if found is not old:  # a concurrent renewal recorded media: write only changed columns
-            kept = {name: getattr(found, name) for name in _RENEWED if hasattr(found, name) and _same(old, new, name)}
-            if isinstance(found, model.Session):
-                kept["request"] = found.request
-        saved = model.changed(new, version=old.version + 1, **kept)
-        self.put(table, key, saved)
-        return model.changed(new, version=saved.version) if kept else saved
-
-    def _meddled(self, key: str) -> None:
-        """Simulate a concurrent transaction: it changes the row before this one checks its guard, unless this one has changed the
-        row already."""
-        held = any(at == key or (isinstance(at, tuple) and at[0] == key) for _, at, _ in self.changes)
-        if held or self._meddle is None:
-            return
-        self.tables.writing = False
-        try:
-            if self._meddle(key):
-                raise errors.Conflict("another transaction changed the row first")
-        finally:
-            self.tables.writing = True
-
-    def _save_job(self, owner: str, old_epoch: int, old: model.Job | None, epoch: int, job: model.Job | None) -> None:
-        if old is not None and (job is None or epoch != old_epoch):
-            row = self.tables.jobs.get((owner, old_epoch))
-            if row is not None:
-                self.put_job(owner, old_epoch, row._replace(state=states.ENDED))
-        if job is not None and not (epoch == old_epoch and job == old):
-            self.put_job(owner, epoch, JobRow(job.kind, job.state, job.node, 0))
-
-
-# Columns that lease renewals write concurrently.
-_RENEWED = ("idle_from_ms",)
-_STATES: dict[type, tuple[str, ...]] = {
-    model.Session: states.SESSION_STATES,
-    model.Recording: states.RECORDING_STATES,
-    model.Delivery: ("pending", "delivered", "failed", "cancelled"),
-}
-
-
-def _same(old: Any, new: Any, name: str) -> bool:
-    return bool(getattr(old, name) == getattr(new, name))
 
 
 def _evicts(ended: Mapping[str, Any], begun: Mapping[str, Any]) -> bool:

@@ -10,24 +10,24 @@ from typing import Any
 
 from machine import model
 from tests import state_chart
-from tests.simulated import dictionary_transaction as transactions
+from tests.simulated import dictionary_tables, dictionary_writes
 
 
 class Watch:
     """Checks each transaction before its commit. `timed`: a deadline or lease has changed since the flag was cleared."""
 
-    def __init__(self, tables: transactions.Tables) -> None:
+    def __init__(self, tables: dictionary_tables.Tables) -> None:
         self._tables = tables
         self._leased: set[tuple[str, int]] = set()
         self._jobs: dict[str, int] = {}
         self._revisions: dict[str, int] = {}
         self.timed = True
 
-    def check(self, tx: transactions.Transaction) -> None:
+    def check(self, writes: dictionary_writes.RowWrites) -> None:
         """Raise AssertionError for a violated invariant."""
         tables = self._tables
-        entry = next((table[key] for table, key, _ in tx.changes if table is tables.journal), None)
-        for table, key, before in tx.changes:
+        entry = next((table[key] for table, key, _ in writes.changes if table is tables.journal), None)
+        for table, key, before in writes.changes:
             if table is tables.journal:
                 line = table[key]
                 allowed = state_chart.may(line.owner, line.event_type, line.from_state, line.to_state)
@@ -46,9 +46,11 @@ class Watch:
                 assert revision == self._revisions.get(task_id, 0) + 1, f"revision {revision} of {task_id} follows no other"
                 self._revisions[task_id] = revision
 
-    def _job(self, key: tuple[str, int], before: Any, row: transactions.JobRow, entry: transactions.JournalLine | None) -> None:
+    def _job(
+        self, key: tuple[str, int], before: Any, row: dictionary_tables.JobRow, entry: dictionary_tables.JournalLine | None
+    ) -> None:
         owner, epoch = key
-        if row.state != "leased" and isinstance(before, transactions.JobRow) and before.state == "leased" and "/" in owner:
+        if row.state != "leased" and isinstance(before, dictionary_tables.JobRow) and before.state == "leased" and "/" in owner:
             own_end = entry is not None and (entry.event_id.endswith(f".{owner}.{epoch}") or entry.event_type == "replay")
             assert own_end, f"epoch {epoch} of {owner} was leased, and its end was not its own: {entry}"
         if row.state == "leased" and row.lease_until_ms:

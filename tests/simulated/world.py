@@ -42,8 +42,8 @@ class World:
         self.chance = Random(profile.seed)
         self.store = dictionary.Store(clock=self.clock, new_id=engines.ids("02"))
         self.watch = invariants.Watch(self.store.tables)
-        self.store.watch = self.watch.check
-        self.store.meddle = self._meddle if profile.conflict else None
+        self.store.connections.watch = self.watch.check
+        self.store.connections.meddle = self._meddle if profile.conflict else None
         self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=script.POLICY, new_id=engines.ids()))
         self.nodes = {name: nodes.Node(name, self) for name in ("n1", "n2")}
         self.publishing: dict[str, set[str]] = {}

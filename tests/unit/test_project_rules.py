@@ -39,7 +39,6 @@ ROOMS = (
 )
 LOCKS = ("requirements.lock", "bootstrap.lock", "runtime.lock")
 MOST_LINES = 400
-MOST_LINES_TEST = 700  # a test file is a list, read one test at a time
 VAGUE_NAMES = {
     "utils", "util", "common", "core", "helpers", "helper", "manager", "base", "misc", "stuff", "things", "tools", "lib",
     "doing", "saying", "holding", "given", "door", "shapes", "answers", "values", "desk", "eyes", "inside", "typed",
@@ -182,9 +181,8 @@ def test_no_file_is_too_long() -> None:
     found = []
     for path in files(".py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        limit = MOST_LINES_TEST if path.relative_to(ROOT).parts[0] == "tests" else MOST_LINES
-        if lines > limit:
-            found.append(f"{name(path)}: {lines} lines, at most {limit}")
+        if lines > MOST_LINES:
+            found.append(f"{name(path)}: {lines} lines, at most {MOST_LINES}")
     assert found == []
 
 

@@ -1,0 +1,126 @@
+"""Jobs of the dictionary store: leases, assignments, deadlines, and the nodes that work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from events import requests
+from machine import due_work, job_key, model, states
+from tests.simulated import dictionary_connections, dictionary_tables
+
+
+class Leases(dictionary_connections.Concern):
+    """Which node works on which job."""
+
+    async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
+        """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
+        row = self._tables.jobs.get((str(owner), epoch))
+        if row is None or row.state != states.QUEUED:
+            return False
+        async with self._connections.write() as writes:
+            writes.put_job(
+                str(owner), epoch, dictionary_tables.JobRow(row.kind, states.LEASED, node, self._connections.now_ms() + lease_ms)
+            )
+            writes.touch(str(owner), epoch, model.Job(kind=row.kind, state=states.LEASED, node=node))
+        return True
+
+    async def renew(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
+        """Renew a lease, and record the time of the last media. False: refused; stop the work and write nothing more."""
+        if not await self.is_held(owner, epoch, node):
+            return False
+        row = self._tables.jobs[str(owner), epoch]
+        async with self._connections.write() as writes:
+            if last_packet_ms is not None:
+                writes.note_media(str(owner), epoch, last_packet_ms)
+            writes.put_job(str(owner), epoch, row._replace(lease_until_ms=self._connections.now_ms() + lease_ms))
+        return True
+
+    async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
+        """Whether this node still holds the lease."""
+        row = self._tables.jobs.get((str(owner), epoch))
+        return row is not None and row.node == node and row.state == states.LEASED
+
+    async def of_node(self, node: str) -> list[due_work.Lease]:
+        """The leases that a node holds."""
+        return [lease for lease, row in self._all() if row.node == node]
+
+    async def expired(self, before_ms: int) -> list[due_work.Lease]:
+        """The leases that ended before that time (Unix ms)."""
+        return [lease for lease, row in self._all() if row.lease_until_ms < before_ms]
+
+    def _all(self) -> list[tuple[due_work.Lease, dictionary_tables.JobRow]]:
+        found = ((owner, epoch, self._tables.jobs[owner, epoch]) for owner, epoch in self._tables.leased)
+        return [
+            (due_work.Lease(owner=job_key.parse_job(owner), epoch=epoch, kind=row.kind, node=row.node), row)
+            for owner, epoch, row in found
+        ]
+
+
+class Assignments(dictionary_connections.Concern):
+    """The data of leased jobs."""
+
+    async def recording(self, key: job_key.RecordingKey) -> due_work.Assignment | None:
+        """The assignment of a recording's job; None if there is no such recording."""
+        recording = self._tables.recordings.get(str(key))
+        session = self._tables.sessions.get(recording.task_id) if recording else None
+        if recording is None or session is None:
+            return None
+        secrets = self._tables.secrets.get(recording.task_id, requests.Secrets())
+        return due_work.Assignment(session=session, recording=recording, secrets=secrets)
+
+    async def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
+        """A delivery with its whole URL."""
+        found = self._tables.callbacks.get(str(key))
+        return model.changed(found, url=self._tables.callback_urls.get(found.task_id, "")) if found is not None else None
+
+
+class Deadlines(dictionary_connections.Concern):
+    """Deadlines that have passed."""
+
+    async def due(self, limit: int = 100) -> list[due_work.Deadline]:
+        """Deadlines that have passed, oldest first."""
+        now_ms = self._connections.now_ms()
+        due = [(at_ms, serial, key) for key, (at_ms, serial) in self._tables.deadlines.items() if at_ms <= now_ms]
+        return [
+            due_work.Deadline(owner=job_key.parse(owner), kind=kind, serial=serial)
+            for _, serial, (owner, kind) in sorted(due)[:limit]
+        ]
+
+
+class Nodes(dictionary_connections.Concern):
+    """Heartbeats and spare capacities of nodes."""
+
+    async def heartbeat(
+        self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
+    ) -> int:
+        """Record that this node is alive, where other nodes fetch its files ("": nowhere), and a worker's spare capacity."""
+        now_ms, downtime_ms = self._connections.now_ms(), 0
+        seen_ms = max((seen_ms for seen_ms, _, _ in self._tables.nodes.values()), default=None)
+        if over_ms is not None and seen_ms is not None and now_ms > seen_ms + over_ms:
+            downtime_ms = now_ms - seen_ms
+            await self._extend_deadlines(downtime_ms)
+        self._tables.nodes[node] = (now_ms, url, spare)
+        return downtime_ms
+
+    async def spare_capacities(self, alive_since_ms: int) -> list[model.SpareCapacity]:
+        """The spare capacities of workers that sent a heartbeat since then (Unix ms), in the order of their names."""
+        alive = [spare for _, (seen_ms, _, spare) in sorted(self._tables.nodes.items()) if seen_ms >= alive_since_ms]
+        return [spare for spare in alive if spare is not None]
+
+    async def url(self, node: str, alive_since_ms: int) -> str:
+        """Where the files of a node can be fetched; "" if it sent no heartbeat since then (Unix ms), or offers none."""
+        seen_ms, url, _ = self._tables.nodes.get(node, (-1, "", None))
+        return url if seen_ms >= alive_since_ms else ""
+
+    async def _extend_deadlines(self, downtime_ms: int) -> None:
+        """Move join, idle and linger deadlines, and the times from which idleness counts, by the downtime."""
+        async with self._connections.write() as writes:
+            for key, (at_ms, serial) in list(self._tables.deadlines.items()):
+                if key[1] in model.EXTENDED_BY_DOWNTIME:
+                    writes.put(self._tables.deadlines, key, (at_ms + downtime_ms, serial))
+            live = (states.OPEN, *states.CAPTURING)
+            kept: tuple[dict[str, Any], ...] = (self._tables.sessions, self._tables.recordings)
+            for rows in kept:
+                for id_, row in list(rows.items()):
+                    if row.state in live:
+                        writes.put(rows, id_, model.changed(row, idle_from_ms=row.idle_from_ms + downtime_ms))
