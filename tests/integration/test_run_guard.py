@@ -23,6 +23,8 @@ async def doomed(folder: Path, engine: str, *options: str) -> AsyncIterator[asyn
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", run_guard.VARIABLE))}
     with (folder / "run.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
+            # A shell starts background jobs with SIGINT ignored, which a child inherits: Ctrl-C would do nothing.
+            "env", "--default-signal=INT",
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "tests/doomed_run.py",
             cwd=service_process.ROOT, env=environment | {"DOOMED_FOLDER": str(folder), "DOOMED_ENGINE": engine},
             stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
