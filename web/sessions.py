@@ -51,6 +51,13 @@ class SessionFilter(pydantic.BaseModel):
 def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The routes of one service."""
     routes = fastapi.APIRouter(prefix="/sessions", tags=["sessions"])
+    _add_requests(routes, api)
+    _add_queries(routes, api)
+    return routes
+
+
+def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
+    """Start, stop and replay: each POST becomes one event."""
 
     @routes.post(
         "",
@@ -67,6 +74,44 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         answer = await api.decide(event, request.state.caller)
         structlog.contextvars.bind_contextvars(task_id=answer["TaskId"], repeated=answer["Repeated"])
         return responses.ok(request, answer, 202)
+
+    @routes.post(
+        "/{TaskId}/stop",
+        status_code=202,
+        summary="End a session",
+        response_model=session_models.StoppedBody,
+        response_description="The session closes.",
+        responses=openapi.failures(400, 404, 408, 413, 415),
+        openapi_extra=openapi.request_body("stop-body", examples.STOP, required=False),
+    )
+    async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
+        _check_task_id(task_id)
+        event_id = request_body.event_id(request, f"stop-{task_id}")
+        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
+        answer = await api.decide(request_body.event(api, "stop", id=event_id, data=data), request.state.caller)
+        return responses.ok(request, answer, 202)
+
+    @routes.post(
+        "/{TaskId}/replay",
+        status_code=202,
+        summary="Resume failed or stuck recordings",
+        response_model=session_models.ReplayedBody,
+        response_description="The effect on each recording.",
+        responses={200: DRY_RUN, **openapi.failures(400, 404, 408, 409, 413, 415)},
+        openapi_extra=openapi.request_body("replay-body", examples.REPLAY, required=False),
+    )
+    async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
+        _check_task_id(task_id)
+        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
+        # Under the Idempotency-Key, the answer of the dry run would become the answer of the real replay.
+        dry = data.get("DryRun") is True
+        event_id = responses.request_id(request) if dry else request_body.event_id(request, f"replay-{task_id}")
+        answer = await api.decide(request_body.event(api, "replay", id=event_id, data=data), request.state.caller)
+        return responses.ok(request, answer, 200 if dry else 202)
+
+
+def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
+    """List and show."""
 
     @routes.get(
         "",
@@ -103,42 +148,6 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
             await api.queries.results(task_id),
         )
         return responses.ok(request, body)
-
-    @routes.post(
-        "/{TaskId}/stop",
-        status_code=202,
-        summary="End a session",
-        response_model=session_models.StoppedBody,
-        response_description="The session closes.",
-        responses=openapi.failures(400, 404, 408, 413, 415),
-        openapi_extra=openapi.request_body("stop-body", examples.STOP, required=False),
-    )
-    async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _check_task_id(task_id)
-        event_id = request_body.event_id(request, f"stop-{task_id}")
-        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
-        answer = await api.decide(request_body.event(api, "stop", id=event_id, data=data), request.state.caller)
-        return responses.ok(request, answer, 202)
-
-    @routes.post(
-        "/{TaskId}/replay",
-        status_code=202,
-        summary="Resume failed or stuck recordings",
-        response_model=session_models.ReplayedBody,
-        response_description="The effect on each recording.",
-        responses={200: DRY_RUN, **openapi.failures(400, 404, 408, 409, 413, 415)},
-        openapi_extra=openapi.request_body("replay-body", examples.REPLAY, required=False),
-    )
-    async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _check_task_id(task_id)
-        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
-        # Under the Idempotency-Key, the answer of the dry run would become the answer of the real replay.
-        dry = data.get("DryRun") is True
-        event_id = responses.request_id(request) if dry else request_body.event_id(request, f"replay-{task_id}")
-        answer = await api.decide(request_body.event(api, "replay", id=event_id, data=data), request.state.caller)
-        return responses.ok(request, answer, 200 if dry else 202)
-
-    return routes
 
 
 Found = list[tuple[model.Session, list[stuck.StuckFinding]]]
