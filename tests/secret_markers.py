@@ -84,13 +84,17 @@ def files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def processes(pid: int) -> Iterator[tuple[str, bytes]]:
-    """Command lines and environments of a process's descendants."""
+    """Command lines and environments of the programs that a process and its children have started."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rsplit(")", 1)[1].split()
             if int(fields[1]) == pid:
                 child = int(stat.parent.name)
-                yield f"cmdline of {child}", (stat.parent / "cmdline").read_bytes()
+                command = (stat.parent / "cmdline").read_bytes()
+                # Between fork and exec a child still shows the memory of its parent, its environment included.
+                if command == of_process(pid, "cmdline"):
+                    continue
+                yield f"cmdline of {child}", command
                 yield f"environ of {child}", (stat.parent / "environ").read_bytes()
                 yield from processes(child)
 
