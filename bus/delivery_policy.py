@@ -117,7 +117,7 @@ class DeliveryPolicy:
             await self._tracker.forget(message.attempt_key, counted)
         except Exception:
             # The decision holds: a count that remains expires by age.
-            log.exception("bus.tries_not_forgotten")
+            log.exception("bus.tries_not_forgotten", key=message.key, message_id=message.message_id)
         return disposition
 
     async def _fail(self, message: Incoming, counted: int, reason: str, fault: Exception | None = None) -> Disposition:

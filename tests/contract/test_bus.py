@@ -110,7 +110,7 @@ async def test_temporary_failure_is_tried_again_and_holds_nothing_up(
     bus: buses.Bus, store: stores.Store, hands: buses.Hands
 ) -> None:
     """A temporary failure is redelivered after a backoff; later messages do not wait for it."""
-    hands.failures["bad"] = [errors.Unavailable(), RuntimeError("a fault of ours")]
+    hands.failures["bad"] = [errors.Unavailable(), RuntimeError("an internal failure")]
     await store.outbox.send("event", stop("bad"))
     await store.outbox.send("event", stop("good"))
     await waiting.until(lambda: hands.events.count("bad") == 3, what="the third try")
@@ -160,7 +160,7 @@ async def test_tries_are_counted_over_restarts_and_nodes(
     """Failures before a restart count after it: a message becomes a dead letter after the total number of allowed tries."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 8)
-    hands.failures["bad"] = [RuntimeError("a fault of ours")] * 100
+    hands.failures["bad"] = [RuntimeError("an internal failure")] * 100
     await store.outbox.send("event", stop("bad"))
     for _ in range(2):
         bus, begun = workshop.make(hands.on_event, hands.on_command), hands.events.count("bad")

@@ -210,7 +210,7 @@ async def test_a_fault_of_ours_is_tried_again(node: Node) -> None:
     """Work that raises an unexpected error counts as a retryable failure; nothing hangs until the lease expires."""
     capture = await node.open()
     capture.media(5_000, node.clock)
-    node.work.failure = RuntimeError("a fault of ours")
+    node.work.failure = RuntimeError("an internal failure")
     await node.say("stop", TaskId=node.task_id)
     await node.relayed("ffmpeg-exit")
 
@@ -220,7 +220,7 @@ async def test_a_fault_of_ours_is_tried_again(node: Node) -> None:
         return job is not None and job.kind == "transcode" and job.state == "waiting"
 
     await waiting.until(waits, what="the transcode to wait for its next try")
-    assert "a fault of ours" in (await node.recording()).detail
+    assert "an internal failure" in (await node.recording()).detail
 
 
 async def test_the_janitor_removes_only_what_was_given_up(node: Node, store: stores.Store) -> None:

@@ -94,11 +94,11 @@ async def test_a_message_that_always_fails_is_parked(
 ) -> None:
     """Attempts are counted whatever the error, and other messages go on."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
-    hands.failures["poison"] = [RuntimeError("a fault of ours")] * 1_000
+    hands.failures["poison"] = [RuntimeError("an internal failure")] * 1_000
     await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="poison")
     await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="good")
     parked = (await buses.taken(f"{prefix}.parked", 1))[0]
-    assert "a fault of ours" in str(parked.headers["x-reason"])
+    assert "an internal failure" in str(parked.headers["x-reason"])
     assert hands.events.count("poison") == attempts.MAX_ATTEMPTS
     assert "good" in hands.events
 
