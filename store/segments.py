@@ -35,7 +35,7 @@ class Segments:
         """Register a segment before its capture starts. Idempotent: a known segment keeps its values. A superseded epoch writes
         nothing."""
         row = {"recording_id": recording.text, "epoch": epoch, "node": node, "registered_ms": self._clock()}
-        row |= {"media_ms": 0, "size_bytes": 0, "reason": ""}
+        row |= {"media_ms": 0, "size_bytes": 0, "reason": "", "task_id": recording.task_id}
         async with self._database.write() as connection:
             if not (await connection.execute(_REGISTERED, {"at_recording_id": recording.text, "at_epoch": epoch})).scalar():
                 await connection.execute(statements.INSERT[tables.segments], row)

@@ -59,8 +59,15 @@ sessions = Table(
     Column("idle_from_ms", BigInteger, nullable=False),
     Column("published", Boolean, nullable=False),
     Column("warnings", Text, nullable=False),
+    # Counts of its recordings: not final, in Uploading, and with a speaker whom callbacks report as present.
+    Column("live", Integer, nullable=False, server_default="0"),
+    Column("uploading", Integer, nullable=False, server_default="0"),
+    Column("present", Integer, nullable=False, server_default="0"),
+    # The API key that started it, for its quota; "" for any other caller.
+    Column("key_id", String(16), nullable=False, server_default=""),
     CheckConstraint(_one_of("state", states.SESSION_STATES), name="state"),
 )
+_OPEN = text("state = 'Open'")
 # One Open session per key: a repeated start finds it, and of two concurrent starts one fails.
 Index(
     "uq_sessions_open_key",
@@ -69,9 +76,10 @@ Index(
     sessions.c.room,
     sessions.c.user_id,
     unique=True,
-    sqlite_where=text("state = 'Open'"),
-    postgresql_where=text("state = 'Open'"),
+    sqlite_where=_OPEN,
+    postgresql_where=_OPEN,
 )
+Index("ix_sessions_open_of_key", sessions.c.key_id, sqlite_where=_OPEN, postgresql_where=_OPEN)
 Index("ix_sessions_room", sessions.c.sdk_app_id, sessions.c.room, sessions.c.state)
 
 secrets = Table(
@@ -117,6 +125,7 @@ recordings = Table(
     Column("partial", Boolean, nullable=False),
     Column("url", Text, nullable=False),
     Column("files_removed", Boolean, nullable=False),
+    Column("evicted", Integer, nullable=False, server_default="0"),
     UniqueConstraint("task_id", "speaker", "n"),
     CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
 )
@@ -157,7 +166,10 @@ segments = Table(
     Column("media_ms", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("reason", String(64), nullable=False),
+    Column("task_id", String(26), nullable=False, server_default=""),
 )
+# The pulls of a session in the order of their beginnings.
+Index("ix_segments_pulls", segments.c.task_id, segments.c.registered_ms)
 
 uploads = Table(
     "uploads",
