@@ -6,12 +6,12 @@ Rule: the contract of each method is documented in `store/`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from events import codec, requests
-from machine import due_work, job_key, model, segments
+from machine import capture_progress, due_work, job_key, model, segments
 
 
 class Transaction(Protocol):
@@ -100,9 +100,9 @@ class Leases(Protocol):
     """Which node works on which job (store.leases.Leases)."""
 
     async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool: ...
-    async def renew(
-        self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None
-    ) -> bool: ...
+    async def renew_all(
+        self, jobs: Sequence[tuple[job_key.JobKey, int]], node: str, lease_ms: int
+    ) -> Set[tuple[job_key.JobKey, int]]: ...
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool: ...
     async def of_node(self, node: str) -> Sequence[due_work.Lease]: ...
     async def expired(self, before_ms: int) -> Sequence[due_work.Lease]: ...
@@ -120,6 +120,9 @@ class Segments(Protocol):
 
     async def register(self, recording: job_key.RecordingKey, epoch: int, node: str) -> None: ...
     async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None: ...
+    async def note_progress(
+        self, growing: Mapping[tuple[job_key.RecordingKey, int], capture_progress.CaptureProgress]
+    ) -> None: ...
     async def of_recording(self, recording: job_key.RecordingKey) -> Sequence[segments.Segment]: ...
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Awaitable, Callable
 
 
@@ -54,3 +55,8 @@ async def pause(event: asyncio.Event, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s):
             await event.wait()
     event.clear()
+
+
+def jittered_s(pause_s: float) -> float:
+    """A pause of about `pause_s`: up to a fifth shorter or longer, so that many tasks or nodes do not act in step."""
+    return pause_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing

@@ -6,10 +6,10 @@ locks: session, recording, job.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Executable, select, update
+from sqlalchemy import Executable, bindparam, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import due_work, job_key, states
@@ -21,14 +21,23 @@ _TOUCH_DELIVERY = statements.updating(tables.callbacks, "task_id", "revision", "
 )
 _TAKE = statements.updating(tables.jobs, "owner", "epoch", "state")
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
-_RENEW = update(tables.jobs).where(_HELD)
 HOLDS = select(tables.jobs.c.epoch).where(_HELD)
-_SESSION_ACTIVE = statements.updating(tables.sessions, "task_id").where(
-    tables.sessions.c.idle_from_ms < statements.at("idle_from_ms")
-)
-_RECORDING_ACTIVE = statements.updating(tables.recordings, "id", "epoch").where(
-    tables.recordings.c.idle_from_ms < statements.at("idle_from_ms")
-)
+_JOB = (tables.jobs.c.owner, tables.jobs.c.epoch)
+
+
+def _renew() -> Any:
+    # A row that a decision has locked is skipped: the renewals of all others must not wait for it, and no order of locks is kept.
+    mine = tables.jobs.alias()
+    found = select(mine.c.owner, mine.c.epoch).where(
+        tuple_(mine.c.owner, mine.c.epoch).in_(bindparam("jobs", expanding=True)),
+        mine.c.node == statements.at("node"),
+        mine.c.state == states.LEASED,
+    )
+    held = update(tables.jobs).where(tuple_(*_JOB).in_(found.with_for_update(skip_locked=True)))
+    return held.returning(*_JOB)
+
+
+_RENEW = _renew()
 _LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, tables.jobs.c.node).where(
     tables.jobs.c.state == states.LEASED
 )
@@ -52,16 +61,18 @@ class Leases:
             await connection.rollback()
         return False
 
-    async def renew(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
-        """Renew a lease, and record the time of the last media. False: refused; stop the work and write nothing more."""
+    async def renew_all(
+        self, jobs: Sequence[tuple[job_key.JobKey, int]], node: str, lease_ms: int
+    ) -> set[tuple[job_key.JobKey, int]]:
+        """Renew the leases of these jobs, given by owner and epoch, in one transaction. Returns the refused ones: stop their work
+        and write nothing more."""
+        renewed = {"jobs": [(owner.text, epoch) for owner, epoch in jobs], "at_node": node}
         async with self._database.write() as connection:
-            if last_packet_ms is not None:
-                await _record_media(connection, owner, epoch, last_packet_ms)
-            renewed = held(owner, epoch, node) | {"lease_until_ms": self._clock() + lease_ms}
-            done = await connection.execute(_RENEW, renewed)
-            if not done.rowcount:
-                await connection.rollback()
-        return bool(done.rowcount)
+            rows = await connection.execute(_RENEW, renewed | {"lease_until_ms": self._clock() + lease_ms})
+            held = {(row.owner, row.epoch) for row in rows}
+        missing = {job for job in jobs if (job[0].text, job[1]) not in held}
+        # A row that was locked is no refusal.
+        return missing - {(lease.owner, lease.epoch) for lease in await self.of_node(node)} if missing else missing
 
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
         """Whether this node still holds the lease."""
@@ -94,10 +105,3 @@ async def _touch(connection: AsyncConnection, owner: job_key.JobKey, epoch: int)
         await connection.execute(_TOUCH_DELIVERY, key)
         return
     await connection.execute(_TOUCH_RECORDING, {"at_id": owner.text, "at_epoch": epoch})
-
-
-async def _record_media(connection: AsyncConnection, owner: job_key.JobKey, epoch: int, last_packet_ms: int) -> None:
-    """Media arrived: the recording and its session are not idle."""
-    active = {"at_idle_from_ms": last_packet_ms, "idle_from_ms": last_packet_ms}
-    await connection.execute(_SESSION_ACTIVE, active | {"at_task_id": owner.task_id})
-    await connection.execute(_RECORDING_ACTIVE, active | {"at_id": owner.text, "at_epoch": epoch})

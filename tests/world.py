@@ -14,7 +14,7 @@ from typing import Any
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import errors, job_key, model
+from machine import capture_progress, errors, job_key, model
 from store import store as stores
 from tests import engines
 
@@ -174,13 +174,15 @@ class World:
         if not run.media_ms:
             self._say(run, "capture-started", "started", {"FirstPacketMs": self.clock()})
         run.media_ms += 2_000
-        await self.store.segments.update(
-            job_key.parse_job(run.owner), run.epoch, {"media_ms": run.media_ms, "last_packet_ms": self.clock()}
-        )
-        if not run.frozen and not await self.store.leases.renew(
-            job_key.parse_job(run.owner), run.epoch, run.node, POLICY.lease_ms, last_packet_ms=self.clock()
-        ):
+        job = job_key.parse_recording(run.owner), run.epoch
+        await self.store.segments.update(*job, {"media_ms": run.media_ms, "last_packet_ms": self.clock()})
+        if run.frozen:
+            return
+        if await self.store.leases.renew_all([job], run.node, POLICY.lease_ms):
             await self.end(run, "stopped")
+            return
+        grown = capture_progress.CaptureProgress(media_ms=run.media_ms, last_packet_ms=self.clock())
+        await self.store.segments.note_progress({job: grown})
 
     async def end(self, run: Run, reason: str) -> None:
         """A job ends and its worker publishes the outcome; `reason` is a capture's reason; for others ok, again or never."""
@@ -231,9 +233,8 @@ class World:
         """Time passes; live workers renew their leases; overdue deadlines are published."""
         self.clock.advance(ms)
         for run in list(self.runs.values()):
-            if not run.frozen and not await self.store.leases.renew(
-                job_key.parse_job(run.owner), run.epoch, run.node, POLICY.lease_ms
-            ):
+            held = [(job_key.parse_job(run.owner), run.epoch)]
+            if not run.frozen and await self.store.leases.renew_all(held, run.node, POLICY.lease_ms):
                 await self.end(run, "stopped" if run.type == "start-capture" else "again")
         await self.sweep()
 

@@ -15,7 +15,8 @@ Owner = TypeVar("Owner", bound=job_key.JobKey)
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class LeasedJob(Generic[Owner]):
-    """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on."""
+    """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on.
+    `noted`: the capture's progress that its rows have."""
 
     owner: Owner
     epoch: int
@@ -26,6 +27,12 @@ class LeasedJob(Generic[Owner]):
     handed_over: bool = False
     ended: bool = False
     publishing: set[asyncio.Task[None]] = field(default_factory=set)
+    noted: capture_progress.CaptureProgress | None = None
+
+    @property
+    def key(self) -> tuple[Owner, int]:
+        """The owner and the epoch."""
+        return self.owner, self.epoch
 
 
 AnyJob = LeasedJob[Any]
@@ -41,13 +48,3 @@ def gaps_with_missing(output: model.Output, parts: Sequence[segments.Segment], m
     after = sum(s.media_ms for s in parts if s.epoch in missing and reached and s.epoch > reached[-1].epoch)
     edges = (((0, before),) if before else (), ((output.duration_ms, after),) if after else ())
     return (*edges[0], *output.gaps, *edges[1])
-
-
-def segment_values(progress: capture_progress.CaptureProgress) -> dict[str, Any]:
-    """A capture's progress as columns of its segment's row."""
-    return {
-        "media_ms": progress.media_ms,
-        "size_bytes": progress.size_bytes,
-        "first_packet_ms": progress.first_packet_ms,
-        "last_packet_ms": progress.last_packet_ms,
-    }

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -21,6 +21,8 @@ from worker import leased_job, outcomes, work_ports
 log = structlog.get_logger()
 
 RENEW_EVERY_S = 5.0
+# Rows of one transaction: on SQLite all other writers wait for it.
+RENEWED_TOGETHER = 500
 MIN_RENEW_EVERY_S = 0.5
 
 
@@ -59,12 +61,12 @@ class HeldLeases:
             return None
         failpoints.hit("lease.take.after")
         job = leased_job.LeasedJob(owner=owner, epoch=epoch, kind=kind)
-        self.jobs[owner, epoch] = job
+        self.jobs[job.key] = job
         return job
 
     def release(self, job: leased_job.AnyJob) -> None:
         """Stop renewing a job, so that its lease expires and becomes `worker-lost`."""
-        self.jobs.pop((job.owner, job.epoch), None)
+        self.jobs.pop(job.key, None)
 
     async def _run(self) -> None:
         # A renewal also carries the time of the last packet, by which the machine detects an idle recording. It must therefore
@@ -72,41 +74,36 @@ class HeldLeases:
         every_s = min(RENEW_EVERY_S, self._policy.lease_ms / 6000, max(MIN_RENEW_EVERY_S, self._policy.idle_timeout_ms / 3000))
         answered = True
         while True:
-            await asyncio.sleep(every_s if answered else min(outcomes.RETRY_S, every_s))
-            answered = await self._end_refused()
-            for job in list(self.jobs.values()):
-                answered &= await self._renew(job)
+            await asyncio.sleep(supervised_task.jittered_s(every_s if answered else min(outcomes.RETRY_S, every_s)))
+            answered = await self.renew()
 
-    async def _end_refused(self) -> bool:
-        """End the jobs whose leases are gone, all together; returns whether the database answered. After a freeze there may be
-        many, and renewing them in turn would take longer than their ffmpegs may run on."""
-        jobs = dict(self.jobs)
-        if not jobs:
-            return True
+    async def renew(self) -> bool:
+        """Renew all leases, captures first, and end the jobs whose renewal is refused; returns whether the database answered.
+        The progress of captures follows in a transaction of its own: it may wait for a decision, and no lease does."""
+        due = sorted(self.jobs.values(), key=lambda job: job.kind != states.CAPTURE)
         try:
-            held = {(lease.owner, lease.epoch) for lease in await self._store.leases.of_node(self._node)}
+            for first in range(0, len(due), RENEWED_TOGETHER):
+                await self._renew(due[first : first + RENEWED_TOGETHER])
+            await self._note_progress()
         except Exception:
-            log.exception("lease.unanswered", jobs=len(jobs))
+            log.exception("lease.unanswered", jobs=len(due))
             return False
-        await asyncio.gather(*(self._refused(job) for key, job in jobs.items() if key not in held))
         return True
 
-    async def _renew(self, job: leased_job.AnyJob) -> bool:
-        """Renew one lease and note the capture's progress; returns whether the database answered."""
-        capture = job.capture if not job.ended else None
-        last_ms = capture.progress.last_packet_ms if capture is not None else None
-        try:
-            failpoints.hit("lease.renew.before")
-            held = await self._store.leases.renew(job.owner, job.epoch, self._node, self._policy.lease_ms, last_ms)
-            if held and capture is not None and not job.ended and last_ms is not None:
-                await self._store.segments.update(job.owner, job.epoch, leased_job.segment_values(capture.progress))
-            failpoints.hit("lease.renew.after")
-        except Exception:
-            log.exception("lease.unanswered", owner=job.owner, epoch=job.epoch)
-            return False
-        if not held:
-            await self._refused(job)
-        return True
+    async def _renew(self, jobs: Sequence[leased_job.AnyJob]) -> None:
+        failpoints.hit("lease.renew.before")
+        refused = await self._store.leases.renew_all([j.key for j in jobs], self._node, self._policy.lease_ms)
+        failpoints.hit("lease.renew.after")
+        await asyncio.gather(*(self._refused(job) for job in jobs if job.key in refused))
+
+    async def _note_progress(self) -> None:
+        """Note the progress of captures that grew since the last time."""
+        live = [(j, j.capture.progress) for j in self.jobs.values() if j.capture is not None and not j.ended]
+        grown = [(job, progress) for job, progress in live if progress.last_packet_ms is not None and progress != job.noted]
+        if grown:
+            await self._store.segments.note_progress({job.key: progress for job, progress in grown})
+        for job, progress in grown:
+            job.noted = progress
 
     async def _refused(self, job: leased_job.AnyJob) -> None:
         self.release(job)

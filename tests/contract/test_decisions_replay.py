@@ -132,7 +132,8 @@ async def test_a_replay_of_a_stuck_recording_issues_its_command_again(harness: d
     for command in ("start-capture", "start-transcode", "start-upload"):
         epoch = await harness.take(owner)
         await harness.say("replay", TaskId=task_id)
-        assert not await harness.store.leases.renew(job_key.parse(owner), epoch, "n1", decider_harness.LEASE_MS)
+        job = job_key.parse_recording(owner), epoch
+        assert await harness.store.leases.renew_all([job], "n1", decider_harness.LEASE_MS) == {job}
         expected += [(command, epoch), (command, epoch + 1)]
         if command == "start-capture":
             await harness.capture(owner, reason="eof")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from machine import job_key
+from machine import capture_progress, job_key
 from tests import decider_harness
 
 
@@ -229,10 +229,9 @@ async def test_media_keeps_a_recording_and_its_session(harness: decider_harness.
     await harness.take(owner)
     for _ in range(8):
         await harness.wait(100_000)
-        epoch = (await harness.recording(owner)).epoch
-        assert await harness.store.leases.renew(
-            job_key.parse(owner), epoch, "n1", decider_harness.LEASE_MS, last_packet_ms=harness.clock()
-        )
+        job = job_key.parse_recording(owner), (await harness.recording(owner)).epoch
+        assert await harness.store.leases.renew_all([job], "n1", decider_harness.LEASE_MS) == set()
+        await harness.store.segments.note_progress({job: capture_progress.CaptureProgress(last_packet_ms=harness.clock())})
     assert (await harness.session(task_id)).state == "Open"
     await harness.wait(301_000)
     assert (await harness.session(task_id)).end_reason == "Idle"
@@ -245,9 +244,9 @@ async def test_a_subscribed_speaker_is_tried_as_long_as_the_session_is_open(harn
     await harness.take(f"{task_id}/bo/1")
     for _ in range(4):
         await harness.wait(100_000)
-        assert await harness.store.leases.renew(
-            job_key.RecordingKey(task_id, "bo", 1), 1, "n1", decider_harness.LEASE_MS, last_packet_ms=harness.clock()
-        )
+        job = job_key.RecordingKey(task_id, "bo", 1), 1
+        assert await harness.store.leases.renew_all([job], "n1", decider_harness.LEASE_MS) == set()
+        await harness.store.segments.note_progress({job: capture_progress.CaptureProgress(last_packet_ms=harness.clock())})
     assert await harness.states(task_id) == {"al/1": "Transcoding", "al/2": "Joining", "bo/1": "Joining"}
 
 

@@ -243,7 +243,7 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
             assert await tx.claim("e1") == ""
             assert await tx.session(examples.TASK) is not None
             assert await tx.secrets(examples.TASK) == examples.SECRETS
-        assert await again.leases.renew(owner, 1, "n", examples.LEASE_MS)
+        assert await again.leases.renew_all([(owner, 1)], "n", examples.LEASE_MS) == set()
         assert [s.epoch for s in await again.segments.of_recording(owner)] == [1]
         assert [d.kind for d in await again.deadlines.due()] == ["idle"]
         assert await again.outbox.unsent() == [before]
@@ -273,6 +273,10 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
 
     steps: list[Callable[[], Awaitable[Any]]] = []
     for n in range(20):
-        steps += [lambda n=n: decide(n), lambda: store.leases.renew(owner, 1, "n", examples.LEASE_MS), store.outbox.unsent]
+        steps += [
+            lambda n=n: decide(n),
+            lambda: store.leases.renew_all([(owner, 1)], "n", examples.LEASE_MS),
+            store.outbox.unsent,
+        ]
     await asyncio.gather(*(step() for step in steps))
     assert len(await engines.reader(store).timeline(examples.TASK)) == 20

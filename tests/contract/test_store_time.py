@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from machine import errors, job_key, model
+from machine import capture_progress, errors, job_key, model
 from store import store as stores
 from tests import engines, examples
 
@@ -57,10 +57,10 @@ async def test_a_lease_is_refused_after_the_end(store: stores.Store, end: dict[s
     await examples.opened(store, examples.recording())
     owner = job_key.RecordingKey(examples.TASK, "al", 1)
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
-    assert await store.leases.renew(owner, 1, "n", examples.LEASE_MS)
-    assert not await store.leases.renew(owner, 1, "other", examples.LEASE_MS)
+    assert await store.leases.renew_all([(owner, 1)], "n", examples.LEASE_MS) == set()
+    assert await store.leases.renew_all([(owner, 1)], "other", examples.LEASE_MS) == {(owner, 1)}
     await examples.moved(store, owner, **end)
-    assert not await store.leases.renew(owner, 1, "n", examples.LEASE_MS)
+    assert await store.leases.renew_all([(owner, 1)], "n", examples.LEASE_MS) == {(owner, 1)}
     assert not await store.leases.is_held(owner, 1, "n")
     assert not await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     assert await store.leases.of_node("n") == []
@@ -100,7 +100,8 @@ async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, cl
     for speaker in ("al", "bo"):
         assert await store.leases.take(job_key.RecordingKey(examples.TASK, speaker, 1), 1, "n", examples.LEASE_MS)
     clock.advance(20_000)
-    assert await store.leases.renew(job_key.RecordingKey(examples.TASK, "al", 1), 1, "n", examples.LEASE_MS)
+    renewed = [(job_key.RecordingKey(examples.TASK, "al", 1), 1)]
+    assert await store.leases.renew_all(renewed, "n", examples.LEASE_MS) == set()
     clock.advance(10_001)
     assert [x.owner for x in await store.leases.expired(clock())] == [job_key.RecordingKey(examples.TASK, "bo", 1)]
     clock.advance(20_000)
@@ -115,7 +116,7 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     seen = await examples.saved(store, owner)
     for last_ms in (clock() + 5_000, clock() + 2_000):
-        assert await store.leases.renew(owner, 1, "n", examples.LEASE_MS, last_packet_ms=last_ms)
+        await store.segments.note_progress({(owner, 1): capture_progress.CaptureProgress(last_packet_ms=last_ms)})
     async with store.transaction() as tx:
         saved = await tx.save_recording(seen, dataclasses.replace(seen, detail="a decision beside it"))
         session = await tx.session(examples.TASK)

@@ -93,7 +93,7 @@ async def test_an_unanswered_renewal_is_no_refusal(node: Node, monkeypatch: pyte
         asked.set()
         raise OSError("the database is restarting")
 
-    monkeypatch.setattr(node.store.leases, "renew", unanswered)
+    monkeypatch.setattr(node.store.leases, "renew_all", unanswered)
     async with waiting.at_most(5):
         await asked.wait()
     assert not capture.killed
@@ -280,6 +280,6 @@ async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, 
     capture = await node.open()
     monkeypatch.setattr(outcomes.OutcomePublisher, "ended", None)
     capture.end("eof")
-    held = (await node.recording()).key, 1, "node-1", 10_000
-    assert await node.store.leases.renew(*held)
+    held = [((await node.recording()).key, 1)]
+    assert await node.store.leases.renew_all(held, "node-1", 10_000) == set()
     await waiting.until(lambda: node.worker.captures() == 0, what="the job to be let go")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from machine import job_key, model, segments, states
+from machine import capture_progress, job_key, model, segments, states
 from tests.simulated import dictionary_connections, dictionary_jobs
 
 
@@ -27,6 +28,13 @@ class Segments(dictionary_connections.Concern):
         if row is not None and not row["reason"] and not self._connections.superseded(recording, epoch):
             async with self._connections.write() as writes:
                 writes.put(self._tables.segments, (str(recording), epoch), row | dict(values))
+
+    async def note_progress(self, growing: Mapping[tuple[job_key.RecordingKey, int], capture_progress.CaptureProgress]) -> None:
+        """Update growing segments as `update` does; their recordings and sessions are not idle."""
+        for (recording, epoch), progress in growing.items():
+            await self.update(recording, epoch, dataclasses.asdict(progress))
+            async with self._connections.write() as writes:
+                writes.note_media(str(recording), epoch, progress.last_packet_ms or 0)
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order of their epochs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from events import requests
@@ -24,16 +25,17 @@ class Leases(dictionary_connections.Concern):
             writes.touch(str(owner), epoch, model.Job(kind=row.kind, state=states.LEASED, node=node))
         return True
 
-    async def renew(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int, last_packet_ms: int | None = None) -> bool:
-        """Renew a lease, and record the time of the last media. False: refused; stop the work and write nothing more."""
-        if not await self.is_held(owner, epoch, node):
-            return False
-        row = self._tables.jobs[str(owner), epoch]
+    async def renew_all(
+        self, jobs: Sequence[tuple[job_key.JobKey, int]], node: str, lease_ms: int
+    ) -> set[tuple[job_key.JobKey, int]]:
+        """Renew the leases of these jobs, given by owner and epoch. Returns the refused ones: stop their work and write nothing
+        more."""
+        held = [job for job in jobs if await self.is_held(*job, node)]
         async with self._connections.write() as writes:
-            if last_packet_ms is not None:
-                writes.note_media(str(owner), epoch, last_packet_ms)
-            writes.put_job(str(owner), epoch, row._replace(lease_until_ms=self._connections.now_ms() + lease_ms))
-        return True
+            for owner, epoch in held:
+                row = self._tables.jobs[str(owner), epoch]
+                writes.put_job(str(owner), epoch, row._replace(lease_until_ms=self._connections.now_ms() + lease_ms))
+        return set(jobs) - set(held)
 
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
         """Whether this node still holds the lease."""

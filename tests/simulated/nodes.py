@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from events import codec
 from handlers import sweeper
-from machine import job_key, states
+from machine import capture_progress, job_key, states
 from tests.simulated import coroutine_runner, script
 
 if TYPE_CHECKING:
@@ -298,24 +298,24 @@ class Node:
 
     def _renew(self) -> None:
         world, store = self.world, self.world.store
+        refused = coroutine_runner.run(store.leases.renew_all(list(self.jobs), self.name, LEASE_MS))
+        growing: dict[tuple[job_key.RecordingKey, int], capture_progress.CaptureProgress] = {}
         for key, run in list(self.jobs.items()):
             media_ms = media_of(world, run)
-            last_ms = run.from_ms + media_ms if media_ms and not run.ended else None
-            held = coroutine_runner.run(store.leases.renew(run.owner, run.epoch, self.name, LEASE_MS, last_ms))
-            if held:
-                if last_ms is not None:
-                    noted = {
-                        "media_ms": media_ms,
-                        "size_bytes": media_ms,
-                        "first_packet_ms": run.from_ms,
-                        "last_packet_ms": last_ms,
-                    }
-                    coroutine_runner.run(store.segments.update(run.owner, run.epoch, noted))
+            if key not in refused:
+                if media_ms and not run.ended:
+                    growing[key] = capture_progress.CaptureProgress(  # type: ignore[index]
+                        media_ms=media_ms,
+                        size_bytes=media_ms,
+                        first_packet_ms=run.from_ms,
+                        last_packet_ms=run.from_ms + media_ms,
+                    )
                 continue
             del self.jobs[key]
             if not run.over:
                 close(world, run)
             run.over = run.ended = True
+        coroutine_runner.run(store.segments.note_progress(growing))
 
     def _publish_end(self, run: Run, type_: str, data: dict[str, Any]) -> None:
         """Publish the job's outcome, unless its lease was refused meanwhile."""
