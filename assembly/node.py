@@ -207,8 +207,8 @@ class Node:
         live = cpu_usage.LiveCpu(cpu_usage.reading(work.live_pids), cpus=cpu_usage.usable())
         self.capacity = capacity.Capacity(
             limits,
-            pause=self.bus.pause_captures,
-            resume=self.bus.resume_captures,
+            pause=functools.partial(self.bus.pause, "start-capture"),
+            resume=functools.partial(self.bus.resume, "start-capture"),
             running=made.captures,
             live=live,
             free_bytes=folder.free_bytes,

@@ -111,9 +111,9 @@ class BrokerSession:
         channel.close_callbacks.add(self._closed)
 
     async def declare_node(self, node: str) -> None:
-        """Declare a node's queue, whether or not the node runs: its commands must wait there."""
+        """Declare a node's queues, whether or not the node runs: its commands must wait there."""
         if node not in self._nodes:
-            await topologies.declare_queue(self.declaring, self.topology, self.topology.node(node))
+            await topologies.declare_queues(self.declaring, self.topology, self.topology.node(node))
             self._nodes.add(node)
 
     def end(self, reason: str) -> None:

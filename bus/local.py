@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bus import attempts, database_probe, delivery_policy
+from bus import attempts, database_probe, delivery_policy, message_types
 from events import codec
 from events import errors as event_errors
 from machine import due_work, errors, failpoints, ports, supervised_task
@@ -21,6 +21,7 @@ from machine import due_work, errors, failpoints, ports, supervised_task
 log = structlog.get_logger()
 
 POLL_S = 0.5
+BATCH = 100
 ROUND_BACKOFF_S = 1.0
 CHANNELS = {
     **dict.fromkeys((*codec.types("in"), *codec.types("inside")), "event"),
@@ -52,6 +53,7 @@ class LocalBus:
         self._redelivered_until = 0
         # When a message that failed is due again (monotonic), by its number.
         self._due_s: dict[int, float] = {}
+        self._paused: set[str] = set()
         self.relay = supervised_task.SupervisedTask("bus.relay", self._run)
         self.tasks = [self.relay]
         self.listeners: list[Callable[[codec.Event], None]] = []
@@ -69,6 +71,15 @@ class LocalBus:
     def problems(self) -> list[str]:
         """Why no messages are delivered now: the outbox cannot be read or marked. [] when they are."""
         return [self._problem] if self._problem else []
+
+    async def pause(self, command_type: str) -> None:
+        """Deliver no new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent."""
+        self._paused.add(message_types.pausable(command_type))
+
+    async def resume(self, command_type: str) -> None:
+        """Deliver commands of this type again. Idempotent."""
+        self._paused.discard(message_types.pausable(command_type))
+        self._store.changed.set()
 
     async def stop_consuming(self) -> None:
         """Do nothing: there is no other node that could take the messages."""
@@ -91,9 +102,12 @@ class LocalBus:
     async def _round(self) -> bool:
         """Deliver the messages that are due; returns whether there were any. Raises the errors of the store."""
         failpoints.hit("outbox.claim.before")
-        due = [m for m in await self._store.outbox.unsent() if self._due_s.get(m.seq, 0.0) <= time.monotonic()]
+        found = await self._store.outbox.due(BATCH, without=self._paused)
+        due = [m for m in found if self._due_s.get(m.seq, 0.0) <= time.monotonic()]
         for message in due:
-            await self._deliver(message)
+            # A type can be paused while its messages are read, or while others are delivered.
+            if message.type not in self._paused:
+                await self._deliver(message)
         return bool(due)
 
     async def _deliver(self, message: due_work.OutboxMessage) -> None:

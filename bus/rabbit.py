@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import structlog
 from aio_pika import abc
 
-from bus import attempts, broker_connection, database_probe, delivery_policy, message_reader, relay, watchdog
+from bus import attempts, broker_connection, database_probe, delivery_policy, message_reader, message_types, relay, watchdog
 from bus import consumer as consumers
 from bus import topology as topologies
 from events import codec
@@ -23,10 +23,12 @@ from machine import encryption, errors, ports, supervised_task
 log = structlog.get_logger()
 
 ROLES = ("api", "machine", "worker")
+REQUESTS_PREFETCH = 32
 MACHINES_PREFETCH = 64
-# Few, because no other worker can take a capture that a full worker has received and not begun.
-CAPTURE_PREFETCH = 2
-FINISH_PREFETCH = 8
+# Few, because no other worker can take a job that a full worker has received and not begun.
+SCARCE = ("start-capture", "start-transcode")
+SCARCE_PREFETCH = 2
+WORK_PREFETCH = 8
 NODE_PREFETCH = 32
 DRAIN_S = 5.0
 
@@ -67,20 +69,22 @@ class RabbitBus:
             return delivery_policy.DeliveryPolicy(reader.read, handler, tracker=tracker, probe=probe)
 
         events, commands = policy("event", on_event), policy("command", on_command)
-        self._captures = self._consumer(self.topology.capture, "command", commands, CAPTURE_PREFETCH)
         self._consumers: list[consumers.Consumer] = []
         if "machine" in self._roles:
-            self._consumers.append(self._consumer(self.topology.machines, "event", events, MACHINES_PREFETCH))
-        if "worker" in self._roles:
             self._consumers += [
-                self._consumer(self.topology.node(node), "command", commands, NODE_PREFETCH),
-                self._consumer(self.topology.finish, "command", commands, FINISH_PREFETCH),
-                self._captures,
+                self._consumer(self.topology.requests, "event", events, REQUESTS_PREFETCH),
+                self._consumer(self.topology.machines, "event", events, MACHINES_PREFETCH),
             ]
+        if "worker" in self._roles:
+            for queue in self.topology.node(node):
+                self._consumers.append(self._consumer(queue, "command", commands, NODE_PREFETCH))
+            for queue in self.topology.work:
+                prefetch = SCARCE_PREFETCH if queue.command_type in SCARCE else WORK_PREFETCH
+                self._consumers.append(self._consumer(queue, "command", commands, prefetch))
         self._relay = relay.Relay(store, self.connection, probe=probe)
         self._watchdog = watchdog.Watchdog(self.connection, self._consumers)
         self._consuming = True
-        self._captures_enabled = True
+        self._paused: set[str] = set()
         self.listeners: list[Callable[[codec.Event], None]] = []
         self.tasks: list[supervised_task.SupervisedTask] = [self.connection.task, self._relay.task, self._watchdog.task]
 
@@ -122,19 +126,20 @@ class RabbitBus:
             return ["RabbitMQ is connected, and a queue does not answer; this node's log says which (bus.queue_silent)."]
         return []
 
-    async def pause_captures(self) -> None:
-        """Stop consuming new captures: this worker is full. Idempotent; holds over reconnections."""
-        self._captures_enabled = False
+    async def pause(self, command_type: str) -> None:
+        """Stop consuming new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent, and
+        holds over reconnections. Messages that were delivered before are still handled."""
+        self._paused.add(message_types.pausable(command_type))
         await self._apply()
 
-    async def resume_captures(self) -> None:
-        """Consume new captures again. Idempotent."""
-        self._captures_enabled = True
+    async def resume(self, command_type: str) -> None:
+        """Consume new commands of this type again. Idempotent."""
+        self._paused.discard(message_types.pausable(command_type))
         await self._apply()
 
     async def _apply(self) -> None:
         for each in self._consumers:
-            enabled = self._consuming and (self._captures_enabled or each is not self._captures)
+            enabled = self._consuming and each.queue.command_type not in self._paused
             if each.enabled == enabled:
                 continue
             log.info("bus.consuming", queue=each.queue.name, enabled=enabled)
@@ -172,5 +177,5 @@ class RabbitBus:
 
         channel = await session.channel()
         queue = await channel.declare_queue(exclusive=True)
-        await queue.bind(session.topology.exchange, "result.#")
+        await queue.bind(session.topology.exchange, topologies.RESULTS)
         await queue.consume(receive, no_ack=True)

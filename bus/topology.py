@@ -1,26 +1,37 @@
 """Topology on RabbitMQ: exchanges, queues and bindings, declared as data.
 
-    publishers ──► exchange recorder (topic) ──┬─ event.#                            ──► recorder.machines
-                                               ├─ command.start-capture              ──► recorder.work.capture
-                                               ├─ command.start-transcode|-upload …  ──► recorder.work.finish
-                                               ├─ command.*.<node>                   ──► recorder.node.<node>
-                                               ├─ result.#                           ──► subscribers
-                                               └─ a key without a binding            ──► recorder.parked
+    publishers ──► exchange recorder (topic) ──┬─ event.#                   ──► exchange recorder.events (direct)
+                                               ├─ command.start-capture     ──► recorder.work.capture
+                                               ├─ command.start-transcode   ──► recorder.work.finish
+                                               ├─ command.start-upload      ──► recorder.work.upload
+                                               ├─ command.send-callback     ──► recorder.work.delivery
+                                               ├─ command.<type>.<node>     ──► recorder.node.<node>, and .transcode, .upload
+                                               ├─ result.#                  ──► subscribers
+                                               └─ a key without a binding   ──► recorder.parked
 
-Rule: no published message is lost. A message without a queue goes to `recorder.parked` by the alternate exchange, one that is
-delivered too often by dead-lettering, one that cannot be handled by its consumer. Only a result may go unread: `recorder.unheard`
-takes it and keeps nothing. Every queue is a durable quorum queue (`declare_queue` defaults to neither).
+    recorder.events ──┬─ events of workers, time and TRTC                   ──► recorder.machines
+                      └─ all others: user requests, unknown keys            ──► recorder.requests
+
+Rules:
+- No published message is lost. A message without a queue goes to `recorder.parked` by the alternate exchange, one that is
+  delivered too often by dead-lettering, one that cannot be handled by its consumer. Only a result may go unread:
+  `recorder.unheard` takes it and keeps nothing. Every queue is a durable quorum queue (`declare_queue` defaults to neither).
+- User requests never wait behind events of the recorder, nor the reverse. A worker pauses each kind of command alone.
+- A binding moves from one queue to another by adding the new one before removing the old one. In between a message is in both
+  queues, and its second handling is a repeat. Queues of earlier versions keep their names and are still consumed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aio_pika import abc
 from pamqp.common import FieldTable
 
+from bus import message_types
+from events import codec
 from machine import errors
 
 # Deliveries without an acknowledgement: requeued, or the consumer's process or connection died. RabbitMQ 3 has no default limit,
@@ -31,17 +42,22 @@ NO_LIMIT = 2_000_000_000
 # The queue of a node that is away for longer is deleted with its commands. The database keeps the node's jobs.
 NODE_AWAY_MS = 7 * 24 * 3600 * 1000
 
-FINISHING = ("start-transcode", "start-upload", "send-callback")
+# All events, and all results, in the exchange `recorder`.
+EVENTS, RESULTS = "event.#", "result.#"
 Arguments = Mapping[str, str | int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """A durable queue and the routing keys of the exchange `recorder` that lead to it."""
+    """A durable queue and the routing keys that lead to it from `exchange`. `command_type` is the only type of command in it, ""
+    for several. `retired` are the keys of earlier versions, which led to it from the exchange `recorder`."""
 
     name: str
+    exchange: str
     bindings: tuple[str, ...]
     arguments: Arguments
+    command_type: str = ""
+    retired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +78,90 @@ class Topology:
         return f"{self.prefix}.parked"
 
     @property
+    def events(self) -> str:
+        """The direct exchange of all events. What it does not know goes on to `requests`, by its alternate exchange."""
+        return f"{self.prefix}.events"
+
+    @property
+    def requests(self) -> Queue:
+        """Requests of users, and events of unknown keys, which their consumer parks with a reason. It is bound to the fanout
+        exchange of the same name."""
+        name = f"{self.prefix}.requests"
+        return Queue(name=name, exchange=name, bindings=("",), arguments=self._durable())
+
+    @property
     def machines(self) -> Queue:
-        """Events, for any node of the role machine. `#` and not `*`, so that a key of no event is parked with a reason."""
-        return Queue(name=f"{self.prefix}.machines", bindings=("event.#",), arguments=self._durable())
+        """Events of workers, time and TRTC. Earlier versions received all events here."""
+        known = (type_ for type_ in (*codec.types("in"), *codec.types("inside")) if type_ not in message_types.REQUESTS)
+        return Queue(
+            name=f"{self.prefix}.machines",
+            exchange=self.events,
+            bindings=tuple(f"event.{type_}" for type_ in known),
+            arguments=self._durable(),
+            retired=(EVENTS,),
+        )
 
     @property
-    def capture(self) -> Queue:
-        """New captures, for any worker with spare capacity."""
-        return Queue(name=f"{self.prefix}.work.capture", bindings=("command.start-capture",), arguments=self._durable())
-
-    @property
-    def finish(self) -> Queue:
-        """Transcodes, uploads and deliveries of results, for any worker."""
-        bindings = tuple(f"command.{type_}" for type_ in FINISHING)
-        return Queue(name=f"{self.prefix}.work.finish", bindings=bindings, arguments=self._durable())
+    def work(self) -> tuple[Queue, ...]:
+        """Commands for any worker, one queue per kind. Earlier versions received all but captures in `work.finish`."""
+        return (
+            self._work("capture", "start-capture"),
+            self._work("finish", "start-transcode", retired=("start-upload", "send-callback")),
+            self._work("upload", "start-upload"),
+            self._work("delivery", "send-callback"),
+        )
 
     @property
     def unheard(self) -> Queue:
         """Results without a subscriber, so that they count as routable. A time to live of 0 deletes them."""
         arguments: Arguments = {"x-queue-type": "classic", "x-message-ttl": 0}
-        return Queue(name=f"{self.prefix}.unheard", bindings=("result.#",), arguments=arguments)
+        return Queue(name=f"{self.prefix}.unheard", exchange=self.exchange, bindings=(RESULTS,), arguments=arguments)
 
-    def node(self, node: str) -> Queue:
-        """Commands for one node. A stop that names no node goes to all of them; only the node that runs the capture acts."""
+    def node(self, node: str) -> tuple[Queue, ...]:
+        """Commands for one node: work on the files of its spool, and the rest. A stop that names no node goes to all of them, and
+        only the node that runs the capture acts. Earlier versions received all of them in the first queue."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", node):
             raise errors.InvalidParameter("A node's id is 1 to 64 of the characters A-Z a-z 0-9 _ -.", field="node")
-        bindings = (f"command.*.{node}", "command.stop-capture")
-        return Queue(
-            name=f"{self.prefix}.node.{node}", bindings=bindings, arguments=self._durable() | {"x-expires": NODE_AWAY_MS}
+        own = {"start-transcode": "transcode", "start-upload": "upload"}
+        rest = tuple(f"command.{type_}.{node}" for type_ in codec.types("command") if type_ not in own)
+        name, arguments = f"{self.prefix}.node.{node}", self._durable() | {"x-expires": NODE_AWAY_MS}
+        return (
+            Queue(
+                name=name,
+                exchange=self.exchange,
+                bindings=(*rest, "command.stop-capture"),
+                arguments=arguments,
+                retired=(f"command.*.{node}",),
+            ),
+            *(
+                Queue(
+                    name=f"{name}.{kind}",
+                    exchange=self.exchange,
+                    bindings=(f"command.{type_}.{node}",),
+                    arguments=arguments,
+                    command_type=type_,
+                )
+                for type_, kind in own.items()
+            ),
         )
 
     def queues(self) -> tuple[Queue, ...]:
         """The queues that do not belong to a node."""
-        return self.machines, self.capture, self.finish, self.unheard
+        return self.requests, self.machines, *self.work, self.unheard
 
     def owns(self, queue: str) -> bool:
         """Whether this recorder consumes a queue of this name."""
         return queue in {each.name for each in self.queues()} or queue.startswith(f"{self.prefix}.node.")
+
+    def _work(self, kind: str, type_: str, retired: tuple[str, ...] = ()) -> Queue:
+        return Queue(
+            name=f"{self.prefix}.work.{kind}",
+            exchange=self.exchange,
+            bindings=(f"command.{type_}",),
+            arguments=self._durable(),
+            command_type=type_,
+            retired=tuple(f"command.{former}" for former in retired),
+        )
 
     def _durable(self) -> dict[str, str | int]:
         # At-least-once needs strategy, overflow and exchange. Without one of them RabbitMQ silently dead-letters at most once.
@@ -119,13 +182,26 @@ async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
     )
     await dead_letters.bind(parked)
     alternate: FieldTable = {"alternate-exchange": topology.parked}
-    await channel.declare_exchange(topology.exchange, "topic", durable=True, arguments=alternate)
-    for queue in topology.queues():
-        await declare_queue(channel, topology, queue)
+    published = await channel.declare_exchange(topology.exchange, "topic", durable=True, arguments=alternate)
+    await channel.declare_exchange(topology.requests.exchange, "fanout", durable=True)
+    others: FieldTable = {"alternate-exchange": topology.requests.exchange}
+    events = await channel.declare_exchange(topology.events, "direct", durable=True, arguments=others)
+    await declare_queues(channel, topology, topology.queues(), before_retiring=lambda: events.bind(published, EVENTS))
 
 
-async def declare_queue(channel: abc.AbstractChannel, topology: Topology, queue: Queue) -> None:
-    """Declare one queue with its bindings. Idempotent."""
-    made = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-    for key in queue.bindings:
-        await made.bind(topology.exchange, key)
+async def declare_queues(
+    channel: abc.AbstractChannel,
+    topology: Topology,
+    queues: Sequence[Queue],
+    before_retiring: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """Declare queues with their bindings, then remove the retired ones. Idempotent."""
+    declared = [await channel.declare_queue(each.name, durable=True, arguments=dict(each.arguments)) for each in queues]
+    for queue, made in zip(queues, declared, strict=True):
+        for key in queue.bindings:
+            await made.bind(queue.exchange, key)
+    if before_retiring is not None:
+        await before_retiring()
+    for queue, made in zip(queues, declared, strict=True):
+        for key in queue.retired:
+            await made.unbind(topology.exchange, key)

@@ -47,8 +47,8 @@ class _Plain(yaml.SafeDumper):  # type: ignore[misc] # PyYAML ships no types
 def _whole() -> Object:
     names = topology.Topology()
     events, results = codec.types("in"), codec.types("out")
-    channels = {f"event.{name}": _channel(names, names.machines, name, ("", "-bare")) for name in events}
-    channels |= {f"result.{name}": _channel(names, names.unheard, name, ("",)) for name in results}
+    channels = {f"event.{name}": _channel(names, topology.EVENTS, name, ("", "-bare")) for name in events}
+    channels |= {f"result.{name}": _channel(names, topology.RESULTS, name, ("",)) for name in results}
     operations = {f"take-{name}": _operation("receive", f"event.{name}") for name in events}
     operations |= {f"tell-{name}": _operation("send", f"result.{name}") for name in results}
     return {
@@ -69,9 +69,8 @@ def _whole() -> Object:
     }
 
 
-def _channel(names: topology.Topology, queue: topology.Queue, name: str, forms: tuple[str, ...]) -> Object:
-    """`queue` receives such messages; its binding has the form of the routing key."""
-    (binding,) = queue.bindings
+def _channel(names: topology.Topology, binding: str, name: str, forms: tuple[str, ...]) -> Object:
+    """`binding` matches the routing keys of such messages."""
     exchange = {"name": names.exchange, "type": "topic", "durable": True, "autoDelete": False, "vhost": "/"}
     return {
         "address": binding.replace("#", name),

@@ -6,7 +6,7 @@ Rule: the contract of each method is documented in `store/`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ class Outbox(Protocol):
     """Messages that a transaction wrote and nothing has delivered yet (store.outbox.Outbox)."""
 
     async def unsent(self, limit: int = 100) -> Sequence[due_work.OutboxMessage]: ...
+    async def due(self, limit: int, *, without: Collection[str] = ()) -> Sequence[due_work.OutboxMessage]: ...
     async def newest_seq(self) -> int: ...
     async def claim(self, limit: int, hold_ms: int) -> Sequence[due_work.OutboxMessage]: ...
     async def release(self, seqs: Sequence[int]) -> None: ...

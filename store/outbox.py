@@ -7,7 +7,7 @@ between delivers it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
@@ -18,6 +18,16 @@ from store import connections, pending_writes, statements, tables
 
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
+_DUE = (
+    select(*_MESSAGE)
+    .where(
+        tables.outbox.c.sent_ms.is_(None),
+        tables.outbox.c.claimed_until_ms <= bindparam("now_ms"),
+        tables.outbox.c.type.not_in(bindparam("without", expanding=True)),
+    )
+    .order_by(tables.outbox.c.seq)
+    .limit(bindparam("limit"))
+)
 _UNCLAIMED = (
     select(tables.outbox.c.seq)
     .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < bindparam("now_ms"))
@@ -41,6 +51,13 @@ class Outbox:
         """The oldest unsent messages, oldest first."""
         async with self._database.read() as connection:
             rows = (await connection.execute(_UNSENT, {"limit": limit})).all()
+        return [_message(r) for r in rows]
+
+    async def due(self, limit: int, *, without: Collection[str] = ()) -> list[due_work.OutboxMessage]:
+        """The oldest unsent messages that are due and of no type of `without`, oldest first."""
+        wanted = {"now_ms": self._clock(), "without": list(without), "limit": limit}
+        async with self._database.read() as connection:
+            rows = (await connection.execute(_DUE, wanted)).all()
         return [_message(r) for r in rows]
 
     async def newest_seq(self) -> int:

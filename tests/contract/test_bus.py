@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bus import attempts
+from bus import attempts, message_types
 from events import codec
 from machine import due_work, errors
 from store import store as stores
@@ -248,6 +248,35 @@ async def test_a_bus_starts_again_after_it_was_stopped(bus: buses.Bus, store: st
     await waiting.until(lambda: hands.events == ["e1"], what="the event")
 
 
+async def test_a_paused_type_waits_and_holds_no_other_up(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
+    """Commands of a paused type wait, in any number and for any node, while the other types are delivered. A resumed type is
+    delivered from where it stopped. Only types that take a slot of a worker can be paused."""
+    with pytest.raises(errors.InvalidParameter):
+        await bus.pause("stop-capture")
+    await waiting.until(lambda: not getattr(bus, "problems", list)(), what="the bus to flow")
+    for type_ in message_types.PAUSABLE:
+        await bus.pause(type_)
+        await bus.pause(type_)
+        others = [other for other in message_types.PAUSABLE if other != type_]
+        waits = {f"{type_}-{number}" for number in range(150)}
+        data = {"TaskId": TASK, "Revision": 1, "Epoch": 1}
+        async with store.transaction() as tx:
+            for number, id_ in enumerate(sorted(waits)):
+                job = data if type_ == "send-callback" else buses.JOB
+                node = "n1" if number % 2 and type_ in ("start-transcode", "start-upload") else ""
+                await tx.send("command", codec.make(type_, id=id_, time_ms=0, data=job), TASK, node)
+            for other in others:
+                job = data if other == "send-callback" else buses.JOB
+                await tx.send("command", codec.make(other, id=f"{type_}-{other}", time_ms=0, data=job), TASK)
+        await waiting.until(
+            lambda type_=type_, others=others: {f"{type_}-{o}" for o in others} <= set(hands.commands),  # type: ignore[misc]
+            what="the other types",
+        )
+        assert waits.isdisjoint(hands.commands)
+        await bus.resume(type_)
+        await waiting.until(lambda waits=waits: waits <= set(hands.commands), what="the type that was paused")  # type: ignore[misc]
+
+
 async def test_results_reach_listeners(bus: buses.Bus, store: stores.Store, workshop: buses.Workshop) -> None:
     """Listeners in the process receive the results."""
     heard: list[str] = []
@@ -262,18 +291,18 @@ async def test_a_store_that_fails_for_good_is_told(workshop: buses.Workshop, sto
     """If the store fails under the relay and does answer: one node of many ends with the error, for others continue; the only
     node reports that it is not ready, keeps its captures, and delivers waiting messages once the store works again."""
     bus = workshop.make(hands.on_event, hands.on_command)
-    whole = store.outbox.unsent
+    whole = store.outbox.due
 
-    async def broken(*_: object) -> list[due_work.OutboxMessage]:
+    async def broken(*_: object, **__: object) -> list[due_work.OutboxMessage]:
         raise OSError("the store is broken")
 
-    store.outbox.unsent = broken  # type: ignore[method-assign]
+    store.outbox.due = broken  # type: ignore[method-assign]
     store.outbox.claim = broken  # type: ignore[method-assign]
     await bus.start()
     if workshop.engine == "local":
         problem = await waiting.until(bus.problems, what="the bus to say that it is not ready")
         assert "OSError" in str(problem)
-        store.outbox.unsent = whole  # type: ignore[method-assign]
+        store.outbox.due = whole  # type: ignore[method-assign]
         await store.outbox.send("event", stop("e1"))
         await waiting.until(lambda: hands.events, what="what waited to be handed out")
         await waiting.until(lambda: not bus.problems(), what="the bus to say that it is ready again")

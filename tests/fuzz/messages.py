@@ -267,7 +267,7 @@ def _other_properties(dice: random.Random, message: Message) -> Message:
 def _other_headers(dice: random.Random, message: Message) -> Message:
     changes: tuple[dict[str, Any], ...] = (
         {"x-delivery-count": 10**9}, {"x-delivery-count": "many"}, {"x-death": "none"}, {"x-reason": "forged"},
-        {"x-death": [{"count": 99, "queue": "recorder.machines", "reason": "rejected"}]}, {"x-routing-key": "event.stop"},
+        {"x-death": [{"count": 99, "queue": "recorder.requests", "reason": "rejected"}]}, {"x-routing-key": "event.stop"},
         {"x-sealed-by": "forged"}, {"x-shown": {"a": [1, None, True]}}, {"": ""}, {"é" * 60: 1}, {"big": "x" * 60_000},
         {"deep": {"a": {"b": {"c": {"d": [1.5, -1, 2**40]}}}}}, {f"h{n}": n for n in range(200)},
         {"bytes": bytearray(b"\xff\x00\xfe")},

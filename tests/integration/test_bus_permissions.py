@@ -176,12 +176,12 @@ def users() -> Users:
 def _queues(names: topology.Topology) -> list[str]:
     """Every queue of the recorder: dead letters, events, and commands, including those for one node."""
     assert {queue.name for queue in names.queues()} == {
+        names.requests.name,
         names.machines.name,
-        names.capture.name,
-        names.finish.name,
+        *(each.name for each in names.work),
         names.unheard.name,
     }
-    return [names.parked, names.machines.name, names.capture.name, names.finish.name, names.node("n1").name]
+    return [names.parked, *(q.name for q in (names.requests, names.machines, *names.work, *names.node("n1")))]
 
 
 async def test_each_user_may_do_its_task_and_no_more(users: Users) -> None:
@@ -192,7 +192,7 @@ async def test_each_user_may_do_its_task_and_no_more(users: Users) -> None:
     async with await aio_pika.connect(users.url("recorder")) as connection:
         channel = await connection.channel()
         await topology.declare(channel, names)
-        await topology.declare_queue(channel, names, names.node("n1"))
+        await topology.declare_queues(channel, names, names.node("n1"))
     for key in ("event.start", "command.start-capture", "command.start-capture.n1", "result.session-finished"):
         assert await users.may_publish("recorder", key)
     assert await users.may_receive("recorder", "result.#")
@@ -220,7 +220,7 @@ async def test_no_application_bypasses_the_exchange_or_breaks_a_queue(users: Use
     async with await aio_pika.connect(users.url("recorder")) as connection:
         channel = await connection.channel()
         await topology.declare(channel, names)
-        await topology.declare_queue(channel, names, names.node("n1"))
+        await topology.declare_queues(channel, names, names.node("n1"))
     for kind in ("starts", "receives"):
         for queue in (*_queues(names), names.unheard.name):
             assert not await users.may_publish_past_the_exchange(kind, queue), (kind, queue)
@@ -238,14 +238,14 @@ async def test_the_examples_need_no_more(users: Users) -> None:
     async with await aio_pika.connect(users.url("recorder")) as connection:
         channel = await connection.channel()
         await topology.declare(channel, names)
-        machines = await channel.get_queue(names.machines.name)
-        await machines.purge()
+        requests = await channel.get_queue(names.requests.name)
+        await requests.purge()
         received: asyncio.Future[aio_pika.abc.AbstractIncomingMessage] = asyncio.get_running_loop().create_future()
 
         async def hear(message: aio_pika.abc.AbstractIncomingMessage) -> None:
             received.set_result(message)
 
-        await machines.consume(hear, no_ack=True)
+        await requests.consume(hear, no_ack=True)
         program = await asyncio.create_subprocess_exec(
             sys.executable, ROOT / "docs" / "examples" / "publish_start.py", "-",
             env={"AMQP_URL": users.url("starts"), "AMQP_PREFIX": users.prefix},
@@ -285,7 +285,7 @@ async def test_a_command_that_bypassed_the_permissions_is_parked(
         command = codec.make("start-capture", id=f"bypassed {way}", time_ms=engines.START_MS, data=buses.JOB, subject=buses.TASK)
         await users.plant(way, aio_pika.Message(codec.encode(command), message_id=command.id))
         parked = await buses.taken(names.parked, 1 if way == "an exchange in front" else 2)
-        assert PARKED[way] in next(str(m.headers["x-reason"]) for m in parked if m.headers["x-queue"] == names.capture.name)
+        assert PARKED[way] in next(str(m.headers["x-reason"]) for m in parked if m.headers["x-queue"] == names.work[0].name)
         assert hands.commands == hands.events == []
         honest = codec.make("start-capture", id=f"honest {way}", time_ms=engines.START_MS, data=buses.JOB, subject=buses.TASK)
         await buses.say(users.prefix, "command.start-capture", codec.encode(honest), message_id=honest.id)

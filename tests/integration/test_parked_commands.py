@@ -45,7 +45,7 @@ class Place:
     async def on_its_way(self) -> list[str]:
         """Take the waiting messages; returns their ids."""
         if self.name == "queue":
-            return [str(m.message_id) for m in await buses.taken(self.topology.machines.name, 1)]
+            return [str(m.message_id) for m in await buses.taken(self.topology.requests.name, 1)]
         return [codec.decode(m.body, now_ms=0).id for m in await self.store.outbox.unsent()]
 
     async def run(self, *words: str, **environ: str) -> cli_runner.Answer:

@@ -71,7 +71,7 @@ async def test_a_requeued_message_goes_to_its_original_key(
         await park(topology, number)
     found, _ = await messages.list()
     await messages.requeue(found[1].id)
-    again = (await buses.taken(topology.machines.name, 1))[0]
+    again = (await buses.taken(topology.requests.name, 1))[0]
     assert json.loads(again.body) == SECRET | {"Number": 1}
     assert (again.routing_key, again.message_id) == ("event.start", "m1")
     assert {name for name in again.headers if name != "x-delivery-count"} == {"mine"}
@@ -108,7 +108,7 @@ async def test_a_parked_message_is_encrypted(messages: dead_letters.DeadLetterQu
     with pytest.raises(errors.DecryptionFailed, match=found.key_id):
         await keyless.requeue(found.id)
     await messages.requeue(found.id)
-    again = (await buses.taken(topology.machines.name, 1))[0]
+    again = (await buses.taken(topology.requests.name, 1))[0]
     assert json.loads(again.body) == SECRET | {"Kennwort": "PLANTED-word", "Callback": "https://x.com/PLANTED-path"}
     assert (again.routing_key, again.message_id, again.content_type) == ("event.start", "m1", "application/json")
     assert {n: v for n, v in again.headers.items() if n != "x-delivery-count"} == {
@@ -127,7 +127,7 @@ async def test_a_message_that_bypassed_the_permissions_is_not_requeued(
     hands = buses.Hands()
     node = buses.node(store, clock, topology.prefix, on_event=hands.on_event, on_command=hands.on_command)
     foreign = {"x-death": [{"queue": "a-queue-of-theirs", "reason": "expired", "count": 1}]}
-    ours = {"x-death": [{"queue": topology.machines.name, "reason": "delivery_limit", "count": 1}]}
+    ours = {"x-death": [{"queue": topology.requests.name, "reason": "delivery_limit", "count": 1}]}
     await node.start()
     await buses.say(topology.exchange, "event.stop", b"by a consumer", headers=foreign)
     (found,) = await waiting.until(lambda: _listed(messages, 1), 20, "the message to be parked")
@@ -142,7 +142,7 @@ async def test_a_message_that_bypassed_the_permissions_is_not_requeued(
     await messages.requeue(own)
     assert {m.id for m in (await messages.list())[0]} == listed - {own}
     assert found.id in listed
-    assert [m.body for m in await buses.taken(topology.machines.name, 1)] == [b"ours"]
+    assert [m.body for m in await buses.taken(topology.requests.name, 1)] == [b"ours"]
     assert hands.events == []
 
 
@@ -166,12 +166,12 @@ async def test_drop_removes_one_message(messages: dead_letters.DeadLetterQueue, 
 async def test_the_brokers_own_reasons_are_shown(messages: dead_letters.DeadLetterQueue, topology: topologies.Topology) -> None:
     """A message that the broker dead-lettered has no reason from the recorder; it is derived from the broker's headers."""
     await buses.say(topology.exchange, "evnet.start", b"{}")
-    death = [{"reason": "delivery_limit", "queue": topology.machines.name}]
+    death = [{"reason": "delivery_limit", "queue": topology.requests.name}]
     await buses.say(topology.parked, "event.stop", b"{}", headers={"x-death": death})
     found, _ = await messages.list()
     assert [m.reason for m in found] == [
         "no queue is bound for its routing key",
-        f"dead-lettered by the broker: delivery_limit in {topology.machines.name}",
+        f"dead-lettered by the broker: delivery_limit in {topology.requests.name}",
     ]
 
 

@@ -135,8 +135,8 @@ async def test_a_full_worker_leaves_captures_to_others_and_still_uploads(
             await store.outbox.send("command", codec.make("start-capture", id=id_, time_ms=0, data=buses.JOB))
 
     async with rabbit_nodes.running(first):
-        await first.pause_captures()
-        await first.pause_captures()
+        await first.pause("start-capture")
+        await first.pause("start-capture")
         old = first.connection.current
         assert old is not None
         old.end("broken by the test")
@@ -147,7 +147,7 @@ async def test_a_full_worker_leaves_captures_to_others_and_still_uploads(
         async with rabbit_nodes.running(second):
             await waiting.until(lambda: sorted(free.commands) == ["c1", "c2", "c3"], what="the other worker to take them")
         await captures("c4")
-        await first.resume_captures()
+        await first.resume("start-capture")
         await waiting.until(lambda: full.commands == ["u1", "c4"], what="the capture that waited")
 
 
@@ -158,7 +158,7 @@ async def test_a_leaving_node_hands_over_and_still_sends(store: stores.Store, cl
     second = buses.node(store, clock, prefix, on_event=staying.on_event, on_command=staying.on_command, name="n2")
     async with rabbit_nodes.running(first):
         await first.stop_consuming()
-        await first.resume_captures()
+        await first.resume("start-capture")
         await rabbit_nodes.send_many(store, ["e1"])
         await rabbit_nodes.emptied(store)
         async with rabbit_nodes.running(second):

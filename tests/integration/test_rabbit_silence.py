@@ -70,7 +70,7 @@ async def test_a_message_unacknowledged_for_too_long_costs_a_channel_and_no_mess
         go.set()
         await waiting.until(lambda: ended.count("slow") >= 2, what="the slow handlers to end")
         await bus.stop()
-    assert await _left(bus.topology.machines.name) == 0
+    assert await _left(bus.topology.requests.name) == 0
 
 
 async def test_missing_heartbeats_of_a_silent_broker_end_the_connection(

@@ -56,7 +56,8 @@ async def test_every_queue_is_a_durable_quorum_queue_with_at_least_once_dead_let
 ) -> None:
     """The broker reports each queue of work as durable, a quorum queue, and with at-least-once dead-lettering."""
     found = {q["name"].removeprefix(f"{prefix}."): q for q in await asyncio.to_thread(rabbit.shared().queues, f"{prefix}.")}
-    working = {"machines", "work.capture", "work.finish", "node.n1"}
+    working = {"requests", "machines", "work.capture", "work.finish", "work.upload", "work.delivery"}
+    working |= {"node.n1", "node.n1.transcode", "node.n1.upload"}
     assert set(found) == working | {"parked", "unheard"}
     assert all(queue["durable"] for queue in found.values())
     for name in working:
@@ -74,7 +75,7 @@ async def test_a_message_delivered_too_often_is_dead_lettered_and_not_dropped(pr
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology)
         await buses.say(prefix, "event.stop", b"deadly")
-        queue = await channel.get_queue(topology.machines.name, ensure=False)
+        queue = await channel.get_queue(topology.requests.name, ensure=False)
         for _ in range(3):
             message = await waiting.until(lambda: queue.get(fail=False), what="the message")
             await message.nack(requeue=True)
@@ -89,14 +90,14 @@ async def test_messages_outlive_the_brokers_restart(prefix: str) -> None:
     topology = topologies.Topology(prefix)
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology)
-        await topologies.declare_queue(channel, topology, topology.node("n9"))
+        await topologies.declare_queues(channel, topology, topology.node("n9"))
         for key in ("event.stop", "command.start-capture", "command.start-upload", "command.stop-capture.n9", "nobody.binds"):
             exchange = await channel.get_exchange(prefix, ensure=False)
             taken = aio_pika.Message(key.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
             await exchange.publish(taken, key)
     await rabbit.shared().restart_beside()
-    names = [q.name for q in (topology.machines, topology.capture, topology.finish, topology.node("n9"))]
-    for name in [*names, topology.parked]:
+    capture, _, upload, _ = topology.work
+    for name in [*(q.name for q in (topology.requests, capture, upload, topology.node("n9")[0])), topology.parked]:
         assert len(await buses.taken(name, 1)) == 1
 
 
@@ -192,7 +193,7 @@ async def test_a_consumer_cancelled_by_the_broker_is_rebuilt(bus: rabbit_bus.Rab
     """A deleted queue cancels its consumer without closing the channel, and both are rebuilt."""
     old = bus.connection.current
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
-        await channel.queue_delete(f"{prefix}.machines")
+        await channel.queue_delete(f"{prefix}.requests")
     await rabbit_nodes.connected_anew(bus, old)
     await buses.say(prefix, "event.stop", rabbit_nodes.BARE, message_id="heard")
     await waiting.until(lambda: hands.events == ["heard"], what="the event")
@@ -206,7 +207,7 @@ async def test_a_lost_consumer_is_found_and_rebuilt(
     monkeypatch.setattr(bus._watchdog, "_every_s", 0.2)
     await bus._watchdog.task.stop()
     old = bus.connection.current
-    lost = next(each for each in bus._consumers if each.queue.name == f"{prefix}.machines")
+    lost = next(each for each in bus._consumers if each.queue.name == f"{prefix}.requests")
     callback = lost._underlay.consumers[lost._tag]
 
     async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from events import codec
 from machine import due_work, job_key, states
@@ -16,6 +16,12 @@ class Outbox(dictionary_connections.Concern):
         """The oldest unsent messages, oldest first."""
         outbox = self._tables.outbox
         return [_message(outbox[seq]) for seq in list(self._tables.unsent)[:limit]]
+
+    async def due(self, limit: int, *, without: Collection[str] = ()) -> list[due_work.OutboxMessage]:
+        """The oldest unsent messages that are due and of no type of `without`, oldest first."""
+        now_ms, outbox = self._connections.now_ms(), self._tables.outbox
+        due = [s for s in self._tables.unsent if outbox[s].claimed_until_ms <= now_ms and outbox[s].type not in without]
+        return [_message(outbox[seq]) for seq in due[:limit]]
 
     async def claim(self, limit: int, hold_ms: int) -> list[due_work.OutboxMessage]:
         """Claim the oldest unsent messages that no other relay holds, oldest first."""
