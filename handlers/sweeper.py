@@ -12,15 +12,18 @@ from collections.abc import Callable
 import structlog
 
 from events import codec
-from machine import internal_events, model, ports, supervised_task
+from machine import due_work, internal_events, model, ports, supervised_task
 
 log = structlog.get_logger()
 
-POLL_S = 0.25
+POLL_MS = 250
+# The pause while nothing is due, a second and more with its jitter. Deadlines that another node arms meanwhile are found late.
+IDLE_MS = 1_250
+MIN_PAUSE_MS = 20
+BATCH = 100
 RETRY_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
 CLEAN_EVERY_MS = model.HOUR
-MAX_REMEMBERED = 10_000
 # A gap between heartbeats of any node that is longer than this counts as downtime.
 DOWNTIME_MS = 3 * HEARTBEAT_MS
 
@@ -48,7 +51,7 @@ class Sweeper:
         self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
-        self._published: dict[str, None] = {}
+        self._next_ms = 0
         self._next_cleaning_ms = 0
         self._since_ms = self._beat_ms = 0
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
@@ -72,10 +75,19 @@ class Sweeper:
                 log.exception("sweeper.round_failed")
                 self._since_ms = self._clock() + RETRY_MS
                 await asyncio.sleep(RETRY_MS / 1000)
-            await asyncio.sleep(POLL_S)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Sleep until the next deadline, at most IDLE_MS. A transaction of this process may arm an earlier one, which ends the
+        sleep after POLL_MS."""
+        rest_ms = max(min(self._next_ms - self._clock(), supervised_task.jittered_s(IDLE_MS / 1000) * 1000), MIN_PAUSE_MS)
+        await asyncio.sleep(min(rest_ms, POLL_MS) / 1000)
+        if rest_ms > POLL_MS:
+            await supervised_task.pause(self._store.armed, (rest_ms - POLL_MS) / 1000)
 
     async def run_once(self) -> None:
         """Run one round: a heartbeat if it is due, then the sweep."""
+        self._next_ms = self._clock() + 2 * IDLE_MS
         if self._clock() >= self._beat_ms + HEARTBEAT_MS:
             await self._beat()
         if self._sweeps:
@@ -93,18 +105,19 @@ class Sweeper:
         self._beat_ms = now_ms
 
     async def _sweep(self) -> None:
-        due = await self._store.deadlines.due()
+        """Publish what is overdue: at most one batch of each kind, and the rest at once in the next round."""
+        armed = await self._store.deadlines.due(BATCH, ahead_ms=2 * IDLE_MS)
         now_ms = self._clock()
         froze = now_ms > self._beat_ms + DOWNTIME_MS
-        for deadline in due:
-            if froze and deadline.kind in model.EXTENDED_BY_DOWNTIME:
-                continue  # the next heartbeat may extend it
-            passed = internal_events.DeadlinePassed(owner=deadline.owner, kind=deadline.kind, serial=deadline.serial)
-            await self._publish(f"deadline.{deadline.serial}", passed)
+        # After a freeze the next heartbeat may extend some deadlines.
+        overdue: list[due_work.Overdue] = [
+            d for d in armed if d.over_ms <= now_ms and not (froze and d.kind in model.EXTENDED_BY_DOWNTIME)
+        ]
+        self._next_ms = min((d.over_ms for d in armed if d.over_ms > now_ms), default=self._next_ms)
         if not froze and now_ms >= self._since_ms + self._policy.lease_ms:
-            for lease in await self._store.leases.expired(now_ms):
-                lost = internal_events.WorkerLost(owner=lease.owner, epoch=lease.epoch, node=lease.node)
-                await self._publish(f"lost.{lease.owner}.{lease.epoch}", lost)
+            overdue += await self._store.deadlines.expired(now_ms, BATCH)
+        if overdue and await self._store.deadlines.publish([(item, self._event(item)) for item in overdue]) >= BATCH:
+            self._next_ms = now_ms
         if now_ms >= self._next_cleaning_ms:
             await self._clean(now_ms)
 
@@ -119,13 +132,15 @@ class Sweeper:
             log.info("sweeper.sessions_deleted", sessions=deleted)
             self._next_cleaning_ms = now_ms
 
-    async def _publish(self, event_id: str, payload: internal_events.TimerEvent) -> None:
-        """Publish an event once in the life of this process."""
-        if event_id in self._published:
-            return
+    def _event(self, item: due_work.Overdue) -> codec.Event:
+        """The event of an overdue row. Its id is the same each time, so a repeat is a duplicate."""
+        if isinstance(item, due_work.Deadline):
+            event_id = f"deadline.{item.serial}"
+            payload: internal_events.TimerEvent = internal_events.DeadlinePassed(
+                owner=item.owner, kind=item.kind, serial=item.serial
+            )
+        else:
+            event_id = f"lost.{item.owner}.{item.epoch}"
+            payload = internal_events.WorkerLost(owner=item.owner, epoch=item.epoch, node=item.node)
         type_, data = internal_events.TYPE_OF[type(payload)], codec.from_payload(payload)
-        event = codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=payload.owner.text)
-        await self._store.outbox.send("event", event, payload.owner.task_id)
-        self._published[event_id] = None
-        while len(self._published) > MAX_REMEMBERED:
-            self._published.pop(next(iter(self._published)))
+        return codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=item.owner.text)

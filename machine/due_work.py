@@ -21,11 +21,13 @@ class OutboxMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadline:
-    """A deadline that has passed. `serial` identifies this arming: a later one of the same kind has another."""
+    """An armed deadline. `serial` identifies this arming: a later one of the same kind has another."""
 
     owner: job_key.OwnerKey
     kind: str
     serial: str
+    over_ms: int  # when it passes
+    published: bool  # its event was published, and nothing has come of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,12 @@ class Lease:
     epoch: int
     kind: str
     node: str
+    over_ms: int = 0  # when it ends without a renewal
+    published: bool = False  # its end was published, and nothing has come of it
+
+
+Overdue = Deadline | Lease
+"""Work whose time is over: an event tells the handlers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

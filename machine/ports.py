@@ -106,7 +106,6 @@ class Leases(Protocol):
     ) -> Set[tuple[job_key.JobKey, int]]: ...
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool: ...
     async def of_node(self, node: str) -> Sequence[due_work.Lease]: ...
-    async def expired(self, before_ms: int) -> Sequence[due_work.Lease]: ...
 
 
 class Assignments(Protocol):
@@ -136,9 +135,11 @@ class Uploads(Protocol):
 
 
 class Deadlines(Protocol):
-    """Deadlines that have passed (store.deadlines.Deadlines)."""
+    """Deadlines that have passed and leases that have ended (store.deadlines.Deadlines)."""
 
-    async def due(self, limit: int = 100) -> Sequence[due_work.Deadline]: ...
+    async def due(self, limit: int = 100, *, ahead_ms: int = 0) -> Sequence[due_work.Deadline]: ...
+    async def expired(self, before_ms: int, limit: int = 100) -> Sequence[due_work.Lease]: ...
+    async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int: ...
 
 
 class Nodes(Protocol):
@@ -173,6 +174,7 @@ class Store(Protocol):
     """One database (store.store.Store)."""
 
     changed: asyncio.Event
+    armed: asyncio.Event
 
     @property
     def connections(self) -> Connections: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Executable, bindparam, select, tuple_, update
+from sqlalchemy import bindparam, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import due_work, job_key, states
@@ -81,15 +81,8 @@ class Leases:
 
     async def of_node(self, node: str) -> list[due_work.Lease]:
         """The leases that a node holds."""
-        return await self._all(_LEASES.where(tables.jobs.c.node == node))
-
-    async def expired(self, before_ms: int) -> list[due_work.Lease]:
-        """The leases that ended before that time (Unix ms)."""
-        return await self._all(_LEASES.where(tables.jobs.c.lease_until_ms < before_ms))
-
-    async def _all(self, query: Executable) -> list[due_work.Lease]:
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = (await connection.execute(_LEASES.where(tables.jobs.c.node == node))).all()
         return [due_work.Lease(owner=job_key.parse_job(r.owner), epoch=r.epoch, kind=r.kind, node=r.node) for r in rows]
 
 

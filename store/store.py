@@ -31,8 +31,8 @@ from store import transaction as transactions
 
 
 class Store:
-    """One database. `changed` is set after each commit that may have written to the outbox: a hint for the relay, which polls
-    as well."""
+    """One database. Two hints for tasks that poll as well: `changed` is set after each commit that may have written to the
+    outbox, `armed` after each that may have armed a deadline."""
 
     def __init__(
         self,
@@ -47,9 +47,10 @@ class Store:
         self._new_id = new_id
         self._keyring = keyring
         self.changed = asyncio.Event()
+        self.armed = asyncio.Event()
         self.assignments = assignments.Assignments(database, self._begin)
         self.attempts = attempts.Attempts(database, clock=clock)
-        self.deadlines = deadlines.Deadlines(database, clock=clock)
+        self.deadlines = deadlines.Deadlines(database, clock=clock, changed=self.changed)
         self.leases = leases.Leases(database, clock=clock)
         self.nodes = nodes.Nodes(database, clock=clock)
         self.outbox = outbox.Outbox(database, clock=clock, changed=self.changed)
@@ -82,6 +83,7 @@ class Store:
             yield tx
             await tx.write_pending()
         self.changed.set()
+        self.armed.set()
 
     def _begin(self, connection: AsyncConnection) -> transactions.Transaction:
         return transactions.Transaction(connection, self._clock(), self._new_id, self._keyring)

@@ -5,6 +5,8 @@ Rule: only types that mean the same on SQLite and PostgreSQL; JSON is text.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -34,6 +36,11 @@ metadata = MetaData(
 
 # SQLite generates numbers only for a column of type INTEGER.
 _Serial = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _partial(name: str, column: Column[Any], which: str) -> None:
+    """An index of only some rows. SQLite uses it only for a query that repeats the condition word for word."""
+    Index(name, column, sqlite_where=text(which), postgresql_where=text(which))
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -81,6 +88,11 @@ Index(
 )
 Index("ix_sessions_open_of_key", sessions.c.key_id, sqlite_where=_OPEN, postgresql_where=_OPEN)
 Index("ix_sessions_room", sessions.c.sdk_app_id, sessions.c.room, sessions.c.state)
+# Almost every session that ever was is Finished: lists read the others, retention reads by the time of the end.
+FINISHED = "state = 'Finished'"
+ACTIVE = "state <> 'Finished'"
+_partial("ix_sessions_finished", sessions.c.finished_ms, FINISHED)
+_partial("ix_sessions_active", sessions.c.task_id, ACTIVE)
 
 secrets = Table(
     "secrets",
@@ -138,6 +150,8 @@ Index(
     sqlite_where=text("files_removed IS 0"),
     postgresql_where=text("files_removed IS false"),
 )
+UNFINISHED = "state NOT IN ('Done', 'Failed')"
+_partial("ix_recordings_active", recordings.c.task_id, UNFINISHED)
 _ON_A_NODE = text("output_node <> ''")
 Index("ix_recordings_output_node", recordings.c.output_node, sqlite_where=_ON_A_NODE, postgresql_where=_ON_A_NODE)
 
@@ -150,6 +164,8 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("node", String(64), nullable=False),
     Column("lease_until_ms", BigInteger, nullable=False),
+    # When the end of the lease is published again; NULL: not published yet.
+    Column("again_ms", BigInteger),
     CheckConstraint(_one_of("state", (*states.CAPTURES[1:], states.ENDED)), name="state"),
 )
 Index("ix_jobs_leased", jobs.c.state, jobs.c.lease_until_ms)
@@ -191,6 +207,8 @@ callbacks = Table(
     Column("tries", Integer, nullable=False),
     Column("detail", Text, nullable=False),
 )
+UNDELIVERED = "state IN ('pending', 'failed')"
+_partial("ix_callbacks_undelivered", callbacks.c.task_id, UNDELIVERED)
 
 results = Table(
     "results",
@@ -206,9 +224,13 @@ deadlines = Table(
     metadata,
     Column("owner", String(128), primary_key=True),
     Column("kind", String(32), primary_key=True),
-    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("at_ms", BigInteger, nullable=False),
     Column("serial", String(64), nullable=False),
+    # When a deadline that has passed is published again; NULL: not published yet.
+    Column("again_ms", BigInteger),
 )
+_partial("ix_deadlines_unpublished", deadlines.c.at_ms, "again_ms IS NULL")
+_partial("ix_deadlines_published", deadlines.c.again_ms, "again_ms IS NOT NULL")
 
 inbox = Table(
     "inbox",
@@ -242,12 +264,17 @@ Index("ix_outbox_task_id", outbox.c.task_id)
 _UNPLACED = text("channel = 'result' AND place IS NULL")
 Index("ix_outbox_unplaced", outbox.c.seq, sqlite_where=_UNPLACED, postgresql_where=_UNPLACED)
 Index("uq_outbox_place", outbox.c.place, unique=True)
+# Retention deletes sent messages, and the refusals of starts, which belong to no session.
+SENT = "channel <> 'result' AND parked = ''"
+REFUSED = "channel = 'result' AND task_id = ''"
+_partial("ix_outbox_sent", outbox.c.sent_ms, SENT)
+_partial("ix_outbox_refused", outbox.c.sent_ms, REFUSED)
 
 journal = Table(
     "journal",
     metadata,
     Column("seq", _Serial, primary_key=True, autoincrement=True),
-    Column("task_id", String(26), nullable=False, index=True),
+    Column("task_id", String(26), nullable=False),
     Column("owner", String(128), nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("event_id", String(256), nullable=False),
@@ -256,6 +283,7 @@ journal = Table(
     Column("to_state", String(16), nullable=False),
     Column("note", Text, nullable=False),
 )
+Index("ix_journal_timeline", journal.c.task_id, journal.c.seq)
 
 presence = Table(
     "presence",

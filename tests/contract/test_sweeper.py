@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
+from events import codec
 from handlers import sweeper
 from machine import job_key, model
 from store import store as stores
+from store import tables
 from tests import engines, examples
 
 POLICY = model.Policy(lease_ms=examples.LEASE_MS)
@@ -103,9 +108,9 @@ async def test_a_database_that_is_always_slow_holds_no_retry_up(
         await tx.arm(OWNER, "retry", clock())
     real = store.deadlines.due
 
-    async def slow() -> Any:
+    async def slow(*args: Any, **more: Any) -> Any:
         clock.advance(AWAY_MS)
-        return await real()
+        return await real(*args, **more)
 
     monkeypatch.setattr(store.deadlines, "due", slow)
     await made.run_once()
@@ -157,3 +162,113 @@ async def test_forgetting_that_fails_keeps_no_lease_from_being_judged(
         clock.advance(sweeper.HEARTBEAT_MS)
         await made.run_once()
     assert await _types(store) == ["worker-lost"]
+
+
+# --- rows whose event nobody handles ----------------------------------------------------------------------------------
+LOST = 130
+
+
+async def _arm(store: stores.Store, at_ms: int, *keys: job_key.OwnerKey) -> None:
+    async with store.transaction() as tx:
+        for key in keys:
+            await tx.arm(key, "retry", at_ms)
+
+
+async def _published(store: stores.Store) -> list[str]:
+    """The ids of the unsent events, which then count as sent: nobody handles them."""
+    messages = await store.outbox.unsent(1_000)
+    await store.outbox.mark_all_sent([m.seq for m in messages])
+    return [codec.decode(m.body, now_ms=0).id for m in messages]
+
+
+async def test_rows_whose_event_was_lost_hide_no_other(store: stores.Store, clock: engines.Clock) -> None:
+    """However many deadlines wait for a lost event, the next one that passes is published in its own round."""
+    made = _sweeper(store, clock)
+    await _arm(store, clock(), *(job_key.RecordingKey(examples.TASK, f"s{n}", 1) for n in range(LOST)))
+    for _ in range(3):
+        await made.run_once()
+    assert len(set(await _published(store))) == LOST
+    clock.advance(sweeper.HEARTBEAT_MS)
+    await _arm(store, clock(), OWNER)
+    await made.run_once()
+    assert len(await _published(store)) == 1
+
+
+async def test_a_lost_event_is_published_again_under_its_id(store: stores.Store, clock: engines.Clock) -> None:
+    """Not in every round: the pause grows. A deadline that is armed again meanwhile passes at its own time."""
+    made = _sweeper(store, clock)
+    await _live(store, clock)
+    await _arm(store, clock(), OWNER)
+    times: dict[str, list[int]] = {}
+    until_ms = clock() + 10 * model.MINUTE
+    while clock() < until_ms:
+        await made.run_once()
+        for id_ in await _published(store):
+            times.setdefault(id_, []).append(clock())
+        clock.advance(sweeper.HEARTBEAT_MS)
+    assert len(times) == 3  # the two deadlines and the lease
+    for each in times.values():
+        pauses = [after - before for before, after in itertools.pairwise(each)]
+        assert len(pauses) >= 2
+        assert sorted(pauses) == pauses
+        assert pauses[-1] >= 2 * pauses[0]
+    await _arm(store, clock(), OWNER)
+    await made.run_once()
+    (id_,) = set(await _published(store)) - set(times)
+
+
+async def test_a_row_that_cannot_be_read_ends_no_sweep(store: stores.Store, clock: engines.Clock) -> None:
+    """It is logged and set aside: neither deadlines nor leases of others wait for it."""
+    made = _sweeper(store, clock)
+    await made.run_once()
+    await _live(store, clock)
+    async with store.connections.write() as connection:
+        for text in ("no/number/x", "#x", "long" * 10):
+            row = {"owner": text, "kind": "retry", "at_ms": clock() - 1, "serial": text}
+            await connection.execute(insert(tables.deadlines).values(row))
+            job = {"owner": text, "epoch": 1, "kind": "capture", "state": "leased", "node": "n", "lease_until_ms": clock() - 1}
+            await connection.execute(insert(tables.jobs).values(job))
+    await _arm(store, clock(), OWNER)
+    for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 2):
+        await made.run_once()
+        clock.advance(sweeper.HEARTBEAT_MS)
+    assert {id_.partition(".")[0] for id_ in await _published(store)} == {"deadline", "lost"}
+
+
+async def test_nodes_publish_an_overdue_row_once(store: stores.Store, clock: engines.Clock) -> None:
+    """What one node has published, another one leaves."""
+    nodes = [_sweeper(store, clock, name) for name in ("a", "b", "c")]
+    await _arm(store, clock(), *(job_key.RecordingKey(examples.TASK, f"s{n}", 1) for n in range(20)))
+    await asyncio.gather(*(node.run_once() for node in nodes))
+    await asyncio.gather(*(node.run_once() for node in nodes))
+    assert len(await _published(store)) == 20
+
+
+async def test_an_idle_sweeper_reads_once_a_second(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing is due, its pauses are a second and more, and differ. A deadline that it knows ends a pause in time, and
+    so does a transaction of this process."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def wait(event: asyncio.Event, seconds: float) -> None:
+        assert event is store.armed
+        pauses[-1] += seconds
+
+    monkeypatch.setattr(sweeper.asyncio, "sleep", sleep)
+    monkeypatch.setattr(sweeper.supervised_task, "pause", wait)
+    made = _sweeper(store, clock)
+    for _ in range(8):
+        await made.run_once()
+        await made._pause()
+    assert min(pauses) >= 1
+    assert len(set(pauses)) > 1
+    store.armed.clear()
+    await _arm(store, clock() + 400, OWNER)
+    assert store.armed.is_set()
+    await made.run_once()
+    await made._pause()
+    assert pauses[-1] == pytest.approx(0.4)

@@ -7,6 +7,7 @@ to its end.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ class Store:
         self.tables = tables or dictionary_tables.Tables()
         self.connections = dictionary_connections.Connections(self.tables, clock=clock, new_id=new_id)
         self.changed = self.connections.changed
+        self.armed = asyncio.Event()
         self.assignments = dictionary_jobs.Assignments(self.connections)
         self.attempts = dictionary_messages.Attempts()
         self.deadlines = dictionary_jobs.Deadlines(self.connections)

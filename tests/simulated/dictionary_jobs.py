@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from events import requests
+from events import codec, requests
 from machine import due_work, job_key, model, states
+from store import deadlines
 from tests.simulated import dictionary_connections, dictionary_tables
 
 
@@ -44,16 +45,20 @@ class Leases(dictionary_connections.Concern):
 
     async def of_node(self, node: str) -> list[due_work.Lease]:
         """The leases that a node holds."""
-        return [lease for lease, row in self._all() if row.node == node]
+        return [lease for lease in self.all() if lease.node == node]
 
-    async def expired(self, before_ms: int) -> list[due_work.Lease]:
-        """The leases that ended before that time (Unix ms)."""
-        return [lease for lease, row in self._all() if row.lease_until_ms < before_ms]
-
-    def _all(self) -> list[tuple[due_work.Lease, dictionary_tables.JobRow]]:
+    def all(self) -> list[due_work.Lease]:
+        """All leases."""
         found = ((owner, epoch, self._tables.jobs[owner, epoch]) for owner, epoch in self._tables.leased)
         return [
-            (due_work.Lease(owner=job_key.parse_job(owner), epoch=epoch, kind=row.kind, node=row.node), row)
+            due_work.Lease(
+                owner=job_key.parse_job(owner),
+                epoch=epoch,
+                kind=row.kind,
+                node=row.node,
+                over_ms=row.lease_until_ms,
+                published=(owner, epoch, row.lease_until_ms) in self._tables.again,
+            )
             for owner, epoch, row in found
         ]
 
@@ -77,16 +82,48 @@ class Assignments(dictionary_connections.Concern):
 
 
 class Deadlines(dictionary_connections.Concern):
-    """Deadlines that have passed."""
+    """Deadlines that have passed and leases that have ended."""
 
-    async def due(self, limit: int = 100) -> list[due_work.Deadline]:
-        """Deadlines that have passed, oldest first."""
-        now_ms = self._connections.now_ms()
-        due = [(at_ms, serial, key) for key, (at_ms, serial) in self._tables.deadlines.items() if at_ms <= now_ms]
-        return [
-            due_work.Deadline(owner=job_key.parse(owner), kind=kind, serial=serial)
-            for _, serial, (owner, kind) in sorted(due)[:limit]
+    async def due(self, limit: int = 100, *, ahead_ms: int = 0) -> list[due_work.Deadline]:
+        """Deadlines that have passed or pass within `ahead_ms`, oldest first, without those whose event is under way."""
+        until_ms = self._connections.now_ms() + ahead_ms
+        due = [(at_ms, serial, key) for key, (at_ms, serial) in self._tables.deadlines.items() if at_ms <= until_ms]
+        found = [
+            due_work.Deadline(
+                owner=job_key.parse(owner),
+                kind=kind,
+                serial=serial,
+                over_ms=at_ms,
+                published=(owner, kind, serial) in self._tables.again,
+            )
+            for at_ms, serial, (owner, kind) in sorted(due)
         ]
+        return [deadline for deadline in found if self._is_free(deadline)][:limit]
+
+    async def expired(self, before_ms: int, limit: int = 100) -> list[due_work.Lease]:
+        """Leases that ended before that time (Unix ms), without those whose event is under way."""
+        leases = Leases(self._connections).all()
+        return [lease for lease in leases if lease.over_ms < before_ms and self._is_free(lease)][:limit]
+
+    async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int:
+        """Write the events of overdue rows to the outbox."""
+        now_ms = self._connections.now_ms()
+        free = [(item, event) for item, event in events if self._is_free(item)]
+        async with self._connections.transaction() as tx:
+            for item, event in free:
+                await tx.send("event", event, item.owner.task_id)
+        for item, _ in free:
+            self._tables.again[_key(item)] = now_ms + deadlines.pause_ms(item, now_ms)
+        return len(free)
+
+    def _is_free(self, item: due_work.Overdue) -> bool:
+        return self._tables.again.get(_key(item), 0) <= self._connections.now_ms()
+
+
+def _key(item: due_work.Overdue) -> tuple[str, str | int, str | int]:
+    if isinstance(item, due_work.Deadline):
+        return (item.owner.text, item.kind, item.serial)
+    return (item.owner.text, item.epoch, item.over_ms)
 
 
 class Nodes(dictionary_connections.Concern):
