@@ -21,7 +21,7 @@ import store.connections
 import store.queries
 import store.schema
 import store.store
-from assembly import encryption_keys, start_checks
+from assembly import encryption_keys, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
@@ -34,6 +34,9 @@ from web import http_server
 from worker import capacity, command_handlers, cpu_usage, janitor, worker
 
 log = structlog.get_logger()
+
+# Deliveries that may wait for their receivers' turns, under leases. Behind them, other receivers' results wait in the queue.
+MAX_LINE = 10_000
 
 
 class Node:
@@ -148,7 +151,15 @@ class Node:
         if "worker" not in self.settings.roles:
             return []
         place = "" if self._shared else self.node
-        made = worker.Worker(self.store, work, node=self.node, policy=self._policy, clock=clock, shared_spool=self._shared)
+        made = worker.Worker(
+            self.store,
+            work,
+            node=self.node,
+            policy=self._policy,
+            clock=clock,
+            shared_spool=self._shared,
+            deliveries=slots.of(self.settings)["send-callback"],
+        )
         self.worker = made
         space.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
         cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=clock, node=place)
@@ -170,13 +181,10 @@ class Node:
 
     def _bus(self, decider: dispatch.Decider) -> Any:
         async def on_command(command: Any) -> None:
-            if self.worker is None:
+            if self.worker is None or self.capacity is None:
                 return
             do = functools.partial(command_handlers.handle, self.worker, command)
-            if command.type == "start-capture" and self.capacity is not None:
-                await self.capacity.admit(do)
-            else:
-                await do()
+            await self.capacity.admit(command.type, do)
 
         if not self._distributed:
             self.bus = bus.local.LocalBus(self.store, clock=clock, on_event=decider.decide_from_bus, on_command=on_command)
@@ -198,18 +206,22 @@ class Node:
 
     def _capacity(self, work: node_work.NodeWork, folder: spool.Spool, space: start_checks.SpoolSpace) -> list[Any]:
         made = self.worker
-        if made is None or not self._distributed:
+        if made is None:
             return []
         settings = self.settings
         limits = capacity.CaptureLimits(
             captures=settings.max_captures, cpu=settings.max_cpu, load=settings.max_load, free_bytes=space.needed_bytes
         )
+        taken = slots.of(settings)
+        taken["send-callback"] += MAX_LINE
         live = cpu_usage.LiveCpu(cpu_usage.reading(work.live_pids), cpus=cpu_usage.usable())
         self.capacity = capacity.Capacity(
-            limits,
-            pause=functools.partial(self.bus.pause, "start-capture"),
-            resume=functools.partial(self.bus.resume, "start-capture"),
-            running=made.captures,
+            limits if self._distributed else None,
+            slots=taken,
+            pause=self.bus.pause,
+            resume=self.bus.resume,
+            running=made.running,
+            freed=made.freed,
             live=live,
             free_bytes=folder.free_bytes,
         )
@@ -233,7 +245,9 @@ class Node:
 
     def _spare(self) -> model.SpareCapacity | None:
         """Capacity that this node advertises for admission; None if it takes no captures."""
-        return self.capacity.spare() if self.capacity is not None and not self._draining else None
+        if self.capacity is None or not self._distributed or self._draining:
+            return None
+        return self.capacity.spare()
 
     def _advertised(self) -> str:
         """URL at which other nodes fetch this node's segments; "" if they need none."""

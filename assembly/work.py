@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from assembly import slots
 from assembly.identity import clock
 from config import settings as settings_module
 from machine import capture_progress, due_work, errors, job_key, model, segments, uploaded_object
@@ -35,7 +36,7 @@ class NodeWork:
         self._chain = chain
         ffmpeg_process.check_tools()
         self._ffmpeg = ffmpeg_command.find(settings.ffmpeg_binary)
-        self.uploader = cos.CosUploader()
+        self.uploader = cos.CosUploader(slots.of(settings)["start-upload"])
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
         self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()

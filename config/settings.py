@@ -7,21 +7,20 @@ as unset. Secrets are `SecretStr`, so that no log and no dump shows them. This m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import pydantic
 import pydantic_settings
-from pydantic import BeforeValidator, Field, SecretStr
-from pydantic.config import JsonDict
+from pydantic import SecretStr
 
-from config import consistency, parsers
+from config import consistency, fields, parsers
 
 SQLITE, POSTGRESQL = consistency.SQLITE, consistency.POSTGRESQL
 DATABASE_NAME = "recorder.db"
-DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
+DURATION = fields.DURATION
 
 
 class SettingsError(ValueError):
@@ -32,22 +31,9 @@ class SettingsError(ValueError):
         super().__init__("The settings cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
-def _read(reader: Callable[[str], Any]) -> BeforeValidator:
-    return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
-
-
-def _list_of(reader: Callable[[str], str]) -> BeforeValidator:
-    return _read(lambda text: tuple(reader(item) for item in parsers.items(text)))
-
-
-def _setting(name: str, default: Any, allowed: str, meaning: str, *, shown: str = "", **limits: Any) -> Any:
-    """A field: variable, default, allowed values (shown in faults), meaning, and the default as shown in documents."""
-    extra: JsonDict = {"allowed": allowed, "shown": shown}
-    return Field(default=default, validation_alias=name, description=meaning, json_schema_extra=extra, **limits)
-
-
-Seconds = Annotated[float, _read(parsers.seconds)]
-Keys = Annotated[dict[int, SecretStr], _read(parsers.keys_by_application)]
+_list_of, _setting = fields.list_of, fields.setting
+Seconds = fields.Seconds
+Keys = fields.Keys
 
 
 class Settings(pydantic_settings.BaseSettings):
@@ -149,7 +135,7 @@ class Settings(pydantic_settings.BaseSettings):
         "a comma-separated list of hosts, addresses and networks such as 10.0.0.0/8",
         "Private hosts and networks that may receive results.",
     )
-    cos_endpoint: Annotated[str, _read(parsers.http_endpoint)] = _setting(
+    cos_endpoint: Annotated[str, fields.read(parsers.http_endpoint)] = _setting(
         "COS_ENDPOINT",
         "",
         "an IP address such as http://127.0.0.1:9000",
@@ -215,6 +201,19 @@ class Settings(pydantic_settings.BaseSettings):
         ge=0,
         shown="0",
     )
+    transcodes: int = _setting(
+        "TRANSCODES", 0, "a number from 0", "Transcodes at once on this worker; 0 is one for each CPU that it may use.", ge=0
+    )
+    uploads: int = _setting(
+        "UPLOADS", 0, "a number from 0", "Uploads at once on this worker; 0 is two for each CPU, and at least 4.", ge=0
+    )
+    deliveries: int = _setting(
+        "DELIVERIES",
+        0,
+        "a number from 0",
+        "Posts of results at once on this worker, an eighth of them to one receiver; 0 is 32 for each CPU, and at least 64.",
+        ge=0,
+    )
     linger_s: Seconds = _setting("LINGER", 30.0, DURATION, "Time in which a returning speaker continues the recording.", ge=0)
     idle_timeout_s: Seconds = _setting(
         "IDLE_TIMEOUT",
@@ -260,7 +259,7 @@ class Settings(pydantic_settings.BaseSettings):
     lease_s: Seconds = _setting(
         "LEASE", 30.0, f"{DURATION}, at least 1", "A worker without a heartbeat for this time counts as lost.", ge=1
     )
-    min_free_bytes: Annotated[int, _read(parsers.size_bytes)] = _setting(
+    min_free_bytes: Annotated[int, fields.read(parsers.size_bytes)] = _setting(
         "MIN_FREE",
         2 * 2**30,
         "a size such as 2GiB, 500MB or 1048576",
@@ -268,17 +267,17 @@ class Settings(pydantic_settings.BaseSettings):
         ge=0,
         shown="2GiB",
     )
-    capture_reserve_bytes: Annotated[int, _read(parsers.size_bytes)] = _setting(
+    capture_reserve_bytes: Annotated[int, fields.read(parsers.size_bytes)] = _setting(
         "CAPTURE_RESERVE",
         256 * 2**20,
         "a size such as 2GiB, 500MB or 1048576",
         "Expected further need of each running capture. A start is refused if MIN_FREE plus these reserves do not fit.",
         shown="256MiB",
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], _read(str.lower)] = _setting(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], fields.read(str.lower)] = _setting(
         "LOG_LEVEL", "info", "debug, info, warning or error", "Lowest level that is logged."
     )
-    log_format: Annotated[Literal["auto", "json", "console"], _read(str.lower)] = _setting(
+    log_format: Annotated[Literal["auto", "json", "console"], fields.read(str.lower)] = _setting(
         "LOG_FORMAT", "auto", "auto, json or console", "auto: readable text on a terminal, otherwise JSON lines."
     )
 

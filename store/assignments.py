@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import urlsplit
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import due_work, job_key, model
-from store import connections, transaction
+from store import connections, jobs, rows, statements, tables, transaction
+
+_ONE = statements.matching(tables.callbacks, "task_id", "revision")
+_DELIVERY = jobs.deliveries().where(_ONE)
+_ORIGIN = select(tables.callbacks.c.url).where(_ONE)
 
 
 class Assignments:
@@ -30,6 +36,14 @@ class Assignments:
     async def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
         """A delivery with its whole URL. Raises DecryptionFailed."""
         async with self._database.read() as connection:
-            tx = self._begin(connection)
-            found = [d for d in await tx.deliveries(key.task_id) if d.revision == key.revision]
-            return replace(found[0], url=await tx.callback_url(key.task_id)) if found else None
+            # Only this revision: the bodies of all others may be large.
+            row = (
+                (await connection.execute(_DELIVERY, {"at_task_id": key.task_id, "at_revision": key.revision})).mappings().first()
+            )
+            return replace(rows.delivery(row), url=await self._begin(connection).callback_url(key.task_id)) if row else None
+
+    async def receiver(self, key: job_key.DeliveryKey) -> str:
+        """The host and port of a delivery's URL; "" if there is no such delivery."""
+        async with self._database.read() as connection:
+            found = (await connection.execute(_ORIGIN, {"at_task_id": key.task_id, "at_revision": key.revision})).scalar()
+        return urlsplit(found or "").netloc

@@ -1,23 +1,32 @@
-"""Capacity of a worker: pauses new captures while the worker is full, so that other workers take them.
+"""Capacity of a worker: pauses the commands of each kind of job while no slot is free, so that other workers take them.
 
-Rule: a limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
+Rules:
+- A worker takes a job only when it has a free slot for it: a lease that waits keeps the job from an idle worker.
+- A limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
 
-from machine import errors, model, supervised_task
+from machine import errors, model, states, supervised_task
 from worker import cpu_usage
 
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 1.0
+START_CAPTURE = "start-capture"
+KINDS = {
+    START_CAPTURE: states.CAPTURE,
+    "start-transcode": states.TRANSCODE,
+    "start-upload": states.UPLOAD,
+    "send-callback": states.DELIVERY,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,32 +41,39 @@ class CaptureLimits:
 
 
 class Capacity:
-    """Pauses and resumes a worker's captures. `pause` and `resume` act on the bus (bus.rabbit.RabbitBus) and are idempotent."""
+    """Pauses and resumes the commands of a worker, by their type. `pause` and `resume` act on the bus and are idempotent.
+
+    `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind. `freed` is set whenever a job
+    ends. Without `limits` captures are not limited: there is no other worker."""
 
     def __init__(
         self,
-        limits: CaptureLimits,
+        limits: CaptureLimits | None,
         *,
-        pause: Callable[[], Awaitable[None]],
-        resume: Callable[[], Awaitable[None]],
-        running: Callable[[], int],
+        slots: Mapping[str, int],
+        pause: Callable[[str], Awaitable[None]],
+        resume: Callable[[str], Awaitable[None]],
+        running: Callable[[str], int],
+        freed: asyncio.Event,
         live: cpu_usage.LiveCpu,
         free_bytes: Callable[[], int],
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
     ) -> None:
         self._limits = limits
+        self._slots = slots
         self._pause = pause
         self._resume = resume
         self._running = running
+        self._freed = freed
         self._live = live
         self._free_bytes = free_bytes
         self._load = load
-        self._reason = ""
-        self._lock = asyncio.Lock()
+        self._reasons = dict.fromkeys((*slots, *((START_CAPTURE,) if limits else ())), "")
+        self._locks = {type_: asyncio.Lock() for type_ in self._reasons}
         self.task = supervised_task.SupervisedTask("capacity", self._run)
 
     async def start(self) -> None:
-        """Begin the checks, one every `CHECK_EVERY_S`."""
+        """Begin the checks: when a job ends, and every `CHECK_EVERY_S`."""
         self.task.start()
 
     async def stop(self) -> None:
@@ -66,9 +82,11 @@ class Capacity:
 
     def busy(self) -> str:
         """Why no further capture is taken, apart from the spool; "" if one would be."""
-        limits, share = self._limits, self._live.share
-        if limits.captures and self._running() >= limits.captures:
-            return f"{self._running()} captures run, MAX_CAPTURES is {limits.captures}"
+        limits, share, running = self._limits, self._live.share, self._running(states.CAPTURE)
+        if limits is None:
+            return ""
+        if limits.captures and running >= limits.captures:
+            return f"{running} captures run, MAX_CAPTURES is {limits.captures}"
         if limits.cpu and share > limits.cpu:
             return f"live work takes {share:.0%} of the CPUs, MAX_CPU is {limits.cpu:.0%}"
         load = self._load()
@@ -77,30 +95,38 @@ class Capacity:
         return ""
 
     def spare(self) -> model.SpareCapacity:
-        """The spare capacity that this worker publishes with its heartbeat."""
+        """The spare capacity for captures that this worker publishes with its heartbeat."""
         try:
-            return model.SpareCapacity(free_bytes=self._free_bytes(), needed_bytes=self._limits.free_bytes(), busy=self.busy())
+            needed_bytes = self._limits.free_bytes() if self._limits else 0
+            return model.SpareCapacity(free_bytes=self._free_bytes(), needed_bytes=needed_bytes, busy=self.busy())
         except errors.Unavailable as error:
             # An unreadable spool takes no capture, but it is not full: it may be back in a moment.
             return model.SpareCapacity(free_bytes=None, needed_bytes=0, busy=error.message)
 
-    def full(self) -> str:
-        """Why no further capture is taken; "" if one would be."""
+    def full(self, type_: str = START_CAPTURE) -> str:
+        """Why no further job of this command is taken; "" if one would be."""
+        if type_ in self._slots:
+            running, slots = self._running(KINDS[type_]), self._slots[type_]
+            return f"{running} jobs of {slots} run" if running >= slots else ""
         spare = self.spare()
         if spare.free_bytes is None or spare.busy or spare.free_bytes >= spare.needed_bytes:
             return spare.busy
         return f"the spool has {spare.free_bytes >> 20} MiB free, {spare.needed_bytes >> 20} MiB are needed"
 
-    async def admit(self, begin: Callable[[], Awaitable[None]]) -> None:
-        """Begin one more capture. Raises Full if the worker is full; the bus then requeues the command for any worker.
+    async def admit(self, type_: str, begin: Callable[[], Awaitable[None]]) -> None:
+        """Begin one more job, or handle a command that needs no slot. Raises WorkerFull if no slot is free; the bus then requeues
+        the command for any worker.
 
-        One at a time: commands that were delivered before the consumer was paused arrive here too, and together they would exceed
-        the limit."""
-        async with self._lock:
-            reason = self.full()
+        One of a kind at a time: commands that were delivered before the consumer was paused arrive here too, and together they
+        would exceed the limit."""
+        if type_ not in self._reasons:
+            await begin()
+            return
+        async with self._locks[type_]:
+            reason = self.full(type_)
             if not reason:
                 await begin()
-            await self.check()
+            await self._check(type_)
         if reason:
             raise errors.WorkerFull(f"This worker is full: {reason}.")
 
@@ -108,15 +134,21 @@ class Capacity:
         while True:
             self._live.sample()
             await self.check()
-            await asyncio.sleep(CHECK_EVERY_S)
+            await supervised_task.pause(self._freed, CHECK_EVERY_S)
 
     async def check(self) -> None:
-        """Compare once with the limits, and pause or resume."""
-        reason = self.full()
-        if bool(reason) != bool(self._reason):
-            log.info("worker.capacity", full=bool(reason), reason=reason)
-        self._reason = reason
+        """Compare once with all limits, and pause or resume."""
+        for type_ in self._reasons:
+            await self._check(type_)
+
+    async def _check(self, type_: str) -> None:
+        reason = self.full(type_)
+        if bool(reason) == bool(self._reasons[type_]):
+            return
+        level = log.info if type_ == START_CAPTURE else log.debug
+        level("worker.capacity", command=type_, full=bool(reason), reason=reason)
         if reason:
-            await self._pause()
+            await self._pause(type_)
         else:
-            await self._resume()
+            await self._resume(type_)
+        self._reasons[type_] = reason

@@ -19,15 +19,9 @@ import structlog
 
 from machine import capture_progress, due_work, errors, failpoints, internal_events, model, ports, segments
 from machine.reasons import Reason
-from worker import leased_job, outcomes, work_ports
+from worker import leased_job, outcomes, receivers, work_ports
 
 log = structlog.get_logger()
-
-# A transcode fills a core, an upload a thread. More at a time would only slow down the captures.
-TRANSCODES = 2
-UPLOADS = 4
-# A delivery waits for the receiver's server and takes a socket. Many at a time, but fewer than there may be sessions.
-DELIVERIES = 64
 
 
 class Execution:
@@ -43,6 +37,7 @@ class Execution:
         place: str,
         policy: model.Policy,
         clock: Callable[[], int],
+        deliveries: int,
     ) -> None:
         self._store = store
         self._work = work
@@ -51,9 +46,7 @@ class Execution:
         self._place = place
         self._policy = policy
         self._clock = clock
-        self._transcodes = asyncio.Semaphore(TRANSCODES)
-        self._uploads = asyncio.Semaphore(UPLOADS)
-        self._deliveries = asyncio.Semaphore(DELIVERIES)
+        self._receivers = receivers.Receivers(deliveries)
 
     async def capture(self, job: leased_job.RecordingJob) -> None:
         """Capture one speaker's stream until it ends or is stopped."""
@@ -92,8 +85,7 @@ class Execution:
         parts = await self._store.segments.of_recording(job.owner)
         try:
             missing = await self._fetch_missing(assignment, parts)
-            async with self._transcodes:
-                made = await self._work.transcode(assignment, job.epoch, [s for s in parts if s.epoch not in missing])
+            made = await self._work.transcode(assignment, job.epoch, [s for s in parts if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = outcomes.transcode_failure(job.epoch, error.reason, error.detail, retry=error.retry)
@@ -139,8 +131,7 @@ class Execution:
                 raise errors.LeaseRefused
 
         try:
-            async with self._uploads:
-                done = await self._work.upload(assignment, state, save)
+            done = await self._work.upload(assignment, state, save)
         except errors.UploadFailed as error:
             log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = internal_events.UploadFailure(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
@@ -155,13 +146,11 @@ class Execution:
         await self._store.uploads.delete(job.owner, job.epoch)
 
     async def deliver(self, job: leased_job.DeliveryJob) -> None:
-        """Post a result to its callback URL, once."""
-        delivery = await self._store.assignments.delivery(job.owner)
-        if delivery is None:
-            return
+        """Post a result to its callback URL, once, when it is the turn of its receiver."""
+        receiver = await self._store.assignments.receiver(job.owner)
         try:
-            async with self._deliveries:
-                await self._work.deliver(delivery)
+            async with self._receivers.turn(receiver) as turn:
+                await self._post(job, turn)
         except errors.DeliveryFailed as error:
             log.warning("callback.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
             failure = internal_events.DeliveryFailure(
@@ -173,6 +162,23 @@ class Execution:
         log.info("callback.delivered", owner=job.owner, epoch=job.epoch)
         await self._publisher.ended(job, internal_events.DeliveryFinished(epoch=job.epoch))
         failpoints.hit("callback.mark.after")
+
+    async def _post(self, job: leased_job.DeliveryJob, turn: receivers.Turn) -> None:
+        """Post in the receiver's turn. Raises DeliveryFailed; without a connection if the receiver's circuit is open."""
+        if turn.open:
+            detail = "The receiver did not answer several times in a row. It is tried again after a pause."
+            raise errors.DeliveryFailed(detail, reason=Reason.NETWORK, retry=True)
+        # Not before the turn: the line may be long, the bodies large, and a newer revision may have cancelled this one.
+        delivery = await self._store.assignments.delivery(job.owner)
+        if delivery is None or delivery.job is None or delivery.epoch != job.epoch:
+            raise errors.LeaseRefused
+        try:
+            await self._work.deliver(delivery)
+            turn.answered = True
+        except errors.DeliveryFailed as error:
+            if error.reason not in (Reason.BAD_URL, Reason.PRIVATE_ADDRESS):
+                turn.answered = error.reason not in (Reason.TIMEOUT, Reason.NETWORK)
+            raise
 
     async def _assignment(self, job: leased_job.RecordingJob) -> due_work.Assignment:
         found = await self._store.assignments.recording(job.owner)

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -19,6 +20,9 @@ from machine import errors, failpoints, job_key, model, ports, states
 from worker import execution, leased_job, leases, outcomes, work_ports
 
 log = structlog.get_logger()
+
+# Posts at a time. A delivery waits for the receiver's server and takes a socket.
+DELIVERIES = 64
 
 
 class Worker:
@@ -33,11 +37,17 @@ class Worker:
         policy: model.Policy,
         clock: Callable[[], int],
         shared_spool: bool = True,
+        deliveries: int = DELIVERIES,
     ) -> None:
+        """`deliveries` is the number of posts at a time. The other kinds have their limits in capacity.Capacity."""
         place = "" if shared_spool else node
+        self._running: Counter[str] = Counter()
+        self.freed = asyncio.Event()
         self._publisher = outcomes.OutcomePublisher(store, node=node, clock=clock)
         self.leases = leases.HeldLeases(store, work, node=node, policy=policy, clock=clock)
-        self._execution = execution.Execution(store, work, self._publisher, node=node, place=place, policy=policy, clock=clock)
+        self._execution = execution.Execution(
+            store, work, self._publisher, node=node, place=place, policy=policy, clock=clock, deliveries=deliveries
+        )
 
     async def start(self) -> None:
         """Void the leases of an earlier process of this node, then begin to renew leases."""
@@ -65,9 +75,9 @@ class Worker:
         running = [j for j in self.leases.jobs.values() if j.capture is not None and not j.ended]
         return {j.owner: j.capture.progress.media_ms for j in running if j.capture is not None}
 
-    def captures(self) -> int:
-        """The number of captures that this node holds, including those whose ffmpeg is not started yet."""
-        return sum(job.kind == states.CAPTURE and not job.ended for job in self.leases.jobs.values())
+    def running(self, kind: str) -> int:
+        """The number of jobs of a kind that this node executes, including those that have only just begun."""
+        return self._running[kind]
 
     def expected_bytes(self, reserve_bytes: int) -> int:
         """Bytes of the spool that the running captures still need: for each a reserve, plus a finished file of the size captured
@@ -114,7 +124,13 @@ class Worker:
         """Take the job's lease and execute the job in a task of its own."""
         job = await self.leases.take(owner, command.data["Epoch"], kind)
         if job is not None:
+            self._running[kind] += 1
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
+            job.task.add_done_callback(lambda _: self._over(kind))
+
+    def _over(self, kind: str) -> None:
+        self._running[kind] -= 1
+        self.freed.set()
 
     async def _run(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:
         try:

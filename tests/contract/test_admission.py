@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from handlers import admission
@@ -43,11 +45,19 @@ def _unreadable() -> model.SpareCapacity:
     limits = capacity.CaptureLimits(captures=0, cpu=0, load=0, free_bytes=lambda: 0)
     live = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
-        limits, pause=_nothing, resume=_nothing, running=lambda: 0, live=live, free_bytes=gone, load=lambda: 0.0
+        limits,
+        slots={},
+        pause=_nothing,
+        resume=_nothing,
+        running=lambda _: 0,
+        freed=asyncio.Event(),
+        live=live,
+        free_bytes=gone,
+        load=lambda: 0.0,
     ).spare()
 
 
-async def _nothing() -> None:
+async def _nothing(_: str) -> None:
     """Neither pause nor resume a bus."""
 
 

@@ -282,4 +282,4 @@ async def test_a_job_that_ended_without_a_word_is_not_held_for_ever(node: Node, 
     capture.end("eof")
     held = [((await node.recording()).key, 1)]
     assert await node.store.leases.renew_all(held, "node-1", 10_000) == set()
-    await waiting.until(lambda: node.worker.captures() == 0, what="the job to be let go")
+    await waiting.until(lambda: node.worker.running("capture") == 0, what="the job to be let go")

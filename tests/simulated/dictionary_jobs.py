@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from events import codec, requests
 from machine import due_work, job_key, model, states
@@ -79,6 +80,11 @@ class Assignments(dictionary_connections.Concern):
         """A delivery with its whole URL."""
         found = self._tables.callbacks.get(str(key))
         return model.changed(found, url=self._tables.callback_urls.get(found.task_id, "")) if found is not None else None
+
+    async def receiver(self, key: job_key.DeliveryKey) -> str:
+        """The host and port of a delivery's URL; "" if there is no such delivery."""
+        found = self._tables.callbacks.get(str(key))
+        return urlsplit(found.url).netloc if found is not None else ""
 
 
 class Deadlines(dictionary_connections.Concern):

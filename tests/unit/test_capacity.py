@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from machine import errors
+from tests import waiting
 from worker import capacity, cpu_usage
 
 
 class Bus:
-    """Records whether captures are wanted."""
+    """Records which commands are paused."""
 
     def __init__(self) -> None:
-        self.wanted = True
+        self.paused: set[str] = set()
 
-    async def pause_captures(self) -> None:
-        """As the bus does."""
-        self.wanted = False
+    @property
+    def wanted(self) -> bool:
+        """Whether captures are wanted."""
+        return "start-capture" not in self.paused
 
-    async def resume_captures(self) -> None:
+    async def pause(self, command_type: str) -> None:
         """As the bus does."""
-        self.wanted = True
+        self.paused.add(command_type)
+
+    async def resume(self, command_type: str) -> None:
+        """As the bus does."""
+        self.paused.discard(command_type)
 
 
 class Captures:
@@ -32,6 +39,7 @@ class Captures:
 
     def __init__(self) -> None:
         self.running = 0
+        self.others: Counter[str] = Counter()
 
     async def begin(self) -> None:
         """Take the lease."""
@@ -64,9 +72,11 @@ def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_us
     idle = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
         limits,
-        pause=bus.pause_captures,
-        resume=bus.resume_captures,
-        running=lambda: captures.running,
+        slots={"start-transcode": 2, "start-upload": 3},
+        pause=bus.pause,
+        resume=bus.resume,
+        running=lambda kind: captures.running if kind == "capture" else captures.others[kind],
+        freed=asyncio.Event(),
         live=live or idle,
         free_bytes=lambda: free_bytes,
         load=lambda: 3.0,
@@ -77,22 +87,48 @@ async def test_a_burst_does_not_pass_the_limit() -> None:
     """Of five captures delivered together two start; the others go back, and no more are requested until one has ended."""
     bus, captures = Bus(), Captures()
     part = limited(bus, captures)
-    answers = await asyncio.gather(*(part.admit(captures.begin) for _ in range(5)), return_exceptions=True)
+    answers = await asyncio.gather(*(part.admit("start-capture", captures.begin) for _ in range(5)), return_exceptions=True)
     refused = [answer for answer in answers if answer is not None]
     assert (captures.running, len(refused), bus.wanted) == (2, 3, False)
     assert all(isinstance(answer, errors.Unavailable) and answer.retry for answer in refused)
     captures.running -= 1
     await part.check()
     assert bus.wanted
-    await part.admit(captures.begin)
+    await part.admit("start-capture", captures.begin)
     assert (captures.running, bus.wanted) == (2, False)
+
+
+async def test_each_kind_of_job_has_slots_of_its_own() -> None:
+    """Of a burst of transcodes only as many begin as there are slots; the others go back before a lease is taken. Uploads and
+    commands that need no slot go on. A freed slot resumes the transcodes at once."""
+    bus, captures = Bus(), Captures()
+    part = limited(bus, captures)
+
+    async def begin() -> None:
+        await captures.begin()
+        captures.others["transcode"] += 1
+
+    answers = await asyncio.gather(*(part.admit("start-transcode", begin) for _ in range(6)), return_exceptions=True)
+    assert sum(isinstance(answer, errors.WorkerFull) for answer in answers) == 4
+    assert (captures.others["transcode"], bus.paused) == (2, {"start-transcode"})
+    captures.running = 0
+    await part.admit("start-upload", captures.begin)
+    await part.admit("stop-capture", captures.begin)
+    assert captures.running == 2
+    await part.start()
+    try:
+        captures.others["transcode"] -= 1
+        part._freed.set()
+        await waiting.until(lambda: "start-transcode" not in bus.paused, what="the transcodes to be resumed")
+    finally:
+        await part.stop()
 
 
 async def test_a_full_spool_takes_nothing() -> None:
     """With too little free space the capture does not start, and the reason names the space."""
     bus, captures = Bus(), Captures()
     with pytest.raises(errors.Unavailable, match="full: the spool has"):
-        await limited(bus, captures, free_bytes=1).admit(captures.begin)
+        await limited(bus, captures, free_bytes=1).admit("start-capture", captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
     room = limited(bus, captures, free_bytes=1).spare()
     assert (room.free_bytes, room.needed_bytes, room.busy) == (1, 10, "")
@@ -125,9 +161,11 @@ async def test_a_load_limit_is_the_machines() -> None:
     live = cpu_usage.LiveCpu(dict, cpus=1)
     part = capacity.Capacity(
         limits,
-        pause=Bus().pause_captures,
-        resume=Bus().resume_captures,
-        running=lambda: 0,
+        slots={},
+        pause=Bus().pause,
+        resume=Bus().resume,
+        running=lambda _: 0,
+        freed=asyncio.Event(),
         live=live,
         free_bytes=lambda: 1,
         load=lambda: 3.0,
@@ -146,15 +184,17 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
     bus, captures = Bus(), Captures()
     part = capacity.Capacity(
         limits,
-        pause=bus.pause_captures,
-        resume=bus.resume_captures,
-        running=lambda: 0,
+        slots={},
+        pause=bus.pause,
+        resume=bus.resume,
+        running=lambda _: 0,
+        freed=asyncio.Event(),
         live=live,
         free_bytes=gone,
         load=lambda: 0.0,
     )
     with pytest.raises(errors.WorkerFull, match="the spool is gone"):
-        await part.admit(captures.begin)
+        await part.admit("start-capture", captures.begin)
     assert (captures.running, bus.wanted) == (0, False)
     assert part.spare().free_bytes is None
 

@@ -1,0 +1,128 @@
+"""Slots of a worker, on a real store: jobs without a free slot hold no lease, and a slow receiver delays only its own results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from bus import local
+from events import codec
+from machine import errors, job_key, model, states
+from machine.reasons import Reason
+from store import store as stores
+from tests import engines, examples, waiting
+from tests.work_doubles import Node, node
+from worker import capacity, command_handlers, cpu_usage, receivers
+
+__all__ = ["node"]
+
+SLOW, OTHER = "http://slow.example:8000/", "http://other.example/"
+
+
+async def queued_delivery(node: Node, task_id: str, revision: int, url: str) -> None:
+    """Queue the delivery of a result, and hand its command to the worker."""
+    job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
+    value = model.Delivery(task_id=task_id, revision=revision, url=url, body="{}", epoch=1, job=job)
+    async with node.store.transaction() as tx:
+        await tx.add_delivery(value)
+    data = {**value.key.fields(), "Epoch": 1}
+    await command_handlers.handle(node.worker, codec.make("send-callback", id=f"c{value.key}", time_ms=node.clock(), data=data))
+
+
+async def test_many_deliveries_to_a_slow_receiver_delay_no_other_result(node: Node) -> None:
+    """A receiver never answers 150 deliveries. The one of another user begins at once and its outcome is published."""
+    for task_id, url in ((examples.TASK, SLOW), (examples.OTHER, OTHER)):
+        await examples.opened(node.store, of=examples.session(task_id, request=examples.request(callback=url, user_id=task_id)))
+    begun: Counter[str] = Counter()
+
+    async def deliver(delivery: model.Delivery) -> None:
+        begun[delivery.url] += 1
+        if delivery.url == SLOW:
+            await asyncio.Event().wait()
+
+    node.work.deliver = deliver  # type: ignore[method-assign]
+    for revision in range(1, 151):
+        await queued_delivery(node, examples.TASK, revision, SLOW)
+    await queued_delivery(node, examples.OTHER, 1, OTHER)
+    await waiting.until(lambda: begun[OTHER], what="the delivery to the other receiver")
+    await node.relayed("callback-finished")
+    assert begun[SLOW] <= 64 // receivers.SHARE
+
+
+async def test_deliveries_to_a_dead_receiver_fail_without_a_connection(node: Node) -> None:
+    """After some posts without an answer the rest of the line fails at once, each with an outcome that its backoff follows."""
+    await examples.opened(node.store, of=examples.session(request=examples.request(callback=SLOW)))
+    begun: Counter[str] = Counter()
+
+    async def deliver(delivery: model.Delivery) -> None:
+        begun[delivery.url] += 1
+        raise errors.DeliveryFailed("no answer", reason=Reason.TIMEOUT, retry=True)
+
+    node.work.deliver = deliver  # type: ignore[method-assign]
+    for revision in range(1, 16):
+        await queued_delivery(node, examples.TASK, revision, SLOW)
+
+    async def ended() -> bool:
+        return sum(m.type == "callback-failed" for m in await node.store.outbox.unsent()) == 15
+
+    await waiting.until(ended, 20, "all outcomes")
+    assert receivers.OPENS_AFTER <= begun[SLOW] <= receivers.OPENS_AFTER + 64 // receivers.SHARE
+
+
+async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, clock: engines.Clock) -> None:
+    """Of five transcodes on a worker with two slots two hold a lease; the others stay queued for any worker, and follow as slots
+    become free."""
+    node = Node(store, clock)
+    gates: list[asyncio.Event] = []
+
+    async def transcode(*_: object) -> model.Output:
+        gates.append(asyncio.Event())
+        await gates[-1].wait()
+        return model.Output(duration_ms=1000, size_bytes=10)
+
+    node.work.transcode = transcode  # type: ignore[method-assign, assignment]
+    job = model.Job(kind=states.TRANSCODE, state=states.QUEUED)
+    speakers = [f"s{n}" for n in range(5)]
+    values = [examples.recording(speaker=s, job=job, state=states.TRANSCODING, stop_requested=True) for s in speakers]
+    await examples.opened(store, *values)
+    async with store.transaction() as tx:
+        for value in values:
+            data = {**value.key.fields(), "Epoch": 1}
+            await tx.send("command", codec.make("start-transcode", id=value.key.text, time_ms=clock(), data=data), examples.TASK)
+
+    async def on_command(command: codec.Event) -> None:
+        await part.admit(command.type, lambda: command_handlers.handle(node.worker, command))
+
+    async def no_event(_: codec.Event) -> None:
+        return None
+
+    bus = local.LocalBus(store, clock=clock, on_event=no_event, on_command=on_command)
+    part = capacity.Capacity(
+        None,
+        slots={"start-transcode": 2},
+        pause=bus.pause,
+        resume=bus.resume,
+        running=node.worker.running,
+        freed=node.worker.freed,
+        live=cpu_usage.LiveCpu(dict, cpus=1),
+        free_bytes=lambda: 0,
+    )
+
+    async def held() -> set[job_key.JobKey]:
+        return {lease.owner for lease in await store.leases.of_node("node-1")}
+
+    for each in (node.worker, bus, part):
+        await each.start()
+    try:
+        await waiting.until(lambda: len(gates) == 2, what="two transcodes")
+        await waiting.until(lambda: part.full("start-transcode"), what="the pause")
+        assert len(await held()) == 2
+        for number in range(5):
+            await waiting.until(lambda n=number: len(gates) > n, what="the next transcode")  # type: ignore[misc]
+            assert node.worker.running(states.TRANSCODE) <= 2
+            gates[number].set()
+        await waiting.until(lambda: not node.worker.running(states.TRANSCODE), what="the end of all")
+        assert len(await held()) == 5
+    finally:
+        for each in (part, bus, node.worker):
+            await each.stop()
