@@ -16,10 +16,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help quick demo test chaos soak fuzz check format docs lock clean
+.PHONY: help quick demo test chaos soak fuzz bench-engine check format docs lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): deploy/bootstrap.sh bootstrap.lock requirements.lock pyproject.toml
 	@PYTHON="$(PYTHON)" sh deploy/bootstrap.sh "$(VENV)"
@@ -51,6 +51,10 @@ soak: $(STAMP) ## record rooms that come and go for SOAK_MINUTES; memory, descri
 fuzz: $(STAMP) ## send CASES fuzzed messages and as many made-up requests to a service, and print the outcomes
 	@sh deploy/test-servers.sh
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -q -s tests/fuzz
+
+bench-engine: $(STAMP) ## compare the engine with bare loops and with other engines; writes bench/results and bench/RESULTS.md
+	@sh deploy/test-servers.sh
+	@$(BIN)/python -m bench.engine --write
 
 check: $(STAMP) ## check style, types, import contracts and generated documents
 	@$(BIN)/ruff check .

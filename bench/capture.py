@@ -31,14 +31,13 @@ from typing import Any
 
 import imageio_ffmpeg
 
-from bench import noise
+from bench import noise, processes
 from bench import source as source_of
 
 APP = 1400000001
 FFMPEG: str = imageio_ffmpeg.get_ffmpeg_exe()
 SETTLE_S = 5.0
 LIMIT_S = 60.0
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +59,9 @@ class Window:
         """Count the CPU of these processes. Raises RuntimeError if an ffmpeg ends meanwhile."""
         time.sleep(self.settle_s)
         pids, begun_s = ffmpegs(), time.monotonic()
-        before = {pid: _cpu_s(pid) for pid in (*pids, service)}
+        before = {pid: processes.cpu_s(pid) if pid else 0.0 for pid in (*pids, service)}
         time.sleep(self.seconds)
-        after = {pid: _cpu_s(pid) for pid in (*pids, service)}
+        after = {pid: processes.cpu_s(pid) if pid else 0.0 for pid in (*pids, service)}
         wall_s = time.monotonic() - begun_s
         if pids != ffmpegs():
             raise RuntimeError("an ffmpeg ended inside the window: the figures would mean nothing")
@@ -163,7 +162,7 @@ def served(folder: Path, address: str, streams: int, window: Window) -> Cost:
         if streams:
             _start(f"http://127.0.0.1:{port}/sessions", streams)
         _until(lambda: len(_growing(folder / "spool")) == streams, "the streams to flow")
-        return window.measure(lambda: _children(process.pid), process.pid)
+        return window.measure(lambda: processes.children(process.pid), process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -192,22 +191,6 @@ def _ask(url: str, body: Any = None) -> Any:
             return json.loads(answer.read())
     except (urllib.error.URLError, OSError):
         return None
-
-
-def _cpu_s(pid: int) -> float:
-    if not pid:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def _children(pid: int) -> set[int]:
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text("ascii", "replace").rsplit(")", 1)[1].split()[1]) == pid:
-                found.add(int(stat.parent.name))
-    return found
 
 
 def _growing(folder: Path) -> list[Path]:

@@ -40,6 +40,12 @@ class Server:
         self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "recorder", "-E", "UTF8", "--locale=C", "--no-sync")
 
     @property
+    def pid(self) -> int:
+        """The process of the running server; its connections are its children."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def _data(self) -> Path:
         return self._folder / "data"
 
@@ -80,6 +86,12 @@ class Server:
     def drop(self, url: str) -> None:
         """Delete a database and its connections."""
         self._sql(f"DROP DATABASE IF EXISTS {url.rsplit('/', 1)[1]} WITH (FORCE)")
+
+    def commits(self, since: str, until: str) -> int:
+        """How many transactions that wrote something committed between two positions of the write-ahead log."""
+        command = [str(self._bin / "pg_waldump"), "-p", str(self._data / "pg_wal"), "-r", "Transaction", "-s", since, "-e", until]
+        listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return listed.count("desc: COMMIT")
 
     def dump(self, url: str) -> bytes:
         """Everything in a database, as text."""

@@ -63,6 +63,12 @@ class Broker:
         (self._folder / "enabled_plugins").write_text("[].\n")
 
     @property
+    def pid(self) -> int:
+        """The process of the running broker."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """Its URL, with user and password."""
         return f"amqp://recorder:recorder@127.0.0.1:{self.port}/"

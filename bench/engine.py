@@ -1,0 +1,182 @@
+"""The decision engine, compared with bare loops that write the same rows, and with other engines, in one run.
+
+    .venv/bin/python -m bench.engine
+    .venv/bin/python -m bench.engine --engine embedded --rounds 1 --seconds 1
+
+Rule: all parts of a round take turns on the same machine and the same servers, so other load hits all of them. Every commit is
+synced to disk. A figure is the median of the rounds, a ratio the median of the ratios of each round. Parts:
+
+- *bare transaction*: four statements, one commit each (`bench/bare.py`).
+- *decided*: events of whole lives, decided by the real Decider on the real Store; SESSIONS lives at once (`bench/lives.py`).
+- *same rows*: the rows that such a life writes, in batches as large as those that the engine has just committed, without any read
+  or logic (`bench/replay.py`).
+- *over the local bus*, *over RabbitMQ*: the whole way from publish to result. RabbitMQ stands next to a bare loop that consumes,
+  writes the same rows in the same batches and publishes with confirmations (`bench/bare_broker.py`).
+- *half load*: latencies while lives begin at random, half as often as the engine has just sustained (`bench/half_load.py`).
+- *peers*: the same life of six steps in other engines (`bench/peers/`).
+
+CPU is that of this process, publishers included, and that of the servers apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from bench import bare, bare_broker, engine_report, half_load, lives, meter, noise, replay, write_log
+from tests import postgres, rabbit
+
+SESSIONS = 64
+COMMAND = "make bench-engine"
+DOCUMENT = Path("bench/RESULTS.md")
+JSON = Path("bench/results/engine.json")
+Round = dict[str, meter.Figures]
+
+
+class Rounds:
+    """The parts of one engine, in the order in which they take turns."""
+
+    def __init__(self, metered: meter.Meter, loop: bare.Bare, rows: replay.Replay, engines: dict[str, lives.Decisions]) -> None:
+        self.events_per_life = 6
+        self._meter = metered
+        self._loop = loop
+        self._rows = rows
+        self._engines = engines
+
+    async def run(self, seconds: float) -> Round:
+        """One round."""
+        found = {"bare transaction": await self._meter.measure(lambda: self._loop.run(seconds))}
+        for name, engine in self._engines.items():
+            found[name] = await self._meter.measure(lambda engine=engine: engine.run(seconds))
+        batch = max(1, round(found["decided"].get("events_per_commit", 1)))
+        found["same rows"] = await self._meter.measure(lambda: self._rows.run(seconds, batch))
+        found["same rows"]["batch"] = batch
+        for name, engine in self._engines.items():
+            found[name] |= await half_load.latencies(engine, found[name]["per_s"], self.events_per_life, seconds)
+        return found
+
+
+class RoundsOverRabbit(Rounds):
+    """The same, with the bare loop over RabbitMQ."""
+
+    def __init__(
+        self,
+        metered: meter.Meter,
+        loop: bare.Bare,
+        rows: replay.Replay,
+        engines: dict[str, lives.Decisions],
+        way: bare_broker.ReplayBroker,
+    ) -> None:
+        super().__init__(metered, loop, rows, engines)
+        self._way = way
+
+    async def run(self, seconds: float) -> Round:
+        """One round."""
+        found = await super().run(seconds)
+        batch = int(found["same rows"]["batch"])
+        found["bare loop over RabbitMQ"] = await self._meter.measure(lambda: self._way.run(seconds, batch))
+        return found
+
+
+@contextlib.asynccontextmanager
+async def embedded(folder: Path) -> AsyncIterator[Rounds]:
+    """SQLite and the local bus."""
+    steps = await write_log.record(folder)
+    replayed, decided_in = folder / "replayed.db", folder / "decided.db"
+    await replay.create_tables(f"sqlite+aiosqlite:///{replayed}")
+    decided = lives.Decisions(f"sqlite+aiosqlite:///{decided_in}", lives.six_steps, lanes=SESSIONS)
+    over = lives.OverLocal(f"sqlite+aiosqlite:///{folder / 'over.db'}", lives.six_steps, lanes=SESSIONS)
+    async with contextlib.AsyncExitStack() as opened:
+        loop, rows = bare.BareFile(folder / "bare.db"), replay.ReplayFile(replayed, steps)
+        for each in (loop, rows):
+            opened.push_async_callback(each.close)
+        engines = {"decided": decided, "over the local bus": over}
+        for engine in engines.values():
+            await opened.enter_async_context(started(engine))
+        yield Rounds(meter.Meter({}, meter.CommitsOfFile(decided_in)), loop, rows, engines)
+
+
+@contextlib.asynccontextmanager
+async def distributed(folder: Path) -> AsyncIterator[Rounds]:
+    """PostgreSQL and RabbitMQ, on servers of the benchmark's own, which sync to disk."""
+    steps = await write_log.record(folder)
+    server, broker = postgres.Server(durable=True), rabbit.Broker()
+    async with contextlib.AsyncExitStack() as opened:
+        for each in (server, broker):
+            opened.callback(each.remove)
+            each.start()
+        loop = await bare.BareServer.open(server.create())
+        rows = await replay.ReplayServer.open(server.create(), steps)
+        way = await bare_broker.ReplayBroker.open(server.create(), broker.url, steps)
+        for closed in (loop, rows, way):
+            opened.push_async_callback(closed.close)
+        url = server.create()
+        decided = lives.Decisions(url, lives.six_steps, lanes=SESSIONS)
+        over = lives.OverRabbit(server.create(), broker.url, lives.six_steps, lanes=SESSIONS)
+        engines = {"decided": decided, "over RabbitMQ": over}
+        for engine in engines.values():
+            await opened.enter_async_context(started(engine))
+        metered = meter.Meter({"postgres": server.pid, "rabbitmq": broker.pid}, meter.CommitsOfServer(server, url))
+        yield RoundsOverRabbit(metered, loop, rows, engines, way)
+
+
+@contextlib.asynccontextmanager
+async def started(engine: lives.Decisions) -> AsyncIterator[None]:
+    """Start the engine and let it decide one life, so that everything is connected and prepared; stop it at the end."""
+    await engine.start()
+    try:
+        await engine.recording()
+        yield
+    finally:
+        await engine.stop()
+
+
+ENGINES = {"embedded": embedded, "distributed": distributed}
+
+
+async def measure(engine: str, folder: Path, rounds: int, seconds: float) -> list[Round]:
+    """All rounds of one engine."""
+    async with ENGINES[engine](folder) as parts:
+        return [await parts.run(seconds) for _ in range(rounds)]
+
+
+def run(engines: Sequence[str], folder: Path, rounds: int, seconds: float) -> engine_report.Report:
+    """Measure these engines, one after the other."""
+    quiet, found = noise.Noise(), {}
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as made:
+        for engine in engines:
+            (within := Path(made) / engine).mkdir()
+            found[engine] = asyncio.run(measure(engine, within, rounds, seconds))
+        rows = write_log.rows_per_event(asyncio.run(write_log.record(Path(made))))
+    return engine_report.Report(found, seconds=seconds, load=str(quiet), rows=rows)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", choices=sorted(ENGINES), action="append", help="may be repeated; both without it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each part of a round")
+    parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
+    parser.add_argument("--write", action="store_true", help=f"write {JSON} and the section of {DOCUMENT}")
+    given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    given.folder.mkdir(parents=True, exist_ok=True)
+    report = run(given.engine or list(ENGINES), given.folder.absolute(), given.rounds, given.seconds)
+    print(report.text())
+    if given.write:
+        JSON.parent.mkdir(exist_ok=True)
+        JSON.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        DOCUMENT.write_text(engine_report.with_section(DOCUMENT.read_text("utf-8"), report.section(COMMAND)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
