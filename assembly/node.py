@@ -176,7 +176,7 @@ class Node:
             spare=self._spare,
             sweeps="machine" in self.settings.roles,
         )
-        self._tasks.append(sweep.sweep)
+        self._tasks += [sweep.sweep, sweep.cleaning]
         return [sweep]
 
     def _bus(self, decider: dispatch.Decider) -> Any:

@@ -52,17 +52,20 @@ class Sweeper:
         self._policy = policy
         self._clock = clock
         self._next_ms = 0
-        self._next_cleaning_ms = 0
         self._since_ms = self._beat_ms = 0
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
+        self.cleaning = supervised_task.SupervisedTask("cleaning", self._run_cleaning)
 
     async def start(self) -> None:
         """Send the first heartbeat, which extends deadlines by the downtime, then begin to sweep."""
         await self._beat()
         self.sweep.start()
+        if self._sweeps:
+            self.cleaning.start()
 
     async def stop(self) -> None:
         """Stop sweeping."""
+        await self.cleaning.stop()
         await self.sweep.stop()
 
     async def _run(self) -> None:
@@ -118,19 +121,25 @@ class Sweeper:
             overdue += await self._store.deadlines.expired(now_ms, BATCH)
         if overdue and await self._store.deadlines.publish([(item, self._event(item)) for item in overdue]) >= BATCH:
             self._next_ms = now_ms
-        if now_ms >= self._next_cleaning_ms:
-            await self._clean(now_ms)
 
-    async def _clean(self, now_ms: int) -> None:
-        """Delete rows older than the retention times; after a full batch, the rest in the next round."""
+    async def _run_cleaning(self) -> None:
         policy = self._policy
         every_ms = min(CLEAN_EVERY_MS, policy.keep_messages_ms // 4, policy.keep_sessions_ms // 4)
-        # Before the deletion: if it fails in every round, leases must still expire.
-        self._next_cleaning_ms = now_ms + every_ms
-        await self._store.retention.delete_messages(now_ms - policy.keep_messages_ms)
+        while True:
+            try:
+                await self.clean()
+            except Exception:
+                # The next one continues: nothing depends on the age at which a row is deleted.
+                log.exception("sweeper.cleaning_failed")
+            await asyncio.sleep(supervised_task.jittered_s(every_ms / 1000))
+
+    async def clean(self) -> None:
+        """Delete rows older than the retention times, beside the rounds: after a long downtime it takes minutes."""
+        now_ms, policy = self._clock(), self._policy
+        if not await self._store.retention.delete_messages(now_ms - policy.keep_messages_ms):
+            return  # another node is at it
         if deleted := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms):
             log.info("sweeper.sessions_deleted", sessions=deleted)
-            self._next_cleaning_ms = now_ms
 
     def _event(self, item: due_work.Overdue) -> codec.Event:
         """The event of an overdue row. Its id is the same each time, so a repeat is a duplicate."""

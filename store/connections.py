@@ -31,10 +31,12 @@ PING_TIMEOUT_S = 2.0
 # PostgreSQL: serialization_failure, deadlock_detected.
 CONFLICTS = ("40001", "40P01")
 _WRITE = "recorder_write"
-# Advisory locks: nodes migrate one after the other; downtime is added once; results are numbered in one order.
+# Advisory locks: nodes migrate one after the other; downtime is added once; results are numbered in one order; one node deletes
+# old rows.
 MIGRATION = 0x7265636F
 RESUME = 0x61776179
 PLACES = 0x706C6163
+RETENTION = 0x72657465
 
 
 class Connections:
@@ -118,6 +120,13 @@ async def hold_lock(connection: AsyncConnection, lock: int) -> None:
     are read. SQLite needs none: it has one writer at a time."""
     if connection.dialect.name == "postgresql":
         await connection.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+async def try_lock(connection: AsyncConnection, lock: int) -> bool:
+    """Like `hold_lock`, but False at once while another transaction holds it."""
+    if connection.dialect.name != "postgresql":
+        return True
+    return bool((await connection.execute(select(func.pg_try_advisory_xact_lock(lock)))).scalar())
 
 
 def room_lock(room: requests.Room) -> int:

@@ -1,21 +1,29 @@
 """Retention: deletes rows that nothing needs any more.
 
-Rules: a session is deleted whole or not at all, and only when none of its parts can advance and none of its files is on a spool.
-One short transaction deletes a bounded number. Sessions that another transaction has locked are skipped.
+Rules: one transaction deletes at most BATCH rows, which an index finds, and a pause for other writers follows. Nothing is
+remembered between two: deleting goes on until nothing is left. One node deletes at a time. A session is deleted only when none of
+its parts can advance and none of its files is on a spool; its own row goes last, so that an interrupted deletion goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, Text, cast, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import delivery, states
-from store import connections, tables, transaction
+from machine import delivery
+from store import connections, statements, tables, transaction
 
-# Every other writer of SQLite waits for this transaction.
-AT_ONCE = 20
+BATCH = 500
+SESSIONS_AT_ONCE = 20
+# The pause after a batch, as a multiple of the time that the batch took.
+PAUSE_RATIO = 4
+MAX_PAUSE_S = 1.0
 
 
 class Retention:
@@ -25,43 +33,105 @@ class Retention:
         self._database = database
         self._clock = clock
 
-    async def delete_messages(self, before_ms: int) -> None:
+    async def delete_messages(self, before_ms: int) -> bool:
         """Delete ids of events, sent commands and events, and attempt counts from before that time (Unix ms): older than any
-        repeat can be."""
-        inbox, outbox = tables.inbox, tables.outbox
-        internal = or_(outbox.c.channel == "command", outbox.c.channel == "event")
-        async with self._database.write() as connection:
-            await connection.execute(delete(tables.attempts).where(tables.attempts.c.at_ms < before_ms))
-            await connection.execute(delete(inbox).where(inbox.c.at_ms < before_ms))
-            await connection.execute(delete(outbox).where(internal, outbox.c.sent_ms < before_ms, outbox.c.parked == ""))
+        repeat can be. False: another node deletes now, so this one leaves it all to that node."""
+        attempts, inbox, outbox = tables.attempts, tables.inbox, tables.outbox
+        return await self._all(
+            (attempts, (attempts.c.at_ms < before_ms,)),
+            (inbox, (inbox.c.at_ms < before_ms,)),
+            (outbox, (text(tables.SENT), outbox.c.sent_ms < before_ms)),
+        )
 
     async def delete_sessions(self, before_ms: int) -> int:
         """Delete sessions that finished before that time (Unix ms) and keep no file, with all their rows; and rows of that age
-        that belong to no session. Returns the number of sessions: AT_ONCE as long as there may be more."""
-        presence_ms = self._clock() - transaction.PRESENCE_KEPT_MS
-        table = tables.sessions
-        old = and_(table.c.state == states.FINISHED, table.c.finished_ms < before_ms)
-        found = select(table.c.task_id).where(old, ~_needed()).order_by(table.c.task_id).limit(AT_ONCE)
-        async with self._database.write() as connection:
-            gone = list((await connection.execute(found.with_for_update(skip_locked=True))).scalars())
-            for task_id in gone:
-                await _delete_session(connection, task_id)
-            await _delete_loose(connection, presence_before_ms=presence_ms, before_ms=before_ms)
-        return len(gone)
+        that belong to no session. Returns the number of sessions."""
+        presence, nodes, audit, outbox = tables.presence, tables.nodes, tables.audit, tables.outbox
+        holds = or_(
+            exists().where(tables.segments.c.node == nodes.c.node),
+            exists().where(tables.recordings.c.output_node == nodes.c.node, text("output_node <> ''")),
+        )
+        sessions = 0
+
+        async def some(connection: AsyncConnection) -> int:
+            nonlocal sessions
+            rows, gone = await _delete_parts(connection, before_ms)
+            sessions += gone
+            return rows
+
+        if await self._repeat(some):
+            await self._all(
+                (presence, (presence.c.updated_ms < self._clock() - transaction.PRESENCE_KEPT_MS,)),
+                (nodes, (nodes.c.seen_ms < before_ms, ~holds)),
+                (audit, (audit.c.at_ms < before_ms,)),
+                (outbox, (text(tables.REFUSED), outbox.c.sent_ms < before_ms, _not_last_result())),
+            )
+        return sessions
+
+    async def _all(self, *old: tuple[Table, tuple[Any, ...]]) -> bool:
+        for table, where in old:
+            if not await self._repeat(functools.partial(_delete, limit=BATCH, table=table, where=where)):
+                return False
+        return True
+
+    async def _repeat(self, step: Callable[[AsyncConnection], Awaitable[int]]) -> bool:
+        """Run a step in transactions of its own until it deletes less than a whole batch. False: another node deletes."""
+        deleted = BATCH
+        while deleted == BATCH:
+            began = time.monotonic()
+            async with self._database.write() as connection:
+                if not await connections.try_lock(connection, connections.RETENTION):
+                    return False
+                deleted = await step(connection)
+            if deleted == BATCH:
+                await asyncio.sleep(min(PAUSE_RATIO * (time.monotonic() - began), MAX_PAUSE_S))
+        return True
 
 
-async def _delete_loose(connection: AsyncConnection, *, presence_before_ms: int, before_ms: int) -> None:
-    """Delete rows that belong to no session: stale presence, lost nodes that hold no file, refusals of starts, audit rows."""
-    presence, nodes, segments, outbox = tables.presence, tables.nodes, tables.segments, tables.outbox
-    await connection.execute(delete(presence).where(presence.c.updated_ms < presence_before_ms))
-    holds = or_(
-        exists().where(segments.c.node == nodes.c.node),
-        exists().where(tables.recordings.c.output_node == nodes.c.node),
+async def _delete(connection: AsyncConnection, *, limit: int, table: Table, where: tuple[Any, ...]) -> int:
+    """Delete at most `limit` rows, none that another transaction has locked; returns their number."""
+    keys = list(table.primary_key)
+    found = select(*keys).where(*where).limit(limit).with_for_update(skip_locked=True)
+    rows = (await connection.execute(found)).all() if limit else []
+    if rows:
+        names = [key.name for key in keys]
+        one = [{f"at_{name}": value for name, value in zip(names, row, strict=True)} for row in rows]
+        await connection.execute(statements.deleting(table, *names), one)
+    return len(rows)
+
+
+async def _delete_parts(connection: AsyncConnection, before_ms: int) -> tuple[int, int]:
+    """Delete at most BATCH rows of old sessions; returns the number of rows, and that of sessions that are gone."""
+    table, left, gone = tables.sessions, BATCH, 0
+    old = select(table.c.task_id).where(text(tables.FINISHED), table.c.finished_ms < before_ms, ~_needed())
+    chosen = old.order_by(table.c.finished_ms).limit(SESSIONS_AT_ONCE).with_for_update(skip_locked=True)
+    while left and (task_ids := list((await connection.execute(chosen)).scalars())):
+        for part, where in _parts(task_ids):
+            left -= await _delete(connection, limit=left, table=part, where=where)
+        ended = await _delete(connection, limit=left, table=table, where=(table.c.task_id.in_(task_ids),))
+        gone, left = gone + ended, left - ended
+    return BATCH - left, gone
+
+
+def _parts(task_ids: list[str]) -> list[tuple[Table, tuple[ColumnElement[bool], ...]]]:
+    """The rows of sessions in all tables, except their own rows; those that decisions read last."""
+    recordings, callbacks, outbox = tables.recordings, tables.callbacks, tables.outbox
+    of_recordings = select(recordings.c.id).where(recordings.c.task_id.in_(task_ids))
+    of_deliveries = select(callbacks.c.task_id + "#" + cast(callbacks.c.revision, Text)).where(callbacks.c.task_id.in_(task_ids))
+    by_owner: tuple[tuple[ColumnElement[Any], Select[Any] | list[str]], ...] = (
+        (tables.jobs.c.owner, of_recordings),
+        (tables.jobs.c.owner, of_deliveries),
+        (tables.deadlines.c.owner, task_ids),
+        (tables.deadlines.c.owner, of_recordings),
+        (tables.deadlines.c.owner, of_deliveries),
+        (tables.uploads.c.recording_id, of_recordings),
     )
-    await connection.execute(delete(nodes).where(nodes.c.seen_ms < before_ms, ~holds))
-    await connection.execute(delete(tables.audit).where(tables.audit.c.at_ms < before_ms))
-    refusal = and_(outbox.c.channel == "result", outbox.c.task_id == "", outbox.c.sent_ms < before_ms)
-    await connection.execute(delete(outbox).where(refusal, _not_last_result()))
+    by_session = (tables.journal, tables.results, tables.secrets, callbacks, recordings)
+    return [
+        (outbox, (outbox.c.task_id.in_(task_ids), outbox.c.sent_ms.is_not(None), _not_last_result())),
+        *((column.table, (column.in_(owners),)) for column, owners in by_owner),
+        *((part, (part.c.task_id.in_(task_ids),)) for part in by_session),
+    ]
 
 
 def _needed() -> ColumnElement[bool]:
@@ -76,26 +146,8 @@ def _needed() -> ColumnElement[bool]:
     )
 
 
-async def _delete_session(connection: AsyncConnection, task_id: str) -> None:
-    owners = [task_id, *await _owners(connection, task_id)]
-    for column in (tables.jobs.c.owner, tables.deadlines.c.owner, tables.uploads.c.recording_id):
-        await connection.execute(delete(column.table).where(column.in_(owners)))
-    outbox = tables.outbox
-    await connection.execute(delete(outbox).where(outbox.c.task_id == task_id, outbox.c.sent_ms.is_not(None), _not_last_result()))
-    for table in (tables.journal, tables.callbacks, tables.results, tables.secrets, tables.recordings, tables.sessions):
-        await connection.execute(delete(table).where(table.c.task_id == task_id))
-
-
 def _not_last_result() -> ColumnElement[bool]:
     """Whether a message is not the result with the highest place: readers continue after that one, so it stays."""
     outbox = tables.outbox.alias()
     last = select(func.max(outbox.c.place)).scalar_subquery()
     return or_(tables.outbox.c.place.is_(None), tables.outbox.c.place < last)
-
-
-async def _owners(connection: AsyncConnection, task_id: str) -> list[str]:
-    """The ids of its recordings and of the deliveries of its results."""
-    recordings, callbacks = tables.recordings, tables.callbacks
-    of_recordings = await connection.execute(select(recordings.c.id).where(recordings.c.task_id == task_id))
-    revisions = await connection.execute(select(callbacks.c.revision).where(callbacks.c.task_id == task_id))
-    return [*of_recordings.scalars(), *(f"{task_id}#{revision}" for revision in revisions.scalars())]

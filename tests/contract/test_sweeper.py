@@ -147,21 +147,28 @@ async def test_nodes_that_come_back_together_forgive_once(store: stores.Store, c
 async def test_forgetting_that_fails_keeps_no_lease_from_being_judged(
     store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cleanup that raises is retried later; the next round checks leases as usual."""
+    """Cleanup runs beside the rounds. While it hangs, and after it has failed, the rounds check leases as usual."""
+    tried, fails = asyncio.Event(), asyncio.Event()
 
-    async def fails(_: int) -> None:
+    async def hangs(_: int) -> None:
+        tried.set()
+        await fails.wait()
         raise OSError("no room")
 
-    monkeypatch.setattr(store.retention, "delete_messages", fails)
+    monkeypatch.setattr(store.retention, "delete_messages", hangs)
     made = _sweeper(store, clock)
     await made._beat()
     await _live(store, clock)
-    with pytest.raises(OSError, match="no room"):
-        await made.run_once()
+    made.cleaning.start()
+    await tried.wait()
     for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 1):
         clock.advance(sweeper.HEARTBEAT_MS)
         await made.run_once()
+        fails.set()
     assert await _types(store) == ["worker-lost"]
+    assert made.cleaning.failed is not None
+    assert not made.cleaning.failed.done()
+    await made.cleaning.stop()
 
 
 # --- rows whose event nobody handles ----------------------------------------------------------------------------------

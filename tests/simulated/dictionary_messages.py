@@ -89,7 +89,7 @@ class Attempts:
 class Retention(dictionary_connections.Concern):
     """Deletion of old rows."""
 
-    async def delete_messages(self, before_ms: int) -> None:
+    async def delete_messages(self, before_ms: int) -> bool:
         """Delete ids of events, and sent commands and events, from before that time."""
         async with self._connections.write() as writes:
             for event_id, (at_ms, _) in list(self._tables.inbox.items()):
@@ -99,6 +99,7 @@ class Retention(dictionary_connections.Concern):
                 old = line.sent_ms is not None and line.sent_ms < before_ms and not line.parked
                 if old and line.channel in ("command", "event"):
                     writes.drop(self._tables.outbox, seq)
+        return True
 
     async def delete_sessions(self, before_ms: int) -> int:
         """Delete sessions that finished before that time and keep no file; returns their number."""

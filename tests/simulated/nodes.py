@@ -43,7 +43,7 @@ class Run:
 
 
 class _NoTask:
-    """Replaces the sweeper's task: the world calls the sweeper."""
+    """Replaces the sweeper's tasks: the world calls the sweeper."""
 
     def start(self) -> None:
         """Start nothing."""
@@ -86,7 +86,7 @@ class Node:
         self.alive, self.frozen = True, False
         beat(world, but=self)
         self.sweeper = sweeper.Sweeper(world.store, node=self.name, policy=script.POLICY, clock=world.clock)
-        self.sweeper.sweep = _NoTask()  # type: ignore[assignment]
+        self.sweeper.sweep = self.sweeper.cleaning = _NoTask()  # type: ignore[assignment]
         coroutine_runner.run(self.sweeper.start())
         for lease in coroutine_runner.run(world.store.leases.of_node(self.name)):
             self._void(lease.owner, lease.epoch)
