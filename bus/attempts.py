@@ -27,6 +27,10 @@ class AttemptsExhausted(Exception):
     """A message was begun `MAX_ATTEMPTS` times and never ended: it may have ended its process each time."""
 
 
+class Isolated(Exception):
+    """Another suspect message is handled now, and this one must be handled alone too."""
+
+
 class AttemptTracker:
     """Counts the attempts of one bus's messages. Messages are named by `key`."""
 
@@ -36,11 +40,14 @@ class AttemptTracker:
 
     @contextlib.asynccontextmanager
     async def attempt(self, message: str, *, redelivered: bool) -> AsyncIterator[int]:
-        """Enclose one attempt; yields the count with this attempt, or 0 for a first delivery. Raises AttemptsExhausted."""
+        """Enclose one attempt; yields the count with this attempt, or 0 for a first delivery. Raises AttemptsExhausted, and
+        Isolated instead of waiting, because a message that waits would hold a slot of the others."""
         if not redelivered:
             yield 0
             return
         suspect = await self._counts.count(message) >= ISOLATE_FROM
+        if suspect and self._isolation.locked():
+            raise Isolated
         async with self._isolation if suspect else contextlib.nullcontext():
             if await self._counts.count(message) >= MAX_ATTEMPTS:
                 await self._counts.forget(message)

@@ -80,8 +80,8 @@ class BrokerSession:
         self._channels: list[abc.AbstractChannel] = []
         self._nodes: set[str] = set()
         self.declaring: abc.AbstractChannel
-        self.exchange: abc.AbstractExchange
-        self.dead_letter_exchange: abc.AbstractExchange
+        # The exchanges that the recorder publishes to, by name.
+        self.exchanges: dict[str, abc.AbstractExchange] = {}
 
     async def open(self) -> None:
         """Open the channels and declare the topology."""
@@ -90,8 +90,8 @@ class BrokerSession:
         await topologies.declare(self.declaring, self.topology)
         # Without on_return_raises an unroutable message is a return value and no error.
         publishing = await self.channel(publisher_confirms=True, on_return_raises=True)
-        self.exchange = await publishing.get_exchange(self.topology.exchange, ensure=False)
-        self.dead_letter_exchange = await publishing.get_exchange(self.topology.parked, ensure=False)
+        for name in (self.topology.exchange, self.topology.parked, *(level.name for level in self.topology.retries)):
+            self.exchanges[name] = await publishing.get_exchange(name, ensure=False)
 
     async def channel(self, **options: Any) -> abc.AbstractChannel:
         """Open another channel, which ends the session when it closes."""

@@ -14,20 +14,21 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
 from aio_pika import abc
 
-from bus import attempts, broker_connection, dead_letter_envelope, delivery_policy, publisher, redaction
+from bus import attempts, broker_connection, dead_letter_envelope, delivery_policy, publisher, redaction, retries
 from bus import topology as topologies
-from machine import encryption, errors, failpoints
+from machine import encryption, errors, failpoints, supervised_task
 
 log = structlog.get_logger()
 
 OPEN_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 10.0
-PARK_BACKOFF_S = 2.0
+HOLD_S = 2.0
 
 
 class Consumer:
@@ -141,10 +142,10 @@ class Consumer:
             log.info("bus.answer_lost", key=key, message_id=message_id, reason=error.message)
         except Exception as error:
             log.exception("bus.answer_failed", key=key, message_id=message_id)
-            await self._retry_parking(message, str(error))
+            await self._hold(message, str(error))
 
     async def _decide(self, message: abc.AbstractIncomingMessage) -> delivery_policy.Disposition:
-        path = bypass(message, self._connection.topology.exchange)
+        path = bypass(message, self._connection.topology)
         if path:
             return delivery_policy.park(f"refused: {path}")
         key, message_id = message.routing_key or "", message.message_id or ""
@@ -156,38 +157,42 @@ class Consumer:
                 body=message.body,
                 message_id=message_id,
                 attempt_key=attempts.key(self._kind, key, named),
-                redelivered=bool(message.redelivered),
+                redelivered=bool(message.redelivered) or retries.returned(message, self._connection.topology),
             )
         )
 
     async def _settle(self, message: abc.AbstractIncomingMessage, disposition: delivery_policy.Disposition) -> None:
         """Acknowledge, requeue or park. Raises Unavailable when the channel is gone."""
-        if disposition.kind == "requeue":
-            await self._wait(disposition.backoff_s)
+        if disposition.kind == "requeue" and not disposition.backoff_s:
             await self._requeue(message)
             return
-        if disposition.kind == "park":
+        if disposition.kind != "done":
             try:
-                await self._park(message, disposition.reason)
+                await self._publish_copy(message, disposition)
             except errors.Unavailable as error:
-                await self._retry_parking(message, error.message)
+                await self._hold(message, error.message)
                 return
         with broker_connection.translate_errors("acknowledging"):
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 await message.ack()
         failpoints.hit("bus.acknowledge.after")
 
-    async def _retry_parking(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
-        log.warning("bus.not_parked", key=message.routing_key or "", message_id=message.message_id or "", reason=reason)
-        await self._wait(PARK_BACKOFF_S)
+    async def _publish_copy(self, message: abc.AbstractIncomingMessage, disposition: delivery_policy.Disposition) -> None:
+        """Publish a message that was not handled: as a retry, which holds no slot while it waits, or as a dead letter."""
+        if disposition.kind == "park":
+            await self._park(message, disposition.reason)
+        else:
+            copy = retries.outgoing(message, self.queue, self._connection.topology, disposition.backoff_s)
+            await publisher.publish(self._connection, copy)
+
+    async def _hold(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
+        """Hold a message whose copy the broker did not take, then requeue it. A draining node requeues it at once."""
+        log.warning("bus.held", key=message.routing_key or "", message_id=message.message_id or "", reason=reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(supervised_task.jittered_s(HOLD_S)):
+                await self._draining.wait()
         with contextlib.suppress(errors.Unavailable):
             await self._requeue(message)
-
-    async def _wait(self, backoff_s: float) -> None:
-        """Hold a message during its backoff. A draining node returns it immediately, because another node may take it."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(backoff_s):
-                await self._draining.wait()
 
     async def _requeue(self, message: abc.AbstractIncomingMessage) -> None:
         with broker_connection.translate_errors("giving back"):
@@ -196,8 +201,8 @@ class Consumer:
 
     async def _park(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
         headers = self._dead_letter_headers(message, reason)
-        dead_letter = dead_letter_envelope.encrypt(dead_letter_envelope.original(message), self._keyring, headers)
-        await publisher.publish(self._connection, dead_letter, dead_letter=True)
+        dead_letter = dead_letter_envelope.encrypt(retries.original(message, self._connection.topology), self._keyring, headers)
+        await publisher.publish(self._connection, replace(dead_letter, exchange=self._connection.topology.parked))
         log.error(
             "bus.parked",
             key=dead_letter.key,
@@ -214,15 +219,18 @@ class Consumer:
             "x-queue": self.queue.name,
             "x-parked-ms": self._clock(),
         }
-        path = bypass(message, self._connection.topology.exchange)
+        path = bypass(message, self._connection.topology)
         return headers | ({dead_letter_envelope.BYPASS: path} if path else {})
 
 
-def bypass(message: abc.AbstractIncomingMessage, exchange: str) -> str:
-    """How a message reached its queue other than by being published to `exchange` under its key; "" if it did not.
+def bypass(message: abc.AbstractIncomingMessage, topology: topologies.Topology) -> str:
+    """How a message reached its queue other than by being published to `recorder` under its key; "" if it did not.
 
-    The broker grants permissions by routing key on publishing alone. This recorder never dead-letters into a queue that it
-    consumes."""
+    The broker grants permissions by routing key on publishing alone. Of the messages that a queue dead-lettered, only the
+    recorder's own retries are admitted: they come by an exchange that nobody else may write to."""
+    if retries.returned(message, topology):
+        return ""
+    exchange = topology.exchange
     if (message.exchange or "") != exchange:
         return f"it was published to the exchange {message.exchange or ''!r} and not to {exchange!r}"
     if "x-death" in message.headers:

@@ -24,6 +24,8 @@ KEY_ID, SHOWN, SIZE = "x-sealed-by", "x-shown", "x-size"
 BYPASS = "x-detour"
 # The header frame also holds foreign headers and the reason: publisher.MAX_HEADERS_BYTES.
 MAX_SHOWN = 8 * 1024
+# Headers that the broker adds to the messages that it delivers again or dead-letters.
+_BY_BROKER, _BY_BROKER_PREFIXES = ("x-death", "x-delivery-count"), ("x-first-death-", "x-last-death-")
 _LENGTH_BYTES = 4
 
 
@@ -42,6 +44,11 @@ def original(message: abc.AbstractIncomingMessage) -> Original:
     properties = {name: getattr(message, name) for name in publisher.PROPERTIES if getattr(message, name) is not None}
     headers = publisher.sendable(message.headers)
     return Original(key=message.routing_key or "", body=message.body, properties=properties, headers=headers)
+
+
+def added_by_broker(header: str) -> bool:
+    """Whether the broker adds this header. With an x-death, RabbitMQ takes a message that is published again for a cycle."""
+    return header in _BY_BROKER or header.startswith(_BY_BROKER_PREFIXES)
 
 
 def encrypt(message: Original, keyring: encryption.Keyring, added: Mapping[str, Any]) -> publisher.Outgoing:

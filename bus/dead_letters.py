@@ -29,9 +29,8 @@ log = structlog.get_logger()
 MAX_READ = 1_000
 MAX_READ_BYTES = 256 * 1024 * 1024
 TIMEOUT_S = 30.0
-# Headers added by the broker and by the recorder's consumers. RabbitMQ would take a message with its x-death for one in a cycle.
-ADDED = ("x-death", "x-reason", "x-routing-key", "x-queue", "x-parked-ms", "x-delivery-count", dead_letter_envelope.BYPASS)
-ADDED_PREFIXES = ("x-first-death-", "x-last-death-")
+# Headers added by the recorder's consumers.
+ADDED = ("x-reason", "x-routing-key", "x-queue", "x-parked-ms", dead_letter_envelope.BYPASS, topologies.RETRY_QUEUE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ class DeadLetterQueue:
             original = dead_letter_envelope.original(message)
             if dead_letter_envelope.is_encrypted(message.headers):
                 original = dead_letter_envelope.decrypt(message.body, message.headers, self._keyring)
-            await session.exchange.publish(_republished(original), original.key, mandatory=True)
+            await session.exchanges[self._topology.exchange].publish(_republished(original), original.key, mandatory=True)
             await message.ack()
             log.info("parked.requeued", parked_id=id_, key=message.routing_key)
             return _dead_letter(message)
@@ -114,7 +113,7 @@ class DeadLetterQueue:
 
     def _bypass(self, headers: Mapping[str, Any]) -> str:
         """How a message reached the recorder other than by being published under its key; "" if it did not. Either its consumer
-        noted the path, or the broker noted the queues that dead-lettered it. The recorder's queues dead-letter only to here."""
+        noted the path, or the broker noted the queues that dead-lettered it. The recorder's own queues do not count."""
         if headers.get(dead_letter_envelope.BYPASS):
             return str(headers[dead_letter_envelope.BYPASS])
         deaths = headers.get("x-death")
@@ -194,7 +193,7 @@ def _reason(headers: Mapping[str, Any]) -> str:
 
 
 def _republished(original: dead_letter_envelope.Original) -> aio_pika.Message:
-    headers = {n: v for n, v in original.headers.items() if n not in ADDED and not n.startswith(ADDED_PREFIXES)}
+    headers = {n: v for n, v in original.headers.items() if n not in ADDED and not dead_letter_envelope.added_by_broker(n)}
     return aio_pika.Message(
         original.body, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **dict(original.properties)
     )

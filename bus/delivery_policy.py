@@ -25,6 +25,8 @@ log = structlog.get_logger()
 HANDLER_TIMEOUT_S = 300.0
 # A full worker keeps a command this long, then another node may take it.
 FULL_BACKOFF_S = 1.0
+# A message that must be handled alone comes back so often, until it finds its turn.
+ISOLATED_BACKOFF_S = 1.0
 
 Handler = Callable[[codec.Event], Awaitable[None]]
 
@@ -85,6 +87,8 @@ class DeliveryPolicy:
                 return await self._attempt(message, counted)
         except attempts.AttemptsExhausted as error:
             return park(str(error))
+        except attempts.Isolated:
+            return Disposition(kind="requeue", reason="another message is handled alone", backoff_s=ISOLATED_BACKOFF_S)
         except Exception:
             # The counts cannot be read or written, so nothing was decided either.
             log.exception("bus.tries_not_counted", key=message.key, message_id=message.message_id)

@@ -28,7 +28,8 @@ PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """A message to publish. `properties` are AMQP properties other than delivery mode and headers."""
+    """A message to publish to `exchange` ("": `recorder`). `properties` are AMQP properties other than delivery mode and
+    headers."""
 
     key: str
     body: bytes
@@ -36,16 +37,16 @@ class Outgoing:
     headers: Mapping[str, Any] = field(default_factory=dict)
     mandatory: bool = True
     node: str = ""
+    exchange: str = ""
 
 
 async def publish(
     connection: broker_connection.BrokerConnection,
     message: Outgoing,
     *,
-    dead_letter: bool = False,
     timeout_s: float = PUBLISH_TIMEOUT_S,
 ) -> None:
-    """Publish to `recorder` (or to `recorder.parked`) and wait for the broker's confirmation.
+    """Publish and wait for the broker's confirmation.
 
     Raises Unavailable when no confirmation arrives within `timeout_s`, the wait for a connection included. Raises Unroutable when
     no queue takes the message."""
@@ -61,7 +62,7 @@ async def publish(
             session = await connection.session()
             if message.node:
                 await session.declare_node(message.node)
-            exchange = session.dead_letter_exchange if dead_letter else session.exchange
+            exchange = session.exchanges[message.exchange or session.topology.exchange]
             failpoints.hit("bus.publish.before")
             await exchange.publish(made, message.key, mandatory=message.mandatory)
     failpoints.hit("bus.confirm.after")

@@ -9,6 +9,8 @@
                                                ├─ result.#                  ──► subscribers
                                                └─ a key without a binding   ──► recorder.parked
 
+    a retry ──► recorder.retry.<ms> ──(expires)──► exchange recorder.retried (headers) ──► the queue that it came from
+
     recorder.events ──┬─ events of workers, time and TRTC                   ──► recorder.machines
                       └─ all others: user requests, unknown keys            ──► recorder.requests
 
@@ -40,6 +42,10 @@ DELIVERY_LIMIT = 100
 # Reading recorder.parked takes messages and returns them, which must never count against them.
 NO_LIMIT = 2_000_000_000
 # The queue of a node that is away for longer is deleted with its commands. The database keeps the node's jobs.
+# The longest pause in each queue of retries. Longer than the backoff that it is for, which varies.
+RETRY_MS = (1_500, 6_000, 36_000)
+# The header that names the queue to return to. The exchange ignores headers that begin with x-.
+RETRY_QUEUE = "recorder-queue"
 NODE_AWAY_MS = 7 * 24 * 3600 * 1000
 
 # All events, and all results, in the exchange `recorder`.
@@ -117,6 +123,22 @@ class Topology:
         arguments: Arguments = {"x-queue-type": "classic", "x-message-ttl": 0}
         return Queue(name=f"{self.prefix}.unheard", exchange=self.exchange, bindings=(RESULTS,), arguments=arguments)
 
+    @property
+    def retried(self) -> str:
+        """The headers exchange that returns messages to their queues after a retry's pause."""
+        return f"{self.prefix}.retried"
+
+    @property
+    def retries(self) -> tuple[Queue, ...]:
+        """Messages that wait for a retry, each queue behind a fanout exchange of its name. The name has the time to live, because
+        the arguments of a queue cannot change."""
+        returning = {"x-dead-letter-exchange": self.retried}
+        names = {f"{self.prefix}.retry.{ms}": ms for ms in RETRY_MS}
+        return tuple(
+            Queue(name=name, exchange=name, bindings=("",), arguments=self._durable() | returning | {"x-message-ttl": ms})
+            for name, ms in names.items()
+        )
+
     def node(self, node: str) -> tuple[Queue, ...]:
         """Commands for one node: work on the files of its spool, and the rest. A stop that names no node goes to all of them, and
         only the node that runs the capture acts. Earlier versions received all of them in the first queue."""
@@ -150,8 +172,9 @@ class Topology:
         return self.requests, self.machines, *self.work, self.unheard
 
     def owns(self, queue: str) -> bool:
-        """Whether this recorder consumes a queue of this name."""
-        return queue in {each.name for each in self.queues()} or queue.startswith(f"{self.prefix}.node.")
+        """Whether a queue of this name is this recorder's own."""
+        names = {each.name for each in (*self.queues(), *self.retries)}
+        return queue in names or queue.startswith(f"{self.prefix}.node.")
 
     def _work(self, kind: str, type_: str, retired: tuple[str, ...] = ()) -> Queue:
         return Queue(
@@ -182,6 +205,12 @@ async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
     )
     await dead_letters.bind(parked)
     alternate: FieldTable = {"alternate-exchange": topology.parked}
+    # A retry of a queue that is gone is parked. Without this it would stay at the head of the queue of retries and hold it up.
+    await channel.declare_exchange(topology.retried, "headers", durable=True, arguments=alternate)
+    for level in topology.retries:
+        await channel.declare_exchange(level.exchange, "fanout", durable=True)
+        queue = await channel.declare_queue(level.name, durable=True, arguments=dict(level.arguments))
+        await queue.bind(level.exchange)
     published = await channel.declare_exchange(topology.exchange, "topic", durable=True, arguments=alternate)
     await channel.declare_exchange(topology.requests.exchange, "fanout", durable=True)
     others: FieldTable = {"alternate-exchange": topology.requests.exchange}
@@ -200,6 +229,7 @@ async def declare_queues(
     for queue, made in zip(queues, declared, strict=True):
         for key in queue.bindings:
             await made.bind(queue.exchange, key)
+        await made.bind(topology.retried, arguments={"x-match": "all", RETRY_QUEUE: queue.name})
     if before_retiring is not None:
         await before_retiring()
     for queue, made in zip(queues, declared, strict=True):

@@ -60,9 +60,11 @@ def _nodes(log: Path) -> set[str]:
 
 async def _forget(prefix: str, nodes: set[str]) -> None:
     names = topology.Topology(prefix)
-    queues = [names.parked, *(queue.name for queue in (*names.queues(), *map(names.node, nodes)))]
+    own = (queue for node in nodes for queue in names.node(node))
+    queues = [names.parked, *(queue.name for queue in (*names.queues(), *names.retries, *own))]
+    exchanges = {queue.exchange for queue in (*names.queues(), *names.retries)}
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         for queue in queues:
             await channel.queue_delete(queue)
-        for exchange in (names.exchange, names.parked):
+        for exchange in (*exchanges, names.exchange, names.parked, names.retried):
             await channel.exchange_delete(exchange)

@@ -162,7 +162,8 @@ async def leftovers(prefix: str, nodes: set[str]) -> list[str]:
     """Our messages that are still in the queues of a service that has ended: waiting, or delivered and never acknowledged (the
     broker requeues these once the consumer is gone)."""
     names = topology.Topology(prefix)
-    queues = [queue.name for queue in (*names.queues(), *map(names.node, nodes))]
+    own = (queue for node in nodes for queue in names.node(node))
+    queues = [queue.name for queue in (*names.queues(), *names.retries, *own)]
     found = []
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         for name in queues:

@@ -103,6 +103,26 @@ class Users:
                 return False
             return True
 
+    async def may_reach_the_exchange_of_retries(self, kind: str, names: topology.Topology) -> list[str]:
+        """The ways in which the user gets a message to a consumer as a retry: by publishing to the exchanges, or by its own queue
+        that dead-letters there."""
+        done = []
+        returning = {topology.RETRY_QUEUE: names.work[0].name}
+        dead_lettering = {"x-message-ttl": 0, "x-dead-letter-exchange": names.retried}
+        async with await aio_pika.connect(self.url(kind)) as connection:
+            for name in (names.retried, *(level.name for level in names.retries)):
+                channel = await connection.channel()
+                message = aio_pika.Message(b"{}", headers=dict(returning), expiration=0.001)
+                with contextlib.suppress(exceptions.ChannelAccessRefused):
+                    await (await channel.get_exchange(name, ensure=False)).publish(message, "command.start-capture")
+                    done.append(name)
+            for own in (None, f"{self.prefix}-lessons.own"):
+                channel = await connection.channel()
+                with contextlib.suppress(exceptions.ChannelAccessRefused):
+                    await channel.declare_queue(own, exclusive=True, arguments=dict(dead_lettering))
+                    done.append(f"dead-lettering from {own}")
+        return done
+
     async def declare_anew(self, names: topology.Topology) -> None:
         """The recorder's queues, empty."""
         async with await aio_pika.connect(self.url("recorder")) as connection:
@@ -181,7 +201,8 @@ def _queues(names: topology.Topology) -> list[str]:
         *(each.name for each in names.work),
         names.unheard.name,
     }
-    return [names.parked, *(q.name for q in (names.requests, names.machines, *names.work, *names.node("n1")))]
+    own = (names.requests, names.machines, *names.work, *names.retries, *names.node("n1"))
+    return [names.parked, *(queue.name for queue in own)]
 
 
 async def test_each_user_may_do_its_task_and_no_more(users: Users) -> None:
@@ -227,6 +248,8 @@ async def test_no_application_bypasses_the_exchange_or_breaks_a_queue(users: Use
             assert await users.may_break(kind, queue) == [], (kind, queue)
         for own in ("amq_own", "amq.gen-own", f"{users.prefix}-lessons.own", f"{users.prefix}.own", "own"):
             assert not await users.may_publish_by_an_exchange_of_its_own(kind, own), (kind, own)
+        assert await users.may_reach_the_exchange_of_retries(kind, names) == [], kind
+    assert len(await users.may_reach_the_exchange_of_retries("recorder", names)) == len(names.retries) + 2
     assert await users.may_publish_by_an_exchange_of_its_own("recorder", f"{users.prefix}.own")
     assert await users.may_break("recorder", names.unheard.name) == ["purge", "declare", "bind", "delete", "exchange"]
 

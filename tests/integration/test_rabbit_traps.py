@@ -58,14 +58,15 @@ async def test_every_queue_is_a_durable_quorum_queue_with_at_least_once_dead_let
     found = {q["name"].removeprefix(f"{prefix}."): q for q in await asyncio.to_thread(rabbit.shared().queues, f"{prefix}.")}
     working = {"requests", "machines", "work.capture", "work.finish", "work.upload", "work.delivery"}
     working |= {"node.n1", "node.n1.transcode", "node.n1.upload"}
-    assert set(found) == working | {"parked", "unheard"}
+    retries = {f"retry.{ms}" for ms in topologies.RETRY_MS}
+    assert set(found) == working | retries | {"parked", "unheard"}
     assert all(queue["durable"] for queue in found.values())
-    for name in working:
+    for name in working | retries:
         arguments = {name: value for name, _, value in found[name]["arguments"]}
         assert found[name]["type"] in ("quorum", "rabbit_quorum_queue")
         assert arguments["x-dead-letter-strategy"] == "at-least-once"
         assert arguments["x-overflow"] == "reject-publish"
-        assert arguments["x-dead-letter-exchange"] == f"{prefix}.parked"
+        assert arguments["x-dead-letter-exchange"] == f"{prefix}.{'retried' if name in retries else 'parked'}"
         assert arguments["x-delivery-limit"] == topologies.DELIVERY_LIMIT
 
 
