@@ -263,8 +263,8 @@ class Node:
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
 
-        def segment_path(recording_id: str, epoch: int) -> Path | None:
-            return work.path_of(recording_id, epoch) if "worker" in settings.roles else None
+        async def segment_file(recording_id: str, epoch: int) -> tuple[Path, int] | None:
+            return await work.segment_file(recording_id, epoch) if "worker" in settings.roles else None
 
         return web_app.Api(
             decide=decider.decide,
@@ -287,7 +287,7 @@ class Node:
             draining=lambda: not self._ready,
             policy=self._policy,
             cluster_token=settings.cluster_token.get_secret_value(),
-            segment_path=segment_path,
+            segment_file=segment_file,
             version=VERSION,
         )
 

@@ -5,7 +5,7 @@ Rule: addresses and credentials stay inside these calls.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import json
 import os
 import weakref
@@ -18,7 +18,7 @@ from assembly.identity import clock
 from config import settings as settings_module
 from machine import capture_progress, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
-from media import capture, ffmpeg_command, ffmpeg_process, segment_fetch, segment_scan, spool, transcode
+from media import capture, ffmpeg_command, ffmpeg_process, file_threads, segment_fetch, segment_scan, spool, transcode
 from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
 from webhook import sender
 from worker import work_ports
@@ -44,7 +44,10 @@ class NodeWork:
 
     def capture(self, job: due_work.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         """Make a capture of the speaker's stream into the segment of `epoch`."""
-        spec = capture.CaptureSpec(address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode)
+        make_folder = functools.partial(self._segment_path, job, epoch, make=True)
+        spec = capture.CaptureSpec(
+            address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode, make_folder=make_folder
+        )
         made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
         self._captures.add(made)
         return made
@@ -56,7 +59,7 @@ class NodeWork:
     async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> capture_progress.CaptureProgress:
         """The media of the segment of `epoch`."""
         path, mode = self._segment_path(job, epoch), job.recording.mode
-        found = await asyncio.to_thread(segment_scan.scan, path, mode, known_ms)
+        found = await file_threads.BULK.run(segment_scan.scan, path, mode, known_ms)
         return capture_progress.CaptureProgress(
             media_ms=found.media_ms,
             size_bytes=found.size_bytes,
@@ -67,7 +70,8 @@ class NodeWork:
     async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this spool."""
         token = self._settings.cluster_token.get_secret_value()
-        return await segment_fetch.fetch(url, token, job.recording.key.text, epoch, self._segment_path(job, epoch))
+        path = await file_threads.BULK.run(functools.partial(self._segment_path, job, epoch, make=True))
+        return await segment_fetch.fetch(url, token, job.recording.key.text, epoch, path)
 
     async def transcode(self, job: due_work.Assignment, epoch: int, parts: Sequence[segments.Segment]) -> model.Output:
         """Make the finished file from its segments."""
@@ -82,8 +86,9 @@ class NodeWork:
             )
             for s in parts
         ]
-        await asyncio.to_thread(self._spool.remove_parts, value.task_id, value.speaker, value.n, epoch)
-        output = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch)
+        names = (value.task_id, value.speaker, value.n)
+        await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
+        output = await file_threads.BULK.run(self._spool.output_path, *names, value.mode, epoch)
         made = await self._transcoder.transcode(files, value.mode, output)
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return model.Output(
@@ -102,7 +107,7 @@ class NodeWork:
         """Upload the finished file to the bucket."""
         value = job.recording
         epoch = value.output.epoch if value.output else 0
-        path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch)
+        path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch, make=False)
         known = cos_upload.UploadState.from_json(json.dumps(state)) if state else None
 
         async def keep(reached: cos_upload.UploadState) -> None:
@@ -125,29 +130,36 @@ class NodeWork:
 
     async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording."""
-        return await asyncio.to_thread(self._spool.remove_files, recording.task_id, recording.speaker, recording.n, until_epoch)
+        names = (recording.task_id, recording.speaker, recording.n)
+        return await file_threads.BULK.run(self._spool.remove_files, *names, until_epoch)
 
     async def remove_outputs(self, recording: job_key.RecordingKey, before_epoch: int, except_epoch: int) -> int:
         """Delete the outputs of transcodes before `before_epoch`, except that of `except_epoch`."""
         names = (recording.task_id, recording.speaker, recording.n)
-        return await asyncio.to_thread(self._spool.remove_outputs, *names, before_epoch, except_epoch)
+        return await file_threads.BULK.run(self._spool.remove_outputs, *names, before_epoch, except_epoch)
 
     async def task_ids_on_spool(self) -> list[str]:
         """The TaskIds that have files on the spool."""
-        names = await asyncio.to_thread(os.listdir, self._spool.root)
+        names = await file_threads.BULK.run(os.listdir, self._spool.root)
         return [name for name in names if len(name) == TASK_ID_CHARS]
 
-    def _segment_path(self, job: due_work.Assignment, epoch: int) -> Path:
+    def _segment_path(self, job: due_work.Assignment, epoch: int, *, make: bool = False) -> Path:
         value = job.recording
-        return self._spool.segment_path(value.task_id, value.speaker, value.n, epoch)
+        return self._spool.segment_path(value.task_id, value.speaker, value.n, epoch, make=make)
 
-    def path_of(self, recording_id: str, epoch: int) -> Path | None:
-        """Path of a segment on this node's spool, for another node; None for an invalid id."""
+    async def segment_file(self, recording_id: str, epoch: int) -> tuple[Path, int] | None:
+        """A segment on this node's spool for another node: its path and when it was last written (Unix ms). None for an invalid
+        id, and if there is no such file."""
         try:
             key = job_key.parse_recording(recording_id)
         except ValueError:
             return None
-        return self._spool.segment_path(key.task_id, key.speaker, key.n, epoch)
+        path = self._spool.segment_path(key.task_id, key.speaker, key.n, epoch, make=False)
+        try:
+            found = await file_threads.LIVE.run(path.stat)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return path, found.st_mtime_ns // 1_000_000
 
     def _target(self, job: due_work.Assignment) -> cos_target.CosTarget:
         request, value = job.session.request, job.recording

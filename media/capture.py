@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from machine import capture_progress, errors, failpoints
 from machine.reasons import Reason
-from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, flv_tail, resource_limits
+from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, file_threads, flv_tail, resource_limits
 
 log = structlog.get_logger()
 
@@ -45,11 +46,12 @@ _REFUSED_FOR_GOOD_DETAIL = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSpec:
     """A capture's input (`address`, secret), output (`path`), `mode` "00", "01" or "02", and its time limits: for silence and for
-    the first packet."""
+    the first packet. `make_folder` creates the output's folder (blocking)."""
 
     address: str = field(repr=False)
     path: Path
     mode: str
+    make_folder: Callable[[], object] = bool
     stall_after_s: float = 10.0
     first_media_s: float = 15.0
 
@@ -83,11 +85,13 @@ class Capture:
         self._verdict: tuple[Reason, str] | None = None
         self._stopping = self._killing = self._exited = False
         self._spawned = asyncio.Event()
-        self._grown_s = 0.0
+        self._began_s = self._grown_s = 0.0
         self._polls_with_media = self._code = 0
         self._child: ffmpeg_process.Child | None = None
         self._tail: flv_tail.Tail | None = None
         self._task: asyncio.Task[capture_progress.CaptureExit] | None = None
+        self._ending: asyncio.Future[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     @property
     def progress(self) -> capture_progress.CaptureProgress:
@@ -107,6 +111,9 @@ class Capture:
     async def start(self) -> None:
         """Spawn ffmpeg and start the watch; `wait()` reports failures. Safe to call twice; cancellation kills the capture."""
         if self._task is None:
+            self._ending = asyncio.get_running_loop().create_future()
+            if self._stopping:
+                self._ending.set_result(None)
             self._task = asyncio.create_task(self._run(), name=f"capture {self._spec.path.name}")
         try:
             await self._spawned.wait()
@@ -117,7 +124,7 @@ class Capture:
     def stop(self) -> None:
         """Request the end and return immediately; `wait()` then returns "stopped"."""
         self._stopping = True
-        self._news.set()
+        self._end()
 
     def kill(self) -> None:
         """Kill ffmpeg; media on disk is kept. `wait()` then returns "stopped"."""
@@ -139,6 +146,12 @@ class Capture:
             self.kill()
             raise
 
+    def _end(self) -> None:
+        """Wake the watch. From now on it does not wait for a file system that hangs."""
+        self._news.set()
+        if self._ending is not None and not self._ending.done():
+            self._ending.set_result(None)
+
     async def _run(self) -> capture_progress.CaptureExit:
         self._tail = flv_tail.Tail(self._spec.path, self._spec.mode, spawned_ms=self._clock())
         try:
@@ -150,20 +163,20 @@ class Capture:
             self._spawned.set()
             if self._child is not None:
                 self._child.kill()
-            self._tail.close()
+            if self._reading is not None:
+                self._reading.cancel()
+            await file_threads.LIVE.run_within(file_threads.ANSWER_S, self._tail.close)
         reason, detail = self._verdict or (Reason.ERROR, "The capture ended without a reason.")
         log.info("capture.ended", reason=reason, detail=detail, media_ms=self.progress.media_ms)
         return capture_progress.CaptureExit(reason=reason, detail=detail, progress=self.progress)
 
     async def _spawn(self) -> None:
         spec = self._spec
-        if not spec.path.parent.is_dir():
-            self._verdict = (Reason.SPOOL_LOST, f"The folder {spec.path.parent} is gone.")
-        elif self._stopping:
+        checking = asyncio.create_task(file_threads.LIVE.run(_obstacle, spec))
+        self._verdict = checking.result() if await self._answered(checking) else None
+        if self._stopping and (self._verdict is None or self._verdict[0] != Reason.SPOOL_LOST):
             self._verdict = (Reason.STOPPED, "Stopped before it began.")
-        elif _holds_something(spec.path):
-            self._verdict = (Reason.ERROR, f"{spec.path.name} holds media already; a capture never overwrites a segment.")
-        else:
+        if self._verdict is None:
             script = -1
             try:
                 script = _inherited(ffmpeg_command.capture_script(spec.address, timeout_s=2 * spec.stall_after_s))
@@ -194,10 +207,9 @@ class Capture:
         finally:
             child.kill()
             await end
-        self._poll()
-        while self._tail is not None and self._tail.behind:
-            await asyncio.sleep(0)
-            self._poll()
+        await self._poll()
+        while self._tail is not None and self._tail.behind and self._reading is None:
+            await self._poll()
         if self._verdict is None:
             self._verdict = self._judge()
 
@@ -206,30 +218,47 @@ class Capture:
             self._code = await child.wait()
         finally:
             self._exited = True
-            self._news.set()
+            self._end()
 
     async def _watch(self) -> None:
         """Poll the file until there is a verdict or ffmpeg has exited."""
         loop = asyncio.get_running_loop()
-        began = self._grown_s = loop.time()
+        self._began_s = self._grown_s = loop.time()
         while True:
             alarm = loop.call_later(_POLL_S if self._polls_with_media > 1 else _FIRST_POLL_S, self._news.set)
             await self._news.wait()
             alarm.cancel()
             self._news.clear()
-            self._poll()
+            await self._poll()
             if self._verdict is None and not self._exited:
-                self._verdict = self._decide(running_s=loop.time() - began, silent_s=loop.time() - self._grown_s)
+                self._verdict = self._decide(running_s=loop.time() - self._began_s, silent_s=loop.time() - self._grown_s)
             if self._verdict is not None or self._exited:
                 return
 
-    def _poll(self) -> None:
+    async def _answered(self, reading: asyncio.Task[Any]) -> bool:
+        """Wait for an answer of the file system; once the capture ends, only for a moment. Returns whether it came."""
+        assert self._ending is not None  # noqa: S101 - start made it
+        await asyncio.wait((reading, self._ending), return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            await asyncio.wait((reading,), timeout=file_threads.ANSWER_S)
+        return reading.done()
+
+    async def _poll(self) -> None:
+        """Read the segment in a thread. A poll that hangs goes on, and no other one begins."""
         assert self._tail is not None  # noqa: S101 - _run made it
-        grown_ms = self._tail.grown_ms
+        loop, grown_ms = asyncio.get_running_loop(), self._tail.grown_ms
+        asked_s = loop.time()
+        self._reading = reading = self._reading or asyncio.create_task(file_threads.LIVE.run(self._tail.poll, self._clock()))
+        if not await self._answered(reading):
+            return
+        self._reading = None
+        # While the file system did not answer, nothing is known about the stream.
+        waited_s = loop.time() - asked_s
+        self._began_s, self._grown_s = self._began_s + waited_s, self._grown_s + waited_s
         try:
-            self._tail.poll(self._clock())
+            reading.result()
             if self._tail.grown_ms != grown_ms:
-                self._grown_s = asyncio.get_running_loop().time()
+                self._grown_s = loop.time()
         except OSError as error:
             self._verdict = self._verdict or (Reason.SPOOL_LOST, f"The segment cannot be read: {error.strerror}.")
         if self._tail.progress.media_ms > 0:
@@ -298,11 +327,17 @@ class Capture:
             self._news.set()
 
 
-def _holds_something(path: Path) -> bool:
+def _obstacle(spec: CaptureSpec) -> tuple[Reason, str] | None:
+    """Create the folder, and return why no segment can be written there (blocking)."""
     try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
+        spec.make_folder()
+        if not spec.path.parent.is_dir():
+            return Reason.SPOOL_LOST, f"The folder {spec.path.parent} is gone."
+        if spec.path.exists() and spec.path.stat().st_size > 0:
+            return Reason.ERROR, f"{spec.path.name} holds media already; a capture never overwrites a segment."
+    except OSError as error:
+        return Reason.ERROR, f"The segment {spec.path.name} cannot be created: {error.strerror}."
+    return None
 
 
 def _inherited(content: bytes) -> int:

@@ -10,6 +10,7 @@ earliest of (time of writing − media position) over the first seconds, but nev
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _LOOK_FOR_S = 0.1
 
 class Tail:
     """Reads the bytes added since the last poll. No packet can have arrived before `spawned_ms`; `behind` says that the last poll
-    left bytes for the next one."""
+    left bytes for the next one, `lost` that the file, once seen, was deleted, or that its folder is gone."""
 
     def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
         self._path = path
@@ -33,32 +34,41 @@ class Tail:
         self.progress = capture_progress.CaptureProgress()
         self.grown_ms: int | None = None
         self.behind = False
+        self.lost = False
+        self._polling = threading.Lock()
+        self._closed = False
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
-        if self._reader is not None:
-            self._reader.close()
-
-    @property
-    def lost(self) -> bool:
-        """Whether the file, once seen, was deleted, or its folder is gone. Raises nothing."""
-        try:
-            return not self._path.parent.is_dir() if self._reader is None else self._reader.stat().st_nlink == 0
-        except OSError:
-            return True
+        """Close the file (blocking). If a poll of another thread hangs, that poll closes the file. Safe to call twice."""
+        self._closed = True
+        if self._polling.acquire(blocking=False):
+            try:
+                if self._reader is not None:
+                    self._reader.close()
+            finally:
+                self._polling.release()
 
     def poll(self, now_ms: int) -> None:
-        """Read the bytes written so far. `grown_ms` becomes the wall time of the last growth of any track.
+        """Read the bytes written so far (blocking). `grown_ms` becomes the wall time of the last growth of any track.
 
         Raises OSError if the file cannot be read.
         """
+        with self._polling:
+            if not self._closed:
+                self._poll(now_ms)
+        if self._closed:
+            self.close()
+
+    def _poll(self, now_ms: int) -> None:
         if self._reader is None:
             try:
                 self._reader = flv.TagReader(self._path)
             except FileNotFoundError:
+                self.lost = not self._path.parent.is_dir()
                 return
         behind, self.behind = self.behind, False
         stat = self._reader.stat()
+        self.lost = stat.st_nlink == 0
         if stat.st_size > self.progress.size_bytes or behind:
             written_ms = min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms)
             self._take(stat.st_size, written_ms)

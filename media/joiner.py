@@ -10,12 +10,11 @@ track for as long as this one is silent.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from media import flv, timeline
+from media import file_threads, flv, timeline
 
 FILL_EVERY_MS = 500
 CHUNK_BYTES = 1 << 20
@@ -156,7 +155,7 @@ class Joiner:
         for segment, limit_ms in zip(self._segments, self._limits, strict=True):
             steps = self._join(segment, limit_ms)
             grown: bool | None = None
-            while (chunk := await asyncio.to_thread(_step, steps, grown)) is not None:
+            while (chunk := await file_threads.BULK.run(_step, steps, grown)) is not None:
                 grown = None
                 if chunk:
                     yield chunk

@@ -15,7 +15,7 @@ import aiohttp
 import structlog
 
 from machine import segments
-from media import transcode
+from media import file_threads, transcode
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path)
     Raises errors.TranscodeFailed with the reason "disk-full" or "spool-lost" if it cannot be written here."""
     # A superseded transcode may still fetch while its successor does.
     async with _locks.setdefault(path, asyncio.Lock()):
-        return await asyncio.to_thread(path.exists) or await _fetch(url, token, recording_id, epoch, path)
+        return await file_threads.BULK.run(path.exists) or await _fetch(url, token, recording_id, epoch, path)
 
 
 async def _fetch(url: str, token: str, recording_id: str, epoch: int, path: Path) -> bool:
@@ -47,8 +47,8 @@ async def _fetch(url: str, token: str, recording_id: str, epoch: int, path: Path
                 log.warning("segment.not_given", recording_id=recording_id, epoch=epoch, url=url, status=answer.status)
                 return False
             await _write(answer.content, part)
-            await asyncio.to_thread(_set_written, part, answer.headers.get(segments.WRITTEN_HEADER, ""))
-        await asyncio.to_thread(part.replace, path)
+            await file_threads.BULK.run(_set_written, part, answer.headers.get(segments.WRITTEN_HEADER, ""))
+        await file_threads.BULK.run(part.replace, path)
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         log.warning("segment.not_fetched", recording_id=recording_id, epoch=epoch, url=url, error=type(error).__name__)
         return False
@@ -57,7 +57,7 @@ async def _fetch(url: str, token: str, recording_id: str, epoch: int, path: Path
         raise transcode.storage_failed(error) from error
     finally:
         # A partial copy is useless, and it occupies a full disk.
-        await asyncio.to_thread(part.unlink, missing_ok=True)
+        await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))
     log.info("segment.fetched", recording_id=recording_id, epoch=epoch, url=url)
     return True
 
@@ -70,9 +70,12 @@ def _set_written(part: Path, written_ms: str) -> None:
 
 async def _write(content: aiohttp.StreamReader, part: Path) -> None:
     """Write the response to disk (fsync). Raises the errors of reading, and OSError."""
-    with await asyncio.to_thread(part.open, "wb", buffering=0) as file:
+    file = await file_threads.BULK.run(lambda: part.open("wb", buffering=0))
+    try:
         async for chunk in content.iter_chunked(CHUNK_BYTES):
             left = memoryview(chunk)
             while left:
-                left = left[await asyncio.to_thread(file.write, left) :]
-        await asyncio.to_thread(os.fsync, file.fileno())
+                left = left[await file_threads.BULK.run(file.write, left) :]
+        await file_threads.BULK.run(os.fsync, file.fileno())
+    finally:
+        await file_threads.BULK.run_within(file_threads.ANSWER_S, file.close)

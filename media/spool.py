@@ -121,16 +121,17 @@ class Spool:
             os.close(self._lock)
             self._lock = -1
 
-    def segment_path(self, task_id: str, speaker: str, n: int, epoch: int) -> Path:
-        """The path of this epoch's segment; creates its folder. If the spool is gone, the capture reports it."""
-        return self._folder(task_id, speaker, n, make=True) / f"{int(epoch):08d}.flv"
+    def segment_path(self, task_id: str, speaker: str, n: int, epoch: int, *, make: bool = True) -> Path:
+        """The path of this epoch's segment. With `make` it creates its folder (blocking). If the spool is gone, the capture
+        reports it."""
+        return self._folder(task_id, speaker, n, make=make) / f"{int(epoch):08d}.flv"
 
-    def output_path(self, task_id: str, speaker: str, n: int, mode: str, epoch: int) -> Path:
-        """The path of the finished file of the transcode `epoch` (0: written by an older version); creates its folder. A worker
-        that wakes after its lease neither writes into nor replaces the file of a newer epoch. Raises KeyError for an unknown
-        mode."""
+    def output_path(self, task_id: str, speaker: str, n: int, mode: str, epoch: int, *, make: bool = True) -> Path:
+        """The path of the finished file of the transcode `epoch` (0: written by an older version). With `make` it creates its
+        folder (blocking). A worker that wakes after its lease neither writes into nor replaces the file of a newer epoch. Raises
+        KeyError for an unknown mode."""
         number = f".{int(epoch):08d}" if epoch else ""
-        return self._folder(task_id, speaker, n, make=True) / f"finished{number}.{states.EXTENSION[mode]}"
+        return self._folder(task_id, speaker, n, make=make) / f"finished{number}.{states.EXTENSION[mode]}"
 
     def remove_parts(self, task_id: str, speaker: str, n: int, before_epoch: int) -> None:
         """Delete unfinished output of earlier transcodes (blocking); one that is still writing then ends without a file."""

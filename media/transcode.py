@@ -20,7 +20,7 @@ import structlog
 
 from machine import errors, failpoints
 from machine.reasons import Reason
-from media import ffmpeg_log, ffmpeg_process, joiner, resource_limits, survey, transcode_plan, verify
+from media import ffmpeg_log, ffmpeg_process, file_threads, joiner, resource_limits, survey, transcode_plan, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
 
@@ -65,19 +65,19 @@ class Transcoder:
         part = output.with_name(output.name + ".part")
         try:
             failpoints.hit("transcode.start.before")
-            found = await asyncio.to_thread(survey.survey, segments, mode)
-            self._check(found, segments, output)
+            found = await file_threads.BULK.run(survey.survey, segments, mode)
+            await file_threads.BULK.run(self._check, found, segments, output)
             log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
             seen = await self._make(found, segments, mode, part)
-            size_bytes, crc64 = await asyncio.to_thread(verify.settle, part)
+            size_bytes, crc64 = await file_threads.BULK.run(verify.settle, part)
             failpoints.hit("transcode.rename.before")
-            await asyncio.to_thread(_give_name, part, output)
+            await file_threads.BULK.run(_give_name, part, output)
             failpoints.hit("transcode.rename.after")
         except OSError as error:
             raise storage_failed(error) from error
         finally:
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+                await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))
         return TranscodeOutput(
             path=output,
             duration_ms=seen.duration_ms,
@@ -127,7 +127,7 @@ class Transcoder:
         argv = transcode_plan.transcode_args(self._ffmpeg, found, chosen, str(part))
         fillings = [found.filling(kind) for kind in chosen.encoded]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
-        input_bytes = await asyncio.to_thread(_size_in_all, segments)
+        input_bytes = await file_threads.BULK.run(_size_in_all, segments)
         run = _Run(argv, resource_limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
@@ -201,7 +201,7 @@ class _Run:
     async def _watch(self, part: Path, stuck_after_s: float) -> None:
         before: object = None
         while True:
-            now = (self._fed_bytes, self._out_ms, await asyncio.to_thread(_size_bytes, part))
+            now = (self._fed_bytes, self._out_ms, await file_threads.BULK.run(_size_bytes, part))
             if now == before:
                 self._stuck = True
                 self._child.kill()

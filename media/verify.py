@@ -18,7 +18,7 @@ import fastcrc
 
 from machine import errors
 from machine.reasons import Reason
-from media import ffmpeg_log, ffmpeg_process, flv, resource_limits, survey, transcode_plan
+from media import ffmpeg_log, ffmpeg_process, file_threads, flv, resource_limits, survey, transcode_plan
 
 _TOLERANCE_MS = 500
 _TOLERANCE = 0.005
@@ -38,7 +38,7 @@ class Seen:
 async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan) -> Seen:
     """Compare `part` with the joined stream. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and
     OSError if the file is gone."""
-    stat = await asyncio.to_thread(part.stat)
+    stat = await file_threads.BULK.run(part.stat)
     limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
     duration_ms = 0
     for kind in sorted(found.kinds):

@@ -43,6 +43,9 @@ async def _no_keys() -> Sequence[api_keys.ApiKey]:
 async def _note_nothing(key_id: str) -> None: ...
 
 
+async def _no_segment(recording: str, epoch: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
     """The functions and settings of one service's API. Times are Unix ms; an error is one of machine.errors."""
@@ -82,6 +85,6 @@ class Api:
     tokens: tuple[str, ...] = field(default=(), repr=False)
     # The token with which other nodes fetch segments.
     cluster_token: str = field(default="", repr=False)
-    # (recording id, epoch) → the segment's file on this node's spool, or None.
-    segment_path: Callable[[str, int], Path | None] = lambda recording_id, epoch: None
+    # (recording id, epoch) → the segment's file on this node's spool and when it was last written (Unix ms), or None.
+    segment_file: Callable[[str, int], Awaitable[tuple[Path, int] | None]] = _no_segment
     version: str = ""

@@ -26,10 +26,10 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         known = hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {api.cluster_token}".encode())
         if not api.cluster_token or not known:
             raise errors.Unauthorized("CLUSTER_TOKEN is missing, or differs from this node's.")
-        path = api.segment_path(recording, epoch)
-        if path is None or not path.is_file():
+        found = await api.segment_file(recording, epoch)
+        if found is None:
             raise errors.NotFound("This node has no such segment.")
-        written_ms = path.stat().st_mtime_ns // 1_000_000
+        path, written_ms = found
         return responses.FileResponse(path, media_type="video/x-flv", headers={segments.WRITTEN_HEADER: str(written_ms)})
 
     return routes

@@ -25,7 +25,11 @@ def spool(tmp_path: Path) -> dict[str, Any]:
     """A spool with one segment, as the API receives it."""
     path = tmp_path / "1.flv"
     path.write_bytes(SEGMENT)
-    return {"segment_path": lambda recording, epoch: path if (recording, epoch) == (RECORDING, 1) else None}
+
+    async def segment_file(recording: str, epoch: int) -> tuple[Path, int] | None:
+        return (path, 1) if (recording, epoch) == (RECORDING, 1) else None
+
+    return {"segment_file": segment_file}
 
 
 @pytest.fixture
