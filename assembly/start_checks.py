@@ -75,9 +75,16 @@ class StartChecks:
         return tuple(w for w in warnings if w)
 
     async def _check_bucket(self, config: codec.Data) -> str:
-        """A warning about the bucket, or "". Raises InvalidParameter for a bucket that refuses the credentials."""
+        """A warning about the bucket, or "". Raises InvalidParameter without credentials, or for a bucket that refuses them, and
+        Unavailable while a role's service fails."""
         cos_target.check_path(config["Path"])
-        keys = await self._chain.resolve(config)
+        try:
+            keys = await self._chain.resolve(config)
+        except credentials.NoCredentials as error:
+            if error.temporary:
+                raise errors.Unavailable(error.message) from error
+            # No retry brings keys, so the publisher of a bus request gets a refusal and no silence.
+            raise errors.InvalidParameter(error.message, field=error.field) from error
         target = cos_target.CosTarget(
             region=config["Region"], bucket=config["Bucket"], key="probe", endpoint=self._settings.cos_server
         )

@@ -35,6 +35,8 @@ METADATA_TIMEOUT_S = 2.0
 STS_TIMEOUT_S = 10
 STS_DURATION_S = 7200
 RENEW_BEFORE_MS = 60_000
+# A search without a result holds for this long. Otherwise each start without keys waits for the metadata, one after the other.
+MISSING_FOR_MS = 5_000
 
 _MAX_ANSWER_BYTES = 64 * 1024
 _SECRET = re.compile(r"[\x21-\x7e]+")  # other characters cannot travel in a header, and the header's error would print them
@@ -51,12 +53,20 @@ _PLACES = (
 class NoCredentials(errors.InvalidParameter):
     """No credentials for Tencent Cloud were found; give CosConfig.SecretId and SecretKey, or run with a role."""
 
-    retry = True  # a role may be bound, or the metadata respond, a moment later
+    retry = True  # for a job: a role may be bound a moment later
 
-    def __init__(self, looked_at: Sequence[str]) -> None:
+    def __init__(self, looked_at: Sequence[str], *, temporary: bool) -> None:
         message = f"{(type(self).__doc__ or '').strip()} Looked at: {'; '.join(looked_at)}."
         super().__init__(message, field="CosConfig.SecretId")
         self.looked_at = tuple(looked_at)
+        # Whether a role exists and its service fails at the moment.
+        self.temporary = temporary
+
+
+class _Down(str):
+    """Why a role's service gave no credentials now, although there is a role."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,37 +112,48 @@ class CredentialChain:
         self._sts_endpoint = sts_endpoint
         self._lock = asyncio.Lock()
         self._cached: Credentials | None = None
+        self._missing: tuple[int, NoCredentials] | None = None
+        # Sources that gave credentials before.
+        self._found: set[str] = set()
 
     async def resolve(self, given: Mapping[str, Any] | None = None) -> Credentials:
         """The caller's own credentials if `given` (such as CosConfig) has a SecretId, else the first pair that the chain finds.
 
-        Raises NoCredentials, whose message names every place and its result, and InvalidParameter for a broken key.
+        Raises NoCredentials, whose message names every place and its result, and InvalidParameter for a broken key. A role that
+        gave credentials before, or is configured, and whose service fails, is `temporary`.
         """
         if given and given.get("SecretId"):
             return Credentials(secret_id=given["SecretId"], secret_key=given["SecretKey"], token=given.get("Token") or "")
         async with self._lock:
             if self._cached is None or not self._is_fresh(self._cached):
                 self._cached = None
+                if self._missing is not None and 0 <= self._clock() - self._missing[0] < MISSING_FOR_MS:
+                    before = self._missing[1]
+                    raise NoCredentials(before.looked_at, temporary=before.temporary)
                 self._cached = await self._search()
             return self._cached
 
     def forget(self) -> None:
         """Drop the cached pair after the server refused it as expired."""
-        self._cached = None
+        self._cached = self._missing = None
 
     def _is_fresh(self, credentials: Credentials) -> bool:
         return credentials.expires_ms is not None and credentials.expires_ms - self._clock() > RENEW_BEFORE_MS
 
     async def _search(self) -> Credentials:
-        looked_at = [f"{_PLACES[0]}: not given"]
+        looked_at, temporary = [f"{_PLACES[0]}: not given"], False
         searches = (self._from_scf, self._from_environment, self._from_profile, self._from_cvm_role, self._from_tke)
         for place, search in zip(_PLACES[1:], searches, strict=True):
             found = await search()
             if isinstance(found, Credentials):
                 log.info("credentials.found", source=found.source, expires_ms=found.expires_ms)
+                self._found.add(found.source)
                 return found
+            temporary = temporary or isinstance(found, _Down)
             looked_at.append(f"{place}: {found}")
-        raise NoCredentials(looked_at)
+        missing = NoCredentials(looked_at, temporary=temporary)
+        self._missing = (self._clock(), missing)
+        raise missing
 
     async def _from_scf(self) -> Credentials | str:
         return self._from_variables("TENCENTCLOUD_SECRETID", "TENCENTCLOUD_SECRETKEY", "TENCENTCLOUD_SESSIONTOKEN", "scf")
@@ -166,7 +187,10 @@ class CredentialChain:
                 role = (await _get(session, folder)).decode("utf-8").strip()
                 answer = json.loads(await _get(session, folder + quote(role, safe=""))) if role else {}
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
-            return f"the metadata service did not answer ({type(error).__name__})"
+            # Outside of Tencent Cloud nothing answers under the metadata's name.
+            exists = isinstance(error, aiohttp.ClientResponseError) or "cvm-role" in self._found
+            reason = f"the metadata service did not answer ({type(error).__name__})"
+            return _Down(reason) if exists else reason
         if not isinstance(answer, dict) or answer.get("Code") != "Success":
             return "no role is bound to it"
         return _usable_temporary(answer, answer.get("ExpiredTime"), "cvm-role")
@@ -180,13 +204,13 @@ class CredentialChain:
             response = await asyncio.to_thread(self._assume_role)
             refused = response.get("Error")  # the SDK raises for it only with the exact Content-Type application/json
         except OSError as error:
-            return f"TKE_WEB_IDENTITY_TOKEN_FILE cannot be read ({type(error).__name__})"
+            return _Down(f"TKE_WEB_IDENTITY_TOKEN_FILE cannot be read ({type(error).__name__})")
         except tencent_cloud_sdk_exception.TencentCloudSDKException as error:
-            return f"STS refused: {error.get_code()} (request {error.get_request_id()})"
+            return _refusal(error.get_code(), error.get_request_id())
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return "the answer of STS was not understood"  # the SDK uses it without a check
+            return _Down("the answer of STS was not understood")  # the SDK uses it without a check
         if isinstance(refused, Mapping):
-            return f"STS refused: {refused.get('Code')} (request {response.get('RequestId')})"
+            return _refusal(refused.get("Code"), response.get("RequestId"))
         return _usable_temporary(response.get("Credentials"), response.get("ExpiredTime"), "tke")
 
     def _assume_role(self) -> Mapping[str, object]:
@@ -212,8 +236,17 @@ class CredentialChain:
 async def _get(session: aiohttp.ClientSession, address: str) -> bytes:
     async with session.get(address, allow_redirects=False) as response:
         if response.status != 200:
+            if response.status >= 500:
+                response.raise_for_status()
             return b""
         return await response.content.read(_MAX_ANSWER_BYTES)
+
+
+def _refusal(code: object, request_id: object) -> str:
+    """Why STS gave no credentials. Faults of the network and of STS itself pass."""
+    reason = f"STS refused: {code} (request {request_id})"
+    passing = ("ClientNetworkError", "ServerNetworkError", "InternalError", "RequestLimitExceeded", "ResourceUnavailable")
+    return _Down(reason) if str(code).startswith(passing) else reason
 
 
 def _usable(

@@ -201,7 +201,42 @@ async def test_nothing_found_says_where_was_looked(cloud: Cloud, clock: Clock, h
         assert place in message
     assert "only-half" not in message
     assert isinstance(caught.value, errors.InvalidParameter)
-    assert (caught.value.field, caught.value.retry) == ("CosConfig.SecretId", True)
+    assert (caught.value.field, caught.value.retry, caught.value.temporary) == ("CosConfig.SecretId", True, False)
+
+
+async def test_a_role_whose_service_fails_is_temporary(cloud: Cloud, clock: Clock, home: Path) -> None:
+    """A role that is configured or gave credentials before, and whose service fails, is temporary. A machine on which nothing
+    answers, or a refusal, is not."""
+
+    async def temporary(places: credentials.CredentialChain) -> bool:
+        places.forget()
+        with pytest.raises(credentials.NoCredentials) as caught:
+            await places.resolve()
+        return caught.value.temporary
+
+    cloud.sts = {"Error": {"Code": "InternalError", "Message": "no"}, "RequestId": "r"}
+    assert await temporary(chain(cloud, clock, home, pod(home)))
+    cloud.sts = {"Error": {"Code": "AuthFailure", "Message": "no"}, "RequestId": "r"}
+    assert not await temporary(chain(cloud, clock, home, pod(home)))
+    cloud.role = "recorder"
+    before = chain(cloud, clock, home, {})
+    await before.resolve()
+    cloud.address = before._metadata_url = "http://127.0.0.1:1/meta"
+    assert await temporary(before)
+    cloud.address = "127.0.0.1:1"
+    assert not await temporary(chain(cloud, clock, home, {}))
+
+
+async def test_a_search_without_a_result_is_not_repeated_at_once(cloud: Cloud, clock: Clock, home: Path) -> None:
+    """Many starts without keys ask the metadata once in some seconds, and a role that was bound is found then."""
+    places = chain(cloud, clock, home, {})
+    for _ in range(50):
+        with pytest.raises(credentials.NoCredentials, match="no role is bound"):
+            await places.resolve()
+    assert cloud.asked == ["roles"]
+    cloud.role = "recorder"
+    clock.now_ms += credentials.MISSING_FOR_MS
+    assert (await places.resolve()).source == "cvm-role"
 
 
 @pytest.mark.parametrize("answer", ["", "not json", "[]", DEEP, '{"Code": "Success"}', '{"Code": "Failed"}'])
