@@ -1,19 +1,24 @@
 """Checks of a start before it is decided: capacity, the callback URL, the bucket, and the UserSig's age.
 
-Rule: a start that cannot be recorded is refused with the setting or field to change. Everything else is a warning.
+Rules: a start that cannot be recorded is refused with the setting or field to change. Everything else is a warning. What other
+machines answer is awaited for LIMIT_S in total; then the start proceeds with a warning.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from assembly import work as node_work
 from assembly.identity import clock
 from config import settings as settings_module
 from events import codec
-from machine import errors
+from machine import daemon_threads, errors
 from media import spool
 from tencent import cos_target, credentials, usersig
+
+LIMIT_S = 2.0
+SPOOL_THREADS = 2
 
 
 class SpoolSpace:
@@ -23,10 +28,19 @@ class SpoolSpace:
         self._settings = settings
         self._spool = folder
         self.expected_bytes: Callable[[], int] = lambda: 0
+        # Its own: a spool that hangs keeps these threads, and nothing else waits for them.
+        self._threads = daemon_threads.DaemonThreads("spool-space", SPOOL_THREADS)
 
     async def check(self) -> tuple[str, ...]:
-        """Raise InsufficientSpace if there is no space for another capture; returns no warnings."""
-        free_bytes, needed_bytes = self._spool.free_bytes(), self.needed_bytes()
+        """Raise InsufficientSpace if there is no space for another capture, Unavailable for a spool that hangs; returns no
+        warnings."""
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                free_bytes, needed_bytes = await self._threads.run(lambda: (self._spool.free_bytes(), self.needed_bytes()))
+        except TimeoutError:
+            raise errors.Unavailable(
+                f"The spool {self._spool.root} does not answer. Check its disk or mount, then try again."
+            ) from None
         if free_bytes < needed_bytes:
             raise errors.InsufficientSpace(
                 f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
@@ -63,6 +77,7 @@ class StartChecks:
 
     async def check(self, data: codec.Data) -> tuple[str, ...]:
         """Check the data of a start; returns warnings. Raises InsufficientSpace, Unavailable and InvalidParameter."""
+        until = asyncio.get_running_loop().time() + LIMIT_S
         warnings = [*await self._check_capacity()]
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
         if left_s is not None and left_s <= 0:
@@ -71,7 +86,11 @@ class StartChecks:
             self._work.webhook.check(data["Callback"])
             if not self._settings.callback_secret.get_secret_value():
                 warnings.append("The result will be posted unsigned: the service has no CALLBACK_SECRET.")
-        warnings.append(await self._check_bucket(data["CosConfig"]))
+        try:
+            async with asyncio.timeout_at(until):
+                warnings.append(await self._check_bucket(data["CosConfig"]))
+        except TimeoutError:
+            warnings.append(f"The bucket could not be checked within {LIMIT_S:g} s; the recording starts all the same.")
         return tuple(w for w in warnings if w)
 
     async def _check_bucket(self, config: codec.Data) -> str:

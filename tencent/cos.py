@@ -1,23 +1,20 @@
-"""The COS client: uploads files, checks buckets, aborts uploads; each request runs in a thread of its own pool.
+"""The COS client: uploads files, checks buckets, aborts uploads; each request runs in a thread.
 
-Rules: the SDK blocks, so none of its calls runs on the event loop. The SDK's retries are off, because this module decides how
-often and how long to retry. COS's errors leave as errors.UploadFailed.
+Rules: the SDK blocks, so none of its calls runs on the event loop. A check waits for no upload and for no other bucket. The SDK's
+retries are off, because this module decides how often and how long to retry. COS's errors leave as errors.UploadFailed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import requests
 import structlog
 
-from machine import errors, uploaded_object
-from machine.reasons import Reason
-from tencent import cos_requests, cos_target, cos_upload, file_parts
+from machine import uploaded_object
+from tencent import cos_requests, cos_target, cos_upload, file_parts, request_threads
 from tencent import credentials as credentials_module
 
 log = structlog.get_logger()
@@ -30,11 +27,14 @@ object_key = cos_target.object_key
 url = cos_target.url
 
 PAUSES_S = (0.5, 2.0, 5.0)
-CHECK_TIMEOUT_S = 5
+CHECK_TIMEOUT_S = 2
+CHECK_THREADS = 16
+CHECKS_PER_BUCKET = 4
 
 
 class CosUploader:
-    """Uploads files, each request in one of `threads` threads. `start` and `stop` are safe to call twice.
+    """Uploads files, each request in one of `threads` threads, and checks buckets in others. `start` and `stop` are safe to call
+    twice.
 
     `pauses_s` is the backoff of one request; after the last retry the error goes to the caller, whose own retry resumes from the
     saved state. A thread cannot be cancelled: a cancelled upload returns immediately, and its last request ends within the time
@@ -51,27 +51,21 @@ class CosUploader:
     ) -> None:
         if first_part_bytes < file_parts.MIN_PART_BYTES:
             raise ValueError(f"COS takes no part under {file_parts.MIN_PART_BYTES} bytes but the last")
-        self._thread_count = threads
         self._first_part_bytes = first_part_bytes
         self._pauses_s = pauses_s
         self._silence_timeout_s = silence_timeout_s
-        self._threads: ThreadPoolExecutor | None = None
-        self._session: requests.Session | None = None
+        self._uploads = request_threads.RequestThreads(threads, "cos")
+        self._checks = request_threads.RequestThreads(CHECK_THREADS, "cos-check")
 
     async def start(self) -> None:
-        """Create the threads and the connection pool, and switch off the SDK's log. Connects to nothing."""
-        if self._threads is None:
-            cos_requests.silence_sdk()
-            self._threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="cos")
-            self._session = cos_requests.session(self._thread_count)
+        """Create the threads and the connection pools, and switch off the SDK's log. Connects to nothing."""
+        cos_requests.silence_sdk()
+        self._uploads.start()
+        self._checks.start()
 
     async def stop(self) -> None:
         """Start no further request, wait for running ones (each has a time limit), and close the connections."""
-        threads, pool, self._threads, self._session = self._threads, self._session, None, None
-        if threads is not None:
-            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
-        if pool is not None:
-            pool.close()
+        await asyncio.gather(self._uploads.stop(), self._checks.stop())
 
     async def upload(
         self,
@@ -88,13 +82,13 @@ class CosUploader:
         a successor by now; its errors end the upload. Raises errors.UploadFailed with reason "refused" (fatal), "expired-token",
         "throttled", "server", "network", "mismatch" or "file-missing".
         """
-        client = self._client(target, credentials, self._silence_timeout_s)
-        job = cos_upload.Upload(self._ask, self._in_thread, client, path, target, save)
+        client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
+        job = cos_upload.Upload(self._ask, self._uploads.run, client, path, target, save)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     async def abort(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:
         """Abort an upload and delete its parts; an unknown upload counts as aborted. Raises errors.UploadFailed."""
-        client = self._client(target, credentials, self._silence_timeout_s)
+        client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
         try:
             await self._ask(lambda: client.abort(upload_id))
         except cos_requests.RequestFailed as failed:
@@ -105,9 +99,9 @@ class CosUploader:
         """Check once that the bucket exists for this key. Returns "" if it does, or a warning if COS only says that the key may
         not read (it may still be allowed to upload). Raises errors.UploadFailed: "refused" for a missing bucket, an unknown key
         or a wrong secret; another reason if the answer is unknown for now."""
-        client = self._client(target, credentials, CHECK_TIMEOUT_S)
+        client = self._client(self._checks, target, credentials, CHECK_TIMEOUT_S)
         try:
-            await self._in_thread(client.head_bucket)
+            await self._checks.run_at_most(CHECKS_PER_BUCKET, target.bucket, client.head_bucket)
         except cos_requests.RequestFailed as failed:
             if failed.code == "AccessDenied":
                 return f"The key may not look at the bucket {target.bucket}; whether it may upload there is not known yet."
@@ -118,33 +112,19 @@ class CosUploader:
         """Make one request in a thread, and retry with backoff while its failure is temporary. Raises RequestFailed."""
         for pause_s in self._pauses_s:
             try:
-                return await self._in_thread(request)
+                return await self._uploads.run(request)
             except cos_requests.RequestFailed as failed:
                 if not failed.temporary:
                     raise
                 log.info("upload.request-retried", reason=failed.reason, status=failed.status, code=failed.code)
             await asyncio.sleep(pause_s)
-        return await self._in_thread(request)
+        return await self._uploads.run(request)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread of the pool. Raises errors.UploadFailed after `stop`."""
-        if self._threads is None:
-            raise errors.UploadFailed("The uploader is not running.", reason=Reason.NETWORK, retry=True)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except asyncio.CancelledError:
-            if self._threads is None and not _is_cancelled():  # `stop` dropped the queued work
-                raise errors.UploadFailed("The uploader was stopped.", reason=Reason.NETWORK, retry=True) from None
-            raise
-
+    @staticmethod
     def _client(
-        self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, timeout_s: float
+        threads: request_threads.RequestThreads,
+        target: cos_target.CosTarget,
+        credentials: credentials_module.Credentials,
+        timeout_s: float,
     ) -> cos_requests.Client:
-        if self._session is None:
-            raise errors.UploadFailed("The uploader is not running.", reason=Reason.NETWORK, retry=True)
-        return cos_requests.Client(target, credentials, self._session, silence_timeout_s=timeout_s)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+        return cos_requests.Client(target, credentials, threads.session, silence_timeout_s=timeout_s)

@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 METADATA_URL = "http://metadata.tencentyun.com/latest/meta-data"
 STS_ENDPOINT = ("https", "sts.tencentcloudapi.com")
-METADATA_TIMEOUT_S = 2.0
+# The service is on the same machine. A start, which waits 2 s for all its checks, is to learn that there is no role.
+METADATA_TIMEOUT_S = 1.0
 STS_TIMEOUT_S = 10
 STS_DURATION_S = 7200
 RENEW_BEFORE_MS = 60_000
@@ -110,7 +111,7 @@ class CredentialChain:
         self._system_profile = system_profile
         self._metadata_url = metadata_url.rstrip("/")
         self._sts_endpoint = sts_endpoint
-        self._lock = asyncio.Lock()
+        self._searching: asyncio.Task[Credentials] | None = None
         self._cached: Credentials | None = None
         self._missing: tuple[int, NoCredentials] | None = None
         # Sources that gave credentials before.
@@ -124,14 +125,17 @@ class CredentialChain:
         """
         if given and given.get("SecretId"):
             return Credentials(secret_id=given["SecretId"], secret_key=given["SecretKey"], token=given.get("Token") or "")
-        async with self._lock:
-            if self._cached is None or not self._is_fresh(self._cached):
-                self._cached = None
-                if self._missing is not None and 0 <= self._clock() - self._missing[0] < MISSING_FOR_MS:
-                    before = self._missing[1]
-                    raise NoCredentials(before.looked_at, temporary=before.temporary)
-                self._cached = await self._search()
+        if self._cached is not None and self._is_fresh(self._cached):
             return self._cached
+        if self._missing is not None and 0 <= self._clock() - self._missing[0] < MISSING_FOR_MS:
+            before = self._missing[1]
+            raise NoCredentials(before.looked_at, temporary=before.temporary)
+        if self._searching is None or self._searching.done():
+            self._searching = asyncio.create_task(self._search())
+            self._searching.add_done_callback(_retrieve)
+        # One search for all who wait, and none of them ends it by giving up: its threads could not be cancelled anyway.
+        self._cached = await asyncio.shield(self._searching)
+        return self._cached
 
     def forget(self) -> None:
         """Drop the cached pair after the server refused it as expired."""
@@ -231,6 +235,12 @@ class CredentialChain:
         answer = client.call_json("AssumeRoleWithWebIdentity", parameters, options={"SkipSign": True})
         response: Mapping[str, object] = answer["Response"]
         return response
+
+
+def _retrieve(search: asyncio.Task[Credentials]) -> None:
+    """Mark the error as seen: nobody may be waiting any more."""
+    if not search.cancelled():
+        search.exception()
 
 
 async def _get(session: aiohttp.ClientSession, address: str) -> bytes:

@@ -1,0 +1,149 @@
+"""Checks of a start while something that they ask hangs: uploads, one customer's bucket, a role service, a spool."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from assembly import start_checks
+from assembly import work as node_work
+from config import settings as settings_module
+from machine import errors
+from media import spool
+from tencent import cos, credentials
+from tests import waiting
+from tests.integration import scripted_cos
+
+SLOW = "slow-1250000000"
+STARTS = 40
+KEYS = {"SecretId": "AKIDmarked", "SecretKey": "KEYmarked"}
+
+
+@pytest.fixture
+def end() -> asyncio.Event:
+    """Lets all requests that hang fail."""
+    return asyncio.Event()
+
+
+@pytest.fixture
+async def server(end: asyncio.Event) -> AsyncIterator[scripted_cos.Cos]:
+    """A COS that takes requests and answers those of uploads, and those about the bucket SLOW, only at the end."""
+
+    async def hang(_: scripted_cos.Cos, request: web.Request) -> web.StreamResponse | None:
+        if request.method != "HEAD" or request.host.startswith(SLOW):
+            await end.wait()
+            return web.Response(status=503)
+        return None
+
+    async with scripted_cos.serving() as running:
+        running.script = {name: [hang] * 100 for name in ("create", "begun", "bucket")}
+        yield running
+
+
+@pytest.fixture
+async def work(server: scripted_cos.Cos, end: asyncio.Event, tmp_path: Path) -> AsyncIterator[node_work.NodeWork]:
+    settings = settings_module.load({"HOME": str(tmp_path), "COS_ENDPOINT": f"http://127.0.0.1:{server.port}"})
+    chain = credentials.CredentialChain({}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none")
+    made = node_work.NodeWork(settings, spool.Spool(tmp_path / "spool"), chain)
+    await made.uploader.start()
+    yield made
+    end.set()
+    await made.uploader.stop()
+
+
+def checks(work: node_work.NodeWork, **more: Any) -> start_checks.StartChecks:
+    async def roomy() -> tuple[str, ...]:
+        return ()
+
+    return start_checks.StartChecks(work._settings, work, more.get("chain", work._chain), more.get("capacity", roomy))
+
+
+def start(bucket: str = scripted_cos.BUCKET, **keys: str) -> dict[str, Any]:
+    return {"CosConfig": {"Region": scripted_cos.REGION, "Bucket": bucket, "Path": "p", **keys}}
+
+
+async def test_starts_wait_for_no_upload(work: node_work.NodeWork, server: scripted_cos.Cos, tmp_path: Path) -> None:
+    """While more uploads hang than there are threads, buckets are checked as usual: one is there, the other is not."""
+    path = tmp_path / "file.mp4"
+    path.write_bytes(b"x" * 100)
+    uploads = [asyncio.create_task(scripted_cos.upload(work.uploader, path, server)) for _ in range(9)]
+    try:
+        await waiting.until(lambda: len(server.operations) >= 4, what="the uploads hang")
+        assert await asyncio.wait_for(checks(work).check(start(**KEYS)), 60) == ()
+        with pytest.raises(errors.InvalidParameter, match="NoSuchBucket"):
+            await checks(work).check(start("other-1250000000", **KEYS))
+        assert not any(task.done() for task in uploads)
+    finally:
+        for task in uploads:
+            task.cancel()
+        await asyncio.gather(*uploads, return_exceptions=True)
+
+
+async def test_a_bucket_that_hangs_delays_no_other(work: node_work.NodeWork, server: scripted_cos.Cos) -> None:
+    """Starts into a bucket that does not answer proceed with a warning; meanwhile another bucket's start is checked."""
+    made = checks(work)
+    slow = [asyncio.create_task(made.check(start(SLOW, **KEYS))) for _ in range(STARTS)]
+    await waiting.until(lambda: server.operations, what="the first check hangs")
+    assert await made.check(start(**KEYS)) == ()
+    assert sum(task.done() and not task.result() for task in slow) == 0
+    for warnings in await asyncio.gather(*slow):
+        (warning,) = warnings
+        assert "could not be checked" in warning
+    assert server.operations.count("bucket") == cos.CHECKS_PER_BUCKET + 1
+
+
+async def test_a_role_service_that_hangs(
+    work: node_work.NodeWork, server: scripted_cos.Cos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start without credentials proceeds with a warning while the search hangs, and all starts share one search."""
+    found, searches = asyncio.Event(), []
+
+    async def search() -> credentials.Credentials:
+        searches.append(1)
+        await found.wait()
+        return credentials.Credentials(secret_id="AKIDrole", secret_key="KEYrole", token="t", expires_ms=10**15)
+
+    monkeypatch.setattr(start_checks, "LIMIT_S", 0.05)
+    monkeypatch.setattr(work._chain, "_search", search)
+    made = checks(work)
+    for answer in await asyncio.gather(*(made.check(start()) for _ in range(STARTS))):
+        assert "could not be checked" in answer[0]
+    found.set()
+    monkeypatch.setattr(start_checks, "LIMIT_S", 60)
+    assert await made.check(start()) == ()
+    assert len(searches) == 1
+
+
+async def test_no_credentials_is_a_refusal_within_the_limit(work: node_work.NodeWork, tmp_path: Path) -> None:
+    """A metadata service that does not answer leaves the time to refuse a start that has no credentials."""
+    assert credentials.METADATA_TIMEOUT_S <= start_checks.LIMIT_S / 2
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        chain = credentials.CredentialChain(
+            {}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none", metadata_url=url
+        )
+        with pytest.raises(errors.InvalidParameter, match="No credentials"):
+            await checks(work, chain=chain).check(start())
+
+
+async def test_a_spool_that_hangs(work: node_work.NodeWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start is refused for now, and the event loop goes on meanwhile."""
+    ends = threading.Event()
+    folder = spool.Spool(tmp_path / "spool")
+    monkeypatch.setattr(folder, "free_bytes", lambda: ends.wait(60) and 0)
+    monkeypatch.setattr(start_checks, "LIMIT_S", 0.05)
+    space = start_checks.SpoolSpace(work._settings, folder)
+    made = checks(work, capacity=space.check)
+    try:
+        for answer in await asyncio.gather(*(made.check(start(**KEYS)) for _ in range(STARTS)), return_exceptions=True):
+            assert isinstance(answer, errors.Unavailable)
+            assert "does not answer" in answer.message
+    finally:
+        ends.set()
