@@ -96,7 +96,8 @@ async def test_a_bucket_that_hangs_delays_no_other(work: node_work.NodeWork, ser
     for warnings in await asyncio.gather(*slow):
         (warning,) = warnings
         assert "could not be checked" in warning
-    assert server.operations.count("bucket") == cos.CHECKS_PER_BUCKET + 1
+    assert server.operations.count("bucket") <= STARTS / 2
+    assert cos.CHECKS_PER_BUCKET <= cos.CHECK_THREADS / 2
 
 
 async def test_a_role_service_that_hangs(
