@@ -129,7 +129,7 @@ class Node:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         database = store.connections.open_database(settings.database)
         self._keyring = encryption_keys.keyring(settings)
-        self.store = store.store.Store(database, clock=clock, new_id=new_id, keyring=self._keyring)
+        self.store = store.store.Store(database, clock=clock, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)
         if self._distributed:
             await store.schema.check(database)

@@ -73,7 +73,6 @@ class Decisions:
         self.store = stores.Store(
             connections.open_database(url),
             clock=now_ms,
-            new_id=lambda: str(ULID()),
             keyring=encryption.Keyring([encryption.new_key()]),
         )
         self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=POLICY, new_id=lambda: str(ULID())))

@@ -7,7 +7,6 @@ same reply under the same id, whatever has happened to the session, the bucket o
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import structlog
 
 from events import codec
-from machine import errors, ports
+from machine import changes, errors, ports
 
 log = structlog.get_logger()
 
@@ -42,27 +41,30 @@ def refused(event_id: str, refusal: Mapping[str, Any], time_ms: int) -> codec.Ev
 
 async def repeat(store: ports.Store, event: codec.Event) -> bool:
     """Send the first reply again. Returns False for an event that was not decided yet."""
-    async with store.transaction() as tx:
-        known = await tx.answered(event.inbox_id)
-        if known is None:
-            return False
-        answer, at_ms = (json.loads(known[0]) if known[0] else {}), known[1]
-        if REFUSED in answer:
-            await tx.send("result", refused(event.id, answer[REFUSED], at_ms))
-        elif event.type == "start" and "Repeated" in answer:
-            await tx.send("result", accepted(event.id, answer, at_ms), answer["TaskId"])
+    known = await store.decisions.answered(event.inbox_id)
+    if known is None:
+        return False
+    answer, at_ms = known
+    again = changes.Changes()
+    if REFUSED in answer:
+        again.send("result", refused(event.id, answer[REFUSED], at_ms))
+    elif event.type == "start" and "Repeated" in answer:
+        again.send("result", accepted(event.id, answer, at_ms), answer["TaskId"])
+    await store.decisions.write(again)
     log.info("event.answered_again", event_id=event.id, event_type=event.type)
     return True
 
 
 async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderError) -> None:
-    """Refuse a request: the refusal is final for this event id. Raises Conflict while another node decides the event."""
+    """Refuse a request: the refusal is final for this event id."""
     refusal = {"Code": error.code, "Message": error.message}
-    async with store.transaction() as tx:
-        if await tx.claim(event.inbox_id) is not None:
-            return
-        await tx.answer(event.inbox_id, json.dumps({REFUSED: refusal}, ensure_ascii=False))
-        await tx.send("result", refused(event.id, refusal, tx.now_ms))
+
+    def decide(snapshot: ports.Snapshot) -> tuple[ports.Answer, changes.Changes]:
+        reply = changes.Changes()
+        reply.send("result", refused(event.id, refusal, snapshot.now_ms))
+        return {REFUSED: refusal}, reply
+
+    await store.decisions.decide(event, (), decide)
     log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
 
 

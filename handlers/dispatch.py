@@ -9,11 +9,11 @@ import structlog
 
 from events import codec
 from handlers import bus_replies, timer_events, trtc_events, unit_of_work, user_requests, worker_events
-from machine import errors, inbox, model, ports
+from machine import changes, errors, internal_events, job_key, model, ports
 
 log = structlog.get_logger()
 
-Handler = Callable[[unit_of_work.UnitOfWork], Awaitable[dict[str, Any] | None]]
+Handler = Callable[[unit_of_work.UnitOfWork], dict[str, Any] | None]
 # The external checks before a start, outside any transaction: free space, the bucket. Returns warnings, or raises.
 Inspect = Callable[[codec.Data], Awaitable[tuple[str, ...]]]
 
@@ -38,8 +38,42 @@ EVENT_HANDLERS: dict[str, Handler] = {
 }
 
 
+def plan(event: codec.Event) -> list[ports.Need]:
+    """The data that the decision about an event needs in most cases, so that one reading loads it."""
+    data = event.data
+    if event.type in _OF_RECORDING:
+        key = job_key.RecordingKey.of(data)
+        return [("session", (key.task_id,)), ("recording", (key,))]
+    if event.type in ("callback-finished", "callback-failed"):
+        owner = job_key.DeliveryKey.of(data)
+        return [("session", (owner.task_id,)), ("delivery", (owner,))]
+    if event.type == "deadline-passed":
+        passed = codec.to_payload(internal_events.DeadlinePassed, data)
+        return [("session", (passed.owner.task_id,)), ("deadline", (passed.owner, passed.kind)), *_owned(passed.owner)]
+    if event.type == "worker-lost":
+        lost = codec.to_payload(internal_events.WorkerLost, data).owner
+        return [("session", (lost.task_id,)), *_owned(lost)]
+    if "TaskId" in data:
+        return [("session", (data["TaskId"],)), ("recordings", (data["TaskId"],))]
+    if event.type in ("start", "stop"):
+        return user_requests.plan(data) if event.type == "start" else []
+    rooms: list[ports.Need] = [("sessions_in", (room,)) for room in trtc_events.rooms(data)]
+    seen = [("presence", (trtc_events.rooms(data)[-1], data["UserId"]))] if data.get("UserId") else []
+    return [("callback_ms", (data["SdkAppId"],)), *rooms, *seen]
+
+
+_OF_RECORDING = ("capture-started", "ffmpeg-exit", "upload-finished", "upload-failed")
+
+
+def _owned(owner: job_key.OwnerKey) -> list[ports.Need]:
+    """The row of a deadline's or lease's owner."""
+    if isinstance(owner, job_key.RecordingKey):
+        return [("recording", (owner,))]
+    return [("delivery", (owner,))] if isinstance(owner, job_key.DeliveryKey) else []
+
+
 class Decider:
-    """Decides events, each in one transaction."""
+    """Decides events: the store loads, a handler decides, the store writes."""
 
     def __init__(self, store: ports.Store, context: unit_of_work.Context, inspect: Inspect | None = None) -> None:
         self._store = store
@@ -51,28 +85,28 @@ class Decider:
         Raises the handler's errors, all of `machine.errors`; then nothing is written except the audit."""
         warnings, refused = await self._inspected(event)
         no_capacity = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None
+        handler = EVENT_HANDLERS[event.type]
 
-        async def handler(tx: ports.Transaction, event: codec.Event) -> dict[str, Any] | None:
+        def decide(snapshot: ports.Snapshot) -> tuple[ports.Answer, changes.Changes]:
             # Not before the claim: a repeat gets the first answer, and a repeated start of an Open session needs no capacity.
             if refused is not None and no_capacity is None:
                 raise refused
-            answer = await EVENT_HANDLERS[event.type](
-                unit_of_work.UnitOfWork(tx, event, self._context, warnings, by, no_capacity)
-            )
+            uow = unit_of_work.UnitOfWork(snapshot, event, self._context, warnings, by, no_capacity)
+            answer = handler(uow) or {}
             if by is not None and answer and not event.data.get("DryRun"):
                 # A repeated start opens nothing, so it does not count for the key.
                 again = "-again" if answer.get("Repeated") else ""
-                await tx.audit(by, event.type + again, answer["TaskId"])
-            return answer
+                uow.changes.audit.append(changes.AuditNote(by, event.type + again, answer["TaskId"]))
+            return answer, uow.changes
 
         try:
-            answer = await inbox.handle_once(self._store, event, handler)
+            answer = await self._store.decisions.decide(event, plan(event), decide)
         except errors.RecorderError as error:
             if by is not None and not error.retry:
-                async with self._store.transaction() as tx:
-                    await tx.audit(by, event.type, str(event.data.get("TaskId", "")), error.code)
+                note = changes.AuditNote(by, event.type, str(event.data.get("TaskId", "")), error.code)
+                await self._store.decisions.write(changes.Changes(audit=[note]))
             raise
-        log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
+        log.debug("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
         return answer
 
     async def _inspected(self, event: codec.Event) -> tuple[tuple[str, ...], errors.RecorderError | None]:

@@ -1,7 +1,7 @@
-"""Unit of work: the decisions of one event, written to one transaction.
+"""Unit of work: the decisions of one event, and the changes that they yield.
 
-Rules: the caller holds the session's row. This module alone writes what a decision yields (state, job, command, deadline, journal
-line, result), so that no handler writes half of it.
+Rules: no I/O and no waiting; the store loads before and writes afterwards. This module alone notes what a decision yields (state,
+job, command, deadline, journal line, result), so that no handler notes half of it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from events import codec, requests
-from machine import delivery, effects, errors, internal_events, job_key, model, ports, recording, results, session, states
-
-# The events that may give a recording a detail on how its pulls ended.
-REPORTS_EVICTIONS = ("ffmpeg-exit", "upload-finished")
+from handlers import snapshot_facts
+from machine import (
+    changes,
+    delivery,
+    effects,
+    errors,
+    internal_events,
+    job_key,
+    model,
+    ports,
+    recording,
+    results,
+    session,
+    states,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What handlers get besides transaction and event."""
+    """What handlers get besides snapshot and event."""
 
     policy: model.Policy
     new_id: Callable[[], str]  # a fresh ULID
@@ -29,11 +40,11 @@ class Context:
 
 
 class UnitOfWork:
-    """One event's decisions, written to one transaction."""
+    """One event's decisions: reads come from the snapshot, as changed by the decisions made so far; writes go to `changes`."""
 
     def __init__(
         self,
-        tx: ports.Transaction,
+        snapshot: ports.Snapshot,
         event: codec.Event,
         context: Context,
         warnings: tuple[str, ...] = (),
@@ -44,227 +55,264 @@ class UnitOfWork:
         `no_capacity` is the reason to refuse a new session: the spools are full, or none is readable."""
         self.by = by
         self.no_capacity = no_capacity
-        self.tx = tx
+        self.snapshot = snapshot
+        self.now_ms = snapshot.now_ms
         self.event = event
         self.context = context
         self.warnings = warnings
+        self.changes = changes.Changes()
+
+    # --- reads ------------------------------------------------------------------------------------------------------------
+    def find_session(self, task_id: str) -> model.Session | None:
+        """The session."""
+        changed = self.changes.sessions.get(task_id)
+        return changed[1] if changed else self.snapshot.session(task_id)
+
+    def held(self, task_id: str) -> model.Session:
+        """A session that this decision has loaded or opened before."""
+        found = self.find_session(task_id)
+        if found is None:
+            raise RuntimeError(f"session {task_id} is not loaded")
+        return found
+
+    def recordings(self, task_id: str) -> list[model.Recording]:
+        """All recordings of a session, oldest first."""
+        opened_here = task_id in self.changes.sessions and self.changes.sessions[task_id][0] is None
+        return self._current(() if opened_here else self.snapshot.recordings(task_id), task_id)
+
+    def recordings_of(self, task_id: str, speaker: str) -> list[model.Recording]:
+        """The recordings of one speaker, oldest first."""
+        opened_here = task_id in self.changes.sessions and self.changes.sessions[task_id][0] is None
+        found = () if opened_here else self.snapshot.recordings_of(task_id, speaker)
+        return [r for r in self._current(found, task_id) if r.speaker == speaker]
+
+    def find_recording(self, key: job_key.RecordingKey) -> model.Recording | None:
+        """One recording with its present job."""
+        changed = self.changes.recordings.get(key)
+        return changed[1] if changed else self.snapshot.recording(key)
+
+    def callbacks_come(self, sdk_app_id: int) -> bool:
+        """Whether a callback of this application ever arrived."""
+        return sdk_app_id in self.changes.applications or self.snapshot.callback_ms(sdk_app_id) > 0
 
     # --- recordings -------------------------------------------------------------------------------------------------------
-    async def advance_recording(
-        self,
-        current: model.Session,
-        value: model.Recording,
-        trigger: str,
-        outcome: internal_events.RecordingOutcome | None = None,
+    def advance_recording(
+        self, value: model.Recording, trigger: str, outcome: internal_events.RecordingOutcome | None = None
     ) -> recording.RecordingDecision:
-        """Trigger a recording and write the decision."""
-        owner = value.key
-        decision = recording.decide(value, trigger, await self.facts(current, value, outcome))
+        """Trigger a recording and note the decision."""
+        decision = recording.decide(value, trigger, self.facts(value, outcome))
         if decision.ignored:
-            await self.tx.journal(owner, self.event, value.state, value.state, f"ignored: {decision.ignored}")
+            self.journal(value.key, value.state, value.state, f"ignored: {decision.ignored}")
             return decision
-        saved = await self.tx.save_recording(value, decision.recording)
-        decision = replace(decision, recording=saved)
-        await self._journal_moves(owner, decision.moves or ((value.state, value.state),), _note(value, saved))
-        await self._apply(current, saved, decision.effects)
-        return decision
+        saved = self._save_recording(value, decision.recording)
+        self._journal_moves(value.key, decision.moves or ((value.state, value.state),), _note(value, saved))
+        self._apply(saved, decision.effects)
+        return replace(decision, recording=saved)
 
-    async def facts(
-        self, current: model.Session, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
-    ) -> recording.RecordingFacts:
+    def facts(
+        self, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
+    ) -> snapshot_facts.SnapshotFacts:
         """The facts for a decision about a recording."""
-        home, target_away = await self._placement(value)
-        return recording.RecordingFacts(
-            home=home,
-            target_away=target_away,
-            now_ms=self.tx.now_ms,
+        stage = self.event.data.get("From", "") if self.event.type == "replay" else ""
+        return snapshot_facts.SnapshotFacts(
+            snapshot=self.snapshot,
+            value=value,
             policy=self.context.policy,
-            callbacks_come=await self.tx.callbacks_come(current.request.room.sdk_app_id),
-            has_segments=value.state != states.RECORDING and not value.files_removed and await self.tx.has_segments(value.key),
-            has_output=value.output is not None and not value.files_removed,
-            evictions=await self.tx.evictions(value.key) if self.event.type in REPORTS_EVICTIONS else 0,
+            shared_spool=self.context.shared_spool,
+            sdk_app_id=self.held(value.task_id).request.room.sdk_app_id,
             outcome=outcome,
-            from_stage=self.event.data.get("From", "") if self.event.type == "replay" else "",
+            from_stage=stage,
         )
 
-    async def open_recording(self, current: model.Session, value: model.Recording) -> model.Recording:
+    def open_recording(self, value: model.Recording) -> None:
         """Add a recording with its first pull queued."""
         opened = replace(value, epoch=1, job=model.Job(kind=states.CAPTURE, state=states.QUEUED))
-        await self.tx.add_recording(opened)
-        await self.tx.journal(opened.key, self.event, "", states.JOINING, "a recording opens")
-        idle = effects.Arm("idle", self.tx.now_ms + self.context.policy.idle_timeout_ms)
-        await self._apply(current, opened, (effects.Command("start-capture"), idle))
-        return opened
+        self._save_recording(None, opened)
+        self.journal(opened.key, "", states.JOINING, "a recording opens")
+        idle = effects.Arm("idle", self.now_ms + self.context.policy.idle_timeout_ms)
+        self._apply(opened, (effects.Command("start-capture"), idle))
+
+    def count_eviction(self, value: model.Recording) -> None:
+        """Count one more run that another pull of the session ended."""
+        self._save_recording(value, model.changed(value, evicted=value.evicted + 1))
+
+    def _save_recording(self, old: model.Recording | None, new: model.Recording) -> model.Recording:
+        """Note a recording's new version, and count it on its session's row."""
+        pair = self.changes.recordings.get(new.key)
+        before = pair[0] if pair else old
+        saved = model.changed(new, version=before.version + 1) if before else new
+        self.changes.recordings[new.key] = (before, saved)
+        current = self.held(new.task_id)
+        counts = {
+            name: getattr(current, name) + now - then
+            for name, now, then in zip(model.COUNTS, model.counted(new), model.counted(old), strict=True)
+            if now != then
+        }
+        if counts:
+            self.save_session(model.changed(current, **counts))
+        return saved
 
     # --- sessions ---------------------------------------------------------------------------------------------------------
-    async def advance_session(self, value: model.Session, trigger: str) -> session.SessionDecision:
-        """Trigger a session and write the decision, to its recordings too."""
-        owner = value.key
-        recordings = await self.tx.recordings(value.task_id)
-        live = [r for r in recordings if not r.final]
+    def save_session(self, new: model.Session) -> None:
+        """Note a session's new version."""
+        pair = self.changes.sessions.get(new.task_id)
+        before = pair[0] if pair else self.snapshot.session(new.task_id)
+        self.changes.sessions[new.task_id] = (before, model.changed(new, version=before.version + 1) if before else new)
+
+    def advance_session(self, task_id: str, trigger: str) -> session.SessionDecision:
+        """Trigger a session and note the decision, for its recordings too."""
+        value = self.held(task_id)
         facts = session.SessionFacts(
-            now_ms=self.tx.now_ms,
+            now_ms=self.now_ms,
             policy=self.context.policy,
-            live=len(live),
-            uploading=sum(r.state == states.UPLOADING for r in live),
-            present=any(r.present for r in live),
+            live=value.live,
+            uploading=value.uploading,
+            present=value.present > 0,
         )
         decision = session.decide(value, trigger, facts)
         if decision.ignored:
-            note = f"ignored: {trigger}: {decision.ignored}"
-            await self.tx.journal(owner, self.event, value.state, value.state, note)
+            self.journal(value.key, value.state, value.state, f"ignored: {trigger}: {decision.ignored}")
             return decision
-        saved = await self.tx.save_session(value, decision.session)
+        self.save_session(decision.session)
         moves = decision.moves or ((value.state, value.state),)
-        await self._journal_moves(owner, moves, _session_note(value, saved, trigger))
+        self._journal_moves(value.key, moves, _session_note(value, decision.session, trigger))
         for effect in decision.effects:
             match effect:
                 case effects.StopRecordings():
-                    await self._stop_all(saved, recordings)
+                    self._stop_all(task_id)
                 case effects.Finish():
-                    await self._finish(saved)
-                case effects.Arm(kind, at_ms):
-                    await self.tx.arm(owner, kind, at_ms)
-                case effects.Disarm(kind):
-                    await self.tx.disarm(owner, kind)
-        return replace(decision, session=saved)
-
-    async def settle(self, task_id: str) -> None:
-        """A recording has ended, or the session has closed: finish the session or revise its result, if nothing is left to do."""
-        current = await self.tx.session(task_id)
-        if current is None or current.state == states.OPEN:
-            return
-        if current.state == states.CLOSING and any(not r.final for r in await self.tx.recordings(task_id)):
-            return
-        await self.advance_session(current, "all-final")
-
-    async def open_session(self, opened: model.Session, secrets: requests.Secrets) -> None:
-        """Add a session with its secrets, and arm its deadlines."""
-        owner = job_key.SessionKey(opened.task_id)
-        await self.tx.add_session(opened, secrets)
-        await self.tx.journal(owner, self.event, "", states.OPEN, f"mode {opened.request.mode}")
-        for effect in session.opening(session.SessionFacts(now_ms=self.tx.now_ms, policy=self.context.policy)):
-            await self.tx.arm(owner, effect.kind, effect.at_ms)
-
-    # --- deliveries -------------------------------------------------------------------------------------------------------
-    async def advance_delivery(
-        self, value: model.Delivery, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
-    ) -> delivery.DeliveryDecision:
-        """Trigger the delivery of a result and write the decision."""
-        decision = delivery.decide(value, trigger, now_ms=self.tx.now_ms, policy=self.context.policy, outcome=outcome)
-        if decision.ignored:
-            note = f"ignored: {trigger}: {decision.ignored}"
-            await self.tx.journal(value.key, self.event, value.state, value.state, note)
-            return decision
-        await self.tx.save_delivery(value, decision.delivery)
-        note = decision.delivery.detail
-        await self.tx.journal(value.key, self.event, value.state, decision.delivery.state, note)
-        await self._apply_to_delivery(decision)
+                    self._finish(task_id)
+                case _:
+                    self._apply_deadline(value.key, effect)
         return decision
 
-    async def send(self, channel: str, type_: str, data: Mapping[str, Any], owner: job_key.OwnerKey, node: str = "") -> None:
+    def settle(self, task_id: str) -> None:
+        """A recording has ended, or the session has closed: finish the session or revise its result, if nothing is left to do."""
+        current = self.held(task_id)
+        if current.state == states.OPEN or (current.state == states.CLOSING and current.live):
+            return
+        self.advance_session(task_id, "all-final")
+
+    def open_session(self, opened: model.Session, secrets: requests.Secrets) -> None:
+        """Add a session with its secrets, and arm its deadlines."""
+        self.changes.sessions[opened.task_id] = (None, opened)
+        self.changes.secrets[opened.task_id] = secrets
+        self.journal(opened.key, "", states.OPEN, f"mode {opened.request.mode}")
+        for effect in session.opening(session.SessionFacts(now_ms=self.now_ms, policy=self.context.policy)):
+            self._apply_deadline(opened.key, effect)
+
+    # --- deliveries -------------------------------------------------------------------------------------------------------
+    def advance_delivery(
+        self, value: model.Delivery, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
+    ) -> None:
+        """Trigger the delivery of a result and note the decision."""
+        decision = delivery.decide(value, trigger, now_ms=self.now_ms, policy=self.context.policy, outcome=outcome)
+        if decision.ignored:
+            self.journal(value.key, value.state, value.state, f"ignored: {trigger}: {decision.ignored}")
+            return
+        self._save_delivery(value, decision)
+        self.journal(value.key, value.state, decision.delivery.state, decision.delivery.detail)
+
+    def _save_delivery(self, old: model.Delivery | None, decision: delivery.DeliveryDecision) -> None:
+        new = decision.delivery
+        self.changes.deliveries[new.key] = (old, model.changed(new, version=old.version + 1) if old else new)
+        for effect in decision.effects:
+            match effect:
+                case effects.Command(type_):
+                    data = {"TaskId": new.task_id, "Revision": new.revision, "Epoch": new.epoch}
+                    self.send("command", type_, data, new.key)
+                case _:
+                    self._apply_deadline(new.key, effect)
+
+    # --- journal, messages, deadlines -------------------------------------------------------------------------------------
+    def journal(self, owner: job_key.OwnerKey, source: str, target: str, note: str) -> None:
+        """Note one line of the timeline."""
+        self.changes.journal.append(changes.JournalEntry(owner, self.event.id, self.event.type, source, target, note))
+
+    def send(self, channel: str, type_: str, data: Mapping[str, Any], owner: job_key.OwnerKey, node: str = "") -> None:
         """Put a message into the outbox, checked against its schema."""
         event = codec.make(
-            type_,
-            id=self.context.new_id(),
-            time_ms=self.tx.now_ms,
-            data=data,
-            subject=owner.text,
-            correlation_id=self.event.id,
+            type_, id=self.context.new_id(), time_ms=self.now_ms, data=data, subject=owner.text, correlation_id=self.event.id
         )
-        await self.tx.send(channel, event, owner.task_id, node)
+        self.changes.send(channel, event, owner.task_id, node)
 
-    async def _placement(self, value: model.Recording) -> tuple[str, bool]:
-        """The node that holds most segments, and whether the node of the present job is away. Neither matters on a shared
-        spool."""
-        if self.context.shared_spool:
-            return "", False
-        nodes = await self.tx.segment_nodes(value.key)
-        home = max(nodes, key=lambda node: (nodes[node], node), default="")
-        job = value.job
-        if job is None or not job.node or job.state not in (states.WAITING, states.QUEUED):
-            return home, False
-        return home, await self.tx.node_seen_ms(job.node) < self.tx.now_ms - 2 * self.context.policy.lease_ms
+    def arm(self, owner: job_key.OwnerKey, kind: str, at_ms: int, *, once: bool = False) -> None:
+        """Arm a deadline; replaces an earlier one of the same kind, unless `once`."""
+        self.changes.deadlines[owner, kind] = changes.Armed(at_ms, self.context.new_id(), once)
 
-    def needs_secrets(self, recordings: Sequence[model.Recording]) -> bool:
+    def _apply_deadline(self, owner: job_key.OwnerKey, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Arm(kind, at_ms, once):
+                self.arm(owner, kind, at_ms, once=once)
+            case effects.Disarm(kind):
+                self.changes.deadlines[owner, kind] = None
+            case _:
+                raise TypeError(f"{effect} is no deadline's")
+
+    def needs_secrets(self, recordings: Iterable[model.Recording]) -> bool:
         """Whether a recording still needs the secrets: it is not final, or it failed within KEEP_FAILED and may be replayed."""
-        kept_from_ms = self.tx.now_ms - self.context.policy.keep_failed_ms
-        failed = [r for r in recordings if r.state == states.FAILED and not r.never_seen]
-        return any(not r.final for r in recordings) or any((r.ended_ms or 0) > kept_from_ms for r in failed)
+        kept_from_ms = self.now_ms - self.context.policy.keep_failed_ms
+        return any(
+            not r.final or (r.state == states.FAILED and not r.never_seen and (r.ended_ms or 0) > kept_from_ms)
+            for r in recordings
+        )
 
     # --- shared by the methods above --------------------------------------------------------------------------------------
-    async def _apply(self, current: model.Session, value: model.Recording, found: Iterable[effects.Effect]) -> None:
-        owner = value.key
+    def _current(self, loaded: Sequence[model.Recording], task_id: str) -> list[model.Recording]:
+        """Loaded recordings in their present versions, and those that this decision added."""
+        pairs = self.changes.recordings
+        found = [pairs[r.key][1] if r.key in pairs else r for r in loaded]
+        return found + [new for old, new in pairs.values() if old is None and new.task_id == task_id]
+
+    def _apply(self, value: model.Recording, found: Iterable[effects.Effect]) -> None:
         for effect in found:
             match effect:
                 case effects.Command(type_):
                     data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
-                    node = value.job.node if value.job else ""
-                    await self.send("command", type_, data, owner, node)
-                case effects.Arm(kind, at_ms):
-                    await self.tx.arm(owner, kind, at_ms)
-                case effects.Disarm(kind):
-                    await self.tx.disarm(owner, kind)
+                    self.send("command", type_, data, value.key, value.job.node if value.job else "")
                 case effects.Report():
-                    await self._report(current, value)
+                    self._report(value)
+                case _:
+                    self._apply_deadline(value.key, effect)
 
-    async def _report(self, current: model.Session, value: model.Recording) -> None:
+    def _report(self, value: model.Recording) -> None:
         if value.never_seen:
             return
-        type_, data = results.recording_result(current, value)
-        await self.send("result", type_, data, value.key)
+        type_, data = results.recording_result(self.held(value.task_id), value)
+        self.send("result", type_, data, value.key)
 
-    async def _stop_all(self, current: model.Session, recordings: list[model.Recording]) -> None:
-        for value in recordings:
+    def _stop_all(self, task_id: str) -> None:
+        for value in self.recordings(task_id):
             if value.state in states.CAPTURING:
-                await self.advance_recording(current, value, "stop")
-        await self.settle(current.task_id)
+                self.advance_recording(value, "stop")
+        self.settle(task_id)
 
-    async def _finish(self, current: model.Session) -> None:
-        recordings = await self.tx.recordings(current.task_id)
+    def _finish(self, task_id: str) -> None:
+        current, recordings = self.held(task_id), self.recordings(task_id)
         body = results.session_result(current, recordings)
         event = codec.make(
             "session-finished",
-            id=f"{current.task_id}.{current.revision}",
-            time_ms=self.tx.now_ms,
+            id=f"{task_id}.{current.revision}",
+            time_ms=self.now_ms,
             data=body,
-            subject=current.task_id,
+            subject=task_id,
             correlation_id=self.event.id,
         )
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        await self.tx.add_result(current.task_id, current.revision, text)
-        await self.tx.send("result", event, current.task_id)
-        for older in await self.tx.deliveries(current.task_id):
-            if older.state == delivery.PENDING:
-                await self.advance_delivery(older, "cancel")
+        self.changes.results.append((task_id, current.revision, text))
+        self.changes.send("result", event, task_id)
+        for older in self.snapshot.pending_deliveries(task_id) if current.revision > 1 else ():
+            self.advance_delivery(older, "cancel")
         if current.request.callback:
-            await self._open_delivery(current, text)
+            new = model.Delivery(task_id=task_id, revision=current.revision, url=current.request.callback, body=text)
+            self._save_delivery(None, delivery.decide(new, "send", now_ms=self.now_ms, policy=self.context.policy))
         if not self.needs_secrets(recordings):
-            await self.tx.wipe_secrets(current.task_id)
+            self.changes.secrets[task_id] = None
 
-    async def _open_delivery(self, current: model.Session, body: str) -> None:
-        new = model.Delivery(task_id=current.task_id, revision=current.revision, url=current.request.callback, body=body)
-        decision = delivery.decide(new, "send", now_ms=self.tx.now_ms, policy=self.context.policy)
-        await self.tx.add_delivery(decision.delivery)
-        await self._apply_to_delivery(decision)
-
-    async def _apply_to_delivery(self, decision: delivery.DeliveryDecision) -> None:
-        value = decision.delivery
-        owner = value.key
-        for effect in decision.effects:
-            match effect:
-                case effects.Command(type_):
-                    data = {"TaskId": value.task_id, "Revision": value.revision, "Epoch": value.epoch}
-                    await self.send("command", type_, data, owner)
-                case effects.Arm(kind, at_ms):
-                    await self.tx.arm(owner, kind, at_ms)
-                case effects.Disarm(kind):
-                    await self.tx.disarm(owner, kind)
-
-    async def _journal_moves(self, owner: job_key.OwnerKey, moves: tuple[tuple[str, str], ...], note: str) -> None:
-        for index, (source, target) in enumerate(moves):
-            last = index == len(moves) - 1
-            await self.tx.journal(owner, self.event, source, target, note if last else "")
+    def _journal_moves(self, owner: job_key.OwnerKey, moves: tuple[tuple[str, str], ...], note: str) -> None:
+        for source, target in moves[:-1]:
+            self.journal(owner, source, target, "")
+        self.journal(owner, *moves[-1], note)
 
 
 def _note(old: model.Recording, new: model.Recording) -> str:

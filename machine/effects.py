@@ -17,10 +17,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Arm the deadline `kind` for `at_ms` (Unix ms). It replaces an earlier one of the same kind."""
+    """Arm the deadline `kind` for `at_ms` (Unix ms). It replaces an earlier one of the same kind, unless `once`."""
 
     kind: str
     at_ms: int
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

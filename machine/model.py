@@ -76,6 +76,8 @@ class Policy:
     )
     # Pause of a transcode between two checks for a node that is away.
     node_away_backoff_ms: int = 5_000
+    # Time between two revisions of a result while uploads are pending.
+    revise_every_ms: int = 5 * SECOND
     # Workers that may end in a row without an outcome before a transcode fails.
     lost_limit: int = 5
 
@@ -163,6 +165,7 @@ class Recording:
     url: str = ""  # the address of the uploaded object
     job: Job | None = None  # the current job; None: nothing is due
     files_removed: bool = False  # KEEP_FAILED is over: the janitor deletes its files, and no replay uses them
+    evicted: int = 0  # runs that ended just as a pull for another speaker of the session began
 
     @property
     def key(self) -> job_key.RecordingKey:
@@ -202,6 +205,10 @@ class Session:
     idle_from_ms: int = 0  # idleness counts from here: the last media of any speaker, or the opening
     published: bool = False  # some speaker has published
     warnings: tuple[str, ...] = ()  # the warnings of its start
+    key_id: str = ""  # the API key that started it; "": another caller
+    live: int = 0  # recordings that are not final
+    uploading: int = 0  # those of them in Uploading
+    present: int = 0  # those of them whose speaker callbacks report as present
 
     @property
     def key(self) -> job_key.SessionKey:
@@ -228,6 +235,17 @@ class Delivery:
     def key(self) -> job_key.DeliveryKey:
         """The owner of its jobs, deadlines and messages."""
         return job_key.DeliveryKey(self.task_id, self.revision)
+
+
+COUNTS = ("live", "uploading", "present")
+"""The counts of recordings on a session's row, so that no decision counts them."""
+
+
+def counted(recording: Recording | None) -> tuple[int, int, int]:
+    """A recording's part of COUNTS."""
+    if recording is None or recording.final:
+        return 0, 0, 0
+    return 1, int(recording.state == states.UPLOADING), int(recording.present is True)
 
 
 Value = TypeVar("Value", Recording, Session, Delivery)

@@ -15,6 +15,6 @@ DETAIL = (
 )
 
 
-def detail(recording: model.Recording, evictions: int) -> str:
-    """The detail that names mutual eviction after so many evicted runs, or ""."""
-    return DETAIL if evictions >= REPORTED_FROM or recording.detail == DETAIL else ""
+def detail(recording: model.Recording) -> str:
+    """The detail that names mutual eviction if it ended enough runs of the recording, or ""."""
+    return DETAIL if recording.evicted >= REPORTED_FROM or recording.detail == DETAIL else ""

@@ -177,7 +177,7 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
 MACHINE = decision_table.build(ROWS, states.RECORDING_STATES, EVENTS, RecordingRules)
 
 
-def decide(recording: model.Recording, event: str, facts: RecordingFacts) -> RecordingDecision:
+def decide(recording: model.Recording, event: str, facts: recording_facts.Facts) -> RecordingDecision:
     """Apply `event` to `recording`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
     rules = RecordingRules(recording, facts)
     moves: list[tuple[str, str]] = []
@@ -198,7 +198,7 @@ def _media_found(rules: RecordingRules, event: str) -> bool:
 
 def _fire(rules: RecordingRules, event: str, moves: list[tuple[str, str]]) -> Row:
     before = rules.state
-    row = decision_table.fire(MACHINE, rules, event)
+    row = MACHINE.fire(rules, event)
     if rules.state != before:
         moves.append((before, rules.state))
         rules.recording = model.changed(rules.recording, state=rules.state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from machine import decision_table, effects, internal_events, model, pull_evictions, recording_facts, states
+from machine import effects, internal_events, model, pull_evictions, recording_facts, states
 from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
@@ -19,11 +19,10 @@ MAX_EMPTY_RUNS = 3
 class RecordingRules:
     """One decision about a recording: guards read the recording and the facts, actions change the recording and add effects."""
 
-    def __init__(self, recording: model.Recording, facts: recording_facts.RecordingFacts) -> None:
+    def __init__(self, recording: model.Recording, facts: recording_facts.Facts) -> None:
         self.recording = recording
         self.facts = facts
         self.state = recording.state
-        self.row: decision_table.DecisionRow | None = None
         self.effects: list[effects.Effect] = []
         self.outcome = outcome = facts.outcome
         self.reason = self.detail = ""
@@ -319,7 +318,7 @@ class RecordingRules:
             if output is not None:
                 output = replace(output, size_bytes=stored.size_bytes, crc64=stored.crc64)
             self._set(output=output, url=stored.url)
-        self._set(code=states.SUCCESS, detail=pull_evictions.detail(self.recording, self.facts.evictions))
+        self._set(code=states.SUCCESS, detail=pull_evictions.detail(self.recording))
         self._end()
 
     def fail(self) -> None:
@@ -331,7 +330,7 @@ class RecordingRules:
         tracks = " or ".join(states.WANTED_KINDS[self.recording.mode])
         # The detail of a stopped run does not explain why no media came.
         own = self.detail if self.reason != Reason.STOPPED else ""
-        cause = pull_evictions.detail(self.recording, self.facts.evictions) or own or self.recording.detail
+        cause = pull_evictions.detail(self.recording) or own or self.recording.detail
         self._fail(
             f"No {tracks} of {self.recording.speaker!r} arrived before the recording ended." + (f" {cause}" if cause else "")
         )
@@ -373,7 +372,7 @@ class RecordingRules:
 
     def _wait(self, kind: str, backoff_ms: tuple[int, ...]) -> None:
         pause_ms = backoff_ms[min(self.recording.failures, len(backoff_ms) - 1)]
-        evicted = pull_evictions.detail(self.recording, self.facts.evictions) if kind == states.CAPTURE else ""
+        evicted = pull_evictions.detail(self.recording) if kind == states.CAPTURE else ""
         self._set(
             epoch=self.recording.epoch + 1,
             failures=self.recording.failures + 1,

@@ -22,6 +22,7 @@ EVENTS = (
     "join-over",
     "idle-over",
     "result-wait-over",
+    "revise-over",
     "all-final",
     "reopen",
 )
@@ -66,7 +67,6 @@ class SessionRules:
         self.facts = facts
         self.event = event
         self.state = session.state
-        self.row: decision_table.DecisionRow | None = None
         self.effects: list[effects.Effect] = []
 
     # --- guards -----------------------------------------------------------------------------------------------------------
@@ -109,7 +109,11 @@ class SessionRules:
         self.session = replace(
             self.session, revision=self.session.revision + 1, finished_ms=self.session.finished_ms or self.facts.now_ms
         )
-        self.effects += [effects.Disarm("result-wait"), effects.Finish()]
+        self.effects += [effects.Disarm("result-wait"), effects.Disarm("revise"), effects.Finish()]
+
+    def arm_revise(self) -> None:
+        """The next revision waits a moment, and reports the uploads that end meanwhile together."""
+        self.effects.append(effects.Arm("revise", self.facts.now_ms + self.facts.policy.revise_every_ms, once=True))
 
     def arm_idle(self) -> None:
         """Check again when IDLE_TIMEOUT may be over."""
@@ -175,8 +179,11 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     Row(on="all-final", at=(O,), ignore="an Open session may add recordings"),
     Row(on="all-final", at=(C,), when=("all_recordings_final",), to=F, do=("publish_result",)),
     Row(on="all-final", at=(C,), ignore="other recordings are not final"),
-    # A pending upload or a replay ended: every later change is a new revision.
-    Row(on="all-final", at=(F,), do=("publish_result",)),
+    # A pending upload or a replay ended: a new revision, at once after the last one, together while others are pending.
+    Row(on="all-final", at=(F,), when=("all_recordings_final",), do=("publish_result",)),
+    Row(on="all-final", at=(F,), do=("arm_revise",)),
+    Row(on="revise-over", at=(F,), do=("publish_result",)),
+    Row(on="revise-over", at=(O, C), ignore="no revision is due"),
     Row(on="reopen", at=(O,), ignore="it is Open"),
     Row(on="reopen", at=(C, F), to=O, do=("reopen",)),
 )
@@ -187,7 +194,7 @@ MACHINE = decision_table.build(ROWS, ALL, EVENTS, SessionRules)
 def decide(session: model.Session, event: str, facts: SessionFacts) -> SessionDecision:
     """Apply `event` to `session`: pure and total. Raises only KeyError, for an event that is not in EVENTS."""
     rules = SessionRules(session, facts, event)
-    row = decision_table.fire(MACHINE, rules, event)
+    row = MACHINE.fire(rules, event)
     moves = ((session.state, rules.state),) if rules.state != session.state else ()
     return SessionDecision(
         session=replace(rules.session, state=rules.state), effects=tuple(rules.effects), moves=moves, ignored=row.ignore

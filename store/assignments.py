@@ -7,43 +7,51 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import due_work, job_key, model
-from store import connections, jobs, rows, statements, tables, transaction
+from machine import due_work, encryption, job_key, model
+from store import connections, encrypted_rows, rows, snapshot, statements, tables
+from store.sql import Statement, Step, Steps
 
-_ONE = statements.matching(tables.callbacks, "task_id", "revision")
-_DELIVERY = jobs.deliveries().where(_ONE)
-_ORIGIN = select(tables.callbacks.c.url).where(_ONE)
+_ORIGIN = Statement(select(tables.callbacks.c.url).where(statements.matching(tables.callbacks, "task_id", "revision")))
 
 
 class Assignments:
-    """The assignments of one database. `begin` makes a transaction of a connection; nothing is written in it."""
+    """The assignments of one database; nothing is written."""
 
-    def __init__(self, database: connections.Connections, begin: Callable[[AsyncConnection], transaction.Transaction]) -> None:
+    def __init__(self, database: connections.Connections, *, clock: Callable[[], int], keyring: encryption.Keyring) -> None:
         self._database = database
-        self._begin = begin
+        self._clock = clock
+        self._keyring = keyring
 
     async def recording(self, key: job_key.RecordingKey) -> due_work.Assignment | None:
         """The assignment of a recording's job; None if there is no such recording. Raises DecryptionFailed."""
-        async with self._database.read() as connection:
-            tx = self._begin(connection)
-            recording, session = await tx.recording(key), await tx.session(key.task_id)
+
+        def steps() -> Steps[due_work.Assignment | None]:
+            seen = snapshot.LoadedSnapshot(self._clock())
+            needs = [("recording", (key,)), ("session", (key.task_id,)), ("secrets", (key.task_id,))]
+            yield from snapshot.Loader(self._keyring, seen.now_ms, locks=False).load((seen, need) for need in needs)
+            recording, session = seen.recording(key), seen.session(key.task_id)
             if recording is None or session is None:
                 return None
-            return due_work.Assignment(session=session, recording=recording, secrets=await tx.secrets(key.task_id))
+            return due_work.Assignment(session=session, recording=recording, secrets=seen.secrets(key.task_id))
+
+        return await self._database.run(steps)
 
     async def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
-        """A delivery with its whole URL. Raises DecryptionFailed."""
-        async with self._database.read() as connection:
-            # Only this revision: the bodies of all others may be large.
-            row = (
-                (await connection.execute(_DELIVERY, {"at_task_id": key.task_id, "at_revision": key.revision})).mappings().first()
-            )
-            return replace(rows.delivery(row), url=await self._begin(connection).callback_url(key.task_id)) if row else None
+        """A delivery with its body and whole URL. Raises DecryptionFailed."""
+
+        def steps() -> Steps[model.Delivery | None]:
+            named = {"at_task_id": key.task_id, "at_revision": key.revision}
+            found = yield Step(statements.WHOLE_DELIVERY, [named])
+            urls = yield Step(statements.SECRET, [{"at_task_id": key.task_id, "at_kind": encrypted_rows.CALLBACK}])
+            if not found:
+                return None
+            whole = [encrypted_rows.decrypt_row(self._keyring, row) for row in urls]
+            return replace(rows.delivery(found[0]), url=whole[0] if whole else "")
+
+        return await self._database.run(steps)
 
     async def receiver(self, key: job_key.DeliveryKey) -> str:
         """The host and port of a delivery's URL; "" if there is no such delivery."""
-        async with self._database.read() as connection:
-            found = (await connection.execute(_ORIGIN, {"at_task_id": key.task_id, "at_revision": key.revision})).scalar()
-        return urlsplit(found or "").netloc
+        found = await self._database.fetch(_ORIGIN, {"at_task_id": key.task_id, "at_revision": key.revision})
+        return urlsplit(found[0]["url"]).netloc if found else ""

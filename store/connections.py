@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.exc import DBAPIError
@@ -20,7 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from events import requests
 from machine import errors
+from store import group_commit, sql
 
+Value = TypeVar("Value")
 BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 8
 CONNECT_TIMEOUT_S = 5.0
@@ -28,8 +30,14 @@ COMMAND_TIMEOUT_S = 30.0
 # A process that freezes inside a transaction keeps its row locks until the server ends it. The recorder never idles in one.
 IDLE_IN_TRANSACTION_MS = 5_000
 PING_TIMEOUT_S = 2.0
-# PostgreSQL: serialization_failure, deadlock_detected.
-CONFLICTS = ("40001", "40P01")
+PRAGMAS = (
+    # Wiped secrets leave the file, not only the table; SQLite builds differ in their default.
+    "secure_delete=ON",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    f"busy_timeout={BUSY_TIMEOUT_MS}",
+    "foreign_keys=ON",
+)
 _WRITE = "recorder_write"
 # Advisory locks: nodes migrate one after the other; downtime is added once; results are numbered in one order; one node deletes
 # old rows.
@@ -46,7 +54,30 @@ class Connections:
         self.engine = engine
         self._writing = engine.execution_options(**{_WRITE: True})
         # PostgreSQL orders its writers by row locks.
-        self._writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        self._writer: AbstractAsyncContextManager[Any] = nullcontext()
+        self._group: group_commit.GroupCommit | None = None
+        if engine.dialect.name == "sqlite":
+            self._writer = asyncio.Lock()
+            self._group = group_commit.GroupCommit(str(engine.url.database), PRAGMAS, self._writer)
+
+    async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
+        """Run steps in one transaction: commits at their end, rolls back on any error. On SQLite, transactions that wait together
+        share one commit. Raises Conflict. `steps` may be called again."""
+        if self._group is not None:
+            value: Value = await self._group.run(steps)
+            return value
+        async with self.engine.connect() as connection:
+            server: Any = (await connection.get_raw_connection()).driver_connection
+            async with server.transaction():
+                return await sql.run_on_server(server, steps())
+
+    async def fetch(self, statement: sql.Statement, parameters: sql.Row) -> Sequence[sql.Row]:
+        """Run one statement in a transaction of its own."""
+
+        def steps() -> sql.Steps[Sequence[sql.Row]]:
+            return (yield sql.Step(statement, [parameters]))
+
+        return await self.run(steps)
 
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection that only reads; what it saw is released at the end of the block."""
@@ -59,7 +90,7 @@ class Connections:
             async with self._writer, self._writing.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) in CONFLICTS:
+            if getattr(error.orig, "sqlstate", None) in sql.CONFLICTS:
                 raise errors.Conflict("PostgreSQL rolled this transaction back in favor of a concurrent one") from error
             raise
 
@@ -73,6 +104,8 @@ class Connections:
 
     async def close(self) -> None:
         """Close them; safe to call twice."""
+        if self._group is not None:
+            await self._group.close()
         await self.engine.dispose()
 
 
@@ -98,14 +131,7 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
         # The driver begins transactions late and never IMMEDIATE, so `begun` sends BEGIN instead.
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
-        # secure_delete: wiped secrets leave the file, not only the table; SQLite builds differ in their default.
-        for pragma in (
-            "secure_delete=ON",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "foreign_keys=ON",
-        ):
+        for pragma in PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -14,8 +14,8 @@ import structlog
 from sqlalchemy import Select, Table, bindparam, or_, select, tuple_, union_all
 
 from events import codec
-from machine import due_work, job_key, model, states
-from store import connections, pending_writes, statements, tables
+from machine import changes, due_work, job_key, model, states
+from store import connections, saving, sql, statements, tables
 
 log = structlog.get_logger()
 
@@ -76,7 +76,8 @@ class Deadlines:
     async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int:
         """Write the events of overdue rows to the outbox in one transaction, and return their number. Another node may have
         published some of them first, or a decision may have changed or locked the row: those are left out."""
-        pending, now_ms = pending_writes.PendingWrites(), self._clock()
+        messages: list[sql.Row] = []
+        now_ms = self._clock()
         async with self._database.write() as connection:
             for table, type_ in ((tables.jobs, due_work.Lease), (tables.deadlines, due_work.Deadline)):
                 named = {_key(item): (item, event) for item, event in events if isinstance(item, type_)}
@@ -91,11 +92,13 @@ class Deadlines:
                     again = [_again(table, key, now_ms + pause_ms(named[key][0], now_ms)) for key in claimed]
                     await connection.execute(_SET_AGAIN[table], again)
                 for item, event in (named[key] for key in claimed):
-                    pending.send("event", event, item.owner.task_id, "", now_ms)
-            await pending.write(connection)
-        if pending.outbox:
+                    message = changes.OutgoingMessage("event", event, item.owner.task_id)
+                    messages.append(saving.message_row(message, now_ms))
+            if messages:
+                await connection.execute(statements.INSERT[tables.outbox], messages)
+        if messages:
             self._changed.set()
-        return len(pending.outbox)
+        return len(messages)
 
     async def _rows(self, table: Table, query: Any, parameters: dict[str, int]) -> list[tuple[Any, dict[str, Any]]]:
         """The rows with the fields that every overdue row has. A row whose owner is no key is logged, and set aside for a while:

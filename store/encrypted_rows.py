@@ -7,7 +7,7 @@ key id are plain text, from a schema that did not encrypt.
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
@@ -35,6 +35,11 @@ def decrypt(keyring: encryption.Keyring, task_id: str, kind: str, key_id: str, b
     if key_id == PLAIN:
         return body
     return keyring.decrypt(base64.b64decode(body), about(task_id, kind)).decode()
+
+
+def decrypt_row(keyring: encryption.Keyring, row: Mapping[str, Any]) -> str:
+    """A session's value from its row. Raises DecryptionFailed."""
+    return decrypt(keyring, row["task_id"], row["kind"], row["key_id"], row["body"])
 
 
 def about(task_id: str, kind: str) -> str:

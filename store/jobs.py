@@ -23,7 +23,15 @@ def deliveries() -> Select[Any]:
     return _with_job(table, table.c.task_id + "#" + cast(table.c.revision, Text))
 
 
-def _with_job(table: Table, owner: Any) -> Select[Any]:
+def bodiless_deliveries() -> Select[Any]:
+    """All deliveries without their bodies, with their jobs."""
+    table = tables.callbacks
+    return _with_job(table, table.c.task_id + "#" + cast(table.c.revision, Text), without="body")
+
+
+def _with_job(table: Table, owner: Any, without: str = "") -> Select[Any]:
     job = tables.jobs
     labelled = [c.label(f"job_{c.name}") for c in job.c]
-    return select(table, *labelled).select_from(table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch)))
+    return select(*(c for c in table.c if c.name != without), *labelled).select_from(
+        table.outerjoin(job, and_(job.c.owner == owner, job.c.epoch == table.c.epoch))
+    )

@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import due_work, job_key, states
-from store import connections, statements, tables
+from store import connections, sql, statements, tables
 
-_TOUCH_RECORDING = statements.updating(tables.recordings, "id", "epoch").values(version=tables.recordings.c.version + 1)
-_TOUCH_DELIVERY = statements.updating(tables.callbacks, "task_id", "revision", "epoch").values(
-    version=tables.callbacks.c.version + 1
+# A lease changes data that decisions read: it raises the owner's version, so that a concurrent decision is repeated.
+_TOUCH_RECORDING = sql.Statement(
+    statements.updating(tables.recordings, "id", "epoch").values(version=tables.recordings.c.version + 1)
 )
-_TAKE = statements.updating(tables.jobs, "owner", "epoch", "state")
+_TOUCH_DELIVERY = sql.Statement(
+    statements.updating(tables.callbacks, "task_id", "revision", "epoch").values(version=tables.callbacks.c.version + 1)
+)
+_TAKE = statements.guarded(tables.jobs, ("owner", "epoch", "state"), ("state", "node", "lease_until_ms"))
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
 HOLDS = select(tables.jobs.c.epoch).where(_HELD)
 _JOB = (tables.jobs.c.owner, tables.jobs.c.epoch)
@@ -43,6 +45,10 @@ _LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, t
 )
 
 
+class _NotQueued(Exception):
+    """There is no such queued job."""
+
+
 class Leases:
     """The leases of one database."""
 
@@ -54,12 +60,17 @@ class Leases:
         """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
         queued = {"at_owner": owner.text, "at_epoch": epoch, "at_state": states.QUEUED}
         leased = queued | {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
-        async with self._database.write() as connection:
-            await _touch(connection, owner, epoch)
-            if (await connection.execute(_TAKE, leased)).rowcount:
+
+        def steps() -> sql.Steps[bool]:
+            yield _touch(owner, epoch)
+            if (yield sql.Step(_TAKE, [leased])):
                 return True
-            await connection.rollback()
-        return False
+            raise _NotQueued
+
+        try:
+            return await self._database.run(steps)
+        except _NotQueued:
+            return False
 
     async def renew_all(
         self, jobs: Sequence[tuple[job_key.JobKey, int]], node: str, lease_ms: int
@@ -91,10 +102,8 @@ def held(owner: job_key.JobKey, epoch: int, node: str) -> dict[str, Any]:
     return {"at_owner": owner.text, "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
 
 
-async def _touch(connection: AsyncConnection, owner: job_key.JobKey, epoch: int) -> None:
-    """A lease changes data that decisions read: raise the owner's version, so that a concurrent decision is repeated."""
+def _touch(owner: job_key.JobKey, epoch: int) -> sql.Step:
     if isinstance(owner, job_key.DeliveryKey):
         key = {"at_task_id": owner.task_id, "at_revision": owner.revision, "at_epoch": epoch}
-        await connection.execute(_TOUCH_DELIVERY, key)
-        return
-    await connection.execute(_TOUCH_RECORDING, {"at_id": owner.text, "at_epoch": epoch})
+        return sql.Step(_TOUCH_DELIVERY, [key])
+    return sql.Step(_TOUCH_RECORDING, [{"at_id": owner.text, "at_epoch": epoch}])

@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 
 from events import codec
-from machine import due_work
-from store import connections, pending_writes, statements, tables
+from machine import changes, due_work
+from store import connections, saving, statements, tables
 
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
@@ -94,10 +94,8 @@ class Outbox:
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Write a message outside a decision: a worker's outcome, an event of the sweeper."""
-        pending = pending_writes.PendingWrites()
-        pending.send(channel, event, task_id, "", self._clock())
-        async with self._database.write() as connection:
-            await pending.write(connection)
+        message = changes.OutgoingMessage(channel, event, task_id)
+        await self._database.fetch(statements.ADD_MESSAGE, saving.message_row(message, self._clock()))
         self._changed.set()
 
 

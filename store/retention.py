@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Select, Table, Text, cast, exists, func, o
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import delivery
-from store import connections, statements, tables, transaction
+from store import connections, snapshot, statements, tables
 
 BATCH = 500
 SESSIONS_AT_ONCE = 20
@@ -61,7 +61,7 @@ class Retention:
 
         if await self._repeat(some):
             await self._all(
-                (presence, (presence.c.updated_ms < self._clock() - transaction.PRESENCE_KEPT_MS,)),
+                (presence, (presence.c.updated_ms < self._clock() - snapshot.PRESENCE_KEPT_MS,)),
                 (nodes, (nodes.c.seen_ms < before_ms, ~holds)),
                 (audit, (audit.c.at_ms < before_ms,)),
                 (outbox, (text(tables.REFUSED), outbox.c.sent_ms < before_ms, _not_last_result())),

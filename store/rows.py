@@ -6,6 +6,7 @@ Rule: an update writes only changed columns, so that a decision does not overwri
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,10 @@ SESSION_FIELDS = (
     "revision",
     "idle_from_ms",
     "published",
+    "live",
+    "uploading",
+    "present",
+    "key_id",
 )
 
 
@@ -46,15 +51,15 @@ def dumps(value: object) -> str:
 def recording_row(recording: model.Recording) -> dict[str, Any]:
     """All columns of a recording."""
     row = {column: getattr(recording, name) for name, column in RECORDING_COLUMNS.items()}
-    output = dumps(recording.output.to_json()) if recording.output else None
-    partial = recording.output is not None and recording.output.missing > 0
-    return row | {
-        "id": recording.key.text,
-        "version": recording.version,
-        "attempt": recording.attempt,
-        "output": output,
-        "partial": partial,
-    }
+    return (
+        row
+        | _output(recording.output)
+        | {
+            "id": recording.key.text,
+            "version": recording.version,
+            "attempt": recording.attempt,
+        }
+    )
 
 
 def recording(row: Mapping[str, Any]) -> model.Recording:
@@ -81,24 +86,58 @@ def session_row(session: model.Session) -> dict[str, Any]:
     }
 
 
-def session(row: Mapping[str, Any]) -> model.Session:
-    """A session from its row."""
-    body = json.loads(row["request"])
+@functools.lru_cache(maxsize=1024)
+def _request(text: str) -> requests.StartRequest:
+    """A request from its column. A session's never changes, and each of its events reads it."""
+    body = json.loads(text)
     room = requests.Room(**body.pop("room"))
     subscribe, unsubscribe = (tuple(body.pop(name)) for name in ("subscribe", "unsubscribe"))
-    values = {name: row[name] for name in SESSION_FIELDS}
+    return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **body)
+
+
+def session(row: Mapping[str, Any]) -> model.Session:
+    """A session from its row."""
     return model.Session(
         task_id=row["task_id"],
-        request=requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **body),
+        request=_request(row["request"]),
         version=row["version"],
         warnings=tuple(json.loads(row["warnings"])),
-        **values,
+        **{name: row[name] for name in SESSION_FIELDS},
     )
+
+
+def changed_session(old: model.Session, new: model.Session) -> dict[str, Any]:
+    """The columns that an update writes."""
+    return {name: getattr(new, name) for name in SESSION_FIELDS if getattr(new, name) != getattr(old, name)}
+
+
+def changed_recording(old: model.Recording, new: model.Recording) -> dict[str, Any]:
+    """The columns that an update writes."""
+    found = {column: getattr(new, name) for name, column in RECORDING_COLUMNS.items() if getattr(new, name) != getattr(old, name)}
+    if new.replays != old.replays:
+        found["attempt"] = new.attempt
+    if new.output != old.output:
+        found |= _output(new.output)
+    return found
+
+
+def _output(output: model.Output | None) -> dict[str, Any]:
+    return {
+        "output": dumps(output.to_json()) if output else None,
+        "partial": output is not None and output.missing > 0,
+    }
+
+
+def changed_delivery(old: model.Delivery, new: model.Delivery) -> dict[str, Any]:
+    """The columns that an update writes; the body and the URL never change."""
+    names = ("state", "epoch", "failures", "detail")
+    return {DELIVERY_COLUMNS[name]: getattr(new, name) for name in names if getattr(new, name) != getattr(old, name)}
 
 
 def delivery(row: Mapping[str, Any]) -> model.Delivery:
     """A delivery from its row with its present job (store/jobs.py)."""
-    return model.Delivery(**{name: row[column] for name, column in DELIVERY_COLUMNS.items()}, job=_job(row))
+    values: dict[str, Any] = {name: row.get(column, "") for name, column in DELIVERY_COLUMNS.items()}
+    return model.Delivery(**values, job=_job(row))
 
 
 def delivery_row(delivery: model.Delivery) -> dict[str, Any]:

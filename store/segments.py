@@ -6,29 +6,45 @@ Rule: nothing is written for a superseded epoch. The decision that closes a segm
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import bindparam, exists, literal_column, or_, select
 
 from machine import capture_progress, job_key, segments
-from store import connections, statements, tables
+from store import connections, sql, statements, tables
 
-_REGISTERED = select(or_(exists().where(statements.matching(tables.segments, "recording_id", "epoch")), statements.SUPERSEDED))
+_REGISTER = statements.inserting(tables.segments)
+_REGISTERED = sql.Statement(
+    select(
+        or_(exists().where(statements.matching(tables.segments, "recording_id", "epoch")), statements.SUPERSEDED).label("known")
+    )
+)
 # A concurrent decision may close the segment while this statement waits for the row; the condition on `reason` catches that.
-_UPDATE = statements.SAVE_SEGMENT.where(tables.segments.c.reason == "", ~statements.SUPERSEDED)
-_SESSION_ACTIVE = statements.updating(tables.sessions, "task_id").where(
-    tables.sessions.c.idle_from_ms < statements.at("idle_from_ms")
+_GROWING = statements.updating(tables.segments, "recording_id", "epoch").where(
+    tables.segments.c.reason == literal_column("''"), ~statements.SUPERSEDED
 )
-_RECORDING_ACTIVE = statements.updating(tables.recordings, "id", "epoch").where(
-    tables.recordings.c.idle_from_ms < statements.at("idle_from_ms")
-)
+
+
+def _active(table: Any, *key: str) -> sql.Statement:
+    idle = statements.updating(table, *key).where(table.c.idle_from_ms < statements.at("idle_from_ms"))
+    return sql.Statement(idle.values(idle_from_ms=statements.at("idle_from_ms")))
+
+
+_SESSION_ACTIVE = _active(tables.sessions, "task_id")
+_RECORDING_ACTIVE = _active(tables.recordings, "id", "epoch")
 _FIELDS = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
 _OF_RECORDING = (
     select(*(tables.segments.c[name] for name in _FIELDS))
     .where(statements.matching(tables.segments, "recording_id"))
     .order_by(tables.segments.c.epoch)
 )
+
+
+@functools.cache
+def _growing(columns: tuple[str, ...]) -> sql.Statement:
+    return sql.Statement(_GROWING.values({column: bindparam(column) for column in columns}))
 
 
 class Segments:
@@ -43,15 +59,21 @@ class Segments:
         nothing."""
         row = {"recording_id": recording.text, "epoch": epoch, "node": node, "registered_ms": self._clock()}
         row |= {"media_ms": 0, "size_bytes": 0, "reason": "", "task_id": recording.task_id}
-        async with self._database.write() as connection:
-            if not (await connection.execute(_REGISTERED, {"at_recording_id": recording.text, "at_epoch": epoch})).scalar():
-                await connection.execute(statements.INSERT[tables.segments], row)
+        row |= {"first_packet_ms": None, "last_packet_ms": None}
+
+        def steps() -> sql.Steps[None]:
+            named = {"at_recording_id": recording.text, "at_epoch": epoch}
+            (found,) = yield sql.Step(_REGISTERED, [named])
+            if not found["known"]:
+                yield sql.Step(_REGISTER, [row])
+
+        await self._database.run(steps)
 
     async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Update a growing segment: first_packet_ms, last_packet_ms, media_ms, size_bytes. A superseded epoch, or a closed
         segment, writes nothing."""
-        async with self._database.write() as connection:
-            await connection.execute(_UPDATE, {"at_recording_id": recording.text, "at_epoch": epoch, **values})
+        named = {"at_recording_id": recording.text, "at_epoch": epoch}
+        await self._database.fetch(_growing(tuple(sorted(values))), named | dict(values))
 
     async def note_progress(self, growing: Mapping[tuple[job_key.RecordingKey, int], capture_progress.CaptureProgress]) -> None:
         """Update growing segments, given by recording and epoch, as `update` does. Their recordings and sessions are not idle.
@@ -60,13 +82,18 @@ class Segments:
         found = sorted(growing.items(), key=lambda each: (each[0][0].text, each[0][1]))
         columns, sessions, recordings = [], [], []
         for (recording, epoch), progress in found:
-            active = {"at_idle_from_ms": progress.last_packet_ms, "idle_from_ms": progress.last_packet_ms}
+            active = {"at_idle_from_ms": progress.last_packet_ms}
             columns.append({"at_recording_id": recording.text, "at_epoch": epoch, **dataclasses.asdict(progress)})
             sessions.append(active | {"at_task_id": recording.task_id})
             recordings.append(active | {"at_id": recording.text, "at_epoch": epoch})
-        async with self._database.write() as connection:
-            for statement, rows in ((_UPDATE, columns), (_SESSION_ACTIVE, sessions), (_RECORDING_ACTIVE, recordings)):
-                await connection.execute(statement, rows)
+        update = _growing(tuple(sorted(f.name for f in dataclasses.fields(capture_progress.CaptureProgress))))
+
+        def steps() -> sql.Steps[None]:
+            # In the order of all locks: session, recording, segment.
+            for statement, rows in ((_SESSION_ACTIVE, sessions), (_RECORDING_ACTIVE, recordings), (update, columns)):
+                yield sql.Step(statement, rows)
+
+        await self._database.run(steps)
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order of their epochs."""

@@ -6,31 +6,38 @@ compared. Building a statement costs SQLAlchemy more time than running it (`pyth
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
     Delete,
     Insert,
-    Select,
+    String,
     Table,
     Update,
     and_,
     bindparam,
+    case,
     delete,
     exists,
+    false,
     func,
     insert,
+    literal,
+    literal_column,
     or_,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from machine import model, states
-from machine.reasons import Reason
+from machine import delivery, model, states
 from store import jobs, tables
+from store.sql import Statement
 
+UNFINISHED = (states.OPEN, states.CLOSING)
 # A pull evicts another of its user while it connects. The slack covers the reading of clocks and files.
 EVICTS_WITHIN_MS = 2 * model.SECOND
 EVICTS_SLACK_MS = 200
@@ -58,112 +65,181 @@ def deleting(table: Table, *columns: str) -> Delete:
 
 INSERT: dict[Table, Insert] = {table: insert(table) for table in tables.metadata.sorted_tables}
 
+
+def inserting(table: Table) -> Statement:
+    """An insert of whole rows; the database numbers them."""
+    return Statement(insert(table).inline(), *(c.name for c in table.c if c.name not in ("seq", "place")))
+
+
+def _upsert(table: Table, *changing: str, once: bool = False) -> Statement:
+    """An insert that replaces the columns `changing` of a row with the same key; `once` leaves such a row as it is."""
+    made: dict[str, Any] = {}
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql)):
+        put: Any = dialect.insert(table).inline()
+        key = [c.name for c in table.primary_key]
+        replaced = {column: put.excluded[column] for column in changing}
+        made[name] = (
+            put.on_conflict_do_nothing(index_elements=key)
+            if once
+            else put.on_conflict_do_update(index_elements=key, set_=replaced)
+        )
+    return Statement(made, *(c.name for c in table.c))
+
+
+@functools.cache
+def guarded(table: Table, key: tuple[str, ...], columns: tuple[str, ...]) -> Statement:
+    """An update of `columns` in the row that still has this key; returns its first key column."""
+    values: dict[str, Any] = {column: bindparam(column) for column in columns}
+    return Statement(updating(table, *key).values(values).returning(table.c[key[0]]))
+
+
 # --- inbox ----------------------------------------------------------------------------------------------------------------
-CLAIM = {
-    "sqlite": sqlite.insert(tables.inbox).on_conflict_do_nothing(index_elements=["event_id"]),
-    "postgresql": postgresql.insert(tables.inbox).on_conflict_do_nothing(index_elements=["event_id"]),
-}
-ANSWERED = select(tables.inbox.c.answer, tables.inbox.c.at_ms).where(matching(tables.inbox, "event_id"))
-SET_ANSWER = updating(tables.inbox, "event_id")
+_NEW_EVENT: dict[str, Any] = {"sqlite": sqlite.insert(tables.inbox), "postgresql": postgresql.insert(tables.inbox)}
+CLAIM = Statement(
+    {
+        name: new.on_conflict_do_nothing(index_elements=["event_id"]).returning(tables.inbox.c.event_id)
+        for name, new in _NEW_EVENT.items()
+    }
+)
+UNCLAIM = Statement(deleting(tables.inbox, "event_id"))
+ANSWERED = Statement(select(tables.inbox).where(matching(tables.inbox, "event_id")))
+SET_ANSWER = Statement(updating(tables.inbox, "event_id").values(answer=bindparam("answer")))
 
 # --- sessions -------------------------------------------------------------------------------------------------------------
 _ROOM = ("sdk_app_id", "room_kind", "room")
-SESSION = select(tables.sessions).where(matching(tables.sessions, "task_id")).with_for_update()
-OPEN_SESSION = select(tables.sessions).where(matching(tables.sessions, *_ROOM, "user_id", "state")).with_for_update()
-SESSIONS_IN = (
-    select(tables.sessions)
-    .where(matching(tables.sessions, *_ROOM), tables.sessions.c.state != states.FINISHED)
-    .order_by(tables.sessions.c.task_id)
-    .with_for_update()
+LOCK = Statement(
+    {"sqlite": select(literal(1)), "postgresql": select(func.pg_advisory_xact_lock(bindparam("lock", type_=BigInteger)))}
 )
-SAVE_SESSION = updating(tables.sessions, "task_id", "state", "version")
-SECRET = select(tables.secrets.c.key_id, tables.secrets.c.body).where(matching(tables.secrets, "task_id", "kind"))
-SET_SECRET = updating(tables.secrets, "task_id", "kind")
-WIPE_SECRET = deleting(tables.secrets, "task_id", "kind")
+SESSION = Statement(select(tables.sessions).where(matching(tables.sessions, "task_id")).with_for_update())
+SESSIONS_IN = Statement(
+    select(tables.sessions.c.task_id, *(tables.sessions.c[name] for name in _ROOM))
+    .where(matching(tables.sessions, *_ROOM), tables.sessions.c.state.in_([literal_column(f"'{s}'") for s in UNFINISHED]))
+    .order_by(tables.sessions.c.task_id)
+)
+SESSION_KEY = ("task_id", "state", "version")
+ADD_SESSION = inserting(tables.sessions)
+SECRET = Statement(select(tables.secrets).where(matching(tables.secrets, "task_id", "kind")))
+PUT_SECRET = _upsert(tables.secrets, "key_id", "body", "updated_ms")
+WIPE_SECRET = Statement(deleting(tables.secrets, "task_id", "kind"))
+LOCK_KEY = Statement(select(tables.api_keys.c.id).where(tables.api_keys.c.id == at("key_id")).with_for_update())
+OPEN_SESSIONS_OF = Statement(
+    select(tables.sessions.c.key_id, func.count().label("open"))
+    .where(matching(tables.sessions, "key_id"), tables.sessions.c.state == literal_column(f"'{states.OPEN}'"))
+    .group_by(tables.sessions.c.key_id)
+)
 
 # --- recordings -----------------------------------------------------------------------------------------------------------
-RECORDING = jobs.recordings().where(tables.recordings.c.id == at("id"))
-RECORDINGS = (
+RECORDING = Statement(jobs.recordings().where(tables.recordings.c.id == at("id")))
+RECORDINGS = Statement(
     jobs.recordings()
     .where(tables.recordings.c.task_id == at("task_id"))
     .order_by(tables.recordings.c.opened_ms, tables.recordings.c.speaker, tables.recordings.c.n)
 )
-SAVE_RECORDING = updating(tables.recordings, "id", "state", "version")
-END_JOB = updating(tables.jobs, "owner", "epoch")
-
-
-def _put_job(dialect: Any) -> Any:
-    """Insert a job, or replace the one of the same epoch."""
-    put = dialect.insert(tables.jobs)
-    new = {name: put.excluded[name] for name in ("kind", "state", "node", "lease_until_ms")}
-    return put.on_conflict_do_update(index_elements=["owner", "epoch"], set_=new)
-
-
-PUT_JOB = {"sqlite": _put_job(sqlite), "postgresql": _put_job(postgresql)}
+RECORDINGS_OF = Statement(
+    jobs.recordings().where(matching(tables.recordings, "task_id", "speaker")).order_by(tables.recordings.c.n)
+)
+RECORDING_KEY = ("id", "state", "version")
+ADD_RECORDING = inserting(tables.recordings)
+END_JOB = Statement(updating(tables.jobs, "owner", "epoch").values(state=literal_column(f"'{states.ENDED}'")))
+PUT_JOB = _upsert(tables.jobs, "kind", "state", "node", "lease_until_ms", "again_ms")
 
 # --- segments -------------------------------------------------------------------------------------------------------------
-SEGMENT = select(tables.segments).where(matching(tables.segments, "recording_id", "epoch")).with_for_update()
-SAVE_SEGMENT = updating(tables.segments, "recording_id", "epoch")
-SEGMENT_NODES = (
-    select(tables.segments.c.node, func.sum(tables.segments.c.media_ms).label("media_ms"))
-    .where(matching(tables.segments, "recording_id"))
-    .group_by(tables.segments.c.node)
-)
-HAS_SEGMENTS = (
-    select(tables.segments.c.epoch).where(matching(tables.segments, "recording_id"), tables.segments.c.media_ms > 0).limit(1)
-)
-NODE_SEEN = select(tables.nodes.c.seen_ms).where(matching(tables.nodes, "node"))
+_SEGMENTS = tables.segments.c
 
 
-def _of_session(table: Any) -> Any:
-    # Through the index of recordings: a pattern on the ids would read every segment.
-    mine = select(tables.recordings.c.id).where(matching(tables.recordings, "task_id"))
-    return table.c.recording_id.in_(mine)
+def _greater(column: Any, value: BindParameter[Any]) -> Any:
+    return case((column.is_(None), value), (value > column, value), else_=column)
 
 
-LAST_PULL = (
-    select(tables.segments.c.registered_ms)
-    .where(_of_session(tables.segments), tables.segments.c.registered_ms <= at("until_ms"))
-    .order_by(tables.segments.c.registered_ms.desc())
-    .limit(1)
-)
-
-
-def _evictions() -> Select[Any]:
-    ended, begun = tables.segments.alias(), tables.segments.alias()
-    since_ms = begun.c.registered_ms - ended.c.last_packet_ms
-    together = and_(
-        _of_session(begun),
-        begun.c.recording_id != at("recording_id"),
-        since_ms.between(-EVICTS_WITHIN_MS, EVICTS_SLACK_MS),
-        or_(begun.c.reason == "", begun.c.last_packet_ms > ended.c.last_packet_ms + EVICTS_SLACK_MS),
+# Values only grow: a late outcome with less media (of a worker that was reported lost) reduces nothing.
+CLOSE_SEGMENT = Statement(
+    updating(tables.segments, "recording_id", "epoch").values(
+        media_ms=_greater(_SEGMENTS.media_ms, bindparam("media_ms", type_=BigInteger)),
+        size_bytes=_greater(_SEGMENTS.size_bytes, bindparam("size_bytes", type_=BigInteger)),
+        first_packet_ms=case(
+            (
+                _SEGMENTS.first_packet_ms > bindparam("first_packet_ms", type_=BigInteger),
+                bindparam("first_packet_ms", type_=BigInteger),
+            ),
+            else_=func.coalesce(_SEGMENTS.first_packet_ms, bindparam("first_packet_ms", type_=BigInteger)),
+        ),
+        last_packet_ms=_greater(_SEGMENTS.last_packet_ms, bindparam("last_packet_ms", type_=BigInteger)),
+        reason=case((_SEGMENTS.reason == literal_column("''"), bindparam("reason", type_=String)), else_=_SEGMENTS.reason),
     )
-    runs = select(ended.c.epoch).distinct().select_from(ended.join(begun, together))
-    return runs.where(ended.c.recording_id == at("recording_id"), ended.c.reason == Reason.EOF)
-
-
-EVICTIONS = _evictions()
+)
+SEGMENT_NODES = Statement(
+    select(_SEGMENTS.recording_id, _SEGMENTS.node, func.sum(_SEGMENTS.media_ms).label("media_ms"))
+    .where(matching(tables.segments, "recording_id"))
+    .group_by(_SEGMENTS.recording_id, _SEGMENTS.node)
+)
+HAS_SEGMENTS = Statement(
+    select(_SEGMENTS.recording_id)
+    .where(matching(tables.segments, "recording_id"), _SEGMENTS.media_ms > literal_column("0"))
+    .limit(literal_column("1"))
+)
+NODE_SEEN = Statement(select(tables.nodes.c.node, tables.nodes.c.seen_ms).where(matching(tables.nodes, "node")))
+LAST_PULL = Statement(
+    select(_SEGMENTS.registered_ms)
+    .where(matching(tables.segments, "task_id"), _SEGMENTS.registered_ms <= at("until_ms"))
+    .order_by(_SEGMENTS.registered_ms.desc())
+    .limit(literal_column("1"))
+)
+EVICTED = Statement(
+    select(_SEGMENTS.recording_id)
+    .where(
+        matching(tables.segments, "task_id"),
+        _SEGMENTS.recording_id != at("recording_id"),
+        _SEGMENTS.registered_ms.between(at("from_ms"), at("until_ms")),
+        or_(_SEGMENTS.reason == literal_column("''"), _SEGMENTS.last_packet_ms > at("until_ms")),
+    )
+    .limit(literal_column("1"))
+)
 
 # --- deliveries -----------------------------------------------------------------------------------------------------------
-DELIVERIES = jobs.deliveries().where(tables.callbacks.c.task_id == at("task_id")).order_by(tables.callbacks.c.revision)
-SAVE_DELIVERY = updating(tables.callbacks, "task_id", "revision", "version")
+_BODILESS = jobs.bodiless_deliveries()
+DELIVERY = Statement(_BODILESS.where(matching(tables.callbacks, "task_id", "revision")))
+PENDING_DELIVERIES = Statement(
+    _BODILESS.where(
+        matching(tables.callbacks, "task_id"), tables.callbacks.c.state == literal_column(f"'{delivery.PENDING}'")
+    ).order_by(tables.callbacks.c.revision)
+)
+WHOLE_DELIVERY = Statement(jobs.deliveries().where(matching(tables.callbacks, "task_id", "revision")))
+DELIVERY_KEY = ("task_id", "revision", "version")
+ADD_DELIVERY = inserting(tables.callbacks)
+ADD_RESULT = inserting(tables.results)
 
-# --- deadlines ------------------------------------------------------------------------------------------------------------
-SPEND_DEADLINE = deleting(tables.deadlines, "owner", "kind", "serial")
-
-# --- API keys -----------------------------------------------------------------------------------------------------------
-BEGAN = select(tables.audit.c.seq).where(matching(tables.audit, "key_id", "action", "subject")).limit(1)
+# --- journal, outbox, deadlines -------------------------------------------------------------------------------------------
+ADD_JOURNAL = inserting(tables.journal)
+ADD_MESSAGE = inserting(tables.outbox)
+ADD_AUDIT = inserting(tables.audit)
+DEADLINE = Statement(select(tables.deadlines).where(matching(tables.deadlines, "owner", "kind")))
+ARM = _upsert(tables.deadlines, "at_ms", "serial", "again_ms")
+ARM_ONCE = _upsert(tables.deadlines, once=True)
+DISARM = Statement(deleting(tables.deadlines, "owner", "kind"))
 
 # --- presence ---------------------------------------------------------------------------------------------------------------
-APPLICATION = select(tables.applications.c.callback_ms).where(matching(tables.applications, "sdk_app_id"))
-NOTE_APPLICATION = updating(tables.applications, "sdk_app_id")
-PRESENCE = select(tables.presence).where(matching(tables.presence, *_ROOM, "user_id"))
-SET_PRESENCE = updating(tables.presence, *_ROOM, "user_id")
-PUBLISHERS = (
+APPLICATION = Statement(select(tables.applications).where(matching(tables.applications, "sdk_app_id")))
+NOTE_APPLICATION = _upsert(tables.applications, "callback_ms")
+PRESENCE = Statement(select(tables.presence).where(matching(tables.presence, *_ROOM, "user_id")))
+PUT_PRESENCE = _upsert(tables.presence, "audio", "audio_ms", "video", "video_ms", "left_ms", "updated_ms")
+PUBLISHERS = Statement(
     select(tables.presence)
     .where(matching(tables.presence, *_ROOM), tables.presence.c.updated_ms > at("after_ms"))
     .order_by(tables.presence.c.user_id)
 )
+
+
+def _room_ended(column: str, time: str, value: Any) -> Statement:
+    table = tables.presence
+    return Statement(updating(table, *_ROOM).where(table.c[time] <= at("ended_ms")).values({column: value}))
+
+
+ROOM_ENDED = (
+    _room_ended("audio", "audio_ms", false()),
+    _room_ended("video", "video_ms", false()),
+    _room_ended("left_ms", "left_ms", at("ended_ms")),
+)
+"""Everybody in the room is gone; later presence stays, because rooms are reused."""
 
 # --- workers --------------------------------------------------------------------------------------------------------------
 SUPERSEDED = exists().where(tables.recordings.c.id == at("recording_id"), tables.recordings.c.epoch > at("epoch"))

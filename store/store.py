@@ -1,4 +1,4 @@
-"""The store: one database, its deciding transactions, and one object for each concern of bus, worker and sweeper.
+"""The store: one database, its decisions, and one object for each concern of bus, worker and sweeper.
 
 Rule: every write is short and its own transaction; no caller sees a connection, a table or SQL.
 """
@@ -6,10 +6,7 @@ Rule: every write is short and its own transaction; no caller sees a connection,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-
-from sqlalchemy.ext.asyncio import AsyncConnection
+from collections.abc import Callable
 
 from machine import encryption
 from store import (
@@ -17,6 +14,7 @@ from store import (
     attempts,
     connections,
     deadlines,
+    decisions,
     encrypted_rows,
     leases,
     nodes,
@@ -27,7 +25,6 @@ from store import (
     spool_files,
     uploads,
 )
-from store import transaction as transactions
 
 
 class Store:
@@ -39,18 +36,16 @@ class Store:
         database: connections.Connections,
         *,
         clock: Callable[[], int],
-        new_id: Callable[[], str],
         keyring: encryption.Keyring,
     ) -> None:
         self.connections = database
-        self._clock = clock
-        self._new_id = new_id
         self._keyring = keyring
         self.changed = asyncio.Event()
         self.armed = asyncio.Event()
-        self.assignments = assignments.Assignments(database, self._begin)
+        self.assignments = assignments.Assignments(database, clock=clock, keyring=keyring)
         self.attempts = attempts.Attempts(database, clock=clock)
         self.deadlines = deadlines.Deadlines(database, clock=clock, changed=self.changed)
+        self.decisions = decisions.Decisions(database, clock=clock, keyring=keyring, changed=self._wake)
         self.leases = leases.Leases(database, clock=clock)
         self.nodes = nodes.Nodes(database, clock=clock)
         self.outbox = outbox.Outbox(database, clock=clock, changed=self.changed)
@@ -71,19 +66,10 @@ class Store:
         await secrets.check()
         await secrets.encrypt_plain()
 
-    async def stop(self) -> None:
-        """Close the connections."""
-        await self.connections.close()
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[transactions.Transaction]:
-        """One deciding transaction: commits at the end of the block, rolls back on any error. Raises Conflict."""
-        async with self.connections.write() as connection:
-            tx = self._begin(connection)
-            yield tx
-            await tx.write_pending()
+    def _wake(self) -> None:
         self.changed.set()
         self.armed.set()
 
-    def _begin(self, connection: AsyncConnection) -> transactions.Transaction:
-        return transactions.Transaction(connection, self._clock(), self._new_id, self._keyring)
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self.connections.close()

@@ -12,7 +12,7 @@ from handlers import dispatch, unit_of_work
 from machine import job_key, model
 from store import queries
 from store import store as stores
-from tests import engines
+from tests import engines, transactions
 
 APP = 1400000001
 LEASE_MS = 30_000
@@ -132,20 +132,19 @@ class Harness:
 
     async def recording(self, owner: str) -> model.Recording:
         """One recording, read from the store."""
-        async with self.store.transaction() as tx:
+        async with transactions.opened(self.store) as tx:
             found = await tx.recording(job_key.parse_recording(owner))
         assert found is not None
         return found
 
     async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """The deliveries of a session's results."""
-        async with self.store.transaction() as tx:
-            return await tx.deliveries(task_id)
+        return (await self.reading.parts([task_id]))[task_id].deliveries
 
     async def states(self, task_id: str) -> dict[str, str]:
         """speaker/n → state of a session's recordings."""
-        async with self.store.transaction() as tx:
-            return {f"{r.speaker}/{r.n}": r.state for r in await tx.recordings(task_id)}
+        async with transactions.opened(self.store) as tx:
+            return {f"{r.speaker}/{r.n}": r.state for r in await tx.read("recordings", task_id)}
 
     async def session(self, task_id: str) -> model.Session:
         """One session, read from the store."""

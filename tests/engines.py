@@ -73,8 +73,8 @@ class Database:
     def open(self, clock: Callable[[], int], new_id: Callable[[], str] | None = None) -> Any:
         """A store on it. The caller stops it."""
         if self.memory is not None:
-            return dictionary.Store(clock=clock, new_id=new_id or ids("02"), tables=self.memory)
-        return stores.Store(connections.open_database(self.url), clock=clock, new_id=new_id or ids("02"), keyring=keyring())
+            return dictionary.Store(clock=clock, tables=self.memory)
+        return stores.Store(connections.open_database(self.url), clock=clock, keyring=keyring())
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """Query the database past the store."""
@@ -144,6 +144,6 @@ def _template() -> Path:
 
 
 async def _migrate(url: str) -> None:
-    store = stores.Store(connections.open_database(url), clock=Clock(), new_id=ids(), keyring=keyring())
+    store = stores.Store(connections.open_database(url), clock=Clock(), keyring=keyring())
     await store.start()
     await store.stop()

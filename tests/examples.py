@@ -8,7 +8,7 @@ from typing import Any
 from events import codec, requests
 from machine import job_key, model
 from store import store as stores
-from tests import engines
+from tests import engines, transactions
 
 ROOM = requests.Room(sdk_app_id=1400000001, room_id=88)
 TASK = "01" + "0" * 23 + "1"
@@ -38,21 +38,21 @@ def event(id_: str = "e1", type_: str = "stop") -> codec.Event:
 
 
 async def opened(store: stores.Store, *recordings: model.Recording, of: model.Session | None = None) -> None:
-    async with store.transaction() as tx:
-        await tx.add_session(of or session(), SECRETS)
+    async with transactions.opened(store) as tx:
+        tx.add_session(of or session(), SECRETS)
         for value in recordings:
-            await tx.add_recording(value)
+            tx.add_recording(value)
 
 
 async def saved(store: stores.Store, key: job_key.RecordingKey) -> model.Recording:
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         found = await tx.recording(key)
     assert found is not None
     return found
 
 
 async def moved(store: stores.Store, key: job_key.RecordingKey, **changes: Any) -> model.Recording:
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         found = await tx.recording(key)
         assert found is not None
-        return await tx.save_recording(found, dataclasses.replace(found, **changes))
+        return tx.save_recording(found, dataclasses.replace(found, **changes))

@@ -13,7 +13,7 @@ from events import codec
 from handlers import dispatch, unit_of_work
 from machine import capture_progress, due_work, model, segments, uploaded_object
 from store import store as stores
-from tests import engines, waiting
+from tests import engines, transactions, waiting
 from worker import command_handlers, work_ports, worker
 
 ROOM = {"SdkAppId": 1400000001, "RoomId": 88}
@@ -158,8 +158,8 @@ class Node:
         await waiting.until(came, what=type_)
 
     async def recording(self) -> model.Recording:
-        async with self.store.transaction() as tx:
-            (found,) = await tx.recordings(self.task_id)
+        async with transactions.opened(self.store) as tx:
+            (found,) = await tx.read("recordings", self.task_id)
         return found
 
     async def open(self) -> Capture:

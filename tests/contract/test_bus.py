@@ -11,7 +11,7 @@ from bus import attempts, message_types
 from events import codec
 from machine import due_work, errors
 from store import store as stores
-from tests import buses, engines, rabbit, waiting
+from tests import buses, engines, rabbit, transactions, waiting
 
 TASK = buses.TASK
 
@@ -96,12 +96,12 @@ async def test_a_database_that_cannot_be_written_ends_no_bus(
 async def test_every_command_finds_its_worker(bus: buses.Bus, store: stores.Store, hands: buses.Hands) -> None:
     """Every kind of command is delivered, with and without this node's name."""
     types = sorted(codec.types("command"))
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for type_ in types:
             data = {"TaskId": TASK, "Revision": 1, "Epoch": 1} if type_ == "send-callback" else buses.JOB
-            await tx.send("command", codec.make(type_, id=f"any-{type_}", time_ms=0, data=data), TASK)
+            tx.send("command", codec.make(type_, id=f"any-{type_}", time_ms=0, data=data), TASK)
             if type_ != "send-callback":
-                await tx.send("command", codec.make(type_, id=f"own-{type_}", time_ms=0, data=data), TASK, "n1")
+                tx.send("command", codec.make(type_, id=f"own-{type_}", time_ms=0, data=data), TASK, "n1")
     wanted = {f"any-{type_}" for type_ in types} | {f"own-{type_}" for type_ in types if type_ != "send-callback"}
     await waiting.until(lambda: set(hands.commands) == wanted, what="every command")
 
@@ -185,9 +185,9 @@ async def test_a_message_that_kills_its_process_is_parked_alone(
     ids = {f"good{number}" for number in range(3)}
     begun: list[str] = []
     done: set[str] = set()
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for id_ in ("deadly", *sorted(ids)):
-            await tx.send("event", stop(id_), TASK)
+            tx.send("event", stop(id_), TASK)
 
     def one_life() -> buses.Bus:
         dying = asyncio.Event()
@@ -260,14 +260,14 @@ async def test_a_paused_type_waits_and_holds_no_other_up(bus: buses.Bus, store: 
         others = [other for other in message_types.PAUSABLE if other != type_]
         waits = {f"{type_}-{number}" for number in range(150)}
         data = {"TaskId": TASK, "Revision": 1, "Epoch": 1}
-        async with store.transaction() as tx:
+        async with transactions.opened(store) as tx:
             for number, id_ in enumerate(sorted(waits)):
                 job = data if type_ == "send-callback" else buses.JOB
                 node = "n1" if number % 2 and type_ in ("start-transcode", "start-upload") else ""
-                await tx.send("command", codec.make(type_, id=id_, time_ms=0, data=job), TASK, node)
+                tx.send("command", codec.make(type_, id=id_, time_ms=0, data=job), TASK, node)
             for other in others:
                 job = data if other == "send-callback" else buses.JOB
-                await tx.send("command", codec.make(other, id=f"{type_}-{other}", time_ms=0, data=job), TASK)
+                tx.send("command", codec.make(other, id=f"{type_}-{other}", time_ms=0, data=job), TASK)
         await waiting.until(
             lambda type_=type_, others=others: {f"{type_}-{o}" for o in others} <= set(hands.commands),  # type: ignore[misc]
             what="the other types",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from machine import errors, job_key, model
-from tests import decider_harness
+from tests import decider_harness, transactions
 
 
 async def _failed(harness: decider_harness.Harness, stage: str) -> str:
@@ -79,8 +79,8 @@ async def test_a_replay_from_joining_reopens_with_fresh_deadlines(harness: decid
     await harness.say("replay", TaskId=owner[:26], UserSig="MARK-fresh")
     current = await harness.session(owner[:26])
     assert (current.state, current.opened_ms) == ("Open", harness.clock())
-    async with harness.store.transaction() as tx:
-        assert (await tx.secrets(owner[:26])).user_sig == "MARK-fresh"
+    async with transactions.opened(harness.store) as tx:
+        assert (await tx.read("secrets", owner[:26])).user_sig == "MARK-fresh"
     await harness.capture(owner, reason="eof")
     await harness.wait(500_000)
     assert (await harness.session(owner[:26])).end_reason == "Idle"
@@ -96,8 +96,8 @@ async def test_a_replay_from_joining_is_refused_while_the_key_is_open_elsewhere(
     for dry in (True, False):
         with pytest.raises(errors.Refused, match=other):
             await harness.say("replay", TaskId=owner[:26], DryRun=dry, UserSig="MARK-late")
-    async with harness.store.transaction() as tx:
-        assert (await tx.secrets(owner[:26])).user_sig == "MARK-sig"
+    async with transactions.opened(harness.store) as tx:
+        assert (await tx.read("secrets", owner[:26])).user_sig == "MARK-sig"
     assert (await harness.recording(owner)).state == "Failed"
 
 

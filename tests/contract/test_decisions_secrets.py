@@ -6,12 +6,12 @@ import pytest
 
 from machine import errors, model
 from store import tables
-from tests import decider_harness, engines
+from tests import decider_harness, engines, transactions
 
 
 async def _secrets(harness: decider_harness.Harness, task_id: str) -> str:
-    async with harness.store.transaction() as tx:
-        return (await tx.secrets(task_id)).user_sig
+    async with transactions.opened(harness.store) as tx:
+        return (await tx.read("secrets", task_id)).user_sig
 
 
 async def test_secrets_are_wiped_when_all_is_done(harness: decider_harness.Harness) -> None:

@@ -13,7 +13,7 @@ from events import errors as event_errors
 from handlers import dispatch, unit_of_work
 from machine import errors, model
 from store import store as stores
-from tests import decider_harness, engines
+from tests import decider_harness, engines, transactions
 
 
 # --- start ------------------------------------------------------------------------------------------------------------
@@ -53,8 +53,8 @@ async def test_a_repeated_start_renews_secrets_and_nothing_else(harness: decider
         "start", SdkAppId=decider_harness.APP, RoomId=88, UserId="rec", UserSig="MARK-sig2", CosConfig=fresh, Mode="01"
     )
     assert (answer["TaskId"], answer["Repeated"]) == (task_id, True)
-    async with harness.store.transaction() as tx:
-        secrets = await tx.secrets(task_id)
+    async with transactions.opened(harness.store) as tx:
+        secrets = await tx.read("secrets", task_id)
     assert secrets.to_json() == {"UserSig": "MARK-sig2", "SecretId": "MARK-id2", "SecretKey": "MARK-key2", "Token": ""}
     current = await harness.session(task_id)
     assert (current.request.mode, current.request.path) == ("02", "p")
@@ -258,8 +258,8 @@ async def test_a_repeat_is_not_held_against_its_surroundings(harness: decider_ha
         wrong[:] = [error]
         assert await harness.decider.decide(said) == first
         assert await harness.start(UserSig=f"MARK-{error.code}") == first["TaskId"]
-        async with harness.store.transaction() as tx:
-            assert (await tx.secrets(first["TaskId"])).user_sig == f"MARK-{error.code}"
+        async with transactions.opened(harness.store) as tx:
+            assert (await tx.read("secrets", first["TaskId"])).user_sig == f"MARK-{error.code}"
         with pytest.raises(type(error)):
             await harness.start(RoomId=77)
     wrong[:] = [errors.InvalidParameter("the key is refused", field="CosConfig.SecretKey")]

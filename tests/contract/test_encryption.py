@@ -16,7 +16,7 @@ from events import requests
 from machine import encryption, errors, job_key, model
 from store import audit, connections, encrypted_rows, schema
 from store import store as stores
-from tests import decider_harness, engines, postgres
+from tests import decider_harness, engines, postgres, transactions
 
 OLD, NEW = "b2xkIGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE=", "bmV3IGtleSBvZiB0aGlzIHRlc3QsIDMyIGJ5dGVzISE="
 BY, NOW_MS = model.Caller(name="cli test"), 1_800_000_000_000
@@ -31,9 +31,7 @@ def task(number: int) -> str:
 
 def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
     """A store with these keys."""
-    return stores.Store(
-        connections.open_database(database.url), clock=clock, new_id=engines.ids(), keyring=encryption.Keyring(keys)
-    )
+    return stores.Store(connections.open_database(database.url), clock=clock, keyring=encryption.Keyring(keys))
 
 
 @pytest.fixture
@@ -52,15 +50,15 @@ async def keep(database: engines.Database, clock: engines.Clock) -> AsyncIterato
 
 async def put(store: stores.Store, *numbers: int) -> None:
     """Store the secrets of some sessions."""
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for number in numbers:
-            await tx.put_secrets(task(number), requests.Secrets(user_sig=f"sig-{number}"))
+            tx.put_secrets(task(number), requests.Secrets(user_sig=f"sig-{number}"))
 
 
 async def got(store: stores.Store, number: int) -> str:
     """The stored UserSig of a session."""
-    async with store.transaction() as tx:
-        return (await tx.secrets(task(number))).user_sig
+    async with transactions.opened(store) as tx:
+        return (await tx.read("secrets", task(number))).user_sig
 
 
 def rows(store: stores.Store, *keys: str) -> encrypted_rows.EncryptedRows:
@@ -111,8 +109,8 @@ async def test_an_upgrade_seals_what_was_plain(landed: engines.Database, clock: 
     for _ in range(2):
         store = keyed(landed, clock, NEW)
         await store.start()
-        async with store.transaction() as tx:
-            assert (await tx.secrets(task(1))).to_json() == PLAIN
+        async with transactions.opened(store) as tx:
+            assert (await tx.read("secrets", task(1))).to_json() == PLAIN
             session = await tx.session(task(1))
         callback = await store.assignments.delivery(job_key.DeliveryKey(task(1), 1))
         assert session is not None
@@ -189,15 +187,15 @@ async def test_a_session_whose_secrets_were_lost_is_replayed_with_fresh_ones(kee
     await rows(new, NEW).forget_lost(BY, NOW_MS)
     later = dataclasses.replace(decider_harness.connect(new, clock), new_id=engines.ids("f"))
     assert await later.start(UserSig="sig8") == task_id
-    async with new.transaction() as tx:
-        assert (await tx.secrets(task_id)).user_sig == "sig8"
+    async with transactions.opened(new) as tx:
+        assert (await tx.read("secrets", task_id)).user_sig == "sig8"
     await rows(new, NEW).forget_lost(BY, NOW_MS)
     fresh = {"SecretId": "id9", "SecretKey": "key9"}
     await later.say("stop", TaskId=task_id)
     await later.transcode(f"{task_id}/al/1", good=False)
     await later.say("replay", TaskId=task_id, UserSig="sig9", CosConfig=fresh)
-    async with new.transaction() as tx:
-        assert (await tx.secrets(task_id)).to_json() == {"UserSig": "sig9", **fresh, "Token": ""}
+    async with transactions.opened(new) as tx:
+        assert (await tx.read("secrets", task_id)).to_json() == {"UserSig": "sig9", **fresh, "Token": ""}
     await later.recorded(f"{task_id}/al/1")
     assert (await later.states(task_id)) == {"al/1": "Done"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from machine import internal_events, job_key, model, recording, states
 from store import store as stores
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 TASK, OTHER = examples.TASK, examples.OTHER
 ALICE, BOB = job_key.RecordingKey(TASK, "alice", 1), job_key.RecordingKey(TASK, "bob", 1)
@@ -33,13 +33,13 @@ async def pulled(
     """A run that begins now; `lasts_ms` None: it continues."""
     await store.segments.register(owner, epoch, "n")
     if lasts_ms is not None:
-        async with store.transaction() as tx:
+        async with transactions.opened(store) as tx:
             last_ms = clock() + lasts_ms
-            await tx.close_segment(owner, epoch, {"media_ms": lasts_ms, "last_packet_ms": last_ms, "reason": reason})
+            tx.close_segment(owner, epoch, {"media_ms": lasts_ms, "last_packet_ms": last_ms, "reason": reason})
 
 
 async def evictions(store: stores.Store, owner: job_key.RecordingKey) -> int:
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         return await tx.evictions(owner)
 
 

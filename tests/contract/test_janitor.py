@@ -17,7 +17,7 @@ from machine import job_key, model
 from media import spool
 from store import store as stores
 from tencent import credentials
-from tests import engines, examples
+from tests import engines, examples, transactions
 from worker import janitor
 
 POLICY = model.Policy()
@@ -72,8 +72,8 @@ async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], 
     files stay."""
     here = disk()
     await _done(store, "elsewhere", ("al", 1))
-    async with store.transaction() as tx:
-        await tx.add_recording(examples.recording(speaker="bo"))
+    async with transactions.opened(store) as tx:
+        tx.add_recording(examples.recording(speaker="bo"))
     here.put("00000001.flv", "00000002.flv.fetched", "finished.00000002.mp4.part", "notes.txt")
     here.put("00000001.flv", speaker="bo")
     here.put("00000001.flv", speaker="unknown")

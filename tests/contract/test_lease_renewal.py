@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import job_key, model, states
 from store import tables
-from tests import engines, examples, waiting
+from tests import engines, examples, transactions, waiting
 from tests.work_doubles import POLICY, Node, node
 from worker import leased_job, leases
 
@@ -27,9 +27,9 @@ LEASE_MS = POLICY.lease_ms
 async def held(node: Node, deliveries: int) -> None:
     """Let the node hold the leases of this many deliveries."""
     waiting_job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
-    async with node.store.transaction() as tx:
+    async with transactions.opened(node.store) as tx:
         for revision in range(1, deliveries + 1):
-            await tx.add_delivery(
+            tx.add_delivery(
                 model.Delivery(task_id=node.task_id, revision=revision, url="http://x/", body="{}", epoch=1, job=waiting_job)
             )
     for revision in range(1, deliveries + 1):

@@ -12,7 +12,7 @@ from events import codec, requests
 from machine import delivery, errors, job_key, model, session_view, states
 from store import inspection, queries
 from store import store as stores
-from tests import engines, waiting
+from tests import engines, transactions, waiting
 
 IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
 
@@ -31,10 +31,10 @@ def session(index: int, **more: Any) -> model.Session:
 
 
 async def add(store: stores.Store, value: model.Session, *recordings: model.Recording) -> None:
-    async with store.transaction() as tx:
-        await tx.add_session(value, requests.Secrets())
+    async with transactions.opened(store) as tx:
+        tx.add_session(value, requests.Secrets())
         for recording in recordings:
-            await tx.add_recording(recording)
+            tx.add_recording(recording)
 
 
 def recording(index: int, n: int = 1, **more: Any) -> model.Recording:
@@ -71,9 +71,9 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Ses
     await add(store, session(1, state=states.FINISHED), replace(done, task_id=IDS[1], state=states.FAILED, ended_ms=1))
     await add(store, session(2, state=states.FINISHED), replace(done, task_id=IDS[2], state=states.UPLOADING))
     await add(store, session(3, state=states.FINISHED))
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
-            await tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
+            tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
     assert [s.task_id for s in await views.sessions(maybe_stuck=True)] == [IDS[3], IDS[2], IDS[1]]
     assert await store.spool_files.give_up(job_key.RecordingKey(IDS[1], "a/b", 1), failed_before_ms=2)
     assert [s.task_id for s in await views.sessions(maybe_stuck=True)] == [IDS[3], IDS[2]]
@@ -86,14 +86,14 @@ async def test_counts_and_evidence(store: stores.Store, views: queries.SessionQu
     await add(store, session(0), queued, recording(0, 2, state=states.DONE), recording(0, 3, never_seen=True))
     await add(store, session(1), recording(1, epoch=1, job=job))
     event = said(0)
-    async with store.transaction() as tx:
-        await tx.journal(queued.key, event, "", "Joining", "a recording opens")
+    async with transactions.opened(store) as tx:
+        tx.journal(queued.key, event, "", "Joining", "a recording opens")
         sent = model.Delivery(task_id=IDS[1], revision=1, url="u", body="{}", epoch=1, job=replace(job, kind=states.DELIVERY))
-        await tx.add_delivery(sent)
-        await tx.add_result(IDS[1], 1, "{}")
+        tx.add_delivery(sent)
+        tx.add_result(IDS[1], 1, "{}")
     clock.advance(5_000)
-    async with store.transaction() as tx:
-        await tx.journal(queued.key, event, "Joining", "Joining", "ignored: the speaker came back")
+    async with transactions.opened(store) as tx:
+        tx.journal(queued.key, event, "Joining", "Joining", "ignored: the speaker came back")
     assert await store.leases.take(job_key.RecordingKey(IDS[1], "a/b", 1), 1, "node-1", 30_000)
     assert await views.counts(IDS[:3]) == {IDS[0]: {"Joining": 1, "Done": 1}, IDS[1]: {"Joining": 1}, IDS[2]: {}}
     found = await views.parts(IDS[:3])
@@ -154,8 +154,8 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Sess
     written, commit = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
-        async with store.transaction() as tx:
-            await tx.send("result", said(1))
+        async with transactions.opened(store) as tx:
+            tx.send("result", said(1))
             written.set()
             await commit.wait()
 

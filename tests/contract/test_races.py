@@ -18,7 +18,7 @@ import structlog
 from events import codec, requests
 from handlers import dispatch, unit_of_work
 from machine import errors, job_key, model, states
-from tests import decider_harness, engines, waiting
+from tests import decider_harness, engines, transactions, waiting
 
 SPEAKERS = ("al", "bo")
 RACES = {"postgresql": 500, "sqlite": 50}
@@ -102,11 +102,11 @@ async def test_the_last_two_recordings_end_at_once(nodes: list[decider_harness.H
     once, with one result of Revision 1 that has both files."""
     numbers = range(RACES[database.engine])
     sessions = [uploading(number) for number in numbers]
-    async with nodes[0].store.transaction() as tx:
+    async with transactions.opened(nodes[0].store) as tx:
         for session, recordings in sessions:
-            await tx.add_session(session, requests.Secrets())
+            tx.add_session(session, requests.Secrets())
             for recording in recordings:
-                await tx.add_recording(recording)
+                tx.add_recording(recording)
     for first in range(0, len(numbers), AT_ONCE):
         batch = [
             persisted(ended(harness, recording, good=bool((number + index) % 3)))
@@ -203,12 +203,12 @@ async def test_the_end_of_keep_failed_and_a_replay_at_once(
     first, second = nodes
     numbers = range(RACES[database.engine] // 10)
     failed = [ended_badly(number) for number in numbers]
-    async with first.store.transaction() as tx:
+    async with transactions.opened(first.store) as tx:
         for session, recordings in failed:
-            await tx.add_session(session, requests.Secrets(user_sig="MARK-old"))
+            tx.add_session(session, requests.Secrets(user_sig="MARK-old"))
             for recording in recordings:
-                await tx.add_recording(recording)
-            await tx.arm(recordings[0].key, "keep", 0)
+                tx.add_recording(recording)
+            tx.arm(recordings[0].key, "keep", 0)
     over = {deadline.owner: deadline.serial for deadline in await first.store.deadlines.due(len(failed))}
 
     async def keep_is_over(owner: job_key.RecordingKey, looks: int) -> None:
@@ -218,8 +218,8 @@ async def test_the_end_of_keep_failed_and_a_replay_at_once(
     for number, (session, (al, bo)) in zip(numbers, failed, strict=True):
         fresh = second.say("replay", TaskId=session.task_id, Speaker=bo.speaker, UserSig="MARK-fresh")
         await asyncio.gather(keep_is_over(al.key, number % 10), fresh)
-        async with first.store.transaction() as tx:
-            assert (await tx.secrets(session.task_id)).user_sig == "MARK-fresh"
+        async with transactions.opened(first.store) as tx:
+            assert (await tx.read("secrets", session.task_id)).user_sig == "MARK-fresh"
 
 
 async def test_what_ends_a_segment_at_once(nodes: list[decider_harness.Harness], database: engines.Database) -> None:

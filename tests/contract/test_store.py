@@ -14,7 +14,7 @@ from events import codec, requests
 from machine import errors, inbox, job_key, model
 from store import store as stores
 from store import transaction
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 # --- inbox ------------------------------------------------------------------------------------------------------------
 async def test_an_event_is_claimed_once(store: stores.Store) -> None:
     """The first claim of an id is ours; every later one gets the first answer."""
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert await tx.claim("e1") is None
         await tx.answer("e1", '{"a":1}')
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert await tx.claim("e1") == '{"a":1}'
         assert await tx.claim("e2") is None
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert await tx.claim("e2") == ""
 
 
@@ -49,21 +49,21 @@ async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.
     """A transaction's writes before an error, the claim included, are rolled back."""
 
     async def handler(tx: Any, event: codec.Event) -> None:
-        await tx.add_session(examples.session(), examples.SECRETS)
-        await tx.add_recording(examples.recording())
-        await tx.arm(job_key.SessionKey(examples.TASK), "join", 0)
-        await tx.journal(job_key.SessionKey(examples.TASK), event, "", "Open", "x")
-        await tx.send("event", event, examples.TASK)
+        tx.add_session(examples.session(), examples.SECRETS)
+        tx.add_recording(examples.recording())
+        tx.arm(job_key.SessionKey(examples.TASK), "join", 0)
+        tx.journal(job_key.SessionKey(examples.TASK), event, "", "Open", "x")
+        tx.send("event", event, examples.TASK)
         await tx.note_callback(examples.ROOM.sdk_app_id)
         raise errors.Refused("no")
 
     with pytest.raises(errors.Refused):
         await inbox.handle_once(store, examples.event(), handler)
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert await tx.claim("e1") is None
         assert await tx.session(examples.TASK) is None
         assert await tx.recording(job_key.RecordingKey(examples.TASK, "al", 1)) is None
-        assert await tx.secrets(examples.TASK) == requests.Secrets()
+        assert await tx.read("secrets", examples.TASK) == requests.Secrets()
         assert not await tx.callbacks_come(examples.ROOM.sdk_app_id)
     assert await store.outbox.unsent() == []
     assert await store.deadlines.due() == []
@@ -78,9 +78,9 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
     async def handler(tx: Any, event: codec.Event) -> None:
         found = await tx.recording(job_key.RecordingKey(examples.TASK, "al", 1))
         failures.append(found.version)
-        await tx.journal(job_key.SessionKey(examples.TASK), event, note=f"try {len(failures)}")
+        tx.journal(job_key.SessionKey(examples.TASK), event, note=f"try {len(failures)}")
         stale = dataclasses.replace(found, version=found.version - 1) if len(failures) == 1 else found
-        await tx.save_recording(stale, dataclasses.replace(stale, detail="x"))
+        tx.save_recording(stale, dataclasses.replace(stale, detail="x"))
 
     await inbox.handle_once(store, examples.event(), handler)
     assert len(failures) == 2
@@ -96,12 +96,12 @@ async def test_an_update_of_a_moved_row_is_a_conflict(store: stores.Store) -> No
     moved = await examples.moved(store, old.key, state="Recording")
     assert moved.version == old.version + 1
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_recording(old, dataclasses.replace(old, state="Failed"))
+        async with transactions.opened(store) as tx:
+            tx.save_recording(old, dataclasses.replace(old, state="Failed"))
     lying = dataclasses.replace(moved, state="Joining")
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_recording(lying, dataclasses.replace(lying, state="Failed"))
+        async with transactions.opened(store) as tx:
+            tx.save_recording(lying, dataclasses.replace(lying, state="Failed"))
     assert (await examples.saved(store, old.key)).state == "Recording"
 
 
@@ -109,18 +109,18 @@ async def test_a_session_and_a_callback_are_guarded_too(store: stores.Store) -> 
     """Sessions and deliveries are saved only from their loaded version."""
     await examples.opened(store)
     callback = model.Delivery(task_id=examples.TASK, revision=1, url="http://x/", body="{}", epoch=1)
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         old = await tx.session(examples.TASK)
         assert old is not None
-        await tx.save_session(old, dataclasses.replace(old, published=True))
-        await tx.add_delivery(callback)
-        await tx.save_delivery(callback, dataclasses.replace(callback, failures=1))
+        tx.save_session(old, dataclasses.replace(old, published=True))
+        tx.add_delivery(callback)
+        tx.save_delivery(callback, dataclasses.replace(callback, failures=1))
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_session(old, dataclasses.replace(old, state="Closing"))
+        async with transactions.opened(store) as tx:
+            tx.save_session(old, dataclasses.replace(old, state="Closing"))
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_delivery(callback, dataclasses.replace(callback, state="failed"))
+        async with transactions.opened(store) as tx:
+            tx.save_delivery(callback, dataclasses.replace(callback, state="failed"))
 
 
 async def test_what_is_saved_comes_back(store: stores.Store) -> None:
@@ -158,10 +158,10 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
         files_removed=True,
     )
     await examples.opened(store, full, of=session)
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert await tx.session(examples.TASK) == session
-        assert await tx.recordings(examples.TASK) == [full]
-        assert await tx.secrets(examples.TASK) == examples.SECRETS
+        assert await tx.read("recordings", examples.TASK) == [full]
+        assert await tx.read("secrets", examples.TASK) == examples.SECRETS
     assert job_key.parse(str(full.key)) == job_key.RecordingKey(examples.TASK, "a/b#c 说", 1)
 
 
@@ -178,12 +178,12 @@ async def test_one_open_session_a_key(store: stores.Store) -> None:
     ]
     for number, request in enumerate(others):
         await examples.opened(store, of=examples.session("02" + str(number).zfill(24), request=request))
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for request in (examples.request(), *others):
             found = await tx.open_session(request.room, request.user_id)
             assert found is not None
             assert found.request.room == request.room
-        assert [s.task_id for s in await tx.sessions_in(examples.ROOM)] == [examples.TASK, "02" + "1".zfill(24)]
+        assert [s.task_id for s in await tx.read("sessions_in", examples.ROOM)] == [examples.TASK, "02" + "1".zfill(24)]
 
 
 async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
@@ -194,7 +194,7 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
         found = await tx.open_session(examples.ROOM, "rec")
         if found is None:
             found = examples.session(new_id())
-            await tx.add_session(found, examples.SECRETS)
+            tx.add_session(found, examples.SECRETS)
         return {"TaskId": found.task_id}
 
     answers = await asyncio.gather(*(inbox.handle_once(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
@@ -205,13 +205,13 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
 async def test_a_closing_session_frees_its_key(store: stores.Store) -> None:
     """A start during Closing finds no Open session and may open another."""
     await examples.opened(store)
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         old = await tx.session(examples.TASK)
         assert old is not None
-        await tx.save_session(old, dataclasses.replace(old, state="Closing"))
+        tx.save_session(old, dataclasses.replace(old, state="Closing"))
         assert await tx.open_session(examples.ROOM, "rec") is None
-        await tx.add_session(examples.session(examples.OTHER), examples.SECRETS)
-        assert [s.task_id for s in await tx.sessions_in(examples.ROOM)] == [examples.TASK, examples.OTHER]
+        tx.add_session(examples.session(examples.OTHER), examples.SECRETS)
+        assert [s.task_id for s in await tx.read("sessions_in", examples.ROOM)] == [examples.TASK, examples.OTHER]
 
 
 async def test_an_unknown_state_is_refused(store: stores.Store) -> None:
@@ -226,11 +226,11 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
     """A reopened database has every commit, and continues its numbering."""
     owner = job_key.RecordingKey(examples.TASK, "al", 1)
     await examples.opened(store, examples.recording())
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         await tx.claim("e1")
-        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock())
-        await tx.send("command", examples.event(), examples.TASK)
-        await tx.journal(job_key.SessionKey(examples.TASK), examples.event(), note="x")
+        tx.arm(job_key.SessionKey(examples.TASK), "idle", clock())
+        tx.send("command", examples.event(), examples.TASK)
+        tx.journal(job_key.SessionKey(examples.TASK), examples.event(), note="x")
     await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     await store.segments.register(owner, 1, "n")
     (before,) = await store.outbox.unsent()
@@ -239,10 +239,10 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
     try:
         await again.start()
         await again.connections.ping()
-        async with again.transaction() as tx:
+        async with transactions.opened(again) as tx:
             assert await tx.claim("e1") == ""
             assert await tx.session(examples.TASK) is not None
-            assert await tx.secrets(examples.TASK) == examples.SECRETS
+            assert await tx.read("secrets", examples.TASK) == examples.SECRETS
         assert await again.leases.renew_all([(owner, 1)], "n", examples.LEASE_MS) == set()
         assert [s.epoch for s in await again.segments.of_recording(owner)] == [1]
         assert [d.kind for d in await again.deadlines.due()] == ["idle"]
@@ -267,7 +267,7 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
     async def decide(n: int) -> None:
         async def handler(tx: transaction.Transaction, event: codec.Event) -> None:
             await tx.session(examples.TASK)
-            await tx.journal(job_key.SessionKey(examples.TASK), event, note=str(n))
+            tx.journal(job_key.SessionKey(examples.TASK), event, note=str(n))
 
         await inbox.handle_once(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ import pytest
 
 from machine import errors, job_key, model, segments
 from store import store as stores
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
@@ -20,13 +20,13 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
     owner = job_key.RecordingKey(examples.TASK, "al", 1)
     for epoch in (4, 1, 4):
         await store.segments.register(owner, epoch, "n")
-    async with store.transaction() as tx:
-        assert not await tx.has_segments(owner)
+    async with transactions.opened(store) as tx:
+        assert not await tx.read("has_segments", owner)
     await store.segments.update(owner, 4, {"media_ms": 900, "size_bytes": 10, "first_packet_ms": 5})
-    async with store.transaction() as tx:
-        assert await tx.has_segments(owner)
-        await tx.close_segment(owner, 4, {"media_ms": 1_000, "size_bytes": 12, "last_packet_ms": 1_005, "reason": "eof"})
-        await tx.close_segment(owner, 9, {"media_ms": 1_000})
+    async with transactions.opened(store) as tx:
+        assert await tx.read("has_segments", owner)
+        tx.close_segment(owner, 4, {"media_ms": 1_000, "size_bytes": 12, "last_packet_ms": 1_005, "reason": "eof"})
+        tx.close_segment(owner, 9, {"media_ms": 1_000})
     found = await store.segments.of_recording(owner)
     assert [(s.epoch, s.node, s.media_ms, s.first_packet_ms, s.last_packet_ms) for s in found] == [
         (1, "n", 0, None, None),
@@ -56,8 +56,8 @@ async def test_a_superseded_run_writes_nothing_down(store: stores.Store) -> None
     await store.segments.register(owner, 2, "m")
     await store.segments.update(owner, 2, {"media_ms": 5})
     assert [(s.epoch, s.media_ms) for s in await store.segments.of_recording(owner)] == [(1, 900), (2, 5)]
-    async with store.transaction() as tx:
-        await tx.close_segment(owner, 2, {"media_ms": 7, "reason": "eof"})
+    async with transactions.opened(store) as tx:
+        tx.close_segment(owner, 2, {"media_ms": 7, "reason": "eof"})
     await store.segments.update(owner, 2, {"media_ms": 6})
     assert [s.media_ms for s in await store.segments.of_recording(owner)] == [900, 7], "what is noted late takes nothing away"
 
@@ -88,9 +88,9 @@ async def test_where_the_segments_lie(store: stores.Store) -> None:
     for owner, epoch, node, media_ms in ((r, 1, "a", 500), (r, 2, "b", 700), (r, 3, "a", 600), (q, 1, "c", 9)):
         await store.segments.register(owner, epoch, node)
         await store.segments.update(owner, epoch, {"media_ms": media_ms})
-    async with store.transaction() as tx:
-        assert await tx.segment_nodes(r) == {"a": 1_100, "b": 700}
-        assert await tx.segment_nodes(nobody) == {}
+    async with transactions.opened(store) as tx:
+        assert await tx.read("segment_nodes", r) == {"a": 1_100, "b": 700}
+        assert await tx.read("segment_nodes", nobody) == {}
 
 
 async def test_signs_of_life_of_nodes(store: stores.Store, clock: engines.Clock) -> None:
@@ -98,9 +98,9 @@ async def test_signs_of_life_of_nodes(store: stores.Store, clock: engines.Clock)
     await store.nodes.heartbeat("a", "http://a:8080")
     await store.nodes.heartbeat("b")
     clock.advance(60_000)
-    async with store.transaction() as tx:
-        assert await tx.node_seen_ms("a") == engines.START_MS
-        assert await tx.node_seen_ms("unknown") == 0
+    async with transactions.opened(store) as tx:
+        assert await tx.read("node_seen_ms", "a") == engines.START_MS
+        assert await tx.read("node_seen_ms", "unknown") == 0
     assert await store.nodes.url("a", engines.START_MS) == "http://a:8080"
     assert await store.nodes.url("a", engines.START_MS + 1) == ""
     assert await store.nodes.url("b", 0) == ""
@@ -149,8 +149,8 @@ async def test_giving_files_up_makes_a_replay_decide_again(store: stores.Store) 
     seen = await examples.saved(store, job_key.RecordingKey(examples.TASK, "failed", 1))
     assert await store.spool_files.give_up(seen.key, 1_001)
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_recording(seen, dataclasses.replace(seen, state="Transcoding"))
+        async with transactions.opened(store) as tx:
+            tx.save_recording(seen, dataclasses.replace(seen, state="Transcoding"))
 
 
 async def test_files_are_given_up_first_and_forgotten_when_gone(store: stores.Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 from events import codec, requests
 from machine import errors, job_key, model
 from store import store as stores
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 # --- outbox and journal -----------------------------------------------------------------------------------------------
 async def test_the_outbox_keeps_the_order_and_forgets_what_is_sent(store: stores.Store) -> None:
     """Messages are read in write order, whole, until they are marked; a dead letter is not read again."""
-    async with store.transaction() as tx:
-        await tx.send("event", examples.event("a"), examples.TASK)
-        await tx.send("command", examples.event("b"), examples.TASK)
+    async with transactions.opened(store) as tx:
+        tx.send("event", examples.event("a"), examples.TASK)
+        tx.send("command", examples.event("b"), examples.TASK)
     await store.outbox.send("result", examples.event("c"))
     first = await store.outbox.unsent()
     assert [codec.decode(m.body, now_ms=0).id for m in first] == ["a", "b", "c"]
@@ -34,22 +34,22 @@ async def test_the_outbox_keeps_the_order_and_forgets_what_is_sent(store: stores
 async def test_a_commit_rings_the_bell(store: stores.Store) -> None:
     """`changed` is set by a commit, and not by a rollback."""
     with pytest.raises(errors.Refused):
-        async with store.transaction():
+        async with transactions.opened(store):
             raise errors.Refused
     assert not store.changed.is_set()
-    async with store.transaction():
+    async with transactions.opened(store):
         pass
     assert store.changed.is_set()
 
 
 async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.Clock) -> None:
     """A session's timeline has its own lines only, oldest first."""
-    async with store.transaction() as tx:
-        await tx.journal(job_key.SessionKey(examples.TASK), examples.event("a", "start"), "", "Open", "one")
-        await tx.journal(job_key.SessionKey(examples.OTHER), examples.event("a", "start"), "", "Open", "other")
+    async with transactions.opened(store) as tx:
+        tx.journal(job_key.SessionKey(examples.TASK), examples.event("a", "start"), "", "Open", "one")
+        tx.journal(job_key.SessionKey(examples.OTHER), examples.event("a", "start"), "", "Open", "other")
     clock.advance(10)
-    async with store.transaction() as tx:
-        await tx.journal(job_key.RecordingKey(examples.TASK, "al", 1), examples.event("b"), "Joining", "Failed", "two")
+    async with transactions.opened(store) as tx:
+        tx.journal(job_key.RecordingKey(examples.TASK, "al", 1), examples.event("b"), "Joining", "Failed", "two")
     lines = await engines.reader(store).timeline(examples.TASK)
     assert [(x.at_ms - engines.START_MS, x.event_type, x.to_state, x.note) for x in lines] == [
         (0, "start", "Open", "one"),
@@ -59,20 +59,20 @@ async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.
 
 async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, clock: engines.Clock) -> None:
     """Old claims and sent commands are deleted; unsent messages, dead letters and results stay."""
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         await tx.claim("old")
         for channel in ("command", "event", "result", "command", "command"):
-            await tx.send(channel, examples.event())
+            tx.send(channel, examples.event())
     seqs = [m.seq for m in await store.outbox.unsent()]
     for seq in seqs[:3]:
         await store.outbox.mark_sent(seq)
     await store.outbox.mark_sent(seqs[3], parked="why")
     clock.advance(1_000)
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         await tx.claim("new")
     await store.retention.delete_messages(clock())
     assert [m.seq for m in await store.outbox.unsent()] == [seqs[4]]
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert await tx.claim("new") == ""
         assert await tx.claim("old") is None
 
@@ -80,12 +80,12 @@ async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, cl
 async def test_a_revision_exists_once(store: stores.Store) -> None:
     """A second result under one (TaskId, Revision) is a Conflict, whatever its body."""
     await examples.opened(store)
-    async with store.transaction() as tx:
-        await tx.add_result(examples.TASK, 1, '{"a":1}')
-        await tx.add_result(examples.TASK, 2, '{"a":2}')
+    async with transactions.opened(store) as tx:
+        tx.add_result(examples.TASK, 1, '{"a":1}')
+        tx.add_result(examples.TASK, 2, '{"a":2}')
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.add_result(examples.TASK, 1, '{"a":1}')
+        async with transactions.opened(store) as tx:
+            tx.add_result(examples.TASK, 1, '{"a":1}')
     assert await engines.reader(store).results(examples.TASK) == [{"a": 1}, {"a": 2}]
 
 
@@ -119,9 +119,9 @@ async def test_what_a_dead_relay_held_comes_again(store: stores.Store, clock: en
 
 async def test_a_message_may_be_for_one_node(store: stores.Store) -> None:
     """A message keeps its target node."""
-    async with store.transaction() as tx:
-        await tx.send("command", examples.event("a"), examples.TASK, node="n7")
-        await tx.send("command", examples.event("b"), examples.TASK)
+    async with transactions.opened(store) as tx:
+        tx.send("command", examples.event("a"), examples.TASK, node="n7")
+        tx.send("command", examples.event("b"), examples.TASK)
     assert [m.node for m in await store.outbox.unsent()] == ["n7", ""]
 
 
@@ -130,38 +130,38 @@ async def test_secrets_are_replaced_and_wiped(store: stores.Store) -> None:
     """The newest secrets are kept; after wiping there are none."""
     await examples.opened(store)
     fresh = requests.Secrets(user_sig="new")
-    async with store.transaction() as tx:
-        await tx.put_secrets(examples.TASK, fresh)
-        assert await tx.secrets(examples.TASK) == fresh
-        await tx.wipe_secrets(examples.TASK)
-        assert await tx.secrets(examples.TASK) == requests.Secrets()
-        assert await tx.secrets(examples.OTHER) == requests.Secrets()
+    async with transactions.opened(store) as tx:
+        tx.put_secrets(examples.TASK, fresh)
+        assert await tx.read("secrets", examples.TASK) == fresh
+        tx.wipe_secrets(examples.TASK)
+        assert await tx.read("secrets", examples.TASK) == requests.Secrets()
+        assert await tx.read("secrets", examples.OTHER) == requests.Secrets()
 
 
 async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engines.Clock) -> None:
     """Presence is kept per kind of room, for 24 h, until the room is gone."""
     twin = requests.Room(sdk_app_id=examples.ROOM.sdk_app_id, str_room_id="88")
-    async with store.transaction() as tx:
-        blank = await tx.presence(examples.ROOM, "al")
-        await tx.put_presence(examples.ROOM, "al", blank | {"audio": True, "audio_ms": 7})
-        await tx.put_presence(examples.ROOM, "bo", blank | {"video": True, "audio": True})
-        await tx.put_presence(examples.ROOM, "cy", blank | {"left_ms": 9})
-        await tx.put_presence(twin, "al", blank | {"video": True})
-        assert await tx.presence(examples.ROOM, "al") == blank | {"audio": True, "audio_ms": 7}
-        assert await tx.publishers(examples.ROOM) == [("al", ("audio",)), ("bo", ("audio", "video"))]
-        assert await tx.publishers(twin) == [("al", ("video",))]
+    async with transactions.opened(store) as tx:
+        blank = await tx.read("presence", examples.ROOM, "al")
+        tx.put_presence(examples.ROOM, "al", blank | {"audio": True, "audio_ms": 7})
+        tx.put_presence(examples.ROOM, "bo", blank | {"video": True, "audio": True})
+        tx.put_presence(examples.ROOM, "cy", blank | {"left_ms": 9})
+        tx.put_presence(twin, "al", blank | {"video": True})
+        assert await tx.read("presence", examples.ROOM, "al") == blank | {"audio": True, "audio_ms": 7}
+        assert await tx.read("publishers", examples.ROOM) == [("al", ("audio",)), ("bo", ("audio", "video"))]
+        assert await tx.read("publishers", twin) == [("al", ("video",))]
     clock.advance(12 * model.HOUR)
-    async with store.transaction() as tx:
-        await tx.put_presence(examples.ROOM, "al", blank | {"audio": True})
+    async with transactions.opened(store) as tx:
+        tx.put_presence(examples.ROOM, "al", blank | {"audio": True})
     clock.advance(13 * model.HOUR)
-    async with store.transaction() as tx:
-        assert await tx.publishers(examples.ROOM) == [("al", ("audio",))]
-        assert await tx.publishers(twin) == []
+    async with transactions.opened(store) as tx:
+        assert await tx.read("publishers", examples.ROOM) == [("al", ("audio",))]
+        assert await tx.read("publishers", twin) == []
 
 
 async def test_an_application_is_known_after_its_first_callback(store: stores.Store) -> None:
     """An application has callbacks once one was received, and no other application."""
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert not await tx.callbacks_come(7)
         await tx.note_callback(7)
         await tx.note_callback(7)

@@ -11,7 +11,7 @@ from events import requests
 from machine import job_key, model
 from store import queries, tables
 from store import store as stores
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 LATER_MS = 10 * model.HOUR
 OWNER = job_key.RecordingKey(examples.TASK, "al", 1)
@@ -24,16 +24,16 @@ async def _finished(store: stores.Store, **recording: Any) -> None:
     await examples.opened(store, examples.recording(files_removed=True))
     assert await store.leases.take(OWNER, 1, "n", examples.LEASE_MS)
     await store.uploads.save(OWNER, 1, "n", {"upload_id": "u"})
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         delivery = model.Delivery(task_id=examples.TASK, revision=1, url="http://a", body="{}", state="delivered")
-        await tx.add_result(examples.TASK, 1, "{}")
-        await tx.add_delivery(dataclasses.replace(delivery, epoch=1, job=model.Job(kind="callback", state="queued")))
-        await tx.arm(job_key.SessionKey(examples.TASK), "idle", engines.START_MS)
-        await tx.journal(OWNER, examples.event())
-        await tx.send("result", examples.event(), examples.TASK)
+        tx.add_result(examples.TASK, 1, "{}")
+        tx.add_delivery(dataclasses.replace(delivery, epoch=1, job=model.Job(kind="callback", state="queued")))
+        tx.arm(job_key.SessionKey(examples.TASK), "idle", engines.START_MS)
+        tx.journal(OWNER, examples.event())
+        tx.send("result", examples.event(), examples.TASK)
         session = await tx.session(examples.TASK)
         assert session is not None
-        await tx.save_session(session, dataclasses.replace(session, state="Finished", finished_ms=engines.START_MS))
+        tx.save_session(session, dataclasses.replace(session, state="Finished", finished_ms=engines.START_MS))
     await examples.moved(store, OWNER, **(ENDED | recording))
     await store.outbox.mark_all_sent([m.seq for m in await store.outbox.unsent()])
 
@@ -74,9 +74,9 @@ async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -
     assert files is not None
     assert files.segments == (1,)
     await store.spool_files.forget(OWNER, "", [1])
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         (delivery,) = await tx.deliveries(examples.TASK)
-        await tx.save_delivery(delivery, dataclasses.replace(delivery, state="pending"))
+        tx.save_delivery(delivery, dataclasses.replace(delivery, state="pending"))
     assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
 
 
@@ -101,8 +101,8 @@ async def test_what_belongs_to_no_session_is_forgotten(
     """Presence after a day, nodes that are long gone and hold nothing, and answers to refused starts are deleted; the living
     stay."""
     room = requests.Room(sdk_app_id=1, room_id=2)
-    async with store.transaction() as tx:
-        await tx.put_presence(room, "old", HEARD)
+    async with transactions.opened(store) as tx:
+        tx.put_presence(room, "old", HEARD)
     await store.nodes.heartbeat("gone")
     await store.nodes.heartbeat("holds")
     await store.segments.register(OWNER, 1, "holds")
@@ -110,8 +110,8 @@ async def test_what_belongs_to_no_session_is_forgotten(
     await store.outbox.mark_all_sent([m.seq for m in await store.outbox.unsent()])
     clock.advance(25 * model.HOUR)
     await store.nodes.heartbeat("alive")
-    async with store.transaction() as tx:
-        await tx.put_presence(room, "new", HEARD)
+    async with transactions.opened(store) as tx:
+        tx.put_presence(room, "new", HEARD)
     await store.retention.delete_sessions(clock() - model.HOUR)
     assert sorted(node for (node,) in database.ask("SELECT node FROM nodes")) == ["alive", "holds"]
     assert database.ask("SELECT user_id FROM presence") == [("new",)]

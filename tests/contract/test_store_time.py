@@ -10,7 +10,7 @@ import pytest
 
 from machine import capture_progress, errors, job_key, model
 from store import store as stores
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 
@@ -73,8 +73,8 @@ async def test_a_lease_makes_a_concurrent_decision_conflict(store: stores.Store)
     seen = await examples.saved(store, owner)
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_recording(seen, dataclasses.replace(seen, state="Failed", job=None, epoch=2))
+        async with transactions.opened(store) as tx:
+            tx.save_recording(seen, dataclasses.replace(seen, state="Failed", job=None, epoch=2))
     assert await store.leases.is_held(owner, 1, "n")
 
 
@@ -84,14 +84,14 @@ async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store:
     callback = model.Delivery(
         task_id=examples.TASK, revision=1, url="http://x/…", body="{}", epoch=1, job=model.Job(kind="callback", state="queued")
     )
-    async with store.transaction() as tx:
-        await tx.add_delivery(callback)
+    async with transactions.opened(store) as tx:
+        tx.add_delivery(callback)
         assert await tx.deliveries(examples.TASK) == [callback]
     assert await store.leases.take(callback.key, 1, "n", examples.LEASE_MS)
     assert not await store.leases.take(callback.key, 1, "m", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
-        async with store.transaction() as tx:
-            await tx.save_delivery(callback, dataclasses.replace(callback, state="cancelled", job=None))
+        async with transactions.opened(store) as tx:
+            tx.save_delivery(callback, dataclasses.replace(callback, state="cancelled", job=None))
 
 
 async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, clock: engines.Clock) -> None:
@@ -117,8 +117,8 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
     seen = await examples.saved(store, owner)
     for last_ms in (clock() + 5_000, clock() + 2_000):
         await store.segments.note_progress({(owner, 1): capture_progress.CaptureProgress(last_packet_ms=last_ms)})
-    async with store.transaction() as tx:
-        saved = await tx.save_recording(seen, dataclasses.replace(seen, detail="a decision beside it"))
+    async with transactions.opened(store) as tx:
+        saved = tx.save_recording(seen, dataclasses.replace(seen, detail="a decision beside it"))
         session = await tx.session(examples.TASK)
     assert saved.version == seen.version + 1
     assert session is not None
@@ -129,14 +129,14 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
 # --- deadlines --------------------------------------------------------------------------------------------------------
 async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock: engines.Clock) -> None:
     """Arming again replaces: one deadline, a new serial and a new time; the old serial is void."""
-    async with store.transaction() as tx:
-        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() - 2)
+    async with transactions.opened(store) as tx:
+        tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() - 2)
     (first,) = await store.deadlines.due()
-    async with store.transaction() as tx:
-        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() - 1)
+    async with transactions.opened(store) as tx:
+        tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() - 1)
     (second,) = await store.deadlines.due()
     assert first.serial != second.serial
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         assert not await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", first.serial)
         assert await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", second.serial)
         assert not await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", second.serial)
@@ -145,11 +145,11 @@ async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock
 
 async def test_deadlines_are_due_in_order_and_not_before(store: stores.Store, clock: engines.Clock) -> None:
     """Overdue deadlines are returned, oldest first, up to the limit; disarmed and future ones are not."""
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for kind, after_ms in (("join", 30), ("idle", 10), ("max-duration", 20), ("linger", 1_000), ("retry", 5)):
-            await tx.arm(job_key.SessionKey(examples.TASK), kind, clock() + after_ms)
-        await tx.disarm(job_key.SessionKey(examples.TASK), "retry")
-        await tx.disarm(job_key.SessionKey(examples.TASK), "keep")
+            tx.arm(job_key.SessionKey(examples.TASK), kind, clock() + after_ms)
+        tx.disarm(job_key.SessionKey(examples.TASK), "retry")
+        tx.disarm(job_key.SessionKey(examples.TASK), "keep")
     assert await store.deadlines.due() == []
     clock.advance(30)
     assert [d.kind for d in await store.deadlines.due()] == ["idle", "max-duration", "join"]
@@ -163,20 +163,20 @@ async def test_downtime_is_forgiven(store: stores.Store, clock: engines.Clock) -
         examples.recording(idle_from_ms=clock()),
         examples.recording(speaker="bo", state="Done", idle_from_ms=clock(), job=None),
     )
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for kind in ("join", "idle", "linger", "max-duration", "result-wait", "retry", "keep"):
-            await tx.arm(job_key.SessionKey(examples.TASK), kind, clock() + 1_000)
+            tx.arm(job_key.SessionKey(examples.TASK), kind, clock() + 1_000)
     await store.nodes.heartbeat("a")
     clock.advance(60_000)
     assert await store.nodes.heartbeat("a", over_ms=59_999) == 60_000
     assert {d.kind for d in await store.deadlines.due()} == {"max-duration", "result-wait", "retry", "keep"}
     clock.advance(1_000)
     assert len(await store.deadlines.due()) == 7
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         session = await tx.session(examples.TASK)
         assert session is not None
         assert session.idle_from_ms == engines.START_MS + 60_000
-        assert {r.speaker: r.idle_from_ms - engines.START_MS for r in await tx.recordings(examples.TASK)} == {
+        assert {r.speaker: r.idle_from_ms - engines.START_MS for r in await tx.read("recordings", examples.TASK)} == {
             "al": 60_000,
             "bo": 0,
         }

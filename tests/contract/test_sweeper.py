@@ -15,7 +15,7 @@ from handlers import sweeper
 from machine import job_key, model
 from store import store as stores
 from store import tables
-from tests import engines, examples
+from tests import engines, examples, transactions
 
 POLICY = model.Policy(lease_ms=examples.LEASE_MS)
 AWAY_MS = model.HOUR
@@ -34,8 +34,8 @@ async def _live(store: stores.Store, clock: engines.Clock) -> None:
     """A recording whose capture is leased, and a deadline of the session in a minute."""
     await examples.opened(store, examples.recording())
     assert await store.leases.take(OWNER, 1, "n", examples.LEASE_MS)
-    async with store.transaction() as tx:
-        await tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() + model.MINUTE)
+    async with transactions.opened(store) as tx:
+        tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() + model.MINUTE)
 
 
 async def test_a_process_that_stood_still_blames_nobody(store: stores.Store, clock: engines.Clock) -> None:
@@ -104,8 +104,8 @@ async def test_a_database_that_is_always_slow_holds_no_retry_up(
     """Even if every round takes longer than a node may be silent, deadlines that no downtime moves are published."""
     made = _sweeper(store, clock)
     await _live(store, clock)
-    async with store.transaction() as tx:
-        await tx.arm(OWNER, "retry", clock())
+    async with transactions.opened(store) as tx:
+        tx.arm(OWNER, "retry", clock())
     real = store.deadlines.due
 
     async def slow(*args: Any, **more: Any) -> Any:
@@ -176,9 +176,9 @@ LOST = 130
 
 
 async def _arm(store: stores.Store, at_ms: int, *keys: job_key.OwnerKey) -> None:
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for key in keys:
-            await tx.arm(key, "retry", at_ms)
+            tx.arm(key, "retry", at_ms)
 
 
 async def _published(store: stores.Store) -> list[str]:

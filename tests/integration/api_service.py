@@ -20,7 +20,7 @@ from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
 from store import audit, queries, store
 from tencent import trtc_callbacks
-from tests import engines, waiting
+from tests import engines, transactions, waiting
 from web import app
 
 SDK_APP_ID = 1400000001
@@ -98,8 +98,8 @@ class Service:
 
     async def user_sig(self, task_id: str) -> str:
         """The stored UserSig of a session."""
-        async with self.store.transaction() as tx:
-            return (await tx.secrets(task_id)).user_sig
+        async with transactions.opened(self.store) as tx:
+            return (await tx.read("secrets", task_id)).user_sig
 
     async def say(self, type_: str, **data: Any) -> None:
         """Decide an internal event, as if a worker or TRTC had sent it."""

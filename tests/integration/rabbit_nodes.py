@@ -11,7 +11,7 @@ from bus import broker_connection
 from bus import rabbit as rabbit_bus
 from events import codec
 from store import store as stores
-from tests import buses, engines, waiting
+from tests import buses, engines, transactions, waiting
 
 TASK = buses.TASK
 BARE = json.dumps({"TaskId": TASK}).encode()
@@ -42,9 +42,9 @@ def stop(id_: str) -> codec.Event:
 
 
 async def send_many(store: stores.Store, ids: list[str]) -> None:
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for id_ in ids:
-            await tx.send("event", stop(id_), TASK)
+            tx.send("event", stop(id_), TASK)
 
 
 async def emptied(store: stores.Store) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from events import codec
 from store import store as stores
-from tests import buses, deadly_node, engines, rabbit, waiting
+from tests import buses, deadly_node, engines, rabbit, transactions, waiting
 
 ROOT = Path(__file__).parents[2]
 # Smaller than the real limits (tests/unit/test_delivery_policy.py compares those), in the same order: a message handled together
@@ -65,9 +65,9 @@ async def test_a_message_that_kills_every_process_is_parked(
     plan |= {"Alone": ALONE_FROM, "Folder": str(tmp_path), "Amqp": rabbit.shared().url if prefix else ""}
     nodes = [Node(plan | {"Name": name}) for name in KINDS[database.engine][1]]
     others = {f"e{number}" for number in range(5)}
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for id_ in (deadly_node.DEADLY, *sorted(others)):
-            await tx.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}), buses.TASK)
+            tx.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}), buses.TASK)
     if prefix:
         await _publish_all(workshop, store)
     lives = [asyncio.create_task(node.live()) for node in nodes]

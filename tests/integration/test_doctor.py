@@ -25,7 +25,7 @@ from cli import doctor_checks as doctor
 from events import requests
 from machine import errors
 from store import inspection
-from tests import engines, waiting
+from tests import engines, transactions, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
@@ -285,8 +285,8 @@ async def test_secret_keys(world: World, database: engines.Database) -> None:
     """Keys that do not decrypt the database, a key file that others can read, a missing one; doctor creates none."""
     world.environ |= {"DATABASE_URL": database.url, "SECRET_KEYS": engines.SECRET_KEYS}
     store = database.open(engines.Clock())
-    async with store.transaction() as tx:
-        await tx.put_secrets("01" * 13, requests.Secrets(user_sig="PLANTED"))
+    async with transactions.opened(store) as tx:
+        tx.put_secrets("01" * 13, requests.Secrets(user_sig="PLANTED"))
     await store.stop()
     assert await world.broken() == []
     ours, world.environ["SECRET_KEYS"] = world.environ["SECRET_KEYS"], "c29tZSBvdGhlciBrZXkgb2YgdGhpcnR5LXR3byBieXQ="

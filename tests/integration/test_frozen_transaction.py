@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from store import connections
 from store import store as stores
-from tests import engines, examples, waiting
+from tests import engines, examples, transactions, waiting
 
 IDLE_MS = 400
 
@@ -33,17 +33,17 @@ async def test_locks_of_a_frozen_transaction_are_released(two_nodes: list[stores
     await examples.opened(awake, examples.recording())
 
     async def decide(by: stores.Store, end_reason: str, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
-        async with by.transaction() as tx:
+        async with transactions.opened(by) as tx:
             session = await tx.session(examples.TASK)
             assert session is not None
             if meanwhile is not None:
                 async with waiting.at_most(10):
                     await meanwhile()
-            await tx.save_session(session, dataclasses.replace(session, end_reason=end_reason))
+            tx.save_session(session, dataclasses.replace(session, end_reason=end_reason))
 
     with pytest.raises(DBAPIError):
         await decide(asleep, "MaxDuration", lambda: decide(awake, "Stopped"))
-    async with awake.transaction() as tx:
+    async with transactions.opened(awake) as tx:
         after = await tx.session(examples.TASK)
     assert after is not None
     assert after.end_reason == "Stopped"

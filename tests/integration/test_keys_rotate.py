@@ -20,7 +20,7 @@ from machine import encryption as rings
 from machine import errors
 from store import connections, encrypted_rows
 from store import store as stores
-from tests import backends, buses, cli_runner, engines, rabbit
+from tests import backends, buses, cli_runner, engines, rabbit, transactions
 
 TASK = "01" * 13
 OLD, NEW, OTHER = rings.new_key(), rings.new_key(), rings.new_key()
@@ -48,11 +48,9 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 async def keep(ground: backends.Backend) -> None:
     """Store a session's secrets, encrypted under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
-    store = stores.Store(
-        connections.open_database(url), clock=engines.Clock(), new_id=engines.ids(), keyring=rings.Keyring([OLD])
-    )
-    async with store.transaction() as tx:
-        await tx.put_secrets(TASK, requests.Secrets(user_sig="PLANTED"))
+    store = stores.Store(connections.open_database(url), clock=engines.Clock(), keyring=rings.Keyring([OLD]))
+    async with transactions.opened(store) as tx:
+        tx.put_secrets(TASK, requests.Secrets(user_sig="PLANTED"))
     await store.stop()
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from machine import job_key
-from tests import engines, waiting
+from tests import engines, transactions, waiting
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
 from tests.integration.test_commands import ROOT, run
@@ -36,8 +36,8 @@ async def second_run(service: Service) -> str:
     ended = {"Reason": "eof", "MediaMs": 5000, "SizeBytes": 400, "FirstPacketMs": T0, "LastPacketMs": T0 + 5000}
     await service.say("ffmpeg-exit", **named, Epoch=1, Job="capture", **ended)
     epoch = (await service.store.assignments.recording(owner)).recording.epoch  # type: ignore[union-attr]
-    async with service.store.transaction() as tx:
-        await tx.arm(owner, "retry", 0)
+    async with transactions.opened(service.store) as tx:
+        tx.arm(owner, "retry", 0)
     (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner]
     await service.say("deadline-passed", Owner=str(owner), Kind="retry", Serial=due.serial)
     assert await service.store.leases.take(owner, epoch, "node-1", 60_000)

@@ -17,7 +17,7 @@ import pytest
 from bus import broker_connection
 from events import codec
 from store import store as stores
-from tests import buses, engines, rabbit, tcp_proxy, waiting
+from tests import buses, engines, rabbit, tcp_proxy, transactions, waiting
 
 HELD_MS = 1_000
 BARE = json.dumps({"TaskId": buses.TASK}).encode()
@@ -91,9 +91,9 @@ async def test_missing_heartbeats_of_a_silent_broker_end_the_connection(
     async with waiting.at_most(10):
         await asyncio.shield(old.ended)
     ids = {f"e{number}" for number in range(20)}
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for id_ in sorted(ids):
-            await tx.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}), buses.TASK)
+            tx.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}), buses.TASK)
     assert bus.problems()
     cable.restore()
     await waiting.until(lambda: set(hands.events) == ids, timeout_s=30, what="every event")

@@ -17,7 +17,7 @@ from bus import topology as topologies
 from events import codec
 from machine import errors
 from store import store as stores
-from tests import buses, engines, postgres, rabbit, waiting
+from tests import buses, engines, postgres, rabbit, transactions, waiting
 from tests.integration import rabbit_nodes
 
 
@@ -128,8 +128,8 @@ async def test_a_command_for_an_unknown_node_waits_for_it(
     bus: rabbit_bus.RabbitBus, prefix: str, store: stores.Store, clock: engines.Clock
 ) -> None:
     """The publisher of a message declares the queue of an absent node."""
-    async with store.transaction() as tx:
-        await tx.send("command", codec.make("start-upload", id="late", time_ms=0, data=buses.JOB), rabbit_nodes.TASK, "n7")
+    async with transactions.opened(store) as tx:
+        tx.send("command", codec.make("start-upload", id="late", time_ms=0, data=buses.JOB), rabbit_nodes.TASK, "n7")
     await rabbit_nodes.emptied(store)
     hands = buses.Hands()
     late = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, name="n7", roles=["worker"])
@@ -314,7 +314,7 @@ async def test_a_database_that_restarts_under_load_costs_nothing(
         decided: set[str] = set()
 
         async def decide(event: codec.Event) -> None:
-            async with store.transaction() as tx:
+            async with transactions.opened(store) as tx:
                 await tx.claim(event.id)
             decided.add(event.id)
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 
 from machine import job_key
-from tests import engines
+from tests import engines, transactions
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
 from tests.integration.test_commands import run
@@ -58,8 +58,8 @@ async def uploading(service: Service, room: int, failures: int) -> str:
 
 async def waiting_retry(service: Service, owner: job_key.RecordingKey) -> str:
     """The serial of the armed retry."""
-    async with service.store.transaction() as tx:
-        await tx.arm(owner, "retry", 0)
+    async with transactions.opened(service.store) as tx:
+        tx.arm(owner, "retry", 0)
     (due,) = [d for d in await service.store.deadlines.due() if d.owner == owner and d.kind == "retry"]
     return due.serial
 

@@ -15,26 +15,25 @@ from typing import Any
 from machine import model
 from tests.simulated import (
     dictionary_connections,
+    dictionary_decisions,
     dictionary_files,
     dictionary_jobs,
     dictionary_messages,
     dictionary_tables,
-    dictionary_transaction,
 )
 
 
 class Store:
     """One database in memory. `tables` outlive the store, so that a database can be opened again."""
 
-    def __init__(
-        self, *, clock: Callable[[], int], new_id: Callable[[], str], tables: dictionary_tables.Tables | None = None
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], int], tables: dictionary_tables.Tables | None = None) -> None:
         self.tables = tables or dictionary_tables.Tables()
-        self.connections = dictionary_connections.Connections(self.tables, clock=clock, new_id=new_id)
+        self.connections = dictionary_connections.Connections(self.tables, clock=clock)
         self.changed = self.connections.changed
         self.armed = asyncio.Event()
         self.assignments = dictionary_jobs.Assignments(self.connections)
         self.attempts = dictionary_messages.Attempts()
+        self.decisions = dictionary_decisions.Decisions(self.connections)
         self.deadlines = dictionary_jobs.Deadlines(self.connections)
         self.leases = dictionary_jobs.Leases(self.connections)
         self.nodes = dictionary_jobs.Nodes(self.connections)
@@ -49,10 +48,6 @@ class Store:
 
     async def stop(self) -> None:
         """There is nothing to close."""
-
-    def transaction(self) -> dictionary_connections.OpenTransaction[dictionary_transaction.Transaction]:
-        """One deciding transaction: commits at the end of the block, rolls back on any error. Raises Conflict."""
-        return self.connections.transaction()
 
     # --- queries ----------------------------------------------------------------------------------------------------------
     async def timeline(self, task_id: str) -> list[dictionary_tables.JournalLine]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from machine import job_key
-from tests.simulated import dictionary_tables, dictionary_transaction, dictionary_writes
+from tests.simulated import dictionary_tables, dictionary_writes
 
 Given = TypeVar("Given")
 
@@ -22,21 +22,20 @@ class Connections:
     its commit. `meddle`, if set, is called with the key of a row that a decision's update is about to check, and returns whether
     another transaction changed it."""
 
-    def __init__(self, tables: dictionary_tables.Tables, *, clock: Callable[[], int], new_id: Callable[[], str]) -> None:
+    def __init__(self, tables: dictionary_tables.Tables, *, clock: Callable[[], int]) -> None:
         self.tables = tables
         self.now_ms = clock
         self.changed = asyncio.Event()
         self.watch: Callable[[dictionary_writes.RowWrites], None] | None = None
         self.meddle: Callable[[str], bool] | None = None
-        self._new_id = new_id
 
     async def ping(self) -> None:
         """A dictionary always responds."""
 
-    def transaction(self) -> OpenTransaction[dictionary_transaction.Transaction]:
-        """One deciding transaction. Raises Conflict."""
+    def decision(self) -> OpenTransaction[dictionary_writes.RowWrites]:
+        """The transaction of a decision. Raises Conflict."""
         writes = dictionary_writes.RowWrites(self.tables, self.meddle)
-        return OpenTransaction(self, writes, dictionary_transaction.Transaction(writes, self.now_ms(), self._new_id))
+        return OpenTransaction(self, writes, writes)
 
     def write(self) -> OpenTransaction[dictionary_writes.RowWrites]:
         """A transaction of a worker or relay: `changed` is not set, and `meddle` is not called."""

@@ -53,8 +53,8 @@ class Outbox(dictionary_connections.Concern):
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Write a message outside a decision: a worker's outcome, an event of the sweeper."""
-        async with self._connections.transaction() as tx:
-            await tx.send(channel, event, task_id)
+        async with self._connections.decision() as writes:
+            writes.send(channel, event, task_id)
 
     async def newest_seq(self) -> int:
         """The number of the newest message; 0 when there is none."""

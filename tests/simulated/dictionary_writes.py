@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from events import codec
 from machine import errors, job_key, model, states
 from tests.simulated import dictionary_tables
 
@@ -78,6 +79,13 @@ class RowWrites:
             self.put(self.tables.sessions, task_id, model.changed(session, idle_from_ms=last_packet_ms))
         if recording is not None and recording.epoch == epoch and recording.idle_from_ms < last_packet_ms:
             self.put(self.tables.recordings, owner, model.changed(recording, idle_from_ms=last_packet_ms))
+
+    def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
+        """Put a message into the outbox."""
+        seq = self.next_seq()
+        line = dictionary_tables.Line(seq, channel, event.type, task_id, node, codec.encode(event))
+        self.put(self.tables.outbox, seq, line)
+        self.put(self.tables.unsent, seq, True)
 
     def next_seq(self) -> int:
         """Numbers are never reused, not even those of a rolled-back transaction."""

@@ -40,7 +40,7 @@ class World:
         self.show = show
         self.clock = engines.Clock()
         self.chance = Random(profile.seed)
-        self.store = dictionary.Store(clock=self.clock, new_id=engines.ids("02"))
+        self.store = dictionary.Store(clock=self.clock)
         self.watch = invariants.Watch(self.store.tables)
         self.store.connections.watch = self.watch.check
         self.store.connections.meddle = self._meddle if profile.conflict else None

@@ -23,7 +23,7 @@ def upgrade() -> None:
     op.add_column("recordings", sa.Column("evicted", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("segments", sa.Column("task_id", sa.String(26), nullable=False, server_default=""))
     op.execute(
-        "UPDATE sessions SET"
+        "UPDATE sessions SET"  # noqa: S608 - constants
         f" live = {OF_SESSION.format(which=LIVE)},"
         f""" uploading = {OF_SESSION.format(which="r.state = 'Uploading'")},"""
         f" present = {OF_SESSION.format(which=f'{LIVE} AND r.present')}"

@@ -1,0 +1,77 @@
+"""Changes: everything that one decision writes, as values. The store writes them in one go, after the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from events import codec, requests
+from machine import job_key, model
+
+
+class JournalEntry(NamedTuple):
+    """One line of a session's timeline."""
+
+    owner: job_key.OwnerKey
+    event_id: str
+    event_type: str
+    from_state: str
+    to_state: str
+    note: str
+
+
+class OutgoingMessage(NamedTuple):
+    """A message for the outbox: `channel` is event, command or result, `node` the only node it is for ("": any)."""
+
+    channel: str
+    event: codec.Event
+    task_id: str = ""
+    node: str = ""
+
+
+class AuditNote(NamedTuple):
+    """A row of the audit; `outcome` is ok, or the Code of a refusal."""
+
+    by: model.Caller
+    action: str
+    subject: str
+    outcome: str = "ok"
+
+
+class Armed(NamedTuple):
+    """A deadline to arm. `serial` identifies this arming. `once`: a deadline of the same kind that is armed already stays."""
+
+    at_ms: int
+    serial: str
+    once: bool = False
+
+
+@dataclass(slots=True)
+class Changes:
+    """The writes of one decision. A pair holds the row as it was loaded (None: it is new) and its new version."""
+
+    sessions: dict[str, tuple[model.Session | None, model.Session]] = field(default_factory=dict)
+    recordings: dict[job_key.RecordingKey, tuple[model.Recording | None, model.Recording]] = field(default_factory=dict)
+    deliveries: dict[job_key.DeliveryKey, tuple[model.Delivery | None, model.Delivery]] = field(default_factory=dict)
+    # Closed segments: (recording, epoch, media_ms, size_bytes, first_packet_ms, last_packet_ms, reason). Values only grow.
+    segments: list[tuple[job_key.RecordingKey, int, Mapping[str, Any]]] = field(default_factory=list)
+    # By TaskId; None wipes them.
+    secrets: dict[str, requests.Secrets | None] = field(default_factory=dict)
+    # (TaskId, revision, body)
+    results: list[tuple[str, int, str]] = field(default_factory=list)
+    # By owner and kind; None disarms it.
+    deadlines: dict[tuple[job_key.OwnerKey, str], Armed | None] = field(default_factory=dict)
+    journal: list[JournalEntry] = field(default_factory=list)
+    messages: list[OutgoingMessage] = field(default_factory=list)
+    # By room and user: audio, video (bool), audio_ms, video_ms, left_ms.
+    presence: dict[tuple[requests.Room, str], Mapping[str, Any]] = field(default_factory=dict)
+    # Rooms that ended, and when (Unix ms): everybody in them is gone; later presence stays, because rooms are reused.
+    ended_rooms: list[tuple[requests.Room, int]] = field(default_factory=list)
+    # Applications from which a verified callback came.
+    applications: set[int] = field(default_factory=set)
+    audit: list[AuditNote] = field(default_factory=list)
+
+    def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
+        """Put a message into the outbox; it is delivered after the commit."""
+        self.messages.append(OutgoingMessage(channel, event, task_id, node))

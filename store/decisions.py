@@ -1,0 +1,284 @@
+"""Decisions: claim the event, load, decide, write, in one transaction.
+
+Rules: an event's claim, writes, journal lines and messages commit together or not at all. Decisions that wait together share one
+commit; a decision that fails has no effect on the others, and one whose write fails is repeated alone.
+SQLite runs each decision in the writer's thread (connections.py groups the commits). PostgreSQL runs batches, in which no two
+decisions touch the same session, room or API key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+
+from events import codec
+from machine import changes, encryption, errors, failpoints, job_key, ports
+from store import connections, saving, snapshot, statements
+from store.sql import Step, Steps
+
+log = structlog.get_logger()
+
+MAX_DECISIONS = 20
+MAX_BATCH = 64
+BATCHES = 2
+MAX_READS = 50
+
+Value = TypeVar("Value")
+Outcome = ports.Answer | Exception
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One decision that waits."""
+
+    event: codec.Event
+    plan: Sequence[ports.Need]
+    decide: ports.Decide
+    lane: object
+    done: asyncio.Future[ports.Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class _Deferred(Exception):
+    """Another decision of the batch touches the same rows."""
+
+
+class Decisions:
+    """The decisions of one database (machine.ports.Decisions). `changed` is called after each commit."""
+
+    def __init__(
+        self,
+        database: connections.Connections,
+        *,
+        clock: Callable[[], int],
+        keyring: encryption.Keyring,
+        changed: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._keyring = keyring
+        self._changed = changed
+        self._locks = database.engine.dialect.name == "postgresql"
+        self._waiting: list[_Work] = []
+        self._lanes: set[object] = set()
+        self._batches: set[asyncio.Task[None]] = set()
+
+    async def decide(self, event: codec.Event, plan: Sequence[ports.Need], decide: ports.Decide) -> ports.Answer:
+        """Decide an event once. A repeat gets the first answer and changes nothing. `plan` is loaded first, all else on demand.
+
+        Raises the errors of `decide`; then nothing is written, not even the claim. Raises Conflict after `MAX_DECISIONS`
+        conflicts; the caller then has the message retried."""
+        work = _Work(event, plan, decide, _lane(event))
+        if self._locks:
+            self._waiting.append(work)
+            self._begin_batch()
+            answer = await work.done
+        else:
+            answer = await self._alone(work)
+        self._changed()
+        failpoints.hit("decision.commit.after")
+        return answer
+
+    async def answered(self, event_id: str) -> tuple[ports.Answer, int] | None:
+        """The answer of an event and its time (Unix ms); None if the event was not decided yet."""
+        found = await self._database.fetch(statements.ANSWERED, {"at_event_id": event_id})
+        return (json.loads(found[0]["answer"] or "{}"), int(found[0]["at_ms"])) if found else None
+
+    async def read(self, query: Callable[[ports.Snapshot], Value]) -> Value:
+        """Read data as a decision would, and release it at once."""
+
+        def steps() -> Steps[Value]:
+            now_ms = self._clock()
+            seen = snapshot.LoadedSnapshot(now_ms)
+            return (yield from _until_loaded(snapshot.Loader(self._keyring, now_ms, locks=False), seen, query))
+
+        return await self._database.run(steps)
+
+    async def write(self, written: changes.Changes) -> None:
+        """Write changes that no event caused. Raises Conflict."""
+        await self._database.run(lambda: saving.Saver(self._keyring, self._clock()).save([written]))
+        self._changed()
+
+    # --- batches ----------------------------------------------------------------------------------------------------------
+    def _begin_batch(self) -> None:
+        if len(self._batches) < BATCHES and self._waiting:
+            task = asyncio.create_task(self._run_batches(), name="decisions")
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
+
+    async def _run_batches(self) -> None:
+        while batch := self._next_batch():
+            lanes = {work.lane for work in batch}
+            self._lanes |= lanes
+            try:
+                await self._run_batch(batch)
+            finally:
+                self._lanes -= lanes
+
+    def _next_batch(self) -> list[_Work]:
+        """Take the oldest decisions, one for each lane, that no running batch touches."""
+        taken: list[_Work] = []
+        lanes, ids, left = set(self._lanes), set(), []
+        for work in self._waiting:
+            if work.done.done():
+                continue
+            if len(taken) < MAX_BATCH and work.lane not in lanes and work.event.inbox_id not in ids:
+                taken.append(work)
+                ids.add(work.event.inbox_id)
+            else:
+                left.append(work)
+            lanes.add(work.lane)
+        self._waiting = left
+        return taken
+
+    async def _run_batch(self, batch: list[_Work]) -> None:
+        try:
+            outcomes: Sequence[Outcome] = await self._database.run(lambda: self._steps(batch))
+        except Exception as error:  # noqa: BLE001 - not swallowed: each decision is repeated alone, and meets its own error there
+            if len(batch) > 1:
+                log.info("decisions.repeated_alone", decisions=len(batch), reason=type(error).__name__)
+            outcomes = [await self._outcome(work) for work in batch]
+        deferred = []
+        for work, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, _Deferred):
+                deferred.append(work)
+            elif not work.done.done():
+                _settle(work.done, outcome)
+        self._waiting = deferred + self._waiting
+
+    async def _outcome(self, work: _Work) -> Outcome:
+        try:
+            return await self._alone(work)
+        except Exception as error:  # noqa: BLE001 - not swallowed: the caller gets it
+            return error
+
+    async def _alone(self, work: _Work) -> ports.Answer:
+        for attempt in range(1, MAX_DECISIONS + 1):
+            try:
+                (outcome,) = await self._database.run(lambda: self._steps([work]))
+            except errors.Conflict as error:
+                event = work.event
+                log.info("decision.conflict", event_id=event.id, event_type=event.type, attempt=attempt, detail=error.message)
+                if attempt == MAX_DECISIONS:
+                    raise
+                continue
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        raise AssertionError("unreachable")
+
+    # --- one transaction --------------------------------------------------------------------------------------------------
+    def _steps(self, batch: Sequence[_Work]) -> Steps[list[Outcome]]:
+        """Claim, load, decide and write; the outcome of each decision."""
+        now_ms = self._clock()
+        failpoints.hit("inbox.claim.before")
+        outcomes = yield from _claim(batch, now_ms)
+        new = [work for work in batch if work.event.inbox_id not in outcomes]
+        failpoints.hit("inbox.claim.after")
+        loader = snapshot.Loader(self._keyring, now_ms, locks=self._locks)
+        decided = yield from _decide_all(loader, new, now_ms)
+        written: list[changes.Changes] = []
+        touched: set[Any] = set()
+        for work, (seen, result) in zip(new, decided, strict=True):
+            id_ = work.event.inbox_id
+            if isinstance(result, Exception):
+                outcomes[id_] = result
+            elif touched & seen.touched():
+                outcomes[id_] = _Deferred()
+            else:
+                touched |= seen.touched()
+                outcomes[id_], made = result
+                written.append(made)
+        yield from saving.Saver(self._keyring, now_ms).save(written)
+        yield from _answer(new, outcomes)
+        failpoints.hit("decision.commit.before")
+        return [outcomes[work.event.inbox_id] for work in batch]
+
+
+def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
+    """Claim the events; returns the first answers of those that were decided before."""
+    ids = [work.event.inbox_id for work in batch]
+    rows = [{"event_id": id_, "at_ms": now_ms, "answer": ""} for id_ in sorted(ids)]
+    new = {row["event_id"] for row in (yield Step(statements.CLAIM, rows))}
+    repeated = [id_ for id_ in ids if id_ not in new]
+    if not repeated:
+        return {}
+    found = yield Step(statements.ANSWERED, [{"at_event_id": id_} for id_ in repeated])
+    known: dict[str, Outcome] = {row["event_id"]: json.loads(row["answer"] or "{}") for row in found}
+    if len(known) < len(repeated):
+        raise errors.Conflict("another transaction claimed the event's id and rolled back")
+    log.info("decision.repeated", event_ids=repeated)
+    return known
+
+
+def _decide_all(
+    loader: snapshot.Loader, works: Sequence[_Work], now_ms: int
+) -> Steps[list[tuple[snapshot.LoadedSnapshot, tuple[ports.Answer, changes.Changes] | Exception]]]:
+    """Load and decide: whatever decisions miss is loaded together, and these are repeated."""
+    seen = [snapshot.LoadedSnapshot(now_ms) for _ in works]
+    yield from loader.load((each, need) for each, work in zip(seen, works, strict=True) for need in work.plan)
+    results: dict[int, tuple[ports.Answer, changes.Changes] | Exception] = {}
+    left = list(range(len(works)))
+    for _ in range(MAX_READS):
+        missing: list[tuple[snapshot.LoadedSnapshot, ports.Need]] = []
+        for index in left:
+            try:
+                results[index] = works[index].decide(seen[index])
+            except ports.NotLoaded as request:
+                missing.append((seen[index], request.need))
+            except Exception as error:  # noqa: BLE001 - not swallowed: the caller gets it, and the others are decided
+                results[index] = error
+        if not missing:
+            return [(seen[index], results[index]) for index in range(len(works))]
+        yield from loader.load(missing)
+        left = [index for index in left if index not in results]
+    raise RuntimeError(f"a decision asked {MAX_READS} times for more data")
+
+
+def _until_loaded(
+    loader: snapshot.Loader, seen: snapshot.LoadedSnapshot, query: Callable[[ports.Snapshot], Value]
+) -> Steps[Value]:
+    while True:
+        try:
+            return query(seen)
+        except ports.NotLoaded as request:
+            yield from loader.load([(seen, request.need)])
+
+
+def _answer(works: Sequence[_Work], outcomes: dict[str, Outcome]) -> Steps[None]:
+    """Save the answers for repeats, and give up the claims of the decisions that failed."""
+    failed, answered = [], []
+    for id_ in (work.event.inbox_id for work in works):
+        outcome = outcomes[id_]
+        if isinstance(outcome, Exception):
+            failed.append({"at_event_id": id_})
+        elif outcome:
+            answered.append({"at_event_id": id_, "answer": json.dumps(outcome, ensure_ascii=False)})
+    if failed:
+        yield Step(statements.UNCLAIM, failed)
+    if answered:
+        yield Step(statements.SET_ANSWER, answered)
+
+
+def _settle(done: asyncio.Future[ports.Answer], outcome: Outcome) -> None:
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
+
+
+def _lane(event: codec.Event) -> object:
+    """The session or room that an event is about; of one lane, one decision is made at a time."""
+    data = event.data
+    if "TaskId" in data:
+        return data["TaskId"]
+    if "Owner" in data:
+        try:
+            return job_key.parse(data["Owner"]).task_id
+        except ValueError:
+            return data["Owner"]
+    return data.get("SdkAppId"), data.get("RoomId"), data.get("StrRoomId")

@@ -1,0 +1,195 @@
+"""Saving: writes the changes of decisions, with one step for each kind of row.
+
+Rules: rows are written in the order of all locks: session, recording, delivery, segment, job, deadline. An update that finds its
+row changed raises Conflict. It writes only changed columns, so that it does not overwrite a concurrent lease renewal.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Table
+
+from events import codec
+from machine import changes, encryption, errors, model
+from store import encrypted_rows, rows, statements, tables
+from store.sql import Row, Statement, Step, Steps
+
+Updates = dict[tuple[str, ...], list[Row]]
+
+
+class Saver:
+    """Writes changes at the time `now_ms`."""
+
+    def __init__(self, keyring: encryption.Keyring, now_ms: int) -> None:
+        self._keyring = keyring
+        self._now_ms = now_ms
+
+    def save(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        """Write the changes of decisions, each about sessions of its own. Raises Conflict."""
+        yield from self._sessions(made)
+        yield from self._recordings(made)
+        yield from self._deliveries(made)
+        segments = [
+            {"at_recording_id": key.text, "at_epoch": epoch, "first_packet_ms": None, "last_packet_ms": None}
+            | {"media_ms": 0, "size_bytes": 0}
+            | dict(values)
+            for each in made
+            for key, epoch, values in each.segments
+        ]
+        yield from _write(statements.CLOSE_SEGMENT, segments)
+        yield from self._jobs(made)
+        yield from self._secrets(made)
+        yield from self._presence(made)
+        yield from self._messages(made)
+        yield from self._deadlines(made)
+
+    def _sessions(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        pairs = sorted((pair for each in made for pair in each.sessions.values()), key=lambda pair: pair[1].task_id)
+        yield from _write(statements.ADD_SESSION, [rows.session_row(new) for old, new in pairs if old is None])
+        updates: Updates = defaultdict(list)
+        for old, new in pairs:
+            if old is not None:
+                key = {"at_task_id": old.task_id, "at_state": old.state, "at_version": old.version}
+                _add_update(updates, key, rows.changed_session(old, new) | {"version": new.version})
+        yield from _update(tables.sessions, statements.SESSION_KEY, updates)
+
+    def _recordings(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        pairs = sorted((pair for each in made for pair in each.recordings.values()), key=lambda pair: pair[1].key.text)
+        yield from _write(statements.ADD_RECORDING, [rows.recording_row(new) for old, new in pairs if old is None])
+        updates: Updates = defaultdict(list)
+        for old, new in pairs:
+            if old is not None:
+                key = {"at_id": old.key.text, "at_state": old.state, "at_version": old.version}
+                _add_update(updates, key, rows.changed_recording(old, new) | {"version": new.version})
+        yield from _update(tables.recordings, statements.RECORDING_KEY, updates)
+
+    def _deliveries(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        pairs = [pair for each in made for pair in each.deliveries.values()]
+        yield from _write(statements.ADD_DELIVERY, [rows.delivery_row(new) for old, new in pairs if old is None])
+        updates: Updates = defaultdict(list)
+        for old, new in pairs:
+            if old is not None:
+                key = {"at_task_id": old.task_id, "at_revision": old.revision, "at_version": old.version}
+                _add_update(updates, key, rows.changed_delivery(old, new) | {"version": new.version})
+        yield from _update(tables.callbacks, statements.DELIVERY_KEY, updates)
+
+    def _jobs(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        ended, put = [], []
+        for each in made:
+            pairs: list[tuple[Any, Any]] = [*each.recordings.values(), *each.deliveries.values()]
+            for old, new in pairs:
+                owner = new.key.text
+                if old is not None and old.job is not None and (new.job is None or new.epoch != old.epoch):
+                    ended.append({"at_owner": owner, "at_epoch": old.epoch})
+                if new.job is not None and (old is None or new.epoch != old.epoch or new.job != old.job):
+                    put.append(_job_row(owner, new.epoch, new.job))
+        yield from _write(statements.END_JOB, ended)
+        yield from _write(statements.PUT_JOB, put)
+
+    def _secrets(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        put, wiped = [], []
+        for each in made:
+            for old, new in each.sessions.values():
+                if old is None and new.request.callback:
+                    put.append(self._secret(new.task_id, encrypted_rows.CALLBACK, new.request.callback))
+            for task_id, secrets in each.secrets.items():
+                if secrets is None:
+                    wiped.append({"at_task_id": task_id, "at_kind": encrypted_rows.CREDENTIALS})
+                else:
+                    put.append(self._secret(task_id, encrypted_rows.CREDENTIALS, rows.dumps(secrets.to_json())))
+        yield from _write(statements.PUT_SECRET, put)
+        # The callback URL stays: a later revision may have to be posted.
+        yield from _write(statements.WIPE_SECRET, wiped)
+
+    def _secret(self, task_id: str, kind: str, clear: str) -> Row:
+        made = encrypted_rows.encrypt(self._keyring, task_id, kind, clear)
+        return {"task_id": task_id, "kind": kind, "updated_ms": self._now_ms, **made}
+
+    def _presence(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        put = [
+            _room(room) | {"user_id": user, "updated_ms": self._now_ms} | dict(known)
+            for each in made
+            for (room, user), known in each.presence.items()
+        ]
+        yield from _write(statements.PUT_PRESENCE, sorted(put, key=lambda row: (str(row["room"]), row["user_id"])))
+        for room, ended_ms in (ended for each in made for ended in each.ended_rooms):
+            key = {f"at_{name}": value for name, value in _room(room).items()} | {"at_ended_ms": ended_ms}
+            for statement in statements.ROOM_ENDED:
+                yield Step(statement, [key])
+        applications = sorted({app for each in made for app in each.applications})
+        noted = [{"sdk_app_id": app, "callback_ms": self._now_ms} for app in applications]
+        yield from _write(statements.NOTE_APPLICATION, noted)
+
+    def _messages(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        results = [(*result, self._now_ms) for each in made for result in each.results]
+        names = ("task_id", "revision", "body", "at_ms")
+        yield from _write(statements.ADD_RESULT, [dict(zip(names, result, strict=True)) for result in results])
+        audited = [audit_row(note, self._now_ms) for each in made for note in each.audit]
+        yield from _write(statements.ADD_AUDIT, audited)
+        journal = [
+            {"task_id": entry.owner.task_id, "at_ms": self._now_ms, **entry._asdict(), "owner": entry.owner.text}
+            for each in made
+            for entry in each.journal
+        ]
+        yield from _write(statements.ADD_JOURNAL, journal)
+        yield from _write(statements.ADD_MESSAGE, [message_row(m, self._now_ms) for each in made for m in each.messages])
+
+    def _deadlines(self, made: Sequence[changes.Changes]) -> Steps[None]:
+        # In the same order in every transaction, so that two do not deadlock.
+        found = sorted((owner.text, kind, armed) for each in made for (owner, kind), armed in _in_order(each))
+        yield from _write(statements.DISARM, [{"at_owner": owner, "at_kind": kind} for owner, kind, armed in found if not armed])
+        for statement, once in ((statements.ARM, False), (statements.ARM_ONCE, True)):
+            armed_rows = [
+                {"owner": owner, "kind": kind, "at_ms": armed[0].at_ms, "serial": armed[0].serial, "again_ms": None}
+                for owner, kind, armed in found
+                if armed and armed[0].once == once
+            ]
+            yield from _write(statement, armed_rows)
+
+
+def message_row(message: changes.OutgoingMessage, now_ms: int) -> Row:
+    """A row of the outbox."""
+    channel, event, task_id, node = message
+    body = codec.encode(event).decode()
+    row = {"channel": channel, "type": event.type, "task_id": task_id, "node": node, "body": body, "parked": ""}
+    return row | {"created_ms": now_ms, "claimed_until_ms": 0, "sent_ms": None}
+
+
+def audit_row(note: changes.AuditNote, now_ms: int) -> Row:
+    """A row of the audit."""
+    row = {"at_ms": now_ms, "who": note.by.name[:128], "key_id": note.by.key_id, "action": note.action}
+    return row | {"subject": note.subject[:128], "outcome": note.outcome}
+
+
+def _in_order(made: changes.Changes) -> Iterable[tuple[Any, tuple[changes.Armed, ...]]]:
+    return ((key, (armed,) if armed is not None else ()) for key, armed in made.deadlines.items())
+
+
+def _job_row(owner: str, epoch: int, job: model.Job) -> Row:
+    return {"owner": owner, "epoch": epoch, "kind": job.kind, "state": job.state, "node": job.node} | {
+        "lease_until_ms": 0,
+        "again_ms": None,
+    }
+
+
+def _room(room: Any) -> dict[str, Any]:
+    return {"sdk_app_id": room.sdk_app_id, "room_kind": room.kind, "room": room.name}
+
+
+def _write(statement: Statement, written: Sequence[Row]) -> Steps[None]:
+    if written:
+        yield Step(statement, written)
+
+
+def _add_update(updates: Updates, key: Row, columns: Row) -> None:
+    updates[tuple(sorted(columns))].append({**key, **columns})
+
+
+def _update(table: Table, key: tuple[str, ...], updates: Updates) -> Steps[None]:
+    for columns, written in updates.items():
+        found = yield Step(statements.guarded(table, key, columns), written)
+        if len(found) != len(written):
+            raise errors.Conflict(f"update of {table.name}: another transaction changed the row first")

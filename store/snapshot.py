@@ -1,0 +1,280 @@
+"""Snapshots: the data that decisions read, loaded for many decisions with one step for each kind of data.
+
+Rule: on PostgreSQL, rooms and sessions are locked in the order of their numbers and ids, so that two batches do not deadlock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from events import requests
+from machine import encryption, job_key, model, ports, states
+from store import connections, encrypted_rows, rows, statements
+from store.sql import Row, Step, Steps
+
+PRESENCE_KEPT_MS = 24 * model.HOUR
+ABSENT = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
+Loaded = dict[tuple[Any, ...], Any]
+
+
+class LoadedSnapshot:
+    """The loaded data of one decision (machine.ports.Snapshot)."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.values: dict[ports.Need, Any] = {}
+
+    def _get(self, name: str, *about: Any) -> Any:
+        try:
+            return self.values[name, about]
+        except KeyError:
+            raise ports.NotLoaded((name, about)) from None
+
+    def session(self, task_id: str) -> model.Session | None:
+        return self._get("session", task_id)  # type: ignore[no-any-return]
+
+    def sessions_in(self, room: requests.Room) -> Sequence[model.Session]:
+        return self._get("sessions_in", room)  # type: ignore[no-any-return]
+
+    def recordings(self, task_id: str) -> Sequence[model.Recording]:
+        return self._get("recordings", task_id)  # type: ignore[no-any-return]
+
+    def recordings_of(self, task_id: str, speaker: str) -> Sequence[model.Recording]:
+        return self._get("recordings_of", task_id, speaker)  # type: ignore[no-any-return]
+
+    def recording(self, key: job_key.RecordingKey) -> model.Recording | None:
+        return self._get("recording", key)  # type: ignore[no-any-return]
+
+    def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
+        return self._get("delivery", key)  # type: ignore[no-any-return]
+
+    def pending_deliveries(self, task_id: str) -> Sequence[model.Delivery]:
+        return self._get("pending_deliveries", task_id)  # type: ignore[no-any-return]
+
+    def deadline(self, owner: job_key.OwnerKey, kind: str) -> str:
+        return self._get("deadline", owner, kind)  # type: ignore[no-any-return]
+
+    def secrets(self, task_id: str) -> requests.Secrets:
+        return self._get("secrets", task_id)  # type: ignore[no-any-return]
+
+    def has_segments(self, key: job_key.RecordingKey) -> bool:
+        return self._get("has_segments", key)  # type: ignore[no-any-return]
+
+    def segment_nodes(self, key: job_key.RecordingKey) -> Mapping[str, int]:
+        return self._get("segment_nodes", key)  # type: ignore[no-any-return]
+
+    def node_seen_ms(self, node: str) -> int:
+        return self._get("node_seen_ms", node)  # type: ignore[no-any-return]
+
+    def last_pull_ms(self, task_id: str, until_ms: int) -> int:
+        return self._get("last_pull_ms", task_id, until_ms)  # type: ignore[no-any-return]
+
+    def evicted(self, key: job_key.RecordingKey, ended_ms: int) -> bool:
+        return self._get("evicted", key, ended_ms)  # type: ignore[no-any-return]
+
+    def open_sessions_of(self, key_id: str) -> int:
+        return self._get("open_sessions_of", key_id)  # type: ignore[no-any-return]
+
+    def callback_ms(self, sdk_app_id: int) -> int:
+        return self._get("callback_ms", sdk_app_id)  # type: ignore[no-any-return]
+
+    def presence(self, room: requests.Room, user_id: str) -> Mapping[str, Any]:
+        return self._get("presence", room, user_id)  # type: ignore[no-any-return]
+
+    def publishers(self, room: requests.Room) -> Sequence[tuple[str, tuple[str, ...]]]:
+        return self._get("publishers", room)  # type: ignore[no-any-return]
+
+    def touched(self) -> set[Any]:
+        """The sessions, rooms and API keys that the decision has locked: one batch decides only once about each."""
+        found: set[Any] = set()
+        for name, about in self.values:
+            if name in ("session", "sessions_in", "open_sessions_of"):
+                found.add(about[0])
+        return found
+
+
+class Loader:
+    """Loads snapshots of the time `now_ms`. `locks`: the engine locks rooms and rows (PostgreSQL)."""
+
+    def __init__(self, keyring: encryption.Keyring, now_ms: int, *, locks: bool) -> None:
+        self._keyring = keyring
+        self._now_ms = now_ms
+        self._locks = locks
+
+    def load(self, wanted: Iterable[tuple[LoadedSnapshot, ports.Need]]) -> Steps[None]:
+        """Load the data that snapshots need."""
+        by_name: dict[str, dict[tuple[Any, ...], list[LoadedSnapshot]]] = defaultdict(lambda: defaultdict(list))
+        for snapshot, (name, about) in wanted:
+            if (name, about) not in snapshot.values:
+                by_name[name][about].append(snapshot)
+        if rooms := by_name.pop("sessions_in", None):
+            yield from self._load_rooms(rooms, by_name["session"])
+            if not by_name["session"]:
+                del by_name["session"]
+        for name in sorted(by_name, key=lambda each: each != "session"):
+            found = yield from _LOADING[name](self, list(by_name[name]))
+            for about, snapshots in by_name[name].items():
+                for snapshot in snapshots:
+                    snapshot.values[name, about] = found[about]
+        for (room,), snapshots in (rooms or {}).items():
+            for snapshot in snapshots:
+                found_there = [snapshot.values.get(("session", (id_,))) for id_ in snapshot.values.pop(("ids", (room,)))]
+                snapshot.values["sessions_in", (room,)] = [s for s in found_there if s is not None and s.state != states.FINISHED]
+
+    def _load_rooms(
+        self,
+        rooms: Mapping[tuple[Any, ...], Sequence[LoadedSnapshot]],
+        sessions: dict[tuple[Any, ...], list[LoadedSnapshot]],
+    ) -> Steps[None]:
+        """Lock rooms, and add the sessions in them to those that are loaded next."""
+        if self._locks:
+            locks = sorted({connections.room_lock(room) for (room,) in rooms})
+            yield Step(statements.LOCK, [{"lock": lock} for lock in locks])
+        found = yield Step(statements.SESSIONS_IN, [_at_room(room) for (room,) in rooms])
+        there: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for row in found:
+            there[row["sdk_app_id"], row["room_kind"], row["room"]].append(row["task_id"])
+        for (room,), snapshots in rooms.items():
+            ids = there[room.sdk_app_id, room.kind, room.name]
+            for snapshot in snapshots:
+                snapshot.values["ids", (room,)] = ids
+                for id_ in ids:
+                    if ("session", (id_,)) not in snapshot.values:
+                        sessions[id_,].append(snapshot)
+
+    # --- one method for each kind: the arguments of its needs → their values ------------------------------------------------
+    def _sessions(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.SESSION, [{"at_task_id": id_} for (id_,) in sorted(about)])
+        return dict.fromkeys(about) | {(row["task_id"],): rows.session(row) for row in found}
+
+    def _recordings(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.RECORDINGS, [{"at_task_id": id_} for (id_,) in about])
+        return _lists(about, found, lambda row: (row["task_id"],), rows.recording)
+
+    def _recordings_of(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.RECORDINGS_OF, [{"at_task_id": id_, "at_speaker": name} for id_, name in about])
+        return _lists(about, found, lambda row: (row["task_id"], row["speaker"]), rows.recording)
+
+    def _recording(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.RECORDING, [{"at_id": key.text} for (key,) in about])
+        by_id = {row["id"]: rows.recording(row) for row in found}
+        return {(key,): by_id.get(key.text) for (key,) in about}
+
+    def _delivery(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.DELIVERY, [{"at_task_id": key.task_id, "at_revision": key.revision} for (key,) in about])
+        made = [rows.delivery(row) for row in found]
+        return dict.fromkeys(about) | {(each.key,): each for each in made}
+
+    def _pending_deliveries(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.PENDING_DELIVERIES, [{"at_task_id": id_} for (id_,) in about])
+        return _lists(about, found, lambda row: (row["task_id"],), rows.delivery)
+
+    def _deadline(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.DEADLINE, [{"at_owner": owner.text, "at_kind": kind} for owner, kind in about])
+        serials = {(row["owner"], row["kind"]): row["serial"] for row in found}
+        return {(owner, kind): serials.get((owner.text, kind), "") for owner, kind in about}
+
+    def _secrets(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        kind = encrypted_rows.CREDENTIALS
+        found = yield Step(statements.SECRET, [{"at_task_id": id_, "at_kind": kind} for (id_,) in about])
+        made = dict.fromkeys(about, requests.Secrets())
+        for row in found:
+            made[row["task_id"],] = requests.Secrets.from_json(json.loads(encrypted_rows.decrypt_row(self._keyring, row)))
+        return made
+
+    def _has_segments(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.HAS_SEGMENTS, [{"at_recording_id": key.text} for (key,) in about])
+        there = {row["recording_id"] for row in found}
+        return {(key,): key.text in there for (key,) in about}
+
+    def _segment_nodes(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.SEGMENT_NODES, [{"at_recording_id": key.text} for (key,) in about])
+        made: Loaded = {each: {} for each in about}
+        for row in found:
+            made[job_key.parse_recording(row["recording_id"]),][row["node"]] = int(row["media_ms"])
+        return made
+
+    def _node_seen_ms(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.NODE_SEEN, [{"at_node": node} for (node,) in about])
+        return dict.fromkeys(about, 0) | {(row["node"],): int(row["seen_ms"]) for row in found}
+
+    def _last_pull_ms(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        made: Loaded = {}
+        for id_, until_ms in about:
+            found = yield Step(statements.LAST_PULL, [{"at_task_id": id_, "at_until_ms": until_ms}])
+            made[id_, until_ms] = int(found[0]["registered_ms"]) if found else 0
+        return made
+
+    def _evicted(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        made: Loaded = {}
+        for key, ended_ms in about:
+            at = {"at_task_id": key.task_id, "at_recording_id": key.text, "at_ended_ms": ended_ms}
+            span = {"at_from_ms": ended_ms - statements.EVICTS_WITHIN_MS, "at_until_ms": ended_ms + statements.EVICTS_SLACK_MS}
+            made[key, ended_ms] = bool((yield Step(statements.EVICTED, [at | span])))
+        return made
+
+    def _open_sessions_of(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        keys = [{"at_key_id": key_id} for (key_id,) in sorted(about)]
+        if self._locks:
+            yield Step(statements.LOCK_KEY, keys)
+        found = yield Step(statements.OPEN_SESSIONS_OF, keys)
+        return dict.fromkeys(about, 0) | {(row["key_id"],): int(row["open"]) for row in found}
+
+    def _callback_ms(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.APPLICATION, [{"at_sdk_app_id": app} for (app,) in about])
+        return dict.fromkeys(about, 0) | {(row["sdk_app_id"],): int(row["callback_ms"]) for row in found}
+
+    def _presence(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        found = yield Step(statements.PRESENCE, [_at_room(room) | {"at_user_id": user} for room, user in about])
+        known = {_user(row): {name: row[name] for name in ABSENT} for row in found}
+        return {(room, user): known.get((room.sdk_app_id, room.kind, room.name, user), ABSENT) for room, user in about}
+
+    def _publishers(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        made: Loaded = {}
+        for (room,) in about:
+            there = _at_room(room) | {"at_after_ms": self._now_ms - PRESENCE_KEPT_MS}
+            found = yield Step(statements.PUBLISHERS, [there])
+            known = ((row["user_id"], tuple(kind for kind in ("audio", "video") if row[kind])) for row in found)
+            made[room,] = [(user, kinds) for user, kinds in known if kinds]
+        return made
+
+
+_LOADING: dict[str, Callable[[Loader, list[tuple[Any, ...]]], Steps[Loaded]]] = {
+    "session": Loader._sessions,
+    "recordings": Loader._recordings,
+    "recordings_of": Loader._recordings_of,
+    "recording": Loader._recording,
+    "delivery": Loader._delivery,
+    "pending_deliveries": Loader._pending_deliveries,
+    "deadline": Loader._deadline,
+    "secrets": Loader._secrets,
+    "has_segments": Loader._has_segments,
+    "segment_nodes": Loader._segment_nodes,
+    "node_seen_ms": Loader._node_seen_ms,
+    "last_pull_ms": Loader._last_pull_ms,
+    "evicted": Loader._evicted,
+    "open_sessions_of": Loader._open_sessions_of,
+    "callback_ms": Loader._callback_ms,
+    "presence": Loader._presence,
+    "publishers": Loader._publishers,
+}
+
+
+def _lists(
+    about: list[tuple[Any, ...]], found: Sequence[Row], key: Callable[[Row], tuple[Any, ...]], make: Callable[[Row], Any]
+) -> Loaded:
+    made: Loaded = {each: [] for each in about}
+    for row in found:
+        made[key(row)].append(make(row))
+    return made
+
+
+def _at_room(room: requests.Room) -> dict[str, Any]:
+    return {"at_sdk_app_id": room.sdk_app_id, "at_room_kind": room.kind, "at_room": room.name}
+
+
+def _user(row: Row) -> tuple[Any, ...]:
+    return row["sdk_app_id"], row["room_kind"], row["room"], row["user_id"]
