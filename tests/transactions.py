@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from events import codec, requests
-from machine import changes, job_key, model
+from machine import changes, job_key, model, ports
 from tests import engines
 
 _serials = engines.ids("05")
@@ -90,7 +90,24 @@ async def opened(store: Any) -> AsyncIterator[Transaction]:
     """A block whose writes are committed at its end, or dropped on an error. Raises Conflict."""
     tx = Transaction(store)
     yield tx
+    for task_id, (old, session) in tx.changes.sessions.items():
+        if old is None:
+            own = [model.counted(new) for _, new in tx.changes.recordings.values() if new.task_id == task_id]
+            counts = {name: sum(each) for name, each in zip(model.COUNTS, zip(*own, strict=True), strict=False)}
+            tx.changes.sessions[task_id] = (None, model.changed(session, **counts))
     await store.decisions.write(tx.changes)
+
+
+async def decide(store: Any, event: codec.Event, handler: Callable[[ports.Snapshot, Transaction], Any]) -> dict[str, Any]:
+    """Have an event decided by `handler`, which gets the snapshot and a transaction to write to, and may return an answer."""
+
+    def decided(snapshot: ports.Snapshot) -> tuple[ports.Answer, changes.Changes]:
+        tx = Transaction(store)
+        answer = handler(snapshot, tx)
+        return answer or {}, tx.changes
+
+    answered: dict[str, Any] = await store.decisions.decide(event, (), decided)
+    return answered
 
 
 async def claim(store: Any, event_id: str) -> None:

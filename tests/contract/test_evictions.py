@@ -39,8 +39,10 @@ async def pulled(
 
 
 async def evictions(store: stores.Store, owner: job_key.RecordingKey) -> int:
+    """How many runs of this recording ended with the stream just as another pull began."""
+    ended = [s for s in await store.segments.of_recording(owner) if s.reason == "eof"]
     async with transactions.opened(store) as tx:
-        return await tx.evictions(owner)
+        return sum([await tx.read("evicted", owner, s.last_packet_ms) for s in ended])
 
 
 async def test_pulls_that_take_turns_are_counted(store: stores.Store, clock: engines.Clock) -> None:
@@ -89,8 +91,8 @@ def decided(
 ) -> model.Recording:
     """The recording after an outcome of epoch 4."""
     job = model.Job(kind=kind, state=states.LEASED)
-    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=state, epoch=4, job=job, detail=detail)
-    facts = recording.RecordingFacts(now_ms=1, outcome=outcome, evictions=evictions)
+    value = model.Recording(task_id=TASK, speaker="alice", n=1, state=state, epoch=4, job=job, detail=detail, evicted=evictions)
+    facts = recording.RecordingFacts(now_ms=1, outcome=outcome)
     return recording.decide(value, event, facts).recording
 
 

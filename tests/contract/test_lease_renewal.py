@@ -107,10 +107,11 @@ async def held_before_a_capture(node: Node) -> None:
     node.worker.leases.jobs[capture] = node.worker.leases.jobs.pop(capture)
 
 
-async def test_a_row_that_a_decision_holds_delays_no_other_renewal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["postgresql"])
+async def test_a_row_that_a_decision_holds_delays_no_other_renewal(tmp_path: Path, engine: str) -> None:
     """PostgreSQL: while a decision has locked one job's row, the other lease is renewed, and the locked one is not refused."""
     clock = engines.Clock()
-    database = engines.fresh("postgresql", tmp_path)
+    database = engines.fresh(engine, tmp_path)
     deciding, store = database.open(clock), database.open(clock, engines.ids("03"))
     try:
         await examples.opened(store, examples.recording(), examples.recording(speaker="bo"))

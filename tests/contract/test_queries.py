@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from events import codec, requests
-from machine import delivery, errors, job_key, model, session_view, states
-from store import inspection, queries
+from machine import changes, delivery, errors, job_key, model, session_view, states
+from store import inspection, queries, saving, tables
 from store import store as stores
 from tests import engines, transactions, waiting
 
@@ -154,8 +155,9 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Sess
     written, commit = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
-        async with transactions.opened(store) as tx:
-            tx.send("result", said(1))
+        async with store.connections.write() as connection:
+            row = saving.message_row(changes.OutgoingMessage("result", said(1)), 0)
+            await connection.execute(insert(tables.outbox).values(**row))
             written.set()
             await commit.wait()
 

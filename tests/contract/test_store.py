@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from events import codec, requests
-from machine import errors, inbox, job_key, model
+from events import requests
+from machine import errors, job_key, model, ports
 from store import store as stores
-from store import transaction
 from tests import engines, examples, transactions
 
 pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
@@ -22,49 +21,50 @@ pytestmark = pytest.mark.parametrize("database", engines.STORES, indirect=True)
 # --- inbox ------------------------------------------------------------------------------------------------------------
 async def test_an_event_is_claimed_once(store: stores.Store) -> None:
     """The first claim of an id is ours; every later one gets the first answer."""
-    async with transactions.opened(store) as tx:
-        assert await tx.claim("e1") is None
-        await tx.answer("e1", '{"a":1}')
-    async with transactions.opened(store) as tx:
-        assert await tx.claim("e1") == '{"a":1}'
-        assert await tx.claim("e2") is None
-    async with transactions.opened(store) as tx:
-        assert await tx.claim("e2") == ""
+    answers = [{"a": 1}, {"a": 2}, {}, {"a": 3}]
+    for id_, first in (("e1", {"a": 1}), ("e1", {"a": 1}), ("e2", {}), ("e2", {})):
+        answer = answers.pop(0)
+        assert await transactions.decide(store, examples.event(id_), lambda *_, answer=answer: answer) == first
+    assert await store.decisions.answered("e1") == ({"a": 1}, engines.START_MS)
+    assert await store.decisions.answered("e2") == ({}, engines.START_MS)
+    assert await store.decisions.answered("e3") is None
 
 
 async def test_two_claims_at_once_have_one_winner(store: stores.Store) -> None:
     """Concurrent deliveries of one event are decided once, and all get the same answer."""
     decided = []
 
-    async def handler(tx: Any, event: codec.Event) -> dict[str, Any]:
-        decided.append(event.id)
+    def handler(snapshot: ports.Snapshot, tx: transactions.Transaction) -> dict[str, Any]:
+        decided.append(snapshot.now_ms)
         return {"n": len(decided)}
 
-    answers = await asyncio.gather(*(inbox.handle_once(store, examples.event(), handler) for _ in range(5)))
+    answers = await asyncio.gather(*(transactions.decide(store, examples.event(), handler) for _ in range(5)))
     assert answers == [{"n": 1}] * 5
-    assert decided == ["e1"]
+    assert decided == [engines.START_MS]
 
 
 async def test_a_rollback_leaves_nothing(store: stores.Store, database: engines.Database) -> None:
     """A transaction's writes before an error, the claim included, are rolled back."""
 
-    async def handler(tx: Any, event: codec.Event) -> None:
+    event = examples.event()
+
+    def handler(snapshot: ports.Snapshot, tx: transactions.Transaction) -> None:
         tx.add_session(examples.session(), examples.SECRETS)
         tx.add_recording(examples.recording())
         tx.arm(job_key.SessionKey(examples.TASK), "join", 0)
         tx.journal(job_key.SessionKey(examples.TASK), event, "", "Open", "x")
         tx.send("event", event, examples.TASK)
-        await tx.note_callback(examples.ROOM.sdk_app_id)
+        tx.changes.applications.add(examples.ROOM.sdk_app_id)
         raise errors.Refused("no")
 
     with pytest.raises(errors.Refused):
-        await inbox.handle_once(store, examples.event(), handler)
+        await transactions.decide(store, event, handler)
+    assert await store.decisions.answered("e1") is None
     async with transactions.opened(store) as tx:
-        assert await tx.claim("e1") is None
         assert await tx.session(examples.TASK) is None
         assert await tx.recording(job_key.RecordingKey(examples.TASK, "al", 1)) is None
         assert await tx.read("secrets", examples.TASK) == requests.Secrets()
-        assert not await tx.callbacks_come(examples.ROOM.sdk_app_id)
+        assert not await tx.read("callback_ms", examples.ROOM.sdk_app_id)
     assert await store.outbox.unsent() == []
     assert await store.deadlines.due() == []
     assert await store.leases.take(job_key.RecordingKey(examples.TASK, "al", 1), 1, "n", examples.LEASE_MS) is False
@@ -75,14 +75,17 @@ async def test_a_conflict_is_decided_again(store: stores.Store) -> None:
     await examples.opened(store, examples.recording())
     failures = []
 
-    async def handler(tx: Any, event: codec.Event) -> None:
-        found = await tx.recording(job_key.RecordingKey(examples.TASK, "al", 1))
+    event = examples.event()
+
+    def handler(snapshot: ports.Snapshot, tx: transactions.Transaction) -> None:
+        found = snapshot.recording(job_key.RecordingKey(examples.TASK, "al", 1))
+        assert found is not None
         failures.append(found.version)
         tx.journal(job_key.SessionKey(examples.TASK), event, note=f"try {len(failures)}")
         stale = dataclasses.replace(found, version=found.version - 1) if len(failures) == 1 else found
         tx.save_recording(stale, dataclasses.replace(stale, detail="x"))
 
-    await inbox.handle_once(store, examples.event(), handler)
+    await transactions.decide(store, event, handler)
     assert len(failures) == 2
     lines = await engines.reader(store).timeline(examples.TASK)
     assert [line.note for line in lines] == ["try 2"]
@@ -114,6 +117,7 @@ async def test_a_session_and_a_callback_are_guarded_too(store: stores.Store) -> 
         assert old is not None
         tx.save_session(old, dataclasses.replace(old, published=True))
         tx.add_delivery(callback)
+    async with transactions.opened(store) as tx:
         tx.save_delivery(callback, dataclasses.replace(callback, failures=1))
     with pytest.raises(errors.Conflict):
         async with transactions.opened(store) as tx:
@@ -159,7 +163,7 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
     )
     await examples.opened(store, full, of=session)
     async with transactions.opened(store) as tx:
-        assert await tx.session(examples.TASK) == session
+        assert await tx.session(examples.TASK) == dataclasses.replace(session, live=1, uploading=1)
         assert await tx.read("recordings", examples.TASK) == [full]
         assert await tx.read("secrets", examples.TASK) == examples.SECRETS
     assert job_key.parse(str(full.key)) == job_key.RecordingKey(examples.TASK, "a/b#c 说", 1)
@@ -180,8 +184,8 @@ async def test_one_open_session_a_key(store: stores.Store) -> None:
         await examples.opened(store, of=examples.session("02" + str(number).zfill(24), request=request))
     async with transactions.opened(store) as tx:
         for request in (examples.request(), *others):
-            found = await tx.open_session(request.room, request.user_id)
-            assert found is not None
+            there = await tx.read("sessions_in", request.room)
+            (found,) = (s for s in there if s.request.user_id == request.user_id)
             assert found.request.room == request.room
         assert [s.task_id for s in await tx.read("sessions_in", examples.ROOM)] == [examples.TASK, "02" + "1".zfill(24)]
 
@@ -190,14 +194,14 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
     """Concurrent starts of one key end with one session and one answer."""
     new_id = engines.ids()
 
-    async def handler(tx: Any, event: codec.Event) -> dict[str, Any]:
-        found = await tx.open_session(examples.ROOM, "rec")
+    def handler(snapshot: ports.Snapshot, tx: transactions.Transaction) -> dict[str, Any]:
+        found = next((s for s in snapshot.sessions_in(examples.ROOM) if s.state == "Open"), None)
         if found is None:
             found = examples.session(new_id())
             tx.add_session(found, examples.SECRETS)
         return {"TaskId": found.task_id}
 
-    answers = await asyncio.gather(*(inbox.handle_once(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
+    answers = await asyncio.gather(*(transactions.decide(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
     assert len({a["TaskId"] for a in answers}) == 1
     assert len(await engines.reader(store).sessions()) == 1
 
@@ -209,8 +213,10 @@ async def test_a_closing_session_frees_its_key(store: stores.Store) -> None:
         old = await tx.session(examples.TASK)
         assert old is not None
         tx.save_session(old, dataclasses.replace(old, state="Closing"))
-        assert await tx.open_session(examples.ROOM, "rec") is None
+    async with transactions.opened(store) as tx:
+        assert [s.state for s in await tx.read("sessions_in", examples.ROOM)] == ["Closing"]
         tx.add_session(examples.session(examples.OTHER), examples.SECRETS)
+    async with transactions.opened(store) as tx:
         assert [s.task_id for s in await tx.read("sessions_in", examples.ROOM)] == [examples.TASK, examples.OTHER]
 
 
@@ -226,8 +232,8 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
     """A reopened database has every commit, and continues its numbering."""
     owner = job_key.RecordingKey(examples.TASK, "al", 1)
     await examples.opened(store, examples.recording())
+    await transactions.claim(store, "e1")
     async with transactions.opened(store) as tx:
-        await tx.claim("e1")
         tx.arm(job_key.SessionKey(examples.TASK), "idle", clock())
         tx.send("command", examples.event(), examples.TASK)
         tx.journal(job_key.SessionKey(examples.TASK), examples.event(), note="x")
@@ -240,7 +246,7 @@ async def test_everything_is_there_after_reopening(store: stores.Store, database
         await again.start()
         await again.connections.ping()
         async with transactions.opened(again) as tx:
-            assert await tx.claim("e1") == ""
+            assert await again.decisions.answered("e1") is not None
             assert await tx.session(examples.TASK) is not None
             assert await tx.read("secrets", examples.TASK) == examples.SECRETS
         assert await again.leases.renew_all([(owner, 1)], "n", examples.LEASE_MS) == set()
@@ -265,11 +271,13 @@ async def test_writers_do_not_get_in_each_other_s_way(store: stores.Store) -> No
     assert await store.leases.take(owner, 1, "n", examples.LEASE_MS)
 
     async def decide(n: int) -> None:
-        async def handler(tx: transaction.Transaction, event: codec.Event) -> None:
-            await tx.session(examples.TASK)
+        event = examples.event(f"e{n}")
+
+        def handler(snapshot: ports.Snapshot, tx: transactions.Transaction) -> None:
+            assert snapshot.session(examples.TASK) is not None
             tx.journal(job_key.SessionKey(examples.TASK), event, note=str(n))
 
-        await inbox.handle_once(store, examples.event(f"e{n}"), handler)  # type: ignore[arg-type]
+        await transactions.decide(store, event, handler)
 
     steps: list[Callable[[], Awaitable[Any]]] = []
     for n in range(20):

@@ -26,7 +26,7 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
     async with transactions.opened(store) as tx:
         assert await tx.read("has_segments", owner)
         tx.close_segment(owner, 4, {"media_ms": 1_000, "size_bytes": 12, "last_packet_ms": 1_005, "reason": "eof"})
-        tx.close_segment(owner, 9, {"media_ms": 1_000})
+        tx.close_segment(owner, 9, {"media_ms": 1_000, "reason": "eof"})
     found = await store.segments.of_recording(owner)
     assert [(s.epoch, s.node, s.media_ms, s.first_packet_ms, s.last_packet_ms) for s in found] == [
         (1, "n", 0, None, None),

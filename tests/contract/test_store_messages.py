@@ -59,8 +59,8 @@ async def test_the_journal_is_read_in_order(store: stores.Store, clock: engines.
 
 async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, clock: engines.Clock) -> None:
     """Old claims and sent commands are deleted; unsent messages, dead letters and results stay."""
+    await transactions.claim(store, "old")
     async with transactions.opened(store) as tx:
-        await tx.claim("old")
         for channel in ("command", "event", "result", "command", "command"):
             tx.send(channel, examples.event())
     seqs = [m.seq for m in await store.outbox.unsent()]
@@ -68,13 +68,11 @@ async def test_old_ids_are_forgotten_and_results_are_not(store: stores.Store, cl
         await store.outbox.mark_sent(seq)
     await store.outbox.mark_sent(seqs[3], parked="why")
     clock.advance(1_000)
-    async with transactions.opened(store) as tx:
-        await tx.claim("new")
+    await transactions.claim(store, "new")
     await store.retention.delete_messages(clock())
     assert [m.seq for m in await store.outbox.unsent()] == [seqs[4]]
-    async with transactions.opened(store) as tx:
-        assert await tx.claim("new") == ""
-        assert await tx.claim("old") is None
+    assert await store.decisions.answered("new") is not None
+    assert await store.decisions.answered("old") is None
 
 
 async def test_a_revision_exists_once(store: stores.Store) -> None:
@@ -132,8 +130,10 @@ async def test_secrets_are_replaced_and_wiped(store: stores.Store) -> None:
     fresh = requests.Secrets(user_sig="new")
     async with transactions.opened(store) as tx:
         tx.put_secrets(examples.TASK, fresh)
+    async with transactions.opened(store) as tx:
         assert await tx.read("secrets", examples.TASK) == fresh
         tx.wipe_secrets(examples.TASK)
+    async with transactions.opened(store) as tx:
         assert await tx.read("secrets", examples.TASK) == requests.Secrets()
         assert await tx.read("secrets", examples.OTHER) == requests.Secrets()
 
@@ -142,11 +142,12 @@ async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engi
     """Presence is kept per kind of room, for 24 h, until the room is gone."""
     twin = requests.Room(sdk_app_id=examples.ROOM.sdk_app_id, str_room_id="88")
     async with transactions.opened(store) as tx:
-        blank = await tx.read("presence", examples.ROOM, "al")
+        blank = dict(await tx.read("presence", examples.ROOM, "al"))
         tx.put_presence(examples.ROOM, "al", blank | {"audio": True, "audio_ms": 7})
         tx.put_presence(examples.ROOM, "bo", blank | {"video": True, "audio": True})
         tx.put_presence(examples.ROOM, "cy", blank | {"left_ms": 9})
         tx.put_presence(twin, "al", blank | {"video": True})
+    async with transactions.opened(store) as tx:
         assert await tx.read("presence", examples.ROOM, "al") == blank | {"audio": True, "audio_ms": 7}
         assert await tx.read("publishers", examples.ROOM) == [("al", ("audio",)), ("bo", ("audio", "video"))]
         assert await tx.read("publishers", twin) == [("al", ("video",))]
@@ -162,8 +163,10 @@ async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engi
 async def test_an_application_is_known_after_its_first_callback(store: stores.Store) -> None:
     """An application has callbacks once one was received, and no other application."""
     async with transactions.opened(store) as tx:
-        assert not await tx.callbacks_come(7)
-        await tx.note_callback(7)
-        await tx.note_callback(7)
-        assert await tx.callbacks_come(7)
-        assert not await tx.callbacks_come(8)
+        assert not await tx.read("callback_ms", 7)
+        tx.changes.applications.add(7)
+    for _ in range(2):
+        async with transactions.opened(store) as tx:
+            assert await tx.read("callback_ms", 7) == engines.START_MS
+            assert not await tx.read("callback_ms", 8)
+            tx.changes.applications.add(7)

@@ -75,7 +75,7 @@ async def test_segments_and_deliveries_keep_their_session(store: stores.Store) -
     assert files.segments == (1,)
     await store.spool_files.forget(OWNER, "", [1])
     async with transactions.opened(store) as tx:
-        (delivery,) = await tx.deliveries(examples.TASK)
+        delivery = await tx.read("delivery", job_key.DeliveryKey(examples.TASK, 1))
         tx.save_delivery(delivery, dataclasses.replace(delivery, state="pending"))
     assert await store.retention.delete_sessions(engines.START_MS + LATER_MS) == 0
 

@@ -86,7 +86,9 @@ async def test_a_lease_of_a_callback_makes_a_concurrent_decision_conflict(store:
     )
     async with transactions.opened(store) as tx:
         tx.add_delivery(callback)
-        assert await tx.deliveries(examples.TASK) == [callback]
+    async with transactions.opened(store) as tx:
+        found = await tx.read("delivery", callback.key)
+        assert dataclasses.replace(found, body=callback.body) == callback
     assert await store.leases.take(callback.key, 1, "n", examples.LEASE_MS)
     assert not await store.leases.take(callback.key, 1, "m", examples.LEASE_MS)
     with pytest.raises(errors.Conflict):
@@ -137,9 +139,13 @@ async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock
     (second,) = await store.deadlines.due()
     assert first.serial != second.serial
     async with transactions.opened(store) as tx:
-        assert not await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", first.serial)
-        assert await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", second.serial)
-        assert not await tx.spend_deadline(job_key.SessionKey(examples.TASK), "idle", second.serial)
+        assert await tx.read("deadline", job_key.SessionKey(examples.TASK), "idle") == second.serial
+        tx.arm(job_key.SessionKey(examples.TASK), "idle", clock() + 9, once=True)
+    assert await store.deadlines.due() == [second]
+    async with transactions.opened(store) as tx:
+        tx.disarm(job_key.SessionKey(examples.TASK), "idle")
+    async with transactions.opened(store) as tx:
+        assert await tx.read("deadline", job_key.SessionKey(examples.TASK), "idle") == ""
     assert await store.deadlines.due() == []
 
 

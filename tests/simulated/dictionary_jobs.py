@@ -115,9 +115,9 @@ class Deadlines(dictionary_connections.Concern):
         """Write the events of overdue rows to the outbox."""
         now_ms = self._connections.now_ms()
         free = [(item, event) for item, event in events if self._is_free(item)]
-        async with self._connections.transaction() as tx:
+        async with self._connections.decision() as writes:
             for item, event in free:
-                await tx.send("event", event, item.owner.task_id)
+                writes.send("event", event, item.owner.task_id)
         for item, _ in free:
             self._tables.again[_key(item)] = now_ms + deadlines.pause_ms(item, now_ms)
         return len(free)

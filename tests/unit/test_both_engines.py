@@ -24,6 +24,7 @@ ONE_ENGINE = {
     "tests/integration/test_bus_permissions.py": "RabbitMQ's own users and permissions",
     "tests/integration/test_parked_messages.py": "a queue is read by taking from it; the outbox's are rows",
     "tests/integration/test_wheel.py": "whether migrations are in the wheel; what they do: tests/contract/test_schema.py",
+    "tests/contract/test_lease_renewal.py::test_a_row_that_a_decision_holds_delays_no_other_renewal": "row locks of PostgreSQL",
     "tests/integration/test_frozen_transaction.py": "locks that PostgreSQL holds for a process that stands still",
     "tests/e2e/test_database_file.py": "SQLite's file: its lock and its disk",
     "tests/e2e/test_servers_down.py": "RabbitMQ and PostgreSQL, away",

@@ -108,7 +108,6 @@ def _happenings(draw: st.DrawFn) -> tuple[str, recording.RecordingFacts]:
         has_output=st.booleans(),
         home=st.sampled_from(("", "n1", "n2")),
         target_away=st.booleans(),
-        evictions=st.integers(0, 9),
         outcome=st.one_of(own, own, own, ANY_OUTCOME),
         from_stage=st.sampled_from(("", "joining", "transcoding", "uploading")),
     )

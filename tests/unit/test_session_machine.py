@@ -25,7 +25,7 @@ CLOSING = {
     "join-over": "NobodyPublished",
     "idle-over": "Idle",
 }
-EVENTS = (*CLOSING, "start", "result-wait-over", "all-final", "reopen")
+EVENTS = (*CLOSING, "start", "result-wait-over", "revise-over", "all-final", "reopen")
 REQUEST = requests.StartRequest(
     room=requests.Room(sdk_app_id=1, room_id=2), user_id="rec", region="ap-shanghai", bucket="b-12345", path="p"
 )
@@ -43,6 +43,8 @@ def oracle(c: Case) -> tuple[str, str]:
         return _all_final(c)
     if event == "result-wait-over":
         return _result_wait_over(c)
+    if event == "revise-over":
+        return ("stay", state) if state == "Finished" else ("ignore", state)
     if state != "Open":
         return "ignore", state
     if event == "join-over" and c["published"]:
@@ -128,6 +130,18 @@ def test_each_result_is_the_next_revision(state: str) -> None:
     got = _decide({"state": state, "event": "all-final"}, finished_ms=5 if state == "Finished" else None)
     assert (got.session.revision, got.session.finished_ms) == (4, 5 if state == "Finished" else NOW_MS)
     assert got.effects.count(effects.Finish()) == 1
+
+
+def test_uploads_that_end_one_after_the_other_share_a_revision() -> None:
+    """While uploads are pending, a revision waits a moment from the first end on; the last end publishes at once."""
+    waits = _decide({"state": "Finished", "event": "all-final", "live": 2, "uploading": 2})
+    assert waits.session.revision == 3
+    assert waits.effects == (effects.Arm("revise", NOW_MS + 5_000, once=True),)
+    for event, live in (("revise-over", 2), ("revise-over", 0), ("all-final", 0)):
+        got = _decide({"state": "Finished", "event": event, "live": live, "uploading": live})
+        assert got.session.revision == 4
+        assert effects.Disarm("revise") in got.effects
+        assert effects.Finish() in got.effects
 
 
 @pytest.mark.parametrize("state", ["Closing", "Finished"])
