@@ -10,7 +10,7 @@ from events import codec
 from machine import errors, job_key, model, states
 from machine.reasons import Reason
 from store import store as stores
-from tests import engines, examples, waiting
+from tests import engines, examples, transactions, waiting
 from tests.work_doubles import Node, node
 from worker import capacity, command_handlers, cpu_usage, receivers
 
@@ -23,8 +23,8 @@ async def queued_delivery(node: Node, task_id: str, revision: int, url: str) -> 
     """Queue the delivery of a result, and hand its command to the worker."""
     job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
     value = model.Delivery(task_id=task_id, revision=revision, url=url, body="{}", epoch=1, job=job)
-    async with node.store.transaction() as tx:
-        await tx.add_delivery(value)
+    async with transactions.opened(node.store) as tx:
+        tx.add_delivery(value)
     data = {**value.key.fields(), "Epoch": 1}
     await command_handlers.handle(node.worker, codec.make("send-callback", id=f"c{value.key}", time_ms=node.clock(), data=data))
 
@@ -85,10 +85,10 @@ async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, cl
     speakers = [f"s{n}" for n in range(5)]
     values = [examples.recording(speaker=s, job=job, state=states.TRANSCODING, stop_requested=True) for s in speakers]
     await examples.opened(store, *values)
-    async with store.transaction() as tx:
+    async with transactions.opened(store) as tx:
         for value in values:
             data = {**value.key.fields(), "Epoch": 1}
-            await tx.send("command", codec.make("start-transcode", id=value.key.text, time_ms=clock(), data=data), examples.TASK)
+            tx.send("command", codec.make("start-transcode", id=value.key.text, time_ms=clock(), data=data), examples.TASK)
 
     async def on_command(command: codec.Event) -> None:
         await part.admit(command.type, lambda: command_handlers.handle(node.worker, command))

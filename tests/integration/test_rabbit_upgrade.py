@@ -1,4 +1,4 @@
-"""A broker that an earlier version declared: its messages are handled, its bindings move, and nothing is lost on the way."""
+"""A RabbitMQ that an earlier version declared: its messages are handled, its bindings move, and nothing is lost on the way."""
 
 from __future__ import annotations
 
