@@ -54,7 +54,7 @@ fuzz: $(STAMP) ## send CASES fuzzed messages and as many made-up requests to a s
 
 bench-engine: $(STAMP) ## compare the engine with bare loops and with other engines; writes bench/results and bench/RESULTS.md
 	@sh deploy/test-servers.sh
-	@$(BIN)/python -m bench.engine --write
+	@$(BIN)/python -m bench.engine --make-peers --write
 
 check: $(STAMP) ## check style, types, import contracts and generated documents
 	@$(BIN)/ruff check .

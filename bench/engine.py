@@ -31,10 +31,11 @@ from pathlib import Path
 
 import structlog
 
-from bench import bare, bare_broker, engine_report, half_load, lives, meter, noise, replay, write_log
+from bench import bare, bare_broker, engine_report, half_load, lives, meter, noise, peer_runs, replay, write_log
 from tests import postgres, rabbit
 
 SESSIONS = 64
+NO_PEERS = "peers: not measured, because their environment does not exist; `make bench-engine` makes it"
 COMMAND = "make bench-engine"
 DOCUMENT = Path("bench/RESULTS.md")
 JSON = Path("bench/results/engine.json")
@@ -51,6 +52,11 @@ class Rounds:
         self._rows = rows
         self._engines = engines
 
+    @property
+    def remarks(self) -> list[str]:
+        """What to print below the figures."""
+        return []
+
     async def run(self, seconds: float) -> Round:
         """One round."""
         found = {"bare transaction": await self._meter.measure(lambda: self._loop.run(seconds))}
@@ -65,7 +71,7 @@ class Rounds:
 
 
 class RoundsOverRabbit(Rounds):
-    """The same, with the bare loop over RabbitMQ."""
+    """The same, with the bare loop over RabbitMQ and the peers."""
 
     def __init__(
         self,
@@ -74,20 +80,30 @@ class RoundsOverRabbit(Rounds):
         rows: replay.Replay,
         engines: dict[str, lives.Decisions],
         way: bare_broker.ReplayBroker,
+        peers: peer_runs.PeerRuns | None,
     ) -> None:
         super().__init__(metered, loop, rows, engines)
         self._way = way
+        self._peers = peers
 
     async def run(self, seconds: float) -> Round:
         """One round."""
         found = await super().run(seconds)
         batch = int(found["same rows"]["batch"])
         found["bare loop over RabbitMQ"] = await self._meter.measure(lambda: self._way.run(seconds, batch))
+        for peer in peer_runs.PEERS if self._peers else ():
+            if figures := await self._peers.run(peer, seconds, SESSIONS):
+                found[f"{engine_report.PEER}{peer.name}"] = dict(figures)
         return found
+
+    @property
+    def remarks(self) -> list[str]:
+        """The peers that failed, or why none was measured."""
+        return self._peers.failures if self._peers else [NO_PEERS]
 
 
 @contextlib.asynccontextmanager
-async def embedded(folder: Path) -> AsyncIterator[Rounds]:
+async def embedded(folder: Path, _: Path) -> AsyncIterator[Rounds]:
     """SQLite and the local bus."""
     steps = await write_log.record(folder)
     replayed, decided_in = folder / "replayed.db", folder / "decided.db"
@@ -105,7 +121,7 @@ async def embedded(folder: Path) -> AsyncIterator[Rounds]:
 
 
 @contextlib.asynccontextmanager
-async def distributed(folder: Path) -> AsyncIterator[Rounds]:
+async def distributed(folder: Path, environments: Path) -> AsyncIterator[Rounds]:
     """PostgreSQL and RabbitMQ, on servers of the benchmark's own, which sync to disk."""
     steps = await write_log.record(folder)
     server, broker = postgres.Server(durable=True), rabbit.Broker()
@@ -125,7 +141,8 @@ async def distributed(folder: Path) -> AsyncIterator[Rounds]:
         for engine in engines.values():
             await opened.enter_async_context(started(engine))
         metered = meter.Meter({"postgres": server.pid, "rabbitmq": broker.pid}, meter.CommitsOfServer(server, url))
-        yield RoundsOverRabbit(metered, loop, rows, engines, way)
+        peers = peer_runs.PeerRuns(environments, server, broker) if peer_runs.exists(environments) else None
+        yield RoundsOverRabbit(metered, loop, rows, engines, way, peers)
 
 
 @contextlib.asynccontextmanager
@@ -142,21 +159,22 @@ async def started(engine: lives.Decisions) -> AsyncIterator[None]:
 ENGINES = {"embedded": embedded, "distributed": distributed}
 
 
-async def measure(engine: str, folder: Path, rounds: int, seconds: float) -> list[Round]:
-    """All rounds of one engine."""
-    async with ENGINES[engine](folder) as parts:
-        return [await parts.run(seconds) for _ in range(rounds)]
+async def measure(engine: str, folder: Path, environments: Path, rounds: int, seconds: float) -> tuple[list[Round], list[str]]:
+    """All rounds of one engine, and remarks."""
+    async with ENGINES[engine](folder, environments) as parts:
+        return [await parts.run(seconds) for _ in range(rounds)], parts.remarks
 
 
 def run(engines: Sequence[str], folder: Path, rounds: int, seconds: float) -> engine_report.Report:
     """Measure these engines, one after the other."""
-    quiet, found = noise.Noise(), {}
+    quiet, found, remarks = noise.Noise(), {}, []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as made:
         for engine in engines:
             (within := Path(made) / engine).mkdir()
-            found[engine] = asyncio.run(measure(engine, within, rounds, seconds))
+            found[engine], said = asyncio.run(measure(engine, within, folder, rounds, seconds))
+            remarks += said
         rows = write_log.rows_per_event(asyncio.run(write_log.record(Path(made))))
-    return engine_report.Report(found, seconds=seconds, load=str(quiet), rows=rows)
+    return engine_report.Report(found, seconds=seconds, remarks=[*remarks, str(quiet)], rows=rows)
 
 
 def main() -> None:
@@ -167,9 +185,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each part of a round")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
     parser.add_argument("--write", action="store_true", help=f"write {JSON} and the section of {DOCUMENT}")
+    parser.add_argument(
+        "--make-peers", action="store_true", help="make the environment of the peers; without it they run if it exists"
+    )
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     given.folder.mkdir(parents=True, exist_ok=True)
+    if given.make_peers:
+        peer_runs.make(given.folder.absolute())
     report = run(given.engine or list(ENGINES), given.folder.absolute(), given.rounds, given.seconds)
     print(report.text())
     if given.write:

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import noise
+from bench import noise, peer_runs
 
 Figures = Mapping[str, float]
 Round = Mapping[str, Figures]
 
 HEADING = "Engine"
+PEER = "peer: "
 COLUMNS = {
     "per_s": ("per second", ",.0f"),
     "cpu_ms": ("CPU ms", ".3f"),
@@ -35,6 +36,12 @@ Events of whole recordings, next to bare loops and to other engines. All parts o
 is the median of the ratios of each round. `python -m bench.engine --help` and the header of `bench/engine.py` explain the parts.
 CPU is per event: of the measured process, and of the servers apart. *Per commit* counts events per durable commit; leases have
 commits of their own. Latencies are at half load, with random arrivals. *Life* is the time from a start to its result."""
+
+PEER_NOTES = """\
+A peer runs the same life of six steps. A step writes two rows of the application, a guarded update and a journal line, where
+the recorder writes ten. Each peer has one process, the same servers, synchronous commits and 64 lives at once. *Inline* leaves
+out the events that come from outside between the steps, so it is another life and has no target. `bench/peers/` has the
+programs, `bench/peers.txt` the versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +88,12 @@ RATIOS = (
 class Report:
     """The rounds of each engine and what they amount to."""
 
-    def __init__(self, found: Mapping[str, Sequence[Round]], *, seconds: float, load: str, rows: Mapping[str, float]) -> None:
+    def __init__(
+        self, found: Mapping[str, Sequence[Round]], *, seconds: float, remarks: Sequence[str], rows: Mapping[str, float]
+    ) -> None:
         self._found = found
         self._seconds = seconds
-        self._load = load
+        self._remarks = remarks
         self._rows = rows
         self._date = datetime.datetime.now(datetime.UTC).date().isoformat()
 
@@ -92,7 +101,6 @@ class Report:
         """Everything: ratios first, then medians, then the figures of each round."""
         machine = {
             "cores": os.cpu_count(),
-            "load": self._load,
             "python": platform.python_version(),
             "sqlite": sqlite3.sqlite_version,
         }
@@ -107,6 +115,7 @@ class Report:
             "seconds": self._seconds,
             "date": self._date,
             "machine": machine,
+            "remarks": list(self._remarks),
         }
 
     def text(self) -> str:
@@ -114,32 +123,36 @@ class Report:
         tables = [table(engine) for engine in self._found for table in (self._ratio_table, self._table, self._latencies)]
         rows = ", ".join(f"{name} {count:g}" for name, count in self._rows.items())
         listed = textwrap.fill(f"rows per event, {sum(self._rows.values()):.1f} in all: {rows}", 120)
-        return "\n\n".join([*tables, listed, self._load])
+        return "\n\n".join([*tables, listed, "\n".join(self._remarks)])
 
     def section(self, words: str) -> str:
         """The section for RESULTS.md; `words` are those of the command."""
-        return f"## {HEADING}\n\n{NOTES}\n\nCommand: `{words}`. Date: {self._date}.\n\n```text\n{self.text()}\n```\n"
+        return (
+            f"## {HEADING}\n\n{NOTES}\n\nCommand: `{words}`. Date: {self._date}.\n\n```text\n{self.text()}\n```\n\n"
+            f"{PEER_NOTES}\n\n{peer_runs.guarantees()}\n"
+        )
 
     def _ratios(self, engine: str) -> list[tuple[Ratio, list[float]]]:
-        """Each ratio that has a value in every round. Peers have no target of their own here: the guarantees differ."""
-        peers = dict.fromkeys(part for found in self._found[engine] for part in found if part.startswith("peer: "))
+        """Each ratio with its values in the rounds that have both parts."""
+        rounds = self._found[engine]
+        parts = {part for found in rounds for part in found}
         against = [
-            Ratio(label=f"{part} / {name.removeprefix('peer: ')}", part=part, of_part=name)
-            for name in peers
+            Ratio(label=f"{part} / {peer.name}", part=part, of_part=f"{PEER}{peer.name}", target=peer.target)
+            for peer in peer_runs.PEERS
             for part in ("decided", "over RabbitMQ")
+            if f"{PEER}{peer.name}" in parts
         ]
-        values = [(ratio, [ratio.of(found) for found in self._found[engine]]) for ratio in (*RATIOS, *against)]
-        return [(ratio, [v for v in each if v is not None]) for ratio, each in values if None not in each]
+        values = [(ratio, [ratio.of(found) for found in rounds]) for ratio in (*RATIOS, *against)]
+        known = [(ratio, [value for value in each if value is not None]) for ratio, each in values]
+        return [(ratio, each) for ratio, each in known if each]
 
     def _medians(self, engine: str) -> dict[str, dict[str, float]]:
-        rounds = self._found[engine]
-        return {
-            part: {
-                figure: statistics.median(found[part][figure] for found in rounds if figure in found[part])
-                for figure in rounds[0][part]
-            }
-            for part in rounds[0]
-        }
+        every: dict[str, dict[str, list[float]]] = {}
+        for found in self._found[engine]:
+            for part, figures in found.items():
+                for figure, value in figures.items():
+                    every.setdefault(part, {}).setdefault(figure, []).append(value)
+        return {part: {figure: statistics.median(each) for figure, each in figures.items()} for part, figures in every.items()}
 
     def _ratio_table(self, engine: str) -> str:
         heading = f"{engine}, {len(self._found[engine])} rounds of {self._seconds:g} s a part"

@@ -20,7 +20,12 @@ def cpu_s(pid: int) -> float:
 
 def tree_cpu_s(pid: int) -> float:
     """User and system time of a process and its descendants, dead ones included."""
-    return sum(sum(map(int, _fields(each)[11:15])) for each in tree(pid)) / TICKS
+    used = 0
+    for each in tree(pid):
+        # One that has ended meanwhile is in the figures of its parent.
+        with contextlib.suppress(OSError):
+            used += sum(map(int, _fields(each)[11:15]))
+    return used / TICKS
 
 
 def children(pid: int) -> set[int]:

@@ -47,4 +47,6 @@ async def test_a_benchmark_runs(name: str, words: str, tmp_path: Path) -> None:
         printed, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
     assert re.search(r"^-{3,}  -{3,}", printed.decode(), re.MULTILINE), printed.decode()
+    if "--engine=distributed" in words and name == "engine":
+        assert "peers: not measured" in printed.decode(), "a folder without their environment runs none, and the text says so"
     assert re.search(r"other work on the machine took \d+% of them", printed.decode()), printed.decode()

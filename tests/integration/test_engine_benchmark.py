@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-from bench import engine_report, meter, replay, write_log
+from bench import engine_report, meter, peer_runs, replay, write_log
+from tests import ast_helpers
 
 
 def rows(path: Path) -> dict[str, list[str]]:
@@ -69,7 +71,7 @@ def test_a_ratio_is_the_median_of_the_rounds() -> None:
         {"bare transaction": {"per_s": bare, "cpu_ms": 0.1}, "decided": {"per_s": decided, "cpu_ms": 0.3}}
         for bare, decided in ((1000.0, 600.0), (100.0, 60.0), (1000.0, 900.0))
     ]
-    report = engine_report.Report({"embedded": rounds}, seconds=1.0, load="quiet", rows={"inbox insert": 1.0})
+    report = engine_report.Report({"embedded": rounds}, seconds=1.0, remarks=["quiet"], rows={"inbox insert": 1.0})
     ratios = report.as_json()["ratios"]["embedded"]
     assert ratios["decided / bare transaction"] == {"median": 0.6, "least": 0.6, "most": 0.9, "target": "≥ 0.5"}
     assert round(ratios["CPU: decided / bare transaction"]["median"], 6) == 3.0
@@ -85,3 +87,32 @@ def test_a_section_replaces_its_predecessor() -> None:
     assert engine_report.with_section(once, "## Engine\n\ntwo\n") == once.replace("one", "two")
     last = "# Figures\n\n## Other\n\nold\n\n## Engine\n\none\n"
     assert engine_report.with_section(last, "## Engine\n\ntwo\n") == last.replace("one", "two")
+
+
+def test_peers_are_pinned_and_know_nothing_of_the_recorder() -> None:
+    """Each peer has a program and pinned requirements; of this project it imports its measurement alone."""
+    folder = Path(peer_runs.__file__).parent
+    programs = {peer.program for peer in peer_runs.PEERS}
+    assert {path.stem for path in folder.glob("peers/*_life.py")} == programs
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", peer_runs.REQUIREMENTS.read_text("utf-8"), re.MULTILINE))
+    asked = re.findall(r"^([a-z0-9-]+)", (folder / "peers.in").read_text("utf-8"), re.MULTILINE)
+    assert set(asked) <= pinned
+    packages = {path.parent.name for path in folder.parent.glob("*/__init__.py")}
+    for path in folder.glob("peers/*.py"):
+        modules = {
+            node.module for node in ast.walk(ast_helpers.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)
+        }
+        ours = {module for module in modules if module and module.partition(".")[0] in packages}
+        assert ours <= {"bench", "bench.peers"}, path
+
+
+def test_a_round_without_a_peer_leaves_the_others_their_figures() -> None:
+    """A peer that failed in one round has the figures of the other rounds, and the report repeats the reason."""
+    base = {"bare transaction": {"per_s": 100.0}, "decided": {"per_s": 60.0}}
+    name = f"{engine_report.PEER}{peer_runs.PEERS[0].name}"
+    report = engine_report.Report(
+        {"distributed": [base, base | {name: {"per_s": 20.0}}]}, seconds=1.0, remarks=["it ended with 1"], rows={}
+    )
+    ratios = report.as_json()["ratios"]["distributed"]
+    assert ratios[f"decided / {peer_runs.PEERS[0].name}"]["median"] == 3.0
+    assert "it ended with 1" in report.text()
