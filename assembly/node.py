@@ -27,7 +27,7 @@ from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
 from handlers import admission, dispatch, sweeper, unit_of_work
 from machine import job_key, model, supervised_task
-from media import spool
+from media import free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
 from web import http_server
@@ -67,11 +67,14 @@ class Node:
         work = node_work.NodeWork(self.settings, folder, chain)
         await work.uploader.start()
         self._stack.push_async_callback(work.uploader.stop)
-        space = start_checks.SpoolSpace(self.settings, folder)
+        free = free_space.FreeSpace(folder)
+        self._stack.push_async_callback(free.stop)
+        await free.measure()
+        space = start_checks.SpoolSpace(self.settings, free)
         workers = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms)
         checks = start_checks.StartChecks(self.settings, work, chain, workers.check if self._distributed else space.check)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
-        parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, folder, space)]
+        parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
@@ -204,7 +207,7 @@ class Node:
             )
         return self.bus
 
-    def _capacity(self, work: node_work.NodeWork, folder: spool.Spool, space: start_checks.SpoolSpace) -> list[Any]:
+    def _capacity(self, work: node_work.NodeWork, free: free_space.FreeSpace, space: start_checks.SpoolSpace) -> list[Any]:
         made = self.worker
         if made is None:
             return []
@@ -223,7 +226,8 @@ class Node:
             running=made.running,
             freed=made.freed,
             live=live,
-            free_bytes=folder.free_bytes,
+            measure=free.measure,
+            free_bytes=free.free_bytes,
         )
         self._tasks.append(self.capacity.task)
         return [self.capacity]

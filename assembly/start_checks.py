@@ -13,37 +13,29 @@ from assembly import work as node_work
 from assembly.identity import clock
 from config import settings as settings_module
 from events import codec
-from machine import daemon_threads, errors
-from media import spool
+from machine import errors
+from media import free_space
 from tencent import cos_target, credentials, usersig
 
 LIMIT_S = 2.0
-SPOOL_THREADS = 2
 
 
 class SpoolSpace:
     """Free space of a spool against the needs of its captures. `expected_bytes` is set once the worker exists."""
 
-    def __init__(self, settings: settings_module.Settings, folder: spool.Spool) -> None:
+    def __init__(self, settings: settings_module.Settings, free: free_space.FreeSpace) -> None:
         self._settings = settings
-        self._spool = folder
+        self._free = free
         self.expected_bytes: Callable[[], int] = lambda: 0
-        # Its own: a spool that hangs keeps these threads, and nothing else waits for them.
-        self._threads = daemon_threads.DaemonThreads("spool-space", SPOOL_THREADS)
 
     async def check(self) -> tuple[str, ...]:
         """Raise InsufficientSpace if there is no space for another capture, Unavailable for a spool that hangs; returns no
         warnings."""
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                free_bytes, needed_bytes = await self._threads.run(lambda: (self._spool.free_bytes(), self.needed_bytes()))
-        except TimeoutError:
-            raise errors.Unavailable(
-                f"The spool {self._spool.root} does not answer. Check its disk or mount, then try again."
-            ) from None
+        await self._free.measure()
+        free_bytes, needed_bytes = self._free.free_bytes(), self.needed_bytes()
         if free_bytes < needed_bytes:
             raise errors.InsufficientSpace(
-                f"The spool {self._spool.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
+                f"The spool {self._free.root} has {free_bytes >> 20} MiB free, and {needed_bytes >> 20} MiB are needed for"
                 " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
             )
         return ()
@@ -57,7 +49,7 @@ class SpoolSpace:
         settings = self._settings
         if "min_free_bytes" in settings.model_fields_set:
             return settings.min_free_bytes
-        return min(settings.min_free_bytes, self._spool.total_bytes() // 10)
+        return min(settings.min_free_bytes, self._free.total_bytes() // 10)
 
 
 class StartChecks:

@@ -36,7 +36,7 @@ class NodeWork:
         self._chain = chain
         ffmpeg_process.check_tools()
         self._ffmpeg = ffmpeg_command.find(settings.ffmpeg_binary)
-        self.uploader = cos.CosUploader(slots.of(settings)["start-upload"])
+        self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
         self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()

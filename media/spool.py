@@ -144,19 +144,14 @@ class Spool:
         """The segments of a recording on this disk, ordered by epoch."""
         return sorted(self._folder(task_id, speaker, n).glob("*.flv"))
 
-    def free_bytes(self) -> int:
-        """Free bytes for this process on the spool's file system. Raises errors.Unavailable if the spool is gone."""
+    def space(self) -> tuple[int, int]:
+        """Bytes of the spool's file system that are free for this process, and in all (blocking). Raises errors.Unavailable if
+        the spool is gone."""
         try:
-            return shutil.disk_usage(self.root).free
+            found = shutil.disk_usage(self.root)
         except OSError as error:
             raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
-
-    def total_bytes(self) -> int:
-        """The size of the spool's file system in bytes. Raises errors.Unavailable if the spool is gone."""
-        try:
-            return shutil.disk_usage(self.root).total
-        except OSError as error:
-            raise errors.Unavailable(f"The spool folder {self.root} cannot be read: {error.strerror}.") from error
+        return found.free, found.total
 
     def remove_files(self, task_id: str, speaker: str, n: int, until_epoch: int) -> int:
         """Delete the files of epochs up to this one of a recording (blocking), and the folders that are then empty. Files of

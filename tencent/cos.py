@@ -48,7 +48,9 @@ class CosUploader:
         first_part_bytes: int = file_parts.FIRST_PART_BYTES,
         pauses_s: tuple[float, ...] = PAUSES_S,
         silence_timeout_s: float = cos_requests.SILENCE_TIMEOUT_S,
+        read: file_parts.InThread | None = None,
     ) -> None:
+        """`read` runs the blocking operations on files: a file system that hangs must not take the threads of requests."""
         if first_part_bytes < file_parts.MIN_PART_BYTES:
             raise ValueError(f"COS takes no part under {file_parts.MIN_PART_BYTES} bytes but the last")
         self._first_part_bytes = first_part_bytes
@@ -56,6 +58,7 @@ class CosUploader:
         self._silence_timeout_s = silence_timeout_s
         self._uploads = request_threads.RequestThreads(threads, "cos")
         self._checks = request_threads.RequestThreads(CHECK_THREADS, "cos-check")
+        self._read = read or self._uploads.run
 
     async def start(self) -> None:
         """Create the threads and the connection pools, and switch off the SDK's log. Connects to nothing."""
@@ -83,7 +86,7 @@ class CosUploader:
         "throttled", "server", "network", "mismatch" or "file-missing".
         """
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
-        job = cos_upload.Upload(self._ask, self._uploads.run, client, path, target, save)
+        job = cos_upload.Upload(self._ask, self._read, client, path, target, save)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     async def abort(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:

@@ -44,7 +44,8 @@ class Capacity:
     """Pauses and resumes the commands of a worker, by their type. `pause` and `resume` act on the bus and are idempotent.
 
     `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind. `freed` is set whenever a job
-    ends. Without `limits` captures are not limited: there is no other worker."""
+    ends. `measure` measures the spool, and `free_bytes` returns the last figure. Without `limits` captures are not limited: there
+    is no other worker."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Capacity:
         running: Callable[[str], int],
         freed: asyncio.Event,
         live: cpu_usage.LiveCpu,
+        measure: Callable[[], Awaitable[None]],
         free_bytes: Callable[[], int],
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
     ) -> None:
@@ -66,6 +68,7 @@ class Capacity:
         self._running = running
         self._freed = freed
         self._live = live
+        self._measure = measure
         self._free_bytes = free_bytes
         self._load = load
         self._reasons = dict.fromkeys((*slots, *((START_CAPTURE,) if limits else ())), "")
@@ -123,6 +126,8 @@ class Capacity:
             await begin()
             return
         async with self._locks[type_]:
+            if type_ == START_CAPTURE:
+                await self._measure()
             reason = self.full(type_)
             if not reason:
                 await begin()
@@ -133,6 +138,8 @@ class Capacity:
     async def _run(self) -> None:
         while True:
             self._live.sample()
+            if self._limits is not None:
+                await self._measure()
             await self.check()
             await supervised_task.pause(self._freed, CHECK_EVERY_S)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -37,6 +38,7 @@ class HeldLeases:
         self._node = node
         self._policy = policy
         self._clock = clock
+        self._ending: set[asyncio.Future[list[Any]]] = set()
         self.jobs: dict[tuple[job_key.JobKey, int], leased_job.AnyJob] = {}
         self.task = supervised_task.SupervisedTask("worker.leases", self._run)
 
@@ -50,7 +52,8 @@ class HeldLeases:
         await self.task.stop()
         jobs = list(self.jobs.values())
         self.jobs.clear()
-        await asyncio.gather(*(_abandon(job) for job in jobs))
+        ending = [task for job in jobs for task in _abandon(job)]
+        await asyncio.gather(*ending, *self._ending, return_exceptions=True)
         return jobs
 
     async def take(self, owner: leased_job.Owner, epoch: int, kind: str) -> leased_job.LeasedJob[leased_job.Owner] | None:
@@ -94,7 +97,9 @@ class HeldLeases:
         failpoints.hit("lease.renew.before")
         refused = await self._store.leases.renew_all([j.key for j in jobs], self._node, self._policy.lease_ms)
         failpoints.hit("lease.renew.after")
-        await asyncio.gather(*(self._refused(job) for job in jobs if job.key in refused))
+        for job in jobs:
+            if job.key in refused:
+                self._refused(job)
 
     async def _note_progress(self) -> None:
         """Note the progress of captures that grew since the last time."""
@@ -105,11 +110,14 @@ class HeldLeases:
         for job, progress in grown:
             job.noted = progress
 
-    async def _refused(self, job: leased_job.AnyJob) -> None:
+    def _refused(self, job: leased_job.AnyJob) -> None:
+        """End a job. Its tasks may wait for a file system that hangs, and no other lease waits for them."""
         self.release(job)
         if not job.ended:
             log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
-            await _abandon(job)
+            ending = asyncio.gather(*_abandon(job), return_exceptions=True)
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def _void(self, lease: due_work.Lease) -> None:
         """Publish `worker-lost` for a lease of an earlier process."""
@@ -142,11 +150,11 @@ class HeldLeases:
         return replace(lost, media_ms=found.media_ms, size_bytes=found.size_bytes, last_packet_ms=found.last_packet_ms)
 
 
-async def _abandon(job: leased_job.AnyJob) -> None:
-    """Kill a job's capture and cancel its tasks."""
+def _abandon(job: leased_job.AnyJob) -> list[asyncio.Task[None]]:
+    """Kill a job's capture and cancel its tasks; returns these tasks."""
     if job.capture is not None and not job.ended:
         job.capture.kill()
     tasks = [t for t in (job.task, *job.publishing) if t is not None]
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks

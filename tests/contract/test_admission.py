@@ -10,6 +10,7 @@ from handlers import admission
 from machine import errors, model
 from store import store as stores
 from tests import engines
+from tests.work_doubles import measured
 from worker import capacity, cpu_usage
 
 ALIVE_MS = 60_000
@@ -52,6 +53,7 @@ def _unreadable() -> model.SpareCapacity:
         running=lambda _: 0,
         freed=asyncio.Event(),
         live=live,
+        measure=measured,
         free_bytes=gone,
         load=lambda: 0.0,
     ).spare()

@@ -11,7 +11,7 @@ from machine import errors, job_key, model, states
 from machine.reasons import Reason
 from store import store as stores
 from tests import engines, examples, transactions, waiting
-from tests.work_doubles import Node, node
+from tests.work_doubles import Node, measured, node
 from worker import capacity, command_handlers, cpu_usage, receivers
 
 __all__ = ["node"]
@@ -105,6 +105,7 @@ async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, cl
         running=node.worker.running,
         freed=node.worker.freed,
         live=cpu_usage.LiveCpu(dict, cpus=1),
+        measure=measured,
         free_bytes=lambda: 0,
     )
 

@@ -16,7 +16,7 @@ from assembly import start_checks
 from assembly import work as node_work
 from config import settings as settings_module
 from machine import errors
-from media import spool
+from media import file_threads, free_space, spool
 from tencent import cos, credentials
 from tests import waiting
 from tests.integration import scripted_cos
@@ -138,9 +138,9 @@ async def test_a_spool_that_hangs(work: node_work.NodeWork, tmp_path: Path, monk
     """A start is refused for now, and the event loop goes on meanwhile."""
     ends = threading.Event()
     folder = spool.Spool(tmp_path / "spool")
-    monkeypatch.setattr(folder, "free_bytes", lambda: ends.wait(60) and 0)
-    monkeypatch.setattr(start_checks, "LIMIT_S", 0.05)
-    space = start_checks.SpoolSpace(work._settings, folder)
+    monkeypatch.setattr(folder, "space", lambda: ends.wait(60) and (0, 0))
+    monkeypatch.setattr(file_threads, "ANSWER_S", 0.05)
+    space = start_checks.SpoolSpace(work._settings, free_space.FreeSpace(folder))
     made = checks(work, capacity=space.check)
     try:
         for answer in await asyncio.gather(*(made.check(start(**KEYS)) for _ in range(STARTS)), return_exceptions=True):

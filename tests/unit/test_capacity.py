@@ -11,6 +11,7 @@ import pytest
 
 from machine import errors
 from tests import waiting
+from tests.work_doubles import measured
 from worker import capacity, cpu_usage
 
 
@@ -78,6 +79,7 @@ def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_us
         running=lambda kind: captures.running if kind == "capture" else captures.others[kind],
         freed=asyncio.Event(),
         live=live or idle,
+        measure=measured,
         free_bytes=lambda: free_bytes,
         load=lambda: 3.0,
     )
@@ -167,6 +169,7 @@ async def test_a_load_limit_is_the_machines() -> None:
         running=lambda _: 0,
         freed=asyncio.Event(),
         live=live,
+        measure=measured,
         free_bytes=lambda: 1,
         load=lambda: 3.0,
     )
@@ -190,6 +193,7 @@ async def test_a_spool_that_cannot_be_read_takes_nothing() -> None:
         running=lambda _: 0,
         freed=asyncio.Event(),
         live=live,
+        measure=measured,
         free_bytes=gone,
         load=lambda: 0.0,
     )
