@@ -15,6 +15,16 @@ from assembly import encryption_keys
 from config import settings as settings_module
 from machine import errors
 
+# Connections to PostgreSQL that each role adds to the first one, and the fewest of a node.
+CONNECTIONS = {"api": 1, "machine": 3, "worker": 1}
+MIN_CONNECTIONS = 3
+
+
+def pool_size(settings: settings_module.Settings) -> int:
+    """Connections of a node to PostgreSQL: DATABASE_CONNECTIONS, or what its roles need. Decisions need most."""
+    needed = 1 + sum(CONNECTIONS[role] for role in settings.roles)
+    return settings.database_connections or max(needed, MIN_CONNECTIONS)
+
 
 @contextlib.asynccontextmanager
 async def opened(settings: settings_module.Settings, *, create: bool = False) -> AsyncIterator[store.connections.Connections]:

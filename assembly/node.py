@@ -21,7 +21,7 @@ import store.connections
 import store.queries
 import store.schema
 import store.store
-from assembly import encryption_keys, slots, start_checks
+from assembly import database, encryption_keys, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
@@ -130,12 +130,12 @@ class Node:
         settings = self.settings
         if not self._distributed:
             settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        database = store.connections.open_database(settings.database)
+        opened = store.connections.open_database(settings.database, database.pool_size(settings))
         self._keyring = encryption_keys.keyring(settings)
-        self.store = store.store.Store(database, clock=clock, keyring=self._keyring)
+        self.store = store.store.Store(opened, clock=clock, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)
         if self._distributed:
-            await store.schema.check(database)
+            await store.schema.check(opened)
             await self.store.check_encrypted()
         else:
             await self.store.start()

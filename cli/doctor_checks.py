@@ -222,7 +222,7 @@ def check_lock(case: Case) -> Finding:
 # --- database -------------------------------------------------------------------------------------------------------------
 def check_database(case: Case) -> Finding:
     """The database is writable and has this program's schema."""
-    from assembly import inspection
+    from assembly import database, inspection
 
     file = case.settings.database_file
     fault = doctor_probes.folder_fault(file.parent) if case.is_file else ""
@@ -250,6 +250,11 @@ def check_database(case: Case) -> Finding:
         meaning = f"The next start migrates it to {schema.newest}; after that an older recorder cannot use it."
         remedy = f"cp {file} {file}.{current}  # a copy, with the service stopped; then start it again"
         return warn(f"schema {current}", meaning, remedy)
+    needed = database.pool_size(case.settings)
+    if schema.free is not None and schema.free < needed:
+        meaning = f"This node opens up to {needed}; without them its requests fail and its leases may end."
+        remedy = "Raise max_connections of PostgreSQL, or set DATABASE_CONNECTIONS (docs/operate.md, Database connections)."
+        return warn(f"the server has {schema.free} connections left", meaning, remedy)
     return ok(f"can be written, schema {current}")
 
 

@@ -73,6 +73,9 @@ class Settings(pydantic_settings.BaseSettings):
         f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
         "The database, unless it is the SQLite file `recorder.db` in DATA_DIR.",
     )
+    database_connections: int = _setting(
+        "DATABASE_CONNECTIONS", 0, "a number from 0", "Connections of this node to PostgreSQL; 0: by its roles.", ge=0, le=100
+    )
     secret_keys: Annotated[tuple[SecretStr, ...], _list_of(parsers.encryption_key)] = _setting(
         "SECRET_KEYS",
         (),

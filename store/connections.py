@@ -109,8 +109,9 @@ class Connections:
         await self.engine.dispose()
 
 
-def open_database(url: str) -> Connections:
-    """Connections for `url`: `sqlite+aiosqlite:///path` or `postgresql+asyncpg://user@host/name`. Connects on first use."""
+def open_database(url: str, pool_size: int = POOL_SIZE) -> Connections:
+    """Connections for `url`: `sqlite+aiosqlite:///path`, or at most `pool_size` for `postgresql+asyncpg://user@host/name`.
+    Connects on first use."""
     # Parameters may be secrets: a database error must not repeat them.
     if not url.startswith("postgresql"):
         engine = create_async_engine(url, pool_size=5, hide_parameters=True)
@@ -120,7 +121,7 @@ def open_database(url: str) -> Connections:
     limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, "server_settings": idle}
     return Connections(
         create_async_engine(
-            url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
+            url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
         )
     )
 

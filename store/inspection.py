@@ -9,21 +9,28 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import exc, select
+from sqlalchemy import exc, select, text
 from sqlalchemy.engine import make_url
 
 from machine import errors
 from store import connections, encrypted_rows, schema, tables
 
+# This connection ends, so it counts as free.
+_FREE = text(
+    "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int + 1"
+    " - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaState:
     """The revision of a database ("": no tables, or no database), the revision of this program, and whether this program knows
-    the former."""
+    the former. `free` is the number of connections that the server still allows; None for SQLite."""
 
     current: str
     newest: str
     known: bool = True
+    free: int | None = None
 
 
 def schema_state(url: str) -> SchemaState:
@@ -32,11 +39,11 @@ def schema_state(url: str) -> SchemaState:
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
         return SchemaState(current="", newest=schema.HEAD)
     try:
-        current = asyncio.run(_revision(url))
+        current, free = asyncio.run(_revision(url))
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
-    return SchemaState(current=current, newest=schema.HEAD, known=not current or current in schema.REVISIONS)
+    return SchemaState(current=current, newest=schema.HEAD, known=not current or current in schema.REVISIONS, free=free)
 
 
 def key_ids(url: str) -> set[str]:
@@ -60,13 +67,15 @@ async def _key_ids(url: str) -> set[str]:
         await database.close()
 
 
-async def _revision(url: str) -> str:
+async def _revision(url: str) -> tuple[str, int | None]:
     database = connections.open_database(url)
     try:
         # A write transaction, rolled back: it shows whether the database can be written.
         async with database.write() as connection:
             revision = await connection.run_sync(schema.current)
+            postgresql = connection.dialect.name == "postgresql"
+            free = int((await connection.execute(_FREE)).scalar_one()) if postgresql else None
             await connection.rollback()
-        return revision
+        return revision, free
     finally:
         await database.close()

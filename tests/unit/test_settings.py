@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from assembly import database
 from config import settings
 from tests import engines
 
@@ -112,6 +113,18 @@ def test_workers_with_separate_spools_need_an_address() -> None:
     for more in ({"NODE_URL": "http://10.0.0.7:8080"}, {"HOST": "10.0.0.7"}, {"ROLES": "api,machine"}):
         assert settings.load({**HOME, **many, **more}).cluster_token
     assert settings.load({**HOME, **many, "SPOOL_SHARED": "true", "CFS_PATH": "/cfs"}).spool_shared
+
+
+@pytest.mark.parametrize(
+    ("roles", "most_nodes"), [("api,machine,worker", 16), ("api,machine", 19), ("machine", 24), ("worker", 32), ("api", 32)]
+)
+def test_many_nodes_fit_a_default_postgresql(roles: str, most_nodes: int) -> None:
+    """The pools of docs/operate.md's table fit in 97 of its 100 connections; a number that is given counts alone."""
+    amqp = {"AMQP_URL": "amqp://h/", "DATABASE_URL": "postgresql+asyncpg://u@h/n", "SECRET_KEYS": engines.SECRET_KEYS}
+    environ = HOME | amqp | {"ROLES": roles, "CLUSTER_TOKEN": "t"}
+    assert 97 // database.pool_size(settings.load(environ)) == most_nodes
+    assert database.pool_size(settings.load(environ | {"DATABASE_CONNECTIONS": "11"})) == 11
+    assert f"| {most_nodes} |" in (Path(__file__).parent.parent.parent / "docs" / "operate.md").read_text("utf-8")
 
 
 def test_the_database_is_never_on_cfs(tmp_path: Path) -> None:
