@@ -46,12 +46,12 @@ def decide(
         case internal_events.DeliveryFinished():
             return _end(delivery, DELIVERED, "")
         case internal_events.WorkerLost():
-            return _queue(delivery)
+            return _lost(delivery, now_ms, policy.delivery_lost_backoff_ms)
         case internal_events.DeliveryFailure():
             detail = outcome.detail or outcome.reason
             if not outcome.retry or delivery.failures >= len(policy.delivery_backoff_ms):
                 return _end(delivery, FAILED, detail)
-            return _wait(delivery, detail, now_ms + policy.delivery_backoff_ms[delivery.failures])
+            return _wait(delivery, detail, now_ms + policy.delivery_backoff_ms[delivery.failures], failures=delivery.failures + 1)
 
 
 def _queue(delivery: model.Delivery) -> DeliveryDecision:
@@ -60,14 +60,23 @@ def _queue(delivery: model.Delivery) -> DeliveryDecision:
     return DeliveryDecision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
 
 
+def _lost(delivery: model.Delivery, now_ms: int, backoff_ms: tuple[int, ...]) -> DeliveryDecision:
+    """Send again, at once after the first loss. Failed posts and losses raise the epoch, and only failed posts are counted."""
+    losses = max(0, delivery.epoch - 1 - delivery.failures)
+    pause_ms = backoff_ms[min(losses, len(backoff_ms) - 1)]
+    if not pause_ms:
+        return _queue(delivery)
+    return _wait(delivery, f"{losses + 1} workers were lost before it was posted", now_ms + pause_ms, failures=delivery.failures)
+
+
 def _release(delivery: model.Delivery) -> DeliveryDecision:
     job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
     return DeliveryDecision(delivery=replace(delivery, job=job), effects=(effects.Command("send-callback"),))
 
 
-def _wait(delivery: model.Delivery, detail: str, at_ms: int) -> DeliveryDecision:
+def _wait(delivery: model.Delivery, detail: str, at_ms: int, *, failures: int) -> DeliveryDecision:
     job = model.Job(kind=states.DELIVERY, state=states.WAITING)
-    waiting = replace(delivery, epoch=delivery.epoch + 1, failures=delivery.failures + 1, detail=detail, job=job)
+    waiting = replace(delivery, epoch=delivery.epoch + 1, failures=failures, detail=detail, job=job)
     return DeliveryDecision(delivery=waiting, effects=(effects.Arm("retry", at_ms),))
 
 

@@ -74,6 +74,8 @@ class Policy:
     delivery_backoff_ms: tuple[int, ...] = tuple(
         s * SECOND for s in (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
     )
+    # Backoff of deliveries whose workers are lost, by the number of losses before; the last value repeats.
+    delivery_lost_backoff_ms: tuple[int, ...] = (0, 5_000, 30_000, 5 * MINUTE)
     # Pause of a transcode between two checks for a node that is away.
     node_away_backoff_ms: int = 5_000
     # Time between two revisions of a result while uploads are pending.

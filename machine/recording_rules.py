@@ -14,6 +14,8 @@ from machine.reasons import Reason
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 
 MAX_EMPTY_RUNS = 3
+# A run of this length is no cause of its worker's loss.
+LASTED_MS = 10 * model.SECOND
 
 
 class RecordingRules:
@@ -32,13 +34,9 @@ class RecordingRules:
         self.last_packet_ms: int | None = None
         match outcome:
             case internal_events.FfmpegExit():
-                self.reason, self.detail, self.retry, self.media_ms = (
-                    outcome.reason,
-                    outcome.detail,
-                    outcome.retry,
-                    outcome.media_ms,
-                )
-                self.first_packet_ms, self.last_packet_ms = outcome.first_packet_ms, outcome.last_packet_ms
+                self.reason, self.detail, self.retry = outcome.reason, outcome.detail, outcome.retry
+                self.media_ms, self.first_packet_ms = outcome.media_ms, outcome.first_packet_ms
+                self.last_packet_ms = outcome.last_packet_ms
             case internal_events.CaptureStarted():
                 self.first_packet_ms = outcome.first_packet_ms
             case internal_events.WorkerLost():
@@ -81,6 +79,11 @@ class RecordingRules:
     def brought_media(self) -> bool:
         """This run wrote media of a wanted track."""
         return self.media_ms > 0
+
+    @property
+    def lost_again(self) -> bool:
+        """The run brought little media, and the one before it failed or was lost too."""
+        return self.media_ms < LASTED_MS and self.recording.failures > 0
 
     @property
     def disk_error(self) -> bool:
@@ -301,9 +304,11 @@ class RecordingRules:
         )
 
     def count_media(self) -> None:
-        """Add the run's media (media resets the count of failures)."""
+        """Add the run's media (media resets the count of failures; if the worker is lost, only media of some length does)."""
         if self.media_ms > 0:
-            self._set(media_ms=self.recording.media_ms + self.media_ms, failures=0)
+            forgives = self.media_ms >= LASTED_MS or not isinstance(self.outcome, internal_events.WorkerLost)
+            failures = 0 if forgives else self.recording.failures
+            self._set(media_ms=self.recording.media_ms + self.media_ms, failures=failures)
             self.note_media()
 
     def keep_output(self) -> None:

@@ -38,6 +38,7 @@ EVENTS = (
 )
 CAPTURING = ("Joining", "Recording")
 FINAL = ("Done", "Failed")
+LASTED_MS = 10_000
 OUTPUT = {"DurationMs": 5_000, "SizeBytes": 9, "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": [{"AtMs": 1, "DurationMs": 2}]}
 
 
@@ -177,7 +178,7 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
         },
         "worker-lost": {
             "stale": (False, True),
-            "media_ms": (0, 5_000),
+            "media_ms": (0, 5_000, LASTED_MS),
             "present": (None, True, False),
             "last_pull": (False, True),
             "failures": (0, 4, 5, 9),

@@ -161,6 +161,8 @@ def _worker_lost(c: cases.Case) -> Expected:
     stays = "move" if before else "stay"
     if c.present is False and not c.last_pull:
         return Expected(stays, before, capture="none")
+    if c.failures and c.media_ms < cases.LASTED_MS:  # losses in a row: something kills workers, so the next one is spared a while
+        return Expected(stays, before, capture="waiting", raised=True, armed="retry")
     return Expected(stays, before, capture="queued", command="start-capture", raised=True)
 
 

@@ -81,9 +81,26 @@ def test_a_newer_revision_cancels_it(job: str) -> None:
 
 def test_a_lost_worker_costs_no_try() -> None:
     """After the sender died, the delivery is sent again immediately under a new epoch, and the schedule keeps its place."""
-    got = _decide(_with_job("leased", failures=2), "worker-lost")
-    assert (got.delivery.failures, got.delivery.epoch) == (2, PLAIN.epoch + 1)
+    got = _decide(_with_job("leased", failures=PLAIN.epoch - 1), "worker-lost")
+    assert (got.delivery.failures, got.delivery.epoch) == (PLAIN.epoch - 1, PLAIN.epoch + 1)
     assert effects.Command("send-callback") in got.effects
+
+
+def test_repeated_losses_back_off() -> None:
+    """A delivery that loses one worker after the other waits longer each time, but it never fails for that, and the schedule of
+    failed posts keeps its place."""
+    value = _decide(dataclasses.replace(PLAIN, epoch=0), "send").delivery
+    failed = _decide(value, "callback-failed").delivery
+    value = _decide(failed, "retry-due").delivery
+    pauses_s = []
+    for _ in range(20):
+        got = _decide(value, "worker-lost")
+        pauses_s += [(e.at_ms - NOW_MS) // 1_000 for e in got.effects if isinstance(e, effects.Arm)] or [0]
+        assert (got.delivery.state, got.delivery.failures) == ("pending", 1)
+        value = _decide(got.delivery, "retry-due").delivery if pauses_s[-1] else got.delivery
+    assert pauses_s == [0, 5, 30, *(300,) * 17]
+    after = _decide(value, "callback-failed", reason="status")
+    assert [(e.at_ms - NOW_MS) // 1_000 for e in after.effects if isinstance(e, effects.Arm)] == [SCHEDULE_S[1]]
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(("delivered", "failed", "cancelled"), EVENTS)))

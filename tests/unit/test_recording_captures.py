@@ -77,6 +77,29 @@ def test_media_ends_the_series_of_failures() -> None:
     assert effects.Arm("retry", NOW_MS + 1_000) in got.effects
 
 
+@pytest.mark.parametrize("media_ms", [0, 4_000], ids=["without media", "with some media"])
+def test_a_capture_that_loses_worker_after_worker_backs_off(media_ms: int) -> None:
+    """The first loss costs nothing: the next segment starts at once. Losses in a row wait longer each time, because something in
+    the stream may end the workers. A run of some length is a first loss again."""
+    value, pauses = _fresh(state="Recording"), []
+
+    def lose(media_ms: int) -> None:
+        nonlocal value
+        leased = dataclasses.replace(value, job=model.Job(kind="capture", state="leased"))
+        outcome = internal_events.WorkerLost(owner="T/al/1", epoch=value.epoch, node="n1", media_ms=media_ms)
+        got = recording.decide(leased, "worker-lost", _facts(outcome))
+        pauses.append(sum(e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm) and e.kind == "retry"))
+        value = got.recording
+
+    for _ in range(6):
+        lose(media_ms)
+    assert pauses == [0, 2_000, 4_000, 8_000, 10_000, 10_000]
+    lose(60_000)
+    lose(media_ms)
+    assert pauses[6:] == [0, 2_000]
+    assert value.media_ms == 7 * media_ms + 60_000
+
+
 def test_after_user_left_nothing_is_pulled_until_linger_ends() -> None:
     """From user-left on, exits and lost workers start no capture; user-publishing pulls immediately, the end of LINGER one last
     time."""
