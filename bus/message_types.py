@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from events import codec
 from machine import errors
+
+ALL = codec.types()
 
 # Requests of users have slots of their own, because anybody may send any number of them.
 REQUESTS = ("start", "stop", "replay")

@@ -17,6 +17,8 @@ class OutboxMessage:
     type: str
     node: str  # the only node that the message is for; "": any
     body: bytes
+    task_id: str = ""  # of a due message: the session whose messages are delivered in order; "": none
+    retried: bool = False  # of a due message: it was handed out before and failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

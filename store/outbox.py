@@ -7,10 +7,11 @@ between delivers it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import LargeBinary, Select, bindparam, cast, func, or_, select, update
 
 from events import codec
 from machine import changes, due_work
@@ -18,16 +19,27 @@ from store import connections, saving, statements, tables
 
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
-_DUE = (
-    select(*_MESSAGE)
-    .where(
-        tables.outbox.c.sent_ms.is_(None),
-        tables.outbox.c.claimed_until_ms <= bindparam("now_ms"),
-        tables.outbox.c.type.not_in(bindparam("without", expanding=True)),
+# Text of SQLite may be damaged. Read as bytes, such a row becomes a dead letter; read as text, it fails all rows of the answer.
+_BYTES = {"sqlite": cast(tables.outbox.c.body, LargeBinary), "postgresql": tables.outbox.c.body}
+
+
+def _due(engine: str) -> Select[Any]:
+    table = tables.outbox
+    named = (*_MESSAGE[:-1], _BYTES[engine].label("body"), table.c.task_id, (table.c.claimed_until_ms > 0).label("retried"))
+    excepted = {"types": table.c.type, "seqs": table.c.seq, "tasks": table.c.task_id}
+    return (
+        select(*named)
+        .where(
+            table.c.sent_ms.is_(None),
+            or_(table.c.claimed_until_ms <= bindparam("now_ms"), table.c.seq.in_(bindparam("ripe", expanding=True))),
+            *(column.not_in(bindparam(f"except_{name}", expanding=True)) for name, column in excepted.items()),
+        )
+        .order_by(table.c.seq)
+        .limit(bindparam("limit"))
     )
-    .order_by(tables.outbox.c.seq)
-    .limit(bindparam("limit"))
-)
+
+
+_DUE = {engine: _due(engine) for engine in _BYTES}
 _UNCLAIMED = (
     select(tables.outbox.c.seq)
     .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < bindparam("now_ms"))
@@ -36,6 +48,7 @@ _UNCLAIMED = (
     .with_for_update(skip_locked=True)
 )
 _CLAIM = update(tables.outbox).where(tables.outbox.c.seq.in_(_UNCLAIMED)).returning(*_MESSAGE)
+_POSTPONE = statements.updating(tables.outbox, "seq").where(tables.outbox.c.sent_ms.is_(None))
 _MARK_SENT = statements.updating(tables.outbox, "seq")
 
 
@@ -53,12 +66,35 @@ class Outbox:
             rows = (await connection.execute(_UNSENT, {"limit": limit})).all()
         return [_message(r) for r in rows]
 
-    async def due(self, limit: int, *, without: Collection[str] = ()) -> list[due_work.OutboxMessage]:
-        """The oldest unsent messages that are due and of no type of `without`, oldest first."""
-        wanted = {"now_ms": self._clock(), "without": list(without), "limit": limit}
+    async def due(
+        self,
+        limit: int,
+        *,
+        ripe: Collection[int] = (),
+        except_seqs: Collection[int] = (),
+        except_types: Collection[str] = (),
+        except_tasks: Collection[str] = (),
+    ) -> list[due_work.OutboxMessage]:
+        """The oldest unsent messages that are due, oldest first. `ripe` are due in any case."""
+        wanted = {"now_ms": self._clock(), "limit": limit, "ripe": list(ripe)}
+        wanted |= {"except_seqs": list(except_seqs), "except_types": list(except_types), "except_tasks": list(except_tasks)}
         async with self._database.read() as connection:
-            rows = (await connection.execute(_DUE, wanted)).all()
-        return [_message(r) for r in rows]
+            rows = (await connection.execute(_DUE[connection.dialect.name], wanted)).all()
+        return [replace(_message(r), task_id=r.task_id, retried=r.retried) for r in rows]
+
+    async def release_all(self) -> None:
+        """Make all unsent messages due, whatever claimed or postponed them: this process alone delivers them."""
+        table = tables.outbox
+        held = update(table).where(table.c.sent_ms.is_(None), table.c.claimed_until_ms > 0).values(claimed_until_ms=0)
+        async with self._database.write() as connection:
+            await connection.execute(held)
+
+    async def postpone(self, pauses_ms: Mapping[int, int]) -> None:
+        """Make unsent messages due after a pause, by their numbers."""
+        now_ms = self._clock()
+        rows = [{"at_seq": seq, "claimed_until_ms": now_ms + pause_ms} for seq, pause_ms in pauses_ms.items()]
+        async with self._database.write() as connection:
+            await connection.execute(_POSTPONE, rows)
 
     async def newest_seq(self) -> int:
         """The number of the newest message; 0 when there is none."""
@@ -100,4 +136,5 @@ class Outbox:
 
 
 def _message(row: Any) -> due_work.OutboxMessage:
-    return due_work.OutboxMessage(seq=row.seq, channel=row.channel, type=row.type, node=row.node, body=row.body.encode())
+    body = row.body if isinstance(row.body, bytes) else row.body.encode()
+    return due_work.OutboxMessage(seq=row.seq, channel=row.channel, type=row.type, node=row.node, body=body)

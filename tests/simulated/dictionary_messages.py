@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from events import codec
 from machine import due_work, job_key, states
@@ -17,11 +18,32 @@ class Outbox(dictionary_connections.Concern):
         outbox = self._tables.outbox
         return [_message(outbox[seq]) for seq in list(self._tables.unsent)[:limit]]
 
-    async def due(self, limit: int, *, without: Collection[str] = ()) -> list[due_work.OutboxMessage]:
-        """The oldest unsent messages that are due and of no type of `without`, oldest first."""
-        now_ms, outbox = self._connections.now_ms(), self._tables.outbox
-        due = [s for s in self._tables.unsent if outbox[s].claimed_until_ms <= now_ms and outbox[s].type not in without]
-        return [_message(outbox[seq]) for seq in due[:limit]]
+    async def due(
+        self,
+        limit: int,
+        *,
+        ripe: Collection[int] = (),
+        except_seqs: Collection[int] = (),
+        except_types: Collection[str] = (),
+        except_tasks: Collection[str] = (),
+    ) -> list[due_work.OutboxMessage]:
+        """The oldest unsent messages that are due, oldest first. `ripe` are due in any case."""
+        now_ms, unsent = self._connections.now_ms(), [self._tables.outbox[seq] for seq in self._tables.unsent]
+        ready = [line for line in unsent if line.claimed_until_ms <= now_ms or line.seq in ripe]
+        free = [line for line in ready if line.seq not in except_seqs and line.type not in except_types]
+        due = [line for line in free if line.task_id not in except_tasks][:limit]
+        return [replace(_message(line), task_id=line.task_id, retried=line.claimed_until_ms > 0) for line in due]
+
+    async def release_all(self) -> None:
+        """Make all unsent messages due, whatever claimed or postponed them: this process alone delivers them."""
+        await self.release(list(self._tables.unsent))
+
+    async def postpone(self, pauses_ms: Mapping[int, int]) -> None:
+        """Make unsent messages due after a pause, by their numbers."""
+        async with self._connections.write() as writes:
+            for seq in set(pauses_ms) & set(self._tables.unsent):
+                due_ms = self._connections.now_ms() + pauses_ms[seq]
+                writes.put(self._tables.outbox, seq, self._tables.outbox[seq]._replace(claimed_until_ms=due_ms))
 
     async def claim(self, limit: int, hold_ms: int) -> list[due_work.OutboxMessage]:
         """Claim the oldest unsent messages that no other relay holds, oldest first."""

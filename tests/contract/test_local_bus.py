@@ -1,0 +1,187 @@
+"""The local bus under unequal load: failing, hanging and damaged messages cost nothing but themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from bus import attempts, lanes, local
+from events import codec
+from machine import errors
+from store import store as stores
+from tests import engines, transactions, waiting
+
+Handler = Callable[[codec.Event], Awaitable[None]]
+Begin = Callable[[Handler], AbstractAsyncContextManager[local.LocalBus]]
+
+
+def task(number: int) -> str:
+    return f"01{number:024d}"
+
+
+@pytest.fixture
+def running(store: stores.Store, clock: engines.Clock) -> Begin:
+    """Runs a bus with one handler for events and commands."""
+
+    @asynccontextmanager
+    async def begin(handler: Handler) -> Any:
+        bus = local.LocalBus(store, clock=clock, on_event=handler, on_command=handler)
+        await bus.start()
+        try:
+            yield bus
+        finally:
+            await bus.stop()
+
+    return begin
+
+
+async def write(store: stores.Store, type_: str, ids: Sequence[str], task_id: str = "") -> None:
+    """Write messages of one type in one transaction."""
+    data: dict[str, Any] = {
+        "stop": {"TaskId": task(1)},
+        "deadline-passed": {"Owner": task(1), "Kind": "idle", "Serial": "1"},
+        "stop-capture": {"TaskId": task(1), "Speaker": "al", "N": 1, "Epoch": 1},
+    }
+    channel = "command" if type_ in codec.types("command") else "event"
+    async with transactions.opened(store) as tx:
+        for id_ in ids:
+            tx.send(channel, codec.make(type_, id=id_, time_ms=0, data=data[type_]), task_id)
+
+
+class Hands:
+    """Records messages. Those whose id begins with `bad` fail or hang."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.begun: list[str] = []
+        self.done: set[str] = set()
+
+    async def __call__(self, event: codec.Event) -> None:
+        self.begun.append(event.id)
+        if event.id.startswith("bad"):
+            if self.error is None:
+                await asyncio.Event().wait()
+            else:
+                raise self.error
+        self.done.add(event.id)
+
+
+@pytest.mark.parametrize("error", [errors.Unavailable(), RuntimeError("an internal failure"), errors.WorkerFull()])
+async def test_failing_messages_hide_no_other(
+    running: Begin, store: stores.Store, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More messages than a round reads fail and wait for an hour. The messages behind them are handled, and none of the failing
+    ones is tried again before its time."""
+    monkeypatch.setattr(attempts, "BACKOFF_S", (3_600.0,))
+    monkeypatch.setattr("bus.delivery_policy.FULL_BACKOFF_S", 3_600.0)
+    hands = Hands(error)
+    bad = [f"bad-{number}" for number in range(3 * local.BATCH // 2)]
+    await write(store, "deadline-passed", bad)
+    await write(store, "stop", ["good-request"])
+    await write(store, "stop-capture", ["good-command"], task(7))
+    async with running(hands):
+        await waiting.until(lambda: hands.done == {"good-request", "good-command"}, timeout_s=20, what="the messages behind")
+        await waiting.until(lambda: len(set(hands.begun)) == len(bad) + 2, timeout_s=20, what="each message")
+    assert len(hands.begun) == len(bad) + 2
+
+
+@pytest.mark.parametrize(("hanging", "other"), [("stop", "deadline-passed"), ("deadline-passed", "stop")])
+async def test_requests_and_events_do_not_wait_for_each_other(
+    running: Begin, store: stores.Store, hanging: str, other: str
+) -> None:
+    """Any number of handlers of one class hang. Messages of the other class are handled, before and after them."""
+    hands = Hands(None)
+    await write(store, hanging, [f"bad-{number}" for number in range(5 * local.BATCH)])
+    await write(store, other, ["good-behind"])
+    async with running(hands):
+        await waiting.until(lambda: hands.done == {"good-behind"}, timeout_s=20, what="the message behind")
+        await write(store, other, ["good-later"], task(2))
+        await waiting.until(lambda: "good-later" in hands.done, what="the later message")
+
+
+async def test_a_session_with_many_messages_holds_up_itself_alone(running: Begin, store: stores.Store) -> None:
+    """The handler of one session hangs, and many messages of it wait. The other sessions go on."""
+    hands = Hands(None)
+    await write(store, "deadline-passed", [f"bad-{number}" for number in range(5 * local.BATCH)], task(1))
+    others = {f"good-{number}" for number in range(2, 60)}
+    for number in range(2, 60):
+        await write(store, "stop-capture", [f"good-{number}"], task(number))
+    async with running(hands):
+        await waiting.until(lambda: hands.done == others, timeout_s=20, what="the other sessions")
+    assert hands.begun.count("bad-0") == 1
+    assert "bad-1" not in hands.begun
+
+
+async def test_messages_of_a_session_keep_their_order(running: Begin, store: stores.Store) -> None:
+    """Handlers of many sessions run side by side and take unequal times; each session sees its messages one at a time, in the
+    order of writing."""
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+    now: set[str] = set()
+    most = 0
+    moments = random.Random(1)
+
+    async def handler(event: codec.Event) -> None:
+        nonlocal most
+        lane, _, number = event.id.partition("-")
+        assert lane not in now
+        now.add(lane)
+        most = max(most, len(now))
+        ended = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(moments.random() / 500, ended.set_result, None)
+        await ended
+        seen[lane].append(int(number))
+        now.discard(lane)
+
+    count = 2 * lanes.LANE_LENGTH
+    for number in range(count):
+        for lane in range(1, 9):
+            await write(store, "stop-capture", [f"{lane}-{number}"], task(lane))
+    async with running(handler):
+        await waiting.until(lambda: sum(map(len, seen.values())) == 8 * count, timeout_s=20, what="all messages")
+    assert all(numbers == list(range(count)) for numbers in seen.values())
+    assert most > 1
+
+
+async def test_damaged_rows_are_parked_alone(running: Begin, store: stores.Store, database: engines.Database) -> None:
+    """Rows whose text, body, type or channel is damaged become dead letters, and the rows between them are handled."""
+    hands = Hands(None)
+    damages = ["body = 'no json'", "type = 'of-no-kind', body = '{}'", "channel = 'nothing'", "body = ''"]
+    if database.engine == "sqlite":
+        damages.append("body = CAST(X'7B22FF22' AS TEXT)")
+    ids = [f"good-{number}" for number in range(2 * len(damages))]
+    await write(store, "stop-capture", ids)
+    for number, damage in enumerate(damages):
+        async with store.connections.write() as connection:
+            await connection.execute(
+                text(f"UPDATE outbox SET {damage} WHERE body LIKE :which"), {"which": f'%good-{2 * number}"%'}
+            )
+    async with running(hands):
+        await waiting.until(lambda: hands.done == set(ids[1::2]), what="the rows between")
+
+        async def parked() -> bool:
+            return len(database.ask("SELECT seq FROM outbox WHERE parked <> ''")) == len(damages)
+
+        await waiting.until(parked, what="the damaged rows")
+
+
+async def test_many_messages_are_marked_together(running: Begin, store: stores.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marking handled messages costs far fewer transactions than there are messages."""
+    hands, marked = Hands(None), []
+    whole = store.outbox.mark_all_sent
+
+    async def counting(seqs: Sequence[int]) -> None:
+        marked.append(len(seqs))
+        await whole(seqs)
+
+    monkeypatch.setattr(store.outbox, "mark_all_sent", counting)
+    await write(store, "stop-capture", [f"good-{number}" for number in range(500)])
+    async with running(hands):
+        await waiting.until(lambda: sum(marked) == 500, what="all to be marked")
+    assert len(marked) <= 100
