@@ -35,6 +35,8 @@ from bench import bare, bare_broker, engine_report, half_load, lives, meter, noi
 from tests import postgres, rabbit
 
 SESSIONS = 64
+BARE, ROWS, LOOP = engine_report.BARE, engine_report.ROWS, engine_report.LOOP
+DECIDED, LOCAL, RABBIT = engine_report.DECIDED, engine_report.LOCAL, engine_report.RABBIT
 NO_PEERS = "peers: not measured, because their environment does not exist; `make bench-engine` makes it"
 COMMAND = "make bench-engine"
 DOCUMENT = Path("bench/RESULTS.md")
@@ -46,7 +48,6 @@ class Rounds:
     """The parts of one engine, in the order in which they take turns."""
 
     def __init__(self, metered: meter.Meter, loop: bare.Bare, rows: replay.Replay, engines: dict[str, lives.Decisions]) -> None:
-        self.events_per_life = 6
         self._meter = metered
         self._loop = loop
         self._rows = rows
@@ -59,14 +60,14 @@ class Rounds:
 
     async def run(self, seconds: float) -> Round:
         """One round."""
-        found = {"bare transaction": await self._meter.measure(lambda: self._loop.run(seconds))}
+        found = {BARE: await self._meter.measure(BARE, lambda: self._loop.run(seconds))}
         for name, engine in self._engines.items():
-            found[name] = await self._meter.measure(lambda engine=engine: engine.run(seconds))
-        batch = max(1, round(found["decided"].get("events_per_commit", 1)))
-        found["same rows"] = await self._meter.measure(lambda: self._rows.run(seconds, batch))
-        found["same rows"]["batch"] = batch
+            found[name] = await self._meter.measure(name, lambda engine=engine: engine.run(seconds))
+        batch = max(1, round(found[DECIDED]["events_per_commit"]))
+        found[ROWS] = await self._meter.measure(ROWS, lambda: self._rows.run(seconds, batch))
+        found[ROWS]["batch"] = batch
         for name, engine in self._engines.items():
-            found[name] |= await half_load.latencies(engine, found[name]["per_s"], self.events_per_life, seconds)
+            found[name] |= await half_load.latencies(engine, found[name]["per_s"], seconds)
         return found
 
 
@@ -89,8 +90,8 @@ class RoundsOverRabbit(Rounds):
     async def run(self, seconds: float) -> Round:
         """One round."""
         found = await super().run(seconds)
-        batch = int(found["same rows"]["batch"])
-        found["bare loop over RabbitMQ"] = await self._meter.measure(lambda: self._way.run(seconds, batch))
+        batch = int(found[ROWS]["batch"])
+        found[LOOP] = await self._meter.measure(LOOP, lambda: self._way.run(seconds, batch))
         for peer in peer_runs.PEERS if self._peers else ():
             if figures := await self._peers.run(peer, seconds, SESSIONS):
                 found[f"{engine_report.PEER}{peer.name}"] = dict(figures)
@@ -106,18 +107,22 @@ class RoundsOverRabbit(Rounds):
 async def embedded(folder: Path, _: Path) -> AsyncIterator[Rounds]:
     """SQLite and the local bus."""
     steps = await write_log.record(folder)
-    replayed, decided_in = folder / "replayed.db", folder / "decided.db"
+    bare_in, replayed, decided_in, over_in = (folder / f"{name}.db" for name in ("bare", "replayed", DECIDED, "over"))
     await replay.create_tables(f"sqlite+aiosqlite:///{replayed}")
     decided = lives.Decisions(f"sqlite+aiosqlite:///{decided_in}", lives.six_steps, lanes=SESSIONS)
-    over = lives.OverLocal(f"sqlite+aiosqlite:///{folder / 'over.db'}", lives.six_steps, lanes=SESSIONS)
+    over = lives.OverLocal(f"sqlite+aiosqlite:///{over_in}", lives.six_steps, lanes=SESSIONS)
     async with contextlib.AsyncExitStack() as opened:
-        loop, rows = bare.BareFile(folder / "bare.db"), replay.ReplayFile(replayed, steps)
+        loop, rows = bare.BareFile(bare_in), replay.ReplayFile(replayed, steps)
         for each in (loop, rows):
             opened.push_async_callback(each.close)
-        engines = {"decided": decided, "over the local bus": over}
+        engines = {DECIDED: decided, LOCAL: over}
         for engine in engines.values():
             await opened.enter_async_context(started(engine))
-        yield Rounds(meter.Meter({}, meter.CommitsOfFile(decided_in)), loop, rows, engines)
+        counters = {
+            name: meter.CommitsOfFile(path)
+            for name, path in ((BARE, bare_in), (DECIDED, decided_in), (LOCAL, over_in), (ROWS, replayed))
+        }
+        yield Rounds(meter.Meter({}, counters), loop, rows, engines)
 
 
 @contextlib.asynccontextmanager
@@ -137,10 +142,10 @@ async def distributed(folder: Path, environments: Path) -> AsyncIterator[Rounds]
         url = server.create()
         decided = lives.Decisions(url, lives.six_steps, lanes=SESSIONS)
         over = lives.OverRabbit(server.create(), broker.url, lives.six_steps, lanes=SESSIONS)
-        engines = {"decided": decided, "over RabbitMQ": over}
+        engines = {DECIDED: decided, RABBIT: over}
         for engine in engines.values():
             await opened.enter_async_context(started(engine))
-        metered = meter.Meter({"postgres": server.pid, "rabbitmq": broker.pid}, meter.CommitsOfServer(server, url))
+        metered = meter.Meter({"postgres": server.pid, "rabbitmq": broker.pid}, {"": meter.CommitsOfServer(server, url)})
         peers = peer_runs.PeerRuns(environments, server, broker) if peer_runs.exists(environments) else None
         yield RoundsOverRabbit(metered, loop, rows, engines, way, peers)
 
@@ -182,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=sorted(ENGINES), action="append", help="may be repeated; both without it")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of each part of a round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each part of a round")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
     parser.add_argument("--write", action="store_true", help=f"write {JSON} and the section of {DOCUMENT}")
     parser.add_argument(
@@ -198,7 +203,8 @@ def main() -> None:
     if given.write:
         JSON.parent.mkdir(exist_ok=True)
         JSON.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        DOCUMENT.write_text(engine_report.with_section(DOCUMENT.read_text("utf-8"), report.section(COMMAND)), encoding="utf-8")
+        page = engine_report.with_section(DOCUMENT.read_text("utf-8"), report.section(COMMAND), report.row(COMMAND))
+        DOCUMENT.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ COLUMNS = {
 LATENCIES = ("commit", "result", "life")
 NOTES = """\
 Events of whole recordings, next to bare loops and to other engines. All parts of a round take turns on the same servers. A ratio
-is the median of the ratios of each round. `python -m bench.engine --help` and the header of `bench/engine.py` explain the parts.
+is the median of the ratios of each round. The header of `bench/engine.py` explains the parts.
 CPU is per event: of the measured process, and of the servers apart. *Per commit* counts events per durable commit; leases have
 commits of their own. Latencies are at half load, with random arrivals. *Life* is the time from a start to its result."""
 
@@ -63,14 +63,15 @@ class Ratio:
 
 
 BARE, ROWS, LOOP = "bare transaction", "same rows", "bare loop over RabbitMQ"
+DECIDED, LOCAL, RABBIT = "decided", "over the local bus", "over RabbitMQ"
 RATIOS = (
-    Ratio(label="decided / bare transaction", part="decided", of_part=BARE, target="≥ 0.5"),
-    Ratio(label="decided / same rows in the same batches", part="decided", of_part=ROWS, target="≥ 0.5"),
-    Ratio(label="over the local bus / bare transaction", part="over the local bus", of_part=BARE),
-    Ratio(label="over RabbitMQ / bare loop over RabbitMQ", part="over RabbitMQ", of_part=LOOP, target="≥ 0.5"),
-    Ratio(label="over RabbitMQ / bare transaction", part="over RabbitMQ", of_part=BARE),
-    Ratio(label="CPU: decided / bare transaction", part="decided", figure="cpu_ms", of_part=BARE, target="≤ 3"),
-    Ratio(label="CPU: decided / same rows", part="decided", figure="cpu_ms", of_part=ROWS),
+    Ratio(label="decided / bare transaction", part=DECIDED, of_part=BARE, target="≥ 0.5"),
+    Ratio(label="decided / same rows in the same batches", part=DECIDED, of_part=ROWS, target="≥ 0.5"),
+    Ratio(label="over the local bus / bare transaction", part=LOCAL, of_part=BARE),
+    Ratio(label="over RabbitMQ / bare loop over RabbitMQ", part=RABBIT, of_part=LOOP, target="≥ 0.5"),
+    Ratio(label="over RabbitMQ / bare transaction", part=RABBIT, of_part=BARE),
+    Ratio(label="CPU: decided / bare transaction", part=DECIDED, figure="cpu_ms", of_part=BARE, target="≤ 3"),
+    Ratio(label="CPU: decided / same rows", part=DECIDED, figure="cpu_ms", of_part=ROWS),
     *(
         Ratio(
             label=f"commit at half load, p99 / p50: {part}",
@@ -80,7 +81,7 @@ RATIOS = (
             of_figure="commit_p50_ms",
             target="≤ 5",
         )
-        for part in ("decided", "over the local bus", "over RabbitMQ")
+        for part in (DECIDED, LOCAL, RABBIT)
     ),
 )
 
@@ -132,6 +133,10 @@ class Report:
             f"{PEER_NOTES}\n\n{peer_runs.guarantees()}\n"
         )
 
+    def row(self, words: str) -> str:
+        """The row for the table of sections."""
+        return f"| [{HEADING}](#{HEADING.lower()}) | {self._date} | `{words}` |"
+
     def _ratios(self, engine: str) -> list[tuple[Ratio, list[float]]]:
         """Each ratio with its values in the rounds that have both parts."""
         rounds = self._found[engine]
@@ -139,7 +144,7 @@ class Report:
         against = [
             Ratio(label=f"{part} / {peer.name}", part=part, of_part=f"{PEER}{peer.name}", target=peer.target)
             for peer in peer_runs.PEERS
-            for part in ("decided", "over RabbitMQ")
+            for part in (DECIDED, RABBIT)
             if f"{PEER}{peer.name}" in parts
         ]
         values = [(ratio, [ratio.of(found) for found in rounds]) for ratio in (*RATIOS, *against)]
@@ -178,8 +183,9 @@ class Report:
         return noise.table([f"{engine}, half load, p50 / p99 in ms", *(f"publish to {name}" for name in LATENCIES)], lines)
 
 
-def with_section(document: str, section: str) -> str:
-    """The document with this section in place of the one under the same heading, or before the first other section."""
+def with_section(document: str, section: str, row: str) -> str:
+    """The document with this section in place of the one under the same heading, or before the first other section; and with this
+    row in the table of sections."""
     heading = section.partition("\n")[0]
     start = document.find(f"{heading}\n")
     if start < 0:
@@ -187,7 +193,11 @@ def with_section(document: str, section: str) -> str:
     else:
         following = re.compile(r"^## ", re.MULTILINE).search(document, start + len(heading))
         end = following.start() if following else len(document)
-    return f"{document[:start]}{section}\n{document[end:]}".rstrip() + "\n"
+    document = f"{document[:start]}{section}\n{document[end:]}".rstrip() + "\n"
+    first = row.partition("|")[2].partition("|")[0]
+    kept = [line for line in document.splitlines() if not line.startswith(f"|{first}|")]
+    kept.insert(next(at for at, line in enumerate(kept) if line.startswith("|---")) + 1, row)
+    return "\n".join(kept) + "\n"
 
 
 def _spread(values: Sequence[float], target: str) -> dict[str, Any]:

@@ -49,6 +49,9 @@ async def eight_events(engine: Decisions) -> None:
     await engine.finish(task_id)
 
 
+SIX = 6
+
+
 async def six_steps(engine: Decisions) -> None:
     """A subscribed speaker from start to result: six events, three leases."""
     room = next(engine.rooms)

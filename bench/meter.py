@@ -49,23 +49,26 @@ class CommitsOfServer:
 
 
 class Meter:
-    """Measures parts; `servers` are the processes of the servers by name."""
+    """Measures parts. `servers` are the processes of the servers by name, `commits` the counters of commits by part; the counter
+    under "" is for all other parts."""
 
-    def __init__(self, servers: Mapping[str, int], commits: CommitsOfFile | CommitsOfServer) -> None:
+    def __init__(self, servers: Mapping[str, int], commits: Mapping[str, CommitsOfFile | CommitsOfServer]) -> None:
         self._servers = servers
         self._commits = commits
 
-    async def measure(self, part: Part) -> Figures:
-        """Run one part: per_s, cpu_ms and the servers' cpu_ms per event, events_per_commit of the metered database."""
-        servers, position = self._server_cpu_s(), await self._commits.position()
+    async def measure(self, name: str, part: Part) -> Figures:
+        """Run one part: per_s, cpu_ms and the servers' cpu_ms per event, events_per_commit if its commits are counted."""
+        counter = self._commits.get(name) or self._commits.get("")
+        servers, position = self._server_cpu_s(), await counter.position() if counter else ""
         own_s = time.process_time()
         done, took_s = await part()
         used_s = time.process_time() - own_s
         figures = {"per_s": done / took_s, "cpu_ms": used_s / done * 1000}
-        for name, then_s in servers.items():
-            figures[f"{name}_cpu_ms"] = (self._server_cpu_s()[name] - then_s) / done * 1000
-        commits = self._commits.between(position, await self._commits.position())
-        return figures | ({"events_per_commit": done / commits} if commits else {})
+        for server, now_s in self._server_cpu_s().items():
+            figures[f"{server}_cpu_ms"] = (now_s - servers[server]) / done * 1000
+        if counter:
+            figures["events_per_commit"] = done / max(1, counter.between(position, await counter.position()))
+        return figures
 
     def _server_cpu_s(self) -> dict[str, float]:
         return {name: processes.tree_cpu_s(pid) for name, pid in self._servers.items()}

@@ -1,7 +1,8 @@
 """Runs of other engines: an environment made from `bench/peers.txt`, and one process for each engine and round.
 
-Rule: each gets an empty database on the same servers as the recorder, with synchronous commits, and one process (Celery: a worker
-with two). Pools and batches have sizes that do not limit them here. A failed run costs only its own figure, and is reported.
+Rule: each gets an empty database on the same servers as the recorder, with synchronous commits, and one process (Celery: a
+producer and a worker). Where a size of pools or workers mattered, the fastest was taken. A failed run costs only its own figure,
+and is reported.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import psycopg_pool
 from bench.peers import life
 
 QUEUE = "lives"
-# Each worker has one connection, which is busy with one statement at a time.
-WORKERS = 8
+# Each worker has one connection, which is busy with one statement at a time. Of 1, 2, 4, 8 and 16 workers these were the fastest.
+WORKERS, WORKERS_INLINE = 1, 4
 CONNECTIONS = 16
 POLL_S = 0.02
 
@@ -61,7 +61,8 @@ async def engine(given: argparse.Namespace) -> AsyncIterator[life.Submit]:
     async with await psycopg.AsyncConnection.connect(given.database, autocommit=True) as connection:
         await connection.execute(absurdctl.BUNDLED_SCHEMA_SQL)
     outside = Outside(given.database)
-    workers = [absurd_sdk.AsyncAbsurd(given.database, queue_name=QUEUE) for _ in range(WORKERS)]
+    count = WORKERS_INLINE if given.inline else WORKERS
+    workers = [absurd_sdk.AsyncAbsurd(given.database, queue_name=QUEUE) for _ in range(count)]
     await workers[0].create_queue()
     async with psycopg_pool.AsyncConnectionPool(given.database, min_size=CONNECTIONS, max_size=CONNECTIONS, open=False) as pool:
 
@@ -82,7 +83,7 @@ async def engine(given: argparse.Namespace) -> AsyncIterator[life.Submit]:
         working = []
         for number, worker in enumerate(workers):
             worker.register_task("life", queue=QUEUE)(task)
-            started = worker.start_worker(f"worker-{number}", concurrency=given.lanes // WORKERS, poll_interval=POLL_S)
+            started = worker.start_worker(f"worker-{number}", concurrency=given.lanes // count, poll_interval=POLL_S)
             working.append(asyncio.create_task(started))
         yield outside.submit
         for worker in workers:

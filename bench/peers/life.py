@@ -6,7 +6,7 @@ step leads to the next is the engine's business, and so is what survives a crash
 - a closed loop with `--lanes` lives at once; after a second of warm-up, steps are counted in the journal;
 - then lives that begin at random, half as many a second; their time runs from the submission to the last line of the journal.
 
-Programs print one line of JSON. They import nothing of the recorder but `bench.processes`.
+Programs print one line of JSON. They import nothing of the recorder but `bench.arrivals` and `bench.processes`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -23,7 +22,7 @@ from typing import Any
 
 import asyncpg
 
-from bench import processes
+from bench import arrivals, processes
 
 STEPS = ("start", "capture-started", "ffmpeg-exit", "ffmpeg-exit-transcode", "upload-finished", "finished")
 STATES = ("", "Joining", "Recording", "Transcoding", "Uploading", "Done", "Finished")
@@ -106,7 +105,9 @@ class Measurement:
         self._feeding = False
         await feeding
         await self._wait_until_all_are_finished()
-        return figures | await self._half_load(figures["per_s"])
+        figures |= await self._half_load(figures["per_s"])
+        await self._check()
+        return figures
 
     async def _count_steps(self) -> dict[str, float]:
         begun_s, steps, cpu = time.perf_counter(), await self._steps(), self._cpu_s()
@@ -127,27 +128,27 @@ class Measurement:
 
     async def _half_load(self, steps_per_s: float) -> dict[str, float]:
         last = self._submitted
-        chance = random.Random(1)  # noqa: S311 - arrivals, not secrets
-        begun_s, due_s = time.perf_counter(), 0.0
-        async with asyncio.TaskGroup() as running:
-            while due_s < self._given.seconds:
-                await asyncio.sleep(begun_s + due_s - time.perf_counter())
-                running.create_task(self._begin())
-                due_s += chance.expovariate(steps_per_s / len(STEPS) / 2)
+        await arrivals.begin_at_random(self._begin, steps_per_s / len(STEPS) / 2, self._given.seconds)
         await self._wait_until_all_are_finished()
         rows = await self._pool.fetch(
             "SELECT extract(epoch FROM j.at) * 1000 - r.submitted_ms AS ms FROM life_recordings r"
-            " JOIN life_journal j ON j.recording = r.id AND j.event = 'finished' WHERE r.id > $1 ORDER BY ms",
+            " JOIN life_journal j ON j.recording = r.id AND j.event = 'finished' WHERE r.id > $1",
             _id(last),
         )
         times = [float(row["ms"]) for row in rows]
-        return {f"life_p{percent}_ms": times[min(len(times) - 1, len(times) * percent // 100)] for percent in (50, 99)}
+        return {f"life_p{percent}_ms": arrivals.percentile(times, percent) for percent in (50, 99)}
 
     async def _begin(self) -> None:
         self._submitted += 1
         life = _id(self._submitted)
         self._unfinished.add(life)
         await self._submit(life, time.time() * 1000)
+
+    async def _check(self) -> None:
+        """Raise RuntimeError unless every life has exactly its six lines."""
+        lines = await self._pool.fetchval("SELECT count(*) FROM (SELECT DISTINCT recording, event FROM life_journal) AS found")
+        if not lines == await self._steps() == self._submitted * len(STEPS):
+            raise RuntimeError(f"{self._submitted} lives have {await self._steps()} lines, {lines} of them different")
 
     async def _steps(self) -> int:
         return int(await self._pool.fetchval("SELECT count(*) FROM life_journal"))

@@ -80,13 +80,15 @@ def test_a_ratio_is_the_median_of_the_rounds() -> None:
 
 
 def test_a_section_replaces_its_predecessor() -> None:
-    """A section is written before the others at first, and later over itself; the rest stays as it is."""
-    page = "# Figures\n\nWords.\n\n## Other\n\nold\n"
-    once = engine_report.with_section(page, "## Engine\n\none\n")
-    assert once == "# Figures\n\nWords.\n\n## Engine\n\none\n\n## Other\n\nold\n"
-    assert engine_report.with_section(once, "## Engine\n\ntwo\n") == once.replace("one", "two")
-    last = "# Figures\n\n## Other\n\nold\n\n## Engine\n\none\n"
-    assert engine_report.with_section(last, "## Engine\n\ntwo\n") == last.replace("one", "two")
+    """A section is written before the others at first, and later over itself, with its row in the table; the rest stays."""
+    table = "# Figures\n\n| section | date |\n|---|---|\n{row}| [Other](#other) | 1 |\n\n"
+    page, row = table.format(row="") + "## Other\n\nold\n", "| [Engine](#engine) | 2 |"
+    once = engine_report.with_section(page, "## Engine\n\none\n", row)
+    assert once == table.format(row=row + "\n") + "## Engine\n\none\n\n## Other\n\nold\n"
+    again = engine_report.with_section(once, "## Engine\n\ntwo\n", row.replace("2", "3"))
+    assert again == once.replace("one", "two").replace(row, row.replace("2", "3"))
+    last = table.format(row=row + "\n") + "## Other\n\nold\n\n## Engine\n\none\n"
+    assert engine_report.with_section(last, "## Engine\n\ntwo\n", row) == last.replace("one", "two")
 
 
 def test_peers_are_pinned_and_know_nothing_of_the_recorder() -> None:
