@@ -16,7 +16,7 @@ def doctor(as_json: output.AsJson = False) -> None:
     For each problem it prints the meaning and the command to type. Ends with 1 if a check fails.
     """
     from assembly import logs
-    from cli import doctor_checks
+    from cli import doctor_case, doctor_checks
 
     logs.configure(level="error")
     findings = doctor_checks.examine(os.environ)
@@ -26,4 +26,4 @@ def doctor(as_json: output.AsJson = False) -> None:
         output.as_json({"Status": verdict, "Checks": printed})
     else:
         output.findings(printed, verdict=verdict)
-    raise typer.Exit(exits.REFUSED if verdict == doctor_checks.FAIL else exits.OK)
+    raise typer.Exit(exits.REFUSED if verdict == doctor_case.FAIL else exits.OK)

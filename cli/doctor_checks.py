@@ -7,15 +7,15 @@ with a limit.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cli import client, doctor_probes
-from config import consistency, settings
+from cli import doctor_probes
+from cli.doctor_case import FAIL, OK, WARN, Case, fail, ok, warn
+from cli.doctor_case import Finding as Finding
+from config import consistency
 from machine import errors
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 ADVISED_FFMPEG = (7, 1)
 # Used by captures, transcodes and verification.
 ABILITIES = {
@@ -27,68 +27,11 @@ ABILITIES = {
 # Answers for every region; a bucket's own host is known only at a start.
 COS_HOST = "service.cos.myqcloud.com"
 SHORT_TOKEN = 16
+# A capture has a segment, two pipes, a process descriptor, and for a moment the pipe of its address.
+FILES_PER_CAPTURE = 6
+FILES_OF_SERVICE = 512
+EXPECTED_CAPTURES = 500
 SETTINGS_PAGE = "docs/settings.md lists what each setting may be."
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """The result of one check. `meaning` and `type` (the command to type) are "" if its status is ok."""
-
-    check: str = ""
-    status: str
-    found: str
-    meaning: str = ""
-    type: str = ""
-
-
-def ok(found: str) -> Finding:
-    """The check passed."""
-    return Finding(status=OK, found=found)
-
-
-def warn(found: str, meaning: str, remedy: str) -> Finding:
-    """The service works, with a limit."""
-    return Finding(status=WARN, found=found, meaning=meaning, type=remedy)
-
-
-def fail(found: str, meaning: str, remedy: str) -> Finding:
-    """The service cannot work."""
-    return Finding(status=FAIL, found=found, meaning=meaning, type=remedy)
-
-
-class Case:
-    """One examination: the environment, its settings, and answers that several checks share."""
-
-    def __init__(self, environ: Mapping[str, str], mounts: Path) -> None:
-        self.environ = environ
-        self.mounts = mounts
-        self.faults: tuple[str, ...] = ()
-        self.settings = settings.Settings()
-        try:
-            self.settings = settings.load(environ)
-        except settings.SettingsError as error:
-            self.faults = error.faults
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the database is a SQLite file."""
-        return self.settings.database.startswith(settings.SQLITE)
-
-    @functools.cached_property
-    def service(self) -> client.ServiceClient:
-        """The service that the commands ask."""
-        token = self.environ.get("RECORDER_TOKEN", "")
-        return client.ServiceClient(url=self.environ.get("RECORDER_URL") or client.DEFAULT_URL, token=token, timeout_s=5.0)
-
-    @functools.cached_property
-    def service_fault(self) -> str:
-        """Why the commands cannot use the service; "" if they can."""
-        try:
-            self.service.check_ready()
-            self.service.sessions(limit="1")
-        except client.ClientError as error:
-            return str(error)
-        return ""
 
 
 def examine(environ: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> list[Finding]:
@@ -217,6 +160,17 @@ def check_lock(case: Case) -> Finding:
     meaning = "A service with these settings would refuse the spool. The process that holds it does not answer at RECORDER_URL."
     remedy = f"fuser -v {lock}  # shows the process; set RECORDER_URL if it is the service, else stop it or change SPOOL_DIR"
     return fail("held by another process", meaning, remedy)
+
+
+def check_open_files(case: Case) -> Finding:
+    """The limit of open files is enough for the captures."""
+    captures = case.settings.max_captures or EXPECTED_CAPTURES
+    limit, needed = doctor_probes.most_files(), FILES_OF_SERVICE + FILES_PER_CAPTURE * captures
+    if limit < needed:
+        meaning = f"{captures} captures at a time need {needed}. Above the limit no capture, upload or connection begins."
+        remedy = f"ulimit -n {needed}  # or LimitNOFILE={needed} in the unit of systemd; then restart the service"
+        return warn(f"at most {limit} open files", meaning, remedy)
+    return ok(f"at most {limit} open files")
 
 
 # --- database -------------------------------------------------------------------------------------------------------------
@@ -374,6 +328,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "spool": check_spool,
     "spool-space": check_space,
     "spool-lock": check_lock,
+    "open-files": check_open_files,
     "database": check_database,
     "secret-keys": check_secret_keys,
     "database-place": check_place,

@@ -8,9 +8,11 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +85,12 @@ def folder_fault(folder: Path) -> str:
 def free_bytes(folder: Path) -> int:
     """Free bytes of the file system on which `folder` is, or will be."""
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def most_files() -> int:
+    """The number of files that a service begun from here may open: it raises its soft limit to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def is_locked(path: Path) -> bool:

@@ -20,6 +20,9 @@ import typer
 from cli import exits
 from machine import errors
 
+# An infinite limit is more than the kernel grants.
+MOST_FILES = 1 << 20
+
 
 class Lifecycle(Protocol):
     """A long-lived object; both methods may be called twice."""
@@ -50,6 +53,7 @@ def run_service(environment: Mapping[str, str]) -> int:
     logs.configure(level=settings.log_level, form=settings.log_format)
     # No core dumps: they would hold customers' keys, those of child processes as well.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    raise_file_limit()
     service = node.Node(settings, environment)
     wait_for_children_by_descriptor()
     try:
@@ -78,6 +82,17 @@ async def run_until_signal(parts: Sequence[Lifecycle], runs: Sequence[Callable[[
         await asyncio.gather(*pending, return_exceptions=True)
         for task in done:
             task.result()
+
+
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard one. The usual 1,024 is enough for about 200 captures."""
+    import structlog
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        structlog.get_logger().info("service.file_limit_raised", limit=limit, before=soft)
 
 
 def wait_for_children_by_descriptor() -> None:
