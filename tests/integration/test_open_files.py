@@ -39,7 +39,9 @@ def test_doctor_warns_of_a_hard_limit_that_is_too_low(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor_probes, "most_files", lambda: 1_024)
 
     def examine(**environment: str) -> doctor_case.Finding:
-        return doctor_checks.check_open_files(doctor_case.Case(environment, Path("/proc/mounts")))
+        case = doctor_case.Case({"HOME": "/home/op"} | environment, Path("/proc/mounts"))
+        assert case.faults == ()
+        return doctor_checks.check_open_files(case)
 
     assert examine(MAX_CAPTURES="50").status == "ok"
     found = examine(MAX_CAPTURES="200")
