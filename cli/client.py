@@ -48,9 +48,9 @@ class ServiceClient:
         """GET /sessions: one page; `filters` are the query's parameters, empty ones left out."""
         return self._request("GET", "/sessions" + _query(filters.items()))
 
-    def session(self, task_id: str) -> Json:
-        """GET /sessions/{TaskId}."""
-        return self._request("GET", f"/sessions/{quote(task_id, safe='')}")
+    def session(self, task_id: str, **cursors: str) -> Json:
+        """GET /sessions/{TaskId}: the first page of its lists, or those at these cursors."""
+        return self._request("GET", f"/sessions/{quote(task_id, safe='')}" + _query(cursors.items()))
 
     def results(self, *, after: str, limit: int = 100, wait_s: float = 0, types: Sequence[str] = ()) -> Json:
         """GET /results: those after the cursor `after`. If there is none, the next one within `wait_s`."""

@@ -55,5 +55,9 @@ def _picture(body: Json) -> console.Group:
 
 def _cells(body: Json) -> list[str]:
     missing_s = sum(gap["Duration"] for gap in body["Gaps"])
-    figures = [f"{body['MediaSeconds']:.1f}", str(len(body["Segments"])), f"{missing_s:.1f}" if missing_s else ""]
+    figures = [
+        f"{body['MediaSeconds']:.1f}",
+        str(len(body["Segments"]) + body.get("SegmentsOmitted", 0)),
+        f"{missing_s:.1f}" if missing_s else "",
+    ]
     return [body["Speaker"], str(body["N"]), body["State"], *figures, body["Detail"]]

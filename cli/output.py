@@ -226,7 +226,8 @@ def _recording_cells(body: Json) -> list[str]:
 def _timeline_cells(entry: Json) -> list[str]:
     moved = entry["From"] != entry["To"]
     move = f"{entry['From'] or '·'} → {entry['To']}" if moved and entry["To"] else entry["To"]
-    return [entry["Time"], entry["Of"], entry["Event"], move, entry["Note"]]
+    repeats = f"({entry['Count']} times since {entry['FirstTime']})" if entry.get("Count", 1) > 1 else ""
+    return [entry["Time"], entry["Of"], entry["Event"], move, f"{entry['Note']} {repeats}".strip()]
 
 
 def _file(entry: Json) -> None:
@@ -241,6 +242,8 @@ def _segments(recordings: Sequence[Json]) -> None:
         return
     _section("Segments")
     rows(("Of", "Epoch", "Begin", "End", "Media s", "Bytes", "Ended by", "Node"), (_segment_cells(r, s) for r, s in found))
+    for recording in (r for r in recordings if r.get("SegmentsOmitted") and on_terminal()):
+        line(f"  {_of(recording)}: {recording['SegmentsOmitted']} older ones are not shown")
 
 
 def _segment_cells(recording: Json, segment: Json) -> list[str]:

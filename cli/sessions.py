@@ -16,6 +16,8 @@ import typer
 from cli import client, exits, live_screen, output, polling, request_input
 
 PAGE = 100
+# The lists of a session that come in pages.
+PAGED = ("Recordings", "Timeline", "Results")
 
 
 class Stage(enum.StrEnum):
@@ -133,7 +135,7 @@ def show(
         if watch:
             _watch(_service(), task_id, every_s, as_json=as_json)
             return
-        answer = _service().session(task_id)
+        answer = _whole_session(_service(), task_id)
         output.as_json(answer) if as_json else output.session(answer)
 
 
@@ -186,6 +188,18 @@ def _pages(service: client.ServiceClient, limit: int, filters: dict[str, str]) -
         whole = {**answer, "Sessions": whole["Sessions"] + answer["Sessions"]}
         if not whole["Next"]:
             break
+    return whole
+
+
+def _whole_session(service: client.ServiceClient, task_id: str) -> dict[str, Any]:
+    """Read all pages of a session's lists, and return them as one answer."""
+    whole = service.session(task_id)
+    while cursors := {name: whole[f"{name}Next"] for name in PAGED if whole.get(f"{name}Next")}:
+        page = service.session(task_id, **{name.lower(): cursor for name, cursor in cursors.items()})
+        for name in cursors:
+            # Recordings continue forwards, the others backwards.
+            both = (whole[name], page[name]) if name == "Recordings" else (page[name], whole[name])
+            whole = {**whole, name: [*both[0], *both[1]], f"{name}Next": page[f"{name}Next"]}
     return whole
 
 

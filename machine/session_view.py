@@ -13,8 +13,9 @@ from machine import job_key, model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimelineEntry:
-    """One entry of a session's journal."""
+    """One entry of a session's journal; `seq` orders the entries of a session."""
 
+    seq: int
     at_ms: int
     owner: job_key.OwnerKey
     event_type: str
@@ -25,7 +26,8 @@ class TimelineEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentView:
-    """One FLV file of a recording. `reason` tells why its capture ended; it is "" while the capture runs."""
+    """One FLV file of a recording. `reason` tells why its capture ended; it is "" while the capture runs. `number` counts the
+    recording's segments from 1, and `until_ms` is the media of all of them up to the end of this one."""
 
     recording: job_key.RecordingKey
     epoch: int
@@ -35,6 +37,8 @@ class SegmentView:
     media_ms: int
     size_bytes: int
     reason: str
+    number: int
+    until_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Queries of API and operators: sessions, recordings, timelines, results.
 
-Rules: reads only, except for the places of results. The number of queries for a page does not depend on its length.
+Rules: reads only, except for the places of results. The number of queries for a page does not depend on its length, and no
+query returns more rows than a page has: a session may have thousands of recordings, pulls and timeline lines.
 """
 
 from __future__ import annotations
@@ -12,16 +13,40 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, Text, and_, bindparam, cast, func, or_, select, update
+from sqlalchemy import (
+    Select,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+    text,
+    tuple_,
+    union,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import delivery, errors, job_key, model, session_view, states
+from machine import errors, job_key, model, session_view, states
 from store import connections, jobs, rows, tables
 
 NOW = "now"
 # The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place.
 _CURSOR = re.compile(r"([sp])(\d{1,18})")
 MAX_PLACED = 10_000
+# The largest number of rows of each kind that one call returns.
+RECORDINGS = 200
+DELIVERIES = 100
+SEGMENTS = 50
+TIMELINE = 1_000
+RESULTS = 20
+PAGE_BYTES = 2**20
+# The last lines of a timeline in which the time is searched since which a job is queued.
+SEARCHED_LINES = 2_000
 
 
 class SessionQueries:
@@ -48,6 +73,7 @@ class SessionQueries:
         table = tables.sessions
         wanted = (
             (state, table.c.state == state),
+            (state in (states.OPEN, states.CLOSING), text(tables.ACTIVE)),
             (sdk_app_id, table.c.sdk_app_id == sdk_app_id),
             (room, table.c.room == room),
             (since_ms, table.c.opened_ms >= since_ms),
@@ -72,14 +98,16 @@ class SessionQueries:
             counted[row["task_id"]][row["state"]] = row["number"]
         return counted
 
-    async def parts(self, task_ids: Sequence[str]) -> dict[str, session_view.SessionParts]:
-        """The recordings, deliveries and jobs of each of these sessions, oldest first."""
+    async def parts(self, task_ids: Sequence[str], *, bodies: bool = False) -> dict[str, session_view.SessionParts]:
+        """The recordings, deliveries and jobs of each of these sessions, oldest first. Of a session with more than RECORDINGS,
+        those that may need attention come before those that are Done, and newer ones before older ones. Deliveries are the
+        newest; `bodies` reads their bodies too."""
         found = {task_id: session_view.SessionParts() for task_id in task_ids}
         async with self._database.read() as connection:
             job_rows = await _recordings_and_jobs(connection, task_ids)
             for row in job_rows:
                 found[row["task_id"]].recordings.append(rows.recording(row))
-            delivery_rows = await _deliveries_and_jobs(connection, task_ids)
+            delivery_rows = await _deliveries_and_jobs(connection, task_ids, bodies=bodies)
             for row in delivery_rows:
                 found[row["task_id"]].deliveries.append(rows.delivery(row))
             busy = [r for r in (*job_rows, *delivery_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
@@ -94,35 +122,63 @@ class SessionQueries:
             )
         return found
 
-    async def segments(self, task_id: str) -> list[session_view.SegmentView]:
-        """The segments of a session's recordings, by recording and epoch."""
+    async def recordings(self, task_id: str, *, first: int = 0, limit: int = RECORDINGS) -> list[model.Recording]:
+        """The recordings of a session in the order of their opening, from number `first` on."""
+        table = tables.recordings
+        found = jobs.recordings().where(table.c.task_id == task_id).order_by(table.c.opened_ms, table.c.speaker, table.c.n)
+        return [rows.recording(r) for r in await self._all(found.offset(first).limit(limit))]
+
+    async def segments(
+        self, task_id: str, *, only: Sequence[str] | None = None, limit: int = SEGMENTS
+    ) -> list[session_view.SegmentView]:
+        """The newest `limit` segments of each recording of a session (or only of these recordings), by recording and epoch."""
         table = tables.segments
-        of_session = select(tables.recordings.c.id).where(tables.recordings.c.task_id == task_id)
+        wanted = table.c.task_id == task_id if only is None else table.c.recording_id.in_(only)
         names = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "size_bytes", "reason")
-        found = select(table.c.recording_id, *(table.c[n] for n in names)).where(table.c.recording_id.in_(of_session))
+        of: dict[str, Any] = {"partition_by": table.c.recording_id, "order_by": table.c.epoch}
+        place = func.row_number().over(partition_by=table.c.recording_id, order_by=table.c.epoch.desc()).label("place")
+        number = func.row_number().over(**of).label("number")
+        until_ms = func.sum(table.c.media_ms).over(**of).label("until_ms")
+        placed = select(table.c.recording_id, *(table.c[n] for n in names), place, number, until_ms).where(wanted).subquery()
+        found = select(placed).where(placed.c.place <= limit).order_by(placed.c.recording_id, placed.c.epoch)
         return [
-            session_view.SegmentView(recording=job_key.parse_recording(r.pop("recording_id")), **r)
-            for r in await self._all(found.order_by(table.c.recording_id, table.c.epoch))
+            session_view.SegmentView(
+                recording=job_key.parse_recording(r["recording_id"]),
+                number=r["number"],
+                until_ms=int(r["until_ms"]),
+                **{name: r[name] for name in names},
+            )
+            for r in await self._all(found)
         ]
 
-    async def timeline(self, task_id: str) -> list[session_view.TimelineEntry]:
-        """The timeline of a session, in order."""
+    async def timeline(self, task_id: str, *, before: int = 0, limit: int = TIMELINE) -> list[session_view.TimelineEntry]:
+        """The newest `limit` lines of a session's timeline, oldest first; with `before` only those before the line `seq`."""
         table = tables.journal
-        names = ("at_ms", "owner", "event_type", "from_state", "to_state", "note")
-        found = select(*(table.c[n] for n in names)).where(table.c.task_id == task_id).order_by(table.c.seq)
-        return [session_view.TimelineEntry(**{**r, "owner": job_key.parse(r["owner"])}) for r in await self._all(found)]
+        names = ("seq", "at_ms", "owner", "event_type", "from_state", "to_state", "note")
+        found = select(*(table.c[n] for n in names)).where(table.c.task_id == task_id)
+        if before:
+            found = found.where(table.c.seq < before)
+        lines = await self._all(found.order_by(table.c.seq.desc()).limit(limit))
+        return [session_view.TimelineEntry(**{**r, "owner": job_key.parse(r["owner"])}) for r in reversed(lines)]
 
-    async def results(self, task_id: str) -> list[dict[str, Any]]:
-        """Every revision of a session's result, oldest first."""
+    async def results(self, task_id: str, *, before: int = 0, limit: int = RESULTS) -> list[dict[str, Any]]:
+        """The newest revisions of a session's result, oldest first: at most `limit`, and at least one, up to PAGE_BYTES. With
+        `before` only those before that revision."""
         table = tables.results
-        found = select(table.c.body).where(table.c.task_id == task_id).order_by(table.c.revision)
-        return [json.loads(r["body"]) for r in await self._all(found)]
+        of_session = select(table.c.revision, func.length(table.c.body)).where(table.c.task_id == task_id)
+        if before:
+            of_session = of_session.where(table.c.revision < before)
+        async with self._database.read() as connection:
+            sizes = (await connection.execute(of_session.order_by(table.c.revision.desc()).limit(limit))).all()
+            revisions = [revision for revision, _ in _up_to(PAGE_BYTES, sizes)]
+            found = select(table.c.body).where(table.c.task_id == task_id, table.c.revision.in_(revisions))
+            return [json.loads(body) for body in (await connection.execute(found.order_by(table.c.revision))).scalars()]
 
     async def results_after(
         self, after: str, *, types: Sequence[str] = (), limit: int = 50
     ) -> tuple[list[session_view.PublishedResult], str]:
         """Results of all sessions after a cursor ("": from the first; `now`: only future ones), and the cursor for the next call.
-        Raises InvalidParameter for a malformed cursor.
+        At most `limit`, and at least one, up to PAGE_BYTES. Raises InvalidParameter for a malformed cursor.
 
         SQLite has one writer at a time, so the sequence is the order of commits. PostgreSQL commits sequence numbers out of
         order, and "seq > last" would skip a result that a slower transaction commits later. There, results are read by place,
@@ -139,12 +195,16 @@ class SessionQueries:
             if after == NOW:
                 return [], self._cursor(end)
             # Up to `end`: more results may be committed between the two queries.
-            found = select(place.label("place"), table.c.body).where(table.c.channel == "result", place > last, place <= end)
+            found = select(place, func.length(table.c.body)).where(table.c.channel == "result", place > last, place <= end)
             if types:
                 found = found.where(table.c.type.in_(types))
-            read = (await connection.execute(found.order_by(place).limit(limit))).all()
+            sizes = (await connection.execute(found.order_by(place).limit(limit))).all()
+            chosen = [row[0] for row in _up_to(PAGE_BYTES, sizes)]
+            bodies = select(place.label("place"), table.c.body).where(place.in_(chosen)).order_by(place)
+            read = (await connection.execute(bodies)).all()
         results = [_result(self._cursor(r.place), json.loads(r.body)) for r in read]
-        return results, results[-1].cursor if len(results) == limit else self._cursor(end)
+        more = len(sizes) == limit or len(chosen) < len(sizes)
+        return results, results[-1].cursor if results and more else self._cursor(end)
 
     async def _assign_places(self) -> None:
         """Assign the next places to committed results without one. One reader at a time does this, and the next one sees its
@@ -185,48 +245,70 @@ class SessionQueries:
 
 def _maybe_stuck() -> Any:
     """A superset of the sessions that need attention (web/stuck.py): sessions and recordings that have not ended, failed
-    recordings that keep files, results that were not delivered."""
-    sessions, recordings, callbacks = tables.sessions, tables.recordings, tables.callbacks
-    unfinished = or_(
-        recordings.c.state.notin_(states.FINAL),
-        and_(recordings.c.state == states.FAILED, recordings.c.files_removed.is_(False)),
+    recordings that keep files, results that were not delivered. Each part has an index of its own."""
+    sessions, recordings, callbacks = tables.sessions.alias(), tables.recordings, tables.callbacks
+    kept = and_(recordings.c.state == states.FAILED, recordings.c.files_removed.is_(False))
+    parts = (
+        select(sessions.c.task_id).where(text(tables.ACTIVE)),
+        select(recordings.c.task_id).where(text(tables.UNFINISHED)),
+        select(recordings.c.task_id).where(kept),
+        select(callbacks.c.task_id).where(text(tables.UNDELIVERED)),
     )
-    undelivered = callbacks.c.state.in_((delivery.PENDING, delivery.FAILED))
-    return or_(
-        sessions.c.state != states.FINISHED,
-        sessions.c.task_id.in_(select(recordings.c.task_id).where(unfinished)),
-        sessions.c.task_id.in_(select(callbacks.c.task_id).where(undelivered)),
-    )
+    return tables.sessions.c.task_id.in_(union(*parts))
+
+
+def _first(limit: int, table: Table, task_ids: Sequence[str], *order: Any) -> Any:
+    """The keys of the first `limit` rows of each session, in this order."""
+    place = func.row_number().over(partition_by=table.c.task_id, order_by=order).label("place")
+    keys = list(table.primary_key)
+    placed = select(*keys, place).where(table.c.task_id.in_(task_ids)).subquery()
+    return tuple_(*keys).in_(select(*(placed.c[key.name] for key in keys)).where(placed.c.place <= limit))
 
 
 async def _recordings_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
     table = tables.recordings
-    found = jobs.recordings().where(table.c.task_id.in_(task_ids))
-    found = found.order_by(table.c.opened_ms, table.c.speaker, table.c.n)
+    rank = case((table.c.ended_ms.is_(None), 0), (table.c.state == states.DONE, 2), else_=1)
+    chosen = _first(RECORDINGS, table, task_ids, rank, table.c.opened_ms.desc(), table.c.id)
+    found = jobs.recordings().where(chosen).order_by(table.c.opened_ms, table.c.speaker, table.c.n)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 
 
-async def _deliveries_and_jobs(connection: AsyncConnection, task_ids: Sequence[str]) -> list[dict[str, Any]]:
+async def _deliveries_and_jobs(connection: AsyncConnection, task_ids: Sequence[str], *, bodies: bool) -> list[dict[str, Any]]:
     table = tables.callbacks
-    found = jobs.deliveries().where(table.c.task_id.in_(task_ids)).order_by(table.c.revision)
+    chosen = _first(DELIVERIES, table, task_ids, table.c.revision.desc())
+    found = (jobs.deliveries() if bodies else jobs.bodiless_deliveries()).where(chosen).order_by(table.c.revision)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 
 
 async def _queued_since(connection: AsyncConnection, queued: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The time since which each queued job waits, Unix ms: its owner's last journal entry that was not ignored. For a delivery
-    without attempts, the time of the result."""
+    without attempts, the time of the result. Of a long timeline only the end is read: a job without an entry there waits for as
+    long as that end, and longer."""
     if not queued:
         return {}
     since: dict[str, int] = defaultdict(int)
     task_ids = {r["task_id"] for r in queued}
-    lines, results = tables.journal, tables.results
-    active = select(lines.c.owner, func.max(lines.c.at_ms)).where(lines.c.task_id.in_(task_ids))
-    active = active.where(lines.c.owner.in_([r["job_owner"] for r in queued]), lines.c.note.notlike("ignored:%"))
+    table, results = tables.journal, tables.results
+    columns = (table.c.task_id, table.c.owner, table.c.at_ms, table.c.note)
+    ends = [
+        select(select(*columns).where(table.c.task_id == t).order_by(table.c.seq.desc()).limit(SEARCHED_LINES).subquery())
+        for t in sorted(task_ids)
+    ]
+    lines = union_all(*ends).subquery()
+    active = select(lines.c.owner, func.max(lines.c.at_ms)).where(lines.c.note.notlike("ignored:%")).group_by(lines.c.owner)
+    active = active.where(lines.c.owner.in_([r["job_owner"] for r in queued]))
+    begins = select(lines.c.task_id, func.min(lines.c.at_ms)).group_by(lines.c.task_id)
     made = select(results.c.task_id + "#" + cast(results.c.revision, Text), results.c.at_ms)
-    for query in (active.group_by(lines.c.owner), made.where(results.c.task_id.in_(task_ids))):
+    for query in (union_all(active, begins), made.where(results.c.task_id.in_(task_ids))):
         for owner, at_ms in (await connection.execute(query)).all():
             since[owner] = max(since[owner], at_ms)
-    return since
+    return {r["job_owner"]: since[r["job_owner"]] or since[r["task_id"]] for r in queued}
+
+
+def _up_to(most: int, sizes: Sequence[Any]) -> list[Any]:
+    """The first of these (key, size) pairs whose sizes sum up to at most `most`, and at least one."""
+    sums = itertools.accumulate(size for _, size in sizes)
+    return [pair for number, (pair, total) in enumerate(zip(sizes, sums, strict=True)) if number == 0 or total <= most]
 
 
 def _result(cursor: str, body: Mapping[str, Any]) -> session_view.PublishedResult:

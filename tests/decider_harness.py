@@ -139,7 +139,7 @@ class Harness:
 
     async def deliveries(self, task_id: str) -> list[model.Delivery]:
         """The deliveries of a session's results."""
-        return (await self.reading.parts([task_id]))[task_id].deliveries
+        return (await self.reading.parts([task_id], bodies=True))[task_id].deliveries
 
     async def states(self, task_id: str) -> dict[str, str]:
         """speaker/n → state of a session's recordings."""

@@ -111,9 +111,17 @@ _RECORDING: Json = {
     "MediaSeconds": 2700.04,
     "FilesRemoved": False,
     "Segments": [_SEGMENT],
+    "SegmentsOmitted": 0,
     "Gaps": [],
     "File": _FILE,
 }
+
+
+def _line(time: str, of: str, event: str, before: str, after: str, note: str) -> Json:
+    line = {"Time": time, "Of": of, "Event": event, "From": before, "To": after, "Note": note}
+    return line | {"Count": 1, "FirstTime": time}
+
+
 SESSION: Json = {
     **_HEAD,
     "CosConfig": _COS,
@@ -123,12 +131,15 @@ SESSION: Json = {
     "Warnings": [],
     "Next": "",
     "Recordings": [_RECORDING],
+    "RecordingsNext": "",
     "Callbacks": [{"Revision": 1, "State": "delivered", "Tries": 0, "Detail": ""}],
     "Timeline": [
-        {"Time": TIMES[0], "Of": "", "Event": "start", "From": "", "To": "Open", "Note": "mode 02"},
-        {"Time": TIMES[2], "Of": "alice/1", "Event": "upload-failed", "From": "Uploading", "To": "Failed", "Note": _REFUSED},
+        _line(TIMES[0], "", "start", "", "Open", "mode 02"),
+        _line(TIMES[2], "alice/1", "upload-failed", "Uploading", "Failed", _REFUSED),
     ],
+    "TimelineNext": "",
     "Results": [_FINISHED],
+    "ResultsNext": "",
     "RequestId": REQUEST_ID,
 }
 RESULTS: Json = {

@@ -5,7 +5,8 @@ Rule: an error names the field and the reason, never a value and no internals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -36,6 +37,11 @@ UNEXPECTED = "Internal error; the service's log has the reason under this Reques
 def ok(request: fastapi.Request, body: Mapping[str, Any], status: int = 200) -> responses.JSONResponse:
     """A success, with the RequestId."""
     return responses.JSONResponse({**body, "RequestId": request_id(request)}, status)
+
+
+async def large(request: fastapi.Request, make: Callable[[], Mapping[str, Any]]) -> responses.JSONResponse:
+    """A success whose body can be large: a thread makes and serializes it, so that other requests need not wait."""
+    return await asyncio.to_thread(lambda: ok(request, make()))
 
 
 def failed(

@@ -18,7 +18,7 @@ from machine import session_view
 from web import dependencies, models, openapi, request_body, responses, views
 
 MAX_WAIT_S = 30.0
-POLL_S = 0.5
+POLL_S = 1.0
 
 
 class ResultFilter(pydantic.BaseModel):
@@ -67,7 +67,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
             if name not in codec.types("out"):
                 raise errors.InvalidEvent("type", f"must be one of {', '.join(codec.types('out'))}")
         found, after = await _wait(api, query, signal, request)
-        return responses.ok(request, {"Results": [views.result(r) for r in found], "Next": after})
+        return await responses.large(request, lambda: {"Results": [views.result(r) for r in found], "Next": after})
 
     return routes
 

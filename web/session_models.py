@@ -128,8 +128,11 @@ class RecordingBody(models.Body):
     EndedTime: models.Time
     MediaSeconds: models.Seconds = pydantic.Field(description="Captured so far, the running capture included.")
     FilesRemoved: bool = pydantic.Field(description="The spool has no file of this recording any more.")
-    Segments: list[SegmentBody]
-    Gaps: list[GapBody] = pydantic.Field(description="Media missing between the segments.")
+    Segments: list[SegmentBody] = pydantic.Field(description="The newest ones, oldest first.")
+    SegmentsOmitted: models.Count = pydantic.Field(description="Older segments that `Segments` leaves out.")
+    Gaps: list[GapBody] = pydantic.Field(
+        description="Media missing in the file; before it exists, between the segments of `Segments`."
+    )
     File: Annotated[dict[str, Any], models.event_schema("File")] | None = pydantic.Field(
         description="Its entry in the result; null until the recording has ended."
     )
@@ -145,14 +148,16 @@ class CallbackBody(models.Body):
 
 
 class TimelineLineBody(models.Body):
-    """One event and its effect."""
+    """One event and its effect. Repeats without a change of state in between are one line."""
 
-    Time: models.Time
+    Time: models.Time = pydantic.Field(description="ISO 8601 in UTC; the last time if the event repeated.")
     Of: models.Subject
     Event: str
     From: str
     To: str
     Note: str
+    Count: Annotated[int, pydantic.Field(ge=1)] = pydantic.Field(description="How often it happened.")
+    FirstTime: models.Time
 
 
 class CosConfigBody(models.Body):
@@ -173,11 +178,14 @@ class SessionBody(SessionHead, models.AnswerBody):
     Warnings: Warnings
     Next: NextStep
     Recordings: list[RecordingBody]
+    RecordingsNext: str = pydantic.Field(description='The `recordings` of the next page; "" on the last page.')
     Callbacks: list[CallbackBody]
-    Timeline: list[TimelineLineBody]
+    Timeline: list[TimelineLineBody] = pydantic.Field(description="The newest lines, oldest first.")
+    TimelineNext: str = pydantic.Field(description='The `timeline` of the page with older lines; "" if there are none.')
     Results: list[Annotated[dict[str, Any], models.event_schema("session-finished")]] = pydantic.Field(
-        description="Every revision of the result, oldest first."
+        description="The newest revisions of the result, oldest first; all of them unless they are many or large."
     )
+    ResultsNext: str = pydantic.Field(description='The `results` of the page with older revisions; "" if there are none.')
 
 
 class AcceptedBody(models.AnswerBody):

@@ -18,8 +18,11 @@ from machine import errors, model
 from web import dependencies, examples, openapi, request_body, responses, session_models, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
+MAX_CURSOR = 2**62
 # Candidates in one query when the list is filtered by `stuck`.
-CANDIDATES = 100
+CANDIDATES = 20
+RECORDINGS = 200
+TIMELINE = 1_000
 DRY_RUN = {"model": session_models.ReplayedBody, "description": "A dry run: the effect that a replay would have."}
 
 TaskId = Annotated[str, fastapi.Path(alias="TaskId", description="Id of the session, a ULID.")]
@@ -45,6 +48,19 @@ class SessionFilter(pydantic.BaseModel):
         max_length=26,
         pattern=request_body.TEXT,
         description="A TaskId: only older sessions. Use `Next` of the previous page.",
+    )
+
+
+class SessionPage(pydantic.BaseModel):
+    """Query parameters of GET /sessions/{TaskId}: the pages of its lists; any other parameter is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    recordings: int = pydantic.Field(0, ge=0, le=MAX_CURSOR, description="`RecordingsNext` of the page before.")
+    timeline: int = pydantic.Field(0, ge=0, le=MAX_CURSOR, description="`TimelineNext` of the page before: older lines follow.")
+    results: int = pydantic.Field(0, ge=0, le=MAX_CURSOR, description="`ResultsNext` of the page before: older revisions follow.")
+    limit: int = pydantic.Field(
+        TIMELINE, ge=1, le=TIMELINE, description="The largest number of timeline lines, before repeats are folded."
     )
 
 
@@ -131,23 +147,32 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         operation_id="look_sessions__TaskId__get",  # published: generated clients name their method after it
         summary="Show one session",
         response_model=session_models.SessionBody,
-        response_description="The session, its recordings, its timeline and its results.",
-        responses=openapi.failures(404),
+        response_description="The session and the first page of its recordings, its timeline and its results.",
+        responses=openapi.failures(400, 404),
     )
-    async def show(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
+    async def show(request: fastapi.Request, task_id: TaskId, query: Annotated[SessionPage, fastapi.Query()]) -> fastapi.Response:
         _check_task_id(task_id)
         session = await api.queries.session(task_id)
         if session is None:
             raise _not_found(task_id)
         (snapshot,) = await _snapshots(api, [session])
-        body = views.details(
-            snapshot,
-            await api.queries.segments(task_id),
-            api.progress(),
-            await api.queries.timeline(task_id),
-            await api.queries.results(task_id),
-        )
-        return responses.ok(request, body)
+        pages = await _pages(api, task_id, query)
+        return await responses.large(request, lambda: views.details(snapshot, pages, api.progress()))
+
+
+async def _pages(api: dependencies.Api, task_id: str, query: SessionPage) -> views.SessionPages:
+    recordings = await api.queries.recordings(task_id, first=query.recordings, limit=RECORDINGS)
+    timeline = await api.queries.timeline(task_id, before=query.timeline, limit=query.limit)
+    results = await api.queries.results(task_id, before=query.results)
+    return views.SessionPages(
+        recordings=recordings,
+        segments=await api.queries.segments(task_id, only=[r.key.text for r in recordings]),
+        timeline=timeline,
+        results=results,
+        recordings_next=str(query.recordings + RECORDINGS) if len(recordings) == RECORDINGS else "",
+        timeline_next=str(timeline[0].seq) if len(timeline) == query.limit else "",
+        results_next=str(results[0]["Revision"]) if results and results[0].get("Revision", 1) > 1 else "",
+    )
 
 
 Found = list[tuple[model.Session, list[stuck.StuckFinding]]]

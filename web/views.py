@@ -5,7 +5,9 @@ Rules: times are ISO 8601 in UTC, "" for none. No answer contains a secret, or a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from events import codec, requests
@@ -24,17 +26,26 @@ def summary(session: model.Session, counted: Mapping[str, int], found: Sequence[
     }
 
 
-def details(
-    snapshot: stuck.Snapshot,
-    segments: Sequence[session_view.SegmentView],
-    progress: Mapping[job_key.RecordingKey, int],
-    timeline: Iterable[session_view.TimelineEntry],
-    result_bodies: list[Json],
-) -> Json:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPages:
+    """The parts of a session that an answer shows, each at most one page, with the cursors of the pages after them ("": none)."""
+
+    recordings: Sequence[model.Recording]
+    segments: Sequence[session_view.SegmentView]
+    timeline: Sequence[session_view.TimelineEntry]
+    results: Sequence[Json]
+    recordings_next: str = ""
+    timeline_next: str = ""
+    results_next: str = ""
+
+
+def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job_key.RecordingKey, int]) -> Json:
     """One session with its parts. `progress` is the media (ms) of the captures that run in this process."""
     session = snapshot.session
     request = session.request
-    by_recording = {r.key: [s for s in segments if s.recording == r.key] for r in snapshot.parts.recordings}
+    by_recording: dict[job_key.RecordingKey, list[session_view.SegmentView]] = defaultdict(list)
+    for segment in pages.segments:
+        by_recording[segment.recording].append(segment)
     return {
         **_head(session),
         "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
@@ -44,19 +55,23 @@ def details(
         "Warnings": list(session.warnings),
         "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
-        "Recordings": [recording(r, by_recording[r.key], progress.get(r.key, 0)) for r in snapshot.parts.recordings],
+        "Recordings": [recording(r, by_recording[r.key], progress.get(r.key, 0)) for r in pages.recordings],
+        "RecordingsNext": pages.recordings_next,
         "Callbacks": [_delivery(d) for d in snapshot.parts.deliveries],
-        "Timeline": [_timeline_entry(entry) for entry in timeline],
-        "Results": result_bodies,
+        "Timeline": timeline(pages.timeline),
+        "TimelineNext": pages.timeline_next,
+        "Results": list(pages.results),
+        "ResultsNext": pages.results_next,
     }
 
 
 def recording(value: model.Recording, segments: Sequence[session_view.SegmentView], live_ms: int = 0) -> Json:
     """One recording: its state, the reason, and the next step. `File` is its entry in the result, null until it has ended.
-    `live_ms` is the media of the capture that runs in this process."""
+    `segments` are its newest. `live_ms` is the media of the capture that runs in this process."""
     job = value.job
     captured = [_segment(s, value, live_ms) for s in segments]
-    media_s = max(value.media_ms / 1000, sum(s["MediaSeconds"] for s in captured))
+    older_ms = segments[0].until_ms - segments[0].media_ms if segments else 0
+    media_s = max(value.media_ms / 1000, older_ms / 1000 + sum(s["MediaSeconds"] for s in captured))
     return {
         "Speaker": value.speaker,
         "N": value.n,
@@ -78,9 +93,24 @@ def recording(value: model.Recording, segments: Sequence[session_view.SegmentVie
         "MediaSeconds": round(media_s, 3),
         "FilesRemoved": value.files_removed,
         "Segments": captured,
-        "Gaps": _gaps(value, segments),
+        "SegmentsOmitted": segments[0].number - 1 if segments else 0,
+        "Gaps": _gaps(value, segments, older_ms),
         "File": results.file_entry(value) if value.final and value.code else None,
     }
+
+
+def timeline(entries: Sequence[session_view.TimelineEntry]) -> list[Json]:
+    """The lines of a timeline, oldest first. Lines that say the same of the same owner become one, in the place of the last of
+    them, unless the owner moved to another state in between."""
+    moves: dict[str, int] = defaultdict(int)
+    groups: dict[tuple[Any, ...], list[session_view.TimelineEntry]] = {}
+    for entry in entries:
+        owner = entry.owner.text
+        if entry.to_state and entry.from_state != entry.to_state:
+            moves[owner] += 1
+        key = (owner, moves[owner], entry.event_type, entry.from_state, entry.to_state, entry.note)
+        groups.setdefault(key, []).append(entry)
+    return [_timeline_line(group) for group in sorted(groups.values(), key=lambda group: group[-1].seq)]
 
 
 def result(value: session_view.PublishedResult) -> Json:
@@ -109,12 +139,12 @@ def _segment(value: session_view.SegmentView, owner: model.Recording, live_ms: i
     }
 
 
-def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView]) -> list[Json]:
-    """The gaps of the finished file; before it exists, the times between the segments so far."""
+def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView], media_ms: int) -> list[Json]:
+    """The gaps of the finished file; before it exists, the times between these segments, which `media_ms` of media precede."""
     if value.output is not None:
         return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in value.output.gaps]
     found: list[Json] = []
-    media_ms, last_ms = 0, 0
+    last_ms = 0
     for segment in (s for s in segments if s.first_packet_ms):
         first_ms = segment.first_packet_ms or 0
         if last_ms and first_ms > last_ms:
@@ -150,8 +180,9 @@ def _delivery(value: model.Delivery) -> Json:
     return {"Revision": value.revision, "State": value.state, "Tries": value.failures, "Detail": value.detail}
 
 
-def _timeline_entry(entry: session_view.TimelineEntry) -> Json:
+def _timeline_line(entries: Sequence[session_view.TimelineEntry]) -> Json:
     """`Of` is "" for the session, `speaker/n` for a recording, `#revision` for a result's delivery."""
+    entry = entries[-1]
     return {
         "Time": codec.iso(entry.at_ms),
         "Of": entry.owner.text.removeprefix(entry.owner.task_id).removeprefix("/"),
@@ -159,6 +190,8 @@ def _timeline_entry(entry: session_view.TimelineEntry) -> Json:
         "From": entry.from_state,
         "To": entry.to_state,
         "Note": entry.note,
+        "Count": len(entries),
+        "FirstTime": codec.iso(entries[0].at_ms),
     }
 
 
