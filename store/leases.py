@@ -6,10 +6,12 @@ locks: session, recording, job.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, select, tuple_, update
+from sqlalchemy import Executable, Integer, bindparam, cast, func, literal_column, select, tuple_, update
+from sqlalchemy.dialects import postgresql
 
 from machine import due_work, job_key, states
 from store import connections, sql, statements, tables
@@ -24,22 +26,38 @@ _TOUCH_DELIVERY = sql.Statement(
 _TAKE = statements.guarded(tables.jobs, ("owner", "epoch", "state"), ("state", "node", "lease_until_ms"))
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
 HOLDS = select(tables.jobs.c.epoch).where(_HELD)
-_JOB = (tables.jobs.c.owner, tables.jobs.c.epoch)
 
 
-def _renew() -> Any:
+def _renew_on_sqlite() -> Executable:
+    each = func.json_each(bindparam("jobs")).table_valued("value")
+    asked = select(*(func.json_extract(each.c.value, literal_column(f"'$[{place}]'")) for place in (0, 1)))
+    table = tables.jobs
+    found = update(table).where(tuple_(table.c.owner, table.c.epoch).in_(asked), statements.matching(table, "node", "state"))
+    return found.values(lease_until_ms=bindparam("lease_until_ms")).returning(table.c.owner, table.c.epoch)
+
+
+def _renew_on_postgresql() -> Executable:
     # A row that a decision has locked is skipped: the renewals of all others must not wait for it, and no order of locks is kept.
-    mine = tables.jobs.alias()
-    found = select(mine.c.owner, mine.c.epoch).where(
-        tuple_(mine.c.owner, mine.c.epoch).in_(bindparam("jobs", expanding=True)),
-        mine.c.node == statements.at("node"),
-        mine.c.state == states.LEASED,
+    each = func.json_array_elements(cast(bindparam("jobs"), postgresql.JSON)).table_valued("value")
+    owner, epoch = (each.c.value.op("->>")(literal_column(str(place))) for place in (0, 1))
+    table, held = tables.jobs, tables.jobs.alias("held")
+    free = (
+        select(held.c.owner, held.c.epoch)
+        .where(
+            held.c.owner == owner,
+            held.c.epoch == cast(epoch, Integer),
+            held.c.node == statements.at("node"),
+            held.c.state == statements.at("state"),
+        )
+        .with_for_update(of=held, skip_locked=True)
+        .subquery()
     )
-    held = update(tables.jobs).where(tuple_(*_JOB).in_(found.with_for_update(skip_locked=True)))
-    return held.returning(*_JOB)
+    found = update(table).where(table.c.owner == free.c.owner, table.c.epoch == free.c.epoch)
+    return found.values(lease_until_ms=bindparam("lease_until_ms")).returning(table.c.owner, table.c.epoch)
 
 
-_RENEW = _renew()
+# `jobs` is a JSON array of [owner, epoch]: one text for any number of jobs.
+_RENEW = sql.Statement({"sqlite": _renew_on_sqlite(), "postgresql": _renew_on_postgresql()})
 _LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, tables.jobs.c.node).where(
     tables.jobs.c.state == states.LEASED
 )
@@ -77,10 +95,9 @@ class Leases:
     ) -> set[tuple[job_key.JobKey, int]]:
         """Renew the leases of these jobs, given by owner and epoch, in one transaction. Returns the refused ones: stop their work
         and write nothing more."""
-        renewed = {"jobs": [(owner.text, epoch) for owner, epoch in jobs], "at_node": node}
-        async with self._database.write() as connection:
-            rows = await connection.execute(_RENEW, renewed | {"lease_until_ms": self._clock() + lease_ms})
-            held = {(row.owner, row.epoch) for row in rows}
+        asked = {"jobs": json.dumps([(owner.text, epoch) for owner, epoch in jobs]), "lease_until_ms": self._clock() + lease_ms}
+        rows = await self._database.fetch(_RENEW, asked | {"at_node": node, "at_state": states.LEASED})
+        held = {(row["owner"], row["epoch"]) for row in rows}
         missing = {job for job in jobs if (job[0].text, job[1]) not in held}
         # A row that was locked is no refusal.
         return missing - {(lease.owner, lease.epoch) for lease in await self.of_node(node)} if missing else missing

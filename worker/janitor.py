@@ -58,7 +58,7 @@ class Janitor:
             except Exception:
                 # The next round retries. A start is refused on a full disk when it arrives, not here.
                 log.exception("janitor.round_failed")
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(supervised_task.jittered_s(EVERY_S))
 
     async def clean(self) -> None:
         """Clean once: the files that rows gave up, and from time to time the files without a row."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from events import codec
-from machine import capture_progress, errors, failpoints, internal_events, ports, states
+from machine import capture_progress, errors, failpoints, internal_events, ports, states, supervised_task
 from machine.reasons import Reason
 from worker import leased_job
 
@@ -100,7 +100,7 @@ class OutcomePublisher:
                 raise
             except Exception:
                 log.exception("outcome.not_written", owner=job.owner, epoch=job.epoch, event_type=type_)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(supervised_task.jittered_s(RETRY_S))
 
 
 def capture_exit(epoch: int, reason: str, detail: str, progress: capture_progress.CaptureProgress) -> internal_events.FfmpegExit:

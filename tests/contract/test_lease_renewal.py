@@ -53,7 +53,7 @@ async def test_the_number_of_leases_does_not_raise_the_number_of_transactions(
     capture = await node.open()
     await held(node, HELD)
     written: list[int] = []
-    write = node.store.connections.write
+    write, run = node.store.connections.write, node.store.connections.run
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[AsyncConnection]:
@@ -61,7 +61,12 @@ async def test_the_number_of_leases_does_not_raise_the_number_of_transactions(
         async with write() as connection:
             yield connection
 
+    async def counted_run(steps: Any) -> Any:
+        written.append(1)
+        return await run(steps)
+
     monkeypatch.setattr(node.store.connections, "write", counted)
+    monkeypatch.setattr(node.store.connections, "run", counted_run)
     node.clock.advance(100)
     capture.progress = dataclasses.replace(capture.progress, media_ms=1_000, last_packet_ms=node.clock())
     written.clear()
