@@ -64,7 +64,7 @@ async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderE
         reply.send("result", refused(event.id, refusal, snapshot.now_ms))
         return {REFUSED: refusal}, reply
 
-    await store.decisions.decide(event, (), decide)
+    await store.decisions.decide(event, lambda _: iter(()), decide)
     log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import structlog
 
 from events import codec
-from handlers import bus_replies, timer_events, trtc_events, unit_of_work, user_requests, worker_events
-from machine import changes, errors, internal_events, job_key, model, ports
+from handlers import bus_replies, plans, timer_events, trtc_events, unit_of_work, user_requests, worker_events
+from machine import changes, errors, model, ports
 
 log = structlog.get_logger()
 
@@ -36,40 +36,6 @@ EVENT_HANDLERS: dict[str, Handler] = {
     "deadline-passed": timer_events.deadline_passed,
     "worker-lost": timer_events.worker_lost,
 }
-
-
-def plan(event: codec.Event) -> list[ports.Need]:
-    """The data that the decision about an event needs in most cases, so that one reading loads it."""
-    data = event.data
-    if event.type in _OF_RECORDING:
-        key = job_key.RecordingKey.of(data)
-        return [("session", (key.task_id,)), ("recording", (key,))]
-    if event.type in ("callback-finished", "callback-failed"):
-        owner = job_key.DeliveryKey.of(data)
-        return [("session", (owner.task_id,)), ("delivery", (owner,))]
-    if event.type == "deadline-passed":
-        passed = codec.to_payload(internal_events.DeadlinePassed, data)
-        return [("session", (passed.owner.task_id,)), ("deadline", (passed.owner, passed.kind)), *_owned(passed.owner)]
-    if event.type == "worker-lost":
-        lost = codec.to_payload(internal_events.WorkerLost, data).owner
-        return [("session", (lost.task_id,)), *_owned(lost)]
-    if "TaskId" in data:
-        return [("session", (data["TaskId"],)), ("recordings", (data["TaskId"],))]
-    if event.type in ("start", "stop"):
-        return user_requests.plan(data) if event.type == "start" else []
-    rooms: list[ports.Need] = [("sessions_in", (room,)) for room in trtc_events.rooms(data)]
-    seen = [("presence", (trtc_events.rooms(data)[-1], data["UserId"]))] if data.get("UserId") else []
-    return [("callback_ms", (data["SdkAppId"],)), *rooms, *seen]
-
-
-_OF_RECORDING = ("capture-started", "ffmpeg-exit", "upload-finished", "upload-failed")
-
-
-def _owned(owner: job_key.OwnerKey) -> list[ports.Need]:
-    """The row of a deadline's or lease's owner."""
-    if isinstance(owner, job_key.RecordingKey):
-        return [("recording", (owner,))]
-    return [("delivery", (owner,))] if isinstance(owner, job_key.DeliveryKey) else []
 
 
 class Decider:
@@ -100,7 +66,7 @@ class Decider:
             return answer, uow.changes
 
         try:
-            answer = await self._store.decisions.decide(event, plan(event), decide)
+            answer = await self._store.decisions.decide(event, plans.of(event), decide)
         except errors.RecorderError as error:
             if by is not None and not error.retry:
                 note = changes.AuditNote(by, event.type, str(event.data.get("TaskId", "")), error.code)

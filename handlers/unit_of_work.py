@@ -6,9 +6,10 @@ job, command, deadline, journal line, result), so that no handler notes half of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from events import codec, requests
@@ -107,7 +108,7 @@ class UnitOfWork:
         saved = self._save_recording(value, decision.recording)
         self._journal_moves(value.key, decision.moves or ((value.state, value.state),), _note(value, saved))
         self._apply(saved, decision.effects)
-        return replace(decision, recording=saved)
+        return recording.RecordingDecision(recording=saved, effects=decision.effects, moves=decision.moves)
 
     def facts(
         self, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
@@ -126,7 +127,7 @@ class UnitOfWork:
 
     def open_recording(self, value: model.Recording) -> None:
         """Add a recording with its first pull queued."""
-        opened = replace(value, epoch=1, job=model.Job(kind=states.CAPTURE, state=states.QUEUED))
+        opened = model.changed(value, epoch=1, job=model.Job(kind=states.CAPTURE, state=states.QUEUED))
         self._save_recording(None, opened)
         self.journal(opened.key, "", states.JOINING, "a recording opens")
         idle = effects.Arm("idle", self.now_ms + self.context.policy.idle_timeout_ms)
@@ -238,7 +239,10 @@ class UnitOfWork:
 
     def arm(self, owner: job_key.OwnerKey, kind: str, at_ms: int, *, once: bool = False) -> None:
         """Arm a deadline; replaces an earlier one of the same kind, unless `once`."""
-        self.changes.deadlines[owner, kind] = changes.Armed(at_ms, self.context.new_id(), once)
+        # One event arms a deadline once, so the serial of an arming differs from those of all others.
+        arming = f"{self.event.inbox_id} {owner.text} {kind}".encode("utf-8", "surrogatepass")
+        serial = hashlib.blake2b(arming, digest_size=16).hexdigest()
+        self.changes.deadlines[owner, kind] = changes.Armed(at_ms, serial, once)
 
     def _apply_deadline(self, owner: job_key.OwnerKey, effect: effects.Effect) -> None:
         match effect:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from events import codec, requests
 from events import errors as event_errors
+from events import requests
 from handlers import bus_replies, speakers, unit_of_work
-from machine import errors, model, ports, recording, states
+from machine import errors, model, recording, states
 
 
 def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
@@ -43,16 +43,6 @@ def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     uow.open_session(opened, secrets)
     _open_known(uow, opened)
     return _accepted(uow, opened, repeated=False)
-
-
-def plan(data: codec.Data) -> list[ports.Need]:
-    """The data that a start needs; none for one whose room is refused."""
-    try:
-        room = requests.room(data)
-    except event_errors.InvalidEvent:
-        return []
-    of_room = [("sessions_in", (room,)), ("publishers", (room,))] if room is not None else []
-    return [*of_room, ("callback_ms", (data["SdkAppId"],))]
 
 
 def stop(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:

@@ -6,7 +6,7 @@ as 410, ends the delivery.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from machine import effects, internal_events, model, states
 
@@ -56,7 +56,7 @@ def decide(
 
 def _queue(delivery: model.Delivery) -> DeliveryDecision:
     job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
-    queued = replace(delivery, epoch=delivery.epoch + 1, job=job)
+    queued = model.changed(delivery, epoch=delivery.epoch + 1, job=job)
     return DeliveryDecision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
 
 
@@ -71,14 +71,16 @@ def _lost(delivery: model.Delivery, now_ms: int, backoff_ms: tuple[int, ...]) ->
 
 def _release(delivery: model.Delivery) -> DeliveryDecision:
     job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
-    return DeliveryDecision(delivery=replace(delivery, job=job), effects=(effects.Command("send-callback"),))
+    return DeliveryDecision(delivery=model.changed(delivery, job=job), effects=(effects.Command("send-callback"),))
 
 
 def _wait(delivery: model.Delivery, detail: str, at_ms: int, *, failures: int) -> DeliveryDecision:
     job = model.Job(kind=states.DELIVERY, state=states.WAITING)
-    waiting = replace(delivery, epoch=delivery.epoch + 1, failures=failures, detail=detail, job=job)
+    waiting = model.changed(delivery, epoch=delivery.epoch + 1, failures=failures, detail=detail, job=job)
     return DeliveryDecision(delivery=waiting, effects=(effects.Arm("retry", at_ms),))
 
 
 def _end(delivery: model.Delivery, state: str, detail: str) -> DeliveryDecision:
-    return DeliveryDecision(delivery=replace(delivery, state=state, detail=detail, job=None), effects=(effects.Disarm("retry"),))
+    return DeliveryDecision(
+        delivery=model.changed(delivery, state=state, detail=detail, job=None), effects=(effects.Disarm("retry"),)
+    )

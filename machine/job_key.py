@@ -6,6 +6,7 @@ Rule: code passes keys, so the type checker sees the wrong kind. Only the databa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,10 @@ class RecordingKey:
     def fields(self) -> dict[str, Any]:
         """The opposite of `of`."""
         return {"TaskId": self.task_id, "Speaker": self.speaker, "N": self.n}
+
+
+recording = functools.lru_cache(maxsize=4096)(RecordingKey)
+"""The key of a recording, made once: a decision asks for it a dozen times."""
 
 
 @dataclass(frozen=True, slots=True)

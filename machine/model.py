@@ -172,7 +172,7 @@ class Recording:
     @property
     def key(self) -> job_key.RecordingKey:
         """The owner of its jobs, deadlines and messages."""
-        return job_key.RecordingKey(self.task_id, self.speaker, self.n)
+        return job_key.recording(self.task_id, self.speaker, self.n)
 
     @property
     def attempt(self) -> int:
@@ -260,15 +260,26 @@ _SLOTS: dict[type, tuple[tuple[Any, Any], ...]] = {
 _SETTERS = {kind: {f.name: vars(kind)[f.name].__set__ for f in fields(kind)} for kind in _SLOTS}
 
 
-def changed(value: Value, **changes: Any) -> Value:
-    """Return `value` with these fields changed, as dataclasses.replace does. Raises TypeError for an unknown field."""
+def copied(value: Value) -> Value:
+    """A copy of its own, which `put` may change until it is handed on."""
     kind = type(value)
     made: Value = object.__new__(kind)
     for read, write in _SLOTS[kind]:
         write(made, read(value))
-    setters = _SETTERS[kind]
+    return made
+
+
+def put(value: Value, **changes: Any) -> None:
+    """Change fields of a fresh copy in place. Raises TypeError for an unknown field."""
+    setters = _SETTERS[type(value)]
     for name, new in changes.items():
         if name not in setters:
-            raise TypeError(f"{kind.__name__} has no field {name!r}")
-        setters[name](made, new)
+            raise TypeError(f"{type(value).__name__} has no field {name!r}")
+        setters[name](value, new)
+
+
+def changed(value: Value, **changes: Any) -> Value:
+    """Return `value` with these fields changed, as dataclasses.replace does. Raises TypeError for an unknown field."""
+    made = copied(value)
+    put(made, **changes)
     return made

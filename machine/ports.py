@@ -6,7 +6,7 @@ Rule: the contract of each method is documented in `store/`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol, TypeVar
 
 from events import codec, requests
@@ -105,10 +105,14 @@ class NotLoaded(Exception):
         self.need = need
 
 
+Plan = Callable[[Snapshot], Iterator[Sequence[Need]]]
+"""Yields what a decision needs in most cases, in stages: a later stage reads from the snapshot what an earlier one loaded."""
+
+
 class Decisions(Protocol):
     """Loads, decides and writes (store.decisions.Decisions)."""
 
-    async def decide(self, event: codec.Event, plan: Sequence[Need], decide: Decide) -> Answer: ...
+    async def decide(self, event: codec.Event, plan: Plan, decide: Decide) -> Answer: ...
     async def answered(self, event_id: str) -> tuple[Answer, int] | None: ...
     async def read(self, query: Callable[[Snapshot], Value]) -> Value: ...
     async def write(self, written: changes.Changes) -> None: ...

@@ -202,5 +202,5 @@ def _fire(rules: RecordingRules, event: str, moves: list[tuple[str, str]]) -> Ro
     row = MACHINE.fire(rules, event)
     if rules.state != before:
         moves.append((before, rules.state))
-        rules.recording = model.changed(rules.recording, state=rules.state)
+        model.put(rules.recording, state=rules.state)
     return row

@@ -22,7 +22,7 @@ class RecordingRules:
     """One decision about a recording: guards read the recording and the facts, actions change the recording and add effects."""
 
     def __init__(self, recording: model.Recording, facts: recording_facts.Facts) -> None:
-        self.recording = recording
+        self.recording = model.copied(recording)
         self.facts = facts
         self.state = recording.state
         self.effects: list[effects.Effect] = []
@@ -357,7 +357,7 @@ class RecordingRules:
 
     # --- shared by the actions --------------------------------------------------------------------------------------------
     def _set(self, **changes: Any) -> None:
-        self.recording = model.changed(self.recording, **changes)
+        model.put(self.recording, **changes)
 
     def _begin_stage(self) -> None:
         self._set(failures=0, stage_started_ms=self.facts.now_ms, stop_requested=True)

@@ -6,7 +6,7 @@ handlers trigger `all-final` whenever a recording has ended or the session has c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from machine import decision_table, effects, model, states
 
@@ -99,14 +99,14 @@ class SessionRules:
     def close(self) -> None:
         """Stop the recordings; no recording is added any more."""
         reason = END_REASON[self.event]
-        self.session = replace(self.session, closing_ms=self.facts.now_ms, end_reason=reason)
+        self.session = model.changed(self.session, closing_ms=self.facts.now_ms, end_reason=reason)
         self.effects += [effects.Disarm(kind) for kind in OPEN_DEADLINES]
         self.effects.append(effects.Arm("result-wait", self.facts.now_ms + self.facts.policy.result_wait_ms))
         self.effects.append(effects.StopRecordings(reason))
 
     def publish_result(self) -> None:
         """Publish the result as the next revision."""
-        self.session = replace(
+        self.session = model.changed(
             self.session, revision=self.session.revision + 1, finished_ms=self.session.finished_ms or self.facts.now_ms
         )
         self.effects += [effects.Disarm("result-wait"), effects.Disarm("revise"), effects.Finish()]
@@ -128,7 +128,7 @@ class SessionRules:
 
     def reopen(self) -> None:
         """Start the deadlines of an Open session again."""
-        self.session = replace(
+        self.session = model.changed(
             self.session,
             opened_ms=self.facts.now_ms,
             closing_ms=None,
@@ -197,5 +197,5 @@ def decide(session: model.Session, event: str, facts: SessionFacts) -> SessionDe
     row = MACHINE.fire(rules, event)
     moves = ((session.state, rules.state),) if rules.state != session.state else ()
     return SessionDecision(
-        session=replace(rules.session, state=rules.state), effects=tuple(rules.effects), moves=moves, ignored=row.ignore
+        session=model.changed(rules.session, state=rules.state), effects=tuple(rules.effects), moves=moves, ignored=row.ignore
     )

@@ -2,8 +2,7 @@
 
 Rules: an event's claim, writes, journal lines and messages commit together or not at all. Decisions that wait together share one
 commit; a decision that fails has no effect on the others, and one whose write fails is repeated alone.
-SQLite runs each decision in the writer's thread (connections.py groups the commits). PostgreSQL runs batches, in which no two
-decisions touch the same session, room or API key.
+Decisions that wait together form a batch, in which no two touch the same session, room or API key.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class _Work:
     """One decision that waits."""
 
     event: codec.Event
-    plan: Sequence[ports.Need]
+    plan: ports.Plan
     decide: ports.Decide
     lane: object
     done: asyncio.Future[ports.Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -67,18 +66,15 @@ class Decisions:
         self._lanes: set[object] = set()
         self._batches: set[asyncio.Task[None]] = set()
 
-    async def decide(self, event: codec.Event, plan: Sequence[ports.Need], decide: ports.Decide) -> ports.Answer:
+    async def decide(self, event: codec.Event, plan: ports.Plan, decide: ports.Decide) -> ports.Answer:
         """Decide an event once. A repeat gets the first answer and changes nothing. `plan` is loaded first, all else on demand.
 
         Raises the errors of `decide`; then nothing is written, not even the claim. Raises Conflict after `MAX_DECISIONS`
         conflicts; the caller then has the message retried."""
         work = _Work(event, plan, decide, _lane(event))
-        if self._locks:
-            self._waiting.append(work)
-            self._begin_batch()
-            answer = await work.done
-        else:
-            answer = await self._alone(work)
+        self._waiting.append(work)
+        self._begin_batch()
+        answer = await work.done
         self._changed()
         failpoints.hit("decision.commit.after")
         return answer
@@ -220,7 +216,7 @@ def _decide_all(
 ) -> Steps[list[tuple[snapshot.LoadedSnapshot, tuple[ports.Answer, changes.Changes] | Exception]]]:
     """Load and decide: whatever decisions miss is loaded together, and these are repeated."""
     seen = [snapshot.LoadedSnapshot(now_ms) for _ in works]
-    yield from loader.load((each, need) for each, work in zip(seen, works, strict=True) for need in work.plan)
+    yield from _load_planned(loader, seen, works)
     results: dict[int, tuple[ports.Answer, changes.Changes] | Exception] = {}
     left = list(range(len(works)))
     for _ in range(MAX_READS):
@@ -237,6 +233,15 @@ def _decide_all(
         yield from loader.load(missing)
         left = [index for index in left if index not in results]
     raise RuntimeError(f"a decision asked {MAX_READS} times for more data")
+
+
+def _load_planned(loader: snapshot.Loader, seen: Sequence[snapshot.LoadedSnapshot], works: Sequence[_Work]) -> Steps[None]:
+    """Load what the plans name; the same stage of all plans together."""
+    plans = [(each, work.plan(each)) for each, work in zip(seen, works, strict=True)]
+    while plans:
+        stages = [(each, plan, next(plan, None)) for each, plan in plans]
+        yield from loader.load((each, need) for each, _, needs in stages for need in needs or ())
+        plans = [(each, plan) for each, plan, needs in stages if needs is not None]
 
 
 def _until_loaded(

@@ -21,6 +21,7 @@ RENAMED = {
     "never_seen": "awaited",
     "stage_started_ms": "step_from_ms",
 }
+NO_WARNINGS = "[]"
 _SEPARATE = ("job", "output", "version", "replays")
 RECORDING_COLUMNS = {f.name: RENAMED.get(f.name, f.name) for f in dataclasses.fields(model.Recording) if f.name not in _SEPARATE}
 DELIVERY_COLUMNS = {
@@ -101,7 +102,7 @@ def session(row: Mapping[str, Any]) -> model.Session:
         task_id=row["task_id"],
         request=_request(row["request"]),
         version=row["version"],
-        warnings=tuple(json.loads(row["warnings"])),
+        warnings=tuple(json.loads(row["warnings"])) if row["warnings"] != NO_WARNINGS else (),
         **{name: row[name] for name in SESSION_FIELDS},
     )
 

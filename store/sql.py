@@ -7,6 +7,7 @@ statement with parameters and receives rows, and the same code runs in SQLite's 
 
 from __future__ import annotations
 
+import operator
 import sqlite3
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -27,10 +28,12 @@ _DIALECTS = {"sqlite": sqlite.dialect(paramstyle="qmark"), "postgresql": postgre
 class Statement:
     """One statement, compiled for each engine on first use. Parameters are named as in store/statements.py.
 
-    `columns` are the columns of an insert. Rows come back from a query, and from a write with RETURNING."""
+    `columns` are the columns of an insert. Rows come back from a query, and from a write with RETURNING. A `counted` write
+    returns something for each row that it wrote: PostgreSQL by RETURNING, SQLite by its count, which is cheaper."""
 
-    def __init__(self, clause: Executable | Mapping[str, Executable], *columns: str) -> None:
+    def __init__(self, clause: Executable | Mapping[str, Executable], *columns: str, counted: bool = False) -> None:
         self._clause = clause
+        self.counted = counted
         self._columns = list(columns) or None
         self._made: dict[str, tuple[str, Callable[[Row], tuple[Any, ...]]]] = {}
         one: Any = clause["sqlite"] if isinstance(clause, Mapping) else clause
@@ -50,6 +53,8 @@ class Statement:
 def _arranging(order: Sequence[str], constants: Row) -> Callable[[Row], tuple[Any, ...]]:
     if constants:
         return lambda row: tuple([row[name] if name in row else constants[name] for name in order])
+    if len(order) > 1:
+        return operator.itemgetter(*order)
     return lambda row: tuple([row[name] for name in order])
 
 
@@ -72,17 +77,15 @@ def run_in_thread(connection: sqlite3.Connection, steps: Steps[Value]) -> Value:
             statement, rows = steps.send(answer)
             text, arrange = statement.on("sqlite")
             if not statement.names:
-                connection.executemany(text, [arrange(row) for row in rows])
-                answer = ()
+                written = connection.executemany(text, [arrange(row) for row in rows])
+                answer = [{}] * written.rowcount if statement.counted else ()
                 continue
-            answer = []
-            for row in rows:
-                for values in connection.execute(text, arrange(row)).fetchall():
-                    made = dict(zip(statement.names, values, strict=True))
-                    for name in statement.booleans:
-                        if made[name] is not None:
-                            made[name] = bool(made[name])
-                    answer.append(made)
+            names, booleans = statement.names, statement.booleans
+            answer = [dict(zip(names, values, strict=True)) for row in rows for values in connection.execute(text, arrange(row))]
+            for name in booleans:
+                for made in answer:
+                    if made[name] is not None:
+                        made[name] = bool(made[name])
     except StopIteration as end:
         value: Value = end.value
         return value
@@ -101,7 +104,7 @@ async def run_on_server(connection: Any, steps: Steps[Value]) -> Value:
             answer = ()
             if not rows:
                 continue
-            if not statement.names:
+            if not statement.names and not statement.counted:
                 await connection.executemany(text, [arrange(row) for row in rows])
             elif len(rows) == 1:
                 answer = await connection.fetch(text, *arrange(rows[0]))

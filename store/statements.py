@@ -88,9 +88,10 @@ def _upsert(table: Table, *changing: str, once: bool = False) -> Statement:
 
 @functools.cache
 def guarded(table: Table, key: tuple[str, ...], columns: tuple[str, ...]) -> Statement:
-    """An update of `columns` in the row that still has this key; returns its first key column."""
+    """An update of `columns` in the rows that still have this key; counted."""
     values: dict[str, Any] = {column: bindparam(column) for column in columns}
-    return Statement(updating(table, *key).values(values).returning(table.c[key[0]]))
+    update_them = updating(table, *key).values(values)
+    return Statement({"sqlite": update_them, "postgresql": update_them.returning(literal(1))}, counted=True)
 
 
 # --- inbox ----------------------------------------------------------------------------------------------------------------

@@ -106,11 +106,11 @@ async def decide(store: Any, event: codec.Event, handler: Callable[[ports.Snapsh
         answer = handler(snapshot, tx)
         return answer or {}, tx.changes
 
-    answered: dict[str, Any] = await store.decisions.decide(event, (), decided)
+    answered: dict[str, Any] = await store.decisions.decide(event, lambda _: iter(()), decided)
     return answered
 
 
 async def claim(store: Any, event_id: str) -> None:
     """Have an event of this id decided."""
     event = codec.Event(id=event_id, type="stop", time_ms=engines.START_MS, data={"TaskId": ""})
-    await store.decisions.decide(event, (), lambda _: ({}, changes.Changes()))
+    await store.decisions.decide(event, lambda _: iter(()), lambda _: ({}, changes.Changes()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from events import codec, requests
@@ -108,7 +108,7 @@ class Decisions:
         self._connections = connections
         self._tables = connections.tables
 
-    async def decide(self, event: codec.Event, plan: Sequence[ports.Need], decide: ports.Decide) -> ports.Answer:
+    async def decide(self, event: codec.Event, plan: ports.Plan, decide: ports.Decide) -> ports.Answer:
         """Decide an event once. Raises Conflict after `MAX_DECISIONS` conflicts."""
         for attempt in range(1, MAX_DECISIONS + 1):
             try:
