@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +39,7 @@ class ReplayBroker:
         self._expecting: dict[str, asyncio.Future[None]] = {}
         self._to_mark: list[tuple[int, str, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._done = 0
 
     @classmethod
     async def open(cls, url: str, broker: str, steps: Sequence[write_log.Step]) -> ReplayBroker:
@@ -65,22 +65,14 @@ class ReplayBroker:
 
     async def run(self, seconds: float, batch: int) -> tuple[int, float]:
         """(events, seconds)."""
-        begun, done = time.perf_counter(), 0
-
-        async def lane() -> None:
-            nonlocal done
-            while time.perf_counter() - begun < seconds:
-                await self._life()
-                done += len(self._steps)
-
+        self._done = 0
         writers = [asyncio.create_task(self._write(batch)) for _ in range(replay.writers(batch))]
-        await bare.at_once(lane, replay.IN_FLIGHT)
-        took_s = time.perf_counter() - begun
+        counted = await lives.in_window(self._life, replay.IN_FLIGHT, seconds, lambda: self._done)
         for each in writers:
             each.cancel()
         await asyncio.gather(*writers, *self._tasks, return_exceptions=True)
         await lives.purge(self._channels[0], self._topology)
-        return done, took_s
+        return counted
 
     async def close(self) -> None:
         """Close everything."""
@@ -96,6 +88,7 @@ class ReplayBroker:
             committed = self._committing[f"{number}.{at}"] = asyncio.get_running_loop().create_future()
             await self._publish(0, f"event.{step.type}", life.fill(step.body), f"{number}.{at}")
             await committed
+            self._done += 1
         await result
 
     async def _publish(self, by: int, key: str, body: str, id_: str) -> None:

@@ -9,7 +9,7 @@ synced to disk. A figure is the median of the rounds, a ratio the median of the 
 - *bare transaction*: four statements, one commit each (`bench/bare.py`).
 - *decided*: events of whole lives, decided by the real Decider on the real Store; SESSIONS lives at once (`bench/lives.py`).
 - *same rows*: the rows that such a life writes, in batches as large as those that the engine has just committed, without any read
-  or logic (`bench/replay.py`).
+  or logic (`bench/replay.py`); then the same with one event in each commit.
 - *over the local bus*, *over RabbitMQ*: the whole way from publish to result. RabbitMQ stands next to a bare loop that consumes,
   writes the same rows in the same batches and publishes with confirmations (`bench/bare_broker.py`).
 - *half load*: latencies while lives begin at random, half as often as the engine has just sustained (`bench/half_load.py`).
@@ -35,7 +35,7 @@ from bench import bare, bare_broker, engine_report, half_load, lives, meter, noi
 from tests import postgres, rabbit
 
 SESSIONS = 64
-BARE, ROWS, LOOP = engine_report.BARE, engine_report.ROWS, engine_report.LOOP
+BARE, ROWS, ALONE, LOOP = engine_report.BARE, engine_report.ROWS, engine_report.ALONE, engine_report.LOOP
 DECIDED, LOCAL, RABBIT = engine_report.DECIDED, engine_report.LOCAL, engine_report.RABBIT
 NO_PEERS = "peers: not measured, because their environment does not exist; `make bench-engine` makes it"
 COMMAND = "make bench-engine"
@@ -66,6 +66,7 @@ class Rounds:
         batch = max(1, round(found[DECIDED]["events_per_commit"]))
         found[ROWS] = await self._meter.measure(ROWS, lambda: self._rows.run(seconds, batch))
         found[ROWS]["batch"] = batch
+        found[ALONE] = await self._meter.measure(ALONE, lambda: self._rows.run(seconds, 1))
         for name, engine in self._engines.items():
             found[name] |= await half_load.latencies(engine, found[name]["per_s"], seconds)
         return found
@@ -120,7 +121,7 @@ async def embedded(folder: Path, _: Path) -> AsyncIterator[Rounds]:
             await opened.enter_async_context(started(engine))
         counters = {
             name: meter.CommitsOfFile(path)
-            for name, path in ((BARE, bare_in), (DECIDED, decided_in), (LOCAL, over_in), (ROWS, replayed))
+            for name, path in ((BARE, bare_in), (DECIDED, decided_in), (LOCAL, over_in), (ROWS, replayed), (ALONE, replayed))
         }
         yield Rounds(meter.Meter({}, counters), loop, rows, engines)
 

@@ -98,14 +98,8 @@ class Decisions:
 
     async def run(self, seconds: float) -> tuple[int, float]:
         """(events, seconds): run as many lives in parallel as there are lanes, until the time is over."""
-        begun, before = time.perf_counter(), self.decided
-
-        async def lane() -> None:
-            while time.perf_counter() - begun < seconds:
-                await self.recording()
-
-        await asyncio.gather(*(lane() for _ in range(self.lanes)))
-        return self.decided - before, time.perf_counter() - begun
+        before = self.decided
+        return await in_window(self.recording, self.lanes, seconds, lambda: self.decided - before)
 
     async def recording(self) -> None:
         """One life."""
@@ -147,6 +141,29 @@ class Decisions:
         """Take the lease of the recording's job, as a worker does."""
         if not await self.store.leases.take(job_key.RecordingKey(task_id, SPEAKER, 1), epoch, "n1", POLICY.lease_ms):
             raise RuntimeError(f"the lease of epoch {epoch} was refused: the events are not those of a whole recording")
+
+
+async def in_window(
+    live: Callable[[], Awaitable[None]], lanes: int, seconds: float, events: Callable[[], int]
+) -> tuple[int, float]:
+    """(events, seconds): run lives in so many lanes until the time is over, and let those that run then end.
+
+    The quotient is the rate up to that time, when all lanes were busy. The events of the ending lives are counted, because their
+    CPU is, and the seconds are longer in proportion."""
+    begun = time.perf_counter()
+    inside: list[tuple[int, float]] = []
+
+    async def lane() -> None:
+        while time.perf_counter() - begun < seconds:
+            await live()
+
+    async def window() -> None:
+        await asyncio.sleep(seconds)
+        inside.append((events(), time.perf_counter() - begun))
+
+    await asyncio.gather(window(), *(lane() for _ in range(lanes)))
+    ((counted, took_s),) = inside
+    return events(), took_s * events() / max(1, counted)
 
 
 def of(task_id: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Batched bare loops: the rows of whole lives written again with no logic, in batches as large as those of the engine.
 
-Rule: a batch holds one event of each of its lives, and is one commit. Rows of one kind go in one call of the driver.
+Rule: a batch holds one event of each of its lives, and is one commit. Rows of one kind go in one call of the driver. The settings
+of the database are those of the store.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import asyncpg
 
 from bench import bare, lives, write_log
+from store import connections
 
 # As many events in flight as the engine has.
 IN_FLIGHT = 64
@@ -43,6 +45,8 @@ class ReplayFile:
 
     def __init__(self, path: Path, steps: Sequence[write_log.Step]) -> None:
         self._connection = bare.connect(path)
+        for pragma in connections.PRAGMAS:
+            self._connection.execute(f"PRAGMA {pragma}")
         self._steps = [step.writes("?") for step in steps]
         self._numbers = itertools.count()
 
