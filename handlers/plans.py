@@ -81,7 +81,7 @@ def _room(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     data, rooms = event.data, trtc_events.rooms(event.data)
     user = data.get("UserId", "")
     needs: list[ports.Need] = [("callback_ms", (data["SdkAppId"],)), *(("sessions_in", (room,)) for room in rooms)]
-    if user:
+    if user and rooms:
         needs.append(("presence", (rooms[-1], user)))
     yield needs
     there = [s.task_id for room in rooms for s in snapshot.sessions_in(room)]

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from events import requests
 from machine import errors
-from store import group_commit, sql
+from store import group_commit, server_connections, sql
 
 Value = TypeVar("Value")
 BUSY_TIMEOUT_MS = 10_000
@@ -59,6 +59,12 @@ class Connections:
         if engine.dialect.name == "sqlite":
             self._writer = asyncio.Lock()
             self._group = group_commit.GroupCommit(str(engine.url.database), PRAGMAS, self._writer)
+        self._servers = server_connections.ServerConnections(engine)
+
+    @property
+    def on_server(self) -> bool:
+        """Whether each statement is a round trip to a server."""
+        return self._group is None
 
     async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
         """Run steps in one transaction: commits at their end, rolls back on any error. On SQLite, transactions that wait together
@@ -66,13 +72,13 @@ class Connections:
         if self._group is not None:
             value: Value = await self._group.run(steps)
             return value
-        async with self.engine.connect() as connection:
-            server: Any = (await connection.get_raw_connection()).driver_connection
-            async with server.transaction():
-                return await sql.run_on_server(server, steps())
+        return await self._servers.run(steps)
 
     async def fetch(self, statement: sql.Statement, parameters: sql.Row) -> Sequence[sql.Row]:
         """Run one statement in a transaction of its own."""
+        if self._group is None:
+            rows: Sequence[sql.Row] = await self._servers.fetch(statement, parameters)
+            return rows
 
         def steps() -> sql.Steps[Sequence[sql.Row]]:
             return (yield sql.Step(statement, [parameters]))
@@ -106,6 +112,7 @@ class Connections:
         """Close them; safe to call twice."""
         if self._group is not None:
             await self._group.close()
+        await self._servers.close()
         await self.engine.dispose()
 
 

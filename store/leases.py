@@ -10,20 +10,37 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Executable, Integer, bindparam, cast, func, literal_column, select, tuple_, update
+from sqlalchemy import Executable, Integer, Table, Update, and_, bindparam, cast, func, literal_column, select, tuple_, update
 from sqlalchemy.dialects import postgresql
 
 from machine import due_work, job_key, states
 from store import connections, sql, statements, tables
 
-# A lease changes data that decisions read: it raises the owner's version, so that a concurrent decision is repeated.
-_TOUCH_RECORDING = sql.Statement(
-    statements.updating(tables.recordings, "id", "epoch").values(version=tables.recordings.c.version + 1)
+_QUEUED = and_(statements.matching(tables.jobs, "owner", "epoch"), tables.jobs.c.state == states.QUEUED)
+_TAKEN = (
+    update(tables.jobs)
+    .where(_QUEUED)
+    .values(state=states.LEASED, node=bindparam("node"), lease_until_ms=bindparam("lease_until_ms"))
+    .returning(tables.jobs.c.epoch)
 )
-_TOUCH_DELIVERY = sql.Statement(
-    statements.updating(tables.callbacks, "task_id", "revision", "epoch").values(version=tables.callbacks.c.version + 1)
-)
-_TAKE = statements.guarded(tables.jobs, ("owner", "epoch", "state"), ("state", "node", "lease_until_ms"))
+
+
+def _touch(table: Table, **key: str) -> Update:
+    """A lease changes data that decisions read: it raises its owner's version, so that a concurrent decision is repeated."""
+    owner = [table.c[name] == statements.at(parameter) for name, parameter in key.items()]
+    return update(table).where(*owner).values(version=table.c.version + 1)
+
+
+_TOUCHED = {
+    job_key.RecordingKey: _touch(tables.recordings, id="owner", epoch="epoch"),
+    job_key.DeliveryKey: _touch(tables.callbacks, task_id="task_id", revision="revision", epoch="epoch"),
+}
+_TOUCH = {kind: sql.Statement(touched) for kind, touched in _TOUCHED.items()}
+# SQLite knows no update inside another statement, and needs none: it has no round trips.
+_TAKE = {
+    kind: sql.Statement({"sqlite": _TAKEN, "postgresql": _TAKEN.add_cte(touched.cte("touched"))})
+    for kind, touched in _TOUCHED.items()
+}
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
 HOLDS = select(tables.jobs.c.epoch).where(_HELD)
 
@@ -63,10 +80,6 @@ _LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, t
 )
 
 
-class _NotQueued(Exception):
-    """There is no such queued job."""
-
-
 class Leases:
     """The leases of one database."""
 
@@ -76,19 +89,19 @@ class Leases:
 
     async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
         """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
-        queued = {"at_owner": owner.text, "at_epoch": epoch, "at_state": states.QUEUED}
-        leased = queued | {"state": states.LEASED, "node": node, "lease_until_ms": self._clock() + lease_ms}
+        leased = {"at_owner": owner.text, "at_epoch": epoch, "node": node, "lease_until_ms": self._clock() + lease_ms}
+        if isinstance(owner, job_key.DeliveryKey):
+            leased |= {"at_task_id": owner.task_id, "at_revision": owner.revision}
+        if self._database.on_server:
+            return bool(await self._database.fetch(_TAKE[type(owner)], leased))
 
         def steps() -> sql.Steps[bool]:
-            yield _touch(owner, epoch)
-            if (yield sql.Step(_TAKE, [leased])):
-                return True
-            raise _NotQueued
+            taken = yield sql.Step(_TAKE[type(owner)], [leased])
+            if taken:
+                yield sql.Step(_TOUCH[type(owner)], [leased])
+            return bool(taken)
 
-        try:
-            return await self._database.run(steps)
-        except _NotQueued:
-            return False
+        return await self._database.run(steps)
 
     async def renew_all(
         self, jobs: Sequence[tuple[job_key.JobKey, int]], node: str, lease_ms: int
@@ -117,10 +130,3 @@ class Leases:
 def held(owner: job_key.JobKey, epoch: int, node: str) -> dict[str, Any]:
     """The parameters of HOLDS."""
     return {"at_owner": owner.text, "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}
-
-
-def _touch(owner: job_key.JobKey, epoch: int) -> sql.Step:
-    if isinstance(owner, job_key.DeliveryKey):
-        key = {"at_task_id": owner.task_id, "at_revision": owner.revision, "at_epoch": epoch}
-        return sql.Step(_TOUCH_DELIVERY, [key])
-    return sql.Step(_TOUCH_RECORDING, [{"at_id": owner.text, "at_epoch": epoch}])

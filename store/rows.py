@@ -1,7 +1,4 @@
-"""Conversion of rows to values and back.
-
-Rule: an update writes only changed columns, so that a decision does not overwrite the progress of a concurrent lease renewal.
-"""
+"""Conversion of rows to values and back."""
 
 from __future__ import annotations
 
@@ -52,15 +49,13 @@ def dumps(value: object) -> str:
 def recording_row(recording: model.Recording) -> dict[str, Any]:
     """All columns of a recording."""
     row = {column: getattr(recording, name) for name, column in RECORDING_COLUMNS.items()}
-    return (
-        row
-        | _output(recording.output)
-        | {
-            "id": recording.key.text,
-            "version": recording.version,
-            "attempt": recording.attempt,
-        }
-    )
+    output = recording.output
+    row["id"] = recording.key.text
+    row["version"] = recording.version
+    row["attempt"] = recording.attempt
+    row["output"] = dumps(output.to_json()) if output else None
+    row["partial"] = output is not None and output.missing > 0
+    return row
 
 
 def recording(row: Mapping[str, Any]) -> model.Recording:
@@ -74,15 +69,13 @@ def recording(row: Mapping[str, Any]) -> model.Recording:
 def session_row(session: model.Session) -> dict[str, Any]:
     """All columns of a session; of the callback URL only the origin."""
     request = dataclasses.replace(session.request, callback=requests.origin(session.request.callback))
-    row = {name: getattr(session, name) for name in SESSION_FIELDS}
-    return row | {
+    return session_columns(session) | {
         "task_id": session.task_id,
         "sdk_app_id": request.room.sdk_app_id,
         "room_kind": request.room.kind,
         "room": request.room.name,
         "user_id": request.user_id,
         "request": dumps(dataclasses.asdict(request)),
-        "version": session.version,
         "warnings": dumps(session.warnings),
     }
 
@@ -107,32 +100,9 @@ def session(row: Mapping[str, Any]) -> model.Session:
     )
 
 
-def changed_session(old: model.Session, new: model.Session) -> dict[str, Any]:
-    """The columns that an update writes."""
-    return {name: getattr(new, name) for name in SESSION_FIELDS if getattr(new, name) != getattr(old, name)}
-
-
-def changed_recording(old: model.Recording, new: model.Recording) -> dict[str, Any]:
-    """The columns that an update writes."""
-    found = {column: getattr(new, name) for name, column in RECORDING_COLUMNS.items() if getattr(new, name) != getattr(old, name)}
-    if new.replays != old.replays:
-        found["attempt"] = new.attempt
-    if new.output != old.output:
-        found |= _output(new.output)
-    return found
-
-
-def _output(output: model.Output | None) -> dict[str, Any]:
-    return {
-        "output": dumps(output.to_json()) if output else None,
-        "partial": output is not None and output.missing > 0,
-    }
-
-
-def changed_delivery(old: model.Delivery, new: model.Delivery) -> dict[str, Any]:
-    """The columns that an update writes; the body and the URL never change."""
-    names = ("state", "epoch", "failures", "detail")
-    return {DELIVERY_COLUMNS[name]: getattr(new, name) for name in names if getattr(new, name) != getattr(old, name)}
+def session_columns(session: model.Session) -> dict[str, Any]:
+    """The columns of a session that change."""
+    return {"version": session.version} | {name: getattr(session, name) for name in SESSION_FIELDS}
 
 
 def delivery(row: Mapping[str, Any]) -> model.Delivery:

@@ -1,23 +1,18 @@
 """Saving: writes the changes of decisions, with one step for each kind of row.
 
 Rules: rows are written in the order of all locks: session, recording, delivery, segment, job, deadline. An update that finds its
-row changed raises Conflict. It writes only changed columns, so that it does not overwrite a concurrent lease renewal.
+row changed raises Conflict. The time from which idleness counts only grows, because lease renewals write it concurrently.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Table
-
 from events import codec
 from machine import changes, encryption, errors, model
-from store import encrypted_rows, rows, statements, tables
+from store import encrypted_rows, rows, statements
 from store.sql import Row, Statement, Step, Steps
-
-Updates = dict[tuple[str, ...], list[Row]]
 
 
 class Saver:
@@ -49,32 +44,36 @@ class Saver:
     def _sessions(self, made: Sequence[changes.Changes]) -> Steps[None]:
         pairs = sorted((pair for each in made for pair in each.sessions.values()), key=lambda pair: pair[1].task_id)
         yield from _write(statements.ADD_SESSION, [rows.session_row(new) for old, new in pairs if old is None])
-        updates: Updates = defaultdict(list)
+        moved: list[Row] = []
+        stayed: list[Row] = []
         for old, new in pairs:
             if old is not None:
                 key = {"at_task_id": old.task_id, "at_state": old.state, "at_version": old.version}
-                _add_update(updates, key, rows.changed_session(old, new) | {"version": new.version})
-        yield from _update(tables.sessions, statements.SESSION_KEY, updates)
+                (stayed if old.state == new.state else moved).append(key | rows.session_columns(new))
+        yield from _update(statements.MOVE_SESSION, moved)
+        yield from _update(statements.SAVE_SESSION, stayed)
 
     def _recordings(self, made: Sequence[changes.Changes]) -> Steps[None]:
         pairs = sorted((pair for each in made for pair in each.recordings.values()), key=lambda pair: pair[1].key.text)
         yield from _write(statements.ADD_RECORDING, [rows.recording_row(new) for old, new in pairs if old is None])
-        updates: Updates = defaultdict(list)
+        moved: list[Row] = []
+        stayed: list[Row] = []
         for old, new in pairs:
             if old is not None:
                 key = {"at_id": old.key.text, "at_state": old.state, "at_version": old.version}
-                _add_update(updates, key, rows.changed_recording(old, new) | {"version": new.version})
-        yield from _update(tables.recordings, statements.RECORDING_KEY, updates)
+                (stayed if _indexed(old) == _indexed(new) else moved).append(key | rows.recording_row(new))
+        yield from _update(statements.MOVE_RECORDING, moved)
+        yield from _update(statements.SAVE_RECORDING, stayed)
 
     def _deliveries(self, made: Sequence[changes.Changes]) -> Steps[None]:
         pairs = [pair for each in made for pair in each.deliveries.values()]
         yield from _write(statements.ADD_DELIVERY, [rows.delivery_row(new) for old, new in pairs if old is None])
-        updates: Updates = defaultdict(list)
-        for old, new in pairs:
-            if old is not None:
-                key = {"at_task_id": old.task_id, "at_revision": old.revision, "at_version": old.version}
-                _add_update(updates, key, rows.changed_delivery(old, new) | {"version": new.version})
-        yield from _update(tables.callbacks, statements.DELIVERY_KEY, updates)
+        saved = [
+            {"at_task_id": old.task_id, "at_revision": old.revision, "at_version": old.version} | rows.delivery_row(new)
+            for old, new in pairs
+            if old is not None
+        ]
+        yield from _update(statements.SAVE_DELIVERY, saved)
 
     def _jobs(self, made: Sequence[changes.Changes]) -> Steps[None]:
         ended, put = [], []
@@ -115,10 +114,11 @@ class Saver:
             for (room, user), known in each.presence.items()
         ]
         yield from _write(statements.PUT_PRESENCE, sorted(put, key=lambda row: (str(row["room"]), row["user_id"])))
-        for room, ended_ms in (ended for each in made for ended in each.ended_rooms):
+        ended: list[Row] = []
+        for room, ended_ms in (found for each in made for found in each.ended_rooms):
             key = {f"at_{name}": value for name, value in _room(room).items()} | {"at_ended_ms": ended_ms}
-            for statement in statements.ROOM_ENDED:
-                yield Step(statement, [key])
+            ended.append(key)
+        yield from _write(statements.ROOM_ENDED, ended)
         applications = sorted({app for each in made for app in each.applications})
         noted = [{"sdk_app_id": app, "callback_ms": self._now_ms} for app in applications]
         yield from _write(statements.NOTE_APPLICATION, noted)
@@ -184,12 +184,11 @@ def _write(statement: Statement, written: Sequence[Row]) -> Steps[None]:
         yield Step(statement, written)
 
 
-def _add_update(updates: Updates, key: Row, columns: Row) -> None:
-    updates[tuple(sorted(columns))].append({**key, **columns})
+def _update(statement: Statement, written: Sequence[Row]) -> Steps[None]:
+    if written and len((yield Step(statement, written))) != len(written):
+        raise errors.Conflict("another transaction changed the row first")
 
 
-def _update(table: Table, key: tuple[str, ...], updates: Updates) -> Steps[None]:
-    for columns, written in updates.items():
-        found = yield Step(statements.guarded(table, key, columns), written)
-        if len(found) != len(written):
-            raise errors.Conflict(f"update of {table.name}: another transaction changed the row first")
+def _indexed(recording: model.Recording) -> tuple[Any, ...]:
+    """The values whose change costs an index entry."""
+    return recording.state, recording.ended_ms, recording.files_removed, recording.output_node

@@ -10,17 +10,26 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import bindparam, exists, literal_column, or_, select
+from sqlalchemy import bindparam, literal_column, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from machine import capture_progress, job_key, segments
 from store import connections, sql, statements, tables
 
-_REGISTER = statements.inserting(tables.segments)
-_REGISTERED = sql.Statement(
-    select(
-        or_(exists().where(statements.matching(tables.segments, "recording_id", "epoch")), statements.SUPERSEDED).label("known")
+
+def _register() -> sql.Statement:
+    table = tables.segments
+    names = [c.name for c in table.c]
+    new = select(*(bindparam(name, type_=table.c[name].type) for name in names)).where(~statements.SUPERSEDED)
+    return sql.Statement(
+        {
+            name: insert.insert(table).inline().from_select(names, new).on_conflict_do_nothing()
+            for name, insert in (("sqlite", sqlite), ("postgresql", postgresql))
+        }
     )
-)
+
+
+_REGISTER = _register()
 # A concurrent decision may close the segment while this statement waits for the row; the condition on `reason` catches that.
 _GROWING = statements.updating(tables.segments, "recording_id", "epoch").where(
     tables.segments.c.reason == literal_column("''"), ~statements.SUPERSEDED
@@ -60,14 +69,8 @@ class Segments:
         row = {"recording_id": recording.text, "epoch": epoch, "node": node, "registered_ms": self._clock()}
         row |= {"media_ms": 0, "size_bytes": 0, "reason": "", "task_id": recording.task_id}
         row |= {"first_packet_ms": None, "last_packet_ms": None}
-
-        def steps() -> sql.Steps[None]:
-            named = {"at_recording_id": recording.text, "at_epoch": epoch}
-            (found,) = yield sql.Step(_REGISTERED, [named])
-            if not found["known"]:
-                yield sql.Step(_REGISTER, [row])
-
-        await self._database.run(steps)
+        named = {"at_recording_id": recording.text, "at_epoch": epoch}
+        await self._database.fetch(_REGISTER, row | named)
 
     async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Update a growing segment: first_packet_ms, last_packet_ms, media_ms, size_bytes. A superseded epoch, or a closed

@@ -77,7 +77,7 @@ class SpoolFiles:
             await connection.execute(delete(of_spool).where(*gone))
             if node:
                 output = and_(table.c.id == recording.text, table.c.files_removed.is_(True), table.c.output_node == node)
-                await connection.execute(update(table).where(output).values(output_node=""))
+                await connection.execute(update(table).where(output).values(output_node="", version=table.c.version + 1))
 
     async def leftovers(self, task_ids: Sequence[str]) -> list[segments.Leftovers]:
         """Files of these sessions that nothing can need, on whatever spool. Sessions that this database does not know have none:

@@ -6,7 +6,6 @@ compared. Building a statement costs SQLAlchemy more time than running it (`pyth
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from sqlalchemy import (
@@ -86,12 +85,17 @@ def _upsert(table: Table, *changing: str, once: bool = False) -> Statement:
     return Statement(made, *(c.name for c in table.c))
 
 
-@functools.cache
-def guarded(table: Table, key: tuple[str, ...], columns: tuple[str, ...]) -> Statement:
-    """An update of `columns` in the rows that still have this key; counted."""
-    values: dict[str, Any] = {column: bindparam(column) for column in columns}
-    update_them = updating(table, *key).values(values)
-    return Statement({"sqlite": update_them, "postgresql": update_them.returning(literal(1))}, counted=True)
+def _saving(table: Table, key: tuple[str, ...], *columns: str) -> Statement:
+    """An update of `columns` in the rows that still have this key; counted. Idleness counts from the later time."""
+    values: dict[str, Any] = {column: bindparam(column, type_=table.c[column].type) for column in columns}
+    if "idle_from_ms" in values:
+        values["idle_from_ms"] = _greater(table.c.idle_from_ms, values["idle_from_ms"])
+    saved = updating(table, *key).values(values)
+    return Statement({"sqlite": saved, "postgresql": saved.returning(literal(1))}, counted=True)
+
+
+def _greater(column: Any, value: BindParameter[Any]) -> Any:
+    return case((column.is_(None), value), (value > column, value), else_=column)
 
 
 # --- inbox ----------------------------------------------------------------------------------------------------------------
@@ -117,7 +121,12 @@ SESSIONS_IN = Statement(
     .where(matching(tables.sessions, *_ROOM), tables.sessions.c.state.in_([literal_column(f"'{s}'") for s in UNFINISHED]))
     .order_by(tables.sessions.c.task_id)
 )
-SESSION_KEY = ("task_id", "state", "version")
+_SESSION_KEY = ("task_id", "state", "version")
+_SESSION_COLUMNS = (
+    "version", "closing_ms", "finished_ms", "end_reason", "revision", "idle_from_ms", "published", "live", "uploading", "present",
+)  # fmt: skip
+SAVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS)
+MOVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS, "state", "opened_ms")
 ADD_SESSION = inserting(tables.sessions)
 SECRET = Statement(select(tables.secrets).where(matching(tables.secrets, "task_id", "kind")))
 PUT_SECRET = _upsert(tables.secrets, "key_id", "body", "updated_ms")
@@ -139,19 +148,18 @@ RECORDINGS = Statement(
 RECORDINGS_OF = Statement(
     jobs.recordings().where(matching(tables.recordings, "task_id", "speaker")).order_by(tables.recordings.c.n)
 )
-RECORDING_KEY = ("id", "state", "version")
+_RECORDING_KEY = ("id", "state", "version")
+_NEVER_CHANGED = ("id", "task_id", "speaker", "n", "mode", "opened_ms")
+_INDEXED = ("state", "ended_ms", "files_removed", "output_node")
+_RECORDING_COLUMNS = [c.name for c in tables.recordings.c if c.name not in (*_NEVER_CHANGED, *_INDEXED)]
+SAVE_RECORDING = _saving(tables.recordings, _RECORDING_KEY, *_RECORDING_COLUMNS)
+MOVE_RECORDING = _saving(tables.recordings, _RECORDING_KEY, *_RECORDING_COLUMNS, *_INDEXED)
 ADD_RECORDING = inserting(tables.recordings)
 END_JOB = Statement(updating(tables.jobs, "owner", "epoch").values(state=literal_column(f"'{states.ENDED}'")))
 PUT_JOB = _upsert(tables.jobs, "kind", "state", "node", "lease_until_ms", "again_ms")
 
 # --- segments -------------------------------------------------------------------------------------------------------------
 _SEGMENTS = tables.segments.c
-
-
-def _greater(column: Any, value: BindParameter[Any]) -> Any:
-    return case((column.is_(None), value), (value > column, value), else_=column)
-
-
 # Values only grow: a late outcome with less media (of a worker that was reported lost) reduces nothing.
 CLOSE_SEGMENT = Statement(
     updating(tables.segments, "recording_id", "epoch").values(
@@ -205,7 +213,7 @@ PENDING_DELIVERIES = Statement(
     ).order_by(tables.callbacks.c.revision)
 )
 WHOLE_DELIVERY = Statement(jobs.deliveries().where(matching(tables.callbacks, "task_id", "revision")))
-DELIVERY_KEY = ("task_id", "revision", "version")
+SAVE_DELIVERY = _saving(tables.callbacks, ("task_id", "revision", "version"), "version", "state", "epoch", "tries", "detail")
 ADD_DELIVERY = inserting(tables.callbacks)
 ADD_RESULT = inserting(tables.results)
 
@@ -230,17 +238,17 @@ PUBLISHERS = Statement(
 )
 
 
-def _room_ended(column: str, time: str, value: Any) -> Statement:
-    table = tables.presence
-    return Statement(updating(table, *_ROOM).where(table.c[time] <= at("ended_ms")).values({column: value}))
+def _room_ended() -> Statement:
+    """Everybody in the room is gone; later presence stays, because rooms are reused."""
+    table, ended_ms = tables.presence, at("ended_ms")
+    gone: dict[str, Any] = {
+        kind: case((table.c[f"{kind}_ms"] <= ended_ms, false()), else_=table.c[kind]) for kind in ("audio", "video")
+    }
+    left_ms = case((table.c.left_ms <= ended_ms, ended_ms), else_=table.c.left_ms)
+    return Statement(updating(table, *_ROOM).values(gone | {"left_ms": left_ms}))
 
 
-ROOM_ENDED = (
-    _room_ended("audio", "audio_ms", false()),
-    _room_ended("video", "video_ms", false()),
-    _room_ended("left_ms", "left_ms", at("ended_ms")),
-)
-"""Everybody in the room is gone; later presence stays, because rooms are reused."""
+ROOM_ENDED = _room_ended()
 
 # --- workers --------------------------------------------------------------------------------------------------------------
 SUPERSEDED = exists().where(tables.recordings.c.id == at("recording_id"), tables.recordings.c.epoch > at("epoch"))

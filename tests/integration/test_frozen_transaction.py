@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
-from store import connections
+from store import connections, tables
 from store import store as stores
 from tests import engines, examples, transactions, waiting
 
@@ -33,13 +33,13 @@ async def test_locks_of_a_frozen_transaction_are_released(two_nodes: list[stores
     await examples.opened(awake, examples.recording())
 
     async def decide(by: stores.Store, end_reason: str, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
-        async with transactions.opened(by) as tx:
-            session = await tx.session(examples.TASK)
-            assert session is not None
+        table = tables.sessions
+        async with by.connections.write() as connection:
+            await connection.execute(select(table).where(table.c.task_id == examples.TASK).with_for_update())
             if meanwhile is not None:
                 async with waiting.at_most(10):
                     await meanwhile()
-            tx.save_session(session, dataclasses.replace(session, end_reason=end_reason))
+            await connection.execute(update(table).where(table.c.task_id == examples.TASK).values(end_reason=end_reason))
 
     with pytest.raises(DBAPIError):
         await decide(asleep, "MaxDuration", lambda: decide(awake, "Stopped"))

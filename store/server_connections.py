@@ -1,0 +1,71 @@
+"""Connections to PostgreSQL for the paths that every event takes: kept between transactions, and used without SQLAlchemy.
+
+Rule: a connection on which anything failed is closed. One that the server has ended is noticed before its use, and replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from store import sql
+
+# Kept of those that a moment of much work took from the engine's pool.
+KEPT = 4
+
+Value = TypeVar("Value")
+
+
+class ServerConnections:
+    """Takes connections from the pool of an engine, and keeps some of them."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._free: list[tuple[AsyncConnection, Any]] = []
+
+    async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
+        """Run steps in one transaction."""
+        async with self._connection() as server, server.transaction():
+            return await sql.run_on_server(server, steps())
+
+    async def fetch(self, statement: sql.Statement, parameters: sql.Row) -> Any:
+        """Run one statement, which is a transaction of its own."""
+
+        def steps() -> sql.Steps[Any]:
+            return (yield sql.Step(statement, [parameters]))
+
+        async with self._connection() as server:
+            return await sql.run_on_server(server, steps())
+
+    async def close(self) -> None:
+        """Return the kept connections. Idempotent."""
+        free, self._free = self._free, []
+        for connection, _ in free:
+            await connection.close()
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        connection, server = await self._take()
+        try:
+            yield server
+        except BaseException:
+            await connection.invalidate()
+            await connection.close()
+            raise
+        if len(self._free) < KEPT:
+            self._free.append((connection, server))
+        else:
+            await connection.close()
+
+    async def _take(self) -> tuple[AsyncConnection, Any]:
+        while self._free:
+            connection, server = self._free.pop()
+            if not server.is_closed():
+                return connection, server
+            await connection.invalidate()
+            await connection.close()
+        connection = await self._engine.connect()
+        return connection, (await connection.get_raw_connection()).driver_connection
