@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import store.inspection
-from assembly import identity
+from assembly import encryption_keys, identity
 from config import settings as settings_module
 from media import ffmpeg_command, spool
 from tencent import credentials, pull_url
@@ -35,6 +35,17 @@ def pull_endpoint(settings: settings_module.Settings) -> tuple[str, int]:
 def schema(settings: settings_module.Settings) -> store.inspection.SchemaState:
     """Revision of the database's schema."""
     return store.inspection.schema_state(settings.database)
+
+
+def dead_letters(settings: settings_module.Settings) -> tuple[int, list[str]]:
+    """Number of messages in the broker's dead letter queue, and what the operator must do about them."""
+    from bus import dead_letters as queue  # the embedded engine loads no AMQP
+
+    parked = queue.DeadLetterQueue(
+        settings.amqp_url.get_secret_value(), keyring=encryption_keys.keyring(settings, make=False), prefix=settings.amqp_prefix
+    )
+    level = asyncio.run(parked.level())
+    return level.count or 0, level.warnings(refused=False)
 
 
 def check_spool_owner(settings: settings_module.Settings) -> None:

@@ -275,6 +275,7 @@ class Node:
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
+            warnings=self.bus.warnings,
             new_id=new_id,
             clock=clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),

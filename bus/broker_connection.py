@@ -18,6 +18,7 @@ from aio_pika import abc
 from aio_pika import exceptions as amqp_errors
 from yarl import URL
 
+from bus import dead_letter_level
 from bus import topology as topologies
 from machine import errors, supervised_task
 
@@ -36,6 +37,10 @@ class Unroutable(errors.Unavailable):
     """No queue is bound for this routing key."""
 
 
+class QueueFull(errors.Unavailable):
+    """The queue that a message is for has reached its limit."""
+
+
 @contextlib.contextmanager
 def translate_errors(action: str) -> Iterator[None]:
     """Raise the errors of aio_pika as Unavailable, with the `action` in the message.
@@ -51,6 +56,8 @@ def translate_errors(action: str) -> Iterator[None]:
         raise errors.Unavailable(f"RabbitMQ: the connection ended ({action}).") from None
     except amqp_errors.PublishError as error:
         raise Unroutable(f"RabbitMQ has no queue for it: {error} ({action}).") from error
+    except amqp_errors.DeliveryError as error:
+        raise QueueFull(f"RabbitMQ refused the message: its queue is full ({action}).") from error
     except TimeoutError as error:
         raise errors.Unavailable(f"RabbitMQ did not answer in time ({action}).") from error
     except amqp_errors.CONNECTION_EXCEPTIONS as error:
@@ -80,18 +87,30 @@ class BrokerSession:
         self._channels: list[abc.AbstractChannel] = []
         self._nodes: set[str] = set()
         self.declaring: abc.AbstractChannel
+        self.parked_limited = True
         # The exchanges that the recorder publishes to, by name.
         self.exchanges: dict[str, abc.AbstractExchange] = {}
 
     async def open(self) -> None:
         """Open the channels and declare the topology."""
         self._connection.close_callbacks.add(self._closed)
+        self.parked_limited = await self._declare_parked()
         self.declaring = await self.channel()
-        await topologies.declare(self.declaring, self.topology)
+        await topologies.declare(self.declaring, self.topology, parked_limited=self.parked_limited)
         # Without on_return_raises an unroutable message is a return value and no error.
         publishing = await self.channel(publisher_confirms=True, on_return_raises=True)
         for name in (self.topology.exchange, self.topology.parked, *(level.name for level in self.topology.retries)):
             self.exchanges[name] = await publishing.get_exchange(name, ensure=False)
+
+    async def _declare_parked(self) -> bool:
+        """Declare the dead letter queue; returns whether it has its limit. A refused declaration closes its channel."""
+        channel = await self.unguarded_channel()
+        try:
+            await topologies.declare_parked(channel, self.topology)
+        except amqp_errors.ChannelPreconditionFailed:
+            return False
+        await channel.close()
+        return True
 
     async def channel(self, **options: Any) -> abc.AbstractChannel:
         """Open another channel, which ends the session when it closes."""
@@ -143,6 +162,7 @@ class BrokerConnection:
         self._name = name
         self.topology = topology
         self._on_session = on_session
+        self.dead_letters = dead_letter_level.DeadLetterLevel(topology.parked)
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
         self.problem = "The connection to RabbitMQ is not made yet."
@@ -170,7 +190,9 @@ class BrokerConnection:
             failures = 0 if asyncio.get_running_loop().time() - began_s > STABLE_AFTER_S else failures + 1
             self.problem = self._without_password(reason)
             log.warning("bus.disconnected", reason=self.problem, failures=failures)
-            await supervised_task.pause(asyncio.Event(), RECONNECT_BACKOFF_S[min(failures, len(RECONNECT_BACKOFF_S) - 1)])
+            pause_s = RECONNECT_BACKOFF_S[min(failures, len(RECONNECT_BACKOFF_S) - 1)]
+            # Jittered: all nodes lose the same broker at the same time.
+            await supervised_task.pause(asyncio.Event(), supervised_task.jittered_s(pause_s))
 
     async def _run_session(self) -> str:
         """Open a session and wait for its end; returns the reason. Raises Unavailable when it cannot be opened."""
@@ -184,6 +206,7 @@ class BrokerConnection:
                     await session.open()
                     await self._on_session(session)
             self._session, self.problem = session, ""
+            self.dead_letters.limited = session.parked_limited
             self._connected.set()
             log.info("bus.connected", host=self._url.host, port=self._url.port)
             return await asyncio.shield(session.ended)

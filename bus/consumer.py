@@ -29,6 +29,7 @@ log = structlog.get_logger()
 OPEN_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 10.0
 HOLD_S = 2.0
+PARKED_FULL_BACKOFF_S = 30.0
 
 
 class Consumer:
@@ -179,11 +180,19 @@ class Consumer:
 
     async def _publish_copy(self, message: abc.AbstractIncomingMessage, disposition: delivery_policy.Disposition) -> None:
         """Publish a message that was not handled: as a retry, which holds no slot while it waits, or as a dead letter."""
+        backoff_s, topology = disposition.backoff_s, self._connection.topology
         if disposition.kind == "park":
-            await self._park(message, disposition.reason)
-        else:
-            copy = retries.outgoing(message, self.queue, self._connection.topology, disposition.backoff_s)
-            await publisher.publish(self._connection, copy)
+            try:
+                await self._park(message, disposition.reason)
+                return
+            except broker_connection.QueueFull:
+                self._connection.dead_letters.note_refusal()
+                log.error("bus.parked_full", key=message.routing_key or "", message_id=message.message_id or "")
+                # As a retry, a message that bypassed the permissions would be admitted.
+                if bypass(message, topology):
+                    raise
+                backoff_s = PARKED_FULL_BACKOFF_S
+        await publisher.publish(self._connection, retries.outgoing(message, self.queue, topology, backoff_s))
 
     async def _hold(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
         """Hold a message whose copy the broker did not take, then requeue it. A draining node requeues it at once."""

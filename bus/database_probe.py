@@ -39,5 +39,5 @@ class DatabaseProbe:
             return
         log.warning("bus.database_away")
         while not await self.available():
-            await supervised_task.pause(asyncio.Event(), PING_EVERY_S)
+            await supervised_task.pause(asyncio.Event(), supervised_task.jittered_s(PING_EVERY_S))
         log.info("bus.database_back")

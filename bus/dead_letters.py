@@ -19,8 +19,9 @@ from typing import Any
 import aio_pika
 import structlog
 from aio_pika import abc
+from aio_pika import exceptions as amqp_errors
 
-from bus import broker_connection, dead_letter_envelope, redaction
+from bus import broker_connection, dead_letter_envelope, dead_letter_level, redaction
 from bus import topology as topologies
 from machine import encryption, errors
 
@@ -102,6 +103,31 @@ class DeadLetterQueue:
             await message.ack()
             log.info("parked.requeued", parked_id=id_, key=message.routing_key)
             return _dead_letter(message)
+
+    async def level(self) -> dead_letter_level.DeadLetterLevel:
+        """How full the queue is, without a change on the broker. Without the queue, the level of an empty one."""
+        with broker_connection.translate_errors("reading parked messages"):
+            async with asyncio.timeout(TIMEOUT_S):
+                connection = await broker_connection.connect(self._url, "recorder parked")
+                try:
+                    return await self._level(connection)
+                finally:
+                    await connection.close()
+
+    async def _level(self, connection: abc.AbstractConnection) -> dead_letter_level.DeadLetterLevel:
+        """A passive declaration counts. A repeated one tells whether the queue has its limit: it changes no existing queue."""
+        name = self._topology.parked
+        try:
+            async with connection.channel() as channel:
+                count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
+        except amqp_errors.ChannelNotFoundEntity:
+            return dead_letter_level.DeadLetterLevel(name, count=0)
+        try:
+            async with connection.channel() as channel:
+                await topologies.declare_parked(channel, self._topology)
+        except amqp_errors.ChannelPreconditionFailed:
+            return dead_letter_level.DeadLetterLevel(name, limited=False, count=count)
+        return dead_letter_level.DeadLetterLevel(name, limited=True, count=count)
 
     async def drop(self, id_: str) -> DeadLetter:
         """Delete a dead letter. Raises NotFound."""

@@ -93,6 +93,10 @@ class LocalBus:
         """Why no messages are delivered now: the outbox cannot be read or marked. [] when they are."""
         return [self._problem] if self._problem else []
 
+    def warnings(self) -> list[str]:
+        """Nothing: dead letters of this bus are rows, and take the space of the messages that they were."""
+        return []
+
     async def pause(self, command_type: str) -> None:
         """Deliver no new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent."""
         self._paused.add(message_types.pausable(command_type))

@@ -126,6 +126,11 @@ class RabbitBus:
             return ["RabbitMQ is connected, and a queue does not answer; this node's log says which (bus.queue_silent)."]
         return []
 
+    def warnings(self) -> list[str]:
+        """What an operator must do although messages flow: about the dead letter queue."""
+        level = self.connection.dead_letters
+        return level.warnings(refused=level.refused)
+
     async def pause(self, command_type: str) -> None:
         """Stop consuming new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent, and
         holds over reconnections. Messages that were delivered before are still handled."""

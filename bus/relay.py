@@ -21,7 +21,8 @@ from machine import due_work, errors, failpoints, ports, supervised_task
 
 log = structlog.get_logger()
 
-POLL_S = 0.5
+# Each commit of this process wakes its relay. The poll finds messages of nodes that died.
+POLL_S = 1.0
 BATCH = 200
 CLAIM_S = 15.0
 RETRY_S = 1.0
@@ -95,13 +96,13 @@ class Relay:
                 log.exception("bus.relay_failed", failures=failures, reason=type(error).__name__)
                 sent, unsent = 0, 0
             if unsent or not sent:
-                await supervised_task.pause(self._store.changed, POLL_S)
+                await supervised_task.pause(self._store.changed, supervised_task.jittered_s(POLL_S))
 
     async def _round(self) -> tuple[int, int]:
         """Publish the due messages; returns how many were sent and how many were not."""
         failpoints.hit("outbox.claim.before")
         messages = await self._due()
-        retry_s = time.monotonic() + RETRY_S
+        retry_s = time.monotonic() + supervised_task.jittered_s(RETRY_S)
         failpoints.hit("outbox.claim.after")
         for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
             claim = self._claims[message.seq]

@@ -42,6 +42,9 @@ DELIVERY_LIMIT = 100
 # Reading recorder.parked takes messages and returns them, which must never count against them.
 NO_LIMIT = 2_000_000_000
 # The queue of a node that is away for longer is deleted with its commands. The database keeps the node's jobs.
+# Limits of the queues that publishers can fill. Beyond them the broker refuses messages, so none is dropped unseen.
+PARKED_MESSAGES, PARKED_BYTES = 10_000, 256 * 1024 * 1024
+WAITING_BYTES = 256 * 1024 * 1024
 # The longest pause in each queue of retries. Longer than the backoff that it is for, which varies.
 RETRY_MS = (1_500, 6_000, 36_000)
 # The header that names the queue to return to. The exchange ignores headers that begin with x-.
@@ -92,8 +95,8 @@ class Topology:
     def requests(self) -> Queue:
         """Requests of users, and events of unknown keys, which their consumer parks with a reason. It is bound to the fanout
         exchange of the same name."""
-        name = f"{self.prefix}.requests"
-        return Queue(name=name, exchange=name, bindings=("",), arguments=self._durable())
+        name, arguments = f"{self.prefix}.requests", self._durable() | {"x-max-length-bytes": WAITING_BYTES}
+        return Queue(name=name, exchange=name, bindings=("",), arguments=arguments)
 
     @property
     def machines(self) -> Queue:
@@ -132,10 +135,10 @@ class Topology:
     def retries(self) -> tuple[Queue, ...]:
         """Messages that wait for a retry, each queue behind a fanout exchange of its name. The name has the time to live, because
         the arguments of a queue cannot change."""
-        returning = {"x-dead-letter-exchange": self.retried}
+        common = self._durable() | {"x-dead-letter-exchange": self.retried, "x-max-length-bytes": WAITING_BYTES}
         names = {f"{self.prefix}.retry.{ms}": ms for ms in RETRY_MS}
         return tuple(
-            Queue(name=name, exchange=name, bindings=("",), arguments=self._durable() | returning | {"x-message-ttl": ms})
+            Queue(name=name, exchange=name, bindings=("",), arguments=common | {"x-message-ttl": ms})
             for name, ms in names.items()
         )
 
@@ -197,13 +200,20 @@ class Topology:
         }
 
 
-async def declare(channel: abc.AbstractChannel, topology: Topology) -> None:
-    """Declare everything that does not belong to one node. Idempotent. `recorder.parked` comes first: the others refer to it."""
+async def declare_parked(channel: abc.AbstractChannel, topology: Topology, *, limited: bool = True) -> None:
+    """Declare the dead letter queue. Idempotent. Earlier versions declared it without a limit, and arguments of a queue cannot
+    change: `limited` then fails with PRECONDITION_FAILED."""
+    arguments: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+    if limited:
+        arguments |= {"x-max-length": PARKED_MESSAGES, "x-max-length-bytes": PARKED_BYTES, "x-overflow": "reject-publish"}
     parked = await channel.declare_exchange(topology.parked, "fanout", durable=True)
-    dead_letters = await channel.declare_queue(
-        topology.parked, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
-    )
+    dead_letters = await channel.declare_queue(topology.parked, durable=True, arguments=arguments)
     await dead_letters.bind(parked)
+
+
+async def declare(channel: abc.AbstractChannel, topology: Topology, *, parked_limited: bool = True) -> None:
+    """Declare everything that does not belong to one node. Idempotent. `recorder.parked` comes first: the others refer to it."""
+    await declare_parked(channel, topology, limited=parked_limited)
     alternate: FieldTable = {"alternate-exchange": topology.parked}
     # A retry of a queue that is gone is parked. Without this it would stay at the head of the queue of retries and hold it up.
     await channel.declare_exchange(topology.retried, "headers", durable=True, arguments=alternate)

@@ -79,4 +79,8 @@ class Watchdog:
                 if before == watched.received:
                     return f"{found.message_count} messages wait in {name} and none comes"
                 self._received_before[name] = watched.received
+        with broker_connection.translate_errors("counting dead letters"):
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                parked = await session.declaring.declare_queue(session.topology.parked, passive=True)
+        self._connection.dead_letters.count = parked.declaration_result.message_count
         return ""

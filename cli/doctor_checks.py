@@ -142,7 +142,7 @@ def check_spool(case: Case) -> Finding:
 def check_space(case: Case) -> Finding:
     """The spool has MIN_FREE."""
     free, needed = doctor_probes.free_bytes(case.settings.spool), case.settings.min_free_bytes
-    found = f"{_size(free)} free, MIN_FREE is {_size(needed)}"
+    found = f"{doctor_probes.size(free)} free, MIN_FREE is {doctor_probes.size(needed)}"
     if free < needed:
         remedy = f"df -h {case.settings.spool}  # then free space, set SPOOL_DIR elsewhere, or lower MIN_FREE"
         return fail(found, "Every start is refused until there is enough space.", remedy)
@@ -315,8 +315,19 @@ def check_service(case: Case) -> Finding:
     return ok(f"{url} answers, version {version}")
 
 
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+def check_dead_letters(case: Case) -> Finding:
+    """The broker answers, and its dead letter queue has space."""
+    from assembly import inspection
+
+    if not case.settings.amqp_url.get_secret_value():
+        return ok("no broker")
+    try:
+        count, warnings = inspection.dead_letters(case.settings)
+    except errors.RecorderError as error:
+        return warn(str(error), "Messages wait in the database.", "Start RabbitMQ, or correct AMQP_URL.")
+    if warnings:
+        return warn(f"{count} messages", "The broker refuses more at a limit; those then take slots.", " ".join(warnings))
+    return ok(f"{count} messages")
 
 
 CHECKS: dict[str, Callable[[Case], Finding]] = {
@@ -337,6 +348,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "credentials": check_credentials,
     "pull": check_pull,
     "cos": check_cos,
+    "dead-letters": check_dead_letters,
     "service": check_service,
 }
 _NEED_NO_SETTINGS = ("settings", "api-tokens", "setpriv", "database-place", "service")

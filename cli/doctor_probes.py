@@ -142,3 +142,8 @@ def connect_fault(host: str, port: int, timeout_s: float = CONNECT_S) -> str:
         return f"no answer within {timeout_s:g} s"
     except OSError as error:
         return error.strerror or type(error).__name__
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

@@ -77,6 +77,8 @@ class Api:
     knows_callbacks: Callable[[int], bool] = lambda sdk_app_id: True
     # The largest difference between a callback's CallbackTs and the clock; 0: no limit.
     callback_window_ms: int = 0
+    # What an operator must do although the service is ready.
+    warnings: Callable[[], Sequence[str]] = tuple
     # Called with each published result, to wake waiting requests.
     listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
     # True as soon as the service begins to stop.

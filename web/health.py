@@ -10,6 +10,9 @@ import fastapi
 from machine import errors
 from web import dependencies, models, openapi, responses
 
+# What an operator must do although the node can take work. A header, because the body is fixed by the contract.
+WARNING = "Recorder-Warning"
+
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The two routes of one service."""
@@ -36,7 +39,10 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         reasons = [*api.ready(), *await _database(api)]
         if reasons:
             raise errors.Unavailable(" ".join(reasons))
-        return responses.ok(request, {"Status": "ready"})
+        answer = responses.ok(request, {"Status": "ready"})
+        for warning in api.warnings():
+            answer.headers.append(WARNING, warning)
+        return answer
 
     return routes
 

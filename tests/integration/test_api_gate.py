@@ -203,3 +203,13 @@ class TestHealth:
         assert (status, answer["Message"]) == (503, "The spool is full. The service is stopping.")
         status, answer = await service.ask("GET", "/healthz")
         assert (status, answer["Version"]) == (200, "1.2.3")
+
+    async def test_ready_with_warnings(self, database: engines.Database) -> None:
+        """What an operator must do although the node is ready comes in headers, and the body is that of any ready node."""
+        warnings = ["One queue is full.", "Another too."]
+        async with (
+            api_service.running(database, warnings=lambda: warnings) as service,
+            service.http.get(f"{service.url}/readyz") as answer,
+        ):
+            assert (answer.status, (await answer.json())["Status"]) == (200, "ready")
+            assert answer.headers.getall("Recorder-Warning") == warnings

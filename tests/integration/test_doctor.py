@@ -25,7 +25,7 @@ from cli import doctor_checks as doctor
 from events import requests
 from machine import errors
 from store import inspection
-from tests import engines, transactions, waiting
+from tests import engines, rabbit, transactions, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
@@ -101,8 +101,8 @@ async def world(tmp_path: Path, database: engines.Database, monkeypatch: pytest.
             "RECORDER_TOKEN": TOKEN,
         }
         if database.engine == "postgresql":
-            environ |= {"DATABASE_URL": database.url, "AMQP_URL": "amqp://127.0.0.1:9/", "CLUSTER_TOKEN": TOKEN}
-            environ |= {"SECRET_KEYS": engines.SECRET_KEYS}
+            environ |= {"DATABASE_URL": database.url, "AMQP_URL": rabbit.shared().url, "CLUSTER_TOKEN": TOKEN}
+            environ |= {"SECRET_KEYS": engines.SECRET_KEYS, "AMQP_PREFIX": rabbit.shared().prefix()}
         yield World(folder=tmp_path, service=service, mounts=mounts, patches=monkeypatch, environ=environ)
 
 
@@ -118,7 +118,7 @@ async def test_every_check_passes(world: World) -> None:
     before = sorted(p.name for p in world.folder.iterdir())
     found = await world.examine()
     assert [f for f in found.values() if f.status != "ok"] == []
-    assert len(found) == len(doctor.CHECKS) == 18
+    assert len(found) == len(doctor.CHECKS) == 19
     assert sorted(p.name for p in world.folder.iterdir()) == before
     assert doctor.verdict(list(found.values())) == "ok"
 

@@ -104,7 +104,7 @@ async def test_an_upgrade_moves_the_bindings_and_loses_nothing(store: stores.Sto
 async def _arrives_once(topology: topologies.Topology) -> None:
     """After the next declaration each message is in one queue."""
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
-        await topologies.declare(channel, topology)
+        await topologies.declare(channel, topology, parked_limited=False)
         await topologies.declare_queues(channel, topology, topology.node("n1"))
         queues = [q for q in (*topology.queues(), *topology.node("n1")) if q != topology.unheard]
         for each in queues:

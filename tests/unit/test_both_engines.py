@@ -34,6 +34,7 @@ ONE_ENGINE = {
     "tests/integration/test_keys_rotate.py::test_a_key_file_that_others_can_read": "only the embedded engine makes a key file",
     "tests/integration/test_keys_rotate.py::test_parked_messages_that_need_an_older_key_are_counted": "RabbitMQ's queue",
     "tests/integration/test_rabbit_silence.py": "RabbitMQ's clocks",
+    "tests/integration/test_parked_limit.py": "the limit of RabbitMQ's queue; the outbox's dead letters are rows",
     "tests/integration/test_rabbit_retries.py": "RabbitMQ's queues of retries; both buses: tests/contract/test_bus.py",
     "tests/integration/test_rabbit_upgrade.py": "RabbitMQ's queues; those of the embedded engine are rows (test_schema.py)",
     "tests/integration/test_key_commands.py::test_beside_many_nodes": "only PostgreSQL's schema is asked for and never made",
