@@ -17,7 +17,7 @@ import structlog
 
 from events import codec
 from machine import changes, encryption, errors, failpoints, job_key, ports
-from store import connections, saving, snapshot, statements
+from store import connections, saving, snapshot, sql, statements
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
@@ -134,10 +134,12 @@ class Decisions:
     async def _run_batch(self, batch: list[_Work]) -> None:
         try:
             outcomes: Sequence[Outcome] = await self._database.run(lambda: self._steps(batch))
-        except Exception as error:  # noqa: BLE001 - not swallowed: each decision is repeated alone, and meets its own error there
-            if len(batch) > 1:
+        except Exception as error:  # noqa: BLE001 - not swallowed: the callers get it, or each is decided alone and meets its own
+            if sql.is_outage(error):
+                outcomes = [error] * len(batch)
+            else:
                 log.info("decisions.repeated_alone", decisions=len(batch), reason=type(error).__name__)
-            outcomes = [await self._outcome(work) for work in batch]
+                outcomes = [await self._outcome(work) for work in batch]
         deferred = []
         for work, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, _Deferred):

@@ -1,6 +1,7 @@
 """Connections to PostgreSQL for the paths that every event takes: kept between transactions, and used without SQLAlchemy.
 
-Rule: a connection on which anything failed is closed. One that the server has ended is noticed before its use, and replaced.
+Rules: a connection on which anything failed is closed. One that the server has ended is noticed before its use, and replaced. A
+transaction that waits too long for a row gives up, because others wait with it in its batch; it is repeated alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from store import sql
 
+LOCK_TIMEOUT_MS = 2_000
 # Kept of those that a moment of much work took from the engine's pool.
 KEPT = 4
 
@@ -41,9 +43,10 @@ class ServerConnections:
             return await sql.run_on_server(server, steps())
 
     async def close(self) -> None:
-        """Return the kept connections. Idempotent."""
+        """Close the kept connections. Idempotent."""
         free, self._free = self._free, []
         for connection, _ in free:
+            await connection.invalidate()
             await connection.close()
 
     @contextlib.asynccontextmanager
@@ -57,15 +60,18 @@ class ServerConnections:
             raise
         if len(self._free) < KEPT:
             self._free.append((connection, server))
-        else:
-            await connection.close()
+            return
+        await server.execute("RESET lock_timeout")
+        await connection.close()
 
     async def _take(self) -> tuple[AsyncConnection, Any]:
         while self._free:
-            connection, server = self._free.pop()
-            if not server.is_closed():
-                return connection, server
+            connection, held = self._free.pop()
+            if not held.is_closed():
+                return connection, held
             await connection.invalidate()
             await connection.close()
         connection = await self._engine.connect()
-        return connection, (await connection.get_raw_connection()).driver_connection
+        server: Any = (await connection.get_raw_connection()).driver_connection
+        await server.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+        return connection, server
