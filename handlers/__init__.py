@@ -1,1 +1,1 @@
-"""Handlers: they decide what an event changes, in one transaction and without other I/O."""
+"""Handlers: they decide what an event changes, without I/O."""

@@ -1,6 +1,6 @@
 """Effects: what a decision yields besides the new state.
 
-Rule: values only. The unit of work writes them in the transaction that writes the state.
+Rule: values only. The unit of work makes changes of them.
 """
 
 from __future__ import annotations

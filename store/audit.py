@@ -1,6 +1,6 @@
 """The audit: one row for each action of an operator or of an API key.
 
-Rules: the row of a decision is written in its transaction (store.transaction). A row holds no secret, only ids, names and codes.
+Rules: the row of a decision is written in its transaction (store.saving). A row holds no secret, only ids, names and codes.
 Rows are kept as long as sessions (KEEP_SESSIONS).
 """
 

@@ -1,4 +1,4 @@
-"""Overdue rows: deadlines that have passed and leases that have ended. Decisions arm and disarm deadlines (store.transaction).
+"""Overdue rows: deadlines that have passed and leases that have ended. Decisions arm and disarm deadlines (store.saving).
 
 Rules: a row is handed out until its event is published, and again after a while, because the event may be lost. The row stays
 until a decision deletes it, so rows that wait for their event never hide others. A row that cannot be read is set aside alone.

@@ -1,6 +1,6 @@
 """Segments of recordings: registered before the capture starts, updated while they grow.
 
-Rule: nothing is written for a superseded epoch. The decision that closes a segment is written by store.transaction.
+Rule: nothing is written for a superseded epoch. The decision that closes a segment is written by store.saving.
 """
 
 from __future__ import annotations
