@@ -225,7 +225,7 @@ def _decide_all(
         missing: list[tuple[snapshot.LoadedSnapshot, ports.Need]] = []
         for index in left:
             try:
-                results[index] = works[index].decide(seen[index])
+                results[index] = works[index].decide(seen[index].view)
             except ports.NotLoaded as request:
                 missing.append((seen[index], request.need))
             except Exception as error:  # noqa: BLE001 - not swallowed: the caller gets it, and the others are decided
@@ -239,7 +239,7 @@ def _decide_all(
 
 def _load_planned(loader: snapshot.Loader, seen: Sequence[snapshot.LoadedSnapshot], works: Sequence[_Work]) -> Steps[None]:
     """Load what the plans name; the same stage of all plans together."""
-    plans = [(each, work.plan(each)) for each, work in zip(seen, works, strict=True)]
+    plans = [(each, work.plan(each.view)) for each, work in zip(seen, works, strict=True)]
     while plans:
         stages = [(each, plan, next(plan, None)) for each, plan in plans]
         yield from loader.load((each, need) for each, _, needs in stages for need in needs or ())
@@ -251,7 +251,7 @@ def _until_loaded(
 ) -> Steps[Value]:
     while True:
         try:
-            return query(seen)
+            return query(seen.view)
         except ports.NotLoaded as request:
             yield from loader.load([(seen, request.need)])
 

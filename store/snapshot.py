@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from events import requests
 from machine import encryption, job_key, model, ports, states
@@ -27,65 +27,21 @@ class LoadedSnapshot:
         self.now_ms = now_ms
         self.values: dict[ports.Need, Any] = {}
 
-    def _get(self, name: str, *about: Any) -> Any:
-        try:
-            return self.values[name, about]
-        except KeyError:
-            raise ports.NotLoaded((name, about)) from None
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """One reading of machine.ports.Snapshot. Raises NotLoaded."""
 
-    def session(self, task_id: str) -> model.Session | None:
-        return self._get("session", task_id)  # type: ignore[no-any-return]
+        def read(*about: Any) -> Any:
+            try:
+                return self.values[name, about]
+            except KeyError:
+                raise ports.NotLoaded((name, about)) from None
 
-    def sessions_in(self, room: requests.Room) -> Sequence[model.Session]:
-        return self._get("sessions_in", room)  # type: ignore[no-any-return]
+        return read
 
-    def recordings(self, task_id: str) -> Sequence[model.Recording]:
-        return self._get("recordings", task_id)  # type: ignore[no-any-return]
-
-    def recordings_of(self, task_id: str, speaker: str) -> Sequence[model.Recording]:
-        return self._get("recordings_of", task_id, speaker)  # type: ignore[no-any-return]
-
-    def recording(self, key: job_key.RecordingKey) -> model.Recording | None:
-        return self._get("recording", key)  # type: ignore[no-any-return]
-
-    def delivery(self, key: job_key.DeliveryKey) -> model.Delivery | None:
-        return self._get("delivery", key)  # type: ignore[no-any-return]
-
-    def pending_deliveries(self, task_id: str) -> Sequence[model.Delivery]:
-        return self._get("pending_deliveries", task_id)  # type: ignore[no-any-return]
-
-    def deadline(self, owner: job_key.OwnerKey, kind: str) -> str:
-        return self._get("deadline", owner, kind)  # type: ignore[no-any-return]
-
-    def secrets(self, task_id: str) -> requests.Secrets:
-        return self._get("secrets", task_id)  # type: ignore[no-any-return]
-
-    def has_segments(self, key: job_key.RecordingKey) -> bool:
-        return self._get("has_segments", key)  # type: ignore[no-any-return]
-
-    def segment_nodes(self, key: job_key.RecordingKey) -> Mapping[str, int]:
-        return self._get("segment_nodes", key)  # type: ignore[no-any-return]
-
-    def node_seen_ms(self, node: str) -> int:
-        return self._get("node_seen_ms", node)  # type: ignore[no-any-return]
-
-    def last_pull_ms(self, task_id: str, until_ms: int) -> int:
-        return self._get("last_pull_ms", task_id, until_ms)  # type: ignore[no-any-return]
-
-    def evicted(self, key: job_key.RecordingKey, ended_ms: int) -> bool:
-        return self._get("evicted", key, ended_ms)  # type: ignore[no-any-return]
-
-    def open_sessions_of(self, key_id: str) -> int:
-        return self._get("open_sessions_of", key_id)  # type: ignore[no-any-return]
-
-    def callback_ms(self, sdk_app_id: int) -> int:
-        return self._get("callback_ms", sdk_app_id)  # type: ignore[no-any-return]
-
-    def presence(self, room: requests.Room, user_id: str) -> Mapping[str, Any]:
-        return self._get("presence", room, user_id)  # type: ignore[no-any-return]
-
-    def publishers(self, room: requests.Room) -> Sequence[tuple[str, tuple[str, ...]]]:
-        return self._get("publishers", room)  # type: ignore[no-any-return]
+    @property
+    def view(self) -> ports.Snapshot:
+        """This snapshot as decisions see it."""
+        return cast(ports.Snapshot, self)
 
     def touched(self) -> set[Any]:
         """The sessions, rooms and API keys that the decision has locked: one batch decides only once about each."""
@@ -115,7 +71,8 @@ class Loader:
             if not by_name["session"]:
                 del by_name["session"]
         for name in sorted(by_name, key=lambda each: each != "session"):
-            found = yield from _LOADING[name](self, list(by_name[name]))
+            load: Callable[[list[tuple[Any, ...]]], Steps[Loaded]] = getattr(self, f"_{name}")
+            found = yield from load(list(by_name[name]))
             for about, snapshots in by_name[name].items():
                 for snapshot in snapshots:
                     snapshot.values[name, about] = found[about]
@@ -145,8 +102,8 @@ class Loader:
                     if ("session", (id_,)) not in snapshot.values:
                         sessions[id_,].append(snapshot)
 
-    # --- one method for each kind: the arguments of its needs → their values ------------------------------------------------
-    def _sessions(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+    # --- one method for each reading of a snapshot: the arguments of its needs → their values ------------------------------
+    def _session(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         found = yield Step(statements.SESSION, [{"at_task_id": id_} for (id_,) in sorted(about)])
         return dict.fromkeys(about) | {(row["task_id"],): rows.session(row) for row in found}
 
@@ -240,27 +197,6 @@ class Loader:
             known = ((row["user_id"], tuple(kind for kind in ("audio", "video") if row[kind])) for row in found)
             made[room,] = [(user, kinds) for user, kinds in known if kinds]
         return made
-
-
-_LOADING: dict[str, Callable[[Loader, list[tuple[Any, ...]]], Steps[Loaded]]] = {
-    "session": Loader._sessions,
-    "recordings": Loader._recordings,
-    "recordings_of": Loader._recordings_of,
-    "recording": Loader._recording,
-    "delivery": Loader._delivery,
-    "pending_deliveries": Loader._pending_deliveries,
-    "deadline": Loader._deadline,
-    "secrets": Loader._secrets,
-    "has_segments": Loader._has_segments,
-    "segment_nodes": Loader._segment_nodes,
-    "node_seen_ms": Loader._node_seen_ms,
-    "last_pull_ms": Loader._last_pull_ms,
-    "evicted": Loader._evicted,
-    "open_sessions_of": Loader._open_sessions_of,
-    "callback_ms": Loader._callback_ms,
-    "presence": Loader._presence,
-    "publishers": Loader._publishers,
-}
 
 
 def _lists(
