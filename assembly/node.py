@@ -25,7 +25,7 @@ from assembly import database, encryption_keys, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, clock, new_id
 from config import settings as settings_module
-from handlers import admission, dispatch, sweeper, unit_of_work
+from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
 from machine import job_key, model, supervised_task
 from media import free_space, spool
 from tencent import credentials, trtc_callbacks
@@ -272,6 +272,7 @@ class Node:
 
         return web_app.Api(
             decide=decider.decide,
+            take_callback=callback_intake.CallbackIntake(self.store.presence, decider.decide).take,
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,

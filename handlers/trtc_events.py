@@ -1,14 +1,17 @@
 """Handlers of TRTC's callbacks: presence of speakers, removal of the recording user, end of a room.
 
 Rule: callbacks arrive late, repeated and out of order. An event older than the last one applied for the same user and track is
-ignored. Presence is stored whether or not a session is Open, so that a later start finds the speakers who are there.
+ignored. Presence is stored whether or not a session is Open, so that a later start finds the speakers who are there. Callbacks
+about a room without an unfinished session change nothing else: callback_intake.py takes them in batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from events import codec, requests
 from handlers import speakers, unit_of_work
-from machine import model, states
+from machine import model, presence, states
 
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
 OWN_PULL_MS = 5 * model.SECOND
@@ -22,24 +25,19 @@ def user_publishing(uow: unit_of_work.UnitOfWork) -> None:
     data = uow.event.data
     room = _calling_room(uow)
     known = uow.snapshot.presence(room, data["UserId"])
-    kind = data["Kind"]
-    if data["EventMs"] < max(known[f"{kind}_ms"], known["left_ms"]):
+    if data["EventMs"] < max(known[f"{data['Kind']}_ms"], known["left_ms"]):
         _note_speaker(uow, room, OLDER_THAN_APPLIED)
         return
-    uow.changes.presence[room, data["UserId"]] = {**known, kind: True, f"{kind}_ms": data["EventMs"]}
+    _note_presence(uow, room)
     for current in uow.snapshot.sessions_in(room):
         _publishing_in(uow, current)
 
 
 def user_unpublished(uow: unit_of_work.UnitOfWork) -> None:
     """A speaker switched a track off: noted. The stream continues, or ends without our help."""
-    data = uow.event.data
     room = _calling_room(uow)
-    known = uow.snapshot.presence(room, data["UserId"])
-    kind = data["Kind"]
-    if data["EventMs"] >= known[f"{kind}_ms"]:
-        uow.changes.presence[room, data["UserId"]] = {**known, kind: False, f"{kind}_ms": data["EventMs"]}
-    _note_speaker(uow, room, f"noted: {kind} off")
+    _note_presence(uow, room)
+    _note_speaker(uow, room, f"noted: {uow.event.data['Kind']} off")
 
 
 def user_entered(uow: unit_of_work.UnitOfWork) -> None:
@@ -54,9 +52,7 @@ def user_left(uow: unit_of_work.UnitOfWork) -> None:
     room = _calling_room(uow)
     known = uow.snapshot.presence(room, data["UserId"])
     stale = data["EventMs"] < max(known["audio_ms"], known["video_ms"], known["left_ms"])
-    if not stale:
-        gone = {"audio": False, "video": False, "left_ms": data["EventMs"]}
-        uow.changes.presence[room, data["UserId"]] = {**known, **gone}
+    _note_presence(uow, room)
     for current in uow.snapshot.sessions_in(room):
         if current.request.user_id == data["UserId"]:
             _recording_user_left(uow, current)
@@ -83,7 +79,7 @@ def room_destroyed(uow: unit_of_work.UnitOfWork) -> None:
             _note(uow, current, OLDER_THAN_OPENING)
             continue
         uow.advance_session(current.task_id, "room-destroyed")
-    uow.changes.ended_rooms.append((room, data["EventMs"]))
+    _note_presence(uow, room)
 
 
 def _recording_user_left(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
@@ -144,6 +140,26 @@ def _room(uow: unit_of_work.UnitOfWork) -> requests.Room:
         if any(s.state == states.OPEN for s in uow.snapshot.sessions_in(room)):
             return room
     return last
+
+
+def heard(event: codec.Event) -> presence.Heard | None:
+    """What a callback says of presence; None for an event that is no callback."""
+    data, said = event.data, _PRESENCE.get(event.type)
+    return presence.Heard(tuple(rooms(data)), data.get("UserId", presence.ROOM), said(data)) if said else None
+
+
+_PRESENCE: dict[str, Callable[[codec.Data], presence.Known]] = {
+    "user-publishing": lambda data: presence.switched(data["Kind"], True, data["EventMs"]),
+    "user-unpublished": lambda data: presence.switched(data["Kind"], False, data["EventMs"]),
+    "user-entered": lambda data: {},
+    "user-left": lambda data: presence.left(data["EventMs"]),
+    "room-destroyed": lambda data: presence.left(data["EventMs"]),
+}
+
+
+def _note_presence(uow: unit_of_work.UnitOfWork, room: requests.Room) -> None:
+    if said := heard(uow.event):
+        uow.changes.presence[room, said.user_id] = said.known
 
 
 def rooms(data: codec.Data) -> list[requests.Room]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from events import codec, requests
-from machine import job_key, model
+from machine import job_key, model, presence
 
 
 class JournalEntry(NamedTuple):
@@ -47,6 +47,9 @@ class Armed(NamedTuple):
     once: bool = False
 
 
+Presence = dict[tuple[requests.Room, str], presence.Known]
+
+
 @dataclass(slots=True)
 class Changes:
     """The writes of one decision. A pair holds the row as it was loaded (None: it is new) and its new version."""
@@ -64,10 +67,8 @@ class Changes:
     deadlines: dict[tuple[job_key.OwnerKey, str], Armed | None] = field(default_factory=dict)
     journal: list[JournalEntry] = field(default_factory=list)
     messages: list[OutgoingMessage] = field(default_factory=list)
-    # By room and user: audio, video (bool), audio_ms, video_ms, left_ms.
-    presence: dict[tuple[requests.Room, str], Mapping[str, Any]] = field(default_factory=dict)
-    # Rooms that ended, and when (Unix ms): everybody in them is gone; later presence stays, because rooms are reused.
-    ended_rooms: list[tuple[requests.Room, int]] = field(default_factory=list)
+    # By room and user; merged with what is known.
+    presence: Presence = field(default_factory=dict)
     # Applications from which a verified callback came.
     applications: set[int] = field(default_factory=set)
     audit: list[AuditNote] = field(default_factory=list)

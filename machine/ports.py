@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, S
 from typing import Any, Protocol, TypeVar
 
 from events import codec, requests
-from machine import capture_progress, changes, due_work, job_key, model, segments
+from machine import capture_progress, changes, due_work, job_key, model, presence, segments
 
 
 class Snapshot(Protocol):
@@ -186,6 +186,12 @@ class Segments(Protocol):
     async def of_recording(self, recording: job_key.RecordingKey) -> Sequence[segments.Segment]: ...
 
 
+class Presence(Protocol):
+    """Presence that callbacks report of rooms without an unfinished session (store.presence.Presence)."""
+
+    async def note(self, heard: Sequence[presence.Heard]) -> Sequence[bool]: ...
+
+
 class Uploads(Protocol):
     """States of interrupted uploads (store.uploads.Uploads)."""
 
@@ -258,5 +264,7 @@ class Store(Protocol):
     def nodes(self) -> Nodes: ...
     @property
     def spool_files(self) -> SpoolFiles: ...
+    @property
+    def presence(self) -> Presence: ...
     @property
     def retention(self) -> Retention: ...

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from events import requests
-from machine import encryption, job_key, model, ports, states
+from machine import encryption, job_key, model, ports, presence, states
 from store import connections, encrypted_rows, rows, statements
 from store.sql import Row, Step, Steps
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
-ABSENT = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
 Loaded = dict[tuple[Any, ...], Any]
 
 
@@ -90,7 +89,7 @@ class Loader:
         if self._locks:
             locks = sorted({connections.room_lock(room) for (room,) in rooms})
             yield Step(statements.LOCK, [{"lock": lock} for lock in locks])
-        found = yield Step(statements.SESSIONS_IN, [_at_room(room) for (room,) in rooms])
+        found = yield Step(statements.SESSIONS_IN, [at_room(room) for (room,) in rooms])
         there: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for row in found:
             there[row["sdk_app_id"], row["room_kind"], row["room"]].append(row["task_id"])
@@ -185,17 +184,19 @@ class Loader:
         return dict.fromkeys(about, 0) | {(row["sdk_app_id"],): int(row["callback_ms"]) for row in found}
 
     def _presence(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
-        found = yield Step(statements.PRESENCE, [_at_room(room) | {"at_user_id": user} for room, user in about])
-        known = {_user(row): {name: row[name] for name in ABSENT} for row in found}
-        return {(room, user): known.get((room.sdk_app_id, room.kind, room.name, user), ABSENT) for room, user in about}
+        found = yield Step(statements.PRESENCE, [at_room(room) | {"at_user_id": user} for room, user in about])
+        known: Loaded = {(room.sdk_app_id, room.kind, room.name, user): presence.ABSENT for room, user in about}
+        for row in found:
+            asked = row["sdk_app_id"], row["room_kind"], row["room"], row["asked_id"]
+            known[asked] = presence.merged(known[asked], {name: row[name] for name in presence.ABSENT})
+        return {(room, user): known[room.sdk_app_id, room.kind, room.name, user] for room, user in about}
 
     def _publishers(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         made: Loaded = {}
         for (room,) in about:
-            there = _at_room(room) | {"at_after_ms": self._now_ms - PRESENCE_KEPT_MS}
+            there = at_room(room) | {"at_after_ms": self._now_ms - PRESENCE_KEPT_MS}
             found = yield Step(statements.PUBLISHERS, [there])
-            known = ((row["user_id"], tuple(kind for kind in ("audio", "video") if row[kind])) for row in found)
-            made[room,] = [(user, kinds) for user, kinds in known if kinds]
+            made[room,] = presence.publishers(found)
         return made
 
 
@@ -208,9 +209,6 @@ def _lists(
     return made
 
 
-def _at_room(room: requests.Room) -> dict[str, Any]:
+def at_room(room: requests.Room) -> dict[str, Any]:
+    """The parameters that a room's columns are compared with."""
     return {"at_sdk_app_id": room.sdk_app_id, "at_room_kind": room.kind, "at_room": room.name}
-
-
-def _user(row: Row) -> tuple[Any, ...]:
-    return row["sdk_app_id"], row["room_kind"], row["room"], row["user_id"]

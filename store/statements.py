@@ -21,7 +21,6 @@ from sqlalchemy import (
     case,
     delete,
     exists,
-    false,
     func,
     insert,
     literal,
@@ -32,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from machine import delivery, model, states
+from machine import delivery, model, presence, states
 from store import jobs, tables
 from store.sql import Statement
 
@@ -229,8 +228,13 @@ DISARM = Statement(deleting(tables.deadlines, "owner", "kind"))
 # --- presence ---------------------------------------------------------------------------------------------------------------
 APPLICATION = Statement(select(tables.applications).where(matching(tables.applications, "sdk_app_id")))
 NOTE_APPLICATION = _upsert(tables.applications, "callback_ms")
-PRESENCE = Statement(select(tables.presence).where(matching(tables.presence, *_ROOM, "user_id")))
-PUT_PRESENCE = _upsert(tables.presence, "audio", "audio_ms", "video", "video_ms", "left_ms", "updated_ms")
+_ASKED = bindparam("at_user_id", type_=String)
+# A user's row, and the one that has the time of the room's end.
+PRESENCE = Statement(
+    select(tables.presence, _ASKED.label("asked_id")).where(
+        matching(tables.presence, *_ROOM), tables.presence.c.user_id.in_([_ASKED, literal_column(f"'{presence.ROOM}'")])
+    )
+)
 PUBLISHERS = Statement(
     select(tables.presence)
     .where(matching(tables.presence, *_ROOM), tables.presence.c.updated_ms > at("after_ms"))
@@ -238,17 +242,35 @@ PUBLISHERS = Statement(
 )
 
 
-def _room_ended() -> Statement:
-    """Everybody in the room is gone; later presence stays, because rooms are reused."""
-    table, ended_ms = tables.presence, at("ended_ms")
-    gone: dict[str, Any] = {
-        kind: case((table.c[f"{kind}_ms"] <= ended_ms, false()), else_=table.c[kind]) for kind in ("audio", "video")
-    }
-    left_ms = case((table.c.left_ms <= ended_ms, ended_ms), else_=table.c.left_ms)
-    return Statement(updating(table, *_ROOM).values(gone | {"left_ms": left_ms}))
+def _merging_presence() -> Statement:
+    """An insert that merges with the row of the same user, as presence.merged does."""
+    table, made = tables.presence, {}
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql)):
+        put: Any = dialect.insert(table).inline()
+        old, new = table.c, put.excluded
+        newest = {time: case((new[time] > old[time], new[time]), else_=old[time]) for time in ("audio_ms", "video_ms", "left_ms")}
+        tracks = {
+            kind: and_(
+                or_(and_(new[kind], new[time] >= old[time]), and_(old[kind], old[time] >= new[time])),
+                newest[time] > newest["left_ms"],
+            )
+            for kind, time in (("audio", "audio_ms"), ("video", "video_ms"))
+        }
+        put = put.on_conflict_do_update(
+            index_elements=[c.name for c in table.primary_key], set_=tracks | newest | {"updated_ms": new.updated_ms}
+        )
+        made[name] = put
+    return Statement(made, *(c.name for c in table.c))
 
 
-ROOM_ENDED = _room_ended()
+MERGE_PRESENCE = _merging_presence()
+# Whether no decision about the room is in progress: it then waits until this transaction ends. PostgreSQL only.
+TRY_ROOM = Statement(
+    select(
+        bindparam("lock", type_=BigInteger).label("lock"),
+        func.pg_try_advisory_xact_lock_shared(bindparam("lock", type_=BigInteger)).label("taken"),
+    )
+)
 
 # --- workers --------------------------------------------------------------------------------------------------------------
 SUPERSEDED = exists().where(tables.recordings.c.id == at("recording_id"), tables.recordings.c.epoch > at("epoch"))

@@ -19,6 +19,7 @@ from store import (
     leases,
     nodes,
     outbox,
+    presence,
     retention,
     schema,
     segments,
@@ -49,6 +50,7 @@ class Store:
         self.leases = leases.Leases(database, clock=clock)
         self.nodes = nodes.Nodes(database, clock=clock)
         self.outbox = outbox.Outbox(database, clock=clock, changed=self.changed)
+        self.presence = presence.Presence(database, clock=clock)
         self.retention = retention.Retention(database, clock=clock)
         self.segments = segments.Segments(database, clock=clock)
         self.spool_files = spool_files.SpoolFiles(database)

@@ -53,6 +53,8 @@ class Api:
 
     # Decides an event, with its caller if there is one, and returns the answer after the commit.
     decide: Callable[[codec.Event, model.Caller | None], Awaitable[dict[str, Any]]]
+    # Takes the event of a TRTC callback; returns after the commit. Raises Unavailable if too many wait.
+    take_callback: Callable[[codec.Event], Awaitable[None]]
     queries: SessionQueries
     # Raises if the database does not answer.
     ping: Callable[[], Awaitable[None]]

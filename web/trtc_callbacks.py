@@ -57,7 +57,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         if isinstance(mapped, trtc_callback.IgnoredCallback):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
         else:
-            await api.decide(request_body.event(api, mapped.type, id=mapped.id, data=_schema_fields(mapped)), None)
+            await api.take_callback(request_body.event(api, mapped.type, id=mapped.id, data=_schema_fields(mapped)))
         return responses.ok(request, {"code": 0})
 
     return routes

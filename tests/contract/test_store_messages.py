@@ -144,9 +144,9 @@ async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engi
     async with transactions.opened(store) as tx:
         blank = dict(await tx.read("presence", examples.ROOM, "al"))
         tx.put_presence(examples.ROOM, "al", blank | {"audio": True, "audio_ms": 7})
-        tx.put_presence(examples.ROOM, "bo", blank | {"video": True, "audio": True})
+        tx.put_presence(examples.ROOM, "bo", blank | {"video": True, "video_ms": 7, "audio": True, "audio_ms": 7})
         tx.put_presence(examples.ROOM, "cy", blank | {"left_ms": 9})
-        tx.put_presence(twin, "al", blank | {"video": True})
+        tx.put_presence(twin, "al", blank | {"video": True, "video_ms": 7})
     async with transactions.opened(store) as tx:
         assert await tx.read("presence", examples.ROOM, "al") == blank | {"audio": True, "audio_ms": 7}
         assert await tx.read("publishers", examples.ROOM) == [("al", ("audio",)), ("bo", ("audio", "video"))]

@@ -20,7 +20,7 @@ NOWHERE = "rtmp://127.0.0.1:9/pull/{room}?u={userid}&s={speaker}"
 @pytest.mark.timeout(3_600 if tally.CASES else 180)
 async def test_every_answer_is_as_described(world: World) -> None:
     """Every response matches the documented statuses, content types and schemas, and no 5xx occurs except 507 of a start; every
-    operation succeeds at times, TRTC's callbacks are decided, and the process lives on."""
+    operation succeeds at times, TRTC's callbacks are taken, and the process lives on."""
     token = "" if world.engine == backends.EMBEDDED else TOKEN
     service = await world.serve(API_RATE="0", PULL_ADDRESS=NOWHERE, **({"API_TOKENS": token} if token else {}))
     pid = service.pid
@@ -32,10 +32,9 @@ async def test_every_answer_is_as_described(world: World) -> None:
     assert run.never_succeeded() == [], table
     assert {400, 401, 404} <= run.statuses, table
     assert world.backend is not None
-    decided = session_audit.read(
-        world.backend.database, {"callbacks": "SELECT count(*) AS n FROM inbox WHERE event_id LIKE 'trtc-%'"}
-    )
-    callbacks = decided["callbacks"][0]["n"]
+    decided = "SELECT count(*) AS n FROM inbox WHERE event_id LIKE 'trtc-%'"
+    found = session_audit.read(world.backend.database, {"decided": decided, "noted": "SELECT count(*) AS n FROM presence"})
+    callbacks = sum(rows[0]["n"] for rows in found.values())
     assert callbacks > run.cases // 100, table
     assert service.pid == pid
     assert (await service.get("/healthz"))["Status"] == "alive"
@@ -45,4 +44,8 @@ async def test_every_answer_is_as_described(world: World) -> None:
         by_status[f"{status}"] += count
     made = tally.Tally(name=f"Schemathesis, {world.engine}", cases=run.cases, ends=by_status)
     survived = "the process is the same one, and ended with 0 on SIGTERM"
-    made.show(*run.table(), f"{callbacks} of TRTC's callbacks were decided", f"the slowest: {run.slowest_s:.2f} s; {survived}")
+    made.show(
+        *run.table(),
+        f"{callbacks} of TRTC's callbacks show in the database",
+        f"the slowest: {run.slowest_s:.2f} s; {survived}",
+    )

@@ -15,7 +15,7 @@ import uvicorn
 from ulid import ULID
 
 from events import codec
-from handlers import dispatch, unit_of_work
+from handlers import callback_intake, dispatch, unit_of_work
 from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
 from store import audit, queries, store
@@ -68,6 +68,10 @@ class Service:
     application: Any = None
     failure: Exception | None = None
     decided: list[codec.Event] = field(default_factory=list)
+    taken: list[codec.Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.intake = callback_intake.CallbackIntake(self.store.presence, self.decide)
 
     async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
         """The decider of the API: the real one, with a count of calls, or a failure."""
@@ -75,6 +79,11 @@ class Service:
             raise self.failure
         self.decided.append(event)
         return await self.decider.decide(event, by)
+
+    async def take_callback(self, event: codec.Event) -> None:
+        """The intake of the API's callbacks, with a count of calls."""
+        self.taken.append(event)
+        await self.intake.take(event)
 
     async def ask(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
         """Send one request with the right token; returns its status and its JSON."""
@@ -139,6 +148,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         service = Service(url=url, decider=decider, store=opened, http=http, token=tokens[0] if tokens else "", **options)
         api = app.Api(
             decide=service.decide,
+            take_callback=service.take_callback,
             queries=queries.SessionQueries(opened.connections),
             ping=opened.connections.ping,
             ready=lambda: service.not_ready,

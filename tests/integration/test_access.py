@@ -58,7 +58,7 @@ def _api() -> Any:
     async def nothing(*_: Any) -> Any:
         return {}
 
-    parts: dict[str, Any] = dict.fromkeys(("decide", "ping"), nothing)
+    parts: dict[str, Any] = dict.fromkeys(("decide", "take_callback", "ping"), nothing)
     parts |= {"queries": None, "ready": list, "new_id": str, "clock": int, "verify_callback": bool, "map_callback": dict}
     return app.Api(**parts, version="1")
 
@@ -281,13 +281,13 @@ async def test_a_field_named_twice_is_refused(service: Service) -> None:
 
 class TestCallbacks:
     async def test_an_old_callback_sent_again_is_refused(self, service: Service) -> None:
-        """A genuine callback that is older than the window, or from the future, gets 401 and is not decided; one within the
+        """A genuine callback that is older than the window, or from the future, gets 401 and is not taken; one within the
         window is accepted."""
         now_ms = api_service.now_ms()
         for age_ms, status in ((0, 200), (60_000, 200), (-60_000, 200), (301_000, 401), (-330_000, 401), (10**9, 401)):
             event = trtc(203) | {"CallbackTs": now_ms - age_ms}
             assert (await deliver(service, event))[0] == status, age_ms
-        assert len(service.decided) == 3
+        assert len(service.taken) == 3
         for wrong in (None, "1", True, 1.5):
             status, answer = await deliver(service, trtc(203) | {"CallbackTs": wrong})
             assert (status, answer["Message"]) == (400, "CallbackTs must be an integer.")

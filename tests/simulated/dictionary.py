@@ -38,6 +38,7 @@ class Store:
         self.leases = dictionary_jobs.Leases(self.connections)
         self.nodes = dictionary_jobs.Nodes(self.connections)
         self.outbox = dictionary_messages.Outbox(self.connections)
+        self.presence = dictionary_decisions.Presence(self.connections)
         self.retention = dictionary_messages.Retention(self.connections)
         self.segments = dictionary_files.Segments(self.connections)
         self.spool_files = dictionary_files.SpoolFiles(self.connections)

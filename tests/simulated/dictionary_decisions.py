@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from events import codec, requests
-from machine import changes, errors, failpoints, job_key, model, ports, states
+from machine import changes, errors, failpoints, job_key, model, ports, presence, states
 from tests.simulated import dictionary_connections, dictionary_tables, dictionary_writes
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
 EVICTS_WITHIN_MS = 2 * model.SECOND
 EVICTS_SLACK_MS = 200
-BLANK: dict[str, Any] = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
 MAX_DECISIONS = 20
 
 Value = TypeVar("Value")
@@ -91,14 +90,14 @@ class Snapshot:
         return self.tables.applications.get(sdk_app_id, 0)
 
     def presence(self, room: requests.Room, user_id: str) -> dict[str, Any]:
-        row = self.tables.presence.get((room.sdk_app_id, room.kind, room.name, user_id), BLANK)
-        return {name: row[name] for name in BLANK}
+        place = (room.sdk_app_id, room.kind, room.name)
+        own, ended = (self.tables.presence.get((*place, user), presence.ABSENT) for user in (user_id, presence.ROOM))
+        return dict(presence.merged(own, ended))
 
     def publishers(self, room: requests.Room) -> list[tuple[str, tuple[str, ...]]]:
         since_ms = self.now_ms - PRESENCE_KEPT_MS
         there = sorted((k[3], row) for k, row in in_room(self.tables, room) if row["updated_ms"] > since_ms)
-        known = [(user, tuple(kind for kind in ("audio", "video") if row[kind])) for user, row in there]
-        return [(user, kinds) for user, kinds in known if kinds]
+        return presence.publishers({"user_id": user, **row} for user, row in there)
 
 
 class Decisions:
@@ -148,6 +147,22 @@ class Decisions:
         """Write changes that no event caused. Raises Conflict."""
         async with self._connections.decision() as writes:
             apply(writes, written, self._connections.now_ms())
+
+
+class Presence(dictionary_connections.Concern):
+    """Presence in rooms without an unfinished session (machine.ports.Presence)."""
+
+    async def note(self, heard: Sequence[presence.Heard]) -> list[bool]:
+        """Merge what callbacks say; returns for each whether it is noted."""
+        now_ms = self._connections.now_ms()
+        there = {s.request.room for s in self._tables.sessions.values() if s.state != states.FINISHED}
+        noted = [there.isdisjoint(each.rooms) for each in heard]
+        async with self._connections.write() as writes:
+            for each, taken in zip(heard, noted, strict=True):
+                if taken:
+                    said = {(each.rooms[-1], each.user_id): each.known} if each.known else {}
+                    apply(writes, changes.Changes(presence=said, applications={each.rooms[-1].sdk_app_id}), now_ms)
+        return noted
 
 
 def apply(writes: dictionary_writes.RowWrites, made: changes.Changes, now_ms: int) -> None:
@@ -240,12 +255,9 @@ def _close_segment(
 def _apply_presence(writes: dictionary_writes.RowWrites, made: changes.Changes, now_ms: int) -> None:
     tables = writes.tables
     for (room, user), known in made.presence.items():
-        writes.put(tables.presence, (room.sdk_app_id, room.kind, room.name, user), {**known, "updated_ms": now_ms})
-    for room, at_ms in made.ended_rooms:
-        for key, row in in_room(tables, room):
-            gone = {kind: False for kind in ("audio", "video") if row[f"{kind}_ms"] <= at_ms}
-            left = {"left_ms": at_ms} if row["left_ms"] <= at_ms else {}
-            writes.put(tables.presence, key, row | gone | left)
+        key = (room.sdk_app_id, room.kind, room.name, user)
+        merged = presence.merged(tables.presence.get(key, presence.ABSENT), known)
+        writes.put(tables.presence, key, {**merged, "updated_ms": now_ms})
     for app in made.applications:
         writes.put(tables.applications, app, now_ms)
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from events import codec
-from handlers import dispatch, unit_of_work
+from handlers import dispatch, trtc_events, unit_of_work
 from machine import errors, failpoints, job_key
 from tests import engines
 from tests.simulated import coroutine_runner, dictionary, fault_profile, invariants, nodes, script
@@ -184,7 +184,9 @@ class World:
         """Decide an event; False if its decider died or met too many conflicts."""
         self._deciding = True
         try:
-            coroutine_runner.run(self.decider.decide_from_bus(event))
+            heard = trtc_events.heard(event)
+            if heard is None or coroutine_runner.run(self.store.presence.note([heard])) != [True]:
+                coroutine_runner.run(self.decider.decide_from_bus(event))
         except (Crashed, errors.Conflict):
             return False
         finally:

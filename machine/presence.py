@@ -1,0 +1,58 @@
+"""Presence of users in rooms, as TRTC's callbacks report it.
+
+Rule: `merged` is commutative, associative and idempotent. Callbacks may therefore arrive in any order and any number of times,
+without an inbox. Of events with the same time, a leaving counts most, then *on*, because a missed speaker is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from events import requests
+
+KINDS = ("audio", "video")
+Known = Mapping[str, Any]
+"""audio, video (bool); audio_ms, video_ms, left_ms: times of the newest events, Unix ms."""
+ABSENT: Known = {"audio": False, "audio_ms": 0, "video": False, "video_ms": 0, "left_ms": 0}
+ROOM = ""
+"""The user under whose id a room keeps the time of its end, as `left_ms`. TRTC has no empty UserId."""
+
+
+class Heard(NamedTuple):
+    """What one callback says of a user (nothing, if `known` is empty), and the rooms that it may mean, the likeliest last."""
+
+    rooms: tuple[requests.Room, ...]
+    user_id: str
+    known: Known
+
+
+def switched(kind: str, on: bool, at_ms: int) -> Known:
+    """A track was switched on or off."""
+    return {**ABSENT, kind: on, f"{kind}_ms": at_ms}
+
+
+def left(at_ms: int) -> Known:
+    """A user left. TRTC sends no separate end of the leaver's tracks. Of a room: it ended, and everybody left."""
+    return {**ABSENT, "left_ms": at_ms}
+
+
+def merged(one: Known, other: Known) -> Known:
+    """Both reports together. store/statements.py has the same in SQL."""
+    left_ms = max(one["left_ms"], other["left_ms"])
+    made: dict[str, Any] = {"left_ms": left_ms}
+    for kind, time in (("audio", "audio_ms"), ("video", "video_ms")):
+        one_ms, other_ms = one[time], other[time]
+        on = (one[kind] and one_ms >= other_ms) or (other[kind] and other_ms >= one_ms)
+        made[time] = max(one_ms, other_ms)
+        made[kind] = on and made[time] > left_ms
+    return made
+
+
+def publishers(there: Iterable[Mapping[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:
+    """The users of one room who publish, and what: from its rows, each with user_id."""
+    known = {row["user_id"]: {name: row[name] for name in ABSENT} for row in there}
+    ended = known.pop(ROOM, ABSENT)
+    made = ((user, merged(each, ended)) for user, each in known.items())
+    found = ((user, tuple(kind for kind in KINDS if each[kind])) for user, each in made)
+    return [(user, kinds) for user, kinds in found if kinds]
