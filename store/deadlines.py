@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Select, Table, bindparam, or_, select, tuple_, union_all
+from sqlalchemy import Select, Table, bindparam, or_, select, text, tuple_, union_all
 
 from events import codec
-from machine import changes, due_work, job_key, model, states
+from machine import changes, due_work, job_key, model
 from store import connections, saving, sql, statements, tables
 
 log = structlog.get_logger()
@@ -47,7 +47,7 @@ def _due() -> Select[Any]:
 _DUE = _due()
 _EXPIRED = (
     _read(tables.jobs)
-    .where(tables.jobs.c.state == states.LEASED, tables.jobs.c.lease_until_ms < bindparam("until_ms"))
+    .where(text(tables.LEASED), tables.jobs.c.lease_until_ms < bindparam("until_ms"))
     .where(or_(tables.jobs.c.again_ms.is_(None), tables.jobs.c.again_ms <= bindparam("now_ms")))
     .order_by(tables.jobs.c.lease_until_ms)
 )

@@ -10,7 +10,20 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Executable, Integer, Table, Update, and_, bindparam, cast, func, literal_column, select, tuple_, update
+from sqlalchemy import (
+    Executable,
+    Integer,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 
 from machine import due_work, job_key, states
@@ -47,9 +60,13 @@ HOLDS = select(tables.jobs.c.epoch).where(_HELD)
 
 def _renew_on_sqlite() -> Executable:
     each = func.json_each(bindparam("jobs")).table_valued("value")
-    asked = select(*(func.json_extract(each.c.value, literal_column(f"'$[{place}]'")) for place in (0, 1)))
+    # Not as a list of pairs: SQLite finds these by their owners alone, and an owner may have thousands of ended jobs.
+    asked = select(
+        *(func.json_extract(each.c.value, literal_column(f"'$[{n}]'")).label(name) for n, name in enumerate(("owner", "epoch")))
+    ).subquery()
     table = tables.jobs
-    found = update(table).where(tuple_(table.c.owner, table.c.epoch).in_(asked), statements.matching(table, "node", "state"))
+    named = (table.c.owner == asked.c.owner, table.c.epoch == asked.c.epoch)
+    found = update(table).where(*named, statements.matching(table, "node", "state"))
     return found.values(lease_until_ms=bindparam("lease_until_ms")).returning(table.c.owner, table.c.epoch)
 
 
@@ -75,9 +92,7 @@ def _renew_on_postgresql() -> Executable:
 
 # `jobs` is a JSON array of [owner, epoch]: one text for any number of jobs.
 _RENEW = sql.Statement({"sqlite": _renew_on_sqlite(), "postgresql": _renew_on_postgresql()})
-_LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, tables.jobs.c.node).where(
-    tables.jobs.c.state == states.LEASED
-)
+_LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, tables.jobs.c.node).where(text(tables.LEASED))
 
 
 class Leases:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
@@ -72,11 +72,12 @@ async def _save(connection: AsyncConnection, node: str, now_ms: int, url: str, s
 
 async def _extend_deadlines(connection: AsyncConnection, downtime_ms: int) -> None:
     """Move join, idle and linger deadlines, and the times from which idleness counts."""
-    for rows in (tables.sessions, tables.recordings):
-        live = rows.c.state.in_((states.OPEN, *states.CAPTURING))
+    for rows, active in ((tables.sessions, tables.ACTIVE), (tables.recordings, tables.UNFINISHED)):
+        live = and_(text(active), rows.c.state.in_((states.OPEN, *states.CAPTURING)))
         (key,) = rows.primary_key
-        # Nodes decide meanwhile: rows are locked in the order in which decisions lock them.
-        await connection.execute(select(key).where(live).order_by(key).with_for_update())
+        if connection.dialect.name == "postgresql":
+            # Nodes decide meanwhile: rows are locked in the order in which decisions lock them.
+            await connection.execute(select(key).where(live).order_by(key).with_for_update())
         await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + downtime_ms))
     table = tables.deadlines
     await connection.execute(

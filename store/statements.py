@@ -27,6 +27,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -35,7 +36,6 @@ from machine import delivery, model, presence, states
 from store import jobs, tables
 from store.sql import Statement
 
-UNFINISHED = (states.OPEN, states.CLOSING)
 # A pull evicts another of its user while it connects. The slack covers the reading of clocks and files.
 EVICTS_WITHIN_MS = 2 * model.SECOND
 EVICTS_SLACK_MS = 200
@@ -117,7 +117,7 @@ LOCK = Statement(
 SESSION = Statement(select(tables.sessions).where(matching(tables.sessions, "task_id")).with_for_update())
 SESSIONS_IN = Statement(
     select(tables.sessions.c.task_id, *(tables.sessions.c[name] for name in _ROOM))
-    .where(matching(tables.sessions, *_ROOM), tables.sessions.c.state.in_([literal_column(f"'{s}'") for s in UNFINISHED]))
+    .where(matching(tables.sessions, *_ROOM), text(tables.ACTIVE))
     .order_by(tables.sessions.c.task_id)
 )
 _SESSION_KEY = ("task_id", "state", "version")

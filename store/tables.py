@@ -38,9 +38,9 @@ metadata = MetaData(
 _Serial = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _partial(name: str, column: Column[Any], which: str) -> None:
+def _partial(name: str, *columns: Column[Any], which: str) -> None:
     """An index of only some rows. SQLite uses it only for a query that repeats the condition word for word."""
-    Index(name, column, sqlite_where=text(which), postgresql_where=text(which))
+    Index(name, *columns, sqlite_where=text(which), postgresql_where=text(which))
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -87,12 +87,14 @@ Index(
     postgresql_where=_OPEN,
 )
 Index("ix_sessions_open_of_key", sessions.c.key_id, sqlite_where=_OPEN, postgresql_where=_OPEN)
-Index("ix_sessions_room", sessions.c.sdk_app_id, sessions.c.room, sessions.c.state)
+Index("ix_sessions_room", sessions.c.sdk_app_id, sessions.c.room, sessions.c.task_id)
 # Almost every session that ever was is Finished: lists read the others, retention reads by the time of the end.
 FINISHED = "state = 'Finished'"
 ACTIVE = "state <> 'Finished'"
-_partial("ix_sessions_finished", sessions.c.finished_ms, FINISHED)
-_partial("ix_sessions_active", sessions.c.task_id, ACTIVE)
+_partial("ix_sessions_finished", sessions.c.finished_ms, which=FINISHED)
+_partial("ix_sessions_active", sessions.c.task_id, which=ACTIVE)
+# A room may have had any number of sessions.
+_partial("ix_sessions_active_room", sessions.c.sdk_app_id, sessions.c.room, which=ACTIVE)
 
 secrets = Table(
     "secrets",
@@ -151,7 +153,7 @@ Index(
     postgresql_where=text("files_removed IS false"),
 )
 UNFINISHED = "state NOT IN ('Done', 'Failed')"
-_partial("ix_recordings_active", recordings.c.task_id, UNFINISHED)
+_partial("ix_recordings_active", recordings.c.task_id, which=UNFINISHED)
 _ON_A_NODE = text("output_node <> ''")
 Index("ix_recordings_output_node", recordings.c.output_node, sqlite_where=_ON_A_NODE, postgresql_where=_ON_A_NODE)
 
@@ -168,7 +170,8 @@ jobs = Table(
     Column("again_ms", BigInteger),
     CheckConstraint(_one_of("state", (*states.CAPTURES[1:], states.ENDED)), name="state"),
 )
-Index("ix_jobs_leased", jobs.c.state, jobs.c.lease_until_ms)
+LEASED = "state = 'leased'"
+_partial("ix_jobs_leased", jobs.c.lease_until_ms, which=LEASED)
 
 segments = Table(
     "segments",
@@ -186,6 +189,8 @@ segments = Table(
 )
 # The pulls of a session in the order of their beginnings.
 Index("ix_segments_pulls", segments.c.task_id, segments.c.registered_ms)
+# A speaker who does not publish has thousands of pulls without media.
+_partial("ix_segments_media", segments.c.recording_id, which="media_ms > 0")
 
 uploads = Table(
     "uploads",
@@ -208,7 +213,7 @@ callbacks = Table(
     Column("detail", Text, nullable=False),
 )
 UNDELIVERED = "state IN ('pending', 'failed')"
-_partial("ix_callbacks_undelivered", callbacks.c.task_id, UNDELIVERED)
+_partial("ix_callbacks_undelivered", callbacks.c.task_id, which=UNDELIVERED)
 
 results = Table(
     "results",
@@ -229,8 +234,8 @@ deadlines = Table(
     # When a deadline that has passed is published again; NULL: not published yet.
     Column("again_ms", BigInteger),
 )
-_partial("ix_deadlines_unpublished", deadlines.c.at_ms, "again_ms IS NULL")
-_partial("ix_deadlines_published", deadlines.c.again_ms, "again_ms IS NOT NULL")
+_partial("ix_deadlines_unpublished", deadlines.c.at_ms, which="again_ms IS NULL")
+_partial("ix_deadlines_published", deadlines.c.again_ms, which="again_ms IS NOT NULL")
 
 inbox = Table(
     "inbox",
@@ -267,8 +272,8 @@ Index("uq_outbox_place", outbox.c.place, unique=True)
 # Retention deletes sent messages, and the refusals of starts, which belong to no session.
 SENT = "channel <> 'result' AND parked = ''"
 REFUSED = "channel = 'result' AND task_id = ''"
-_partial("ix_outbox_sent", outbox.c.sent_ms, SENT)
-_partial("ix_outbox_refused", outbox.c.sent_ms, REFUSED)
+_partial("ix_outbox_sent", outbox.c.sent_ms, which=SENT)
+_partial("ix_outbox_refused", outbox.c.sent_ms, which=REFUSED)
 
 journal = Table(
     "journal",

@@ -165,7 +165,8 @@ class Harness:
         return "\n".join(line.note for line in await self.reading.timeline(task_id))
 
 
-def connect(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None) -> Harness:
-    """A harness with the default policy."""
-    context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids())
-    return Harness(store, clock, dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections))
+def connect(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None, *, prefix: str = "01") -> Harness:
+    """A harness with the default policy. `prefix` distinguishes its ids from those of another one on the same database."""
+    context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(prefix))
+    decider, reading = dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections)
+    return Harness(store, clock, decider, reading, engines.ids(f"e{prefix}"))

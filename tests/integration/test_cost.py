@@ -1,0 +1,110 @@
+"""Cost versus history, on each engine: an event costs the same on a new database and on one that is years old.
+
+Rule: counts instead of times. One test compares times, of both databases in the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from machine import model
+from tests import decider_harness, engines, history, long_life, statement_meter
+
+SIZES = (10, 1_000, 100_000)
+LARGE = SIZES[-1]
+# An index of more rows is deeper, and on PostgreSQL a page of it may hold entries of dead rows.
+SLACK = 1.2
+MOST_RATIO = 3.0
+# Statements that this life does not need: one engine needs no locks, and one node needs no other.
+UNUSED = {"sqlite": {"LOCK", "LOCK_KEY", "SEGMENT_NODES", "NODE_SEEN"}, "postgresql": {"SEGMENT_NODES", "NODE_SEEN"}}
+
+
+@asynccontextmanager
+async def opened(database: engines.Database, clock: engines.Clock, prefix: str) -> AsyncIterator[decider_harness.Harness]:
+    """A harness on a store of its own, whose connections end with the block."""
+    store = database.open(clock)
+    try:
+        yield decider_harness.connect(store, clock, prefix=prefix)
+    finally:
+        await store.stop()
+
+
+async def pattern(database: engines.Database, clock: engines.Clock) -> str:
+    """A session that has ended, for copies."""
+    async with opened(database, clock, "0A") as harness:
+        life = long_life.Life(harness)
+        await life.run()
+    return life.task_id
+
+
+async def lengthen(harness: decider_harness.Harness, copied: str, last: int, first: int = 1) -> None:
+    """Add so many sessions that have ended, each with rows in every table. An hour passes."""
+    harness.clock.advance(model.HOUR)
+    await history.copy_session(harness.store, copied, last, first)
+    await history.add_users(harness.store, harness.clock(), last, first, room="elsewhere")
+    await history.analyze(harness.store)
+
+
+@pytest.mark.timeout(180)
+async def test_no_event_costs_more_with_a_long_history(
+    database: engines.Database, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statements and rows of each call are equal at every length of the history; so is, nearly, what the database reads."""
+    copied = await pattern(database, clock)
+    meter = statement_meter.Meter(monkeypatch)
+    costs: list[list[statement_meter.Cost]] = []
+    reads: list[int] = []
+    before = 0
+    for number, size in enumerate(SIZES, 1):
+        async with opened(database, clock, f"0{number}") as harness:
+            await lengthen(harness, copied, size, before + 1)
+        before = size
+        meter.costs.clear()
+        began = await meter.read(database)
+        async with opened(database, clock, f"0{number}") as harness:
+            with meter.watching(harness.store):
+                await long_life.Life(harness, meter).run()
+        reads.append(await meter.read(database) - began)
+        costs.append(list(meter.costs))
+    assert [_without_reads(each) for each in costs] == [_without_reads(costs[0])] * len(SIZES)
+    assert max(reads) <= SLACK * reads[0], _grown(costs)
+
+
+async def test_no_event_costs_more_after_many_pulls(
+    database: engines.Database, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that has flapped for a day, without any media, costs what a new one does: segments, jobs and journal lines."""
+    await pattern(database, clock)
+    meter = statement_meter.Meter(monkeypatch)
+    costs: list[list[statement_meter.Cost]] = []
+    reads: list[int] = []
+    for number, pulls in enumerate((10, 10_000), 1):
+        clock.advance(model.HOUR)
+        async with opened(database, clock, f"0{number}") as harness:
+            life = long_life.Life(harness, meter, pulls=pulls)
+            await life.begin()
+        meter.costs.clear()
+        began = await meter.read(database)
+        async with opened(database, clock, f"0{number}A") as harness:
+            life.harness = harness
+            with meter.watching(harness.store):
+                await life.go_on()
+        reads.append(await meter.read(database) - began)
+        costs.append(list(meter.costs))
+    assert _without_reads(costs[1]) == _without_reads(costs[0])
+    assert reads[1] <= SLACK * reads[0], _grown(costs)
+
+
+def _without_reads(costs: list[statement_meter.Cost]) -> list[tuple[str, int, int]]:
+    return [(cost.name, cost.statements, cost.rows) for cost in costs]
+
+
+def _grown(costs: list[list[statement_meter.Cost]]) -> list[tuple[str, int, int]]:
+    """The calls that read more at the end, with the instructions of SQLite."""
+    pairs = zip(costs[0], costs[-1], strict=True)
+    return [
+        (few.name, few.instructions, many.instructions) for few, many in pairs if many.instructions > SLACK * few.instructions
+    ]
