@@ -18,7 +18,9 @@ from machine import errors, model
 from web import dependencies, examples, openapi, request_body, responses, session_models, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
-MAX_CURSOR = 2**62
+# The types of the columns: PostgreSQL refuses larger numbers.
+MAX_NUMBER = 2**31 - 1
+MAX_CURSOR = 2**63 - 1
 # Candidates in one query when the list is filtered by `stuck`.
 CANDIDATES = 20
 RECORDINGS = 200
@@ -56,9 +58,9 @@ class SessionPage(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    recordings: int = pydantic.Field(0, ge=0, le=MAX_CURSOR, description="`RecordingsNext` of the page before.")
+    recordings: int = pydantic.Field(0, ge=0, le=MAX_NUMBER, description="`RecordingsNext` of the page before.")
     timeline: int = pydantic.Field(0, ge=0, le=MAX_CURSOR, description="`TimelineNext` of the page before: older lines follow.")
-    results: int = pydantic.Field(0, ge=0, le=MAX_CURSOR, description="`ResultsNext` of the page before: older revisions follow.")
+    results: int = pydantic.Field(0, ge=0, le=MAX_NUMBER, description="`ResultsNext` of the page before: older revisions follow.")
     limit: int = pydantic.Field(
         TIMELINE, ge=1, le=TIMELINE, description="The largest number of timeline lines, before repeats are folded."
     )

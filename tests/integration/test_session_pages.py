@@ -93,6 +93,15 @@ async def test_a_long_timeline_comes_in_folded_pages(service: Service) -> None:
     assert sum(line["Count"] for line in body["Timeline"]) == 7
 
 
+async def test_a_cursor_at_the_end_of_its_range(service: Service) -> None:
+    """The largest cursors are valid, and larger ones are refused by name."""
+    task_id = await service.open_session()
+    for name, largest in (("timeline", 2**63 - 1), ("recordings", 2**31 - 1), ("results", 2**31 - 1)):
+        assert (await service.ask("GET", f"/sessions/{task_id}?{name}={largest}"))[0] == 200
+        status, answer = await service.ask("GET", f"/sessions/{task_id}?{name}={largest + 1}")
+        assert (status, answer["Message"].partition(":")[0]) == (400, name)
+
+
 async def test_large_answers_are_made_off_the_event_loop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other requests do not wait while an answer is made."""
     made_in: list[threading.Thread] = []
