@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Update, and_, func, select, update
 
 from machine import errors, model
-from store import audit, connections, tables
+from store import audit, connections, outbox, tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +36,14 @@ class DeadLetterRows:
         """The oldest `limit` rows, and the total count."""
         table = tables.outbox
         async with self._database.read() as connection:
-            found = (await connection.execute(_rows().order_by(table.c.seq).limit(limit))).all()
+            found = (await connection.execute(_rows(connection.dialect.name).order_by(table.c.seq).limit(limit))).all()
             count = (await connection.execute(select(func.count()).where(table.c.parked != ""))).scalar_one()
         return [_row(r) for r in found], int(count)
 
     async def show(self, seq: int) -> DeadLetterRow:
         """One row. Raises NotFound."""
         async with self._database.read() as connection:
-            found = (await connection.execute(_rows().where(tables.outbox.c.seq == seq))).first()
+            found = (await connection.execute(_rows(connection.dialect.name).where(tables.outbox.c.seq == seq))).first()
         if found is None:
             raise errors.NotFound("There is no such parked message; `recorder parked list` shows them.")
         return _row(found)
@@ -66,13 +66,14 @@ class DeadLetterRows:
         return found
 
 
-def _rows() -> Any:
+def _rows(engine: str) -> Any:
     table = tables.outbox
-    names = (table.c.seq, table.c.channel, table.c.type, table.c.sent_ms, table.c.parked, table.c.body)
+    names = (table.c.seq, table.c.channel, table.c.type, table.c.sent_ms, table.c.parked, outbox.BODY[engine].label("body"))
     return select(*names).where(table.c.parked != "")
 
 
 def _row(row: Any) -> DeadLetterRow:
+    body = row.body.decode("utf-8", "replace") if isinstance(row.body, bytes) else row.body
     return DeadLetterRow(
-        seq=row.seq, channel=row.channel, type=row.type, reason=row.parked, parked_ms=int(row.sent_ms or 0), body=row.body
+        seq=row.seq, channel=row.channel, type=row.type, reason=row.parked, parked_ms=int(row.sent_ms or 0), body=body
     )

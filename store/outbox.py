@@ -20,12 +20,12 @@ from store import connections, saving, statements, tables
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
 # Text of SQLite may be damaged. Read as bytes, such a row becomes a dead letter; read as text, it fails all rows of the answer.
-_BYTES = {"sqlite": cast(tables.outbox.c.body, LargeBinary), "postgresql": tables.outbox.c.body}
+BODY = {"sqlite": cast(tables.outbox.c.body, LargeBinary), "postgresql": tables.outbox.c.body}
 
 
 def _due(engine: str) -> Select[Any]:
     table = tables.outbox
-    named = (*_MESSAGE[:-1], _BYTES[engine].label("body"), table.c.task_id, (table.c.claimed_until_ms > 0).label("retried"))
+    named = (*_MESSAGE[:-1], BODY[engine].label("body"), table.c.task_id, (table.c.claimed_until_ms > 0).label("retried"))
     excepted = {"types": table.c.type, "seqs": table.c.seq, "tasks": table.c.task_id}
     return (
         select(*named)
@@ -39,7 +39,7 @@ def _due(engine: str) -> Select[Any]:
     )
 
 
-_DUE = {engine: _due(engine) for engine in _BYTES}
+_DUE = {engine: _due(engine) for engine in BODY}
 _UNCLAIMED = (
     select(tables.outbox.c.seq)
     .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < bindparam("now_ms"))

@@ -263,7 +263,9 @@ outbox = Table(
     # Numbers are never reused, because readers page by them.
     sqlite_autoincrement=True,
 )
-Index("ix_outbox_unsent", outbox.c.seq, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
+# A reader skips messages that wait for a retry or whose type is paused, in any number, without reading their rows.
+_DUE = (outbox.c.seq, outbox.c.claimed_until_ms, outbox.c.type, outbox.c.task_id)
+Index("ix_outbox_unsent", *_DUE, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
 # Retention deletes the messages of a session by its id.
 Index("ix_outbox_task_id", outbox.c.task_id)
 _UNPLACED = text("channel = 'result' AND place IS NULL")

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from bus import attempts, lanes, local
 from events import codec
 from machine import errors
+from store import dead_letters
 from store import store as stores
 from tests import engines, transactions, waiting
 
@@ -169,6 +170,9 @@ async def test_damaged_rows_are_parked_alone(running: Begin, store: stores.Store
             return len(database.ask("SELECT seq FROM outbox WHERE parked <> ''")) == len(damages)
 
         await waiting.until(parked, what="the damaged rows")
+    listed, _ = await dead_letters.DeadLetterRows(store.connections).list()
+    assert len(listed) == len(damages)
+    assert all(row.reason.startswith("invalid: ") for row in listed)
 
 
 async def test_many_messages_are_marked_together(running: Begin, store: stores.Store, monkeypatch: pytest.MonkeyPatch) -> None:
