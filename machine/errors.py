@@ -97,7 +97,7 @@ class DecryptionFailed(Unavailable):
 
 
 class WorkerFull(Unavailable):
-    """This worker takes no more captures now."""
+    """This worker takes no more jobs of this kind now."""
 
 
 class Conflict(RecorderError):

@@ -165,13 +165,14 @@ class Execution:
 
     async def _post(self, job: leased_job.DeliveryJob, turn: receivers.Turn) -> None:
         """Post in the receiver's turn. Raises DeliveryFailed; without a connection if the receiver's circuit is open."""
-        if turn.open:
-            detail = "The receiver did not answer several times in a row. It is tried again after a pause."
-            raise errors.DeliveryFailed(detail, reason=Reason.NETWORK, retry=True)
         # Not before the turn: the line may be long, the bodies large, and a newer revision may have cancelled this one.
         delivery = await self._store.assignments.delivery(job.owner)
         if delivery is None or delivery.job is None or delivery.epoch != job.epoch:
             raise errors.LeaseRefused
+        # The last attempt is always a real one.
+        if turn.open and delivery.failures < len(self._policy.delivery_backoff_ms):
+            detail = "The receiver did not answer several times in a row. It is tried again after a pause."
+            raise errors.DeliveryFailed(detail, reason=Reason.NETWORK, retry=True)
         try:
             await self._work.deliver(delivery)
             turn.answered = True

@@ -19,10 +19,10 @@ __all__ = ["node"]
 SLOW, OTHER = "http://slow.example:8000/", "http://other.example/"
 
 
-async def queued_delivery(node: Node, task_id: str, revision: int, url: str) -> None:
+async def queued_delivery(node: Node, task_id: str, revision: int, url: str, failures: int = 0) -> None:
     """Queue the delivery of a result, and hand its command to the worker."""
     job = model.Job(kind=states.DELIVERY, state=states.QUEUED)
-    value = model.Delivery(task_id=task_id, revision=revision, url=url, body="{}", epoch=1, job=job)
+    value = model.Delivery(task_id=task_id, revision=revision, url=url, body="{}", epoch=1, failures=failures, job=job)
     async with transactions.opened(node.store) as tx:
         tx.add_delivery(value)
     data = {**value.key.fields(), "Epoch": 1}
@@ -53,9 +53,10 @@ async def test_deliveries_to_a_dead_receiver_fail_without_a_connection(node: Nod
     """After some posts without an answer the rest of the line fails at once, each with an outcome that its backoff follows."""
     await examples.opened(node.store, of=examples.session(request=examples.request(callback=SLOW)))
     begun: Counter[str] = Counter()
+    last = len(node.policy.delivery_backoff_ms)
 
     async def deliver(delivery: model.Delivery) -> None:
-        begun[delivery.url] += 1
+        begun["last" if delivery.failures == last else delivery.url] += 1
         raise errors.DeliveryFailed("no answer", reason=Reason.TIMEOUT, retry=True)
 
     node.work.deliver = deliver  # type: ignore[method-assign]
@@ -67,6 +68,8 @@ async def test_deliveries_to_a_dead_receiver_fail_without_a_connection(node: Nod
 
     await waiting.until(ended, 20, "all outcomes")
     assert receivers.OPENS_AFTER <= begun[SLOW] <= receivers.OPENS_AFTER + 64 // receivers.SHARE
+    await queued_delivery(node, examples.TASK, 16, SLOW, failures=last)
+    await waiting.until(lambda: begun["last"], what="the last attempt of a delivery, which is always made")
 
 
 async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, clock: engines.Clock) -> None:
