@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,3 +172,13 @@ def connect(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect
     context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(prefix))
     decider, reading = dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections)
     return Harness(store, clock, decider, reading, engines.ids(f"e{prefix}"))
+
+
+@asynccontextmanager
+async def opened(database: engines.Database, clock: engines.Clock, prefix: str) -> AsyncIterator[Harness]:
+    """A harness on a store of its own, whose connections end with the block."""
+    store = database.open(clock)
+    try:
+        yield connect(store, clock, prefix=prefix)
+    finally:
+        await store.stop()

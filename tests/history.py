@@ -49,6 +49,17 @@ async def copy_session(store: stores.Store, task_id: str, last: int, first: int 
         await _multiply(connection, tables.attempts, "1 = 1", attempt, first, last, source="inbox")
 
 
+async def copy_open_session(store: stores.Store, task_id: str, last: int, first: int = 1) -> None:
+    """Copy a session that has just begun, for other users of the same room, with its deadlines."""
+    async with store.connections.write() as connection:
+        which = f"task_id = '{task_id}'"
+        numbered = {"task_id": _TASK_ID, "user_id": "one.user_id || '-' || CAST(n.i AS VARCHAR)"}
+        await _multiply(connection, tables.sessions, which, numbered, first, last)
+        for kind in ("idle", "join", "max-duration"):
+            armed = {"owner": _TASK_ID, "serial": "one.serial || '-' || CAST(n.i AS VARCHAR)"}
+            await _multiply(connection, tables.deadlines, f"owner = '{task_id}' AND kind = '{kind}'", armed, first, last)
+
+
 async def add_users(
     store: stores.Store, at_ms: int, last: int, first: int = 1, *, room: str = "88", publishing: bool = True
 ) -> None:
@@ -56,7 +67,7 @@ async def add_users(
     there = "TRUE" if publishing else "FALSE"
     row = {name: f"'{value}'" for name, value in (("room_kind", "integer"), ("room", room))}
     row |= {"sdk_app_id": "1400000001", "user_id": "'user' || substr(CAST(10000000 + n.i AS VARCHAR), 2)", "audio": there}
-    row |= {"video": "FALSE"} | dict.fromkeys(("audio_ms", "video_ms", "left_ms", "updated_ms"), str(at_ms))
+    row |= {"video": "FALSE"} | dict.fromkeys(("audio_ms", "video_ms", "updated_ms"), str(at_ms)) | {"left_ms": "0"}
     async with store.connections.write() as connection:
         await _insert(connection, tables.presence, row, "n", first, last)
 

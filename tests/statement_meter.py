@@ -16,7 +16,7 @@ from sqlalchemy import event
 
 from store import connections, sql
 from store import store as stores
-from tests import engines, waiting
+from tests import decider_harness, engines, waiting
 
 Value = TypeVar("Value")
 _READ_BY_SCANS = (
@@ -39,7 +39,7 @@ class Meter:
     """Counts what the stores of this process do, from its creation on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.statements = self.rows = self.instructions = 0
+        self.steps = self.statements = self.rows = self.instructions = 0
         self.costs: list[Cost] = []
         self.executed: dict[str, tuple[sql.Statement | None, Any]] = {}
         """Text → its statement, None for one that SQLAlchemy ran, and parameters of it."""
@@ -101,12 +101,14 @@ class Meter:
             self.rows += len(answer)
 
     def _count(self, step: sql.Step, dialect: str) -> None:
+        self.steps += 1
         self.statements += len(step.rows)
         if step.rows:
             text, arrange = step.statement.on(dialect)
             self.executed[text] = step.statement, arrange(step.rows[0])
 
     def _note(self, _: Any, __: Any, text: str, parameters: Any, ___: Any, many: bool) -> None:
+        self.steps += 1
         self.statements += 1
         if text.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
             self.executed.setdefault(text, (None, parameters[0] if many else parameters))
@@ -114,3 +116,25 @@ class Meter:
     def _instruction(self) -> int:
         self.instructions += 1
         return 0
+
+
+class Work(NamedTuple):
+    """The work of a database for some calls."""
+
+    steps: int  # a statement for any number of rows
+    reads: int  # of rows, or instructions of SQLite
+
+
+async def work(
+    meter: Meter,
+    database: engines.Database,
+    clock: engines.Clock,
+    prefix: str,
+    act: Callable[[decider_harness.Harness], Awaitable[Any]],
+) -> Work:
+    """The work for `act`, on a store of its own whose ids begin with `prefix`."""
+    steps, reads = meter.steps, await meter.read(database)
+    async with decider_harness.opened(database, clock, prefix) as harness:
+        with meter.watching(harness.store):
+            await act(harness)
+    return Work(meter.steps - steps, await meter.read(database) - reads)

@@ -5,9 +5,6 @@ Rule: counts instead of times. One test compares times, of both databases in the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 
 from machine import model
@@ -22,19 +19,9 @@ MOST_RATIO = 3.0
 UNUSED = {"sqlite": {"LOCK", "LOCK_KEY", "SEGMENT_NODES", "NODE_SEEN"}, "postgresql": {"SEGMENT_NODES", "NODE_SEEN"}}
 
 
-@asynccontextmanager
-async def opened(database: engines.Database, clock: engines.Clock, prefix: str) -> AsyncIterator[decider_harness.Harness]:
-    """A harness on a store of its own, whose connections end with the block."""
-    store = database.open(clock)
-    try:
-        yield decider_harness.connect(store, clock, prefix=prefix)
-    finally:
-        await store.stop()
-
-
 async def pattern(database: engines.Database, clock: engines.Clock) -> str:
     """A session that has ended, for copies."""
-    async with opened(database, clock, "0A") as harness:
+    async with decider_harness.opened(database, clock, "0A") as harness:
         life = long_life.Life(harness)
         await life.run()
     return life.task_id
@@ -59,12 +46,12 @@ async def test_no_event_costs_more_with_a_long_history(
     reads: list[int] = []
     before = 0
     for number, size in enumerate(SIZES, 1):
-        async with opened(database, clock, f"0{number}") as harness:
+        async with decider_harness.opened(database, clock, f"0{number}") as harness:
             await lengthen(harness, copied, size, before + 1)
         before = size
         meter.costs.clear()
         began = await meter.read(database)
-        async with opened(database, clock, f"0{number}") as harness:
+        async with decider_harness.opened(database, clock, f"0{number}") as harness:
             with meter.watching(harness.store):
                 await long_life.Life(harness, meter).run()
         reads.append(await meter.read(database) - began)
@@ -83,12 +70,12 @@ async def test_no_event_costs_more_after_many_pulls(
     reads: list[int] = []
     for number, pulls in enumerate((10, 10_000), 1):
         clock.advance(model.HOUR)
-        async with opened(database, clock, f"0{number}") as harness:
+        async with decider_harness.opened(database, clock, f"0{number}") as harness:
             life = long_life.Life(harness, meter, pulls=pulls)
             await life.begin()
         meter.costs.clear()
         began = await meter.read(database)
-        async with opened(database, clock, f"0{number}A") as harness:
+        async with decider_harness.opened(database, clock, f"0{number}A") as harness:
             life.harness = harness
             with meter.watching(harness.store):
                 await life.go_on()
