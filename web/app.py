@@ -25,8 +25,10 @@ def create(api: dependencies.Api, *, public: bool = True) -> fastapi.FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    public_routers = (sessions.router(api), results.router(api), trtc_callbacks.router(api)) if public else ()
+    callbacks = trtc_callbacks.router(api)
+    public_routers = (sessions.router(api), results.router(api), callbacks) if public else ()
     for router in (*public_routers, health.router(api), segment_download.router(api)):
         app.include_router(router)
     responses.install(app)
@@ -34,5 +36,6 @@ def create(api: dependencies.Api, *, public: bool = True) -> fastapi.FastAPI:
     missing = scopes.missing(app.routes)
     if missing:
         raise RuntimeError(f"web/scopes.py has no scope for: {', '.join(missing)}")
-    app.add_middleware(middleware.RequestGate, api=api)
+    direct = middleware.direct_routes(callbacks.routes, app.exception_handlers) if public else {}
+    app.add_middleware(middleware.RequestGate, api=api, direct=direct)
     return app

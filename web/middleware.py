@@ -15,17 +15,20 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import structlog
-from starlette import datastructures, requests, types
+from starlette import datastructures, requests, routing, types
+from starlette.middleware import exceptions
 
 from machine import errors
 from web import authentication, dependencies, rate_limit, responses, scopes
 
-PROBES = ("/healthz", "/readyz")
+# Their successes are logged at level debug only, because there are so many.
+QUIET = ("/healthz", "/readyz", "/trtc/callbacks")
 SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing here
 CLIENT_GONE = 499  # nginx's status for a client that disconnects before the answer
 
@@ -51,8 +54,35 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+_RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
 log = structlog.get_logger()
+
+
+DirectRoutes = Mapping[tuple[str, str], types.ASGIApp]
+
+
+def direct_routes(routes: Iterable[routing.BaseRoute], handlers: Mapping[Any, Any]) -> DirectRoutes:
+    """Routes that are served without the framework's search and checks, which cost more than a callback. Their endpoints take a
+    request and return a response; `handlers` answer their errors."""
+    return {
+        (method, route.path): exceptions.ExceptionMiddleware(_DirectRoute(route), handlers=handlers)
+        for route in routes
+        if isinstance(route, routing.Route)
+        for method in route.methods or ()
+    }
+
+
+class _DirectRoute:
+    """One route as an ASGI application."""
+
+    def __init__(self, route: routing.Route) -> None:
+        self._route = route
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        scope["route"] = self._route
+        response = await self._route.endpoint(requests.Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +98,9 @@ class AccessRefusal:
 class RequestGate:
     """The outermost ASGI layer around the routes."""
 
-    def __init__(self, app: types.ASGIApp, api: dependencies.Api) -> None:
+    def __init__(self, app: types.ASGIApp, api: dependencies.Api, direct: DirectRoutes) -> None:
         self._app = app
+        self._direct = direct
         self._new_id = api.new_id
         self._authenticator = authentication.Authenticator(api)
         self._rate_limiter = rate_limit.RateLimiter(api.requests_per_minute)
@@ -90,7 +121,8 @@ class RequestGate:
         try:
             refusal = await self._refusal(scope)
             if refusal is None:
-                await self._app(scope, receive, response)
+                app = self._direct.get((scope["method"], scope["path"]), self._app)
+                await app(scope, receive, response)
             else:
                 answer = responses.failed(request_id, refusal.status, refusal.code, refusal.message, refusal.headers)
                 await answer(scope, receive, response)
@@ -146,18 +178,18 @@ class _Response:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            headers = datastructures.MutableHeaders(raw=list(message.get("headers", ())))
-            headers["x-request-id"] = self._request_id
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-            message = {**message, "headers": headers.raw}
+            given = [(name.lower(), value) for name, value in message.get("headers", ())]
+            names = {name for name, _ in given}
+            defaults = [(name, value) for name, value in _RAW_HEADERS if name not in names]
+            own = (b"x-request-id", self._request_id.encode())
+            message = {**message, "headers": [*given, own, *defaults]}
         await self._send(message)
 
 
 def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
     """Log the request with the route's template, not with its path, which can be any text."""
     template = getattr(scope.get("route"), "path", "")
-    write = log.debug if template in PROBES and status < HTTPStatus.BAD_REQUEST else log.info
+    write = log.debug if template in QUIET and status < HTTPStatus.BAD_REQUEST else log.info
     write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
 
 

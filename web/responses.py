@@ -31,6 +31,8 @@ MESSAGES = {
     404: "There is no such path; GET /openapi.json lists the paths.",
     405: "The path does not have this method; the header Allow lists its methods.",
 }
+# The end of a session cannot be predicted, so one retry a minute is often enough. TRTC repeats a callback every 10 s.
+RETRY_AFTER_S: dict[int, str] = {HTTPStatus.TOO_MANY_REQUESTS: "60", HTTPStatus.SERVICE_UNAVAILABLE: "10"}
 UNEXPECTED = "Internal error; the service's log has the reason under this RequestId."
 
 
@@ -70,14 +72,17 @@ def install(app: fastapi.FastAPI) -> None:
 async def _recorder_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
     assert isinstance(error, errors.RecorderError)  # noqa: S101 - registered for this class only; tells the type checker
     if error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        # The end of a session cannot be predicted; one retry a minute is often enough.
-        retry_after = {"Retry-After": "60"} if error.http_status == HTTPStatus.TOO_MANY_REQUESTS else None
-        return failed(request_id(request), error.http_status, error.code, error.message, retry_after)
+        return failed(request_id(request), error.http_status, error.code, error.message, _retry_after(error.http_status))
     if error.retry:
         unavailable = errors.Unavailable()
-        return failed(request_id(request), unavailable.http_status, unavailable.code, unavailable.message)
+        headers = _retry_after(unavailable.http_status)
+        return failed(request_id(request), unavailable.http_status, unavailable.code, unavailable.message, headers)
     structlog.get_logger().error("http.failed", exc_info=error)
     return failed(request_id(request), 500, "InternalError", UNEXPECTED)
+
+
+def _retry_after(status: int) -> dict[str, str] | None:
+    return {"Retry-After": RETRY_AFTER_S[status]} if status in RETRY_AFTER_S else None
 
 
 async def _invalid_event(request: fastapi.Request, error: Exception) -> fastapi.Response:

@@ -44,6 +44,8 @@ _PATTERNS = [(_pattern(path), method, scope) for (method, path), scope in TABLE.
 def required(method: str, path: str) -> str:
     """The scope that a request needs, or one of `UNGUARDED`; "" without a route, because a 404 needs no more than a valid key."""
     method = "GET" if method == "HEAD" else method
+    if (method, path) in TABLE:
+        return TABLE[method, path]
     for pattern, route_method, scope in _PATTERNS:
         if pattern.match(path) and (route_method == method or scope in UNGUARDED):
             return scope

@@ -8,6 +8,7 @@ Source: TRTC's event callbacks: headers `SdkAppId` and `Sign`; TRTC retries unle
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import fastapi
@@ -18,6 +19,7 @@ from machine import errors, trtc_callback
 from web import dependencies, models, openapi, request_body, responses
 
 MAX_SDK_APP_ID = 2**32 - 1
+LOG_EVERY_S = 10.0
 SIGN_LENGTH = 44  # base64 of 32 bytes
 STALE = (
     "The signature is valid, but the time in CallbackTs differs from this machine's clock by more than TRTC_CALLBACK_WINDOW."
@@ -34,6 +36,7 @@ FORGED = (
 def router(api: dependencies.Api) -> fastapi.APIRouter:
     """The route of one service."""
     routes = fastapi.APIRouter(prefix="/trtc", tags=["TRTC"])
+    taken = _TakenCallbacks()
 
     @routes.post(
         "/callbacks",
@@ -58,9 +61,27 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
         else:
             await api.take_callback(request_body.event(api, mapped.type, id=mapped.id, data=_schema_fields(mapped)))
+        taken.note()
         return responses.ok(request, {"code": 0})
 
     return routes
+
+
+class _TakenCallbacks:
+    """Logs the first callback, and then how many there were, every LOG_EVERY_S at most: a line for each would cost more than the
+    callback."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._next_log_s = 0.0
+
+    def note(self) -> None:
+        """Count one."""
+        self._taken += 1
+        now_s = time.monotonic()
+        if now_s >= self._next_log_s:
+            log.info("trtc.callbacks_taken", callbacks=self._taken)
+            self._taken, self._next_log_s = 0, now_s + LOG_EVERY_S
 
 
 def _check_age(api: dependencies.Api, fields: dict[str, Any]) -> None:

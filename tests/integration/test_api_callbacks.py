@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from handlers import callback_intake
 from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
@@ -57,6 +58,18 @@ class TestCallbacks:
             status, answer = await deliver(service, trtc(type_))
             assert (status, answer["code"]) == (200, 0)
         assert service.taken == []
+
+    async def test_too_many_callbacks_get_503_with_a_time_to_retry(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A callback above the limit of those that wait is refused at once, with Retry-After, and taken when it is repeated."""
+        event = json.dumps(trtc(203)).encode()
+        monkeypatch.setattr(callback_intake, "MAX_WAITING", 0)
+        async with service.http.post(service.url + "/trtc/callbacks", data=event, headers=signed(event)) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "10")
+            assert (await response.json())["Code"] == "ServiceUnavailable"
+        monkeypatch.undo()
+        assert (await service.ask("POST", "/trtc/callbacks", data=event, headers=signed(event)))[0] == 200
 
     async def test_a_forged_callback_is_refused_before_it_is_read(self, service: Service) -> None:
         """A wrong key, a missing Sign or another application is a 401, also for a body that is not JSON; nothing is decided."""
