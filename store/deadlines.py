@@ -44,8 +44,8 @@ def _due() -> Select[Any]:
     return select(both).order_by(both.c.at_ms).limit(bindparam("limit"))
 
 
-_DUE = _due()
-_EXPIRED = (
+_DUE = sql.Statement(_due())
+_EXPIRED = sql.Statement(
     _read(tables.jobs)
     .where(text(tables.LEASED), tables.jobs.c.lease_until_ms < bindparam("until_ms"))
     .where(or_(tables.jobs.c.again_ms.is_(None), tables.jobs.c.again_ms <= bindparam("now_ms")))
@@ -66,12 +66,12 @@ class Deadlines:
         """Deadlines that have passed or pass within `ahead_ms`, oldest first, without those whose event is under way."""
         now_ms = self._clock()
         found = await self._rows(tables.deadlines, _DUE, {"now_ms": now_ms, "until_ms": now_ms + ahead_ms, "limit": limit})
-        return [due_work.Deadline(kind=r.kind, serial=r.serial, **common) for r, common in found]
+        return [due_work.Deadline(kind=r["kind"], serial=r["serial"], **common) for r, common in found]
 
     async def expired(self, before_ms: int, limit: int = 100) -> list[due_work.Lease]:
         """Leases that ended before that time (Unix ms), oldest first, without those whose event is under way."""
         found = await self._rows(tables.jobs, _EXPIRED, {"now_ms": self._clock(), "until_ms": before_ms, "limit": limit})
-        return [due_work.Lease(epoch=r.epoch, kind=r.kind, node=r.node, **common) for r, common in found]
+        return [due_work.Lease(epoch=r["epoch"], kind=r["kind"], node=r["node"], **common) for r, common in found]
 
     async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int:
         """Write the events of overdue rows to the outbox in one transaction, and return their number. Another node may have
@@ -100,23 +100,21 @@ class Deadlines:
             self._changed.set()
         return len(messages)
 
-    async def _rows(self, table: Table, query: Any, parameters: dict[str, int]) -> list[tuple[Any, dict[str, Any]]]:
+    async def _rows(self, table: Table, query: sql.Statement, parameters: dict[str, int]) -> list[tuple[sql.Row, dict[str, Any]]]:
         """The rows with the fields that every overdue row has. A row whose owner is no key is logged, and set aside for a while:
         it must neither end the round nor take a place in the next."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query, parameters)).all()
-        good: list[tuple[Any, dict[str, Any]]] = []
-        for row in rows:
+        good: list[tuple[sql.Row, dict[str, Any]]] = []
+        for row in await self._database.fetch(query, parameters):
             try:
-                owner = _parsed(table, row.owner)
+                owner = _parsed(table, row["owner"])
             except ValueError as error:
-                log.error("overdue.unreadable", table=table.name, owner=row.owner, error=str(error))
-                key = tuple(getattr(row, name) for name in _KEYS[table])
+                log.error("overdue.unreadable", table=table.name, owner=row["owner"], error=str(error))
+                key = tuple(row[name] for name in _KEYS[table])
                 async with self._database.write() as connection:
                     await connection.execute(_SET_AGAIN[table], _again(table, key, self._clock() + MAX_AGAIN_MS))
                 continue
-            over_ms = row.at_ms if table is tables.deadlines else row.lease_until_ms
-            good.append((row, {"owner": owner, "over_ms": over_ms, "published": row.again_ms is not None}))
+            over_ms = row["at_ms" if table is tables.deadlines else "lease_until_ms"]
+            good.append((row, {"owner": owner, "over_ms": over_ms, "published": row["again_ms"] is not None}))
         return good
 
 
