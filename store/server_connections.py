@@ -26,6 +26,9 @@ class ServerConnections:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        pool: Any = engine.pool
+        # The rest stays in the pool: reads take theirs from it, and would wait without end for a kept one.
+        self._kept = min(KEPT, pool.size() // 2)
         self._free: list[tuple[AsyncConnection, Any]] = []
 
     async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
@@ -58,7 +61,7 @@ class ServerConnections:
             await connection.invalidate()
             await connection.close()
             raise
-        if len(self._free) < KEPT:
+        if len(self._free) < self._kept:
             self._free.append((connection, server))
             return
         await server.execute("RESET lock_timeout")

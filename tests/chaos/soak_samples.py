@@ -63,11 +63,11 @@ opened: database connections with three files and a thread each, threads for fil
 LEFT: Mapping[str, tuple[float, float]] = {
     "rows.nodes": (1, 0),
     "rows.applications": (1, 0),
-    "rows.presence": (0, 2),
+    "rows.presence": (0, 2.5),
 }
 """Rows that may remain when everything has ended and retention has run, as (constant, per capture). The constants are the node
-itself and the one calling application. Presence stays for a day: three speakers and the recorder in each room, which has two
-captures.
+itself and the one calling application. Presence stays for a day: three speakers, the recorder and the end of each room, which
+has two captures.
 """
 NOTHING_LEFT = ("ffmpegs", "spool_files", *(f"rows.{table}" for table in TABLES if f"rows.{table}" not in LEFT))
 """Figures that must be 0 then."""

@@ -286,3 +286,20 @@ async def test_a_room_that_is_decided_holds_up_no_other(
         assert not held.done()
     await held
     assert set(await publishers(harness.store)) == {"warm-up", "al"}
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_bursts_and_decisions_leave_connections_for_reads(database: engines.Database, clock: engines.Clock) -> None:
+    """A node with a small pool takes callbacks and decides at once, as much as it can, and then still reads."""
+    store = stores.Store(connections.open_database(database.url, 3), clock=clock, keyring=engines.keyring())
+    harness = decider_harness.connect(store, clock)
+    intake = callback_intake.CallbackIntake(store.presence, harness.decider.decide)
+    try:
+        for round_ in range(3):
+            starts = (harness.start(RoomId=room + 1) for room in range(round_ * 80, round_ * 80 + 80))
+            await asyncio.gather(*starts, take_all(intake, [published(f"u{number}", room=9_000) for number in range(20)]))
+        async with waiting.at_most(5):
+            await store.connections.ping()
+            assert len(await harness.reading.sessions(limit=300)) == 240
+    finally:
+        await store.stop()
