@@ -314,8 +314,7 @@ async def test_a_database_that_restarts_under_load_costs_nothing(
         decided: set[str] = set()
 
         async def decide(event: codec.Event) -> None:
-            async with transactions.opened(store) as tx:
-                await tx.claim(event.id)
+            await transactions.claim(store, event.id)
             decided.add(event.id)
 
         bus = buses.node(store, clock, prefix, on_event=decide, on_command=decide)
