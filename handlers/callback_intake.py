@@ -33,7 +33,7 @@ class CallbackIntake:
     def __init__(self, store: ports.Presence, decide: Callable[[codec.Event], Awaitable[Any]]) -> None:
         self._store = store
         self._decide = decide
-        self._waiting: deque[tuple[presence.Heard, asyncio.Future[bool]]] = deque()
+        self._waiting: deque[tuple[presence.Report, asyncio.Future[bool]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._taken = 0
 
@@ -52,11 +52,11 @@ class CallbackIntake:
             self._taken -= 1
 
     async def _is_noted(self, event: codec.Event) -> bool:
-        heard = trtc_events.heard(event)
-        if heard is None:
+        report = trtc_events.presence_report(event)
+        if report is None:
             return False
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((heard, done))
+        self._waiting.append((report, done))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="callback-intake")
         return await done
@@ -64,9 +64,9 @@ class CallbackIntake:
     async def _run(self) -> None:
         while self._waiting:
             taken = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-            batch = [(heard, done) for heard, done in taken if not done.done()]
+            batch = [(report, done) for report, done in taken if not done.done()]
             try:
-                noted = await self._store.note([heard for heard, _ in batch])
+                noted = await self._store.note([report for report, _ in batch])
             except Exception as error:  # noqa: BLE001 - not swallowed: each callback is decided alone, and meets its own error
                 log.info("callbacks.decided_alone", callbacks=len(batch), reason=type(error).__name__)
                 noted = [False] * len(batch)

@@ -142,10 +142,10 @@ def _room(uow: unit_of_work.UnitOfWork) -> requests.Room:
     return last
 
 
-def heard(event: codec.Event) -> presence.Heard | None:
+def presence_report(event: codec.Event) -> presence.Report | None:
     """What a callback says of presence; None for an event that is no callback."""
-    data, said = event.data, _PRESENCE.get(event.type)
-    return presence.Heard(tuple(rooms(data)), data.get("UserId", presence.ROOM), said(data)) if said else None
+    data, known = event.data, _PRESENCE.get(event.type)
+    return presence.Report(tuple(rooms(data)), data.get("UserId", presence.ROOM), known(data)) if known else None
 
 
 _PRESENCE: dict[str, Callable[[codec.Data], presence.Known]] = {
@@ -158,8 +158,8 @@ _PRESENCE: dict[str, Callable[[codec.Data], presence.Known]] = {
 
 
 def _note_presence(uow: unit_of_work.UnitOfWork, room: requests.Room) -> None:
-    if said := heard(uow.event):
-        uow.changes.presence[room, said.user_id] = said.known
+    if report := presence_report(uow.event):
+        uow.changes.presence[room, report.user_id] = report.known
 
 
 def rooms(data: codec.Data) -> list[requests.Room]:

@@ -189,7 +189,7 @@ class Segments(Protocol):
 class Presence(Protocol):
     """Presence that callbacks report of rooms without an unfinished session (store.presence.Presence)."""
 
-    async def note(self, heard: Sequence[presence.Heard]) -> Sequence[bool]: ...
+    async def note(self, reports: Sequence[presence.Report]) -> Sequence[bool]: ...
 
 
 class Uploads(Protocol):

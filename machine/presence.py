@@ -19,8 +19,8 @@ ROOM = ""
 """The user under whose id a room keeps the time of its end, as `left_ms`. TRTC has no empty UserId."""
 
 
-class Heard(NamedTuple):
-    """What one callback says of a user (nothing, if `known` is empty), and the rooms that it may mean, the likeliest last."""
+class Report(NamedTuple):
+    """What one callback reports of a user (nothing, if `known` is empty), and the rooms that it may mean, the likeliest last."""
 
     rooms: tuple[requests.Room, ...]
     user_id: str

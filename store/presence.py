@@ -24,16 +24,16 @@ class Presence:
         self._locks = database.on_server
         self._applications: dict[int, int] = {}
 
-    async def note(self, heard: Sequence[presence.Heard]) -> Sequence[bool]:
+    async def note(self, reports: Sequence[presence.Report]) -> Sequence[bool]:
         """Merge what callbacks say, in one transaction; returns for each whether it is noted. A callback that is not noted may
         concern a session, and needs a decision. Raises Conflict."""
         now_ms = self._clock()
-        noted, applications = await self._database.run(lambda: self._steps(heard, now_ms))
+        noted, applications = await self._database.run(lambda: self._steps(reports, now_ms))
         self._applications |= dict.fromkeys(applications, now_ms)
         return noted
 
-    def _steps(self, heard: Sequence[presence.Heard], now_ms: int) -> Steps[tuple[list[bool], list[int]]]:
-        rooms = {(room.sdk_app_id, room.kind, room.name): room for each in heard for room in each.rooms}
+    def _steps(self, reports: Sequence[presence.Report], now_ms: int) -> Steps[tuple[list[bool], list[int]]]:
+        rooms = {(room.sdk_app_id, room.kind, room.name): room for each in reports for room in each.rooms}
         busy = set()
         if self._locks:
             locks = {connections.room_lock(room): place for place, room in rooms.items()}
@@ -41,9 +41,9 @@ class Presence:
             busy = {locks[row["lock"]] for row in tried if not row["taken"]}
         found = yield Step(statements.SESSIONS_IN, [snapshot.at_room(room) for room in rooms.values()])
         busy |= {(row["sdk_app_id"], row["room_kind"], row["room"]) for row in found}
-        noted = [all((room.sdk_app_id, room.kind, room.name) not in busy for room in each.rooms) for each in heard]
+        noted = [all((room.sdk_app_id, room.kind, room.name) not in busy for room in each.rooms) for each in reports]
         merged: changes.Presence = {}
-        for each, taken in zip(heard, noted, strict=True):
+        for each, taken in zip(reports, noted, strict=True):
             if taken and each.known:
                 about = each.rooms[-1], each.user_id
                 merged[about] = presence.merged(merged.get(about, presence.ABSENT), each.known)

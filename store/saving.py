@@ -108,8 +108,8 @@ class Saver:
         return {"task_id": task_id, "kind": kind, "updated_ms": self._now_ms, **made}
 
     def _presence(self, made: Sequence[changes.Changes]) -> Steps[None]:
-        heard = {about: known for each in made for about, known in each.presence.items()}
-        yield from _write(statements.MERGE_PRESENCE, presence_rows(heard, self._now_ms))
+        reports = {about: known for each in made for about, known in each.presence.items()}
+        yield from _write(statements.MERGE_PRESENCE, presence_rows(reports, self._now_ms))
         applications = sorted({app for each in made for app in each.applications})
         noted = [{"sdk_app_id": app, "callback_ms": self._now_ms} for app in applications]
         yield from _write(statements.NOTE_APPLICATION, noted)
@@ -166,12 +166,12 @@ def _job_row(owner: str, epoch: int, job: model.Job) -> Row:
     }
 
 
-def presence_rows(heard: changes.Presence, now_ms: int) -> list[Row]:
+def presence_rows(reports: changes.Presence, now_ms: int) -> list[Row]:
     """Rows of presence, in the same order in every transaction, so that two do not deadlock."""
     places = {"sdk_app_id": 0, "room_kind": "", "room": "", "user_id": "", "updated_ms": now_ms}
     made = [
         places | {"sdk_app_id": room.sdk_app_id, "room_kind": room.kind, "room": room.name, "user_id": user, **known}
-        for (room, user), known in heard.items()
+        for (room, user), known in reports.items()
     ]
     return sorted(made, key=lambda row: (row["sdk_app_id"], row["room_kind"], row["room"], row["user_id"]))
 

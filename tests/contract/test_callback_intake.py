@@ -104,13 +104,13 @@ async def test_any_order_and_repeats_end_in_the_same_presence(store: stores.Stor
         if round_ % 2:
             events.append(callback("room-destroyed", "", engines.START_MS + 3, round_ + 1))
         expected: dict[str, presence.Known] = {}
-        for said in (trtc_events.heard(event) for event in sorted(events, key=lambda event: event.time_ms)):
-            assert said is not None
-            if said.known:
-                expected[said.user_id] = presence.merged(expected.get(said.user_id, presence.ABSENT), said.known)
+        for report in (trtc_events.presence_report(event) for event in sorted(events, key=lambda event: event.time_ms)):
+            assert report is not None
+            if report.known:
+                expected[report.user_id] = presence.merged(expected.get(report.user_id, presence.ABSENT), report.known)
         arrived = chance.sample(events * 2, len(events) * 2)
         while arrived:
-            batch = [said for event in arrived[: chance.randrange(1, 6)] if (said := trtc_events.heard(event))]
+            batch = [report for event in arrived[: chance.randrange(1, 6)] if (report := trtc_events.presence_report(event))]
             assert all(await store.presence.note(batch))
             del arrived[: len(batch)]
         rows = ({"user_id": user, **known} for user, known in expected.items())
@@ -204,8 +204,8 @@ async def test_a_crash_between_commit_and_answer_loses_and_doubles_nothing(
     committed = asyncio.Event()
     note = harness.store.presence.note
 
-    async def note_and_die(heard: Any) -> Any:
-        await note(heard)
+    async def note_and_die(reports: Any) -> Any:
+        await note(reports)
         committed.set()
         await asyncio.Event().wait()
 
@@ -228,7 +228,7 @@ async def test_a_batch_that_fails_is_decided_one_by_one(
 ) -> None:
     """If a batch cannot be written, each of its callbacks is decided, and only those fail that cannot be decided."""
 
-    async def refuse(heard: Any) -> Any:
+    async def refuse(reports: Any) -> Any:
         raise errors.Conflict
 
     async def decide(event: codec.Event) -> None:
@@ -248,9 +248,9 @@ async def test_too_many_callbacks_are_refused_at_once(harness: decider_harness.H
     once. Afterwards callbacks are taken again."""
     answers, note = asyncio.Event(), harness.store.presence.note
 
-    async def slow(heard: Any) -> Any:
+    async def slow(reports: Any) -> Any:
         await answers.wait()
-        return await note(heard)
+        return await note(reports)
 
     monkeypatch.setattr(harness.store.presence, "note", slow)
     monkeypatch.setattr(callback_intake, "MAX_WAITING", 5)

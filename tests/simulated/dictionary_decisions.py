@@ -152,13 +152,13 @@ class Decisions:
 class Presence(dictionary_connections.Concern):
     """Presence in rooms without an unfinished session (machine.ports.Presence)."""
 
-    async def note(self, heard: Sequence[presence.Heard]) -> list[bool]:
+    async def note(self, reports: Sequence[presence.Report]) -> list[bool]:
         """Merge what callbacks say; returns for each whether it is noted."""
         now_ms = self._connections.now_ms()
         there = {s.request.room for s in self._tables.sessions.values() if s.state != states.FINISHED}
-        noted = [there.isdisjoint(each.rooms) for each in heard]
+        noted = [there.isdisjoint(each.rooms) for each in reports]
         async with self._connections.write() as writes:
-            for each, taken in zip(heard, noted, strict=True):
+            for each, taken in zip(reports, noted, strict=True):
                 if taken:
                     said = {(each.rooms[-1], each.user_id): each.known} if each.known else {}
                     apply(writes, changes.Changes(presence=said, applications={each.rooms[-1].sdk_app_id}), now_ms)

@@ -184,8 +184,8 @@ class World:
         """Decide an event; False if its decider died or met too many conflicts."""
         self._deciding = True
         try:
-            heard = trtc_events.heard(event)
-            if heard is None or coroutine_runner.run(self.store.presence.note([heard])) != [True]:
+            report = trtc_events.presence_report(event)
+            if report is None or coroutine_runner.run(self.store.presence.note([report])) != [True]:
                 coroutine_runner.run(self.decider.decide_from_bus(event))
         except (Crashed, errors.Conflict):
             return False
