@@ -25,7 +25,7 @@ class HungFiles:
 
     def __init__(self, spool: str) -> None:
         self._spool = spool
-        self._stat, self._open = os.stat, os.open
+        self._stat, self._open, self._close = os.stat, os.open, os.close
         self._numbers: set[int] = set()
 
     def install(self) -> None:
@@ -34,6 +34,7 @@ class HungFiles:
             setattr(os, name, self._by_path(name, getattr(os, name)))
         for name in BY_NUMBER:
             setattr(os, name, self._by_number(name, getattr(os, name)))
+        os.close = self._closed
         io.open = self._by_path("io.open", io.open)  # type: ignore[assignment]
 
     def _by_path(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,11 +57,16 @@ class HungFiles:
 
         return waits
 
+    def _closed(self, number: int) -> None:
+        # Before the close: the next file or pipe may get the number.
+        self._numbers.discard(number)
+        self._close(number)
+
     def _wait(self, name: str) -> None:
         if threading.current_thread() is threading.main_thread() and self._there("watch"):
             number = self._open(self._spool + ".on-loop", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.write(number, f"{name}\n".encode())
-            os.close(number)
+            self._close(number)
         never = threading.Event()
         while self._there("hang"):
             never.wait(STEP_S)
