@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies
 from pamqp import encode
 
-from bus import attempts, database_probe, delivery_policy, message_reader, publisher, redaction
+from bus import attempts, database_probe, delivery_policy, message_reader, publisher, redaction, topology
 from events import codec
-from machine import errors
+from machine import errors, supervised_task
 
 TASK = "01" + "0" * 23 + "1"
 BARE = json.dumps({"TaskId": TASK}).encode()
@@ -175,6 +175,13 @@ async def test_what_never_ended_is_parked_unhandled() -> None:
 def test_what_is_handled_beside_a_deadly_message_is_not_parked_for_it() -> None:
     """It is handled alone long before it has been tried as often as is allowed."""
     assert attempts.ISOLATE_FROM * 2 < attempts.MAX_ATTEMPTS
+
+
+def test_every_backoff_fits_a_queue_of_retries() -> None:
+    """A pause varies, so that failures of one moment do not return together, and no queue cuts it short."""
+    pauses = [supervised_task.jittered_s(backoff_s) * 1000 for backoff_s in attempts.BACKOFF_S * 20]
+    assert len(set(pauses)) > len(attempts.BACKOFF_S)
+    assert max(pauses) <= topology.RETRY_MS[-1]
 
 
 async def test_counts_that_cannot_be_kept_are_no_fault_of_the_message() -> None:
