@@ -72,7 +72,7 @@ class Decider:
                 note = changes.AuditNote(by, event.type, str(event.data.get("TaskId", "")), error.code)
                 await self._store.decisions.write(changes.Changes(audit=[note]))
             raise
-        log.debug("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
+        log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
         return answer
 
     async def _inspected(self, event: codec.Event) -> tuple[tuple[str, ...], errors.RecorderError | None]:
