@@ -19,6 +19,7 @@ SMALLEST = {
     "capture": ["--streams=2 --rounds=1 --seconds=2 --settle=0.5 --length=30 --folder={folder}"],
     "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "intake": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "readability": ["--repetitions=1 --runs=1"],
 }
