@@ -46,7 +46,7 @@ VAGUE_NAMES = {
 # Protocols with one implementation, and why each stays.
 PROTOCOLS_WITH_A_REASON = {
     "web/dependencies.py SessionQueries": "web may not import store; queries are behavior, not a value that both could share",
-    "machine/ports.py Snapshot": "the store finds its readings by name, as one method; the dictionary store has a method for each",
+    "machine/ports.py Snapshot": "the store finds its readings by name, in one method; the dictionary store has one for each",
 }
 FORBIDDEN = {
     "an unfinished note": r"\b(?:TODO|FIXME|XXX|HACK)\b",
