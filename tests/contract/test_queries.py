@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from events import codec, requests
 from machine import changes, delivery, errors, job_key, model, session_view, states
-from store import inspection, queries, saving, tables
+from store import connections, inspection, queries, saving, sql, tables
 from store import store as stores
 from tests import engines, transactions, waiting
 
@@ -198,3 +198,16 @@ async def test_reading_on_while_others_write(store: stores.Store, views: queries
     await writing
     assert sorted(seen) == sorted(f"r{number}" for number in numbers)
     assert (await views.results_after(cursor))[0] == []
+
+
+async def test_a_small_pool_serves_all_paths(database: engines.Database) -> None:
+    """After a moment of much work, the connections that are kept leave some for everything else."""
+    opened = connections.open_database(database.url, pool_size=3)
+    try:
+        statement = sql.Statement(select(tables.nodes.c.node))
+        async with waiting.at_most(15):
+            await asyncio.gather(*(opened.fetch(statement, {}) for _ in range(12)))
+            async with opened.read() as one, opened.read() as other:
+                assert (await one.execute(select(1))).scalar() == (await other.execute(select(1))).scalar()
+    finally:
+        await opened.close()
