@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,30 @@ async def lengthen(url: str, sessions: int) -> None:
     await filling.stop()
 
 
-async def measure(engine: str, folder: Path, sessions: int, pulls: int, rounds: int) -> str:
-    """Run all rounds; returns the table."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Medians of the times of one engine, in ms by type of event, on the new and on the old database."""
+
+    about: str
+    new: dict[str, float]
+    old: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """The cost of all events of a cycle: old to new."""
+        return sum(self.old.values()) / sum(self.new.values())
+
+    def table(self) -> str:
+        """The figures as text."""
+        lines = [[name, f"{ms:.2f}", f"{self.old[name]:.2f}", f"{self.old[name] / ms:.2f}"] for name, ms in self.new.items()]
+        lines.append(["all", f"{sum(self.new.values()):.2f}", f"{sum(self.old.values()):.2f}", f"{self.ratio:.2f}"])
+        return noise.table([self.about, "new, ms", "old, ms", "ratio"], lines)
+
+
+async def measure(engine: str, folder: Path, *, sessions: int, pulls: int, rounds: int) -> Figures:
+    """Run all rounds."""
     async with ENGINES[engine](folder) as (new_url, old_url):
-        began_s = time.perf_counter()
         await lengthen(old_url, sessions)
-        loaded_s = time.perf_counter() - began_s
         new, old = Cycles(new_url), Cycles(old_url)
         for each, sizes in ((new, (1, 0)), (old, (SPEAKERS, pulls))):
             await each.start()
@@ -134,11 +153,8 @@ async def measure(engine: str, folder: Path, sessions: int, pulls: int, rounds: 
         for each in (new, old):
             await each.stop()
     first, last = ({name: statistics.median(t[WARM:]) * 1000 for name, t in each.times.items()} for each in (new, old))
-    lines = [[name, f"{first[name]:.2f}", f"{last[name]:.2f}", f"{last[name] / first[name]:.2f}"] for name in first]
-    mean = [statistics.fmean(each.values()) for each in (first, last)]
-    lines.append(["all four", f"{mean[0]:.2f}", f"{mean[1]:.2f}", f"{mean[1] / mean[0]:.2f}"])
-    about = f"{sessions:,} sessions, {pulls:,} pulls, {SPEAKERS} speakers; filled in {loaded_s:.0f} s"
-    return f"{about}\n" + noise.table([f"{engine}, ms, median of {rounds}", "new", "old", "ratio"], lines)
+    about = f"{engine}: {sessions:,} sessions, {pulls:,} pulls, {SPEAKERS} speakers; {rounds} rounds"
+    return Figures(about=about, new=first, old=last)
 
 
 def main() -> None:
@@ -155,7 +171,7 @@ def main() -> None:
     quiet = noise.Noise()
     for engine in given.engine or list(ENGINES):
         with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as made:
-            print(asyncio.run(measure(engine, Path(made), sessions, pulls, rounds)))
+            print(asyncio.run(measure(engine, Path(made), sessions=sessions, pulls=pulls, rounds=rounds)).table())
     print(quiet)
 
 

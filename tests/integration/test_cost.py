@@ -5,18 +5,20 @@ Rule: counts instead of times. One test compares times, of both databases in the
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from sqlalchemy import Index, text
+
+from bench import history as bench_history
 from machine import model
+from store import tables
 from tests import decider_harness, engines, history, long_life, statement_meter
 
 SIZES = (10, 1_000, 100_000)
-LARGE = SIZES[-1]
 # An index of more rows is deeper, and on PostgreSQL a page of it may hold entries of dead rows.
 SLACK = 1.2
 MOST_RATIO = 3.0
-# Statements that this life does not need: one engine needs no locks, and one node needs no other.
-UNUSED = {"sqlite": {"LOCK", "LOCK_KEY", "SEGMENT_NODES", "NODE_SEEN"}, "postgresql": {"SEGMENT_NODES", "NODE_SEEN"}}
 
 
 async def pattern(database: engines.Database, clock: engines.Clock) -> str:
@@ -95,3 +97,52 @@ def _grown(costs: list[list[statement_meter.Cost]]) -> list[tuple[str, int, int]
     return [
         (few.name, few.instructions, many.instructions) for few, many in pairs if many.instructions > SLACK * few.instructions
     ]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("engine", bench_history.ENGINES)
+async def test_no_event_takes_longer_with_a_long_history(engine: str, tmp_path: Path) -> None:
+    """The median time of an event, next to that of the first one. Both databases take turns."""
+    found = await bench_history.measure(engine, tmp_path, sessions=20_000, pulls=10_000, rounds=50)
+    assert found.ratio <= MOST_RATIO, found.table()
+
+
+# Tables with one row for each node and for each application, and the deadlines that a restart after downtime extends.
+WALKED = ("nodes", "applications", "UPDATE deadlines SET at_ms")
+
+
+async def test_no_statement_of_a_life_scans_a_table(
+    database: engines.Database, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement that a life needs finds its rows by an index. A walk along an index ends after a page, or is one of the
+    indexes that hold only rows in use."""
+    copied = await pattern(database, clock)
+    meter = statement_meter.Meter(monkeypatch)
+    async with decider_harness.opened(database, clock, "01") as harness:
+        await lengthen(harness, copied, 1_000)
+        with meter.watching(harness.store):
+            await long_life.Life(harness, meter).run()
+        async with harness.store.connections.read() as connection:
+            if database.engine == "postgresql":
+                await connection.execute(text("SET enable_seqscan = off"))  # a scan remains only where no index serves
+            explain = "EXPLAIN QUERY PLAN " if database.engine == "sqlite" else "EXPLAIN "
+            asked = {t: p for t, (_, p) in meter.executed.items() if not t.startswith(("INSERT", "WITH RECURSIVE"))}
+            plans = {t: [str(row[-1]) for row in await connection.exec_driver_sql(explain + t, p)] for t, p in asked.items()}
+    assert len(plans) > 40
+    partial = [index.name for table in tables.metadata.sorted_tables for index in table.indexes if _is_partial(index)]
+    scans = {t: [step for step in plan if _scans(step, t, partial)] for t, plan in plans.items()}
+    assert {t: found for t, found in scans.items() if found and not any(each in t for each in WALKED)} == {}
+
+
+def _is_partial(index: Index) -> bool:
+    return index.dialect_options["sqlite"]["where"] is not None
+
+
+def _scans(step: str, statement: str, partial: list[str]) -> bool:
+    """Whether a step of a plan reads a whole table."""
+    if "Seq Scan" in step:
+        return True
+    words = step.split()
+    if words[0] != "SCAN" or words[1] not in tables.metadata.tables:
+        return False
+    return not (words[-1] in partial or ("INDEX" in words and "LIMIT" in statement))
