@@ -77,6 +77,51 @@ def request(key: str, body: dict[str, Any]) -> bytes:
     return head.encode() + raw
 
 
+class Connection:
+    """One connection, as asyncio's transports call it: sends a request after the answer to the last one."""
+
+    def __init__(self, burst: Burst) -> None:
+        self._burst = burst
+        self._due_s = -1.0
+        self._received = b""
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As asyncio's."""
+        self._transport = transport
+
+    def send(self, due_s: float, request: bytes) -> None:
+        """Send a request that was due then."""
+        self._due_s, self._received = due_s, b""
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio's."""
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if found and len(body) >= int(head.lower().split(b"content-length:", 1)[1].split(b"\r\n", 1)[0]):
+            due_s, self._due_s = self._due_s, -1.0
+            self._burst.answered(self, head[9:12].decode(), due_s)
+
+    def eof_received(self) -> None:
+        """As asyncio's: the transport closes."""
+
+    def pause_writing(self) -> None:
+        """As asyncio's: a request is smaller than any buffer."""
+
+    def resume_writing(self) -> None:
+        """As asyncio's."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio's."""
+        if self._due_s >= 0:
+            self._burst.lost()
+
+    def close(self) -> None:
+        """Close it."""
+        self._transport.close()
+
+
 class Burst:
     """One burst."""
 
@@ -84,75 +129,85 @@ class Burst:
         self._order = order
         self._requests = [request(order.key, body) for _, body in callbacks(order.count, order.users)]
         self._due: deque[tuple[float, bytes]] = deque()
-        self._more = asyncio.Event()
+        self._idle: list[Connection] = []
         self._latencies_s: list[float] = []
         self._statuses: Counter[str] = Counter()
-        self._all_due = False
+        self._sent = 0
+        self._under_way = 0
         self._begun_s = 0.0
+        self._over = asyncio.Event()
 
     async def run(self) -> Met:
         """Send everything."""
-        ready = [await asyncio.open_connection("127.0.0.1", self._order.port) for _ in range(self._order.connections)]
+        loop = asyncio.get_running_loop()
+        opened = [
+            await loop.create_connection(lambda: Connection(self), "127.0.0.1", self._order.port)
+            for _ in range(self._order.connections)
+        ]
+        self._idle = [connection for _, connection in opened]
         self._begun_s = time.perf_counter()
-        async with asyncio.TaskGroup() as running:
-            running.create_task(self._arrive() if self._order.rate else self._repeat())
-            for streams in ready:
-                running.create_task(self._send(*streams))
+        async with asyncio.timeout(
+            GIVE_UP_S + self._order.seconds + (self._order.count / self._order.rate if self._order.rate else 0)
+        ):
+            if self._order.rate:
+                await self._arrive()
+            else:
+                while self._idle:
+                    self._send(self._idle.pop(), 0.0, self._next())
+            await self._over.wait()
         took_s = time.perf_counter() - self._begun_s
+        for _, connection in opened:
+            connection.close()
         met = Met(took_s=took_s, statuses=dict(self._statuses))
         if self._latencies_s:
             met.p50_ms, met.p99_ms = (arrivals.percentile(self._latencies_s, each) * 1000 for each in (50, 99))
             met.longest_ms = max(self._latencies_s) * 1000
         return met
 
+    def answered(self, connection: Connection, status: str, due_s: float) -> None:
+        """A connection has its answer, and sends what is due next."""
+        self._under_way -= 1
+        self._statuses[status] += 1
+        if self._order.rate:
+            self._latencies_s.append(time.perf_counter() - due_s)
+            if self._due:
+                self._send(connection, *self._due.popleft())
+            else:
+                self._idle.append(connection)
+        elif time.perf_counter() - self._begun_s < self._order.seconds:
+            self._send(connection, 0.0, self._next())
+        self._end()
+
+    def lost(self) -> None:
+        """A connection ended without an answer."""
+        self._under_way -= 1
+        self._statuses[""] += 1
+        self._end()
+
     async def _arrive(self) -> None:
         """Make callbacks due at random times."""
         chance = random.Random(1)  # noqa: S311 - arrivals, not secrets
         due_s = self._begun_s
-        for each in self._requests:
+        for _ in self._requests:
             due_s += chance.expovariate(self._order.rate)
             if (wait_s := due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
-            self._due.append((due_s, each))
-            self._more.set()
-        self._all_due = True
-        self._more.set()
+            if self._idle:
+                self._send(self._idle.pop(), due_s, self._next())
+            else:
+                self._due.append((due_s, self._next()))
 
-    async def _repeat(self) -> None:
-        """Keep something due for each connection."""
-        number = 0
-        while time.perf_counter() - self._begun_s < self._order.seconds:
-            while len(self._due) < self._order.connections:
-                self._due.append((0.0, self._requests[number % len(self._requests)]))
-                number += 1
-            self._more.set()
-            await asyncio.sleep(0)
-        self._due.clear()
-        self._all_due = True
-        self._more.set()
+    def _next(self) -> bytes:
+        self._sent += 1
+        return self._requests[(self._sent - 1) % len(self._requests)]
 
-    async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            while not self._due:
-                if self._all_due:
-                    writer.close()
-                    return
-                self._more.clear()
-                await self._more.wait()
-            due_s, each = self._due.popleft()
-            try:
-                async with asyncio.timeout(GIVE_UP_S):
-                    writer.write(each)
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    length = int(head.lower().split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-                    await reader.readexactly(length)
-            except (OSError, EOFError, TimeoutError):
-                self._statuses[""] += 1
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._order.port)
-                continue
-            self._statuses[head[9:12].decode()] += 1
-            if due_s:
-                self._latencies_s.append(time.perf_counter() - due_s)
+    def _send(self, connection: Connection, due_s: float, raw: bytes) -> None:
+        self._under_way += 1
+        connection.send(due_s, raw)
+
+    def _end(self) -> None:
+        if not self._under_way and not self._due and (not self._order.rate or self._sent == len(self._requests)):
+            self._over.set()
 
 
 def main() -> None:

@@ -47,7 +47,8 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         openapi_extra=openapi.trtc_callback(),
     )
     async def callback(request: fastapi.Request) -> fastapi.Response:
-        sdk_app_id, sign = _sdk_app_id(request.headers.get("sdkappid", "")), request.headers.get("sign", "")
+        given = {name: value.decode("latin-1") for name, value in request.scope["headers"] if name in (b"sdkappid", b"sign")}
+        sdk_app_id, sign = _sdk_app_id(given.get(b"sdkappid", "")), given.get(b"sign", "")
         if not api.knows_callbacks(sdk_app_id) or len(sign.strip()) != SIGN_LENGTH:
             raise errors.Unauthorized(FORGED)
         body = await request_body.raw(request)
