@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import aio_pika
@@ -234,18 +234,28 @@ class OverLocal(OverBus):
 class OverRabbit(OverBus):
     """By way of RabbitMQ: one node of the roles machine and api, with publishers in the same process. Commands stay queued."""
 
-    def __init__(self, url: str, broker: str, life: Callable[[Decisions], Awaitable[None]] = eight_events, *, lanes: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        broker: str,
+        life: Callable[[Decisions], Awaitable[None]] = eight_events,
+        *,
+        lanes: int,
+        roles: Sequence[str] = ("machine", "api"),
+        prefix: str = "recorder",
+    ) -> None:
         super().__init__(url, life, lanes=lanes)
         self._broker = broker
         self._bus = rabbit_bus.RabbitBus(
             self.store,
             url=broker,
             node="n1",
-            roles=["machine", "api"],
+            roles=roles,
             clock=now_ms,
             on_event=self.on_event,
             on_command=self._on_command,
             keyring=encryption.Keyring([encryption.new_key()]),
+            prefix=prefix,
         )
         self._bus.listeners.append(self.on_result)
 

@@ -4,6 +4,7 @@ Rules:
 - Messages of one lane run one after the other. A message without a session has a lane of its own.
 - Requests of users and all other messages have separate slots, so neither class waits for the other.
 - A lane takes few messages in advance. One session with many messages leaves room for the others.
+- What was full takes no message until half of it is free. The reader skips it meanwhile, and reads the messages behind it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,17 @@ class _Class:
     capacity: int
     slots: asyncio.Semaphore
     taken: set[int] = field(default_factory=set)
+    full: bool = False
+
+    def take(self, seq: int) -> None:
+        """Take a message."""
+        self.taken.add(seq)
+        self.full = self.full or len(self.taken) >= self.capacity
+
+    def forget(self, seqs: Set[int]) -> None:
+        """Free the places of these messages."""
+        self.taken -= seqs
+        self.full = self.full and len(self.taken) > self.capacity // 2
 
 
 class Lanes:
@@ -37,20 +49,24 @@ class Lanes:
 
     def __init__(self, deliver: Callable[[due_work.OutboxMessage], Awaitable[None]]) -> None:
         self._deliver = deliver
-        self._requests = _Class(16, asyncio.Semaphore(8))
-        self._others = _Class(160, asyncio.Semaphore(32))
+        # A start waits for checks, each with a limit of seconds, most of the time: slow ones of one user must leave slots.
+        self._requests = _Class(256, asyncio.Semaphore(128))
+        self._others = _Class(256, asyncio.Semaphore(32))
         self._lanes: dict[str, collections.deque[due_work.OutboxMessage]] = {}
+        self._full_lanes: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def put(self, message: due_work.OutboxMessage) -> bool:
         """Take a message, unless its class or its lane is full; returns whether it was taken."""
         of, lane = self._class(message), message.task_id or f"#{message.seq}"
         queue = self._lanes.get(lane)
-        if len(of.taken) >= of.capacity or (queue is not None and len(queue) >= LANE_LENGTH):
+        if of.full or lane in self._full_lanes:
             return False
-        of.taken.add(message.seq)
+        of.take(message.seq)
         if queue is not None:
             queue.append(message)
+            if len(queue) >= LANE_LENGTH:
+                self._full_lanes.add(lane)
             return True
         self._lanes[lane] = collections.deque([message])
         task = asyncio.create_task(self._run(lane), name=f"bus.lane {lane}")
@@ -60,8 +76,8 @@ class Lanes:
 
     def forget(self, seqs: Set[int]) -> None:
         """Free the places of these messages: they are marked in the database, or must be read again."""
-        self._requests.taken -= seqs
-        self._others.taken -= seqs
+        self._requests.forget(seqs)
+        self._others.forget(seqs)
 
     async def stop(self) -> None:
         """Cancel what runs, and take nothing of it any further."""
@@ -79,13 +95,12 @@ class Lanes:
     @property
     def full_types(self) -> set[str]:
         """The types of which no further message can be taken."""
-        requests, others = (len(of.taken) >= of.capacity for of in (self._requests, self._others))
-        return {t for t in message_types.ALL if (requests if t in message_types.REQUESTS else others)}
+        return {t for t in message_types.ALL if (self._requests if t in message_types.REQUESTS else self._others).full}
 
     @property
     def full_lanes(self) -> set[str]:
         """The sessions of which no further message can be taken."""
-        return {lane for lane, queue in self._lanes.items() if len(queue) >= LANE_LENGTH}
+        return set(self._full_lanes)
 
     def _class(self, message: due_work.OutboxMessage) -> _Class:
         return self._requests if message.type in message_types.REQUESTS else self._others
@@ -98,9 +113,12 @@ class Lanes:
                 async with self._class(queue[0]).slots:
                     await self._deliver(queue[0])
                 queue.popleft()
+                if len(queue) <= LANE_LENGTH // 2:
+                    self._full_lanes.discard(lane)
         except Exception:
             # The policy decides on every failure of a handler, so this is a bug. The messages are read again.
             log.exception("bus.lane_failed", lane=lane)
         finally:
             self.forget({message.seq for message in queue})
             self._lanes.pop(lane, None)
+            self._full_lanes.discard(lane)

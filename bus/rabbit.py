@@ -23,7 +23,7 @@ from machine import encryption, errors, ports, supervised_task
 log = structlog.get_logger()
 
 ROLES = ("api", "machine", "worker")
-REQUESTS_PREFETCH = 32
+REQUESTS_PREFETCH = 128
 MACHINES_PREFETCH = 64
 # Few, because no other worker can take a job that a full worker has received and not begun.
 SCARCE = ("start-capture", "start-transcode")

@@ -189,3 +189,28 @@ async def test_many_messages_are_marked_together(running: Begin, store: stores.S
     async with running(hands):
         await waiting.until(lambda: sum(marked) == 500, what="all to be marked")
     assert len(marked) <= 100
+
+
+@pytest.mark.parametrize("type_", ["stop", "deadline-passed"])
+async def test_a_session_with_many_messages_hides_no_other(store: stores.Store, running: Begin, type_: str) -> None:
+    """Behind 400 messages of one session comes one of another, in the same class. It takes its turn among the first ones."""
+    await write(store, type_, [f"many-{n}" for n in range(400)], task(1))
+    await write(store, type_, ["other"], task(2))
+    turns: list[str] = []
+
+    async def handle(event: codec.Event) -> None:
+        await waiting.passed(0.002)
+        turns.append(event.id)
+
+    async with running(handle):
+        await waiting.until(lambda: "other" in turns, timeout_s=30, what="the other session's message")
+    assert turns.index("other") <= 4 * lanes.LANE_LENGTH
+
+
+async def test_slow_starts_of_one_user_leave_slots(store: stores.Store, running: Begin) -> None:
+    """The checks of 64 requests take their time. A request of another user is handled meanwhile."""
+    hands = Hands(None)
+    await write(store, "stop", [f"bad-{number}" for number in range(64)])
+    await write(store, "stop", ["other"])
+    async with running(hands):
+        await waiting.until(lambda: "other" in hands.done, what="the other user's request")

@@ -21,6 +21,7 @@ SMALLEST = {
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "intake": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "neighbors": [f"--seconds=0.5 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "readability": ["--repetitions=1 --runs=1"],
 }
 RUN_BY = {"callback_burst": "intake", "call_tracer": "readability", "source": "capture"}
