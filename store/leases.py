@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    exists,
     func,
     literal_column,
     select,
@@ -49,11 +50,16 @@ _TOUCHED = {
     job_key.DeliveryKey: _touch(tables.callbacks, task_id="task_id", revision="revision", epoch="epoch"),
 }
 _TOUCH = {kind: sql.Statement(touched) for kind, touched in _TOUCHED.items()}
-# SQLite knows no update inside another statement, and needs none: it has no round trips.
-_TAKE = {
-    kind: sql.Statement({"sqlite": _TAKEN, "postgresql": _TAKEN.add_cte(touched.cte("touched"))})
-    for kind, touched in _TOUCHED.items()
-}
+
+
+def _take(touched: Update) -> sql.Statement:
+    """Take a job. On PostgreSQL the same statement touches its owner, first and only if the job is queued. SQLite knows no update
+    inside another statement, and needs none: it has no round trips."""
+    first = touched.where(exists().where(_QUEUED)).returning(touched.table.c.epoch).cte("touched")
+    return sql.Statement({"sqlite": _TAKEN, "postgresql": _TAKEN.where(exists(select(literal_column("1")).select_from(first)))})
+
+
+_TAKE = {kind: _take(touched) for kind, touched in _TOUCHED.items()}
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
 HOLDS = select(tables.jobs.c.epoch).where(_HELD)
 
