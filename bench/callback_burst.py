@@ -44,7 +44,7 @@ class Order:
 
 @dataclass(slots=True, kw_only=True)
 class Met:
-    """What the sender met: statuses ("" for no answer), and latencies in ms."""
+    """What the sender met: statuses ("" for none, and sent again), and latencies in ms."""
 
     took_s: float
     statuses: dict[str, int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Connection:
     def __init__(self, burst: Burst) -> None:
         self._burst = burst
         self._due_s = -1.0
-        self._received = b""
+        self._request = self._received = b""
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -92,7 +92,7 @@ class Connection:
 
     def send(self, due_s: float, request: bytes) -> None:
         """Send a request that was due then."""
-        self._due_s, self._received = due_s, b""
+        self._due_s, self._request, self._received = due_s, request, b""
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -114,12 +114,8 @@ class Connection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio's."""
-        if self._due_s >= 0:
-            self._burst.lost()
-
-    def close(self) -> None:
-        """Close it."""
-        self._transport.close()
+        under_way = [(self._due_s, self._request)] if self._due_s >= 0 else []
+        self._burst.lost(self, under_way)
 
 
 class Burst:
@@ -130,6 +126,7 @@ class Burst:
         self._requests = [request(order.key, body) for _, body in callbacks(order.count, order.users)]
         self._due: deque[tuple[float, bytes]] = deque()
         self._idle: list[Connection] = []
+        self._opening: set[asyncio.Task[None]] = set()
         self._latencies_s: list[float] = []
         self._statuses: Counter[str] = Counter()
         self._sent = 0
@@ -139,12 +136,8 @@ class Burst:
 
     async def run(self) -> Met:
         """Send everything."""
-        loop = asyncio.get_running_loop()
-        opened = [
-            await loop.create_connection(lambda: Connection(self), "127.0.0.1", self._order.port)
-            for _ in range(self._order.connections)
-        ]
-        self._idle = [connection for _, connection in opened]
+        for _ in range(self._order.connections):
+            await self._open()
         self._begun_s = time.perf_counter()
         async with asyncio.timeout(
             GIVE_UP_S + self._order.seconds + (self._order.count / self._order.rate if self._order.rate else 0)
@@ -156,8 +149,6 @@ class Burst:
                     self._send(self._idle.pop(), 0.0, self._next())
             await self._over.wait()
         took_s = time.perf_counter() - self._begun_s
-        for _, connection in opened:
-            connection.close()
         met = Met(took_s=took_s, statuses=dict(self._statuses))
         if self._latencies_s:
             met.p50_ms, met.p99_ms = (arrivals.percentile(self._latencies_s, each) * 1000 for each in (50, 99))
@@ -178,11 +169,26 @@ class Burst:
             self._send(connection, 0.0, self._next())
         self._end()
 
-    def lost(self) -> None:
-        """A connection ended without an answer."""
-        self._under_way -= 1
-        self._statuses[""] += 1
-        self._end()
+    def lost(self, connection: Connection, under_way: list[tuple[float, bytes]]) -> None:
+        """The server closed a connection. A callback without an answer is sent again, as TRTC does."""
+        self._under_way -= len(under_way)
+        self._due.extendleft(under_way)
+        self._statuses[""] += len(under_way)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if not self._over.is_set():
+            opening = asyncio.create_task(self._open())
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    async def _open(self) -> None:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(self), "127.0.0.1", self._order.port
+        )
+        if self._due:
+            self._send(connection, *self._due.popleft())
+        else:
+            self._idle.append(connection)
 
     async def _arrive(self) -> None:
         """Make callbacks due at random times."""
