@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import structlog
 from ulid import ULID
 
@@ -119,6 +120,18 @@ async def lengthen(url: str, sessions: int) -> None:
     await filling.stop()
 
 
+async def settle(url: str) -> None:
+    """Let PostgreSQL finish what bulk inserts leave to do, and would do during the measurement: a database of years has none."""
+    if not url.startswith("postgresql"):
+        return
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        for statement in ("VACUUM ANALYZE", "CHECKPOINT"):
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """Medians of the times of one engine, in ms by type of event, on the new and on the old database."""
@@ -147,6 +160,8 @@ async def measure(engine: str, folder: Path, *, sessions: int, pulls: int, round
         for each, sizes in ((new, (1, 0)), (old, (SPEAKERS, pulls))):
             await each.start()
             await each.open(*sizes)
+        for url in (new_url, old_url):
+            await settle(url)
         for _ in range(WARM + rounds):
             for each in (new, old):
                 await each.cycle()
