@@ -1,4 +1,4 @@
-"""The limit of open files: the service raises it for its captures, and doctor warns."""
+"""The limit of open files (embedded engine): the service raises it for its captures, and doctor warns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limit of the dead letter queue: the broker refuses what exceeds it, nothing is lost, and operators see it."""
+"""The limit of the dead letter queue (RabbitMQ): the broker refuses what exceeds it, nothing is lost, and operators see it."""
 
 from __future__ import annotations
 
