@@ -276,7 +276,7 @@ async def test_too_many_callbacks_are_refused_at_once(harness: decider_harness.H
 async def test_a_room_that_is_decided_holds_up_no_other(
     intake: callback_intake.CallbackIntake, harness: decider_harness.Harness
 ) -> None:
-    """A node that stands still in the middle of a decision about one room holds up no callback about another."""
+    """PostgreSQL: a node that stands still in the middle of a decision about one room holds up no callback about another."""
     await harness.publish("warm-up")
     async with harness.store.connections.write() as connection:
         await connections.hold_lock(connection, connections.room_lock(ROOM))
@@ -290,7 +290,7 @@ async def test_a_room_that_is_decided_holds_up_no_other(
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_bursts_and_decisions_leave_connections_for_reads(database: engines.Database, clock: engines.Clock) -> None:
-    """A node with a small pool takes callbacks and decides at once, as much as it can, and then still reads."""
+    """PostgreSQL: a node with a small pool takes callbacks and decides at once, as much as it can, and then still reads."""
     store = stores.Store(connections.open_database(database.url, 3), clock=clock, keyring=engines.keyring())
     harness = decider_harness.connect(store, clock)
     intake = callback_intake.CallbackIntake(store.presence, harness.decider.decide)
