@@ -14,8 +14,8 @@ from typing import Any
 
 import aio_pika
 from aio_pika import abc
-from ulid import ULID
 
+from assembly import identity
 from bus import local as local_bus
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
@@ -78,7 +78,7 @@ class Decisions:
             clock=now_ms,
             keyring=encryption.Keyring([encryption.new_key()]),
         )
-        self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=POLICY, new_id=lambda: str(ULID())))
+        self.decider = dispatch.Decider(self.store, unit_of_work.Context(policy=POLICY, new_id=identity.new_id))
         self.engine = self.store.connections.engine
         self.rooms = itertools.count(1)
         self.lanes = lanes
@@ -123,7 +123,7 @@ class Decisions:
 
     async def say(self, type_: str, data: dict[str, Any]) -> dict[str, Any]:
         """Publish one event and wait for its commit; returns the answer."""
-        event, begun_s = codec.make(type_, id=str(ULID()), time_ms=now_ms(), data=data), time.perf_counter()
+        event, begun_s = codec.make(type_, id=identity.new_id(), time_ms=now_ms(), data=data), time.perf_counter()
         answer = await self.decide(event)
         self.commits_s.append(time.perf_counter() - begun_s)
         self.decided += 1

@@ -105,10 +105,11 @@ class UnitOfWork:
         if decision.ignored:
             self.journal(value.key, value.state, value.state, f"ignored: {decision.ignored}")
             return decision
-        saved = self._save_recording(value, decision.recording)
+        saved = decision.recording
+        self._save_recording(value, saved)
         self._journal_moves(value.key, decision.moves or ((value.state, value.state),), _note(value, saved))
         self._apply(saved, decision.effects)
-        return recording.RecordingDecision(recording=saved, effects=decision.effects, moves=decision.moves)
+        return decision
 
     def facts(
         self, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
@@ -137,12 +138,13 @@ class UnitOfWork:
         """Count one more run that another pull of the session ended."""
         self._save_recording(value, model.changed(value, evicted=value.evicted + 1))
 
-    def _save_recording(self, old: model.Recording | None, new: model.Recording) -> model.Recording:
-        """Note a recording's new version, and count it on its session's row."""
+    def _save_recording(self, old: model.Recording | None, new: model.Recording) -> None:
+        """Note a recording's new version, a fresh copy, and count it on its session's row."""
         pair = self.changes.recordings.get(new.key)
         before = pair[0] if pair else old
-        saved = model.changed(new, version=before.version + 1) if before else new
-        self.changes.recordings[new.key] = (before, saved)
+        if before is not None:
+            model.put(new, version=before.version + 1)
+        self.changes.recordings[new.key] = (before, new)
         current = self.held(new.task_id)
         counts = {
             name: getattr(current, name) + now - then
@@ -151,14 +153,15 @@ class UnitOfWork:
         }
         if counts:
             self.save_session(model.changed(current, **counts))
-        return saved
 
     # --- sessions ---------------------------------------------------------------------------------------------------------
     def save_session(self, new: model.Session) -> None:
-        """Note a session's new version."""
+        """Note a session's new version, a fresh copy."""
         pair = self.changes.sessions.get(new.task_id)
         before = pair[0] if pair else self.snapshot.session(new.task_id)
-        self.changes.sessions[new.task_id] = (before, model.changed(new, version=before.version + 1) if before else new)
+        if before is not None:
+            model.put(new, version=before.version + 1)
+        self.changes.sessions[new.task_id] = (before, new)
 
     def advance_session(self, task_id: str, trigger: str) -> session.SessionDecision:
         """Trigger a session and note the decision, for its recordings too."""

@@ -18,7 +18,6 @@ RENAMED = {
     "never_seen": "awaited",
     "stage_started_ms": "step_from_ms",
 }
-NO_WARNINGS = "[]"
 _SEPARATE = ("job", "output", "version", "replays")
 RECORDING_COLUMNS = {f.name: RENAMED.get(f.name, f.name) for f in dataclasses.fields(model.Recording) if f.name not in _SEPARATE}
 DELIVERY_COLUMNS = {
@@ -89,13 +88,18 @@ def _request(text: str) -> requests.StartRequest:
     return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **body)
 
 
+@functools.lru_cache(maxsize=1024)
+def _warnings(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
 def session(row: Mapping[str, Any]) -> model.Session:
     """A session from its row."""
     return model.Session(
         task_id=row["task_id"],
         request=_request(row["request"]),
         version=row["version"],
-        warnings=tuple(json.loads(row["warnings"])) if row["warnings"] != NO_WARNINGS else (),
+        warnings=_warnings(row["warnings"]),
         **{name: row[name] for name in SESSION_FIELDS},
     )
 
