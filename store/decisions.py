@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,6 +64,8 @@ class Decisions:
         self._locks = database.engine.dialect.name == "postgresql"
         self._waiting: list[_Work] = []
         self._lanes: set[object] = set()
+        # Counted apart from the tasks: a task that has ended leaves its set only after the callers that it woke.
+        self._running = 0
         self._batches: set[asyncio.Task[None]] = set()
 
     async def decide(self, event: codec.Event, plan: ports.Plan, decide: ports.Decide) -> ports.Answer:
@@ -101,19 +103,23 @@ class Decisions:
 
     # --- batches ----------------------------------------------------------------------------------------------------------
     def _begin_batch(self) -> None:
-        if len(self._batches) < BATCHES and self._waiting:
+        if self._running < BATCHES:
+            self._running += 1
             task = asyncio.create_task(self._run_batches(), name="decisions")
             self._batches.add(task)
             task.add_done_callback(self._batches.discard)
 
     async def _run_batches(self) -> None:
-        while batch := self._next_batch():
-            lanes = {work.lane for work in batch}
-            self._lanes |= lanes
-            try:
-                await self._run_batch(batch)
-            finally:
-                self._lanes -= lanes
+        try:
+            while batch := self._next_batch():
+                lanes = {work.lane for work in batch}
+                self._lanes |= lanes
+                try:
+                    await self._run_batch(batch)
+                finally:
+                    self._lanes -= lanes
+        finally:
+            self._running -= 1
 
     def _next_batch(self) -> list[_Work]:
         """Take the oldest decisions, one for each lane, that no running batch touches."""
@@ -239,11 +245,21 @@ def _decide_all(
 
 def _load_planned(loader: snapshot.Loader, seen: Sequence[snapshot.LoadedSnapshot], works: Sequence[_Work]) -> Steps[None]:
     """Load what the plans name; the same stage of all plans together."""
-    plans = [(each, work.plan(each.view)) for each, work in zip(seen, works, strict=True)]
+    plans = [(each, work.event, work.plan(each.view)) for each, work in zip(seen, works, strict=True)]
     while plans:
-        stages = [(each, plan, next(plan, None)) for each, plan in plans]
-        yield from loader.load((each, need) for each, _, needs in stages for need in needs or ())
-        plans = [(each, plan) for each, plan, needs in stages if needs is not None]
+        stages = [(each, event, plan, _next_stage(event, plan)) for each, event, plan in plans]
+        yield from loader.load((each, need) for each, _, _, needs in stages for need in needs or ())
+        plans = [(each, event, plan) for each, event, plan, needs in stages if needs is not None]
+
+
+def _next_stage(event: codec.Event, plan: Iterator[Sequence[ports.Need]]) -> Sequence[ports.Need] | None:
+    """The next stage of a plan; None after the last. A plan that fails must not fail the batch: its handler meets the same error,
+    or loads on demand."""
+    try:
+        return next(plan, None)
+    except Exception:
+        log.exception("decision.plan_failed", event_id=event.id, event_type=event.type)
+        return None
 
 
 def _until_loaded(

@@ -57,14 +57,14 @@ class ServerConnections:
         connection, server = await self._take()
         try:
             yield server
+            if len(self._free) < self._kept:
+                self._free.append((connection, server))
+                return
+            await server.execute("RESET lock_timeout")
         except BaseException:
             await connection.invalidate()
             await connection.close()
             raise
-        if len(self._free) < self._kept:
-            self._free.append((connection, server))
-            return
-        await server.execute("RESET lock_timeout")
         await connection.close()
 
     async def _take(self) -> tuple[AsyncConnection, Any]:
@@ -75,6 +75,11 @@ class ServerConnections:
             await connection.invalidate()
             await connection.close()
         connection = await self._engine.connect()
-        server: Any = (await connection.get_raw_connection()).driver_connection
-        await server.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+        try:
+            server: Any = (await connection.get_raw_connection()).driver_connection
+            await server.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+        except BaseException:
+            await connection.invalidate()
+            await connection.close()
+            raise
         return connection, server
