@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -171,7 +172,7 @@ def of(task_id: str) -> dict[str, Any]:
     return {"TaskId": task_id, "Speaker": SPEAKER, "N": 1}
 
 
-class OverBus(Decisions):
+class OverBus(Decisions, ABC):
     """The same by way of a bus: published, delivered, decided, and the results delivered to a listener."""
 
     def __init__(self, url: str, life: Callable[[Decisions], Awaitable[None]] = eight_events, *, lanes: int) -> None:
@@ -193,9 +194,9 @@ class OverBus(Decisions):
         await self.publish(event)
         return await decided
 
+    @abstractmethod
     async def publish(self, event: codec.Event) -> None:
         """Give one event to the bus."""
-        raise NotImplementedError
 
     async def on_event(self, event: codec.Event) -> None:
         """Decide an event that the bus delivered."""

@@ -41,7 +41,6 @@ from machine import errors
 DELIVERY_LIMIT = 100
 # Reading recorder.parked takes messages and returns them, which must never count against them.
 NO_LIMIT = 2_000_000_000
-# The queue of a node that is away for longer is deleted with its commands. The database keeps the node's jobs.
 # Limits of the queues that publishers can fill. Beyond them the broker refuses messages, so none is dropped unseen.
 PARKED_MESSAGES, PARKED_BYTES = 10_000, 256 * 1024 * 1024
 WAITING_BYTES = 256 * 1024 * 1024
@@ -49,6 +48,7 @@ WAITING_BYTES = 256 * 1024 * 1024
 RETRY_MS = (1_500, 6_000, 36_000)
 # The header that names the queue to return to. The exchange ignores headers that begin with x-.
 RETRY_QUEUE = "recorder-queue"
+# The queue of a node that is away for longer is deleted with its commands. The database keeps the node's jobs.
 NODE_AWAY_MS = 7 * 24 * 3600 * 1000
 
 # All events, and all results, in the exchange `recorder`.

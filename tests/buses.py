@@ -137,3 +137,21 @@ async def failure(bus: Bus) -> BaseException:
     error = next(iter(done)).exception()
     assert error is not None
     return error
+
+
+class FailingHandler:
+    """Raises `error` for each message whose id begins with `bad`, or never returns without an error; records the others."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.begun: list[str] = []
+        self.done: list[str] = []
+
+    async def __call__(self, event: codec.Event) -> None:
+        self.begun.append(event.id)
+        if event.id.startswith("bad"):
+            if self.error is None:
+                await asyncio.Event().wait()
+            else:
+                raise self.error
+        self.done.append(event.id)

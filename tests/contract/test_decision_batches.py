@@ -24,11 +24,12 @@ def answer(snapshot: ports.Snapshot, tx: transactions.Transaction) -> dict[str, 
 async def test_a_decision_after_two_batches_that_end_together_is_made(store: stores.Store, database: engines.Database) -> None:
     """Two batches end in the same turn of the event loop, and a caller that one of them wakes has the next event decided."""
     ended: list[str] = []
+    begun: list[Any] = []
     both = asyncio.Event()
     run_batch = store.decisions._run_batch
 
     async def together(batch: Any) -> None:
-        await asyncio.sleep(0)
+        begun.append(batch)
         await both.wait()
         await run_batch(batch)
 
@@ -39,12 +40,11 @@ async def test_a_decision_after_two_batches_that_end_together_is_made(store: sto
 
     store.decisions._run_batch = together  # type: ignore[method-assign]
     follows = asyncio.create_task(one_after_the_other())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await waiting.until(lambda: len(begun) == 1, what="the first batch")
     other = asyncio.create_task(transactions.decide(store, event("other"), answer))
+    await waiting.until(lambda: len(begun) == 2, what="the second batch")
+    both.set()
     async with waiting.at_most(20):
-        await asyncio.sleep(0.05)
-        both.set()
         await asyncio.gather(follows, other)
     assert ended == ["first", "next"]
 

@@ -17,7 +17,7 @@ from events import codec
 from machine import errors
 from store import dead_letters
 from store import store as stores
-from tests import engines, transactions, waiting
+from tests import buses, engines, transactions, waiting
 
 Handler = Callable[[codec.Event], Awaitable[None]]
 Begin = Callable[[Handler], AbstractAsyncContextManager[local.LocalBus]]
@@ -56,24 +56,6 @@ async def write(store: stores.Store, type_: str, ids: Sequence[str], task_id: st
             tx.send(channel, codec.make(type_, id=id_, time_ms=0, data=data[type_]), task_id)
 
 
-class Hands:
-    """Records messages. Those whose id begins with `bad` fail or hang."""
-
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
-        self.begun: list[str] = []
-        self.done: set[str] = set()
-
-    async def __call__(self, event: codec.Event) -> None:
-        self.begun.append(event.id)
-        if event.id.startswith("bad"):
-            if self.error is None:
-                await asyncio.Event().wait()
-            else:
-                raise self.error
-        self.done.add(event.id)
-
-
 @pytest.mark.parametrize("error", [errors.Unavailable(), RuntimeError("an internal failure"), errors.WorkerFull()])
 async def test_failing_messages_hide_no_other(
     running: Begin, store: stores.Store, error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -82,13 +64,13 @@ async def test_failing_messages_hide_no_other(
     ones is tried again before its time."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (3_600.0,))
     monkeypatch.setattr("bus.delivery_policy.FULL_BACKOFF_S", 3_600.0)
-    hands = Hands(error)
+    hands = buses.FailingHandler(error)
     bad = [f"bad-{number}" for number in range(3 * local.BATCH // 2)]
     await write(store, "deadline-passed", bad)
     await write(store, "stop", ["good-request"])
     await write(store, "stop-capture", ["good-command"], task(7))
     async with running(hands):
-        await waiting.until(lambda: hands.done == {"good-request", "good-command"}, timeout_s=20, what="the messages behind")
+        await waiting.until(lambda: set(hands.done) == {"good-request", "good-command"}, timeout_s=20, what="the messages behind")
         await waiting.until(lambda: len(set(hands.begun)) == len(bad) + 2, timeout_s=20, what="each message")
     assert len(hands.begun) == len(bad) + 2
 
@@ -98,24 +80,24 @@ async def test_requests_and_events_do_not_wait_for_each_other(
     running: Begin, store: stores.Store, hanging: str, other: str
 ) -> None:
     """Any number of handlers of one class hang. Messages of the other class are handled, before and after them."""
-    hands = Hands(None)
+    hands = buses.FailingHandler(None)
     await write(store, hanging, [f"bad-{number}" for number in range(5 * local.BATCH)])
     await write(store, other, ["good-behind"])
     async with running(hands):
-        await waiting.until(lambda: hands.done == {"good-behind"}, timeout_s=20, what="the message behind")
+        await waiting.until(lambda: set(hands.done) == {"good-behind"}, timeout_s=20, what="the message behind")
         await write(store, other, ["good-later"], task(2))
         await waiting.until(lambda: "good-later" in hands.done, what="the later message")
 
 
 async def test_a_session_with_many_messages_holds_up_itself_alone(running: Begin, store: stores.Store) -> None:
     """The handler of one session hangs, and many messages of it wait. The other sessions go on."""
-    hands = Hands(None)
+    hands = buses.FailingHandler(None)
     await write(store, "deadline-passed", [f"bad-{number}" for number in range(5 * local.BATCH)], task(1))
     others = {f"good-{number}" for number in range(2, 60)}
     for number in range(2, 60):
         await write(store, "stop-capture", [f"good-{number}"], task(number))
     async with running(hands):
-        await waiting.until(lambda: hands.done == others, timeout_s=20, what="the other sessions")
+        await waiting.until(lambda: set(hands.done) == others, timeout_s=20, what="the other sessions")
     assert hands.begun.count("bad-0") == 1
     assert "bad-1" not in hands.begun
 
@@ -152,7 +134,7 @@ async def test_messages_of_a_session_keep_their_order(running: Begin, store: sto
 
 async def test_damaged_rows_are_parked_alone(running: Begin, store: stores.Store, database: engines.Database) -> None:
     """Rows whose text, body, type or channel is damaged become dead letters, and the rows between them are handled."""
-    hands = Hands(None)
+    hands = buses.FailingHandler(None)
     damages = ["body = 'no json'", "type = 'of-no-kind', body = '{}'", "channel = 'nothing'", "body = ''"]
     if database.engine == "sqlite":
         damages.append("body = CAST(X'7B22FF22' AS TEXT)")
@@ -164,7 +146,7 @@ async def test_damaged_rows_are_parked_alone(running: Begin, store: stores.Store
                 text(f"UPDATE outbox SET {damage} WHERE body LIKE :which"), {"which": f'%good-{2 * number}"%'}
             )
     async with running(hands):
-        await waiting.until(lambda: hands.done == set(ids[1::2]), what="the rows between")
+        await waiting.until(lambda: set(hands.done) == set(ids[1::2]), what="the rows between")
 
         async def parked() -> bool:
             return len(database.ask("SELECT seq FROM outbox WHERE parked <> ''")) == len(damages)
@@ -177,7 +159,7 @@ async def test_damaged_rows_are_parked_alone(running: Begin, store: stores.Store
 
 async def test_many_messages_are_marked_together(running: Begin, store: stores.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marking handled messages costs far fewer transactions than there are messages."""
-    hands, marked = Hands(None), []
+    hands, marked = buses.FailingHandler(None), []
     whole = store.outbox.mark_all_sent
 
     async def counting(seqs: Sequence[int]) -> None:
@@ -209,7 +191,7 @@ async def test_a_session_with_many_messages_hides_no_other(store: stores.Store, 
 
 async def test_slow_starts_of_one_user_leave_slots(store: stores.Store, running: Begin) -> None:
     """The checks of 64 requests take their time. A request of another user is handled meanwhile."""
-    hands = Hands(None)
+    hands = buses.FailingHandler(None)
     await write(store, "stop", [f"bad-{number}" for number in range(64)])
     await write(store, "stop", ["other"])
     async with running(hands):

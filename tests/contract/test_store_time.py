@@ -120,7 +120,7 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
     for last_ms in (clock() + 5_000, clock() + 2_000):
         await store.segments.note_progress({(owner, 1): capture_progress.CaptureProgress(last_packet_ms=last_ms)})
     async with transactions.opened(store) as tx:
-        saved = tx.save_recording(seen, dataclasses.replace(seen, detail="a decision beside it"))
+        saved = tx.save_recording(seen, dataclasses.replace(seen, detail="a concurrent decision"))
         session = await tx.session(examples.TASK)
     assert saved.version == seen.version + 1
     assert session is not None

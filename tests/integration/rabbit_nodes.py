@@ -6,12 +6,15 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 
 from bus import broker_connection
 from bus import rabbit as rabbit_bus
 from events import codec
 from store import store as stores
-from tests import buses, engines, transactions, waiting
+from tests import buses, engines, rabbit, transactions, waiting
 
 TASK = buses.TASK
 BARE = json.dumps({"TaskId": TASK}).encode()
@@ -22,6 +25,22 @@ class RealClock(engines.Clock):
 
     def __call__(self) -> int:
         return time.time_ns() // 1_000_000
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> engines.Database:
+    """The engine of the database does not matter: the broker is under test."""
+    return engines.fresh("sqlite", tmp_path)
+
+
+@pytest.fixture
+def clock() -> engines.Clock:
+    return RealClock()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return rabbit.shared().prefix()
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import aio_pika
 import pytest
@@ -14,19 +13,11 @@ from bus import topology as topologies
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 from tests.integration import rabbit_nodes
+from tests.integration.rabbit_nodes import clock, database
+
+__all__ = ["clock", "database"]
 
 LIMIT = 5
-
-
-@pytest.fixture
-def database(tmp_path: Any) -> engines.Database:
-    """The engine of the database does not matter: the broker is under test."""
-    return engines.fresh("sqlite", tmp_path)
-
-
-@pytest.fixture
-def clock() -> engines.Clock:
-    return rabbit_nodes.RealClock()
 
 
 @pytest.fixture

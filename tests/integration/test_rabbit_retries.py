@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aio_pika
 import pytest
@@ -18,50 +16,19 @@ from machine import errors
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 from tests.integration import rabbit_nodes
+from tests.integration.rabbit_nodes import clock, database, prefix
+
+__all__ = ["clock", "database", "prefix"]
 
 MORE_THAN_SLOTS = 2 * max(rabbit_bus.REQUESTS_PREFETCH, rabbit_bus.MACHINES_PREFETCH, rabbit_bus.NODE_PREFETCH)
 
 
 @pytest.fixture
-def database(tmp_path: Any) -> engines.Database:
-    """The engine of the database does not matter: the broker is under test."""
-    return engines.fresh("sqlite", tmp_path)
-
-
-@pytest.fixture
-def clock() -> engines.Clock:
-    return rabbit_nodes.RealClock()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return rabbit.shared().prefix()
-
-
-class Handler:
-    """Raises `error` for each message whose id begins with `bad`, or never returns; records the others."""
-
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
-        self.begun: list[str] = []
-        self.done: list[str] = []
-
-    async def __call__(self, event: codec.Event) -> None:
-        self.begun.append(event.id)
-        if event.id.startswith("bad"):
-            if self.error is None:
-                await asyncio.Event().wait()
-            else:
-                raise self.error
-        self.done.append(event.id)
-
-
-@pytest.fixture
 async def cluster(
     request: pytest.FixtureRequest, store: stores.Store, clock: engines.Clock, prefix: str
-) -> AsyncIterator[Handler]:
+) -> AsyncIterator[buses.FailingHandler]:
     """A node of all roles, whose handler fails as the test's parameter says."""
-    handler = Handler(request.param)
+    handler = buses.FailingHandler(request.param)
     node = buses.node(store, clock, prefix, on_event=handler, on_command=handler, drain_s=0.2)
     async with rabbit_nodes.running(node):
         yield handler
@@ -89,7 +56,7 @@ async def say(prefix: str, type_: str, ids: list[str]) -> None:
 @pytest.mark.parametrize(
     "cluster", [errors.Unavailable(), RuntimeError("an internal failure"), errors.WorkerFull(), errors.Conflict()], indirect=True
 )
-async def test_failing_messages_hold_no_slot(cluster: Handler, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_messages_hold_no_slot(cluster: buses.FailingHandler, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More messages than slots fail, each for a reason that a retry may cure, and wait for an hour. Messages behind them in the
     same queue are handled, of every kind."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (30.0,))
@@ -106,7 +73,7 @@ async def test_failing_messages_hold_no_slot(cluster: Handler, prefix: str, monk
 @pytest.mark.parametrize("cluster", [None], indirect=True)
 @pytest.mark.parametrize(("hanging", "others"), [("stop", ("room-destroyed", "deadline-passed")), ("room-destroyed", ("stop",))])
 async def test_requests_and_events_do_not_wait_for_each_other(
-    cluster: Handler, prefix: str, hanging: str, others: tuple[str, ...]
+    cluster: buses.FailingHandler, prefix: str, hanging: str, others: tuple[str, ...]
 ) -> None:
     """While handlers of user requests hang, in any number, events of workers, time and TRTC are handled, and the reverse."""
     await say(prefix, hanging, [f"bad-{number}" for number in range(MORE_THAN_SLOTS)])
@@ -120,7 +87,7 @@ async def test_a_retry_returns_to_its_own_node(
 ) -> None:
     """A command to all nodes fails on one of them: only that node receives it again."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
-    made = {name: Handler(None) for name in ("n1", "n2")}
+    made = {name: buses.FailingHandler(None) for name in ("n1", "n2")}
     failures = [errors.Unavailable()] * 3
 
     async def failing(event: codec.Event) -> None:
@@ -146,7 +113,7 @@ async def test_a_retried_message_is_parked_as_it_was_published(
     itself. Nothing of the retries is left in it."""
     monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 4)
-    handler = Handler(RuntimeError("an internal failure"))
+    handler = buses.FailingHandler(RuntimeError("an internal failure"))
     node = buses.node(store, clock, prefix, on_event=handler, on_command=handler)
     bare = json.dumps({"TaskId": buses.TASK}).encode()
     headers = {"mine": 1, topologies.RETRY_QUEUE: node.topology.work[0].name}

@@ -14,22 +14,9 @@ from events import codec
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 from tests.integration import rabbit_nodes
+from tests.integration.rabbit_nodes import clock, database, prefix
 
-
-@pytest.fixture
-def database(tmp_path: Any) -> engines.Database:
-    """The engine of the database does not matter: the broker is under test."""
-    return engines.fresh("sqlite", tmp_path)
-
-
-@pytest.fixture
-def clock() -> engines.Clock:
-    return rabbit_nodes.RealClock()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return rabbit.shared().prefix()
+__all__ = ["clock", "database", "prefix"]
 
 
 @pytest.fixture

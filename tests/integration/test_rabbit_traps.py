@@ -6,7 +6,6 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aio_pika
 import pytest
@@ -19,22 +18,9 @@ from machine import errors
 from store import store as stores
 from tests import buses, engines, postgres, rabbit, transactions, waiting
 from tests.integration import rabbit_nodes
+from tests.integration.rabbit_nodes import clock, database, prefix
 
-
-@pytest.fixture
-def database(tmp_path: Any) -> engines.Database:
-    """The engine of the database does not matter: the broker is under test."""
-    return engines.fresh("sqlite", tmp_path)
-
-
-@pytest.fixture
-def clock() -> engines.Clock:
-    return rabbit_nodes.RealClock()
-
-
-@pytest.fixture
-def prefix() -> str:
-    return rabbit.shared().prefix()
+__all__ = ["clock", "database", "prefix"]
 
 
 @pytest.fixture

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import aio_pika
-import pytest
 
 from bus import topology as topologies
 from events import codec
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 from tests.integration import rabbit_nodes
+from tests.integration.rabbit_nodes import clock, database
 
-
-@pytest.fixture
-def database(tmp_path: Any) -> engines.Database:
-    """The engine of the database does not matter: the broker is under test."""
-    return engines.fresh("sqlite", tmp_path)
-
-
-@pytest.fixture
-def clock() -> engines.Clock:
-    return rabbit_nodes.RealClock()
+__all__ = ["clock", "database"]
 
 
 async def declare_as_before(channel: aio_pika.abc.AbstractChannel, prefix: str) -> None:
