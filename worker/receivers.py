@@ -51,6 +51,11 @@ class _Receiver:
     openings: int = 0
     open_until_s: float = 0.0
 
+    def drop_cancelled(self) -> None:
+        """Drop the cancelled places at the head of the line: nobody waits there."""
+        while self.line and self.line[0].done():
+            self.line.popleft()
+
 
 class Receivers:
     """The turns of one worker's deliveries: `slots` at a time."""
@@ -91,8 +96,9 @@ class Receivers:
         try:
             await place
         except asyncio.CancelledError:
-            if place in receiver.line:
-                receiver.line.remove(place)
+            # A cancelled place stays in the line until its turn. One that was granted before gives its slot back.
+            if place.cancelled():
+                self._call()
                 self._forget(name, receiver)
             else:
                 self._leave(name, receiver)
@@ -110,6 +116,7 @@ class Receivers:
         """Put a receiver that has a line and may take a slot at the end of the turns."""
         # A receiver that does not answer tries with one delivery at a time.
         most = 1 if receiver.failures >= OPENS_AFTER else self._most
+        receiver.drop_cancelled()
         if receiver.line and receiver.running < most and name not in self._ready:
             self._ready[name] = receiver
 
@@ -117,6 +124,9 @@ class Receivers:
         """Give the free slots to the receivers in turn."""
         while self._free and self._ready:
             name, receiver = self._ready.popitem(last=False)
+            receiver.drop_cancelled()
+            if not receiver.line:
+                continue
             receiver.line.popleft().set_result(None)
             receiver.running += 1
             self._free -= 1
@@ -139,7 +149,8 @@ class Receivers:
 
     def _forget(self, name: str, receiver: _Receiver) -> None:
         """Drop a receiver without deliveries. Failures are remembered, of so many receivers only."""
-        if receiver.running or receiver.line:
+        receiver.drop_cancelled()
+        if receiver.running or receiver.line or self._receivers.get(name) is not receiver:
             return
         self._ready.pop(name, None)
         self._receivers.pop(name)

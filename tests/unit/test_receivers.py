@@ -115,6 +115,37 @@ async def test_a_cancelled_delivery_leaves_the_line() -> None:
     await other
 
 
+async def test_many_cancelled_at_once_give_nothing_twice() -> None:
+    """All deliveries of several receivers are cancelled in one turn of the event loop, as a stop or lost leases do: afterwards
+    there are as many slots as before, and each receiver still has its share."""
+    posts = Posts(receivers.Receivers(SLOTS))
+    sent = [task for number in range(6) for task in posts.send(f"r{number}", 20)]
+    await quiet()
+    await cancelled(sent)
+    assert [task for task in sent if not task.cancelled()] == []
+    again = [task for number in range(12) for task in posts.send(f"r{number}", 5)]
+    await quiet()
+    assert sum(posts.running.values()) == SLOTS
+    assert max(posts.running.values()) == SLOTS // receivers.SHARE
+    await cancelled(again)
+
+
+async def test_a_line_whose_only_delivery_is_cancelled_takes_no_turn() -> None:
+    """A receiver waits for a slot, and its one waiting delivery is cancelled: the next free slot goes to another receiver."""
+    posts = Posts(receivers.Receivers(receivers.SHARE))
+    running = [task for number in range(receivers.SHARE) for task in posts.send(f"r{number}")]
+    await quiet()
+    (gone,) = posts.send("waits")
+    (other,) = posts.send("other")
+    await quiet()
+    await cancelled([gone])
+    posts.answer("r0")
+    await quiet()
+    assert posts.running["other"] == 1
+    await cancelled([*running[1:], other])
+    assert running[0].exception() is None
+
+
 @pytest.fixture
 def now() -> list[float]:
     """The time of the circuit breakers."""
