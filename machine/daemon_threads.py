@@ -35,9 +35,16 @@ class DaemonThreads:
             self._unfinished += 1
             if starts := self._started < min(self._most, self._unfinished):
                 self._started += 1
-        self._calls.put((lambda: call(*args), loop, done))
         if starts:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            except BaseException:
+                # At the system's limit of threads. Without this, later calls would wait for a thread that never began.
+                with self._lock:
+                    self._started -= 1
+                    self._unfinished -= 1
+                raise
+        self._calls.put((lambda: call(*args), loop, done))
         return await done
 
     async def run_within(self, timeout_s: float, call: Callable[..., Any], *args: Any) -> bool:

@@ -134,8 +134,7 @@ class CredentialChain:
             self._searching = asyncio.create_task(self._search())
             self._searching.add_done_callback(_retrieve)
         # One search for all who wait, and none of them ends it by giving up: its threads could not be cancelled anyway.
-        self._cached = await asyncio.shield(self._searching)
-        return self._cached
+        return await asyncio.shield(self._searching)
 
     def forget(self) -> None:
         """Drop the cached pair after the server refused it as expired."""
@@ -152,6 +151,8 @@ class CredentialChain:
             if isinstance(found, Credentials):
                 log.info("credentials.found", source=found.source, expires_ms=found.expires_ms)
                 self._found.add(found.source)
+                # Here, because those who wait may have given up.
+                self._cached = found
                 return found
             temporary = temporary or isinstance(found, _Down)
             looked_at.append(f"{place}: {found}")

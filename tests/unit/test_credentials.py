@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from machine import errors
 from tencent import credentials
+from tests import waiting
 
 NOW_MS = 1_700_000_000_000
 HOUR_S = NOW_MS // 1000 + 3600
@@ -128,6 +130,18 @@ async def test_cvm_role(cloud: Cloud, clock: Clock, home: Path) -> None:
     found = await chain(cloud, clock, home, {}).resolve()
     assert (found.source, found.token, found.expires_ms) == ("cvm-role", "cvm-token", HOUR_S * 1000)
     assert cloud.asked == ["roles", "recorder role"]
+
+
+async def test_a_search_serves_later_callers_although_the_first_gave_up(cloud: Cloud, clock: Clock, home: Path) -> None:
+    """A start that waited too long leaves its search running; what it finds is kept for the next one."""
+    cloud.role = "recorder"
+    places = chain(cloud, clock, home, {})
+    first = asyncio.create_task(places.resolve())
+    await waiting.until(lambda: cloud.asked, what="the search to have begun")
+    first.cancel()
+    await waiting.until(lambda: len(cloud.asked) == 2, what="the search to go on")
+    found = await places.resolve()
+    assert (found.source, await places.resolve() is found, len(cloud.asked)) == ("cvm-role", True, 2)
 
 
 async def test_temporary_ones_are_kept_until_a_minute_before_their_end(cloud: Cloud, clock: Clock, home: Path) -> None:
