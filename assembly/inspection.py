@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import store.inspection
-from assembly import encryption_keys, identity
+from assembly import identity
 from config import settings as settings_module
 from media import ffmpeg_command, spool
 from tencent import credentials, pull_url
@@ -41,10 +41,7 @@ def dead_letters(settings: settings_module.Settings) -> tuple[int, list[str]]:
     """Number of messages in the broker's dead letter queue, and what the operator must do about them."""
     from bus import dead_letters as queue  # the embedded engine loads no AMQP
 
-    parked = queue.DeadLetterQueue(
-        settings.amqp_url.get_secret_value(), keyring=encryption_keys.keyring(settings, make=False), prefix=settings.amqp_prefix
-    )
-    level = asyncio.run(parked.level())
+    level = asyncio.run(queue.level(settings.amqp_url.get_secret_value(), settings.amqp_prefix))
     return level.count or 0, level.warnings(refused=False)
 
 

@@ -85,6 +85,7 @@ class BrokerSession:
         self._connection = connection
         # The connection refers to its channels weakly.
         self._channels: list[abc.AbstractChannel] = []
+        self._counting: abc.AbstractChannel | None = None
         self._nodes: set[str] = set()
         self.declaring: abc.AbstractChannel
         self.parked_limited = True
@@ -124,6 +125,12 @@ class BrokerSession:
         self._channels.append(channel)
         await channel
         return channel
+
+    async def unguarded_counting(self) -> abc.AbstractChannel:
+        """The channel for counts, which may close without ending the session; opened again when it has."""
+        if self._counting is None or self._counting.is_closed:
+            self._counting = await self.unguarded_channel()
+        return self._counting
 
     def guard(self, channel: abc.AbstractChannel) -> None:
         """End the session when this channel closes."""

@@ -41,7 +41,10 @@ class DeadLetterLevel:
         elif self.count is not None and self.count >= WARN_FROM:
             found.append(f"{self._name} holds {self.count} messages, {limit} are allowed. {_CLEAR}")
         if self.limited is False:
-            found.append(f"{self._name} has no limit of its own: an earlier version declared it. {policy(self._name)}")
+            found.append(
+                f"{self._name} has no limit of its own: an earlier version declared it. {policy(self._name)} The warning stays"
+                " until the queue is emptied and deleted; the next start declares it with its limit."
+            )
         return found
 
 

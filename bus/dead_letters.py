@@ -104,31 +104,6 @@ class DeadLetterQueue:
             log.info("parked.requeued", parked_id=id_, key=message.routing_key)
             return _dead_letter(message)
 
-    async def level(self) -> dead_letter_level.DeadLetterLevel:
-        """How full the queue is, without a change on the broker. Without the queue, the level of an empty one."""
-        with broker_connection.translate_errors("reading parked messages"):
-            async with asyncio.timeout(TIMEOUT_S):
-                connection = await broker_connection.connect(self._url, "recorder parked")
-                try:
-                    return await self._level(connection)
-                finally:
-                    await connection.close()
-
-    async def _level(self, connection: abc.AbstractConnection) -> dead_letter_level.DeadLetterLevel:
-        """A passive declaration counts. A repeated one tells whether the queue has its limit: it changes no existing queue."""
-        name = self._topology.parked
-        try:
-            async with connection.channel() as channel:
-                count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
-        except amqp_errors.ChannelNotFoundEntity:
-            return dead_letter_level.DeadLetterLevel(name, count=0)
-        try:
-            async with connection.channel() as channel:
-                await topologies.declare_parked(channel, self._topology)
-        except amqp_errors.ChannelPreconditionFailed:
-            return dead_letter_level.DeadLetterLevel(name, limited=False, count=count)
-        return dead_letter_level.DeadLetterLevel(name, limited=True, count=count)
-
     async def drop(self, id_: str) -> DeadLetter:
         """Delete a dead letter. Raises NotFound."""
         async with self._open() as (_, queue):
@@ -163,6 +138,33 @@ class DeadLetterQueue:
                         await _return_all(channel)
                 finally:
                     await session.close()
+
+
+async def level(url: str, prefix: str = "recorder") -> dead_letter_level.DeadLetterLevel:
+    """How full the queue is, without a change on the broker. Without the queue, the level of an empty one."""
+    with broker_connection.translate_errors("counting parked messages"):
+        async with asyncio.timeout(TIMEOUT_S):
+            connection = await broker_connection.connect(url, "recorder parked")
+            try:
+                return await _level(connection, topologies.Topology(prefix))
+            finally:
+                await connection.close()
+
+
+async def _level(connection: abc.AbstractConnection, topology: topologies.Topology) -> dead_letter_level.DeadLetterLevel:
+    """A passive declaration counts. A repeated one tells whether the queue has its limit: it changes no existing queue."""
+    name = topology.parked
+    try:
+        async with connection.channel() as channel:
+            count = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
+    except amqp_errors.ChannelNotFoundEntity:
+        return dead_letter_level.DeadLetterLevel(name, count=0)
+    try:
+        async with connection.channel() as channel:
+            await topologies.declare_parked(channel, topology)
+    except amqp_errors.ChannelPreconditionFailed:
+        return dead_letter_level.DeadLetterLevel(name, limited=False, count=count)
+    return dead_letter_level.DeadLetterLevel(name, limited=True, count=count)
 
 
 async def _return_all(channel: abc.AbstractChannel) -> None:

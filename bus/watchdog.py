@@ -79,8 +79,18 @@ class Watchdog:
                 if before == watched.received:
                     return f"{found.message_count} messages wait in {name} and none comes"
                 self._received_before[name] = watched.received
-        with broker_connection.translate_errors("counting dead letters"):
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
-                parked = await session.declaring.declare_queue(session.topology.parked, passive=True)
-        self._connection.dead_letters.count = parked.declaration_result.message_count
+        await self._count_dead_letters(session)
         return ""
+
+    async def _count_dead_letters(self, session: broker_connection.BrokerSession) -> None:
+        """Count on a channel of its own: a dead letter queue that does not answer must not end the session of all others."""
+        try:
+            with broker_connection.translate_errors("counting dead letters"):
+                async with asyncio.timeout(REPLY_TIMEOUT_S):
+                    counting = await session.unguarded_counting()
+                    parked = await counting.declare_queue(session.topology.parked, passive=True)
+        except errors.Unavailable as error:
+            log.warning("bus.parked_not_counted", reason=error.message)
+            self._connection.dead_letters.count = None
+            return
+        self._connection.dead_letters.count = parked.declaration_result.message_count

@@ -91,22 +91,21 @@ async def test_the_level_is_read_without_a_change(topology: topologies.Topology,
     """Doctor's reading declares no queue, counts the messages, and tells a queue without a limit, with the command that adds
     one; the reading of a node does the same."""
     monkeypatch.setattr(dead_letter_level, "WARN_FROM", 2)
-    queue = dead_letters.DeadLetterQueue(rabbit.shared().url, keyring=engines.keyring(), prefix=topology.prefix)
-    level = await queue.level()
+    level = await dead_letters.level(rabbit.shared().url, topology.prefix)
     assert (level.count, level.warnings(refused=False)) == (0, [])
     assert await asyncio.to_thread(rabbit.shared().queues, f"{topology.prefix}.") == []
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare_parked(channel, topology, limited=False)
         for number in range(3):
             await buses.say(topology.parked, "x", b"{}", message_id=str(number))
-        level = await waiting.until(lambda: _holding(queue, 3), what="the messages")
+        level = await waiting.until(lambda: _holding(topology.prefix, 3), what="the messages")
         nearly, unlimited = level.warnings(refused=False)
         assert "holds 3 messages" in nearly
         assert f"rabbitmqctl set_policy --apply-to queues {topology.parked} " in unlimited
 
 
-async def _holding(queue: dead_letters.DeadLetterQueue, count: int) -> dead_letter_level.DeadLetterLevel | None:
-    level = await queue.level()
+async def _holding(prefix: str, count: int) -> dead_letter_level.DeadLetterLevel | None:
+    level = await dead_letters.level(rabbit.shared().url, prefix)
     return level if level.count == count else None
 
 
