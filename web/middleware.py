@@ -131,7 +131,8 @@ class RequestGate:
         except errors.Unavailable as error:
             if response.started:
                 raise
-            await responses.failed(request_id, error.http_status, error.code, error.message)(scope, receive, response)
+            headers = responses.retry_after(error.http_status)
+            await responses.failed(request_id, error.http_status, error.code, error.message, headers)(scope, receive, response)
         except Exception:
             log.exception("http.failed")
             if response.started:

@@ -72,16 +72,17 @@ def install(app: fastapi.FastAPI) -> None:
 async def _recorder_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
     assert isinstance(error, errors.RecorderError)  # noqa: S101 - registered for this class only; tells the type checker
     if error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        return failed(request_id(request), error.http_status, error.code, error.message, _retry_after(error.http_status))
+        return failed(request_id(request), error.http_status, error.code, error.message, retry_after(error.http_status))
     if error.retry:
         unavailable = errors.Unavailable()
-        headers = _retry_after(unavailable.http_status)
+        headers = retry_after(unavailable.http_status)
         return failed(request_id(request), unavailable.http_status, unavailable.code, unavailable.message, headers)
     structlog.get_logger().error("http.failed", exc_info=error)
     return failed(request_id(request), 500, "InternalError", UNEXPECTED)
 
 
-def _retry_after(status: int) -> dict[str, str] | None:
+def retry_after(status: int) -> dict[str, str] | None:
+    """The header that tells when to try again, for a status that has one."""
     return {"Retry-After": RETRY_AFTER_S[status]} if status in RETRY_AFTER_S else None
 
 
