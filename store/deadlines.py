@@ -14,7 +14,8 @@ import structlog
 from sqlalchemy import Select, Table, bindparam, or_, select, text, tuple_, union_all
 
 from events import codec
-from machine import changes, due_work, job_key, model
+from events import errors as event_errors
+from machine import changes, due_work, internal_events, job_key, model
 from store import connections, saving, sql, statements, tables
 
 log = structlog.get_logger()
@@ -28,7 +29,6 @@ _FIELDS = {
 }
 # One arming of a deadline, and one end of a lease: rows that were armed again or renewed since are others.
 _KEYS = {tables.deadlines: ("owner", "kind", "serial"), tables.jobs: ("owner", "epoch", "lease_until_ms")}
-_TASK_ID_CHARS = 26
 
 
 def _read(table: Table) -> Select[Any]:
@@ -106,8 +106,8 @@ class Deadlines:
         good: list[tuple[sql.Row, dict[str, Any]]] = []
         for row in await self._database.fetch(query, parameters):
             try:
-                owner = _parsed(table, row["owner"])
-            except ValueError as error:
+                owner = _parsed(table, row)
+            except (ValueError, event_errors.InvalidEvent) as error:
                 log.error("overdue.unreadable", table=table.name, owner=row["owner"], error=str(error))
                 key = tuple(row[name] for name in _KEYS[table])
                 async with self._database.write() as connection:
@@ -133,9 +133,13 @@ def pause_ms(item: due_work.Overdue, now_ms: int) -> int:
     return min(max(now_ms - item.over_ms, AGAIN_MS), MAX_AGAIN_MS) if item.published else AGAIN_MS
 
 
-def _parsed(table: Table, text: str) -> Any:
-    """The key of an owner. Raises ValueError for a text that is none, or whose TaskId no message could have."""
-    key = job_key.parse(text) if table is tables.deadlines else job_key.parse_job(text)
-    if len(key.task_id) > _TASK_ID_CHARS:
-        raise ValueError("its TaskId is too long")
-    return key
+def _parsed(table: Table, row: sql.Row) -> Any:
+    """The key of a row's owner. Raises ValueError for a text that is none, and InvalidEvent for a row that no event can name."""
+    if table is tables.deadlines:
+        owner = job_key.parse(row["owner"])
+        payload: internal_events.TimerEvent = internal_events.DeadlinePassed(owner=owner, kind=row["kind"], serial=row["serial"])
+    else:
+        owner = job_key.parse_job(row["owner"])
+        payload = internal_events.WorkerLost(owner=owner, epoch=row["epoch"], node=row["node"])
+    codec.check(internal_events.TYPE_OF[type(payload)], codec.from_payload(payload))
+    return owner

@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 import structlog
 
 from events import codec
-from machine import changes, encryption, errors, failpoints, job_key, ports
+from machine import changes, encryption, errors, failpoints, job_key, ports, supervised_task
 from store import connections, saving, snapshot, sql, statements
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
 
 MAX_DECISIONS = 20
+# So many conflicts are repeated at once; after that the pause grows by PAUSE_S each time.
+AT_ONCE = 4
+PAUSE_S = 0.1
 MAX_BATCH = 64
 BATCHES = 2
 MAX_READS = 50
@@ -39,6 +42,10 @@ class _Work:
     plan: ports.Plan
     decide: ports.Decide
     lane: object
+    # After a failed transaction: decided in a transaction of its own, not before `due_s` (the loop's time).
+    alone: bool = False
+    attempts: int = 0
+    due_s: float = 0.0
     done: asyncio.Future[ports.Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -77,7 +84,6 @@ class Decisions:
         self._waiting.append(work)
         self._begin_batch()
         answer = await work.done
-        self._changed()
         failpoints.hit("decision.commit.after")
         return answer
 
@@ -102,6 +108,10 @@ class Decisions:
         self._changed()
 
     # --- batches ----------------------------------------------------------------------------------------------------------
+    async def stop(self) -> None:
+        """Wait for the running batches. Idempotent."""
+        await asyncio.gather(*self._batches, return_exceptions=True)
+
     def _begin_batch(self) -> None:
         if self._running < BATCHES:
             self._running += 1
@@ -125,10 +135,12 @@ class Decisions:
         """Take the oldest decisions, one for each lane, that no running batch touches."""
         taken: list[_Work] = []
         lanes, ids, left = set(self._lanes), set(), []
+        now_s = asyncio.get_running_loop().time()
         for work in self._waiting:
             if work.done.done():
                 continue
-            if len(taken) < MAX_BATCH and work.lane not in lanes and work.event.inbox_id not in ids:
+            full = len(taken) >= MAX_BATCH or (bool(taken) and (work.alone or taken[0].alone))
+            if not full and work.due_s <= now_s and work.lane not in lanes and work.event.inbox_id not in ids:
                 taken.append(work)
                 ids.add(work.event.inbox_id)
             else:
@@ -141,39 +153,43 @@ class Decisions:
         try:
             outcomes: Sequence[Outcome] = await self._database.run(lambda: self._steps(batch))
         except Exception as error:  # noqa: BLE001 - not swallowed: the callers get it, or each is decided alone and meets its own
-            if sql.is_outage(error):
-                outcomes = [error] * len(batch)
-            else:
-                log.info("decisions.repeated_alone", decisions=len(batch), reason=type(error).__name__)
-                outcomes = [await self._outcome(work) for work in batch]
+            self._repeat(batch, error)
+            return
+        # Here, because a caller may be gone.
+        self._changed()
         deferred = []
         for work, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, _Deferred):
                 deferred.append(work)
-            elif not work.done.done():
+            else:
                 _settle(work.done, outcome)
         self._waiting = deferred + self._waiting
 
-    async def _outcome(self, work: _Work) -> Outcome:
-        try:
-            return await self._alone(work)
-        except Exception as error:  # noqa: BLE001 - not swallowed: the caller gets it
-            return error
-
-    async def _alone(self, work: _Work) -> ports.Answer:
-        for attempt in range(1, MAX_DECISIONS + 1):
-            try:
-                (outcome,) = await self._database.run(lambda: self._steps([work]))
-            except errors.Conflict as error:
-                event = work.event
-                log.info("decision.conflict", event_id=event.id, event_type=event.type, attempt=attempt, detail=error.message)
-                if attempt == MAX_DECISIONS:
-                    raise
+    def _repeat(self, batch: list[_Work], error: Exception) -> None:
+        """Put decisions back whose transaction failed: each alone, and one that conflicts again and again after a growing pause,
+        in which others run."""
+        again = []
+        for work in batch:
+            conflicts = isinstance(error, errors.Conflict) and work.attempts + 1 < MAX_DECISIONS
+            if sql.is_outage(error) or (len(batch) == 1 and not conflicts):
+                _settle(work.done, error)
                 continue
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-        raise AssertionError("unreachable")
+            work.alone = True
+            if len(batch) == 1:
+                work.attempts += 1
+                self._pause(work)
+            again.append(work)
+        if again:
+            about = {"event_id": again[0].event.id, "event_type": again[0].event.type} if len(again) == 1 else {}
+            log.info("decisions.repeated", decisions=len(again), attempts=again[0].attempts, reason=str(error), **about)
+        self._waiting = again + self._waiting
+
+    def _pause(self, work: _Work) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = supervised_task.jittered_s(PAUSE_S * max(0, work.attempts - AT_ONCE))
+        if pause_s:
+            work.due_s = loop.time() + pause_s
+            loop.call_later(pause_s, self._begin_batch)
 
     # --- one transaction --------------------------------------------------------------------------------------------------
     def _steps(self, batch: Sequence[_Work]) -> Steps[list[Outcome]]:
@@ -227,8 +243,9 @@ def _decide_all(
     yield from _load_planned(loader, seen, works)
     results: dict[int, tuple[ports.Answer, changes.Changes] | Exception] = {}
     left = list(range(len(works)))
+    missing: list[tuple[snapshot.LoadedSnapshot, ports.Need]] = []
     for _ in range(MAX_READS):
-        missing: list[tuple[snapshot.LoadedSnapshot, ports.Need]] = []
+        missing = []
         for index in left:
             try:
                 results[index] = works[index].decide(seen[index].view)
@@ -240,7 +257,8 @@ def _decide_all(
             return [(seen[index], results[index]) for index in range(len(works))]
         yield from loader.load(missing)
         left = [index for index in left if index not in results]
-    raise RuntimeError(f"a decision asked {MAX_READS} times for more data")
+    asked = {need[0] for _, need in missing}
+    raise RuntimeError(f"{works[left[0]].event.type} asked {MAX_READS} times for more data, at last for {sorted(asked)}")
 
 
 def _load_planned(loader: snapshot.Loader, seen: Sequence[snapshot.LoadedSnapshot], works: Sequence[_Work]) -> Steps[None]:
@@ -288,6 +306,8 @@ def _answer(works: Sequence[_Work], outcomes: dict[str, Outcome]) -> Steps[None]
 
 
 def _settle(done: asyncio.Future[ports.Answer], outcome: Outcome) -> None:
+    if done.done():
+        return
     if isinstance(outcome, Exception):
         done.set_exception(outcome)
     else:

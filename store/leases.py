@@ -133,8 +133,13 @@ class Leases:
         rows = await self._database.fetch(_RENEW, asked | {"at_node": node, "at_state": states.LEASED})
         held = {(row["owner"], row["epoch"]) for row in rows}
         missing = {job for job in jobs if (job[0].text, job[1]) not in held}
+        if not missing or not self._database.on_server:
+            return missing
         # A row that was locked is no refusal.
-        return missing - {(lease.owner, lease.epoch) for lease in await self.of_node(node)} if missing else missing
+        async with self._database.read() as connection:
+            named = _LEASES.where(tables.jobs.c.node == node, tables.jobs.c.owner.in_([owner.text for owner, _ in missing]))
+            locked = {(row.owner, row.epoch) for row in (await connection.execute(named)).all()}
+        return {job for job in missing if (job[0].text, job[1]) not in locked}
 
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
         """Whether this node still holds the lease."""

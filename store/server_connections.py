@@ -1,7 +1,7 @@
 """Connections to PostgreSQL for the paths that every event takes: kept between transactions, and used without SQLAlchemy.
 
-Rules: a connection on which anything failed is closed. One that the server has ended is noticed before its use, and replaced. A
-transaction that waits too long for a row gives up, because others wait with it in its batch; it is repeated alone.
+Rules: a connection on which anything but a conflict failed is closed. One that the server has ended is noticed before its use,
+and replaced. A transaction that waits too long for a row gives up, because its batch waits with it; it is repeated alone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from machine import errors
 from store import sql
 
-LOCK_TIMEOUT_MS = 2_000
+LOCK_TIMEOUT_MS = 500
 # Kept of those that a moment of much work took from the engine's pool.
 KEPT = 4
 
@@ -29,6 +30,7 @@ class ServerConnections:
         pool: Any = engine.pool
         # The rest stays in the pool: reads take theirs from it, and would wait without end for a kept one.
         self._kept = min(KEPT, pool.size() // 2)
+        self._closed = False
         self._free: list[tuple[AsyncConnection, Any]] = []
 
     async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
@@ -47,23 +49,33 @@ class ServerConnections:
 
     async def close(self) -> None:
         """Close the kept connections. Idempotent."""
+        self._closed = True
         free, self._free = self._free, []
         for connection, _ in free:
-            await connection.invalidate()
-            await connection.close()
+            await _drop(connection)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
         connection, server = await self._take()
         try:
             yield server
-            if len(self._free) < self._kept:
-                self._free.append((connection, server))
-                return
+        except errors.Conflict:
+            # The transaction is rolled back, and the connection is as good as before.
+            await self._give_back(connection, server)
+            raise
+        except BaseException:
+            await _drop(connection)
+            raise
+        await self._give_back(connection, server)
+
+    async def _give_back(self, connection: AsyncConnection, server: Any) -> None:
+        if not self._closed and len(self._free) < self._kept and not server.is_closed():
+            self._free.append((connection, server))
+            return
+        try:
             await server.execute("RESET lock_timeout")
         except BaseException:
-            await connection.invalidate()
-            await connection.close()
+            await _drop(connection)
             raise
         await connection.close()
 
@@ -72,14 +84,17 @@ class ServerConnections:
             connection, held = self._free.pop()
             if not held.is_closed():
                 return connection, held
-            await connection.invalidate()
-            await connection.close()
+            await _drop(connection)
         connection = await self._engine.connect()
         try:
             server: Any = (await connection.get_raw_connection()).driver_connection
             await server.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
         except BaseException:
-            await connection.invalidate()
-            await connection.close()
+            await _drop(connection)
             raise
         return connection, server
+
+
+async def _drop(connection: AsyncConnection) -> None:
+    await connection.invalidate()
+    await connection.close()

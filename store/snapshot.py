@@ -62,9 +62,10 @@ class Loader:
     def load(self, wanted: Iterable[tuple[LoadedSnapshot, ports.Need]]) -> Steps[None]:
         """Load the data that snapshots need."""
         by_name: dict[str, dict[tuple[Any, ...], list[LoadedSnapshot]]] = defaultdict(lambda: defaultdict(list))
-        for snapshot, (name, about) in wanted:
-            if (name, about) not in snapshot.values:
-                by_name[name][about].append(snapshot)
+        for snapshot, need in wanted:
+            for name, about in (need, *_alike(snapshot, need)):
+                if (name, about) not in snapshot.values:
+                    by_name[name][about].append(snapshot)
         if rooms := by_name.pop("sessions_in", None):
             yield from self._load_rooms(rooms, by_name["session"])
             if not by_name["session"]:
@@ -198,6 +199,15 @@ class Loader:
             found = yield Step(statements.PUBLISHERS, [there])
             made[room,] = presence.publishers(found)
         return made
+
+
+def _alike(snapshot: LoadedSnapshot, need: ports.Need) -> list[ports.Need]:
+    """The same need of all recordings that were loaded as a list: a decision that asks it of one, such as a stop, asks it of
+    all, and one step loads them."""
+    if need[0] not in ("has_segments", "segment_nodes"):
+        return []
+    lists = [found for (name, _), found in snapshot.values.items() if name == "recordings"]
+    return [(need[0], (recording.key,)) for found in lists for recording in found]
 
 
 def _lists(

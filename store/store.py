@@ -73,5 +73,6 @@ class Store:
         self.armed.set()
 
     async def stop(self) -> None:
-        """Close the connections."""
+        """Wait for the decisions that run, and close the connections."""
+        await self.decisions.stop()
         await self.connections.close()

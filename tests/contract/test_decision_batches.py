@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
+
 from events import codec
-from machine import changes, ports
+from machine import changes, errors, ports
+from store import decisions
 from store import store as stores
-from tests import engines, transactions, waiting
+from tests import decider_harness, engines, transactions, waiting
 
 
 def event(id_: str) -> codec.Event:
@@ -68,3 +71,75 @@ async def test_a_plan_that_fails_costs_no_other_decision(store: stores.Store, da
     answers = await asyncio.gather(*(store.decisions.decide(event(id_), plan, deciding(id_)) for id_, plan in plans.items()))
     assert answers == [{"id": id_} for id_ in plans]
     assert sorted(decided) == ["a", "b", "c"]
+
+
+async def test_a_write_that_fails_costs_no_other_decision(
+    store: stores.Store, database: engines.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch, one decision writes a row that exists: it conflicts until it is given up, and the others are written once."""
+    monkeypatch.setattr(decisions, "MAX_DECISIONS", 3)
+    async with transactions.opened(store) as tx:
+        tx.add_result("b", 1, "{}")
+
+    def writing(snapshot: ports.Snapshot, tx: transactions.Transaction, id_: str) -> dict[str, Any]:
+        tx.add_result(id_, 1, "{}")
+        return {"id": id_}
+
+    deciding = [
+        transactions.decide(store, event(id_), lambda snapshot, tx, id_=id_: writing(snapshot, tx, id_))
+        for id_ in ("a", "b", "c")
+    ]
+    one, failed, other = await asyncio.gather(*deciding, return_exceptions=True)
+    assert (one, other) == ({"id": "a"}, {"id": "c"})
+    assert isinstance(failed, errors.Conflict)
+    assert await store.decisions.answered("b") is None
+    assert [await store.decisions.answered(id_) is not None for id_ in ("a", "c")] == [True, True]
+
+
+async def test_a_decision_that_conflicts_lets_others_run(
+    store: stores.Store, database: engines.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one decision conflicts again and again, those that come later are made."""
+    monkeypatch.setattr(decisions, "MAX_DECISIONS", 1_000)
+    async with transactions.opened(store) as tx:
+        tx.add_result("stuck", 1, "{}")
+
+    def stuck(snapshot: ports.Snapshot, tx: transactions.Transaction) -> None:
+        tx.add_result("stuck", 1, "{}")
+
+    conflicting = asyncio.create_task(transactions.decide(store, event("stuck"), stuck))
+    async with waiting.at_most(20):
+        for number in range(30):
+            await transactions.decide(store, event(f"e{number}"), answer)
+    assert not conflicting.done()
+    conflicting.cancel()
+    await asyncio.gather(conflicting, return_exceptions=True)
+
+
+async def test_a_commit_is_told_although_its_caller_is_gone(store: stores.Store, database: engines.Database) -> None:
+    """A request whose client left in the middle of its decision is committed, and the relay is woken."""
+    run_batch = store.decisions._run_batch
+
+    async def without_caller(batch: Any) -> None:
+        begun.cancel()
+        await run_batch(batch)
+
+    store.decisions._run_batch = without_caller  # type: ignore[method-assign]
+    store.changed.clear()
+    begun = asyncio.create_task(transactions.decide(store, event("gone"), answer))
+    async with waiting.at_most(20):
+        await store.changed.wait()
+    assert await store.decisions.answered("gone") is not None
+
+
+@pytest.mark.parametrize("speakers", [70])
+@pytest.mark.parametrize("end", ["stop", "room-destroyed"])
+async def test_a_large_session_ends(store: stores.Store, clock: engines.Clock, speakers: int, end: str) -> None:
+    """The end of a session is one decision, however many speakers nobody has captured yet; its data is loaded in few steps."""
+    harness = decider_harness.connect(store, clock)
+    task_id = await harness.start()
+    for number in range(speakers):
+        await harness.publish(f"s{number}")
+    await (harness.say("stop", TaskId=task_id) if end == "stop" else harness.trtc("room-destroyed"))
+    assert set((await harness.states(task_id)).values()) == {"Failed"}
+    assert (await harness.session(task_id)).state == "Finished"

@@ -262,7 +262,7 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(
             stops = [second.say("stop", TaskId=task_id) for task_id in tasks]
             forgiven, *_ = await asyncio.gather(first.store.nodes.heartbeat("n2", over_ms=model.MINUTE), said, *stops)
             assert forgiven == model.HOUR
-    assert [line["detail"] for line in lines if line["event"] == "decision.conflict"] == []
+    assert [line["reason"] for line in lines if line["event"] == "decisions.repeated"] == []
 
 
 async def without_media(harness: decider_harness.Harness, room: int) -> str:

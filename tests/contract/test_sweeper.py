@@ -230,7 +230,7 @@ async def test_a_row_that_cannot_be_read_ends_no_sweep(store: stores.Store, cloc
     await made.run_once()
     await _live(store, clock)
     async with store.connections.write() as connection:
-        for text in ("no/number/x", "#x", "long" * 10):
+        for text in ("no/number/x", "#x", "long" * 10, "broken", f"{examples.TASK}/al/0"):
             row = {"owner": text, "kind": "retry", "at_ms": clock() - 1, "serial": text}
             await connection.execute(insert(tables.deadlines).values(row))
             job = {"owner": text, "epoch": 1, "kind": "capture", "state": "leased", "node": "n", "lease_until_ms": clock() - 1}
