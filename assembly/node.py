@@ -18,6 +18,7 @@ import bus.local
 import machine.encryption
 import store.api_keys
 import store.connections
+import store.database_lock
 import store.queries
 import store.schema
 import store.store
@@ -61,6 +62,10 @@ class Node:
 
     async def start(self) -> None:
         """Start every part. Raises errors.Unavailable with the remedy."""
+        if not self._distributed:
+            lock = store.database_lock.DatabaseLock(self.settings.database_file, wait_s=self.settings.drain_s)
+            await lock.start()
+            self._stack.push_async_callback(lock.stop)
         folder = self._open_spool()
         await self._open_store()
         chain = credentials.CredentialChain(self._environment, clock=clock)
@@ -128,8 +133,6 @@ class Node:
 
     async def _open_store(self) -> None:
         settings = self.settings
-        if not self._distributed:
-            settings.database_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         opened = store.connections.open_database(settings.database, database.pool_size(settings))
         self._keyring = encryption_keys.keyring(settings)
         self.store = store.store.Store(opened, clock=clock, keyring=self._keyring)

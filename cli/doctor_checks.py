@@ -150,16 +150,19 @@ def check_space(case: Case) -> Finding:
 
 
 def check_lock(case: Case) -> Finding:
-    """The spool's lock is free, or held by the service that answers."""
+    """The locks of the spool and of SQLite's file are free, or held by the service that answers."""
     distributed = bool(case.settings.amqp_url.get_secret_value())
-    lock = (case.settings.data_dir if case.settings.spool_shared and distributed else case.settings.spool) / ".lock"
-    if not doctor_probes.is_locked(lock):
+    spool = (case.settings.data_dir if case.settings.spool_shared and distributed else case.settings.spool) / ".lock"
+    file = case.settings.database_file.resolve()
+    database = file.with_name(f"{file.name}.lock")
+    held = [lock for lock in (spool, *([] if distributed else [database])) if doctor_probes.is_locked(lock)]
+    if not held:
         return ok("free")
     if not case.service_fault:
         return ok("held by the running service")
-    meaning = "A service with these settings would refuse the spool. The process that holds it does not answer at RECORDER_URL."
-    remedy = f"fuser -v {lock}  # shows the process; set RECORDER_URL if it is the service, else stop it or change SPOOL_DIR"
-    return fail("held by another process", meaning, remedy)
+    meaning = "A service with these settings would not start. The process that holds the lock does not answer at RECORDER_URL."
+    remedy = f"fuser -v {held[0]}  # shows the process; set RECORDER_URL if it is the service, else stop it or change {{}}"
+    return fail("held by another process", meaning, remedy.format("SPOOL_DIR" if held[0] == spool else "DATA_DIR"))
 
 
 def check_open_files(case: Case) -> Finding:

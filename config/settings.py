@@ -181,7 +181,7 @@ class Settings(pydantic_settings.BaseSettings):
     node_return_s: Seconds = _setting(
         "NODE_RETURN", 1800.0, DURATION, "Time for which a transcode waits for an absent node with segments."
     )
-    drain_s: Seconds = _setting("DRAIN", 20.0, DURATION, "Time for which a stop may hand captures over to other nodes.")
+    drain_s: Seconds = _setting("DRAIN", 20.0, DURATION, "Time in which a stop hands captures over, or a start waits for it.")
     max_captures: int = _setting(
         "MAX_CAPTURES", 0, "a number from 0", "Captures at once on this worker if other workers exist; 0 is no limit.", ge=0
     )

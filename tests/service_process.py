@@ -49,12 +49,26 @@ class ServiceProcess:
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
+        await self.begin()
+        await self.ready()
+
+    async def begin(self) -> None:
+        """Start it, and wait for nothing."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", self.program, "serve", *self.options,
                 cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
+
+    async def ready(self) -> None:
+        """Wait until it is ready."""
         await waiting.until(self._is_ready, 30, "the service to be ready")
+
+    async def end(self) -> int:
+        """Wait until it ends by itself; returns the exit code."""
+        assert self._process is not None
+        async with waiting.at_most(30):
+            return await self._process.wait()
 
     async def kill(self) -> None:
         """kill -9, and reap it."""
