@@ -43,7 +43,7 @@ def body(text: str, file: Path | None) -> Json:
     if not text:
         return {}
     try:
-        parsed = json.loads(text)
+        parsed = json.loads(text.removeprefix("\ufeff"))  # a byte-order mark
     except ValueError as error:
         raise UsageError("The body is not JSON.") from error
     if not isinstance(parsed, dict):

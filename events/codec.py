@@ -1,7 +1,7 @@
 """Codec of messages: CloudEvents 1.0 in structured JSON ↔ `Event`, checked against schemas.json.
 
 Rule: an event from `decode` or `make` has passed its schema. An invalid one raises `InvalidEvent` with the field and the reason,
-and never with a value, which may be a secret.
+and never with a value, which may be a secret. Messages from outside are read tolerantly (reader.py), the recorder's own strictly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import jsonschema_rs
 
-from events import errors
+from events import errors, reader
 
 CONTENT_TYPE = "application/cloudevents+json"
 SOURCE = "recorder"
@@ -73,6 +73,19 @@ def _validator(type_: str) -> Any:
     return jsonschema_rs.validator_for(wanted, validate_formats=True, mask="the value")
 
 
+@functools.cache
+def _shape(type_: str) -> reader.Shape | None:
+    """How to read data of this type tolerantly; None for the recorder's own messages."""
+    definitions = schemas()["$defs"]
+    return reader.shape(definitions[type_], definitions) if type_ in types("in") else None
+
+
+def read(type_: str, data: object) -> Data:
+    """As `check`, for data as it came from outside: what its sender means is checked and returned."""
+    known = _shape(type_)
+    return check(type_, data if known is None else reader.read(data, known))
+
+
 def check(type_: str, data: object) -> Data:
     """Check `data` against the schema of `type_` and return it. Raises InvalidEvent for the first fault (missing, then unknown,
     then wrong fields) and for an unknown type."""
@@ -93,9 +106,8 @@ def check(type_: str, data: object) -> Data:
 
 
 def make(type_: str, *, id: str, time_ms: int, data: Data, subject: str = "", correlation_id: str = "") -> Event:
-    """Build an event, checked against its schema. Raises InvalidEvent."""
-    check(type_, dict(data))
-    return Event(id=id, type=type_, time_ms=time_ms, data=data, subject=subject, correlation_id=correlation_id)
+    """Build an event, read and checked by its schema. Raises InvalidEvent."""
+    return Event(id=id, type=type_, time_ms=time_ms, data=read(type_, dict(data)), subject=subject, correlation_id=correlation_id)
 
 
 def encode(event: Event) -> bytes:
@@ -136,18 +148,19 @@ def decode(raw: bytes, *, bare_type: str = "", bare_id: str = "", now_ms: int) -
         id=body["id"],
         type=body["type"],
         time_ms=_time_ms(body.get("time"), now_ms),
-        data=check(body["type"], body.get("data")),
-        subject=str(body.get("subject", "")),
+        data=read(body["type"], body.get("data")),
+        subject=str(body.get("subject") or ""),
         source=body["source"],
-        correlation_id=str(body.get("correlationid", "")),
+        correlation_id=str(body.get("correlationid") or ""),
     )
 
 
 def parse(raw: bytes) -> dict[str, Any]:
-    """Parse bytes to a JSON object. Raises InvalidEvent for anything else, for deeper nesting than `MAX_DEPTH`, and for a
-    repeated field: one reader takes its first value and another its last, so the checked value might not be the used one."""
+    """Parse bytes to a JSON object; a byte-order mark is skipped. Raises InvalidEvent for anything else, for deeper nesting than
+    `MAX_DEPTH`, and for a repeated field: one reader takes its first value and another its last, so the checked value might not
+    be the used one."""
     try:
-        body = _READING.decode(raw.decode("utf-8"))
+        body = _READING.decode(raw.removeprefix(reader.BOM).decode("utf-8"))
     except errors.InvalidEvent:
         raise
     except (UnicodeDecodeError, ValueError, RecursionError):
@@ -198,7 +211,7 @@ def iso(time_ms: int) -> str:
 
 
 def _time_ms(text: object, now_ms: int) -> int:
-    if text is None:
+    if reader.is_absent(text):
         return now_ms
     try:
         time_ms = round(datetime.fromisoformat(str(text)).timestamp() * 1000)

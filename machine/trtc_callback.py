@@ -17,6 +17,7 @@ class CallbackEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IgnoredCallback:
-    """A genuine callback that changes nothing, and the reason."""
+    """A genuine callback that changes nothing, and the reason. `unknown`: its type is not one of TRTC's documented ones."""
 
     reason: str
+    unknown: bool = False

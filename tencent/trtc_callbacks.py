@@ -1,8 +1,9 @@
 """TRTC's event callbacks: the signature check and the translation into events. Pure.
 
 Rules: the caller reads a body only after `verify` returned true. Every known callback becomes exactly one event, whose id is the
-same for every repeat. Source of event numbers, fields and the signature: TRTC's page "Room and media callbacks" (EventGroupId 1
-and 2).
+same for every repeat. A refused callback is lost after a minute, so only the fields that its event needs are read, and an unknown
+callback is ignored with a reason. Source of event numbers, fields and the signature: TRTC's page "Room and media callbacks"
+(EventGroupId 1 and 2).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hmac
 import json
 from collections.abc import Mapping
 
+from events import reader
 from machine import errors, trtc_callback
 
 ANCHOR = 20
@@ -22,6 +24,8 @@ MAX_ROOM_BYTES = 64
 MAX_USER_BYTES = 256
 
 _ROOM_DISMISSED = 102
+_ENTERED = 103
+_ROLE_CHANGED = 105
 
 # (EventGroupId, EventType) → (event type or "" if ignored, Kind, meaning)
 _MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
@@ -37,6 +41,8 @@ _MEANINGS: dict[tuple[int, int], tuple[str, str, str]] = {
     (2, 205): ("", "", "screen share on"),
     (2, 206): ("", "", "screen share off"),
 }
+
+_GROUPS = {group for group, _ in _MEANINGS}
 
 
 def verify(key: str, raw: bytes, sign: str) -> bool:
@@ -56,10 +62,15 @@ def to_event(sdk_app_id: int, body: Mapping[str, object]) -> trtc_callback.Callb
     `sdk_app_id` comes from the header `SdkAppId`. Raises errors.InvalidParameter(field=…) when a field is missing or wrong.
     """
     _number("SdkAppId", sdk_app_id, 1, MAX_ROOM_NUMBER)
-    group = _number("EventGroupId", body.get("EventGroupId"), 0, 2**31)
-    number = _number("EventType", body.get("EventType"), 0, 2**31)
+    group = _integer("EventGroupId", body.get("EventGroupId"))
+    if group not in _GROUPS:
+        return trtc_callback.IgnoredCallback(reason=f"EventGroupId {group} is unknown", unknown=True)
+    number = _integer("EventType", body.get("EventType"))
     if (group, number) not in _MEANINGS:
-        return trtc_callback.IgnoredCallback(reason=f"EventType {number} of group {group} is not one the recorder acts on")
+        return trtc_callback.IgnoredCallback(reason=f"EventType {number} of group {group} is unknown", unknown=True)
+    event_type, _, meaning = _MEANINGS[group, number]
+    if not event_type and number != _ROLE_CHANGED:
+        return trtc_callback.IgnoredCallback(reason=f"{number}: {meaning}")
     info = body.get("EventInfo")
     if not isinstance(info, Mapping):
         raise errors.InvalidParameter("EventInfo must be an object.", field="EventInfo")
@@ -70,14 +81,14 @@ def _understood(
     sdk_app_id: int, group: int, number: int, info: Mapping[str, object]
 ) -> trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback:
     event_type, kind, meaning = _MEANINGS[group, number]
-    role = _optional_number("Role", info)
-    reason = _optional_number("Reason", info)
-    if number == 105:
+    role = _optional_number("Role", info) if number in (_ENTERED, _ROLE_CHANGED) else None
+    if number == _ROLE_CHANGED:
         event_type, meaning = _role_change(role)
-    elif number == 103 and role != ANCHOR:
+    elif number == _ENTERED and role != ANCHOR:
         event_type, meaning = "", "an audience member entered"
     if not event_type:
         return trtc_callback.IgnoredCallback(reason=f"{number}: {meaning}")
+    reason = _optional_number("Reason", info) if event_type == "user-left" else None
     rooms, room_kind = _rooms(number, info)
     user_id = "" if number == _ROOM_DISMISSED else _user(info)
     event_ms = _event_ms(info)
@@ -86,7 +97,7 @@ def _understood(
         data["Kind"] = kind
     if role is not None and event_type == "user-entered":
         data["Role"] = role
-    if reason is not None and event_type == "user-left":
+    if reason is not None:
         data["Reason"] = reason
     identity = [sdk_app_id, number, room_kind, str(info["RoomId"]), user_id, event_ms]
     return trtc_callback.CallbackEvent(type=event_type, id=_event_id(identity), data=data, event_ms=event_ms)
@@ -139,19 +150,27 @@ def _check_text(field: str, value: str, max_bytes: int) -> None:
 
 def _event_ms(info: Mapping[str, object]) -> int:
     """EventMsTs, or EventTs in seconds if the finer one is missing."""
-    if info.get("EventMsTs") is not None:
+    if not reader.is_absent(info.get("EventMsTs")):
         return _number("EventInfo.EventMsTs", info["EventMsTs"], 1, 2**53)
     return _number("EventInfo.EventTs", info.get("EventTs"), 1, 2**43) * 1000
 
 
 def _optional_number(name: str, info: Mapping[str, object]) -> int | None:
-    return None if info.get(name) is None else _number(f"EventInfo.{name}", info[name], 0, 2**31)
+    return None if reader.is_absent(info.get(name)) else _number(f"EventInfo.{name}", info[name], 0, 2**31)
 
 
 def _number(field: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    found = reader.number(value)
+    if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
         raise errors.InvalidParameter(f"{field} must be an integer from {low} to {high}.", field=field)
-    return value
+    return found
+
+
+def _integer(field: str, value: object) -> int:
+    found = reader.number(value)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise errors.InvalidParameter(f"{field} must be an integer.", field=field)
+    return found
 
 
 def _event_id(identity: list[object]) -> str:

@@ -13,7 +13,7 @@ import fastapi
 import structlog
 from starlette import exceptions, requests
 
-from events import codec, errors
+from events import codec, errors, reader
 from web import dependencies, responses
 
 MAX_BODY_BYTES = 256 * 1024
@@ -51,7 +51,7 @@ async def raw(request: fastapi.Request) -> bytes:
 async def json_object(request: fastapi.Request, *, optional: bool = False) -> dict[str, Any]:
     """The body as a JSON object; an empty one is {} if `optional`. Raises InvalidEvent."""
     body = await raw(request)
-    return {} if optional and not body.strip() else parse(body)
+    return {} if optional and not body.removeprefix(reader.BOM).strip() else parse(body)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def event(api: dependencies.Api, type_: str, *, id: str, data: dict[str, Any]) -> codec.Event:
-    """An event of this moment, checked against its schema. Raises InvalidEvent."""
+    """An event of this moment, read and checked by its schema. Raises InvalidEvent."""
     structlog.contextvars.bind_contextvars(event_id=id, event_type=type_)
     try:
         return codec.make(type_, id=id, time_ms=api.clock(), data=data)

@@ -12,7 +12,7 @@ import fastapi
 import pydantic
 import structlog
 
-from events import codec
+from events import codec, reader
 from events import errors as event_errors
 from machine import errors, model
 from web import dependencies, examples, openapi, request_body, responses, session_models, stuck, views
@@ -239,6 +239,6 @@ def _not_found(task_id: str) -> errors.NotFound:
 
 
 def _with_task_id(body: dict[str, Any], task_id: str) -> dict[str, Any]:
-    if body.get("TaskId", task_id) != task_id:
+    if not reader.is_absent(named := body.get("TaskId")) and named != task_id:
         raise event_errors.InvalidEvent("TaskId", "is not the one in the path")
     return {**body, "TaskId": task_id}

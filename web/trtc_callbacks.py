@@ -14,12 +14,13 @@ from typing import Any
 import fastapi
 import structlog
 
-from events import codec
+from events import codec, reader
 from machine import errors, trtc_callback
 from web import dependencies, models, openapi, request_body, responses
 
 MAX_SDK_APP_ID = 2**32 - 1
 LOG_EVERY_S = 10.0
+MAX_UNKNOWN = 100  # unknown types that are logged one by one
 SIGN_LENGTH = 44  # base64 of 32 bytes
 STALE = (
     "The signature is valid, but the time in CallbackTs differs from this machine's clock by more than TRTC_CALLBACK_WINDOW."
@@ -60,6 +61,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         mapped = api.map_callback(sdk_app_id, fields)
         if isinstance(mapped, trtc_callback.IgnoredCallback):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
+            taken.note_ignored(mapped)
         else:
             await api.take_callback(request_body.event(api, mapped.type, id=mapped.id, data=_schema_fields(mapped)))
         taken.note()
@@ -70,25 +72,34 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
 
 class _TakenCallbacks:
     """Logs the first callback, and then how many there were, every LOG_EVERY_S at most: a line for each would cost more than the
-    callback."""
+    callback. An unknown type is logged when it first comes."""
 
     def __init__(self) -> None:
         self._taken = 0
+        self._ignored = 0
+        self._unknown: set[str] = set()
         self._next_log_s = 0.0
+
+    def note_ignored(self, callback: trtc_callback.IgnoredCallback) -> None:
+        """Count one that changes nothing."""
+        self._ignored += 1
+        if callback.unknown and callback.reason not in self._unknown and len(self._unknown) < MAX_UNKNOWN:
+            self._unknown.add(callback.reason)
+            log.warning("trtc.callback_unknown", reason=callback.reason)
 
     def note(self) -> None:
         """Count one."""
         self._taken += 1
         now_s = time.monotonic()
         if now_s >= self._next_log_s:
-            log.info("trtc.callbacks_taken", callbacks=self._taken)
-            self._taken, self._next_log_s = 0, now_s + LOG_EVERY_S
+            log.info("trtc.callbacks_taken", callbacks=self._taken, ignored=self._ignored)
+            self._taken, self._ignored, self._next_log_s = 0, 0, now_s + LOG_EVERY_S
 
 
 def _check_age(api: dependencies.Api, fields: dict[str, Any]) -> None:
     """Compare CallbackTs, the time of sending, with the clock, in both directions because of clock skew. A retry by TRTC has a
     new time; the last one is sent after a minute. Raises InvalidParameter, Unauthorized."""
-    sent_ms = fields.get("CallbackTs")
+    sent_ms = reader.number(fields.get("CallbackTs"))
     if isinstance(sent_ms, bool) or not isinstance(sent_ms, int):
         raise errors.InvalidParameter("CallbackTs must be an integer.", field="CallbackTs")
     age_ms = api.clock() - sent_ms

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests import engines
+from events import requests
+from tests import engines, transactions
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
 
@@ -32,6 +33,22 @@ class TestStart:
         assert "TRTC_CALLBACK_KEYS" in answer["Warnings"][0]
         status, session = await service.ask("GET", f"/sessions/{answer['TaskId']}")
         assert (status, session["State"], session["RoomId"], session["Mode"]) == (200, "Open", "8489", "02")
+
+    async def test_a_start_in_another_form_is_the_same_start(self, service: Service) -> None:
+        """Digits in strings, null, white space around secrets and a byte-order mark: the start is the one that was meant."""
+        body = start_body(SdkAppId="1400000001", RoomId="77", StrRoomId=None, Callback=None, SubscribeUserIds=None, Mode="")
+        body |= {"UserSig": "PLANTED-SIG\r\n", "CosConfig": body["CosConfig"] | {"SecretKey": " PLANTED-KEY\n", "Token": None}}
+        raw = b"\xef\xbb\xbf" + json.dumps(body).encode()
+        status, answer = await service.ask("POST", "/sessions", data=raw, headers=JSON_TYPE)
+        assert status == 202, answer
+        _, session = await service.ask("GET", f"/sessions/{answer['TaskId']}")
+        assert (session["RoomId"], session["StrRoomId"], session["Mode"]) == ("77", "", "00")
+        async with transactions.opened(service.store) as tx:
+            secrets = await tx.read("secrets", answer["TaskId"])
+        assert secrets == requests.Secrets(user_sig="PLANTED-SIG", secret_id="PLANTED-ID", secret_key="PLANTED-KEY")
+        stopped = b'\xef\xbb\xbf{"TaskId": null}'
+        status, _ = await service.ask("POST", f"/sessions/{answer['TaskId']}/stop", data=stopped, headers=JSON_TYPE)
+        assert status == 202
 
     async def test_a_second_start_of_the_same_room_is_the_same_session(self, service: Service) -> None:
         """A repeated start returns the first TaskId, marked as Repeated."""
@@ -58,7 +75,7 @@ class TestStart:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"RoomId": "8489"}, "RoomId: "),
+            ({"RoomId": "room 8489"}, "RoomId: "),
             ({"RoomId": 0}, "RoomId: one of RoomId and StrRoomId is required"),
             ({"Mode": "03"}, "Mode: "),
             ({"Modus": "00"}, "Modus: is not a known field"),

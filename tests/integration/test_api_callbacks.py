@@ -59,6 +59,21 @@ class TestCallbacks:
             assert (status, answer["code"]) == (200, 0)
         assert service.taken == []
 
+    async def test_a_callback_in_an_odd_form_is_taken(self, service: Service) -> None:
+        """Numbers as strings and a byte-order mark lose no speaker; an unknown type with odd fields is acknowledged."""
+        task_id = await service.open_session()
+        event = trtc(201, Reason="none")
+        event |= {"CallbackTs": str(event["CallbackTs"]), "EventType": "201", "EventGroupId": "2"}
+        event["EventInfo"]["EventMsTs"] = str(event["EventInfo"]["EventMsTs"])
+        raw = b"\xef\xbb\xbf" + json.dumps(event).encode()
+        status, answer = await service.ask("POST", "/trtc/callbacks", data=raw, headers=signed(raw))
+        assert (status, answer["code"]) == (200, 0)
+        _, body = await service.ask("GET", f"/sessions/{task_id}")
+        assert [(r["Speaker"], r["State"]) for r in body["Recordings"]] == [("alice", "Joining")]
+        for unknown in (trtc(207, UserId=5), trtc(310, RoomId={}) | {"EventGroupId": 3}, trtc(108) | {"EventInfo": None}):
+            assert (await deliver(service, unknown))[0] == 200
+        assert len(service.taken) == 1
+
     async def test_too_many_callbacks_get_503_with_a_time_to_retry(
         self, service: Service, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -97,6 +97,57 @@ def test_ignored_types_say_why(number: int, info: dict[str, Any]) -> None:
     assert str(number) in event.reason
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        body(999) | {"EventInfo": None},
+        body(207) | {"EventInfo": {"RoomId": [], "UserId": 5, "Reason": "x"}},
+        body(-1),
+        body(2**40),
+        {"EventGroupId": 3, "EventType": "recording-started"},
+        {"EventGroupId": "4", "EventType": "401", "EventInfo": "text"},
+    ],
+)
+def test_unknown_callbacks_are_ignored_whatever_they_hold(odd: dict[str, Any]) -> None:
+    """Nothing of a type that TRTC adds is read, so nothing in it can be wrong; it is marked as unknown."""
+    event = trtc_callbacks.to_event(APP, odd)
+    assert isinstance(event, trtc_callback.IgnoredCallback)
+    assert event.unknown
+
+
+@pytest.mark.parametrize(
+    ("number", "info"),
+    [
+        (101, {"UserId": 5}),
+        (206, {"Role": "screen", "Reason": []}),
+        (103, {"Role": "21", "UserId": None}),
+        (203, {"Reason": "x"}),
+    ],
+)
+def test_odd_fields_that_nothing_needs(number: int, info: dict[str, Any]) -> None:
+    """A field that the event does not need is not read."""
+    event = trtc_callbacks.to_event(APP, body(number, **info))
+    assert not getattr(event, "unknown", False)
+
+
+@pytest.mark.parametrize(
+    ("number", "info"),
+    [
+        (203, {"EventMsTs": "1664209748180"}),
+        (201, {"EventMsTs": "", "EventTs": "1664209748"}),
+        (104, {"Reason": "3", "Role": ""}),
+        (104, {"Reason": ""}),
+        (103, {"Role": "20"}),
+        (105, {"Role": "21", "Reason": "0"}),
+    ],
+)
+def test_numbers_in_strings_are_the_same_event(number: int, info: dict[str, Any]) -> None:
+    """A number as a string of digits gives the event of the number, and its id; "" is not given."""
+    plain = {name: int(text) if text else None for name, text in info.items()}
+    given = body(number, **info) | {"EventType": str(number), "EventGroupId": "1" if number < 200 else "2"}
+    assert trtc_callbacks.to_event(APP, given) == understood(number, **plain)
+
+
 def test_type_of_another_group_is_ignored() -> None:
     """A number has a meaning only within its group: 203 of the recording group is another event."""
     other = body(203) | {"EventGroupId": 3}
@@ -165,7 +216,7 @@ def test_seconds_serve_where_milliseconds_are_missing() -> None:
 @pytest.mark.parametrize(
     ("broken", "field"),
     [
-        (body(203) | {"EventType": "203"}, "EventType"),
+        (body(203) | {"EventType": "203x"}, "EventType"),
         (body(203) | {"EventType": True}, "EventType"),
         ({"EventGroupId": 1}, "EventType"),
         ({"EventType": 203}, "EventGroupId"),
