@@ -1,4 +1,5 @@
-"""Sweeper: publishes the events that time causes, `deadline-passed` and `worker-lost`, and sends the node's heartbeat.
+"""Sweeper: publishes the events that time causes, `deadline-passed` and `worker-lost`, issues commands again that nobody has
+taken, and sends the node's heartbeat.
 
 Rules: it publishes only that something is over, and the handlers decide what follows. It expires no lease until it has been
 connected for one lease itself, so that a database outage does not look like dead workers.
@@ -7,12 +8,12 @@ connected for one lease itself, so that a database outage does not look like dea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from events import codec
-from machine import due_work, internal_events, model, ports, supervised_task
+from machine import due_work, internal_events, model, ports, states, supervised_task
 
 log = structlog.get_logger()
 
@@ -24,6 +25,8 @@ BATCH = 100
 RETRY_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
 CLEAN_EVERY_MS = model.HOUR
+# The pause between two searches for queued jobs that nobody takes.
+SEARCH_QUEUED_MS = 5 * model.SECOND
 # A gap between heartbeats of any node that is longer than this counts as downtime.
 DOWNTIME_MS = 3 * HEARTBEAT_MS
 
@@ -52,7 +55,7 @@ class Sweeper:
         self._policy = policy
         self._clock = clock
         self._next_ms = 0
-        self._since_ms = self._beat_ms = 0
+        self._since_ms = self._beat_ms = self._queued_ms = 0
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
         self.cleaning = supervised_task.SupervisedTask("cleaning", self._run_cleaning)
 
@@ -119,8 +122,16 @@ class Sweeper:
         self._next_ms = min((d.over_ms for d in armed if d.over_ms > now_ms), default=self._next_ms)
         if not froze and now_ms >= self._since_ms + self._policy.lease_ms:
             overdue += await self._store.deadlines.expired(now_ms, BATCH)
-        if overdue and await self._store.deadlines.publish([(item, self._event(item)) for item in overdue]) >= BATCH:
+            overdue += await self._queued(now_ms)
+        if overdue and await self._store.deadlines.publish([(item, self._message(item)) for item in overdue]) >= BATCH:
             self._next_ms = now_ms
+
+    async def _queued(self, now_ms: int) -> Sequence[due_work.QueuedJob]:
+        """Queued jobs whose command is to be issued again, now and then: their pauses are a minute and longer."""
+        if now_ms < self._queued_ms:
+            return ()
+        self._queued_ms = now_ms + round(supervised_task.jittered_s(SEARCH_QUEUED_MS / 1000) * 1000)
+        return await self._store.deadlines.queued(BATCH)
 
     async def _run_cleaning(self) -> None:
         policy = self._policy
@@ -141,15 +152,17 @@ class Sweeper:
         if deleted := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms):
             log.info("sweeper.sessions_deleted", sessions=deleted)
 
-    def _event(self, item: due_work.Overdue) -> codec.Event:
-        """The event of an overdue row. Its id is the same each time, so a repeat is a duplicate."""
-        if isinstance(item, due_work.Deadline):
-            event_id = f"deadline.{item.serial}"
-            payload: internal_events.TimerEvent = internal_events.DeadlinePassed(
-                owner=item.owner, kind=item.kind, serial=item.serial
-            )
+    def _message(self, item: due_work.Overdue) -> codec.Event:
+        """The event of an overdue row, or the command of a queued job. Its id is the same each time: a repeated event is a
+        duplicate, and a repeated command finds its lease taken."""
+        if isinstance(item, due_work.QueuedJob):
+            log.warning("sweeper.command_issued_again", owner=item.owner, epoch=item.epoch, kind=item.kind)
+            type_ = "send-callback" if item.kind == states.DELIVERY else f"start-{item.kind}"
+            event_id, data = f"again.{item.owner}.{item.epoch}", item.owner.fields() | {"Epoch": item.epoch}
+        elif isinstance(item, due_work.Deadline):
+            passed = internal_events.DeadlinePassed(owner=item.owner, kind=item.kind, serial=item.serial)
+            type_, event_id, data = "deadline-passed", f"deadline.{item.serial}", codec.from_payload(passed)
         else:
-            event_id = f"lost.{item.owner}.{item.epoch}"
-            payload = internal_events.WorkerLost(owner=item.owner, epoch=item.epoch, node=item.node)
-        type_, data = internal_events.TYPE_OF[type(payload)], codec.from_payload(payload)
+            lost = internal_events.WorkerLost(owner=item.owner, epoch=item.epoch, node=item.node)
+            type_, event_id, data = "worker-lost", f"lost.{item.owner}.{item.epoch}", codec.from_payload(lost)
         return codec.make(type_, id=event_id, time_ms=self._clock(), data=data, subject=item.owner.text)

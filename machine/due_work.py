@@ -44,8 +44,22 @@ class Lease:
     published: bool = False  # its end was published, and nothing has come of it
 
 
-Overdue = Deadline | Lease
-"""Work whose time is over: an event tells the handlers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedJob:
+    """A job whose command was issued, and which no node has taken."""
+
+    owner: job_key.JobKey
+    epoch: int
+    kind: str
+    node: str  # the only node it is for; "": any
+    over_ms: int  # when it was queued
+    published: bool = True  # its command was issued
+
+
+REISSUE_MS = model.MINUTE
+"""A job is queued for so long before its command is issued again: a broker may lose a message that it confirmed."""
+Overdue = Deadline | Lease | QueuedJob
+"""Work whose time is over: an event tells the handlers, or the command of a queued job is issued again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""Overdue rows: deadlines that have passed and leases that have ended. Decisions arm and disarm deadlines (store.saving).
+"""Overdue rows: deadlines that have passed, leases that have ended, and queued jobs that nobody takes. Decisions arm and disarm
+deadlines and queue jobs (store.saving).
 
 Rules: a row is handed out until its event is published, and again after a while, because the event may be lost. The row stays
 until a decision deletes it, so rows that wait for their event never hide others. A row that cannot be read is set aside alone.
@@ -7,11 +8,12 @@ until a decision deletes it, so rows that wait for their event never hide others
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Select, Table, bindparam, or_, select, text, tuple_, union_all
+from sqlalchemy import Select, Table, Update, bindparam, or_, select, text, tuple_, union_all, update
 
 from events import codec
 from events import errors as event_errors
@@ -23,35 +25,66 @@ log = structlog.get_logger()
 # The pause before an event is published again doubles from the first to the second value.
 AGAIN_MS = 30 * model.SECOND
 MAX_AGAIN_MS = model.HOUR
-_FIELDS = {
-    tables.deadlines: ("owner", "kind", "serial", "at_ms"),
-    tables.jobs: ("owner", "epoch", "kind", "node", "lease_until_ms"),
-}
-# One arming of a deadline, and one end of a lease: rows that were armed again or renewed since are others.
-_KEYS = {tables.deadlines: ("owner", "kind", "serial"), tables.jobs: ("owner", "epoch", "lease_until_ms")}
 
 
-def _read(table: Table) -> Select[Any]:
-    return select(*(table.c[name] for name in _FIELDS[table]), table.c.again_ms).limit(bindparam("limit"))
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """One kind of overdue rows: the columns that identify one, those that are read, and the state of the rows."""
+
+    table: Table
+    key: tuple[str, ...]
+    fields: tuple[str, ...]
+    over: str
+    which: str = ""
+    channel: str = "event"
+
+    def read(self) -> Select[Any]:
+        """The columns of at most `limit` rows."""
+        found = select(*(self.table.c[name] for name in (*self.key, *self.fields)), self.table.c.again_ms)
+        return (found.where(text(self.which)) if self.which else found).limit(bindparam("limit"))
+
+    def set_again(self) -> Update:
+        """Note when a row is due again."""
+        return statements.updating(self.table, *self.key)
+
+    def again(self, key: tuple[Any, ...], again_ms: int) -> dict[str, Any]:
+        """The parameters of `set_again`."""
+        return {f"at_{name}": value for name, value in zip(self.key, key, strict=True)} | {"again_ms": again_ms}
+
+
+# The keys name one arming of a deadline, and one end of a lease: rows that were armed again or renewed since are others.
+_DEADLINES = _Rows(tables.deadlines, ("owner", "kind", "serial"), ("at_ms",), "at_ms")
+_LEASES = _Rows(tables.jobs, ("owner", "epoch", "lease_until_ms"), ("kind", "node"), "lease_until_ms", tables.LEASED)
+_QUEUED = _Rows(tables.jobs, ("owner", "epoch"), ("kind", "node", "queued_ms"), "queued_ms", tables.QUEUED, "command")
+# In the order of all locks.
+_KINDS: Mapping[type, _Rows] = {due_work.QueuedJob: _QUEUED, due_work.Lease: _LEASES, due_work.Deadline: _DEADLINES}
 
 
 def _due() -> Select[Any]:
     """Both parts end after `limit` entries of an index, however many rows wait for their event."""
-    table = tables.deadlines
-    unpublished = _read(table).where(table.c.again_ms.is_(None), table.c.at_ms <= bindparam("until_ms")).order_by(table.c.at_ms)
-    published = _read(table).where(table.c.again_ms <= bindparam("now_ms")).order_by(table.c.again_ms)
+    table, read = tables.deadlines, _DEADLINES.read
+    unpublished = read().where(table.c.again_ms.is_(None), table.c.at_ms <= bindparam("until_ms")).order_by(table.c.at_ms)
+    published = read().where(table.c.again_ms <= bindparam("now_ms")).order_by(table.c.again_ms)
     both = union_all(select(unpublished.subquery()), select(published.subquery())).subquery()
     return select(both).order_by(both.c.at_ms).limit(bindparam("limit"))
 
 
 _DUE = sql.Statement(_due())
 _EXPIRED = sql.Statement(
-    _read(tables.jobs)
-    .where(text(tables.LEASED), tables.jobs.c.lease_until_ms < bindparam("until_ms"))
+    _LEASES.read()
+    .where(tables.jobs.c.lease_until_ms < bindparam("until_ms"))
     .where(or_(tables.jobs.c.again_ms.is_(None), tables.jobs.c.again_ms <= bindparam("now_ms")))
     .order_by(tables.jobs.c.lease_until_ms)
 )
-_SET_AGAIN = {table: statements.updating(table, *_KEYS[table]) for table in _FIELDS}
+_NOT_TAKEN = sql.Statement(
+    _QUEUED.read().where(tables.jobs.c.again_ms <= bindparam("now_ms")).order_by(tables.jobs.c.again_ms, tables.jobs.c.owner)
+)
+# Rows of an older version do not say when they were queued: they count from now on.
+_ADOPT = sql.Statement(
+    update(tables.jobs)
+    .where(text(tables.QUEUED), tables.jobs.c.again_ms.is_(None))
+    .values(queued_ms=bindparam("queued_ms"), again_ms=bindparam("again_ms"))
+)
 
 
 class Deadlines:
@@ -65,34 +98,43 @@ class Deadlines:
     async def due(self, limit: int = 100, *, ahead_ms: int = 0) -> list[due_work.Deadline]:
         """Deadlines that have passed or pass within `ahead_ms`, oldest first, without those whose event is under way."""
         now_ms = self._clock()
-        found = await self._rows(tables.deadlines, _DUE, {"now_ms": now_ms, "until_ms": now_ms + ahead_ms, "limit": limit})
+        found = await self._rows(_DEADLINES, _DUE, {"now_ms": now_ms, "until_ms": now_ms + ahead_ms, "limit": limit})
         return [due_work.Deadline(kind=r["kind"], serial=r["serial"], **common) for r, common in found]
 
     async def expired(self, before_ms: int, limit: int = 100) -> list[due_work.Lease]:
         """Leases that ended before that time (Unix ms), oldest first, without those whose event is under way."""
-        found = await self._rows(tables.jobs, _EXPIRED, {"now_ms": self._clock(), "until_ms": before_ms, "limit": limit})
+        found = await self._rows(_LEASES, _EXPIRED, {"now_ms": self._clock(), "until_ms": before_ms, "limit": limit})
         return [due_work.Lease(epoch=r["epoch"], kind=r["kind"], node=r["node"], **common) for r, common in found]
 
+    async def queued(self, limit: int = 100) -> list[due_work.QueuedJob]:
+        """Jobs that nobody has taken since their command was issued, for REISSUE_MS and longer."""
+        now_ms = self._clock()
+        await self._database.fetch(_ADOPT, {"queued_ms": now_ms, "again_ms": now_ms + due_work.REISSUE_MS})
+        found = await self._rows(_QUEUED, _NOT_TAKEN, {"now_ms": now_ms, "limit": limit})
+        return [due_work.QueuedJob(epoch=r["epoch"], kind=r["kind"], node=r["node"], **common) for r, common in found]
+
     async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int:
-        """Write the events of overdue rows to the outbox in one transaction, and return their number. Another node may have
+        """Write the messages of overdue rows to the outbox in one transaction, and return their number. Another node may have
         published some of them first, or a decision may have changed or locked the row: those are left out."""
         messages: list[sql.Row] = []
         now_ms = self._clock()
         async with self._database.write() as connection:
-            for table, type_ in ((tables.jobs, due_work.Lease), (tables.deadlines, due_work.Deadline)):
+            for type_, rows in _KINDS.items():
                 named = {_key(item): (item, event) for item, event in events if isinstance(item, type_)}
                 if not named:
                     continue
-                columns = [table.c[name] for name in _KEYS[table]]
-                free = or_(table.c.again_ms.is_(None), table.c.again_ms <= now_ms)
-                found = select(*columns).where(tuple_(*columns).in_(list(named)), free).order_by(*columns)
+                columns = [rows.table.c[name] for name in rows.key]
+                again_ms = rows.table.c.again_ms
+                free = [tuple_(*columns).in_(list(named)), or_(again_ms.is_(None), again_ms <= now_ms)]
+                found = select(*columns).where(*free, *([text(rows.which)] if rows.which else [])).order_by(*columns)
                 # A decision that holds a row may wait for another of these, so this waits for none.
                 claimed = [tuple(r) for r in (await connection.execute(found.with_for_update(skip_locked=True))).all()]
                 if claimed:
-                    again = [_again(table, key, now_ms + pause_ms(named[key][0], now_ms)) for key in claimed]
-                    await connection.execute(_SET_AGAIN[table], again)
+                    again = [rows.again(key, now_ms + pause_ms(named[key][0], now_ms)) for key in claimed]
+                    await connection.execute(rows.set_again(), again)
                 for item, event in (named[key] for key in claimed):
-                    message = changes.OutgoingMessage("event", event, item.owner.task_id)
+                    node = item.node if isinstance(item, due_work.QueuedJob) else ""
+                    message = changes.OutgoingMessage(rows.channel, event, item.owner.task_id, node)
                     messages.append(saving.message_row(message, now_ms))
             if messages:
                 await connection.execute(statements.INSERT[tables.outbox], messages)
@@ -100,37 +142,37 @@ class Deadlines:
             self._changed.set()
         return len(messages)
 
-    async def _rows(self, table: Table, query: sql.Statement, parameters: dict[str, int]) -> list[tuple[sql.Row, dict[str, Any]]]:
+    async def _rows(self, rows: _Rows, query: sql.Statement, parameters: dict[str, int]) -> list[tuple[sql.Row, dict[str, Any]]]:
         """The rows with the fields that every overdue row has. A row whose owner is no key is logged, and set aside for a while:
         it must neither end the round nor take a place in the next."""
         good: list[tuple[sql.Row, dict[str, Any]]] = []
         for row in await self._database.fetch(query, parameters):
             try:
-                owner = _parsed(table, row)
+                owner = _parsed(rows.table, row)
             except (ValueError, event_errors.InvalidEvent) as error:
-                log.error("overdue.unreadable", table=table.name, owner=row["owner"], error=str(error))
-                key = tuple(row[name] for name in _KEYS[table])
+                log.error("overdue.unreadable", table=rows.table.name, owner=row["owner"], error=str(error))
+                key = tuple(row[name] for name in rows.key)
                 async with self._database.write() as connection:
-                    await connection.execute(_SET_AGAIN[table], _again(table, key, self._clock() + MAX_AGAIN_MS))
+                    await connection.execute(rows.set_again(), rows.again(key, self._clock() + MAX_AGAIN_MS))
                 continue
-            over_ms = row["at_ms" if table is tables.deadlines else "lease_until_ms"]
-            good.append((row, {"owner": owner, "over_ms": over_ms, "published": row["again_ms"] is not None}))
+            good.append((row, {"owner": owner, "over_ms": row[rows.over], "published": row["again_ms"] is not None}))
         return good
 
 
 def _key(item: due_work.Overdue) -> tuple[Any, ...]:
-    if isinstance(item, due_work.Deadline):
-        return (item.owner.text, item.kind, item.serial)
-    return (item.owner.text, item.epoch, item.over_ms)
-
-
-def _again(table: Table, key: tuple[Any, ...], again_ms: int) -> dict[str, Any]:
-    return {f"at_{name}": value for name, value in zip(_KEYS[table], key, strict=True)} | {"again_ms": again_ms}
+    match item:
+        case due_work.Deadline():
+            return (item.owner.text, item.kind, item.serial)
+        case due_work.Lease():
+            return (item.owner.text, item.epoch, item.over_ms)
+        case due_work.QueuedJob():
+            return (item.owner.text, item.epoch)
 
 
 def pause_ms(item: due_work.Overdue, now_ms: int) -> int:
     """The pause before an event is published once more: the age of the row doubles it each time."""
-    return min(max(now_ms - item.over_ms, AGAIN_MS), MAX_AGAIN_MS) if item.published else AGAIN_MS
+    least_ms = due_work.REISSUE_MS if isinstance(item, due_work.QueuedJob) else AGAIN_MS
+    return min(max(now_ms - item.over_ms, least_ms), MAX_AGAIN_MS) if item.published else least_ms
 
 
 def _parsed(table: Table, row: sql.Row) -> Any:

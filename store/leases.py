@@ -21,6 +21,7 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
+    null,
     select,
     text,
     update,
@@ -34,7 +35,7 @@ _QUEUED = and_(statements.matching(tables.jobs, "owner", "epoch"), tables.jobs.c
 _TAKEN = (
     update(tables.jobs)
     .where(_QUEUED)
-    .values(state=states.LEASED, node=bindparam("node"), lease_until_ms=bindparam("lease_until_ms"))
+    .values(state=states.LEASED, node=bindparam("node"), lease_until_ms=bindparam("lease_until_ms"), again_ms=null())
     .returning(tables.jobs.c.epoch)
 )
 
@@ -145,6 +146,15 @@ class Leases:
         """Whether this node still holds the lease."""
         async with self._database.read() as connection:
             return (await connection.execute(HOLDS, held(owner, epoch, node))).first() is not None
+
+    async def to_stop(self, captures: Sequence[tuple[job_key.RecordingKey, int]]) -> set[tuple[job_key.RecordingKey, int]]:
+        """Those of these captures, given by recording and epoch, that are asked to stop."""
+        table = tables.recordings
+        named = table.c.id.in_([owner.text for owner, _ in captures])
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(table.c.id, table.c.epoch).where(named, table.c.stop_requested))).all()
+        asked = {(row.id, row.epoch) for row in rows}
+        return {job for job in captures if (job[0].text, job[1]) in asked}
 
     async def of_node(self, node: str) -> list[due_work.Lease]:
         """The leases that a node holds."""

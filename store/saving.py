@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events import codec
-from machine import changes, encryption, errors, model
+from machine import changes, due_work, encryption, errors, model, states
 from store import encrypted_rows, rows, statements
 from store.sql import Row, Statement, Step, Steps
 
@@ -84,7 +84,7 @@ class Saver:
                 if old is not None and old.job is not None and (new.job is None or new.epoch != old.epoch):
                     ended.append({"at_owner": owner, "at_epoch": old.epoch})
                 if new.job is not None and (old is None or new.epoch != old.epoch or new.job != old.job):
-                    put.append(_job_row(owner, new.epoch, new.job))
+                    put.append(_job_row(owner, new.epoch, new.job, self._now_ms))
         yield from _write(statements.END_JOB, ended)
         yield from _write(statements.PUT_JOB, put)
 
@@ -159,11 +159,11 @@ def _in_order(made: changes.Changes) -> Iterable[tuple[Any, tuple[changes.Armed,
     return ((key, (armed,) if armed is not None else ()) for key, armed in made.deadlines.items())
 
 
-def _job_row(owner: str, epoch: int, job: model.Job) -> Row:
-    return {"owner": owner, "epoch": epoch, "kind": job.kind, "state": job.state, "node": job.node} | {
-        "lease_until_ms": 0,
-        "again_ms": None,
-    }
+def _job_row(owner: str, epoch: int, job: model.Job, now_ms: int) -> Row:
+    queued_ms = now_ms if job.state == states.QUEUED else None
+    again_ms = now_ms + due_work.REISSUE_MS if job.state == states.QUEUED else None
+    row = {"owner": owner, "epoch": epoch, "kind": job.kind, "state": job.state, "node": job.node}
+    return row | {"lease_until_ms": 0, "again_ms": again_ms, "queued_ms": queued_ms}
 
 
 def presence_rows(reports: changes.Presence, now_ms: int) -> list[Row]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, inspect, text
 from machine import errors
 from store import connections
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 """Every revision in `migrations/versions`, oldest first."""
 HEAD = REVISIONS[-1]
 _TABLE = "alembic_version"

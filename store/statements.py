@@ -155,7 +155,7 @@ SAVE_RECORDING = _saving(tables.recordings, _RECORDING_KEY, *_RECORDING_COLUMNS)
 MOVE_RECORDING = _saving(tables.recordings, _RECORDING_KEY, *_RECORDING_COLUMNS, *_INDEXED)
 ADD_RECORDING = inserting(tables.recordings)
 END_JOB = Statement(updating(tables.jobs, "owner", "epoch").values(state=literal_column(f"'{states.ENDED}'")))
-PUT_JOB = _upsert(tables.jobs, "kind", "state", "node", "lease_until_ms", "again_ms")
+PUT_JOB = _upsert(tables.jobs, "kind", "state", "node", "lease_until_ms", "again_ms", "queued_ms")
 
 # --- segments -------------------------------------------------------------------------------------------------------------
 _SEGMENTS = tables.segments.c

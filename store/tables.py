@@ -166,12 +166,16 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("node", String(64), nullable=False),
     Column("lease_until_ms", BigInteger, nullable=False),
-    # When the end of the lease is published again; NULL: not published yet.
+    # When the end of the lease is published again; NULL: not published yet. Of a queued job: when its command is issued again.
     Column("again_ms", BigInteger),
+    # When it was queued; NULL for other jobs, and for rows of an older version.
+    Column("queued_ms", BigInteger),
     CheckConstraint(_one_of("state", (*states.CAPTURES[1:], states.ENDED)), name="state"),
 )
 LEASED = "state = 'leased'"
 _partial("ix_jobs_leased", jobs.c.lease_until_ms, which=LEASED)
+QUEUED = "state = 'queued'"
+_partial("ix_jobs_queued", jobs.c.again_ms, which=QUEUED)
 
 segments = Table(
     "segments",

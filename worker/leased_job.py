@@ -34,6 +34,12 @@ class LeasedJob(Generic[Owner]):
         """The owner and the epoch."""
         return self.owner, self.epoch
 
+    def stop(self) -> None:
+        """Ask a capture to end, or not to begin."""
+        self.stop_requested = True
+        if self.capture is not None:
+            self.capture.stop()
+
 
 AnyJob = LeasedJob[Any]
 RecordingJob = LeasedJob[job_key.RecordingKey]

@@ -4,11 +4,13 @@ Rules:
 - A refused renewal ends the job, and nothing more is written for it. An unanswered renewal is no refusal: the database may be
   restarting.
 - At start, leases of an earlier process are voided. The spool, not memory, tells what their captures left.
+- A capture ends when its row says so, even if the command `stop-capture` was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,6 +41,7 @@ class HeldLeases:
         self._policy = policy
         self._clock = clock
         self._ending: set[asyncio.Future[list[Any]]] = set()
+        self._stops_s = 0.0
         self.jobs: dict[tuple[job_key.JobKey, int], leased_job.AnyJob] = {}
         self.task = supervised_task.SupervisedTask("worker.leases", self._run)
 
@@ -88,6 +91,7 @@ class HeldLeases:
             for first in range(0, len(due), RENEWED_TOGETHER):
                 await self._renew(due[first : first + RENEWED_TOGETHER])
             await self._note_progress()
+            await self._see_stops()
         except Exception:
             log.exception("lease.unanswered", jobs=len(due))
             return False
@@ -109,6 +113,18 @@ class HeldLeases:
             await self._store.segments.note_progress({job.key: progress for job, progress in grown})
         for job, progress in grown:
             job.noted = progress
+
+    async def _see_stops(self) -> None:
+        """End captures that are asked to stop, once in a lease: their command may be lost."""
+        if time.monotonic() < self._stops_s:
+            return
+        running = [j for j in self.jobs.values() if j.kind == states.CAPTURE and not (j.ended or j.stop_requested)]
+        asked = await self._store.leases.to_stop([j.key for j in running]) if running else set()
+        for job in running:
+            if job.key in asked:
+                log.warning("capture.stop_seen", owner=job.owner, epoch=job.epoch)
+                job.stop()
+        self._stops_s = time.monotonic() + self._policy.lease_ms / 1000
 
     def _refused(self, job: leased_job.AnyJob) -> None:
         """End a job. Its tasks may wait for a file system that hangs, and no other lease waits for them."""

@@ -97,9 +97,7 @@ class Worker:
             log.info("capture.stop_ignored", owner=owner, epoch=epoch, reason="it does not run here")
             return
         failpoints.hit("capture.stop.before")
-        job.stop_requested = True
-        if job.capture is not None:
-            job.capture.stop()
+        job.stop()
         failpoints.hit("capture.stop.after")
 
     async def start_transcode(self, command: codec.Event) -> None:

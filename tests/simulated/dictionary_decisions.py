@@ -176,9 +176,9 @@ def apply(writes: dictionary_writes.RowWrites, made: changes.Changes, now_ms: in
             _insert(writes, tables.recordings, key, recording)
         else:
             writes.update(tables.recordings, key, old, recording)
-        writes.save_job(key, old.epoch if old else 0, old.job if old else None, recording.epoch, recording.job)
+        writes.save_job(key, old, recording, now_ms)
     for before, delivery in made.deliveries.values():
-        _put_delivery(writes, before, delivery)
+        _put_delivery(writes, before, delivery, now_ms)
     for owner, epoch, values in made.segments:
         _close_segment(writes, owner, epoch, values)
     for task_id, secrets in made.secrets.items():
@@ -219,14 +219,14 @@ def _put_session(writes: dictionary_writes.RowWrites, old: model.Session | None,
     _insert(writes, tables.sessions, new.task_id, new)
 
 
-def _put_delivery(writes: dictionary_writes.RowWrites, old: model.Delivery | None, new: model.Delivery) -> None:
+def _put_delivery(writes: dictionary_writes.RowWrites, old: model.Delivery | None, new: model.Delivery, now_ms: int) -> None:
     key, tables = str(new.key), writes.tables
     if old is None:
         _insert(writes, tables.callbacks, key, model.changed(new, url=requests.origin(new.url)))
     else:
         body = tables.callbacks[key].body if key in tables.callbacks else ""
         writes.update(tables.callbacks, key, old, model.changed(new, body=body), state_guards=False)
-    writes.save_job(key, old.epoch if old else 0, old.job if old else None, new.epoch, new.job)
+    writes.save_job(key, old, new, now_ms)
 
 
 def _insert(writes: dictionary_writes.RowWrites, table: dict[Any, Any], key: Any, row: Any) -> None:

@@ -44,6 +44,11 @@ class Leases(dictionary_connections.Concern):
         row = self._tables.jobs.get((str(owner), epoch))
         return row is not None and row.node == node and row.state == states.LEASED
 
+    async def to_stop(self, captures: Sequence[tuple[job_key.RecordingKey, int]]) -> set[tuple[job_key.RecordingKey, int]]:
+        """Those of these captures, given by recording and epoch, that are asked to stop."""
+        rows = {job: self._tables.recordings.get(job[0].text) for job in captures}
+        return {job for job, row in rows.items() if row is not None and row.epoch == job[1] and row.stop_requested}
+
     async def of_node(self, node: str) -> list[due_work.Lease]:
         """The leases that a node holds."""
         return [lease for lease in self.all() if lease.node == node]
@@ -111,13 +116,24 @@ class Deadlines(dictionary_connections.Concern):
         leases = Leases(self._connections).all()
         return [lease for lease in leases if lease.over_ms < before_ms and self._is_free(lease)][:limit]
 
+    async def queued(self, limit: int = 100) -> list[due_work.QueuedJob]:
+        """Jobs that nobody has taken since their command was issued, for REISSUE_MS and longer."""
+        before_ms = self._connections.now_ms() - due_work.REISSUE_MS
+        waiting = [
+            due_work.QueuedJob(owner=job_key.parse_job(owner), epoch=epoch, kind=row.kind, node=row.node, over_ms=row.queued_ms)
+            for (owner, epoch), row in self._tables.jobs.items()
+            if row.state == states.QUEUED and row.queued_ms <= before_ms
+        ]
+        return [item for item in waiting if self._is_free(item)][:limit]
+
     async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int:
-        """Write the events of overdue rows to the outbox."""
+        """Write the messages of overdue rows to the outbox."""
         now_ms = self._connections.now_ms()
         free = [(item, event) for item, event in events if self._is_free(item)]
         async with self._connections.decision() as writes:
             for item, event in free:
-                writes.send("event", event, item.owner.task_id)
+                queued = isinstance(item, due_work.QueuedJob)
+                writes.send("command" if queued else "event", event, item.owner.task_id, item.node if queued else "")
         for item, _ in free:
             self._tables.again[_key(item)] = now_ms + deadlines.pause_ms(item, now_ms)
         return len(free)
@@ -126,10 +142,14 @@ class Deadlines(dictionary_connections.Concern):
         return self._tables.again.get(_key(item), 0) <= self._connections.now_ms()
 
 
-def _key(item: due_work.Overdue) -> tuple[str, str | int, str | int]:
-    if isinstance(item, due_work.Deadline):
-        return (item.owner.text, item.kind, item.serial)
-    return (item.owner.text, item.epoch, item.over_ms)
+def _key(item: due_work.Overdue) -> tuple[str | int, ...]:
+    match item:
+        case due_work.Deadline():
+            return (item.owner.text, item.kind, item.serial)
+        case due_work.Lease():
+            return (item.owner.text, item.epoch, item.over_ms)
+        case due_work.QueuedJob():
+            return (item.owner.text, item.epoch)
 
 
 class Nodes(dictionary_connections.Concern):

@@ -16,6 +16,7 @@ class JobRow(NamedTuple):
     state: str
     node: str
     lease_until_ms: int
+    queued_ms: int = 0
 
 
 class Line(NamedTuple):
@@ -61,7 +62,7 @@ class Tables:
     callback_urls: dict[str, str] = field(default_factory=dict)
     results: dict[tuple[str, int], str] = field(default_factory=dict)
     deadlines: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
-    again: dict[tuple[str, str | int, str | int], int] = field(default_factory=dict)
+    again: dict[tuple[str | int, ...], int] = field(default_factory=dict)
     outbox: dict[int, Line] = field(default_factory=dict)
     unsent: dict[int, bool] = field(default_factory=dict)
     journal: dict[int, JournalLine] = field(default_factory=dict)

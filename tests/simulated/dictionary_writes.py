@@ -14,6 +14,7 @@ from machine import errors, job_key, model, states
 from tests.simulated import dictionary_tables
 
 Row = TypeVar("Row", model.Session, model.Recording, model.Delivery)
+Owner = model.Recording | model.Delivery
 _GONE = object()
 # Columns that lease renewals write concurrently.
 _RENEWED = ("idle_from_ms",)
@@ -111,14 +112,16 @@ class RowWrites:
         self.put(table, key, saved)
         return model.changed(new, version=saved.version) if kept else saved
 
-    def save_job(self, owner: str, old_epoch: int, old: model.Job | None, epoch: int, job: model.Job | None) -> None:
+    def save_job(self, owner: str, old: Owner | None, new: Owner, now_ms: int) -> None:
         """End the job of the old epoch, and write a changed job."""
-        if old is not None and (job is None or epoch != old_epoch):
+        job, epoch = new.job, new.epoch
+        old_epoch, old_job = (old.epoch, old.job) if old is not None else (0, None)
+        if old_job is not None and (job is None or epoch != old_epoch):
             row = self.tables.jobs.get((owner, old_epoch))
             if row is not None:
                 self.put_job(owner, old_epoch, row._replace(state=states.ENDED))
-        if job is not None and not (epoch == old_epoch and job == old):
-            self.put_job(owner, epoch, dictionary_tables.JobRow(job.kind, job.state, job.node, 0))
+        if job is not None and not (epoch == old_epoch and job == old_job):
+            self.put_job(owner, epoch, dictionary_tables.JobRow(job.kind, job.state, job.node, 0, now_ms))
 
     def _meddled(self, key: str) -> None:
         """Simulate a concurrent transaction: it changes the row before this one checks its guard, unless this one has changed the
