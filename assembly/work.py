@@ -19,7 +19,7 @@ from config import settings as settings_module
 from machine import capture_progress, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, file_threads, segment_fetch, segment_scan, spool, transcode
-from tencent import cos, cos_target, cos_upload, credentials, pull_url, usersig
+from tencent import cos, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
 from webhook import sender
 from worker import work_ports
 
@@ -109,13 +109,16 @@ class NodeWork:
         epoch = value.output.epoch if value.output else 0
         path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch, make=False)
         known = cos_upload.UploadState.from_json(json.dumps(state)) if state else None
+        verified = None
+        if value.output is not None and value.output.crc64:
+            verified = file_parts.VerifiedFile(size_bytes=value.output.size_bytes, crc64=value.output.crc64)
 
         async def keep(reached: cos_upload.UploadState) -> None:
             await save(json.loads(reached.to_json()))
 
         try:
             target, keys = self._target(job), await self._chain.resolve(job.secrets.to_json())
-            return await self.uploader.upload(path, target, keys, state=known, save=keep)
+            return await self.uploader.upload(path, target, keys, state=known, save=keep, verified=verified)
         except errors.InvalidParameter as error:
             raise errors.UploadFailed(error.message, reason=Reason.REFUSED, retry=error.retry) from error
         except errors.UploadFailed as error:

@@ -105,6 +105,7 @@ class Output:
     gaps: tuple[tuple[int, int], ...] = ()  # (position in the file, wall time missing), both in ms
     missing: int = 0  # segments that no node could reach
     epoch: int = 0  # the transcode's epoch, which is part of the file's name
+    remade: int = 0  # how often the transcode was repeated because the file was damaged or gone
 
     def to_json(self) -> dict[str, Any]:
         """The form in events and in the database."""
@@ -118,6 +119,7 @@ class Output:
             "Gaps": gaps,
             "Missing": self.missing,
             "Epoch": self.epoch,
+            "Remade": self.remade,
         }
 
     @staticmethod
@@ -132,6 +134,7 @@ class Output:
             gaps=tuple((g["AtMs"], g["DurationMs"]) for g in body["Gaps"]),
             missing=body.get("Missing", 0),
             epoch=body.get("Epoch", 0),
+            remade=body.get("Remade", 0),
         )
 
 

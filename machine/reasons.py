@@ -45,6 +45,7 @@ class Reason(enum.StrEnum):
     SERVER = "server"  # COS failed, or its response was malformed
     MISMATCH = "mismatch"  # size or CRC-64 of the object differs from the file
     FILE_MISSING = "file-missing"  # the finished file is gone, empty or unreadable
+    FILE_DAMAGED = "file-damaged"  # the finished file has other bytes than the transcode verified
 
     # Uploads and deliveries
     NETWORK = "network"  # the connection failed

@@ -138,6 +138,7 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     _ignore("upload-finished", (*CAPTURING, T, *states.FINAL), NO_SUCH_JOB),
     _ignore("upload-failed", ALL, STALE, ("stale",)),
     Row(on="upload-failed", at=(U,), unless=("job_active",), ignore=NO_SUCH_JOB),
+    Row(on="upload-failed", at=(U,), when=("output_unusable",), to=T, do=("remake_output",)),
     Row(on="upload-failed", at=(U,), when=("retryable",), do=("retry_upload",)),
     Row(on="upload-failed", at=(U,), to=states.FAILED, do=("fail",)),
     _ignore("upload-failed", (*CAPTURING, T, *states.FINAL), NO_SUCH_JOB),

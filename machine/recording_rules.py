@@ -1,6 +1,6 @@
-"""Rules of the recording's decision table: the guards and actions that its rows name.
+"""Rules of the recording's decision table: the actions that its rows name, beside the guards of recording_guards.py.
 
-Rule: pure. A rules object lives for one decision. The docstring of a guard or action is its wording in docs/state-machine.md.
+Rule: pure. A rules object lives for one decision. The docstring of an action is its wording in docs/state-machine.md.
 """
 
 from __future__ import annotations
@@ -8,182 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from machine import effects, internal_events, model, pull_evictions, recording_facts, states
+from machine import effects, internal_events, model, pull_evictions, recording_guards, states
 from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 
-MAX_EMPTY_RUNS = 3
-# A run of this length is no cause of its worker's loss.
-LASTED_MS = 10 * model.SECOND
 
-
-class RecordingRules:
+class RecordingRules(recording_guards.RecordingGuards):
     """One decision about a recording: guards read the recording and the facts, actions change the recording and add effects."""
 
-    def __init__(self, recording: model.Recording, facts: recording_facts.Facts) -> None:
-        self.recording = model.copied(recording)
-        self.facts = facts
-        self.state = recording.state
-        self.effects: list[effects.Effect] = []
-        self.outcome = outcome = facts.outcome
-        self.reason = self.detail = ""
-        self.retry = True
-        self.media_ms = 0
-        self.first_packet_ms: int | None = None
-        self.last_packet_ms: int | None = None
-        match outcome:
-            case internal_events.FfmpegExit():
-                self.reason, self.detail, self.retry = outcome.reason, outcome.detail, outcome.retry
-                self.media_ms, self.first_packet_ms = outcome.media_ms, outcome.first_packet_ms
-                self.last_packet_ms = outcome.last_packet_ms
-            case internal_events.CaptureStarted():
-                self.first_packet_ms = outcome.first_packet_ms
-            case internal_events.WorkerLost():
-                self.media_ms, self.last_packet_ms = outcome.media_ms or 0, outcome.last_packet_ms
-            case internal_events.UploadFailure():
-                self.reason, self.detail, self.retry = outcome.reason, outcome.detail, outcome.retry
-
-    # --- guards -----------------------------------------------------------------------------------------------------------
-    @property
-    def stopping(self) -> bool:
-        """A stop was requested."""
-        return self.recording.stop_requested
-
-    @property
-    def capture_leased(self) -> bool:
-        """A worker holds the capture."""
-        return self.recording.capture == states.LEASED
-
-    @property
-    def capture_active(self) -> bool:
-        """The capture is queued or leased."""
-        return self.recording.capture in (states.QUEUED, states.LEASED)
-
-    @property
-    def job_waiting(self) -> bool:
-        """The job waits for its retry."""
-        return self.recording.job is not None and self.recording.job.state == states.WAITING
-
-    @property
-    def job_active(self) -> bool:
-        """The job is queued or leased."""
-        return self.recording.job is not None and self.recording.job.state in (states.QUEUED, states.LEASED)
-
-    @property
-    def stale(self) -> bool:
-        """The outcome has an older epoch."""
-        return self.outcome is None or self.outcome.epoch != self.recording.epoch
-
-    @property
-    def brought_media(self) -> bool:
-        """This run wrote media of a wanted track."""
-        return self.media_ms > 0
-
-    @property
-    def lost_again(self) -> bool:
-        """The run brought little media, and the one before it failed or was lost too."""
-        return self.media_ms < LASTED_MS and self.recording.failures > 0
-
-    @property
-    def disk_error(self) -> bool:
-        """The disk is full or the spool is lost."""
-        return self.reason in (Reason.DISK_FULL, Reason.SPOOL_LOST)
-
-    @property
-    def fatal_refusal(self) -> bool:
-        """The server refused in a way that no retry cures."""
-        return self.reason == Reason.REFUSED_FOR_GOOD
-
-    @property
-    def speaker_absent(self) -> bool:
-        """A callback reported that the speaker left."""
-        return self.recording.present is False
-
-    @property
-    def speaker_present(self) -> bool:
-        """A callback reported that the speaker is there."""
-        return self.recording.present is True
-
-    @property
-    def never_seen(self) -> bool:
-        """The speaker is subscribed and was never seen."""
-        return self.recording.never_seen
-
-    @property
-    def last_pull(self) -> bool:
-        """This run is the last pull, at the end of LINGER."""
-        return self.recording.last_pull
-
-    @property
-    def publish_pending(self) -> bool:
-        """A track was switched on after this run was queued, and the run brought no media since."""
-        return self.recording.publish_pending
-
-    @property
-    def restart_immediately(self) -> bool:
-        """The run ended only because a track appeared or its node stops: the stream is live."""
-        return self.reason in (Reason.NEW_TRACK, Reason.NODE_STOPPING)
-
-    @property
-    def node_stopping(self) -> bool:
-        """Its node stops in an orderly way."""
-        return self.reason == Reason.NODE_STOPPING
-
-    @property
-    def failed_repeatedly(self) -> bool:
-        """Several runs in a row brought no media."""
-        return self.recording.failures >= MAX_EMPTY_RUNS
-
-    @property
-    def media_recent(self) -> bool:
-        """Media arrived within IDLE_TIMEOUT."""
-        return self.recording.idle_from_ms + self.facts.policy.idle_timeout_ms > self.facts.now_ms
-
-    @property
-    def output_verified(self) -> bool:
-        """The output is verified."""
-        outcome = self.outcome
-        return isinstance(outcome, internal_events.FfmpegExit) and self.reason == Reason.OK and outcome.output is not None
-
-    @property
-    def retryable(self) -> bool:
-        """A retry may succeed, and retries are left."""
-        if self.state == U:
-            return self.retry and self.facts.now_ms < self.recording.stage_started_ms + self.facts.policy.upload_retry_for_ms
-        return self.retry and self.recording.failures < len(self.facts.policy.transcode_backoff_ms)
-
-    @property
-    def lost_repeatedly(self) -> bool:
-        """Too many workers in a row ended without an outcome."""
-        return self.recording.failures >= self.facts.policy.lost_limit
-
-    @property
-    def node_away(self) -> bool:
-        """Segments are on a node that is away, and NODE_RETURN is not over."""
-        return self.reason == Reason.NODE_AWAY
-
-    @property
-    def target_away(self) -> bool:
-        """The job is for a node that is away."""
-        return self.facts.target_away
-
-    @property
-    def resume_at_upload(self) -> bool:
-        """A verified output exists, and no earlier stage was named."""
-        return self.facts.has_output and self.facts.from_stage in ("", "uploading")
-
-    @property
-    def resume_at_transcode(self) -> bool:
-        """Segments exist, and Joining was not named."""
-        return self.facts.has_segments and self.facts.from_stage in ("", "transcoding", "uploading")
-
-    @property
-    def stage_named(self) -> bool:
-        """The replay names a stage."""
-        return self.facts.from_stage != ""
-
-    # --- actions ----------------------------------------------------------------------------------------------------------
     def mark_present(self) -> None:
         """The speaker is there: disarm LINGER, forget the last pull, restart the backoff."""
         self._set(present=True, never_seen=False, last_pull=False, failures=0)
@@ -226,6 +59,12 @@ class RecordingRules:
         """Start the upload."""
         self._begin_stage()
         self._queue(states.UPLOAD)
+
+    def remake_output(self) -> None:
+        """Start the transcode again, from the segments."""
+        if output := self.recording.output:
+            self._set(output=replace(output, remade=output.remade + 1))
+        self.queue_transcode()
 
     def requeue_job(self) -> None:
         """Issue the state's command again under a new epoch."""
@@ -306,15 +145,16 @@ class RecordingRules:
     def count_media(self) -> None:
         """Add the run's media (media resets the count of failures; if the worker is lost, only media of some length does)."""
         if self.media_ms > 0:
-            forgives = self.media_ms >= LASTED_MS or not isinstance(self.outcome, internal_events.WorkerLost)
+            forgives = self.media_ms >= recording_guards.LASTED_MS or not isinstance(self.outcome, internal_events.WorkerLost)
             failures = 0 if forgives else self.recording.failures
             self._set(media_ms=self.recording.media_ms + self.media_ms, failures=failures)
             self.note_media()
 
     def keep_output(self) -> None:
         """Keep the verified output."""
-        if isinstance(self.outcome, internal_events.FfmpegExit):
-            self._set(output=self.outcome.output, output_node=self.outcome.node)
+        if isinstance(self.outcome, internal_events.FfmpegExit) and self.outcome.output is not None:
+            remade = self.recording.output.remade if self.recording.output else 0
+            self._set(output=replace(self.outcome.output, remade=remade), output_node=self.outcome.node)
 
     def finish(self) -> None:
         """The object is in the bucket."""
@@ -347,7 +187,8 @@ class RecordingRules:
     def begin_replay(self) -> None:
         """A replay begins."""
         self._set(replays=self.recording.replays + 1, stop_requested=True, failures=0, last_pull=False, files_removed=False)
-        self._set(code="", detail="", url="", ended_ms=None)
+        output = self.recording.output
+        self._set(code="", detail="", url="", ended_ms=None, output=output and replace(output, remade=0))
         self.effects.append(effects.Disarm("keep"))
 
     def rejoin(self) -> None:
@@ -387,7 +228,7 @@ class RecordingRules:
         self.effects.append(effects.Arm("retry", self.facts.now_ms + pause_ms))
 
     def _fail(self, detail: str) -> None:
-        output = None if self.reason == Reason.FILE_MISSING else self.recording.output
+        output = None if self.reason in (Reason.FILE_DAMAGED, Reason.FILE_MISSING) else self.recording.output
         self._set(code=states.FAILURE_OF[self.recording.state], detail=detail, output=output)
         self.effects.append(effects.Arm("keep", self.facts.now_ms + self.facts.policy.keep_failed_ms))
         self._end()

@@ -78,15 +78,17 @@ class CosUploader:
         *,
         state: UploadState | None,
         save: cos_upload.Save,
+        verified: file_parts.VerifiedFile | None = None,
     ) -> uploaded_object.UploadedObject:
-        """Upload the file at `path` to `target` and compare the result; resumes from `state` if given.
+        """Upload the file at `path` to `target` and compare the result; resumes from `state` if given. A file that no longer
+        equals `verified` completes no upload.
 
         `save` receives the state after the upload is created, after each part, and before an upload is aborted that may belong to
         a successor by now; its errors end the upload. Raises errors.UploadFailed with reason "refused" (fatal), "expired-token",
-        "throttled", "server", "network", "mismatch" or "file-missing".
+        "throttled", "server", "network", "mismatch", "file-missing" or "file-damaged".
         """
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
-        job = cos_upload.Upload(self._ask, self._read, client, path, target, save)
+        job = cos_upload.Upload(self._ask, self._read, client, path, target, save, verified)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     async def abort(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:

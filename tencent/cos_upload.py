@@ -1,7 +1,8 @@
 """One upload of one file to COS: create or resume, send parts, complete, compare.
 
-Rules: `save` receives the UploadId and every part before the next step, so that a restart resumes there. An upload counts only if
-COS's CRC-64 and size equal those of the file. A failure that a retry could cure is never reported as fatal.
+Rules: `save` receives the UploadId and every part before the next step, so that a restart resumes there. The file must still have
+the size and CRC-64 that its verification noted: this is compared before Complete. An upload counts only if COS's CRC-64 and size
+equal those of the file. A failure that a retry could cure is never reported as fatal.
 
 The loop is our own because the SDK's `upload_file` compares no CRC, shares one UploadId between the workers of a key, never
 aborts and cannot be cancelled. All sizes take the same path: a small file is an upload of one part.
@@ -80,11 +81,12 @@ class Upload:
         path: Path,
         target: cos_target.CosTarget,
         save: Save,
+        verified: file_parts.VerifiedFile | None = None,
     ) -> None:
         self._ask = ask
         self._client = client
         self._path = path
-        self._reader = file_parts.PartReader(path, in_thread)
+        self._reader = file_parts.PartReader(path, in_thread, verified)
         self._target = target
         self._save = save
 
@@ -121,6 +123,7 @@ class Upload:
                     await self._save(replace(state, parts=(*sent, part)))
                 sent.append(part)
                 size_bytes, crc64 = size_bytes + part.size, block.crc64
+        self._reader.compare(size_bytes, str(crc64))
         return await self._complete(state.upload_id, sent, size_bytes, str(crc64))
 
     async def _create(self, state: UploadState) -> UploadState:

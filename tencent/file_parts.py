@@ -29,6 +29,14 @@ InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedFile:
+    """Size in bytes and CRC-64/XZ (decimal) of a file, noted when it was verified."""
+
+    size_bytes: int
+    crc64: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """The bytes of one part, their MD5, and the CRC-64/XZ of the file up to their end."""
 
@@ -47,13 +55,16 @@ def part_size_bytes(first: int, number: int) -> int:
 class PartReader:
     """Reads one file; every method raises errors.UploadFailed(reason=Reason.FILE_MISSING) if it cannot be read."""
 
-    def __init__(self, path: Path, in_thread: InThread) -> None:
+    def __init__(self, path: Path, in_thread: InThread, verified: VerifiedFile | None = None) -> None:
         self._path = path
+        self._verified = verified
         self._in_thread = in_thread
 
     async def check(self) -> None:
-        """Raise errors.UploadFailed unless the file exists and is not empty."""
+        """Raise errors.UploadFailed unless the file exists, has the size that was verified, and is not empty."""
         status = await self._ask(self._path.stat)
+        if self._verified is not None and status.st_size != self._verified.size_bytes:
+            self.compare(status.st_size, "")
         if status.st_size == 0:
             raise errors.UploadFailed(f"The file {self._path.name} is empty.", reason=Reason.FILE_MISSING, retry=False)
 
@@ -75,8 +86,22 @@ class PartReader:
         finally:
             file.close()
 
+    def compare(self, size_bytes: int, crc64: str) -> None:
+        """Compare the bytes that were read with the verified ones. Raises errors.UploadFailed ("file-damaged")."""
+        verified = self._verified
+        if verified is None or (verified.size_bytes, verified.crc64) == (size_bytes, crc64):
+            return
+        found = f"{size_bytes} bytes" + (f" with CRC-64 {crc64}" if crc64 else "")
+        detail = (
+            f"The file {self._path.name} was damaged after its verification: it had {verified.size_bytes} bytes with"
+            f" CRC-64 {verified.crc64}, and now has {found}. Check the disk of the spool."
+        )
+        raise errors.UploadFailed(detail, reason=Reason.FILE_DAMAGED, retry=False)
+
     async def measure(self, first_part_bytes: int) -> tuple[int, str]:
-        """The file's size in bytes and its CRC-64/XZ as a decimal string."""
+        """The file's size in bytes and its CRC-64/XZ as a decimal string: as verified, or as read."""
+        if self._verified is not None:
+            return self._verified.size_bytes, self._verified.crc64
         size_bytes = crc64 = 0
         async with contextlib.aclosing(self.blocks(first_part_bytes)) as blocks:
             async for block in blocks:

@@ -64,6 +64,7 @@ class Case:
     upload_over: bool = False
     segments: bool = False
     output: bool = False
+    remade: int = 0
     from_: str = ""
     home: str = ""
     target_away: bool = False
@@ -99,7 +100,7 @@ class Case:
             idle_from_ms=NOW_MS - (1_000 if self.media_lately else POLICY.idle_timeout_ms + 1),
             stage_started_ms=NOW_MS - (POLICY.upload_retry_for_ms + 1 if self.upload_over else 1_000),
             code="FailedRecording" if self.state == "Failed" else "",
-            output=model.Output.from_json(OUTPUT) if self.output else None,
+            output=model.Output.from_json(OUTPUT | {"Remade": self.remade}) if self.output else None,
             job=job,
         )
 
@@ -192,7 +193,16 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
             "failures": (0, 1, 2),
         },
         "upload-finished": {"stale": (False, True)},
-        "upload-failed": {"stale": (False, True), "retry": (False, True), "upload_over": (False, True), "failures": (0, 50)},
+        "upload-failed": {
+            "stale": (False, True),
+            "reason": ("network", "file-missing", "file-damaged"),
+            "retry": (False, True),
+            "upload_over": (False, True),
+            "failures": (0, 50),
+            "segments": (False, True),
+            "output": (False, True),
+            "remade": (0, 2, 3),
+        },
         "linger-over": {"present": (None, True, False)},
         "stop": {"segments": (False, True), "home": ("", "n9")},
         "idle-over": {

@@ -15,11 +15,10 @@ EDGES = {
     ("Recording", "Transcoding"),
     ("Transcoding", "Uploading"),
     ("Uploading", "Done"),
+    ("Uploading", "Transcoding"),
     *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
 }
-REPLAY_EDGES = {(end, state) for end in cases.FINAL for state in ("Joining", "Transcoding", "Uploading")} | {
-    ("Uploading", "Transcoding")
-}
+REPLAY_EDGES = {(end, state) for end in cases.FINAL for state in ("Joining", "Transcoding", "Uploading")}
 
 
 @dataclass(frozen=True)
@@ -187,6 +186,9 @@ def _upload_finished(c: cases.Case) -> Expected:
 def _upload_failed(c: cases.Case) -> Expected:
     if c.state != "Uploading" or c.job not in ("queued", "leased"):
         return IGNORE
+    if c.reason in ("file-missing", "file-damaged") and not c.retry and c.segments and not (c.output and c.remade >= 3):
+        # the file is not the verified one: made again from its segments, three times at most
+        return Expected("move", (("Uploading", "Transcoding"),), job="queued", command="start-transcode", raised=True, stop=True)
     if c.retry and not c.upload_over:
         return Expected("stay", job="waiting", raised=True, armed="retry")
     return Expected("move", (("Uploading", "Failed"),))

@@ -11,10 +11,10 @@ RECORDING_EDGES = {
     ("Recording", "Transcoding"),
     ("Transcoding", "Uploading"),
     ("Uploading", "Done"),
+    ("Uploading", "Transcoding"),
     *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
 }
 REPLAY_EDGES = {(end, to) for end in ("Done", "Failed") for to in ("Joining", "Transcoding", "Uploading")}
-REPLAY_EDGES |= {("Uploading", "Transcoding")}
 SESSION_EDGES = {("", "Open"), ("Open", "Closing"), ("Closing", "Finished")}
 SESSION_REPLAY_EDGES = {("Closing", "Open"), ("Finished", "Open")}
 # Code → (Message, Status).

@@ -305,3 +305,30 @@ def test_detail_without_a_response_is_a_sentence(retry: cos_requests.RequestFail
     failed = retry.as_upload_failed("sending part 3")
     assert failed.detail.endswith("while sending part 3.")
     assert failed.retry
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "zero", "empty", "grow"])
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_file_with_other_bytes_is_never_completed(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes, damage: str, resumed: bool
+) -> None:
+    """A file that changed after its verification completes no upload, neither a new nor a resumed one."""
+    verified = file_parts.VerifiedFile(size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)))
+    notes = scripted_cos.Notes()
+    if resumed:
+        server.script["complete"] = [scripted_cos.refuse(403, "AccessDenied")]
+        with pytest.raises(errors.UploadFailed):
+            await scripted_cos.upload(uploader, file, server, notes, verified=verified)
+    page = len(data) // 2
+    damaged = {
+        "flip": data[:page] + bytes((data[page] ^ 1,)) + data[page + 1 :],
+        "truncate": data[:page],
+        "zero": data[:page] + bytes(4096) + data[page + 4096 :],
+        "empty": b"",
+        "grow": data + b"x",
+    }
+    await asyncio.to_thread(file.write_bytes, damaged[damage])
+    with pytest.raises(errors.UploadFailed) as caught:
+        await scripted_cos.upload(uploader, file, server, notes, verified=verified, state=notes.states[-1] if resumed else None)
+    assert (caught.value.reason, caught.value.retry) == ("file-damaged", False)
+    assert server.objects == {}

@@ -1,0 +1,56 @@
+"""Files that were damaged or lost: a finished file is made again from its segments, and segments that lost media are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import decider_harness
+
+REMADE_AT_MOST = 3
+
+
+async def _uploading(harness: decider_harness.Harness) -> str:
+    """A recording in Uploading whose session has closed; returns its id."""
+    task_id = await harness.start()
+    await harness.publish()
+    owner = f"{task_id}/al/1"
+    await harness.capture(owner, reason="eof")
+    await harness.say("stop", TaskId=task_id)
+    await harness.transcode(owner)
+    return owner
+
+
+async def _upload_fails(harness: decider_harness.Harness, owner: str, reason: str, *, retry: bool = False) -> None:
+    await harness.outcome("upload-failed", owner, await harness.take(owner), Reason=reason, Detail="other bytes", Retry=retry)
+
+
+@pytest.mark.parametrize("reason", ["file-damaged", "file-missing"])
+async def test_a_damaged_file_is_made_again(harness: decider_harness.Harness, reason: str) -> None:
+    """The transcode starts again from the segments, and its output ends as Done."""
+    owner = await _uploading(harness)
+    await _upload_fails(harness, owner, reason)
+    made_again = await harness.recording(owner)
+    assert (made_again.state, made_again.job and made_again.job.kind) == ("Transcoding", "transcode")
+    await harness.recorded(owner)
+    done = await harness.recording(owner)
+    assert (done.state, done.code, done.detail) == ("Done", "Success", "")
+
+
+async def test_a_disk_that_damages_every_file_ends(harness: decider_harness.Harness) -> None:
+    """After three repetitions the recording fails with the reason, and keeps its segments for a replay."""
+    owner = await _uploading(harness)
+    for _ in range(REMADE_AT_MOST):
+        await _upload_fails(harness, owner, "file-damaged")
+        await harness.transcode(owner)
+    await _upload_fails(harness, owner, "file-damaged")
+    failed = await harness.recording(owner)
+    assert (failed.state, failed.code, failed.detail) == ("Failed", "FailedCosWrite", "other bytes")
+    answer = await harness.say("replay", TaskId=failed.task_id)
+    assert [r["To"] for r in answer["Recordings"]] == ["Transcoding"]
+
+
+async def test_a_file_that_cannot_be_read_now_is_tried_again(harness: decider_harness.Harness) -> None:
+    """An unreadable spool damages no file: the upload is retried."""
+    owner = await _uploading(harness)
+    await _upload_fails(harness, owner, "file-missing", retry=True)
+    assert (await harness.recording(owner)).state == "Uploading"
