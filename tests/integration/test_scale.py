@@ -16,7 +16,8 @@ from tests import decider_harness, engines, examples, history, long_life, statem
 from worker import command_handlers
 
 SPEAKERS = 500
-UPLOADS = 200
+# Ten times the slots of a large worker. Each upload needs a connection of the pool of 6 before it hangs.
+UPLOADS = 80
 PULLS = 1_000
 
 
