@@ -5,7 +5,7 @@ Rules: pure. Secrets leave the request here, into a value of their own; `StartRe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +83,23 @@ class StartRequest:
     callback: str = ""
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
+
+
+def differing(one: StartRequest, other: StartRequest) -> tuple[str, ...]:
+    """The settings in which two starts of one key differ, under the names of their fields. Both have the whole callback URL."""
+    return tuple(name for name, value in _SETTINGS.items() if value(one) != value(other))
+
+
+# The settings of a start under the names of its fields. The order of a list has no meaning.
+_SETTINGS: dict[str, Callable[[StartRequest], object]] = {
+    "Mode": lambda request: request.mode,
+    "CosConfig.Region": lambda request: request.region,
+    "CosConfig.Bucket": lambda request: request.bucket,
+    "CosConfig.Path": lambda request: request.path,
+    "Callback": lambda request: request.callback,
+    "SubscribeUserIds": lambda request: set(request.subscribe),
+    "UnSubscribeUserIds": lambda request: set(request.unsubscribe),
+}
 
 
 def room(data: Mapping[str, Any]) -> Room | None:

@@ -34,7 +34,7 @@ def accepted(event_id: str, answer: Mapping[str, Any], time_ms: int) -> codec.Ev
 
 
 def refused(event_id: str, refusal: Mapping[str, Any], time_ms: int) -> codec.Event:
-    """The reply to a refused request; `refusal` has Code and Message."""
+    """The reply to a refused request; `refusal` has Code and Message, and may have Fields and TaskId."""
     data = {**refusal, "RequestId": event_id}
     return codec.make("session-refused", id=_id(event_id, "refused"), time_ms=time_ms, data=data, correlation_id=event_id)
 
@@ -57,7 +57,7 @@ async def repeat(store: ports.Store, event: codec.Event) -> bool:
 
 async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderError) -> None:
     """Refuse a request: the refusal is final for this event id."""
-    refusal = {"Code": error.code, "Message": error.message}
+    refusal = {"Code": error.code, "Message": error.message, **error.details}
 
     def decide(snapshot: ports.Snapshot) -> tuple[ports.Answer, changes.Changes]:
         reply = changes.Changes()

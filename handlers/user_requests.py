@@ -5,6 +5,7 @@ Rules: no I/O. A start is decided under the lock of its room. A refusal raises o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,8 @@ from machine import errors, model, recording, states
 
 
 def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
-    """Open a session, or return the Open one of the same key with fresh secrets. Returns TaskId, Repeated and Warnings."""
+    """Open a session, or return the Open one of the same key and settings with fresh secrets. Returns TaskId, Repeated and
+    Warnings. Raises InvalidParameter, AlreadyRecording, Refused, QuotaReached."""
     try:
         request, secrets = requests.start(uow.event.data)
     except event_errors.InvalidEvent as error:
@@ -25,7 +27,7 @@ def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         raise errors.InvalidParameter(message, field="UserSig")
     current = _open_session(uow, request.room, request.user_id)
     if current is not None:
-        return _repeat(uow, current, secrets)
+        return _repeat(uow, current, request, secrets)
     if uow.no_capacity is not None:
         raise uow.no_capacity
     by = uow.by
@@ -76,7 +78,10 @@ def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     return answer
 
 
-def _repeat(uow: unit_of_work.UnitOfWork, current: model.Session, secrets: requests.Secrets) -> dict[str, Any]:
+def _repeat(
+    uow: unit_of_work.UnitOfWork, current: model.Session, request: requests.StartRequest, secrets: requests.Secrets
+) -> dict[str, Any]:
+    """Take the fresh secrets of a start of an Open session. Raises Refused, AlreadyRecording."""
     by = uow.by
     if by is not None and not by.operates and current.key_id != by.key_id:
         # A repeated start replaces the secrets, and wrong secrets end a recording as surely as a stop.
@@ -84,9 +89,11 @@ def _repeat(uow: unit_of_work.UnitOfWork, current: model.Session, secrets: reque
             "A session that another key began records this room for this UserId already. Repeat its start with that key or one"
             " of the scope operate, or record the room under another UserId."
         )
+    known = dataclasses.replace(current.request, callback=uow.snapshot.callback_url(current.task_id))
+    if fields := requests.differing(known, request):
+        raise errors.AlreadyRecording(current.task_id, fields)
     uow.changes.secrets[current.task_id] = uow.snapshot.secrets(current.task_id).renewed_by(secrets)
-    note = "a repeated start: fresh secrets taken, everything else ignored"
-    uow.journal(current.key, current.state, current.state, note)
+    uow.journal(current.key, current.state, current.state, "a repeated start: fresh secrets taken")
     return _accepted(uow, current, repeated=True)
 
 

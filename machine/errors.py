@@ -5,6 +5,7 @@
     ├── Unauthorized         401      no token, or a wrong one; a TRTC callback with a wrong signature
     ├── NotFound             404      no such session or recording
     ├── Refused              409      understood, but not possible in the current state
+    │   └── AlreadyRecording 409      the room is recorded with other settings
     ├── QuotaReached         429      the key already has its quota of Open sessions
     ├── InsufficientSpace    507      admission: the spool has too little free space
     ├── Unavailable          503      the service starts or stops, or its database does not answer
@@ -22,6 +23,10 @@ Rule: the docstring of a class is its default message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
 from machine.reasons import Reason
 
 
@@ -31,6 +36,8 @@ class RecorderError(Exception):
     code = "InternalError"
     http_status = 500
     retry = False
+    details: Mapping[str, Any] = MappingProxyType({})
+    """More fields of the refusal: Fields (names of the request's fields), TaskId."""
 
     def __init__(self, message: str = "") -> None:
         self.message = message or (type(self).__doc__ or "").strip()
@@ -46,6 +53,8 @@ class InvalidParameter(RecorderError):
     def __init__(self, message: str = "", *, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+        if field:
+            self.details = {"Fields": [field]}
 
 
 class Unauthorized(RecorderError):
@@ -67,6 +76,19 @@ class Refused(RecorderError):
 
     code = "FailedOperation"
     http_status = 409
+
+
+class AlreadyRecording(Refused):
+    """The session that records this room for this UserId has other settings."""
+
+    code = "AlreadyRecording"
+
+    def __init__(self, task_id: str, fields: Sequence[str]) -> None:
+        super().__init__(
+            f"Session {task_id} records this room for this UserId already, with another {' and '.join(fields)}. Nothing was"
+            " changed: repeat the start with the settings of that session, or stop it first."
+        )
+        self.details = {"TaskId": task_id, "Fields": list(fields)}
 
 
 class QuotaReached(RecorderError):

@@ -53,6 +53,10 @@ class Snapshot(Protocol):
         """The secrets of a session; empty ones if they were wiped. Raises DecryptionFailed."""
         ...
 
+    def callback_url(self, task_id: str) -> str:
+        """The whole URL that a session's results are posted to; "" for none. Raises DecryptionFailed."""
+        ...
+
     def has_segments(self, key: job_key.RecordingKey) -> bool:
         """Whether segments of the recording hold media."""
         ...

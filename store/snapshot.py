@@ -142,6 +142,11 @@ class Loader:
             made[row["task_id"],] = requests.Secrets.from_json(json.loads(encrypted_rows.decrypt_row(self._keyring, row)))
         return made
 
+    def _callback_url(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
+        kind = encrypted_rows.CALLBACK
+        found = yield Step(statements.SECRET, [{"at_task_id": id_, "at_kind": kind} for (id_,) in about])
+        return dict.fromkeys(about, "") | {(row["task_id"],): encrypted_rows.decrypt_row(self._keyring, row) for row in found}
+
     def _has_segments(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         found = yield Step(statements.HAS_SEGMENTS, [{"at_recording_id": key.text} for (key,) in about])
         there = {row["recording_id"] for row in found}

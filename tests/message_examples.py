@@ -68,7 +68,10 @@ VALID: dict[str, list[dict[str, Any]]] = {
     "start-upload": [JOB],
     "send-callback": [DELIVERY],
     "session-accepted": [{"TaskId": TASK, "Repeated": False, "Warnings": ["w"]}],
-    "session-refused": [{"Code": "InvalidParameter", "Message": "m", "RequestId": "e"}],
+    "session-refused": [
+        {"Code": "InvalidParameter", "Message": "m", "RequestId": "e"},
+        {"Code": "AlreadyRecording", "Message": "m", "RequestId": "e", "Fields": ["Mode"], "TaskId": TASK},
+    ],
     "recording-done": [RESULT],
     "failed-recording": [RESULT],
     "failed-transcode": [RESULT],

@@ -160,6 +160,10 @@ TAKEN: Json = {"code": 0, "RequestId": REQUEST_ID}
 ALIVE: Json = {"Status": "alive", "Version": "1.0.0", "RequestId": REQUEST_ID}
 READY: Json = {"Status": "ready", "RequestId": REQUEST_ID}
 
+_OTHER_SETTINGS = errors.AlreadyRecording(TASK_ID, ("Mode", "CosConfig.Path"))
+CONFLICT: Json = {"Code": _OTHER_SETTINGS.code, "Message": _OTHER_SETTINGS.message, **_OTHER_SETTINGS.details}
+CONFLICT |= {"RequestId": REQUEST_ID}
+
 # The name of an answer's component → an example of it.
 ANSWERS: dict[str, Json] = {
     "Accepted": ACCEPTED,
@@ -168,6 +172,7 @@ ANSWERS: dict[str, Json] = {
     "Stopped": STOPPED,
     "Replayed": REPLAYED,
     "Results": RESULTS,
+    "Conflict": CONFLICT,
     "Taken": TAKEN,
     "Alive": ALIVE,
     "Ready": READY,

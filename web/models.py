@@ -50,6 +50,13 @@ class ErrorBody(AnswerBody):
     Message: str = pydantic.Field(description="Names the field and the reason.")
 
 
+class ConflictBody(ErrorBody):
+    """A start that another session excludes. AlreadyRecording has all fields."""
+
+    TaskId: str = pydantic.Field("", description="The session that records this room for this UserId.")
+    Fields: list[str] = pydantic.Field([], description="The fields in which the start differs from that session.")
+
+
 class ResultBody(Body):
     """One message to subscribers."""
 

@@ -47,13 +47,18 @@ async def large(request: fastapi.Request, make: Callable[[], Mapping[str, Any]])
 
 
 def failed(
-    request_id: str, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    request_id: str,
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> responses.JSONResponse:
     """An error; its code also goes to the request's log line."""
     structlog.contextvars.bind_contextvars(code=code)
     # A message can contain the name of a field as the client sent it, and JSON has characters that UTF-8 cannot encode.
     text = message.encode("utf-8", "backslashreplace").decode()
-    return responses.JSONResponse({"Code": code, "Message": text, "RequestId": request_id}, status, headers)
+    return responses.JSONResponse({"Code": code, "Message": text, **(details or {}), "RequestId": request_id}, status, headers)
 
 
 def request_id(request: fastapi.Request) -> str:
@@ -72,7 +77,9 @@ def install(app: fastapi.FastAPI) -> None:
 async def _recorder_error(request: fastapi.Request, error: Exception) -> fastapi.Response:
     assert isinstance(error, errors.RecorderError)  # noqa: S101 - registered for this class only; tells the type checker
     if error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        return failed(request_id(request), error.http_status, error.code, error.message, retry_after(error.http_status))
+        details = error.details if isinstance(error, errors.Refused) else None
+        headers = retry_after(error.http_status)
+        return failed(request_id(request), error.http_status, error.code, error.message, headers, details)
     if error.retry:
         unavailable = errors.Unavailable()
         headers = retry_after(unavailable.http_status)

@@ -15,7 +15,7 @@ import structlog
 from events import codec, reader
 from events import errors as event_errors
 from machine import errors, model
-from web import dependencies, examples, openapi, request_body, responses, session_models, stuck, views
+from web import dependencies, examples, models, openapi, request_body, responses, session_models, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
 # The types of the columns: PostgreSQL refuses larger numbers.
@@ -26,6 +26,7 @@ CANDIDATES = 20
 MAX_ROUNDS = 50
 RECORDINGS = 200
 TIMELINE = 1_000
+CONFLICT = {"model": models.ConflictBody, "description": "Another session records this room under this UserId."}
 DRY_RUN = {"model": session_models.ReplayedBody, "description": "A dry run: the effect that a replay would have."}
 
 TaskId = Annotated[str, fastapi.Path(alias="TaskId", description="Id of the session, a ULID.")]
@@ -84,7 +85,7 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         summary="Start recording a room",
         response_model=session_models.AcceptedBody,
         response_description="The start was accepted.",
-        responses=openapi.failures(400, 408, 413, 415, 503, 507),
+        responses={**openapi.failures(400, 408, 413, 415, 503, 507), 409: CONFLICT},
         openapi_extra=openapi.request_body("start", examples.START),
     )
     async def start(request: fastapi.Request) -> fastapi.Response:

@@ -107,9 +107,11 @@ async def test_secrets_outlive_keep_failed_as_long_as_they_are_used(harness: dec
 async def test_secrets_lie_nowhere_in_plain(harness: decider_harness.Harness, database: engines.Database) -> None:
     """Planted secrets, a callback URL among them, are in no table and no file of the database; wiped ones are gone even in
     encrypted form."""
-    task_id = await harness.start(Callback="https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query")
+    url = "https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query"
+    task_id = await harness.start(Callback=url)
     fresh = {"SecretId": "MARK-id3", "SecretKey": "MARK-key3", "Token": "MARK-token3"}
-    await harness.start(UserSig="MARK-sig2", CosConfig={k: decider_harness.COS[k] for k in ("Region", "Bucket", "Path")})
+    target = {k: decider_harness.COS[k] for k in ("Region", "Bucket", "Path")}
+    await harness.start(UserSig="MARK-sig2", CosConfig=target, Callback=url)
     await harness.publish()
     await harness.say("replay", TaskId=task_id, UserSig="MARK-sig3", CosConfig=fresh)
     for refused in ({"RoomId": 0}, {"CosConfig": decider_harness.COS | {"Path": ".."}}):
@@ -124,7 +126,7 @@ async def test_secrets_lie_nowhere_in_plain(harness: decider_harness.Harness, da
     assert callback.url == "https://example.com/…"
     found = await harness.store.assignments.delivery(callback.key)
     assert found is not None
-    assert found.url == "https://user:MARK-password@example.com/hooks/MARK-path?token=MARK-query"
+    assert found.url == url
     assert database.ask("SELECT kind FROM secrets") == [("callback",)]
     await harness.store.stop()
     assert b"MARK" not in database.everything()

@@ -190,7 +190,7 @@ async def test_a_start_and_two_replays_of_one_key_at_once(
     for room in range(1, RACES[database.engine] // 50 + 1):
         tasks = [await without_media(first, room) for _ in range(2)]
         replays = [unless_refused(harness.say("replay", TaskId=task_id)) for harness, task_id in zip(nodes, tasks, strict=True)]
-        started, *replayed = await asyncio.gather(second.start(RoomId=room, Mode="00"), *replays)
+        started, *replayed = await asyncio.gather(second.start(RoomId=room), *replays)
         opened = database.ask(f"SELECT task_id FROM sessions WHERE state = 'Open' AND room = '{room}'")
         assert opened == [(started,)]
         assert [answer is not None for answer in replayed] == [task_id == started for task_id in tasks]

@@ -56,6 +56,17 @@ class TestStart:
         _, answer = await service.ask("POST", "/sessions", json=start_body())
         assert (answer["TaskId"], answer["Repeated"]) == (task_id, True)
 
+    async def test_a_start_with_other_settings_is_a_conflict(self, service: Service) -> None:
+        """A second start of the same room with other settings gets 409 with the session and the differing fields."""
+        task_id = await service.open_session()
+        status, answer = await service.ask(
+            "POST", "/sessions", json=start_body(Mode="00", Callback="https://x.example/a?s=PLANTED")
+        )
+        assert (status, answer["Code"], answer["TaskId"]) == (409, "AlreadyRecording", task_id)
+        assert answer["Fields"] == ["Mode", "Callback"]
+        assert "PLANTED" not in json.dumps(answer)
+        assert set(answer) == {"Code", "Message", "TaskId", "Fields", "RequestId"}
+
     async def test_a_repeat_under_one_key_gets_the_first_answer(self, service: Service) -> None:
         """The Idempotency-Key is the event's id: a repeat under it does not start again."""
         headers = {"Idempotency-Key": "lesson 7"}

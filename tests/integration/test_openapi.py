@@ -77,7 +77,10 @@ ADDED_FIELDS = {
     "Recording": ("SegmentsOmitted",),
     "TimelineLine": ("Count", "FirstTime"),
 }
-ADDED_TO_OPERATIONS = {("get", "/sessions/{TaskId}"): (("recordings", "timeline", "results", "limit"), ("400",))}
+ADDED_TO_OPERATIONS = {
+    ("get", "/sessions/{TaskId}"): (("recordings", "timeline", "results", "limit"), ("400",)),
+    ("post", "/sessions"): ((), ("409",)),
+}
 
 
 def _leaves(route: Any) -> list[tuple[str, set[str]]]:
@@ -184,7 +187,7 @@ async def test_every_error_has_its_own_code(service: Service) -> None:
         "403": ["Forbidden"],
         "404": ["NotFound"],
         "408": ["RequestTimeout"],
-        "409": ["FailedOperation"],
+        "409": ["AlreadyRecording", "FailedOperation"],
         "413": ["RequestTooLarge"],
         "415": ["UnsupportedMediaType"],
         "429": ["LimitExceeded"],

@@ -62,6 +62,9 @@ class Snapshot:
     def secrets(self, task_id: str) -> requests.Secrets:
         return self.tables.secrets.get(task_id) or requests.Secrets()
 
+    def callback_url(self, task_id: str) -> str:
+        return self.tables.callback_urls.get(task_id, "")
+
     def has_segments(self, key: job_key.RecordingKey) -> bool:
         return any(row["media_ms"] > 0 for (owner, _), row in self.tables.segments.items() if owner == str(key))
 
