@@ -9,15 +9,14 @@ Source: TRTC waits 5 s for an answer, and repeats a callback for one minute.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
 
 from events import codec
 from handlers import trtc_events
-from machine import errors, ports, presence
+from machine import batches, errors, ports, presence
 
 MAX_WAITING = 2_000
 MAX_BATCH = 200
@@ -33,8 +32,7 @@ class CallbackIntake:
     def __init__(self, store: ports.Presence, decide: Callable[[codec.Event], Awaitable[Any]]) -> None:
         self._store = store
         self._decide = decide
-        self._waiting: deque[tuple[presence.Report, asyncio.Future[bool]]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._batches = batches.Batches("callback-intake", self._note, at_most=MAX_BATCH)
         self._taken = 0
 
     async def take(self, event: codec.Event) -> None:
@@ -53,23 +51,11 @@ class CallbackIntake:
 
     async def _is_noted(self, event: codec.Event) -> bool:
         report = trtc_events.presence_report(event)
-        if report is None:
-            return False
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((report, done))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="callback-intake")
-        return await done
+        return report is not None and await self._batches.run(report)
 
-    async def _run(self) -> None:
-        while self._waiting:
-            taken = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-            batch = [(report, done) for report, done in taken if not done.done()]
-            try:
-                noted = await self._store.note([report for report, _ in batch])
-            except Exception as error:  # noqa: BLE001 - not swallowed: each callback is decided alone, and meets its own error
-                log.info("callbacks.decided_alone", callbacks=len(batch), reason=type(error).__name__)
-                noted = [False] * len(batch)
-            for (_, done), each in zip(batch, noted, strict=True):
-                if not done.done():
-                    done.set_result(each)
+    async def _note(self, reports: Sequence[presence.Report]) -> Sequence[bool]:
+        try:
+            return await self._store.note(reports)
+        except Exception as error:  # noqa: BLE001 - not swallowed: each callback is decided alone, and meets its own error
+            log.info("callbacks.decided_alone", callbacks=len(reports), reason=type(error).__name__)
+            return [False] * len(reports)

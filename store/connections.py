@@ -85,6 +85,14 @@ class Connections:
 
         return await self.run(steps)
 
+    async def together(self, statement: sql.Statement, parameters: sql.Row) -> Sequence[sql.Row]:
+        """Like `fetch`, in a transaction that is shared with those that wait at the same moment, on both engines. The statement
+        must not wait for a lock. It returns at most one row, of columns that its parameters name."""
+        if self._group is None:
+            rows: Sequence[sql.Row] = await self._servers.together(statement, parameters)
+            return rows
+        return await self.fetch(statement, parameters)
+
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection that only reads; what it saw is released at the end of the block."""
         return self.engine.connect()

@@ -24,6 +24,7 @@ from sqlalchemy import (
     null,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -36,31 +37,40 @@ _TAKEN = (
     update(tables.jobs)
     .where(_QUEUED)
     .values(state=states.LEASED, node=bindparam("node"), lease_until_ms=bindparam("lease_until_ms"), again_ms=null())
-    .returning(tables.jobs.c.epoch)
+    .returning(tables.jobs.c.owner, tables.jobs.c.epoch)
 )
 
 
-def _touch(table: Table, **key: str) -> Update:
-    """A lease changes data that decisions read: it raises its owner's version, so that a concurrent decision is repeated."""
-    owner = [table.c[name] == statements.at(parameter) for name, parameter in key.items()]
-    return update(table).where(*owner).values(version=table.c.version + 1)
+def _at(table: Table, **key: str) -> Any:
+    return and_(*(table.c[name] == statements.at(parameter) for name, parameter in key.items()))
 
 
-_TOUCHED = {
-    job_key.RecordingKey: _touch(tables.recordings, id="owner", epoch="epoch"),
-    job_key.DeliveryKey: _touch(tables.callbacks, task_id="task_id", revision="revision", epoch="epoch"),
+_OWNERS: dict[type, tuple[Table, Any]] = {
+    job_key.RecordingKey: (tables.recordings, _at(tables.recordings, id="owner", epoch="epoch")),
+    job_key.DeliveryKey: (tables.callbacks, _at(tables.callbacks, task_id="task_id", revision="revision", epoch="epoch")),
 }
-_TOUCH = {kind: sql.Statement(touched) for kind, touched in _TOUCHED.items()}
 
 
-def _take(touched: Update) -> sql.Statement:
-    """Take a job. On PostgreSQL the same statement touches its owner, first and only if the job is queued. SQLite knows no update
-    inside another statement, and needs none: it has no round trips."""
-    first = touched.where(exists().where(_QUEUED)).returning(touched.table.c.epoch).cte("touched")
+def _touch(table: Table, owner: Any) -> Update:
+    """A lease changes data that decisions read: it raises its owner's version, so that a concurrent decision is repeated."""
+    return update(table).where(owner).values(version=table.c.version + 1)
+
+
+def _take(table: Table, owner: Any, *, free: bool) -> sql.Statement:
+    """Take a job. On PostgreSQL the same statement touches its owner, first and only if the job is queued (`free`: and if no
+    other transaction has locked the owner). SQLite knows no update inside another statement, and needs none: it has no round
+    trips."""
+    chosen = and_(owner, exists().where(_QUEUED))
+    if free:
+        unlocked = select(*table.primary_key).where(chosen).with_for_update(skip_locked=True).scalar_subquery()
+        chosen = tuple_(*table.primary_key) == unlocked
+    first = _touch(table, chosen).returning(table.c.epoch).cte("touched")
     return sql.Statement({"sqlite": _TAKEN, "postgresql": _TAKEN.where(exists(select(literal_column("1")).select_from(first)))})
 
 
-_TAKE = {kind: _take(touched) for kind, touched in _TOUCHED.items()}
+_TOUCH = {kind: sql.Statement(_touch(*of)) for kind, of in _OWNERS.items()}
+_TAKE = {kind: _take(*of, free=False) for kind, of in _OWNERS.items()}
+_TAKE_FREE = {kind: _take(*of, free=True) for kind, of in _OWNERS.items()}
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
 HOLDS = select(tables.jobs.c.epoch).where(_HELD)
 
@@ -115,7 +125,10 @@ class Leases:
         if isinstance(owner, job_key.DeliveryKey):
             leased |= {"at_task_id": owner.task_id, "at_revision": owner.revision}
         if self._database.on_server:
-            return bool(await self._database.fetch(_TAKE[type(owner)], leased))
+            # Those that are taken at the same moment share a commit. None of them waits for an owner that a decision has locked:
+            # it is taken alone.
+            free = await self._database.together(_TAKE_FREE[type(owner)], leased)
+            return bool(free or await self._database.fetch(_TAKE[type(owner)], leased))
 
         def steps() -> sql.Steps[bool]:
             taken = yield sql.Step(_TAKE[type(owner)], [leased])

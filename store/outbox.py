@@ -131,7 +131,7 @@ class Outbox:
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Write a message outside a decision: a worker's outcome, an event of the sweeper."""
         message = changes.OutgoingMessage(channel, event, task_id)
-        await self._database.fetch(statements.ADD_MESSAGE, saving.message_row(message, self._clock()))
+        await self._database.together(statements.ADD_MESSAGE, saving.message_row(message, self._clock()))
         self._changed.set()
 
 

@@ -70,7 +70,7 @@ class Segments:
         row |= {"media_ms": 0, "size_bytes": 0, "reason": "", "task_id": recording.task_id}
         row |= {"first_packet_ms": None, "last_packet_ms": None}
         named = {"at_recording_id": recording.text, "at_epoch": epoch}
-        await self._database.fetch(_REGISTER, row | named)
+        await self._database.together(_REGISTER, row | named)
 
     async def update(self, recording: job_key.RecordingKey, epoch: int, values: Mapping[str, Any]) -> None:
         """Update a growing segment: first_packet_ms, last_packet_ms, media_ms, size_bytes. A superseded epoch, or a closed

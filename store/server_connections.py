@@ -6,18 +6,20 @@ and replaced. A transaction that waits too long for a row gives up, because its 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from machine import errors
+from machine import batches, errors
 from store import sql
 
 LOCK_TIMEOUT_MS = 500
 # Kept of those that a moment of much work took from the engine's pool.
 KEPT = 4
+MAX_TOGETHER = 64
 
 Value = TypeVar("Value")
 
@@ -31,6 +33,7 @@ class ServerConnections:
         # The rest stays in the pool: reads take theirs from it, and would wait without end for a kept one.
         self._kept = min(KEPT, pool.size() // 2)
         self._closed = False
+        self._together = batches.Batches("store.together", self._run_together, at_most=MAX_TOGETHER)
         self._free: list[tuple[AsyncConnection, Any]] = []
 
     async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
@@ -47,9 +50,34 @@ class ServerConnections:
         async with self._connection() as server:
             return await sql.run_on_server(server, steps())
 
+    async def together(self, statement: sql.Statement, parameters: sql.Row) -> Any:
+        """Run one statement in a transaction that it shares with those that wait at the same moment."""
+        return await self._together.run((statement, parameters))
+
+    async def _run_together(self, items: Sequence[tuple[sql.Statement, sql.Row]]) -> Sequence[Any]:
+        by_statement: dict[sql.Statement, list[sql.Row]] = {}
+        for statement, parameters in items:
+            by_statement.setdefault(statement, []).append(parameters)
+
+        def steps() -> sql.Steps[dict[sql.Statement, list[sql.Row]]]:
+            found = {}
+            for statement, rows in by_statement.items():
+                found[statement] = list((yield sql.Step(statement, rows)))
+            return found
+
+        try:
+            found = await self.run(steps)
+        except Exception as error:
+            if sql.is_outage(error):
+                raise
+            # Each meets its own error.
+            return await asyncio.gather(*(self.fetch(*item) for item in items), return_exceptions=True)
+        return [_own(found[statement], parameters) for statement, parameters in items]
+
     async def close(self) -> None:
         """Close the kept connections. Idempotent."""
         self._closed = True
+        await self._together.stop()
         free, self._free = self._free, []
         for connection, _ in free:
             await _drop(connection)
@@ -98,3 +126,11 @@ class ServerConnections:
 async def _drop(connection: AsyncConnection) -> None:
     await connection.invalidate()
     await connection.close()
+
+
+def _own(found: list[sql.Row], parameters: sql.Row) -> Sequence[sql.Row]:
+    """Take out the first row whose columns are those that the parameters name: another caller may have asked for the same."""
+    for place, row in enumerate(found):
+        if all(parameters[f"at_{name}"] == value for name, value in row.items()):
+            return [found.pop(place)]
+    return ()

@@ -25,6 +25,7 @@ ONE_ENGINE = {
     "tests/integration/test_parked_messages.py": "a queue is read by taking from it; the outbox's are rows",
     "tests/integration/test_wheel.py": "whether migrations are in the wheel; what they do: tests/contract/test_schema.py",
     "tests/contract/test_lease_renewal.py::test_a_row_that_a_decision_holds_delays_no_other_renewal": "row locks of PostgreSQL",
+    "tests/contract/test_shared_commits.py::test_a_job_whose_owner_is_locked_delays_no_other": "row locks of PostgreSQL",
     "tests/contract/test_callback_intake.py::test_a_room_that_is_decided_holds_up_no_other": "room locks of PostgreSQL",
     "tests/contract/test_callback_intake.py::test_bursts_and_decisions_leave_connections_for_reads": "PostgreSQL's pool",
     "tests/e2e/test_hung_spool.py": "a hung file system; the worker's files know no engine",
