@@ -73,6 +73,12 @@ class Changes:
     applications: set[int] = field(default_factory=set)
     audit: list[AuditNote] = field(default_factory=list)
 
+    @property
+    def moves(self) -> bool:
+        """Whether anything but the timeline, the audit and segments (whose values only grow) is written."""
+        rows = (self.sessions, self.recordings, self.deliveries, self.secrets, self.results, self.deadlines)
+        return any((*rows, self.messages, self.presence, self.applications))
+
     def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
         """Put a message into the outbox; it is delivered after the commit."""
         self.messages.append(OutgoingMessage(channel, event, task_id, node))

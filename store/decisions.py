@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
 
 from events import codec
-from machine import changes, encryption, errors, failpoints, job_key, ports, supervised_task
+from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
 from store import connections, saving, snapshot, sql, statements
 from store.sql import Step, Steps
 
@@ -202,6 +202,7 @@ class Decisions:
         loader = snapshot.Loader(self._keyring, now_ms, locks=self._locks)
         decided = yield from _decide_all(loader, new, now_ms)
         written: list[changes.Changes] = []
+        ignored: set[str] = set()
         touched: set[Any] = set()
         for work, (seen, result) in zip(new, decided, strict=True):
             id_ = work.event.inbox_id
@@ -213,8 +214,10 @@ class Decisions:
                 touched |= seen.touched()
                 outcomes[id_], made = result
                 written.append(made)
+                if not made.moves and work.event.type in internal_events.TYPES:
+                    ignored.add(id_)
         yield from saving.Saver(self._keyring, now_ms).save(written)
-        yield from _answer(new, outcomes)
+        yield from _answer(new, outcomes, ignored)
         failpoints.hit("decision.commit.before")
         return [outcomes[work.event.inbox_id] for work in batch]
 
@@ -290,12 +293,13 @@ def _until_loaded(
             yield from loader.load([(seen, request.need)])
 
 
-def _answer(works: Sequence[_Work], outcomes: dict[str, Outcome]) -> Steps[None]:
-    """Save the answers for repeats, and give up the claims of the decisions that failed."""
+def _answer(works: Sequence[_Work], outcomes: dict[str, Outcome], ignored: Set[str]) -> Steps[None]:
+    """Save the answers for repeats, and give up the claims of the decisions that failed and of ignored outcomes: after a restore
+    of the database, their epochs and ids come again."""
     failed, answered = [], []
     for id_ in (work.event.inbox_id for work in works):
         outcome = outcomes[id_]
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Exception) or id_ in ignored:
             failed.append({"at_event_id": id_})
         elif outcome:
             answered.append({"at_event_id": id_, "answer": json.dumps(outcome, ensure_ascii=False)})

@@ -73,8 +73,22 @@ class Execution:
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
         handed_over = job.handed_over and not job.stop_requested and ended.reason == Reason.STOPPED
         reason = Reason.NODE_STOPPING if handed_over else ended.reason
-        await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, ended.detail, ended.progress))
+        progress = await self._on_disk(job, assignment, ended) if ended.reason == Reason.ERROR else ended.progress
+        await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, ended.detail, progress))
         failpoints.hit("segment.close.after")
+
+    async def _on_disk(
+        self, job: leased_job.RecordingJob, assignment: due_work.Assignment, ended: capture_progress.CaptureExit
+    ) -> capture_progress.CaptureProgress:
+        """The media of a run that failed. If the database was restored, a segment of this epoch may be on the spool already. No
+        capture overwrites it, and its media counts."""
+        if ended.progress.media_ms:
+            return ended.progress
+        try:
+            return await self._work.scan(assignment, job.epoch, 0)
+        except OSError as error:
+            log.error("segment.not_read", owner=job.owner, epoch=job.epoch, error=error.strerror)
+            return ended.progress
 
     async def _never_began(self, job: leased_job.RecordingJob, reason: Reason, detail: str) -> None:
         await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, detail, capture_progress.CaptureProgress()))

@@ -16,7 +16,7 @@ Owner = TypeVar("Owner", bound=job_key.JobKey)
 @dataclass(slots=True, kw_only=True, eq=False)
 class LeasedJob(Generic[Owner]):
     """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on.
-    `noted`: the capture's progress that its rows have."""
+    `renewals`: how often it was renewed since. `noted`: the capture's progress that its rows have."""
 
     owner: Owner
     epoch: int
@@ -26,6 +26,7 @@ class LeasedJob(Generic[Owner]):
     stop_requested: bool = False
     handed_over: bool = False
     ended: bool = False
+    renewals: int = 0
     publishing: set[asyncio.Task[None]] = field(default_factory=set)
     noted: capture_progress.CaptureProgress | None = None
 

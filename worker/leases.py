@@ -4,6 +4,7 @@ Rules:
 - A refused renewal ends the job, and nothing more is written for it. An unanswered renewal is no refusal: the database may be
   restarting.
 - At start, leases of an earlier process are voided. The spool, not memory, tells what their captures left.
+- A job whose outcome has moved nothing for several leases is given up: its lease ends, and `worker-lost` issues it again.
 - A capture ends when its row says so, even if the command `stop-capture` was lost.
 """
 
@@ -27,6 +28,8 @@ RENEW_EVERY_S = 5.0
 # Rows of one transaction: on SQLite all other writers wait for it.
 RENEWED_TOGETHER = 500
 MIN_RENEW_EVERY_S = 0.5
+# An outcome that moved nothing for so many leases is lost, or counts as a repeat in a database that was restored.
+OUTCOME_LEASES = 4
 
 
 class HeldLeases:
@@ -42,6 +45,9 @@ class HeldLeases:
         self._clock = clock
         self._ending: set[asyncio.Future[list[Any]]] = set()
         self._stops_s = 0.0
+        # A renewal also carries the time of the last packet, by which the machine detects an idle recording. It must therefore
+        # come well within IDLE_TIMEOUT.
+        self._every_s = min(RENEW_EVERY_S, policy.lease_ms / 6000, max(MIN_RENEW_EVERY_S, policy.idle_timeout_ms / 3000))
         self.jobs: dict[tuple[job_key.JobKey, int], leased_job.AnyJob] = {}
         self.task = supervised_task.SupervisedTask("worker.leases", self._run)
 
@@ -75,10 +81,7 @@ class HeldLeases:
         self.jobs.pop(job.key, None)
 
     async def _run(self) -> None:
-        # A renewal also carries the time of the last packet, by which the machine detects an idle recording. It must therefore
-        # come well within IDLE_TIMEOUT.
-        every_s = min(RENEW_EVERY_S, self._policy.lease_ms / 6000, max(MIN_RENEW_EVERY_S, self._policy.idle_timeout_ms / 3000))
-        answered = True
+        every_s, answered = self._every_s, True
         while True:
             await asyncio.sleep(supervised_task.jittered_s(every_s if answered else min(outcomes.RETRY_S, every_s)))
             answered = await self.renew()
@@ -104,6 +107,16 @@ class HeldLeases:
         for job in jobs:
             if job.key in refused:
                 self._refused(job)
+            elif job.ended:
+                self._await_effect(job)
+
+    def _await_effect(self, job: leased_job.AnyJob) -> None:
+        """Count a renewal of a job whose outcome has moved nothing yet. After several leases its lease is given up. Renewals are
+        counted, and not the time: while the database is away nothing can move."""
+        job.renewals += 1
+        if job.renewals * self._every_s * 1000 > OUTCOME_LEASES * self._policy.lease_ms:
+            log.warning("outcome.without_effect", owner=job.owner, epoch=job.epoch, kind=job.kind)
+            self.release(job)
 
     async def _note_progress(self) -> None:
         """Note the progress of captures that grew since the last time."""

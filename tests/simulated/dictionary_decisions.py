@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from events import codec, requests
-from machine import changes, errors, failpoints, job_key, model, ports, presence, states
+from machine import changes, errors, failpoints, internal_events, job_key, model, ports, presence, states
 from tests.simulated import dictionary_connections, dictionary_tables, dictionary_writes
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
@@ -132,7 +132,8 @@ class Decisions:
             failpoints.hit("inbox.claim.after")
             answer, made = decide(Snapshot(self._tables, now_ms))
             text = json.dumps(answer, ensure_ascii=False) if answer else ""
-            writes.put(self._tables.inbox, event.inbox_id, (now_ms, text))
+            if made.moves or event.type not in internal_events.TYPES:
+                writes.put(self._tables.inbox, event.inbox_id, (now_ms, text))
             apply(writes, made, now_ms)
             failpoints.hit("decision.commit.before")
         return answer
