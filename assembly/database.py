@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import store.connections
 import store.encrypted_rows
 import store.schema
-from assembly import encryption_keys
+from assembly import encryption_keys, identity
 from config import settings as settings_module
 from machine import errors
 
@@ -46,16 +46,25 @@ async def opened(settings: settings_module.Settings, *, create: bool = False) ->
         await connections.close()
 
 
-async def migrate(settings: settings_module.Settings) -> str:
+async def migrate(settings: settings_module.Settings) -> tuple[str, bool]:
     """Migrate the schema to this program's revision and encrypt secrets that older versions stored plain. Returns the
-    revision."""
+    revision, and whether the contract is still to be done."""
     keyring = encryption_keys.keyring(settings)
     connections = store.connections.open_database(settings.database)
     try:
-        await store.schema.migrate(connections)
+        revision = await store.schema.migrate(connections)
         rows = store.encrypted_rows.EncryptedRows(connections, keyring)
         await rows.check()
         await rows.encrypt_plain()
+        return revision, await store.schema.contract_is_due(connections)
     finally:
         await connections.close()
-    return store.schema.HEAD
+
+
+async def contract(settings: settings_module.Settings) -> None:
+    """End the time of two versions: older nodes decide nothing any more. Raises Refused while some live, Unavailable."""
+    connections = store.connections.open_database(settings.database)
+    try:
+        await store.schema.contract(connections, identity.clock())
+    finally:
+        await connections.close()

@@ -6,6 +6,7 @@ Rules:
 - Handlers run in tasks of this process. aiormq cancels the tasks of a channel that closes, and a job whose lease was just taken
   would be lost. `message.process()` is not used for the same reason: a cancelled one rejects without requeue, and the message is
   gone.
+- Beside nodes of release 0.1.0 a retry waits here and is requeued: they park a message that comes from a queue of retries.
 """
 
 from __future__ import annotations
@@ -45,13 +46,16 @@ class Consumer:
         keyring: encryption.Keyring,
         clock: Callable[[], int],
         prefetch: int,
+        beside_older: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`beside_older`: whether nodes of release 0.1.0 consume the same queue."""
         self._connection = connection
         self._kind = kind
         self._policy = policy
         self._keyring = keyring
         self._clock = clock
         self._prefetch = prefetch
+        self._beside_older = beside_older
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: abc.AbstractChannel | None = None
         self._queue: abc.AbstractQueue | None = None
@@ -167,6 +171,9 @@ class Consumer:
         if disposition.kind == "requeue" and not disposition.backoff_s:
             await self._requeue(message)
             return
+        if disposition.kind == "requeue" and self._beside_older():
+            await self._hold(message, disposition.reason, disposition.backoff_s)
+            return
         if disposition.kind != "done":
             try:
                 await self._publish_copy(message, disposition)
@@ -194,11 +201,11 @@ class Consumer:
                 backoff_s = PARKED_FULL_BACKOFF_S
         await publisher.publish(self._connection, retries.outgoing(message, self.queue, topology, backoff_s))
 
-    async def _hold(self, message: abc.AbstractIncomingMessage, reason: str) -> None:
-        """Hold a message whose copy the broker did not take, then requeue it. A draining node requeues it at once."""
+    async def _hold(self, message: abc.AbstractIncomingMessage, reason: str, hold_s: float = HOLD_S) -> None:
+        """Hold a message of which no copy waits at the broker, then requeue it. A draining node requeues it at once."""
         log.warning("bus.held", key=message.routing_key or "", message_id=message.message_id or "", reason=reason)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(supervised_task.jittered_s(HOLD_S)):
+            async with asyncio.timeout(supervised_task.jittered_s(hold_s)):
                 await self._draining.wait()
         with contextlib.suppress(errors.Unavailable):
             await self._requeue(message)

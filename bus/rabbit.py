@@ -59,6 +59,7 @@ class RabbitBus:
         self._drain_s = drain_s
         self._roles = frozenset(roles)
         self._node = node
+        self._nodes = store.nodes
         probe, tracker = database_probe.DatabaseProbe(store.connections.ping), attempts.AttemptTracker(store.attempts)
         self.connection = broker_connection.BrokerConnection(
             url, self.topology, name=f"recorder {node}", on_session=self._open_session
@@ -92,7 +93,14 @@ class RabbitBus:
         self, queue: topologies.Queue, kind: str, policy: delivery_policy.DeliveryPolicy, prefetch: int
     ) -> consumers.Consumer:
         return consumers.Consumer(
-            self.connection, queue, kind, policy, keyring=self._keyring, clock=self._clock, prefetch=prefetch
+            self.connection,
+            queue,
+            kind,
+            policy,
+            keyring=self._keyring,
+            clock=self._clock,
+            prefetch=prefetch,
+            beside_older=lambda: self._nodes.older_alive,
         )
 
     async def start(self) -> None:
@@ -164,6 +172,8 @@ class RabbitBus:
                 log.error("bus.queue_silent", queue=each.queue.name, reason=error.message)
             elif error is not None:
                 raise error
+        if all(each.is_open for each in self._consumers):
+            await topologies.retire(session.declaring, self.topology, [each.queue for each in self._consumers])
         if "api" in self._roles:
             await self._subscribe_results(session)
 

@@ -21,12 +21,14 @@ Rules:
 - User requests never wait behind events of the recorder, nor the reverse. A worker pauses each kind of command alone.
 - A binding moves from one queue to another by adding the new one before removing the old one. In between a message is in both
   queues, and its second handling is a repeat. Queues of earlier versions keep their names and are still consumed.
+- Only a node that consumes the new queue removes the old binding: beside nodes of an earlier version nothing waits for the first
+  new node of a role.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aio_pika import abc
@@ -225,23 +227,22 @@ async def declare(channel: abc.AbstractChannel, topology: Topology, *, parked_li
     await channel.declare_exchange(topology.requests.exchange, "fanout", durable=True)
     others: FieldTable = {"alternate-exchange": topology.requests.exchange}
     events = await channel.declare_exchange(topology.events, "direct", durable=True, arguments=others)
-    await declare_queues(channel, topology, topology.queues(), before_retiring=lambda: events.bind(published, EVENTS))
+    await declare_queues(channel, topology, topology.queues())
+    await events.bind(published, EVENTS)
 
 
-async def declare_queues(
-    channel: abc.AbstractChannel,
-    topology: Topology,
-    queues: Sequence[Queue],
-    before_retiring: Callable[[], Awaitable[object]] | None = None,
-) -> None:
-    """Declare queues with their bindings, then remove the retired ones. Idempotent."""
+async def declare_queues(channel: abc.AbstractChannel, topology: Topology, queues: Sequence[Queue]) -> None:
+    """Declare queues with their bindings. Idempotent."""
     declared = [await channel.declare_queue(each.name, durable=True, arguments=dict(each.arguments)) for each in queues]
     for queue, made in zip(queues, declared, strict=True):
         for key in queue.bindings:
             await made.bind(queue.exchange, key)
         await made.bind(topology.retried, arguments={"x-match": "all", RETRY_QUEUE: queue.name})
-    if before_retiring is not None:
-        await before_retiring()
-    for queue, made in zip(queues, declared, strict=True):
-        for key in queue.retired:
-            await made.unbind(topology.exchange, key)
+
+
+async def retire(channel: abc.AbstractChannel, topology: Topology, queues: Sequence[Queue]) -> None:
+    """Remove the bindings of earlier versions to queues that this node consumes. Idempotent."""
+    for each in queues:
+        queue = await channel.get_queue(each.name, ensure=False)
+        for key in each.retired:
+            await queue.unbind(topology.exchange, key)

@@ -197,12 +197,18 @@ def check_database(case: Case) -> Finding:
         meaning = "A newer recorder has migrated this database; this version cannot read it."
         remedy = "Install the newer version here too (docs/operate.md, Restart, upgrade), or use another database."
         return fail(f"schema {current}", meaning, remedy)
-    if not case.is_file and current != schema.newest:
+    if not case.is_file and current < schema.newest:
         found = f"schema {current}" if current else "empty"
-        remedy = "recorder migrate  # after a pg_dump, with the nodes of the old version stopped"
+        remedy = "recorder migrate  # after a pg_dump; the nodes of the old version go on"
         return fail(found, f"Nodes start only at schema {schema.newest}.", remedy)
     if not current:
         return ok("empty: the first start creates its tables")
+    if current > schema.newest:
+        meaning = "A newer version has migrated this database, and still allows this one."
+        return warn(f"schema {current}", meaning, "Install the newer version here too (docs/operate.md, Restart, upgrade).")
+    if schema.contract_is_due:
+        meaning = "An upgrade is not finished: nodes of the version before may still write."
+        return warn(f"schema {current}", meaning, "recorder migrate --contract  # after the last of them has stopped")
     if current != schema.newest:
         meaning = f"The next start migrates it to {schema.newest}; after that an older recorder cannot use it."
         remedy = f"cp {file} {file}.{current}  # a copy, with the service stopped; then start it again"

@@ -67,10 +67,18 @@ def types(direction: str = "") -> tuple[str, ...]:
 
 
 @functools.cache
-def _validator(type_: str) -> Any:
-    document = schemas()
+def _validator(type_: str, tolerant: bool) -> Any:
+    document = _without_bounds(schemas()) if tolerant else schemas()
     wanted = {"$schema": document["$schema"], "$ref": f"#/$defs/{type_}", "$defs": document["$defs"]}
     return jsonschema_rs.validator_for(wanted, validate_formats=True, mask="the value")
+
+
+def _without_bounds(schema: Any) -> Any:
+    """A schema whose objects may have unknown fields."""
+    if isinstance(schema, dict):
+        kept = {name: part for name, part in schema.items() if name != "additionalProperties" or part is not False}
+        return {name: _without_bounds(part) for name, part in kept.items()}
+    return [_without_bounds(part) for part in schema] if isinstance(schema, list) else schema
 
 
 @functools.cache
@@ -80,22 +88,23 @@ def _shape(type_: str) -> reader.Shape | None:
     return reader.shape(definitions[type_], definitions) if type_ in types("in") else None
 
 
-def read(type_: str, data: object) -> Data:
-    """As `check`, for data as it came from outside: what its sender means is checked and returned."""
+def read(type_: str, data: object, *, tolerant: bool = False) -> Data:
+    """As `check`, for data as it came from outside: what its sender means is checked and returned. `tolerant`: unknown fields of
+    the recorder's own messages are no fault, because a newer version may have sent them."""
     known = _shape(type_)
-    return check(type_, data if known is None else reader.read(data, known))
+    return check(type_, data, tolerant=tolerant) if known is None else check(type_, reader.read(data, known))
 
 
-def check(type_: str, data: object) -> Data:
+def check(type_: str, data: object, *, tolerant: bool = False) -> Data:
     """Check `data` against the schema of `type_` and return it. Raises InvalidEvent for the first fault (missing, then unknown,
-    then wrong fields) and for an unknown type."""
+    then wrong fields) and for an unknown type. `tolerant`: unknown fields are no fault."""
     if type_ not in types():
         raise errors.InvalidEvent("type", f"unknown message type {type_[:64]!r}")
     inside = type_ not in types("out")
     plain = _is_plain(data, inside)
     if not plain:
         _check_text(data, "")
-    validator = _validator(type_)
+    validator = _validator(type_, tolerant)
     if not validator.is_valid(data):
         _, where, why = min((_fault(e) for e in _faults(validator, data)), key=lambda f: f[0])
         raise errors.InvalidEvent(where, why)
@@ -148,7 +157,7 @@ def decode(raw: bytes, *, bare_type: str = "", bare_id: str = "", now_ms: int) -
         id=body["id"],
         type=body["type"],
         time_ms=_time_ms(body.get("time"), now_ms),
-        data=read(body["type"], body.get("data")),
+        data=read(body["type"], body.get("data"), tolerant=True),
         subject=str(body.get("subject") or ""),
         source=body["source"],
         correlation_id=str(body.get("correlationid") or ""),

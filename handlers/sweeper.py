@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from events import codec
-from machine import due_work, internal_events, model, ports, states, supervised_task
+from machine import due_work, errors, internal_events, model, ports, states, supervised_task
 
 log = structlog.get_logger()
 
@@ -75,6 +75,8 @@ class Sweeper:
         while True:
             try:
                 await self.run_once()
+            except errors.Outdated:
+                raise
             except Exception:
                 # Most likely the database does not answer. No lease expires until the sweeper has been connected for one lease
                 # again. A defect shows in the log in each round.

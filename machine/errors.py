@@ -10,7 +10,8 @@
     ├── InsufficientSpace    507      admission: the spool has too little free space
     ├── Unavailable          503      the service starts or stops, or its database does not answer
     │   ├── WorkerFull       503      the worker has no free slot; the command goes to another worker, or is retried
-    │   └── DecryptionFailed 503      no key of this node decrypts a secret
+    │   ├── DecryptionFailed 503      no key of this node decrypts a secret
+    │   └── Outdated         503      this service is older than its database allows; the node ends
     ├── Conflict                      another transaction changed the row; the inbox loads and decides again
     ├── LeaseRefused                  the worker's epoch is stale: stop, write nothing
     └── StepFailed                    a job failed: reason, detail, retry
@@ -116,6 +117,10 @@ class Unavailable(RecorderError):
 
 class DecryptionFailed(Unavailable):
     """No key of SECRET_KEYS decrypts these secrets; another node may have the key, or it is lost."""
+
+
+class Outdated(Unavailable):
+    """This service is older than its database allows; install the newer version on this node."""
 
 
 class WorkerFull(Unavailable):

@@ -217,6 +217,8 @@ class Deadlines(Protocol):
 class Nodes(Protocol):
     """Heartbeats and spare capacities of nodes (store.nodes.Nodes)."""
 
+    @property
+    def older_alive(self) -> bool: ...
     async def heartbeat(
         self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
     ) -> int: ...

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from events import requests
 from machine import errors
-from store import group_commit, server_connections, sql
+from store import group_commit, server_connections, side_by_side, sql
 
 Value = TypeVar("Value")
 BUSY_TIMEOUT_MS = 10_000
@@ -132,8 +132,9 @@ def open_database(url: str, pool_size: int = POOL_SIZE) -> Connections:
         engine = create_async_engine(url, pool_size=5, hide_parameters=True)
         _configure_sqlite(engine)
         return Connections(engine)
-    idle = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
-    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, "server_settings": idle}
+    session = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
+    session |= {"application_name": side_by_side.APPLICATION_NAME}
+    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, "server_settings": session}
     return Connections(
         create_async_engine(
             url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits

@@ -2,7 +2,8 @@
 
 Rules: an event's claim, writes, journal lines and messages commit together or not at all. Decisions that wait together share one
 commit; a decision that fails has no effect on the others, and one whose write fails is repeated alone.
-Decisions that wait together form a batch, in which no two touch the same session, room or API key.
+Decisions that wait together form a batch, in which no two touch the same session, room or API key. A program that is older than
+the database allows decides nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import structlog
 
 from events import codec
 from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
-from store import connections, saving, snapshot, sql, statements
+from store import connections, saving, schema, side_by_side, snapshot, sql, statements
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
@@ -226,7 +227,10 @@ def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
     """Claim the events; returns the first answers of those that were decided before."""
     ids = [work.event.inbox_id for work in batch]
     rows = [{"event_id": id_, "at_ms": now_ms, "answer": ""} for id_ in sorted(ids)]
-    new = {row["event_id"] for row in (yield Step(statements.CLAIM, rows))}
+    claimed = yield Step(statements.CLAIM, rows)
+    if claimed:
+        side_by_side.check(claimed[0]["oldest"], schema.HEAD)
+    new = {row["event_id"] for row in claimed}
     repeated = [id_ for id_ in ids if id_ not in new]
     if not repeated:
         return {}

@@ -13,7 +13,7 @@ from sqlalchemy import exc, select, text
 from sqlalchemy.engine import make_url
 
 from machine import errors
-from store import connections, encrypted_rows, schema, tables
+from store import connections, encrypted_rows, schema, side_by_side, tables
 
 # This connection ends, so it counts as free.
 _FREE = text(
@@ -24,12 +24,14 @@ _FREE = text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaState:
-    """The revision of a database ("": no tables, or no database), the revision of this program, and whether this program knows
-    the former. `free` is the number of connections that the server still allows; None for SQLite."""
+    """The revision of a database ("": no tables, or no database), the revision of this program, and whether the former allows
+    this program. `contract_is_due`: a migration waits for its last step. `free` is the number of connections that the server
+    still allows; None for SQLite."""
 
     current: str
     newest: str
     known: bool = True
+    contract_is_due: bool = False
     free: int | None = None
 
 
@@ -39,11 +41,10 @@ def schema_state(url: str) -> SchemaState:
     if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
         return SchemaState(current="", newest=schema.HEAD)
     try:
-        current, free = asyncio.run(_revision(url))
+        return asyncio.run(_state(url))
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
-    return SchemaState(current=current, newest=schema.HEAD, known=not current or current in schema.REVISIONS, free=free)
 
 
 def key_ids(url: str) -> set[str]:
@@ -67,15 +68,17 @@ async def _key_ids(url: str) -> set[str]:
         await database.close()
 
 
-async def _revision(url: str) -> tuple[str, int | None]:
+async def _state(url: str) -> SchemaState:
     database = connections.open_database(url)
     try:
         # A write transaction, rolled back: it shows whether the database can be written.
         async with database.write() as connection:
-            revision = await connection.run_sync(schema.current)
+            current = await connection.run_sync(schema.current)
+            known = not current or await connection.run_sync(schema.allowed, current)
+            due = known and current >= side_by_side.OLDEST and not await connection.run_sync(side_by_side.contracted)
             postgresql = connection.dialect.name == "postgresql"
             free = int((await connection.execute(_FREE)).scalar_one()) if postgresql else None
             await connection.rollback()
-        return revision, free
+        return SchemaState(current=current, newest=schema.HEAD, known=known, contract_is_due=due, free=free)
     finally:
         await database.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import LargeBinary, Select, bindparam, cast, func, or_, select, update
 
-from events import codec
+from events import codec, earlier
 from machine import changes, due_work
 from store import connections, saving, statements, tables
 
@@ -55,8 +55,17 @@ _MARK_SENT = statements.updating(tables.outbox, "seq")
 class Outbox:
     """The outbox of one database. `changed` is set after each commit that wrote to it."""
 
-    def __init__(self, database: connections.Connections, *, clock: Callable[[], int], changed: asyncio.Event) -> None:
+    def __init__(
+        self,
+        database: connections.Connections,
+        *,
+        clock: Callable[[], int],
+        changed: asyncio.Event,
+        beside_older: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`beside_older`: whether nodes of release 0.1.0 are alive too."""
         self._database = database
+        self._beside_older = beside_older
         self._clock = clock
         self._changed = changed
 
@@ -130,7 +139,8 @@ class Outbox:
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Write a message outside a decision: a worker's outcome, an event of the sweeper."""
-        message = changes.OutgoingMessage(channel, event, task_id)
+        known = earlier.without_later_fields(event) if self._beside_older() else event
+        message = changes.OutgoingMessage(channel, known, task_id)
         await self._database.together(statements.ADD_MESSAGE, saving.message_row(message, self._clock()))
         self._changed.set()
 

@@ -99,9 +99,13 @@ def _greater(column: Any, value: BindParameter[Any]) -> Any:
 
 # --- inbox ----------------------------------------------------------------------------------------------------------------
 _NEW_EVENT: dict[str, Any] = {"sqlite": sqlite.insert(tables.inbox), "postgresql": postgresql.insert(tables.inbox)}
+# With the claim comes the range of revisions that may write: no round trip of its own.
+_OLDEST = (
+    select(tables.schema_range.c.oldest).where(tables.schema_range.c.id == literal_column("1")).scalar_subquery().label("oldest")
+)
 CLAIM = Statement(
     {
-        name: new.on_conflict_do_nothing(index_elements=["event_id"]).returning(tables.inbox.c.event_id)
+        name: new.on_conflict_do_nothing(index_elements=["event_id"]).returning(tables.inbox.c.event_id, _OLDEST)
         for name, new in _NEW_EVENT.items()
     }
 )

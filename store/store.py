@@ -49,7 +49,7 @@ class Store:
         self.decisions = decisions.Decisions(database, clock=clock, keyring=keyring, changed=self._wake)
         self.leases = leases.Leases(database, clock=clock)
         self.nodes = nodes.Nodes(database, clock=clock)
-        self.outbox = outbox.Outbox(database, clock=clock, changed=self.changed)
+        self.outbox = outbox.Outbox(database, clock=clock, changed=self.changed, beside_older=lambda: self.nodes.older_alive)
         self.presence = presence.Presence(database, clock=clock)
         self.retention = retention.Retention(database, clock=clock)
         self.segments = segments.Segments(database, clock=clock)

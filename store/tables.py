@@ -328,6 +328,16 @@ nodes = Table(
     Column("free_bytes", BigInteger),
     Column("needed_bytes", BigInteger),
     Column("busy", Text),
+    # The newest schema revision that the node's version knows; "" for release 0.1.0.
+    Column("revision", String(8), nullable=False, server_default=""),
+)
+
+# One row: the oldest revision of a program that may write (side_by_side.py).
+schema_range = Table(
+    "schema_range",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("oldest", String(8), nullable=False),
 )
 
 attempts = Table(

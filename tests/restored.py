@@ -40,7 +40,9 @@ class Backup:
 
     def _on_server(self, script: str) -> None:
         async def run() -> None:
-            connection = await asyncpg.connect(self._database.url.replace("+asyncpg", ""))
+            # A connection without a name would be one of release 0.1.0 (store/side_by_side.py).
+            named = {"application_name": "backup"}
+            connection = await asyncpg.connect(self._database.url.replace("+asyncpg", ""), server_settings=named)
             try:
                 await connection.execute(script)
             finally:

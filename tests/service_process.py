@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 
 
 class ServiceProcess:
-    """`recorder serve` in a folder of its own, with the settings of `environment`; `program` replaces `recorder`."""
+    """`recorder serve` in a folder of its own, with the settings of `environment`; `program` replaces `recorder`, and `root` with
+    `python` another version."""
 
     program = "import service; service.main()"
 
@@ -29,6 +30,7 @@ class ServiceProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "service.log"
         self.options: tuple[str, ...] = ()
+        self.root, self.python = ROOT, sys.executable
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -56,8 +58,8 @@ class ServiceProcess:
         """Start it, and wait for nothing."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", self.program, "serve", *self.options,
-                cwd=ROOT, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                self.python, "-c", self.program, "serve", *self.options,
+                cwd=self.root, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     async def ready(self) -> None:

@@ -39,10 +39,9 @@ async def _finished(store: stores.Store, **recording: Any) -> None:
 
 
 def _rows(database: engines.Database) -> dict[str, int]:
-    """The non-empty tables, and their row counts."""
-    counted = {
-        table.name: int(database.ask(f"SELECT count(*) FROM {table.name}")[0][0]) for table in tables.metadata.sorted_tables
-    }
+    """The non-empty tables with rows of sessions, and their row counts."""
+    names = [table.name for table in tables.metadata.sorted_tables if table is not tables.schema_range]
+    counted = {name: int(database.ask(f"SELECT count(*) FROM {name}")[0][0]) for name in names}
     return {name: count for name, count in counted.items() if count}
 
 

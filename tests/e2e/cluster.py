@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent import futures
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from tests import backends, engines, postgres, rabbit, service_process, waiting
+from tests import backends, earlier_release, engines, postgres, rabbit, service_process, waiting
 from tests.e2e.conftest import World
 
 LEASE_S = 6.0 * waiting.pace()
@@ -27,14 +25,17 @@ async def keep(work: Callable[[], None]) -> None:
 
 
 class Cluster:
-    """One recorder with many nodes. With `shared`, all workers share one spool."""
+    """One recorder with many nodes. With `shared`, all workers share one spool. `release` is the version of new nodes."""
 
-    def __init__(self, world: World, *, shared: bool, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, world: World, *, shared: bool, settings: dict[str, str] | None = None, database: str = "") -> None:
+        """`database`: one of a server of its own, which ends with its server; otherwise one of the tests' own server."""
         self.world = world
-        self.database = postgres.shared().create()
+        self.database = database or postgres.shared().create()
+        self._dropped = not database
         self.broker = rabbit.shared()
         self.prefix = world.folder.name.replace("_", "-")[:40]
         self.nodes: dict[str, service_process.ServiceProcess] = {}
+        self.release = earlier_release.current()
         self._settings = world.settings() | {
             "DATABASE_URL": self.database,
             "AMQP_URL": self.broker.url,
@@ -49,7 +50,8 @@ class Cluster:
 
     async def start(self, **roles: str) -> None:
         """Migrate, then start a node for each name: `api="api", worker1="worker"`."""
-        await asyncio.to_thread(self._migrate)
+        code, output = await self.migrate()
+        assert code == 0, output
         await asyncio.gather(*(self.add(name, role) for name, role in roles.items()))
 
     async def add(self, name: str, roles: str, **settings: str) -> service_process.ServiceProcess:
@@ -60,6 +62,7 @@ class Cluster:
             self.nodes[name] = service_process.ServiceProcess(folder, self._settings | settings)
             self.nodes[name].options = ("--roles", roles)
         node = self.nodes[name]
+        node.root, node.python = self.release.root, self.release.python
         await node.start()
         if "api" in roles:
             self.world.service = node
@@ -69,7 +72,8 @@ class Cluster:
     async def stop(self) -> None:
         """Stop every node and drop the database."""
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
-        await asyncio.to_thread(postgres.shared().drop, self.database)
+        if self._dropped:
+            await asyncio.to_thread(postgres.shared().drop, self.database)
 
     def node_id(self, name: str) -> str:
         """The node id of a started node."""
@@ -90,10 +94,13 @@ class Cluster:
         finally:
             await connection.close()
 
-    def _migrate(self) -> None:
-        command = [sys.executable, "-c", "import service; service.main()", "migrate"]
+    async def migrate(self, *options: str) -> tuple[int, str]:
+        """Run `recorder migrate`; returns its exit code and its output."""
+        command = [self.release.python, "-c", "import service; service.main()", "migrate", *options]
         environment = self._settings | {"HOME": str(self.world.folder), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(
-            command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+
+        def run() -> tuple[int, str]:
+            done = subprocess.run(command, cwd=self.release.root, env=environment, capture_output=True, text=True, check=False)
+            return done.returncode, done.stdout + done.stderr
+
+        return await asyncio.to_thread(run)

@@ -225,7 +225,7 @@ async def test_spool_lock(world: World) -> None:
 
 @SQLITE
 async def test_database_file(world: World) -> None:
-    """SQLite: no file, a file that is no database, an older and a newer schema, a folder that is a file."""
+    """SQLite: no file, a file that is no database, an older and newer schemas, a folder that is a file."""
     file = Path(world.environ["DATA_DIR"]) / "recorder.db"
     kept = world.folder / "kept.db"
     shutil.copy(file, kept)
@@ -234,9 +234,10 @@ async def test_database_file(world: World) -> None:
     assert not file.exists()
     file.write_bytes(b"not a database, but long enough to look at" * 100)
     assert await world.broken() == [("database", "fail")]
-    for revision, status in (("9999", "fail"), ("", "ok")):
+    for revision, oldest, status in (("9999", "9999", "fail"), ("9999", "0001", "warn"), ("", "0001", "ok")):
         shutil.copy(kept, file)
         with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute("UPDATE schema_range SET oldest = ?", (oldest,))
             connection.execute(
                 "UPDATE alembic_version SET version_num = ?" if revision else "DELETE FROM alembic_version",
                 (revision,) * bool(revision),
@@ -253,9 +254,13 @@ async def test_database_file(world: World) -> None:
 
 @POSTGRESQL
 async def test_database_server(world: World) -> None:
-    """PostgreSQL: an older and a newer schema, a missing database, a server that does not answer; no password is printed."""
+    """PostgreSQL: unfinished upgrade, other schemas, no database, a server that does not answer; no password is printed."""
     real = world.environ["DATABASE_URL"]
     connection = await asyncpg.connect(real.replace("+asyncpg", ""))
+    await connection.execute("UPDATE schema_range SET oldest = '0001'")
+    assert await world.broken() == [("database", "warn")]
+    assert (await world.examine())["database"].type.startswith("recorder migrate --contract")
+    await connection.execute("UPDATE schema_range SET oldest = '9999'")
     for revision, type_ in (("9999", "newer version"), ("", "recorder migrate")):
         await connection.execute(f"UPDATE alembic_version SET version_num = '{revision}'")
         await connection.execute("DELETE FROM alembic_version WHERE version_num = ''")

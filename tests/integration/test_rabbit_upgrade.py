@@ -8,6 +8,8 @@ import aio_pika
 
 from bus import topology as topologies
 from events import codec
+from machine import errors
+from store import nodes
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 from tests.integration import rabbit_nodes
@@ -91,11 +93,62 @@ async def test_an_upgrade_moves_the_bindings_and_loses_nothing(store: stores.Sto
         await _arrives_once(node.topology)
 
 
+async def test_nothing_waits_for_a_new_node_of_another_role(store: stores.Store, clock: engines.Clock) -> None:
+    """A new node of the role api takes no message from earlier nodes of other roles: each waits in a queue that they consume. The
+    first new machine moves the events, and the first new worker moves the commands, and no other."""
+    prefix, hands = rabbit.shared().prefix(), buses.Hands()
+    async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
+        await declare_as_before(channel, prefix)
+
+        async def left(when: str) -> tuple[set[str], set[str]]:
+            """What arrives in the queues of earlier nodes: events and commands."""
+            await say_all(prefix, when)
+            found: list[set[str]] = []
+            for names in (("machines",), ("work.capture", "work.finish", "node.n1")):
+                ids = set()
+                for name in names:
+                    queue = await channel.get_queue(f"{prefix}.{name}", ensure=False)
+                    while (message := await queue.get(fail=False)) is not None:
+                        ids.add(str(message.message_id))
+                        await message.ack()
+                found.append(ids)
+            return found[0], found[1]
+
+        sent = await left("before")
+        for role, expected in (("api", sent), ("machine", ({"room-destroyed"}, sent[1]))):
+            node = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, name=role, roles=[role])
+            async with rabbit_nodes.running(node):
+                await node.stop_consuming()
+                events, commands = await left(role)
+            assert {id_.partition("-")[2] for id_ in events} == {id_.removeprefix("before-") for id_ in expected[0]}
+            assert {id_.partition("-")[2] for id_ in commands} == {id_.partition("-")[2] for id_ in sent[1]}
+
+
+async def test_beside_earlier_nodes_a_retry_is_requeued(store: stores.Store, clock: engines.Clock) -> None:
+    """An earlier node parks a message that comes from a queue of retries, so a failed one goes back as it was published. Without
+    such nodes it waits in a queue of retries."""
+    prefix, fails = rabbit.shared().prefix(), buses.FailingHandler(errors.Conflict())
+    node = buses.node(store, clock, prefix, on_event=fails, on_command=fails, roles=["machine"], drain_s=0.2)
+    assert isinstance(store.nodes, nodes.Nodes)
+    async with rabbit_nodes.running(node):
+        for older_alive in (True, False):
+            store.nodes.older_alive = older_alive
+            id_ = f"bad-{older_alive}"
+            await buses.say(prefix, "event.room-destroyed", _event("room-destroyed", id_), message_id=id_)
+            await waiting.until(lambda id_=id_: fails.begun.count(id_) > 1, timeout_s=20, what="a second attempt")
+            await node.stop_consuming()
+            (message,) = await buses.taken(f"{prefix}.machines", 1)
+            assert (message.message_id, "x-death" in message.headers) == (id_, not older_alive)
+            assert (message.exchange == prefix) is older_alive
+            await node.start()
+
+
 async def _arrives_once(topology: topologies.Topology) -> None:
     """After the next declaration each message is in one queue."""
     async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
         await topologies.declare(channel, topology, parked_limited=False)
         await topologies.declare_queues(channel, topology, topology.node("n1"))
+        await topologies.retire(channel, topology, (*topology.queues(), *topology.node("n1")))
         queues = [q for q in (*topology.queues(), *topology.node("n1")) if q != topology.unheard]
         for each in queues:
             await (await channel.get_queue(each.name, ensure=False)).purge()

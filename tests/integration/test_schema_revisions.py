@@ -9,6 +9,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ OLDER, NEWER = schema.REVISIONS[-2], "9999"
 STARTED = '"service.started"'
 
 
-async def made_at(engine: str, folder: Path, revision: str) -> engines.Database:
+async def made_at(engine: str, folder: Path, revision: str, oldest: str = "") -> engines.Database:
     """A database as the program of that revision made it; for a revision that does not exist yet, the current schema under its
-    name."""
+    name, which allows programs since `oldest`."""
     if revision not in schema.REVISIONS:
         database = engines.fresh(engine, folder)
         await change(database, f"UPDATE alembic_version SET version_num = '{revision}'")
+        await change(database, f"UPDATE schema_range SET oldest = '{oldest or revision}'")
         return database
     path = folder / "recorder.db"
     url = postgres.shared().create() if engine == "postgresql" else f"sqlite+aiosqlite:///{path}"
@@ -50,8 +52,11 @@ def at(database: engines.Database) -> str:
     return str(database.ask("SELECT version_num FROM alembic_version")[0][0])
 
 
-async def run(command: str, database: engines.Database, folder: Path) -> tuple[int, str]:
-    """Run a command of `recorder` on the database; stop it once it serves. Returns its exit code and its whole output."""
+async def run(
+    command: str, database: engines.Database, folder: Path, *, once_started: Callable[[], object] | None = None
+) -> tuple[int, str]:
+    """Run a command of `recorder` on the database; stop it once it serves, or do something else then. Returns its exit code and
+    its whole output."""
     environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "DATABASE_URL": database.url, "DATA_DIR": str(folder / "data")}
     environment |= {"SPOOL_DIR": str(folder / "spool"), "PORT": "0", "MIN_FREE": "1MiB", "SECRET_KEYS": engines.SECRET_KEYS}
     if database.engine == "postgresql":
@@ -73,7 +78,10 @@ async def run(command: str, database: engines.Database, folder: Path) -> tuple[i
             for line in process.stdout:
                 output.append(line)
                 if STARTED in line:
-                    process.send_signal(signal.SIGTERM)
+                    if once_started is None:
+                        process.send_signal(signal.SIGTERM)
+                    else:
+                        once_started()
             return process.wait(60), "".join(output)
 
     return await asyncio.wait_for(asyncio.to_thread(wait), waiting.limit_s(90))
@@ -90,6 +98,26 @@ async def test_a_newer_schema_is_not_touched(engine: str, command: str, tmp_path
     assert f"The database is at revision {NEWER}, which this service (up to {schema.HEAD}) does not know" in output
     assert "Start the newer service, or restore a backup" in output
     assert at(database) == NEWER
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+async def test_a_newer_schema_that_allows_this_program(engine: str, tmp_path: Path) -> None:
+    """Before its contract, a newer schema is used and not touched: nodes of two versions work side by side."""
+    database = await made_at(engine, tmp_path, NEWER, oldest=schema.HEAD)
+    for command in ("migrate", "serve"):
+        code, output = await run(command, database, tmp_path)
+        assert (code, STARTED in output) == (0, command == "serve"), output
+    assert at(database) == NEWER
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+async def test_a_running_service_that_has_become_too_old(engine: str, tmp_path: Path) -> None:
+    """A node that lives on after a contract, such as one that stood still meanwhile, ends by itself and says what to do."""
+    database = engines.fresh(engine, tmp_path)
+    ban = change(database, f"UPDATE schema_range SET oldest = '{NEWER}'")
+    code, output = await run("serve", database, tmp_path, once_started=lambda: asyncio.run(ban))
+    assert (code, STARTED in output, "service.stopped" in output) == (1, True, True), output
+    assert f"older than the database allows (since revision {NEWER}): install the newer version" in output
 
 
 @pytest.mark.parametrize("engine", engines.NAMES)

@@ -155,6 +155,8 @@ def _key(item: due_work.Overdue) -> tuple[str | int, ...]:
 class Nodes(dictionary_connections.Concern):
     """Heartbeats and spare capacities of nodes."""
 
+    older_alive = False
+
     async def heartbeat(
         self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
     ) -> int:
