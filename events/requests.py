@@ -5,13 +5,17 @@ Rules: pure. Secrets leave the request here, into a value of their own; `StartRe
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from events import errors
+from events import errors, secret_names
 
+TYPES = ("start", "stop", "replay", "resend")
+"""The types of the messages that users send."""
 STR_ROOM_MAX_BYTES = 64
 
 
@@ -83,6 +87,23 @@ class StartRequest:
     callback: str = ""
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
+
+
+def fingerprint(type_: str, id_: str, data: Mapping[str, Any]) -> str:
+    """A digest by which another request under the same id is noticed, salted with the id; "" for a message that is no request.
+
+    Secrets do not count: a repeat may bring fresh ones."""
+    if type_ not in TYPES:
+        return ""
+    text = json.dumps([type_, _without_secrets(data)], sort_keys=True, separators=(",", ":"))
+    salt = hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+    return hashlib.blake2b(text.encode(), key=salt, digest_size=16).hexdigest()
+
+
+def _without_secrets(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    return {name: _without_secrets(value) for name, value in data.items() if name not in secret_names.fields()}
 
 
 def differing(one: StartRequest, other: StartRequest) -> tuple[str, ...]:

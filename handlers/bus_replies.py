@@ -13,13 +13,13 @@ from typing import Any
 
 import structlog
 
-from events import codec
+from events import codec, requests
 from machine import changes, errors, ports
 
 log = structlog.get_logger()
 
 # The event types that get a reply.
-REQUESTS = ("start", "stop", "replay")
+REQUESTS = requests.TYPES
 REFUSED = "Refused"
 # The length limit of a message_id in AMQP.
 MAX_ID_BYTES = 255
@@ -41,7 +41,11 @@ def refused(event_id: str, refusal: Mapping[str, Any], time_ms: int) -> codec.Ev
 
 async def repeat(store: ports.Store, event: codec.Event) -> bool:
     """Send the first reply again. Returns False for an event that was not decided yet."""
-    known = await store.decisions.answered(event.inbox_id)
+    try:
+        known = await store.decisions.answered(event.inbox_id, requests.fingerprint(event.type, event.inbox_id, event.data))
+    except errors.KeyReused as error:
+        await _refuse_reuse(store, event, error)
+        return True
     if known is None:
         return False
     answer, at_ms = known
@@ -53,6 +57,16 @@ async def repeat(store: ports.Store, event: codec.Event) -> bool:
     await store.decisions.write(again)
     log.info("event.answered_again", event_id=event.id, event_type=event.type)
     return True
+
+
+async def _refuse_reuse(store: ports.Store, event: codec.Event, error: errors.KeyReused) -> None:
+    """Refuse another request under the id of an earlier one, whose answer stays: the reply has an id of its own."""
+    refusal = {"Code": error.code, "Message": error.message, "RequestId": event.id}
+    reply = changes.Changes()
+    id_ = _id(event.id, "reused")
+    reply.send("result", codec.make("session-refused", id=id_, time_ms=event.time_ms, data=refusal, correlation_id=event.id))
+    await store.decisions.write(reply)
+    log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
 
 
 async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderError) -> None:

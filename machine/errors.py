@@ -6,6 +6,7 @@
     ├── NotFound             404      no such session or recording
     ├── Refused              409      understood, but not possible in the current state
     │   └── AlreadyRecording 409      the room is recorded with other settings
+    ├── KeyReused            422      another request came under this Idempotency-Key before
     ├── QuotaReached         429      the key already has its quota of Open sessions
     ├── InsufficientSpace    507      admission: the spool has too little free space
     ├── Unavailable          503      the service starts or stops, or its database does not answer
@@ -90,6 +91,13 @@ class AlreadyRecording(Refused):
             " changed: repeat the start with the settings of that session, or stop it first."
         )
         self.details = {"TaskId": task_id, "Fields": list(fields)}
+
+
+class KeyReused(RecorderError):
+    """Another request came under this id (Idempotency-Key, or id of the event) before; send this one under an id of its own."""
+
+    code = "IdempotencyKeyReused"
+    http_status = 422
 
 
 class QuotaReached(RecorderError):

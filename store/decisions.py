@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from events import codec
+from events import codec, requests
 from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
 from store import connections, saving, schema, side_by_side, snapshot, sql, statements
 from store.sql import Step, Steps
@@ -79,8 +79,8 @@ class Decisions:
     async def decide(self, event: codec.Event, plan: ports.Plan, decide: ports.Decide) -> ports.Answer:
         """Decide an event once. A repeat gets the first answer and changes nothing. `plan` is loaded first, all else on demand.
 
-        Raises the errors of `decide`; then nothing is written, not even the claim. Raises Conflict after `MAX_DECISIONS`
-        conflicts; the caller then has the message retried."""
+        Raises the errors of `decide`; then nothing is written, not even the claim. Raises KeyReused for another request under
+        the id of an earlier one, and Conflict after `MAX_DECISIONS` conflicts; the caller then has the message retried."""
         work = _Work(event, plan, decide, _lane(event))
         self._waiting.append(work)
         self._begin_batch()
@@ -88,9 +88,12 @@ class Decisions:
         failpoints.hit("decision.commit.after")
         return answer
 
-    async def answered(self, event_id: str) -> tuple[ports.Answer, int] | None:
-        """The answer of an event and its time (Unix ms); None if the event was not decided yet."""
+    async def answered(self, event_id: str, fingerprint: str = "") -> tuple[ports.Answer, int] | None:
+        """The answer of an event and its time (Unix ms); None if the event was not decided yet. Raises KeyReused for a request
+        whose fingerprint is not the one of the event."""
         found = await self._database.fetch(statements.ANSWERED, {"at_event_id": event_id})
+        if found and not _is_same(found[0]["fingerprint"], fingerprint):
+            raise errors.KeyReused
         return (json.loads(found[0]["answer"] or "{}"), int(found[0]["at_ms"])) if found else None
 
     async def read(self, query: Callable[[ports.Snapshot], Value]) -> Value:
@@ -225,8 +228,9 @@ class Decisions:
 
 def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
     """Claim the events; returns the first answers of those that were decided before."""
-    ids = [work.event.inbox_id for work in batch]
-    rows = [{"event_id": id_, "at_ms": now_ms, "answer": ""} for id_ in sorted(ids)]
+    prints = {work.event.inbox_id: _fingerprint(work.event) for work in batch}
+    ids = list(prints)
+    rows = [{"event_id": id_, "at_ms": now_ms, "answer": "", "fingerprint": prints[id_]} for id_ in sorted(ids)]
     claimed = yield Step(statements.CLAIM, rows)
     if claimed:
         side_by_side.check(claimed[0]["oldest"], schema.HEAD)
@@ -235,11 +239,25 @@ def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
     if not repeated:
         return {}
     found = yield Step(statements.ANSWERED, [{"at_event_id": id_} for id_ in repeated])
-    known: dict[str, Outcome] = {row["event_id"]: json.loads(row["answer"] or "{}") for row in found}
+    known: dict[str, Outcome] = {
+        row["event_id"]: json.loads(row["answer"] or "{}")
+        if _is_same(row["fingerprint"], prints[row["event_id"]])
+        else errors.KeyReused()
+        for row in found
+    }
     if len(known) < len(repeated):
         raise errors.Conflict("another transaction claimed the event's id and rolled back")
     log.info("decision.repeated", event_ids=repeated)
     return known
+
+
+def _fingerprint(event: codec.Event) -> str:
+    return requests.fingerprint(event.type, event.inbox_id, event.data)
+
+
+def _is_same(known: str, fingerprint: str) -> bool:
+    """Whether two requests are the same, as far as both are known: an older node keeps no fingerprint."""
+    return not known or not fingerprint or known == fingerprint
 
 
 def _decide_all(

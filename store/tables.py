@@ -247,6 +247,8 @@ inbox = Table(
     Column("event_id", String(256), primary_key=True),
     Column("at_ms", BigInteger, nullable=False, index=True),
     Column("answer", Text, nullable=False),
+    # Of a user's request (events/requests.py); "" for any other event.
+    Column("fingerprint", String(32), nullable=False, server_default=""),
 )
 
 outbox = Table(

@@ -191,6 +191,7 @@ FAILURES: dict[int, tuple[str, str, str]] = {
     409: ("Understood, but not possible in the present state.", errors.Refused.code, errors.Refused().message),
     413: ("The body is too large.", responses.CODES[413], "The body is larger than 256 KB."),
     415: ("Without tokens and keys a body must be sent as JSON.", "UnsupportedMediaType", middleware.NOT_JSON),
+    422: ("Another request came under this Idempotency-Key before.", errors.KeyReused.code, errors.KeyReused().message),
     429: ("Too many requests, or too many Open sessions of this key.", errors.QuotaReached.code, middleware.TOO_OFTEN),
     500: ("An internal error; the service's log has the reason under the RequestId.", "InternalError", responses.UNEXPECTED),
     503: ("Temporarily unavailable; retry.", errors.Unavailable.code, errors.Unavailable().message),

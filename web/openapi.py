@@ -21,7 +21,8 @@ IDEMPOTENCY_KEY: Json = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "1 to 128 printable characters. A repeat under the same key gets the first answer and changes nothing.",
+    "description": "1 to 128 printable characters. A repeat under the same key gets the first answer and changes nothing;"
+    " another request under it gets 422.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
 }
 BEARER: Json = {
@@ -89,7 +90,8 @@ def _document(app: fastapi.FastAPI) -> Json:
         for method, operation in operations.items():
             scope = scopes.required(method.upper(), path)
             operation["security"] = [] if scope in scopes.UNGUARDED else [{"bearer": [scope]}]
-            operation["responses"].pop(REPLACED_STATUS, None)
+            if "HTTPValidationError" in str(operation["responses"].get(REPLACED_STATUS)):
+                del operation["responses"][REPLACED_STATUS]
             _add_examples(operation["responses"])
     whole["components"] = {"schemas": {**_event_schemas(), **answers}, "securitySchemes": {"bearer": BEARER}}
     return whole

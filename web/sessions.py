@@ -85,7 +85,7 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         summary="Start recording a room",
         response_model=session_models.AcceptedBody,
         response_description="The start was accepted.",
-        responses={**openapi.failures(400, 408, 413, 415, 503, 507), 409: CONFLICT},
+        responses={**openapi.failures(400, 408, 413, 415, 422, 503, 507), 409: CONFLICT},
         openapi_extra=openapi.request_body("start", examples.START),
     )
     async def start(request: fastapi.Request) -> fastapi.Response:
@@ -101,7 +101,7 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         summary="End a session",
         response_model=session_models.StoppedBody,
         response_description="The session closes.",
-        responses=openapi.failures(400, 404, 408, 413, 415),
+        responses=openapi.failures(400, 404, 408, 413, 415, 422),
         openapi_extra=openapi.request_body("stop-body", examples.STOP, required=False),
     )
     async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
@@ -117,7 +117,7 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         summary="Resume failed or stuck recordings",
         response_model=session_models.ReplayedBody,
         response_description="The effect on each recording.",
-        responses={200: DRY_RUN, **openapi.failures(400, 404, 408, 409, 413, 415)},
+        responses={200: DRY_RUN, **openapi.failures(400, 404, 408, 409, 413, 415, 422)},
         openapi_extra=openapi.request_body("replay-body", examples.REPLAY, required=False),
     )
     async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:

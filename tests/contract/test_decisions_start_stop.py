@@ -62,52 +62,6 @@ async def test_a_repeated_start_renews_secrets_and_nothing_else(harness: decider
     assert "repeated start" in await harness.notes(task_id)
 
 
-FIRST = {"Mode": "02", "Callback": "https://x.example/a?key=MARK", "SubscribeUserIds": ["al", "bo"]}
-OTHER_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
-    ({"Mode": "01"}, ["Mode"]),
-    ({"Mode": None}, ["Mode"]),
-    ({"CosConfig": decider_harness.COS | {"Path": "p/q"}}, ["CosConfig.Path"]),
-    ({"CosConfig": decider_harness.COS | {"Bucket": "c-12345", "Region": "ap-x"}}, ["CosConfig.Region", "CosConfig.Bucket"]),
-    ({"Callback": "https://x.example/a?key=MARK2"}, ["Callback"]),
-    ({"Callback": "https://y.example/a?key=MARK"}, ["Callback"]),
-    ({"Callback": None}, ["Callback"]),
-    ({"SubscribeUserIds": ["al"]}, ["SubscribeUserIds"]),
-    ({"SubscribeUserIds": None, "UnSubscribeUserIds": ["al"]}, ["SubscribeUserIds", "UnSubscribeUserIds"]),
-]
-
-
-@pytest.mark.parametrize(("changes", "fields"), OTHER_SETTINGS)
-async def test_a_start_with_other_settings_is_refused(
-    harness: decider_harness.Harness, changes: dict[str, Any], fields: list[str]
-) -> None:
-    """A start of an Open key with other settings is refused with the session and the differing fields, over both doors; nothing
-    changes, not even the secrets."""
-    task_id = await harness.start(**FIRST)
-    before = await harness.session(task_id)
-    data = {k: v for k, v in (decider_harness.START | FIRST | changes | {"UserSig": "MARK-sig2"}).items() if v is not None}
-    with pytest.raises(errors.AlreadyRecording) as refused:
-        await harness.say("start", **data)
-    assert (refused.value.http_status, refused.value.details) == (409, {"TaskId": task_id, "Fields": fields})
-    await harness.decider.decide_from_bus(codec.make("start", id="s9", time_ms=0, data=data))
-    (reply,) = [m for m in await harness.messages("result") if m.type == "session-refused"]
-    assert (reply.correlation_id, reply.data["Code"], reply.data["TaskId"]) == ("s9", "AlreadyRecording", task_id)
-    assert reply.data["Fields"] == fields
-    assert "MARK" not in refused.value.message
-    assert await harness.session(task_id) == before
-    async with transactions.opened(harness.store) as tx:
-        assert (await tx.read("secrets", task_id)).user_sig == "MARK-sig"
-
-
-async def test_a_session_without_a_callback_is_not_given_one(harness: decider_harness.Harness) -> None:
-    """A start that adds what the Open session does not have is refused as well; a stop makes way for it."""
-    task_id = await harness.start()
-    with pytest.raises(errors.AlreadyRecording) as refused:
-        await harness.start(Callback="https://x.example/a", UnSubscribeUserIds=["cy"])
-    assert refused.value.details["Fields"] == ["Callback", "UnSubscribeUserIds"]
-    await harness.say("stop", TaskId=task_id)
-    assert await harness.start(Callback="https://x.example/a", UnSubscribeUserIds=["cy"]) != task_id
-
-
 async def test_rooms_of_two_kinds_are_two_keys(harness: decider_harness.Harness) -> None:
     """The integer room and the string room of the same digits are recorded separately; the integer wins if both are given."""
     first = await harness.start()

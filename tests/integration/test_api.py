@@ -76,6 +76,18 @@ class TestStart:
         assert again["RequestId"] != first["RequestId"]
         assert {e.id for e in service.decided} == {"http-start-lesson 7"}
 
+    async def test_another_body_under_one_key_is_refused(self, service: Service) -> None:
+        """The second room of an Idempotency-Key is not silently left out: 422, and nothing is recorded; a fresh UserSig is no
+        other body."""
+        headers = {"Idempotency-Key": "lesson 8"}
+        _, first = await service.ask("POST", "/sessions", json=start_body(), headers=headers)
+        status, answer = await service.ask("POST", "/sessions", json=start_body(RoomId=8490), headers=headers)
+        assert (status, answer["Code"]) == (422, "IdempotencyKeyReused")
+        status, again = await service.ask("POST", "/sessions", json=start_body(UserSig="PLANTED-2"), headers=headers)
+        assert (status, again["TaskId"]) == (202, first["TaskId"])
+        _, listed = await service.ask("GET", "/sessions")
+        assert [session["RoomId"] for session in listed["Sessions"]] == ["8489"]
+
     @pytest.mark.parametrize("key", ["", "k" * 129, "a\tb", "schlüssel"])
     async def test_an_invalid_idempotency_key_is_refused(self, service: Service, key: str) -> None:
         """An Idempotency-Key has 1 to 128 printable ASCII characters."""

@@ -79,7 +79,9 @@ ADDED_FIELDS = {
 }
 ADDED_TO_OPERATIONS = {
     ("get", "/sessions/{TaskId}"): (("recordings", "timeline", "results", "limit"), ("400",)),
-    ("post", "/sessions"): ((), ("409",)),
+    ("post", "/sessions"): ((), ("409", "422")),
+    ("post", "/sessions/{TaskId}/stop"): ((), ("422",)),
+    ("post", "/sessions/{TaskId}/replay"): ((), ("422",)),
 }
 
 
@@ -190,6 +192,7 @@ async def test_every_error_has_its_own_code(service: Service) -> None:
         "409": ["AlreadyRecording", "FailedOperation"],
         "413": ["RequestTooLarge"],
         "415": ["UnsupportedMediaType"],
+        "422": ["IdempotencyKeyReused"],
         "429": ["LimitExceeded"],
         "500": ["InternalError"],
         "503": ["ServiceUnavailable"],

@@ -126,6 +126,9 @@ class Decisions:
         async with self._connections.decision() as writes:
             failpoints.hit("inbox.claim.before")
             known = self._tables.inbox.get(event.inbox_id)
+            fingerprint = requests.fingerprint(event.type, event.inbox_id, event.data)
+            if known is not None and known[2] != fingerprint:
+                raise errors.KeyReused
             if known is not None:
                 return json.loads(known[1]) if known[1] else {}
             now_ms = self._connections.now_ms()
@@ -133,14 +136,16 @@ class Decisions:
             answer, made = decide(Snapshot(self._tables, now_ms))
             text = json.dumps(answer, ensure_ascii=False) if answer else ""
             if made.moves or event.type not in internal_events.TYPES:
-                writes.put(self._tables.inbox, event.inbox_id, (now_ms, text))
+                writes.put(self._tables.inbox, event.inbox_id, (now_ms, text, fingerprint))
             apply(writes, made, now_ms)
             failpoints.hit("decision.commit.before")
         return answer
 
-    async def answered(self, event_id: str) -> tuple[ports.Answer, int] | None:
+    async def answered(self, event_id: str, fingerprint: str = "") -> tuple[ports.Answer, int] | None:
         """The answer of an event and its time (Unix ms); None if the event was not decided yet."""
         row = self._tables.inbox.get(event_id)
+        if row is not None and fingerprint not in ("", row[2]):
+            raise errors.KeyReused
         return (json.loads(row[1]) if row[1] else {}, row[0]) if row is not None else None
 
     async def read(self, query: Callable[[ports.Snapshot], Value]) -> Value:

@@ -114,7 +114,7 @@ class Retention(dictionary_connections.Concern):
     async def delete_messages(self, before_ms: int) -> bool:
         """Delete ids of events, and sent commands and events, from before that time."""
         async with self._connections.write() as writes:
-            for event_id, (at_ms, _) in list(self._tables.inbox.items()):
+            for event_id, (at_ms, *_) in list(self._tables.inbox.items()):
                 if at_ms < before_ms:
                     writes.drop(self._tables.inbox, event_id)
             for seq, line in list(self._tables.outbox.items()):

@@ -50,7 +50,7 @@ class JournalLine(NamedTuple):
 class Tables:
     """The database, with keys as in its columns. A recording and a delivery carry their present job; `jobs` has all jobs."""
 
-    inbox: dict[str, tuple[int, str]] = field(default_factory=dict)
+    inbox: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     sessions: dict[str, model.Session] = field(default_factory=dict)
     secrets: dict[str, requests.Secrets] = field(default_factory=dict)
     recordings: dict[str, model.Recording] = field(default_factory=dict)

@@ -1,0 +1,95 @@
+"""Starts that repeat an earlier one: with other settings, or under its id, on a real store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from events import codec
+from machine import errors
+from tests import decider_harness, engines, transactions
+
+FIRST = {"Mode": "02", "Callback": "https://x.example/a?key=MARK", "SubscribeUserIds": ["al", "bo"]}
+OTHER_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"Mode": "01"}, ["Mode"]),
+    ({"Mode": None}, ["Mode"]),
+    ({"CosConfig": decider_harness.COS | {"Path": "p/q"}}, ["CosConfig.Path"]),
+    ({"CosConfig": decider_harness.COS | {"Bucket": "c-12345", "Region": "ap-x"}}, ["CosConfig.Region", "CosConfig.Bucket"]),
+    ({"Callback": "https://x.example/a?key=MARK2"}, ["Callback"]),
+    ({"Callback": "https://y.example/a?key=MARK"}, ["Callback"]),
+    ({"Callback": None}, ["Callback"]),
+    ({"SubscribeUserIds": ["al"]}, ["SubscribeUserIds"]),
+    ({"SubscribeUserIds": None, "UnSubscribeUserIds": ["al"]}, ["SubscribeUserIds", "UnSubscribeUserIds"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "fields"), OTHER_SETTINGS)
+async def test_a_start_with_other_settings_is_refused(
+    harness: decider_harness.Harness, changes: dict[str, Any], fields: list[str]
+) -> None:
+    """A start of an Open key with other settings is refused with the session and the differing fields, over both doors; nothing
+    changes, not even the secrets."""
+    task_id = await harness.start(**FIRST)
+    before = await harness.session(task_id)
+    data = {k: v for k, v in (decider_harness.START | FIRST | changes | {"UserSig": "MARK-sig2"}).items() if v is not None}
+    with pytest.raises(errors.AlreadyRecording) as refused:
+        await harness.say("start", **data)
+    assert (refused.value.http_status, refused.value.details) == (409, {"TaskId": task_id, "Fields": fields})
+    await harness.decider.decide_from_bus(codec.make("start", id="s9", time_ms=0, data=data))
+    (reply,) = [m for m in await harness.messages("result") if m.type == "session-refused"]
+    assert (reply.correlation_id, reply.data["Code"], reply.data["TaskId"]) == ("s9", "AlreadyRecording", task_id)
+    assert reply.data["Fields"] == fields
+    assert "MARK" not in refused.value.message
+    assert await harness.session(task_id) == before
+    async with transactions.opened(harness.store) as tx:
+        assert (await tx.read("secrets", task_id)).user_sig == "MARK-sig"
+
+
+async def test_a_session_without_a_callback_is_not_given_one(harness: decider_harness.Harness) -> None:
+    """A start that adds what the Open session does not have is refused as well; a stop makes way for it."""
+    task_id = await harness.start()
+    with pytest.raises(errors.AlreadyRecording) as refused:
+        await harness.start(Callback="https://x.example/a", UnSubscribeUserIds=["cy"])
+    assert refused.value.details["Fields"] == ["Callback", "UnSubscribeUserIds"]
+    await harness.say("stop", TaskId=task_id)
+    assert await harness.start(Callback="https://x.example/a", UnSubscribeUserIds=["cy"]) != task_id
+
+
+async def test_another_request_under_one_id_is_refused(harness: decider_harness.Harness) -> None:
+    """A start under the id of another one is not answered with that one's session: it is refused, and can come under its own id.
+    Fresh secrets make no other request, and neither does the order of fields."""
+    data = decider_harness.START | {"Callback": "https://x.example/a?key=MARK"}
+    first = await harness.say("start", "timetable-7", **data)
+    fresh = {"UserSig": "MARK-sig2", "CosConfig": {k: data["CosConfig"][k] for k in ("Path", "Bucket", "Region")}}
+    assert await harness.say("start", "timetable-7", **dict(reversed((data | fresh).items()))) == first
+    for changes in ({"RoomId": 89}, {"Mode": "01"}, {"Callback": "https://x.example/a?key=MARK2"}, {"UserId": "rec2"}):
+        with pytest.raises(errors.KeyReused) as refused:
+            await harness.say("start", "timetable-7", **(data | changes))
+        assert refused.value.http_status == 422
+    with pytest.raises(errors.KeyReused):
+        await harness.say("stop", "timetable-7", TaskId=first["TaskId"])
+    assert (await harness.session(first["TaskId"])).state == "Open"
+    assert (await harness.say("start", "timetable-8", **(data | {"RoomId": 89})))["TaskId"] != first["TaskId"]
+
+
+async def test_another_request_under_one_id_on_the_bus(harness: decider_harness.Harness) -> None:
+    """On the bus the second request gets a refusal with an id of its own, and the first one's reply stays what it was."""
+    data = decider_harness.START
+    for room in (88, 89, 88):
+        await harness.decider.decide_from_bus(codec.make("start", id="s1", time_ms=5, data=data | {"RoomId": room}))
+    first, other, again = [m for m in await harness.messages("result") if m.correlation_id == "s1"]
+    assert (first.type, first.id, again.id, again.data) == ("session-accepted", "s1.accepted", "s1.accepted", first.data)
+    assert (other.type, other.id, other.data["Code"]) == ("session-refused", "s1.reused", "IdempotencyKeyReused")
+
+
+async def test_a_fingerprint_tells_nothing(harness: decider_harness.Harness, database: engines.Database) -> None:
+    """The same request under two ids has two fingerprints. A node of the version before kept none: its answers hold."""
+    data = decider_harness.START | {"RoomId": 90}
+    answers = [await harness.say("start", id_, **data) for id_ in ("k1", "k2")]
+    query = "SELECT fingerprint FROM inbox WHERE event_id IN ('k1', 'k2')"
+    assert len({row[0] for row in database.ask(query)} - {""}) == 2
+    async with harness.store.connections.write() as connection:
+        await connection.execute(text("UPDATE inbox SET fingerprint = '' WHERE event_id = 'k1'"))
+    assert await harness.say("start", "k1", **(data | {"RoomId": 91})) == answers[0]
