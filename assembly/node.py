@@ -193,7 +193,13 @@ class Node:
             await self.capacity.admit(command.type, do)
 
         if not self._distributed:
-            self.bus = bus.local.LocalBus(self.store, clock=clock, on_event=decider.decide_from_bus, on_command=on_command)
+            self.bus = bus.local.LocalBus(
+                self.store,
+                clock=clock,
+                on_event=decider.decide_from_bus,
+                on_command=on_command,
+                on_invalid=decider.refuse_invalid,
+            )
         else:
             from bus import rabbit  # the embedded engine loads no AMQP
 
@@ -205,6 +211,7 @@ class Node:
                 clock=clock,
                 on_event=decider.decide_from_bus,
                 on_command=on_command,
+                on_invalid=decider.refuse_invalid,
                 keyring=self._keyring,
                 prefix=self.settings.amqp_prefix,
             )

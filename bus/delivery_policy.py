@@ -1,7 +1,7 @@
 """Delivery policy of both buses: a message is acknowledged, requeued after a backoff, or parked as a dead letter.
 
 Rules:
-- An invalid or refused message is parked at once, with the reason.
+- An invalid or refused message is parked at once, with the reason. An invalid request of a user is answered and not parked.
 - A temporary failure is requeued. After `attempts.MAX_ATTEMPTS` failures of its own the message is parked.
 - While the database is unavailable or the worker is full, the message is requeued and nothing is counted.
 """
@@ -53,6 +53,8 @@ class Disposition:
     database_failed: bool = False
 
 
+RefuseInvalid = Callable[[Incoming, event_errors.InvalidEvent], Awaitable[bool]]
+"""Answers the publisher of an invalid message. Returns False if nobody can be answered."""
 DONE = Disposition(kind="done")
 
 
@@ -72,12 +74,14 @@ class DeliveryPolicy:
         *,
         tracker: attempts.AttemptTracker,
         probe: database_probe.DatabaseProbe,
+        refuse: RefuseInvalid | None = None,
         timeout_s: float = HANDLER_TIMEOUT_S,
     ) -> None:
         self._read = read
         self._handler = handler
         self._tracker = tracker
         self._probe = probe
+        self._refuse = refuse
         self._timeout_s = timeout_s
 
     async def handle(self, message: Incoming) -> Disposition:
@@ -98,9 +102,8 @@ class DeliveryPolicy:
     async def _attempt(self, message: Incoming, counted: int) -> Disposition:
         """Read and handle a message once. Raises the errors of the counts."""
         try:
-            event = self._read(message)
             async with asyncio.timeout(self._timeout_s):
-                await self._handler(event)
+                await self._read_and_handle(message)
         except errors.WorkerFull as error:
             await self._tracker.uncount(message.attempt_key, counted)
             return Disposition(kind="requeue", reason=error.message, backoff_s=FULL_BACKOFF_S)
@@ -114,6 +117,16 @@ class DeliveryPolicy:
         except Exception as error:  # noqa: BLE001 - not swallowed: logged if it is the message's own, and the message is retried
             return await self._fail(message, counted, f"{type(error).__name__}: {error}", fault=error)
         return await self._finish(message, counted, DONE)
+
+    async def _read_and_handle(self, message: Incoming) -> None:
+        """Raises InvalidEvent for a message that is invalid and cannot be answered, and the handler's errors."""
+        try:
+            event = self._read(message)
+        except event_errors.InvalidEvent as error:
+            if self._refuse is None or not await self._refuse(message, error):
+                raise
+            return
+        await self._handler(event)
 
     async def _finish(self, message: Incoming, counted: int, disposition: Disposition) -> Disposition:
         """Forget the count of a message that is handled or parked."""

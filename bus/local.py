@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bus import attempts, database_probe, delivery_policy, lanes, message_types
+from bus import attempts, database_probe, delivery_policy, lanes, message_reader, message_types
 from events import codec
 from events import errors as event_errors
 from machine import due_work, errors, failpoints, ports, supervised_task
@@ -46,13 +46,15 @@ class LocalBus:
         clock: Callable[[], int],
         on_event: delivery_policy.Handler,
         on_command: delivery_policy.Handler,
+        on_invalid: message_reader.Refuse | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         tracker, probe = attempts.AttemptTracker(store.attempts), database_probe.DatabaseProbe(store.connections.ping)
+        refuse = message_reader.refusing(on_invalid, by_message_id=False, clock=clock)
         handlers = {"event": on_event, "command": on_command, "result": self._publish}
         self._policies = {
-            channel: delivery_policy.DeliveryPolicy(self._read, handler, tracker=tracker, probe=probe)
+            channel: delivery_policy.DeliveryPolicy(self._read, handler, tracker=tracker, probe=probe, refuse=refuse)
             for channel, handler in handlers.items()
         }
         # Messages up to this one may have been delivered before this start.

@@ -46,6 +46,7 @@ class RabbitBus:
         clock: Callable[[], int],
         on_event: delivery_policy.Handler,
         on_command: delivery_policy.Handler,
+        on_invalid: message_reader.Refuse | None = None,
         keyring: encryption.Keyring,
         prefix: str = "recorder",
         drain_s: float = DRAIN_S,
@@ -67,7 +68,8 @@ class RabbitBus:
 
         def policy(kind: str, handler: delivery_policy.Handler) -> delivery_policy.DeliveryPolicy:
             reader = message_reader.MessageReader(kind, clock=clock)
-            return delivery_policy.DeliveryPolicy(reader.read, handler, tracker=tracker, probe=probe)
+            refuse = message_reader.refusing(on_invalid, by_message_id=True, clock=clock)
+            return delivery_policy.DeliveryPolicy(reader.read, handler, tracker=tracker, probe=probe, refuse=refuse)
 
         events, commands = policy("event", on_event), policy("command", on_command)
         self._consumers: list[consumers.Consumer] = []

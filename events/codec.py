@@ -312,7 +312,7 @@ def _is_plain(value: object, whole: bool) -> bool:
     """Whether all text in a value is valid and, with `whole`, no number has a decimal point. This quick check without paths is
     nearly always enough."""
     if isinstance(value, str):
-        return ("\x00" not in value and value.isascii()) or _is_text(value)
+        return ("\x00" not in value and value.isascii()) or is_text(value)
     if isinstance(value, dict):
         for name, child in value.items():
             if not (name.isascii() and "\x00" not in name) or (type(child) is not int and not _is_plain(child, whole)):
@@ -333,10 +333,10 @@ def _check_integers(value: object, path: str) -> None:
 
 def _check_text(value: object, path: str) -> None:
     """Refuse text that no database, header or validator can hold: NUL and lone surrogates, in field names too."""
-    if isinstance(value, str) and not _is_text(value):
+    if isinstance(value, str) and not is_text(value):
         raise errors.InvalidEvent(path, "contains a character that is not valid text")
     for name, child in _children(value):
-        if not _is_text(name):
+        if not is_text(name):
             raise errors.InvalidEvent(path, "has a field whose name is not valid text")
         _check_text(child, _join(path, name))
 
@@ -349,7 +349,7 @@ def _children(value: object) -> list[tuple[str, object]]:
     return []
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

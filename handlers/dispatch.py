@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from events import codec
+from events import errors as event_errors
 from handlers import bus_replies, plans, timer_events, trtc_events, unit_of_work, user_requests, worker_events
 from machine import changes, errors, model, ports
 
@@ -98,3 +99,9 @@ class Decider:
             if not is_request or (error.retry and not isinstance(error, errors.InsufficientSpace)):
                 raise
             await bus_replies.refuse(self._store, event, error)
+
+    async def refuse_invalid(self, request: codec.Event, error: event_errors.InvalidEvent) -> None:
+        """Refuse a request from the bus whose message is invalid; `request` has its id, its type and a digest of its body."""
+        request = bus_replies.with_own_claim(request)
+        if not await bus_replies.repeat(self._store, request):
+            await bus_replies.refuse(self._store, request, errors.InvalidParameter(str(error), field=error.field))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import aio_pika
 
-from bus import delivery_policy, local
+from bus import delivery_policy, local, message_reader
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
 from events import codec
@@ -64,11 +64,11 @@ class Workshop:
     clock: engines.Clock
     prefix: str = ""
 
-    def make(self, on_event: delivery_policy.Handler, on_command: delivery_policy.Handler) -> Bus:
+    def make(self, on_event: delivery_policy.Handler, on_command: delivery_policy.Handler, **more: Any) -> Bus:
         """A bus, not started yet."""
         if self.engine == "local":
-            return local.LocalBus(self.store, clock=self.clock, on_event=on_event, on_command=on_command)
-        return node(self.store, self.clock, self.prefix, on_event=on_event, on_command=on_command, drain_s=0.2)
+            return local.LocalBus(self.store, clock=self.clock, on_event=on_event, on_command=on_command, **more)
+        return node(self.store, self.clock, self.prefix, on_event=on_event, on_command=on_command, drain_s=0.2, **more)
 
     async def parked(self, count: int = 1) -> list[str]:
         """The reasons of the dead letters, oldest first, once there are `count` of them."""
@@ -90,6 +90,7 @@ def node(
     roles: Collection[str] = ROLES,
     url: str = "",
     drain_s: float = 5.0,
+    on_invalid: message_reader.Refuse | None = None,
 ) -> rabbit_bus.RabbitBus:
     """One node's bus on RabbitMQ, not started yet."""
     return rabbit_bus.RabbitBus(
@@ -100,6 +101,7 @@ def node(
         clock=clock,
         on_event=on_event,
         on_command=on_command,
+        on_invalid=on_invalid,
         keyring=engines.keyring(),
         prefix=prefix,
         drain_s=drain_s,

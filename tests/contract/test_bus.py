@@ -9,7 +9,8 @@ import pytest
 
 from bus import attempts, message_types
 from events import codec
-from machine import due_work, errors
+from handlers import dispatch, unit_of_work
+from machine import due_work, errors, model
 from store import store as stores
 from tests import buses, engines, rabbit, transactions, waiting
 
@@ -130,6 +131,36 @@ async def test_what_can_never_be_handled_is_parked(
     assert hands.events == ["never", "after"]
     assert len(reasons) == 1
     assert "no such thing" in reasons[0]
+
+
+async def test_a_malformed_request_is_answered_and_not_parked(
+    workshop: buses.Workshop, store: stores.Store, clock: engines.Clock, hands: buses.Hands
+) -> None:
+    """The publisher of a malformed start, stop or replay gets session-refused with code and field, and the queue goes on. Under
+    the same id a repeat gets the same reply, and a corrected request learns that the id is used."""
+    decider = dispatch.Decider(store, unit_of_work.Context(policy=model.Policy(), new_id=engines.ids()))
+    bus = workshop.make(hands.on_event, hands.on_command, on_invalid=decider.refuse_invalid)
+    bad = {"start": {"SdkAppId": 5, "UserId": "rec", "Modus": "00"}, "stop": {"TaskId": "7"}, "replay": {"TaskId": TASK, "N": 1}}
+    for type_, data in bad.items():
+        await store.outbox.send("event", codec.Event(id=f"bad-{type_}", type=type_, time_ms=0, data=data))
+    await store.outbox.send("event", stop("after"))
+    await bus.start()
+    query = "SELECT body FROM outbox WHERE type = 'session-refused' ORDER BY seq"
+    await waiting.until(lambda: len(workshop.database.ask(query)) == len(bad), what="the replies")
+    await store.outbox.send("event", codec.Event(id="bad-stop", type="stop", time_ms=0, data=bad["stop"]))
+    rows = await waiting.until(lambda: len(r := workshop.database.ask(query)) > len(bad) and r, what="the repeated reply")
+    replies = [codec.decode(row[0].encode(), now_ms=0) for row in rows]
+    assert {r.correlation_id: r.data["Fields"] for r in replies} == {
+        "bad-start": ["CosConfig"],
+        "bad-stop": ["TaskId"],
+        "bad-replay": ["Speaker"],
+    }
+    assert {(r.id, r.data["Code"]) for r in replies} == {(f"bad-{type_}.refused", "InvalidParameter") for type_ in bad}
+    await waiting.until(lambda: hands.events == ["after"], what="the next message")
+    await bus.stop()
+    await decider.decide_from_bus(stop("bad-stop"))
+    last = codec.decode(workshop.database.ask(query)[-1][0].encode(), now_ms=0)
+    assert (last.correlation_id, last.data["Code"]) == ("bad-stop", "IdempotencyKeyReused")
 
 
 async def test_what_is_said_on_the_wrong_channel_is_parked(

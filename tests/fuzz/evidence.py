@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,12 @@ QUERIES = {
 
 
 def name_of(message: fuzz.Message) -> Name:
-    """The name that the log uses for a message; () for a message that cannot be handled."""
+    """The name that the log uses for a message; () for a message that cannot be handled.
+
+    An invalid request is answered: its type comes from the routing key, and its id, if the body has none, from the message."""
+    type_ = message.key.split(".")[1] if message.key.startswith("event.") else ""
+    if type_ in USER_REQUESTS:
+        return (type_, _id_of_request(message))
     try:
         body = json.loads(message.body)
     except (ValueError, RecursionError):
@@ -60,6 +66,19 @@ def name_of(message: fuzz.Message) -> Name:
     if "Speaker" not in data:
         owner = f"{data.get('TaskId')}#{data.get('Revision')}"
     return (str(body.get("type")), owner, str(data.get("Epoch")))
+
+
+def _id_of_request(message: fuzz.Message) -> str:
+    found: tuple[Any, ...] = ()
+    try:
+        body = json.loads(message.body.removeprefix(b"\xef\xbb\xbf"))
+        found = (body.get("id"),) if "specversion" in body else ()
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        pass
+    for id_ in (*found, message.properties.get("message_id")):
+        if isinstance(id_, str) and 0 < len(id_) <= 256 and "\x00" not in id_ and not re.search("[\ud800-\udfff]", id_):
+            return id_
+    return ""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from pamqp import encode
 
 from bus import attempts, database_probe, delivery_policy, message_reader, publisher, redaction, topology
 from events import codec
+from events import errors as event_errors
 from machine import errors, supervised_task
 
 TASK = "01" + "0" * 23 + "1"
@@ -75,6 +76,51 @@ def raising(*errors_: Exception) -> Callable[[codec.Event], Awaitable[None]]:
             raise left.pop(0)
 
     return handler
+
+
+HEAD = {"specversion": "1.0", "id": "e1", "source": "s", "type": "start"}
+EVENT = json.dumps(HEAD | {"data": {"SdkAppId": 1}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("message", "type_", "id_"),
+    [
+        (incoming(b"{", key="event.start"), "start", "m1"),
+        (incoming(b"\xff\xfe", key="event.replay"), "replay", "m1"),
+        (incoming(b'{"UserId": 5}', key="event.start"), "start", "m1"),
+        (incoming(EVENT, key="event.start"), "start", "e1"),
+        (incoming(EVENT, key="event.start", id_=""), "start", "e1"),
+        (incoming(EVENT, key="event.stop"), "stop", "e1"),
+        (incoming(json.dumps(HEAD | {"id": "\ud800"}).encode(), key="event.start"), "start", "m1"),
+        (incoming(b" " * (message_reader.MAX_FOREIGN_BYTES + 1), key="event.start"), "start", "m1"),
+        (incoming(b"{", key="event.start", id_=""), "", ""),
+        (incoming(EVENT.replace(b'"e1"', b"7"), key="event.start", id_=""), "", ""),
+        (incoming(b"{", key="event.user-left"), "", ""),
+        (incoming(b"{", key="event.ffmpeg-exit"), "", ""),
+        (incoming(b"{", key="command.start-capture"), "", ""),
+    ],
+)
+async def test_an_invalid_request_is_answered_if_it_has_an_id(message: delivery_policy.Incoming, type_: str, id_: str) -> None:
+    """A request that is invalid is refused under the id of its body, or else of its message; everything else is parked."""
+    refused: list[codec.Event] = []
+
+    async def refuse(request: codec.Event, _: event_errors.InvalidEvent) -> None:
+        refused.append(request)
+
+    answering = message_reader.refusing(refuse, by_message_id=True, clock=lambda: 5)
+    disposition = await policy(raising(AssertionError("handled")), refuse=answering).handle(message)
+    assert [(each.type, each.id) for each in refused] == ([(type_, id_)] if id_ else [])
+    assert disposition.kind == ("done" if id_ else "park")
+
+
+async def test_a_refusal_that_cannot_be_written_is_retried() -> None:
+    """An invalid request is neither lost nor parked while the database does not take its refusal."""
+
+    async def refuse(*_: Any) -> None:
+        raise errors.Unavailable()
+
+    answering = message_reader.refusing(refuse, by_message_id=True, clock=lambda: 5)
+    assert (await policy(raising(), refuse=answering).handle(incoming(b"{"))).kind == "requeue"
 
 
 async def test_bare_json_takes_type_and_id_from_the_envelope() -> None:
