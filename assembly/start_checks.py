@@ -1,4 +1,4 @@
-"""Checks of a start before it is decided: capacity, the callback URL, the bucket, and the UserSig's age.
+"""Checks of a start before it is decided: capacity, the callback URL and its host, the object key, the bucket, the UserSig's age.
 
 Rules: a start that cannot be recorded is refused with the setting or field to change. Everything else is a warning. What other
 machines answer is awaited for LIMIT_S in total; then the start proceeds with a warning.
@@ -74,21 +74,38 @@ class StartChecks:
         left_s = usersig.remaining_s(data.get("UserSig", ""), clock() // 1000)
         if left_s is not None and left_s <= 0:
             warnings.append("The UserSig has expired: pulls will be refused until a repeated start brings a fresh one.")
-        if data.get("Callback"):
-            self._work.webhook.check(data["Callback"])
+        url = data.get("Callback", "")
+        if url:
+            self._work.webhook.check(url)
             if not self._settings.callback_secret.get_secret_value():
                 warnings.append("The result will be posted unsigned: the service has no CALLBACK_SECRET.")
+        cos_target.check_longest_key(data["CosConfig"]["Path"], data.get("SubscribeUserIds", ()))
+        receiver = asyncio.create_task(self._check_receiver(url, until), name="start-check-receiver")
         try:
             async with asyncio.timeout_at(until):
                 warnings.append(await self._check_bucket(data["CosConfig"]))
         except TimeoutError:
             warnings.append(f"The bucket could not be checked within {LIMIT_S:g} s; the recording starts all the same.")
+        except BaseException:
+            receiver.cancel()
+            raise
+        warnings.append(await receiver)
         return tuple(w for w in warnings if w)
+
+    async def _check_receiver(self, url: str, until: float) -> str:
+        """A warning about the host of the callback URL, or ""."""
+        if not url:
+            return ""
+        try:
+            async with asyncio.timeout_at(until):
+                reason = await self._work.webhook.unreachable(url)
+        except TimeoutError:
+            reason = f"its host was not found within {LIMIT_S:g} s"
+        return f"Callback: {reason}. As it is, the result cannot be posted there; GET /results has it too." if reason else ""
 
     async def _check_bucket(self, config: codec.Data) -> str:
         """A warning about the bucket, or "". Raises InvalidParameter without credentials, or for a bucket that refuses them, and
         Unavailable while a role's service fails."""
-        cos_target.check_path(config["Path"])
         try:
             keys = await self._chain.resolve(config)
         except credentials.NoCredentials as error:

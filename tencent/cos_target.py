@@ -9,12 +9,17 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from machine import errors, states
 
 MAX_KEY_BYTES = 850
+# The longest parts of a key after its folder, by the limits of events/schemas.json.
+NO_TASK_ID = "0" * 26
+MAX_N = 1_000_000
+LONGEST_SPEAKER = "\U0010ffff" * 64
 
 # `fullmatch` only: `$` would accept a trailing newline.
 _REGION = re.compile(r"[a-z]{2}-[a-z]{2,20}(-[a-z0-9]{1,10}){0,3}|accelerate")
@@ -67,6 +72,20 @@ def check_key(key: str) -> None:
     check_path(key)
     if not key or key.startswith("/"):
         raise errors.InvalidParameter("An object key is not empty and does not begin with a slash.", field="CosConfig.Path")
+
+
+def check_longest_key(path: str, speakers: Collection[str]) -> None:
+    """Raise errors.InvalidParameter (field CosConfig.Path) if the key of some file of a session could be illegal. `speakers` are
+    those whom the session records; empty for everybody, with ids of any length."""
+    check_path(path)
+    longest = max(map(safe_speaker, speakers or (LONGEST_SPEAKER,)), key=len)
+    rest = len(f"/{NO_TASK_ID}/{longest}_{MAX_N}.mp4")
+    if len(path.strip("/").encode()) > MAX_KEY_BYTES - rest:
+        raise errors.InvalidParameter(
+            f"CosConfig.Path must be at most {MAX_KEY_BYTES - rest} bytes: an object key, with the TaskId and the longest name of"
+            f" a speaker, has {MAX_KEY_BYTES} at most.",
+            field="CosConfig.Path",
+        )
 
 
 def object_key(path: str, task_id: str, speaker: str, n: int, mode: str) -> str:

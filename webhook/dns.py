@@ -15,15 +15,17 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from machine import daemon_threads
 
 THREADS = 16
+# Lookups of starts have threads of their own: hosts of many starts that hang would hold up deliveries.
+CHECK_THREADS = 4
 
 Infos = Sequence[tuple[Any, ...]]  # of socket.getaddrinfo
 
 
 class Resolver(AbstractResolver):
-    """The system's resolver with at most `THREADS` concurrent lookups. A lookup that is cancelled while it waits never runs."""
+    """The system's resolver with at most `threads` concurrent lookups. A lookup that is cancelled while it waits never runs."""
 
-    def __init__(self) -> None:
-        self._threads = daemon_threads.DaemonThreads("dns", THREADS)
+    def __init__(self, threads: int = THREADS) -> None:
+        self._threads = daemon_threads.DaemonThreads("dns", threads)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """The addresses of `host`. Raises OSError (socket.gaierror) when there are none. Without a time limit of its own."""

@@ -63,6 +63,7 @@ class WebhookSender:
         self._secret = secret
         self._timeout_s = timeout_s
         self._resolver = resolver or dns.Resolver()
+        self._checks = resolver or dns.Resolver(dns.CHECK_THREADS)
 
     def check(self, url: str) -> None:
         """Check a URL without resolving it. Raises errors.InvalidParameter(field="Callback") for an invalid URL and for a literal
@@ -72,6 +73,23 @@ class WebhookSender:
             _Guard(target.raw_host or "", self._allowed).check_literal()
         except errors.DeliveryFailed as error:
             raise errors.InvalidParameter(f"Callback: {error.detail}", field="Callback") from None
+
+    async def unreachable(self, url: str) -> str:
+        """Look up the host of a URL that `check` accepts. Returns why no result could be posted there now, or "". Without a time
+        limit."""
+        host = target_url.parse(url).raw_host or ""
+        if target_url.literal(host):
+            return ""
+        try:
+            found = await self._checks.resolve(host, 0, socket.AF_UNSPEC)
+        except OSError:
+            found = []
+        if not found:
+            return "its host has no address in the DNS"
+        rules = [ssrf.refusal(str(each["host"]), self._allowed, host) for each in found]
+        if not all(rules):
+            return ""
+        return f"its host leads to an address that is not public ({rules[0]}) and not listed in CALLBACK_ALLOW"
 
     async def send(self, url: str, body: bytes, *, webhook_id: str, now_s: int) -> None:
         """POST `body` (JSON). `webhook_id` is the same in every retry, `now_s` is Unix seconds.

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import pydantic
 import pytest
-from aiohttp import web
+from aiohttp import abc, web
 
 from assembly import start_checks
 from assembly import work as node_work
 from config import settings as settings_module
 from machine import errors
 from media import file_threads, free_space, spool
-from tencent import cos, credentials
+from tencent import cos, cos_target, credentials
 from tests import waiting
 from tests.integration import scripted_cos
+from webhook import sender
 
 SLOW = "slow-1250000000"
 STARTS = 40
@@ -67,6 +71,76 @@ def checks(work: node_work.NodeWork, **more: Any) -> start_checks.StartChecks:
 
 def start(bucket: str = scripted_cos.BUCKET, **keys: str) -> dict[str, Any]:
     return {"CosConfig": {"Region": scripted_cos.REGION, "Bucket": bucket, "Path": "p", **keys}}
+
+
+@pytest.mark.parametrize(
+    ("speakers", "letter"),
+    [([], "p"), (["al"], "p"), (["al", "b" * 64], "p"), (["名" * 64], "p"), ([], "名"), (["b64-x", "a"], "é")],
+)
+async def test_a_key_that_could_become_too_long(work: node_work.NodeWork, speakers: list[str], letter: str) -> None:
+    """The longest folder with which every file of the session has a legal key is accepted, and one more byte is refused."""
+    body = start(**KEYS) | ({"SubscribeUserIds": speakers} if speakers else {})
+    names = speakers or ["\U0001f600" * 64]
+
+    def fits(path: str) -> bool:
+        return all(len(cos_target.object_key(path, "0" * 26, name, 1_000_000, "02").encode()) <= 850 for name in names)
+
+    longest = 0
+    with contextlib.suppress(errors.InvalidParameter):
+        while fits(letter * (longest + 1)):
+            longest += 1
+    body["CosConfig"]["Path"] = "/" + letter * longest + "/"
+    assert await checks(work).check(body) == ()
+    body["CosConfig"]["Path"] = letter * (longest + 1)
+    with pytest.raises(errors.InvalidParameter) as refused:
+        await checks(work).check(body)
+    assert refused.value.field == "CosConfig.Path"
+    assert longest > 100
+
+
+class Names(abc.AbstractResolver):
+    """A resolver of a few names. `slow.example` never answers."""
+
+    ADDRESSES = MappingProxyType(
+        {"public.example": ["8.8.8.8"], "mixed.example": ["10.0.0.1", "8.8.8.8"], "inner.example": ["10.1.2.3"]}
+    )
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[abc.ResolveResult]:
+        if host == "slow.example":
+            await asyncio.Event().wait()
+        if host not in self.ADDRESSES:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        made = abc.ResolveResult(hostname=host, host="", port=port, family=family, proto=0, flags=0)
+        return [made | {"host": address} for address in self.ADDRESSES[host]]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("public.example", ""),
+        ("mixed.example", ""),
+        ("8.8.4.4", ""),
+        ("inner.example", "not public (private)"),
+        ("typo.example", "no address"),
+        ("slow.example", "not found within"),
+    ],
+)
+async def test_a_receiver_that_cannot_be_reached(
+    work: node_work.NodeWork, monkeypatch: pytest.MonkeyPatch, host: str, reason: str
+) -> None:
+    """A callback host without an address, with private ones only, or whose name server is silent gives a warning in time; the
+    start is accepted."""
+    work.webhook = sender.WebhookSender(secret="s", resolver=Names())
+    monkeypatch.setattr(work, "_settings", work._settings.model_copy(update={"callback_secret": pydantic.SecretStr("s")}))
+    monkeypatch.setattr(start_checks, "LIMIT_S", 0.2 if host == "slow.example" else 60)
+    warnings = await checks(work).check(start(**KEYS) | {"Callback": f"https://{host}/x?secret=MARK"})
+    about = [warning for warning in warnings if warning.startswith("Callback: ")]
+    assert len(about) == bool(reason)
+    assert all(reason in warning and "MARK" not in warning for warning in about)
+    assert "slow" in host or len(warnings) == len(about)
 
 
 async def test_starts_wait_for_no_upload(work: node_work.NodeWork, server: scripted_cos.Cos, tmp_path: Path) -> None:
