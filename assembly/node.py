@@ -238,6 +238,7 @@ class Node:
             live=live,
             measure=free.measure,
             free_bytes=free.free_bytes,
+            fault=made.spool_fault.reason,
         )
         self._tasks.append(self.capacity.task)
         return [self.capacity]

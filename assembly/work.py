@@ -70,7 +70,8 @@ class NodeWork:
     async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this spool."""
         token = self._settings.cluster_token.get_secret_value()
-        path = await file_threads.BULK.run(functools.partial(self._segment_path, job, epoch, make=True))
+        with transcode.storage_errors():
+            path = await file_threads.BULK.run(functools.partial(self._segment_path, job, epoch, make=True))
         return await segment_fetch.fetch(url, token, job.recording.key.text, epoch, path)
 
     async def transcode(self, job: due_work.Assignment, epoch: int, parts: Sequence[segments.Segment]) -> model.Output:
@@ -87,8 +88,9 @@ class NodeWork:
             for s in parts
         ]
         names = (value.task_id, value.speaker, value.n)
-        await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
-        output = await file_threads.BULK.run(self._spool.output_path, *names, value.mode, epoch)
+        with transcode.storage_errors():
+            await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
+            output = await file_threads.BULK.run(self._spool.output_path, *names, value.mode, epoch)
         made = await self._transcoder.transcode(files, value.mode, output)
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return model.Output(
@@ -124,6 +126,8 @@ class NodeWork:
         except errors.UploadFailed as error:
             if error.reason == Reason.EXPIRED_TOKEN:
                 self._chain.forget()
+            if error.reason == Reason.FILE_MISSING and (lost := await file_threads.BULK.run(self._spool.lost)):
+                raise errors.UploadFailed(lost, reason=Reason.SPOOL_LOST, retry=True) from error
             raise
 
     async def deliver(self, delivery: model.Delivery) -> None:

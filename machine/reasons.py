@@ -28,10 +28,10 @@ class Reason(enum.StrEnum):
     # Captures and uploads
     REFUSED = "refused"  # a capture: the server refused the pull, a retry may succeed; an upload: COS refused it, a retry cannot
 
-    # Captures and transcodes
+    # Captures and transcodes; the last one also uploads
     NO_MEDIA = "no-media"  # a capture: the server sent nothing; a transcode: no segment has a wanted track
     DISK_FULL = "disk-full"  # the spool has no space left
-    SPOOL_LOST = "spool-lost"  # the spool's folder is gone or cannot be read or written
+    SPOOL_LOST = "spool-lost"  # the spool's folder or mount is gone, or cannot be read or written
 
     # Transcodes
     FFMPEG_FAILED = "ffmpeg-failed"  # ffmpeg ended with an error, or hung

@@ -20,6 +20,8 @@ WORKING = (states.TRANSCODING, states.UPLOADING)
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
 ALL = states.RECORDING_STATES
 ENDS_A_RUN = ("capture-exit", "worker-lost")
+# A last pull that a fault of the disk ended says nothing about the speaker.
+KEEPS_LAST_PULL = ("brought_media", "disk_error")
 MAY_END_JOINING = (*ENDS_A_RUN, "stop", "idle-over", "replay")
 
 # The events of a recording. `stop` stands for every event that closes its session: room-destroyed, user-removed, stop, or one of
@@ -88,16 +90,15 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     # this move first, before a row would end Joining for lack of media.
     Row(on="media-found", at=(J,), to=R, do=("note_media",)),
     _ignore("media-found", (R, *LATER), "its media is known"),
-    # A run ended. An exit alone is no stop.
+    # A run ended. An exit alone is no stop, and neither is a full disk or a lost spool: another node may have a better one.
     _ignore("capture-exit", ALL, STALE, ("stale",)),
     _ignore("capture-exit", LATER, NO_SUCH_JOB),
     Row(on="capture-exit", at=CAPTURING, unless=("capture_active",), ignore=NO_SUCH_JOB),
-    Row(on="capture-exit", at=CAPTURING, when=("disk_error",), to=states.FAILED, do=("count_media", "fail")),
     Row(on="capture-exit", at=(J,), when=("stopping",), to=states.FAILED, do=("fail_without_media",)),
     Row(on="capture-exit", at=(R,), when=("stopping",), to=T, do=("count_media", "end_capture", "queue_transcode")),
     Row(on="capture-exit", at=(J,), when=("fatal_refusal",), to=states.FAILED, do=("fail",)),
-    Row(on="capture-exit", at=(J,), when=("last_pull",), unless=("brought_media",), to=states.FAILED, do=("fail_without_media",)),
-    Row(on="capture-exit", at=(R,), when=("last_pull",), unless=("brought_media",), to=T, do=("end_capture", "queue_transcode")),
+    Row(on="capture-exit", at=(J,), when=("last_pull",), unless=KEEPS_LAST_PULL, to=states.FAILED, do=("fail_without_media",)),
+    Row(on="capture-exit", at=(R,), when=("last_pull",), unless=KEEPS_LAST_PULL, to=T, do=("end_capture", "queue_transcode")),
     Row(on="capture-exit", at=CAPTURING, when=("speaker_absent",), unless=("last_pull",), do=("count_media", "end_capture")),
     Row(on="capture-exit", at=CAPTURING, when=("restart_immediately", "brought_media"), do=("count_media", "queue_capture")),
     Row(
@@ -127,6 +128,7 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     Row(on="transcode-exit", at=(T,), unless=("job_active",), ignore=NO_SUCH_JOB),
     Row(on="transcode-exit", at=(T,), when=("output_verified",), to=U, do=("keep_output", "queue_upload")),
     Row(on="transcode-exit", at=(T,), when=("node_away",), do=("wait_for_node",)),
+    Row(on="transcode-exit", at=(T,), when=("spool_awaited",), do=("wait_for_spool",)),
     Row(on="transcode-exit", at=(T,), when=("node_stopping",), do=("requeue_job",)),
     Row(on="transcode-exit", at=(T,), when=("retryable",), do=("retry_transcode",)),
     Row(on="transcode-exit", at=(T,), to=states.FAILED, do=("fail",)),

@@ -5,7 +5,7 @@ Rule: pure. The docstring of a guard is its wording in docs/state-machine.md.
 
 from __future__ import annotations
 
-from machine import effects, internal_events, model, recording_facts, states
+from machine import effects, internal_events, model, recording_facts, spool_wait, states
 from machine.reasons import Reason
 
 U = states.UPLOADING
@@ -85,8 +85,8 @@ class RecordingGuards:
 
     @property
     def disk_error(self) -> bool:
-        """The disk is full or the spool is lost."""
-        return self.reason in (Reason.DISK_FULL, Reason.SPOOL_LOST)
+        """The disk is full or the spool is lost, which is a fault of one node."""
+        return self.reason in spool_wait.FAULTS
 
     @property
     def fatal_refusal(self) -> bool:
@@ -168,6 +168,11 @@ class RecordingGuards:
     def node_away(self) -> bool:
         """Segments are on a node that is away, and NODE_RETURN is not over."""
         return self.reason == Reason.NODE_AWAY
+
+    @property
+    def spool_awaited(self) -> bool:
+        """The disk is full and UPLOAD_RETRY_FOR is not over, or the spool is lost and NODE_RETURN is not over."""
+        return self.disk_error and not spool_wait.is_over(self.recording, self.reason, self.facts.now_ms, self.facts.policy)
 
     @property
     def target_away(self) -> bool:

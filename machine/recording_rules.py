@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from machine import effects, internal_events, model, pull_evictions, recording_guards, states
+from machine import effects, internal_events, model, pull_evictions, recording_guards, spool_wait, states
 from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
@@ -95,9 +95,12 @@ class RecordingRules(recording_guards.RecordingGuards):
 
     def wait_for_node(self) -> None:
         """Check again soon whether the node is back, without counting a failure."""
-        failures = self.recording.failures
-        self._wait(states.TRANSCODE, (self.facts.policy.node_away_backoff_ms,))
-        self._set(failures=failures)
+        self._wait(states.TRANSCODE, (self.facts.policy.node_away_backoff_ms,), counted=False)
+
+    def wait_for_spool(self) -> None:
+        """Retry on any node after a growing backoff, without counting a failure."""
+        pause_ms = spool_wait.pause_ms(self.recording, self.facts.now_ms)
+        self._wait(states.TRANSCODE, (pause_ms,), anywhere=True, counted=False)
 
     def transcode_anywhere(self) -> None:
         """Any node transcodes the segments that it can reach."""
@@ -216,13 +219,13 @@ class RecordingRules(recording_guards.RecordingGuards):
         """The only node a job is for, because its files are there; "": any node."""
         return {states.TRANSCODE: self.facts.home, states.UPLOAD: self.recording.output_node}.get(kind, "")
 
-    def _wait(self, kind: str, backoff_ms: tuple[int, ...]) -> None:
+    def _wait(self, kind: str, backoff_ms: tuple[int, ...], *, anywhere: bool = False, counted: bool = True) -> None:
         pause_ms = backoff_ms[min(self.recording.failures, len(backoff_ms) - 1)]
         evicted = pull_evictions.detail(self.recording) if kind == states.CAPTURE else ""
         self._set(
             epoch=self.recording.epoch + 1,
-            failures=self.recording.failures + 1,
-            job=model.Job(kind=kind, state=states.WAITING, node=self._place(kind)),
+            failures=self.recording.failures + counted,
+            job=model.Job(kind=kind, state=states.WAITING, node="" if anywhere else self._place(kind)),
             detail=evicted or self.detail or self.recording.detail,
         )
         self.effects.append(effects.Arm("retry", self.facts.now_ms + pause_ms))

@@ -23,7 +23,7 @@ import structlog
 
 from machine import capture_progress, errors, failpoints
 from machine.reasons import Reason
-from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, file_threads, flv_tail, resource_limits
+from media import ffmpeg_command, ffmpeg_log, ffmpeg_process, file_threads, flv_tail, resource_limits, spool
 
 log = structlog.get_logger()
 
@@ -260,7 +260,7 @@ class Capture:
             if self._tail.grown_ms != grown_ms:
                 self._grown_s = loop.time()
         except OSError as error:
-            self._verdict = self._verdict or (Reason.SPOOL_LOST, f"The segment cannot be read: {error.strerror}.")
+            self._verdict = self._verdict or (spool.fault_of(error), f"The segment cannot be read: {error.strerror}.")
         if self._tail.progress.media_ms > 0:
             self._polls_with_media += 1
             # The first poll may hit the middle of ffmpeg's first burst, when the first packet's time is not settled.
@@ -336,7 +336,7 @@ def _obstacle(spec: CaptureSpec) -> tuple[Reason, str] | None:
         if spec.path.exists() and spec.path.stat().st_size > 0:
             return Reason.ERROR, f"{spec.path.name} holds media already; a capture never overwrites a segment."
     except OSError as error:
-        return Reason.ERROR, f"The segment {spec.path.name} cannot be created: {error.strerror}."
+        return spool.fault_of(error), f"The segment {spec.path.name} cannot be created: {error.strerror}."
     return None
 
 

@@ -43,6 +43,10 @@ _MEANINGS: tuple[tuple[re.Pattern[str], Meaning], ...] = tuple(
         (r"^DTS -?\d+, next:-?\d+ .*invalid dropping", Meaning.TIME_JUMP),
         (r"No space left on device|Disk quota exceeded", Meaning.DISK_FULL),
         (r"Read-only file system|Stale file handle|Error opening output .*No such file or directory", Meaning.SPOOL_LOST),
+        (
+            r"(Error (writing|opening output|submitting a packet to the muxer)|av_interleaved_write_frame).*Input/output error",
+            Meaning.SPOOL_LOST,
+        ),
         (r"HTTP error 40[13]\b|Server returned 40[13]\b", Meaning.REFUSED_FOR_GOOD),
         (r"Server error: .*(user_?sig|sig(nature)? (is )?expired|package)", Meaning.REFUSED_FOR_GOOD),
         (r"HTTP error \d{3}|Server returned [45]|Server error: |Connection (refused|reset|timed out)", Meaning.REFUSED),

@@ -2,16 +2,19 @@
 
     <root>/.lock                                    held while the node runs; for a spool shared by nodes, these two are in
     <root>/.node                                    DATA_DIR: this node's id, generated once
+    <root>/.spool                                   for a shared spool: shows that it is mounted; for any other, `.node` does
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
     <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
 
-Rule: no path is ever built from a raw id; TRTC's ids may contain "/", ".." and "%2F".
+Rules: no path is ever built from a raw id; TRTC's ids may contain "/", ".." and "%2F". While the mount is lost, nothing is
+written to the folder beneath it.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -23,7 +26,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from machine import errors, states
+from machine.reasons import Reason
 
+SHARED = "shared"
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
 # A segment or a finished file, complete or not.
 _OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
@@ -37,6 +42,11 @@ def safe_name(text: str) -> str:
     if len(raw) <= 90:
         return "b64-" + base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
     return "sha-" + hashlib.sha256(raw).hexdigest()
+
+
+def fault_of(error: OSError) -> Reason:
+    """The reason for the end of a job that this error of the spool ended: no space or quota is left, or the spool is lost."""
+    return Reason.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else Reason.SPOOL_LOST
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int, bool]]:
@@ -87,6 +97,7 @@ class Spool:
         self.root = root.absolute()
         self._identity = (identity or root).absolute()
         self.node_id = ""
+        self._shared = self._identity != self.root
         self._lock = -1
 
     def start(self) -> None:
@@ -121,6 +132,18 @@ class Spool:
             os.close(self._lock)
             self._lock = -1
 
+    def lost(self) -> str:
+        """Why the spool is not the one of the start (blocking); "" if it is. A mount may be stale, gone, or another one."""
+        if not self.node_id:
+            return ""
+        try:
+            found = _read(self._mark)
+        except OSError as error:
+            return f"The spool folder {self.root} cannot be read: {error.strerror}."
+        if found == (SHARED if self._shared else self.node_id):
+            return ""
+        return f"The spool folder {self.root} has no file {self._mark.name} of this node any more: check its mount."
+
     def segment_path(self, task_id: str, speaker: str, n: int, epoch: int, *, make: bool = True) -> Path:
         """The path of this epoch's segment. With `make` it creates its folder (blocking). If the spool is gone, the capture
         reports it."""
@@ -147,6 +170,8 @@ class Spool:
     def space(self) -> tuple[int, int]:
         """Bytes of the spool's file system that are free for this process, and in all (blocking). Raises errors.Unavailable if
         the spool is gone."""
+        if reason := self.lost():
+            raise errors.Unavailable(reason)
         try:
             found = shutil.disk_usage(self.root)
         except OSError as error:
@@ -157,7 +182,7 @@ class Spool:
         """Delete the files of epochs up to this one of a recording (blocking), and the folders that are then empty. Files of
         newer epochs and foreign files stay. Returns the number of deleted files; raises the first OSError after all others are
         deleted."""
-        folder = self._folder(task_id, speaker, n)
+        folder = self._present(task_id, speaker, n)
         removed = _remove(path for path, epoch, _ in _files(folder) if epoch <= until_epoch)
         for empty in (folder, folder.parent):
             with contextlib.suppress(OSError):
@@ -167,27 +192,48 @@ class Spool:
     def remove_outputs(self, task_id: str, speaker: str, n: int, before_epoch: int, but_epoch: int) -> int:
         """Like `remove_files`, for the output of transcodes before `before_epoch`, finished or not, except the one of
         `but_epoch`."""
-        found = _files(self._folder(task_id, speaker, n))
+        found = _files(self._present(task_id, speaker, n))
         return _remove(path for path, epoch, output in found if output and epoch < before_epoch and epoch != but_epoch)
+
+    @property
+    def _mark(self) -> Path:
+        return self.root / (".spool" if self._shared else ".node")
+
+    def _read_or_make_id(self) -> str:
+        path = self._identity / ".node"
+        known = _read(path)
+        if not known:
+            known = f"node-{uuid.uuid4().hex[:16]}"
+            _write(path, known)
+        if self._shared and _read(self._mark) != SHARED:
+            _write(self._mark, SHARED)
+        return known
+
+    def _present(self, task_id: str, speaker: str, n: int) -> Path:
+        """The folder of a recording, to delete in it. Raises OSError while the mount is lost, as they are not deleted."""
+        if reason := self.lost():
+            raise OSError(errno.ESTALE, reason)
+        return self._folder(task_id, speaker, n)
 
     def _folder(self, task_id: str, speaker: str, n: int, *, make: bool = False) -> Path:
         session = self.root / safe_name(task_id)
         folder = session / f"{safe_name(speaker)}_{int(n)}"
-        if make and self.root.is_dir():
+        if make and self.root.is_dir() and not self.lost():
             session.mkdir(exist_ok=True, mode=0o700)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
-    def _read_or_make_id(self) -> str:
-        path = self._identity / ".node"
-        with contextlib.suppress(FileNotFoundError):
-            if known := path.read_text("ascii").strip():
-                return known
-        made = f"node-{uuid.uuid4().hex[:16]}"
-        fresh = self._identity / ".node.part"
-        with fresh.open("w", encoding="ascii") as file:
-            file.write(made)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        return made
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text("ascii").strip()
+    return ""
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.part")
+    with fresh.open("w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import structlog
 
 from machine import errors, failpoints
 from machine.reasons import Reason
-from media import ffmpeg_log, ffmpeg_process, file_threads, joiner, resource_limits, survey, transcode_plan, verify
+from media import ffmpeg_log, ffmpeg_process, file_threads, joiner, resource_limits, spool, survey, transcode_plan, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
 
@@ -244,7 +244,16 @@ def _give_name(part: Path, output: Path) -> None:
         os.close(folder)
 
 
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn an OSError of the spool into TranscodeFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_failed(error) from error
+
+
 def storage_failed(error: OSError) -> errors.TranscodeFailed:
     """The failure behind an error of the spool: no space, or a lost spool. Both are retryable."""
-    reason = Reason.DISK_FULL if verify.is_disk_full(error) else Reason.SPOOL_LOST
-    return errors.TranscodeFailed(f"The spool cannot be read or written: {error.strerror or error}.", reason=reason, retry=True)
+    detail = f"The spool cannot be read or written: {error.strerror or error}."
+    return errors.TranscodeFailed(detail, reason=spool.fault_of(error), retry=True)

@@ -8,7 +8,6 @@ CRC-64 computed.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,11 +70,6 @@ def settle(part: Path) -> tuple[int, str]:
             crc = fastcrc.crc64.xz(piece, crc)
             size_bytes += len(piece)
     return size_bytes, str(crc)
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether an OSError means that no space or quota is left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Look:

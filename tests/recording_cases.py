@@ -188,9 +188,10 @@ def _facts_that_matter(state: str, event: str) -> Iterator[dict[str, Any]]:
         },
         "transcode-exit": {
             "stale": (False, True),
-            "reason": ("ok", "ffmpeg-failed", "node-away", "node-stopping"),
+            "reason": ("ok", "ffmpeg-failed", "node-away", "node-stopping", "disk-full", "spool-lost"),
             "retry": (False, True),
             "failures": (0, 1, 2),
+            "upload_over": (False, True),
         },
         "upload-finished": {"stale": (False, True)},
         "upload-failed": {

@@ -125,13 +125,12 @@ def _capture_exit(c: cases.Case) -> Expected:
     if c.state not in cases.CAPTURING or c.capture not in ("queued", "leased"):
         return IGNORE
     state, before = _found(c, here=c.media_ms > 0)
-    if c.reason in ("disk-full", "spool-lost"):
-        return Expected("move", (*before, (state, "Failed")), capture="none")
     if c.stop:
         return _stopped(c, state, before)
     if state == "Joining" and c.reason == "refused-for-good":
         return Expected("move", (("Joining", "Failed"),), capture="none")
-    if c.last_pull and c.media_ms == 0:
+    node_fault = c.reason in ("disk-full", "spool-lost")  # another node takes the capture, or it retries until the session closes
+    if c.last_pull and c.media_ms == 0 and not node_fault:
         return _stopped(c, state, before)  # left, and did not come back within LINGER
     stays = "move" if before else "stay"
     if c.present is False and not c.last_pull:
@@ -172,6 +171,8 @@ def _transcode_exit(c: cases.Case) -> Expected:
         return Expected("move", (("Transcoding", "Uploading"),), job="queued", command="start-upload", raised=True)
     if c.reason == "node-stopping":  # restarts alone never fail a recording
         return Expected("stay", job="queued", command="start-transcode", raised=True)
+    if c.reason in ("disk-full", "spool-lost") and not c.upload_over:  # waits for space as uploads wait for COS
+        return Expected("stay", job="waiting", raised=True, armed="retry")
     if c.reason == "node-away" or (c.retry and c.failures < len(cases.POLICY.transcode_backoff_ms)):
         return Expected("stay", job="waiting", raised=True, armed="retry")
     return Expected("move", (("Transcoding", "Failed"),))

@@ -55,7 +55,6 @@ class Run:
 class Truth:
     """The true course of one recording, for comparison with its result."""
 
-    disk_full: bool = False
     transcode_failures: int = 0
     upload_refused: bool = False
     upload_failures: int = 0
@@ -216,7 +215,6 @@ class World:
             "MediaMs": run.media_ms,
             "SizeBytes": run.media_ms,
         }
-        self.of(run.owner).disk_full |= reason == "disk-full"
         self._say(run, "ffmpeg-exit", reason, said | {"FirstPacketMs": None, "LastPacketMs": last_ms})
 
     def _say(self, run: Run, type_: str, outcome: str, data: dict[str, Any]) -> None:

@@ -20,10 +20,10 @@ from worker import cpu_usage
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 1.0
-START_CAPTURE = "start-capture"
+START_CAPTURE, START_TRANSCODE = "start-capture", "start-transcode"
 KINDS = {
     START_CAPTURE: states.CAPTURE,
-    "start-transcode": states.TRANSCODE,
+    START_TRANSCODE: states.TRANSCODE,
     "start-upload": states.UPLOAD,
     "send-callback": states.DELIVERY,
 }
@@ -44,8 +44,8 @@ class Capacity:
     """Pauses and resumes the commands of a worker, by their type. `pause` and `resume` act on the bus and are idempotent.
 
     `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind. `freed` is set whenever a job
-    ends. `measure` measures the spool, and `free_bytes` returns the last figure. Without `limits` captures are not limited: there
-    is no other worker."""
+    ends. `measure` measures the spool, and `free_bytes` returns the last figure. `fault` is why the spool takes no job. Without
+    `limits` captures are not limited and no fault counts: there is no other worker."""
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Capacity:
         live: cpu_usage.LiveCpu,
         measure: Callable[[], Awaitable[None]],
         free_bytes: Callable[[], int],
+        fault: Callable[[], str] = lambda: "",
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
     ) -> None:
         self._limits = limits
@@ -70,6 +71,7 @@ class Capacity:
         self._live = live
         self._measure = measure
         self._free_bytes = free_bytes
+        self._fault = fault
         self._load = load
         self._reasons = dict.fromkeys((*slots, *((START_CAPTURE,) if limits else ())), "")
         self._locks = {type_: asyncio.Lock() for type_ in self._reasons}
@@ -84,10 +86,12 @@ class Capacity:
         await self.task.stop()
 
     def busy(self) -> str:
-        """Why no further capture is taken, apart from the spool; "" if one would be."""
+        """Why no further capture is taken, apart from the spool's space; "" if one would be."""
         limits, share, running = self._limits, self._live.share, self._running(states.CAPTURE)
         if limits is None:
             return ""
+        if fault := self._fault():
+            return fault
         if limits.captures and running >= limits.captures:
             return f"{running} captures run, MAX_CAPTURES is {limits.captures}"
         if limits.cpu and share > limits.cpu:
@@ -110,7 +114,9 @@ class Capacity:
         """Why no further job of this command is taken; "" if one would be."""
         if type_ in self._slots:
             running, slots = self._running(KINDS[type_]), self._slots[type_]
-            return f"{running} jobs of {slots} run" if running >= slots else ""
+            if running >= slots:
+                return f"{running} jobs of {slots} run"
+            return self._fault() if self._limits and type_ == START_TRANSCODE else ""
         spare = self.spare()
         if spare.free_bytes is None or spare.busy or spare.free_bytes >= spare.needed_bytes:
             return spare.busy

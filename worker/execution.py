@@ -17,9 +17,9 @@ from typing import Any
 
 import structlog
 
-from machine import capture_progress, due_work, errors, failpoints, internal_events, model, ports, segments
+from machine import capture_progress, due_work, errors, failpoints, internal_events, model, ports, segments, spool_wait
 from machine.reasons import Reason
-from worker import leased_job, outcomes, receivers, work_ports
+from worker import leased_job, outcomes, receivers, spool_fault, work_ports
 
 log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ class Execution:
         policy: model.Policy,
         clock: Callable[[], int],
         deliveries: int,
+        fault: spool_fault.SpoolFault,
     ) -> None:
         self._store = store
         self._work = work
@@ -47,6 +48,7 @@ class Execution:
         self._policy = policy
         self._clock = clock
         self._receivers = receivers.Receivers(deliveries)
+        self._fault = fault
 
     async def capture(self, job: leased_job.RecordingJob) -> None:
         """Capture one speaker's stream until it ends or is stopped."""
@@ -71,6 +73,7 @@ class Execution:
         await asyncio.gather(*job.publishing)
         failpoints.hit("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
+        self._note_fault(ended.reason, ended.detail)
         handed_over = job.handed_over and not job.stop_requested and ended.reason == Reason.STOPPED
         reason = Reason.NODE_STOPPING if handed_over else ended.reason
         progress = await self._on_disk(job, assignment, ended) if ended.reason == Reason.ERROR else ended.progress
@@ -93,6 +96,10 @@ class Execution:
     async def _never_began(self, job: leased_job.RecordingJob, reason: Reason, detail: str) -> None:
         await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, detail, capture_progress.CaptureProgress()))
 
+    def _note_fault(self, reason: str, detail: str) -> None:
+        if reason in spool_wait.FAULTS:
+            self._fault.note(detail)
+
     async def transcode(self, job: leased_job.RecordingJob) -> None:
         """Make the finished file from the segments that can be reached."""
         assignment = await self._assignment(job)
@@ -102,6 +109,7 @@ class Execution:
             made = await self._work.transcode(assignment, job.epoch, [s for s in parts if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            self._note_fault(error.reason, error.detail)
             failure = outcomes.transcode_failure(job.epoch, error.reason, error.detail, retry=error.retry)
             await self._publisher.ended(job, failure)
             return

@@ -17,7 +17,7 @@ import structlog
 
 from events import codec
 from machine import errors, failpoints, job_key, model, ports, states
-from worker import execution, leased_job, leases, outcomes, work_ports
+from worker import execution, leased_job, leases, outcomes, spool_fault, work_ports
 
 log = structlog.get_logger()
 
@@ -43,10 +43,19 @@ class Worker:
         place = "" if shared_spool else node
         self._running: Counter[str] = Counter()
         self.freed = asyncio.Event()
+        self.spool_fault = spool_fault.SpoolFault()
         self._publisher = outcomes.OutcomePublisher(store, node=node, clock=clock)
         self.leases = leases.HeldLeases(store, work, node=node, policy=policy, clock=clock)
         self._execution = execution.Execution(
-            store, work, self._publisher, node=node, place=place, policy=policy, clock=clock, deliveries=deliveries
+            store,
+            work,
+            self._publisher,
+            node=node,
+            place=place,
+            policy=policy,
+            clock=clock,
+            deliveries=deliveries,
+            fault=self.spool_fault,
         )
 
     async def start(self) -> None:

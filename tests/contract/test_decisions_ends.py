@@ -125,7 +125,7 @@ async def test_each_failure_has_its_event_and_message(harness: decider_harness.H
     for speaker in ("al", "bo", "cy", "di"):
         await harness.publish(speaker)
     await harness.capture(f"{task_id}/al/1", media_ms=0, reason="refused-for-good", Detail="UserSig expired")
-    await harness.capture(f"{task_id}/bo/1", reason="disk-full", Detail="the spool is full")
+    await harness.capture(f"{task_id}/bo/1", media_ms=0, reason="disk-full", Detail="the spool is full")
     await harness.capture(f"{task_id}/cy/1", reason="eof")
     await harness.capture(f"{task_id}/di/1", reason="eof")
     await harness.say("stop", TaskId=task_id)
@@ -136,7 +136,13 @@ async def test_each_failure_has_its_event_and_message(harness: decider_harness.H
     said = [(f["UserId"], f["Code"], f["Message"], f["Status"], f["Detail"]) for f in body["Files"]]
     assert said == [
         ("al", "FailedRecording", "录制失败", 0, "UserSig expired"),
-        ("bo", "FailedRecording", "录制失败", 0, "the spool is full"),
+        (
+            "bo",
+            "FailedRecording",
+            "录制失败",
+            0,
+            "No audio or video of 'bo' arrived before the recording ended. the spool is full",
+        ),
         ("cy", "FailedTranscode", "转码失败", 0, "bad frame"),
         ("di", "FailedCosWrite", "写cos失败", 0, "AccessDenied"),
     ]

@@ -16,7 +16,7 @@ async def _failed(harness: decider_harness.Harness, stage: str) -> str:
     if stage == "joining":
         await harness.capture(owner, media_ms=0, reason="refused-for-good", Detail="UserSig expired")
     else:
-        await harness.capture(owner, reason="disk-full" if stage == "recording" else "eof")
+        await harness.capture(owner, reason="eof")
     await harness.say("stop", TaskId=task_id)
     if stage in ("transcoding", "uploading"):
         await harness.transcode(owner, good=stage == "uploading")
@@ -30,8 +30,6 @@ async def _failed(harness: decider_harness.Harness, stage: str) -> str:
     ("stage", "from_", "to"),
     [
         ("joining", None, "Joining"),
-        ("recording", None, "Transcoding"),
-        ("recording", "joining", "Joining"),
         ("transcoding", None, "Transcoding"),
         ("transcoding", "transcoding", "Transcoding"),
         ("uploading", None, "Uploading"),

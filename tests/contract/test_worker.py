@@ -9,6 +9,7 @@ import pytest
 
 from events import codec
 from machine import capture_progress, errors, failpoints, job_key, model
+from machine.reasons import Reason
 from store import store as stores
 from tests import engines, waiting
 from tests.work_doubles import COS, POLICY, ROOM, Node, node
@@ -29,6 +30,24 @@ async def test_the_whole_road(node: Node) -> None:
     assert (await node.recording()).state == "Done"
     assert await node.store.leases.of_node("node-1") == []
     assert await node.store.uploads.state((await node.recording()).key) is None
+
+
+@pytest.mark.parametrize("reason", ["disk-full", "spool-lost"])
+async def test_a_worker_remembers_a_fault_of_its_spool(node: Node, reason: str) -> None:
+    """After a capture or a transcode that its disk ended, it takes no such job for a moment, and then tries again."""
+    capture = await node.open()
+    assert node.worker.spool_fault.reason() == ""
+    capture.media(5_000, node.clock)
+    capture.end(reason)
+    await node.relayed("ffmpeg-exit")
+    assert node.worker.spool_fault.reason()
+    assert (await node.recording()).capture == "waiting"
+    node.worker.spool_fault._until_s = 0.0
+    node.work.failure = errors.TranscodeFailed("the disk", reason=Reason(reason), retry=True)
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("ffmpeg-exit")
+    assert "the disk" in node.worker.spool_fault.reason()
+    assert (await node.recording()).state == "Transcoding"
 
 
 async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:

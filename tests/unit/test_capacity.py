@@ -12,7 +12,7 @@ import pytest
 from machine import errors
 from tests import waiting
 from tests.work_doubles import measured
-from worker import capacity, cpu_usage
+from worker import capacity, cpu_usage, spool_fault
 
 
 class Bus:
@@ -67,7 +67,14 @@ class Machine:
             live.sample()
 
 
-def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_usage.LiveCpu | None = None) -> capacity.Capacity:
+def limited(
+    bus: Bus,
+    captures: Captures,
+    *,
+    free_bytes: int = 100,
+    live: cpu_usage.LiveCpu | None = None,
+    fault: spool_fault.SpoolFault | None = None,
+) -> capacity.Capacity:
     """A capacity of two captures, half of the CPUs, and 10 bytes, on a machine with a load of 3 per core."""
     limits = capacity.CaptureLimits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
     idle = cpu_usage.LiveCpu(dict, cpus=1)
@@ -81,6 +88,7 @@ def limited(bus: Bus, captures: Captures, *, free_bytes: int = 100, live: cpu_us
         live=live or idle,
         measure=measured,
         free_bytes=lambda: free_bytes,
+        fault=(fault or spool_fault.SpoolFault()).reason,
         load=lambda: 3.0,
     )
 
@@ -124,6 +132,27 @@ async def test_each_kind_of_job_has_slots_of_its_own() -> None:
         await waiting.until(lambda: "start-transcode" not in bus.paused, what="the transcodes to be resumed")
     finally:
         await part.stop()
+
+
+async def test_a_worker_whose_spool_failed_leaves_the_job_to_another() -> None:
+    """For a moment after a full disk or a lost mount it takes neither captures nor transcodes; uploads and deliveries go on. A
+    single worker waits for nobody."""
+    bus, captures, now_s = Bus(), Captures(), [0.0]
+    fault = spool_fault.SpoolFault(lambda: now_s[0])
+    part = limited(bus, captures, fault=fault)
+    fault.note("No space left on device")
+    for command in ("start-capture", "start-transcode"):
+        with pytest.raises(errors.WorkerFull, match="No space left on device"):
+            await part.admit(command, captures.begin)
+    await part.admit("start-upload", captures.begin)
+    assert (captures.running, bus.paused) == (1, {"start-capture", "start-transcode"})
+    assert "No space" in part.spare().busy
+    now_s[0] += spool_fault.PAUSE_S
+    await part.check()
+    assert bus.paused == set()
+    fault.note("Stale file handle")
+    part._limits = None
+    assert (part.full("start-transcode"), part.busy()) == ("", "")
 
 
 async def test_a_full_spool_takes_nothing() -> None:
