@@ -24,7 +24,8 @@ log = structlog.get_logger()
 
 ROLES = ("api", "machine", "worker")
 REQUESTS_PREFETCH = 128
-MACHINES_PREFETCH = 64
+# Many, so that what waits is in memory, where each session has its share of a batch: on the broker it waits in line.
+MACHINES_PREFETCH = 128
 # Few, because no other worker can take a job that a full worker has received and not begun.
 SCARCE = ("start-capture", "start-transcode")
 SCARCE_PREFETCH = 2

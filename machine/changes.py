@@ -82,3 +82,27 @@ class Changes:
     def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
         """Put a message into the outbox; it is delivered after the commit."""
         self.messages.append(OutgoingMessage(channel, event, task_id, node))
+
+    def add(self, later: Changes) -> None:
+        """Add the changes of a later decision, made after these. Written at once, both leave the same as one after the other."""
+        _add_pairs(self.sessions, later.sessions)
+        _add_pairs(self.recordings, later.recordings)
+        _add_pairs(self.deliveries, later.deliveries)
+        self.segments += later.segments
+        self.secrets |= later.secrets
+        self.results += later.results
+        for place, armed in later.deadlines.items():
+            kept = armed is not None and armed.once and place in self.deadlines
+            # What is armed here stays. What is disarmed here must not stay in the database either.
+            self.deadlines[place] = (self.deadlines[place] or armed._replace(once=False)) if armed and kept else armed
+        self.journal += later.journal
+        self.messages += later.messages
+        for about, known in later.presence.items():
+            self.presence[about] = presence.merged(self.presence.get(about, presence.ABSENT), known)
+        self.applications |= later.applications
+        self.audit += later.audit
+
+
+def _add_pairs(pairs: dict[Any, tuple[Any, Any]], later: Mapping[Any, tuple[Any, Any]]) -> None:
+    for key, (old, new) in later.items():
+        pairs[key] = (pairs[key][0] if key in pairs else old, new)

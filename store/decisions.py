@@ -2,14 +2,16 @@
 
 Rules: an event's claim, writes, journal lines and messages commit together or not at all. Decisions that wait together share one
 commit; a decision that fails has no effect on the others, and one whose write fails is repeated alone.
-Decisions that wait together form a batch, in which no two touch the same session, room or API key. A program that is older than
-the database allows decides nothing.
+Decisions that wait together form a batch of chains. A chain holds the decisions of one session, in their order: its data is
+loaded once, a later decision reads it as the earlier ones changed it, and their changes are written as one. No two chains touch
+the same session, room or API key. A program that is older than the database allows decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ import structlog
 
 from events import codec, requests
 from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
-from store import connections, saving, schema, side_by_side, snapshot, sql, statements
+from store import connections, saving, schema, side_by_side, snapshot, sql, statements, unsaved
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
@@ -28,6 +30,8 @@ MAX_DECISIONS = 20
 AT_ONCE = 4
 PAUSE_S = 0.1
 MAX_BATCH = 64
+# So many decisions of one session: the batch has places for others.
+MAX_CHAIN = 32
 BATCHES = 2
 MAX_READS = 50
 
@@ -50,8 +54,17 @@ class _Work:
     done: asyncio.Future[ports.Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+@dataclass(slots=True, eq=False)
+class _Chain:
+    """Decisions of one lane in one transaction: those that are left, what was loaded for them, and the changes so far."""
+
+    works: deque[_Work] = field(default_factory=deque)
+    values: dict[ports.Need, Any] = field(default_factory=dict)
+    made: changes.Changes | None = None
+
+
 class _Deferred(Exception):
-    """Another decision of the batch touches the same rows."""
+    """Another chain of the batch touches the same rows, or the decision needs what is not written yet."""
 
 
 class Decisions:
@@ -136,20 +149,21 @@ class Decisions:
             self._running -= 1
 
     def _next_batch(self) -> list[_Work]:
-        """Take the oldest decisions, one for each lane, that no running batch touches."""
+        """Take the oldest decisions of lanes that no running batch touches. Whatever waits holds up its lane."""
         taken: list[_Work] = []
-        lanes, ids, left = set(self._lanes), set(), []
+        held, lengths, ids, left = set(self._lanes), Counter[object](), set(), []
         now_s = asyncio.get_running_loop().time()
         for work in self._waiting:
             if work.done.done():
                 continue
-            full = len(taken) >= MAX_BATCH or (bool(taken) and (work.alone or taken[0].alone))
-            if not full and work.due_s <= now_s and work.lane not in lanes and work.event.inbox_id not in ids:
+            full = len(taken) >= MAX_BATCH or (bool(taken) and (work.alone or taken[0].alone)) or lengths[work.lane] >= MAX_CHAIN
+            if not full and work.due_s <= now_s and work.lane not in held and work.event.inbox_id not in ids:
                 taken.append(work)
+                lengths[work.lane] += 1
                 ids.add(work.event.inbox_id)
             else:
                 left.append(work)
-            lanes.add(work.lane)
+                held.add(work.lane)
         self._waiting = left
         return taken
 
@@ -203,27 +217,48 @@ class Decisions:
         outcomes = yield from _claim(batch, now_ms)
         new = [work for work in batch if work.event.inbox_id not in outcomes]
         failpoints.hit("inbox.claim.after")
-        loader = snapshot.Loader(self._keyring, now_ms, locks=self._locks)
-        decided = yield from _decide_all(loader, new, now_ms)
-        written: list[changes.Changes] = []
-        ignored: set[str] = set()
-        touched: set[Any] = set()
-        for work, (seen, result) in zip(new, decided, strict=True):
-            id_ = work.event.inbox_id
-            if isinstance(result, Exception):
-                outcomes[id_] = result
-            elif touched & seen.touched():
-                outcomes[id_] = _Deferred()
-            else:
-                touched |= seen.touched()
-                outcomes[id_], made = result
-                written.append(made)
-                if not made.moves and work.event.type in internal_events.TYPES:
-                    ignored.add(id_)
+        chains, ignored = _chains(new), set[str]()
+        yield from self._decide(chains, outcomes, ignored, now_ms)
+        written = [chain.made for chain in chains if chain.made is not None]
         yield from saving.Saver(self._keyring, now_ms).save(written)
         yield from _answer(new, outcomes, ignored)
         failpoints.hit("decision.commit.before")
         return [outcomes[work.event.inbox_id] for work in batch]
+
+    def _decide(self, chains: Sequence[_Chain], outcomes: dict[str, Outcome], ignored: set[str], now_ms: int) -> Steps[None]:
+        """Decide the first events of all chains together, then the second ones, and so on."""
+        loader = snapshot.Loader(self._keyring, now_ms, locks=self._locks)
+        owners: dict[Any, _Chain] = {}
+        going = chains
+        while going:
+            works = [chain.works.popleft() for chain in going]
+            seen = [snapshot.LoadedSnapshot(now_ms, chain.values, chain.made) for chain in going]
+            results = yield from _decide_all(loader, seen, works)
+            for chain, work, each, result in zip(going, works, seen, results, strict=True):
+                touched = each.touched()
+                if isinstance(result, unsaved.Unknown) or any(owners.get(key, chain) is not chain for key in touched):
+                    outcomes |= {deferred.event.inbox_id: _Deferred() for deferred in (work, *chain.works)}
+                    chain.works.clear()
+                    continue
+                owners |= dict.fromkeys(touched, chain)
+                if isinstance(result, Exception):
+                    outcomes[work.event.inbox_id] = result
+                    continue
+                outcomes[work.event.inbox_id], made = result
+                if not made.moves and work.event.type in internal_events.TYPES:
+                    ignored.add(work.event.inbox_id)
+                if chain.made is None:
+                    chain.made = made
+                else:
+                    chain.made.add(made)
+            going = [chain for chain in going if chain.works]
+
+
+def _chains(works: Sequence[_Work]) -> list[_Chain]:
+    chains: dict[object, _Chain] = {}
+    for work in works:
+        chains.setdefault(work.lane, _Chain()).works.append(work)
+    return list(chains.values())
 
 
 def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
@@ -261,10 +296,9 @@ def _is_same(known: str, fingerprint: str) -> bool:
 
 
 def _decide_all(
-    loader: snapshot.Loader, works: Sequence[_Work], now_ms: int
-) -> Steps[list[tuple[snapshot.LoadedSnapshot, tuple[ports.Answer, changes.Changes] | Exception]]]:
+    loader: snapshot.Loader, seen: Sequence[snapshot.LoadedSnapshot], works: Sequence[_Work]
+) -> Steps[list[tuple[ports.Answer, changes.Changes] | Exception]]:
     """Load and decide: whatever decisions miss is loaded together, and these are repeated."""
-    seen = [snapshot.LoadedSnapshot(now_ms) for _ in works]
     yield from _load_planned(loader, seen, works)
     results: dict[int, tuple[ports.Answer, changes.Changes] | Exception] = {}
     left = list(range(len(works)))
@@ -279,7 +313,7 @@ def _decide_all(
             except Exception as error:  # noqa: BLE001 - not swallowed: the caller gets it, and the others are decided
                 results[index] = error
         if not missing:
-            return [(seen[index], results[index]) for index in range(len(works))]
+            return [results[index] for index in range(len(works))]
         yield from loader.load(missing)
         left = [index for index in left if index not in results]
     asked = {need[0] for _, need in missing}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from events import requests
-from machine import encryption, job_key, model, ports, presence, states
-from store import connections, encrypted_rows, rows, statements
+from machine import changes, encryption, job_key, model, ports, presence, states
+from store import connections, encrypted_rows, rows, statements, unsaved
 from store.sql import Row, Step, Steps
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
@@ -20,20 +20,24 @@ Loaded = dict[tuple[Any, ...], Any]
 
 
 class LoadedSnapshot:
-    """The loaded data of one decision (machine.ports.Snapshot)."""
+    """The loaded data of one decision (machine.ports.Snapshot). `values` is data that was loaded before, `made` the changes of
+    earlier decisions in the transaction."""
 
-    def __init__(self, now_ms: int) -> None:
+    def __init__(self, now_ms: int, values: dict[ports.Need, Any] | None = None, made: changes.Changes | None = None) -> None:
         self.now_ms = now_ms
-        self.values: dict[ports.Need, Any] = {}
+        self.values: dict[ports.Need, Any] = {} if values is None else values
+        self._made = made
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """One reading of machine.ports.Snapshot. Raises NotLoaded."""
+        """One reading of machine.ports.Snapshot. Raises NotLoaded, and Unknown for data that the earlier changes may have
+        moved."""
 
         def read(*about: Any) -> Any:
             try:
-                return self.values[name, about]
+                value = self.values[name, about]
             except KeyError:
                 raise ports.NotLoaded((name, about)) from None
+            return value if self._made is None else unsaved.after((name, about), value, self._made, self.now_ms)
 
         return read
 
