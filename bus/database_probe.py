@@ -1,4 +1,4 @@
-"""Database probe: tells a failing message from an unavailable database.
+"""Database probe: tells a failing message from a database that does not answer or refuses writes.
 
 Rule: while the database is unavailable no failure counts against a message, no message is parked, and no loop of a bus ends.
 """
@@ -19,13 +19,14 @@ PING_EVERY_S = 0.5
 
 
 class DatabaseProbe:
-    """Pings the database on behalf of a bus. `ping` raises errors.Unavailable when the database does not answer."""
+    """Pings the database on behalf of a bus. `ping` raises errors.Unavailable when the database does not
+    answer, or refuses writes."""
 
     def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
         self._ping = ping
 
     async def available(self) -> bool:
-        """Ping once, for at most `PING_TIMEOUT_S`; returns whether the database answered."""
+        """Ping once, for at most `PING_TIMEOUT_S`; returns whether the database can do the work."""
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
                 await self._ping()
@@ -34,7 +35,7 @@ class DatabaseProbe:
         return True
 
     async def wait_available(self) -> None:
-        """Return as soon as the database answers."""
+        """Return as soon as the database can do the work."""
         if await self.available():
             return
         log.warning("bus.database_away")

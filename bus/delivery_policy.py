@@ -3,7 +3,7 @@
 Rules:
 - An invalid or refused message is parked at once, with the reason. An invalid request of a user is answered and not parked.
 - A temporary failure is requeued. After `attempts.MAX_ATTEMPTS` failures of its own the message is parked.
-- While the database is unavailable or the worker is full, the message is requeued and nothing is counted.
+- While the database is unavailable, or refuses writes, or the worker is full, the message is requeued and nothing is counted.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ class DeliveryPolicy:
             return Disposition(kind="requeue", reason=error.message, backoff_s=FULL_BACKOFF_S)
         except event_errors.InvalidEvent as error:
             return await self._finish(message, counted, park(f"invalid: {error}"))
+        except errors.DatabaseUnavailable as error:
+            return await self._fail(message, counted, error.message, database_failed=error.refused)
         except errors.RecorderError as error:
             reason = f"{error.code}: {error.message}"
             if not error.retry:
@@ -137,12 +139,15 @@ class DeliveryPolicy:
             log.exception("bus.tries_not_forgotten", key=message.key, message_id=message.message_id)
         return disposition
 
-    async def _fail(self, message: Incoming, counted: int, reason: str, fault: Exception | None = None) -> Disposition:
-        """Decide on a message that failed for now."""
-        if not await self._probe.available():
+    async def _fail(
+        self, message: Incoming, counted: int, reason: str, fault: Exception | None = None, *, database_failed: bool = False
+    ) -> Disposition:
+        """Decide on a message that failed for now. A database that refused the work itself may accept less: such a message comes
+        back after a pause, and is not counted."""
+        if database_failed or not await self._probe.available():
             await self._probe.wait_available()
             await self._tracker.uncount(message.attempt_key, counted)
-            return _database_failed()
+            return _database_failed(attempts.backoff_s(1) if database_failed else 0.0)
         if fault is not None:
             log.error("bus.handler_raised", key=message.key, message_id=message.message_id, exc_info=fault)
         tries = await self._tracker.record_failure(message.attempt_key, counted)

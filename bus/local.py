@@ -123,7 +123,8 @@ class LocalBus:
                 # Most likely the database cannot be written: its disk is full, or another process locks its file. Ending the
                 # process would end every capture and help with neither. A bug shows in the log at each round.
                 log.exception("bus.round_failed")
-                self._problem = f"the outbox cannot be handed out: {type(error).__name__}"
+                reason = error.message if isinstance(error, errors.RecorderError) else f"{type(error).__name__}."
+                self._problem = f"The outbox cannot be delivered: {reason}"
                 await asyncio.sleep(supervised_task.jittered_s(ROUND_BACKOFF_S))
                 continue
             if not took:

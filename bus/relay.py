@@ -89,7 +89,8 @@ class Relay:
                     sent, unsent = await self._round()
                 failures = 0
             except Exception as error:
-                failures = failures + 1 if await self._probe.available() else 0
+                away = isinstance(error, errors.DatabaseUnavailable) or not await self._probe.available()
+                failures = 0 if away else failures + 1
                 await self._probe.wait_available()
                 if failures >= FAILURES_BEFORE_END:
                     raise

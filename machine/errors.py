@@ -9,7 +9,8 @@
     ├── KeyReused            422      another request came under this Idempotency-Key before
     ├── QuotaReached         429      the key already has its quota of Open sessions
     ├── InsufficientSpace    507      admission: the spool has too little free space
-    ├── Unavailable          503      the service starts or stops, or its database does not answer
+    ├── Unavailable          503      the service starts or stops
+    │   ├── DatabaseUnavailable 503   the database does not answer, or refuses writes
     │   ├── WorkerFull       503      the worker has no free slot; the command goes to another worker, or is retried
     │   ├── DecryptionFailed 503      no key of this node decrypts a secret
     │   └── Outdated         503      this service is older than its database allows; the node ends
@@ -121,6 +122,15 @@ class Unavailable(RecorderError):
     code = "ServiceUnavailable"
     http_status = 503
     retry = True
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer."""
+
+    def __init__(self, message: str = "", *, refused: bool = False) -> None:
+        """`refused`: the database answered that it cannot do such work now, so no transaction is the cause."""
+        super().__init__(message)
+        self.refused = refused
 
 
 class DecryptionFailed(Unavailable):

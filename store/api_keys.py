@@ -5,12 +5,11 @@ Rule: the table holds digests, never a key's text. A revoked key keeps its row, 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import exc, insert, select, update
+from sqlalchemy import insert, select, update
 
 from machine import api_keys, errors, model
 from store import audit, connections, tables
@@ -26,9 +25,8 @@ class Keys:
     async def all(self) -> list[api_keys.ApiKey]:
         """All keys, including revoked ones, oldest first. Raises Unavailable."""
         table = tables.api_keys
-        with _unavailable():
-            async with self._database.read() as connection:
-                rows = (await connection.execute(select(table).order_by(table.c.created_ms, table.c.id))).mappings().all()
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(table).order_by(table.c.created_ms, table.c.id))).mappings().all()
         return [_key(row) for row in rows]
 
     async def add(self, key: api_keys.ApiKey, by: model.Caller) -> api_keys.ApiKey:
@@ -56,17 +54,8 @@ class Keys:
     async def note_used(self, id_: str) -> None:
         """Record that the key was used now. Raises Unavailable."""
         table = tables.api_keys
-        with _unavailable():
-            async with self._database.write() as connection:
-                await connection.execute(update(table).where(table.c.id == id_).values(used_ms=self._clock()))
-
-
-@contextlib.contextmanager
-def _unavailable() -> Iterator[None]:
-    try:
-        yield
-    except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
-        raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+        async with self._database.write() as connection:
+            await connection.execute(update(table).where(table.c.id == id_).values(used_ms=self._clock()))
 
 
 def _key(row: Any) -> api_keys.ApiKey:

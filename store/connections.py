@@ -4,23 +4,27 @@ SQLite: WAL, synchronous=FULL, every write begins with BEGIN IMMEDIATE, and this
 write waits for a lock that another one holds. The file must not be on a network file system.
 PostgreSQL: READ COMMITTED, locks in the order room, segment, session, recording, job, deadline. A deadlock or a lost connection
 is an error that callers retry, never a wrong result.
+
+An error of the database itself becomes DatabaseUnavailable (store/outages.py). A server that refuses writes loses all its
+connections: after a failover the same address may lead to another server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, event, exc, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from events import requests
 from machine import errors
-from store import group_commit, server_connections, side_by_side, sql
+from store import group_commit, outages, server_connections, side_by_side, sql
 
 Value = TypeVar("Value")
 BUSY_TIMEOUT_MS = 10_000
@@ -30,6 +34,8 @@ COMMAND_TIMEOUT_S = 30.0
 # A process that freezes inside a transaction keeps its row locks until the server ends it. The recorder never idles in one.
 IDLE_IN_TRANSACTION_MS = 5_000
 PING_TIMEOUT_S = 2.0
+# Pings that come sooner after a failed probe get its answer again.
+PROBE_EVERY_S = 0.4
 PRAGMAS = (
     # Wiped secrets leave the file, not only the table; SQLite builds differ in their default.
     "secure_delete=ON",
@@ -60,6 +66,13 @@ class Connections:
             self._writer = asyncio.Lock()
             self._group = group_commit.GroupCommit(str(engine.url.database), PRAGMAS, self._writer)
         self._servers = server_connections.ServerConnections(engine)
+        # The last outage, until a ping has written a row again; and when that may be tried (the loop's time).
+        self._outage: errors.DatabaseUnavailable | None = None
+        self._probe_s = 0.0
+        # Connections of the engine that were made before (monotonic) are replaced.
+        self._replace_before_s = 0.0
+        if self.on_server:
+            _replacing(engine, lambda: self._replace_before_s)
 
     @property
     def on_server(self) -> bool:
@@ -68,16 +81,22 @@ class Connections:
 
     async def run(self, steps: Callable[[], sql.Steps[Value]]) -> Value:
         """Run steps in one transaction: commits at their end, rolls back on any error. On SQLite, transactions that wait together
-        share one commit. Raises Conflict. `steps` may be called again."""
-        if self._group is not None:
-            value: Value = await self._group.run(steps)
-            return value
-        return await self._servers.run(steps)
+        share one commit. Raises Conflict and DatabaseUnavailable. `steps` may be called again."""
+        try:
+            if self._group is not None:
+                value: Value = await self._group.run(steps)
+                return value
+            return await self._servers.run(steps)
+        except Exception as error:
+            if outage := await self._noted(error):
+                raise outage from error
+            raise
 
     async def fetch(self, statement: sql.Statement, parameters: sql.Row) -> Sequence[sql.Row]:
         """Run one statement in a transaction of its own."""
         if self._group is None:
-            rows: Sequence[sql.Row] = await self._servers.fetch(statement, parameters)
+            async with self._noting():
+                rows: Sequence[sql.Row] = await self._servers.fetch(statement, parameters)
             return rows
 
         def steps() -> sql.Steps[Sequence[sql.Row]]:
@@ -89,32 +108,80 @@ class Connections:
         """Like `fetch`, in a transaction that is shared with those that wait at the same moment, on both engines. The statement
         must not wait for a lock. It returns at most one row, of columns that its parameters name."""
         if self._group is None:
-            rows: Sequence[sql.Row] = await self._servers.together(statement, parameters)
+            async with self._noting():
+                rows: Sequence[sql.Row] = await self._servers.together(statement, parameters)
             return rows
         return await self.fetch(statement, parameters)
 
-    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A connection that only reads; what it saw is released at the end of the block."""
-        return self.engine.connect()
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that only reads; what it saw is released at the end of the block. Raises DatabaseUnavailable."""
+        async with self._noting(), self.engine.connect() as connection:
+            yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: commits at the end of the block, rolls back on any error. Raises Conflict for a lost deadlock."""
+        """One transaction: commits at the end of the block, rolls back on any error. Raises Conflict for a lost deadlock, and
+        DatabaseUnavailable."""
         try:
-            async with self._writer, self._writing.begin() as connection:
+            async with self._noting(), self._writer, self._writing.begin() as connection:
                 yield connection
-        except DBAPIError as error:
+        except exc.DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) in sql.CONFLICTS:
                 raise errors.Conflict("PostgreSQL rolled this transaction back in favor of a concurrent one") from error
             raise
 
     async def ping(self) -> None:
-        """Run the smallest query there is. Raises Unavailable."""
+        """Check that the database does what the work needs: it answers, and it accepts writes. After an outage one row is
+        written, because a full disk refuses only what needs space. Raises DatabaseUnavailable."""
+        last, now_s = self._outage, asyncio.get_running_loop().time()
+        if last is not None and now_s < self._probe_s:
+            raise last
         try:
-            async with asyncio.timeout(PING_TIMEOUT_S), self.engine.connect() as connection:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                await self._check_writable()
+                if last is not None:
+                    await self._write_probe()
+        except TimeoutError as error:
+            outage = last or errors.DatabaseUnavailable(f"The database does not answer within {PING_TIMEOUT_S:g} s.")
+            self._outage, self._probe_s = outage, now_s + PING_TIMEOUT_S + PROBE_EVERY_S
+            raise outage from error
+        except errors.DatabaseUnavailable:
+            self._probe_s = now_s + PROBE_EVERY_S
+            raise
+        self._outage = None
+
+    async def _check_writable(self) -> None:
+        async with self.read() as connection:
+            if self._group is not None:
                 await connection.execute(text("SELECT 1"))
+            elif (await connection.execute(text("SELECT current_setting('transaction_read_only')"))).scalar() == "on":
+                raise outages.ReadOnly
+
+    async def _write_probe(self) -> None:
+        # Two transactions: SQLite writes no page that is allocated and freed in one.
+        id_ = f"probe.{secrets.token_hex(8)}"
+        await self.run(lambda: outages.insert_probe(id_))
+        await self.run(lambda: outages.delete_probe(id_))
+
+    @asynccontextmanager
+    async def _noting(self) -> AsyncIterator[None]:
+        try:
+            yield
         except Exception as error:
-            raise errors.Unavailable(f"The database does not answer: {type(error).__name__}.") from error
+            if outage := await self._noted(error):
+                raise outage from error
+            raise
+
+    async def _noted(self, error: Exception) -> errors.DatabaseUnavailable | None:
+        """Note the outage behind an error, if there is one. The connections to a read-only server are replaced."""
+        outage = outages.outage(error)
+        if outage is not None:
+            self._outage = outage
+            if isinstance(outage, outages.ReadOnly):
+                self._replace_before_s = time.monotonic()
+                await self._servers.drop_free()
+        return outage
 
     async def close(self) -> None:
         """Close them; safe to call twice."""
@@ -140,6 +207,19 @@ def open_database(url: str, pool_size: int = POOL_SIZE) -> Connections:
             url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
         )
     )
+
+
+def _replacing(engine: AsyncEngine, before_s: Callable[[], float]) -> None:
+    """Have the pool replace connections that were made before a time (monotonic)."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(_: Any, record: Any) -> None:
+        record.info["made_s"] = time.monotonic()
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def checked_out(_: Any, record: Any, __: Any) -> None:
+        if record.info["made_s"] <= before_s():
+            raise exc.DisconnectionError("the server refused writes; a new connection may lead to another one")
 
 
 def _configure_sqlite(engine: AsyncEngine) -> None:

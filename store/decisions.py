@@ -20,7 +20,7 @@ import structlog
 
 from events import codec, requests
 from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
-from store import connections, saving, schema, side_by_side, snapshot, sql, statements, unsaved
+from store import connections, saving, schema, side_by_side, snapshot, statements, unsaved
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
@@ -189,7 +189,7 @@ class Decisions:
         again = []
         for work in batch:
             conflicts = isinstance(error, errors.Conflict) and work.attempts + 1 < MAX_DECISIONS
-            if sql.is_outage(error) or (len(batch) == 1 and not conflicts):
+            if isinstance(error, errors.DatabaseUnavailable) or (len(batch) == 1 and not conflicts):
                 _settle(work.done, error)
                 continue
             work.alone = True

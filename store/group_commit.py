@@ -83,7 +83,9 @@ class GroupCommit:
         connection.execute("SAVEPOINT one")
         try:
             value, error = sql.run_in_thread(connection, work()), None
-        except Exception as raised:  # noqa: BLE001 - not swallowed: the caller of this transaction gets it
+        except Exception as raised:
+            if not connection.in_transaction:
+                raise  # SQLite rolled everything back, as it may when its disk is full: the whole group has failed
             connection.execute("ROLLBACK TO one")
             value, error = None, raised
         connection.execute("RELEASE one")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from machine import batches, errors
-from store import sql
+from store import outages, sql
 
 LOCK_TIMEOUT_MS = 500
 # Kept of those that a moment of much work took from the engine's pool.
@@ -68,7 +68,7 @@ class ServerConnections:
         try:
             found = await self.run(steps)
         except Exception as error:
-            if sql.is_outage(error):
+            if outages.outage(error) is not None:
                 raise
             # Each meets its own error.
             return await asyncio.gather(*(self.fetch(*item) for item in items), return_exceptions=True)
@@ -78,6 +78,10 @@ class ServerConnections:
         """Close the kept connections. Idempotent."""
         self._closed = True
         await self._together.stop()
+        await self.drop_free()
+
+    async def drop_free(self) -> None:
+        """Close the kept connections that no transaction uses now; new ones are made on demand."""
         free, self._free = self._free, []
         for connection, _ in free:
             await _drop(connection)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Boolean, Executable
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
 from machine import errors
 
@@ -23,8 +22,6 @@ CONSTRAINT = "23"
 CONFLICTS = ("40001", "40P01")
 # lock_not_available: the transaction waited longer than LOCK_TIMEOUT_MS for a row.
 LOCKED = "55P03"
-# The classes of errors of the connection and of the server: connection, resources, shutdown.
-OUTAGES = ("08", "53", "57")
 Row = Mapping[str, Any]
 Value = TypeVar("Value")
 _DIALECTS = {"sqlite": sqlite.dialect(paramstyle="qmark"), "postgresql": postgresql.asyncpg.dialect()}  # type: ignore[no-untyped-call]
@@ -125,11 +122,3 @@ async def run_on_server(connection: Any, steps: Steps[Value]) -> Value:
         if state in (*CONFLICTS, LOCKED):
             raise errors.Conflict("PostgreSQL rolled this transaction back in favor of a concurrent one") from error
         raise
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether the database, and not this transaction, is the cause: another one would meet the same error now."""
-    if isinstance(error, OSError | sqlite3.OperationalError | SQLAlchemyError):
-        return True
-    state = getattr(error, "sqlstate", None) or ""
-    return state[:2] in OUTAGES or type(error).__name__ in ("InterfaceError", "InternalClientError")

@@ -10,11 +10,13 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
 from store import connections
-from tests import backends, waiting
+from tests import backends, service_process, waiting
 from tests.chaos import fault_figures
 from tests.e2e.conftest import World, live_for
 from tests.e2e.scenes import Scene
@@ -58,6 +60,14 @@ async def _live(world: World, name: str) -> Scene:
     return scene
 
 
+async def _answer(
+    service: service_process.ServiceProcess, method: str, path: str, status: int, reason: str = "", body: Any = None
+) -> bool:
+    """Whether a request gets this status, with a message that contains the reason."""
+    async with aiohttp.ClientSession() as http, http.request(method, service.url + path, json=body) as answer:
+        return answer.status == status and reason in (await answer.json()).get("Message", "")
+
+
 async def _whole(world: World, scenes: list[Scene]) -> None:
     for scene in scenes:
         await world.service.finished(scene.task_id, 60)
@@ -91,7 +101,12 @@ async def test_the_disk_of_the_database_is_full(world: World, data_disk: Path) -
     filler = await asyncio.to_thread(fill, data_disk, 0)
     await scenes[0].room.dismiss()
     await waiting.until(lambda: "disk is full" in service.log.read_text(), 20, "a write to fail", every_s=0.3)
+    reason = "The disk of the database file is full"
+    await waiting.until(lambda: _answer(service, "GET", "/readyz", 503, reason), 20, "/readyz to name the reason", every_s=0.3)
+    room = world.request("full-c")
+    await waiting.until(lambda: _answer(service, "POST", "/sessions", 503, reason, room), 20, "a refused start", every_s=0.3)
     await live_for(3)
     await asyncio.to_thread(filler.unlink)
+    await waiting.until(lambda: _answer(service, "GET", "/readyz", 200), 20, "the service to be ready", every_s=0.3)
     await scenes[1].room.dismiss()
     await _whole(world, scenes)

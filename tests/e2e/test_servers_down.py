@@ -1,5 +1,5 @@
 """The servers of the distributed engine fail under live rooms: RabbitMQ crashes and is cut off, PostgreSQL stops during open
-transactions. No capture ends, and nothing is lost or doubled.
+transactions, or answers and refuses writes. No capture ends, and nothing is lost or doubled.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
+import aiohttp
 import asyncpg
 import pytest
 
-from tests import backends, postgres, rabbit, subscriber, tcp_proxy, waiting
+from tests import backends, engines, postgres, rabbit, refusing_database, subscriber, tcp_proxy, waiting
 from tests.chaos import fault_figures
 from tests.e2e import cluster
 from tests.e2e.conftest import World, live_for
@@ -23,6 +25,8 @@ pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
 # Ten leases.
 CUT_S = 60.0
+# More than two leases.
+REFUSED_S = 14.0
 NODES = {"one": "api,machine,worker", "two": "machine,worker"}
 SPEAKERS = ("alice", "bob")
 LIMIT_S = 40 + 2 * CUT_S
@@ -125,6 +129,31 @@ async def test_the_database_goes_down_in_mid_transaction(
         await cluster.keep(lambda: postgres.shared().stop(signal.SIGQUIT))
     await live_for(1.5)
     await cluster.keep(postgres.shared().start)
+    await _end(world, many, scenes, heard)
+
+
+@pytest.mark.timeout(180)
+async def test_the_database_refuses_writes(world: World, many: cluster.Cluster, heard: subscriber.Subscriber) -> None:
+    """When PostgreSQL is read-only for longer than a lease, as after a failover, no node ends and captures go on: a start and
+    /readyz get 503 with the reason. When new connections lead to a server that accepts writes, nothing is lost."""
+    scenes = await _live(world, "refused-a", "refused-b")
+    refusing = refusing_database.RefusingDatabase(engines.Database(engine="postgresql", url=many.database), None)
+    await refusing.begin()
+    await scenes[0].room.dismiss()
+
+    async def answered(method: str, path: str, body: Any = None) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as http, http.request(method, world.service.url + path, json=body) as answer:
+            return answer.status, (await answer.json()).get("Message", "")
+
+    async def away() -> bool:
+        status, message = await answered("GET", "/readyz")
+        return status == 503 and refusing.reason in message
+
+    await waiting.until(away, 20, "/readyz to name the reason", every_s=0.2)
+    status, message = await answered("POST", "/sessions", world.request("refused-c"))
+    assert (status, refusing.reason in message) == (503, True), message
+    await live_for(REFUSED_S)
+    await refusing.end()
     await _end(world, many, scenes, heard)
 
 

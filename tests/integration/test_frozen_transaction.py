@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
-from sqlalchemy.exc import DBAPIError
 
+from machine import errors
 from store import connections, tables
 from store import store as stores
 from tests import engines, examples, transactions, waiting
@@ -41,7 +41,7 @@ async def test_locks_of_a_frozen_transaction_are_released(two_nodes: list[stores
                     await meanwhile()
             await connection.execute(update(table).where(table.c.task_id == examples.TASK).values(end_reason=end_reason))
 
-    with pytest.raises(DBAPIError):
+    with pytest.raises(errors.DatabaseUnavailable):
         await decide(asleep, "MaxDuration", lambda: decide(awake, "Stopped"))
     async with transactions.opened(awake) as tx:
         after = await tx.session(examples.TASK)

@@ -175,6 +175,20 @@ async def test_only_the_messages_own_failures_count() -> None:
     assert await tried.handle(incoming()) == delivery_policy.DONE
 
 
+async def test_a_refusal_of_the_database_counts_against_no_message() -> None:
+    """A database that answers a ping and refuses the work of a message, as on a disk that is nearly full: the message comes back
+    after a pause, any number of times, and is never parked."""
+    counts = Counted()
+    refused = errors.DatabaseUnavailable("The disk of the database is full.", refused=True)
+    tried = policy(raising(*[refused] * (attempts.MAX_ATTEMPTS + 5)), Pinged(), counts)
+    for number in range(attempts.MAX_ATTEMPTS + 5):
+        disposition = await tried.handle(incoming(again=number > 0))
+        assert (disposition.kind, disposition.database_failed) == ("requeue", True)
+        assert disposition.backoff_s == attempts.BACKOFF_S[0]
+    assert not any(counts.tries.values())
+    assert await tried.handle(incoming(again=True)) == delivery_policy.DONE
+
+
 async def test_a_first_try_that_ends_well_is_not_counted() -> None:
     """Nothing is written for a message that is handled at once, and nothing is left of one that comes again and is."""
 

@@ -1,0 +1,85 @@
+"""Outages of the database: errors whose cause is the database itself, and not the transaction that met them.
+
+Rules: a database that refuses writes counts as unavailable, although it answers queries. Each outage names its cause and what to
+do. Other errors, such as a wrong statement or a violated constraint, are no outages.
+Source: PostgreSQL, appendix A (SQLSTATE); SQLite, result codes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+
+from sqlalchemy import exc, insert
+
+from machine import errors
+from store import sql, statements, tables
+
+_READ_ONLY = "25006"
+_REFUSALS = {
+    "53100": "The disk of the PostgreSQL server is full (SQLSTATE 53100): free space on it.",
+    "53200": "The PostgreSQL server is out of memory (SQLSTATE 53200): free memory on it.",
+    "53300": (
+        "The PostgreSQL server has no connection left (SQLSTATE 53300): raise its max_connections, or set DATABASE_CONNECTIONS"
+        " (docs/operate.md, Database connections)."
+    ),
+    "57P01": "The PostgreSQL server is shutting down (SQLSTATE 57P01): start it again.",
+    "57P02": "The PostgreSQL server crashed and restarts (SQLSTATE 57P02): wait until it answers.",
+    "57P03": "The PostgreSQL server is starting or recovering (SQLSTATE 57P03): wait until it answers.",
+    "58030": "The PostgreSQL server cannot use its disk (SQLSTATE 58030): check that disk.",
+}
+# The classes of errors of the connection, of resources, of an operator's intervention, and of the server's system.
+_CLASSES = ("08", "53", "57", "58")
+_SQLITE = {
+    sqlite3.SQLITE_FULL: "The disk of the database file is full ({name}): free space in DATA_DIR.",
+    sqlite3.SQLITE_IOERR: "The database file cannot be read or written ({name}): check the disk of DATA_DIR.",
+    sqlite3.SQLITE_READONLY: "The database file is read-only ({name}): check the owner and the mount of DATA_DIR.",
+    sqlite3.SQLITE_CANTOPEN: "The database file cannot be opened ({name}): check DATA_DIR, and the limit of open files.",
+    sqlite3.SQLITE_BUSY: "Another process locks the database file ({name}): end it, or wait until it is done.",
+    sqlite3.SQLITE_LOCKED: "The database file is locked ({name}): wait until the other transaction is done.",
+    sqlite3.SQLITE_NOMEM: "There is no memory left for the database ({name}): free memory on this machine.",
+    sqlite3.SQLITE_PROTOCOL: "The locks of the database file do not work ({name}): DATA_DIR must be on a local disk.",
+}
+# A row of 16 KiB needs new pages, so a full disk refuses it. Random digits, because PostgreSQL compresses other text.
+_PROBE_BYTES = 8 * 1024
+_INSERT_PROBE = sql.Statement(insert(tables.inbox), "event_id", "at_ms", "answer")
+
+
+class ReadOnly(errors.DatabaseUnavailable):
+    """The database is read-only, as a standby is, or a server after a failover: point DATABASE_URL to the primary, or make this
+    server writable."""
+
+    def __init__(self) -> None:
+        super().__init__(" ".join((type(self).__doc__ or "").split()), refused=True)
+
+
+def outage(error: Exception) -> errors.DatabaseUnavailable | None:
+    """The outage behind an error of a driver or of SQLAlchemy; None if the error has another cause."""
+    if isinstance(error, errors.DatabaseUnavailable):
+        return error
+    origin = getattr(error, "orig", None) or error
+    state = getattr(origin, "sqlstate", None) or ""
+    if state == _READ_ONLY:
+        return ReadOnly()
+    if state in _REFUSALS:
+        return errors.DatabaseUnavailable(_REFUSALS[state], refused=True)
+    if state[:2] in _CLASSES:
+        return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__} (SQLSTATE {state}).")
+    code = (getattr(origin, "sqlite_errorcode", None) or 0) & 0xFF
+    if code in _SQLITE:
+        name = getattr(origin, "sqlite_errorname", "")
+        return errors.DatabaseUnavailable(_SQLITE[code].format(name=name), refused=True)
+    closed = type(origin).__name__ in ("InterfaceError", "InternalClientError") and not isinstance(origin, sqlite3.Error)
+    if closed or isinstance(origin, OSError | exc.TimeoutError):
+        return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__}.")
+    return None
+
+
+def insert_probe(id_: str) -> sql.Steps[None]:
+    """Write a row that a database with a full disk refuses. One that a crash leaves behind expires with the ids of events."""
+    yield sql.Step(_INSERT_PROBE, [{"event_id": id_, "at_ms": 0, "answer": secrets.token_hex(_PROBE_BYTES)}])
+
+
+def delete_probe(id_: str) -> sql.Steps[None]:
+    """Delete the row of `insert_probe`."""
+    yield sql.Step(statements.UNCLAIM, [{"at_event_id": id_}])
