@@ -100,6 +100,8 @@ class NodeWork:
             start_ms=made.start_ms,
             end_ms=made.end_ms,
             gaps=gaps,
+            lost_ms=made.lost_ms,
+            lost_segments=made.lost_segments,
             epoch=epoch,
         )
 

@@ -105,7 +105,14 @@ class Output:
     gaps: tuple[tuple[int, int], ...] = ()  # (position in the file, wall time missing), both in ms
     missing: int = 0  # segments that no node could reach
     epoch: int = 0  # the transcode's epoch, which is part of the file's name
+    lost_ms: int = 0  # media that was captured and that damaged or deleted segments no longer have
+    lost_segments: int = 0  # these segments
     remade: int = 0  # how often the transcode was repeated because the file was damaged or gone
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file has all media of all segments, so that nothing needs these any more."""
+        return not (self.missing or self.lost_segments)
 
     def to_json(self) -> dict[str, Any]:
         """The form in events and in the database."""
@@ -119,6 +126,8 @@ class Output:
             "Gaps": gaps,
             "Missing": self.missing,
             "Epoch": self.epoch,
+            "LostMs": self.lost_ms,
+            "LostSegments": self.lost_segments,
             "Remade": self.remade,
         }
 
@@ -134,6 +143,8 @@ class Output:
             gaps=tuple((g["AtMs"], g["DurationMs"]) for g in body["Gaps"]),
             missing=body.get("Missing", 0),
             epoch=body.get("Epoch", 0),
+            lost_ms=body.get("LostMs", 0),
+            lost_segments=body.get("LostSegments", 0),
             remade=body.get("Remade", 0),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from machine import effects, internal_events, model, pull_evictions, recording_guards, spool_wait, states
+from machine import coverage, effects, internal_events, model, pull_evictions, recording_guards, spool_wait, states
 from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
@@ -166,7 +166,10 @@ class RecordingRules(recording_guards.RecordingGuards):
             if output is not None:
                 output = replace(output, size_bytes=stored.size_bytes, crc64=stored.crc64)
             self._set(output=output, url=stored.url)
-        self._set(code=states.SUCCESS, detail=pull_evictions.detail(self.recording))
+        found = coverage.of(self.recording)
+        evicted = pull_evictions.detail(self.recording)
+        code, cause = (states.PARTIAL, found.cause) if found.partial else (states.SUCCESS, "")
+        self._set(code=code, detail=" ".join(filter(None, (cause, evicted))))
         self._end()
 
     def fail(self) -> None:

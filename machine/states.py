@@ -48,12 +48,14 @@ DELIVERY = "callback"  # the name in the contract and the database
 
 # Code → (event, Message, Status) of the result.
 SUCCESS = "Success"
+PARTIAL = "Partial"
 FAILED_RECORDING = "FailedRecording"
 FAILED_TRANSCODE = "FailedTranscode"
 FAILED_COS_WRITE = "FailedCosWrite"
 UPLOAD_PENDING = "UploadPending"
 OUTCOMES = {
     SUCCESS: ("recording-done", "录制成功", 1),
+    PARTIAL: ("recording-done", "录制成功", 1),
     FAILED_RECORDING: ("failed-recording", "录制失败", 0),
     FAILED_TRANSCODE: ("failed-transcode", "转码失败", 0),
     FAILED_COS_WRITE: ("failed-cos-write", "写cos失败", 0),

@@ -2,12 +2,14 @@
 
 Format: Adobe "Video File Format Specification 10.1", annex E, and the extended headers of Enhanced RTMP v2. Rule: packet times
 are authoritative. The duration in a file's metadata is ignored (a crashed ffmpeg leaves it wrong). A file ends with its last
-whole tag.
+whole tag. After damaged bytes the reader continues at the next tag whose trailing size matches and which another tag follows;
+that tag is marked.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +22,20 @@ _HEADER_BYTES = 9
 _TAG_HEADER_BYTES = 11
 _KINDS = frozenset((AUDIO, VIDEO, SCRIPT))
 _LENGTH = struct.Struct(">I")
+_NO_TAG = -1
+# The first bytes of a tag: kind, size, timestamp, and the stream id, which is always 0.
+_TAG_BEGIN = re.compile(rb"(?=[\x08\x09\x12][\x00-\xff]{7}\x00\x00\x00)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
-    """One FLV tag: `kind` is AUDIO, VIDEO or SCRIPT; `timestamp_ms` its decoding time; `payload` excludes the tag's header."""
+    """One FLV tag: `kind` is AUDIO, VIDEO or SCRIPT; `timestamp_ms` its decoding time; `payload` excludes the tag's header.
+    `after_damage`: unreadable bytes precede it in the file."""
 
     kind: int
     timestamp_ms: int
     payload: bytes
+    after_damage: bool = False
 
     @property
     def is_sequence_header(self) -> bool:
@@ -96,14 +103,14 @@ class TagReader:
     """Reads the whole tags of a file, from the beginning up to the bytes written so far.
 
     Call `read()` again after the file has grown. `torn`: bytes of an unfinished or damaged tag follow the last returned one.
-    `damaged`: the bytes that follow are not FLV, so nothing more will be returned.
+    `damaged`: the bytes that follow are not FLV, and no whole tag was found behind them yet.
     """
 
     def __init__(self, path: Path) -> None:
         """Open `path`. Raises OSError."""
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._rest = b""
-        self._started = False
+        self._started = self._skipped = False
         self.position_bytes = 0
         self.damaged = False
 
@@ -118,6 +125,11 @@ class TagReader:
         """Whether bytes of an unfinished or damaged tag follow the last whole one."""
         return self.damaged or bool(self._rest)
 
+    @property
+    def read_bytes(self) -> int:
+        """How much of the file was read so far, unfinished tags included."""
+        return self.position_bytes + len(self._rest)
+
     def stat(self) -> os.stat_result:
         """The open file's size, modification time and link count (0: the file was deleted)."""
         return os.fstat(self._file)
@@ -125,38 +137,88 @@ class TagReader:
     def read(self, max_bytes: int = 1 << 20) -> list[Tag]:
         """The next whole tags, from about `max_bytes` of the file at most. Empty if no whole tag follows yet."""
         tags: list[Tag] = []
-        while not tags and not self.damaged:
-            chunk = os.pread(self._file, max_bytes, self.position_bytes + len(self._rest))
+        while not tags:
+            chunk = os.pread(self._file, max_bytes, self.read_bytes)
             if not chunk:
-                break
+                return self._parse(self._rest, at_end=True) if self._started else []
             tags = self._parse(self._rest + chunk)
         return tags
 
-    def _parse(self, data: bytes) -> list[Tag]:
+    def _parse(self, data: bytes, *, at_end: bool = False) -> list[Tag]:
+        """The whole tags of `data`. `at_end`: no more bytes follow now, so whole tags behind an unfinished one show that its size
+        is damaged."""
         at = 0
         if not self._started:
             if len(data) < _HEADER_BYTES + 4:
                 self._rest = data
                 return []
+            self._started = True
             at = _LENGTH.unpack_from(data, 5)[0] + 4
-            self._started = data[:3] == b"FLV"
-            self.damaged = not self._started or at > len(data)
+            if data[:3] != b"FLV" or at > len(data):
+                self.damaged, at = True, 0
         tags: list[Tag] = []
-        end = len(data)
-        while not self.damaged and at + _TAG_HEADER_BYTES <= end:
-            word, time = struct.unpack_from(">II", data, at)
-            kind, size = word >> 24 & 0x1F, word & 0xFFFFFF
-            after = at + _TAG_HEADER_BYTES + size
-            if kind not in _KINDS:
-                self.damaged = True
-            elif after + 4 > end:
+        while True:
+            if self.damaged:
+                found, rest = _find_tag(data, at)
+                at = rest if found is None else found
+                self.damaged, self._skipped = found is None, True
+            after = None if self.damaged else _tag_end(data, at)
+            if after is None:
                 break
-            elif _LENGTH.unpack_from(data, after)[0] != size + _TAG_HEADER_BYTES:
-                self.damaged = True
+            if after == _NO_TAG:
+                self.damaged, at = True, at + 1
+            elif after <= len(data):
+                tags.append(_tag(data, at, after, after_damage=self._skipped))
+                self._skipped, at = False, after
+            elif at_end and (found := _chain_behind(data, at + 1)) is not None:
+                self._skipped, at = True, found
             else:
-                timestamp = (time & 0xFF) << 24 | time >> 8
-                tags.append(Tag(kind=kind, timestamp_ms=timestamp, payload=data[at + _TAG_HEADER_BYTES : after]))
-                at = after + 4
+                break
         self._rest = data[at:]
         self.position_bytes += at
         return tags
+
+
+def _tag(data: bytes, at: int, after: int, *, after_damage: bool) -> Tag:
+    word, time = struct.unpack_from(">II", data, at)
+    payload = data[at + _TAG_HEADER_BYTES : after - _LENGTH.size]
+    timestamp = (time & 0xFF) << 24 | time >> 8
+    return Tag(kind=word >> 24 & 0x1F, timestamp_ms=timestamp, payload=payload, after_damage=after_damage)
+
+
+def _tag_end(data: bytes, at: int) -> int | None:
+    """The end of the tag at `at`, trailing size included; beyond the data, if the tag is unfinished. _NO_TAG: no tag begins here;
+    None: too few bytes to tell."""
+    if at + _TAG_HEADER_BYTES > len(data):
+        return None
+    word: int = _LENGTH.unpack_from(data, at)[0]
+    size = word & 0xFFFFFF
+    after = at + _TAG_HEADER_BYTES + size
+    if word >> 24 & 0x1F not in _KINDS:
+        return _NO_TAG
+    if after + _LENGTH.size > len(data):
+        return after + _LENGTH.size
+    return after + _LENGTH.size if _LENGTH.unpack_from(data, after)[0] == size + _TAG_HEADER_BYTES else _NO_TAG
+
+
+def _find_tag(data: bytes, at: int) -> tuple[int | None, int]:
+    """The first whole tag from `at` on; or None, and where the bytes begin that may still become one."""
+    unfinished: int | None = None
+    for match in _TAG_BEGIN.finditer(data, at):
+        after = _tag_end(data, match.start())
+        if after is not None and 0 < after <= len(data):
+            return match.start(), 0
+        if unfinished is None and after is not None and after > len(data):
+            unfinished = match.start()
+    return None, max(at, len(data) - _TAG_HEADER_BYTES + 1) if unfinished is None else unfinished
+
+
+def _chain_behind(data: bytes, at: int) -> int | None:
+    """The first of two whole tags, or the one that ends exactly with the data."""
+    while (found := _find_tag(data, at)[0]) is not None:
+        after = _tag_end(data, found)
+        following = None if after is None else _tag_end(data, after)
+        if after == len(data) or (following is not None and 0 < following <= len(data)):
+            return found
+        at = found + 1
+    return None

@@ -85,6 +85,8 @@ class Walk:
             return None
         found: list[tuple[flv.Tag, int | None]] = []
         for tag in tags:
+            if tag.after_damage:
+                self.timeline.note_damage()
             if tag.kind not in self._kinds:
                 self.last_tag_ms = tag.timestamp_ms
             elif tag.is_sequence_header:

@@ -61,6 +61,8 @@ def _scan(reader: flv.TagReader, mode: str) -> SegmentScan:
     latest_ms = latest_wanted_ms = 0
     while tags := reader.read():
         for tag in tags:
+            if tag.after_damage:
+                line.note_damage()
             if tag.is_media:
                 present.add(tag.kind)
                 latest_ms = tag.timestamp_ms

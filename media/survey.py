@@ -14,6 +14,8 @@ from media import avc, flv, joiner, timeline
 _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
 _STALE_MS = 1_000
+# Media that the capture noted and the file lacks: less is the rounding of packets.
+_LOST_MS = 100
 _SLOWEST, _FASTEST = 5, 60
 # Far more than a publisher's size changes and pauses; an untrusted stream may change with every packet.
 _MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
@@ -44,7 +46,8 @@ class Hole:
 
 @dataclass(kw_only=True)
 class Survey:
-    """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track."""
+    """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track.
+    `lost_ms`: media that the captures noted and the files no longer have, in `lost_segments` segments."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
@@ -54,6 +57,8 @@ class Survey:
     ends_ms: dict[int, int] = field(default_factory=dict)
     holes: list[Hole] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    lost_ms: int = 0
+    lost_segments: int = 0
     first: dict[int, tuple[bytes | None, bytes]] = field(default_factory=dict)
     frames: int = 0
     frames_ms: int = 0
@@ -88,6 +93,20 @@ class Survey:
         measured = round(self.frames * 1000 / self.frames_ms) if self.frames_ms else 15
         return min(max(measured, _SLOWEST), _FASTEST)
 
+    def lose(self, lost_ms: int) -> None:
+        """Count a segment that lost media."""
+        self.lost_ms += lost_ms
+        self.lost_segments += 1
+
+    def add_gap(self, at_ms: int, missing_ms: int) -> None:
+        """Note missing media. Gaps at one position are one."""
+        if missing_ms <= 0:  # a seam, or a clock set back, is no gap unless media is known to be missing
+            return
+        gap = Gap(at_s=at_ms / 1000, duration_s=missing_ms / 1000)
+        if self.gaps and self.gaps[-1].at_s == gap.at_s:
+            gap = Gap(at_s=gap.at_s, duration_s=(round(self.gaps.pop().duration_s * 1000) + missing_ms) / 1000)
+        self.gaps.append(gap)
+
     def filling(self, kind: int) -> joiner.Filling:
         """How the joiner keeps a track alive in its holes; video only where its next packet is a key frame.
 
@@ -101,34 +120,55 @@ class Survey:
 
 
 def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
-    """Read all segments (blocking: some seconds per hour of video). Missing files are empty. Raises OSError if one cannot be
-    read."""
+    """Read all segments (blocking: some seconds per hour of video). A missing file is empty, and lost if its capture noted media.
+    Raises OSError if one cannot be read."""
     found = Survey()
     kinds = timeline.wanted(mode)
     last_ms: int | None = None
+    # Media of segments that have none left. Between two others the time between these tells of it.
+    vanished_ms = 0
     for segment, limit_ms in zip(segments, joiner.limits_ms(segments), strict=True):
         try:
             walk = joiner.Walk(segment.path, kinds, limit_ms)
         except FileNotFoundError:
+            vanished_ms += _vanished(found, segment)
             continue
         try:
-            last_ms = _Pass(found, walk, segment, last_ms).run()
+            last_ms = _Pass(found, walk, segment, last_ms, vanished_ms).run()
+            vanished_ms = 0 if walk.length_ms else vanished_ms + _vanished(found, segment)
         finally:
             walk.close()
+    found.add_gap(found.duration_ms, vanished_ms)
     found.kinds = frozenset(found.ends_ms)
     found.holes = [hole for hole in found.holes if hole.kind in found.kinds]
     found.end_ms = last_ms
     return found
 
 
+def _vanished(found: Survey, segment: joiner.SegmentFile) -> int:
+    """Count a segment without any media; returns the media that its capture noted."""
+    lost_ms = segment.media_ms or 0
+    if lost_ms:
+        found.lose(lost_ms)
+    return lost_ms
+
+
 class _Pass:
     """One segment's contribution to the survey."""
 
-    def __init__(self, found: Survey, walk: joiner.Walk, segment: joiner.SegmentFile, previous_last_ms: int | None) -> None:
+    def __init__(
+        self,
+        found: Survey,
+        walk: joiner.Walk,
+        segment: joiner.SegmentFile,
+        previous_last_ms: int | None,
+        vanished_ms: int,
+    ) -> None:
         self._found = found
         self._walk = walk
         self._segment = segment
         self._previous_last_ms = previous_last_ms
+        self._vanished_ms = vanished_ms
         self._start_ms = found.duration_ms
         self._track_ends_ms: dict[int, int] = {}
         self._header: dict[int, bytes] = {}
@@ -149,7 +189,9 @@ class _Pass:
         for kind, end_ms in self._track_ends_ms.items():
             self._found.ends_ms[kind] = self._start_ms + end_ms
         self._found.duration_ms += self._walk.length_ms
-        return self._times()
+        last_ms = self._times()
+        self._lose()
+        return last_ms
 
     def _packet(self, tag: flv.Tag, place: int) -> None:
         found, kind = self._found, tag.kind
@@ -189,7 +231,9 @@ class _Pass:
         if self._found.start_ms is None:
             self._found.start_ms = first_ms
         if self._previous_last_ms is not None:
-            self._gap(self._start_ms, first_ms - self._previous_last_ms)
+            self._found.add_gap(self._start_ms, first_ms - self._previous_last_ms)
+        else:
+            self._found.add_gap(self._start_ms, self._vanished_ms)
         self._jumps(last_ms - first_ms)
         return last_ms
 
@@ -201,8 +245,15 @@ class _Pass:
             believed = not timed or jump.missing_ms <= missing_ms + joiner.BURST_MS
             length_ms = jump.missing_ms if believed else missing_ms
             missing_ms = max(0, missing_ms - length_ms)
-            self._gap(self._start_ms + jump.at_ms, length_ms)
+            self._found.add_gap(self._start_ms + jump.at_ms, length_ms)
 
-    def _gap(self, at_ms: int, missing_ms: int) -> None:
-        if missing_ms > 0:  # a seam, or a clock set back, is no gap unless media is known to be missing
-            self._found.gaps.append(Gap(at_s=at_ms / 1000, duration_s=missing_ms / 1000))
+    def _lose(self) -> None:
+        """Compare the file with the media that its capture noted: bytes were damaged inside, or cut off at the end."""
+        line, noted_ms = self._walk.timeline, self._segment.media_ms or 0
+        inside_ms = sum(jump.missing_ms for jump in line.jumps if jump.damaged)
+        at_end_ms = noted_ms - line.end_ms - inside_ms
+        if at_end_ms > _LOST_MS:
+            self._found.add_gap(self._start_ms + self._walk.length_ms, at_end_ms)
+        lost_ms = inside_ms + (at_end_ms if at_end_ms > _LOST_MS else 0)
+        if lost_ms or any(jump.damaged for jump in line.jumps):
+            self._found.lose(lost_ms)

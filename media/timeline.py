@@ -2,7 +2,7 @@
 
 One rule, shared by the capture's watch, the scan of a finished segment and the joiner, so that all three agree: only the tracks
 that the mode records count; video counts from the first key frame; a timestamp jump of more than `JUMP_MS` in either direction is
-cut and recorded as a cut. Memory is bounded for any timestamps.
+cut and recorded as a cut, and so is media that was lost to damaged bytes. Memory is bounded for any timestamps.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def wanted(mode: str) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jump:
-    """A cut inside a segment at `at_ms` of media time; `missing_ms` by the timestamps (0: they ran backwards)."""
+    """A cut inside a segment at `at_ms` of media time; `missing_ms` by the timestamps (0: they ran backwards). `damaged`: bytes
+    of the file could not be read there."""
 
     at_ms: int
     missing_ms: int
+    damaged: bool = False
 
 
 class Timeline:
@@ -43,6 +45,7 @@ class Timeline:
         self._offset_ms: int | None = None
         self._last_ms: dict[int, int] = {}
         self._packet_ms = dict(_USUAL_PACKET_MS)
+        self._after_damage = False
         self.position_ms = 0
         self.jumps: list[Jump] = []
 
@@ -64,10 +67,16 @@ class Timeline:
         """The duration of a track's packet: the distance of its latest two."""
         return self._packet_ms[kind]
 
+    def note_damage(self) -> None:
+        """Unreadable bytes precede the next packet."""
+        self._after_damage = True
+
     def place(self, tag: flv.Tag) -> int | None:
         """The position of a packet in media time, or None for an unwanted tag, a tag without media, or video before the first key
         frame."""
         kind = tag.kind
+        if tag.after_damage:
+            self.note_damage()
         if kind not in self._kinds or not flv.is_media(kind, tag.payload):
             return None
         last = self._last_ms.get(kind)
@@ -84,9 +93,11 @@ class Timeline:
         if self._offset_ms is None:
             self._offset_ms = -timestamp_ms
         place = timestamp_ms + self._offset_ms
-        if abs(place - self.position_ms) > JUMP_MS:
+        damaged, self._after_damage = self._after_damage, False
+        jumped = abs(place - self.position_ms) > JUMP_MS
+        if jumped or (damaged and place > self.end_ms):
             end_ms = self.end_ms
-            self._remember(Jump(at_ms=end_ms, missing_ms=max(0, place - end_ms)))
+            self._remember(Jump(at_ms=end_ms, missing_ms=max(0, place - end_ms), damaged=damaged))
             self._offset_ms += end_ms - place
             place = end_ms
         return max(0, place)
@@ -96,4 +107,5 @@ class Timeline:
             self.jumps.append(jump)
         else:  # the total of missing time stays correct
             last = self.jumps[-1]
-            self.jumps[-1] = Jump(at_ms=last.at_ms, missing_ms=last.missing_ms + jump.missing_ms)
+            missing_ms = last.missing_ms + jump.missing_ms
+            self.jumps[-1] = Jump(at_ms=last.at_ms, missing_ms=missing_ms, damaged=last.damaged or jump.damaged)

@@ -34,14 +34,16 @@ _LONGEST_MS = 31 * 24 * 3_600_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscodeOutput:
     """The finished file. `duration_ms` is the duration in its header, gaps cut; `crc64` is CRC-64/XZ in decimal; `gaps` are the
-    places of missing media; `start_ms` and `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment
-    has them."""
+    places of missing media. `lost_ms` of media in `lost_segments` segments were captured and are damaged or gone. `start_ms` and
+    `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment has them."""
 
     path: Path
     duration_ms: int
     size_bytes: int
     crc64: str | None
     gaps: tuple[Gap, ...]
+    lost_ms: int
+    lost_segments: int
     start_ms: int | None
     end_ms: int | None
 
@@ -84,6 +86,8 @@ class Transcoder:
             size_bytes=size_bytes,
             crc64=crc64,
             gaps=tuple(found.gaps),
+            lost_ms=found.lost_ms,
+            lost_segments=found.lost_segments,
             start_ms=found.start_ms,
             end_ms=found.end_ms,
         )

@@ -53,7 +53,7 @@ def recording_row(recording: model.Recording) -> dict[str, Any]:
     row["version"] = recording.version
     row["attempt"] = recording.attempt
     row["output"] = dumps(output.to_json()) if output else None
-    row["partial"] = output is not None and output.missing > 0
+    row["partial"] = output is not None and not output.whole
     return row
 
 

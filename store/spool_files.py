@@ -24,7 +24,7 @@ class SpoolFiles:
         self._database = database
 
     async def removable(self, failed_before_ms: int) -> list[job_key.RecordingKey]:
-        """Recordings that keep files which nothing needs: Done without missing segments, or final and ended before that time
+        """Recordings that keep files which nothing needs: Done from whole segments, or final and ended before that time
         (Unix ms)."""
         found = select(tables.recordings.c.id).where(_unneeded(failed_before_ms)).limit(AT_ONCE)
         async with self._database.read() as connection:

@@ -54,3 +54,26 @@ async def test_a_file_that_cannot_be_read_now_is_tried_again(harness: decider_ha
     owner = await _uploading(harness)
     await _upload_fails(harness, owner, "file-missing", retry=True)
     assert (await harness.recording(owner)).state == "Uploading"
+
+
+@pytest.mark.parametrize("lost", [{"LostMs": 700, "LostSegments": 1}, {"LostMs": 0, "LostSegments": 2}])
+async def test_segments_that_lost_media_make_a_partial_file(harness: decider_harness.Harness, lost: dict[str, int]) -> None:
+    """A file from damaged segments is `Partial`, with the cause in its detail. Its files stay for KEEP_FAILED."""
+    task_id = await harness.start()
+    await harness.publish()
+    owner = f"{task_id}/al/1"
+    await harness.capture(owner, reason="eof")
+    await harness.say("stop", TaskId=task_id)
+    output = decider_harness.OUTPUT | lost
+    await harness.outcome("ffmpeg-exit", owner, await harness.take(owner), Job="transcode", Reason="ok", Output=output)
+    await harness.upload(owner)
+    done = await harness.recording(owner)
+    assert (done.state, done.code) == ("Done", "Partial")
+    assert "damaged or deleted" in done.detail
+    files, now_ms = harness.store.spool_files, harness.clock()
+    assert await files.removable(now_ms) == []
+    assert await files.removable(now_ms + 1) == [done.key]
+    (body,) = await harness.reading.results(task_id)
+    assert [(f["Code"], f["Status"], f["Message"], f["Detail"]) for f in body["Files"]] == [
+        ("Partial", 1, "录制成功", done.detail)
+    ]

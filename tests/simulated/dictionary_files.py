@@ -124,6 +124,6 @@ class SpoolFiles(dictionary_connections.Concern):
 
 
 def _unwanted(value: model.Recording, failed_before_ms: int) -> bool:
-    whole = value.state == states.DONE and not (value.output and value.output.missing)
+    whole = value.state == states.DONE and (value.output is None or value.output.whole)
     over = value.final and value.ended_ms is not None and value.ended_ms < failed_before_ms
     return not value.files_removed and (whole or over)

@@ -30,7 +30,10 @@ def _both(from_ms: int, to_ms: int) -> list[flv.Tag]:
 def _segment(
     path: Path, tags: Iterable[flv.Tag], first_ms: int | None = None, last_ms: int | None = None, burst_ms: int = 0
 ) -> joiner.SegmentFile:
-    media_ms = None if first_ms is None or last_ms is None else last_ms - first_ms + burst_ms
+    tags, line = tuple(tags), timeline.Timeline(BOTH)
+    for tag in tags:
+        line.place(tag)
+    media_ms = None if first_ms is None or last_ms is None else min(last_ms - first_ms + burst_ms, line.end_ms)
     return joiner.SegmentFile(
         path=flv_source.write(path, tags), first_packet_ms=first_ms, last_packet_ms=last_ms, media_ms=media_ms
     )
