@@ -84,6 +84,7 @@ class NodeWork:
                 last_packet_ms=s.last_packet_ms,
                 media_ms=s.media_ms or None,
                 registered_ms=s.registered_ms,
+                anchors=s.anchors,
             )
             for s in parts
         ]
@@ -100,6 +101,9 @@ class NodeWork:
             start_ms=made.start_ms,
             end_ms=made.end_ms,
             gaps=gaps,
+            anchors=made.anchors,
+            error_ms=made.error_ms,
+            live=made.live,
             lost_ms=made.lost_ms,
             lost_segments=made.lost_segments,
             epoch=epoch,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from events import requests
 from handlers import unit_of_work
-from machine import model
+from machine import model, published
 
 
 def is_recorded(request: requests.StartRequest, speaker: str) -> bool:
@@ -17,8 +17,20 @@ def is_recorded(request: requests.StartRequest, speaker: str) -> bool:
     return not request.subscribe or speaker in request.subscribe
 
 
-def open_recording(uow: unit_of_work.UnitOfWork, current: model.Session, speaker: str, *, n: int, present: bool | None) -> None:
-    """Open the speaker's recording `n`; `present` None: subscribed, not seen yet."""
+def open_recording(
+    uow: unit_of_work.UnitOfWork,
+    current: model.Session,
+    speaker: str,
+    *,
+    n: int,
+    present: bool | None,
+    published_ms: int = 0,
+) -> None:
+    """Open the speaker's recording `n`; `present` None: subscribed, not seen yet. `published_ms`: since when callbacks report a
+    recorded track; 0: they do not."""
+    known = published.UNKNOWN
+    if published_ms:
+        known = known.switched_on(published_ms, current.opened_ms)
     value = model.Recording(
         task_id=current.task_id,
         speaker=speaker,
@@ -28,6 +40,7 @@ def open_recording(uow: unit_of_work.UnitOfWork, current: model.Session, speaker
         never_seen=present is None,
         opened_ms=uow.now_ms,
         idle_from_ms=uow.now_ms,
+        published=known,
     )
     uow.open_recording(value)
     if present:

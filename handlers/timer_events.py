@@ -46,6 +46,9 @@ def worker_lost(uow: unit_of_work.UnitOfWork) -> None:
         if lost.size_bytes is not None:
             values["size_bytes"] = lost.size_bytes
         uow.changes.segments.append((owner, lost.epoch, values))
+        if lost.media_ms and lost.last_packet_ms:
+            first_ms = lost.last_packet_ms - lost.media_ms
+            worker_events.note_pull(uow, owner, first_ms, lost.last_packet_ms, Reason.WORKER_LOST)
     worker_events.advance_recording(uow, owner, "worker-lost", lost)
 
 

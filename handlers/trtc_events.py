@@ -34,8 +34,17 @@ def user_publishing(uow: unit_of_work.UnitOfWork) -> None:
 
 
 def user_unpublished(uow: unit_of_work.UnitOfWork) -> None:
-    """A speaker switched a track off: noted. The stream continues, or ends without our help."""
-    room = _calling_room(uow)
+    """A speaker switched a track off: noted. The stream continues, or ends without our help. Without any recorded track the
+    speaker publishes nothing, and nothing is missing."""
+    room, data = _calling_room(uow), uow.event.data
+    off = presence.switched(data["Kind"], False, data["EventMs"])
+    known = presence.merged(uow.snapshot.presence(room, data["UserId"]), off)
+    for current in uow.snapshot.sessions_in(room):
+        if any(known[kind] for kind in states.WANTED_KINDS[current.request.mode]):
+            continue
+        for value in uow.recordings_of(current.task_id, data["UserId"]):
+            if value.state in states.CAPTURING:
+                uow.note_published(value, value.published.switched_off(data["EventMs"]))
     _note_presence(uow, room)
     _note_speaker(uow, room, f"noted: {uow.event.data['Kind']} off")
 
@@ -78,6 +87,9 @@ def room_destroyed(uow: unit_of_work.UnitOfWork) -> None:
         if data["EventMs"] < current.opened_ms:
             _note(uow, current, OLDER_THAN_OPENING)
             continue
+        for value in uow.recordings(current.task_id):
+            if value.state in states.CAPTURING and value.published.first_ms:
+                uow.note_published(value, value.published.left(data["EventMs"]))
         uow.advance_session(current.task_id, "room-destroyed")
     _note_presence(uow, room)
 
@@ -110,9 +122,11 @@ def _publishing_in(uow: unit_of_work.UnitOfWork, current: model.Session) -> None
     if capturing:
         speakers.mark_published(uow, current.task_id)
         for value in capturing:
-            uow.advance_recording(value, "user-publishing")
+            told = value.published.switched_on(data["EventMs"], current.opened_ms)
+            uow.advance_recording(uow.note_published(value, told), "user-publishing")
     elif current.state == states.OPEN:
-        speakers.open_recording(uow, current, speaker, n=max((r.n for r in known), default=0) + 1, present=True)
+        n = max((r.n for r in known), default=0) + 1
+        speakers.open_recording(uow, current, speaker, n=n, present=True, published_ms=data["EventMs"])
     else:
         _note(uow, current, f"ignored: {speaker!r} published while the session closes")
 
@@ -120,7 +134,8 @@ def _publishing_in(uow: unit_of_work.UnitOfWork, current: model.Session) -> None
 def _left_in(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
     for value in uow.recordings_of(current.task_id, uow.event.data["UserId"]):
         if value.state in states.CAPTURING:
-            uow.advance_recording(value, "user-left")
+            told = value.published.left(uow.event.data["EventMs"])
+            uow.advance_recording(uow.note_published(value, told), "user-left")
 
 
 def _calling_room(uow: unit_of_work.UnitOfWork) -> requests.Room:

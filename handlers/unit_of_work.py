@@ -23,6 +23,7 @@ from machine import (
     job_key,
     model,
     ports,
+    published,
     recording,
     results,
     session,
@@ -137,6 +138,14 @@ class UnitOfWork:
     def count_eviction(self, value: model.Recording) -> None:
         """Count one more run that another pull of the session ended."""
         self._save_recording(value, model.changed(value, evicted=value.evicted + 1))
+
+    def note_published(self, value: model.Recording, told: published.Published) -> model.Recording:
+        """Note when the speaker was known to publish; returns the recording's new version."""
+        if told == value.published:
+            return value
+        new = model.changed(value, published=told)
+        self._save_recording(value, new)
+        return new
 
     def _save_recording(self, old: model.Recording | None, new: model.Recording) -> None:
         """Note a recording's new version, a fresh copy, and count it on its session's row."""

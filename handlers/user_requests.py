@@ -12,7 +12,7 @@ from typing import Any
 from events import errors as event_errors
 from events import requests
 from handlers import bus_replies, speakers, unit_of_work
-from machine import errors, model, recording, states
+from machine import errors, model, presence, recording, states
 
 
 def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
@@ -107,10 +107,12 @@ def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
     """Open recordings of the speakers who already publish, and of the subscribed ones."""
     known = dict(uow.snapshot.publishers(current.request.room))
     for speaker in sorted({*known, *current.request.subscribe}):
-        wanted = set(known.get(speaker, ())) & set(states.WANTED_KINDS[current.request.mode])
+        kinds = known.get(speaker, presence.Kinds())
+        wanted = set(kinds) & set(states.WANTED_KINDS[current.request.mode])
         if not speakers.is_recorded(current.request, speaker) or (not wanted and speaker not in current.request.subscribe):
             continue
-        speakers.open_recording(uow, current, speaker, n=1, present=True if wanted else None)
+        since_ms = min((kinds.since_ms[kind] for kind in wanted), default=0)
+        speakers.open_recording(uow, current, speaker, n=1, present=True if wanted else None, published_ms=since_ms)
 
 
 def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:

@@ -27,6 +27,8 @@ def ffmpeg_exit(uow: unit_of_work.UnitOfWork) -> None:
     if outcome.job == states.CAPTURE:
         values = {"media_ms": outcome.media_ms, "size_bytes": outcome.size_bytes, "reason": outcome.reason}
         values |= {"first_packet_ms": outcome.first_packet_ms, "last_packet_ms": outcome.last_packet_ms}
+        values |= {"anchors": outcome.anchors}
+        note_pull(uow, key, outcome.first_packet_ms, outcome.last_packet_ms, outcome.reason)
         uow.changes.segments.append((key, outcome.epoch, values))
         _count_eviction(uow, key, outcome)
     advance_recording(uow, key, f"{outcome.job}-exit", outcome)
@@ -84,6 +86,16 @@ def advance_delivery(
         log.warning("outcome.unknown_delivery", owner=key, event_type=uow.event.type)
         return
     uow.advance_delivery(value, trigger, outcome)
+
+
+def note_pull(
+    uow: unit_of_work.UnitOfWork, key: job_key.RecordingKey, first_ms: int | None, last_ms: int | None, reason: str
+) -> None:
+    """Note when a pull brought media: without callbacks this is how the recorder knows that the speaker published."""
+    value = uow.find_recording(key)
+    if value is not None and value.state in states.CAPTURING and first_ms and last_ms:
+        by_fault = reason not in (Reason.EOF, Reason.STALLED, Reason.STOPPED)
+        uow.note_published(value, value.published.pulled(first_ms, last_ms, by_fault=by_fault))
 
 
 def _count_eviction(uow: unit_of_work.UnitOfWork, key: job_key.RecordingKey, outcome: internal_events.FfmpegExit) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from machine import alignment
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureProgress:
-    """Media on disk: `media_ms` of the recorded tracks, `size_bytes` of all tracks, first and last packet in Unix ms."""
+    """Media on disk: `media_ms` of the recorded tracks, `size_bytes` of all tracks, first and last packet in Unix ms, and when
+    the media was live."""
 
     media_ms: int = 0
     size_bytes: int = 0
     first_packet_ms: int | None = None
     last_packet_ms: int | None = None
+    anchors: alignment.Anchors = alignment.NO_ANCHORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

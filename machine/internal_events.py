@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from machine import job_key, model
+from machine import alignment, job_key, model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class FfmpegExit:
     size_bytes: int = 0  # a capture: bytes on disk
     first_packet_ms: int | None = None
     last_packet_ms: int | None = None
+    # A capture: when its media was live.
+    anchors: alignment.Anchors = field(default=alignment.NO_ANCHORS, metadata={"parse": alignment.Anchors.from_json})
     # A transcode: the verified file.
     output: model.Output | None = field(default=None, metadata={"parse": model.Output.from_json})
     node: str = ""  # the node that holds the output; "": any node can reach it

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from events import requests
-from machine import job_key, states
+from machine import alignment, job_key, published, segments, states
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -105,6 +105,10 @@ class Output:
     gaps: tuple[tuple[int, int], ...] = ()  # (position in the file, wall time missing), both in ms
     missing: int = 0  # segments that no node could reach
     epoch: int = 0  # the transcode's epoch, which is part of the file's name
+    anchors: alignment.Anchors = alignment.NO_ANCHORS  # position in the file → when its media was live
+    error_ms: int = 0  # bounds the error of the anchors
+    live: tuple[tuple[int, int], ...] = ()  # when its media was live: (from, to), in order
+    pulls: tuple[segments.Pause, ...] = ()  # the longest times without media, and why
     lost_ms: int = 0  # media that was captured and that damaged or deleted segments no longer have
     lost_segments: int = 0  # these segments
     remade: int = 0  # how often the transcode was repeated because the file was damaged or gone
@@ -126,6 +130,10 @@ class Output:
             "Gaps": gaps,
             "Missing": self.missing,
             "Epoch": self.epoch,
+            "Anchors": self.anchors.to_json(),
+            "ErrorMs": self.error_ms,
+            "Live": [list(span) for span in self.live],
+            "Pulls": [{"FromMs": p.from_ms, "ToMs": p.to_ms, "Reason": p.reason} for p in self.pulls],
             "LostMs": self.lost_ms,
             "LostSegments": self.lost_segments,
             "Remade": self.remade,
@@ -143,6 +151,10 @@ class Output:
             gaps=tuple((g["AtMs"], g["DurationMs"]) for g in body["Gaps"]),
             missing=body.get("Missing", 0),
             epoch=body.get("Epoch", 0),
+            anchors=alignment.Anchors.from_json(body.get("Anchors", ())),
+            error_ms=body.get("ErrorMs", 0),
+            live=tuple((from_ms, to_ms) for from_ms, to_ms in body.get("Live", ())),
+            pulls=tuple(segments.Pause(p["FromMs"], p["ToMs"], p["Reason"]) for p in body.get("Pulls", ())),
             lost_ms=body.get("LostMs", 0),
             lost_segments=body.get("LostSegments", 0),
             remade=body.get("Remade", 0),
@@ -182,6 +194,7 @@ class Recording:
     job: Job | None = None  # the current job; None: nothing is due
     files_removed: bool = False  # KEEP_FAILED is over: the janitor deletes its files, and no replay uses them
     evicted: int = 0  # runs that ended just as a pull for another speaker of the session began
+    published: published.Published = published.UNKNOWN  # when the speaker was known to publish
 
     @property
     def key(self) -> job_key.RecordingKey:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from events import codec, requests
 from machine import capture_progress, changes, due_work, job_key, model, presence, segments
+from machine.presence import Kinds
 
 
 class Snapshot(Protocol):
@@ -89,7 +90,7 @@ class Snapshot(Protocol):
         """Presence of a user in a room: audio, video (bool), audio_ms, video_ms, left_ms."""
         ...
 
-    def publishers(self, room: requests.Room) -> Sequence[tuple[str, tuple[str, ...]]]:
+    def publishers(self, room: requests.Room) -> Sequence[tuple[str, Kinds]]:
         """Users who publish in a room, by the callbacks of the last 24 hours: (user, kinds), ordered by user."""
         ...
 

@@ -49,10 +49,22 @@ def merged(one: Known, other: Known) -> Known:
     return made
 
 
-def publishers(there: Iterable[Mapping[str, Any]]) -> list[tuple[str, tuple[str, ...]]]:
+class Kinds(tuple[str, ...]):
+    """The kinds that a user publishes. `since_ms` has the time of each one's callback."""
+
+    since_ms: Mapping[str, int]
+
+
+def _kinds(known: Known) -> Kinds:
+    made = Kinds(kind for kind in KINDS if known[kind])
+    made.since_ms = {kind: known[f"{kind}_ms"] for kind in made}
+    return made
+
+
+def publishers(there: Iterable[Mapping[str, Any]]) -> list[tuple[str, Kinds]]:
     """The users of one room who publish, and what: from its rows, each with user_id."""
     known = {row["user_id"]: {name: row[name] for name in ABSENT} for row in there}
     ended = known.pop(ROOM, ABSENT)
     made = ((user, merged(each, ended)) for user, each in known.items())
-    found = ((user, tuple(kind for kind in KINDS if each[kind])) for user, each in made)
+    found = ((user, _kinds(each)) for user, each in made)
     return [(user, kinds) for user, kinds in found if kinds]

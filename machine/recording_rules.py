@@ -52,6 +52,7 @@ class RecordingRules(recording_guards.RecordingGuards):
 
     def queue_transcode(self) -> None:
         """Start the transcode."""
+        self._set(published=self.recording.published.stopped(self.facts.now_ms))
         self._begin_stage()
         self._queue(states.TRANSCODE)
 
@@ -132,7 +133,7 @@ class RecordingRules(recording_guards.RecordingGuards):
 
     def request_stop(self) -> None:
         """Ask the worker to end the capture, and wait for it."""
-        self._set(stop_requested=True)
+        self._set(stop_requested=True, published=self.recording.published.stopped(self.facts.now_ms))
         self.effects.append(effects.Command("stop-capture"))
 
     def note_media(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from events import codec
-from machine import model, states
+from machine import coverage, model, states
 
 
 def file_entry(recording: model.Recording) -> dict[str, Any]:
@@ -19,7 +19,8 @@ def file_entry(recording: model.Recording) -> dict[str, Any]:
     output = recording.output if recording.url else None
     start_ms = output.start_ms if output and output.start_ms else recording.first_packet_ms
     end_ms = output.end_ms if output and output.end_ms else recording.last_packet_ms
-    gaps = output.gaps if output else ()
+    found = coverage.of(recording) if output else coverage.Coverage()
+    told = recording.published
     return {
         "UserId": recording.speaker,
         "RecordFile": recording.url,
@@ -32,7 +33,12 @@ def file_entry(recording: model.Recording) -> dict[str, Any]:
         "Duration": output.duration_ms / 1000 if output else 0,
         "Size": output.size_bytes if output else 0,
         "Crc64": output.crc64 if output else "",
-        "Gaps": [{"At": at / 1000, "Duration": duration / 1000} for at, duration in gaps],
+        "Gaps": [{"At": at / 1000, "Duration": duration / 1000} for at, duration in found.gaps],
+        "PublishedTime": codec.iso(told.first_ms) if told.first_ms else "",
+        "LeftTime": codec.iso(told.left_ms) if told.left_ms else "",
+        "Missing": found.missing_ms / 1000,
+        "Anchors": [{"At": at / 1000, "Time": codec.iso(time)} for at, time in (output.anchors.points if output else ())],
+        "ErrorMs": output.error_ms if output else 0,
     }
 
 

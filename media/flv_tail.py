@@ -6,6 +6,9 @@ untrusted server sends; `behind` says that more is left for the next poll.
 
 The first packet reaches the disk late, because ffmpeg analyses for up to a second. Its wall time is therefore estimated: the
 earliest of (time of writing − media position) over the first seconds, but never before the spawn.
+
+When the media was live is measured apart (envelope.py). A sample is taken only if the file was read to its end, so that the
+time of writing is that of the last packet read.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import time
 from pathlib import Path
 
 from machine import capture_progress
-from media import flv, timeline
+from media import envelope, flv, timeline
 
 _SETTLING_MS = 5_000
 _LOOK_FOR_S = 0.1
@@ -31,6 +34,7 @@ class Tail:
         self._spawned_ms = spawned_ms
         self._looked_ms = spawned_ms
         self._reader: flv.TagReader | None = None
+        self._envelope = envelope.Envelope()
         self.progress = capture_progress.CaptureProgress()
         self.grown_ms: int | None = None
         self.behind = False
@@ -71,13 +75,14 @@ class Tail:
         self.lost = stat.st_nlink == 0
         if stat.st_size > self.progress.size_bytes or behind:
             written_ms = min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms)
-            self._take(stat.st_size, written_ms)
+            self._take(stat.st_size, written_ms, now_ms)
         self._looked_ms = now_ms
 
-    def _take(self, size_bytes: int, written_ms: int) -> None:
+    def _take(self, size_bytes: int, written_ms: int, now_ms: int) -> None:
         assert self._reader is not None  # noqa: S101 - look() opened it
         found = arrived = False
-        until_s = time.monotonic() + _LOOK_FOR_S
+        began_s = time.monotonic()
+        until_s = began_s + _LOOK_FOR_S
         while not self.behind and (tags := self._reader.read()):
             self.behind = time.monotonic() > until_s
             for tag in tags:
@@ -85,12 +90,21 @@ class Tail:
                 found = self._timeline.place(tag) is not None or found
         if arrived:
             self.grown_ms = written_ms
+        if found:
+            self._sample(now_ms + round((time.monotonic() - began_s) * 1000))
         self.progress = capture_progress.CaptureProgress(
             media_ms=self._timeline.end_ms,
             size_bytes=size_bytes,
             first_packet_ms=self._first_ms(written_ms) if found else self.progress.first_packet_ms,
             last_packet_ms=written_ms if found else self.progress.last_packet_ms,
+            anchors=self._envelope.anchors,
         )
+
+    def _sample(self, now_ms: int) -> None:
+        assert self._reader is not None  # noqa: S101 - poll() opened it
+        stat = self._reader.stat()
+        if not self.behind and stat.st_size == self._reader.read_bytes:
+            self._envelope.add(self._timeline.position_ms, min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms))
 
     def _first_ms(self, written_ms: int) -> int:
         known = self.progress.first_packet_ms

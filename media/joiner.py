@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine import alignment
 from media import file_threads, flv, timeline
 
 FILL_EVERY_MS = 500
@@ -29,13 +30,15 @@ _DRIFT = 1_000  # one in a thousand, more than any quartz drifts
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentFile:
     """One segment with the arrival of its first and last packet (Unix ms; None: estimate from the file) and its media up to that
-    last packet (None: unknown). The file may hold more by now. `registered_ms` is when its capture was about to start."""
+    last packet (None: unknown). The file may hold more by now. `registered_ms` is when its capture was about to start, `anchors`
+    say when its media was live."""
 
     path: Path
     first_packet_ms: int | None = None
     last_packet_ms: int | None = None
     media_ms: int | None = None
     registered_ms: int | None = None
+    anchors: alignment.Anchors = alignment.NO_ANCHORS
 
     @property
     def burst_ms(self) -> int:

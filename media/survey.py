@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from media import avc, flv, joiner, timeline
+from machine import alignment
+from media import avc, flv, joiner, live_times, timeline
 
 _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
@@ -47,7 +48,8 @@ class Hole:
 @dataclass(kw_only=True)
 class Survey:
     """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track.
-    `lost_ms`: media that the captures noted and the files no longer have, in `lost_segments` segments."""
+    `anchors`, `live` and `error_ms`: when the media was live, as in live_times.LiveTimes. `lost_ms`: media that the captures
+    noted and the files no longer have, in `lost_segments` segments."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
@@ -57,6 +59,9 @@ class Survey:
     ends_ms: dict[int, int] = field(default_factory=dict)
     holes: list[Hole] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    anchors: list[alignment.Anchor] = field(default_factory=list)
+    live: list[tuple[int, int]] = field(default_factory=list)
+    error_ms: int = 0
     lost_ms: int = 0
     lost_segments: int = 0
     first: dict[int, tuple[bytes | None, bytes]] = field(default_factory=dict)
@@ -222,38 +227,45 @@ class _Pass:
 
     def _times(self) -> int:
         """Wall times of the segment, and from them the gap before it and the gaps inside it."""
-        last_ms = self._segment.last_packet_ms or self._walk.written_ms()
-        first_ms = self._segment.first_packet_ms or last_ms - self._walk.timeline.position_ms
-        reached_ms = first_ms + self._walk.length_ms - self._segment.burst_ms
-        if reached_ms > last_ms + _STALE_MS + joiner.tolerance_ms(self._walk.length_ms):
+        found, segment, walk = self._found, self._segment, self._walk
+        last_ms = segment.last_packet_ms or walk.written_ms()
+        first_ms = segment.first_packet_ms or last_ms - walk.timeline.position_ms
+        reached_ms = first_ms + walk.length_ms - segment.burst_ms
+        if reached_ms > last_ms + _STALE_MS + joiner.tolerance_ms(walk.length_ms):
             # Its worker was frozen and could not report progress while ffmpeg kept writing.
             last_ms = reached_ms
-        if self._found.start_ms is None:
-            self._found.start_ms = first_ms
-        if self._previous_last_ms is not None:
-            self._found.add_gap(self._start_ms, first_ms - self._previous_last_ms)
+        if found.start_ms is None:
+            found.start_ms = first_ms
+        if segment.anchors.points:
+            times = live_times.sampled(walk.timeline, walk.length_ms, segment.anchors)
+            first_ms, last_ms = times.live[0][0], times.live[-1][1] + self._lost_at_end_ms()
         else:
-            self._found.add_gap(self._start_ms, self._vanished_ms)
-        self._jumps(last_ms - first_ms)
+            timed = None not in (segment.first_packet_ms, segment.last_packet_ms)
+            noted_last_ms = last_ms - self._lost_at_end_ms()
+            times = live_times.estimated(
+                walk.timeline, walk.length_ms, first_ms, noted_last_ms, timed=timed, burst_ms=joiner.BURST_MS
+            )
+        if self._previous_last_ms is not None:
+            found.add_gap(self._start_ms, first_ms - self._previous_last_ms)
+        else:
+            found.add_gap(self._start_ms, self._vanished_ms)
+        for at_ms, missing_ms in times.gaps:
+            found.add_gap(self._start_ms + at_ms, missing_ms)
+        found.anchors += [(self._start_ms + at_ms, time_ms) for at_ms, time_ms in times.anchors]
+        found.live += times.live
+        found.error_ms = max(found.error_ms, times.error_ms)
         return last_ms
 
-    def _jumps(self, lasted_ms: int) -> None:
-        """The gaps inside the segment. A jump of the publisher's clock without missing media is none: the wall clock decides."""
-        timed = None not in (self._segment.first_packet_ms, self._segment.last_packet_ms)
-        missing_ms = max(0, lasted_ms - self._walk.length_ms)
-        for jump in self._walk.timeline.jumps:
-            believed = not timed or jump.missing_ms <= missing_ms + joiner.BURST_MS
-            length_ms = jump.missing_ms if believed else missing_ms
-            missing_ms = max(0, missing_ms - length_ms)
-            self._found.add_gap(self._start_ms + jump.at_ms, length_ms)
+    def _lost_at_end_ms(self) -> int:
+        """Media that the capture noted behind the end of the file."""
+        line, noted_ms = self._walk.timeline, self._segment.media_ms or 0
+        lost_ms = noted_ms - line.end_ms - sum(jump.missing_ms for jump in line.jumps if jump.damaged)
+        return lost_ms if lost_ms > _LOST_MS else 0
 
     def _lose(self) -> None:
         """Compare the file with the media that its capture noted: bytes were damaged inside, or cut off at the end."""
-        line, noted_ms = self._walk.timeline, self._segment.media_ms or 0
-        inside_ms = sum(jump.missing_ms for jump in line.jumps if jump.damaged)
-        at_end_ms = noted_ms - line.end_ms - inside_ms
-        if at_end_ms > _LOST_MS:
-            self._found.add_gap(self._start_ms + self._walk.length_ms, at_end_ms)
-        lost_ms = inside_ms + (at_end_ms if at_end_ms > _LOST_MS else 0)
-        if lost_ms or any(jump.damaged for jump in line.jumps):
-            self._found.lose(lost_ms)
+        damage = [jump.missing_ms for jump in self._walk.timeline.jumps if jump.damaged]
+        at_end_ms = self._lost_at_end_ms()
+        self._found.add_gap(self._start_ms + self._walk.length_ms, at_end_ms)
+        if damage or at_end_ms:
+            self._found.lose(sum(damage) + at_end_ms)

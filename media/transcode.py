@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from machine import errors, failpoints
+from machine import alignment, errors, failpoints
 from machine.reasons import Reason
 from media import ffmpeg_log, ffmpeg_process, file_threads, joiner, resource_limits, spool, survey, transcode_plan, verify
 from media.joiner import SegmentFile as SegmentFile
@@ -35,13 +35,17 @@ _LONGEST_MS = 31 * 24 * 3_600_000
 class TranscodeOutput:
     """The finished file. `duration_ms` is the duration in its header, gaps cut; `crc64` is CRC-64/XZ in decimal; `gaps` are the
     places of missing media. `lost_ms` of media in `lost_segments` segments were captured and are damaged or gone. `start_ms` and
-    `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment has them."""
+    `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment has them. `anchors`, `error_ms` and
+    `live` say when the media was live."""
 
     path: Path
     duration_ms: int
     size_bytes: int
     crc64: str | None
     gaps: tuple[Gap, ...]
+    anchors: alignment.Anchors
+    error_ms: int
+    live: tuple[tuple[int, int], ...]
     lost_ms: int
     lost_segments: int
     start_ms: int | None
@@ -86,6 +90,9 @@ class Transcoder:
             size_bytes=size_bytes,
             crc64=crc64,
             gaps=tuple(found.gaps),
+            anchors=alignment.Anchors(tuple(found.anchors)),
+            error_ms=found.error_ms,
+            live=tuple(found.live),
             lost_ms=found.lost_ms,
             lost_segments=found.lost_segments,
             start_ms=found.start_ms,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from events import requests
-from machine import model, states
+from machine import alignment, model, published, states
 
 # Fields of a recording whose columns kept an older name. The column `attempt` counts from 1, the field `replays` from 0.
 RENAMED = {
@@ -18,7 +18,7 @@ RENAMED = {
     "never_seen": "awaited",
     "stage_started_ms": "step_from_ms",
 }
-_SEPARATE = ("job", "output", "version", "replays")
+_SEPARATE = ("job", "output", "published", "version", "replays")
 RECORDING_COLUMNS = {f.name: RENAMED.get(f.name, f.name) for f in dataclasses.fields(model.Recording) if f.name not in _SEPARATE}
 DELIVERY_COLUMNS = {
     name: RENAMED.get(name, name)
@@ -40,6 +40,16 @@ SESSION_FIELDS = (
 )
 
 
+def anchors_text(value: alignment.Anchors) -> str:
+    """Anchors for their column."""
+    return dumps(value.to_json()) if value.points else ""
+
+
+def anchors(text: str) -> alignment.Anchors:
+    """Anchors from their column."""
+    return alignment.Anchors.from_json(json.loads(text)) if text else alignment.NO_ANCHORS
+
+
 def dumps(value: object) -> str:
     """JSON text for a column."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -53,6 +63,7 @@ def recording_row(recording: model.Recording) -> dict[str, Any]:
     row["version"] = recording.version
     row["attempt"] = recording.attempt
     row["output"] = dumps(output.to_json()) if output else None
+    row["published"] = "" if recording.published == published.UNKNOWN else dumps(recording.published.to_json())
     row["partial"] = output is not None and not output.whole
     return row
 
@@ -62,7 +73,8 @@ def recording(row: Mapping[str, Any]) -> model.Recording:
     values = {name: row[column] for name, column in RECORDING_COLUMNS.items()}
     values["replays"] = row["attempt"] - 1
     output = model.Output.from_json(json.loads(row["output"])) if row["output"] else None
-    return model.Recording(**values, version=row["version"], output=output, job=_job(row))
+    told = published.Published.from_json(json.loads(row["published"])) if row["published"] else published.UNKNOWN
+    return model.Recording(**values, version=row["version"], output=output, published=told, job=_job(row))
 
 
 def session_row(session: model.Session) -> dict[str, Any]:

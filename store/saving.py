@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events import codec
-from machine import changes, due_work, encryption, errors, model, states
+from machine import alignment, changes, due_work, encryption, errors, model, states
 from store import encrypted_rows, rows, statements
 from store.sql import Row, Statement, Step, Steps
 
@@ -31,6 +31,7 @@ class Saver:
             {"at_recording_id": key.text, "at_epoch": epoch, "first_packet_ms": None, "last_packet_ms": None}
             | {"media_ms": 0, "size_bytes": 0}
             | dict(values)
+            | {"anchors": rows.anchors_text(values.get("anchors", alignment.NO_ANCHORS))}
             for each in made
             for key, epoch, values in each.segments
         ]

@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from machine import capture_progress, job_key, segments
-from store import connections, sql, statements, tables
+from store import connections, rows, sql, statements, tables
 
 
 def _register() -> sql.Statement:
@@ -43,7 +43,8 @@ def _active(table: Any, *key: str) -> sql.Statement:
 
 _SESSION_ACTIVE = _active(tables.sessions, "task_id")
 _RECORDING_ACTIVE = _active(tables.recordings, "id", "epoch")
-_FIELDS = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
+_FIELDS = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason", "anchors")
+_PROGRESS = tuple(sorted(f.name for f in dataclasses.fields(capture_progress.CaptureProgress)))
 _OF_RECORDING = (
     select(*(tables.segments.c[name] for name in _FIELDS))
     .where(statements.matching(tables.segments, "recording_id"))
@@ -68,7 +69,7 @@ class Segments:
         nothing."""
         row = {"recording_id": recording.text, "epoch": epoch, "node": node, "registered_ms": self._clock()}
         row |= {"media_ms": 0, "size_bytes": 0, "reason": "", "task_id": recording.task_id}
-        row |= {"first_packet_ms": None, "last_packet_ms": None}
+        row |= {"first_packet_ms": None, "last_packet_ms": None, "anchors": ""}
         named = {"at_recording_id": recording.text, "at_epoch": epoch}
         await self._database.together(_REGISTER, row | named)
 
@@ -86,20 +87,21 @@ class Segments:
         columns, sessions, recordings = [], [], []
         for (recording, epoch), progress in found:
             active = {"at_idle_from_ms": progress.last_packet_ms}
-            columns.append({"at_recording_id": recording.text, "at_epoch": epoch, **dataclasses.asdict(progress)})
+            values = {name: getattr(progress, name) for name in _PROGRESS} | {"anchors": rows.anchors_text(progress.anchors)}
+            columns.append({"at_recording_id": recording.text, "at_epoch": epoch, **values})
             sessions.append(active | {"at_task_id": recording.task_id})
             recordings.append(active | {"at_id": recording.text, "at_epoch": epoch})
-        update = _growing(tuple(sorted(f.name for f in dataclasses.fields(capture_progress.CaptureProgress))))
+        update = _growing(_PROGRESS)
 
         def steps() -> sql.Steps[None]:
             # In the order of all locks: session, recording, segment.
-            for statement, rows in ((_SESSION_ACTIVE, sessions), (_RECORDING_ACTIVE, recordings), (update, columns)):
-                yield sql.Step(statement, rows)
+            for statement, changed in ((_SESSION_ACTIVE, sessions), (_RECORDING_ACTIVE, recordings), (update, columns)):
+                yield sql.Step(statement, changed)
 
         await self._database.run(steps)
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order of their epochs."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(_OF_RECORDING, {"at_recording_id": recording.text})).mappings().all()
-        return [segments.Segment(**r) for r in rows]
+            found = (await connection.execute(_OF_RECORDING, {"at_recording_id": recording.text})).mappings().all()
+        return [segments.Segment(**{**row, "anchors": rows.anchors(row["anchors"])}) for row in found]

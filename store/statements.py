@@ -15,6 +15,7 @@ from sqlalchemy import (
     Insert,
     String,
     Table,
+    Text,
     Update,
     and_,
     bindparam,
@@ -176,6 +177,9 @@ CLOSE_SEGMENT = Statement(
             else_=func.coalesce(_SEGMENTS.first_packet_ms, bindparam("first_packet_ms", type_=BigInteger)),
         ),
         last_packet_ms=_greater(_SEGMENTS.last_packet_ms, bindparam("last_packet_ms", type_=BigInteger)),
+        anchors=case(
+            (bindparam("anchors", type_=Text) != literal_column("''"), bindparam("anchors", type_=Text)), else_=_SEGMENTS.anchors
+        ),
         reason=case((_SEGMENTS.reason == literal_column("''"), bindparam("reason", type_=String)), else_=_SEGMENTS.reason),
     )
 )

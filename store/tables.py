@@ -140,6 +140,8 @@ recordings = Table(
     Column("url", Text, nullable=False),
     Column("files_removed", Boolean, nullable=False),
     Column("evicted", Integer, nullable=False, server_default="0"),
+    # When the speaker was known to publish, as JSON; "" if unknown.
+    Column("published", Text, nullable=False, server_default=""),
     UniqueConstraint("task_id", "speaker", "n"),
     CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
 )
@@ -190,6 +192,8 @@ segments = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("reason", String(64), nullable=False),
     Column("task_id", String(26), nullable=False, server_default=""),
+    # When its media was live, as JSON; "" if unknown.
+    Column("anchors", Text, nullable=False, server_default=""),
 )
 # The pulls of a session in the order of their beginnings.
 Index("ix_segments_pulls", segments.c.task_id, segments.c.registered_ms)

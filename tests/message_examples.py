@@ -26,6 +26,11 @@ FILE = {
     "Size": 0,
     "Crc64": "",
     "Gaps": [{"At": 0.5, "Duration": 1}],
+    "PublishedTime": "2026-11-30T10:00:00.000Z",
+    "LeftTime": "",
+    "Missing": 0.5,
+    "Anchors": [{"At": 0, "Time": "2026-11-30T10:00:00.500Z"}],
+    "ErrorMs": 100,
 }
 KEY = {"SdkAppId": "1", "RoomId": "8", "StrRoomId": "", "UserId": "rec"}
 RESULT = {"TaskId": TASK, **KEY, "Speaker": "al", "N": 1, "Attempt": 1, "File": FILE}

@@ -78,6 +78,11 @@ _FILE: Json = {
     "Size": 0,
     "Crc64": "",
     "Gaps": [],
+    "PublishedTime": TIMES[0],
+    "LeftTime": TIMES[1],
+    "Missing": 0,
+    "Anchors": [],
+    "ErrorMs": 0,
 }
 _FINISHED: Json = {**_ROOM, "Files": [_FILE], "TaskId": TASK_ID, "Revision": 1, "EndReason": "RoomDestroyed"}
 _SEGMENT: Json = {

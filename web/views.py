@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from events import codec, requests
-from machine import job_key, model, results, session_view, states
+from machine import coverage, job_key, model, results, session_view, states
 from web import next_steps, stuck
 
 Json = dict[str, Any]
@@ -142,7 +142,7 @@ def _segment(value: session_view.SegmentView, owner: model.Recording, live_ms: i
 def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView], media_ms: int) -> list[Json]:
     """The gaps of the finished file; before it exists, the times between these segments, which `media_ms` of media precede."""
     if value.output is not None:
-        return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in value.output.gaps]
+        return [{"At": at / 1000, "Duration": duration / 1000} for at, duration in coverage.of(value).gaps]
     found: list[Json] = []
     last_ms = 0
     for segment in (s for s in segments if s.first_packet_ms):

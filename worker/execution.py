@@ -114,7 +114,8 @@ class Execution:
             await self._publisher.ended(job, failure)
             return
         log.info("transcode.done", owner=job.owner, epoch=job.epoch, duration_ms=made.duration_ms, missing=len(missing))
-        output = replace(made, missing=len(missing), gaps=leased_job.gaps_with_missing(made, parts, missing))
+        gaps = leased_job.gaps_with_missing(made, parts, missing)
+        output = replace(made, missing=len(missing), gaps=gaps, pulls=segments.pauses(parts))
         done = internal_events.FfmpegExit(epoch=job.epoch, job=job.kind, reason=Reason.OK, output=output, node=self._place)
         await self._publisher.ended(job, done)
 

@@ -114,6 +114,7 @@ def capture_exit(epoch: int, reason: str, detail: str, progress: capture_progres
         size_bytes=progress.size_bytes,
         first_packet_ms=progress.first_packet_ms,
         last_packet_ms=progress.last_packet_ms,
+        anchors=progress.anchors,
     )
 
 

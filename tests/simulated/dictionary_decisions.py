@@ -97,7 +97,7 @@ class Snapshot:
         own, ended = (self.tables.presence.get((*place, user), presence.ABSENT) for user in (user_id, presence.ROOM))
         return dict(presence.merged(own, ended))
 
-    def publishers(self, room: requests.Room) -> list[tuple[str, tuple[str, ...]]]:
+    def publishers(self, room: requests.Room) -> list[tuple[str, presence.Kinds]]:
         since_ms = self.now_ms - PRESENCE_KEPT_MS
         there = sorted((k[3], row) for k, row in in_room(self.tables, room) if row["updated_ms"] > since_ms)
         return presence.publishers({"user_id": user, **row} for user, row in there)

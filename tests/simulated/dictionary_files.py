@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from machine import capture_progress, job_key, model, segments, states
+from machine import alignment, capture_progress, job_key, model, segments, states
 from tests.simulated import dictionary_connections, dictionary_jobs
 
 
@@ -19,6 +19,7 @@ class Segments(dictionary_connections.Concern):
         if (str(recording), epoch) not in self._tables.segments and not self._connections.superseded(recording, epoch):
             async with self._connections.write() as writes:
                 blank = {"first_packet_ms": None, "last_packet_ms": None, "media_ms": 0, "size_bytes": 0, "reason": ""}
+                blank |= {"anchors": alignment.NO_ANCHORS}
                 row = {"node": node, "registered_ms": self._connections.now_ms(), **blank}
                 writes.put(self._tables.segments, (str(recording), epoch), row)
 
@@ -32,13 +33,14 @@ class Segments(dictionary_connections.Concern):
     async def note_progress(self, growing: Mapping[tuple[job_key.RecordingKey, int], capture_progress.CaptureProgress]) -> None:
         """Update growing segments as `update` does; their recordings and sessions are not idle."""
         for (recording, epoch), progress in growing.items():
-            await self.update(recording, epoch, dataclasses.asdict(progress))
+            names = [f.name for f in dataclasses.fields(progress)]
+            await self.update(recording, epoch, {name: getattr(progress, name) for name in names})
             async with self._connections.write() as writes:
                 writes.note_media(str(recording), epoch, progress.last_packet_ms or 0)
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order of their epochs."""
-        names = ("node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason")
+        names = ("node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason", "anchors")
         found = sorted((key[1], row) for key, row in self._tables.segments.items() if key[0] == str(recording))
         return [segments.Segment(epoch=epoch, **{name: row[name] for name in names}) for epoch, row in found]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from media import flv, joiner, survey
+from machine import alignment
+from media import envelope, flv, joiner, survey, timeline
 from tests import flv_source
 
 BEGAN_MS = 1_790_000_000_000
@@ -86,3 +88,52 @@ def test_whole_segments_lose_nothing(tmp_path: Path) -> None:
         file.write(b"\x08\x00\x00\x50")
     found = survey.survey([first, second], "00")
     assert (found.lost_ms, found.lost_segments, found.duration_ms) == (0, 0, 20_000)
+
+
+def _paused(folder: Path, pause_ms: int, *, clock_ms: int, sampled: bool) -> joiner.SegmentFile:
+    """Twenty seconds of sound with a pause in the middle, after which timestamps go on from `clock_ms`."""
+    tags = [flv_source.configuration(flv.AUDIO, flv_source.AAC_HEADER)]
+    tags += [flv_source.sound(5_000 + ms) for ms in range(0, 10_000, 20)]
+    tags += [flv_source.sound(clock_ms + ms) for ms in range(0, 10_000, 20)]
+    line, found = timeline.Timeline(timeline.wanted("00")), envelope.Envelope()
+    for number, tag in enumerate(tags[1:]):
+        at_ms = line.place(tag)
+        if number % 50 == 49:
+            found.add(at_ms or 0, BEGAN_MS + number * 20 + (pause_ms if number >= 500 else 0))
+    return joiner.SegmentFile(
+        path=flv_source.write(folder / "paused.flv", tags),
+        first_packet_ms=BEGAN_MS,
+        last_packet_ms=BEGAN_MS + 19_980 + pause_ms,
+        media_ms=line.end_ms,
+        anchors=found.anchors if sampled else alignment.NO_ANCHORS,
+    )
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("pause_ms", [2_000, 8_000, 60_000])
+@pytest.mark.parametrize("clock_ms", [15_000, 0, 15_400, 900_000], ids=["stands", "new", "nearly stands", "far ahead"])
+def test_a_pause_is_a_gap_whatever_the_timestamps_say(tmp_path: Path, pause_ms: int, clock_ms: int, sampled: bool) -> None:
+    """Timestamps that stand over a pause, start over after it or jump ahead: the wall clock tells how long it was."""
+    found = survey.survey([_paused(tmp_path, pause_ms, clock_ms=clock_ms, sampled=sampled)], "00")
+    assert sum(gap.duration_s for gap in found.gaps) * 1000 == pytest.approx(pause_ms, abs=500)
+    if sampled:
+        ((at_s, _),) = _gaps(found)
+        assert at_s == pytest.approx(10, abs=1.1)
+        assert [at for at, _ in found.live] == pytest.approx([BEGAN_MS, BEGAN_MS + 10_000 + pause_ms], abs=1_100)
+        assert found.live[-1][1] == pytest.approx(BEGAN_MS + 20_000 + pause_ms, abs=500)
+
+
+def test_anchors_follow_the_joined_file(tmp_path: Path) -> None:
+    """Each segment has an anchor in the joined time, at least every ten minutes, with the time at which it was live."""
+    files = []
+    for n, (from_s, seconds) in enumerate(((0, 1_500), (1_600, 30))):
+        segment, found = _segment(tmp_path, n, seconds, from_s=from_s), envelope.Envelope()
+        for second in range(1, seconds):
+            found.add(second * 1000, BEGAN_MS + (from_s + second) * 1000)
+        files.append(dataclasses.replace(segment, anchors=found.anchors))
+    found_all = survey.survey(files, "00")
+    assert len(found_all.anchors) >= 6
+    for at_ms, time_ms in found_all.anchors:
+        assert time_ms == BEGAN_MS + at_ms + (100_000 if at_ms > 1_500_000 else 0)
+    assert found_all.live == [(BEGAN_MS, BEGAN_MS + 1_500_000), (BEGAN_MS + 1_600_000, BEGAN_MS + 1_630_000)]
+    assert found_all.error_ms <= 110

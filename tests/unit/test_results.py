@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from events import codec, requests
-from machine import model, results
+from machine import alignment, model, published, results
 
 TASK = "01" + "0" * 24
 OUTPUT = model.Output(
@@ -18,9 +18,25 @@ OUTPUT = model.Output(
     start_ms=1_785_542_400_123,
     end_ms=1_785_542_470_000,
     gaps=((1_500, 2_250), (30_000, 7_500)),
+    anchors=alignment.Anchors(((0, 1_785_542_400_123), (1_500, 1_785_542_403_873))),
+    error_ms=120,
+    live=(
+        (1_785_542_400_123, 1_785_542_401_623),
+        (1_785_542_403_873, 1_785_542_432_373),
+        (1_785_542_439_873, 1_785_542_470_000),
+    ),
 )
+PUBLISHED = published.UNKNOWN.switched_on(1_785_542_399_246, 0).left(1_785_542_470_200)
 DONE = model.Recording(
-    task_id=TASK, speaker="al", n=1, state="Done", code="Success", url="https://b.cos/x_1.mp4", output=OUTPUT, replays=1
+    task_id=TASK,
+    speaker="al",
+    n=1,
+    state="Done",
+    code="Success",
+    url="https://b.cos/x_1.mp4",
+    output=OUTPUT,
+    replays=1,
+    published=PUBLISHED,
 )
 REQUEST = requests.StartRequest(
     room=requests.Room(sdk_app_id=1_400_000_001, room_id=88), user_id="rec", region="ap-shanghai", bucket="b-12345", path="p"
@@ -29,6 +45,7 @@ SESSION = model.Session(task_id=TASK, request=REQUEST, state="Finished", revisio
 FIELDS = {
     *("UserId", "RecordFile", "Status", "Message"),
     *("Code", "Detail", "StartTime", "EndTime", "Duration", "Size", "Crc64", "Gaps"),
+    *("PublishedTime", "LeftTime", "Missing", "Anchors", "ErrorMs"),
 }
 
 
@@ -52,7 +69,12 @@ def test_a_file_that_was_written() -> None:
         "Duration": 61.25,
         "Size": 1_234,
         "Crc64": "18446744073709551615",
-        "Gaps": [{"At": 1.5, "Duration": 2.25}, {"At": 30.0, "Duration": 7.5}],
+        "Gaps": [{"At": 0.0, "Duration": 0.877}, {"At": 1.5, "Duration": 2.25}, {"At": 30.0, "Duration": 7.5}],
+        "PublishedTime": "2026-07-31T23:59:59.246Z",
+        "LeftTime": "2026-08-01T00:01:10.200Z",
+        "Missing": 10.627,
+        "Anchors": [{"At": 0.0, "Time": "2026-08-01T00:00:00.123Z"}, {"At": 1.5, "Time": "2026-08-01T00:00:03.873Z"}],
+        "ErrorMs": 120,
     }
 
 

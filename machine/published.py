@@ -1,0 +1,116 @@
+"""The time in which a speaker was known to publish: spans of Unix ms.
+
+Rules: TRTC's callbacks tell it. Where none came, the recorder knows it from its own pulls: while media arrived, and between two
+pulls if the first one did not end with the stream. Values only; callbacks may be late, repeated and out of order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+Span = tuple[int, int]
+# A speaker who switches a track on and off more often than this keeps the newest spans, the first one reaches back to the oldest.
+MOST_SPANS = 64
+_STILL = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """`spans`: (from, to), in order; `to` is 0 while the speaker publishes. `first_ms` and `left_ms`: the first publishing and
+    the last leaving that callbacks reported; 0: none. `bridged`: the last pull ended through a fault. `until_ms`: when the
+    capture was to end; 0: not yet."""
+
+    spans: tuple[Span, ...] = ()
+    first_ms: int = 0
+    left_ms: int = 0
+    bridged: bool = False
+    until_ms: int = 0
+
+    def switched_on(self, at_ms: int, known_from_ms: int) -> Published:
+        """A callback reports that a recorded track is on. Before `known_from_ms` nobody asked for the recording."""
+        from_ms = max(at_ms, known_from_ms)
+        new = replace(self, first_ms=self.first_ms or at_ms, left_ms=0)
+        if self.first_ms and self.spans and self.spans[-1][1] == _STILL:
+            return new
+        earlier = [(a, min(b, from_ms)) for a, b in self.spans if a < from_ms]
+        return replace(new, spans=_bounded((*earlier, (from_ms, _STILL))))
+
+    def switched_off(self, at_ms: int) -> Published:
+        """A callback reports that no recorded track is on any more."""
+        if not self.spans or self.spans[-1][1] != _STILL:
+            return self
+        from_ms = self.spans[-1][0]
+        return replace(self, spans=(*self.spans[:-1], (from_ms, max(from_ms, at_ms))))
+
+    def left(self, at_ms: int) -> Published:
+        """A callback reports that the speaker left."""
+        return replace(self.switched_off(at_ms), left_ms=at_ms)
+
+    def pulled(self, from_ms: int, to_ms: int, *, by_fault: bool) -> Published:
+        """A pull brought media. `by_fault`: it did not end with the stream."""
+        if self.first_ms:
+            return self
+        spans = self.spans
+        if spans and (self.bridged or from_ms <= spans[-1][1]):
+            spans = (*spans[:-1], (spans[-1][0], max(spans[-1][1], to_ms)))
+        else:
+            spans = _bounded((*spans, (from_ms, to_ms)))
+        return replace(self, spans=spans, bridged=by_fault)
+
+    def stopped(self, at_ms: int) -> Published:
+        """The capture is to end: nothing after this is missing."""
+        return self if self.until_ms else replace(self, until_ms=at_ms)
+
+    def known(self) -> list[Span]:
+        """The spans, ended where the capture was to end."""
+        until_ms = self.until_ms or max((max(span) for span in self.spans), default=0)
+        ended = [(a, min(b or until_ms, until_ms)) for a, b in self.spans]
+        return [(a, b) for a, b in ended if b > a]
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in the database."""
+        times = {"FirstMs": self.first_ms, "LeftMs": self.left_ms, "UntilMs": self.until_ms}
+        return {"Spans": [list(span) for span in self.spans], "Bridged": self.bridged, **times}
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> Published:
+        """The opposite of `to_json`."""
+        return Published(
+            spans=tuple((int(a), int(b)) for a, b in body["Spans"]),
+            first_ms=body["FirstMs"],
+            left_ms=body["LeftMs"],
+            bridged=body["Bridged"],
+            until_ms=body["UntilMs"],
+        )
+
+
+UNKNOWN = Published()
+
+
+def _bounded(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    if len(spans) <= MOST_SPANS:
+        return spans
+    return ((spans[0][0], spans[1][1]), *spans[2:])
+
+
+def total_ms(spans: list[Span]) -> int:
+    """The length of spans that do not overlap."""
+    return sum(b - a for a, b in spans)
+
+
+def without(spans: list[Span], covered: list[Span]) -> list[Span]:
+    """The parts of `spans` that `covered` lacks."""
+    found = []
+    for from_ms, to_ms in spans:
+        at_ms = from_ms
+        for a, b in sorted(covered):
+            if b <= at_ms or a >= to_ms:
+                continue
+            if a > at_ms:
+                found.append((at_ms, a))
+            at_ms = max(at_ms, b)
+        if at_ms < to_ms:
+            found.append((at_ms, to_ms))
+    return found

@@ -1,0 +1,117 @@
+"""Coverage: the published time that a file lacks, told as gaps, `Missing`, `Partial` and the cause."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from events import codec
+from machine import coverage, model, published, results, segments
+
+BEGAN_MS = 1_790_000_000_000
+CALLED = published.UNKNOWN.switched_on(BEGAN_MS, BEGAN_MS - 60_000)
+
+
+def _recording(told: published.Published, *live: tuple[float, float], **more: object) -> model.Recording:
+    """A recording that was published as told, with media at these times (s)."""
+    spans = tuple((BEGAN_MS + round(a * 1000), BEGAN_MS + round(b * 1000)) for a, b in live)
+    positions = [sum(b - a for a, b in spans[: index + 1]) for index in range(len(spans))]
+    gaps = tuple((at, b[0] - a[1]) for at, a, b in zip(positions, spans, spans[1:], strict=False))
+    output = model.Output(duration_ms=positions[-1] if positions else 0, size_bytes=1, live=spans, gaps=gaps, **more)  # type: ignore[arg-type]
+    return model.Recording(task_id="T" * 26, speaker="al", n=1, published=told, output=output, url="https://x/y", code="Success")
+
+
+@pytest.mark.parametrize(
+    ("live", "seconds", "gaps", "missing_s", "partial"),
+    [
+        ([(0, 93)], 93, [], 0, False),
+        ([(0.4, 92.7)], 93, [], 0, False),
+        ([(0, 13)], 93, [(13_000, 80_000)], 80, True),
+        ([(37, 93)], 93, [(0, 37_000)], 37, True),
+        ([(1.5, 93)], 93, [(0, 1_500)], 1.5, False),
+        ([(0, 40), (41.2, 60), (61.2, 93)], 93, [(40_000, 1_200), (58_800, 1_200)], 2.4, True),
+        ([(0, 400), (407, 600)], 600, [(400_000, 7_000)], 7, False),
+        ([(2, 50), (55, 90)], 100, [(0, 2_000), (48_000, 5_000), (83_000, 10_000)], 17, True),
+    ],
+)
+def test_what_is_missing_is_told(
+    live: list[tuple[float, float]], seconds: int, gaps: list[tuple[int, int]], missing_s: float, partial: bool
+) -> None:
+    """At the beginning, inside and at the end; more than 2 s and 2 % of the published time is `Partial`."""
+    found = coverage.of(_recording(CALLED.left(BEGAN_MS + seconds * 1000), *live))
+    assert (list(found.gaps), found.missing_ms / 1000, found.partial) == (gaps, missing_s, partial)
+
+
+def test_an_absence_is_a_gap_and_nothing_is_missing() -> None:
+    """Between a leaving and a return, or with all tracks off, the speaker published nothing."""
+    told = CALLED.left(BEGAN_MS + 30_000).switched_on(BEGAN_MS + 50_000, BEGAN_MS).switched_off(BEGAN_MS + 70_000)
+    told = told.switched_on(BEGAN_MS + 80_000, BEGAN_MS).stopped(BEGAN_MS + 100_000)
+    found = coverage.of(_recording(told, (0, 30), (50, 70), (80, 100)))
+    assert (found.gaps, found.missing_ms, found.partial, found.cause) == (((30_000, 20_000), (50_000, 10_000)), 0, False, "")
+
+
+def test_the_time_before_the_session_is_nobody_s() -> None:
+    """A speaker who published before the start is missed from the start on, and PublishedTime tells the callback's time."""
+    told = published.UNKNOWN.switched_on(BEGAN_MS - 600_000, BEGAN_MS).stopped(BEGAN_MS + 60_000)
+    value = _recording(told, (3, 60))
+    assert coverage.of(value).gaps == ((0, 3_000),)
+    assert results.file_entry(value)["PublishedTime"] == codec.iso(BEGAN_MS - 600_000)
+
+
+def test_without_callbacks_the_pulls_tell() -> None:
+    """A gap after a fault is missing; after the end of the stream nobody knows."""
+    told = published.UNKNOWN
+    for (from_s, to_s), by_fault in (((0, 20), True), ((25, 40), False), ((60, 80), False)):
+        told = told.pulled(BEGAN_MS + from_s * 1000, BEGAN_MS + to_s * 1000, by_fault=by_fault)
+    found = coverage.of(_recording(told.stopped(BEGAN_MS + 90_000), (0, 20), (25, 40), (60, 80)))
+    assert (found.missing_ms, found.partial) == (5_000, True)
+    assert results.file_entry(_recording(told))["PublishedTime"] == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("refused", "refused"), ("no-media", "no media"), ("worker-lost", "worker"), ("disk-full", "disk"), ("newer", "captured")],
+)
+def test_the_cause_names_time_and_reason(reason: str, words: str) -> None:
+    """`Detail` says in one sentence what happened in the longest missing time, and when."""
+    pause = segments.Pause(BEGAN_MS + 13_000, BEGAN_MS + 93_000, reason)
+    found = coverage.of(_recording(CALLED.left(BEGAN_MS + 93_000), (0, 13), pulls=(pause,)))
+    assert words in found.cause
+    assert codec.iso(BEGAN_MS + 13_000) in found.cause
+    assert codec.iso(BEGAN_MS + 93_000) in found.cause
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_published_time_is_media_or_told(seed: int) -> None:
+    """For any course of callbacks and pulls: published time − media − missing is 0, but for what counts as jitter."""
+    chance = random.Random(seed)
+    told, at_ms = published.UNKNOWN, BEGAN_MS
+    for _ in range(chance.randint(1, 8)):
+        at_ms += chance.randint(1, 60_000)
+        told = told.switched_on(at_ms, BEGAN_MS + 20_000)
+        at_ms += chance.randint(1, 60_000)
+        told = chance.choice([told.switched_off, told.left, lambda _, told=told: told])(at_ms)
+    told = told.stopped(at_ms + 30_000)
+    live, moment_s = [], chance.uniform(0, 30)
+    for _ in range(chance.randint(1, 10)):
+        until_s = moment_s + chance.uniform(0.1, 60)
+        live.append((moment_s, until_s))
+        moment_s = until_s + chance.choice([0.3, 3, 30]) * chance.random()
+    value = _recording(told, *live)
+    found, known = coverage.of(value), told.known()
+    assert value.output is not None
+    media_ms = sum(max(0, min(b, d) - max(a, c)) for a, b in known for c, d in value.output.live)
+    rest_ms = published.total_ms(known) - media_ms - found.missing_ms
+    assert 0 <= rest_ms <= 500 * (len(known) + len(live))
+    assert coverage.of(value) == found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_spans_survive_their_column(seed: int) -> None:
+    """Also of a speaker who switches a track on and off for hours, in a bounded number of spans."""
+    chance, told = random.Random(seed), published.UNKNOWN
+    for step in range(chance.choice([3, 500])):
+        told = told.switched_on(BEGAN_MS + step * 2_000, BEGAN_MS).switched_off(BEGAN_MS + step * 2_000 + 1_000)
+    assert len(told.spans) <= published.MOST_SPANS
+    assert published.Published.from_json(told.to_json()) == told
