@@ -37,14 +37,9 @@ def user_unpublished(uow: unit_of_work.UnitOfWork) -> None:
     """A speaker switched a track off: noted. The stream continues, or ends without our help. Without any recorded track the
     speaker publishes nothing, and nothing is missing."""
     room, data = _calling_room(uow), uow.event.data
-    off = presence.switched(data["Kind"], False, data["EventMs"])
-    known = presence.merged(uow.snapshot.presence(room, data["UserId"]), off)
+    known = uow.snapshot.presence(room, data["UserId"])
     for current in uow.snapshot.sessions_in(room):
-        if any(known[kind] for kind in states.WANTED_KINDS[current.request.mode]):
-            continue
-        for value in uow.recordings_of(current.task_id, data["UserId"]):
-            if value.state in states.CAPTURING:
-                uow.note_published(value, value.published.switched_off(data["EventMs"]))
+        _absent_in(uow, current, known)
     _note_presence(uow, room)
     _note_speaker(uow, room, f"noted: {uow.event.data['Kind']} off")
 
@@ -66,6 +61,7 @@ def user_left(uow: unit_of_work.UnitOfWork) -> None:
         if current.request.user_id == data["UserId"]:
             _recording_user_left(uow, current)
         elif stale:
+            _absent_in(uow, current, known)
             _note(uow, current, OLDER_THAN_APPLIED)
         else:
             _left_in(uow, current)
@@ -129,6 +125,21 @@ def _publishing_in(uow: unit_of_work.UnitOfWork, current: model.Session) -> None
         speakers.open_recording(uow, current, speaker, n=n, present=True, published_ms=data["EventMs"])
     else:
         _note(uow, current, f"ignored: {speaker!r} published while the session closes")
+
+
+def _absent_in(uow: unit_of_work.UnitOfWork, current: model.Session, known: presence.Known) -> None:
+    """A track went off, or all did: without any recorded track the speaker publishes nothing, and nothing is missing. `known` is
+    the presence before this event; a track that went on later may be in it already."""
+    data = uow.event.data
+    at_ms, kinds = data["EventMs"], states.WANTED_KINDS[current.request.mode]
+    others = [kind for kind in kinds if kind != data.get("Kind", kind)]
+    if any(known[kind] for kind in others):
+        return
+    back_ms = min((known[f"{kind}_ms"] for kind in kinds if known[kind] and known[f"{kind}_ms"] > at_ms), default=0)
+    for value in uow.recordings_of(current.task_id, data["UserId"]):
+        if value.state in states.CAPTURING:
+            told = value.published
+            uow.note_published(value, told.absent(at_ms, back_ms) if back_ms else told.switched_off(at_ms))
 
 
 def _left_in(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:

@@ -31,9 +31,12 @@ class Published:
     def switched_on(self, at_ms: int, known_from_ms: int) -> Published:
         """A callback reports that a recorded track is on. Before `known_from_ms` nobody asked for the recording."""
         from_ms = max(at_ms, known_from_ms)
-        new = replace(self, first_ms=self.first_ms or at_ms, left_ms=0)
+        new = replace(self, first_ms=min(self.first_ms or at_ms, at_ms), left_ms=0)
         if self.first_ms and self.spans and self.spans[-1][1] == _STILL:
-            return new
+            *over, (began_ms, _) = self.spans
+            # It may be late for a track that went on before the other one.
+            earliest_ms = max(from_ms, over[-1][1] if over else 0)
+            return replace(new, spans=(*over, (min(began_ms, earliest_ms), _STILL)))
         earlier = [(a, min(b, from_ms)) for a, b in self.spans if a < from_ms]
         return replace(new, spans=_bounded((*earlier, (from_ms, _STILL))))
 
@@ -43,6 +46,14 @@ class Published:
             return self
         from_ms = self.spans[-1][0]
         return replace(self, spans=(*self.spans[:-1], (from_ms, max(from_ms, at_ms))))
+
+    def absent(self, from_ms: int, to_ms: int) -> Published:
+        """Callbacks that arrived in another order report that no recorded track was on between these times."""
+        open_ended = [(a, b or to_ms + 1) for a, b in self.spans]
+        rest = without(open_ended, [(from_ms, to_ms)])
+        if self.spans and self.spans[-1][1] == _STILL and rest:
+            rest[-1] = (rest[-1][0], _STILL)
+        return replace(self, spans=_bounded(tuple(rest)))
 
     def left(self, at_ms: int) -> Published:
         """A callback reports that the speaker left."""

@@ -20,6 +20,7 @@ SESSION_REPLAY_EDGES = {("Closing", "Open"), ("Finished", "Open")}
 # Code → (Message, Status).
 CODES = {
     "Success": ("录制成功", 1),
+    "Partial": ("录制成功", 1),
     "FailedRecording": ("录制失败", 0),
     "FailedTranscode": ("转码失败", 0),
     "FailedCosWrite": ("写cos失败", 0),

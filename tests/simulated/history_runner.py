@@ -29,6 +29,7 @@ def ordered(number: int, *, roomy: bool) -> dict[str, Any]:
     """The end of a script without faults."""
     played = world.World(script.write(number, roomy=roomy), fault_profile.calm()).play()
     verdicts.true(played)
+    verdicts.told(played)
     if roomy:
         verdicts.predicted(played)
     return verdicts.of(played)
@@ -53,6 +54,7 @@ def history(seed: int, show: Callable[[str], None] | None = None) -> Summary:
     if show is not None:
         show(f"end     {verdicts.of(played)}")
     verdicts.true(played)
+    verdicts.told(played)
     if kind == "rough":
         verdicts.same(ordered_end, verdicts.of(played))
     else:

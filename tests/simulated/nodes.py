@@ -5,6 +5,7 @@ Rule: like a worker, a node uses only the ports of the store. The media of its c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,7 @@ class Node:
         if not run.kinds:
             self._exit(run, "eof")
             return
-        run.from_ms = first_ms = world.clock.now_ms
+        run.from_ms = first_ms = world.began_ms[run.owner, run.epoch] = world.clock.now_ms
 
         def publish() -> None:
             if not run.ended:
@@ -263,7 +264,7 @@ class Node:
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
         else:
             world.finished[run.owner] = frozenset(there)
-            output = {"DurationMs": 1, "SizeBytes": len(there), "Crc64": "1", "StartMs": 1, "EndMs": 2, "Gaps": []}
+            output = {"SizeBytes": len(there), "Crc64": "1", "StartMs": 1, "EndMs": 2, **_joined(world, run.owner, there)}
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
 
     def _uploaded(self, run: Run) -> None:
@@ -336,6 +337,22 @@ def beat(world: World, but: Node | None = None) -> None:
     for node in world.nodes.values():
         if node.awake and node is not but:
             coroutine_runner.run(world.store.nodes.heartbeat(node.name))
+
+
+def _joined(world: World, owner: job_key.JobKey, there: set[int]) -> dict[str, Any]:
+    """The length, the gaps and the live times of a file from these segments."""
+    held, live = on_disk(world, owner), list[list[int]]()
+    for epoch in sorted(there):
+        from_ms = world.began_ms[owner, epoch]
+        if live and from_ms <= live[-1][1]:
+            live[-1][1] = max(live[-1][1], from_ms + held[epoch])
+        else:
+            live.append([from_ms, from_ms + held[epoch]])
+    gaps, at_ms = [], 0
+    for (from_ms, to_ms), (next_ms, _) in itertools.pairwise(live):
+        at_ms += to_ms - from_ms
+        gaps.append({"AtMs": at_ms, "DurationMs": next_ms - to_ms})
+    return {"DurationMs": sum(b - a for a, b in live), "Gaps": gaps, "Live": live}
 
 
 def media_of(world: World, run: Run) -> int:

@@ -1,6 +1,7 @@
 """Verdicts on the end of a history, written by hand and independent of the machines.
 
 `true`      for every history: everything has ended, once; results match the rows; all captured media is in the file.
+`told`      where callbacks arrive almost in order: published time − media in the file − `Missing` is 0 within half a second.
 `same`      for rough faults: the same recordings in the same states with the same codes, the same entries, the same end of the
             session. If nothing was pending when the result was due, also the same number of revisions.
 `excused`   for lost and late callbacks, where the end may differ: a session whose end is not reported ends by its own deadlines;
@@ -19,6 +20,10 @@ from tests.simulated.world import World
 
 # A worker that dies may lose less than this.
 LOST_WITH_WORKER_MS = 1_000
+# Missing time up to this is the delay of callbacks and clocks, once for each span.
+UNTOLD_MS = 500
+# Callbacks that are later than this may change places.
+TRTC_ORDER_MS = 200
 BY_DEADLINE = ("Idle", "MaxDuration", "NobodyPublished")
 
 
@@ -30,10 +35,40 @@ def of(world: World) -> dict[str, Any]:
         last[task_id] = json.loads(body)
     return {
         "sessions": [(s.state, s.end_reason) for s in tables.sessions.values()],
-        "recordings": sorted((r.speaker, r.n, r.state, r.code) for r in tables.recordings.values() if not r.never_seen),
-        "files": sorted((f["UserId"], f["Code"], bool(f["RecordFile"])) for body in last.values() for f in body["Files"]),
+        "recordings": sorted((r.speaker, r.n, r.state, _outcome(r.code)) for r in tables.recordings.values() if not r.never_seen),
+        "files": sorted(
+            (f["UserId"], _outcome(f["Code"]), bool(f["RecordFile"])) for body in last.values() for f in body["Files"]
+        ),
         "revisions": len(tables.results) if _undisturbed_result(world) else 0,
     }
+
+
+def _outcome(code: str) -> str:
+    """Faults cost media, so a file may be `Partial` that is whole without them."""
+    return "Success" if code == "Partial" else code
+
+
+def told(world: World) -> None:
+    """Each second in which a speaker published while the session recorded is in the file, or in `Missing`."""
+    tables = world.store.tables
+    if world.script.blind or world.profile.trtc_late_ms > TRTC_ORDER_MS or world.profile.lost or world.script.replay:
+        return
+    for recording in tables.recordings.values():
+        alone = sum(r.task_id == recording.task_id and r.speaker == recording.speaker for r in tables.recordings.values()) == 1
+        if recording.state != "Done" or recording.output is None or not alone:
+            continue
+        session = tables.sessions[recording.task_id]
+        closed_ms = session.closing_ms or 0
+        spans = [(max(a, session.opened_ms), min(b, closed_ms)) for a, b in world.published.get(recording.speaker, [])]
+        spans = [(a, b) for a, b in spans if b > a]
+        media_ms = sum(max(0, min(b, d) - max(a, c)) for a, b in spans for c, d in recording.output.live)
+        body = json.loads(tables.results[session.task_id, session.revision])
+        (entry,) = [f for f in body["Files"] if f["UserId"] == recording.speaker]
+        rest_ms = sum(b - a for a, b in spans) - media_ms - entry["Missing"] * 1000
+        most_ms = UNTOLD_MS * (len(spans) + len(recording.output.live))
+        assert abs(rest_ms) <= most_ms, f"{recording.key}: {rest_ms} ms are neither in the file nor in Missing ({spans})"
+        lacks_more = entry["Missing"] * 1000 > max(2_000, 0.02 * sum(b - a for a, b in spans)) + most_ms
+        assert entry["Code"] == "Partial" or not lacks_more, f"{recording.key} is {entry['Code']}, and lacks {entry['Missing']} s"
 
 
 def _undisturbed_result(world: World) -> bool:
@@ -106,7 +141,7 @@ def _callbacks(world: World) -> None:
 def _recording(world: World, recording: Any) -> None:
     held = {e for e, ms in nodes.on_disk(world, recording.key).items() if ms > LOST_WITH_WORKER_MS}
     match recording.code:
-        case "Success":
+        case "Success" | "Partial":
             assert held <= world.objects[recording.key], f"{recording.key}: segments {held} are not all in the object"
         case "FailedRecording":
             assert not held or recording.attempt > 1, f"{recording.key}: media is on disk, and the result is 录制失败"

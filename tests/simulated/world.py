@@ -55,6 +55,8 @@ class World:
         self.heard: dict[str, list[int]] = {}
         self.results: list[tuple[str, bytes]] = []
         self.received: dict[job_key.JobKey, set[str]] = {}
+        self.began_ms: dict[tuple[job_key.JobKey, int], int] = {}
+        self.published: dict[str, list[list[int]]] = {}
         self.disk: dict[job_key.JobKey, dict[int, int]] = {}
         self.finished: dict[job_key.JobKey, frozenset[int]] = {}
         self.objects: dict[job_key.JobKey, frozenset[int]] = {}
@@ -235,6 +237,7 @@ class World:
         if not self.destroyed:
             self.note(f"{speaker} publishes {kind}")
             self.publishing.setdefault(speaker, set()).add(kind)
+            self._published(speaker)
             nodes.stream_changed(self, speaker, "on", kind)
             self._callback("user-publishing", UserId=speaker, Kind=kind)
 
@@ -243,6 +246,7 @@ class World:
         if not self.destroyed:
             self.note(f"{speaker} ends {kind}")
             self.publishing.setdefault(speaker, set()).discard(kind)
+            self._published(speaker)
             nodes.stream_changed(self, speaker, "off", kind)
             self._callback("user-unpublished", UserId=speaker, Kind=kind)
 
@@ -256,6 +260,7 @@ class World:
         """A speaker leaves. TRTC sends no other callback for that."""
         self.note(f"{speaker} leaves")
         self.publishing.pop(speaker, None)
+        self._published(speaker)
         nodes.stream_changed(self, speaker, "gone")
         self._callback("user-left", UserId=speaker, Reason=1)
 
@@ -265,6 +270,7 @@ class World:
         self.destroyed = True
         for speaker in list(self.publishing):
             self.publishing.pop(speaker)
+            self._published(speaker)
             nodes.stream_changed(self, speaker, "gone")
         self._callback("room-destroyed")
 
@@ -291,6 +297,15 @@ class World:
         if type_ == "user-publishing" and data["Kind"] in script.WANTED[self.script.mode]:
             self.heard.setdefault(f"{data['UserId']}", []).append(self.clock.now_ms + first_ms)
         self._copies(first_ms, self._deliver, event)
+
+    def _published(self, speaker: str) -> None:
+        """Keep the true spans in which a speaker publishes a recorded track; the last one is open while it does."""
+        spans, now_ms = self.published.setdefault(speaker, []), self.clock.now_ms
+        on = bool(self.publishing.get(speaker, set()) & set(script.WANTED[self.script.mode]))
+        if on and not (spans and spans[-1][1] == FOR_EVER_MS):
+            spans.append([now_ms, FOR_EVER_MS])
+        elif not on and spans and spans[-1][1] == FOR_EVER_MS:
+            spans[-1][1] = now_ms
 
     # --- state ----------------------------------------------------------------------------------------------------------
     def live(self, speaker: str) -> set[str]:

@@ -115,3 +115,12 @@ def test_spans_survive_their_column(seed: int) -> None:
         told = told.switched_on(BEGAN_MS + step * 2_000, BEGAN_MS).switched_off(BEGAN_MS + step * 2_000 + 1_000)
     assert len(told.spans) <= published.MOST_SPANS
     assert published.Published.from_json(told.to_json()) == told
+
+
+def test_callbacks_in_another_order_tell_the_same() -> None:
+    """Off and on, or leaving and coming back, with the later one first; a second track's callback before the first one's."""
+    at = [BEGAN_MS + second * 1000 for second in range(10)]
+    ordered = published.UNKNOWN.switched_on(at[1], at[0]).switched_off(at[3]).switched_on(at[5], at[0])
+    other = published.UNKNOWN.switched_on(at[1], at[0]).switched_on(at[5], at[0]).absent(at[3], at[5])
+    assert other.spans == ordered.spans == ((at[1], at[3]), (at[5], 0))
+    assert published.UNKNOWN.switched_on(at[4], at[0]).switched_on(at[2], at[0]).spans == ((at[2], 0),)
