@@ -104,6 +104,7 @@ class NodeWork:
             anchors=made.anchors,
             error_ms=made.error_ms,
             live=made.live,
+            unreadable=made.unreadable,
             lost_ms=made.lost_ms,
             lost_segments=made.lost_segments,
             epoch=epoch,

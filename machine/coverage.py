@@ -1,7 +1,7 @@
 """Coverage: how much of a speaker's published time a finished file has, and why the rest is missing.
 
-Rule: pure. `Partial` means that the file lacks more than max(2 s, 2 %) of the time in which the speaker was known to publish, or
-that media which a capture noted is lost.
+Rule: pure. `Partial` means that the file lacks more than max(2 s, 2 %) of the time in which the speaker was known to publish,
+that media which a capture noted is lost, or that a track could not be read.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def of(recording: model.Recording) -> Coverage:
     return Coverage(
         gaps=_gaps(output, missing),
         missing_ms=missing_ms,
-        partial=missing_ms > most_ms or output.lost_segments > 0,
+        partial=missing_ms > most_ms or output.lost_segments > 0 or bool(output.unreadable),
         cause=_cause(output, missing),
     )
 
@@ -92,6 +92,8 @@ def _gaps(output: model.Output, missing: list[published.Span]) -> tuple[tuple[in
 
 
 def _cause(output: model.Output, missing: list[published.Span]) -> str:
+    if output.unreadable:
+        return f"The file lacks a track that ffmpeg cannot read: {', '.join(output.unreadable)}."
     if output.lost_segments:
         which = "a segment was" if output.lost_segments == 1 else f"{output.lost_segments} segments were"
         return (

@@ -108,6 +108,7 @@ class Output:
     anchors: alignment.Anchors = alignment.NO_ANCHORS  # position in the file → when its media was live
     error_ms: int = 0  # bounds the error of the anchors
     live: tuple[tuple[int, int], ...] = ()  # when its media was live: (from, to), in order
+    unreadable: tuple[str, ...] = ()  # codecs of tracks that ffmpeg cannot read, so that the file lacks them
     pulls: tuple[segments.Pause, ...] = ()  # the longest times without media, and why
     lost_ms: int = 0  # media that was captured and that damaged or deleted segments no longer have
     lost_segments: int = 0  # these segments
@@ -134,6 +135,7 @@ class Output:
             "ErrorMs": self.error_ms,
             "Live": [list(span) for span in self.live],
             "Pulls": [{"FromMs": p.from_ms, "ToMs": p.to_ms, "Reason": p.reason} for p in self.pulls],
+            "Unreadable": list(self.unreadable),
             "LostMs": self.lost_ms,
             "LostSegments": self.lost_segments,
             "Remade": self.remade,
@@ -155,6 +157,7 @@ class Output:
             error_ms=body.get("ErrorMs", 0),
             live=tuple((from_ms, to_ms) for from_ms, to_ms in body.get("Live", ())),
             pulls=tuple(segments.Pause(p["FromMs"], p["ToMs"], p["Reason"]) for p in body.get("Pulls", ())),
+            unreadable=tuple(body.get("Unreadable", ())),
             lost_ms=body.get("LostMs", 0),
             lost_segments=body.get("LostSegments", 0),
             remade=body.get("Remade", 0),

@@ -62,6 +62,7 @@ class Survey:
     anchors: list[alignment.Anchor] = field(default_factory=list)
     live: list[tuple[int, int]] = field(default_factory=list)
     error_ms: int = 0
+    unreadable: dict[int, str] = field(default_factory=dict)
     lost_ms: int = 0
     lost_segments: int = 0
     first: dict[int, tuple[bytes | None, bytes]] = field(default_factory=dict)
@@ -140,6 +141,7 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
             continue
         try:
             last_ms = _Pass(found, walk, segment, last_ms, vanished_ms).run()
+            found.unreadable |= walk.timeline.unreadable
             vanished_ms = 0 if walk.length_ms else vanished_ms + _vanished(found, segment)
         finally:
             walk.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from media import flv
+from media import codecs, flv
 
 JUMP_MS = 5_000
 _MOST_JUMPS = 1_000
@@ -38,7 +38,8 @@ class Jump:
 
 
 class Timeline:
-    """Computes positions for the tags of one segment, given in file order."""
+    """Computes positions for the tags of one segment, given in file order. `unreadable`: the codecs of wanted tracks that ffmpeg
+    cannot read."""
 
     def __init__(self, kinds: frozenset[int]) -> None:
         self._kinds = kinds
@@ -48,6 +49,7 @@ class Timeline:
         self._after_damage = False
         self.position_ms = 0
         self.jumps: list[Jump] = []
+        self.unreadable: dict[int, str] = {}
 
     @property
     def end_ms(self) -> int:
@@ -72,12 +74,15 @@ class Timeline:
         self._after_damage = True
 
     def place(self, tag: flv.Tag) -> int | None:
-        """The position of a packet in media time, or None for an unwanted tag, a tag without media, or video before the first key
-        frame."""
+        """The position of a packet in media time, or None for an unwanted tag, a tag without media, an unreadable codec, or video
+        before the first key frame."""
         kind = tag.kind
         if tag.after_damage:
             self.note_damage()
         if kind not in self._kinds or not flv.is_media(kind, tag.payload):
+            return None
+        if not codecs.is_readable(kind, tag.payload):
+            self.unreadable.setdefault(kind, codecs.name(kind, tag.payload))
             return None
         last = self._last_ms.get(kind)
         if last is None and kind == flv.VIDEO and not tag.is_key:

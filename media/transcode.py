@@ -36,7 +36,8 @@ class TranscodeOutput:
     """The finished file. `duration_ms` is the duration in its header, gaps cut; `crc64` is CRC-64/XZ in decimal; `gaps` are the
     places of missing media. `lost_ms` of media in `lost_segments` segments were captured and are damaged or gone. `start_ms` and
     `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment has them. `anchors`, `error_ms` and
-    `live` say when the media was live."""
+    `live` say when the media was live. `unreadable`: codecs of
+    tracks that ffmpeg cannot read."""
 
     path: Path
     duration_ms: int
@@ -46,6 +47,7 @@ class TranscodeOutput:
     anchors: alignment.Anchors
     error_ms: int
     live: tuple[tuple[int, int], ...]
+    unreadable: tuple[str, ...]
     lost_ms: int
     lost_segments: int
     start_ms: int | None
@@ -93,6 +95,7 @@ class Transcoder:
             anchors=alignment.Anchors(tuple(found.anchors)),
             error_ms=found.error_ms,
             live=tuple(found.live),
+            unreadable=tuple(codec for _, codec in sorted(found.unreadable.items())),
             lost_ms=found.lost_ms,
             lost_segments=found.lost_segments,
             start_ms=found.start_ms,
@@ -104,7 +107,9 @@ class Transcoder:
         if gone := sorted(str(folder) for folder in folders if not folder.is_dir()):
             raise errors.TranscodeFailed(f"The folder {gone[0]} is gone.", reason=Reason.SPOOL_LOST, retry=True)
         if not found.kinds:
-            raise errors.TranscodeFailed("No segment holds a track that the mode records.", reason=Reason.NO_MEDIA, retry=False)
+            codec = "".join(f" ffmpeg cannot read {each}." for _, each in sorted(found.unreadable.items()))
+            detail = f"No segment holds a track that the mode records.{codec}"
+            raise errors.TranscodeFailed(detail, reason=Reason.NO_MEDIA, retry=False)
         if found.duration_ms > _LONGEST_MS:
             hours = found.duration_ms // 3_600_000
             detail = f"The segments claim {hours} hours of media, more than any session lasts."

@@ -77,3 +77,18 @@ async def test_segments_that_lost_media_make_a_partial_file(harness: decider_har
     assert [(f["Code"], f["Status"], f["Message"], f["Detail"]) for f in body["Files"]] == [
         ("Partial", 1, "录制成功", done.detail)
     ]
+
+
+async def test_a_track_that_nothing_reads_makes_a_partial_file(harness: decider_harness.Harness) -> None:
+    """The file lacks it, and the detail names its codec."""
+    task_id = await harness.start()
+    await harness.publish()
+    owner = f"{task_id}/al/1"
+    await harness.capture(owner, reason="eof")
+    await harness.say("stop", TaskId=task_id)
+    output = decider_harness.OUTPUT | {"Unreadable": ["audio codec 13"]}
+    await harness.outcome("ffmpeg-exit", owner, await harness.take(owner), Job="transcode", Reason="ok", Output=output)
+    await harness.upload(owner)
+    done = await harness.recording(owner)
+    assert (done.state, done.code) == ("Done", "Partial")
+    assert done.detail == "The file lacks a track that ffmpeg cannot read: audio codec 13."

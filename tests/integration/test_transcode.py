@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import shutil
@@ -309,3 +310,17 @@ async def test_a_copy_that_does_not_verify_is_encoded_instead(tmp_path: Path) ->
     made = await Transcoder(binary).transcode([_segment(tmp_path / "1.flv", _cut(None, 0, 4_000))], "02", tmp_path / "a.mp4")
     _each_second(media_probe.flashes(made.path), 0, 4)
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+@pytest.mark.parametrize(("kind", "tracks"), [(flv.AUDIO, {"video"}), (flv.VIDEO, {"audio"})])
+async def test_a_track_that_nothing_reads_costs_no_other_track(tmp_path: Path, kind: int, tracks: set[str]) -> None:
+    """An unknown codec in one track leaves a file with the other one, and is named."""
+    unknown = {flv.AUDIO: 0xD0, flv.VIDEO: 0x1D}[kind]
+    tags = [
+        dataclasses.replace(tag, payload=bytes((unknown,)) + tag.payload[1:]) if tag.kind == kind else tag
+        for tag in _cut(None, 0, 5_000)
+    ]
+    made = await _transcode([_segment(tmp_path / "1.flv", tags, 1_000_000, 1_005_000)], "02", tmp_path)
+    assert media_probe.tracks(made.path) == tracks
+    assert made.duration_ms == pytest.approx(5_000, abs=150)
+    assert [codec.split()[:2] for codec in made.unreadable] == [["audio" if kind == flv.AUDIO else "video", "codec"]]

@@ -147,3 +147,24 @@ def test_a_scan_says_what_a_crashed_segment_holds(tmp_path: Path) -> None:
     missing = segment_scan.scan(tmp_path / "none.flv", "02")
     assert not missing.exists
     assert (missing.media_ms, missing.last_packet_ms) == (0, None)
+
+
+@pytest.mark.parametrize("payload", [b"\xdf\x01zz", b"\xcf\x01zz", b"\xff\x01zz", b"\x91zzzzzz"])
+def test_sound_that_nothing_reads_is_no_media(payload: bytes) -> None:
+    """Packets of an unknown codec have no position, and the codec is remembered; AAC next to them counts."""
+    line = timeline.Timeline(timeline.wanted("00"))
+    assert line.place(flv.Tag(kind=flv.AUDIO, timestamp_ms=0, payload=payload)) is None
+    assert line.end_ms == 0
+    assert list(line.unreadable) == [flv.AUDIO]
+    assert line.place(flv_source.sound(20)) == 0
+
+
+@pytest.mark.parametrize("payload", [b"\x18\x01zz", b"\x1d\x01zz", b"\x91zzzzzz"])
+def test_pictures_that_nothing_reads_are_no_media(payload: bytes) -> None:
+    """The same for video, also with an unknown FourCC; HEVC, AV1 and VP9 count."""
+    line = timeline.Timeline(timeline.wanted("01"))
+    assert line.place(flv.Tag(kind=flv.VIDEO, timestamp_ms=0, payload=payload)) is None
+    assert line.unreadable[flv.VIDEO].startswith("video codec ")
+    for number, codec in enumerate((b"hvc1", b"av01", b"vp09")):
+        packet = flv.Tag(kind=flv.VIDEO, timestamp_ms=number * 40, payload=b"\x91" + codec + b"zz")
+        assert line.place(packet) == number * 40
