@@ -97,8 +97,9 @@ def judge(files: Sequence[File], speaker: media.Live, events: Events) -> Cover:
     lost = _frames(speaker, [(moment_s - LOST_S, moment_s) for moment_s in events.kills])
     pulled = _frames(speaker, [(begun_s, _until_s(begun_s, ended_s, events)) for begun_s, ended_s in speaker.pulls])
     struck = _frames(speaker, [(moment_s, moment_s + events.take_over_s) for moment_s in events.strikes])
-    # A capture may outlast the stop of its session, and may report a gap in that time.
-    known = range(live.start, max(live.stop, last) + 1)
+    # A capture may outlast the stop of its session, and may report a gap in that time. The time before the first pull may be
+    # reported: the speaker published from the beginning of the stream.
+    known = range(0, max(live.stop, last) + 1)
     missing = set(live) - shown
     wrong = missing - set().union(*reported) - lost
     edges = wrong - (struck - pulled)

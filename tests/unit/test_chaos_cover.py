@@ -117,7 +117,7 @@ def test_a_gap_that_is_none_is_found() -> None:
     """A gap is wrong where pictures continue, or at a time in which nothing was live."""
     assert faults(file((1, 21), gaps=[(5.0, 3.0)])) == ["3.0 s are reported as missing and are there"]
     assert faults(file((1, 21), gaps=[(20.0, 9.0)])) == ["8.9 s are reported as missing and are there"]
-    assert faults(file((1, 21), gaps=[(0.0, 9.0)])) == ["9.0 s are reported as missing and are there"]
+    assert faults(file((1, 21), gaps=[(0.0, 9.0)])) == ["8.0 s are reported as missing and are there"]
 
 
 def test_what_is_shown_twice_is_found() -> None:
