@@ -243,6 +243,7 @@ class RecordingRules(recording_guards.RecordingGuards):
     def _end(self) -> None:
         if self.recording.job is not None and self.recording.job.state in (states.WAITING, states.QUEUED):
             self._set(epoch=self.recording.epoch + 1)
-        self._set(job=None, stop_requested=True, ended_ms=self.facts.now_ms)
+        told = self.recording.published.stopped(self.facts.now_ms)
+        self._set(job=None, stop_requested=True, ended_ms=self.facts.now_ms, published=told)
         self.effects += [effects.Disarm(kind) for kind in ("linger", "idle", "retry", "node-return")]
         self.effects.append(effects.Report())

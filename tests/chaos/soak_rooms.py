@@ -119,7 +119,7 @@ class Rooms:
         return [p for p in list(self._world.simulator.receiver.received[receiver(name)]) if p.json()["TaskId"] == task_id]
 
     def _file_faults(self, entry: Any) -> list[str]:
-        if entry["Code"] != "Success":
+        if entry["Status"] != 1:
             return [f"{entry['UserId']}: {entry['Code']} {entry['Detail']}"]
         path = self._world.object_path(entry["RecordFile"])
         if not path.exists():

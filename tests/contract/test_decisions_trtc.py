@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from machine import capture_progress, job_key
+from machine import capture_progress, job_key, model
 from tests import decider_harness
 
 
@@ -144,13 +144,16 @@ async def test_user_removed_closes_its_session_only(harness: decider_harness.Har
 
 
 async def test_what_is_only_noted_moves_nothing(harness: decider_harness.Harness) -> None:
-    """A disabled track or an entering anchor adds a line to the timeline and nothing else."""
+    """A disabled track or an entering anchor adds a line to the timeline. Without a track nothing is published; nothing else
+    changes."""
     task_id = await harness.start()
     await harness.publish()
     before = await harness.recording(f"{task_id}/al/1")
     await harness.trtc("user-unpublished", "al", Kind="audio")
     await harness.trtc("user-entered", "bo", Role=20)
-    assert await harness.recording(f"{task_id}/al/1") == before
+    after = await harness.recording(f"{task_id}/al/1")
+    assert after.published.known() == []
+    assert model.changed(after, version=before.version, published=before.published) == before
     assert "noted" in await harness.notes(task_id)
 
 

@@ -17,6 +17,8 @@ from tests.e2e.conftest import APP, World
 IDLE_S = 4 * waiting.pace()
 SHORT = {"LINGER": f"{3 * waiting.pace():.1f}s", "IDLE_TIMEOUT": f"{IDLE_S:.1f}s"}
 """The time limits under test, as short as this machine can keep them."""
+DONE = ("Success", "Partial")
+"""The codes of a file in the bucket."""
 # The length of a beep in the simulator's content.
 BEEP_S = 0.1
 
@@ -75,11 +77,12 @@ class Scene:
         return [result for result in self.world.results(self.name) if result["TaskId"] == self.task_id]
 
     async def files(self, end_reason: str) -> dict[str, list[Any]]:
-        """The session's files by speaker; each of them is a success."""
+        """The session's files by speaker; each of them is in the bucket, though faults may have cost media."""
         result = await self.result(end_reason)
         found: dict[str, list[Any]] = {}
         for entry in result["Files"]:
-            assert (entry["Status"], entry["Message"], entry["Code"]) == (1, "录制成功", "Success"), result
+            assert (entry["Status"], entry["Message"]) == (1, "录制成功"), result
+            assert entry["Code"] in DONE, result
             found.setdefault(entry["UserId"], []).append(entry)
         return found
 

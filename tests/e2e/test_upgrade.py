@@ -77,7 +77,7 @@ async def test_nodes_are_replaced_one_after_the_other(world: World, many: cluste
     await waiting.until(contracted, 2 * side_by_side.ALIVE_MS / 1000, "the heartbeats of 0.1.0 to be old", every_s=1)
     await live.end()
     files = ended + [f for result in await live.results() for f in result["Files"]]
-    assert [f["Code"] for f in files] == ["Success"] * (len(live.names) + 2) * 2, files
+    assert [f["Status"] for f in files] == [1] * (len(live.names) + 2) * 2, files
     gaps = [gap["Duration"] for entry in files for gap in entry["Gaps"]]
     fault_figures.note("gaps of a rolling upgrade", f"{len(gaps)}, at most {max(gaps, default=0):.1f} s")
     assert max(gaps) < waiting.limit_s(LONGEST_GAP_S)
