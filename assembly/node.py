@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,16 @@ MAX_LINE = 10_000
 class Node:
     """One process with any mix of the roles api, machine and worker; the embedded engine has all three."""
 
-    def __init__(self, settings: settings_module.Settings, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: settings_module.Settings,
+        environment: Mapping[str, str],
+        *,
+        log_warnings: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """`log_warnings` says what an operator must know about the log itself."""
         self.settings = settings
+        self._log_warnings = log_warnings
         self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
         self._policy = _policy(settings)
@@ -287,7 +295,7 @@ class Node:
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
-            warnings=self.bus.warnings,
+            warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
             new_id=new_id,
             clock=clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),

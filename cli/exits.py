@@ -67,10 +67,11 @@ def exit_code(error: errors.RecorderError) -> int:
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Load the service's settings. Unusable ones end the command with USAGE and a line for each fault."""
-    from config import settings  # loads pydantic, which `--help` does not need
+    from config import log_sink, settings  # the settings load pydantic, which `--help` does not need
 
     try:
         return settings.load(os.environ if environment is None else environment)
     except settings.SettingsError as error:
-        sys.stderr.write(f"recorder: {error}\n")
+        # The exit code must not depend on whether the message can be written.
+        log_sink.LogSink(sys.stderr).write(f"recorder: {error}\n")
         raise typer.Exit(USAGE) from error

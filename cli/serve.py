@@ -50,16 +50,16 @@ def run_service(environment: Mapping[str, str]) -> int:
     gc.freeze()
     gc.enable()
     settings = exits.load_settings(environment)
-    logs.configure(level=settings.log_level, form=settings.log_format)
+    sink = logs.configure(level=settings.log_level, form=settings.log_format)
     # No core dumps: they would hold customers' keys, those of child processes as well.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_file_limit()
-    service = node.Node(settings, environment)
+    service = node.Node(settings, environment, log_warnings=sink.warnings)
     wait_for_children_by_descriptor()
     try:
         asyncio.run(run_until_signal([service], [service.run]))
     except errors.RecorderError as error:
-        sys.stderr.write(f"recorder: {error.message}\n")
+        sink.write(f"recorder: {error.message}\n")
         return exits.REFUSED
     return exits.OK
 

@@ -35,6 +35,7 @@ ONE_ENGINE = {
     "tests/integration/test_frozen_transaction.py": "locks that PostgreSQL holds for a process that stands still",
     "tests/e2e/test_database_file.py": "SQLite's file: its lock and its disk",
     "tests/e2e/test_servers_down.py": "RabbitMQ and PostgreSQL, away",
+    "tests/e2e/test_unwritable_log.py": "the log; it knows no engine",
     "tests/e2e/test_hostile_names.py": "what spool, ffmpeg and COS make of a name; they know no engine",
     "tests/e2e/test_frozen.py::test_a_frozen_worker_wakes": "another node takes over; on the embedded engine the one goes on",
     "tests/security/test_tls.py": "connections to RabbitMQ and PostgreSQL; a file has none",
