@@ -21,7 +21,7 @@ from aiohttp.abc import AbstractResolver
 
 from machine import errors, failpoints
 from machine.reasons import Reason
-from webhook import dns, ssrf, target_url
+from webhook import dns, ssrf, status_line, target_url
 
 TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 1.0
@@ -119,22 +119,29 @@ class WebhookSender:
         _check_status(status)
 
     async def _post(self, target: yarl.URL, body: bytes, headers: dict[str, str], guard: _Guard) -> int:
-        connector = aiohttp.TCPConnector(
-            force_close=True, use_dns_cache=False, resolver=self._resolver, socket_factory=guard.open_socket
+        line = status_line.StatusLine()
+        connector = status_line.Connector(
+            line, force_close=True, use_dns_cache=False, resolver=self._resolver, socket_factory=guard.open_socket
         )
-        async with (
-            asyncio.timeout(self._timeout_s),
-            aiohttp.ClientSession(
-                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-            ) as session,
-            session.post(target, data=body, headers=headers, allow_redirects=False) as response,
-        ):
-            # The response body is unused. Reading some of it spares the server a reset connection. The status counts even if the
-            # body never ends.
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
-                async with asyncio.timeout(BODY_TIMEOUT_S):
-                    await response.content.readexactly(MAX_RESPONSE_BYTES)
-            return response.status
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                aiohttp.ClientSession(
+                    connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+                ) as session,
+                session.post(target, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                # The response body is unused. Reading some of it spares the server a reset connection. The status counts even if
+                # the body never ends.
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
+                    async with asyncio.timeout(BODY_TIMEOUT_S):
+                        await response.content.readexactly(MAX_RESPONSE_BYTES)
+                return response.status
+        except (aiohttp.ClientError, ValueError):
+            # Headers that are too long, too many or malformed: the receiver has answered all the same.
+            if line.status is None:
+                raise
+            return line.status
 
     def _headers(self, webhook_id: str, now_s: int, body: bytes) -> dict[str, str]:
         headers = {

@@ -301,8 +301,8 @@ async def _bomb(writer: asyncio.StreamWriter) -> None:
 @pytest.mark.parametrize(
     ("reply", "reasons"),
     [
-        (_header_flood, {"network", "timeout"}),
-        (_endless_header, {"network", "timeout"}),
+        (_header_flood, {None}),
+        (_endless_header, {None}),
         (_one_after_another, {"timeout"}),
         (_slow_header, {"timeout"}),
         (_endless_body, {None}),
