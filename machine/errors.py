@@ -5,7 +5,8 @@
     ├── Unauthorized         401      no token, or a wrong one; a TRTC callback with a wrong signature
     ├── NotFound             404      no such session or recording
     ├── Refused              409      understood, but not possible in the current state
-    │   └── AlreadyRecording 409      the room is recorded with other settings
+    │   ├── AlreadyRecording 409      the room is recorded with other settings
+    │   └── CursorLost       410      the database does not know the result of this cursor: it is an older one
     ├── KeyReused            422      another request came under this Idempotency-Key before
     ├── QuotaReached         429      the key already has its quota of Open sessions
     ├── InsufficientSpace    507      admission: the spool has too little free space
@@ -92,6 +93,21 @@ class AlreadyRecording(Refused):
             " changed: repeat the start with the settings of that session, or stop it first."
         )
         self.details = {"TaskId": task_id, "Fields": list(fields)}
+
+
+class CursorLost(Refused):
+    """The database does not know the result of this cursor: it is an older one, from a backup or a replica."""
+
+    code = "CursorLost"
+    http_status = 410
+
+    def __init__(self, newest: str = "") -> None:
+        super().__init__(
+            "after: the database does not know the result of this cursor. It is an older database, from a backup or a replica."
+            " Read from the first result (an empty `after`) and skip the ids that you know, or go on after the newest result,"
+            f" {newest or 'Newest'}."
+        )
+        self.details = {"Newest": newest}
 
 
 class KeyReused(RecorderError):

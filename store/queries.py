@@ -35,8 +35,9 @@ from machine import errors, job_key, model, session_view, states
 from store import connections, jobs, rows, tables
 
 NOW = "now"
-# The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place.
-_CURSOR = re.compile(r"([sp])(\d{1,18})")
+# The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place; then when the result was made,
+# which tells it from another one at this place of a restored database. Older versions gave cursors without it.
+_CURSOR = re.compile(r"([sp])(\d{1,18})(?:-(\d{1,18}))?")
 MAX_PLACED = 10_000
 # The largest number of rows of each kind that one call returns.
 RECORDINGS = 200
@@ -178,7 +179,8 @@ class SessionQueries:
         self, after: str, *, types: Sequence[str] = (), limit: int = 50
     ) -> tuple[list[session_view.PublishedResult], str]:
         """Results of all sessions after a cursor ("": from the first; `now`: only future ones), and the cursor for the next call.
-        At most `limit`, and at least one, up to PAGE_BYTES. Raises InvalidParameter for a malformed cursor.
+        At most `limit`, and at least one, up to PAGE_BYTES. Raises InvalidParameter for a malformed cursor, and CursorLost for
+        one of a result that this database does not have.
 
         SQLite has one writer at a time, so the sequence is the order of commits. PostgreSQL commits sequence numbers out of
         order, and "seq > last" would skip a result that a slower transaction commits later. There, results are read by place,
@@ -186,25 +188,41 @@ class SessionQueries:
         """
         table = tables.outbox
         place = table.c.place if self._places else table.c.seq
-        last = self._last(after)
+        last, made_ms = self._last(after)
         if self._places:
             await self._assign_places()
         async with self._database.read() as connection:
-            highest = select(func.max(place)).where(table.c.channel == "result")
-            end = max(last, int((await connection.execute(highest)).scalar() or 0))
+            newest = select(place, table.c.created_ms).where(table.c.channel == "result", place.is_not(None))
+            end, end_ms = (await connection.execute(newest.order_by(place.desc()).limit(1))).first() or (0, 0)
             if after == NOW:
-                return [], self._cursor(end)
+                return [], self._cursor(end, end_ms)
+            if last and await self._is_lost(connection, last, made_ms, end):
+                raise errors.CursorLost(self._cursor(end, end_ms))
+            if last > end:
+                end, end_ms = last, made_ms
             # Up to `end`: more results may be committed between the two queries.
             found = select(place, func.length(table.c.body)).where(table.c.channel == "result", place > last, place <= end)
             if types:
                 found = found.where(table.c.type.in_(types))
             sizes = (await connection.execute(found.order_by(place).limit(limit))).all()
             chosen = [row[0] for row in _up_to(PAGE_BYTES, sizes)]
-            bodies = select(place.label("place"), table.c.body).where(place.in_(chosen)).order_by(place)
+            bodies = select(place.label("place"), table.c.created_ms, table.c.body).where(place.in_(chosen)).order_by(place)
             read = (await connection.execute(bodies)).all()
-        results = [_result(self._cursor(r.place), json.loads(r.body)) for r in read]
+        results = [_result(self._cursor(r.place, r.created_ms), json.loads(r.body)) for r in read]
         more = len(sizes) == limit or len(chosen) < len(sizes)
-        return results, results[-1].cursor if results and more else self._cursor(end)
+        return results, results[-1].cursor if results and more else self._cursor(end, end_ms)
+
+    async def _is_lost(self, connection: AsyncConnection, last: int, made_ms: int, end: int) -> bool:
+        """Whether a cursor is of a result that this database does not have, because the database is an older one."""
+        table = tables.outbox
+        place = table.c.place if self._places else table.c.seq
+        found = (await connection.execute(select(table.c.channel, table.c.created_ms).where(place == last))).first()
+        if found is not None:
+            return bool(found.channel != "result" or (made_ms and found.created_ms != made_ms))
+        # Retention keeps the newest result that has a place. SQLite keeps the highest number that it ever gave.
+        if not self._places:
+            end = (await connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'"))).scalar() or 0
+        return last > end
 
     async def _assign_places(self) -> None:
         """Assign the next places to committed results without one. One reader at a time does this, and the next one sees its
@@ -227,16 +245,17 @@ class SessionQueries:
                 given = update(table).where(table.c.seq == bindparam("of")).values(place=bindparam("to"))
                 await connection.execute(given, [{"of": seq, "to": end + n} for n, seq in enumerate(seqs, 1)])
 
-    def _last(self, cursor: str) -> int:
+    def _last(self, cursor: str) -> tuple[int, int]:
+        """The place in a cursor, and when its result was made (0: unknown)."""
         if cursor in ("", NOW):
-            return 0
+            return 0, 0
         known = _CURSOR.fullmatch(cursor)
         if known is None or known[1] != self._letter:
             raise errors.InvalidParameter("after: is not a cursor of this service", field="after")
-        return int(known[2])
+        return int(known[2]), int(known[3] or 0)
 
-    def _cursor(self, place: int) -> str:
-        return f"{self._letter}{place}"
+    def _cursor(self, place: int, made_ms: int) -> str:
+        return f"{self._letter}{place}-{made_ms}" if made_ms else f"{self._letter}{place}"
 
     async def _all(self, query: Select[Any]) -> list[dict[str, Any]]:
         async with self._database.read() as connection:

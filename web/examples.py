@@ -169,6 +169,9 @@ _OTHER_SETTINGS = errors.AlreadyRecording(TASK_ID, ("Mode", "CosConfig.Path"))
 CONFLICT: Json = {"Code": _OTHER_SETTINGS.code, "Message": _OTHER_SETTINGS.message, **_OTHER_SETTINGS.details}
 CONFLICT |= {"RequestId": REQUEST_ID}
 
+_LOST = errors.CursorLost("s7-1764468000123")
+CURSOR_LOST: Json = {"Code": _LOST.code, "Message": _LOST.message, **_LOST.details, "RequestId": REQUEST_ID}
+
 # The name of an answer's component → an example of it.
 ANSWERS: dict[str, Json] = {
     "Accepted": ACCEPTED,
@@ -178,6 +181,7 @@ ANSWERS: dict[str, Json] = {
     "Replayed": REPLAYED,
     "Results": RESULTS,
     "Conflict": CONFLICT,
+    "CursorLost": CURSOR_LOST,
     "Taken": TAKEN,
     "Alive": ALIVE,
     "Ready": READY,

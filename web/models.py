@@ -57,6 +57,12 @@ class ConflictBody(ErrorBody):
     Fields: list[str] = pydantic.Field([], description="The fields in which the start differs from that session.")
 
 
+class CursorLostBody(ErrorBody):
+    """A cursor of a result that the database does not have."""
+
+    Newest: str = pydantic.Field("", description="The cursor of the newest result.")
+
+
 class ResultBody(Body):
     """One message to subscribers."""
 

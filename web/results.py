@@ -17,6 +17,7 @@ from events import codec, errors
 from machine import session_view
 from web import dependencies, models, openapi, request_body, responses, views
 
+LOST = {"model": models.CursorLostBody, "description": "The database is older than this cursor, after a restore or a failover."}
 MAX_WAIT_S = 30.0
 POLL_S = 1.0
 
@@ -60,7 +61,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         summary="Results of all sessions, oldest first; waits for the next",
         response_model=models.ResultsBody,
         response_description="Results behind `after`; none if `wait` passed without one. `Next` is the next `after`.",
-        responses=openapi.failures(400),
+        responses={**openapi.failures(400), 410: LOST},
     )
     async def results(request: fastapi.Request, query: Annotated[ResultFilter, fastapi.Query()]) -> fastapi.Response:
         for name in query.type:

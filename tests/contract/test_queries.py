@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 
 from events import codec, requests
 from machine import changes, delivery, errors, job_key, model, session_view, states
@@ -211,3 +211,38 @@ async def test_a_small_pool_serves_all_paths(database: engines.Database) -> None
                 assert (await one.execute(select(1))).scalar() == (await other.execute(select(1))).scalar()
     finally:
         await opened.close()
+
+
+@pytest.mark.parametrize("since", [0, 3])
+async def test_a_cursor_of_a_later_database_is_refused(
+    store: stores.Store, views: queries.SessionQueries, clock: engines.Clock, since: int
+) -> None:
+    """After an older database came back, a reader's cursor names a result that is gone, or another one in its place. It is
+    refused with the newest valid cursor, also without the time that older versions left out."""
+    for number in range(6):
+        clock.advance(1_000)
+        await store.outbox.send("result", said(number))
+    found, ahead = await views.results_after("")
+    kept = found[2].cursor
+    async with store.connections.write() as connection:
+        last = [int(row[0]) for row in await connection.execute(text("SELECT seq FROM outbox ORDER BY seq"))][2]
+        await connection.execute(text("DELETE FROM outbox WHERE seq > :last"), {"last": last})
+        if store.connections.on_server:
+            await connection.execute(text("SELECT setval(pg_get_serial_sequence('outbox', 'seq'), :last)"), {"last": last})
+        else:
+            await connection.execute(text("UPDATE sqlite_sequence SET seq = :last WHERE name = 'outbox'"), {"last": last})
+    for number in range(since):
+        clock.advance(500)
+        await store.outbox.send("result", said(10 + number))
+    _, newest = await views.results_after("now")
+    lost = [ahead] if since else [ahead, ahead.partition("-")[0], found[4].cursor]
+    for cursor in lost:
+        with pytest.raises(errors.CursorLost) as refused:
+            await views.results_after(cursor)
+        assert refused.value.details == {"Newest": newest}
+        assert newest in refused.value.message
+    assert [r.id for r in (await views.results_after(kept))[0]] == [f"r{10 + number}" for number in range(since)]
+    assert (await views.results_after(newest))[0] == []
+    assert [r.id for r in (await views.results_after(kept.partition("-")[0]))[0]] == [
+        f"r{10 + number}" for number in range(since)
+    ]

@@ -79,6 +79,7 @@ ADDED_FIELDS = {
 }
 ADDED_TO_OPERATIONS = {
     ("get", "/sessions/{TaskId}"): (("recordings", "timeline", "results", "limit"), ("400",)),
+    ("get", "/results"): ((), ("410",)),
     ("post", "/sessions"): ((), ("409", "422")),
     ("post", "/sessions/{TaskId}/stop"): ((), ("422",)),
     ("post", "/sessions/{TaskId}/replay"): ((), ("422",)),
@@ -190,6 +191,7 @@ async def test_every_error_has_its_own_code(service: Service) -> None:
         "404": ["NotFound"],
         "408": ["RequestTimeout"],
         "409": ["AlreadyRecording", "FailedOperation"],
+        "410": ["CursorLost"],
         "413": ["RequestTooLarge"],
         "415": ["UnsupportedMediaType"],
         "422": ["IdempotencyKeyReused"],

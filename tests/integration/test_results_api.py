@@ -39,6 +39,18 @@ async def types(service: Service, query: str = "") -> tuple[list[str], str]:
     return [r["Type"] for r in answer["Results"]], answer["Next"]
 
 
+async def test_a_cursor_of_a_later_database_is_refused(service: Service) -> None:
+    """410 with the newest cursor, over HTTP and in what the command prints, also with --follow and a wait."""
+    await started(service)
+    _, newest = await types(service)
+    ahead = f"{newest[0]}999-{engines.START_MS}"
+    status, answer = await service.ask("GET", f"/results?after={ahead}&wait=20")
+    assert (status, answer["Code"], answer["Newest"]) == (410, "CursorLost", newest)
+    done = await run(service, "results", "--follow", "--after", ahead)
+    assert done.exit_code == 1
+    assert newest in done.stderr
+
+
 def announced_until(service: Service, done: Callable[[], bool]) -> bool:
     """Report a published result, as the bus does; returns whether it was published."""
     for listener in service.listeners:

@@ -65,7 +65,6 @@ async def test_a_line_that_is_odd_or_cut_off_behind_its_status_decides(head: byt
         b"SSH-2.0 hello\r\n\r\n",
         b"",
         b"HTTP/1.1 2",
-        b"HTTP/1.1 999 no\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\nx y: z\r\n\r\n",
         b"200 OK\r\n\r\n",
     ],
