@@ -1,4 +1,5 @@
-"""Watchdog of the consumers: detects a deaf consumer and rebuilds its session.
+"""Watchdog of the consumers: detects a deaf consumer and rebuilds its session. It also removes bindings of earlier versions,
+which a node of such a version declares again.
 
 Rule: the broker's figures count, not the library's state. A consumer is deaf when its queue has no consumer at all. It is also
 deaf when messages wait, it is below its prefetch, and none arrived between two checks in a row.
@@ -13,6 +14,7 @@ import structlog
 
 from bus import broker_connection
 from bus import consumer as consumers
+from bus import topology as topologies
 from machine import errors, supervised_task
 
 log = structlog.get_logger()
@@ -79,8 +81,15 @@ class Watchdog:
                 if before == watched.received:
                     return f"{found.message_count} messages wait in {name} and none comes"
                 self._received_before[name] = watched.received
+        await self._retire(session)
         await self._count_dead_letters(session)
         return ""
+
+    async def _retire(self, session: broker_connection.BrokerSession) -> None:
+        with broker_connection.translate_errors("removing bindings"):
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                queues = [each.queue for each in self._watched if each.is_open]
+                await topologies.retire(session.declaring, session.topology, queues)
 
     async def _count_dead_letters(self, session: broker_connection.BrokerSession) -> None:
         """Count on a channel of its own: a dead letter queue that does not answer must not end the session of all others."""

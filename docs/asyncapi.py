@@ -25,8 +25,8 @@ with the reason.
 
 session-accepted and session-refused carry the id of the answered event as correlationid, and as the property
 correlation_id."""
-# Internal marks in schemas.json for the codec and the documents. `x-secret` stays, because readers of the document may need it.
-INTERNAL = ("x-direction", "x-after")
+# Internal mark in schemas.json for the codec and the documents. `x-secret` stays, because readers of the document may need it.
+INTERNAL = "x-direction"
 ADDRESSED = ("start", "stop", "replay")
 
 Object = dict[str, Any]
@@ -174,7 +174,7 @@ def _translated(value: Any) -> Any:
         return [_translated(each) for each in value]
     if not isinstance(value, dict):
         return value
-    made = {name: _translated(each) for name, each in value.items() if name not in INTERNAL}
+    made = {name: _translated(each) for name, each in value.items() if name != INTERNAL}
     if "dependentRequired" in made:
         made["dependencies"] = made.pop("dependentRequired")
     if "$ref" in made:

@@ -1,4 +1,4 @@
-"""Messages as release 0.1.0 understands them: without the fields that came after it, which are marked `x-after` in schemas.json.
+"""Outcomes as release 0.1.0 understands them: without the fields that came after it.
 
 Rule: 0.1.0 parks a message with an unknown field, so nodes that share a broker with it leave these fields out. Later versions
 ignore unknown fields.
@@ -7,43 +7,44 @@ ignore unknown fields.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 from events import codec
 
-# Field → None for one that came later, otherwise what came later inside it. The items of a list have the field "".
-Later = dict[str, "Later | None"]
+# Field → the fields inside it, of each item if it is a list; None: whatever is inside.
+Fields = Mapping[str, "Fields | None"]
+
+
+def _fields(names: str, **nested: Fields) -> Fields:
+    return dict.fromkeys(names.split()) | nested
+
+
+_RECORDING, _DELIVERY = "TaskId Speaker N Epoch", "TaskId Revision Epoch"
+_OUTPUT = _fields("DurationMs SizeBytes Crc64 StartMs EndMs Missing Epoch", Gaps=_fields("AtMs DurationMs"))
+FIELDS: Mapping[str, Fields] = {
+    "capture-started": _fields(f"{_RECORDING} FirstPacketMs"),
+    "ffmpeg-exit": _fields(
+        f"{_RECORDING} Job Reason Detail Retry MediaMs SizeBytes FirstPacketMs LastPacketMs Node", Output=_OUTPUT
+    ),
+    "upload-finished": _fields(f"{_RECORDING} SizeBytes Crc64 Url"),
+    "upload-failed": _fields(f"{_RECORDING} Reason Detail Retry"),
+    "callback-finished": _fields(_DELIVERY),
+    "callback-failed": _fields(f"{_DELIVERY} Reason Detail Retry"),
+    "worker-lost": _fields("Owner Epoch Node MediaMs SizeBytes LastPacketMs"),
+}
+"""The fields of workers' outcomes in release 0.1.0."""
 
 
 def without_later_fields(event: codec.Event) -> codec.Event:
     """The event as 0.1.0 would have sent it."""
-    later = _later(event.type)
-    return dataclasses.replace(event, data=_without(event.data, later)) if later else event
+    known = FIELDS.get(event.type)
+    return dataclasses.replace(event, data=_known(event.data, known)) if known else event
 
 
-@functools.cache
-def _later(type_: str) -> Later:
-    definitions = codec.schemas()["$defs"]
-    return _marked(definitions[type_], definitions)
-
-
-def _marked(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Later:
-    if "$ref" in schema:
-        return _marked(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-    made: Later = {}
-    for name, part in {**schema.get("properties", {}), **({"": schema["items"]} if "items" in schema else {})}.items():
-        inside = None if "x-after" in part else _marked(part, definitions)
-        if inside is None or inside:
-            made[name] = inside
-    return made
-
-
-def _without(value: Any, later: Later) -> Any:
-    if isinstance(value, list):
-        return [_without(part, later.get("") or {}) for part in value]
-    if not isinstance(value, Mapping) or not later:
+def _known(value: Any, fields: Fields | None) -> Any:
+    if fields is None or not isinstance(value, list | Mapping):
         return value
-    kept = {name: part for name, part in value.items() if later.get(name, {}) is not None}
-    return {name: _without(part, later.get(name) or {}) for name, part in kept.items()}
+    if isinstance(value, list):
+        return [_known(part, fields) for part in value]
+    return {name: _known(part, fields[name]) for name, part in value.items() if name in fields}

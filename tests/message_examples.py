@@ -181,3 +181,10 @@ JSON = st.recursive(
     max_leaves=10,
 )
 """Any JSON value."""
+
+
+def with_more(data: Any) -> Any:
+    """Data with an unknown field in each of its objects."""
+    if isinstance(data, dict):
+        return {name: with_more(part) for name, part in data.items()} | {"Later": [{"Much": 1}]}
+    return [with_more(part) for part in data] if isinstance(data, list) else data

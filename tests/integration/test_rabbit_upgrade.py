@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import aio_pika
+import pytest
 
 from bus import topology as topologies
 from events import codec
@@ -91,6 +93,30 @@ async def test_an_upgrade_moves_the_bindings_and_loses_nothing(store: stores.Sto
                 lambda: beside[0] <= set(hands.events) and beside[1] <= set(hands.commands), timeout_s=20, what="all beside"
             )
         await _arrives_once(node.topology)
+
+
+async def test_bindings_of_an_earlier_node_do_not_stay(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier node declares its bindings again, also those of the queues of other nodes. A little later each message arrives
+    once again."""
+    prefix, hands = rabbit.shared().prefix(), buses.Hands()
+    node = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, drain_s=0.2)
+    monkeypatch.setattr(node._watchdog, "_every_s", 0.1)
+    rounds = itertools.count()
+    async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
+        await declare_as_before(channel, prefix)
+
+        async def once() -> bool:
+            hands.events.clear()
+            hands.commands.clear()
+            sent = await say_all(prefix, f"round-{next(rounds)}")
+            await waiting.until(lambda: (set(hands.events), set(hands.commands)) == sent, timeout_s=20, what="all messages")
+            return (len(hands.events), len(hands.commands)) == tuple(map(len, sent))
+
+        async with rabbit_nodes.running(node):
+            await declare_as_before(channel, prefix)
+            await waiting.until(once, timeout_s=20, what="each message to arrive once")
 
 
 async def test_nothing_waits_for_a_new_node_of_another_role(store: stores.Store, clock: engines.Clock) -> None:

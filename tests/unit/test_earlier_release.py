@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from events import codec, earlier
-from tests import earlier_release
+from tests import earlier_release, message_examples
 
-OUTCOMES = codec.types("inside")
 Document = Mapping[str, Any]
 
 
@@ -21,49 +20,61 @@ def released() -> Document:
     return document["$defs"]
 
 
-def fields(schema: Any, definitions: Document, where: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Every field of a message at any depth: its path, its schema, and whether it is required."""
+def fields(schema: Any, definitions: Document, where: str = "") -> Iterator[tuple[str, bool]]:
+    """Every field of a message at any depth: its path, and whether it is required."""
     if "$ref" in schema:
         yield from fields(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions, where)
     for name, part in schema.get("properties", {}).items():
-        yield f"{where}/{name}", part, name in schema.get("required", ())
+        yield f"{where}/{name}", name in schema.get("required", ())
         yield from fields(part, definitions, f"{where}/{name}")
     if "items" in schema:
-        yield from fields(schema["items"], definitions, f"{where}/*")
+        yield from fields(schema["items"], definitions, where)
 
 
-@pytest.mark.parametrize("type_", [*OUTCOMES, *codec.types("command")])
-def test_new_fields_of_internal_messages_are_optional_and_marked(type_: str) -> None:
-    """A field that 0.1.0 does not know is marked `x-after` in schemas.json, so that it is left out beside nodes of 0.1.0, and is
-    not required, because they do not send it. Only outcomes of workers have such fields: nothing is left out of commands."""
+def listed(known: earlier.Fields, where: str = "") -> Iterator[str]:
+    """The paths of the fields that 0.1.0 knows, as events/earlier.py lists them."""
+    for name, inside in known.items():
+        yield f"{where}/{name}"
+        yield from listed(inside or {}, f"{where}/{name}")
+
+
+@pytest.mark.parametrize("type_", earlier.FIELDS)
+def test_the_known_fields_of_an_outcome(type_: str) -> None:
+    """The list of fields equals the schema of 0.1.0, and 0.1.0 sends every field that is required today."""
     before, today = released(), codec.schemas()["$defs"]
-    assert type_ in before, "0.1.0 parks messages of this type: nodes may send it only after `recorder migrate --contract`"
-    known = {path for path, _, _ in fields(before[type_], before)}
-    new: list[str] = []
-    for path, schema, required in fields(today[type_], today):
-        if path in known or any(path.startswith(f"{parent}/") for parent in new):
-            continue
-        new.append(path)
-        assert schema.get("x-after") == "0.1.0", f'{type_}{path} came after 0.1.0: mark it "x-after": "0.1.0"'
-        assert not required, f"{type_}{path} came after 0.1.0, which does not send it"
-        assert type_ in OUTCOMES, f"{type_}{path}: a decision leaves nothing out of a command"
+    known = {path for path, _ in fields(before[type_], before)}
+    if not earlier_release.v010().reason:
+        assert set(listed(earlier.FIELDS[type_])) == known
+    sent = {path for path, required in fields(before[type_], before) if required}
+    parents = {path.rpartition("/")[0] for path in known} | {""}
+    needed = {path for path, required in fields(today[type_], today) if required and path.rpartition("/")[0] in parents}
+    assert needed <= sent
 
 
-def test_later_fields_are_left_out_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fields marked as later are left out of objects, of lists and of parts of the document; all others stay."""
-    pair = {"type": "object", "properties": {"Old": {"type": "integer"}, "New": {"type": "integer", "x-after": "0.1.0"}}}
-    message = {
-        "type": "object",
-        "properties": {
-            "Whole": {"$ref": "#/$defs/pair", "x-after": "0.1.0"},
-            "One": {"$ref": "#/$defs/pair"},
-            "Many": {"type": "array", "items": {"$ref": "#/$defs/pair"}},
-            "Plain": {"type": "array", "items": {"type": "integer"}},
-        },
-    }
-    monkeypatch.setattr(codec, "schemas", lambda: {"$defs": {"pair": pair, "message": message}})
-    both = {"Old": 1, "New": 2}
-    data = {"Whole": both, "One": both, "Many": [both, {"Old": 3}], "Plain": [1, 2], "Else": {"New": 4}}
-    made = earlier.without_later_fields(codec.Event(id="e", type="message", time_ms=0, data=data))
-    assert made.data == {"One": {"Old": 1}, "Many": [{"Old": 1}, {"Old": 3}], "Plain": [1, 2], "Else": {"New": 4}}
-    assert data["Whole"] == both
+@pytest.mark.parametrize("type_", [*codec.types("command"), "deadline-passed"])
+def test_a_command_has_no_later_field(type_: str) -> None:
+    """Decisions write commands, and nothing is left out of them: they stay as 0.1.0 knows them."""
+    before, today = released(), codec.schemas()["$defs"]
+    assert set(fields(today[type_], today)) == set(fields(before[type_], before))
+
+
+def test_0_1_0_knows_all_internal_messages() -> None:
+    """It would park messages of another type."""
+    assert {*codec.types("inside"), *codec.types("command")} <= released().keys()
+
+
+@pytest.mark.parametrize("type_", earlier.FIELDS)
+def test_later_fields_are_left_out_at_any_depth(type_: str) -> None:
+    """Fields that came later are left out of objects and of the items of lists; all others stay."""
+    for valid in message_examples.VALID[type_]:
+        event = codec.make(type_, id="e", time_ms=0, data=valid)
+        known = earlier.without_later_fields(event)
+        again = earlier.without_later_fields(codec.Event(id="e", type=type_, time_ms=0, data=message_examples.with_more(valid)))
+        assert again == known
+        assert codec.make(type_, id="e", time_ms=0, data=known.data) == known
+
+
+def test_other_messages_stay() -> None:
+    """Nothing is left out of a message that is no outcome."""
+    event = codec.Event(id="e", type="session-finished", time_ms=0, data={"Later": 1})
+    assert earlier.without_later_fields(event) is event
