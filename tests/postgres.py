@@ -27,7 +27,9 @@ START_LIMIT_S = 30.0
 class Server:
     """One server. Durable writes are off: the tests kill it, not the machine."""
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, copy_of: Server | None = None, follows_port: int = 0) -> None:
+        """`copy_of`: a server to copy while it runs, as a backup does, which `start` brings up as it was at that moment. With
+        `follows_port` it is an asynchronous replica instead, and follows the other one over that port until `promote`."""
         if not BINARIES:
             raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
         self._bin = BINARIES[-1]
@@ -37,7 +39,12 @@ class Server:
         self._numbers = itertools.count(1)
         self.port = ports.free()
         self._own()
-        self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "recorder", "-E", "UTF8", "--locale=C", "--no-sync")
+        if copy_of is None:
+            self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "recorder", "-E", "UTF8", "--locale=C", "--no-sync")
+            return
+        source = f"host=127.0.0.1 port={follows_port or copy_of.port} user=recorder"
+        options = ["--checkpoint=fast", "--no-sync", *(["--write-recovery-conf"] if follows_port else [])]
+        self._run("pg_basebackup", "-D", str(self._data), "-d", source, *options)
 
     @property
     def pid(self) -> int:
@@ -71,6 +78,10 @@ class Server:
         if process is not None:
             process.send_signal(how)
             process.wait(waiting.limit_s(30))
+
+    def promote(self) -> None:
+        """Make a replica the primary, with what it has received."""
+        self._sql("SELECT pg_promote()")
 
     def remove(self) -> None:
         """Stop it and delete its folder."""
