@@ -24,10 +24,10 @@ import store.schema
 import store.store
 from assembly import database, encryption_keys, slots, start_checks
 from assembly import work as node_work
-from assembly.identity import VERSION, clock, new_id
+from assembly.identity import VERSION, new_id
 from config import settings as settings_module
 from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
-from machine import job_key, model, supervised_task
+from machine import database_clock, job_key, model, supervised_task
 from media import free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
@@ -60,6 +60,7 @@ class Node:
         self._tasks: list[supervised_task.SupervisedTask] = []
         self._ready = False
         self._draining = False
+        self._clock = database_clock.DatabaseClock()
         self.node = ""
         self.store: store.store.Store
         self._keyring: machine.encryption.Keyring
@@ -76,15 +77,17 @@ class Node:
             self._stack.push_async_callback(lock.stop)
         folder = self._open_spool()
         await self._open_store()
-        chain = credentials.CredentialChain(self._environment, clock=clock)
-        work = node_work.NodeWork(self.settings, folder, chain)
+        for _ in range(3):  # the first answer waits for a connection
+            await self._clock.measure(self.store.nodes.now_ms)
+        chain = credentials.CredentialChain(self._environment, clock=self._clock)
+        work = node_work.NodeWork(self.settings, folder, chain, self._clock)
         await work.uploader.start()
         self._stack.push_async_callback(work.uploader.stop)
         free = free_space.FreeSpace(folder)
         self._stack.push_async_callback(free.stop)
         await free.measure()
         space = start_checks.SpoolSpace(self.settings, free)
-        workers = admission.Admission(self.store, clock=clock, alive_ms=2 * self._policy.lease_ms)
+        workers = admission.Admission(self.store, clock=self._clock, alive_ms=2 * self._policy.lease_ms)
         checks = start_checks.StartChecks(self.settings, work, chain, workers.check if self._distributed else space.check)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
@@ -143,7 +146,7 @@ class Node:
         settings = self.settings
         opened = store.connections.open_database(settings.database, database.pool_size(settings))
         self._keyring = encryption_keys.keyring(settings)
-        self.store = store.store.Store(opened, clock=clock, keyring=self._keyring)
+        self.store = store.store.Store(opened, clock=self._clock, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)
         if self._distributed:
             await store.schema.check(opened)
@@ -170,13 +173,13 @@ class Node:
             work,
             node=self.node,
             policy=self._policy,
-            clock=clock,
+            clock=self._clock,
             shared_spool=self._shared,
             deliveries=slots.of(self.settings)["send-callback"],
         )
         self.worker = made
         space.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
-        cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=clock, node=place)
+        cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=self._clock, node=place)
         self._tasks += [made.leases.task, cleaner.task]
         return [made, cleaner]
 
@@ -185,7 +188,7 @@ class Node:
             self.store,
             node=self.node,
             policy=self._policy,
-            clock=clock,
+            clock=self._clock,
             url=self._advertised,
             spare=self._spare,
             sweeps="machine" in self.settings.roles,
@@ -203,7 +206,7 @@ class Node:
         if not self._distributed:
             self.bus = bus.local.LocalBus(
                 self.store,
-                clock=clock,
+                clock=self._clock,
                 on_event=decider.decide_from_bus,
                 on_command=on_command,
                 on_invalid=decider.refuse_invalid,
@@ -216,7 +219,7 @@ class Node:
                 url=self.settings.amqp_url.get_secret_value(),
                 node=self.node,
                 roles=self.settings.roles,
-                clock=clock,
+                clock=self._clock,
                 on_event=decider.decide_from_bus,
                 on_command=on_command,
                 on_invalid=decider.refuse_invalid,
@@ -281,7 +284,7 @@ class Node:
     def _api(self, decider: dispatch.Decider, work: node_work.NodeWork) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
-        api_keys = store.api_keys.Keys(self.store.connections, clock=clock)
+        api_keys = store.api_keys.Keys(self.store.connections, clock=self._clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -295,9 +298,9 @@ class Node:
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
-            warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
+            warnings=lambda: [*self.bus.warnings(), *self._log_warnings(), *self._clock.warnings()],
             new_id=new_id,
-            clock=clock,
+            clock=self._clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
             keys=api_keys.all,
             note_key_used=api_keys.note_used,

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from assembly import slots
-from assembly.identity import clock
 from config import settings as settings_module
-from machine import capture_progress, due_work, errors, job_key, model, segments, uploaded_object
+from machine import capture_progress, database_clock, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, file_threads, segment_fetch, segment_scan, spool, transcode
 from tencent import cos, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
@@ -30,10 +29,17 @@ TASK_ID_CHARS = 26
 class NodeWork:
     """Implements worker.work_ports.Work with the node's spool, ffmpeg, COS and the webhook sender."""
 
-    def __init__(self, settings: settings_module.Settings, folder: spool.Spool, chain: credentials.CredentialChain) -> None:
+    def __init__(
+        self,
+        settings: settings_module.Settings,
+        folder: spool.Spool,
+        chain: credentials.CredentialChain,
+        clock: database_clock.DatabaseClock | None = None,
+    ) -> None:
         self._settings = settings
         self._spool = folder
         self._chain = chain
+        self._clock = clock or database_clock.DatabaseClock()
         ffmpeg_process.check_tools()
         self._ffmpeg = ffmpeg_command.find(settings.ffmpeg_binary)
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
@@ -48,7 +54,7 @@ class NodeWork:
         spec = capture.CaptureSpec(
             address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode, make_folder=make_folder
         )
-        made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media)
+        made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media, clock=self._clock)
         self._captures.add(made)
         return made
 
@@ -57,15 +63,18 @@ class NodeWork:
         return [each.pid for each in self._captures if each.pid and not each.ended]
 
     async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> capture_progress.CaptureProgress:
-        """The media of the segment of `epoch`."""
+        """The media of the segment of `epoch`. A file's times are those of this machine's clock."""
         path, mode = self._segment_path(job, epoch), job.recording.mode
         found = await file_threads.BULK.run(segment_scan.scan, path, mode, known_ms)
         return capture_progress.CaptureProgress(
             media_ms=found.media_ms,
             size_bytes=found.size_bytes,
-            first_packet_ms=found.first_packet_ms,
-            last_packet_ms=found.last_packet_ms,
+            first_packet_ms=self._corrected(found.first_packet_ms),
+            last_packet_ms=self._corrected(found.last_packet_ms),
         )
+
+    def _corrected(self, at_ms: int | None) -> int | None:
+        return at_ms - self._clock.skew_ms if at_ms is not None else None
 
     async def fetch(self, job: due_work.Assignment, epoch: int, url: str) -> bool:
         """Copy a segment from another node to this spool."""
@@ -140,7 +149,7 @@ class NodeWork:
     async def deliver(self, delivery: model.Delivery) -> None:
         """Post the result. Its id is the same in every retry."""
         webhook_id = f"{delivery.task_id}.{delivery.revision}"
-        await self.webhook.send(delivery.url, delivery.body.encode(), webhook_id=webhook_id, now_s=clock() // 1000)
+        await self.webhook.send(delivery.url, delivery.body.encode(), webhook_id=webhook_id, now_s=self._clock() // 1000)
 
     async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording."""

@@ -218,6 +218,9 @@ def check_database(case: Case) -> Finding:
         meaning = f"This node opens up to {needed}; without them its requests fail and its leases may end."
         remedy = "Raise max_connections of PostgreSQL, or set DATABASE_CONNECTIONS (docs/operate.md, Database connections)."
         return warn(f"the server has {schema.free} connections left", meaning, remedy)
+    if schema.clock_warnings:
+        meaning = "Nothing is lost; times in the log and in other programs differ."
+        return warn(" ".join(schema.clock_warnings), meaning, "timedatectl set-ntp true")
     return ok(f"can be written, schema {current}")
 
 

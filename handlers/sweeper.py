@@ -1,8 +1,9 @@
 """Sweeper: publishes the events that time causes, `deadline-passed` and `worker-lost`, issues commands again that nobody has
 taken, and sends the node's heartbeat.
 
-Rules: it publishes only that something is over, and the handlers decide what follows. It expires no lease until it has been
-connected for one lease itself, so that a database outage does not look like dead workers.
+Rules: it publishes only that something is over, and the handlers decide what follows. The database's clock tells what is over;
+spans of this process are monotonic. It expires no lease until it has been connected for one lease itself, so that a database
+outage does not look like dead workers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from events import codec
-from machine import due_work, errors, internal_events, model, ports, states, supervised_task
+from machine import database_clock, due_work, errors, internal_events, model, ports, states, supervised_task
 
 log = structlog.get_logger()
 
@@ -25,6 +26,7 @@ BATCH = 100
 RETRY_MS = 1_000
 HEARTBEAT_MS = 2 * model.SECOND
 CLEAN_EVERY_MS = model.HOUR
+TELL_SKEW_EVERY_MS = model.MINUTE
 # The pause between two searches for queued jobs that nobody takes.
 SEARCH_QUEUED_MS = 5 * model.SECOND
 # A gap between heartbeats of any node that is longer than this counts as downtime.
@@ -40,7 +42,7 @@ class Sweeper:
         *,
         node: str,
         policy: model.Policy,
-        clock: Callable[[], int],
+        clock: database_clock.DatabaseClock,
         url: Callable[[], str] = str,
         spare: Callable[[], model.SpareCapacity | None] = lambda: None,
         sweeps: bool = True,
@@ -54,8 +56,13 @@ class Sweeper:
         self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
-        self._next_ms = 0
-        self._since_ms = self._beat_ms = self._queued_ms = 0
+        # Monotonic: the next round, the begin of the connection, the last heartbeat, the next search for queued jobs.
+        self._next_ms = 0.0
+        self._since_ms = self._beat_ms = float("-inf")
+        self._queued_ms = 0.0
+        # The database's time of the last heartbeat.
+        self._seen_ms = 0
+        self._told_ms = float("-inf")
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
         self.cleaning = supervised_task.SupervisedTask("cleaning", self._run_cleaning)
 
@@ -81,22 +88,24 @@ class Sweeper:
                 # Most likely the database does not answer. No lease expires until the sweeper has been connected for one lease
                 # again. A defect shows in the log in each round.
                 log.exception("sweeper.round_failed")
-                self._since_ms = self._clock() + RETRY_MS
+                self._since_ms = self._clock.monotonic_ms() + RETRY_MS
                 await asyncio.sleep(RETRY_MS / 1000)
             await self._pause()
 
     async def _pause(self) -> None:
         """Sleep until the next deadline, at most IDLE_MS. A transaction of this process may arm an earlier one, which ends the
         sleep after POLL_MS."""
-        rest_ms = max(min(self._next_ms - self._clock(), supervised_task.jittered_s(IDLE_MS / 1000) * 1000), MIN_PAUSE_MS)
+        rest_ms = max(
+            min(self._next_ms - self._clock.monotonic_ms(), supervised_task.jittered_s(IDLE_MS / 1000) * 1000), MIN_PAUSE_MS
+        )
         await asyncio.sleep(min(rest_ms, POLL_MS) / 1000)
         if rest_ms > POLL_MS:
             await supervised_task.pause(self._store.armed, (rest_ms - POLL_MS) / 1000)
 
     async def run_once(self) -> None:
         """Run one round: a heartbeat if it is due, then the sweep."""
-        self._next_ms = self._clock() + 2 * IDLE_MS
-        if self._clock() >= self._beat_ms + HEARTBEAT_MS:
+        self._next_ms = self._clock.monotonic_ms() + 2 * IDLE_MS
+        if self._clock.monotonic_ms() >= self._beat_ms + HEARTBEAT_MS:
             await self._beat()
         if self._sweeps:
             await self._sweep()
@@ -104,31 +113,43 @@ class Sweeper:
     async def _beat(self) -> None:
         """Send a heartbeat. Each one extends deadlines by the downtime before it, because this process may freeze, or the
         database fail, at any point of a round. After downtime the time until leases expire starts again."""
-        now_ms = self._clock()
-        if downtime_ms := await self._store.nodes.heartbeat(self._node, self._url(), self._spare(), over_ms=DOWNTIME_MS):
-            log.info("sweeper.deadlines_extended", downtime_ms=downtime_ms)
-        if now_ms > self._beat_ms + DOWNTIME_MS:
-            self._since_ms = now_ms
-        # The time before the heartbeat: the database may have written it early in the call, and the rest may have been downtime.
-        self._beat_ms = now_ms
+        began_ms = self._clock.monotonic_ms()
+        seen_ms = await self._clock.measure(self._store.nodes.now_ms)
+        skew_ms = self._clock.skew_ms
+        moved_ms = await self._store.nodes.heartbeat(self._node, self._url(), self._spare(), over_ms=DOWNTIME_MS, skew_ms=skew_ms)
+        if moved_ms > 0:
+            log.info("sweeper.deadlines_extended", downtime_ms=moved_ms)
+        elif moved_ms:
+            log.warning("sweeper.database_clock_set_back", by_ms=-moved_ms)
+        # The process stood still, or the database's clock was set.
+        silent_ms = max(began_ms - self._beat_ms, abs(seen_ms - self._seen_ms))
+        if silent_ms > DOWNTIME_MS:
+            self._since_ms = began_ms
+        # The times before the heartbeat: the database may have written it early in the call, and the rest may have been downtime.
+        self._beat_ms, self._seen_ms = began_ms, seen_ms
+        self._tell_skew(skew_ms, began_ms)
+
+    def _tell_skew(self, skew_ms: int, now_ms: float) -> None:
+        if abs(skew_ms) >= database_clock.OFF_MS and now_ms >= self._told_ms + TELL_SKEW_EVERY_MS:
+            self._told_ms = now_ms
+            log.warning("node.clock_off", node=self._node, skew_ms=skew_ms, hint="Set this machine's clock by NTP.")
 
     async def _sweep(self) -> None:
-        """Publish what is overdue: at most one batch of each kind, and the rest at once in the next round."""
+        """Publish what is overdue: at most one batch of each kind, and the rest at once in the next round. If the node stood
+        still since its heartbeat, the next one may extend some deadlines, and no lease is judged before."""
+        fresh_until_ms = self._seen_ms + DOWNTIME_MS
         armed = await self._store.deadlines.due(BATCH, ahead_ms=2 * IDLE_MS)
-        now_ms = self._clock()
-        froze = now_ms > self._beat_ms + DOWNTIME_MS
-        # After a freeze the next heartbeat may extend some deadlines.
-        overdue: list[due_work.Overdue] = [
-            d for d in armed if d.over_ms <= now_ms and not (froze and d.kind in model.EXTENDED_BY_DOWNTIME)
-        ]
-        self._next_ms = min((d.over_ms for d in armed if d.over_ms > now_ms), default=self._next_ms)
-        if not froze and now_ms >= self._since_ms + self._policy.lease_ms:
-            overdue += await self._store.deadlines.expired(now_ms, BATCH)
+        now_ms = self._clock.monotonic_ms()
+        overdue: list[due_work.Overdue] = [d for d in armed if d.left_ms <= 0]
+        self._next_ms = min((now_ms + d.left_ms for d in armed if d.left_ms > 0), default=self._next_ms)
+        if now_ms >= self._since_ms + self._policy.lease_ms:
+            overdue += await self._store.deadlines.expired(BATCH, fresh_until_ms=fresh_until_ms)
             overdue += await self._queued(now_ms)
-        if overdue and await self._store.deadlines.publish([(item, self._message(item)) for item in overdue]) >= BATCH:
+        messages = [(item, self._message(item)) for item in overdue]
+        if messages and await self._store.deadlines.publish(messages, fresh_until_ms=fresh_until_ms) >= BATCH:
             self._next_ms = now_ms
 
-    async def _queued(self, now_ms: int) -> Sequence[due_work.QueuedJob]:
+    async def _queued(self, now_ms: float) -> Sequence[due_work.QueuedJob]:
         """Queued jobs whose command is to be issued again, now and then: their pauses are a minute and longer."""
         if now_ms < self._queued_ms:
             return ()

@@ -29,6 +29,7 @@ class Deadline:
     kind: str
     serial: str
     over_ms: int  # when it passes
+    left_ms: int = 0  # the time until then, by the database's clock
     published: bool  # its event was published, and nothing has come of it
 
 
@@ -41,6 +42,7 @@ class Lease:
     kind: str
     node: str
     over_ms: int = 0  # when it ends without a renewal
+    left_ms: int = 0  # the time until then, by the database's clock
     published: bool = False  # its end was published, and nothing has come of it
 
 
@@ -53,6 +55,7 @@ class QueuedJob:
     kind: str
     node: str  # the only node it is for; "": any
     over_ms: int  # when it was queued
+    left_ms: int = 0  # the time since then, negative, by the database's clock
     published: bool = True  # its command was issued
 
 

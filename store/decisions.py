@@ -20,7 +20,7 @@ import structlog
 
 from events import codec, requests
 from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
-from store import connections, saving, schema, side_by_side, snapshot, statements, unsaved
+from store import connections, database_time, saving, schema, side_by_side, snapshot, statements, unsaved
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
@@ -74,12 +74,12 @@ class Decisions:
         self,
         database: connections.Connections,
         *,
-        clock: Callable[[], int],
+        time: database_time.DatabaseTime,
         keyring: encryption.Keyring,
         changed: Callable[[], None],
     ) -> None:
         self._database = database
-        self._clock = clock
+        self._time = time
         self._keyring = keyring
         self._changed = changed
         self._locks = database.engine.dialect.name == "postgresql"
@@ -113,7 +113,7 @@ class Decisions:
         """Read data as a decision would, and release it at once."""
 
         def steps() -> Steps[Value]:
-            now_ms = self._clock()
+            now_ms = yield from self._time.read()
             seen = snapshot.LoadedSnapshot(now_ms)
             return (yield from _until_loaded(snapshot.Loader(self._keyring, now_ms, locks=False), seen, query))
 
@@ -121,7 +121,12 @@ class Decisions:
 
     async def write(self, written: changes.Changes) -> None:
         """Write changes that no event caused. Raises Conflict."""
-        await self._database.run(lambda: saving.Saver(self._keyring, self._clock()).save([written]))
+
+        def steps() -> Steps[None]:
+            now_ms = yield from self._time.read()
+            yield from saving.Saver(self._keyring, now_ms).save([written])
+
+        await self._database.run(steps)
         self._changed()
 
     # --- batches ----------------------------------------------------------------------------------------------------------
@@ -212,9 +217,8 @@ class Decisions:
     # --- one transaction --------------------------------------------------------------------------------------------------
     def _steps(self, batch: Sequence[_Work]) -> Steps[list[Outcome]]:
         """Claim, load, decide and write; the outcome of each decision."""
-        now_ms = self._clock()
         failpoints.hit("inbox.claim.before")
-        outcomes = yield from _claim(batch, now_ms)
+        outcomes, now_ms = yield from _claim(batch, self._time.parameters())
         new = [work for work in batch if work.event.inbox_id not in outcomes]
         failpoints.hit("inbox.claim.after")
         chains, ignored = _chains(new), set[str]()
@@ -261,18 +265,18 @@ def _chains(works: Sequence[_Work]) -> list[_Chain]:
     return list(chains.values())
 
 
-def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
-    """Claim the events; returns the first answers of those that were decided before."""
+def _claim(batch: Sequence[_Work], time: dict[str, int | None]) -> Steps[tuple[dict[str, Outcome], int]]:
+    """Claim the events; returns the first answers of those that were decided before, and the database's time."""
     prints = {work.event.inbox_id: _fingerprint(work.event) for work in batch}
     ids = list(prints)
-    rows = [{"event_id": id_, "at_ms": now_ms, "answer": "", "fingerprint": prints[id_]} for id_ in sorted(ids)]
-    claimed = yield Step(statements.CLAIM, rows)
+    claimed = yield Step(statements.CLAIM, [{"event_id": id_, "fingerprint": prints[id_]} | time for id_ in sorted(ids)])
     if claimed:
         side_by_side.check(claimed[0]["oldest"], schema.HEAD)
     new = {row["event_id"] for row in claimed}
+    now_ms = max((int(row["at_ms"]) for row in claimed), default=0)
     repeated = [id_ for id_ in ids if id_ not in new]
     if not repeated:
-        return {}
+        return {}, now_ms
     found = yield Step(statements.ANSWERED, [{"at_event_id": id_} for id_ in repeated])
     known: dict[str, Outcome] = {
         row["event_id"]: json.loads(row["answer"] or "{}")
@@ -283,7 +287,7 @@ def _claim(batch: Sequence[_Work], now_ms: int) -> Steps[dict[str, Outcome]]:
     if len(known) < len(repeated):
         raise errors.Conflict("another transaction claimed the event's id and rolled back")
     log.info("decision.repeated", event_ids=repeated)
-    return known
+    return known, now_ms
 
 
 def _fingerprint(event: codec.Event) -> str:

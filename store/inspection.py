@@ -6,14 +6,14 @@ Rule: nothing is created and nothing is changed, not even a missing file.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import exc, select, text
 from sqlalchemy.engine import make_url
 
-from machine import errors
-from store import connections, encrypted_rows, schema, side_by_side, tables
+from machine import database_clock, errors
+from store import connections, database_time, encrypted_rows, nodes, schema, side_by_side, tables
 
 # This connection ends, so it counts as free.
 _FREE = text(
@@ -26,13 +26,14 @@ _FREE = text(
 class SchemaState:
     """The revision of a database ("": no tables, or no database), the revision of this program, and whether the former allows
     this program. `contract_is_due`: a migration waits for its last step. `free` is the number of connections that the server
-    still allows; None for SQLite."""
+    still allows; None for SQLite. `clock_warnings` say that this machine's clock is not the database's."""
 
     current: str
     newest: str
     known: bool = True
     contract_is_due: bool = False
     free: int | None = None
+    clock_warnings: tuple[str, ...] = ()
 
 
 def schema_state(url: str) -> SchemaState:
@@ -69,7 +70,7 @@ async def _key_ids(url: str) -> set[str]:
 
 
 async def _state(url: str) -> SchemaState:
-    database = connections.open_database(url)
+    database, clock = connections.open_database(url), database_clock.DatabaseClock()
     try:
         # A write transaction, rolled back: it shows whether the database can be written.
         async with database.write() as connection:
@@ -79,6 +80,10 @@ async def _state(url: str) -> SchemaState:
             postgresql = connection.dialect.name == "postgresql"
             free = int((await connection.execute(_FREE)).scalar_one()) if postgresql else None
             await connection.rollback()
-        return SchemaState(current=current, newest=schema.HEAD, known=known, contract_is_due=due, free=free)
+        # Twice: the first answer may wait for a connection.
+        for _ in range(2):
+            await clock.measure(nodes.Nodes(database, time=database_time.DatabaseTime(None)).now_ms)
+        found = SchemaState(current=current, newest=schema.HEAD, known=known, contract_is_due=due, free=free)
+        return replace(found, clock_warnings=tuple(clock.warnings()))
     finally:
         await database.close()

@@ -7,10 +7,11 @@ locks: session, recording, job.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Executable,
     Integer,
     Table,
@@ -30,13 +31,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from machine import due_work, job_key, states
-from store import connections, sql, statements, tables
+from store import connections, database_time, sql, statements, tables
 
+_LEASE_UNTIL_MS = database_time.NOW_MS + bindparam("lease_ms", type_=BigInteger)
 _QUEUED = and_(statements.matching(tables.jobs, "owner", "epoch"), tables.jobs.c.state == states.QUEUED)
 _TAKEN = (
     update(tables.jobs)
     .where(_QUEUED)
-    .values(state=states.LEASED, node=bindparam("node"), lease_until_ms=bindparam("lease_until_ms"), again_ms=null())
+    .values(state=states.LEASED, node=bindparam("node"), lease_until_ms=_LEASE_UNTIL_MS, again_ms=null())
     .returning(tables.jobs.c.owner, tables.jobs.c.epoch)
 )
 
@@ -84,7 +86,7 @@ def _renew_on_sqlite() -> Executable:
     table = tables.jobs
     named = (table.c.owner == asked.c.owner, table.c.epoch == asked.c.epoch)
     found = update(table).where(*named, statements.matching(table, "node", "state"))
-    return found.values(lease_until_ms=bindparam("lease_until_ms")).returning(table.c.owner, table.c.epoch)
+    return found.values(lease_until_ms=_LEASE_UNTIL_MS).returning(table.c.owner, table.c.epoch)
 
 
 def _renew_on_postgresql() -> Executable:
@@ -104,7 +106,7 @@ def _renew_on_postgresql() -> Executable:
         .subquery()
     )
     found = update(table).where(table.c.owner == free.c.owner, table.c.epoch == free.c.epoch)
-    return found.values(lease_until_ms=bindparam("lease_until_ms")).returning(table.c.owner, table.c.epoch)
+    return found.values(lease_until_ms=_LEASE_UNTIL_MS).returning(table.c.owner, table.c.epoch)
 
 
 # `jobs` is a JSON array of [owner, epoch]: one text for any number of jobs.
@@ -115,13 +117,14 @@ _LEASES = select(tables.jobs.c.owner, tables.jobs.c.epoch, tables.jobs.c.kind, t
 class Leases:
     """The leases of one database."""
 
-    def __init__(self, database: connections.Connections, *, clock: Callable[[], int]) -> None:
+    def __init__(self, database: connections.Connections, *, time: database_time.DatabaseTime) -> None:
         self._database = database
-        self._clock = clock
+        self._time = time
 
     async def take(self, owner: job_key.JobKey, epoch: int, node: str, lease_ms: int) -> bool:
         """Take the queued job of `owner` under exactly this epoch. False: it is leased, stopped or superseded; do nothing."""
-        leased = {"at_owner": owner.text, "at_epoch": epoch, "node": node, "lease_until_ms": self._clock() + lease_ms}
+        leased = {"at_owner": owner.text, "at_epoch": epoch, "node": node, "lease_ms": lease_ms}
+        leased |= self._time.parameters()
         if isinstance(owner, job_key.DeliveryKey):
             leased |= {"at_task_id": owner.task_id, "at_revision": owner.revision}
         if self._database.on_server:
@@ -143,7 +146,8 @@ class Leases:
     ) -> set[tuple[job_key.JobKey, int]]:
         """Renew the leases of these jobs, given by owner and epoch, in one transaction. Returns the refused ones: stop their work
         and write nothing more."""
-        asked = {"jobs": json.dumps([(owner.text, epoch) for owner, epoch in jobs]), "lease_until_ms": self._clock() + lease_ms}
+        asked = {"jobs": json.dumps([(owner.text, epoch) for owner, epoch in jobs]), "lease_ms": lease_ms}
+        asked |= self._time.parameters()
         rows = await self._database.fetch(_RENEW, asked | {"at_node": node, "at_state": states.LEASED})
         held = {(row["owner"], row["epoch"]) for row in rows}
         missing = {job for job in jobs if (job[0].text, job[1]) not in held}

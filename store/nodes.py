@@ -1,57 +1,99 @@
 """Heartbeats of nodes, with the URL of their files and their spare capacity.
 
-Rules: a node writes its own row and no other's. The first heartbeat after a time without any extends the join, idle and linger
-deadlines by that time, once. A node that is older than the database allows sends none.
+Rules: a node writes its own row and no other's, and all times are the database's. The first heartbeat after a time without any
+extends the join, idle and linger deadlines by that time, once. If the database's clock was set back, the first heartbeat moves
+everything that waits for a time back with it. A node that is older than the database allows sends none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import and_, bindparam, exists, select, text, update
+from sqlalchemy import and_, bindparam, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
-from store import connections, schema, side_by_side, statements, tables
+from store import connections, database_time, schema, side_by_side, statements, tables
 
 _SPARE_COLUMNS = ("free_bytes", "needed_bytes", "busy")
-_LAST_SEEN = select(tables.nodes.c.seen_ms).order_by(tables.nodes.c.seen_ms.desc()).limit(1)
+# Nodes of an older version wrote their own times: those do not tell that the database's clock was set back.
+_SEEN_MS = tables.nodes.c.seen_ms
+_LAST_SEEN = select(
+    select(func.max(_SEEN_MS)).scalar_subquery().label("seen_ms"),
+    select(func.max(_SEEN_MS)).where(tables.nodes.c.skew_ms.is_not(None)).scalar_subquery().label("told_ms"),
+    database_time.NOW_MS.label("now_ms"),
+)
 _SAVE = statements.updating(tables.nodes, "node")
 _OLDER = and_(tables.nodes.c.revision < side_by_side.OLDEST, tables.nodes.c.seen_ms > bindparam("since_ms"))
 _SIDES = select(tables.schema_range.c.oldest, exists().where(_OLDER).label("older")).where(tables.schema_range.c.id == 1)
+# Everything that waits for a time, besides the deadlines that downtime extends.
+_WAITING = (
+    (tables.deadlines, tables.deadlines.c.at_ms, tables.deadlines.c.kind.not_in(model.EXTENDED_BY_DOWNTIME)),
+    (tables.deadlines, tables.deadlines.c.again_ms, tables.deadlines.c.again_ms.is_not(None)),
+    (tables.jobs, tables.jobs.c.lease_until_ms, text(tables.LEASED)),
+    (tables.jobs, tables.jobs.c.again_ms, tables.jobs.c.again_ms.is_not(None)),
+    (
+        tables.outbox,
+        tables.outbox.c.claimed_until_ms,
+        and_(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms > 0),
+    ),
+)
 
 
 class Nodes:
     """The nodes of one database."""
 
-    def __init__(self, database: connections.Connections, *, clock: Callable[[], int]) -> None:
+    def __init__(self, database: connections.Connections, *, time: database_time.DatabaseTime) -> None:
         self._database = database
-        self._clock = clock
+        self._time = time
         self.older_alive = False
         """Whether nodes of release 0.1.0 are alive too, by the last heartbeat."""
 
+    async def now_ms(self) -> int:
+        """The database's time."""
+        (row,) = await self._database.fetch(database_time.READ, self._time.parameters())
+        return int(row["now_ms"])
+
     async def heartbeat(
-        self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
+        self,
+        node: str,
+        url: str = "",
+        spare: model.SpareCapacity | None = None,
+        *,
+        over_ms: int | None = None,
+        skew_ms: int | None = None,
     ) -> int:
-        """Record that this node is alive, where other nodes fetch its files ("": nowhere), and a worker's spare capacity.
+        """Record that this node is alive, where other nodes fetch its files ("": nowhere), a worker's spare capacity, and how far
+        its clock is ahead of the database's (None: unknown).
 
         If no node sent a heartbeat for longer than `over_ms` (None: no limit), that downtime extends deadlines, once, however
-        many nodes come back. Returns the downtime in ms, otherwise 0. Raises Outdated."""
-        now_ms = self._clock()
+        many nodes come back. If the last heartbeat is so far in the future, the database's clock was set back: whatever waits
+        for a time moves back as far, once. Returns the downtime in ms, negative for a clock set back, otherwise 0. Raises
+        Outdated."""
         async with self._database.write() as connection:
+            moved_ms, now_ms = await self._moved(connection, over_ms)
             sides = (await connection.execute(_SIDES, {"since_ms": now_ms - side_by_side.ALIVE_MS})).one()
             side_by_side.check(sides.oldest, schema.HEAD)
             self.older_alive = bool(sides.older)
-            downtime_ms = 0 if over_ms is None else await _downtime_ms(connection, now_ms, over_ms)
-            if downtime_ms and over_ms is not None:
-                # Nodes that return together would each extend by the same time; every other heartbeat waits for no lock.
+            if moved_ms:
+                # Nodes that return together would each move by the same time; every other heartbeat waits for no lock.
                 await connections.hold_lock(connection, connections.RESUME)
-                downtime_ms = await _downtime_ms(connection, now_ms, over_ms)
-            if downtime_ms:
-                await _extend_deadlines(connection, downtime_ms)
-            await _save(connection, node, now_ms, url, spare)
-        return downtime_ms
+                moved_ms, now_ms = await self._moved(connection, over_ms)
+            if moved_ms:
+                await _move_idleness(connection, moved_ms)
+            if moved_ms < 0:
+                await _move_waiting(connection, moved_ms, now_ms)
+            await _save(connection, node, now_ms, url, spare, skew_ms)
+        return moved_ms
+
+    async def _moved(self, connection: AsyncConnection, over_ms: int | None) -> tuple[int, int]:
+        """The time since the last heartbeat of any node, 0 if it is not longer than `over_ms`; and the time now."""
+        seen_ms, told_ms, now_ms = (await connection.execute(_LAST_SEEN, self._time.parameters())).one()
+        if over_ms is None or seen_ms is None:
+            return 0, now_ms
+        if told_ms is not None and told_ms - now_ms > over_ms:
+            return now_ms - told_ms, now_ms
+        return (now_ms - seen_ms if now_ms - seen_ms > over_ms else 0), now_ms
 
     async def url(self, node: str, alive_since_ms: int) -> str:
         """Where the files of a node can be fetched; "" if it sent no heartbeat since then (Unix ms), or offers none."""
@@ -76,14 +118,16 @@ async def older(connection: AsyncConnection, now_ms: int) -> list[str]:
     return list((await connection.execute(found, {"since_ms": now_ms - side_by_side.ALIVE_MS})).scalars())
 
 
-async def _save(connection: AsyncConnection, node: str, now_ms: int, url: str, spare: model.SpareCapacity | None) -> None:
+async def _save(
+    connection: AsyncConnection, node: str, now_ms: int, url: str, spare: model.SpareCapacity | None, skew_ms: int | None
+) -> None:
     capacity: dict[str, Any] = {name: getattr(spare, name) if spare is not None else None for name in _SPARE_COLUMNS}
-    values = {"seen_ms": now_ms, "url": url, "revision": schema.HEAD} | capacity
+    values = {"seen_ms": now_ms, "url": url, "revision": schema.HEAD, "skew_ms": skew_ms} | capacity
     if not (await connection.execute(_SAVE, {"at_node": node} | values)).rowcount:
         await connection.execute(statements.INSERT[tables.nodes], {"node": node} | values)
 
 
-async def _extend_deadlines(connection: AsyncConnection, downtime_ms: int) -> None:
+async def _move_idleness(connection: AsyncConnection, moved_ms: int) -> None:
     """Move join, idle and linger deadlines, and the times from which idleness counts."""
     for rows, active in ((tables.sessions, tables.ACTIVE), (tables.recordings, tables.UNFINISHED)):
         live = and_(text(active), rows.c.state.in_((states.OPEN, *states.CAPTURING)))
@@ -91,14 +135,17 @@ async def _extend_deadlines(connection: AsyncConnection, downtime_ms: int) -> No
         if connection.dialect.name == "postgresql":
             # Nodes decide meanwhile: rows are locked in the order in which decisions lock them.
             await connection.execute(select(key).where(live).order_by(key).with_for_update())
-        await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + downtime_ms))
+        await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + moved_ms))
     table = tables.deadlines
     await connection.execute(
-        update(table).where(table.c.kind.in_(model.EXTENDED_BY_DOWNTIME)).values(at_ms=table.c.at_ms + downtime_ms)
+        update(table).where(table.c.kind.in_(model.EXTENDED_BY_DOWNTIME)).values(at_ms=table.c.at_ms + moved_ms)
     )
 
 
-async def _downtime_ms(connection: AsyncConnection, now_ms: int, over_ms: int) -> int:
-    """The time since the last heartbeat of any node; 0 if it is not longer than `over_ms`."""
-    seen_ms = (await connection.execute(_LAST_SEEN)).scalar()
-    return now_ms - int(seen_ms) if seen_ms is not None and now_ms > seen_ms + over_ms else 0
+async def _move_waiting(connection: AsyncConnection, moved_ms: int, now_ms: int) -> None:
+    """Move the other deadlines, leases and claims, so that nothing waits until the clock is where it was; and forget heartbeats
+    of the future."""
+    for table, column, where in _WAITING:
+        await connection.execute(update(table).where(where).values({column: column + moved_ms}))
+    nodes = tables.nodes
+    await connection.execute(update(nodes).where(nodes.c.seen_ms > now_ms).values(seen_ms=now_ms))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import LargeBinary, Select, bindparam, cast, func, or_, select, update
+from sqlalchemy import BigInteger, LargeBinary, Select, bindparam, cast, func, or_, select, update
 
 from events import codec, earlier
 from machine import changes, due_work
-from store import connections, saving, statements, tables
+from store import connections, database_time, saving, statements, tables
 
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
@@ -31,7 +31,7 @@ def _due(engine: str) -> Select[Any]:
         select(*named)
         .where(
             table.c.sent_ms.is_(None),
-            or_(table.c.claimed_until_ms <= bindparam("now_ms"), table.c.seq.in_(bindparam("ripe", expanding=True))),
+            or_(table.c.claimed_until_ms <= database_time.NOW_MS, table.c.seq.in_(bindparam("ripe", expanding=True))),
             *(column.not_in(bindparam(f"except_{name}", expanding=True)) for name, column in excepted.items()),
         )
         .order_by(table.c.seq)
@@ -42,14 +42,18 @@ def _due(engine: str) -> Select[Any]:
 _DUE = {engine: _due(engine) for engine in BODY}
 _UNCLAIMED = (
     select(tables.outbox.c.seq)
-    .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < bindparam("now_ms"))
+    .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < database_time.NOW_MS)
     .order_by(tables.outbox.c.seq)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
-_CLAIM = update(tables.outbox).where(tables.outbox.c.seq.in_(_UNCLAIMED)).returning(*_MESSAGE)
-_POSTPONE = statements.updating(tables.outbox, "seq").where(tables.outbox.c.sent_ms.is_(None))
-_MARK_SENT = statements.updating(tables.outbox, "seq")
+_LATER_MS = database_time.NOW_MS + bindparam("pause_ms", type_=BigInteger)
+_CLAIM = update(tables.outbox).where(tables.outbox.c.seq.in_(_UNCLAIMED)).values(claimed_until_ms=_LATER_MS).returning(*_MESSAGE)
+_POSTPONE = statements.updating(tables.outbox, "seq").where(tables.outbox.c.sent_ms.is_(None)).values(claimed_until_ms=_LATER_MS)
+_MARK_SENT = statements.updating(tables.outbox, "seq").values(sent_ms=database_time.NOW_MS, parked=bindparam("parked"))
+_MARK_ALL_SENT = (
+    update(tables.outbox).where(tables.outbox.c.seq.in_(bindparam("seqs", expanding=True))).values(sent_ms=database_time.NOW_MS)
+)
 
 
 class Outbox:
@@ -60,6 +64,7 @@ class Outbox:
         database: connections.Connections,
         *,
         clock: Callable[[], int],
+        time: database_time.DatabaseTime,
         changed: asyncio.Event,
         beside_older: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -67,6 +72,7 @@ class Outbox:
         self._database = database
         self._beside_older = beside_older
         self._clock = clock
+        self._time = time
         self._changed = changed
 
     async def unsent(self, limit: int = 100) -> list[due_work.OutboxMessage]:
@@ -85,7 +91,7 @@ class Outbox:
         except_tasks: Collection[str] = (),
     ) -> list[due_work.OutboxMessage]:
         """The oldest unsent messages that are due, oldest first. `ripe` are due in any case."""
-        wanted = {"now_ms": self._clock(), "limit": limit, "ripe": list(ripe)}
+        wanted: dict[str, Any] = {"limit": limit, "ripe": list(ripe)} | self._time.parameters()
         wanted |= {"except_seqs": list(except_seqs), "except_types": list(except_types), "except_tasks": list(except_tasks)}
         async with self._database.read() as connection:
             rows = (await connection.execute(_DUE[connection.dialect.name], wanted)).all()
@@ -100,8 +106,8 @@ class Outbox:
 
     async def postpone(self, pauses_ms: Mapping[int, int]) -> None:
         """Make unsent messages due after a pause, by their numbers."""
-        now_ms = self._clock()
-        rows = [{"at_seq": seq, "claimed_until_ms": now_ms + pause_ms} for seq, pause_ms in pauses_ms.items()]
+        time = self._time.parameters()
+        rows = [{"at_seq": seq, "pause_ms": pause_ms, **time} for seq, pause_ms in pauses_ms.items()]
         async with self._database.write() as connection:
             await connection.execute(_POSTPONE, rows)
 
@@ -113,8 +119,7 @@ class Outbox:
     async def claim(self, limit: int, hold_ms: int) -> list[due_work.OutboxMessage]:
         """Claim the oldest unsent messages that no other relay holds, oldest first. A claim expires after `hold_ms`: a relay
         that has not marked a message by then is considered dead, and the message can be claimed again."""
-        now_ms = self._clock()
-        claimed = {"now_ms": now_ms, "limit": limit, "claimed_until_ms": now_ms + hold_ms}
+        claimed = {"limit": limit, "pause_ms": hold_ms} | self._time.parameters()
         async with self._database.write() as connection:
             rows = (await connection.execute(_CLAIM, claimed)).all()
         return [_message(r) for r in sorted(rows, key=lambda r: int(r.seq))]
@@ -129,13 +134,12 @@ class Outbox:
     async def mark_sent(self, seq: int, parked: str = "") -> None:
         """Mark a message as delivered, or as a dead letter for the reason `parked`."""
         async with self._database.write() as connection:
-            await connection.execute(_MARK_SENT, {"at_seq": seq, "sent_ms": self._clock(), "parked": parked})
+            await connection.execute(_MARK_SENT, {"at_seq": seq, "parked": parked} | self._time.parameters())
 
     async def mark_all_sent(self, seqs: Sequence[int]) -> None:
         """Mark messages as delivered."""
-        table = tables.outbox
         async with self._database.write() as connection:
-            await connection.execute(update(table).where(table.c.seq.in_(seqs)).values(sent_ms=self._clock()))
+            await connection.execute(_MARK_ALL_SENT, {"seqs": list(seqs)} | self._time.parameters())
 
     async def send(self, channel: str, event: codec.Event, task_id: str = "") -> None:
         """Write a message outside a decision: a worker's outcome, an event of the sweeper."""

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import bindparam, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from machine import capture_progress, job_key, segments
-from store import connections, rows, sql, statements, tables
+from store import connections, database_time, rows, sql, statements, tables
 
 
 def _register() -> sql.Statement:
     table = tables.segments
     names = [c.name for c in table.c]
-    new = select(*(bindparam(name, type_=table.c[name].type) for name in names)).where(~statements.SUPERSEDED)
+    values: dict[str, Any] = {name: bindparam(name, type_=table.c[name].type) for name in names}
+    values["registered_ms"] = database_time.NOW_MS
+    new = select(*values.values()).where(~statements.SUPERSEDED)
     return sql.Statement(
         {
             name: insert.insert(table).inline().from_select(names, new).on_conflict_do_nothing()
@@ -60,14 +62,14 @@ def _growing(columns: tuple[str, ...]) -> sql.Statement:
 class Segments:
     """The segments of one database."""
 
-    def __init__(self, database: connections.Connections, *, clock: Callable[[], int]) -> None:
+    def __init__(self, database: connections.Connections, *, time: database_time.DatabaseTime) -> None:
         self._database = database
-        self._clock = clock
+        self._time = time
 
     async def register(self, recording: job_key.RecordingKey, epoch: int, node: str) -> None:
         """Register a segment before its capture starts. Idempotent: a known segment keeps its values. A superseded epoch writes
         nothing."""
-        row = {"recording_id": recording.text, "epoch": epoch, "node": node, "registered_ms": self._clock()}
+        row: dict[str, Any] = {"recording_id": recording.text, "epoch": epoch, "node": node} | self._time.parameters()
         row |= {"media_ms": 0, "size_bytes": 0, "reason": "", "task_id": recording.task_id}
         row |= {"first_packet_ms": None, "last_packet_ms": None, "anchors": ""}
         named = {"at_recording_id": recording.text, "at_epoch": epoch}

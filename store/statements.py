@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from machine import delivery, model, presence, states
-from store import jobs, tables
+from store import database_time, jobs, tables
 from store.sql import Statement
 
 # A pull evicts another of its user while it connects. The slack covers the reading of clocks and files.
@@ -104,12 +104,19 @@ _NEW_EVENT: dict[str, Any] = {"sqlite": sqlite.insert(tables.inbox), "postgresql
 _OLDEST = (
     select(tables.schema_range.c.oldest).where(tables.schema_range.c.id == literal_column("1")).scalar_subquery().label("oldest")
 )
+_CLAIMED: dict[str, Any] = {name: bindparam(name) for name in ("event_id", "fingerprint")} | {
+    "at_ms": database_time.NOW_MS,
+    "answer": literal_column("''"),
+}
 CLAIM = Statement(
     {
-        name: new.on_conflict_do_nothing(index_elements=["event_id"]).returning(tables.inbox.c.event_id, _OLDEST)
+        name: new.values(_CLAIMED)
+        .on_conflict_do_nothing(index_elements=["event_id"])
+        .returning(tables.inbox.c.event_id, tables.inbox.c.at_ms, _OLDEST)
         for name, new in _NEW_EVENT.items()
     }
 )
+"""Claims an event, at the database's time."""
 UNCLAIM = Statement(deleting(tables.inbox, "event_id"))
 ANSWERED = Statement(select(tables.inbox).where(matching(tables.inbox, "event_id")))
 SET_ANSWER = Statement(updating(tables.inbox, "event_id").values(answer=bindparam("answer")))

@@ -13,6 +13,7 @@ from store import (
     assignments,
     attempts,
     connections,
+    database_time,
     deadlines,
     decisions,
     encrypted_rows,
@@ -38,21 +39,26 @@ class Store:
         *,
         clock: Callable[[], int],
         keyring: encryption.Keyring,
+        pinned: bool = False,
     ) -> None:
+        """`clock` estimates the database's time (machine.database_clock). `pinned`: statements take its time too, for tests."""
+        time = database_time.DatabaseTime(clock if pinned else None)
         self.connections = database
         self._keyring = keyring
         self.changed = asyncio.Event()
         self.armed = asyncio.Event()
-        self.assignments = assignments.Assignments(database, clock=clock, keyring=keyring)
+        self.assignments = assignments.Assignments(database, keyring=keyring)
         self.attempts = attempts.Attempts(database, clock=clock)
-        self.deadlines = deadlines.Deadlines(database, clock=clock, changed=self.changed)
-        self.decisions = decisions.Decisions(database, clock=clock, keyring=keyring, changed=self._wake)
-        self.leases = leases.Leases(database, clock=clock)
-        self.nodes = nodes.Nodes(database, clock=clock)
-        self.outbox = outbox.Outbox(database, clock=clock, changed=self.changed, beside_older=lambda: self.nodes.older_alive)
+        self.deadlines = deadlines.Deadlines(database, clock=clock, time=time, changed=self.changed)
+        self.decisions = decisions.Decisions(database, time=time, keyring=keyring, changed=self._wake)
+        self.leases = leases.Leases(database, time=time)
+        self.nodes = nodes.Nodes(database, time=time)
+        self.outbox = outbox.Outbox(
+            database, clock=clock, time=time, changed=self.changed, beside_older=lambda: self.nodes.older_alive
+        )
         self.presence = presence.Presence(database, clock=clock)
         self.retention = retention.Retention(database, clock=clock)
-        self.segments = segments.Segments(database, clock=clock)
+        self.segments = segments.Segments(database, time=time)
         self.spool_files = spool_files.SpoolFiles(database)
         self.uploads = uploads.Uploads(database)
 

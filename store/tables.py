@@ -336,6 +336,8 @@ nodes = Table(
     Column("busy", Text),
     # The newest schema revision that the node's version knows; "" for release 0.1.0.
     Column("revision", String(8), nullable=False, server_default=""),
+    # How far the node's clock is ahead of the database's; NULL: unknown.
+    Column("skew_ms", BigInteger),
 )
 
 # One row: the oldest revision of a program that may write (side_by_side.py).

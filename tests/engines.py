@@ -74,7 +74,7 @@ class Database:
         """A store on it. The caller stops it."""
         if self.memory is not None:
             return dictionary.Store(clock=clock, tables=self.memory)
-        return stores.Store(connections.open_database(self.url), clock=clock, keyring=keyring())
+        return stores.Store(connections.open_database(self.url), clock=clock, keyring=keyring(), pinned=True)
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """Query the database past the store."""
@@ -144,6 +144,6 @@ def _template() -> Path:
 
 
 async def _migrate(url: str) -> None:
-    store = stores.Store(connections.open_database(url), clock=Clock(), keyring=keyring())
+    store = stores.Store(connections.open_database(url), clock=Clock(), keyring=keyring(), pinned=True)
     await store.start()
     await store.stop()

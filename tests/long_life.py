@@ -163,10 +163,10 @@ class Life:
 
     async def _sweep(self) -> None:
         """A round of the sweeper, and of a relay. The messages stay: their number is the life's own."""
-        store, clock = self.harness.store, self.harness.clock
+        store = self.harness.store
         await self._measure("heartbeat", store.nodes.heartbeat(NODE, over_ms=6_000))
         armed = await self._measure("due", store.deadlines.due(ahead_ms=10 * model.MINUTE))
-        await self._measure("expired", store.deadlines.expired(clock()))
+        await self._measure("expired", store.deadlines.expired())
         late: list[tuple[due_work.Overdue, codec.Event]] = [(each, _event(each)) for each in armed]
         await self._measure("publish", store.deadlines.publish(late))
         await self._measure("leases", store.leases.of_node(NODE))

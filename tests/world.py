@@ -241,7 +241,7 @@ class World:
         for deadline in await self.store.deadlines.due(limit=1_000):
             over = {"Owner": str(deadline.owner), "Kind": deadline.kind, "Serial": deadline.serial}
             self._note(f"deadline.{deadline.serial}", "deadline-passed", over)
-        for lease in await self.store.deadlines.expired(self.clock()):
+        for lease in await self.store.deadlines.expired():
             lost: dict[str, Any] = {"Owner": str(lease.owner), "Epoch": lease.epoch, "Node": lease.node}
             if isinstance(lease.owner, job_key.RecordingKey) and lease.epoch % 2:
                 held = [s.media_ms for s in await self.store.segments.of_recording(lease.owner) if s.epoch == lease.epoch]

@@ -291,7 +291,7 @@ async def test_a_room_that_is_decided_holds_up_no_other(
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_bursts_and_decisions_leave_connections_for_reads(database: engines.Database, clock: engines.Clock) -> None:
     """PostgreSQL: a node with a small pool takes callbacks and decides at once, as much as it can, and then still reads."""
-    store = stores.Store(connections.open_database(database.url, 3), clock=clock, keyring=engines.keyring())
+    store = stores.Store(connections.open_database(database.url, 3), clock=clock, keyring=engines.keyring(), pinned=True)
     harness = decider_harness.connect(store, clock)
     intake = callback_intake.CallbackIntake(store.presence, harness.decider.decide)
     try:

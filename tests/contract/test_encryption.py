@@ -31,7 +31,7 @@ def task(number: int) -> str:
 
 def keyed(database: engines.Database, clock: engines.Clock, *keys: str) -> stores.Store:
     """A store with these keys."""
-    return stores.Store(connections.open_database(database.url), clock=clock, keyring=encryption.Keyring(keys))
+    return stores.Store(connections.open_database(database.url), clock=clock, keyring=encryption.Keyring(keys), pinned=True)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, update
 from bus import topology as topologies
 from events import codec
 from handlers import sweeper
-from machine import due_work, job_key, model
+from machine import database_clock, due_work, job_key, model
 from store import store as stores
 from store import tables
 from tests import buses, engines, examples, rabbit, transactions, waiting, work_doubles
@@ -33,7 +33,7 @@ async def lose_messages(store: stores.Store) -> None:
 
 async def connected(store: stores.Store, clock: engines.Clock, name: str = "n") -> sweeper.Sweeper:
     """A sweeper that has been connected for one lease."""
-    made = sweeper.Sweeper(store, node=name, policy=POLICY, clock=clock)
+    made = sweeper.Sweeper(store, node=name, policy=POLICY, clock=database_clock.DatabaseClock(clock, clock))
     await made.run_once()
     for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 1):
         clock.advance(sweeper.HEARTBEAT_MS)
@@ -115,7 +115,7 @@ async def test_a_taken_job_is_judged_by_its_lease(store: stores.Store, clock: en
     await examples.opened(store, examples.recording())
     assert await store.leases.take(RECORDINGS[0], 1, "n", 1_000)
     clock.advance(1_001)
-    assert [lease.owner for lease in await store.deadlines.expired(clock())] == [RECORDINGS[0]]
+    assert [lease.owner for lease in await store.deadlines.expired()] == [RECORDINGS[0]]
 
 
 async def test_a_job_that_an_older_version_queued(store: stores.Store, clock: engines.Clock) -> None:

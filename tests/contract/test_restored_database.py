@@ -61,7 +61,7 @@ async def test_an_outcome_that_counts_is_claimed(harness: decider_harness.Harnes
 async def _expire(node: Node) -> None:
     """Let the leases that nobody renews end, and tell the machine."""
     node.clock.advance(node.policy.lease_ms + 1)
-    for lease in await node.store.deadlines.expired(node.clock()):
+    for lease in await node.store.deadlines.expired():
         await node.say("worker-lost", Owner=lease.owner.text, Epoch=lease.epoch, Node=lease.node)
 
 

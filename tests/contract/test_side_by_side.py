@@ -109,7 +109,7 @@ async def test_the_contract_waits_for_older_nodes(engine: str, tmp_path: Path, c
     """The contract is refused while an older node lives, and names it; not for a node of this version, nor for one whose
     heartbeats have ended. Done twice, it changes nothing more."""
     database, opened = await at(engine, tmp_path, "head")
-    store = stores.Store(opened, clock=clock, keyring=engines.keyring())
+    store = stores.Store(opened, clock=clock, keyring=engines.keyring(), pinned=True)
     assert await schema.contract_is_due(opened)
     await store.nodes.heartbeat("today")
     assert not store.nodes.older_alive
@@ -202,7 +202,7 @@ async def test_postgresql_refuses_release_010_after_the_contract(tmp_path: Path,
         ):
             with pytest.raises(asyncpg.RaiseError, match="older than its database: install the newer version"):
                 await old.execute(row(**values))
-    store = stores.Store(opened, clock=clock, keyring=engines.keyring())
+    store = stores.Store(opened, clock=clock, keyring=engines.keyring(), pinned=True)
     assert await decider_harness.connect(store, clock).start()
     assert await store.attempts.add("m") == 1
     await store.stop()

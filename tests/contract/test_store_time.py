@@ -105,9 +105,9 @@ async def test_leases_end_by_time_and_renewals_move_that(store: stores.Store, cl
     renewed = [(job_key.RecordingKey(examples.TASK, "al", 1), 1)]
     assert await store.leases.renew_all(renewed, "n", examples.LEASE_MS) == set()
     clock.advance(10_001)
-    assert [x.owner for x in await store.deadlines.expired(clock())] == [job_key.RecordingKey(examples.TASK, "bo", 1)]
+    assert [x.owner for x in await store.deadlines.expired()] == [job_key.RecordingKey(examples.TASK, "bo", 1)]
     clock.advance(20_000)
-    assert len(await store.deadlines.expired(clock())) == 2
+    assert len(await store.deadlines.expired()) == 2
     assert await store.leases.of_node("elsewhere") == []
 
 

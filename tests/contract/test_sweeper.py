@@ -12,7 +12,7 @@ from sqlalchemy import insert
 
 from events import codec
 from handlers import sweeper
-from machine import job_key, model
+from machine import database_clock, job_key, model
 from store import store as stores
 from store import tables
 from tests import engines, examples, transactions
@@ -23,7 +23,7 @@ OWNER = job_key.RecordingKey(examples.TASK, "al", 1)
 
 
 def _sweeper(store: stores.Store, clock: engines.Clock, node: str = "n", **more: Any) -> sweeper.Sweeper:
-    return sweeper.Sweeper(store, node=node, policy=POLICY, clock=clock, **more)
+    return sweeper.Sweeper(store, node=node, policy=POLICY, clock=database_clock.DatabaseClock(clock, clock), **more)
 
 
 async def _types(store: stores.Store) -> list[str]:

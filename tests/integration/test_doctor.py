@@ -270,8 +270,9 @@ async def test_database_server(world: World) -> None:
     world.change(schema=lambda settings: inspection.SchemaState(current="0001", newest="0002"))
     assert await world.broken() == [("database", "fail")]
     assert "recorder migrate" in (await world.examine())["database"].type
-    world.change(schema=lambda settings: inspection.SchemaState(current="0001", newest="0001", free=2))
-    assert await world.broken() == [("database", "warn")]
+    for warned in ({"clock_warnings": ("behind",)}, {"free": 2}):
+        world.change(schema=lambda _, about=warned: inspection.SchemaState(current="0001", newest="0001", **about))
+        assert await world.broken() == [("database", "warn")]
     assert "DATABASE_CONNECTIONS" in (await world.examine())["database"].type
     world.change(schema=REAL_SCHEMA)
     for away in (real + "_none", "postgresql+asyncpg://recorder:PLANTED@127.0.0.1:9/recorder"):

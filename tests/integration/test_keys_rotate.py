@@ -48,7 +48,7 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 async def keep(ground: backends.Backend) -> None:
     """Store a session's secrets, encrypted under the old key."""
     url = ground.database.replace("sqlite:", "sqlite+aiosqlite:")
-    store = stores.Store(connections.open_database(url), clock=engines.Clock(), keyring=rings.Keyring([OLD]))
+    store = stores.Store(connections.open_database(url), clock=engines.Clock(), keyring=rings.Keyring([OLD]), pinned=True)
     async with transactions.opened(store) as tx:
         tx.put_secrets(TASK, requests.Secrets(user_sig="PLANTED"))
     await store.stop()

@@ -97,7 +97,8 @@ class Deadlines(dictionary_connections.Concern):
 
     async def due(self, limit: int = 100, *, ahead_ms: int = 0) -> list[due_work.Deadline]:
         """Deadlines that have passed or pass within `ahead_ms`, oldest first, without those whose event is under way."""
-        until_ms = self._connections.now_ms() + ahead_ms
+        now_ms = self._connections.now_ms()
+        until_ms = now_ms + ahead_ms
         due = [(at_ms, serial, key) for key, (at_ms, serial) in self._tables.deadlines.items() if at_ms <= until_ms]
         found = [
             due_work.Deadline(
@@ -105,16 +106,19 @@ class Deadlines(dictionary_connections.Concern):
                 kind=kind,
                 serial=serial,
                 over_ms=at_ms,
+                left_ms=at_ms - now_ms,
                 published=(owner, kind, serial) in self._tables.again,
             )
             for at_ms, serial, (owner, kind) in sorted(due)
         ]
         return [deadline for deadline in found if self._is_free(deadline)][:limit]
 
-    async def expired(self, before_ms: int, limit: int = 100) -> list[due_work.Lease]:
-        """Leases that ended before that time (Unix ms), without those whose event is under way."""
-        leases = Leases(self._connections).all()
-        return [lease for lease in leases if lease.over_ms < before_ms and self._is_free(lease)][:limit]
+    async def expired(self, limit: int = 100, *, fresh_until_ms: int | None = None) -> list[due_work.Lease]:
+        """Leases that have ended, without those whose event is under way. None if it is later than `fresh_until_ms`."""
+        leases, now_ms = Leases(self._connections).all(), self._connections.now_ms()
+        if fresh_until_ms is not None and now_ms > fresh_until_ms:
+            return []
+        return [lease for lease in leases if lease.over_ms < now_ms and self._is_free(lease)][:limit]
 
     async def queued(self, limit: int = 100) -> list[due_work.QueuedJob]:
         """Jobs that nobody has taken since their command was issued, for REISSUE_MS and longer."""
@@ -126,16 +130,22 @@ class Deadlines(dictionary_connections.Concern):
         ]
         return [item for item in waiting if self._is_free(item)][:limit]
 
-    async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]]) -> int:
-        """Write the messages of overdue rows to the outbox."""
+    async def publish(self, events: Sequence[tuple[due_work.Overdue, codec.Event]], *, fresh_until_ms: int | None = None) -> int:
+        """Write the messages of overdue rows to the outbox. After `fresh_until_ms`, only deadlines that no downtime extends."""
         now_ms = self._connections.now_ms()
         free = [(item, event) for item, event in events if self._is_free(item)]
+        if fresh_until_ms is not None and now_ms > fresh_until_ms:
+            free = [
+                (item, event)
+                for item, event in free
+                if isinstance(item, due_work.Deadline) and item.kind not in model.EXTENDED_BY_DOWNTIME
+            ]
         async with self._connections.decision() as writes:
             for item, event in free:
                 queued = isinstance(item, due_work.QueuedJob)
                 writes.send("command" if queued else "event", event, item.owner.task_id, item.node if queued else "")
         for item, _ in free:
-            self._tables.again[_key(item)] = now_ms + deadlines.pause_ms(item, now_ms)
+            self._tables.again[_key(item)] = now_ms + deadlines.pause_ms(item, now_ms - item.over_ms)
         return len(free)
 
     def _is_free(self, item: due_work.Overdue) -> bool:
@@ -157,8 +167,18 @@ class Nodes(dictionary_connections.Concern):
 
     older_alive = False
 
+    async def now_ms(self) -> int:
+        """The database's time."""
+        return self._connections.now_ms()
+
     async def heartbeat(
-        self, node: str, url: str = "", spare: model.SpareCapacity | None = None, *, over_ms: int | None = None
+        self,
+        node: str,
+        url: str = "",
+        spare: model.SpareCapacity | None = None,
+        *,
+        over_ms: int | None = None,
+        skew_ms: int | None = None,
     ) -> int:
         """Record that this node is alive, where other nodes fetch its files ("": nowhere), and a worker's spare capacity."""
         now_ms, downtime_ms = self._connections.now_ms(), 0

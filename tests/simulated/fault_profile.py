@@ -2,8 +2,9 @@
 
 Three kinds. `rough`: faults that must not change the end of a history. Bus messages are repeated up to five times and delayed by
 up to 10 s (outcomes of workers sometimes by a minute, longer than a lease). Callbacks are delayed by up to 20 s, in any order.
-Nodes die or freeze at most three times. Relays and deciders die between any two steps. `lossy`: callbacks are also lost. `late`:
-callbacks are delayed by up to a minute, which is when TRTC gives up.
+Nodes die or freeze at most three times. The clocks of their machines are up to an hour off, and are set. Relays and deciders die
+between any two steps. `lossy`: callbacks are also lost. `late`: callbacks are delayed by up to a minute, which is when TRTC gives
+up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from machine import model
 
 S = model.SECOND
+SKEWS_MS = [sign * ahead_ms for ahead_ms in (0, 1 * S, 40 * S, 10 * model.MINUTE, model.HOUR) for sign in (1, -1)]
 KINDS = ("rough", "rough", "rough", "rough", "rough", "lossy", "lossy", "late") * 2
 
 
@@ -34,6 +36,11 @@ class FaultProfile:
     all_sweep: bool = False
     deaths: list[tuple[int, str, int]] = field(default_factory=list)  # when, which node, back after (0: never)
     freezes: list[tuple[int, str, int]] = field(default_factory=list)
+    clocks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # of a node: from when, how far its clock is ahead
+
+    def skew_ms(self, node: str, elapsed_ms: int) -> int:
+        """How far the clock of a node's machine is ahead now."""
+        return next((ahead_ms for from_ms, ahead_ms in reversed(self.clocks.get(node, [])) if from_ms <= elapsed_ms), 0)
 
 
 def calm() -> FaultProfile:
@@ -61,4 +68,14 @@ def rough(seed: int, kind: str, span_ms: int) -> FaultProfile:
         else:
             back_ms = chance.randrange(1 * S, 20 * S) if node == "n1" or chance.random() < 0.8 else 0
             made.deaths.append((at_ms, node, back_ms))
+    made.clocks = _clocks(random.Random(seed ^ 0xC10C), span_ms)
     return made
+
+
+def _clocks(chance: random.Random, span_ms: int) -> dict[str, list[tuple[int, int]]]:
+    """Clocks that are off from the beginning, and set once or twice."""
+    return {
+        node: [(0, chance.choice(SKEWS_MS)), *sorted((chance.randrange(span_ms), chance.choice(SKEWS_MS)) for _ in range(2))]
+        for node in ("n1", "n2")
+        if chance.random() < 0.5
+    }

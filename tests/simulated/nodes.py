@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from events import codec
 from handlers import sweeper
-from machine import capture_progress, job_key, states
+from machine import capture_progress, database_clock, job_key, states
 from tests.simulated import coroutine_runner, script
 
 if TYPE_CHECKING:
@@ -60,9 +60,14 @@ class Node:
         self.frozen = False
         self.gone = False
         self.jobs: dict[tuple[job_key.JobKey, int], Run] = {}
-        self.sweeper = sweeper.Sweeper(world.store, node=name, policy=script.POLICY, clock=world.clock)
+        self.clock = database_clock.DatabaseClock(self._machine_ms, world.clock)
+        self.sweeper = sweeper.Sweeper(world.store, node=name, policy=script.POLICY, clock=self.clock)
         self._ticking = False
         self._waiting: list[Callable[[], None]] = []
+
+    def _machine_ms(self) -> int:
+        """The clock of its machine, which may be off."""
+        return self.world.clock.now_ms + self.world.profile.skew_ms(self.name, self.world.elapsed_ms())
 
     @property
     def awake(self) -> bool:
@@ -72,12 +77,12 @@ class Node:
     @property
     def expires_from_ms(self) -> int:
         """The time from which its sweeper expires leases."""
-        return self.sweeper._since_ms + LEASE_MS
+        return round(max(self.sweeper._since_ms, 0)) + LEASE_MS
 
     def sweep(self) -> None:
         """Run its sweeper once. Rounds in between would find nothing and are skipped."""
         coroutine_runner.run(self.world.store.nodes.heartbeat(self.name))
-        self.sweeper._beat_ms = self.world.clock.now_ms
+        self.sweeper._beat_ms = self.sweeper._seen_ms = self.world.clock.now_ms
         coroutine_runner.run(self.sweeper.run_once())
 
     # --- life -------------------------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ class Node:
         world = self.world
         self.alive, self.frozen = True, False
         beat(world, but=self)
-        self.sweeper = sweeper.Sweeper(world.store, node=self.name, policy=script.POLICY, clock=world.clock)
+        self.sweeper = sweeper.Sweeper(world.store, node=self.name, policy=script.POLICY, clock=self.clock)
         self.sweeper.sweep = self.sweeper.cleaning = _NoTask()  # type: ignore[assignment]
         coroutine_runner.run(self.sweeper.start())
         for lease in coroutine_runner.run(world.store.leases.of_node(self.name)):
@@ -126,7 +131,7 @@ class Node:
         if self.awake:
             self.world.faults += 1
             beat(self.world)
-            self.sweeper._beat_ms = self.world.clock.now_ms
+            self.sweeper._beat_ms = self.sweeper._seen_ms = self.world.clock.now_ms
             self.world.note(f"{self.name} freezes for {for_ms / 1000:g} s")
             self.frozen = True
             self.world.reschedule_sweep()
@@ -214,7 +219,7 @@ class Node:
         if not run.kinds:
             self._exit(run, "eof")
             return
-        run.from_ms = first_ms = world.began_ms[run.owner, run.epoch] = world.clock.now_ms
+        run.from_ms = first_ms = world.began_ms[run.owner, run.epoch] = self.clock()
 
         def publish() -> None:
             if not run.ended:
@@ -328,7 +333,7 @@ class Node:
         self._send(type_, f"{type_}.{run.owner}.{run.epoch}", {**run.names, "Epoch": run.epoch, **data}, run.owner)
 
     def _send(self, type_: str, id_: str, data: dict[str, Any], owner: job_key.JobKey) -> None:
-        event = codec.make(type_, id=id_, time_ms=self.world.clock.now_ms, data=data, subject=str(owner))
+        event = codec.make(type_, id=id_, time_ms=self.clock(), data=data, subject=str(owner))
         coroutine_runner.run(self.world.store.outbox.send("event", event, owner.task_id))
 
 
