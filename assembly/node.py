@@ -157,7 +157,11 @@ class Node:
     def _context(self) -> unit_of_work.Context:
         keys = self.settings.trtc_keys
         return unit_of_work.Context(
-            policy=self._policy, new_id=new_id, shared_spool=self._shared, mints=lambda sdk_app_id: sdk_app_id in keys
+            policy=self._policy,
+            new_id=new_id,
+            shared_spool=self._shared,
+            object_url=node_work.object_url,
+            mints=lambda sdk_app_id: sdk_app_id in keys,
         )
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 from assembly import slots
 from config import settings as settings_module
+from events import requests
 from machine import capture_progress, database_clock, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, file_threads, segment_fetch, segment_scan, spool, transcode
@@ -185,9 +186,7 @@ class NodeWork:
         return path, found.st_mtime_ns // 1_000_000
 
     def _target(self, job: due_work.Assignment) -> cos_target.CosTarget:
-        request, value = job.session.request, job.recording
-        key = cos_target.object_key(request.path, value.task_id, value.speaker, value.n, value.mode)
-        return cos_target.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=self._settings.cos_server)
+        return _object(job.session.request, job.recording, self._settings.cos_server)
 
     def _address(self, job: due_work.Assignment) -> str:
         request, room = job.session.request, job.session.request.room
@@ -206,3 +205,15 @@ class NodeWork:
             user_sig=sig,
             speaker=job.recording.speaker,
         )
+
+
+def object_url(request: requests.StartRequest, recording: model.Recording) -> str:
+    """The address of a recording's object."""
+    return cos_target.url(_object(request, recording))
+
+
+def _object(
+    request: requests.StartRequest, recording: model.Recording, endpoint: tuple[str, str, int] | None = None
+) -> cos_target.CosTarget:
+    key = cos_target.object_key(request.path, recording.task_id, recording.speaker, recording.object_number, recording.mode)
+    return cos_target.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=endpoint)

@@ -8,7 +8,7 @@ from machine import errors
 ALL = codec.types()
 
 # Requests of users have slots of their own, because anybody may send any number of them.
-REQUESTS = ("start", "stop", "replay")
+REQUESTS = ("start", "stop", "replay", "resend")
 # Commands that take a slot of a worker. A worker without a free one pauses that type.
 PAUSABLE = ("start-capture", "start-transcode", "start-upload", "send-callback")
 

@@ -44,6 +44,10 @@ class ServiceClient:
         """POST /sessions/{TaskId}/replay."""
         return self._request("POST", f"/sessions/{quote(task_id, safe='')}/replay", body=body)
 
+    def resend(self, task_id: str, body: Mapping[str, Any]) -> Json:
+        """POST /sessions/{TaskId}/resend."""
+        return self._request("POST", f"/sessions/{quote(task_id, safe='')}/resend", body=body)
+
     def sessions(self, **filters: str) -> Json:
         """GET /sessions: one page; `filters` are the query's parameters, empty ones left out."""
         return self._request("GET", "/sessions" + _query(filters.items()))

@@ -317,7 +317,7 @@ def check_service(case: Case) -> Finding:
 
     url = case.service.url
     if case.service_fault:
-        meaning = "The commands start, stop, sessions, show, results and replay do not work from here."
+        meaning = "The commands start, stop, sessions, show, results, replay and resend do not work from here."
         remedy = "recorder serve  # or set RECORDER_URL and RECORDER_TOKEN to those of the service"
         return warn(case.service_fault, meaning, remedy)
     version = case.service.version()

@@ -153,8 +153,7 @@ def session(body: Json) -> None:
     _gaps(body["Recordings"])
     if body["Callbacks"]:
         _section("Callbacks")
-        names = ("Revision", "State", "Tries", "Detail")
-        rows(names, ([str(c[n]) for n in names] for c in body["Callbacks"]))
+        _deliveries(body["Callbacks"])
     _section("Timeline")
     rows(("Time", "Of", "Event", "Move", "Note"), (_timeline_cells(entry) for entry in body["Timeline"]))
     steps = [s for s in (body["Next"], *(_next(r) for r in body["Recordings"])) if s]
@@ -180,12 +179,25 @@ def result(body: Json, *, as_json: bool, first: bool) -> None:
 
 def replay(body: Json, *, dry_run: bool) -> None:
     """The answer of POST …/replay."""
-    rows(
-        ("Speaker", "N", "From", "To", "Attempt"),
-        ([r["Speaker"], str(r["N"]), r["State"], r["To"], str(r["Attempt"])] for r in body["Recordings"]),
-    )
+    names = ("Speaker", "N", "State", "To", "Attempt", "Action", "Object")
+    headings = ("Speaker", "N", "From", "To", "Attempt", "Action", "Object")
+    rows(headings, ([str(r[name]) for name in names] for r in body["Recordings"]))
+    for each in body["Skipped"]:
+        failure(f"{_of(each)} is left as it is: {each['Why']}")
     if dry_run:
+        _section("The next result, if everything succeeds")
+        as_json(body["Result"])
         line("Nothing was done: this was a dry run.")
+
+
+def resent(answers: Sequence[Json], refused: Sequence[Json]) -> None:
+    """The answers of POST …/resend."""
+    for answer in answers:
+        line(f"{answer['TaskId']} revision {answer['Revision']} is posted again")
+    for each in refused:
+        failure(f"{each['TaskId']}: {each['Message']}")
+    if not answers and not refused:
+        failure("No result was given up: there is nothing to post again.")
 
 
 def findings(found: Sequence[Json], *, verdict: str) -> None:
@@ -234,6 +246,12 @@ def _file(entry: Json) -> None:
     if not entry["RecordFile"]:
         return
     line(f"  {entry['UserId']}: {entry['RecordFile']} ({entry['Duration']:g} s, {entry['Size']} bytes)")
+
+
+def _deliveries(found: Sequence[Json]) -> None:
+    names = ("Revision", "Host", "State", "Attempts", "LastTime", "NextTime", "Answer")
+    headings = ("Revision", "Host", "State", "Attempts", "Last try", "Next try", "Answer")
+    rows(headings, ([str(one[name]) for name in names] for one in found))
 
 
 def _segments(recordings: Sequence[Json]) -> None:

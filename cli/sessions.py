@@ -1,4 +1,4 @@
-"""Commands for sessions: start, stop, sessions, show, results, replay. Each is a client of the HTTP API.
+"""Commands for sessions: start, stop, sessions, show, results, replay, resend. Each is a client of the HTTP API.
 
 Rule: RECORDER_URL and RECORDER_TOKEN name the service; the exit codes are those of `cli.exits`.
 """
@@ -172,6 +172,54 @@ def replay(
     with exits.handled(as_json=as_json):
         answer = _service().replay(task_id, request_input.replay(fields, cos, os.environ))
         output.as_json(answer) if as_json else output.replay(answer, dry_run=dry_run)
+
+
+def resend(
+    task_id: Annotated[str, typer.Argument(metavar="[TASK_ID]", help="Id of the session.", show_default=False)] = "",
+    revision: Annotated[int | None, typer.Option(min=1, help="This revision of the result; the newest by default.")] = None,
+    all_failed: Annotated[
+        bool, typer.Option("--all-failed", help="The newest result of every session whose receiver did not accept it.")
+    ] = False,
+    as_json: output.AsJson = False,
+) -> None:
+    """Post a result to its callback URL again.
+
+    It has the same webhook-id as before, so a receiver can deduplicate.
+    """
+    with exits.handled(as_json=as_json):
+        if bool(task_id) == all_failed or (all_failed and revision):
+            raise request_input.UsageError("Give TASK_ID, with --revision or without, or --all-failed alone.")
+        if all_failed:
+            answers, refused = _resend_all(_service())
+        else:
+            answers, refused = [_service().resend(task_id, {"Revision": revision} if revision else {})], []
+        output.as_json({"Resent": answers, "Refused": refused} if all_failed else answers[0]) if as_json else output.resent(
+            answers, refused
+        )
+        if refused:
+            raise typer.Exit(exits.REFUSED)
+
+
+def _resend_all(service: client.ServiceClient) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Post again whatever was given up; returns the answers, and the refusals by TaskId. The list is read to its end first,
+    because a session leaves it as soon as its result is posted again."""
+    wanted: list[str] = []
+    before = ""
+    while True:
+        page = service.sessions(undelivered="true", limit=str(PAGE), before=before)
+        wanted += [session["TaskId"] for session in page["Sessions"]]
+        before = page["Next"]
+        if not before:
+            break
+    answers, refused = [], []
+    for task_id in wanted:
+        try:
+            answers.append(service.resend(task_id, {}))
+        except client.ClientError as error:
+            if error.exit_code != exits.REFUSED:
+                raise
+            refused.append({"TaskId": task_id, "Message": str(error)})
+    return answers, refused
 
 
 def _service() -> client.ServiceClient:

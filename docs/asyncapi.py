@@ -27,7 +27,7 @@ session-accepted and session-refused carry the id of the answered event as corre
 correlation_id."""
 # Internal mark in schemas.json for the codec and the documents. `x-secret` stays, because readers of the document may need it.
 INTERNAL = "x-direction"
-ADDRESSED = ("start", "stop", "replay")
+ADDRESSED = ("start", "stop", "replay", "resend")
 
 Object = dict[str, Any]
 

@@ -9,7 +9,7 @@ import structlog
 
 from events import codec
 from events import errors as event_errors
-from handlers import bus_replies, plans, timer_events, trtc_events, unit_of_work, user_requests, worker_events
+from handlers import bus_replies, plans, replays, timer_events, trtc_events, unit_of_work, user_requests, worker_events
 from machine import changes, errors, model, ports
 
 log = structlog.get_logger()
@@ -21,7 +21,8 @@ Inspect = Callable[[codec.Data], Awaitable[tuple[str, ...]]]
 EVENT_HANDLERS: dict[str, Handler] = {
     "start": user_requests.start,
     "stop": user_requests.stop,
-    "replay": user_requests.replay,
+    "replay": replays.replay,
+    "resend": replays.resend,
     "user-publishing": trtc_events.user_publishing,
     "user-unpublished": trtc_events.user_unpublished,
     "user-entered": trtc_events.user_entered,
@@ -48,7 +49,7 @@ class Decider:
         self._inspect = inspect
 
     async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
-        """Decide one event and return its answer, which start, stop and replay have. `by` is the caller, for the audit.
+        """Decide one event and return its answer, which user requests have. `by` is the caller, for the audit.
         Raises the handler's errors, all of `machine.errors`; then nothing is written except the audit."""
         warnings, refused = await self._inspected(event)
         no_capacity = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None

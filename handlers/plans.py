@@ -67,6 +67,14 @@ def _session(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     yield [("session", (event.data["TaskId"],)), ("recordings", (event.data["TaskId"],))]
 
 
+def _resend(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
+    """The delivery of the revision, the newest by default."""
+    task_id = event.data["TaskId"]
+    yield [("session", (task_id,))]
+    if current := snapshot.session(task_id):
+        yield [("delivery", (job_key.DeliveryKey(task_id, event.data.get("Revision", current.revision)),))]
+
+
 def _start(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     try:
         room = requests.room(event.data)
@@ -101,4 +109,5 @@ _PLANS: dict[str, Callable[[codec.Event, ports.Snapshot], Stages]] = {
     "deadline-passed": _deadline,
     "worker-lost": _lost,
     "start": _start,
+    "resend": _resend,
 }

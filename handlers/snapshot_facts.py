@@ -5,6 +5,7 @@ Rule: most decisions ask for none of the facts that cost a query, so an event co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from machine import internal_events, model, ports, states
@@ -21,6 +22,12 @@ class SnapshotFacts:
     sdk_app_id: int
     outcome: internal_events.RecordingOutcome | None
     from_stage: str
+    next_n: Callable[[], int]
+
+    @property
+    def free_n(self) -> int:
+        """A number of the speaker's that no recording and no object has."""
+        return self.next_n()
 
     @property
     def now_ms(self) -> int:

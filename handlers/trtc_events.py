@@ -121,7 +121,7 @@ def _publishing_in(uow: unit_of_work.UnitOfWork, current: model.Session) -> None
             told = value.published.switched_on(data["EventMs"], current.opened_ms)
             uow.advance_recording(uow.note_published(value, told), "user-publishing")
     elif current.state == states.OPEN:
-        n = max((r.n for r in known), default=0) + 1
+        n = uow.next_n(current.task_id, speaker)
         speakers.open_recording(uow, current, speaker, n=n, present=True, published_ms=data["EventMs"])
     else:
         _note(uow, current, f"ignored: {speaker!r} published while the session closes")

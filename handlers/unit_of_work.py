@@ -30,6 +30,9 @@ from machine import (
     states,
 )
 
+# The triggers after which a session may revise its result.
+REVISING = ("all-final", "revise-over")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
@@ -38,6 +41,8 @@ class Context:
     policy: model.Policy
     new_id: Callable[[], str]  # a fresh ULID
     shared_spool: bool = True  # any node can reach any segment
+    # The address of a recording's object.
+    object_url: Callable[[requests.StartRequest, model.Recording], str] = lambda request, recording: ""
     mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service can generate UserSigs for the application
 
 
@@ -88,6 +93,10 @@ class UnitOfWork:
         found = () if opened_here else self.snapshot.recordings_of(task_id, speaker)
         return [r for r in self._current(found, task_id) if r.speaker == speaker]
 
+    def next_n(self, task_id: str, speaker: str) -> int:
+        """The next free number of a speaker: of a recording, or of an object."""
+        return max((max(r.n, r.object_n) for r in self.recordings_of(task_id, speaker)), default=0) + 1
+
     def find_recording(self, key: job_key.RecordingKey) -> model.Recording | None:
         """One recording with its present job."""
         changed = self.changes.recordings.get(key)
@@ -125,6 +134,7 @@ class UnitOfWork:
             sdk_app_id=self.held(value.task_id).request.room.sdk_app_id,
             outcome=outcome,
             from_stage=stage,
+            next_n=lambda: self.next_n(value.task_id, value.speaker),
         )
 
     def open_recording(self, value: model.Recording) -> None:
@@ -172,15 +182,17 @@ class UnitOfWork:
             model.put(new, version=before.version + 1)
         self.changes.sessions[new.task_id] = (before, new)
 
-    def advance_session(self, task_id: str, trigger: str) -> session.SessionDecision:
-        """Trigger a session and note the decision, for its recordings too."""
-        value = self.held(task_id)
+    def advance_session(self, task_id: str, trigger: str, ended: model.Recording | None = None) -> session.SessionDecision:
+        """Trigger a session and note the decision, for its recordings too. `ended` is a recording that has just become final."""
+        value = self._recounted(task_id) if trigger == "result-wait-over" else self.held(task_id)
         facts = session.SessionFacts(
             now_ms=self.now_ms,
             policy=self.context.policy,
             live=value.live,
             uploading=value.uploading,
             present=value.present > 0,
+            replaying=trigger in REVISING and self._replaying(value),
+            replay_ended=ended is not None and ended.replays > 0,
         )
         decision = session.decide(value, trigger, facts)
         if decision.ignored:
@@ -199,12 +211,34 @@ class UnitOfWork:
                     self._apply_deadline(value.key, effect)
         return decision
 
-    def settle(self, task_id: str) -> None:
+    def _recounted(self, task_id: str) -> model.Session:
+        """The session with the counts of the recordings that are there: a deleted one would be waited for without end."""
+        value = self.held(task_id)
+        counts = [model.counted(r) for r in self.recordings(task_id)]
+        found = {name: sum(count[at] for count in counts) for at, name in enumerate(model.COUNTS)}
+        if all(getattr(value, name) == number for name, number in found.items()):
+            return value
+        self.journal(
+            value.key, value.state, value.state, f"the session counted {value.live} unfinished recordings, not {found['live']}"
+        )
+        self.save_session(model.changed(value, **found))
+        return self.held(task_id)
+
+    def _replaying(self, value: model.Session) -> bool:
+        """Whether the next revision waits for a replayed recording."""
+        since_ms = self.now_ms - self.context.policy.result_wait_ms
+        return (
+            value.state == states.FINISHED
+            and value.live > 0
+            and any(r.replays and not r.final and r.stage_started_ms > since_ms for r in self.recordings(value.task_id))
+        )
+
+    def settle(self, task_id: str, ended: model.Recording | None = None) -> None:
         """A recording has ended, or the session has closed: finish the session or revise its result, if nothing is left to do."""
         current = self.held(task_id)
         if current.state == states.OPEN or (current.state == states.CLOSING and current.live):
             return
-        self.advance_session(task_id, "all-final")
+        self.advance_session(task_id, "all-final", ended)
 
     def open_session(self, opened: model.Session, secrets: requests.Secrets) -> None:
         """Add a session with its secrets, and arm its deadlines."""
@@ -217,14 +251,15 @@ class UnitOfWork:
     # --- deliveries -------------------------------------------------------------------------------------------------------
     def advance_delivery(
         self, value: model.Delivery, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
-    ) -> None:
+    ) -> delivery.DeliveryDecision:
         """Trigger the delivery of a result and note the decision."""
         decision = delivery.decide(value, trigger, now_ms=self.now_ms, policy=self.context.policy, outcome=outcome)
         if decision.ignored:
             self.journal(value.key, value.state, value.state, f"ignored: {trigger}: {decision.ignored}")
-            return
+            return decision
         self._save_delivery(value, decision)
         self.journal(value.key, value.state, decision.delivery.state, decision.delivery.detail)
+        return decision
 
     def _save_delivery(self, old: model.Delivery | None, decision: delivery.DeliveryDecision) -> None:
         new = decision.delivery

@@ -1,4 +1,4 @@
-"""Handlers of user requests: start, stop and replay.
+"""Handlers of user requests: start and stop; those that act on recorded files are in replays.py.
 
 Rules: no I/O. A start is decided under the lock of its room. A refusal raises one of `machine.errors`, and nothing is written.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from events import errors as event_errors
 from events import requests
 from handlers import bus_replies, speakers, unit_of_work
-from machine import errors, model, presence, recording, states
+from machine import errors, model, presence, states
 
 
 def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
@@ -50,32 +50,9 @@ def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
 def stop(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     """Close a session by its TaskId or by the key of its start. Returns TaskId and State. Raises NotFound, InvalidParameter."""
     data = uow.event.data
-    current = _named(uow, data["TaskId"]) if "TaskId" in data else _by_key(uow)
+    current = named(uow, data["TaskId"]) if "TaskId" in data else _by_key(uow)
     uow.advance_session(current.task_id, "stop")
-    return {"TaskId": current.task_id, "State": (_named(uow, current.task_id)).state}
-
-
-def replay(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
-    """Replay the failed and stuck recordings of a session, or the ones that the request names.
-
-    Returns TaskId and the planned move of each recording. DryRun writes nothing. Raises NotFound, Refused."""
-    data = uow.event.data
-    current = _named(uow, data["TaskId"])
-    chosen = _chosen(uow.recordings(current.task_id), data)
-    plans = [(r, _planned(uow, r)) for r in chosen]
-    answer = {"TaskId": current.task_id, "Recordings": [_plan(r, decided) for r, decided in plans]}
-    rejoins = any(r.final and decided.recording.state == states.JOINING for r, decided in plans)
-    if rejoins:
-        _check_free(uow, current)
-    if data.get("DryRun"):
-        return answer
-    uow.changes.secrets[current.task_id] = uow.snapshot.secrets(current.task_id).renewed_by(requests.secrets(data))
-    if rejoins:
-        uow.advance_session(current.task_id, "reopen")
-    ended = [uow.advance_recording(r, "replay").recording.final and not r.final for r in chosen]
-    if any(ended):
-        uow.settle(current.task_id)
-    return answer
+    return {"TaskId": current.task_id, "State": named(uow, current.task_id).state}
 
 
 def _repeat(
@@ -92,8 +69,11 @@ def _repeat(
     known = dataclasses.replace(current.request, callback=uow.snapshot.callback_url(current.task_id))
     if fields := requests.differing(known, request):
         raise errors.AlreadyRecording(current.task_id, fields)
-    uow.changes.secrets[current.task_id] = uow.snapshot.secrets(current.task_id).renewed_by(secrets)
+    before = uow.snapshot.secrets(current.task_id)
+    uow.changes.secrets[current.task_id] = before.renewed_by(secrets)
     uow.journal(current.key, current.state, current.state, "a repeated start: fresh secrets taken")
+    if secrets.user_sig not in ("", before.user_sig):
+        speakers.retry_failed(uow, current)
     return _accepted(uow, current, repeated=True)
 
 
@@ -124,7 +104,8 @@ def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[
         )
 
 
-def _named(uow: unit_of_work.UnitOfWork, task_id: str) -> model.Session:
+def named(uow: unit_of_work.UnitOfWork, task_id: str) -> model.Session:
+    """The session of this id. Raises NotFound."""
     current = uow.find_session(task_id)
     if current is None:
         raise errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists what there is.")
@@ -150,37 +131,3 @@ def _open_session(uow: unit_of_work.UnitOfWork, room: requests.Room, user_id: st
         if found.state == states.OPEN and found.request.user_id == user_id:
             return found
     return None
-
-
-def _chosen(recordings: list[model.Recording], data: Any) -> list[model.Recording]:
-    speaker, n = data.get("Speaker"), data.get("N")
-    named = [r for r in recordings if speaker in (None, r.speaker) and n in (None, r.n)]
-    if not named:
-        raise errors.NotFound("There is no such recording; `recorder show` lists a session's.")
-    explicit = speaker is not None or "From" in data
-    chosen = [r for r in named if not r.never_seen and (explicit or r.state != states.DONE)]
-    if not chosen:
-        raise errors.Refused("Every recording is Done already; name a speaker and an earlier stage with From.")
-    return chosen
-
-
-def _planned(uow: unit_of_work.UnitOfWork, value: model.Recording) -> recording.RecordingDecision:
-    """Decide a replay without writing it. Raises Refused if the table ignores it, or if the named stage has no files."""
-    decided = recording.decide(value, "replay", uow.facts(value))
-    if decided.ignored:
-        raise errors.Refused(f"{value.key} cannot be replayed: {decided.ignored}.")
-    stage = uow.event.data.get("From")
-    if value.final and decided.recording.state == states.JOINING and stage not in (None, "joining"):
-        raise errors.Refused(f"{value.key} cannot be replayed from {stage}: its files are gone. Joining would capture again.")
-    return decided
-
-
-def _plan(value: model.Recording, decided: recording.RecordingDecision) -> dict[str, Any]:
-    then = decided.recording
-    return {"Speaker": value.speaker, "N": value.n, "State": value.state, "To": then.state, "Attempt": then.attempt}
-
-
-def _check_free(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
-    other = _open_session(uow, current.request.room, current.request.user_id)
-    if other is not None and other.task_id != current.task_id:
-        raise errors.Refused(f"Joining needs this session Open, but {other.task_id} is Open for the same room and user.")

@@ -74,7 +74,7 @@ def advance_recording(
     if value.state in states.CAPTURING and decision.recording.state == states.TRANSCODING:
         _expect_again(uow, decision.recording)
     if decision.recording.final and not value.final:
-        uow.settle(key.task_id)
+        uow.settle(key.task_id, decision.recording)
 
 
 def advance_delivery(
@@ -121,5 +121,5 @@ def _expect_again(uow: unit_of_work.UnitOfWork, value: model.Recording) -> None:
     """Open the next recording of a subscribed speaker, who is tried as long as the session is Open, callbacks or not."""
     current = uow.held(value.task_id)
     if current.state == states.OPEN and value.speaker in current.request.subscribe and value.present is not False:
-        last = max(r.n for r in uow.recordings_of(value.task_id, value.speaker))
-        speakers.open_recording(uow, current, value.speaker, n=last + 1, present=None)
+        n = uow.next_n(value.task_id, value.speaker)
+        speakers.open_recording(uow, current, value.speaker, n=n, present=None)

@@ -1,4 +1,5 @@
-"""The delivery's state machine: one result to one URL, pending until delivered, failed, or cancelled by a newer revision.
+"""The delivery's state machine: one result to one URL, pending until delivered, failed, or cancelled by a newer
+revision. A user may have any of them posted again.
 
 Rules: pure and total. The backoff follows Standard Webhooks. Only a 2xx response is success; a refusal that no retry cures, such
 as 410, ends the delivery.
@@ -30,7 +31,9 @@ def decide(
     policy: model.Policy,
     outcome: internal_events.DeliveryOutcome | None = None,
 ) -> DeliveryDecision:
-    """Apply `event` to `delivery`: send, cancel, retry-due, or the type of `outcome`."""
+    """Apply `event` to `delivery`: send, resend, cancel, retry-due, or the type of `outcome`."""
+    if event == "resend":
+        return _resend(delivery)
     if delivery.state != PENDING:
         return DeliveryDecision(delivery=delivery, ignored=f"it is {delivery.state} already")
     if event == "send":
@@ -42,6 +45,8 @@ def decide(
         return _release(delivery) if waits else DeliveryDecision(delivery=delivery, ignored="no job waits")
     if outcome is None or outcome.epoch != delivery.epoch:
         return DeliveryDecision(delivery=delivery, ignored="the outcome has an older epoch")
+    if not isinstance(outcome, internal_events.WorkerLost):
+        delivery = model.changed(delivery, posts=delivery.posts + 1, tried_ms=now_ms)
     match outcome:
         case internal_events.DeliveryFinished():
             return _end(delivery, DELIVERED, "")
@@ -60,9 +65,16 @@ def _queue(delivery: model.Delivery) -> DeliveryDecision:
     return DeliveryDecision(delivery=queued, effects=(effects.Disarm("retry"), effects.Command("send-callback")))
 
 
+def _resend(delivery: model.Delivery) -> DeliveryDecision:
+    """Post again from the beginning of the schedule: one that has ended, or one that waits for a retry."""
+    if delivery.job is not None and delivery.job.state == states.LEASED:
+        return DeliveryDecision(delivery=delivery, ignored="it is being posted at this moment")
+    return _queue(model.changed(delivery, state=PENDING, failures=0, detail=""))
+
+
 def _lost(delivery: model.Delivery, now_ms: int, backoff_ms: tuple[int, ...]) -> DeliveryDecision:
-    """Send again, at once after the first loss. Failed posts and losses raise the epoch, and only failed posts are counted."""
-    losses = max(0, delivery.epoch - 1 - delivery.failures)
+    """Send again, at once after the first loss. Failed posts and losses raise the epoch, and only posts are counted."""
+    losses = max(0, delivery.epoch - 1 - max(delivery.failures, delivery.posts))
     pause_ms = backoff_ms[min(losses, len(backoff_ms) - 1)]
     if not pause_ms:
         return _queue(delivery)

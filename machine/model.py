@@ -165,6 +165,27 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveredFile:
+    """A file that was delivered before a replay began. Neither its object nor its entry in the result changes any more."""
+
+    n: int  # the number in its object key
+    url: str  # the address of its object
+    code: str  # the result's Code
+    detail: str  # the result's Detail
+    output: Output  # the file
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in the database."""
+        return {"N": self.n, "Url": self.url, "Code": self.code, "Detail": self.detail, "Output": self.output.to_json()}
+
+    @staticmethod
+    def from_json(body: dict[str, Any]) -> DeliveredFile:
+        """The opposite of `to_json`."""
+        output = Output.from_json(body["Output"])
+        return DeliveredFile(n=body["N"], url=body["Url"], code=body["Code"], detail=body["Detail"], output=output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """One appearance of one speaker in a session, until it ends: the persisted state machine."""
 
@@ -198,6 +219,8 @@ class Recording:
     files_removed: bool = False  # KEEP_FAILED is over: the janitor deletes its files, and no replay uses them
     evicted: int = 0  # runs that ended just as a pull for another speaker of the session began
     published: published.Published = published.UNKNOWN  # when the speaker was known to publish
+    object_n: int = 0  # the number in the object key, if it is not `n` because that object was delivered
+    delivered: tuple[DeliveredFile, ...] = ()  # the files that were delivered before a replay began
 
     @property
     def key(self) -> job_key.RecordingKey:
@@ -208,6 +231,11 @@ class Recording:
     def attempt(self) -> int:
         """The contract's `Attempt`: 1, plus one for each replay."""
         return self.replays + 1
+
+    @property
+    def object_number(self) -> int:
+        """The number in its object key."""
+        return self.object_n or self.n
 
     @property
     def capture(self) -> str:
@@ -259,7 +287,9 @@ class Delivery:
     state: str = "pending"  # pending, delivered, failed or cancelled
     version: int = 1  # raised by each write; guards against concurrent updates
     epoch: int = 0  # the number of the current job; outcomes of older epochs are stale
-    failures: int = 0  # failed posts
+    failures: int = 0  # failed posts since it was sent, or sent again
+    posts: int = 0  # all posts that ended
+    tried_ms: int | None = None  # when the last post ended
     detail: str = ""  # the last failure, or the reason of its end
     job: Job | None = None  # the current job; None: nothing is due
 

@@ -22,6 +22,7 @@ ALL = states.RECORDING_STATES
 ENDS_A_RUN = ("capture-exit", "worker-lost")
 # A last pull that a fault of the disk ended says nothing about the speaker.
 KEEPS_LAST_PULL = ("brought_media", "disk_error")
+REMAKE = ("spare_delivered", "queue_transcode")
 MAY_END_JOINING = (*ENDS_A_RUN, "stop", "idle-over", "replay")
 
 # The events of a recording. `stop` stands for every event that closes its session: room-destroyed, user-removed, stop, or one of
@@ -140,7 +141,7 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     _ignore("upload-finished", (*CAPTURING, T, *states.FINAL), NO_SUCH_JOB),
     _ignore("upload-failed", ALL, STALE, ("stale",)),
     Row(on="upload-failed", at=(U,), unless=("job_active",), ignore=NO_SUCH_JOB),
-    Row(on="upload-failed", at=(U,), when=("output_unusable",), to=T, do=("remake_output",)),
+    Row(on="upload-failed", at=(U,), when=("output_unusable",), to=T, do=("spare_delivered", "remake_output")),
     Row(on="upload-failed", at=(U,), when=("retryable",), do=("retry_upload",)),
     Row(on="upload-failed", at=(U,), to=states.FAILED, do=("fail",)),
     _ignore("upload-failed", (*CAPTURING, T, *states.FINAL), NO_SUCH_JOB),
@@ -166,16 +167,17 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     Row(on="node-return-over", at=(U,), when=("retryable",), do=("arm_node_return",)),
     Row(on="node-return-over", at=(U,), to=states.FAILED, do=("fail_node_away",)),
     _ignore("node-return-over", (*CAPTURING, *states.FINAL), "it waits for no node"),
-    # Replay: resume at the latest stage whose files exist, or at the earlier one that is named. A stuck one: the command again.
+    # Replay: resume at the latest stage whose files exist, or at the earlier one that is named. A stuck one: the command again. A
+    # replay never captures again: handlers/replays.py opens another recording for that, while the session is Open.
     Row(on="replay", at=(J,), when=("stopping",), to=states.FAILED, do=("fail_without_media",)),
     Row(on="replay", at=(R,), when=("stopping",), to=T, do=("end_capture", "queue_transcode")),
     Row(on="replay", at=(*CAPTURING, T), do=("requeue_job",)),
-    Row(on="replay", at=(U,), when=("resume_at_transcode",), unless=("resume_at_upload",), to=T, do=("queue_transcode",)),
+    Row(on="replay", at=(U,), when=("resume_at_transcode",), unless=("resume_at_upload",), to=T, do=REMAKE),
     Row(on="replay", at=(U,), do=("requeue_job",)),
     Row(on="replay", at=(states.DONE,), unless=("stage_named",), ignore="it is Done already; name an earlier stage with From"),
     Row(on="replay", at=states.FINAL, when=("resume_at_upload",), to=U, do=("begin_replay", "queue_upload")),
-    Row(on="replay", at=states.FINAL, when=("resume_at_transcode",), to=T, do=("begin_replay", "queue_transcode")),
-    Row(on="replay", at=states.FINAL, to=J, do=("begin_replay", "rejoin", "queue_capture")),
+    Row(on="replay", at=states.FINAL, when=("resume_at_transcode",), to=T, do=("begin_replay", *REMAKE)),
+    _ignore("replay", states.FINAL, "its files are gone or never existed, so there is nothing to replay"),
 )
 
 MACHINE = decision_table.build(ROWS, states.RECORDING_STATES, EVENTS, RecordingRules)

@@ -32,6 +32,8 @@ class Facts(Protocol):
     def outcome(self) -> internal_events.RecordingOutcome | None: ...
     @property
     def from_stage(self) -> str: ...
+    @property
+    def free_n(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +49,4 @@ class RecordingFacts:
     target_away: bool = False  # the node that the present job is for sends no heartbeat
     outcome: internal_events.RecordingOutcome | None = None  # the payload, if the event is a worker's or `worker-lost`
     from_stage: str = ""  # replay: the stage named by `From`; "": none
+    free_n: int = 2  # replay: a number of the speaker's that no recording and no object has

@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from machine import coverage, effects, internal_events, model, pull_evictions, recording_guards, spool_wait, states
+from machine import (
+    coverage,
+    delivered_files,
+    effects,
+    internal_events,
+    model,
+    pull_evictions,
+    recording_guards,
+    spool_wait,
+    states,
+)
 from machine.reasons import Reason
 
 J, R, T, U = states.JOINING, states.RECORDING, states.TRANSCODING, states.UPLOADING
@@ -158,7 +168,9 @@ class RecordingRules(recording_guards.RecordingGuards):
         """Keep the verified output."""
         if isinstance(self.outcome, internal_events.FfmpegExit) and self.outcome.output is not None:
             remade = self.recording.output.remade if self.recording.output else 0
-            self._set(output=replace(self.outcome.output, remade=remade), output_node=self.outcome.node)
+            object_n = delivered_files.object_n(self.recording, self.outcome.output)
+            output = replace(self.outcome.output, remade=remade)
+            self._set(output=output, output_node=self.outcome.node, object_n=object_n)
 
     def finish(self) -> None:
         """The object is in the bucket."""
@@ -192,16 +204,17 @@ class RecordingRules(recording_guards.RecordingGuards):
         self._fail(f"{self.recording.failures} workers in a row ended without an outcome; see the service's log, then replay.")
 
     def begin_replay(self) -> None:
-        """A replay begins."""
+        """A replay begins. A delivered file keeps its object and its entry."""
+        self._set(delivered=delivered_files.kept(self.recording))
         self._set(replays=self.recording.replays + 1, stop_requested=True, failures=0, last_pull=False, files_removed=False)
         output = self.recording.output
         self._set(code="", detail="", url="", ended_ms=None, output=output and replace(output, remade=0))
         self.effects.append(effects.Disarm("keep"))
 
-    def rejoin(self) -> None:
-        """Capture again in the session that the replay has reopened."""
-        self._set(stop_requested=False, present=None, output=None, idle_from_ms=self.facts.now_ms, state=J)
-        self.effects.append(effects.Arm("idle", self.facts.now_ms + self.facts.policy.idle_timeout_ms))
+    def spare_delivered(self) -> None:
+        """The new file gets an object of its own if the present one was delivered."""
+        if delivered_files.has_object(self.recording):
+            self._set(object_n=self.facts.free_n)
 
     # --- shared by the actions --------------------------------------------------------------------------------------------
     def _set(self, **changes: Any) -> None:

@@ -42,6 +42,20 @@ def file_entry(recording: model.Recording) -> dict[str, Any]:
     }
 
 
+def file_entries(recording: model.Recording) -> list[dict[str, Any]]:
+    """All entries of a recording. What was delivered is never withdrawn: a replay adds an entry if it delivers another file."""
+    if not recording.delivered:
+        return [file_entry(recording)]
+    before = [
+        file_entry(
+            model.changed(recording, state=states.DONE, url=file.url, code=file.code, detail=file.detail, output=file.output)
+        )
+        for file in recording.delivered
+        if file.url != recording.url
+    ]
+    return [*before, *([file_entry(recording)] if recording.url else [])]
+
+
 def recording_result(session: model.Session, recording: model.Recording) -> tuple[str, dict[str, Any]]:
     """(event type, data) of a recording that has just become final."""
     type_ = states.OUTCOMES[recording.code][0]
@@ -51,7 +65,8 @@ def recording_result(session: model.Session, recording: model.Recording) -> tupl
 
 def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
     """The body of `session-finished` and of its delivery. A subscribed speaker who was never seen leaves no entry."""
-    files = [file_entry(r) for r in sorted(recordings, key=lambda r: (r.opened_ms, r.speaker, r.n)) if not r.never_seen]
+    seen = sorted((r for r in recordings if not r.never_seen), key=lambda r: (r.opened_ms, r.speaker, r.n))
+    files = [entry for r in seen for entry in file_entries(r)]
     extensions = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
     return {**_key(session), "Files": files, **extensions}
 

@@ -1,7 +1,8 @@
 """The session's state machine: Open → Closing → Finished, one total table and the pure `decide`.
 
-Rules: as for the recording's machine. The caller holds the session's row and states in the facts how its recordings are. The
-handlers trigger `all-final` whenever a recording has ended or the session has closed.
+Rules: a session that is closed never opens again, because its room may belong to somebody else by now. Otherwise as for the
+recording's machine. The caller holds the session's row and states in the facts how its recordings are. The handlers trigger
+`all-final` whenever a recording has ended or the session has closed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ EVENTS = (
     "result-wait-over",
     "revise-over",
     "all-final",
-    "reopen",
 )
 
 END_REASON = {
@@ -47,6 +47,8 @@ class SessionFacts:
     live: int = 0  # recordings that are not final
     uploading: int = 0  # those of them in Uploading
     present: bool = False  # callbacks reported that some speaker is there
+    replaying: bool = False  # a replayed recording is not final, and its stage began within RESULT_WAIT
+    replay_ended: bool = False  # the recording that has just ended was replayed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,16 @@ class SessionRules:
         """A callback reported that some speaker is there."""
         return self.facts.present
 
+    @property
+    def replaying(self) -> bool:
+        """A replayed recording is not final, and its stage began within RESULT_WAIT."""
+        return self.facts.replaying
+
+    @property
+    def replay_ended(self) -> bool:
+        """The recording that has just ended was replayed."""
+        return self.facts.replay_ended
+
     # --- actions ----------------------------------------------------------------------------------------------------------
     def close(self) -> None:
         """Stop the recordings; no recording is added any more."""
@@ -115,6 +127,10 @@ class SessionRules:
         """The next revision waits a moment, and reports the uploads that end meanwhile together."""
         self.effects.append(effects.Arm("revise", self.facts.now_ms + self.facts.policy.revise_every_ms, once=True))
 
+    def wait_for_replays(self) -> None:
+        """The next revision waits for the replayed recordings, RESULT_WAIT at most."""
+        self.effects.append(effects.Arm("revise", self.facts.now_ms + self.facts.policy.result_wait_ms))
+
     def arm_idle(self) -> None:
         """Check again when IDLE_TIMEOUT may be over."""
         active = self.facts.present or not self.session.published
@@ -125,18 +141,6 @@ class SessionRules:
     def arm_result_wait(self) -> None:
         """The result waits for the captures and transcodes that are not final."""
         self.effects.append(effects.Arm("result-wait", self.facts.now_ms + model.MINUTE))
-
-    def reopen(self) -> None:
-        """Start the deadlines of an Open session again."""
-        self.session = model.changed(
-            self.session,
-            opened_ms=self.facts.now_ms,
-            closing_ms=None,
-            finished_ms=None,
-            end_reason="",
-            idle_from_ms=self.facts.now_ms,
-        )
-        self.effects += opening(self.facts)
 
 
 def opening(facts: SessionFacts) -> list[effects.Arm]:
@@ -179,13 +183,15 @@ ROWS: tuple[decision_table.DecisionRow, ...] = (
     Row(on="all-final", at=(O,), ignore="an Open session may add recordings"),
     Row(on="all-final", at=(C,), when=("all_recordings_final",), to=F, do=("publish_result",)),
     Row(on="all-final", at=(C,), ignore="other recordings are not final"),
-    # A pending upload or a replay ended: a new revision, at once after the last one, together while others are pending.
+    # A pending upload or a replay ended: a new revision, at once after the last one or the last replay, together while others are
+    # pending.
     Row(on="all-final", at=(F,), when=("all_recordings_final",), do=("publish_result",)),
+    Row(on="all-final", at=(F,), when=("replaying",), do=("wait_for_replays",)),
+    Row(on="all-final", at=(F,), when=("replay_ended",), do=("publish_result",)),
     Row(on="all-final", at=(F,), do=("arm_revise",)),
+    Row(on="revise-over", at=(F,), when=("replaying",), do=("wait_for_replays",)),
     Row(on="revise-over", at=(F,), do=("publish_result",)),
     Row(on="revise-over", at=(O, C), ignore="no revision is due"),
-    Row(on="reopen", at=(O,), ignore="it is Open"),
-    Row(on="reopen", at=(C, F), to=O, do=("reopen",)),
 )
 
 MACHINE = decision_table.build(ROWS, ALL, EVENTS, SessionRules)

@@ -31,8 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import errors, job_key, model, session_view, states
-from store import connections, jobs, rows, tables
+from machine import delivery, errors, job_key, model, session_view, states
+from store import connections, jobs, rows, tables, unreadable_rows
 
 NOW = "now"
 # The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place; then when the result was made,
@@ -66,11 +66,13 @@ class SessionQueries:
         room: str = "",
         since_ms: int = 0,
         maybe_stuck: bool = False,
+        undelivered: bool = False,
         before: str = "",
         limit: int = 50,
     ) -> list[model.Session]:
         """Sessions, newest first: in a state, of an application, in a room (integer or string), opened at or after `since_ms`
-        (Unix ms), older than the TaskId `before`. `maybe_stuck` leaves out sessions that surely need no attention."""
+        (Unix ms), older than the TaskId `before`. `maybe_stuck` leaves out sessions that surely need no attention.
+        `undelivered` selects those whose newest result was given up."""
         table = tables.sessions
         wanted = (
             (state, table.c.state == state),
@@ -80,9 +82,42 @@ class SessionQueries:
             (since_ms, table.c.opened_ms >= since_ms),
             (before, table.c.task_id < before),
             (maybe_stuck, _maybe_stuck()),
+            (undelivered, _undelivered()),
         )
-        found = select(table).where(*(condition for given, condition in wanted if given))
-        return [rows.session(r) for r in await self._all(found.order_by(table.c.task_id.desc()).limit(limit))]
+        query = select(table).where(*(condition for given, condition in wanted if given)).order_by(table.c.task_id.desc())
+        found: list[model.Session] = []
+        while True:
+            asked = limit - len(found)
+            read = await self._all(query.limit(asked))
+            found += unreadable_rows.readable("sessions", read, rows.session)
+            # A row that cannot be read must not look like the end of the list.
+            if len(found) == limit or len(read) < asked:
+                return found
+            query = query.where(table.c.task_id < read[-1]["task_id"])
+
+    async def unreadable(self, limit: int = 100) -> list[unreadable_rows.UnreadableRow]:
+        """Rows of unfinished sessions and of their recordings that cannot be read, and sessions that count other recordings than
+        there are, because some were deleted."""
+        sessions, recordings = tables.sessions, tables.recordings
+        active = select(sessions).where(text(tables.ACTIVE)).order_by(sessions.c.task_id.desc()).limit(limit)
+        read = await self._all(active)
+        ids = [row["task_id"] for row in read]
+        counted = select(recordings.c.task_id, func.count().label("live")).where(text(tables.UNFINISHED))
+        counted = counted.where(recordings.c.task_id.in_(ids)).group_by(recordings.c.task_id)
+        live = {row["task_id"]: row["live"] for row in await self._all(counted)}
+        query = jobs.recordings().where(recordings.c.task_id.in_(ids), text(f"recordings.{tables.UNFINISHED}")).limit(limit)
+        made = [
+            *(unreadable_rows.read("sessions", row, rows.session) for row in read),
+            *(unreadable_rows.read("recordings", row, rows.recording) for row in await self._all(query)),
+        ]
+        found = [each for each in made if isinstance(each, unreadable_rows.UnreadableRow)]
+        for row in read:
+            number = live.get(row["task_id"], 0)
+            if row["live"] != number:
+                reason = f"it counts {row['live']} unfinished recordings, and there are {number}"
+                known = {"table": "sessions", "task_id": row["task_id"], "id": row["task_id"]}
+                found.append(unreadable_rows.UnreadableRow(**known, reason=reason))
+        return found
 
     async def session(self, task_id: str) -> model.Session | None:
         """One session, or None."""
@@ -106,8 +141,8 @@ class SessionQueries:
         found = {task_id: session_view.SessionParts() for task_id in task_ids}
         async with self._database.read() as connection:
             job_rows = await _recordings_and_jobs(connection, task_ids)
-            for row in job_rows:
-                found[row["task_id"]].recordings.append(rows.recording(row))
+            for recording in unreadable_rows.readable("recordings", job_rows, rows.recording):
+                found[recording.task_id].recordings.append(recording)
             delivery_rows = await _deliveries_and_jobs(connection, task_ids, bodies=bodies)
             for row in delivery_rows:
                 found[row["task_id"]].deliveries.append(rows.delivery(row))
@@ -123,11 +158,18 @@ class SessionQueries:
             )
         return found
 
+    async def next_posts(self, deliveries: Sequence[job_key.DeliveryKey]) -> dict[int, int]:
+        """When the pending ones of these deliveries of one session are tried again: revision → Unix ms."""
+        table = tables.deadlines
+        revisions = {key.text: key.revision for key in deliveries}
+        found = select(table.c.owner, table.c.at_ms).where(table.c.owner.in_(list(revisions)), table.c.kind == "retry")
+        return {revisions[row["owner"]]: row["at_ms"] for row in await self._all(found)}
+
     async def recordings(self, task_id: str, *, first: int = 0, limit: int = RECORDINGS) -> list[model.Recording]:
         """The recordings of a session in the order of their opening, from number `first` on."""
         table = tables.recordings
         found = jobs.recordings().where(table.c.task_id == task_id).order_by(table.c.opened_ms, table.c.speaker, table.c.n)
-        return [rows.recording(r) for r in await self._all(found.offset(first).limit(limit))]
+        return unreadable_rows.readable("recordings", await self._all(found.offset(first).limit(limit)), rows.recording)
 
     async def segments(
         self, task_id: str, *, only: Sequence[str] | None = None, limit: int = SEGMENTS
@@ -208,9 +250,10 @@ class SessionQueries:
             chosen = [row[0] for row in _up_to(PAGE_BYTES, sizes)]
             bodies = select(place.label("place"), table.c.created_ms, table.c.body).where(place.in_(chosen)).order_by(place)
             read = (await connection.execute(bodies)).all()
-        results = [_result(self._cursor(r.place, r.created_ms), json.loads(r.body)) for r in read]
+        results = unreadable_rows.readable("outbox", (dict(r._mapping) for r in read), self._published)
         more = len(sizes) == limit or len(chosen) < len(sizes)
-        return results, results[-1].cursor if results and more else self._cursor(end, end_ms)
+        # The last one may not be readable.
+        return results, self._cursor(read[-1].place, read[-1].created_ms) if read and more else self._cursor(end, end_ms)
 
     async def _is_lost(self, connection: AsyncConnection, last: int, made_ms: int, end: int) -> bool:
         """Whether a cursor is of a result that this database does not have, because the database is an older one."""
@@ -254,6 +297,9 @@ class SessionQueries:
             raise errors.InvalidParameter("after: is not a cursor of this service", field="after")
         return int(known[2]), int(known[3] or 0)
 
+    def _published(self, row: Mapping[str, Any]) -> session_view.PublishedResult:
+        return _result(self._cursor(row["place"], row["created_ms"]), json.loads(row["body"]))
+
     def _cursor(self, place: int, made_ms: int) -> str:
         return f"{self._letter}{place}-{made_ms}" if made_ms else f"{self._letter}{place}"
 
@@ -274,6 +320,13 @@ def _maybe_stuck() -> Any:
         select(callbacks.c.task_id).where(text(tables.UNDELIVERED)),
     )
     return tables.sessions.c.task_id.in_(union(*parts))
+
+
+def _undelivered() -> Any:
+    """Sessions whose newest result was given up."""
+    callbacks = tables.callbacks
+    given_up = select(callbacks.c.task_id).where(text(tables.UNDELIVERED), callbacks.c.state == delivery.FAILED)
+    return tables.sessions.c.task_id.in_(given_up.where(callbacks.c.revision == tables.sessions.c.revision))
 
 
 def _first(limit: int, table: Table, task_ids: Sequence[str], *order: Any) -> Any:

@@ -18,11 +18,11 @@ RENAMED = {
     "never_seen": "awaited",
     "stage_started_ms": "step_from_ms",
 }
-_SEPARATE = ("job", "output", "published", "version", "replays")
+_SEPARATE = ("job", "output", "published", "version", "replays", "delivered")
 RECORDING_COLUMNS = {f.name: RENAMED.get(f.name, f.name) for f in dataclasses.fields(model.Recording) if f.name not in _SEPARATE}
 DELIVERY_COLUMNS = {
     name: RENAMED.get(name, name)
-    for name in ("task_id", "revision", "url", "body", "state", "version", "epoch", "failures", "detail")
+    for name in ("task_id", "revision", "url", "body", "state", "version", "epoch", "failures", "posts", "tried_ms", "detail")
 }
 SESSION_FIELDS = (
     "state",
@@ -64,6 +64,7 @@ def recording_row(recording: model.Recording) -> dict[str, Any]:
     row["attempt"] = recording.attempt
     row["output"] = dumps(output.to_json()) if output else None
     row["published"] = "" if recording.published == published.UNKNOWN else dumps(recording.published.to_json())
+    row["delivered"] = dumps([file.to_json() for file in recording.delivered]) if recording.delivered else ""
     row["partial"] = output is not None and not output.whole
     return row
 
@@ -74,7 +75,10 @@ def recording(row: Mapping[str, Any]) -> model.Recording:
     values["replays"] = row["attempt"] - 1
     output = model.Output.from_json(json.loads(row["output"])) if row["output"] else None
     told = published.Published.from_json(json.loads(row["published"])) if row["published"] else published.UNKNOWN
-    return model.Recording(**values, version=row["version"], output=output, published=told, job=_job(row))
+    files = json.loads(row["delivered"]) if row["delivered"] else []
+    delivered = tuple(model.DeliveredFile.from_json(file) for file in files)
+    parts: dict[str, Any] = {"output": output, "published": told, "delivered": delivered, "job": _job(row)}
+    return model.Recording(**values, version=row["version"], **parts)
 
 
 def session_row(session: model.Session) -> dict[str, Any]:

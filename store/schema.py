@@ -20,23 +20,7 @@ from store import connections, side_by_side, sql
 
 log = structlog.get_logger()
 
-REVISIONS = (
-    "0001",
-    "0002",
-    "0003",
-    "0004",
-    "0005",
-    "0006",
-    "0007",
-    "0008",
-    "0009",
-    "0010",
-    "0011",
-    "0012",
-    "0013",
-    "0014",
-    "0015",
-)
+REVISIONS = tuple(f"{number:04}" for number in range(1, 17 + 1))
 """Every revision in `migrations/versions`, oldest first."""
 HEAD = REVISIONS[-1]
 _TABLE = "alembic_version"

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from events import requests
 from machine import changes, encryption, job_key, model, ports, presence, states
-from store import connections, encrypted_rows, rows, statements, unsaved
+from store import connections, encrypted_rows, rows, statements, unreadable_rows, unsaved
 from store.sql import Row, Step, Steps
 
 PRESENCE_KEPT_MS = 24 * model.HOUR
@@ -29,14 +29,16 @@ class LoadedSnapshot:
         self._made = made
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """One reading of machine.ports.Snapshot. Raises NotLoaded, and Unknown for data that the earlier changes may have
-        moved."""
+        """One reading of machine.ports.Snapshot. Raises NotLoaded, Unknown for data that the earlier changes may have moved, and
+        RuntimeError for a row that cannot be read."""
 
         def read(*about: Any) -> Any:
             try:
                 value = self.values[name, about]
             except KeyError:
                 raise ports.NotLoaded((name, about)) from None
+            if isinstance(value, unreadable_rows.UnreadableRow):
+                raise value.error()
             return value if self._made is None else unsaved.after((name, about), value, self._made, self.now_ms)
 
         return read
@@ -83,7 +85,9 @@ class Loader:
         for (room,), snapshots in (rooms or {}).items():
             for snapshot in snapshots:
                 found_there = [snapshot.values.get(("session", (id_,))) for id_ in snapshot.values.pop(("ids", (room,)))]
-                snapshot.values["sessions_in", (room,)] = [s for s in found_there if s is not None and s.state != states.FINISHED]
+                snapshot.values["sessions_in", (room,)] = [
+                    s for s in found_there if isinstance(s, model.Session) and s.state != states.FINISHED
+                ]
 
     def _load_rooms(
         self,
@@ -109,19 +113,19 @@ class Loader:
     # --- one method for each reading of a snapshot: the arguments of its needs → their values ------------------------------
     def _session(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         found = yield Step(statements.SESSION, [{"at_task_id": id_} for (id_,) in sorted(about)])
-        return dict.fromkeys(about) | {(row["task_id"],): rows.session(row) for row in found}
+        return dict.fromkeys(about) | {(row["task_id"],): unreadable_rows.read("sessions", row, rows.session) for row in found}
 
     def _recordings(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         found = yield Step(statements.RECORDINGS, [{"at_task_id": id_} for (id_,) in about])
-        return _lists(about, found, lambda row: (row["task_id"],), rows.recording)
+        return _lists(about, found, lambda row: (row["task_id"],), _recording)
 
     def _recordings_of(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         found = yield Step(statements.RECORDINGS_OF, [{"at_task_id": id_, "at_speaker": name} for id_, name in about])
-        return _lists(about, found, lambda row: (row["task_id"], row["speaker"]), rows.recording)
+        return _lists(about, found, lambda row: (row["task_id"], row["speaker"]), _recording)
 
     def _recording(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         found = yield Step(statements.RECORDING, [{"at_id": key.text} for (key,) in about])
-        by_id = {row["id"]: rows.recording(row) for row in found}
+        by_id = {row["id"]: unreadable_rows.read("recordings", row, rows.recording) for row in found}
         return {(key,): by_id.get(key.text) for (key,) in about}
 
     def _delivery(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
@@ -215,17 +219,26 @@ def _alike(snapshot: LoadedSnapshot, need: ports.Need) -> list[ports.Need]:
     all, and one step loads them."""
     if need[0] not in ("has_segments", "segment_nodes"):
         return []
-    lists = [found for (name, _), found in snapshot.values.items() if name == "recordings"]
+    lists = [found for (name, _), found in snapshot.values.items() if name == "recordings" and isinstance(found, list)]
     return [(need[0], (recording.key,)) for found in lists for recording in found]
 
 
 def _lists(
     about: list[tuple[Any, ...]], found: Sequence[Row], key: Callable[[Row], tuple[Any, ...]], make: Callable[[Row], Any]
 ) -> Loaded:
+    """The values of rows by key. A list with a row that cannot be read is that row."""
     made: Loaded = {each: [] for each in about}
     for row in found:
-        made[key(row)].append(make(row))
+        value = make(row)
+        if isinstance(value, unreadable_rows.UnreadableRow):
+            made[key(row)] = value
+        elif isinstance(made[key(row)], list):
+            made[key(row)].append(value)
     return made
+
+
+def _recording(row: Row) -> model.Recording | unreadable_rows.UnreadableRow:
+    return unreadable_rows.read("recordings", row, rows.recording)
 
 
 def at_room(room: requests.Room) -> dict[str, Any]:

@@ -137,7 +137,7 @@ _SESSION_COLUMNS = (
     "version", "closing_ms", "finished_ms", "end_reason", "revision", "idle_from_ms", "published", "live", "uploading", "present",
 )  # fmt: skip
 SAVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS)
-MOVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS, "state", "opened_ms")
+MOVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS, "state")
 ADD_SESSION = inserting(tables.sessions)
 SECRET = Statement(select(tables.secrets).where(matching(tables.secrets, "task_id", "kind")))
 PUT_SECRET = _upsert(tables.secrets, "key_id", "body", "updated_ms")
@@ -227,7 +227,9 @@ PENDING_DELIVERIES = Statement(
     ).order_by(tables.callbacks.c.revision)
 )
 WHOLE_DELIVERY = Statement(jobs.deliveries().where(matching(tables.callbacks, "task_id", "revision")))
-SAVE_DELIVERY = _saving(tables.callbacks, ("task_id", "revision", "version"), "version", "state", "epoch", "tries", "detail")
+SAVE_DELIVERY = _saving(
+    tables.callbacks, ("task_id", "revision", "version"), "version", "state", "epoch", "tries", "posts", "tried_ms", "detail"
+)
 ADD_DELIVERY = inserting(tables.callbacks)
 ADD_RESULT = inserting(tables.results)
 

@@ -142,6 +142,9 @@ recordings = Table(
     Column("evicted", Integer, nullable=False, server_default="0"),
     # When the speaker was known to publish, as JSON; "" if unknown.
     Column("published", Text, nullable=False, server_default=""),
+    # The number in the object key if it is not `n`, and the files that were delivered before a replay began.
+    Column("object_n", Integer, nullable=False, server_default="0"),
+    Column("delivered", Text, nullable=False, server_default=""),
     UniqueConstraint("task_id", "speaker", "n"),
     CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
 )
@@ -219,6 +222,9 @@ callbacks = Table(
     Column("epoch", Integer, nullable=False),
     Column("tries", Integer, nullable=False),
     Column("detail", Text, nullable=False),
+    # All posts that ended, and when the last one did; `tries` counts the failed ones of the present schedule.
+    Column("posts", Integer, nullable=False, server_default="0"),
+    Column("tried_ms", BigInteger),
 )
 UNDELIVERED = "state IN ('pending', 'failed')"
 _partial("ix_callbacks_undelivered", callbacks.c.task_id, which=UNDELIVERED)

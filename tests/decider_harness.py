@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from events import codec
+from events import codec, requests
 from handlers import dispatch, unit_of_work
 from machine import job_key, model
 from store import queries
@@ -167,9 +167,13 @@ class Harness:
         return "\n".join(line.note for line in await self.reading.timeline(task_id))
 
 
+def _object_url(_: requests.StartRequest, recording: model.Recording) -> str:
+    return f"https://cos/{recording.task_id}/{recording.speaker}_{recording.object_number}"
+
+
 def connect(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None, *, prefix: str = "01") -> Harness:
     """A harness with the default policy. `prefix` distinguishes its ids from those of another one on the same database."""
-    context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(prefix))
+    context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(prefix), object_url=_object_url)
     decider, reading = dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections)
     return Harness(store, clock, decider, reading, engines.ids(f"e{prefix}"))
 

@@ -47,6 +47,7 @@ VALID: dict[str, list[dict[str, Any]]] = {
         {"TaskId": TASK, "Speaker": "al", "N": 2, "From": "transcoding", "DryRun": True, "UserSig": "s"},
         {"TaskId": TASK, "CosConfig": {"SecretId": "i", "SecretKey": "k", "Token": "t"}},
     ],
+    "resend": [{"TaskId": TASK}, {"TaskId": TASK, "Revision": 3}],
     "user-publishing": [
         USER | {"Kind": "audio"},
         {"SdkAppId": 1, "StrRoomId": "r", "UserId": "a", "EventMs": 0, "Kind": "video"},
@@ -131,6 +132,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("stop", {"TaskId": None}, "", "TaskId"),
     ("stop", {"TaskId": "01"}, "TaskId", ""),
     ("stop", {"TaskId": TASK.replace("0", "I")}, "TaskId", ""),
+    ("resend", {"Revision": 0}, "Revision", ""),
     ("replay", {"N": 1}, "Speaker", "required"),
     ("replay", {"From": "done"}, "From", ""),
     ("replay", {"UserSig": ""}, "UserSig", ""),

@@ -18,7 +18,7 @@ EDGES = {
     ("Uploading", "Transcoding"),
     *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
 }
-REPLAY_EDGES = {(end, state) for end in cases.FINAL for state in ("Joining", "Transcoding", "Uploading")}
+REPLAY_EDGES = {(end, state) for end in cases.FINAL for state in ("Transcoding", "Uploading")}
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ def _replay(c: cases.Case) -> Expected:
     elif c.segments and c.from_ in ("", "uploading", "transcoding"):
         target, command = "Transcoding", "start-transcode"
     else:
-        target, command = "Joining", "start-capture"
-    return Expected("move", ((c.state, target),), job="queued", command=command, raised=True, stop=target != "Joining")
+        return IGNORE  # a replay acts on files; another capture is another recording
+    return Expected("move", ((c.state, target),), job="queued", command=command, raised=True, stop=True)
 
 
 def _node_return_over(c: cases.Case) -> Expected:

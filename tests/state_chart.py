@@ -14,9 +14,8 @@ RECORDING_EDGES = {
     ("Uploading", "Transcoding"),
     *((state, "Failed") for state in ("Joining", "Recording", "Transcoding", "Uploading")),
 }
-REPLAY_EDGES = {(end, to) for end in ("Done", "Failed") for to in ("Joining", "Transcoding", "Uploading")}
+REPLAY_EDGES = {(end, to) for end in ("Done", "Failed") for to in ("Transcoding", "Uploading")}
 SESSION_EDGES = {("", "Open"), ("Open", "Closing"), ("Closing", "Finished")}
-SESSION_REPLAY_EDGES = {("Closing", "Open"), ("Finished", "Open")}
 # Code → (Message, Status).
 CODES = {
     "Success": ("录制成功", 1),
@@ -34,6 +33,6 @@ def may(owner: str, event_type: str, source: str, target: str) -> bool:
     if source == target or "#" in owner:
         return True
     edges = RECORDING_EDGES if "/" in owner else SESSION_EDGES
-    if event_type == "replay":
-        edges = edges | (REPLAY_EDGES if "/" in owner else SESSION_REPLAY_EDGES)
+    if event_type == "replay" and "/" in owner:
+        edges = edges | REPLAY_EDGES
     return (source, target) in edges

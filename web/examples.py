@@ -36,6 +36,7 @@ START: Json = {
 }
 STOP: Json = {}
 REPLAY: Json = {"Speaker": "alice", "N": 1, "From": "transcoding", "DryRun": True}
+RESEND: Json = {"Revision": 1}
 CALLBACK_HEADERS = {"SdkAppId": "1400000001", "Sign": "kkoFeO3Oh2ZHnjtg8tEAQhtXK16/KI05W3BQff8IvGA="}
 CALLBACK: Json = {
     "EventGroupId": 2,
@@ -48,9 +49,22 @@ ACCEPTED: Json = {"TaskId": TASK_ID, "Repeated": False, "Warnings": [], "Request
 STOPPED: Json = {"TaskId": TASK_ID, "State": "Closing", "RequestId": REQUEST_ID}
 REPLAYED: Json = {
     "TaskId": TASK_ID,
-    "Recordings": [{"Speaker": "alice", "N": 1, "State": "Failed", "To": "Uploading", "Attempt": 2}],
+    "Recordings": [
+        {
+            "Speaker": "alice",
+            "N": 1,
+            "State": "Failed",
+            "To": "Uploading",
+            "Attempt": 2,
+            "Action": "upload from its files",
+            "Object": f"https://lessons-1250000000.cos.ap-shanghai.myqcloud.com/2026/{TASK_ID}/alice_1.mp4",
+        }
+    ],
+    "Skipped": [{"Speaker": "bob", "N": 1, "Why": "its files are gone or never existed, so there is nothing to replay."}],
+    "Result": None,
     "RequestId": REQUEST_ID,
 }
+RESENT: Json = {"TaskId": TASK_ID, "Revision": 1, "State": "pending", "RequestId": REQUEST_ID}
 _FINDING = {"Rule": "failed-kept", "Of": "alice/1", "Why": f"FailedCosWrite: {_REFUSED}", "Next": _NEXT_STEP}
 _HEAD: Json = {
     "TaskId": TASK_ID,
@@ -137,7 +151,19 @@ SESSION: Json = {
     "Next": "",
     "Recordings": [_RECORDING],
     "RecordingsNext": "",
-    "Callbacks": [{"Revision": 1, "State": "delivered", "Tries": 0, "Detail": ""}],
+    "Callbacks": [
+        {
+            "Revision": 1,
+            "Host": "example.com",
+            "State": "delivered",
+            "Tries": 0,
+            "Detail": "",
+            "Attempts": 1,
+            "LastTime": TIMES[2],
+            "NextTime": "",
+            "Answer": "It accepted the result.",
+        }
+    ],
     "Timeline": [
         _line(TIMES[0], "", "start", "", "Open", "mode 02"),
         _line(TIMES[2], "alice/1", "upload-failed", "Uploading", "Failed", _REFUSED),
@@ -179,6 +205,7 @@ ANSWERS: dict[str, Json] = {
     "Session": SESSION,
     "Stopped": STOPPED,
     "Replayed": REPLAYED,
+    "Resent": RESENT,
     "Results": RESULTS,
     "Conflict": CONFLICT,
     "CursorLost": CURSOR_LOST,

@@ -21,10 +21,10 @@ def for_session(session: model.Session) -> str:
             return ""
 
 
-def for_recording(recording: model.Recording) -> str:
+def for_recording(recording: model.Recording, session: model.Session) -> str:
     """One sentence; "" if no step is needed."""
     if recording.state == states.FAILED:
-        return _after_failure(recording)
+        return _after_failure(recording, open_=session.state == states.OPEN)
     if recording.state == states.DONE:
         return ""
     if recording.never_seen:
@@ -52,7 +52,10 @@ def for_blocked_delivery(task_id: str) -> str:
 
 def for_failed_delivery(task_id: str) -> str:
     """For a result that was refused and is not retried."""
-    return f"It is not posted again. `recorder show {task_id} --json` has it under Results; pass it on from there."
+    return (
+        f"When the receiver is fixed, `recorder resend {task_id}` posts it again; `recorder show {task_id} --json` has it under"
+        " Results."
+    )
 
 
 def for_refused_delivery(task_id: str) -> str:
@@ -60,13 +63,15 @@ def for_refused_delivery(task_id: str) -> str:
     return f"It is retried automatically. Fix the receiver; until then `recorder show {task_id} --json` has the result."
 
 
-def _after_failure(recording: model.Recording) -> str:
+def _after_failure(recording: model.Recording, *, open_: bool) -> str:
     command = _replay(recording)
     if recording.files_removed:
-        return f"Its files were removed after KEEP_FAILED. `{command} --from=joining` enters the room again."
+        return "Its files were removed after KEEP_FAILED: there is nothing to replay."
     match recording.code:
+        case states.FAILED_RECORDING if not recording.media_ms and not open_:
+            return "Nothing was captured, and the session is closed: there is nothing to replay. Start a new session."
         case states.FAILED_RECORDING if not recording.media_ms:
-            return f"Nothing was captured. When the cause is fixed, `{command}` enters the room again."
+            return f"Nothing was captured. When the cause is fixed, `{command}` enters the room again, as another recording."
         case states.FAILED_RECORDING:
             return f"The captured segments are kept. `{command}` makes a file of them and uploads it."
         case states.FAILED_TRANSCODE:

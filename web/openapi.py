@@ -43,7 +43,7 @@ TRTC_CALLBACK: Json = {
     "required": ["EventType", "EventInfo"],
 }
 # Events whose schema is a request body; those of results describe Result.Data.
-REQUESTS = ("start", "stop", "replay")
+REQUESTS = ("start", "stop", "replay", "resend")
 # Errors that any route can answer: see web.middleware and web.responses.
 ANYWHERE = (401, 403, 429, 500, 503)
 # FastAPI's own form of an invalid query, which `responses` replaces by 400.
@@ -115,7 +115,8 @@ def _event_schemas() -> Json:
     wanted = (*REQUESTS, *codec.types("out"))
     found: Json = {n: _published(schema) for n, schema in defs.items() if n in wanted or "x-direction" not in schema}
     nothing = {"type": "object", "description": "Nothing: the path names the session.", "additionalProperties": False}
-    return {**found, "replay-body": _without_task_id(found["replay"]), "stop-body": nothing, "TrtcCallback": TRTC_CALLBACK}
+    bodies = {f"{name}-body": _without_task_id(found[name]) for name in ("replay", "resend")}
+    return {**found, **bodies, "stop-body": nothing, "TrtcCallback": TRTC_CALLBACK}
 
 
 def _without_task_id(schema: Json) -> Json:

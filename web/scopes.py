@@ -31,6 +31,7 @@ TABLE: dict[tuple[str, str], str] = {
     ("POST", "/sessions"): api_keys.START,
     ("POST", "/sessions/{TaskId}/stop"): api_keys.OPERATE,
     ("POST", "/sessions/{TaskId}/replay"): api_keys.OPERATE,
+    ("POST", "/sessions/{TaskId}/resend"): api_keys.OPERATE,
 }
 
 

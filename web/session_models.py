@@ -138,13 +138,21 @@ class RecordingBody(models.Body):
     )
 
 
+DeliveryState = Annotated[str, models.one_of(delivery.PENDING, delivery.DELIVERED, delivery.FAILED, delivery.CANCELLED)]
+
+
 class CallbackBody(models.Body):
     """The delivery of one revision of the result to the callback URL."""
 
     Revision: models.Count
-    State: Annotated[str, models.one_of(delivery.PENDING, delivery.DELIVERED, delivery.FAILED, delivery.CANCELLED)]
-    Tries: models.Count
+    Host: str = pydantic.Field(description="Host of the callback URL.")
+    State: DeliveryState
+    Tries: models.Count = pydantic.Field(description="Failed posts since it was sent, or sent again.")
     Detail: str
+    Attempts: models.Count = pydantic.Field(description="All posts.")
+    LastTime: models.Time = pydantic.Field(description='When the last post ended; "" before the first.')
+    NextTime: models.Time = pydantic.Field(description='When it is posted again; "" if no retry waits.')
+    Answer: str = pydantic.Field(description="The answer of the receiver, in words.")
 
 
 class TimelineLineBody(models.Body):
@@ -211,6 +219,16 @@ class ReplayedRecordingBody(models.Body):
     State: RecordingState
     To: RecordingState
     Attempt: models.Count
+    Action: str = pydantic.Field(description="What is done, in words.")
+    Object: str = pydantic.Field(description='Address of the object that it writes; "" for none.')
+
+
+class SkippedRecordingBody(models.Body):
+    """A recording that a replay leaves as it is."""
+
+    Speaker: str
+    N: models.Count
+    Why: str = pydantic.Field(description="The reason, one sentence.")
 
 
 class ReplayedBody(models.AnswerBody):
@@ -218,3 +236,15 @@ class ReplayedBody(models.AnswerBody):
 
     TaskId: TaskId
     Recordings: list[ReplayedRecordingBody]
+    Skipped: list[SkippedRecordingBody] = pydantic.Field(description="Recordings that were chosen and cannot be replayed.")
+    Result: Annotated[dict[str, Any], models.event_schema("session-finished")] | None = pydantic.Field(
+        description="Dry run: the next result if everything succeeds; what only the transcode will know is empty. Else null."
+    )
+
+
+class ResentBody(models.AnswerBody):
+    """The result is posted again."""
+
+    TaskId: TaskId
+    Revision: models.Count
+    State: DeliveryState

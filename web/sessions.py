@@ -1,10 +1,11 @@
-"""Routes of sessions: start, list, show, stop, replay.
+"""Routes of sessions: start, list, show, stop, replay, resend.
 
 Rule: a POST becomes one event, which this process decides. The response is sent after the commit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import structlog
 
 from events import codec, reader
 from events import errors as event_errors
-from machine import errors, model
+from machine import errors, job_key, model
 from web import dependencies, examples, models, openapi, request_body, responses, session_models, stuck, views
 
 MAX_SDK_APP_ID = 2**32 - 1
@@ -39,6 +40,7 @@ class SessionFilter(pydantic.BaseModel):
 
     state: Literal["", "Open", "Closing", "Finished"] = pydantic.Field("", description="Only sessions in this state.")
     stuck: bool = pydantic.Field(False, description="Only sessions that need attention; `Stuck` has the reasons.")
+    undelivered: bool = pydantic.Field(False, description="Only sessions whose newest result was given up, not delivered.")
     app: int = pydantic.Field(
         0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application; 0: of every application."
     )
@@ -77,7 +79,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
 
 
 def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
-    """Start, stop and replay: each POST becomes one event."""
+    """Start, stop, replay and resend: each POST becomes one event."""
 
     @routes.post(
         "",
@@ -129,6 +131,21 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         answer = await api.decide(request_body.event(api, "replay", id=event_id, data=data), request.state.caller)
         return responses.ok(request, answer, 200 if dry else 202)
 
+    @routes.post(
+        "/{TaskId}/resend",
+        status_code=202,
+        summary="Post a result again",
+        response_model=session_models.ResentBody,
+        response_description="The result is posted again under the same `webhook-id`.",
+        responses=openapi.failures(400, 404, 408, 409, 413, 415),
+        openapi_extra=openapi.request_body("resend-body", examples.RESEND, required=False),
+    )
+    async def resend(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
+        _check_task_id(task_id)
+        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
+        event = request_body.event(api, "resend", id=request_body.event_id(request, f"resend-{task_id}"), data=data)
+        return responses.ok(request, await api.decide(event, request.state.caller), 202)
+
 
 def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
     """List and show."""
@@ -160,11 +177,13 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         if session is None:
             raise _not_found(task_id)
         (snapshot,) = await _snapshots(api, [session])
-        pages = await _pages(api, task_id, query)
+        pages = await _pages(api, task_id, query, [d.key for d in snapshot.parts.deliveries])
         return await responses.large(request, lambda: views.details(snapshot, pages, api.progress()))
 
 
-async def _pages(api: dependencies.Api, task_id: str, query: SessionPage) -> views.SessionPages:
+async def _pages(
+    api: dependencies.Api, task_id: str, query: SessionPage, deliveries: Sequence[job_key.DeliveryKey]
+) -> views.SessionPages:
     recordings = await api.queries.recordings(task_id, first=query.recordings, limit=RECORDINGS)
     timeline = await api.queries.timeline(task_id, before=query.timeline, limit=query.limit)
     results = await api.queries.results(task_id, before=query.results)
@@ -173,6 +192,7 @@ async def _pages(api: dependencies.Api, task_id: str, query: SessionPage) -> vie
         segments=await api.queries.segments(task_id, only=[r.key.text for r in recordings]),
         timeline=timeline,
         results=results,
+        next_posts=await api.queries.next_posts(deliveries),
         recordings_next=str(query.recordings + RECORDINGS) if len(recordings) == RECORDINGS else "",
         timeline_next=str(timeline[0].seq) if len(timeline) == query.limit else "",
         results_next=str(results[0]["Revision"]) if results and results[0].get("Revision", 1) > 1 else "",
@@ -214,7 +234,8 @@ async def _snapshots(api: dependencies.Api, sessions: list[model.Session]) -> li
 
 def _filters(query: SessionFilter) -> dict[str, Any]:
     since_ms = _since_ms(query.since) if query.since else 0
-    return {"state": query.state, "sdk_app_id": query.app, "room": query.room, "since_ms": since_ms}
+    chosen = {"state": query.state, "sdk_app_id": query.app, "room": query.room, "since_ms": since_ms}
+    return chosen | {"undelivered": query.undelivered}
 
 
 def _since_ms(text: str) -> int:

@@ -93,6 +93,8 @@ def _failed_live(snapshot: Snapshot, value: model.Recording) -> str:
     has_files = value.media_ms > 0 or value.output is not None
     if value.state != states.FAILED or has_files or value.never_seen or snapshot.session.state != states.OPEN:
         return ""
+    if any(r.speaker == value.speaker and r.n > value.n for r in snapshot.parts.recordings):
+        return ""
     return f"Nothing was captured, and the session is still Open. {value.detail}"
 
 
@@ -156,25 +158,25 @@ RECORDING_RULES = (
         name="failed-kept",
         meaning="A recording has failed, and its files are kept until KEEP_FAILED ends: a replay can deliver it.",
         why=_failed_kept,
-        next=lambda _, value: next_steps.for_recording(value),
+        next=lambda snapshot, value: next_steps.for_recording(value, snapshot.session),
     ),
     StuckRule(
         name="failed-live",
-        meaning="A recording has failed without media while its session is Open: a replay can still record the speaker.",
+        meaning="A speaker's newest recording failed without media in an Open session: a replay can still record the speaker.",
         why=_failed_live,
-        next=lambda _, value: next_steps.for_recording(value),
+        next=lambda snapshot, value: next_steps.for_recording(value, snapshot.session),
     ),
     StuckRule(
         name="no-media",
         meaning=f"TRTC callbacks report a speaker as publishing, and {MANY_FAILURES} or more pulls in a row returned no media.",
         why=_no_media,
-        next=lambda _, value: next_steps.for_recording(value),
+        next=lambda snapshot, value: next_steps.for_recording(value, snapshot.session),
     ),
     StuckRule(
         name="tried-often",
         meaning=f"A transcode or upload has failed {MANY_FAILURES} or more times in a row, and is retried automatically.",
         why=_tried_often,
-        next=lambda _, value: next_steps.for_recording(value),
+        next=lambda snapshot, value: next_steps.for_recording(value, snapshot.session),
     ),
     StuckRule(
         name="not-taken",

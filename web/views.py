@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from events import codec, requests
-from machine import coverage, job_key, model, results, session_view, states
+from machine import coverage, delivery, job_key, model, results, session_view, states
 from web import next_steps, stuck
 
 Json = dict[str, Any]
@@ -34,6 +35,7 @@ class SessionPages:
     segments: Sequence[session_view.SegmentView]
     timeline: Sequence[session_view.TimelineEntry]
     results: Sequence[Json]
+    next_posts: Mapping[int, int] = field(default_factory=dict)
     recordings_next: str = ""
     timeline_next: str = ""
     results_next: str = ""
@@ -55,9 +57,9 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
         "Warnings": list(session.warnings),
         "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
-        "Recordings": [recording(r, by_recording[r.key], progress.get(r.key, 0)) for r in pages.recordings],
+        "Recordings": [recording(session, r, by_recording[r.key], progress.get(r.key, 0)) for r in pages.recordings],
         "RecordingsNext": pages.recordings_next,
-        "Callbacks": [_delivery(d) for d in snapshot.parts.deliveries],
+        "Callbacks": [_delivery(d, pages.next_posts.get(d.revision)) for d in snapshot.parts.deliveries],
         "Timeline": timeline(pages.timeline),
         "TimelineNext": pages.timeline_next,
         "Results": list(pages.results),
@@ -65,7 +67,9 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
     }
 
 
-def recording(value: model.Recording, segments: Sequence[session_view.SegmentView], live_ms: int = 0) -> Json:
+def recording(
+    session: model.Session, value: model.Recording, segments: Sequence[session_view.SegmentView], live_ms: int = 0
+) -> Json:
     """One recording: its state, the reason, and the next step. `File` is its entry in the result, null until it has ended.
     `segments` are its newest. `live_ms` is the media of the capture that runs in this process."""
     job = value.job
@@ -82,7 +86,7 @@ def recording(value: model.Recording, segments: Sequence[session_view.SegmentVie
         "Tries": value.failures,
         "Code": value.code,
         "Detail": value.detail,
-        "Next": next_steps.for_recording(value),
+        "Next": next_steps.for_recording(value, session),
         "StopRequested": value.stop_requested,
         "Present": value.present,
         "Awaited": value.never_seen,
@@ -176,8 +180,28 @@ def _head(session: model.Session) -> Json:
     }
 
 
-def _delivery(value: model.Delivery) -> Json:
-    return {"Revision": value.revision, "State": value.state, "Tries": value.failures, "Detail": value.detail}
+def _delivery(value: model.Delivery, next_ms: int | None) -> Json:
+    """The delivery of one revision. `next_ms` is the time of its next post."""
+    return {
+        "Revision": value.revision,
+        "Host": urlsplit(value.url).netloc,
+        "State": value.state,
+        "Tries": value.failures,
+        "Detail": value.detail,
+        "Attempts": max(value.posts, value.failures),
+        "LastTime": _iso(value.tried_ms),
+        "NextTime": _iso(next_ms),
+        "Answer": _answer(value),
+    }
+
+
+def _answer(value: model.Delivery) -> str:
+    """The answer of the receiver, in words."""
+    if value.state == delivery.DELIVERED:
+        return "It accepted the result."
+    if value.state == delivery.CANCELLED:
+        return "It is not posted any more: a newer revision took its place."
+    return value.detail or "It was not posted yet."
 
 
 def _timeline_line(entries: Sequence[session_view.TimelineEntry]) -> Json:

@@ -8,10 +8,13 @@ from machine import errors, job_key, model
 from tests import decider_harness, transactions
 
 
-async def _failed(harness: decider_harness.Harness, stage: str) -> str:
-    """A finished session with one recording that failed in `stage`. Returns its id."""
+async def _failed(harness: decider_harness.Harness, stage: str, *, upload_pending: bool = False) -> str:
+    """A finished session with one recording that failed in `stage`; or a Closing one, for another upload. Returns its id."""
     task_id = await harness.start(Callback="https://example.com/done")
     await harness.publish()
+    if upload_pending:
+        await harness.publish("zz")
+        await harness.capture(f"{task_id}/zz/1", reason="eof")
     owner = f"{task_id}/al/1"
     if stage == "joining":
         await harness.capture(owner, media_ms=0, reason="refused-for-good", Detail="UserSig expired")
@@ -22,20 +25,18 @@ async def _failed(harness: decider_harness.Harness, stage: str) -> str:
         await harness.transcode(owner, good=stage == "uploading")
     if stage == "uploading":
         await harness.upload(owner, good=False)
-    assert (await harness.session(task_id)).state == "Finished"
+    assert (await harness.session(task_id)).state == ("Closing" if upload_pending else "Finished")
     return owner
 
 
 @pytest.mark.parametrize(
     ("stage", "from_", "to"),
     [
-        ("joining", None, "Joining"),
         ("transcoding", None, "Transcoding"),
         ("transcoding", "transcoding", "Transcoding"),
         ("uploading", None, "Uploading"),
         ("uploading", "uploading", "Uploading"),
         ("uploading", "transcoding", "Transcoding"),
-        ("uploading", "joining", "Joining"),
     ],
 )
 async def test_a_replay_re_enters_where_the_inputs_exist(
@@ -47,13 +48,16 @@ async def test_a_replay_re_enters_where_the_inputs_exist(
     asked = {"TaskId": owner[:26]} | ({"From": from_} if from_ else {})
     before, sent = await harness.recording(owner), await harness.messages()
     dry = await harness.say("replay", DryRun=True, **asked)
-    assert dry["Recordings"] == [{"Speaker": "al", "N": 1, "State": "Failed", "To": to, "Attempt": 2}]
+    (planned,) = dry["Recordings"]
+    assert planned.pop("Action") == {"Transcoding": "transcode from its files", "Uploading": "upload from its files"}[to]
+    assert planned.pop("Object") == f"https://cos/{owner[:26]}/al_1"
+    assert planned == {"Speaker": "al", "N": 1, "State": "Failed", "To": to, "Attempt": 2}
     assert await harness.recording(owner) == before
     assert await harness.messages() == sent
-    assert await harness.say("replay", **asked) == dry
+    assert [r["To"] for r in (await harness.say("replay", **asked))["Recordings"]] == [to]
     after = await harness.recording(owner)
     assert (after.state, after.attempt, after.job is not None and after.job.state) == (to, 2, "queued")
-    assert (await harness.session(owner[:26])).state == ("Open" if to == "Joining" else "Finished")
+    assert (await harness.session(owner[:26])).state == "Finished"
 
 
 async def test_a_replay_that_succeeds_and_one_that_fails_again(harness: decider_harness.Harness) -> None:
@@ -70,33 +74,96 @@ async def test_a_replay_that_succeeds_and_one_that_fails_again(harness: decider_
     assert [c.state for c in await harness.deliveries(owner[:26])] == ["cancelled", "cancelled", "pending"]
 
 
-async def test_a_replay_from_joining_reopens_with_fresh_deadlines(harness: decider_harness.Harness) -> None:
-    """The session is Open again, its duration and its waits restart, and its end is the next revision."""
-    owner = await _failed(harness, "joining")
-    await harness.wait(model.HOUR)
-    await harness.say("replay", TaskId=owner[:26], UserSig="MARK-fresh")
-    current = await harness.session(owner[:26])
-    assert (current.state, current.opened_ms) == ("Open", harness.clock())
+@pytest.mark.parametrize("stage", ["joining", "transcoding", "uploading"])
+@pytest.mark.parametrize("closing", [False, True], ids=["finished", "closing"])
+async def test_a_closed_session_never_opens_again(harness: decider_harness.Harness, stage: str, *, closing: bool) -> None:
+    """A replay of a Closing or Finished session, for whatever recording and stage, never enters the room again: the next session
+    of the same room and user is a session of its own, and its speaker is recorded there."""
+    owner = await _failed(harness, stage, upload_pending=closing)
+    task_id = owner[:26]
+    with pytest.raises(errors.Refused, match="only a new session enters the room"):
+        await harness.say("replay", TaskId=task_id, Speaker="al", From="joining", UserSig="MARK-fresh")
+    if stage == "joining":
+        with pytest.raises(errors.Refused, match="nothing to replay"):
+            await harness.say("replay", TaskId=task_id, Speaker="al")
+    else:
+        await harness.say("replay", TaskId=task_id, Speaker="al")
+    assert (await harness.session(task_id)).state == ("Closing" if closing else "Finished")
+    assert await harness.start() != task_id
+    await harness.publish()
+    assert [m.subject[:26] for m in await harness.messages("command") if m.type == "start-capture"][-1] != task_id
+    assert {key for key in await harness.states(task_id) if key.startswith("al/")} == {"al/1"}
     async with transactions.opened(harness.store) as tx:
-        assert (await tx.read("secrets", owner[:26])).user_sig == "MARK-fresh"
-    await harness.capture(owner, reason="eof")
-    await harness.wait(500_000)
-    assert (await harness.session(owner[:26])).end_reason == "Idle"
-    await harness.recorded(owner)
-    last = (await harness.reading.results(owner[:26]))[-1]
-    assert (last["Revision"], last["Files"][0]["Code"]) == (2, "Success")
+        assert (await tx.read("secrets", task_id)).user_sig == "MARK-sig"  # what was refused brought no secrets
 
 
-async def test_a_replay_from_joining_is_refused_while_the_key_is_open_elsewhere(harness: decider_harness.Harness) -> None:
-    """Both the replay and its dry run refuse, and nothing changes, secrets included."""
-    owner = await _failed(harness, "joining")
-    other = await harness.start()
-    for dry in (True, False):
-        with pytest.raises(errors.Refused, match=other):
-            await harness.say("replay", TaskId=owner[:26], DryRun=dry, UserSig="MARK-late")
-    async with transactions.opened(harness.store) as tx:
-        assert (await tx.read("secrets", owner[:26])).user_sig == "MARK-sig"
-    assert (await harness.recording(owner)).state == "Failed"
+async def _refused_for_good(harness: decider_harness.Harness, *speakers: str, **changes: object) -> str:
+    """An Open session whose speakers cannot be captured, because the UserSig has expired. Returns its id."""
+    task_id = await harness.start(**changes)
+    for speaker in speakers:
+        if not changes.get("SubscribeUserIds"):
+            await harness.publish(speaker)
+        await harness.capture(f"{task_id}/{speaker}/1", media_ms=0, reason="refused-for-good", Detail="UserSig expired")
+    return task_id
+
+
+@pytest.mark.parametrize("stage", [{}, {"From": "joining"}])
+async def test_a_failed_capture_is_retried_as_another_recording(harness: decider_harness.Harness, stage: dict[str, str]) -> None:
+    """While the session is Open, a replay captures again as the speaker's next recording. The failed one keeps its entry."""
+    task_id = await _refused_for_good(harness, "al")
+    dry = await harness.say("replay", TaskId=task_id, DryRun=True, **stage)
+    assert await harness.states(task_id) == {"al/1": "Failed"}
+    answer = await harness.say("replay", TaskId=task_id, UserSig="MARK-fresh", **stage)
+    assert answer | {"Result": dry["Result"]} == dry
+    (line,) = answer["Recordings"]
+    assert (line["N"], line["To"], line["Action"]) == (1, "Joining", "capture again, as recording 2")
+    assert await harness.states(task_id) == {"al/1": "Failed", "al/2": "Joining"}
+    with pytest.raises(errors.Refused, match="follows it already"):
+        await harness.say("replay", TaskId=task_id, Speaker="al", N=1)
+    await harness.capture(f"{task_id}/al/2", reason="eof")
+    await harness.say("stop", TaskId=task_id)
+    await harness.recorded(f"{task_id}/al/2")
+    (result,) = await harness.reading.results(task_id)
+    assert [f["Code"] for f in result["Files"]] == ["FailedRecording", "Success"]
+
+
+async def test_fresh_secrets_of_a_repeated_start_retry_failed_captures(harness: decider_harness.Harness) -> None:
+    """A repeated start with a fresh UserSig retries the speakers who publish, not those who left; the same UserSig retries
+    nobody."""
+    task_id = await _refused_for_good(harness, "al", "bo")
+    await harness.trtc("user-left", "bo")
+    assert await harness.start() == task_id
+    assert await harness.states(task_id) == {"al/1": "Failed", "bo/1": "Failed"}
+    assert await harness.start(UserSig="MARK-fresh") == task_id
+    assert await harness.states(task_id) == {"al/1": "Failed", "al/2": "Joining", "bo/1": "Failed"}
+    assert await harness.start(UserSig="MARK-fresher") == task_id
+    assert await harness.states(task_id) == {"al/1": "Failed", "al/2": "Joining", "bo/1": "Failed"}
+
+
+async def test_fresh_secrets_retry_subscribed_speakers_without_callbacks(harness: decider_harness.Harness) -> None:
+    """Where no callback arrives, a subscribed speaker is retried, and leaves no entry if never seen."""
+    wanted = {"SubscribeUserIds": ["al", "bo"]}
+    task_id = await _refused_for_good(harness, "al", **wanted)
+    assert await harness.start(UserSig="MARK-fresh", **wanted) == task_id
+    assert await harness.states(task_id) == {"al/1": "Failed", "al/2": "Joining", "bo/1": "Joining"}
+    await harness.say("stop", TaskId=task_id)
+    assert [r["Files"] for r in await harness.reading.results(task_id)] == [[]]
+
+
+async def test_a_replay_skips_what_it_cannot_replay(harness: decider_harness.Harness) -> None:
+    """Of several failures, those with files are replayed, and the answer gives the reason for each other one."""
+    task_id = await harness.start()
+    await harness.publish("al")
+    await harness.publish("bo")
+    await harness.capture(f"{task_id}/bo/1", reason="eof")
+    await harness.say("stop", TaskId=task_id)
+    await harness.transcode(f"{task_id}/bo/1", good=False)
+    answer = await harness.say("replay", TaskId=task_id)
+    assert [(r["Speaker"], r["To"]) for r in answer["Recordings"]] == [("bo", "Transcoding")]
+    ((speaker, n, why),) = [tuple(s.values()) for s in answer["Skipped"]]
+    assert (speaker, n, "nothing to replay" in why) == ("al", 1, True)
+    with pytest.raises(errors.Refused, match="its capture is over"):
+        await harness.say("replay", TaskId=task_id, Speaker="bo", From="joining")
 
 
 async def test_replays_that_are_refused(harness: decider_harness.Harness) -> None:
@@ -147,16 +214,78 @@ async def test_the_dry_run_of_an_unfinished_recording_is_true_too(harness: decid
     owner = await harness.pending_upload()
     asked = {"TaskId": owner[:26], "From": "transcoding"}
     dry = await harness.say("replay", DryRun=True, **asked)
-    assert await harness.say("replay", **asked) == dry
+    assert await harness.say("replay", **asked) | {"Result": dry["Result"]} == dry
     assert (await harness.recording(owner)).state == dry["Recordings"][0]["To"] == "Transcoding"
     other = await harness.start(RoomId=77)
     await harness.publish(RoomId=77)
     await harness.take(f"{other}/al/1")
     await harness.say("stop", TaskId=other)
     dry = await harness.say("replay", DryRun=True, TaskId=other)
-    assert await harness.say("replay", TaskId=other) == dry
+    assert await harness.say("replay", TaskId=other) | {"Result": dry["Result"]} == dry
     assert (await harness.recording(f"{other}/al/1")).state == dry["Recordings"][0]["To"] == "Failed"
     assert (await harness.session(other)).state == "Finished"
+
+
+async def test_a_dry_run_prints_the_next_result(harness: decider_harness.Harness) -> None:
+    """Object and next result of the plan are those of the replay, except for what only the transcode knows."""
+    owner = await _failed(harness, "uploading", upload_pending=True)
+    task_id = owner[:26]
+    await harness.transcode(f"{task_id}/zz/1", good=False)
+    dry = await harness.say("replay", TaskId=task_id, DryRun=True)
+    assert await harness.states(task_id) == {"al/1": "Failed", "zz/1": "Failed"}
+    await harness.say("replay", TaskId=task_id)
+    for speaker in ("zz", "al"):
+        if speaker == "zz":
+            await harness.transcode(f"{task_id}/zz/1")
+        address = f"https://cos/{task_id}/{speaker}_1"
+        about = {"SizeBytes": 9, "Crc64": "1", "Url": address}
+        await harness.outcome("upload-finished", f"{task_id}/{speaker}/1", await harness.take(f"{task_id}/{speaker}/1"), **about)
+    assert [r["Object"] for r in dry["Recordings"]] == [f"https://cos/{task_id}/al_1", f"https://cos/{task_id}/zz_1"]
+    result = (await harness.reading.results(task_id))[-1]
+    for known in (dry["Result"], result):
+        for field in ("Duration", "Size", "Crc64", "StartTime", "EndTime"):
+            del known["Files"][1][field]
+    assert dry["Result"] == result
+
+
+async def _three(harness: decider_harness.Harness) -> str:
+    """A finished session: `al` and `cy` failed to transcode, and the upload of `bo` is retried. Returns its id."""
+    task_id = await harness.start()
+    for speaker in ("al", "bo", "cy"):
+        await harness.publish(speaker)
+        await harness.capture(f"{task_id}/{speaker}/1", reason="eof")
+    await harness.say("stop", TaskId=task_id)
+    for speaker in ("al", "cy"):
+        await harness.transcode(f"{task_id}/{speaker}/1", good=False)
+    await harness.transcode(f"{task_id}/bo/1")
+    await harness.upload(f"{task_id}/bo/1", good=False, retry=True)
+    await harness.wait(15 * model.MINUTE)
+    assert (await harness.session(task_id)).revision == 1
+    await harness.say("replay", TaskId=task_id, Speaker="al")
+    await harness.say("replay", TaskId=task_id, Speaker="cy")
+    return task_id
+
+
+async def test_the_revision_comes_with_the_last_of_what_was_replayed(harness: decider_harness.Harness) -> None:
+    """No revision while a replayed recording is under way, and one at once when the last is final, pending uploads or not."""
+    task_id = await _three(harness)
+    await harness.recorded(f"{task_id}/al/1")
+    await harness.wait(model.MINUTE)
+    assert (await harness.session(task_id)).revision == 1
+    await harness.transcode(f"{task_id}/cy/1", good=False)
+    body = (await harness.reading.results(task_id))[-1]
+    assert (body["Revision"], [f["Code"] for f in body["Files"]]) == (2, ["Success", "UploadPending", "FailedTranscode"])
+
+
+async def test_the_revision_of_a_pending_upload_waits_for_replays(harness: decider_harness.Harness) -> None:
+    """An upload that ends meanwhile is reported with the replays. A replay that hangs delays it by RESULT_WAIT at most."""
+    task_id = await _three(harness)
+    await harness.upload(f"{task_id}/bo/1")
+    await harness.wait(model.MINUTE)
+    assert (await harness.session(task_id)).revision == 1
+    await harness.wait(20 * model.MINUTE)
+    body = (await harness.reading.results(task_id))[-1]
+    assert (body["Revision"], [f["Code"] for f in body["Files"]]) == (2, ["UploadPending", "Success", "UploadPending"])
 
 
 async def test_only_the_named_recordings_are_replayed(harness: decider_harness.Harness) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from handlers import dispatch, unit_of_work
 from machine import errors, model
 from store import tables
 from tests import decider_harness, engines, transactions
@@ -80,27 +81,38 @@ async def test_secrets_of_a_late_replay_do_not_stay(harness: decider_harness.Har
 
 
 async def test_secrets_outlive_keep_failed_as_long_as_they_are_used(harness: decider_harness.Harness) -> None:
-    """KEEP_FAILED of one recording passes while another of its session is, or was, replayed, and the session is Open: secrets
-    stay for the next speaker, and are wiped when KEEP_FAILED has passed once more."""
+    """KEEP_FAILED of one recording passes while the session is Open: secrets stay for the next speaker, and are wiped when
+    KEEP_FAILED has passed once more."""
+    context = unit_of_work.Context(policy=model.Policy(keep_failed_ms=model.HOUR), new_id=engines.ids())
+    harness.decider = dispatch.Decider(harness.store, context)
+    task_id = await harness.start()
+    await harness.publish("al")
+    await harness.capture(f"{task_id}/al/1", media_ms=0, reason="refused-for-good")
+    await harness.publish("bo")
+    await harness.jump(model.HOUR + model.MINUTE)
+    await harness.capture(f"{task_id}/bo/1", reason="eof")
+    assert (await harness.session(task_id)).state == "Open"
+    assert await _secrets(harness, task_id) == "MARK-sig"
+    await harness.say("stop", TaskId=task_id)
+    await harness.recorded(f"{task_id}/bo/1")
+    await harness.jump(model.HOUR)
+    assert await harness.states(task_id) == {"al/1": "Failed", "bo/1": "Done"}
+    assert await _secrets(harness, task_id) == ""
+
+
+async def test_secrets_outlive_keep_failed_for_a_replay(harness: decider_harness.Harness) -> None:
+    """KEEP_FAILED of one recording passes while another of its session is replayed: the fresh secrets stay until its end."""
     task_id = await harness.start()
     await harness.publish("al")
     await harness.publish("bo")
     await harness.capture(f"{task_id}/bo/1", reason="eof")
     await harness.say("stop", TaskId=task_id)
-    await harness.recorded(f"{task_id}/bo/1")
+    await harness.transcode(f"{task_id}/bo/1", good=False)
     await harness.jump(7 * 24 * model.HOUR - model.MINUTE)
-    await harness.say("replay", TaskId=task_id, Speaker="bo", From="joining", UserSig="MARK-fresh")
-    await harness.capture(f"{task_id}/bo/1", reason="eof")
-    await harness.trtc("user-left", "bo")
-    await harness.jump(40_000)
-    await harness.capture(f"{task_id}/bo/1", media_ms=0, reason="eof")
-    await harness.recorded(f"{task_id}/bo/1")
-    await harness.jump(model.MINUTE)
-    assert await harness.states(task_id) == {"al/1": "Failed", "bo/1": "Done"}
-    assert (await harness.session(task_id)).state == "Open"
+    await harness.say("replay", TaskId=task_id, Speaker="bo", UserSig="MARK-fresh")
+    await harness.jump(2 * model.MINUTE)
     assert await _secrets(harness, task_id) == "MARK-fresh"
-    await harness.say("stop", TaskId=task_id)
-    await harness.jump(7 * 24 * model.HOUR)
+    await harness.recorded(f"{task_id}/bo/1")
     assert await _secrets(harness, task_id) == ""
 
 

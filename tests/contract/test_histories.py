@@ -286,9 +286,15 @@ def _results_are_whole(w: World) -> None:
     for task_id, reason, revision in w.rows("SELECT task_id, end_reason, revision FROM sessions"):
         last = bodies[task_id][-1]
         assert (last["EndReason"], last["Revision"]) == (reason, revision)
-        entries = w.rows(f"SELECT speaker, code, url, awaited FROM recordings WHERE task_id = '{task_id}' ORDER BY id")
-        wanted = sorted((speaker, code, url) for speaker, code, url, awaited in entries if not awaited)
-        assert sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in last["Files"]) == wanted
+        entries = w.rows(f"SELECT speaker, code, url, delivered FROM recordings WHERE task_id = '{task_id}' AND NOT awaited")
+        wanted = []
+        for speaker, code, url, delivered in entries:
+            # What was delivered before a replay stays; a replay adds a file or nothing.
+            before = [(speaker, file["Code"], file["Url"]) for file in json.loads(delivered or "[]")]
+            wanted += [entry for entry in before if entry[2] != url] + ([(speaker, code, url)] if url or not before else [])
+        assert sorted((f["UserId"], f["Code"], f["RecordFile"]) for f in last["Files"]) == sorted(wanted)
+        reported = [{f["RecordFile"] for f in body["Files"] if f["Status"]} for body in bodies[task_id]]
+        assert all(older <= newer for older, newer in itertools.pairwise(reported)), "a revision withdraws a delivered file"
         for file in itertools.chain(*(b["Files"] for b in bodies[task_id])):
             assert (file["Message"], file["Status"]) == state_chart.CODES[file["Code"]]
 

@@ -181,19 +181,19 @@ async def test_a_lease_and_a_stop_at_once(nodes: list[decider_harness.Harness], 
         assert (await first.session(task_id)).state == states.FINISHED
 
 
-async def test_a_start_and_two_replays_of_one_key_at_once(
+async def test_a_stop_and_a_replay_of_a_failed_capture_at_once(
     nodes: list[decider_harness.Harness], database: engines.Database
 ) -> None:
-    """Two sessions of one key are replayed from Joining while a start asks for the key, on two nodes: one of the three has it
-    Open, the start returns its TaskId, and a late replay is refused."""
+    """A session is stopped on one node while a replay on another retries a failed capture: either the replay comes first and its
+    recording is stopped with the others, or it is refused. Nothing captures for a closed session."""
     first, second = nodes
     for room in range(1, RACES[database.engine] // 50 + 1):
-        tasks = [await without_media(first, room) for _ in range(2)]
-        replays = [unless_refused(harness.say("replay", TaskId=task_id)) for harness, task_id in zip(nodes, tasks, strict=True)]
-        started, *replayed = await asyncio.gather(second.start(RoomId=room), *replays)
-        opened = database.ask(f"SELECT task_id FROM sessions WHERE state = 'Open' AND room = '{room}'")
-        assert opened == [(started,)]
-        assert [answer is not None for answer in replayed] == [task_id == started for task_id in tasks]
+        task_id = await first.start(RoomId=room, SubscribeUserIds=["al"])
+        await first.capture(f"{task_id}/al/1", media_ms=0, reason="refused-for-good")
+        replay = unless_refused(second.say("replay", TaskId=task_id, From="joining"))
+        answer, _ = await asyncio.gather(replay, first.say("stop", TaskId=task_id))
+        assert (await first.session(task_id)).state == states.FINISHED
+        assert await first.states(task_id) == {"al/1": "Failed"} | ({"al/2": "Failed"} if answer is not None else {})
 
 
 async def test_the_end_of_keep_failed_and_a_replay_at_once(
@@ -265,19 +265,11 @@ async def test_deadlines_and_downtime_stand_in_no_stops_way(
     assert [line["reason"] for line in lines if line["event"] == "decisions.repeated"] == []
 
 
-async def without_media(harness: decider_harness.Harness, room: int) -> str:
-    """A finished session without a speaker; returns its TaskId."""
-    task_id = await harness.start(RoomId=room)
-    await harness.publish(RoomId=room)
-    await harness.say("stop", TaskId=task_id)
-    return task_id
-
-
 def ended_badly(number: int) -> tuple[model.Session, list[model.Recording]]:
-    """A finished session whose two recordings failed without media, longer ago than KEEP_FAILED."""
+    """A finished session whose two recordings failed longer ago than KEEP_FAILED."""
     session, recordings = uploading(number)
     session = dataclasses.replace(session, state=states.FINISHED, finished_ms=1, revision=1)
-    ended = {"state": states.FAILED, "code": states.FAILURE_OF[states.JOINING], "ended_ms": 1, "job": None, "output": None}
+    ended = {"state": states.FAILED, "code": states.FAILURE_OF[states.UPLOADING], "ended_ms": 1, "job": None}
     return session, [model.changed(recording, **ended) for recording in recordings]
 
 

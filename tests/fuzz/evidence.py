@@ -34,7 +34,7 @@ ENDS = {
     "capture.stop_ignored": "a command to stop what does not run",
 }
 COMMANDS = {"capture": "start-capture", "transcode": "start-transcode", "upload": "start-upload", "callback": "send-callback"}
-USER_REQUESTS = ("start", "stop", "replay")
+USER_REQUESTS = ("start", "stop", "replay", "resend")
 QUERIES = {
     "inbox": "SELECT event_id FROM inbox",
     "answers": "SELECT body FROM outbox WHERE channel = 'result' AND type IN ('session-accepted', 'session-refused')",
@@ -159,7 +159,7 @@ class Evidence:
             # A request under the id of an earlier, different event is a repeat and gets no answer.
             if set(kinds) == {"start"} and answers[id_] != len(kinds):
                 wrong.append(f"{id_!r}: {len(kinds)} starts, {answers[id_]} answers")
-            elif set(kinds) <= {"stop", "replay"} and not answers[id_] and id_ not in journal:
+            elif set(kinds) <= {"stop", "replay", "resend"} and not answers[id_] and id_ not in journal:
                 wrong.append(f"{id_!r}: {kinds} were not answered and changed nothing")
         return wrong
 

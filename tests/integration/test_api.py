@@ -258,7 +258,10 @@ class TestStopAndReplay:
         await service.failed_recording(task_id)
         status, answer = await service.ask("POST", f"/sessions/{task_id}/replay")
         assert status == 202
-        assert answer["Recordings"] == [{"Speaker": "alice", "N": 1, "State": "Failed", "To": "Uploading", "Attempt": 2}]
+        expected = {"Speaker": "alice", "N": 1, "State": "Failed", "To": "Uploading", "Attempt": 2}
+        assert answer["Recordings"] == [
+            expected | {"Action": "upload from its files", "Object": answer["Recordings"][0]["Object"]}
+        ]
         _, body = await service.ask("GET", f"/sessions/{task_id}")
         assert body["Recordings"][0]["State"] == "Uploading"
 

@@ -219,7 +219,13 @@ async def test_each_user_may_do_its_task_and_no_more(users: Users) -> None:
     assert await users.may_receive("recorder", "result.#")
     for queue in _queues(names):
         assert await users.may_take("recorder", queue), queue
-    for key, allowed in {"event.start": True, "event.stop": True, "event.replay": True, "event.user-left": False}.items():
+    for key, allowed in {
+        "event.start": True,
+        "event.stop": True,
+        "event.replay": True,
+        "event.resend": True,
+        "event.user-left": False,
+    }.items():
         assert await users.may_publish("starts", key) == allowed, key
         assert not await users.may_publish("receives", key), key
     for kind in ("starts", "receives"):

@@ -6,6 +6,7 @@ follow from the design and ask nothing of the machines.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from machine import model
@@ -21,6 +22,9 @@ class Watch:
         self._leased: set[tuple[str, int]] = set()
         self._jobs: dict[str, int] = {}
         self._revisions: dict[str, int] = {}
+        # The addresses of the files that some result reported as delivered, and those of each session.
+        self.delivered: set[str] = set()
+        self._told: dict[str, set[str]] = {}
         self.timed = True
 
     def check(self, writes: dictionary_writes.RowWrites) -> None:
@@ -45,6 +49,7 @@ class Watch:
                 task_id, revision = key
                 assert revision == self._revisions.get(task_id, 0) + 1, f"revision {revision} of {task_id} follows no other"
                 self._revisions[task_id] = revision
+                self._result(task_id, table[key])
 
     def _job(
         self, key: tuple[str, int], before: Any, row: dictionary_tables.JobRow, entry: dictionary_tables.JournalLine | None
@@ -80,7 +85,18 @@ class Watch:
         elif job.state == "waiting":
             assert (str(row.key), "retry") in deadlines, f"{row.key} waits for ever"
 
+    def _result(self, task_id: str, body: str) -> None:
+        """A revision never withdraws a delivered file."""
+        there = {entry["RecordFile"] for entry in json.loads(body)["Files"] if entry["Status"] == 1}
+        gone = self._told.get(task_id, set()) - there
+        assert not gone, f"a revision of {task_id} withdraws {gone}"
+        self._told[task_id] = there
+        self.delivered |= there
+
     def _session(self, before: Any, row: model.Session) -> None:
+        if isinstance(before, model.Session):
+            order = ("Open", "Closing", "Finished")
+            assert order.index(row.state) >= order.index(before.state), f"{row.task_id} opens again"
         deadlines, recordings = self._tables.deadlines, self._tables.recordings
         if row.state == "Finished":
             left = {r.state for r in recordings.values() if r.task_id == row.task_id} - {*state_chart.FINAL, "Uploading"}

@@ -6,7 +6,7 @@ Rule: like a worker, a node uses only the ports of the store. The media of its c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -269,7 +269,8 @@ class Node:
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
         else:
             world.finished[run.owner] = frozenset(there)
-            output = {"SizeBytes": len(there), "Crc64": "1", "StartMs": 1, "EndMs": 2, **_joined(world, run.owner, there)}
+            joined = _joined(world, run.owner, there)
+            output = {"SizeBytes": len(there), "Crc64": _crc64(there), "StartMs": 1, "EndMs": 2, **joined}
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
 
     def _uploaded(self, run: Run) -> None:
@@ -279,9 +280,11 @@ class Node:
         elif world.cos_is_down():
             self._publish_end(run, "upload-failed", {"Reason": "server", "Detail": "COS is away", "Retry": True})
         else:
-            world.objects[run.owner] = world.finished[run.owner]
-            stored = {"SizeBytes": len(world.finished[run.owner]), "Crc64": "1", "Url": f"https://cos/{run.owner}"}
-            self._publish_end(run, "upload-finished", stored)
+            content = world.finished[run.owner]
+            url = f"https://cos/{run.names['TaskId']}/{run.speaker}_{world.store.tables.recordings[str(run.owner)].object_number}"
+            assert url not in world.watch.delivered or world.bucket[url] == content, f"{url} changes after it was delivered"
+            world.objects[run.owner] = world.bucket[url] = content
+            self._publish_end(run, "upload-finished", {"SizeBytes": len(content), "Crc64": _crc64(content), "Url": url})
 
     def _delivered(self, run: Run) -> None:
         world = self.world
@@ -383,6 +386,11 @@ def on_disk(world: World, owner: job_key.JobKey) -> dict[int, int]:
     for node in world.nodes.values():
         held |= {run.epoch: media_of(world, run) for run in node.jobs.values() if run.owner == owner and run.from_ms}
     return held
+
+
+def _crc64(segments: Iterable[int]) -> str:
+    """A checksum that tells files of different segments apart."""
+    return str(sum(1 << epoch for epoch in segments))
 
 
 def stream_changed(world: World, speaker: str, how: str, kind: str = "") -> None:

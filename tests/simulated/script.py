@@ -60,6 +60,7 @@ class Script:
     outages: tuple[tuple[int, int], ...] = ()
     deaf: tuple[int, int] = (0, 0)
     replay: bool = False
+    replay_from: str = ""
     speakers: tuple[str, ...] = ()
     long_aways: dict[str, int] = field(default_factory=dict)
     acts: list[Act] = field(default_factory=list)
@@ -186,4 +187,5 @@ def _surroundings(chance: random.Random, made: Script) -> None:
         made.cured_ms = over_ms + 3 * model.HOUR
     made.replay = bool(made.cured_ms or made.bad) and chance.random() < 0.6
     if made.replay:
+        made.replay_from = chance.choice(("", "transcoding", "uploading"))
         made.acts.append(Act(over_ms + 4 * model.HOUR, "replay"))

@@ -60,6 +60,7 @@ class World:
         self.disk: dict[job_key.JobKey, dict[int, int]] = {}
         self.finished: dict[job_key.JobKey, frozenset[int]] = {}
         self.objects: dict[job_key.JobKey, frozenset[int]] = {}
+        self.bucket: dict[str, frozenset[int]] = {}
         self.events = self.faults = 0
         self._heap: list[tuple[int, float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = 0
@@ -227,10 +228,12 @@ class World:
         self._deliver(codec.make("stop", id="stop-1", time_ms=self.clock.now_ms, data=data))
 
     def replay(self) -> None:
-        """An operator replays each session."""
-        self.note("replay")
-        for task_id in self.store.tables.sessions:
-            self._deliver(codec.make("replay", id=f"replay-{task_id}", time_ms=self.clock.now_ms, data={"TaskId": task_id}))
+        """An operator replays each session: from Joining, which is refused for a closed session, and then from its files."""
+        for stage in ("joining", self.script.replay_from):
+            self.note(f"replay {stage}")
+            for task_id in self.store.tables.sessions:
+                data = {"TaskId": task_id} | ({"From": stage} if stage else {})
+                self._deliver(codec.make("replay", id=f"replay-{stage}-{task_id}", time_ms=self.clock.now_ms, data=data))
 
     def switch_on(self, speaker: str, kind: str) -> None:
         """A speaker publishes a track."""

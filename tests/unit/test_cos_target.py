@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from machine import errors
+from assembly import work
+from events import requests
+from machine import errors, model
 from tencent import cos, cos_target
 
 TASK = "01JD0000000000000000000000"
@@ -153,3 +155,13 @@ def test_endpoint_is_an_address(endpoint: tuple[str, str, int]) -> None:
     with pytest.raises(errors.InvalidParameter) as caught:
         target(endpoint=endpoint)
     assert caught.value.field == "COS_ENDPOINT"
+
+
+def test_a_recording_whose_object_was_delivered_gets_another() -> None:
+    """The address has the number of the object, which is that of the recording unless a replay made another file."""
+    room = requests.Room(sdk_app_id=1, room_id=7)
+    request = requests.StartRequest(room=room, user_id="rec", region="ap-shanghai", bucket="b-12345", path="/a/")
+    first = model.Recording(task_id="T", speaker="al", n=1, mode="02")
+    before = "https://b-12345.cos.ap-shanghai.myqcloud.com/a/T/"
+    assert work.object_url(request, first) == f"{before}al_1.mp4"
+    assert work.object_url(request, model.changed(first, object_n=3)) == f"{before}al_3.mp4"

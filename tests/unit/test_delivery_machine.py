@@ -14,7 +14,7 @@ from machine import delivery, effects, internal_events, model
 
 NOW_MS = 1_800_000_000_000
 POLICY = model.Policy()
-EVENTS = ("send", "cancel", "retry-due", "callback-finished", "callback-failed", "worker-lost")
+EVENTS = ("send", "resend", "cancel", "retry-due", "callback-finished", "callback-failed", "worker-lost")
 HOUR_S = 3_600
 SCHEDULE_S = (5, 300, 1_800, *(h * HOUR_S for h in (2, 5, 10, 14, 20, 24)))
 Outcome = internal_events.DeliveryOutcome
@@ -103,9 +103,11 @@ def test_repeated_losses_back_off() -> None:
     assert [(e.at_ms - NOW_MS) // 1_000 for e in after.effects if isinstance(e, effects.Arm)] == [SCHEDULE_S[1]]
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(("delivered", "failed", "cancelled"), EVENTS)))
+@pytest.mark.parametrize(
+    ("state", "event"), list(itertools.product(("delivered", "failed", "cancelled"), [e for e in EVENTS if e != "resend"]))
+)
 def test_what_is_over_stays_over(state: str, event: str) -> None:
-    """No event moves a delivery that has ended."""
+    """No event but a resend moves a delivery that has ended."""
     value = dataclasses.replace(PLAIN, state=state)
     got = _decide(value, event)
     assert got.ignored
@@ -140,3 +142,15 @@ def test_a_decision_is_pure_and_never_raises(
     assert delivery.decide(value, event, now_ms=NOW_MS, policy=POLICY, outcome=outcome) == got
     assert got.delivery.epoch >= value.epoch
     assert got.delivery.state == "pending" or got.delivery.job is None or got.ignored
+
+
+@pytest.mark.parametrize("state", ["delivered", "failed", "cancelled", "pending"])
+def test_a_resend_begins_the_schedule_again(state: str) -> None:
+    """Whatever became of a delivery, it is posted under a new epoch, with all retries, unless it is being posted already."""
+    value = dataclasses.replace(_with_job("waiting"), state=state, failures=9, posts=10, detail="500")
+    got = _decide(value, "resend")
+    assert (got.delivery.state, got.delivery.epoch, got.delivery.failures) == ("pending", 5, 0)
+    assert effects.Command("send-callback") in got.effects
+    again = _decide(got.delivery, "callback-failed", detail="502")
+    assert (again.delivery.state, again.delivery.posts, again.delivery.tried_ms) == ("pending", 11, NOW_MS)
+    assert _decide(_with_job("leased"), "resend").ignored

@@ -30,6 +30,7 @@ OUTPUTS = st.builds(
     end_ms=MAYBE_TIME,
     gaps=st.lists(st.tuples(TIMES, TIMES), max_size=2).map(tuple),
 )
+DELIVERED = st.builds(model.DeliveredFile, n=st.integers(1, 3), url=TEXT, code=TEXT, detail=TEXT, output=OUTPUTS)
 RECORDINGS = st.builds(
     model.Recording,
     task_id=st.just("T"),
@@ -58,6 +59,8 @@ RECORDINGS = st.builds(
     url=TEXT,
     job=JOBS,
     files_removed=st.booleans(),
+    object_n=st.integers(0, 3),
+    delivered=st.lists(DELIVERED, max_size=2).map(tuple),
 )
 REASONS = TEXT | st.sampled_from(
     ("eof", "ok", "disk-full", "spool-lost", "refused-for-good", "new-track", "file-missing", "node-away")
@@ -140,6 +143,8 @@ def test_what_every_decision_keeps(value: model.Recording, happening: tuple[str,
         assert reached == left
     if got.ignored:
         assert (after, got.effects, got.moves) == (value, (), ())
+    told = {file.url for file in value.delivered} | ({value.url} if value.state == "Done" and value.output else set())
+    assert told <= {file.url for file in after.delivered} | {after.url}, "a delivered file is never withdrawn"
     started = [e.type for e in got.effects if isinstance(e, effects.Command) and e.type.startswith("start-")]
     if started and event != "retry-due":
         assert after.epoch > value.epoch, "a new attempt needs a new epoch"

@@ -25,7 +25,7 @@ CLOSING = {
     "join-over": "NobodyPublished",
     "idle-over": "Idle",
 }
-EVENTS = (*CLOSING, "start", "result-wait-over", "revise-over", "all-final", "reopen")
+EVENTS = (*CLOSING, "start", "result-wait-over", "revise-over", "all-final")
 REQUEST = requests.StartRequest(
     room=requests.Room(sdk_app_id=1, room_id=2), user_id="rec", region="ap-shanghai", bucket="b-12345", path="p"
 )
@@ -37,14 +37,12 @@ def oracle(c: Case) -> tuple[str, str]:
     state, event = c["state"], c["event"]
     if event == "start":
         return ("stay", state) if state == "Open" else ("ignore", state)
-    if event == "reopen":
-        return ("ignore", state) if state == "Open" else ("move", "Open")
     if event == "all-final":
         return _all_final(c)
     if event == "result-wait-over":
         return _result_wait_over(c)
     if event == "revise-over":
-        return ("stay", state) if state == "Finished" else ("ignore", state)
+        return ("stay", state) if state == "Finished" else ("ignore", state)  # to publish, or to wait for replays
     if state != "Open":
         return "ignore", state
     if event == "join-over" and c["published"]:
@@ -90,7 +88,7 @@ def _session(case: Case, **changes: Any) -> model.Session:
 
 
 def _decide(case: Case, **changes: Any) -> session.SessionDecision:
-    known = {k: case[k] for k in ("live", "uploading", "present") if k in case}
+    known = {k: case[k] for k in ("live", "uploading", "present", "replaying", "replay_ended") if k in case}
     return session.decide(_session(case, **changes), case["event"], session.SessionFacts(now_ms=NOW_MS, policy=POLICY, **known))
 
 
@@ -144,15 +142,19 @@ def test_uploads_that_end_one_after_the_other_share_a_revision() -> None:
         assert effects.Finish() in got.effects
 
 
-@pytest.mark.parametrize("state", ["Closing", "Finished"])
-def test_reopening_gives_fresh_deadlines(state: str) -> None:
-    """A reopened session has its full duration, join and idle times again, and no end."""
-    got = _decide({"state": state, "event": "reopen"}, closing_ms=1, finished_ms=2, end_reason="Idle")
-    armed = {e.kind: e.at_ms - NOW_MS for e in got.effects if isinstance(e, effects.Arm)}
-    assert armed == {"max-duration": 86_400_000, "join": 300_000, "idle": 300_000}
-    now = got.session
-    assert (now.state, now.closing_ms, now.finished_ms, now.end_reason, now.revision) == ("Open", None, None, "", 3)
-    assert (now.opened_ms, now.idle_from_ms) == (NOW_MS, NOW_MS)
+def test_a_closed_session_never_opens_again() -> None:
+    """No event, with any facts, leads back to an earlier state: the room may belong to somebody else by now."""
+    for case in cases():
+        assert STATES.index(_decide(case).session.state) >= STATES.index(case["state"]), case
+
+
+@pytest.mark.parametrize("event", ["all-final", "revise-over"])
+def test_a_revision_waits_for_what_is_replayed(event: str) -> None:
+    """No revision goes out while a replayed recording is under way. The last one publishes at once, pending uploads or not."""
+    waits = _decide({"state": "Finished", "event": event, "live": 2, "uploading": 1, "replaying": True, "replay_ended": True})
+    assert (waits.session.revision, waits.effects) == (3, (effects.Arm("revise", NOW_MS + 15 * 60_000),))
+    ended = _decide({"state": "Finished", "event": "all-final", "live": 1, "uploading": 1, "replay_ended": True})
+    assert (ended.session.revision, effects.Finish() in ended.effects) == (4, True)
 
 
 def test_a_look_at_idleness_is_always_in_the_future() -> None:
@@ -183,6 +185,8 @@ FACTS = st.builds(
     live=st.integers(0, 9),
     uploading=st.integers(0, 9),
     present=st.booleans(),
+    replaying=st.booleans(),
+    replay_ended=st.booleans(),
 )
 
 

@@ -73,6 +73,7 @@ def test_failed_with_nothing_in_a_session_that_is_open() -> None:
     assert (found.rule, "The UserSig has expired." in found.why) == ("failed-live", True)
     assert look(FINISHED, empty) == []
     assert look(OPEN, replace(empty, never_seen=True)) == []
+    assert rules(look(OPEN, empty, replace(empty, n=2))) == [("failed-live", "ann/2")]
 
 
 def test_a_publishing_speaker_without_media() -> None:
