@@ -269,8 +269,9 @@ class Node:
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
         else:
             world.finished[run.owner] = frozenset(there)
-            joined = _joined(world, run.owner, there)
-            output = {"SizeBytes": len(there), "Crc64": _crc64(there), "StartMs": 1, "EndMs": 2, **joined}
+            output = {"SizeBytes": len(there), "Crc64": _crc64(there), "StartMs": 1, "EndMs": 2} | _joined(
+                world, run.owner, there
+            )
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
 
     def _uploaded(self, run: Run) -> None:
