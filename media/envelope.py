@@ -4,7 +4,8 @@ Rules:
 - A single sample says little: packets arrive late, and a server may begin with older media in a burst. The least delay of a
   minute counts.
 - Delay that grows for good is a pause over which the timestamps stand. Several samples in a row confirm it, and a new run of
-  anchors begins. Delay that falls for good, after a run's first seconds, is a jump of the timestamps: also a new run.
+  anchors begins. If the delay comes back, packets were only late, and the run before goes on.
+- Delay that falls below that of the run before, after a run's first seconds, is a jump of the timestamps: also a new run.
 - Memory is bounded for any stream.
 """
 
@@ -57,17 +58,16 @@ class Envelope:
 
     def __init__(self) -> None:
         self._over: list[alignment.Anchor] = []
+        self._before: _Run | None = None
         self._run: _Run | None = None
         self._late: list[tuple[int, int]] = []
 
     @property
     def anchors(self) -> alignment.Anchors:
-        """The anchors so far. Late samples at the end count as a run of their own."""
+        """The anchors so far."""
         points = list(self._over)
-        if self._run is not None:
-            points += self._run.anchors
-        if self._late:
-            points += _run_of(self._late).anchors
+        for run in (self._before, self._run):
+            points += run.anchors if run is not None else []
         return alignment.Anchors(tuple(sorted(points)))
 
     def add(self, at_ms: int, arrived_ms: int) -> None:
@@ -81,16 +81,20 @@ class Envelope:
             if len(self._late) >= CONFIRMED_BY:
                 self._begin(_run_of(self._late))
         elif delay_ms < run.delay_ms - STEP_MS and at_ms - run.begin_ms > SETTLING_MS:
-            self._begin(_Run(at_ms, delay_ms))
+            if self._before is not None and abs(delay_ms - self._before.delay_ms) <= STEP_MS:
+                self._run, self._before = self._before, None
+                self._run.add(at_ms, delay_ms)
+                self._late.clear()
+            else:
+                self._begin(_Run(at_ms, delay_ms))
         else:
             self._late.clear()
             run.add(at_ms, delay_ms)
 
     def _begin(self, following: _Run) -> None:
-        assert self._run is not None  # noqa: S101 - a run precedes
-        if len(self._over) < MOST_ANCHORS:
-            self._over += self._run.anchors
-        self._run = following
+        if self._before is not None and len(self._over) < MOST_ANCHORS:
+            self._over += self._before.anchors
+        self._before, self._run = self._run, following
         self._late = []
 
 

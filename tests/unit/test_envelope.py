@@ -66,6 +66,15 @@ def test_a_stall_that_is_made_up_for_is_no_pause() -> None:
     assert {time_ms - at_ms for at_ms, time_ms in found.anchors.points} == {BEGAN_MS}
 
 
+@pytest.mark.parametrize("late_s", [4, 9, 40])
+def test_a_machine_that_is_late_for_long_is_no_pause(late_s: int) -> None:
+    """Packets that are 0.8 s late for some seconds, in the middle or at the end, leave the anchors alone."""
+    found = envelope.Envelope()
+    for second in range(1, 91):
+        found.add(second * 1_000, BEGAN_MS + second * 1_000 + (800 if 30 <= second < 30 + late_s or second > 88 else 0))
+    assert {time_ms - at_ms for at_ms, time_ms in found.anchors.points} == {BEGAN_MS}
+
+
 def test_a_wild_stream_costs_bounded_memory() -> None:
     """A stream whose delay jumps with every packet leaves a bounded number of anchors."""
     chance = random.Random(5)
