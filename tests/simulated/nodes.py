@@ -269,9 +269,8 @@ class Node:
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", **failure})
         else:
             world.finished[run.owner] = frozenset(there)
-            output = {"SizeBytes": len(there), "Crc64": _crc64(there), "StartMs": 1, "EndMs": 2} | _joined(
-                world, run.owner, there
-            )
+            joined = _joined(world, run.owner, there)
+            output = {"SizeBytes": len(there), "Crc64": _crc64(there), "StartMs": 1, "EndMs": 2, **joined}
             self._publish_end(run, "ffmpeg-exit", {"Job": "transcode", "Reason": "ok", "Output": output})
 
     def _uploaded(self, run: Run) -> None:
@@ -390,8 +389,7 @@ def on_disk(world: World, owner: job_key.JobKey) -> dict[int, int]:
 
 
 def _crc64(segments: Iterable[int]) -> str:
-    """A checksum that tells files of different segments apart."""
-    return str(sum(1 << epoch for epoch in segments))
+    return str(sum(1 << epoch for epoch in segments))  # tells files of different segments apart
 
 
 def stream_changed(world: World, speaker: str, how: str, kind: str = "") -> None:
