@@ -1,6 +1,7 @@
 """Retries on RabbitMQ: a message waits without a consumer, and then returns to the queue that it came from.
 
     consumer ──► exchange and queue recorder.retry.<ms> ──(expires)──► exchange recorder.retried ──► the same queue
+                 (of a request: recorder.requests.retry.<ms>)
 
 Rules:
 - The copy is confirmed before the original is acknowledged. A crash in between leaves both, and the second is a repeat.
@@ -44,8 +45,8 @@ def outgoing(
     """Make the copy that returns to `queue` after about `backoff_s`."""
     found, pause_ms = original(message, topology), round(supervised_task.jittered_s(backoff_s) * 1000)
     # A queue expires messages only at its head, so each one holds pauses of similar lengths.
-    levels = zip(topologies.RETRY_MS, topology.retries, strict=True)
-    level = next((each for limit_ms, each in levels if pause_ms <= limit_ms), topology.retries[-1])
+    waiting = topology.retries_of(queue)
+    level = next((each for limit_ms, each in zip(topologies.RETRY_MS, waiting, strict=True) if pause_ms <= limit_ms), waiting[-1])
     return publisher.Outgoing(
         exchange=level.name,
         key=found.key,

@@ -10,6 +10,7 @@
                                                └─ a key without a binding   ──► recorder.parked
 
     a retry ──► recorder.retry.<ms> ──(expires)──► exchange recorder.retried (headers) ──► the queue that it came from
+                (of a request: recorder.requests.retry.<ms>)
 
     recorder.events ──┬─ events of workers, time and TRTC                   ──► recorder.machines
                       └─ all others: user requests, unknown keys            ──► recorder.requests
@@ -135,10 +136,16 @@ class Topology:
 
     @property
     def retries(self) -> tuple[Queue, ...]:
-        """Messages that wait for a retry, each queue behind a fanout exchange of its name. The name has the time to live, because
-        the arguments of a queue cannot change."""
+        """Messages that wait for a retry, each queue behind a fanout exchange of its name."""
+        return *self.retries_of(self.machines), *self.retries_of(self.requests)
+
+    def retries_of(self, queue: Queue) -> tuple[Queue, ...]:
+        """The queues in which messages of `queue` wait for a retry, one for each of RETRY_MS. Requests of users have their own:
+        they may be many, and a full queue refuses messages. The name has the time to live, because the arguments of a queue
+        cannot change."""
         common = self._durable() | {"x-dead-letter-exchange": self.retried, "x-max-length-bytes": WAITING_BYTES}
-        names = {f"{self.prefix}.retry.{ms}": ms for ms in RETRY_MS}
+        of = self.requests.name if queue.name == self.requests.name else self.prefix
+        names = {f"{of}.retry.{ms}": ms for ms in RETRY_MS}
         return tuple(
             Queue(name=name, exchange=name, bindings=("",), arguments=common | {"x-message-ttl": ms})
             for name, ms in names.items()

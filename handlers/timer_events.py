@@ -75,9 +75,8 @@ def _expire_files(uow: unit_of_work.UnitOfWork, current: model.Session | None, o
     """KEEP_FAILED passed: the janitor may delete the files. Wipe the secrets too, unless the session is Open or another recording
     may still need them."""
     task_id, keep_ms = owner.task_id, uow.context.policy.keep_failed_ms
-    recordings = uow.recordings(task_id)
-    active = (current is not None and current.state == states.OPEN) or any(not r.final for r in recordings)
-    needed = active or uow.needs_secrets(recordings)
+    active = current is not None and (current.state == states.OPEN or current.live > 0)
+    needed = active or uow.needs_secrets(uow.recordings(task_id))
     if active:
         # The rest of the session may end in Done, and then no other deadline would wipe the secrets.
         uow.arm(owner, "keep", uow.now_ms + keep_ms)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import aio_pika
 import pytest
+import structlog
 
 from bus import attempts, dead_letter_envelope, delivery_policy, retries
 from bus import rabbit as rabbit_bus
@@ -80,6 +81,25 @@ async def test_requests_and_events_do_not_wait_for_each_other(
     for type_ in others:
         await say(prefix, type_, [f"good-{type_}"])
     await waiting.until(lambda: set(cluster.done) == {f"good-{type_}" for type_ in others}, what="the other events")
+
+
+async def test_a_flood_of_failing_requests_fills_no_queue_of_events(
+    store: stores.Store, clock: engines.Clock, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing requests of users fill their queue of retries, and the broker refuses more. Failing events of the recorder still
+    wait for their retries on the broker, and hold no slot."""
+    monkeypatch.setattr(topologies, "WAITING_BYTES", 4_000)
+    monkeypatch.setattr(attempts, "BACKOFF_S", (1.0,))
+    handler = buses.FailingHandler(errors.Unavailable())
+    node = buses.node(store, clock, prefix, on_event=handler, on_command=handler, drain_s=0.2)
+    with structlog.testing.capture_logs() as logs:
+        async with rabbit_nodes.running(node):
+            await say(prefix, "stop", [f"bad-{number}" for number in range(60)])
+            await waiting.until(lambda: any(line["event"] == "bus.held" for line in logs), what="the refusal of a retry")
+            monkeypatch.setattr(attempts, "BACKOFF_S", (0.2,))
+            await say(prefix, "room-destroyed", ["bad-room"])
+            await waiting.until(lambda: handler.begun.count("bad-room") >= 3, what="two retries of an event")
+    assert {line["key"] for line in logs if line["event"] == "bus.held"} == {"event.stop"}
 
 
 async def test_a_retry_returns_to_its_own_node(

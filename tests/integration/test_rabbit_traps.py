@@ -44,7 +44,7 @@ async def test_every_queue_is_a_durable_quorum_queue_with_at_least_once_dead_let
     found = {q["name"].removeprefix(f"{prefix}."): q for q in await asyncio.to_thread(rabbit.shared().queues, f"{prefix}.")}
     working = {"requests", "machines", "work.capture", "work.finish", "work.upload", "work.delivery"}
     working |= {"node.n1", "node.n1.transcode", "node.n1.upload"}
-    retries = {f"retry.{ms}" for ms in topologies.RETRY_MS}
+    retries = {f"{of}retry.{ms}" for ms in topologies.RETRY_MS for of in ("", "requests.")}
     assert set(found) == working | retries | {"parked", "unheard"}
     assert all(queue["durable"] for queue in found.values())
     for name in working | retries:
