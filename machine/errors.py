@@ -196,4 +196,6 @@ class UploadFailed(StepFailed):
 
 
 class DeliveryFailed(StepFailed):
-    """The delivery of the result failed."""
+    """The delivery of the result failed. `tried`: its receiver had the chance to answer."""
+
+    tried = True

@@ -6,6 +6,7 @@ hosts would block segments, transcodes and finished files.
 
 from __future__ import annotations
 
+import contextvars
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ THREADS = 16
 # Lookups of starts have threads of their own: hosts of many starts that hang would hold up deliveries.
 CHECK_THREADS = 4
 
+waiting: contextvars.ContextVar[list[str]] = contextvars.ContextVar("waiting")
+"""The hosts whose lookup waits for a thread; a caller that sets a list before it connects sees its own."""
 Infos = Sequence[tuple[Any, ...]]  # of socket.getaddrinfo
 
 
@@ -29,7 +32,14 @@ class Resolver(AbstractResolver):
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """The addresses of `host`. Raises OSError (socket.gaierror) when there are none. Without a time limit of its own."""
-        found = await self._threads.run(_lookup, host, port, family)
+        waits = waiting.get([])
+        waits.append(host)
+
+        def look_up() -> Infos:
+            waits.remove(host)
+            return _lookup(host, port, family)
+
+        found = await self._threads.run(look_up)
         return [
             ResolveResult(
                 hostname=host,

@@ -104,11 +104,17 @@ class WebhookSender:
         guard = _Guard(target.raw_host or "", self._allowed)
         guard.check_literal()
         failpoints.hit("callback.send.before")
+        waiting: list[str] = []
+        dns.waiting.set(waiting)
         try:
             status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
         except TimeoutError as error:
             detail = f"The callback URL did not answer within {self._timeout_s:g} s."
-            raise errors.DeliveryFailed(detail, reason=Reason.TIMEOUT, retry=True) from error
+            if waiting:
+                detail = f"All lookups of names were busy for {self._timeout_s:g} s, so the callback URL was not tried."
+            failed = errors.DeliveryFailed(detail, reason=Reason.TIMEOUT, retry=True)
+            failed.tried = not waiting
+            raise failed from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if guard.refused and not guard.opened:
                 raise guard.failure() from None

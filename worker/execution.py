@@ -200,7 +200,7 @@ class Execution:
             await self._work.deliver(delivery)
             turn.answered = True
         except errors.DeliveryFailed as error:
-            if error.reason not in (Reason.BAD_URL, Reason.PRIVATE_ADDRESS):
+            if error.tried and error.reason not in (Reason.BAD_URL, Reason.PRIVATE_ADDRESS):
                 turn.answered = error.reason not in (Reason.TIMEOUT, Reason.NETWORK)
             raise
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from events import codec
-from machine import errors
+from machine import errors, model
+from store import rows
 from store import store as stores
 from tests import decider_harness, engines, transactions
 
 EVENTS, FEW = 200, 10
+RECORDINGS = 40
 SPEAKERS = ("al", "bo", "cy")
 # What is compared. Numbers of rows and ids of messages depend on how often a decision was repeated; jobs that have ended are
 # history; versions count writes.
@@ -180,3 +182,30 @@ async def test_together_they_leave_what_they_leave_one_after_the_other(tmp_path:
     for folder in (alone, shared):
         folder.mkdir()
     assert await left_by(engine, shared, seed, together=True) == await left_by(engine, alone, seed, together=False)
+
+
+async def test_files_that_expire_together_read_few_rows(
+    harness: decider_harness.Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KEEP_FAILED passes for forty failed recordings of a session at once. The rows that are read grow with their number, not
+    with its square, and the secrets are wiped."""
+    task_id = await harness.start()
+    for number in range(RECORDINGS):
+        await harness.publish(f"s{number}")
+    await harness.say("stop", TaskId=task_id)
+    assert set((await harness.states(task_id)).values()) == {"Failed"}
+    read: list[Any] = []
+    recording = rows.recording
+
+    def counted(row: Any) -> model.Recording:
+        read.append(row)
+        return recording(row)
+
+    harness.clock.advance(model.Policy().keep_failed_ms)
+    due = [each for each in await harness.store.deadlines.due(1_000) if each.kind == "keep"]
+    assert len(due) == RECORDINGS
+    monkeypatch.setattr(rows, "recording", counted)
+    passed = [{"Owner": str(each.owner), "Kind": each.kind, "Serial": each.serial} for each in due]
+    await asyncio.gather(*(harness.say("deadline-passed", **each) for each in passed))
+    assert len(read) <= 5 * RECORDINGS
+    assert "secrets wiped" in await harness.notes(task_id)

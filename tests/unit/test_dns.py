@@ -67,6 +67,24 @@ async def test_slow_names_hold_up_nothing_else(slow: Slow) -> None:
     assert len(slow.asked) == dns.THREADS + 1
 
 
+async def test_a_receiver_is_not_blamed_for_a_lookup_that_never_began(slow: Slow) -> None:
+    """While the lookups of one receiver occupy all threads, another one is not tried: its failure says so."""
+    sender = sender_module.WebhookSender(timeout_s=0.5)
+
+    async def failure(host: str) -> errors.DeliveryFailed:
+        with pytest.raises(errors.DeliveryFailed) as caught:
+            await sender.send(f"http://{host}/", b"{}", webhook_id="1", now_s=1)
+        return caught.value
+
+    guilty = [asyncio.create_task(failure(f"n{number}.slow")) for number in range(dns.THREADS)]
+    await waiting.until(lambda: len(slow.asked) == dns.THREADS, what="all threads")
+    innocent = await failure("innocent.example")
+    assert (innocent.reason, innocent.retry, innocent.tried) == ("timeout", True, False)
+    assert "not tried" in innocent.detail
+    async with waiting.at_most(10):
+        assert [each.tried for each in await asyncio.gather(*guilty)] == [True] * dns.THREADS
+
+
 async def test_a_name_leads_where_the_system_says() -> None:
     """Each address comes with its family, as numbers; a name without addresses, or an invalid one, is a network error."""
     resolver = dns.Resolver()
