@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import store.connections
 import store.encrypted_rows
 import store.schema
-from assembly import encryption_keys, identity
+from assembly import encryption_keys
 from config import settings as settings_module
 from machine import errors
 
@@ -65,6 +65,6 @@ async def contract(settings: settings_module.Settings) -> None:
     """End the time of two versions: older nodes decide nothing any more. Raises Refused while some live, Unavailable."""
     connections = store.connections.open_database(settings.database)
     try:
-        await store.schema.contract(connections, identity.clock())
+        await store.schema.contract(connections)
     finally:
         await connections.close()

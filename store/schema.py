@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import errors, supervised_task
-from store import connections, side_by_side, sql
+from store import connections, database_time, side_by_side, sql
 
 log = structlog.get_logger()
 
@@ -48,15 +48,16 @@ async def migrate(database: connections.Connections) -> str:
     return await _change(database, change)
 
 
-async def contract(database: connections.Connections, now_ms: int) -> None:
-    """End the time of two versions: from now on, older nodes decide nothing. Raises Refused while older nodes live, Unavailable
-    before the migration. Idempotent."""
+async def contract(database: connections.Connections, now_ms: int | None = None) -> None:
+    """End the time of two versions: from now on, older nodes decide nothing. `now_ms` is the database's time by default. Raises
+    Refused while older nodes live, Unavailable before the migration. Idempotent."""
     from store import nodes  # which knows this module's HEAD
 
     async def change(connection: AsyncConnection) -> None:
         if await connection.run_sync(side_by_side.contracted):
             return
-        if older := await nodes.older(connection, now_ms):
+        time_ms = (await connection.execute(select(database_time.NOW_MS), {"now_ms": now_ms})).scalar_one()
+        if older := await nodes.older(connection, time_ms):
             raise errors.Refused(
                 f"Nodes of an older version work: {', '.join(older)}. Replace them, wait {side_by_side.ALIVE_MS // 1000} s, and"
                 " try again."
