@@ -100,7 +100,7 @@ def _failed_live(snapshot: Snapshot, value: model.Recording) -> str:
 
 def _no_media(snapshot: Snapshot, value: model.Recording) -> str:
     if (
-        value.state != states.JOINING
+        value.state not in states.CAPTURING
         or not value.present
         or value.failures < MANY_FAILURES
         or snapshot.session.state != states.OPEN

@@ -136,3 +136,12 @@ def test_every_rule_has_its_sentence() -> None:
     for rule in (*stuck.SESSION_RULES, *stuck.RECORDING_RULES, *stuck.DELIVERY_RULES):
         assert rule.name.replace("-", "").isalpha()
         assert rule.meaning.endswith(".")
+
+
+@pytest.mark.parametrize("state", [states.JOINING, states.RECORDING])
+def test_pulls_that_fail_while_the_speaker_publishes(state: str) -> None:
+    """A recording that has media loses some now as one without does: three failed pulls in a row count in both states."""
+    losing = replace(JOINING, state=state, media_ms=9_000, detail="Refused (403).")
+    (found,) = look(OPEN, losing)
+    assert (found.rule, "3 pulls in a row" in found.why, "Refused (403)." in found.why) == ("no-media", True, True)
+    assert look(CLOSING, losing, now_ms=NOW_MS - 1) == []
