@@ -56,7 +56,7 @@ def key_ids(url: str) -> set[str]:
         return set()
     try:
         return asyncio.run(_key_ids(url)) - {encrypted_rows.PLAIN}
-    except (exc.SQLAlchemyError, OSError, TimeoutError):
+    except (errors.Unavailable, exc.SQLAlchemyError, OSError, TimeoutError):
         return set()
 
 
