@@ -172,7 +172,9 @@ class Sweeper:
         now_ms, policy = self._clock(), self._policy
         if not await self._store.retention.delete_messages(now_ms - policy.keep_messages_ms):
             return  # another node is at it
-        if deleted := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms):
+        # Expired presence stays as long again, so that a start can tell whom it does not record.
+        presence_before_ms = now_ms - 2 * policy.presence_kept_ms
+        if deleted := await self._store.retention.delete_sessions(now_ms - policy.keep_sessions_ms, presence_before_ms):
             log.info("sweeper.sessions_deleted", sessions=deleted)
 
     def _message(self, item: due_work.Overdue) -> codec.Event:

@@ -6,13 +6,16 @@ Rules: no I/O. A start is decided under the lock of its room. A refusal raises o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from events import errors as event_errors
 from events import requests
 from handlers import bus_replies, speakers, unit_of_work
 from machine import errors, model, presence, states
+
+# Speakers that a warning names.
+MAX_NAMED = 5
 
 
 def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
@@ -34,16 +37,17 @@ def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     if by is not None and by.quota and uow.snapshot.open_sessions_of(by.key_id) >= by.quota:
         raise errors.QuotaReached
     callbacks_come = uow.callbacks_come(request.room.sdk_app_id)
+    expired = _expired(uow, request)
     opened = model.Session(
         task_id=uow.context.new_id(),
         request=request,
         opened_ms=uow.now_ms,
         idle_from_ms=uow.now_ms,
         key_id=by.key_id if by is not None else "",
-        warnings=(*_warnings(request, callbacks_come), *uow.warnings),
+        warnings=(*_warnings(request, callbacks_come), *_left_out(uow, request, expired), *uow.warnings),
     )
     uow.open_session(opened, secrets)
-    _open_known(uow, opened)
+    _open_known(uow, opened, expired)
     return _accepted(uow, opened, repeated=False)
 
 
@@ -83,9 +87,9 @@ def _accepted(uow: unit_of_work.UnitOfWork, current: model.Session, *, repeated:
     return answer
 
 
-def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
-    """Open recordings of the speakers who already publish, and of the subscribed ones."""
-    known = dict(uow.snapshot.publishers(current.request.room))
+def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session, expired: Mapping[str, int]) -> None:
+    """Open recordings of the speakers who already publish, except the expired ones, and of the subscribed ones."""
+    known = {user: kinds for user, kinds in uow.snapshot.publishers(current.request.room) if user not in expired}
     for speaker in sorted({*known, *current.request.subscribe}):
         kinds = known.get(speaker, presence.Kinds())
         wanted = set(kinds) & set(states.WANTED_KINDS[current.request.mode])
@@ -93,6 +97,27 @@ def _open_known(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:
             continue
         since_ms = min((kinds.since_ms[kind] for kind in wanted), default=0)
         speakers.open_recording(uow, current, speaker, n=1, present=True if wanted else None, published_ms=since_ms)
+
+
+def _expired(uow: unit_of_work.UnitOfWork, request: requests.StartRequest) -> dict[str, int]:
+    """The speakers to record whom a callback showed too long ago, and when they were last heard of."""
+    after_ms, wanted = uow.now_ms - uow.context.policy.presence_kept_ms, set(states.WANTED_KINDS[request.mode])
+    return {
+        user: kinds.heard_ms
+        for user, kinds in uow.snapshot.publishers(request.room)
+        if kinds.heard_ms <= after_ms and wanted & set(kinds) and speakers.is_recorded(request, user)
+    }
+
+
+def _left_out(uow: unit_of_work.UnitOfWork, request: requests.StartRequest, expired: Mapping[str, int]) -> Iterable[str]:
+    users = [user for user in expired if user not in request.subscribe]
+    if users:
+        names = ", ".join(map(repr, users[:MAX_NAMED])) + (" …" if len(users) > MAX_NAMED else "")
+        hours = (uow.now_ms - max(expired[user] for user in users)) // model.HOUR
+        yield (
+            f"Not recorded, because TRTC's last callback is {hours} h old: {names}. If they still publish, name them in"
+            " SubscribeUserIds."
+        )
 
 
 def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:

@@ -9,7 +9,7 @@ import structlog
 
 from events import codec
 from handlers import speakers, unit_of_work
-from machine import internal_events, job_key, model, recording, states
+from machine import internal_events, job_key, model, presence, recording, states
 from machine.reasons import Reason
 
 log = structlog.get_logger()
@@ -71,6 +71,7 @@ def advance_recording(
         return
     decision = uow.advance_recording(value, trigger, outcome)
     _note_media(uow, decision)
+    _refresh_presence(uow, decision)
     if value.state in states.CAPTURING and decision.recording.state == states.TRANSCODING:
         _expect_again(uow, decision.recording)
     if decision.recording.final and not value.final:
@@ -115,6 +116,13 @@ def _note_media(uow: unit_of_work.UnitOfWork, decision: recording.RecordingDecis
     if (published, idle_from_ms) == (current.published, current.idle_from_ms):
         return
     uow.save_session(model.changed(current, published=published, idle_from_ms=idle_from_ms))
+
+
+def _refresh_presence(uow: unit_of_work.UnitOfWork, decision: recording.RecordingDecision) -> None:
+    """Media began or ended: the speaker was there, however old TRTC's last callback is. Merging nothing renews the row's age."""
+    if any(states.RECORDING in move for move in decision.moves):
+        value = decision.recording
+        uow.changes.presence.setdefault((uow.held(value.task_id).request.room, value.speaker), presence.ABSENT)
 
 
 def _expect_again(uow: unit_of_work.UnitOfWork, value: model.Recording) -> None:

@@ -83,6 +83,11 @@ class Policy:
     # Workers that may end in a row without an outcome before a transcode fails.
     lost_limit: int = 5
 
+    @property
+    def presence_kept_ms(self) -> int:
+        """Time for which a speaker of whom nothing was heard counts as present: longer than any session, and a day more."""
+        return self.max_duration_ms + 24 * HOUR
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

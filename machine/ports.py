@@ -91,7 +91,8 @@ class Snapshot(Protocol):
         ...
 
     def publishers(self, room: requests.Room) -> Sequence[tuple[str, Kinds]]:
-        """Users who publish in a room, by the callbacks of the last 24 hours: (user, kinds), ordered by user."""
+        """Users who publish in a room by what callbacks ever told: (user, kinds), ordered by user. The caller judges how old
+        that is."""
         ...
 
 
@@ -251,7 +252,7 @@ class Retention(Protocol):
     """Deletion of old rows (store.retention.Retention)."""
 
     async def delete_messages(self, before_ms: int) -> bool: ...
-    async def delete_sessions(self, before_ms: int) -> int: ...
+    async def delete_sessions(self, before_ms: int, presence_before_ms: int = 0) -> int: ...
 
 
 class Store(Protocol):

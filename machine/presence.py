@@ -50,21 +50,23 @@ def merged(one: Known, other: Known) -> Known:
 
 
 class Kinds(tuple[str, ...]):
-    """The kinds that a user publishes. `since_ms` has the time of each one's callback."""
+    """The kinds that a user publishes. `since_ms` has the time of each one's callback, `heard_ms` the time at which the user was
+    last heard of: by a callback, or by media that arrived."""
 
     since_ms: Mapping[str, int]
+    heard_ms: int
 
 
-def _kinds(known: Known) -> Kinds:
+def _kinds(known: Known, heard_ms: int) -> Kinds:
     made = Kinds(kind for kind in KINDS if known[kind])
     made.since_ms = {kind: known[f"{kind}_ms"] for kind in made}
+    made.heard_ms = heard_ms
     return made
 
 
 def publishers(there: Iterable[Mapping[str, Any]]) -> list[tuple[str, Kinds]]:
-    """The users of one room who publish, and what: from its rows, each with user_id."""
-    known = {row["user_id"]: {name: row[name] for name in ABSENT} for row in there}
+    """The users of one room who publish, and what: from its rows, each with user_id and updated_ms."""
+    known = {row["user_id"]: row for row in there}
     ended = known.pop(ROOM, ABSENT)
-    made = ((user, merged(each, ended)) for user, each in known.items())
-    found = ((user, _kinds(each)) for user, each in made)
+    found = ((user, _kinds(merged(row, ended), row["updated_ms"])) for user, row in known.items())
     return [(user, kinds) for user, kinds in found if kinds]

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Select, Table, Text, cast, exists, func, o
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import delivery
-from store import connections, snapshot, statements, tables
+from store import connections, statements, tables
 
 BATCH = 500
 SESSIONS_AT_ONCE = 20
@@ -43,9 +43,9 @@ class Retention:
             (outbox, (text(tables.SENT), outbox.c.sent_ms < before_ms)),
         )
 
-    async def delete_sessions(self, before_ms: int) -> int:
+    async def delete_sessions(self, before_ms: int, presence_before_ms: int = 0) -> int:
         """Delete sessions that finished before that time (Unix ms) and keep no file, with all their rows; and rows of that age
-        that belong to no session. Returns the number of sessions."""
+        that belong to no session, presence by a time of its own. Returns the number of sessions."""
         presence, nodes, audit, outbox = tables.presence, tables.nodes, tables.audit, tables.outbox
         holds = or_(
             exists().where(tables.segments.c.node == nodes.c.node),
@@ -61,7 +61,7 @@ class Retention:
 
         if await self._repeat(some):
             await self._all(
-                (presence, (presence.c.updated_ms < self._clock() - snapshot.PRESENCE_KEPT_MS,)),
+                (presence, (presence.c.updated_ms < presence_before_ms,)),
                 (nodes, (nodes.c.seen_ms < before_ms, ~holds)),
                 (audit, (audit.c.at_ms < before_ms,)),
                 (outbox, (text(tables.REFUSED), outbox.c.sent_ms < before_ms, _not_last_result())),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events import codec
-from machine import alignment, changes, due_work, encryption, errors, model, states
+from machine import alignment, changes, due_work, encryption, errors, model, presence, states
 from store import encrypted_rows, rows, statements
 from store.sql import Row, Statement, Step, Steps
 
@@ -109,7 +109,9 @@ class Saver:
         return {"task_id": task_id, "kind": kind, "updated_ms": self._now_ms, **made}
 
     def _presence(self, made: Sequence[changes.Changes]) -> Steps[None]:
-        reports = {about: known for each in made for about, known in each.presence.items()}
+        reports: changes.Presence = {}
+        for about, known in (report for each in made for report in each.presence.items()):
+            reports[about] = presence.merged(reports.get(about, presence.ABSENT), known)
         yield from _write(statements.MERGE_PRESENCE, presence_rows(reports, self._now_ms))
         applications = sorted({app for each in made for app in each.applications})
         noted = [{"sdk_app_id": app, "callback_ms": self._now_ms} for app in applications]

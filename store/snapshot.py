@@ -15,7 +15,6 @@ from machine import changes, encryption, job_key, model, ports, presence, states
 from store import connections, encrypted_rows, rows, statements, unreadable_rows, unsaved
 from store.sql import Row, Step, Steps
 
-PRESENCE_KEPT_MS = 24 * model.HOUR
 Loaded = dict[tuple[Any, ...], Any]
 
 
@@ -208,8 +207,7 @@ class Loader:
     def _publishers(self, about: list[tuple[Any, ...]]) -> Steps[Loaded]:
         made: Loaded = {}
         for (room,) in about:
-            there = at_room(room) | {"at_after_ms": self._now_ms - PRESENCE_KEPT_MS}
-            found = yield Step(statements.PUBLISHERS, [there])
+            found = yield Step(statements.PUBLISHERS, [at_room(room)])
             made[room,] = presence.publishers(found)
         return made
 

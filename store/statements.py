@@ -254,7 +254,7 @@ PRESENCE = Statement(
 )
 PUBLISHERS = Statement(
     select(tables.presence)
-    .where(matching(tables.presence, *_ROOM), tables.presence.c.updated_ms > at("after_ms"))
+    .where(matching(tables.presence, *_ROOM))
     # Not everybody who has ever left: those who publish, and the room's own row.
     .where(or_(tables.presence.c.audio, tables.presence.c.video, tables.presence.c.user_id == literal_column("''")))
     .order_by(tables.presence.c.user_id)

@@ -94,7 +94,7 @@ async def _fill(store: stores.Store) -> None:
 
 async def _delete(store: stores.Store, clock: engines.Clock) -> None:
     if await store.retention.delete_messages(clock() - model.HOUR):
-        await store.retention.delete_sessions(clock() - model.HOUR)
+        await store.retention.delete_sessions(clock() - model.HOUR, clock() - model.HOUR)
 
 
 @pytest.fixture(autouse=True)

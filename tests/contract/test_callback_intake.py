@@ -113,7 +113,7 @@ async def test_any_order_and_repeats_end_in_the_same_presence(store: stores.Stor
             batch = [report for event in arrived[: chance.randrange(1, 6)] if (report := trtc_events.presence_report(event))]
             assert all(await store.presence.note(batch))
             del arrived[: len(batch)]
-        rows = ({"user_id": user, **known} for user, known in expected.items())
+        rows = ({"user_id": user, "updated_ms": 0, **known} for user, known in expected.items())
         assert await publishers(store, room) == dict(presence.publishers(rows))
 
 

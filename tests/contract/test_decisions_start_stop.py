@@ -95,13 +95,6 @@ async def test_a_start_finds_who_is_there(harness: decider_harness.Harness) -> N
     assert await harness.commands(f"{task_id}/al/1") == [("start-capture", 1)]
 
 
-async def test_presence_expires_after_a_day(harness: decider_harness.Harness) -> None:
-    """Presence older than 24 h opens no recording."""
-    await harness.publish()
-    await harness.wait(24 * model.HOUR + 1)
-    assert await harness.states(await harness.start()) == {}
-
-
 async def test_a_start_without_any_way_to_know_speakers_is_warned(harness: decider_harness.Harness) -> None:
     """A start without subscribed speakers, for an application without callbacks, is accepted with a warning that says what to
     configure."""

@@ -138,9 +138,11 @@ async def test_secrets_are_replaced_and_wiped(store: stores.Store) -> None:
         assert await tx.read("secrets", examples.OTHER) == requests.Secrets()
 
 
-async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engines.Clock) -> None:
-    """Presence is kept per kind of room, for 24 h, until the room is gone."""
+async def test_presence_is_per_room_and_has_an_age(store: stores.Store, clock: engines.Clock) -> None:
+    """Presence is kept per kind of room, with the time at which it was last heard of, until the room is gone. A report of nothing
+    renews that time and nothing else."""
     twin = requests.Room(sdk_app_id=examples.ROOM.sdk_app_id, str_room_id="88")
+    began_ms = clock()
     async with transactions.opened(store) as tx:
         blank = dict(await tx.read("presence", examples.ROOM, "al"))
         tx.put_presence(examples.ROOM, "al", blank | {"audio": True, "audio_ms": 7})
@@ -149,15 +151,17 @@ async def test_presence_is_per_room_and_expires(store: stores.Store, clock: engi
         tx.put_presence(twin, "al", blank | {"video": True, "video_ms": 7})
     async with transactions.opened(store) as tx:
         assert await tx.read("presence", examples.ROOM, "al") == blank | {"audio": True, "audio_ms": 7}
-        assert await tx.read("publishers", examples.ROOM) == [("al", ("audio",)), ("bo", ("audio", "video"))]
+        both = [("al", ("audio",)), ("bo", ("audio", "video"))]
+        assert await tx.read("publishers", examples.ROOM) == both
         assert await tx.read("publishers", twin) == [("al", ("video",))]
     clock.advance(12 * model.HOUR)
     async with transactions.opened(store) as tx:
-        tx.put_presence(examples.ROOM, "al", blank | {"audio": True})
-    clock.advance(13 * model.HOUR)
+        tx.put_presence(examples.ROOM, "al", blank)
+        tx.put_presence(examples.ROOM, "cy", blank)
     async with transactions.opened(store) as tx:
-        assert await tx.read("publishers", examples.ROOM) == [("al", ("audio",))]
-        assert await tx.read("publishers", twin) == []
+        found = await tx.read("publishers", examples.ROOM)
+        assert found == both
+        assert [kinds.heard_ms for _, kinds in found] == [clock(), began_ms]
 
 
 async def test_an_application_is_known_after_its_first_callback(store: stores.Store) -> None:

@@ -97,7 +97,7 @@ async def test_readers_of_results_go_on_after_results_are_forgotten(store: store
 async def test_what_belongs_to_no_session_is_forgotten(
     store: stores.Store, database: engines.Database, clock: engines.Clock
 ) -> None:
-    """Presence after a day, nodes that are long gone and hold nothing, and answers to refused starts are deleted; the living
+    """Expired presence, nodes that are long gone and hold nothing, and answers to refused starts are deleted; the living
     stay."""
     room = requests.Room(sdk_app_id=1, room_id=2)
     async with transactions.opened(store) as tx:
@@ -111,7 +111,7 @@ async def test_what_belongs_to_no_session_is_forgotten(
     await store.nodes.heartbeat("alive")
     async with transactions.opened(store) as tx:
         tx.put_presence(room, "new", HEARD)
-    await store.retention.delete_sessions(clock() - model.HOUR)
+    await store.retention.delete_sessions(clock() - model.HOUR, clock() - model.HOUR)
     assert sorted(node for (node,) in database.ask("SELECT node FROM nodes")) == ["alive", "holds"]
     assert database.ask("SELECT user_id FROM presence") == [("new",)]
     assert database.ask("SELECT count(*) FROM outbox") == [(0,)]

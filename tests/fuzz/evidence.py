@@ -18,6 +18,7 @@ from typing import Any
 import aio_pika
 
 from bus import topology
+from events import codec
 from tests import rabbit, waiting
 from tests.fuzz import messages as fuzz
 
@@ -165,9 +166,9 @@ class Evidence:
 
 
 def _claims(id_: str, types: Collection[str]) -> set[str]:
-    """The inbox keys of an id: requests of users have a key of their own."""
+    """The inbox keys of an id: requests of users have a key of their own. An internal event that changes nothing keeps none."""
     claim = id_ and (f"bus-{id_}" if len(id_) <= 252 else f"bus-{hashlib.sha256(id_.encode()).hexdigest()}")
-    return {claim if type_ in USER_REQUESTS else id_ for type_ in types}
+    return {claim if type_ in USER_REQUESTS else id_ for type_ in types if type_ not in codec.types("inside")}
 
 
 def _kind(reason: str) -> str:

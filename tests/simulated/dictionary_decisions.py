@@ -14,7 +14,6 @@ from events import codec, requests
 from machine import changes, errors, failpoints, internal_events, job_key, model, ports, presence, states
 from tests.simulated import dictionary_connections, dictionary_tables, dictionary_writes
 
-PRESENCE_KEPT_MS = 24 * model.HOUR
 EVICTS_WITHIN_MS = 2 * model.SECOND
 EVICTS_SLACK_MS = 200
 MAX_DECISIONS = 20
@@ -98,8 +97,7 @@ class Snapshot:
         return dict(presence.merged(own, ended))
 
     def publishers(self, room: requests.Room) -> list[tuple[str, presence.Kinds]]:
-        since_ms = self.now_ms - PRESENCE_KEPT_MS
-        there = sorted((k[3], row) for k, row in in_room(self.tables, room) if row["updated_ms"] > since_ms)
+        there = sorted((k[3], row) for k, row in in_room(self.tables, room))
         return presence.publishers({"user_id": user, **row} for user, row in there)
 
 

@@ -123,7 +123,7 @@ class Retention(dictionary_connections.Concern):
                     writes.drop(self._tables.outbox, seq)
         return True
 
-    async def delete_sessions(self, before_ms: int) -> int:
+    async def delete_sessions(self, before_ms: int, presence_before_ms: int = 0) -> int:
         """Delete sessions that finished before that time and keep no file; returns their number."""
         wanted = {c.task_id for c in self._tables.callbacks.values() if c.state == "pending"}
         wanted |= {r.task_id for r in self._tables.recordings.values() if not r.files_removed or r.output_node}
