@@ -72,13 +72,23 @@ async def _refuse_reuse(store: ports.Store, event: codec.Event, error: errors.Ke
 async def refuse(store: ports.Store, event: codec.Event, error: errors.RecorderError) -> None:
     """Refuse a request: the refusal is final for this event id."""
     refusal = {"Code": error.code, "Message": error.message, **error.details}
+    decided = False
 
     def decide(snapshot: ports.Snapshot) -> tuple[ports.Answer, changes.Changes]:
+        nonlocal decided
+        decided = True
         reply = changes.Changes()
         reply.send("result", refused(event.id, refusal, snapshot.now_ms))
         return {REFUSED: refusal}, reply
 
-    await store.decisions.decide(event, lambda _: iter(()), decide)
+    try:
+        await store.decisions.decide(event, lambda _: iter(()), decide)
+    except errors.KeyReused as reused:
+        await _refuse_reuse(store, event, reused)
+        return
+    if not decided:  # a repeat of this event was refused at the same moment
+        await repeat(store, event)
+        return
     log.info("event.refused", event_id=event.id, event_type=event.type, code=error.code, detail=error.message)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from events import codec
+from events import errors as event_errors
 from machine import errors
 from tests import decider_harness, engines, transactions
 
@@ -82,6 +85,19 @@ async def test_another_request_under_one_id_on_the_bus(harness: decider_harness.
     first, other, again = [m for m in await harness.messages("result") if m.correlation_id == "s1"]
     assert (first.type, first.id, again.id, again.data) == ("session-accepted", "s1.accepted", "s1.accepted", first.data)
     assert (other.type, other.id, other.data["Code"]) == ("session-refused", "s1.reused", "IdempotencyKeyReused")
+
+
+async def test_malformed_requests_at_the_same_moment(harness: decider_harness.Harness) -> None:
+    """Each of several malformed messages under one id gets a reply: the same for the same message, and another for another."""
+    error = event_errors.InvalidEvent("Mode", "is wrong")
+    bodies = ["one", "one", "two", "one"]
+    made = [codec.Event(id="m1", type="start", time_ms=5, data={"Body": body}) for body in bodies]
+    await asyncio.gather(*(harness.decider.refuse_invalid(each, error) for each in made))
+    replies = await harness.messages("result")
+    assert {(r.type, r.correlation_id) for r in replies} == {("session-refused", "m1")}
+    ids = Counter(r.id for r in replies)
+    assert ids in (Counter({"m1.refused": 3, "m1.reused": 1}), Counter({"m1.refused": 1, "m1.reused": 3}))
+    assert all(r.data["Fields"] == ["Mode"] for r in replies if r.id == "m1.refused")
 
 
 async def test_a_fingerprint_tells_nothing(harness: decider_harness.Harness, database: engines.Database) -> None:
