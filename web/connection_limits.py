@@ -1,7 +1,8 @@
 """Limits of a connection before authentication: the number of connections, and the time for the head of a request.
 
-Rule: captures come first. Open connections need no key, so they must not use up the descriptors of ffmpeg, segments and the
-database. A connection above the limit is closed before any of its bytes are read.
+Rules: captures come first. Open connections need no key, so they must not use up the descriptors of ffmpeg, segments and the
+database. A connection above the limit is closed, unless it asks for a probe at once. A supervisor must not take a busy service
+for a dead one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ HEAD_S = 10.0
 """From the connection, or from the first byte of a further request, to the end of the request's head."""
 SHARE = 4
 FEWEST, MOST = 16, 1_024
+# Connections above the limit that may still ask for a probe. A newer one replaces the oldest.
+RESERVED = 32
+# Connections accepted in one turn of the event loop. Those above the limit are closed before the next turn.
+ACCEPTED_AT_ONCE = 16
+PROBES = (b"GET /healthz", b"GET /readyz")
 LOG_EVERY_S = 10.0
+
+_reserved: dict[LimitedProtocol, None] = {}
 
 
 def max_connections() -> int:
@@ -51,18 +59,20 @@ class LimitedProtocol(h11_impl.H11Protocol):
     """uvicorn's protocol within these limits. uvicorn itself closes a connection that is idle after an answer."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _begun: bytes | None = None
+    """The first bytes of a connection above the limit; None: any other one."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As asyncio's."""
         super().connection_made(transport)
-        if len(self.connections) > max_connections():
-            CLOSED.note("too many")
-            transport.abort()
-            return
+        if len(self.connections) - len(_reserved) > max_connections():
+            self._reserve()
         self._start_deadline()
 
     def data_received(self, data: bytes) -> None:
         """As asyncio's."""
+        if self._begun is not None and (data := self._probe(data)) == b"":
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self._start_deadline()
@@ -72,7 +82,30 @@ class LimitedProtocol(h11_impl.H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio's."""
         self._cancel_deadline()
+        _reserved.pop(self, None)
         super().connection_lost(exc)
+
+    def _reserve(self) -> None:
+        """Wait for the request of a probe in one of the reserved places."""
+        self._begun = b""
+        _reserved[self] = None
+        if len(_reserved) > RESERVED:
+            next(iter(_reserved))._refuse()
+
+    def _probe(self, data: bytes) -> bytes:
+        """What has arrived, once it is known to be a probe's request; b"" before, and for any other request, which is refused."""
+        self._begun = begun = (self._begun or b"") + data
+        if begun.startswith(PROBES):
+            self._begun = None
+            return begun
+        if not any(probe.startswith(begun) for probe in PROBES):
+            self._refuse()
+        return b""
+
+    def _refuse(self) -> None:
+        _reserved.pop(self, None)
+        CLOSED.note("too many")
+        self.transport.abort()
 
     def _start_deadline(self) -> None:
         if self._deadline is None:

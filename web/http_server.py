@@ -33,6 +33,7 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=DRAIN_S,
+            backlog=connection_limits.ACCEPTED_AT_ONCE,
             server_header=False,
         )
         self._server = _UvicornServer(config)
@@ -78,6 +79,9 @@ class _UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's."""
         await super().startup(sockets)
+        # For asyncio, the backlog is also the number of connections that it accepts in one turn. The kernel may keep more.
+        for listening in sockets or ():
+            listening.listen(BACKLOG)
         self.listens.set()
 
     @contextlib.contextmanager

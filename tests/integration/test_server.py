@@ -136,6 +136,39 @@ async def test_connections_leave_descriptors_to_captures(monkeypatch: pytest.Mon
     await server.stop()
 
 
+async def test_a_burst_of_connections_silences_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While many connections that ask for nothing fill the limit and every reserved place, a probe is answered; other requests
+    are not. The log gets a line or two."""
+    monkeypatch.setattr(connection_limits, "max_connections", lambda: 8)
+    lines: list[int] = []
+    monkeypatch.setattr(connection_limits.log, "warning", lambda *_, connections, **__: lines.append(connections))
+    made = application()
+
+    @made.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        return {"Alive": True}
+
+    server = http_server.HttpServer(made, host="127.0.0.1", port=0)
+    await server.start()
+    opened = await asyncio.gather(*(sent(server.port, b"") for _ in range(200)))
+    for pieces in ([b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], [b"GET /he", b"althz HTTP/1.1\r\nHost: x\r\n\r\n"]):
+        reader, writer = await sent(server.port, pieces[0])
+        for piece in pieces[1:]:
+            await waiting.passed(0.05)
+            writer.write(piece)
+        async with waiting.at_most(3):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+    reader, writer = await sent(server.port, b"GET /health/x HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with waiting.at_most(3):
+        assert await closed(reader)
+    for _, each in [*opened, (reader, writer)]:
+        each.close()
+    await server.stop()
+    assert len(lines) <= 2
+    assert connection_limits._reserved == {}
+
+
 def test_the_share_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """The share is a quarter of the descriptors, with a minimum and a maximum."""
     for soft, expected in ((1_024, 256), (32, 16), (1_000_000, 1_024), (resource.RLIM_INFINITY, 1_024)):
