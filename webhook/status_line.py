@@ -15,8 +15,8 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 MAX_BYTES = 64 * 1024
-_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(?P<status>[1-5]\d\d)(?: [^\r\n]*)?\r?\n")
-_LONG_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(?P<status>[2-5]\d\d) ")
+_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(?P<code>[1-5]\d\d)(?: [^\r\n]*)?\r?\n")
+_LONG_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(?P<code>[2-5]\d\d) ")
 _END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -35,7 +35,7 @@ class StatusLine:
         """The final status; None if none has arrived."""
         at = 0
         while found := _STATUS.match(self._head, at) or _LONG_STATUS.match(self._head, at):
-            status = int(found["status"])
+            status = int(found["code"])
             if status >= 200:
                 return status
             end = _END.search(self._head, found.end() - 2)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 TABLES = (
     "sessions", "recordings", "segments", "jobs", "deadlines", "inbox", "outbox", "journal", "results", "callbacks", "uploads",
-    "secrets", "presence", "nodes", "attempts", "applications", "audit", "api_keys",
+    "secrets", "presence", "nodes", "attempts", "applications", "audit", "api_keys", "schema_range",
 )  # fmt: skip
-FIXED = ("nodes", "applications", "api_keys")
+FIXED = ("nodes", "applications", "api_keys", "schema_range")
 """Tables of the installation: no session adds a row."""
 COUNTS = {table: f"SELECT count(*) AS n FROM {table}" for table in TABLES}
 MIB = 2**20
@@ -63,10 +63,11 @@ opened: database connections with three files and a thread each, threads for fil
 LEFT: Mapping[str, tuple[float, float]] = {
     "rows.nodes": (1, 0),
     "rows.applications": (1, 0),
+    "rows.schema_range": (1, 0),
     "rows.presence": (0, 2.5),
 }
 """Rows that may remain when everything has ended and retention has run, as (constant, per capture). The constants are the node
-itself and the one calling application. Presence stays for a day: three speakers, the recorder and the end of each room, which
+itself, the one calling application and the range of programs. Presence stays for a day: three speakers, the recorder and the end of each room, which
 has two captures.
 """
 NOTHING_LEFT = ("ffmpegs", "spool_files", *(f"rows.{table}" for table in TABLES if f"rows.{table}" not in LEFT))

@@ -117,6 +117,11 @@ def about(expected_s: float) -> Any:
     return pytest.approx(expected_s, abs=0.5 * waiting.patience())
 
 
+def gaps(entry: Any) -> list[Any]:
+    """The gaps inside a file. Those at its edges are the time that a pull takes to begin, which a busy machine makes longer."""
+    return [gap for gap in entry["Gaps"] if 0 < gap["At"] < entry["Duration"]]
+
+
 def check_together(found: content.Content, entry: Any) -> None:
     """Each beep has its flash, except in the second after a seam: a picture starts with its next key frame, sound at once."""
     seams_s = [0.0, *(gap["At"] for gap in entry["Gaps"])]

@@ -72,7 +72,7 @@ async def _whole(world: World, scenes: list[Scene]) -> None:
     for scene in scenes:
         await world.service.finished(scene.task_id, 60)
         files = await scene.files("RoomDestroyed")
-        assert [entry["Gaps"] for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
+        assert [scenes.gaps(entry) for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
     assert world.backend is not None
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
     await fault_figures.audited(world, world.backend.database, expected)

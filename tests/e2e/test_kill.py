@@ -77,7 +77,7 @@ async def check(scene: Scene, *, gap: bool) -> None:
     assert result["Revision"] == 1
     for entry in result["Files"]:
         found: content.Content = await scene.inspect(entry)
-        assert bool(entry["Gaps"]) == gap, entry
+        assert bool(scenes.gaps(entry)) == gap, entry
         content.check_together(found)
 
 

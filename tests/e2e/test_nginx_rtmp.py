@@ -84,14 +84,14 @@ async def away_and_back(scene: Scene) -> None:
     files = await scene.files("RoomDestroyed")
     assert not bob.here
     both, again = files["alice"]
-    (gap,) = both["Gaps"]
+    (gap,) = scenes.gaps(both)
     assert both["Duration"] == scenes.about(away - first + gone - second)
     assert gap["At"] == scenes.about(away - first)
     assert gap["Duration"] == scenes.about(second - away)
     assert again["Duration"] == scenes.about(ended - third)
-    assert again["Gaps"] == []
+    assert scenes.gaps(again) == []
     (whole,) = files["bob"]
-    assert whole["Gaps"] == []
+    assert scenes.gaps(whole) == []
     for entry in (both, again, whole):
         found = await scene.inspect(entry)
         assert found.speakers == {scenes.number(entry["UserId"])}
@@ -112,7 +112,7 @@ async def dropped(scene: Scene) -> None:
     await scene.room.remove("recorder")
     (entry,) = (await scene.files("UserRemoved"))["alice"]
     first, second = scene.plays("alice")[:2]
-    (gap,) = entry["Gaps"]
+    (gap,) = scenes.gaps(entry)
     assert gap["Duration"] == scenes.about(second - first - gap["At"])
     assert entry["Duration"] == scenes.about(ended - first - gap["Duration"])
     content.check_spacing(scenes.after(await scene.inspect(entry), gap["At"]).beeps_s)
@@ -131,7 +131,7 @@ async def turned(scene: Scene) -> None:
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
     found = await scene.inspect(entry)
-    assert entry["Gaps"] == []
+    assert scenes.gaps(entry) == []
     assert found.sizes == ((640, 360),)
     content.check_spacing(found.beeps_s)
 
@@ -154,7 +154,7 @@ async def camera_on_later(scene: Scene) -> None:
     assert on_s - 1 <= found.flashes_s[0] <= on_s + 3 * waiting.patience()
     assert len(found.flashes_s) >= 2
     assert min(abs(found.flashes_s[-1] - beep) for beep in found.beeps_s) <= 0.3
-    assert sum(gap["Duration"] for gap in entry["Gaps"]) <= 2 * waiting.patience()
+    assert sum(gap["Duration"] for gap in scenes.gaps(entry)) <= 2 * waiting.patience()
 
 
 async def test_rooms_on_a_real_edge(world: World, edge: Edge) -> None:
@@ -191,7 +191,7 @@ async def test_a_frozen_edge(world: World, edge: Edge) -> None:
     await live_for(4)
     await scene.room.dismiss()
     (entry,) = (await scene.files("RoomDestroyed"))["alice"]
-    (gap,) = entry["Gaps"]
+    (gap,) = scenes.gaps(entry)
     assert silent_s - 1 <= gap["Duration"] <= silent_s + 3 * waiting.patience()
     found = await scene.inspect(entry)
     assert len(scenes.after(found, gap["At"]).beeps_s) >= 3

@@ -80,7 +80,7 @@ async def _end(world: World, many: cluster.Cluster, scenes: list[Scene], heard: 
     async def files(scene: Scene) -> None:
         await world.service.finished(scene.task_id, LIMIT_S)
         found = await scene.files("RoomDestroyed")
-        assert [entry["Gaps"] for entries in found.values() for entry in entries] == [[], []], (scene.name, found)
+        assert [scenes.gaps(entry) for entries in found.values() for entry in entries] == [[], []], (scene.name, found)
 
     await asyncio.gather(*(files(scene) for scene in scenes))
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
