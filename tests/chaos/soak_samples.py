@@ -67,8 +67,8 @@ LEFT: Mapping[str, tuple[float, float]] = {
     "rows.presence": (0, 2.5),
 }
 """Rows that may remain when everything has ended and retention has run, as (constant, per capture). The constants are the node
-itself, the one calling application and the range of programs. Presence stays for a day: three speakers, the recorder and the end of each room, which
-has two captures.
+itself, the one calling application and the range of programs. Presence stays for a day: three speakers, the recorder and the end
+of each room, which has two captures.
 """
 NOTHING_LEFT = ("ffmpegs", "spool_files", *(f"rows.{table}" for table in TABLES if f"rows.{table}" not in LEFT))
 """Figures that must be 0 then."""
