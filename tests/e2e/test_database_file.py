@@ -19,7 +19,7 @@ from store import connections
 from tests import backends, service_process, waiting
 from tests.chaos import fault_figures
 from tests.e2e.conftest import World, live_for
-from tests.e2e.scenes import Scene
+from tests.e2e.scenes import Scene, gaps
 from tests.e2e.test_failures import fill
 
 pytestmark = pytest.mark.parametrize("engine", [backends.EMBEDDED])
@@ -72,7 +72,7 @@ async def _whole(world: World, scenes: list[Scene]) -> None:
     for scene in scenes:
         await world.service.finished(scene.task_id, 60)
         files = await scene.files("RoomDestroyed")
-        assert [scenes.gaps(entry) for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
+        assert [gaps(entry) for entries in files.values() for entry in entries] == [[], []], (scene.name, files)
     assert world.backend is not None
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
     await fault_figures.audited(world, world.backend.database, expected)

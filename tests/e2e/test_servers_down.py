@@ -19,7 +19,7 @@ from tests import backends, engines, postgres, rabbit, refusing_database, subscr
 from tests.chaos import fault_figures
 from tests.e2e import cluster
 from tests.e2e.conftest import World, live_for
-from tests.e2e.scenes import Scene
+from tests.e2e.scenes import Scene, gaps
 
 pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
@@ -80,7 +80,7 @@ async def _end(world: World, many: cluster.Cluster, scenes: list[Scene], heard: 
     async def files(scene: Scene) -> None:
         await world.service.finished(scene.task_id, LIMIT_S)
         found = await scene.files("RoomDestroyed")
-        assert [scenes.gaps(entry) for entries in found.values() for entry in entries] == [[], []], (scene.name, found)
+        assert [gaps(entry) for entries in found.values() for entry in entries] == [[], []], (scene.name, found)
 
     await asyncio.gather(*(files(scene) for scene in scenes))
     expected = [(scene, speaker) for scene in scenes for speaker in SPEAKERS]
