@@ -185,8 +185,9 @@ def replay(body: Json, *, dry_run: bool) -> None:
     for each in body["Skipped"]:
         failure(f"{_of(each)} is left as it is: {each['Why']}")
     if dry_run:
-        _section("The next result, if everything succeeds")
-        as_json(body["Result"])
+        if body["Result"] is not None:
+            _section("The next result, if everything succeeds")
+            as_json(body["Result"])
         line("Nothing was done: this was a dry run.")
 
 

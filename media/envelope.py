@@ -3,8 +3,8 @@
 Rules:
 - A single sample says little: packets arrive late, and a server may begin with older media in a burst. The least delay of a
   minute counts.
-- Delay that grows for good is a pause over which the timestamps stand. Several samples in a row confirm it, and a new run of
-  anchors begins. If the delay comes back, packets were only late, and the run before goes on.
+- Delay that grows for good is a pause over which the timestamps stand. Several samples in a row that agree confirm it, and a new
+  run of anchors begins. If the delay comes back, packets were only late, and the run before goes on.
 - Delay that falls below that of the run before, after a run's first seconds, is a jump of the timestamps: also a new run.
 - Memory is bounded for any stream.
 """
@@ -77,6 +77,8 @@ class Envelope:
         if run is None:
             self._run = _Run(at_ms, delay_ms)
         elif delay_ms > run.delay_ms + STEP_MS:
+            # ffmpeg may write the last packets before a pause late. They say nothing about the delay behind it.
+            self._late = [late for late in self._late if abs(late[1] - delay_ms) <= STEP_MS]
             self._late.append((at_ms, delay_ms))
             if len(self._late) >= CONFIRMED_BY:
                 self._begin(_run_of(self._late))

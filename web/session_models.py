@@ -238,7 +238,8 @@ class ReplayedBody(models.AnswerBody):
     Recordings: list[ReplayedRecordingBody]
     Skipped: list[SkippedRecordingBody] = pydantic.Field(description="Recordings that were chosen and cannot be replayed.")
     Result: Annotated[dict[str, Any], models.event_schema("session-finished")] | None = pydantic.Field(
-        description="Dry run: the next result if everything succeeds; what only the transcode will know is empty. Else null."
+        description="Dry run: the next result if everything succeeds; what only the transcode will know is empty. Else, and while"
+        " the session is Open, null."
     )
 
 

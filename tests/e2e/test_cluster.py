@@ -252,7 +252,7 @@ async def test_a_server_is_restarted(world: World, clusters: Callable[..., Await
 
 @pytest.mark.timeout(120)
 async def test_a_drained_worker_hands_over(world: World, clusters: Callable[..., Awaitable[cluster.Cluster]]) -> None:
-    """A worker that gets SIGTERM hands over its captures with a short gap, and ends in time with exit code 0."""
+    """A worker that gets SIGTERM hands over its captures with a short gap at most, and ends in time with exit code 0."""
     many = await clusters(shared=True)
     load = Load(world, 4)
     await load.begin()
@@ -267,5 +267,5 @@ async def test_a_drained_worker_hands_over(world: World, clusters: Callable[...,
     await load.end()
     files = check_results(world, load, await load.results())
     gaps = [g["Duration"] for entry in files for g in scenes.gaps(entry)]
-    assert gaps
-    assert max(gaps) < waiting.limit_s(6)
+    # A server that begins a pull with the media of the last second leaves none.
+    assert max(gaps, default=0.0) < waiting.limit_s(6)

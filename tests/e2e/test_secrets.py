@@ -182,17 +182,20 @@ async def over_the_bus(secrets: secret_world.SecretWorld) -> None:
         ("event.start", ("say " + make("words on the bus")).encode() + b" " * 1_000),
     ]
     for number, (key, body) in enumerate(wrong):
-        await say(key, body, f"wrong-{number}", **{"x-api-key": make(f"header {number}"), "Token": make(f"token {number}")})
+        headers = {"x-api-key": make(f"header {number}"), "Token": make(f"token {number}")}
+        await say(key, body, f"wrong-{number}", **headers)
+        # A wrong request is answered; what is no request is parked, whatever it holds.
+        await say("event.user-left", body, f"parked-{number}", **headers)
 
 
 async def parked(secrets: secret_world.SecretWorld) -> None:
     """Wait for the dead letters, and record them as the broker stores them."""
-    count = 8  # the seven wrong ones, and a stop with an extra field
+    count = 8  # seven that are no requests, and one of an unknown type
     messages = await buses.taken(secrets.parked, count)
     for number, message in enumerate(messages):
         properties = repr((message.headers, message.routing_key, message.message_id, message.content_type))
         secrets.record(f"parked message {number}", properties.encode() + message.body)
-    assert {message.message_id for message in messages} >= {f"wrong-{number}" for number in range(7)}
+    assert {message.message_id for message in messages} == {"wrong-3", *(f"parked-{number}" for number in range(7))}
 
 
 # --- the service's output ---------------------------------------------------------------------------------------------------

@@ -58,6 +58,16 @@ def test_a_pause_over_which_timestamps_stand_begins_a_run(pause_ms: int) -> None
     assert [step for step in steps if abs(step[1]) > 100] == [(30_000, pause_ms)]
 
 
+@pytest.mark.parametrize("late_ms", [600, 850, 2_500])
+def test_a_packet_that_is_late_before_a_pause_hides_no_part_of_it(late_ms: int) -> None:
+    """ffmpeg writes the last packet before a pause late: the run behind the pause begins with its own delay all the same."""
+    found = envelope.Envelope()
+    for second in range(1, 15):
+        late = {10: late_ms}.get(second, 7_000 if second > 10 else 0)
+        found.add(second * 1_000, BEGAN_MS + second * 1_000 + late)
+    assert {time_ms - at_ms - BEGAN_MS for at_ms, time_ms in found.anchors.points} == {0, 7_000}
+
+
 def test_a_stall_that_is_made_up_for_is_no_pause() -> None:
     """Packets that arrive three seconds late and then in time again leave the anchors alone."""
     found = envelope.Envelope()
