@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import asyncpg
 
+from store import side_by_side
+
 AT_ONCE = 8
 ROWS = 100
 
@@ -29,7 +31,13 @@ def connect(path: Path) -> sqlite3.Connection:
 
 async def connect_pool(url: str) -> asyncpg.Pool[Any]:
     """AT_ONCE connections to PostgreSQL."""
-    return await asyncpg.create_pool(url.replace("+asyncpg", ""), min_size=AT_ONCE, max_size=AT_ONCE)
+    return await asyncpg.create_pool(
+        url.replace("+asyncpg", ""),
+        min_size=AT_ONCE,
+        max_size=AT_ONCE,
+        # Without this name the triggers for nodes of 0.1.0 would count once more.
+        server_settings={"application_name": side_by_side.APPLICATION_NAME},
+    )
 
 
 async def at_once(lane: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import ssl
 
 from sqlalchemy import exc, insert
 
@@ -71,7 +72,9 @@ def outage(error: Exception) -> errors.DatabaseUnavailable | None:
         return errors.DatabaseUnavailable(_SQLITE[code].format(name=name), refused=True)
     closed = type(origin).__name__ in ("InterfaceError", "InternalClientError") and not isinstance(origin, sqlite3.Error)
     if closed or isinstance(origin, OSError | exc.TimeoutError):
-        return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__}.")
+        # Of an OSError the text may hold addresses, which an answer must not.
+        why = f" ({origin.verify_message})" if isinstance(origin, ssl.SSLCertVerificationError) else ""
+        return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__}{why}.")
     return None
 
 

@@ -108,7 +108,9 @@ async def test_no_event_takes_longer_with_a_long_history(engine: str, tmp_path: 
 
 
 # Tables with one row for each node and for each application, and the deadlines that a restart after downtime extends.
-WALKED = ("nodes", "applications", "UPDATE deadlines SET at_ms")
+# From the newest message back to the newest result, of which every session has some.
+NEWEST_RESULT = "ORDER BY outbox.seq DESC"
+WALKED = ("nodes", "applications", "UPDATE deadlines SET at_ms", NEWEST_RESULT)
 
 
 async def test_no_statement_of_a_life_scans_a_table(

@@ -28,6 +28,7 @@ def rows(path: Path) -> dict[str, list[str]]:
 def blank(row: dict[str, Any]) -> str:
     """One row without what differs from life to life."""
     text = json.dumps({name: value for name, value in row.items() if name != "seq"}, sort_keys=True)
+    text = re.sub(r"\"fingerprint\": \"[^\"]+\"", "*", text)
     return re.sub(
         r"\b[0-9A-HJKMNP-TV-Z]{26}\b|\b\d{10,}\b|\d{4}-\d\d-\d\dT[\d:.]+|\"body\": \"[\w=-]{40,}\"|\"key_id\": \"\w+\"", "*", text
     )

@@ -13,6 +13,7 @@ import sqlalchemy
 
 from bus import broker_connection
 from bus import topology as topologies
+from machine import errors
 from store import connections
 from tests import postgres, rabbit, waiting
 
@@ -90,5 +91,5 @@ async def reaches(url: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> b
     """Whether an encrypted connection succeeds."""
     try:
         return await secure(url, "127.0.0.1", trusted, monkeypatch)
-    except (OSError, sqlalchemy.exc.SQLAlchemyError):
+    except (OSError, sqlalchemy.exc.SQLAlchemyError, errors.DatabaseUnavailable):
         return False
