@@ -33,6 +33,13 @@ async def publish(prefix: str, sent: Sequence[fuzz.Message]) -> None:
             await asyncio.gather(*(exchange.publish(_amqp(m), m.key, mandatory=False) for m in batch))
 
 
+def with_id(message: fuzz.Message) -> fuzz.Message:
+    """The message with an id of its own: the driver makes up one otherwise, and a wrong request is answered under it."""
+    if message.properties.get("message_id"):
+        return message
+    return replace(message, properties=message.properties | {"message_id": f"own-{message.n}"})
+
+
 def _amqp(message: fuzz.Message) -> aio_pika.Message:
     properties = {name: value for name, value in message.properties.items() if value is not None}
     headers = message.headers | {evidence.MARK: message.n}

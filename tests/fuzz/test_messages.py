@@ -36,6 +36,8 @@ async def test_every_message_is_handled_or_parked(world: World) -> None:
     sent = list(fuzz.messages(tally.SEED, count))
     if world.engine == backends.EMBEDDED:
         sent = [sender.as_text(message) for message in sent]
+    else:
+        sent = [sender.with_id(message) for message in sent]
     log = evidence.Log(service.log)
     found = await _send(world, log, sent)
     assert found.lost(sent) == []
