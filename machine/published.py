@@ -29,7 +29,8 @@ class Published:
     until_ms: int = 0
 
     def switched_on(self, at_ms: int, known_from_ms: int) -> Published:
-        """A callback reports that a recorded track is on. Before `known_from_ms` nobody asked for the recording."""
+        """A callback reports that a recorded track is on. Time before `known_from_ms`, when the session opened, does
+        not count."""
         from_ms = max(at_ms, known_from_ms)
         new = replace(self, first_ms=min(self.first_ms or at_ms, at_ms), left_ms=0)
         if self.first_ms and self.spans and self.spans[-1][1] == _STILL:

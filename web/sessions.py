@@ -107,11 +107,7 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         openapi_extra=openapi.request_body("stop-body", examples.STOP, required=False),
     )
     async def stop(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _check_task_id(task_id)
-        event_id = request_body.event_id(request, f"stop-{task_id}")
-        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
-        answer = await api.decide(request_body.event(api, "stop", id=event_id, data=data), request.state.caller)
-        return responses.ok(request, answer, 202)
+        return responses.ok(request, await _decide(api, request, "stop", await _body(request, task_id)), 202)
 
     @routes.post(
         "/{TaskId}/replay",
@@ -123,12 +119,10 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         openapi_extra=openapi.request_body("replay-body", examples.REPLAY, required=False),
     )
     async def replay(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _check_task_id(task_id)
-        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
+        data = await _body(request, task_id)
         # Under the Idempotency-Key, the answer of the dry run would become the answer of the real replay.
         dry = data.get("DryRun") is True
-        event_id = responses.request_id(request) if dry else request_body.event_id(request, f"replay-{task_id}")
-        answer = await api.decide(request_body.event(api, "replay", id=event_id, data=data), request.state.caller)
+        answer = await _decide(api, request, "replay", data, responses.request_id(request) if dry else "")
         return responses.ok(request, answer, 200 if dry else 202)
 
     @routes.post(
@@ -137,14 +131,28 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         summary="Post a result again",
         response_model=session_models.ResentBody,
         response_description="The result is posted again under the same `webhook-id`.",
-        responses=openapi.failures(400, 404, 408, 409, 413, 415),
+        responses=openapi.failures(400, 404, 408, 409, 413, 415, 422),
         openapi_extra=openapi.request_body("resend-body", examples.RESEND, required=False),
     )
     async def resend(request: fastapi.Request, task_id: TaskId) -> fastapi.Response:
-        _check_task_id(task_id)
-        data = _with_task_id(await request_body.json_object(request, optional=True), task_id)
-        event = request_body.event(api, "resend", id=request_body.event_id(request, f"resend-{task_id}"), data=data)
-        return responses.ok(request, await api.decide(event, request.state.caller), 202)
+        return responses.ok(request, await _decide(api, request, "resend", await _body(request, task_id)), 202)
+
+
+async def _body(request: fastapi.Request, task_id: str) -> dict[str, Any]:
+    """The body of a request about one session, with its TaskId."""
+    _check_task_id(task_id)
+    body = await request_body.json_object(request, optional=True)
+    if not reader.is_absent(named := body.get("TaskId")) and named != task_id:
+        raise event_errors.InvalidEvent("TaskId", "is not the one in the path")
+    return {**body, "TaskId": task_id}
+
+
+async def _decide(
+    api: dependencies.Api, request: fastapi.Request, type_: str, data: dict[str, Any], event_id: str = ""
+) -> dict[str, Any]:
+    """Decide a request about one session. Its id is `event_id`, or follows from the Idempotency-Key."""
+    id_ = event_id or request_body.event_id(request, f"{type_}-{data['TaskId']}")
+    return await api.decide(request_body.event(api, type_, id=id_, data=data), request.state.caller)
 
 
 def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
@@ -258,9 +266,3 @@ def _check_task_id(task_id: str) -> None:
 
 def _not_found(task_id: str) -> errors.NotFound:
     return errors.NotFound(f"There is no session {task_id}; `recorder sessions` lists them.")
-
-
-def _with_task_id(body: dict[str, Any], task_id: str) -> dict[str, Any]:
-    if not reader.is_absent(named := body.get("TaskId")) and named != task_id:
-        raise event_errors.InvalidEvent("TaskId", "is not the one in the path")
-    return {**body, "TaskId": task_id}
