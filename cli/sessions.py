@@ -14,8 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from cli import client, exits, live_screen, output, polling, request_input
+from machine import errors
 
 PAGE = 100
+RATE_LIMIT_PAUSE_S = 1.0
+RATE_LIMIT_TRIES = 60
 # The lists of a session that come in pages.
 PAGED = ("Recordings", "Timeline", "Results")
 
@@ -214,12 +217,25 @@ def _resend_all(service: client.ServiceClient) -> tuple[list[dict[str, Any]], li
     answers, refused = [], []
     for task_id in wanted:
         try:
-            answers.append(service.resend(task_id, {}))
+            answers.append(_resend_when_allowed(service, task_id))
         except client.ClientError as error:
-            if error.exit_code != exits.REFUSED:
-                raise
+            if error.exit_code not in (exits.REFUSED, exits.NOT_FOUND):
+                done = f"{len(answers)} of {len(wanted)} results are posted again; repeat the command for the others."
+                raise client.ClientError(f"{error} {done}", error.exit_code) from error
             refused.append({"TaskId": task_id, "Message": str(error)})
     return answers, refused
+
+
+def _resend_when_allowed(service: client.ServiceClient, task_id: str) -> dict[str, Any]:
+    """Resend, and repeat what the key's rate limit refuses. The limit is one for a minute, so a longer wait is an error."""
+    for _ in range(RATE_LIMIT_TRIES):
+        try:
+            return service.resend(task_id, {})
+        except client.ClientError as error:
+            if error.body.get("Code") != errors.QuotaReached.code:
+                raise
+            time.sleep(RATE_LIMIT_PAUSE_S)
+    return service.resend(task_id, {})
 
 
 def _service() -> client.ServiceClient:

@@ -94,8 +94,9 @@ class UnitOfWork:
         return [r for r in self._current(found, task_id) if r.speaker == speaker]
 
     def next_n(self, task_id: str, speaker: str) -> int:
-        """The next free number of a speaker: of a recording, or of an object."""
-        return max((max(r.n, r.object_n) for r in self.recordings_of(task_id, speaker)), default=0) + 1
+        """The next free number of a speaker: of a recording, of its object, or of one that was delivered before."""
+        found = self.recordings_of(task_id, speaker)
+        return max((n for r in found for n in (r.n, r.object_n, *(file.n for file in r.delivered))), default=0) + 1
 
     def find_recording(self, key: job_key.RecordingKey) -> model.Recording | None:
         """One recording with its present job."""
@@ -191,7 +192,7 @@ class UnitOfWork:
             live=value.live,
             uploading=value.uploading,
             present=value.present > 0,
-            replaying=trigger in REVISING and self._replaying(value),
+            replaying=self._replaying(value, trigger, ended),
             replay_ended=ended is not None and ended.replays > 0,
         )
         decision = session.decide(value, trigger, facts)
@@ -224,14 +225,16 @@ class UnitOfWork:
         self.save_session(model.changed(value, **found))
         return self.held(task_id)
 
-    def _replaying(self, value: model.Session) -> bool:
-        """Whether the next revision waits for a replayed recording."""
-        since_ms = self.now_ms - self.context.policy.result_wait_ms
-        return (
-            value.state == states.FINISHED
-            and value.live > 0
-            and any(r.replays and not r.final and r.stage_started_ms > since_ms for r in self.recordings(value.task_id))
-        )
+    def _replaying(self, value: model.Session, trigger: str, ended: model.Recording | None) -> bool:
+        """Whether the next revision waits for a replayed recording. After RESULT_WAIT in which none ended, only for one whose
+        stage began meanwhile."""
+        if trigger not in REVISING or value.state != states.FINISHED or not value.live:
+            return False
+        if trigger == "all-final" and ended is not None and not ended.replays:
+            # A pending upload: the next revision comes by `revise-over`, which asks again.
+            return False
+        since_ms = self.now_ms - self.context.policy.result_wait_ms if trigger == "revise-over" else 0
+        return any(r.replays and not r.final and r.stage_started_ms > since_ms for r in self.recordings(value.task_id))
 
     def settle(self, task_id: str, ended: model.Recording | None = None) -> None:
         """A recording has ended, or the session has closed: finish the session or revise its result, if nothing is left to do."""

@@ -6,13 +6,14 @@ pulls if the first one did not end with the stream. Values only; callbacks may b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 Span = tuple[int, int]
-# A speaker who switches a track on and off more often than this keeps the newest spans, the first one reaches back to the oldest.
-MOST_SPANS = 64
+# For a speaker who switches a track on and off more often than this, the shortest pauses count as published time.
+MOST_SPANS = 512
 _STILL = 0
 
 
@@ -50,7 +51,8 @@ class Published:
 
     def absent(self, from_ms: int, to_ms: int) -> Published:
         """Callbacks that arrived in another order report that no recorded track was on between these times."""
-        open_ended = [(a, b or to_ms + 1) for a, b in self.spans]
+        # A late callback may tell of a time before the session opened.
+        open_ended = [(a, b or max(a, to_ms) + 1) for a, b in self.spans]
         rest = without(open_ended, [(from_ms, to_ms)])
         if self.spans and self.spans[-1][1] == _STILL and rest:
             rest[-1] = (rest[-1][0], _STILL)
@@ -104,7 +106,8 @@ UNKNOWN = Published()
 def _bounded(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     if len(spans) <= MOST_SPANS:
         return spans
-    return ((spans[0][0], spans[1][1]), *spans[2:])
+    at = min(range(1, len(spans)), key=lambda i: spans[i][0] - spans[i - 1][1])
+    return (*spans[: at - 1], (spans[at - 1][0], spans[at][1]), *spans[at + 1 :])
 
 
 def total_ms(spans: list[Span]) -> int:
@@ -115,10 +118,15 @@ def total_ms(spans: list[Span]) -> int:
 def without(spans: list[Span], covered: list[Span]) -> list[Span]:
     """The parts of `spans` that `covered` lacks."""
     found = []
-    for from_ms, to_ms in spans:
+    covered, first = sorted(covered), 0
+    for from_ms, to_ms in sorted(spans):
         at_ms = from_ms
-        for a, b in sorted(covered):
-            if b <= at_ms or a >= to_ms:
+        while first < len(covered) and covered[first][1] <= from_ms:
+            first += 1
+        for a, b in itertools.islice(covered, first, None):
+            if a >= to_ms:
+                break
+            if b <= at_ms:
                 continue
             if a > at_ms:
                 found.append((at_ms, a))

@@ -47,7 +47,7 @@ class SessionFacts:
     live: int = 0  # recordings that are not final
     uploading: int = 0  # those of them in Uploading
     present: bool = False  # callbacks reported that some speaker is there
-    replaying: bool = False  # a replayed recording is not final, and its stage began within RESULT_WAIT
+    replaying: bool = False  # the next revision waits for a replayed recording that is not final
     replay_ended: bool = False  # the recording that has just ended was replayed
 
 
@@ -99,7 +99,7 @@ class SessionRules:
 
     @property
     def replaying(self) -> bool:
-        """A replayed recording is not final, and its stage began within RESULT_WAIT."""
+        """A replayed recording is not final (after RESULT_WAIT without an end: and its stage began meanwhile)."""
         return self.facts.replaying
 
     @property
@@ -128,7 +128,7 @@ class SessionRules:
         self.effects.append(effects.Arm("revise", self.facts.now_ms + self.facts.policy.revise_every_ms, once=True))
 
     def wait_for_replays(self) -> None:
-        """The next revision waits for the replayed recordings, RESULT_WAIT at most."""
+        """The next revision waits for the replayed recordings, until none of them ends or begins a stage within RESULT_WAIT."""
         self.effects.append(effects.Arm("revise", self.facts.now_ms + self.facts.policy.result_wait_ms))
 
     def arm_idle(self) -> None:

@@ -32,15 +32,22 @@ class LoadedSnapshot:
         RuntimeError for a row that cannot be read."""
 
         def read(*about: Any) -> Any:
-            try:
-                value = self.values[name, about]
-            except KeyError:
-                raise ports.NotLoaded((name, about)) from None
+            value = self._loaded(name, about)
             if isinstance(value, unreadable_rows.UnreadableRow):
                 raise value.error()
             return value if self._made is None else unsaved.after((name, about), value, self._made, self.now_ms)
 
         return read
+
+    def _loaded(self, name: str, about: tuple[Any, ...]) -> Any:
+        if (name, about) in self.values:
+            return self.values[name, about]
+        if name == "recordings_of":
+            # Those of all speakers are here: a decision that asks for one speaker after the other needs no step for each.
+            of_session = self.values.get(("recordings", about[:1]))
+            if isinstance(of_session, list):
+                return sorted((r for r in of_session if r.speaker == about[1]), key=lambda r: r.n)
+        raise ports.NotLoaded((name, about))
 
     @property
     def view(self) -> ports.Snapshot:

@@ -31,7 +31,7 @@ async def _upload(harness: decider_harness.Harness, owner: str, crc64: str) -> N
     """The upload ends under the key that the recording has now."""
     number = (await harness.recording(owner)).object_number
     address = f"https://cos/{owner[:26]}/al_{number}.mp4"
-    size = {"2": 11, "77": 15}[crc64]
+    size = {"2": 11, "77": 15, "5": 17}[crc64]
     await harness.outcome("upload-finished", owner, await harness.take(owner), SizeBytes=size, Crc64=crc64, Url=address)
 
 
@@ -111,3 +111,14 @@ async def test_the_next_recording_has_neither_the_number_nor_the_object(harness:
     assert (await harness.recording(owner)).object_number == 2
     await harness.publish()
     assert await harness.states(owner[:26]) == {"al/1": "Transcoding", "al/3": "Joining"}
+
+
+async def test_a_number_that_was_delivered_is_never_free_again(harness: decider_harness.Harness) -> None:
+    """Replays that give other bytes, the first ones again, and then third ones: three objects, three entries."""
+    owner = await _delivered(harness)
+    for crc64, output in (("77", OTHER), ("2", SAME), ("5", OTHER | {"Crc64": "5", "SizeBytes": 17})):
+        await harness.say("replay", TaskId=owner[:26], Speaker="al", From="transcoding")
+        await _transcode(harness, owner, output)
+        await _upload(harness, owner, crc64)
+    files = (await _files(harness, owner))[-1]
+    assert sorted((f["RecordFile"][-8:], f["Crc64"]) for f in files) == [("al_1.mp4", "2"), ("al_2.mp4", "77"), ("al_3.mp4", "5")]

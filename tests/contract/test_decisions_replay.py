@@ -288,6 +288,15 @@ async def test_the_revision_of_a_pending_upload_waits_for_replays(harness: decid
     assert (body["Revision"], [f["Code"] for f in body["Files"]]) == (2, ["UploadPending", "Success", "UploadPending"])
 
 
+async def test_slow_replays_give_no_revision_each(harness: decider_harness.Harness) -> None:
+    """A replay that ends, while another began its stage longer ago than RESULT_WAIT, waits for that one."""
+    task_id = await _three(harness)
+    for speaker, minutes in (("al", 16), ("cy", 1)):
+        await harness.wait(minutes * model.MINUTE)
+        await harness.transcode(f"{task_id}/{speaker}/1", good=False)
+    assert (await harness.session(task_id)).revision == 2
+
+
 async def test_only_the_named_recordings_are_replayed(harness: decider_harness.Harness) -> None:
     """Speaker and N select recordings; without them, all that are not Done."""
     task_id = await harness.start()

@@ -109,3 +109,30 @@ async def test_a_fingerprint_tells_nothing(harness: decider_harness.Harness, dat
     async with harness.store.connections.write() as connection:
         await connection.execute(text("UPDATE inbox SET fingerprint = '' WHERE event_id = 'k1'"))
     assert await harness.say("start", "k1", **(data | {"RoomId": 91})) == answers[0]
+
+
+@pytest.mark.parametrize("speakers", [3, 70])
+async def test_a_large_session_is_retried_with_a_fresh_signature(harness: decider_harness.Harness, speakers: int) -> None:
+    """The captures of many speakers failed: a dry run of a replay and a repeated start with a fresh UserSig retry all of them."""
+    names = [f"s{n:02}" for n in range(speakers)]
+    task_id = await harness.start()
+    for name in names:
+        await harness.publish(name)
+        await harness.capture(f"{task_id}/{name}/1", media_ms=0, reason="refused-for-good", Retry=False)
+    answer = await harness.say("replay", TaskId=task_id, DryRun=True)
+    assert [r["Speaker"] for r in answer["Recordings"]] == names
+    assert await harness.start(UserSig="fresh") == task_id
+    found = await harness.states(task_id)
+    assert [found[f"{name}/2"] for name in names] == ["Joining"] * speakers
+
+
+async def test_a_start_whose_callback_url_was_forgotten_is_repeated(
+    harness: decider_harness.Harness, database: engines.Database
+) -> None:
+    """Without the URL its origin is compared: the same start renews the secrets, and one to another host is refused."""
+    task_id = await harness.start(**FIRST)
+    async with harness.store.connections.write() as connection:
+        await connection.execute(text("DELETE FROM secrets WHERE kind = 'callback'"))
+    assert await harness.start(**FIRST | {"UserSig": "fresh"}) == task_id
+    with pytest.raises(errors.AlreadyRecording):
+        await harness.start(**FIRST | {"Callback": "https://y.example/a?key=MARK"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -111,7 +112,7 @@ def test_published_time_is_media_or_told(seed: int) -> None:
 def test_spans_survive_their_column(seed: int) -> None:
     """Also of a speaker who switches a track on and off for hours, in a bounded number of spans."""
     chance, told = random.Random(seed), published.UNKNOWN
-    for step in range(chance.choice([3, 500])):
+    for step in range(chance.choice([3, 1_500])):
         told = told.switched_on(BEGAN_MS + step * 2_000, BEGAN_MS).switched_off(BEGAN_MS + step * 2_000 + 1_000)
     assert len(told.spans) <= published.MOST_SPANS
     assert published.Published.from_json(told.to_json()) == told
@@ -124,3 +125,19 @@ def test_callbacks_in_another_order_tell_the_same() -> None:
     other = published.UNKNOWN.switched_on(at[1], at[0]).switched_on(at[5], at[0]).absent(at[3], at[5])
     assert other.spans == ordered.spans == ((at[1], at[3]), (at[5], 0))
     assert published.UNKNOWN.switched_on(at[4], at[0]).switched_on(at[2], at[0]).spans == ((at[2], 0),)
+
+
+def test_a_callback_from_before_the_session_erases_no_published_time() -> None:
+    """A late report of leaving, older than the session: the speaker, who came back before the start, still publishes."""
+    told = published.UNKNOWN.switched_on(BEGAN_MS - 1_000, BEGAN_MS).absent(BEGAN_MS - 2_000, BEGAN_MS - 1_000)
+    assert told.stopped(BEGAN_MS + 60_000).known() == [(BEGAN_MS, BEGAN_MS + 60_000)]
+
+
+def test_too_many_pauses_lose_the_shortest() -> None:
+    """A speaker who pauses more often than is kept: the long pauses stay pauses."""
+    told, at_ms = published.UNKNOWN, BEGAN_MS
+    for step in range(2 * published.MOST_SPANS):
+        told = told.switched_on(at_ms, BEGAN_MS).switched_off(at_ms + 1_000)
+        at_ms += 1_000 + (40_000 if step % 3 == 0 else 10)
+    pauses = [later[0] - earlier[1] for earlier, later in itertools.pairwise(told.spans)]
+    assert pauses.count(40_000) == len([step for step in range(2 * published.MOST_SPANS - 1) if step % 3 == 0])
