@@ -172,7 +172,7 @@ class Consumer:
             await self._requeue(message)
             return
         if disposition.kind == "requeue" and self._beside_older():
-            await self._hold(message, disposition.reason, disposition.backoff_s)
+            await self._hold(message, disposition.reason, min(disposition.backoff_s, HOLD_S))
             return
         if disposition.kind != "done":
             try:

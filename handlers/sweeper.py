@@ -146,7 +146,9 @@ class Sweeper:
             overdue += await self._store.deadlines.expired(BATCH, fresh_until_ms=fresh_until_ms)
             overdue += await self._queued(now_ms)
         messages = [(item, self._message(item)) for item in overdue]
-        if messages and await self._store.deadlines.publish(messages, fresh_until_ms=fresh_until_ms) >= BATCH:
+        published = await self._store.deadlines.publish(messages, fresh_until_ms=fresh_until_ms) if messages else 0
+        # Other nodes may have published some of a full batch. If they published all of it, their rounds continue.
+        if published and len(messages) >= BATCH:
             self._next_ms = now_ms
 
     async def _queued(self, now_ms: float) -> Sequence[due_work.QueuedJob]:
@@ -181,7 +183,6 @@ class Sweeper:
         """The event of an overdue row, or the command of a queued job. Its id is the same each time: a repeated event is a
         duplicate, and a repeated command finds its lease taken."""
         if isinstance(item, due_work.QueuedJob):
-            log.warning("sweeper.command_issued_again", owner=item.owner, epoch=item.epoch, kind=item.kind)
             type_ = "send-callback" if item.kind == states.DELIVERY else f"start-{item.kind}"
             event_id, data = f"again.{item.owner}.{item.epoch}", item.owner.fields() | {"Epoch": item.epoch}
         elif isinstance(item, due_work.Deadline):

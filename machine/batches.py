@@ -44,6 +44,8 @@ class Batches(Generic[Item, Result]):
         while self._waiting:
             taken = [self._waiting.popleft() for _ in range(min(self._at_most, len(self._waiting)))]
             batch = [(item, done) for item, done in taken if not done.done()]
+            if not batch:  # all of them were cancelled meanwhile
+                continue
             try:
                 results = await self._handle([item for item, _ in batch])
             except Exception as error:  # noqa: BLE001 - not swallowed: every caller of the batch gets it

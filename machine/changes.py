@@ -57,7 +57,7 @@ class Changes:
     sessions: dict[str, tuple[model.Session | None, model.Session]] = field(default_factory=dict)
     recordings: dict[job_key.RecordingKey, tuple[model.Recording | None, model.Recording]] = field(default_factory=dict)
     deliveries: dict[job_key.DeliveryKey, tuple[model.Delivery | None, model.Delivery]] = field(default_factory=dict)
-    # Closed segments: (recording, epoch, media_ms, size_bytes, first_packet_ms, last_packet_ms, reason). Values only grow.
+    # Closed segments: (recording, epoch, the columns of the row that are set). Values only grow.
     segments: list[tuple[job_key.RecordingKey, int, Mapping[str, Any]]] = field(default_factory=list)
     # By TaskId; None wipes them.
     secrets: dict[str, requests.Secrets | None] = field(default_factory=dict)

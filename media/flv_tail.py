@@ -1,7 +1,8 @@
 """A reader of a segment while ffmpeg writes it: media on disk and its wall times.
 
-Rules: only media on disk counts, never ffmpeg's reports. A wall time is the file's modification time, clamped between the
-previous poll and this one, so that a file server with a wrong clock cannot move it. Each poll reads a bounded amount, whatever an
+Rules: only media on disk counts, never ffmpeg's reports. A wall time is the file's modification time, corrected by what this
+machine's clock is off, and clamped between the previous poll and this one, so that a file server with a wrong clock cannot move
+it. Each poll reads a bounded amount, whatever an
 untrusted server sends; `behind` says that more is left for the next poll.
 
 The first packet reaches the disk late, because ffmpeg analyses for up to a second. Its wall time is therefore estimated: the
@@ -13,8 +14,10 @@ time of writing is that of the last packet read.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from machine import capture_progress
@@ -28,11 +31,15 @@ class Tail:
     """Reads the bytes added since the last poll. No packet can have arrived before `spawned_ms`; `behind` says that the last poll
     left bytes for the next one, `lost` that the file, once seen, was deleted, or that its folder is gone."""
 
-    def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
+    def __init__(
+        self, path: Path, mode: str, *, spawned_ms: int, machine_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    ) -> None:
+        """`machine_ms`: the clock that modification times are of."""
         self._path = path
         self._timeline = timeline.Timeline(timeline.wanted(mode))
         self._spawned_ms = spawned_ms
         self._looked_ms = spawned_ms
+        self._machine_ms = machine_ms
         self._reader: flv.TagReader | None = None
         self._envelope = envelope.Envelope()
         self.progress = capture_progress.CaptureProgress()
@@ -74,7 +81,7 @@ class Tail:
         stat = self._reader.stat()
         self.lost = stat.st_nlink == 0
         if stat.st_size > self.progress.size_bytes or behind:
-            written_ms = min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms)
+            written_ms = self._written_ms(stat, now_ms)
             self._take(stat.st_size, written_ms, now_ms)
         self._looked_ms = now_ms
 
@@ -104,7 +111,12 @@ class Tail:
         assert self._reader is not None  # noqa: S101 - poll() opened it
         stat = self._reader.stat()
         if not self.behind and stat.st_size == self._reader.read_bytes:
-            self._envelope.add(self._timeline.position_ms, min(max(stat.st_mtime_ns // 1_000_000, self._looked_ms), now_ms))
+            self._envelope.add(self._timeline.position_ms, self._written_ms(stat, now_ms))
+
+    def _written_ms(self, stat: os.stat_result, now_ms: int) -> int:
+        """When the file was written, on the clock of `now_ms`, from which this machine's clock may differ."""
+        ahead_ms = self._machine_ms() - now_ms
+        return min(max(stat.st_mtime_ns // 1_000_000 - ahead_ms, self._looked_ms), now_ms)
 
     def _first_ms(self, written_ms: int) -> int:
         known = self.progress.first_packet_ms

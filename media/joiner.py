@@ -69,6 +69,7 @@ class Walk:
         self._limit_ms = limit_ms
         self.timeline = timeline.Timeline(kinds)
         self.length_ms = 0
+        self.superseded = False  # packets were dropped at the limit
         self.last_tag_ms = 0
         self.last_wanted_ms = 0
 
@@ -100,7 +101,10 @@ class Walk:
 
     def _add(self, tag: flv.Tag, found: list[tuple[flv.Tag, int | None]]) -> None:
         place = self.timeline.place(tag)
-        if place is None or (self._limit_ms is not None and place >= self._limit_ms):
+        if place is None:
+            return
+        if self._limit_ms is not None and place >= self._limit_ms:
+            self.superseded = True
             return
         self.last_tag_ms = self.last_wanted_ms = tag.timestamp_ms
         self.length_ms = max(self.length_ms, self.timeline.track_end_ms(tag.kind))

@@ -41,9 +41,10 @@ def sampled(line: timeline.Timeline, length_ms: int, noted: alignment.Anchors) -
     """By the capture's samples, of which there is one at least."""
     damage = [jump for jump in line.jumps if jump.damaged]
     cuts = [jump.at_ms for jump in line.jumps if not jump.damaged]
-    points = [(_present(at_ms, damage), time_ms) for at_ms, time_ms in noted.points]
-    points = [point for point in points if point[0] <= length_ms] or points[:1]
-    found = LiveTimes(anchors=points)
+    present = [(_present(at_ms, damage), time_ms) for at_ms, time_ms in noted.points]
+    whole = [point for point, (at_ms, _) in zip(present, noted.points, strict=True) if not _is_damaged(at_ms, damage)]
+    points = [point for point in whole if point[0] <= length_ms] or present[:1]
+    found = LiveTimes(anchors=list(points))
     walk = _Walk(found, points[0])
     unexplained_ms = 0
     for (at_ms, time_ms), (next_ms, next_time_ms) in itertools.pairwise(points):
@@ -59,6 +60,7 @@ def sampled(line: timeline.Timeline, length_ms: int, noted: alignment.Anchors) -
     walk.anchor(*points[-1])
     walk.break_at([(jump.at_ms, jump.missing_ms) for jump in damage if jump.at_ms > points[-1][0]])
     walk.end(length_ms)
+    found.anchors.sort()
     found.error_ms = SAMPLED_ERROR_MS + unexplained_ms
     return found
 
@@ -81,7 +83,7 @@ def estimated(line: timeline.Timeline, length_ms: int, first_ms: int, last_ms: i
     begin_ms = min(first_ms, last_ms - line.position_ms - told_ms) if timed else first_ms
     found = LiveTimes(anchors=[(0, begin_ms)], error_ms=ESTIMATED_ERROR_MS)
     walk = _Walk(found, (0, begin_ms))
-    walk.break_at(breaks, anchored=True)
+    walk.break_at(breaks)
     walk.end(length_ms)
     return found
 
@@ -97,7 +99,8 @@ class _Walk:
     def anchor(self, at_ms: int, time_ms: int) -> None:
         self._at_ms, self._time_ms = at_ms, time_ms
 
-    def break_at(self, breaks: Sequence[tuple[int, int]], *, anchored: bool = False) -> None:
+    def break_at(self, breaks: Sequence[tuple[int, int]]) -> None:
+        """Close a span at each break, and anchor the media behind it."""
         for at_ms, missing_ms in breaks:
             if missing_ms <= 0:
                 continue
@@ -105,13 +108,22 @@ class _Walk:
             self._found.gaps.append((at_ms, missing_ms))
             self._at_ms, self._time_ms = at_ms, self._time_ms + at_ms - self._at_ms + missing_ms
             self._from_ms = self._time_ms
-            if anchored:
-                self._found.anchors.append((at_ms, self._time_ms))
+            self._found.anchors.append((at_ms, self._time_ms))
 
     def end(self, at_ms: int) -> None:
         until_ms = self._time_ms + at_ms - self._at_ms
         if until_ms > self._from_ms:
             self._found.live.append((self._from_ms, until_ms))
+
+
+def _is_damaged(noted_ms: int, damage: Sequence[timeline.Jump]) -> bool:
+    """Whether the media at a noted position can no longer be read."""
+    at_ms = noted_ms
+    for jump in damage:
+        if jump.at_ms < at_ms < jump.at_ms + jump.missing_ms:
+            return True
+        at_ms = at_ms - jump.missing_ms if at_ms > jump.at_ms else at_ms
+    return False
 
 
 def _present(noted_ms: int, damage: Sequence[timeline.Jump]) -> int:

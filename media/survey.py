@@ -142,7 +142,10 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
         try:
             last_ms = _Pass(found, walk, segment, last_ms, vanished_ms).run()
             found.unreadable |= walk.timeline.unreadable
-            vanished_ms = 0 if walk.length_ms else vanished_ms + _vanished(found, segment)
+            if walk.length_ms:
+                vanished_ms = 0
+            elif not walk.superseded:
+                vanished_ms += _vanished(found, segment)
         finally:
             walk.close()
     found.add_gap(found.duration_ms, vanished_ms)

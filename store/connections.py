@@ -136,7 +136,7 @@ class Connections:
         written, because a full disk refuses only what needs space. Raises DatabaseUnavailable."""
         last, now_s = self._outage, asyncio.get_running_loop().time()
         if last is not None and now_s < self._probe_s:
-            raise last
+            raise last.with_traceback(None)  # a traceback grows with each raise
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
                 await self._check_writable()
@@ -145,7 +145,7 @@ class Connections:
         except TimeoutError as error:
             outage = last or errors.DatabaseUnavailable(f"The database does not answer within {PING_TIMEOUT_S:g} s.")
             self._outage, self._probe_s = outage, now_s + PING_TIMEOUT_S + PROBE_EVERY_S
-            raise outage from error
+            raise outage.with_traceback(None) from error
         except errors.DatabaseUnavailable:
             self._probe_s = now_s + PROBE_EVERY_S
             raise

@@ -162,7 +162,10 @@ class Deadlines:
                     again = [rows.again(key, pause_ms(named[key][0], -left_ms)) | time for key, left_ms in claimed]
                     await connection.execute(_SET_AGAIN[rows], again)
                 for item, event in (named[key] for key, _ in claimed):
-                    node = item.node if isinstance(item, due_work.QueuedJob) else ""
+                    node = ""
+                    if isinstance(item, due_work.QueuedJob):
+                        node = item.node
+                        log.warning("sweeper.command_issued_again", owner=item.owner, epoch=item.epoch, kind=item.kind)
                     message = changes.OutgoingMessage(rows.channel, event, item.owner.task_id, node)
                     messages.append(saving.message_row(message, self._clock()))
             if messages:

@@ -321,7 +321,10 @@ def _decide_all(
         yield from loader.load(missing)
         left = [index for index in left if index not in results]
     asked = {need[0] for _, need in missing}
-    raise RuntimeError(f"{works[left[0]].event.type} asked {MAX_READS} times for more data, at last for {sorted(asked)}")
+    event = works[left[0]].event
+    raise RuntimeError(
+        f"{event.type} {event.id} asked {MAX_READS} times for more data, at last for {sorted(asked)}: {event.subject}"
+    )
 
 
 def _load_planned(loader: snapshot.Loader, seen: Sequence[snapshot.LoadedSnapshot], works: Sequence[_Work]) -> Steps[None]:

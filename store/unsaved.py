@@ -65,8 +65,9 @@ def _delivery(value: Any, made: changes.Changes, now_ms: int, key: job_key.Deliv
 
 
 def _pending_deliveries(value: Any, made: changes.Changes, now_ms: int, task_id: str) -> list[model.Delivery]:
-    found = _present(value, made.deliveries, lambda d: d.key, lambda d: d.task_id == task_id)
-    return sorted((d for d in found if d.state == delivery.PENDING), key=lambda d: d.revision)
+    # One that was loaded apart may have become pending again.
+    found = {d.key: d for d in value} | {key: new for key, (_, new) in made.deliveries.items() if new.task_id == task_id}
+    return sorted((d for d in found.values() if d.state == delivery.PENDING), key=lambda d: d.revision)
 
 
 def _deadline(value: Any, made: changes.Changes, now_ms: int, owner: job_key.OwnerKey, kind: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from events import codec
-from machine import due_work, failpoints, internal_events, job_key, model, ports, states, supervised_task
+from machine import due_work, errors, failpoints, internal_events, job_key, model, ports, states, supervised_task
 from worker import leased_job, outcomes, work_ports
 
 log = structlog.get_logger()
@@ -93,7 +93,10 @@ class HeldLeases:
         try:
             for first in range(0, len(due), RENEWED_TOGETHER):
                 await self._renew(due[first : first + RENEWED_TOGETHER])
-            await self._note_progress()
+            try:
+                await self._note_progress()
+            except errors.Conflict as error:
+                log.info("capture.progress_waits", reason=error.message)  # it is noted with the next renewal
             await self._see_stops()
         except Exception:
             log.exception("lease.unanswered", jobs=len(due))

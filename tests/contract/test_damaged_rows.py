@@ -90,6 +90,18 @@ async def test_a_damaged_recording_stops_no_other(harness: decider_harness.Harne
     assert [row.id for row in await harness.reading.unreadable()] == [f"{task_id}/al/1"]
 
 
+async def test_a_damaged_secret_stops_no_other(harness: decider_harness.Harness) -> None:
+    """Repeated starts of three sessions are decided together while secrets of the second one cannot be decrypted: only its own
+    start fails."""
+    tasks = [await harness.start(RoomId=room, Callback="https://hooks.example.com/") for room in (1, 2, 3)]
+    await _change(harness, "UPDATE secrets SET body = 'odd' WHERE task_id = :id", id=tasks[1])
+    said = await asyncio.gather(
+        *(harness.start(RoomId=room, Callback="https://hooks.example.com/") for room in (1, 2, 3)), return_exceptions=True
+    )
+    assert said[::2] == tasks[::2]
+    assert isinstance(said[1], Exception)
+
+
 async def test_a_damaged_result_stops_no_reader(harness: decider_harness.Harness) -> None:
     """Readers of all results get those before and after it, page by page."""
     tasks = [await _captured(harness, room) for room in (1, 2, 3)]

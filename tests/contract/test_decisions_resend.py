@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from events import codec
@@ -61,6 +63,20 @@ async def test_an_older_revision_is_posted_again(harness: decider_harness.Harnes
     assert (await harness.say("resend", TaskId=task_id))["Revision"] == 2
     with pytest.raises(errors.NotFound, match="the newest is 2"):
         await harness.say("resend", TaskId=task_id, Revision=3)
+
+
+async def test_a_revision_after_a_resend_cancels_it(harness: decider_harness.Harness) -> None:
+    """Both are decided in one transaction, after the delivery was given up: only the newest revision is pending."""
+    owner = await harness.pending_upload(Callback=URL)
+    task_id = owner[:26]
+    await harness.wait(15 * model.MINUTE)
+    await _post(harness, task_id)
+    epoch = await harness.take(owner)
+    await asyncio.gather(
+        harness.say("resend", TaskId=task_id),
+        harness.outcome("upload-finished", owner, epoch, Crc64="5", SizeBytes=3, Url="https://cos/a"),
+    )
+    assert [d.state for d in await harness.deliveries(task_id)] == ["cancelled", "pending"]
 
 
 async def test_resends_that_are_refused(harness: decider_harness.Harness) -> None:

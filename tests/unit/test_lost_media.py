@@ -90,6 +90,30 @@ def test_whole_segments_lose_nothing(tmp_path: Path) -> None:
     assert (found.lost_ms, found.lost_segments, found.duration_ms) == (0, 0, 20_000)
 
 
+@pytest.mark.parametrize("at_s", [10, 15, 22])
+def test_damage_over_an_anchor_counts_once(tmp_path: Path, at_s: int) -> None:
+    """Seconds of zeros over the sample of a capture are one gap, as long as the media in them."""
+    segment = _segment(tmp_path, 1, 60)
+    samples = tuple((second * 1000, BEGAN_MS + second * 1000) for second in range(0, 60, 5))
+    data = bytearray(segment.path.read_bytes())
+    data[at_s * 6850 : (at_s + 8) * 6850] = bytes(8 * 6850)
+    segment.path.write_bytes(data)
+    found = survey.survey([dataclasses.replace(segment, anchors=alignment.Anchors(samples))], "00")
+    assert found.lost_ms == pytest.approx(8_000, abs=100)
+    ((_, duration_s),) = _gaps(found)
+    assert duration_s * 1000 == pytest.approx(8_000, abs=100)
+    assert found.duration_ms + duration_s * 1000 == pytest.approx(60_000, abs=20)
+    assert found.anchors == sorted(found.anchors)
+
+
+def test_a_segment_that_its_successor_covers_loses_nothing(tmp_path: Path) -> None:
+    """A superseded capture began after its successor did: all it wrote is there a second time."""
+    late, whole = _segment(tmp_path, 1, 5, from_s=10), _segment(tmp_path, 2, 30)
+    late = dataclasses.replace(late, media_ms=4_980)
+    found = survey.survey([late, whole], "00")
+    assert (found.lost_ms, found.lost_segments, found.gaps) == (0, 0, [])
+
+
 def _paused(folder: Path, pause_ms: int, *, clock_ms: int, sampled: bool) -> joiner.SegmentFile:
     """Twenty seconds of sound with a pause in the middle, after which timestamps go on from `clock_ms`."""
     tags = [flv_source.configuration(flv.AUDIO, flv_source.AAC_HEADER)]
