@@ -17,6 +17,7 @@ import structlog
 import bus.local
 import machine.encryption
 import store.api_keys
+import store.attention
 import store.connections
 import store.database_lock
 import store.queries
@@ -94,7 +95,7 @@ class Node:
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
-        application = web_app.create(self._api(decider, work), public="api" in self.settings.roles)
+        application = web_app.create(self._api(decider, work, space), public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)
@@ -285,7 +286,7 @@ class Node:
             return ""
         return self.settings.node_url or (self.url if self._ready else "")
 
-    def _api(self, decider: dispatch.Decider, work: node_work.NodeWork) -> web_app.Api:
+    def _api(self, decider: dispatch.Decider, work: node_work.NodeWork, space: start_checks.SpoolSpace) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
         api_keys = store.api_keys.Keys(self.store.connections, clock=self._clock)
@@ -302,7 +303,10 @@ class Node:
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
-            warnings=lambda: [*self.bus.warnings(), *self._log_warnings(), *self._clock.warnings()],
+            warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
+            attention_queries=store.attention.AttentionQueries(self.store.connections),
+            findings=self.bus.findings,
+            own_node=None if self._distributed else lambda: space.view(self._clock(), self._clock.skew_ms),
             new_id=new_id,
             clock=self._clock,
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
@@ -318,6 +322,7 @@ class Node:
             listeners=[] if self._distributed else self.bus.listeners,
             draining=lambda: not self._ready,
             policy=self._policy,
+            distributed=self._distributed,
             cluster_token=settings.cluster_token.get_secret_value(),
             segment_file=segment_file,
             version=VERSION,

@@ -7,17 +7,19 @@ machines answer is awaited for LIMIT_S in total; then the start proceeds with a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from assembly import work as node_work
 from assembly.identity import clock
 from config import settings as settings_module
 from events import codec
-from machine import errors
+from machine import attention, errors
 from media import free_space
 from tencent import cos_target, credentials, usersig
 
 LIMIT_S = 2.0
+PROBE_S = 0.5
 
 
 class SpoolSpace:
@@ -39,6 +41,17 @@ class SpoolSpace:
                 " MIN_FREE and the captures that run. Make room there, or lower MIN_FREE or CAPTURE_RESERVE."
             )
         return ()
+
+    async def view(self, now_ms: int, skew_ms: int) -> attention.NodeView:
+        """This node as others see one by its heartbeat. A spool that hangs is waited for only shortly: probes ask."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PROBE_S):
+                await self._free.measure()
+        try:
+            free_bytes, needed_bytes = self._free.free_bytes(), self.needed_bytes()
+        except errors.Unavailable:
+            free_bytes, needed_bytes = None, 0
+        return attention.NodeView(node="", seen_ms=now_ms, free_bytes=free_bytes, needed_bytes=needed_bytes, skew_ms=skew_ms)
 
     def needed_bytes(self) -> int:
         """Bytes that must be free for another capture: MIN_FREE, and the needs of the running captures."""

@@ -20,7 +20,7 @@ import structlog
 from bus import attempts, database_probe, delivery_policy, lanes, message_reader, message_types
 from events import codec
 from events import errors as event_errors
-from machine import due_work, errors, failpoints, ports, supervised_task
+from machine import attention, due_work, errors, failpoints, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -97,6 +97,10 @@ class LocalBus:
 
     def warnings(self) -> list[str]:
         """Nothing: dead letters of this bus are rows, and take the space of the messages that they were."""
+        return []
+
+    def findings(self) -> list[attention.Attention]:
+        """Nothing: the database knows about its rows."""
         return []
 
     async def pause(self, command_type: str) -> None:

@@ -18,7 +18,7 @@ from bus import consumer as consumers
 from bus import topology as topologies
 from events import codec
 from events import errors as event_errors
-from machine import encryption, errors, ports, supervised_task
+from machine import attention, encryption, errors, ports, supervised_task
 
 log = structlog.get_logger()
 
@@ -141,6 +141,10 @@ class RabbitBus:
         """What an operator must do although messages flow: about the dead letter queue."""
         level = self.connection.dead_letters
         return level.warnings(refused=level.refused)
+
+    def findings(self) -> list[attention.Attention]:
+        """What needs attention in the broker: dead letters, as counted last."""
+        return attention.of_parked(attention.IN_BROKER, self.connection.dead_letters.count or 0)
 
     async def pause(self, command_type: str) -> None:
         """Stop consuming new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent, and

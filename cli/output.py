@@ -118,8 +118,13 @@ def sessions(body: Json) -> None:
 
 def stuck(body: Json) -> None:
     """The answer of GET /sessions?stuck=true: a row for each reason."""
+    needed = body.get("Attention", [])  # a service of an earlier version has none
+    if not body["Sessions"] and not needed:
+        failure("Nothing is stuck." if not body["Next"] else f"None so far; older ones: --before {body['Next']}")
+        return
+    for one in needed:
+        failure(f"{one['Cause']}{' ' + one['Subject'] if one['Subject'] else ''}: {one['Why']} {one['Next']}".rstrip())
     if not body["Sessions"]:
-        failure("Nothing is stuck.")
         return
     found = [(session, finding) for session in body["Sessions"] for finding in session["Stuck"]]
     if not on_terminal():

@@ -18,6 +18,17 @@ OFF_MS = 1 * model.SECOND
 _DRIFT = 1 / 1_000
 
 
+REMEDY = "`timedatectl set-ntp true` there sets it by NTP."
+
+
+def off(skew_ms: int) -> str:
+    """The second half of the sentence about a machine's clock, or "" for one that is right."""
+    if abs(skew_ms) < OFF_MS:
+        return ""
+    way = "ahead of" if skew_ms > 0 else "behind"
+    return f"is {abs(skew_ms) / 1000:.1f} s {way} the database's. The recorder goes by the database's."
+
+
 def unix_ms() -> int:
     """This machine's clock, in Unix ms."""
     return time.time_ns() // 1_000_000
@@ -61,11 +72,5 @@ class DatabaseClock:
 
     def warnings(self) -> list[str]:
         """What an operator must do about this machine's clock."""
-        skew_ms = self.skew_ms
-        if abs(skew_ms) < OFF_MS:
-            return []
-        way = "ahead of" if skew_ms > 0 else "behind"
-        return [
-            f"This machine's clock is {abs(skew_ms) / 1000:.1f} s {way} the database's. The recorder goes by the database's;"
-            " set this one by NTP."
-        ]
+        told = off(self.skew_ms)
+        return [f"This machine's clock {told} {REMEDY}"] if told else []

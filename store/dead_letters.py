@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Update, and_, func, select, update
+from sqlalchemy import Update, and_, func, select, text, update
 
 from machine import errors, model
 from store import audit, connections, outbox, tables
@@ -37,7 +37,7 @@ class DeadLetterRows:
         table = tables.outbox
         async with self._database.read() as connection:
             found = (await connection.execute(_rows(connection.dialect.name).order_by(table.c.seq).limit(limit))).all()
-            count = (await connection.execute(select(func.count()).where(table.c.parked != ""))).scalar_one()
+            count = (await connection.execute(select(func.count()).select_from(table).where(text(tables.PARKED)))).scalar_one()
         return [_row(r) for r in found], int(count)
 
     async def show(self, seq: int) -> DeadLetterRow:
@@ -69,7 +69,7 @@ class DeadLetterRows:
 def _rows(engine: str) -> Any:
     table = tables.outbox
     names = (table.c.seq, table.c.channel, table.c.type, table.c.sent_ms, table.c.parked, outbox.BODY[engine].label("body"))
-    return select(*names).where(table.c.parked != "")
+    return select(*names).where(text(tables.PARKED))
 
 
 def _row(row: Any) -> DeadLetterRow:

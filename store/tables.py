@@ -287,6 +287,8 @@ Index("ix_outbox_task_id", outbox.c.task_id)
 _UNPLACED = text("channel = 'result' AND place IS NULL")
 Index("ix_outbox_unplaced", outbox.c.seq, sqlite_where=_UNPLACED, postgresql_where=_UNPLACED)
 Index("uq_outbox_place", outbox.c.place, unique=True)
+PARKED = "parked <> ''"
+Index("ix_outbox_parked", outbox.c.seq, sqlite_where=text(PARKED), postgresql_where=text(PARKED))
 # Retention deletes sent messages, and the refusals of starts, which belong to no session.
 SENT = "channel <> 'result' AND parked = ''"
 REFUSED = "channel = 'result' AND task_id = ''"

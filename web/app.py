@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import fastapi
 
-from web import dependencies, health, middleware, openapi, responses, results, scopes, segment_download, sessions, trtc_callbacks
+from web import (
+    attention_watch,
+    dependencies,
+    health,
+    middleware,
+    openapi,
+    responses,
+    results,
+    scopes,
+    segment_download,
+    sessions,
+    trtc_callbacks,
+)
 
 Api = dependencies.Api
 
@@ -28,8 +40,9 @@ def create(api: dependencies.Api, *, public: bool = True) -> fastapi.FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     callbacks = trtc_callbacks.router(api)
-    public_routers = (sessions.router(api), results.router(api), callbacks) if public else ()
-    for router in (*public_routers, health.router(api), segment_download.router(api)):
+    watch = attention_watch.AttentionWatch(api)
+    public_routers = (sessions.router(api, watch), results.router(api), callbacks) if public else ()
+    for router in (*public_routers, health.router(api, watch), segment_download.router(api)):
         app.include_router(router)
     responses.install(app)
     openapi.install(app)

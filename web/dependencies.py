@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from events import codec
-from machine import api_keys, job_key, model, session_view, trtc_callback
+from machine import api_keys, attention, job_key, model, session_view, trtc_callback
 
 
 class SessionQueries(Protocol):
@@ -37,6 +37,14 @@ class SessionQueries(Protocol):
     async def results_after(
         self, after: str, *, types: Sequence[str] = (), limit: int = 50
     ) -> tuple[Sequence[session_view.PublishedResult], str]: ...
+
+
+class AttentionQueries(Protocol):
+    """What the database knows of the need for attention."""
+
+    async def nodes(self) -> Sequence[attention.NodeView]: ...
+    async def parked(self) -> Sequence[attention.Attention]: ...
+    async def unreadable(self) -> Sequence[attention.Attention]: ...
 
 
 async def _no_keys() -> Sequence[api_keys.ApiKey]:
@@ -88,6 +96,12 @@ class Api:
     # True as soon as the service begins to stop.
     draining: Callable[[], bool] = lambda: False
     policy: model.Policy = field(default_factory=model.Policy)
+    # Whether there can be other nodes. Where there are none, `own_node` is this one as it is now.
+    distributed: bool = False
+    own_node: Callable[[], Awaitable[attention.NodeView]] | None = None
+    # What needs attention: as the database knows, and as this process knows.
+    attention_queries: AttentionQueries | None = None
+    findings: Callable[[], Sequence[attention.Attention]] = tuple
     # Bearer tokens of API_TOKENS. Without tokens and keys no request needs one, which only loopback allows.
     tokens: tuple[str, ...] = field(default=(), repr=False)
     # The token with which other nodes fetch segments.

@@ -78,7 +78,12 @@ _HEAD: Json = {
     "Revision": 1,
     "Stuck": [_FINDING],
 }
-SESSIONS: Json = {"Sessions": [{**_HEAD, "Recordings": {"Done": 1, "Failed": 1}}], "Next": "", "RequestId": REQUEST_ID}
+SESSIONS: Json = {
+    "Sessions": [{**_HEAD, "Recordings": {"Done": 1, "Failed": 1}}],
+    "Next": "",
+    "Attention": [],
+    "RequestId": REQUEST_ID,
+}
 _FILE: Json = {
     "UserId": "alice",
     "RecordFile": "",

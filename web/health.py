@@ -8,13 +8,13 @@ from __future__ import annotations
 import fastapi
 
 from machine import errors
-from web import dependencies, models, openapi, responses
+from web import attention_watch, dependencies, models, openapi, responses
 
 # What an operator must do although the node can take work. A header, because the body is fixed by the contract.
 WARNING = "Recorder-Warning"
 
 
-def router(api: dependencies.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api, watch: attention_watch.AttentionWatch) -> fastapi.APIRouter:
     """The two routes of one service."""
     routes = fastapi.APIRouter(tags=["health"])
 
@@ -40,8 +40,9 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         if reasons:
             raise errors.Unavailable(" ".join(reasons))
         answer = responses.ok(request, {"Status": "ready"})
-        for warning in api.warnings():
-            answer.headers.append(WARNING, warning)
+        # Without the subjects: anyone may call a probe.
+        for each in await watch.look_at_all():
+            answer.headers.append(WARNING, each.text)
         return answer
 
     return routes

@@ -45,6 +45,12 @@ def for_blocked_job(task_id: str, recording: model.Recording | None = None) -> s
     return f"`recorder doctor` checks this installation; `{command}` issues the command again."
 
 
+def for_node_away(recording: model.Recording) -> str:
+    """For a recording whose files are on a node that is away."""
+    node = (recording.job and recording.job.node) or "that node"
+    return f"Start {node} again. If that is later than NODE_RETURN, `{_replay(recording)}` then includes its files."
+
+
 def for_blocked_delivery(task_id: str) -> str:
     """For a result that was never tried."""
     return f"`recorder doctor` checks this installation; the result itself is in `recorder show {task_id} --json`."

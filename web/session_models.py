@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from machine import delivery, states
+from machine import attention, delivery, states
 from web import models
 
 TaskId = Annotated[str, models.event_schema("TaskId")]
@@ -37,6 +37,16 @@ class FindingBody(models.Body):
 
     Rule: str = pydantic.Field(description="Name of the rule, for programs.")
     Of: models.Subject
+    Why: str
+    Next: NextStep
+
+
+class AttentionBody(models.Body):
+    """One thing that needs attention beyond single sessions."""
+
+    Cause: Annotated[str, models.one_of(*attention.CAUSES)]
+    Subject: str = pydantic.Field(description='The node, row or place; "" for all.')
+    Since: models.Time
     Why: str
     Next: NextStep
 
@@ -74,6 +84,9 @@ class SessionsBody(models.AnswerBody):
 
     Sessions: list[SessionLineBody]
     Next: str = pydantic.Field(description='The `before` of the next page; "" on the last page.')
+    Attention: list[AttentionBody] = pydantic.Field(
+        description="What needs attention beyond single sessions. Filled in only with `stuck=true`."
+    )
 
 
 class JobBody(models.Body):

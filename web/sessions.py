@@ -15,16 +15,24 @@ import structlog
 
 from events import codec, reader
 from events import errors as event_errors
-from machine import errors, job_key, model
-from web import dependencies, examples, models, openapi, request_body, responses, session_models, stuck, views
+from machine import errors, job_key
+from web import (
+    attention_watch,
+    dependencies,
+    examples,
+    models,
+    openapi,
+    request_body,
+    responses,
+    session_models,
+    stuck_sessions,
+    views,
+)
 
 MAX_SDK_APP_ID = 2**32 - 1
 # The types of the columns: PostgreSQL refuses larger numbers.
 MAX_NUMBER = 2**31 - 1
 MAX_CURSOR = 2**63 - 1
-# Candidates in one query when the list is filtered by `stuck`.
-CANDIDATES = 20
-MAX_ROUNDS = 50
 RECORDINGS = 200
 TIMELINE = 1_000
 CONFLICT = {"model": models.ConflictBody, "description": "Another session records this room under this UserId."}
@@ -70,11 +78,11 @@ class SessionPage(pydantic.BaseModel):
     )
 
 
-def router(api: dependencies.Api) -> fastapi.APIRouter:
+def router(api: dependencies.Api, watch: attention_watch.AttentionWatch) -> fastapi.APIRouter:
     """The routes of one service."""
     routes = fastapi.APIRouter(prefix="/sessions", tags=["sessions"])
     _add_requests(routes, api)
-    _add_queries(routes, api)
+    _add_queries(routes, api, watch)
     return routes
 
 
@@ -155,7 +163,7 @@ async def _decide(
     return await api.decide(request_body.event(api, type_, id=id_, data=data), request.state.caller)
 
 
-def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
+def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api, watch: attention_watch.AttentionWatch) -> None:
     """List and show."""
 
     @routes.get(
@@ -166,10 +174,11 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         responses=openapi.failures(400),
     )
     async def listing(request: fastapi.Request, query: Annotated[SessionFilter, fastapi.Query()]) -> fastapi.Response:
-        found, next_page = await (_stuck(api, query) if query.stuck else _page(api, query))
+        found, next_page = await (_stuck(api, query, watch) if query.stuck else _page(api, query))
         counts = await api.queries.counts([session.task_id for session, _ in found])
         lines = [views.summary(session, counts[session.task_id], reasons) for session, reasons in found]
-        return responses.ok(request, {"Sessions": lines, "Next": next_page})
+        needed = [views.needed(each) for each in await watch.look()] if query.stuck else []
+        return responses.ok(request, {"Sessions": lines, "Next": next_page, "Attention": needed})
 
     @routes.get(
         "/{TaskId}",
@@ -184,7 +193,7 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
         session = await api.queries.session(task_id)
         if session is None:
             raise _not_found(task_id)
-        (snapshot,) = await _snapshots(api, [session])
+        (snapshot,) = await stuck_sessions.snapshots(api, [session], await watch.alive())
         pages = await _pages(api, task_id, query, [d.key for d in snapshot.parts.deliveries])
         return await responses.large(request, lambda: views.details(snapshot, pages, api.progress()))
 
@@ -207,37 +216,18 @@ async def _pages(
     )
 
 
-Found = list[tuple[model.Session, list[stuck.StuckFinding]]]
-
-
-async def _page(api: dependencies.Api, query: SessionFilter) -> tuple[Found, str]:
+async def _page(api: dependencies.Api, query: SessionFilter) -> tuple[stuck_sessions.Found, str]:
     """One page of the list, and the `before` of the page after it."""
     found = await api.queries.sessions(**_filters(query), before=query.before, limit=query.limit)
     return [(session, []) for session in found], found[-1].task_id if len(found) == query.limit else ""
 
 
-async def _stuck(api: dependencies.Api, query: SessionFilter) -> tuple[Found, str]:
-    """Like `_page`, for sessions that need attention: the database finds candidates, the rules decide."""
-    found: Found = []
-    before = query.before
-    for _ in range(MAX_ROUNDS):
-        candidates = await api.queries.sessions(**_filters(query), maybe_stuck=True, before=before, limit=CANDIDATES)
-        for snapshot in await _snapshots(api, candidates):
-            reasons = stuck.findings(snapshot)
-            if reasons:
-                found.append((snapshot.session, reasons))
-            if len(found) == query.limit:
-                return found, snapshot.session.task_id
-        if len(candidates) < CANDIDATES:
-            return found, ""
-        before = candidates[-1].task_id
-    # Many candidates and few of them stuck: the caller goes on, and one request does not read the whole database.
-    return found, before
-
-
-async def _snapshots(api: dependencies.Api, sessions: list[model.Session]) -> list[stuck.Snapshot]:
-    parts = await api.queries.parts([s.task_id for s in sessions])
-    return [stuck.Snapshot(session=s, parts=parts[s.task_id], policy=api.policy, now_ms=api.clock()) for s in sessions]
+async def _stuck(
+    api: dependencies.Api, query: SessionFilter, watch: attention_watch.AttentionWatch
+) -> tuple[stuck_sessions.Found, str]:
+    """Like `_page`, for sessions that need attention."""
+    alive = await watch.alive()
+    return await stuck_sessions.page(api, alive, limit=query.limit, before=query.before, filters=_filters(query))
 
 
 def _filters(query: SessionFilter) -> dict[str, Any]:

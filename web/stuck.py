@@ -6,8 +6,8 @@ another session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from machine import delivery, model, session_view, states
@@ -19,6 +19,13 @@ QUEUED_TOO_LONG_MS = 60 * model.SECOND
 LEASE_GRACE_MS = 5 * model.SECOND
 
 
+class _Any:
+    """Contains every name."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """One session with all the data that a rule may read."""
@@ -27,6 +34,8 @@ class Snapshot:
     parts: session_view.SessionParts
     policy: model.Policy
     now_ms: int
+    # The nodes that send heartbeats. A node that is not known does not count as away where nobody looked.
+    alive: Container[str] = field(default_factory=_Any)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +118,17 @@ def _no_media(snapshot: Snapshot, value: model.Recording) -> str:
     return f"The speaker is publishing, and {value.failures} pulls in a row returned no media. {value.detail}".strip()
 
 
+def _node_away(snapshot: Snapshot, value: model.Recording) -> str:
+    if value.state not in (states.TRANSCODING, states.UPLOADING) or value.job is None or value.job.state == states.LEASED:
+        return ""
+    node = value.job.node
+    if node and node not in snapshot.alive:
+        return f"Its files are on {node}, which sends no heartbeat. They are waited for until NODE_RETURN is over."
+    # Only the wait for a node starts no row of failures and leaves a detail.
+    waits = value.state == states.TRANSCODING and value.job.state == states.WAITING and not value.failures
+    return value.detail if waits else ""
+
+
 def _tried_often(_: Snapshot, value: model.Recording) -> str:
     if value.state not in (states.TRANSCODING, states.UPLOADING) or value.failures < MANY_FAILURES:
         return ""
@@ -171,6 +191,12 @@ RECORDING_RULES = (
         meaning=f"TRTC callbacks report a speaker as publishing, and {MANY_FAILURES} or more pulls in a row returned no media.",
         why=_no_media,
         next=lambda snapshot, value: next_steps.for_recording(value, snapshot.session),
+    ),
+    StuckRule(
+        name="node-away",
+        meaning="A recording waits for its files, which are on a node that sends no heartbeat.",
+        why=_node_away,
+        next=lambda _, value: next_steps.for_node_away(value),
     ),
     StuckRule(
         name="tried-often",

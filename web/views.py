@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from events import codec, requests
-from machine import coverage, delivery, job_key, model, results, session_view, states
+from machine import attention, coverage, delivery, job_key, model, results, session_view, states
 from web import next_steps, stuck
 
 Json = dict[str, Any]
@@ -160,6 +160,12 @@ def _gaps(value: model.Recording, segments: Sequence[session_view.SegmentView], 
 
 def _finding(value: stuck.StuckFinding) -> Json:
     return {"Rule": value.rule, "Of": value.of, "Why": value.why, "Next": value.next}
+
+
+def needed(value: attention.Attention) -> Json:
+    """One thing that needs attention beyond single sessions."""
+    since = _iso(value.since_ms or None)
+    return {"Cause": value.cause, "Subject": value.subject, "Since": since, "Why": value.why, "Next": value.next}
 
 
 def _head(session: model.Session) -> Json:

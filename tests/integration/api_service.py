@@ -18,7 +18,7 @@ from events import codec
 from handlers import callback_intake, dispatch, unit_of_work
 from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
-from store import audit, queries, store
+from store import attention, audit, queries, store
 from tencent import trtc_callbacks
 from tests import engines, transactions, waiting
 from web import app
@@ -48,8 +48,8 @@ def start_body(**more: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Service:
-    """A running API with its store and bus. Tests set `not_ready`, `failure`, `draining`, `progress` and `clock_ahead_ms` (how
-    far the API's clock is ahead)."""
+    """A running API with its store and bus. Tests set `not_ready`, `warnings`, `failure`, `draining`, `progress` and
+    `clock_ahead_ms` (how far the API's clock is ahead)."""
 
     url: str
     decider: dispatch.Decider
@@ -59,6 +59,7 @@ class Service:
     audit: audit.Audit
     token: str = ""
     not_ready: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     draining: bool = False
     progress: dict[job_key.RecordingKey, int] = field(default_factory=dict)
     listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
@@ -150,6 +151,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             decide=service.decide,
             take_callback=service.take_callback,
             queries=queries.SessionQueries(opened.connections),
+            attention_queries=attention.AttentionQueries(opened.connections),
             ping=opened.connections.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,
@@ -165,7 +167,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
-            **more,
+            **{"warnings": lambda: service.warnings} | more,
         )
         application = app.create(api)
         service.application, service.document, service.routes = application, application.openapi(), list(application.routes)

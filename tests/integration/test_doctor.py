@@ -118,7 +118,7 @@ async def test_every_check_passes(world: World) -> None:
     before = sorted(p.name for p in world.folder.iterdir())
     found = await world.examine()
     assert [f for f in found.values() if f.status != "ok"] == []
-    assert len(found) == len(doctor.CHECKS) == 19
+    assert len(found) == len(doctor.CHECKS) == 20
     assert sorted(p.name for p in world.folder.iterdir()) == before
     assert doctor.verdict(list(found.values())) == "ok"
 
@@ -360,15 +360,15 @@ async def test_cos(world: World) -> None:
 
 
 async def test_service(world: World) -> None:
-    """A wrong token, a service that is not ready, another version, no service."""
+    """A wrong token, a service that is not ready, one that needs attention, another version, no service."""
     world.environ["RECORDER_TOKEN"] = "wrong"
     assert await world.broken() == [("service", "warn")]
-    world.environ["RECORDER_TOKEN"] = TOKEN
-    world.service.not_ready = ["It is starting."]
+    world.environ["RECORDER_TOKEN"], world.service.not_ready = TOKEN, ["It is starting."]
     assert await world.broken() == [("service", "warn")]
-    world.service.not_ready = []
+    world.service.not_ready, world.service.warnings = [], ["A queue is full."]
+    assert await world.broken() == [("attention", "warn")]
     world.patches.setattr(identity, "VERSION", "9.9.9")
-    assert await world.broken() == [("service", "warn")]
+    assert await world.broken() == [("service", "warn"), ("attention", "warn")]
     world.environ["RECORDER_URL"] = "http://127.0.0.1:9"
     assert "recorder serve" in (await world.examine())["service"].type
 

@@ -73,6 +73,7 @@ async def test_every_route_is_described_and_nothing_else(service: Service) -> No
 
 # Additions since the release: fields of answers, and parameters (which clients may leave out) and statuses of operations.
 ADDED_FIELDS = {
+    "Sessions": ("Attention",),
     "Session": ("RecordingsNext", "TimelineNext", "ResultsNext"),
     "Recording": ("SegmentsOmitted",),
     "TimelineLine": ("Count", "FirstTime"),

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from machine import job_key
-from tests import engines, transactions
+from machine import attention, job_key, model
+from tests import engines, transactions, waiting
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
 from tests.integration.test_commands import run
+from web import attention_watch
 
 MINUTE_MS = 60_000
 
@@ -148,8 +149,11 @@ async def test_the_command_prints_the_reason_and_the_next_step(service: Service)
     assert json.loads((await run(service, "sessions", "--stuck", "--json")).stdout)["Sessions"] == []
 
 
-async def test_the_list_costs_the_same_at_any_length(service: Service) -> None:
-    """The number of queries does not grow with the sessions on the page, stuck or not."""
+async def test_the_list_costs_the_same_at_any_length(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of queries does not grow with the sessions on the page, stuck or not. What needs attention beyond sessions is
+    asked once in a while, however many requests tell it."""
+    monkeypatch.setattr(attention_watch, "EVERY_S", 3_600.0)
+    assert (await service.ask("GET", "/readyz"))[0] == 200
     queries: list[str] = []
     listened = service.store.connections.engine.sync_engine
     sqlalchemy.event.listen(listened, "before_cursor_execute", lambda *args: queries.append(args[2]))
@@ -165,6 +169,21 @@ async def test_the_list_costs_the_same_at_any_length(service: Service) -> None:
     assert max(costs) <= 6
 
 
+async def test_rules_of_stuck_sessions_are_warnings_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/readyz names each rule that holds for some session, once, with the number, and stops when none holds any more."""
+    monkeypatch.setattr(attention_watch, "EVERY_S", 0.0)
+    monkeypatch.setattr(attention_watch, "ROWS_EVERY_S", 0.0)
+    for room in (2, 3):
+        await uploading(service, room, failures=3)
+    failed = await started(service)
+    await service.failed_recording(failed)
+    why = "cannot continue without you. `recorder sessions --stuck` has the reasons."
+    assert (await told(service))[2] == [f"failed-kept: 1 session {why}", f"tried-often: 2 sessions {why}"]
+    async with service.store.connections.write() as connection:
+        await connection.execute(sqlalchemy.text("UPDATE recordings SET files_removed = :yes"), {"yes": True})
+    assert (await told(service))[2] == [f"tried-often: 2 sessions {why}"]
+
+
 async def test_the_list_counts_each_session_by_itself(service: Service) -> None:
     """A page has the counts of each of its sessions."""
     ids = [await speaking(service, room) for room in range(1, 4)]
@@ -173,3 +192,73 @@ async def test_the_list_counts_each_session_by_itself(service: Service) -> None:
     _, answer = await service.ask("GET", "/sessions")
     counts = {s["TaskId"]: s["Recordings"] for s in answer["Sessions"]}
     assert counts == {failed: {"Failed": 1}} | {key: {"Joining": 1} for key in ids}
+
+
+async def told(service: Service) -> tuple[list[tuple[str, str]], str, list[str]]:
+    """What needs attention: causes and subjects in the list, what the command shows, the warnings of /readyz."""
+    _, answer = await service.ask("GET", "/sessions?stuck=true")
+    shown = (await run(service, "sessions", "--stuck")).stderr
+    async with service.http.get(f"{service.url}/readyz") as ready:
+        warned = ready.headers.getall("Recorder-Warning", [])
+    return [(each["Cause"], each["Subject"]) for each in answer["Attention"]], shown, warned
+
+
+async def agree(service: Service, *expected: tuple[str, str]) -> bool:
+    """Whether list, command and /readyz tell exactly these. /readyz names no subject, because anyone may call it."""
+    causes, shown, warned = await told(service)
+    lines = [" ".join(each).strip() for each in expected]
+    begins = [line.split(":")[0] for line in shown.splitlines()] == (lines or ["Nothing is stuck."])
+    return begins and causes == list(expected) and [text.split(":")[0] for text in warned] == [cause for cause, _ in expected]
+
+
+async def test_one_node_alone(database: engines.Database) -> None:
+    """It has no other worker to look for. Its own spool and clock count as those of a worker in a cluster do."""
+    view = {"node": "", "seen_ms": now_ms() + MINUTE_MS, "free_bytes": 9, "needed_bytes": 5, "skew_ms": 0}
+
+    async def own_node() -> attention.NodeView:
+        return attention.NodeView(**view)
+
+    async with api_service.running(database, ("right-token",), own_node=own_node) as service:
+        assert await agree(service)
+        view["free_bytes"] = 4
+        await waiting.until(lambda: agree(service, ("disk-low", "")), 20, "the full disk")
+        view |= {"free_bytes": None, "skew_ms": -90_000}
+        await waiting.until(lambda: agree(service, ("spool-unreadable", ""), ("clock-off", "")), 20, "spool and clock")
+        view |= {"free_bytes": 9, "skew_ms": 0}
+        await waiting.until(lambda: agree(service), 20, "their end")
+
+
+async def test_nodes_that_need_attention(database: engines.Database) -> None:
+    """A cluster without a living worker, and one whose nodes have wrong clocks. Each cause ends by itself."""
+    async with api_service.running(database, ("right-token",), distributed=True) as service:
+        beat = service.store.nodes.heartbeat
+        await beat("api-1", skew_ms=0)
+        assert await agree(service, ("no-worker", ""))
+        spare = model.SpareCapacity(free_bytes=10, needed_bytes=5, busy="")
+        await beat("worker-1", "", spare, skew_ms=-3_000)
+        await waiting.until(lambda: agree(service, ("clock-off", "worker-1")), 20, "the worker")
+        await beat("worker-1", "", spare, skew_ms=20)
+        await waiting.until(lambda: agree(service), 20, "the end")
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+async def test_dead_letters_and_damaged_rows(database: engines.Database, distributed: bool) -> None:
+    """A parked message and a row that cannot be read are listed until somebody handles them."""
+    async with api_service.running(database, ("right-token",), distributed=distributed) as service:
+        spare = model.SpareCapacity(free_bytes=10, needed_bytes=5, busy="")
+        await service.store.nodes.heartbeat("worker-1", "", spare)
+        task_id = await speaking(service, 7)
+        await changed(service, "UPDATE outbox SET parked = 'It failed.', sent_ms = 1 WHERE type = 'start-capture'")
+        assert await agree(service, ("parked", "database"))
+        await changed(service, "UPDATE outbox SET parked = ''")
+        await waiting.until(lambda: agree(service), 20, "the end of the dead letter")
+        await changed(service, f"UPDATE sessions SET live = 5 WHERE task_id = '{task_id}'")
+        await waiting.until(lambda: agree(service, ("row-unreadable", task_id)), 30, "the damaged row")
+        await changed(service, f"UPDATE sessions SET live = 1 WHERE task_id = '{task_id}'")
+        await waiting.until(lambda: agree(service), 20, "the repair")
+
+
+async def changed(service: Service, statement: str) -> None:
+    """Change rows as somebody with access to the database does."""
+    async with service.store.connections.write() as connection:
+        await connection.execute(sqlalchemy.text(statement))

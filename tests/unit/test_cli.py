@@ -259,7 +259,7 @@ class TestTerminal:
         finding = {"Rule": "failed-kept", "Of": "alice/1", "Why": "FailedCosWrite: refused.", "Next": f"Type {typed}."}
         session = {"TaskId": self.TASK_ID, "State": "Finished", "RoomId": "7", "StrRoomId": "", "Stuck": [finding]}
         with contextlib.redirect_stdout(terminal):
-            output.stuck({"Sessions": [session], "Next": ""})
+            output.stuck({"Sessions": [session], "Next": "", "Attention": []})
         assert any(typed in line for line in terminal.getvalue().splitlines())
 
     def test_doctor_prints_the_remedy(self, terminal: _Terminal) -> None:

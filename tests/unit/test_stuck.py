@@ -145,3 +145,17 @@ def test_pulls_that_fail_while_the_speaker_publishes(state: str) -> None:
     (found,) = look(OPEN, losing)
     assert (found.rule, "3 pulls in a row" in found.why, "Refused (403)." in found.why) == ("no-media", True, True)
     assert look(CLOSING, losing, now_ms=NOW_MS - 1) == []
+
+
+def test_files_on_a_node_that_is_away() -> None:
+    """A recording that waits for the node of its files counts as soon as that node sends no heartbeat."""
+    for state, job in ((states.TRANSCODING, states.WAITING), (states.UPLOADING, states.QUEUED)):
+        waits = replace(UPLOADING, state=state, failures=0, detail="", job=model.Job(kind="upload", state=job, node="node-7"))
+        parts = session_view.SessionParts(recordings=[waits])
+        for alive, expected in (({"node-1"}, ["node-away"]), ({"node-1", "node-7"}, [])):
+            found = stuck.findings(stuck.Snapshot(session=FINISHED, parts=parts, policy=POLICY, now_ms=NOW_MS, alive=alive))
+            assert [f.rule for f in found] == expected, state
+            assert all("node-7" in f.why and "node-7" in f.next for f in found)
+    parked = model.Job(kind="transcode", state=states.WAITING)
+    elsewhere = replace(UPLOADING, state=states.TRANSCODING, failures=0, detail="Segments are on node-9.", job=parked)
+    assert rules(look(FINISHED, elsewhere)) == [("node-away", "ann/1")]
