@@ -294,8 +294,8 @@ class Node:
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
 
-        async def segment_file(recording_id: str, epoch: int) -> tuple[Path, int] | None:
-            return await work.segment_file(recording_id, epoch) if "worker" in settings.roles else None
+        async def segment_file(recording_id: str, epoch: int, suffix: str) -> tuple[Path, int] | None:
+            return await work.segment_file(recording_id, epoch, suffix) if "worker" in settings.roles else None
 
         return web_app.Api(
             decide=decider.decide,

@@ -171,14 +171,15 @@ class NodeWork:
         value = job.recording
         return self._spool.segment_path(value.task_id, value.speaker, value.n, epoch, make=make)
 
-    async def segment_file(self, recording_id: str, epoch: int) -> tuple[Path, int] | None:
-        """A segment on this node's spool for another node: its path and when it was last written (Unix ms). None for an invalid
-        id, and if there is no such file."""
+    async def segment_file(self, recording_id: str, epoch: int, suffix: str = "") -> tuple[Path, int] | None:
+        """A file of a segment on this node's spool for another node, named as the segment and `suffix`: its path and when it was
+        last written (Unix ms). None for an invalid id, and if there is no such file."""
         try:
             key = job_key.parse_recording(recording_id)
         except ValueError:
             return None
         path = self._spool.segment_path(key.task_id, key.speaker, key.n, epoch, make=False)
+        path = path.with_name(path.name + suffix)
         try:
             found = await file_threads.LIVE.run(path.stat)
         except (FileNotFoundError, NotADirectoryError):

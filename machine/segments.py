@@ -10,6 +10,8 @@ from machine import alignment, job_key
 
 WRITTEN_HEADER = "x-written-ms"
 """HTTP header of a segment fetched from another node: when its file was last written (Unix ms)."""
+ARRIVALS_SUFFIX = ".arrivals"
+"""What a segment's file name is followed by in the name of its arrival index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

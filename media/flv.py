@@ -18,9 +18,13 @@ AUDIO = 8
 VIDEO = 9
 SCRIPT = 18
 
+KINDS = frozenset((AUDIO, VIDEO, SCRIPT))
+# Where the first tag begins in a segment, and the bytes of a tag without its payload: header and trailing size.
+FIRST_TAG_BYTES = 13
+TAG_OVERHEAD_BYTES = 15
+
 _HEADER_BYTES = 9
 _TAG_HEADER_BYTES = 11
-_KINDS = frozenset((AUDIO, VIDEO, SCRIPT))
 _LENGTH = struct.Struct(">I")
 _NO_TAG = -1
 # The first bytes of a tag: kind, size, timestamp, and the stream id, which is always 0.
@@ -194,7 +198,7 @@ def _tag_end(data: bytes, at: int) -> int | None:
     word: int = _LENGTH.unpack_from(data, at)[0]
     size = word & 0xFFFFFF
     after = at + _TAG_HEADER_BYTES + size
-    if word >> 24 & 0x1F not in _KINDS:
+    if word >> 24 & 0x1F not in KINDS:
         return _NO_TAG
     if after + _LENGTH.size > len(data):
         return after + _LENGTH.size

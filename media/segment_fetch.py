@@ -10,56 +10,74 @@ import asyncio
 import os
 import weakref
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import structlog
 
 from machine import segments
-from media import file_threads, transcode
+from media import arrival_index, file_threads, transcode
 
 log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 CHUNK_BYTES = 1 << 20
+_FETCHED, _NOT_THERE = 200, 404
 
 _locks: weakref.WeakValueDictionary[Path, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 async def fetch(url: str, token: str, recording_id: str, epoch: int, path: Path) -> bool:
-    """Copy the segment of `epoch` from the node at `url` to `path`, unless `path` exists; False if that node cannot give it now.
-    Raises errors.TranscodeFailed with the reason "disk-full" or "spool-lost" if it cannot be written here."""
+    """Copy the segment of `epoch` and its arrival index from the node at `url` to `path`, unless `path` exists; False if that
+    node cannot give it now. Raises errors.TranscodeFailed with the reason "disk-full" or "spool-lost" if it cannot be written
+    here."""
     # A superseded transcode may still fetch while its successor does.
     async with _locks.setdefault(path, asyncio.Lock()):
-        return await file_threads.BULK.run(path.exists) or await _fetch(url, token, recording_id, epoch, path)
+        if await file_threads.BULK.run(path.exists):
+            return True
+        source = _Source(url, token, recording_id, epoch)
+        # The index comes first: a segment that exists here is complete, and so is its index. A segment of ffmpeg has none.
+        index = await _fetch(source, "arrivals", arrival_index.path_of(path))
+        return index in (_FETCHED, _NOT_THERE) and await _fetch(source, "segments", path) == _FETCHED
 
 
-async def _fetch(url: str, token: str, recording_id: str, epoch: int, path: Path) -> bool:
+class _Source(NamedTuple):
+    url: str
+    token: str
+    recording_id: str
+    epoch: int
+
+
+async def _fetch(source: _Source, kind: str, path: Path) -> int:
+    """Copy one file; returns the HTTP status, or 0 if the node could not be reached."""
     part = path.with_name(path.name + ".fetched")
     limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    address, query = f"{url}/internal/segments", {"recording": recording_id, "epoch": str(epoch)}
+    headers = {"Authorization": f"Bearer {source.token}"}
+    query = {"recording": source.recording_id, "epoch": str(source.epoch)}
+    about = {"recording_id": source.recording_id, "epoch": source.epoch, "url": source.url, "kind": kind}
     try:
         async with (
-            aiohttp.ClientSession(timeout=limits, headers={"Authorization": f"Bearer {token}"}) as http,
-            http.get(address, params=query, allow_redirects=False) as answer,
+            aiohttp.ClientSession(timeout=limits, headers=headers) as http,
+            http.get(f"{source.url}/internal/{kind}", params=query, allow_redirects=False) as answer,
         ):
-            if answer.status != 200:
-                log.warning("segment.not_given", recording_id=recording_id, epoch=epoch, url=url, status=answer.status)
-                return False
+            if answer.status != _FETCHED:
+                (log.debug if kind == "arrivals" else log.warning)("segment.not_given", status=answer.status, **about)
+                return answer.status
             await _write(answer.content, part)
             await file_threads.BULK.run(_set_written, part, answer.headers.get(segments.WRITTEN_HEADER, ""))
         await file_threads.BULK.run(part.replace, path)
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        log.warning("segment.not_fetched", recording_id=recording_id, epoch=epoch, url=url, error=type(error).__name__)
-        return False
+        log.warning("segment.not_fetched", error=type(error).__name__, **about)
+        return 0
     except OSError as error:
-        log.warning("segment.not_written", recording_id=recording_id, epoch=epoch, url=url, error=error.strerror or str(error))
+        log.warning("segment.not_written", error=error.strerror or str(error), **about)
         raise transcode.storage_failed(error) from error
     finally:
         # A partial copy is useless, and it occupies a full disk.
         await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))
-    log.info("segment.fetched", recording_id=recording_id, epoch=epoch, url=url)
-    return True
+    log.info("segment.fetched", **about)
+    return _FETCHED
 
 
 def _set_written(part: Path, written_ms: str) -> None:

@@ -4,6 +4,7 @@
     <root>/.node                                    DATA_DIR: this node's id, generated once
     <root>/.spool                                   for a shared spool: shows that it is mounted; for any other, `.node` does
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
+    <root>/<TaskId>/<speaker>_<n>/<epoch>.flv.arrivals      its arrival index (media/arrival_index.py)
     <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
 
 Rules: no path is ever built from a raw id; TRTC's ids may contain "/", ".." and "%2F". While the mount is lost, nothing is
@@ -31,7 +32,7 @@ from machine.reasons import Reason
 SHARED = "shared"
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
 # A segment or a finished file, complete or not.
-_OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
+_OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv(?:\.arrivals)?|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
 
 
 def safe_name(text: str) -> str:

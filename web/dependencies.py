@@ -54,7 +54,7 @@ async def _no_keys() -> Sequence[api_keys.ApiKey]:
 async def _note_nothing(key_id: str) -> None: ...
 
 
-async def _no_segment(recording: str, epoch: int) -> None: ...
+async def _no_segment(recording: str, epoch: int, suffix: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,7 @@ class Api:
     tokens: tuple[str, ...] = field(default=(), repr=False)
     # The token with which other nodes fetch segments.
     cluster_token: str = field(default="", repr=False)
-    # (recording id, epoch) → the segment's file on this node's spool and when it was last written (Unix ms), or None.
-    segment_file: Callable[[str, int], Awaitable[tuple[Path, int] | None]] = _no_segment
+    # (recording id, epoch, suffix) → the file on this node's spool that is named as the segment and this suffix, and when it was
+    # last written (Unix ms); or None.
+    segment_file: Callable[[str, int, str], Awaitable[tuple[Path, int] | None]] = _no_segment
     version: str = ""

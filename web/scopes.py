@@ -24,6 +24,7 @@ TABLE: dict[tuple[str, str], str] = {
     ("GET", "/readyz"): OPEN,
     ("POST", "/trtc/callbacks"): SIGNED,
     ("GET", "/internal/segments"): CLUSTER,
+    ("GET", "/internal/arrivals"): CLUSTER,
     ("GET", "/openapi.json"): api_keys.READ,
     ("GET", "/sessions"): api_keys.READ,
     ("GET", "/sessions/{TaskId}"): api_keys.READ,

@@ -74,7 +74,8 @@ async def test_copies_of_another_nodes_segments_leave(disk: Callable[[], Disk], 
     await _done(store, "elsewhere", ("al", 1))
     async with transactions.opened(store) as tx:
         tx.add_recording(examples.recording(speaker="bo"))
-    here.put("00000001.flv", "00000002.flv.fetched", "finished.00000002.mp4.part", "notes.txt")
+    here.put("00000001.flv", "00000001.flv.arrivals", "00000002.flv.fetched", "00000002.flv.arrivals.fetched")
+    here.put("finished.00000002.mp4.part", "notes.txt")
     here.put("00000001.flv", speaker="bo")
     here.put("00000001.flv", speaker="unknown")
     here.put("00000001.flv", speaker="restored", task_id=examples.OTHER)

@@ -26,7 +26,7 @@ def spool(tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "1.flv"
     path.write_bytes(SEGMENT)
 
-    async def segment_file(recording: str, epoch: int) -> tuple[Path, int] | None:
+    async def segment_file(recording: str, epoch: int, suffix: str) -> tuple[Path, int] | None:
         return (path, 1) if (recording, epoch) == (RECORDING, 1) else None
 
     return {"segment_file": segment_file}
