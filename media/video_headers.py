@@ -1,0 +1,123 @@
+"""Headers of video tracks: the picture that they announce, whether browsers play it, and headers inside key frames. Pure.
+
+A header is the payload of a sequence header tag: H.264, HEVC (Enhanced RTMP, or codec id 12 of Chinese servers) or AV1.
+
+Rule: no bytes raise an exception, and work is bounded; what cannot be parsed gives None.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import ModuleType
+
+from media import av1, avc, bits, hevc, picture
+
+_RECORD_AT = 5
+_IDS = {7: "avc", 12: "hevc"}
+_FOURCC = {b"avc1": "avc", b"hvc1": "hevc", b"av01": "av1"}
+_CODECS: dict[str, ModuleType] = {"avc": avc, "hevc": hevc, "av1": av1}
+# Baseline, Main and High: 8 bits and 4:2:0 in every browser and player.
+_USUAL_PROFILES = frozenset((66, 77, 100))
+_MOST_UNITS = 64
+
+
+@functools.lru_cache(maxsize=512)
+def picture_of(header: bytes) -> picture.Picture | None:
+    """What a header says of its pictures."""
+    name = _codec(header)
+    if name is None:
+        return None
+    return _picture(name, header[_RECORD_AT:])
+
+
+def plays_in_browsers(header: bytes) -> bool:
+    """Whether every browser plays the track as it is: H.264 Baseline, Main or High with 8 bits and 4:2:0. An H.264 header that
+    cannot be parsed counts as such."""
+    if _codec(header) != "avc":
+        return False
+    found = picture_of(header)
+    return found is None or (found.profile in _USUAL_PROFILES and found.depth == 8 and found.chroma == 1)
+
+
+def inband_header(payload: bytes, header: bytes | None) -> bytes | None:
+    """The header that the parameter sets inside a key frame amount to, if they differ from those of `header`. Without a header,
+    the one that an H.264 packet brings itself."""
+    name = _codec(payload)
+    if name is None or (header is not None and _codec(header) != name) or not _is_key(payload):
+        return None
+    begin = _body_at(payload)
+    if begin is None:
+        return None
+    record = None if header is None else header[_RECORD_AT:]
+    try:
+        made = _inband(name, payload, begin, record)
+    except (IndexError, ValueError):
+        return None
+    if made is None:
+        return None
+    if header is not None:
+        return header[:_RECORD_AT] + made
+    return payload[:1] + b"\x00\x00\x00\x00" + made if not payload[0] & 0x80 else bytes((0x90,)) + payload[1:5] + made
+
+
+def _inband(name: str, payload: bytes, begin: int, record: bytes | None) -> bytes | None:
+    if name == "av1":
+        if record is None:
+            return None
+        made = av1.record_of(av1.sequence_header(payload[begin : begin + bits.LONGEST_BYTES]), record)
+        return None if av1.parse(made) == _picture("av1", record) else made
+    codec = _CODECS[name]
+    sets = dict[int, bytes]()
+    for unit in _units(payload, begin, 4 if record is None else codec.length_bytes(record)):
+        if codec.is_slice(unit):
+            break
+        if codec.kind(unit) in codec.PARAMETER_SETS:
+            sets.setdefault(codec.kind(unit), unit)
+    if codec.SPS not in sets or (record is not None and codec.sps(record).rstrip(b"\x00") == sets[codec.SPS].rstrip(b"\x00")):
+        return None
+    changed: bytes = codec.record_of(sets, record)
+    codec.parse(changed)
+    return changed
+
+
+def _picture(name: str, record: bytes) -> picture.Picture | None:
+    try:
+        found: picture.Picture = _CODECS[name].parse(record[: bits.LONGEST_BYTES])
+    except (IndexError, ValueError):
+        return None
+    return found
+
+
+def _units(payload: bytes, at: int, length_bytes: int) -> Iterator[bytes]:
+    """The first NAL units of a packet, no longer than a parameter set may be; ends at a damaged length."""
+    for _ in range(_MOST_UNITS):
+        begin = at + length_bytes
+        length = int.from_bytes(payload[at:begin], "big")
+        at = begin + length
+        if begin >= len(payload) or at > len(payload):
+            return
+        if length:
+            yield payload[begin : begin + min(length, bits.LONGEST_BYTES)]
+
+
+def _codec(payload: bytes) -> str | None:
+    if not payload:
+        return None
+    return _FOURCC.get(payload[1:5]) if payload[0] & 0x80 else _IDS.get(payload[0] & 0x0F)
+
+
+def _is_key(payload: bytes) -> bool:
+    return payload[0] >> 4 & 7 == 1
+
+
+def _body_at(payload: bytes) -> int | None:
+    """Where the media of a packet begins; None for another kind of tag."""
+    if not payload[0] & 0x80:
+        return 5 if payload[1:2] == b"\x01" else None
+    kind = payload[0] & 0x0F
+    if kind == 3:
+        return 5
+    if kind == 1:
+        return 5 if payload[1:5] == b"av01" else 8
+    return None
