@@ -227,12 +227,13 @@ class Spool:
 
 def _read(path: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
-        return path.read_text("ascii").strip()
+        return path.read_text("ascii", "replace").strip()
     return ""
 
 
 def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f"{path.name}.part")
+    # Nodes that share a new spool write its mark at the same moment.
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     with fresh.open("w", encoding="ascii") as file:
         file.write(text)
         file.flush()

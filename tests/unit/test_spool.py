@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent import futures
 from pathlib import Path
 from unittest import mock
 
@@ -27,6 +29,31 @@ def test_one_process_holds_the_spool_and_keeps_its_id(tmp_path: Path) -> None:
     assert second.node_id == first.node_id
     assert second.node_id.startswith("node-")
     second.stop()
+
+
+def test_nodes_that_share_a_new_spool_start_together(tmp_path: Path) -> None:
+    """However they take turns in making its mark, all of them start."""
+    for n in range(20):
+        root, barrier = tmp_path / str(n), threading.Barrier(6)
+
+        def start(number: int, root: Path = root, barrier: threading.Barrier = barrier) -> str:
+            made = spool.Spool(root, root / f"node{number}")
+            barrier.wait()
+            made.start()
+            made.stop()
+            return made.lost()
+
+        with futures.ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(start, range(6))) == [""] * 6
+
+
+def test_a_damaged_mark_is_a_lost_spool(tmp_path: Path) -> None:
+    """Bytes that are no text are not this node's mark."""
+    made = spool.Spool(tmp_path / "s")
+    made.start()
+    (tmp_path / "s" / ".node").write_bytes(b"\xff\xfe\x00")
+    assert "check its mount" in made.lost()
+    made.stop()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
