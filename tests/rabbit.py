@@ -42,6 +42,10 @@ log.file.level = warning
 default_user = recorder
 default_pass = recorder
 """
+CLUSTERED = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.{number} = {name}@localhost
+"""
 # Few schedulers that do not spin, and no listener beyond loopback.
 ERLANG = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 
@@ -49,7 +53,8 @@ ERLANG = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_i
 class Broker:
     """One broker. `restart` is orderly, `kill` a crash; messages of durable queues survive both."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "rabbit", *, cluster: Sequence[str] = (), beside: Broker | None = None) -> None:
+        """`cluster`: the names of all nodes of its cluster; `beside`: the node whose port mapper it uses."""
         if not SCRIPT.exists():
             raise RuntimeError("RabbitMQ is not installed: apt-get install rabbitmq-server")
         self._folder = Path(tempfile.mkdtemp(prefix="recorder-rabbit-"))
@@ -57,9 +62,18 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self.port, self._dist_port, self._epmd_port, self._tls_port = (ports.free() for _ in range(4))
+        self.name = name
+        self._beside = beside
+        if beside is not None:
+            self._epmd_port = beside._epmd_port
         self.certificates = certificates.make(self._folder)
         configured = CONFIG.format(port=self.port, tls_port=self._tls_port, certificates=self.certificates)
+        configured += "".join(CLUSTERED.format(number=number, name=peer) for number, peer in enumerate(cluster, 1))
         (self._folder / "rabbitmq.conf").write_text(configured)
+        if cluster:
+            cookie = self._folder / ".erlang.cookie"
+            cookie.write_text("recorder")
+            cookie.chmod(0o400)
         (self._folder / "enabled_plugins").write_text("[].\n")
 
     @property
@@ -80,7 +94,7 @@ class Broker:
     def start(self) -> None:
         """Start, and wait until it accepts connections; no effect if it runs. Call from the main thread: the broker dies with the
         thread."""
-        if self._epmd is None:
+        if self._epmd is None and self._beside is None:
             epmd = shutil.which("epmd")
             assert epmd is not None, "epmd comes with erlang-base"
             self._epmd = self._spawn([epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)])
@@ -135,9 +149,13 @@ class Broker:
 
     def queues(self, prefix: str) -> list[dict[str, Any]]:
         """The broker's list of queues whose names begin with `prefix`: name, type, durable, arguments."""
-        command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", "list_queues", "name", "type", "durable", "arguments"]
-        done = subprocess.run([*command, "--formatter", "json"], env=self._environment(), check=True, capture_output=True)
-        return [queue for queue in json.loads(done.stdout) if queue["name"].startswith(prefix)]
+        listed = self.control("list_queues", "name", "type", "durable", "arguments", "leader", "online", "--formatter", "json")
+        return [queue for queue in json.loads(listed) if queue["name"].startswith(prefix)]
+
+    def control(self, *words: str) -> bytes:
+        """What `rabbitmqctl` prints for a command."""
+        command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", *words]
+        return subprocess.run(command, env=self._environment(), check=True, capture_output=True).stdout
 
     @contextlib.asynccontextmanager
     async def impatient(self, held_ms: int) -> AsyncIterator[None]:
@@ -151,8 +169,7 @@ class Broker:
 
     def _set(self, **values: int) -> None:
         code = ", ".join(f"application:set_env(rabbit, {name}, {value})" for name, value in values.items())
-        command = [str(SCRIPT.with_name("rabbitmqctl")), "-q", "eval", f"{code}."]
-        subprocess.run(command, env=self._environment(), check=True, capture_output=True)
+        self.control("eval", f"{code}.")
 
     def prefix(self) -> str:
         """A name of its own for the exchanges and queues of one test."""
@@ -173,7 +190,7 @@ class Broker:
             "HOME": folder,
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "RABBITMQ_NODENAME": f"{self.name}@localhost",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_DIST_PORT": str(self._dist_port),
@@ -204,6 +221,16 @@ class Broker:
                 return probe.recv(4) == b"AMQP"
         except OSError:
             return False
+
+
+def cluster(size: int = 3) -> list[Broker]:
+    """The started nodes of one cluster, each to be removed, the first one last. Call from the main thread."""
+    names = [f"rabbit{number}" for number in range(1, size + 1)]
+    first = Broker(names[0], cluster=names)
+    nodes = [first, *(Broker(name, cluster=names, beside=first) for name in names[1:])]
+    for node in nodes:
+        node.start()
+    return nodes
 
 
 @functools.cache

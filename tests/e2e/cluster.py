@@ -27,12 +27,21 @@ async def keep(work: Callable[[], None]) -> None:
 class Cluster:
     """One recorder with many nodes. With `shared`, all workers share one spool. `release` is the version of new nodes."""
 
-    def __init__(self, world: World, *, shared: bool, settings: dict[str, str] | None = None, database: str = "") -> None:
-        """`database`: one of a server of its own, which ends with its server; otherwise one of the tests' own server."""
+    def __init__(
+        self,
+        world: World,
+        *,
+        shared: bool,
+        settings: dict[str, str] | None = None,
+        database: str = "",
+        broker: rabbit.Broker | None = None,
+    ) -> None:
+        """`database`: one of a server of its own, which ends with its server; otherwise one of the tests' own server. `broker`:
+        that of the tests if None."""
         self.world = world
         self.database = database or postgres.shared().create()
         self._dropped = not database
-        self.broker = rabbit.shared()
+        self.broker = broker or rabbit.shared()
         self.prefix = world.folder.name.replace("_", "-")[:40]
         self.nodes: dict[str, service_process.ServiceProcess] = {}
         self.release = earlier_release.current()
