@@ -19,7 +19,7 @@ from events import requests
 from machine import capture_progress, database_clock, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
 from media import capture, ffmpeg_command, ffmpeg_process, file_threads, segment_fetch, segment_scan, spool, transcode
-from tencent import cos, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
+from tencent import cos, cos_requests, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
 from webhook import sender
 from worker import work_ports
 
@@ -43,6 +43,7 @@ class NodeWork:
         self._clock = clock or database_clock.DatabaseClock()
         ffmpeg_process.check_tools()
         self._ffmpeg = ffmpeg_command.find(settings.ffmpeg_binary)
+        cos_requests.sign_by(self._clock)
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()

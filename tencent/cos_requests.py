@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 import qcloud_cos
 import requests
+from qcloud_cos import cos_auth
 
 from machine import errors
 from machine.reasons import Reason
@@ -51,7 +53,7 @@ ADVICE = {
     "InvalidAccessKeyId": "Correct CosConfig.SecretId, or bring fresh credentials with a replay.",
     "SignatureDoesNotMatch": "Correct CosConfig.SecretKey, or bring fresh credentials with a replay.",
     "ExpiredToken": "Bring fresh credentials with a replay; the upload goes on where it was.",
-    "RequestTimeTooSkewed": "Set this machine's clock right; the upload goes on by itself.",
+    "RequestTimeTooSkewed": "Set the clock of the database's machine right; the upload goes on by itself.",
     "FileAlreadyExists": "Another object has this key already and overwriting is forbidden.",
 }
 
@@ -245,6 +247,12 @@ class _Bounded(requests.adapters.HTTPAdapter):
 def silence_sdk() -> None:
     """Switch off the SDK's log: at DEBUG it prints keys, at INFO URLs; our errors carry its ERROR texts."""
     logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
+
+
+def sign_by(clock: Callable[[], int]) -> None:
+    """Let the SDK sign by this clock (Unix ms) and not by the machine's: COS refuses requests of a machine whose clock is more
+    than 15 minutes ahead. The SDK has no parameter for it."""
+    cos_auth.time = types.SimpleNamespace(time=lambda: clock() / 1000)
 
 
 def _sdk(

@@ -1,8 +1,8 @@
 """One node of the recorder with a harness at its failpoints: `python -m tests.chaos.node PLAN serve …`.
 
-PLAN is a JSON file: {"Folder", "Strikes": [{"Point", "Hit", "Act"}]}. Rule: each strike happens once, in the first process that
-reaches it. Just before, the process writes a record of it into the folder, with the captures that it runs: a kill takes along
-these and no others.
+PLAN is a JSON file: {"Folder", "Strikes": [{"Point", "Hit", "Act"}], "Skews": [[s after the start, ms ahead]]}. Rule: each strike
+happens once, in the first process that reaches it. Just before, the process writes a record of it into the folder, with the
+captures that it runs: a kill takes along these and no others.
 """
 
 from __future__ import annotations
@@ -53,6 +53,26 @@ class Harness:
         return self._folder / f"struck-{number}.json"
 
 
+def skew_clock(skews: list[list[float]]) -> None:
+    """Let this process see a machine whose clock is off, and is set at some moments: the time and the times of files."""
+    began_s, time_ns, stat, fstat = time.monotonic(), time.time_ns, os.stat, os.fstat
+
+    def ahead_ns() -> int:
+        return [round(ms * 1_000_000) for after_s, ms in skews if after_s <= time.monotonic() - began_s][-1]
+
+    def moved(found: os.stat_result) -> os.stat_result:
+        names = [name for name in dir(found) if name.startswith("st_")]
+        fields = {name: getattr(found, name) for name in names}
+        fields["st_mtime_ns"] += ahead_ns()
+        fields["st_mtime"] = fields["st_mtime_ns"] / 1e9
+        return os.stat_result(tuple(found), fields)
+
+    time.time_ns = lambda: time_ns() + ahead_ns()
+    time.time = lambda: time.time_ns() / 1e9
+    os.stat = lambda *args, **options: moved(stat(*args, **options))
+    os.fstat = lambda *args, **options: moved(fstat(*args, **options))
+
+
 def captures() -> list[str]:
     """The files that ffmpegs of this process are writing now."""
     found = []
@@ -78,6 +98,8 @@ def _carry_out(act: str, point: str) -> None:
 def main() -> None:
     """Install the harness and run the service."""
     plan = json.loads(Path(sys.argv.pop(1)).read_text(encoding="utf-8"))
+    if plan["Skews"]:
+        skew_clock(plan["Skews"])
     service.main(Harness(Path(plan["Folder"]), plan["Strikes"]))
 
 

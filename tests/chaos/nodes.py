@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -58,10 +59,10 @@ class Node:
         self._process: fork_server.Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
-    def arm(self, folder: Path, strikes: tuple[plans.Strike, ...]) -> None:
+    def arm(self, folder: Path, strikes: tuple[plans.Strike, ...], skews: Sequence[tuple[float, int]] = ()) -> None:
         """Write the plan of the harness; each strike happens once among all nodes that share the folder."""
         listed = [{"Point": s.point, "Hit": s.hit, "Act": s.act} for s in strikes]
-        (self.folder / "plan.json").write_text(json.dumps({"Folder": str(folder), "Strikes": listed}))
+        (self.folder / "plan.json").write_text(json.dumps({"Folder": str(folder), "Strikes": listed, "Skews": skews}))
 
     async def start(self) -> None:
         """Start the node and supervise it from now on."""

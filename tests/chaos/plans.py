@@ -7,8 +7,8 @@ same plan; the scheduler of the operating system may still order the run differe
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from machine import failpoints
 
@@ -21,8 +21,13 @@ HITS = {
     "inbox": 14, "decision": 14, "bus": 10, "outbox": 14, "lease.take": 6, "lease.renew": 8, "callback": 1,
 }  # fmt: skip
 """How often a room with two speakers reaches the failpoints of these names, at least; the others at least twice."""
+SKEWS_MS = (1_000, 1_500, 5_000, 61_000, 600_000, 3_600_000)
+SKEWED = 0.5
+"""The share of runs on many nodes in which clocks are off."""
 IN_CAPTURE = 0.4
 """The share of runs with one more kill in the middle of a capture, which measures the lost media."""
+NODES = ("control", "worker1", "worker2")
+"""The nodes of the distributed engine."""
 CONTROL_ONLY = ("inbox", "decision")
 WORKER_ONLY = ("lease", "capture", "segment", "transcode", "upload", "callback", "cleanup")
 # Phases are far apart in the life of a recording, so the strikes of one run do not prevent each other.
@@ -57,7 +62,7 @@ class Strike:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One run. `away_s`: how long a killed worker stays away where others can take over; `shared`: one spool for all workers;
-    `part`: not 0 for a plan of `grouped`."""
+    `part`: not 0 for a plan of `grouped`; `skews`: node → (s after its start, ms that its clock is ahead from then on)."""
 
     engine: str
     seed: int
@@ -66,6 +71,7 @@ class Plan:
     away_s: float = 0.0
     shared: bool = True
     part: int = 0
+    skews: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
 
     @property
     def repeat(self) -> str:
@@ -101,7 +107,17 @@ def make(engine: str, seed: int) -> Plan:
         ending=_ending(strikes, chance.choice(ENDINGS)),
         away_s=chance.choice((0.0, 6.0)),
         shared=chance.random() < 0.7,
+        skews=_skews(chance) if engine == DISTRIBUTED and chance.random() < SKEWED else {},
     )
+
+
+def _skews(chance: random.Random) -> dict[str, list[tuple[float, int]]]:
+    """One or two of the nodes have a wrong clock; every third one of them is set while it runs."""
+    found = {}
+    for name in chance.sample(NODES, chance.choice((1, 2))):
+        off = [chance.choice((-1, 1)) * chance.choice(SKEWS_MS) for _ in range(2)]
+        found[name] = [(0.0, off[0]), *([(chance.uniform(3, 8), off[1])] if chance.random() < 1 / 3 else [])]
+    return found
 
 
 def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:

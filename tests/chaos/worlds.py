@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ SPEAKERS = ("alice", "bob")
 LEASE_S, LINGER_S = 3.0 * waiting.pace(), 2.0 * waiting.pace()
 FROZEN_S = LEASE_S + 2.0
 LIVE_S, AFTER_S = 3.5, 2.0
+TOLD_S = 10.0
+# A clock counts as off from a second on, as far as a round trip to the database can tell.
+SURELY_OFF_MS = 1_200
 AT_LEAST_S = 40.0
 STOPPED_LIMIT_S = 10.0
 # From a strike to the next pull: a frozen process is away for 5 s, a dead one for its lease, plus 15 s for messages that it had
@@ -134,6 +139,7 @@ class Run:
         ]
         wrong = {name: code for name, code in ended if code not in (0, -signal.SIGTERM)}
         outcome.faults["exit_codes"] = [f"{name} ended with {code}" for name, code in wrong.items()]
+        outcome.faults["clocks"] = self._untold_clocks()
         await self._judge(outcome)
         await self._remove()
         return outcome
@@ -153,13 +159,14 @@ class Run:
             self._subscriber = subscriber.Subscriber(url, prefix, self.folder / "heard.jsonl")
             await self._subscriber.start()
             self.nodes["control"] = nodes.Node(self._forks, self.folder / "control", environment, roles="api,machine")
-            for name in ("worker1", "worker2"):
+            for name in plans.NODES[1:]:
                 self.nodes[name] = nodes.Node(
                     self._forks, self.folder / name, environment, roles="worker", away_s=self.plan.away_s
                 )
         for name, node in self.nodes.items():
             kind = name.rstrip("12")
-            node.arm(self.folder / "strikes", self.plan.strikes if kind == "node" else self._armed(kind))
+            strikes = self.plan.strikes if kind == "node" else self._armed(kind)
+            node.arm(self.folder / "strikes", strikes, self.plan.skews.get(name, ()))
             await node.start()
         self.api = next(iter(self.nodes.values()))
         self.simulator.configure_app(self.app, callback_url=f"{self.api.url}/trtc/callbacks", callback_key=CALLBACK_KEY)
@@ -250,6 +257,18 @@ class Run:
                 if frozen and time.monotonic() > strike["MonotonicS"] + FROZEN_S:
                     woken.add(number)
                     self.api.wake(strike["Pid"])
+
+    def _untold_clocks(self) -> list[str]:
+        """The nodes whose clock is off, and whose log did not tell it within TOLD_S of their start."""
+        found = []
+        for name, skews in self.plan.skews.items():
+            if abs(skews[0][1]) < SURELY_OFF_MS:
+                continue
+            lines = [json.loads(line) for line in self.nodes[name].log.read_text().splitlines() if line.startswith("{")]
+            times = {line["event"]: datetime.fromisoformat(line["time"]).timestamp() for line in reversed(lines)}
+            if times.get("node.clock_off", math.inf) - times.get("service.started", 0) > waiting.limit_s(TOLD_S):
+                found.append(f"{name} does not tell that its clock is off: {skews}")
+        return found
 
     def struck(self) -> list[dict[str, Any]]:
         """The strikes that have happened, in the order of their numbers."""
