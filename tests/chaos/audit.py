@@ -80,7 +80,7 @@ def audit(scope: Scope) -> Figures:
     heard = session_audit.heard(scope.heard) if scope.heard else []
     unheard = session_audit.unheard(found["results"], written, heard) if scope.heard else []
     return Figures(
-        lost_recordings=_lost_recordings(scope, found["recordings"]),
+        lost_recordings=_lost_recordings(scope, found["recordings"]) + _changed_objects(scope, posts),
         lost_results=_lost_results(scope, found, posts) + unheard,
         doubled_results=[
             *_doubled_results(found, posts),
@@ -124,6 +124,17 @@ def _lost_recordings(scope: Scope, recordings: Sequence[Row]) -> list[str]:
         elif output["DurationMs"] <= 0:
             lost.append(f"{row['id']}: the file holds nothing")
     return lost
+
+
+def _changed_objects(scope: Scope, posts: Sequence[tuple[str, str]]) -> list[str]:
+    """Objects that are no longer what some delivered result says they are."""
+    changed = []
+    for entry in (entry for _, body in posts for entry in json.loads(body)["Files"] if entry["RecordFile"]):
+        path = scope.bucket / _key({"url": entry["RecordFile"]})
+        content = path.read_bytes() if path.is_file() else b""
+        if (len(content), str(session_audit.crc64(content))) != (entry["Size"], entry["Crc64"]):
+            changed.append(f"{path.name}: the object is not the one that was delivered")
+    return changed
 
 
 def _lost_results(scope: Scope, found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:

@@ -213,6 +213,15 @@ def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> No
     assert remains.audited() == {"lost_recordings": 1}
 
 
+def test_an_object_that_changed_after_its_delivery_is_seen(remains: Remains) -> None:
+    """The receiver was told of another size or checksum than the object has now."""
+    entry = {"RecordFile": "https://b.c/run/T/al_1.mp4", "Size": len(CONTENT), "Crc64": str(session_audit.crc64(CONTENT))}
+    for wrong, faults in (({}, {}), ({"Size": 3}, {"lost_recordings": 1}), ({"Crc64": "9"}, {"lost_recordings": 1})):
+        remains.posts = [("T.1", json.dumps(BODY | {"Files": [entry | wrong]}))]
+        remains.say(f"UPDATE results SET body = '{remains.posts[0][1]}'")
+        assert remains.audited() == faults
+
+
 def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sent() -> None:
     """Lost media is computed from the loop's frames, over its seam; a speaker without a pull loses nothing, and no loss exceeds
     the sent media."""
