@@ -46,6 +46,7 @@ ONE_ENGINE = {
     "tests/integration/test_rabbit_retries.py": "RabbitMQ's queues of retries; both buses: tests/contract/test_bus.py",
     "tests/integration/test_rabbit_upgrade.py": "RabbitMQ's queues; those of the embedded engine are rows (test_schema.py)",
     "tests/e2e/test_failover.py": "PostgreSQL's servers; SQLite comes back in tests/contract/test_restored_database.py",
+    "tests/e2e/test_broker_cluster.py": "a cluster of brokers",
     "tests/e2e/test_upgrade.py": "nodes of two versions; the embedded engine is one process",
     "tests/contract/test_side_by_side.py::test_postgresql_keeps_counts_beside_release_010": "SQLite has one process",
     "tests/contract/test_side_by_side.py::test_postgresql_refuses_release_010_after_the_contract": "SQLite has one process",

@@ -214,7 +214,7 @@ def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> No
 
 
 def test_an_object_that_changed_after_its_delivery_is_seen(remains: Remains) -> None:
-    """The receiver was told of another size or checksum than the object has now."""
+    """The delivered result has another size or checksum than the object has now."""
     entry = {"RecordFile": "https://b.c/run/T/al_1.mp4", "Size": len(CONTENT), "Crc64": str(session_audit.crc64(CONTENT))}
     for wrong, faults in (({}, {}), ({"Size": 3}, {"lost_recordings": 1}), ({"Crc64": "9"}, {"lost_recordings": 1})):
         remains.posts = [("T.1", json.dumps(BODY | {"Files": [entry | wrong]}))]
