@@ -9,6 +9,7 @@ from __future__ import annotations
 from media import bits, picture
 
 SPS, PPS = 7, 8
+IDR = frozenset((5,))
 PARAMETER_SETS = frozenset((SPS, PPS))
 _LAST_SLICE = 5
 _MOST_REFERENCES = 255

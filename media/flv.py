@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 AUDIO = 8
@@ -34,12 +34,13 @@ _TAG_BEGIN = re.compile(rb"(?=[\x08\x09\x12][\x00-\xff]{7}\x00\x00\x00)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
     """One FLV tag: `kind` is AUDIO, VIDEO or SCRIPT; `timestamp_ms` its decoding time; `payload` excludes the tag's header.
-    `after_damage`: unreadable bytes precede it in the file."""
+    `after_damage`: unreadable bytes precede it in the file; `offset`: where it begins there."""
 
     kind: int
     timestamp_ms: int
     payload: bytes
     after_damage: bool = False
+    offset: int = field(default=0, compare=False)
 
     @property
     def is_sequence_header(self) -> bool:
@@ -172,7 +173,7 @@ class TagReader:
             if after == _NO_TAG:
                 self.damaged, at = True, at + 1
             elif after <= len(data):
-                tags.append(_tag(data, at, after, after_damage=self._skipped))
+                tags.append(_tag(data, at, after, after_damage=self._skipped, offset=self.position_bytes + at))
                 self._skipped, at = False, after
             elif at_end and (found := _chain_behind(data, at + 1)) is not None:
                 self._skipped, at = True, found
@@ -183,11 +184,11 @@ class TagReader:
         return tags
 
 
-def _tag(data: bytes, at: int, after: int, *, after_damage: bool) -> Tag:
+def _tag(data: bytes, at: int, after: int, *, after_damage: bool, offset: int) -> Tag:
     word, time = struct.unpack_from(">II", data, at)
     payload = data[at + _TAG_HEADER_BYTES : after - _LENGTH.size]
     timestamp = (time & 0xFF) << 24 | time >> 8
-    return Tag(kind=word >> 24 & 0x1F, timestamp_ms=timestamp, payload=payload, after_damage=after_damage)
+    return Tag(kind=word >> 24 & 0x1F, timestamp_ms=timestamp, payload=payload, after_damage=after_damage, offset=offset)
 
 
 def _tag_end(data: bytes, at: int) -> int | None:

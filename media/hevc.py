@@ -9,6 +9,7 @@ from __future__ import annotations
 from media import bits, picture
 
 VPS, SPS, PPS = 32, 33, 34
+IDR = frozenset((16, 17, 18, 19, 20, 21))
 PARAMETER_SETS = frozenset((VPS, SPS, PPS))
 _LAST_SLICE = 31
 _FIXED_BYTES = 22

@@ -10,18 +10,22 @@ track for as long as this one is silent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from machine import alignment
-from media import file_threads, flv, timeline
+from media import file_threads, flv, layout, placement, silence, timeline, video_headers
 
 FILL_EVERY_MS = 500
 CHUNK_BYTES = 1 << 20
 _FILL_BYTES = 512 << 10
 _FILL_MARGIN_MS = 50
 _OVERLAP_MS = 300
+# A packet this much behind the one before is one that was sent again, and no jitter of its tag.
+_REPEATED_MS = 100
+_LEARN, _LEAST_SPACING, _MOST_SPACED_MS = 0.1, 0.98, 80
 # A segment's first packet may be this much older than its arrival: servers begin with the media since the last key frame.
 BURST_MS = 3_000
 _DRIFT = 1_000  # one in a thousand, more than any quartz drifts
@@ -57,6 +61,14 @@ class Filling:
     spans_ms: tuple[tuple[int, int], ...]
     header: bytes | None
     packet: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A segment with an arrival index, after the survey: when its packets were live, and where the file shows that."""
+
+    live: placement.Placement
+    file: layout.SegmentLayout
 
 
 class Walk:
@@ -144,6 +156,8 @@ class Joiner:
         kinds: frozenset[int],
         *,
         fillings: Sequence[Filling] = (),
+        placed: Sequence[Placed | None] = (),
+        silences: silence.SilenceFiller | None = None,
         more: Callable[[SegmentFile], Awaitable[bool]] | None = None,
     ) -> None:
         self._segments = tuple(segments)
@@ -156,13 +170,17 @@ class Joiner:
         self._latest: dict[int, tuple[bytes | None, bytes]] = {f.kind: (f.header, f.packet) for f in fillings}
         self._written_ms: dict[int, int] = {}
         self._limits = limits_ms(self._segments)
+        self._placed = tuple(placed) or (None,) * len(self._segments)
+        self._silences = silences
+        self._picture_ms = 0
+        self._spacing_ms = 0.0
         self.end_ms = 0
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The joined file in chunks of about a megabyte at most, read in a thread. Raises OSError if a segment cannot be read."""
         yield flv.header(audio=flv.AUDIO in self._kinds, video=flv.VIDEO in self._kinds)
-        for segment, limit_ms in zip(self._segments, self._limits, strict=True):
-            steps = self._join(segment, limit_ms)
+        for segment, limit_ms, placed in zip(self._segments, self._limits, self._placed, strict=True):
+            steps = self._join(segment, limit_ms) if placed is None else self._join_placed(segment, placed)
             grown: bool | None = None
             while (chunk := await file_threads.BULK.run(_step, steps, grown)) is not None:
                 grown = None
@@ -170,7 +188,7 @@ class Joiner:
                     yield chunk
                 elif self._more is not None:
                     grown = await self._more(segment)
-        for rest in _chunks(self._fill_until(self.end_ms)):
+        for rest in _chunks(itertools.chain(self._fill_until(self.end_ms), self._silent_rest())):
             yield rest
 
     def _join(self, segment: SegmentFile, limit_ms: int | None) -> Generator[bytes, bool | None, None]:
@@ -191,6 +209,68 @@ class Joiner:
                     yield from _chunks(piece for tag, place in batch for piece in self._pieces(tag, place, start_ms))
         finally:
             walk.close()
+
+    def _join_placed(self, segment: SegmentFile, placed: Placed) -> Generator[bytes, bool | None, None]:
+        """Like `_join`, with the positions that the survey found."""
+        try:
+            reader = flv.TagReader(segment.path)
+        except FileNotFoundError:
+            return
+        places = placement.Places(placed.live)
+        try:
+            while True:
+                tags = reader.read()
+                if not tags:
+                    if not (yield b""):
+                        break
+                    continue
+                yield from _chunks(piece for tag in tags for piece in self._placed_pieces(tag, places, placed.file))
+        finally:
+            reader.close()
+        self.end_ms = round(placed.file.end_ms)
+
+    def _placed_pieces(self, tag: flv.Tag, places: placement.Places, file: layout.SegmentLayout) -> Iterator[bytes]:
+        live_ms = places.place(tag)
+        if tag.kind not in self._kinds:
+            return
+        if live_ms is None:
+            return
+        at_ms, payload = file.at(live_ms), tag.payload
+        if (header := places.headers.get(tag.kind)) is not None:
+            yield from self._header(tag.kind, header, max(round(at_ms), self._written_ms.get(tag.kind, 0)))
+        if tag.kind == flv.VIDEO:
+            payload = video_headers.without_empty_units(payload, header)
+        self.end_ms = max(self.end_ms, round(at_ms))
+        yield from self._fill_until(round(at_ms))
+        if tag.kind in self._fillings and (tag.kind == flv.AUDIO or tag.is_key):
+            self._latest[tag.kind] = (self._headers.get(tag.kind), payload)
+        if tag.kind == flv.AUDIO and self._silences is not None:
+            yield from self._sounds(self._silences.place(self._headers.get(flv.AUDIO), payload, at_ms))
+        elif self._written_ms.get(tag.kind, 0) - at_ms <= _REPEATED_MS:
+            if self._silences is not None:
+                yield from self._sounds(self._silences.until(at_ms))
+            yield self._packet(tag.kind, self._spaced(round(at_ms)) if tag.kind == flv.VIDEO else round(at_ms), payload)
+
+    def _spaced(self, at_ms: int) -> int:
+        """The place of a picture, no closer to the one before than pictures usually are: their tags jitter."""
+        distance_ms = at_ms - self._picture_ms
+        self._picture_ms = at_ms
+        if distance_ms <= 0:  # parts of one picture, or the order of a jitter
+            return at_ms
+        self._spacing_ms += _LEARN * (min(distance_ms, _MOST_SPACED_MS) - self._spacing_ms)
+        least_ms = self._written_ms.get(flv.VIDEO, at_ms) + round(_LEAST_SPACING * self._spacing_ms)
+        return least_ms if 0 < least_ms - at_ms <= _MOST_SPACED_MS else at_ms
+
+    def _sounds(self, packets: Iterable[tuple[float, bytes]]) -> Iterator[bytes]:
+        """Packets of sound and silence, after their configuration."""
+        for at_ms, payload in packets:
+            if self._silences is not None and self._silences.header is not None and flv.AUDIO not in self._headers:
+                yield from self._header(flv.AUDIO, self._silences.header, round(at_ms))
+            yield self._packet(flv.AUDIO, round(at_ms), payload)
+
+    def _silent_rest(self) -> Iterator[bytes]:
+        if self._silences is not None:
+            yield from self._sounds(self._silences.rest(self.end_ms))
 
     def _pieces(self, tag: flv.Tag, place: int | None, start_ms: int) -> Iterator[bytes]:
         if place is None:

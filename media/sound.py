@@ -74,6 +74,11 @@ def same_sound(one: bytes, other: bytes) -> bool:
     return parsed is not None and parsed == aac_config(other)
 
 
+def needs_header(payload: bytes) -> bool:
+    """Whether a packet cannot be decoded without a header: AAC."""
+    return payload[:1] != b"" and (payload[0] >> 4 == _AAC or (payload[0] >> 4 == _EXTENDED and payload[1:5] == b"mp4a"))
+
+
 def packet_samples(payload: bytes, header: bytes | None) -> tuple[int, int] | None:
     """Samples per channel of a packet, and their rate; None if its codec is unknown, or its header is missing or damaged."""
     if len(payload) < 2:

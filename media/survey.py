@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from machine import alignment
-from media import avc, flv, joiner, live_times, timeline
+from media import avc, flv, joiner, layout, live_times, placement, silence, sound, timeline
 
 _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
 _LONGEST_FRAME_MS = 1_000
 _STALE_MS = 1_000
 # Media that the capture noted and the file lacks: less is the rounding of packets.
 _LOST_MS = 100
+# Arrivals of so many packets give their envelope this exactly.
+_MANY_PACKETS, _INDEXED_ERROR_MS = 50, 40
 _SLOWEST, _FASTEST = 5, 60
 # Far more than a publisher's size changes and pauses; an untrusted stream may change with every packet.
 _MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
@@ -48,7 +50,8 @@ class Hole:
 @dataclass(kw_only=True)
 class Survey:
     """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track.
-    `anchors`, `live` and `error_ms`: when the media was live, as in live_times.LiveTimes. `lost_ms`: media that the captures
+    `anchors`, `live` and `error_ms`: when the media was live, as in live_times.LiveTimes. `placed`: the
+    segments with an arrival index. `lost_ms`: media that the captures
     noted and the files no longer have, in `lost_segments` segments."""
 
     duration_ms: int = 0
@@ -70,11 +73,13 @@ class Survey:
     frames_ms: int = 0
     start_ms: int | None = None
     end_ms: int | None = None
+    placed: list[joiner.Placed | None] = field(default_factory=list)
 
     def agrees(self, kind: int) -> bool:
         """Whether a track can be copied: one configuration, a codec that MP4 players support, and no holes where it is needed."""
         usual = {_AAC} if kind == flv.AUDIO else {_AVC}
-        holes = [hole for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
+        filled = kind == flv.AUDIO and self.silences is not None
+        holes = [hole for hole in self.holes if hole.kind == kind and not filled and (hole.leading or kind == flv.AUDIO)]
         return self.codecs.get(kind) == usual and len(self.headers.get(kind, ())) == 1 and not holes
 
     def filled_end_ms(self, kind: int) -> int:
@@ -104,6 +109,45 @@ class Survey:
         self.lost_ms += lost_ms
         self.lost_segments += 1
 
+    def note_packet(self, tag: flv.Tag, header: bytes | None) -> None:
+        """Note the codec and configuration of a packet."""
+        kind = tag.kind
+        known = self.headers.setdefault(kind, [])
+        if header is not None and header[:_LONGEST_HEADER_BYTES] not in known and len(known) < _MOST_HEADERS:
+            known.append(header[:_LONGEST_HEADER_BYTES])
+        self.codecs.setdefault(kind, set()).add(tag.payload[0] & 0x8F if kind == flv.VIDEO else tag.payload[0] >> 4)
+        self.first.setdefault(kind, (header, tag.payload))
+
+    def note_frame(self, distance_ms: int) -> None:
+        """Count a frame at this distance from the one before."""
+        if 0 < distance_ms <= _LONGEST_FRAME_MS:
+            self.frames += 1
+            self.frames_ms += distance_ms
+
+    def note_holes(self, kind: int, file: layout.SegmentLayout, spans: Sequence[placement.Span]) -> None:
+        """Note where a track of a placed segment has media, and its holes."""
+        at_ms, leading = file.begin_ms, True
+        for span in spans:
+            from_ms = file.at(span.from_ms)
+            self._note_hole(kind, at_ms, from_ms, leading=leading)
+            self.begins_ms.setdefault(kind, round(from_ms))
+            at_ms, leading = file.at(span.to_ms), False
+            self.ends_ms[kind] = round(at_ms)
+        self._note_hole(kind, at_ms, file.end_ms, leading=leading)
+
+    def _note_hole(self, kind: int, from_ms: float, to_ms: float, *, leading: bool) -> None:
+        if to_ms - from_ms > _HOLE_MS[kind] and len(self.holes) < _MOST_HOLES:
+            self.holes.append(Hole(kind=kind, from_ms=round(from_ms), to_ms=round(to_ms), leading=leading))
+
+    @property
+    def silences(self) -> silence.SilenceFiller | None:
+        """What fills the audio sample by sample; None where only an encoder can."""
+        headers = self.headers.get(flv.AUDIO, ())
+        if not headers or None in self.placed or not all(sound.silent_packet(header) for header in headers):
+            return None
+        holes = [(float(hole.from_ms), float(hole.to_ms)) for hole in self.holes if hole.kind == flv.AUDIO]
+        return silence.SilenceFiller(holes, self.first[flv.AUDIO][0])
+
     def add_gap(self, at_ms: int, missing_ms: int) -> None:
         """Note missing media. Gaps at one position are one."""
         if missing_ms <= 0:  # a seam, or a clock set back, is no gap unless media is known to be missing
@@ -130,10 +174,19 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     Raises OSError if one cannot be read."""
     found = Survey()
     kinds = timeline.wanted(mode)
+    placements = _placements(found, segments, kinds)
     last_ms: int | None = None
     # Media of segments that have none left. Between two others the time between these tells of it.
     vanished_ms = 0
-    for segment, limit_ms in zip(segments, joiner.limits_ms(segments), strict=True):
+    for segment, limit_ms, placed in zip(segments, joiner.limits_ms(segments), placements, strict=True):
+        found.placed.append(None)
+        if placed is not None:
+            if placed.placement.tracks:
+                last_ms = _lay_out(found, placed, last_ms, vanished_ms)
+                vanished_ms = 0
+            elif not placed.superseded:
+                vanished_ms += _vanished(found, segment)
+            continue
         try:
             walk = joiner.Walk(segment.path, kinds, limit_ms)
         except FileNotFoundError:
@@ -151,8 +204,92 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     found.add_gap(found.duration_ms, vanished_ms)
     found.kinds = frozenset(found.ends_ms)
     found.holes = [hole for hole in found.holes if hole.kind in found.kinds]
+    if flv.AUDIO in found.kinds and found.silences is not None:
+        found.ends_ms[flv.AUDIO] = found.duration_ms
     found.end_ms = last_ms
     return found
+
+
+class _PlacedPass:
+    """The first reading of one segment with an arrival index."""
+
+    def __init__(self, found: Survey, segment: joiner.SegmentFile, kinds: frozenset[int]) -> None:
+        self.segment = segment
+        self.line = timeline.Timeline(kinds)
+        self.placement = placement.Placement(segment.path, kinds)
+        self._frame_ms: int | None = None
+        reader = flv.TagReader(segment.path)
+        try:
+            while tags := reader.read():
+                for tag in tags:
+                    self.line.place(tag)
+                    if self.placement.add(tag):
+                        self._packet(found, tag)
+        finally:
+            reader.close()
+        self.placement.finish()
+        found.unreadable |= self.placement.packets.unreadable
+
+    @property
+    def superseded(self) -> bool:
+        """Whether its successor replaces all of it."""
+        return bool(self.line.tracks)
+
+    def _packet(self, found: Survey, tag: flv.Tag) -> None:
+        found.note_packet(tag, self.placement.packets.headers.get(tag.kind))
+        if tag.kind == flv.VIDEO:
+            if self._frame_ms is not None:
+                found.note_frame(tag.timestamp_ms - self._frame_ms)
+            self._frame_ms = tag.timestamp_ms
+
+
+def _placements(found: Survey, segments: Sequence[joiner.SegmentFile], kinds: frozenset[int]) -> list[_PlacedPass | None]:
+    """The first readings of segments with an arrival index. Each ends where one behind it begins."""
+    passes: list[_PlacedPass | None] = []
+    for segment in segments:
+        indexed = placement.has_index(segment.path) and segment.path.exists()
+        passes.append(_PlacedPass(found, segment, kinds) if indexed else None)
+    begins_ms = float("inf")
+    for each, segment in zip(reversed(passes), reversed(segments), strict=True):
+        if each is not None:
+            own_ms = each.placement.begins_ms
+            each.placement.cut(begins_ms)
+            begins_ms = min(begins_ms, own_ms)
+        elif segment.first_packet_ms is not None:
+            begins_ms = min(begins_ms, float(segment.first_packet_ms))
+    return passes
+
+
+def _lay_out(found: Survey, placed: _PlacedPass, last_ms: int | None, vanished_ms: int) -> int:
+    """Append a segment with an arrival index to the file; returns when its last media was live."""
+    tracks = placed.placement.tracks
+    made = layout.Layout(at_ms=float(found.duration_ms), last_live_ms=last_ms)
+    file = made.add(layout.sounds_of(tracks.get(flv.AUDIO)), layout.union(tracks.values()))
+    found.placed[-1] = joiner.Placed(live=placed.placement, file=file)
+    if last_ms is None:
+        found.add_gap(found.duration_ms, vanished_ms)
+        found.start_ms = round(made.first_live_ms or 0)
+    for at_ms, missing_ms in made.gaps:
+        found.add_gap(at_ms, missing_ms)
+    found.anchors += made.anchors
+    found.live += made.live
+    exact = all(track.packets >= _MANY_PACKETS for track in tracks.values())
+    found.error_ms = max(found.error_ms, _INDEXED_ERROR_MS if exact else live_times.SAMPLED_ERROR_MS)
+    for kind in (flv.AUDIO, flv.VIDEO):
+        found.note_holes(kind, file, tracks[kind].spans if kind in tracks else ())
+    found.duration_ms = round(file.end_ms)
+    damage_ms = sum(jump.missing_ms for jump in placed.line.jumps if jump.damaged)
+    at_end_ms = _lost_at_end_ms(placed.line, placed.segment)
+    found.add_gap(found.duration_ms, at_end_ms)
+    if damage_ms or at_end_ms:
+        found.lose(damage_ms + at_end_ms)
+    return round(made.last_live_ms or 0) + at_end_ms
+
+
+def _lost_at_end_ms(line: timeline.Timeline, segment: joiner.SegmentFile) -> int:
+    """Media that the capture noted behind the end of the file."""
+    lost_ms = (segment.media_ms or 0) - line.end_ms - sum(jump.missing_ms for jump in line.jumps if jump.damaged)
+    return lost_ms if lost_ms > _LOST_MS else 0
 
 
 def _vanished(found: Survey, segment: joiner.SegmentFile) -> int:
@@ -207,21 +344,12 @@ class _Pass:
         found, kind = self._found, tag.kind
         self._hole(kind, place)
         self._track_ends_ms[kind] = place + self._walk.timeline.packet_ms(kind)
-        header = self._header.get(kind)
-        known = found.headers.setdefault(kind, [])
-        if header is not None and header[:_LONGEST_HEADER_BYTES] not in known and len(known) < _MOST_HEADERS:
-            known.append(header[:_LONGEST_HEADER_BYTES])
-        found.codecs.setdefault(kind, set()).add(tag.payload[0] & 0x8F if kind == flv.VIDEO else tag.payload[0] >> 4)
-        found.first.setdefault(kind, (header, tag.payload))
+        found.note_packet(tag, self._header.get(kind))
         found.begins_ms.setdefault(kind, self._start_ms + place)
         if kind == flv.VIDEO:
-            self._count_frame(place)
-
-    def _count_frame(self, place: int) -> None:
-        if self._frame_ms is not None and 0 < place - self._frame_ms <= _LONGEST_FRAME_MS:
-            self._found.frames += 1
-            self._found.frames_ms += place - self._frame_ms
-        self._frame_ms = place
+            if self._frame_ms is not None:
+                found.note_frame(place - self._frame_ms)
+            self._frame_ms = place
 
     def _hole(self, kind: int, until_ms: int) -> None:
         from_ms = self._track_ends_ms.get(kind, 0)
@@ -243,10 +371,10 @@ class _Pass:
             found.start_ms = first_ms
         if segment.anchors.points:
             times = live_times.sampled(walk.timeline, walk.length_ms, segment.anchors)
-            first_ms, last_ms = times.live[0][0], times.live[-1][1] + self._lost_at_end_ms()
+            first_ms, last_ms = times.live[0][0], times.live[-1][1] + _lost_at_end_ms(self._walk.timeline, self._segment)
         else:
             timed = None not in (segment.first_packet_ms, segment.last_packet_ms)
-            noted_last_ms = last_ms - self._lost_at_end_ms()
+            noted_last_ms = last_ms - _lost_at_end_ms(self._walk.timeline, self._segment)
             times = live_times.estimated(
                 walk.timeline, walk.length_ms, first_ms, noted_last_ms, timed=timed, burst_ms=joiner.BURST_MS
             )
@@ -261,16 +389,10 @@ class _Pass:
         found.error_ms = max(found.error_ms, times.error_ms)
         return last_ms
 
-    def _lost_at_end_ms(self) -> int:
-        """Media that the capture noted behind the end of the file."""
-        line, noted_ms = self._walk.timeline, self._segment.media_ms or 0
-        lost_ms = noted_ms - line.end_ms - sum(jump.missing_ms for jump in line.jumps if jump.damaged)
-        return lost_ms if lost_ms > _LOST_MS else 0
-
     def _lose(self) -> None:
         """Compare the file with the media that its capture noted: bytes were damaged inside, or cut off at the end."""
         damage = [jump.missing_ms for jump in self._walk.timeline.jumps if jump.damaged]
-        at_end_ms = self._lost_at_end_ms()
+        at_end_ms = _lost_at_end_ms(self._walk.timeline, self._segment)
         self._found.add_gap(self._start_ms + self._walk.length_ms, at_end_ms)
         if damage or at_end_ms:
             self._found.lose(sum(damage) + at_end_ms)

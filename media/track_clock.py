@@ -26,6 +26,9 @@ _FOLLOW = 0.002
 _FAR_MS = 150.0
 _FEW_FRAMES = 3
 _LATE_MS = 200.0
+_STOOD_MS = 200.0
+# The usual distance of pictures follows the present one, and a single pause moves it little.
+_LEARN, _MOST_LEARNT = 0.1, 3
 WINDOW_MS = 2_000.0
 _LOOK_MS = 30_000.0
 # Arrivals of many packets give their envelope this exactly; those of a few packets less.
@@ -46,7 +49,7 @@ class Stretch:
     """Packets whose distances their media gives. `first`: the number of its first packet; `tag_ms`: the tag of that packet;
     `claimed_ms`: how much later than the end of the stretch before the tags say it begins; `late`: it begins because packets
     stopped arriving. `knots`: (media time since the begin, least arrival - media time of two seconds). `at_ms`: its begin on the
-    axis of its run. `damaged`: unreadable bytes precede it."""
+    axis of its run. `damaged`: unreadable bytes precede it. `standing`: its tag stands, and only the arrival tells its place."""
 
     first: int
     tag_ms: int
@@ -55,6 +58,7 @@ class Stretch:
     damaged: bool
     counted: bool
     begin_ms: float  # arrival of the first packet
+    standing: bool = False
     length_ms: float = 0.0
     packets: int = 0
     knots: list[tuple[float, float]] = field(default_factory=list)
@@ -109,6 +113,7 @@ class TrackClock:
         self._tag_ms = 0  # the last placed packet's tag
         self._arrived_ms = 0.0
         self._media_ms = 0.0  # the last packet's place in its stretch
+        self._stood_since_ms = 0.0  # the arrival of the first packet with the last tag's time
         self._base_ms = 0.0  # how far tags of counted packets are usually ahead of their place
         self._usual_ms = _USUAL_FRAME_MS
         self._last_ms = 0.0  # the last packet's duration
@@ -133,13 +138,27 @@ class TrackClock:
             else:
                 self._continue(stretch, packet, place_ms)
         self._note(self._stretches[-1], packet)
+        if packet.tag_ms != self._tag_ms:
+            self._stood_since_ms = packet.arrived_ms
+            self._usual_ms += _LEARN * (min(max(packet.tag_ms - self._tag_ms, 0), _MOST_LEARNT * self._usual_ms) - self._usual_ms)
         self._tag_ms, self._arrived_ms = packet.tag_ms, packet.arrived_ms
         self._packets += 1
+
+    @property
+    def tags_ms(self) -> tuple[int, int]:
+        """The times of the first and the last tag, unwrapped."""
+        return (self._stretches[0].tag_ms, self._tag_ms) if self._stretches else (0, 0)
 
     def runs(self) -> list[Run]:
         """The runs of all packets, each with its clock. Call it once, after the last packet."""
         while self._waiting:
             self._take(self._waiting.popleft())
+        for stretch, following in itertools.pairwise([*self._stretches, None]):
+            if stretch is not None and not stretch.counted and stretch.packets == 1:
+                # A single picture: now its duration is known better. Its successor begins where its tag says.
+                if following is not None and not following.late:
+                    following.claimed_ms -= self._usual_ms - stretch.length_ms
+                stretch.length_ms = self._usual_ms
         return [_timed(run) for run in _grouped(self._stretches)]
 
     def _place(self, stretch: Stretch, packet: _Packet) -> float:
@@ -157,6 +176,9 @@ class TrackClock:
                 return ahead_ms
             return None
         distance_ms = packet.tag_ms - self._tag_ms
+        if distance_ms == 0:  # parts of one picture, unless they come for longer than any picture lasts
+            stood_ms = packet.arrived_ms - self._stood_since_ms
+            return packet.arrived_ms - self._arrived_ms - self._usual_ms if stood_ms > _STOOD_MS else None
         if distance_ms < self._usual_ms - _BACK_MS or distance_ms > max(_FAR_MS, _FEW_FRAMES * self._usual_ms):
             return distance_ms - self._usual_ms
         return None
@@ -180,16 +202,13 @@ class TrackClock:
             damaged=packet.damaged,
             counted=packet.packet_ms is not None,
             begin_ms=packet.arrived_ms,
+            standing=packet.packet_ms is None and bool(self._stretches) and not late and packet.tag_ms == self._tag_ms,
         )
         self._stretches.append(stretch)
 
     def _continue(self, stretch: Stretch, packet: _Packet, place_ms: float) -> None:
         if packet.packet_ms is not None:
             self._base_ms += _FOLLOW * (packet.tag_ms - stretch.tag_ms - place_ms - self._base_ms)
-        else:
-            distance_ms = place_ms - self._media_ms
-            if 0 < distance_ms <= _FAR_MS:
-                self._usual_ms += 0.1 * (distance_ms - self._usual_ms)
         self._media_ms = place_ms
 
     def _note(self, stretch: Stretch, packet: _Packet) -> None:
@@ -221,7 +240,7 @@ def _grouped(stretches: list[Stretch]) -> Iterator[list[Stretch]]:
         before = run[-1]
         shift_ms = _least_ms(stretches, number) - _tail_ms(run) - before.length_ms - before.at_ms
         # shift_ms: how much later than the end of the stretch before the arrivals put this one.
-        claimed_ms = _claimed_ms(stretch, shift_ms, _tolerance_ms(stretch, before))
+        claimed_ms = _claimed_ms(stretch, before, shift_ms)
         if claimed_ms is None:
             yield run
             stretch.at_ms = 0.0
@@ -233,18 +252,17 @@ def _grouped(stretches: list[Stretch]) -> Iterator[list[Stretch]]:
         yield run
 
 
-def _claimed_ms(stretch: Stretch, shift_ms: float, tolerance_ms: float) -> float | None:
+def _claimed_ms(stretch: Stretch, before: Stretch, shift_ms: float) -> float | None:
     """The distance from the stretch before that both a claim and the arrivals support; None: only the arrivals tell."""
+    tolerance_ms = _EXACT_MS if min(stretch.packets, before.packets) >= _FEW else _ROUGH_MS
     by_tag_ms, by_end_ms = abs(shift_ms - stretch.claimed_ms), abs(shift_ms)
+    if stretch.standing:
+        return max(shift_ms, -before.length_ms)
     if stretch.claimed_ms >= 0 and by_tag_ms <= max(_NOISE_MS, by_end_ms) and by_tag_ms <= tolerance_ms:
         return stretch.claimed_ms
     if by_end_ms <= tolerance_ms and (by_end_ms <= by_tag_ms + _NOISE_MS or by_tag_ms > tolerance_ms):
         return 0.0
     return stretch.claimed_ms if by_tag_ms <= tolerance_ms else None
-
-
-def _tolerance_ms(stretch: Stretch, before: Stretch) -> float:
-    return _EXACT_MS if min(stretch.packets, before.packets) >= _FEW else _ROUGH_MS
 
 
 def _tail_ms(run: list[Stretch]) -> float:

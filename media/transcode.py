@@ -20,7 +20,7 @@ import structlog
 
 from machine import alignment, errors, failpoints
 from machine.reasons import Reason
-from media import ffmpeg_log, ffmpeg_process, file_threads, joiner, resource_limits, spool, survey, transcode_plan, verify
+from media import ffmpeg_log, ffmpeg_process, file_threads, flv, joiner, resource_limits, spool, survey, transcode_plan, verify
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
 
@@ -141,8 +141,9 @@ class Transcoder:
         part: Path,
     ) -> None:
         argv = transcode_plan.transcode_args(self._ffmpeg, found, chosen, str(part))
-        fillings = [found.filling(kind) for kind in chosen.encoded]
-        joined = joiner.Joiner(segments, found.kinds, fillings=fillings)
+        silences = found.silences
+        fillings = [found.filling(kind) for kind in chosen.encoded if kind != flv.AUDIO or silences is None]
+        joined = joiner.Joiner(segments, found.kinds, fillings=fillings, placed=found.placed, silences=silences)
         input_bytes = await file_threads.BULK.run(_size_in_all, segments)
         run = _Run(argv, resource_limits.transcode(input_bytes))
         log.info(

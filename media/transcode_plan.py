@@ -94,7 +94,8 @@ def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: P
     if len(found.headers.get(flv.AUDIO, ())) > 1:
         options |= {"ar": 48_000, "ac": 2}
     sound = source["a:0"]
-    if hidden := _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.AUDIO):
+    hidden = _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.AUDIO)
+    if hidden and found.silences is None:
         sound = sound.filter("volume", volume=0, enable=hidden)
     return sound.filter("aresample", **{"async": 1})
 

@@ -61,6 +61,46 @@ def inband_header(payload: bytes, header: bytes | None) -> bytes | None:
     return payload[:1] + b"\x00\x00\x00\x00" + made if not payload[0] & 0x80 else bytes((0x90,)) + payload[1:5] + made
 
 
+def begins_picture(payload: bytes, header: bytes | None) -> bool:
+    """Whether decoding can begin with a packet: it is flagged as a key frame, or holds an IDR picture that is not."""
+    if _is_key(payload):
+        return True
+    name, begin = _codec(payload), _body_at(payload)
+    if name not in ("avc", "hevc") or begin is None:
+        return False
+    codec = _CODECS[name]
+    return any(codec.kind(unit) in codec.IDR for unit in _units(payload, begin, _length_bytes(name, header)))
+
+
+def without_empty_units(payload: bytes, header: bytes | None) -> bytes:
+    """The same H.264 or HEVC packet without NAL units of length 0, at which decoders fail."""
+    name, begin = _codec(payload), _body_at(payload)
+    if name not in ("avc", "hevc") or begin is None:
+        return payload
+    size = _length_bytes(name, header)
+    at, kept, empty = begin, list[bytes](), False
+    while at + size <= len(payload):
+        following = at + size + int.from_bytes(payload[at : at + size], "big")
+        empty |= following == at + size
+        if following > at + size:
+            kept.append(payload[at:following])
+        at = following
+    return payload[:begin] + b"".join(kept) if empty else payload
+
+
+def _length_bytes(name: str, header: bytes | None) -> int:
+    """How many bytes state the length of a NAL unit: four, if no header tells."""
+    try:
+        return 4 if header is None else int(_CODECS[name].length_bytes(header[_RECORD_AT:]))
+    except IndexError:
+        return 4
+
+
+def needs_header(payload: bytes) -> bool:
+    """Whether a packet cannot be decoded without a header: H.264 and HEVC."""
+    return _codec(payload) in ("avc", "hevc")
+
+
 def _inband(name: str, payload: bytes, begin: int, record: bytes | None) -> bytes | None:
     if name == "av1":
         if record is None:

@@ -1,0 +1,293 @@
+"""Placement: when each packet of a segment with an arrival index was live.
+
+A segment is read twice. `Placement` collects its tracks and their clocks (track_clock.py); `Places` then gives the live time of
+each packet, in the same order. Both take the same packets: those of wanted tracks, with a codec that ffmpeg can read, video from
+its first key frame on.
+"""
+
+from __future__ import annotations
+
+import collections
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from media import arrival_index, codecs, flv, sound, track_clock, video_headers
+
+# A pause of at most this long inside a segment is filled: the stream was connected. A longer one is cut.
+BRIDGED_MS = 10_000.0
+# Lost bytes shorter than a packet or two.
+_DAMAGE_MS = 100.0
+_NEVER = float("inf")
+_STEP_MS = 500.0
+_REMEMBERED = 4_096
+_NAMES = {flv.AUDIO: "audio", flv.VIDEO: "video"}
+
+
+class Packets:
+    """Tells the packets of a segment from its other tags, in file order. `headers` are the configurations in force: those that
+    the stream sends, and those inside its key frames."""
+
+    def __init__(self, kinds: frozenset[int]) -> None:
+        self._kinds = kinds
+        self._after_damage = False
+        self._undecodable: set[int] = set()
+        self._newest_ms: dict[int, int] = {}
+        self._repeats: dict[int, bool] = {}
+        self._lately: collections.OrderedDict[tuple[int, int, int], None] = collections.OrderedDict()
+        self.headers: dict[int, bytes] = {}
+        self.begun: set[int] = set()
+        self._unreadable: dict[int, str] = {}
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """The codecs of tracks that ffmpeg cannot read, or that never had a configuration."""
+        never = {kind: f"{_NAMES[kind]} without a configuration" for kind in self._undecodable - self.headers.keys()}
+        return never | self._unreadable
+
+    def is_packet(self, tag: flv.Tag) -> bool:
+        """Whether the tag is a packet; notes configurations."""
+        kind, payload = tag.kind, tag.payload
+        self._after_damage |= tag.after_damage
+        if kind not in self._kinds:
+            return False
+        if tag.is_sequence_header:
+            self.headers[kind] = payload
+            return False
+        if not tag.is_media:
+            return False
+        if not codecs.is_readable(kind, payload):
+            self._unreadable.setdefault(kind, codecs.name(kind, payload))
+            return False
+        if not self._is_decodable(kind, payload) or self._is_repeated(tag):
+            return False
+        self.begun.add(kind)
+        return True
+
+    def _is_decodable(self, kind: int, payload: bytes) -> bool:
+        """Whether the configuration that the packet needs is known, and decoding has begun or can begin with it."""
+        header = self.headers.get(kind)
+        if kind == flv.AUDIO:
+            needed = sound.needs_header(payload)
+        else:
+            inside = video_headers.inband_header(payload, header)
+            if inside is not None:
+                self.headers[kind] = header = inside
+            needed = video_headers.needs_header(payload)
+            if kind not in self.begun and not video_headers.begins_picture(payload, header):
+                return False
+        if needed and header is None:
+            self._undecodable.add(kind)
+            return False
+        return True
+
+    def _is_repeated(self, tag: flv.Tag) -> bool:
+        """Whether the packet was sent before: tags that go back and bring the same bytes again."""
+        newest_ms = self._newest_ms.get(tag.kind)
+        tag_ms = track_clock.unwrapped(newest_ms, tag.timestamp_ms)
+        known = (tag.kind, tag_ms, zlib.crc32(tag.payload))
+        # Tags that stand bring other media, although silence looks alike.
+        behind = newest_ms is not None and (tag_ms < newest_ms or (tag_ms == newest_ms and self._repeats.get(tag.kind, False)))
+        self._repeats[tag.kind] = repeated = behind and known in self._lately
+        self._lately[known] = None
+        if len(self._lately) > _REMEMBERED:
+            self._lately.popitem(last=False)
+        # A clock that starts over has another origin.
+        if newest_ms is None or not repeated:
+            self._newest_ms[tag.kind] = tag_ms
+        return repeated
+
+    def take_damage(self) -> bool:
+        """Whether unreadable bytes precede this packet and follow the one before."""
+        damaged, self._after_damage = self._after_damage, False
+        return damaged
+
+    def duration_ms(self, tag: flv.Tag) -> float | None:
+        """The duration of an audio packet, if its payload tells."""
+        if tag.kind != flv.AUDIO:
+            return None
+        counted = sound.packet_samples(tag.payload, self.headers.get(flv.AUDIO))
+        return counted[0] * 1000 / counted[1] if counted is not None and counted[0] else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Span:
+    """Live time (Unix ms) without a break."""
+
+    from_ms: float
+    to_ms: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Track:
+    """One track of a segment: its runs, and the spans of live time that it covers."""
+
+    runs: list[track_clock.Run]
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def packets(self) -> int:
+        """How many packets it has."""
+        return sum(run.packets for run in self.runs)
+
+
+class Placement:
+    """The first reading of a segment."""
+
+    def __init__(self, path: Path, kinds: frozenset[int]) -> None:
+        self._clocks = {kind: track_clock.TrackClock() for kind in kinds}
+        self._arrivals = _Arrivals(path)
+        self.packets = Packets(kinds)
+        self.tracks: dict[int, Track] = {}
+        # What follows the segment begins here, and replaces what this one has behind it.
+        self.until_ms = _NEVER
+
+    def add(self, tag: flv.Tag) -> bool:
+        """Take the next tag; returns whether it is a packet."""
+        if not self.packets.is_packet(tag):
+            return False
+        damaged = self.packets.take_damage()
+        arrived_ms = self._arrivals.of(tag)
+        self._clocks[tag.kind].add(tag.timestamp_ms, arrived_ms, self.packets.duration_ms(tag), damaged=damaged)
+        return True
+
+    def finish(self) -> None:
+        """Place the tracks, after the last tag."""
+        self._arrivals.close()
+        for kind, clock in self._clocks.items():
+            runs = clock.runs()
+            if runs:
+                self.tracks[kind] = Track(runs=runs, spans=_spans(runs))
+        self._put_in_step()
+
+    def _put_in_step(self) -> None:
+        """A track whose packets all come seconds after those of the other one with the same tags is delayed, and not late: by its
+        tags it begins and ends with the other one."""
+        if len(self.tracks) != len(_NAMES):
+            return
+        ends = {kind: (t.spans[0].from_ms, t.spans[-1].to_ms, *self._clocks[kind].tags_ms) for kind, t in self.tracks.items()}
+        begin_ms, end_ms, first_tag_ms, last_tag_ms = (a - b for a, b in zip(ends[flv.AUDIO], ends[flv.VIDEO], strict=True))
+        constant = abs(begin_ms - end_ms) <= _STEP_MS and abs(begin_ms) > 2 * _STEP_MS
+        if constant and abs(first_tag_ms) <= _STEP_MS and abs(last_tag_ms) <= _STEP_MS:
+            late = self.tracks[flv.AUDIO if begin_ms > 0 else flv.VIDEO]
+            for run in late.runs:
+                run.points = [(at_ms, live_ms - abs(begin_ms)) for at_ms, live_ms in run.points]
+            late.spans = _spans(late.runs)
+
+    @property
+    def begins_ms(self) -> float:
+        """When its first media was live; infinite without media."""
+        return min((track.spans[0].from_ms for track in self.tracks.values()), default=_NEVER)
+
+    def cut(self, until_ms: float) -> None:
+        """End the segment where its successor begins."""
+        self.until_ms = until_ms
+        for kind in list(self.tracks):
+            kept = [
+                Span(from_ms=s.from_ms, to_ms=min(s.to_ms, until_ms)) for s in self.tracks[kind].spans if s.from_ms < until_ms
+            ]
+            if kept:
+                self.tracks[kind].spans = kept
+            else:
+                del self.tracks[kind]
+
+
+class Places:
+    """The second reading: the live time of each packet."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._until_ms = placement.until_ms
+        self._packets = Packets(frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun)
+        self.headers = self._packets.headers
+        self._tracks = {kind: _TrackPlaces(track.runs) for kind, track in placement.tracks.items()}
+
+    def place(self, tag: flv.Tag) -> float | None:
+        """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""
+        if not self._packets.is_packet(tag) or tag.kind not in self._tracks:
+            return None
+        live_ms = self._tracks[tag.kind].next(tag.timestamp_ms, self._packets.duration_ms(tag))
+        return live_ms if live_ms < self._until_ms else None
+
+
+class _TrackPlaces:
+    def __init__(self, runs: Sequence[track_clock.Run]) -> None:
+        self._left = iter([(run, stretch) for run in runs for stretch in run.stretches])
+        self._run, self._stretch = next(self._left)
+        self._taken = 0
+        self._counted_ms = 0.0
+        self._tag_ms = self._stretch.tag_ms
+
+    def next(self, tag_ms: int, packet_ms: float | None) -> float:
+        if self._taken == self._stretch.packets:
+            following = next(self._left, None)
+            if following is not None:
+                self._run, self._stretch = following
+                self._taken, self._counted_ms, self._tag_ms = 0, 0.0, self._stretch.tag_ms
+        self._tag_ms = track_clock.unwrapped(self._tag_ms, tag_ms)
+        at_ms = float(self._tag_ms - self._stretch.tag_ms)
+        if self._stretch.counted and packet_ms is not None:
+            at_ms = self._counted_ms
+            self._counted_ms += packet_ms
+        self._taken += 1
+        return self._run.live_ms(self._stretch.at_ms + at_ms)
+
+
+class _Arrivals:
+    """The arrivals of a segment's tags, asked in file order."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = arrival_index.ArrivalReader(path)
+        self._read: list[arrival_index.Arrival] = []
+        self._at = 0
+        self._known: tuple[int, int] | None = None  # the last arrival and its tag's time
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def of(self, tag: flv.Tag) -> float:
+        """A tag without a record arrived with the one before, as far as its time tells."""
+        while True:
+            if self._at == len(self._read):
+                self._read, self._at = self._reader.read(), 0
+                if not self._read:
+                    break
+            found = self._read[self._at]
+            if found.offset > tag.offset:
+                break
+            self._at += 1
+            if found.offset == tag.offset:
+                self._known = found.arrival_ms, tag.timestamp_ms
+                return float(found.arrival_ms)
+        if self._known is None:
+            return float(self._reader.base_ms or 0)
+        arrived_ms, tag_ms = self._known
+        return arrived_ms + max(0.0, float(track_clock.unwrapped(tag_ms, tag.timestamp_ms) - tag_ms))
+
+
+def has_index(path: Path) -> bool:
+    """Whether a segment has an arrival index whose header can be read. Raises OSError."""
+    try:
+        reader = arrival_index.ArrivalReader(path)
+    except FileNotFoundError:
+        return False
+    try:
+        return bool(reader.read())
+    finally:
+        reader.close()
+
+
+def _spans(runs: Sequence[track_clock.Run]) -> list[Span]:
+    """The live time of a track. Short pauses count, unless bytes were lost there."""
+    found: list[Span] = []
+    pieces = sorted(
+        ((run.live_ms(s.at_ms), run.live_ms(s.at_ms + s.length_ms), s.damaged) for run in runs for s in run.stretches),
+        key=lambda piece: piece[0],
+    )
+    for from_ms, to_ms, damaged in pieces:
+        missing_ms = from_ms - found[-1].to_ms if found else _NEVER
+        if missing_ms <= (_DAMAGE_MS if damaged else BRIDGED_MS):
+            found[-1].to_ms = max(found[-1].to_ms, to_ms)
+        else:
+            found.append(Span(from_ms=from_ms, to_ms=to_ms))
+    return found
