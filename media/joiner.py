@@ -172,6 +172,7 @@ class Joiner:
         self._limits = limits_ms(self._segments)
         self._placed = tuple(placed) or (None,) * len(self._segments)
         self._silences = silences
+        self._held: tuple[int, float, bytes] | None = None  # a picture: its tag, its place, its payload
         self._picture_ms = 0
         self._spacing_ms = 0.0
         self.end_ms = 0
@@ -227,6 +228,7 @@ class Joiner:
                 yield from _chunks(piece for tag in tags for piece in self._placed_pieces(tag, places, placed.file))
         finally:
             reader.close()
+        yield from _chunks(self._release())
         self.end_ms = round(placed.file.end_ms)
 
     def _placed_pieces(self, tag: flv.Tag, places: placement.Places, file: layout.SegmentLayout) -> Iterator[bytes]:
@@ -236,7 +238,8 @@ class Joiner:
         if live_ms is None:
             return
         at_ms, payload = file.at(live_ms), tag.payload
-        if (header := places.headers.get(tag.kind)) is not None:
+        if (header := places.headers.get(tag.kind)) is not None and header != self._headers.get(tag.kind):
+            yield from self._release()
             yield from self._header(tag.kind, header, max(round(at_ms), self._written_ms.get(tag.kind, 0)))
         if tag.kind == flv.VIDEO:
             payload = video_headers.without_empty_units(payload, header)
@@ -244,18 +247,37 @@ class Joiner:
         yield from self._fill_until(round(at_ms))
         if tag.kind in self._fillings and (tag.kind == flv.AUDIO or tag.is_key):
             self._latest[tag.kind] = (self._headers.get(tag.kind), payload)
-        if tag.kind == flv.AUDIO and self._silences is not None:
+        if tag.kind == flv.VIDEO:
+            yield from self._picture(tag.timestamp_ms, at_ms, payload)
+        elif self._silences is not None:
             yield from self._sounds(self._silences.place(self._headers.get(flv.AUDIO), payload, at_ms))
-        elif self._written_ms.get(tag.kind, 0) - at_ms <= _REPEATED_MS:
-            if self._silences is not None:
-                yield from self._sounds(self._silences.until(at_ms))
-            yield self._packet(tag.kind, self._spaced(round(at_ms)) if tag.kind == flv.VIDEO else round(at_ms), payload)
+        else:
+            yield self._packet(flv.AUDIO, round(at_ms), payload)
+
+    def _picture(self, tag_ms: int, at_ms: float, payload: bytes) -> Iterator[bytes]:
+        """A picture, once the next one begins: some publishers send its NAL units in several tags of one time."""
+        if self._held is not None and self._held[0] == tag_ms:
+            whole = video_headers.merged(self._held[2], payload)
+            if whole is not None:
+                self._held = (tag_ms, self._held[1], whole)
+                return
+        yield from self._release()
+        if self._written_ms.get(flv.VIDEO, 0) - at_ms <= _REPEATED_MS:
+            self._held = (tag_ms, at_ms, payload)
+
+    def _release(self) -> Iterator[bytes]:
+        if self._held is None:
+            return
+        (_, at_ms, payload), self._held = self._held, None
+        if self._silences is not None:
+            yield from self._sounds(self._silences.until(at_ms))
+        yield self._packet(flv.VIDEO, self._spaced(round(at_ms)), payload)
 
     def _spaced(self, at_ms: int) -> int:
         """The place of a picture, no closer to the one before than pictures usually are: their tags jitter."""
         distance_ms = at_ms - self._picture_ms
         self._picture_ms = at_ms
-        if distance_ms <= 0:  # parts of one picture, or the order of a jitter
+        if distance_ms <= 0:  # the order of a jitter
             return at_ms
         self._spacing_ms += _LEARN * (min(distance_ms, _MOST_SPACED_MS) - self._spacing_ms)
         least_ms = self._written_ms.get(flv.VIDEO, at_ms) + round(_LEAST_SPACING * self._spacing_ms)

@@ -96,6 +96,15 @@ def _length_bytes(name: str, header: bytes | None) -> int:
         return 4
 
 
+def merged(one: bytes, other: bytes) -> bytes | None:
+    """One packet with the NAL units of both, which belong to one picture; None for other codecs."""
+    name, begin, other_begin = _codec(one), _body_at(one), _body_at(other)
+    if name not in ("avc", "hevc") or _codec(other) != name or begin is None or begin != other_begin:
+        return None
+    head = one if _is_key(one) else other
+    return head[:begin] + one[begin:] + other[begin:]
+
+
 def needs_header(payload: bytes) -> bool:
     """Whether a packet cannot be decoded without a header: H.264 and HEVC."""
     return _codec(payload) in ("avc", "hevc")

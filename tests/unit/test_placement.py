@@ -187,3 +187,39 @@ def test_an_index_that_ends_early_or_is_damaged(tmp_path: Path) -> None:
     index.write_bytes(b"RARX" + whole[4:])
     found = survey.survey([segment], "02")
     assert (found.placed, found.duration_ms) == ([None], pytest.approx(5_000, abs=100))
+
+
+async def test_a_picture_in_several_tags_is_one_packet(tmp_path: Path) -> None:
+    """Its NAL units come in tags of one time; empty units are left out."""
+    whole = pictures(0, 3_000)
+    split: list[Arrived] = []
+    for tag, at in whole:
+        delimiter = replace(tag, payload=b"\x27" + tag.payload[1:5] + b"\x00\x00\x00\x02\x09\xf0\x00\x00\x00\x00")
+        split += [(delimiter, at), (tag, at + 3)]
+    segment = written(tmp_path / "1.flv", split)
+    found = survey.survey([segment], "01")
+    tags = await joined(found, [segment], tmp_path)
+    assert times(tags, flv.VIDEO) == pytest.approx(list(range(0, 3_000, 100)), abs=3)
+    assert [tag.payload[5:] for tag in tags[1:]] == [b"\x00\x00\x00\x02\x09\xf0" + tag.payload[5:] for tag, _ in whole[1:]]
+    assert [tag.is_key for tag in tags] == [tag.is_key for tag, _ in whole]
+
+
+async def test_a_track_without_key_flags_begins_with_an_idr_picture(tmp_path: Path) -> None:
+    """The first tag that holds one begins the track, whatever its flag says."""
+    tags = [(replace(tag, payload=b"\x27" + tag.payload[1:]), at) for tag, at in pictures(0, 3_000)]
+    idr = [(replace(tag, payload=tag.payload[:9] + b"\x65" + tag.payload[10:]) if at == 1_000 else tag, at) for tag, at in tags]
+    segment = written(tmp_path / "1.flv", idr)
+    found = survey.survey([segment], "01")
+    assert found.duration_ms == pytest.approx(2_000, abs=60)
+    untold = written(tmp_path / "2.flv", tags)
+    assert survey.survey([untold], "01").kinds == frozenset()
+
+
+@pytest.mark.parametrize("mode", ["00", "01"])
+async def test_the_last_second_again_and_again(tmp_path: Path, mode: str) -> None:
+    """A server repeats what it sent last: the file ends where the publisher did."""
+    tags = sounds(0, 6_000) if mode == "00" else pictures(0, 6_000)
+    last = [(tag, at) for tag, at in tags if at >= 5_000]
+    loops = [(tag, at + 1_000 * (n + 1)) for n in range(5) for tag, at in last]
+    found = survey.survey([written(tmp_path / "1.flv", [*tags, *loops])], mode)
+    assert found.duration_ms == pytest.approx(6_000, abs=100)
