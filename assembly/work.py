@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,17 @@ from config import settings as settings_module
 from events import requests
 from machine import capture_progress, database_clock, due_work, errors, job_key, model, segments, uploaded_object
 from machine.reasons import Reason
-from media import capture, ffmpeg_command, ffmpeg_process, file_threads, segment_fetch, segment_scan, spool, transcode
+from media import (
+    capture,
+    capture_engines,
+    ffmpeg_command,
+    ffmpeg_process,
+    file_threads,
+    segment_fetch,
+    segment_scan,
+    spool,
+    transcode,
+)
 from tencent import cos, cos_requests, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
 from webhook import sender
 from worker import work_ports
@@ -47,7 +56,7 @@ class NodeWork:
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
-        self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
+        self._captures = capture_engines.CaptureEngines(settings.capture, ffmpeg=self._ffmpeg, clock=self._clock)
         self.webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
 
     def capture(self, job: due_work.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
@@ -56,13 +65,11 @@ class NodeWork:
         spec = capture.CaptureSpec(
             address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode, make_folder=make_folder
         )
-        made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media, clock=self._clock)
-        self._captures.add(made)
-        return made
+        return self._captures.make(spec, job.recording.key.text, on_media)
 
     def live_pids(self) -> list[int]:
         """Process ids of the running captures' ffmpegs."""
-        return [each.pid for each in self._captures if each.pid and not each.ended]
+        return self._captures.live_pids()
 
     async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> capture_progress.CaptureProgress:
         """The media of the segment of `epoch`. A file's times are those of this machine's clock."""

@@ -145,6 +145,9 @@ class Settings(pydantic_settings.BaseSettings):
         "Server in the place of COS, such as the simulator.",
         shown="COS itself",
     )
+    capture: Literal["ffmpeg", "native"] = _setting(
+        "CAPTURE", "ffmpeg", "ffmpeg or native", "What pulls the streams: ffmpeg processes, or a reader in the worker itself."
+    )
     ffmpeg_binary: str = _setting(
         "FFMPEG_BINARY", "", "a path", "The ffmpeg binary.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"
     )
@@ -244,12 +247,7 @@ class Settings(pydantic_settings.BaseSettings):
         "KEEP_FAILED", 604_800.0, DURATION, "How long files and secrets of failed recordings are kept.", gt=0, shown="7d"
     )
     keep_messages_s: Seconds = _setting(
-        "KEEP_MESSAGES",
-        604_800.0,
-        DURATION,
-        "Time for which an event id is remembered, so that a repeat is deduplicated.",
-        gt=0,
-        shown="7d",
+        "KEEP_MESSAGES", 604_800.0, DURATION, "How long an event id is remembered, to deduplicate repeats.", gt=0, shown="7d"
     )
     keep_sessions_s: Seconds = _setting(
         "KEEP_SESSIONS",

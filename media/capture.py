@@ -37,7 +37,7 @@ _NEW_TRACK = {
     "01": frozenset((ffmpeg_log.Meaning.NEW_VIDEO,)),
     "02": frozenset((ffmpeg_log.Meaning.NEW_AUDIO, ffmpeg_log.Meaning.NEW_VIDEO)),
 }
-_REFUSED_FOR_GOOD_DETAIL = (
+REFUSED_FOR_GOOD_DETAIL = (
     "The server refused this UserSig or account: the UserSig may have expired or be another user's, or the application "
     "has no package that includes pulling (TRTC needs Standard or Pro)."
 )
@@ -172,7 +172,7 @@ class Capture:
 
     async def _spawn(self) -> None:
         spec = self._spec
-        checking = asyncio.create_task(file_threads.LIVE.run(_obstacle, spec))
+        checking = asyncio.create_task(file_threads.LIVE.run(obstacle, spec))
         self._verdict = checking.result() if await self._answered(checking) else None
         if self._stopping and (self._verdict is None or self._verdict[0] != Reason.SPOOL_LOST):
             self._verdict = (Reason.STOPPED, "Stopped before it began.")
@@ -311,7 +311,7 @@ class Capture:
         if self._tail.grown_ms is not None:
             return Reason.EOF, "The stream ended."
         if ffmpeg_log.Meaning.REFUSED_FOR_GOOD in meanings:
-            return Reason.REFUSED_FOR_GOOD, f"{_REFUSED_FOR_GOOD_DETAIL} It said: {meanings[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
+            return Reason.REFUSED_FOR_GOOD, f"{REFUSED_FOR_GOOD_DETAIL} It said: {meanings[ffmpeg_log.Meaning.REFUSED_FOR_GOOD]}"
         if ffmpeg_log.Meaning.REFUSED in meanings:
             return Reason.REFUSED, meanings[ffmpeg_log.Meaning.REFUSED]
         if ffmpeg_log.Meaning.NO_TRACK in meanings:
@@ -327,7 +327,7 @@ class Capture:
             self._news.set()
 
 
-def _obstacle(spec: CaptureSpec) -> tuple[Reason, str] | None:
+def obstacle(spec: CaptureSpec) -> tuple[Reason, str] | None:
     """Create the folder, and return why no segment can be written there (blocking)."""
     try:
         spec.make_folder()

@@ -1,0 +1,53 @@
+"""Chooses the capture of each segment: native, or by ffmpeg.
+
+Rule: a server that the native reader does not understand gets ffmpeg for the next segments of that recording.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from machine import capture_progress
+from media import capture, native_capture
+
+NATIVE = "native"
+# Older recordings are forgotten, and the native reader tries their server again.
+_MOST_REMEMBERED = 10_000
+
+Capture = capture.Capture | native_capture.NativeCapture
+
+
+class CaptureEngines:
+    """Makes the captures of a worker."""
+
+    def __init__(self, engine: str, *, ffmpeg: str, clock: Callable[[], int]) -> None:
+        """`engine` is "native" or "ffmpeg"."""
+        self._native = engine == NATIVE
+        self._ffmpeg = ffmpeg
+        self._clock = clock
+        self._captures: weakref.WeakSet[Capture] = weakref.WeakSet()
+        self._misunderstood: dict[str, None] = {}
+
+    def make(
+        self, spec: capture.CaptureSpec, recording: str, on_media: Callable[[capture_progress.CaptureProgress], None]
+    ) -> Capture:
+        """Make the capture of one segment of `recording`, not yet started."""
+        made: Capture
+        if self._native and recording not in self._misunderstood:
+            made = native_capture.NativeCapture(
+                spec, on_media=on_media, on_misunderstood=lambda: self._remember(recording), clock=self._clock
+            )
+        else:
+            made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media, clock=self._clock)
+        self._captures.add(made)
+        return made
+
+    def live_pids(self) -> list[int]:
+        """Process ids of the running ffmpegs. A native capture has none of its own."""
+        return [each.pid for each in self._captures if each.pid and not each.ended]
+
+    def _remember(self, recording: str) -> None:
+        if len(self._misunderstood) >= _MOST_REMEMBERED:
+            self._misunderstood.pop(next(iter(self._misunderstood)))
+        self._misunderstood[recording] = None
