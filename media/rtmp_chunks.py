@@ -196,7 +196,7 @@ def split(aggregate: Message) -> list[Message]:
 
 
 def encode(channel: int, kind: int, payload: bytes, *, stream: int = 0, chunk_bytes: int = _FIRST_CHUNK_BYTES) -> bytes:
-    """Encode a message of ours, at time 0, for chunk stream `channel` (2 to 63)."""
+    """Encode a message to the server, at time 0, for chunk stream `channel` (2 to 63)."""
     head = bytes((channel, 0, 0, 0)) + len(payload).to_bytes(3, "big") + bytes((kind,)) + stream.to_bytes(4, "little")
     more = bytes((0xC0 | channel,))
     return head + more.join(payload[at : at + chunk_bytes] for at in range(0, max(1, len(payload)), chunk_bytes))
