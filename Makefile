@@ -50,7 +50,7 @@ soak: $(STAMP) ## record rooms that come and go for SOAK_MINUTES; memory, descri
 
 fuzz: $(STAMP) ## send CASES fuzzed messages and as many made-up requests to a service, and print the outcomes
 	@sh deploy/test-servers.sh
-	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -q -s tests/fuzz
+	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -q -s tests/fuzz tests/security/test_native_streams.py
 
 bench-engine: $(STAMP) ## compare the engine with bare loops and with other engines; writes bench/results and bench/RESULTS.md
 	@sh deploy/test-servers.sh

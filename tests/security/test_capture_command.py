@@ -82,7 +82,7 @@ def test_a_path_is_one_argument(tmp_path: Path) -> None:
         assert {*following["-protocol_whitelist"].split(",")} == {"file", "http", "https", "rtmp", "rtmps", "tcp", "tls"}
 
 
-async def tls_reaches(scheme: str, host: str, made: certificates.Certificates, spool: Path) -> bool:
+async def tls_reaches(scheme: str, host: str, made: certificates.Certificates, spool: Path, engine: str) -> bool:
     """Whether a pull by TLS sends anything to the server of these certificates: its first request would contain the UserSig."""
     heard = asyncio.Event()
 
@@ -96,21 +96,22 @@ async def tls_reaches(scheme: str, host: str, made: certificates.Certificates, s
     context.load_cert_chain(made.certificate, made.key)
     server = await asyncio.start_server(hear, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
-    await capture_runner.run(f"{scheme}://{host}:{port}/pull/room?usersig=x", spool, f"{port:08d}")
+    await capture_runner.run(f"{scheme}://{host}:{port}/pull/room?usersig=x", spool, f"{port:08d}", engine)
     server.close()
     return heard.is_set()
 
 
+@pytest.mark.parametrize("engine", ["ffmpeg", "native"])
 @pytest.mark.parametrize("scheme", ["https", "rtmps"])
 async def test_a_server_with_another_certificate_receives_nothing(
-    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pull by TLS sends data only to a server whose certificate names the host and is signed by a trusted authority."""
     made = certificates.make(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
-    assert await tls_reaches(scheme, "127.0.0.1", made, tmp_path)
-    assert not await tls_reaches(scheme, "localhost", made, tmp_path)
+    assert await tls_reaches(scheme, "127.0.0.1", made, tmp_path, engine)
+    assert not await tls_reaches(scheme, "localhost", made, tmp_path, engine)
     monkeypatch.setenv("SSL_CERT_FILE", str(made.stranger))
-    assert not await tls_reaches(scheme, "127.0.0.1", made, tmp_path)
+    assert not await tls_reaches(scheme, "127.0.0.1", made, tmp_path, engine)
     monkeypatch.delenv("SSL_CERT_FILE")
-    assert not await tls_reaches(scheme, "127.0.0.1", made, tmp_path)
+    assert not await tls_reaches(scheme, "127.0.0.1", made, tmp_path, engine)

@@ -191,13 +191,13 @@ def marked(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if MARK in path.read_bytes()]
 
 
-async def run_all(addresses: list[str], folder: Path) -> list[capture_progress.CaptureExit]:
+async def run_all(addresses: list[str], folder: Path, engine: str = "ffmpeg") -> list[capture_progress.CaptureExit]:
     """Run all captures into `folder`, four at a time."""
     gate = asyncio.Semaphore(4)
 
     async def one(number: int, address: str) -> capture_progress.CaptureExit:
         async with gate:
-            return await capture_runner.run(address, folder, f"{number:08d}")
+            return await capture_runner.run(address, folder, f"{number:08d}", engine)
 
     return list(await asyncio.gather(*(one(number, address) for number, address in enumerate(addresses))))
 
@@ -307,7 +307,8 @@ async def test_no_script_of_a_server_is_obeyed(
     assert (server.inner_connections, marked(spool)) == (0, [])
 
 
-async def test_no_stream_harms_the_service(server: Server, spool: Path) -> None:
+@pytest.mark.parametrize("engine", ["ffmpeg", "native"])
+async def test_no_stream_harms_the_service(server: Server, spool: Path, engine: str) -> None:
     """Malformed, lying and exploding streams each end by themselves or by the monitor, and the event loop stays responsive."""
     longest_s, seen_s = 0.0, asyncio.get_running_loop().time()
     done = asyncio.Event()
@@ -322,7 +323,7 @@ async def test_no_stream_harms_the_service(server: Server, spool: Path) -> None:
 
     turning = asyncio.create_task(turn())
     bodies = hostile_bodies()
-    ended = await run_all([server.put(f"/{n}.flv", body) for n, body in enumerate(bodies.values())], spool)
+    ended = await run_all([server.put(f"/{n}.flv", body) for n, body in enumerate(bodies.values())], spool, engine)
     done.set()
     await turning
     assert longest_s < waiting.limit_s(2)
