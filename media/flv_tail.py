@@ -2,8 +2,7 @@
 
 Rules: only media on disk counts, never ffmpeg's reports. A wall time is the file's modification time, corrected by what this
 machine's clock is off, and clamped between the previous poll and this one, so that a file server with a wrong clock cannot move
-it. Each poll reads a bounded amount, whatever an
-untrusted server sends; `behind` says that more is left for the next poll.
+it. Each poll reads a bounded amount, whatever an untrusted server sends; `behind` says that more is left for the next poll.
 
 The first packet reaches the disk late, because ffmpeg analyses for up to a second. Its wall time is therefore estimated: the
 earliest of (time of writing − media position) over the first seconds, but never before the spawn.

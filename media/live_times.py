@@ -6,6 +6,7 @@ Rules:
 - Otherwise the arrivals of the first and the last packet decide: a jump of the publisher's clock is a gap as far as time is
   missing.
 - Positions are those of the file as it is now. Damage moves what follows it forward.
+- Media has an anchor where it begins and where it ends at a gap: between two anchors time runs evenly.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ ESTIMATED_ERROR_MS = 1_000
 
 @dataclass(kw_only=True)
 class LiveTimes:
-    """`anchors`: (position, time); `gaps`: (position, ms missing); `live`: spans (from, to) of the media between the gaps."""
+    """`anchors`: position → time; `gaps`: (position, ms missing); `live`: spans (from, to) of the media between the gaps."""
 
-    anchors: list[alignment.Anchor] = field(default_factory=list)
+    anchors: dict[int, int] = field(default_factory=dict)
     gaps: list[tuple[int, int]] = field(default_factory=list)
     live: list[tuple[int, int]] = field(default_factory=list)
     error_ms: int = 0
@@ -44,7 +45,7 @@ def sampled(line: timeline.Timeline, length_ms: int, noted: alignment.Anchors) -
     present = [(_present(at_ms, damage), time_ms) for at_ms, time_ms in noted.points]
     whole = [point for point, (at_ms, _) in zip(present, noted.points, strict=True) if not _is_damaged(at_ms, damage)]
     points = [point for point in whole if point[0] <= length_ms] or present[:1]
-    found = LiveTimes(anchors=list(points))
+    found = LiveTimes(anchors={at_ms: time_ms for at_ms, time_ms in points if at_ms < length_ms})
     walk = _Walk(found, points[0])
     unexplained_ms = 0
     for (at_ms, time_ms), (next_ms, next_time_ms) in itertools.pairwise(points):
@@ -60,7 +61,6 @@ def sampled(line: timeline.Timeline, length_ms: int, noted: alignment.Anchors) -
     walk.anchor(*points[-1])
     walk.break_at([(jump.at_ms, jump.missing_ms) for jump in damage if jump.at_ms > points[-1][0]])
     walk.end(length_ms)
-    found.anchors.sort()
     found.error_ms = SAMPLED_ERROR_MS + unexplained_ms
     return found
 
@@ -81,7 +81,7 @@ def estimated(line: timeline.Timeline, length_ms: int, first_ms: int, last_ms: i
         breaks = sorted([*breaks, (at_ms, missing_ms)])
     told_ms = sum(each_ms for _, each_ms in breaks)
     begin_ms = min(first_ms, last_ms - line.position_ms - told_ms) if timed else first_ms
-    found = LiveTimes(anchors=[(0, begin_ms)], error_ms=ESTIMATED_ERROR_MS)
+    found = LiveTimes(error_ms=ESTIMATED_ERROR_MS)
     walk = _Walk(found, (0, begin_ms))
     walk.break_at(breaks)
     walk.end(length_ms)
@@ -94,26 +94,34 @@ class _Walk:
     def __init__(self, found: LiveTimes, first: alignment.Anchor) -> None:
         self._found = found
         self._at_ms, self._time_ms = first
-        self._from_ms = self._time_ms - self._at_ms
+        self._from_at_ms, self._from_ms = 0, self._time_ms - self._at_ms
 
     def anchor(self, at_ms: int, time_ms: int) -> None:
         self._at_ms, self._time_ms = at_ms, time_ms
 
     def break_at(self, breaks: Sequence[tuple[int, int]]) -> None:
-        """Close a span at each break, and anchor the media behind it."""
+        """Close a span at each break, and begin one behind it."""
         for at_ms, missing_ms in breaks:
             if missing_ms <= 0:
                 continue
             self.end(at_ms)
             self._found.gaps.append((at_ms, missing_ms))
             self._at_ms, self._time_ms = at_ms, self._time_ms + at_ms - self._at_ms + missing_ms
-            self._from_ms = self._time_ms
-            self._found.anchors.append((at_ms, self._time_ms))
+            self._from_at_ms, self._from_ms = at_ms, self._time_ms
 
     def end(self, at_ms: int) -> None:
+        """Close the span before this position, and anchor both its ends."""
         until_ms = self._time_ms + at_ms - self._at_ms
-        if until_ms > self._from_ms:
-            self._found.live.append((self._from_ms, until_ms))
+        if until_ms <= self._from_ms:
+            return
+        self._found.live.append((self._from_ms, until_ms))
+        anchors, from_ms = self._found.anchors, self._from_at_ms
+        # A sample just before a gap has the position of its packet: what follows lies behind the gap.
+        from_ms += anchors.get(from_ms, self._from_ms) != self._from_ms
+        if from_ms < at_ms:
+            anchors.setdefault(from_ms, self._from_ms + from_ms - self._from_at_ms)
+            # The position of the end itself is that of the media behind.
+            anchors.setdefault(at_ms - 1, until_ms - 1)
 
 
 def _is_damaged(noted_ms: int, damage: Sequence[timeline.Jump]) -> bool:

@@ -8,7 +8,8 @@
     <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
 
 Rules: no path is ever built from a raw id; TRTC's ids may contain "/", ".." and "%2F". While the mount is lost, nothing is
-written to the folder beneath it.
+written to the folder beneath it. Limit: a start before the mount takes the folder beneath for a new spool. When the mount comes,
+it hides the files there.
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ class Hole:
 @dataclass(kw_only=True)
 class Survey:
     """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track.
-    `anchors`, `live` and `error_ms`: when the media was live, as in live_times.LiveTimes. `placed`: the
-    segments with an arrival index. `lost_ms`: media that the captures
-    noted and the files no longer have, in `lost_segments` segments."""
+    `anchors`, `live` and `error_ms`: when the media was live, as in live_times.LiveTimes. `placed`: the segments with an arrival
+    index. `lost_ms`: media that the captures noted and the files no longer have, in `lost_segments` segments."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
@@ -384,7 +383,7 @@ class _Pass:
             found.add_gap(self._start_ms, self._vanished_ms)
         for at_ms, missing_ms in times.gaps:
             found.add_gap(self._start_ms + at_ms, missing_ms)
-        found.anchors += [(self._start_ms + at_ms, time_ms) for at_ms, time_ms in times.anchors]
+        found.anchors += [(self._start_ms + at_ms, time_ms) for at_ms, time_ms in sorted(times.anchors.items())]
         found.live += times.live
         found.error_ms = max(found.error_ms, times.error_ms)
         return last_ms

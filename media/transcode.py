@@ -20,7 +20,19 @@ import structlog
 
 from machine import alignment, errors, failpoints
 from machine.reasons import Reason
-from media import ffmpeg_log, ffmpeg_process, file_threads, flv, joiner, resource_limits, spool, survey, transcode_plan, verify
+from media import (
+    bounds,
+    ffmpeg_log,
+    ffmpeg_process,
+    file_threads,
+    flv,
+    joiner,
+    resource_limits,
+    spool,
+    survey,
+    transcode_plan,
+    verify,
+)
 from media.joiner import SegmentFile as SegmentFile
 from media.survey import Gap as Gap
 
@@ -36,8 +48,7 @@ class TranscodeOutput:
     """The finished file. `duration_ms` is the duration in its header, gaps cut; `crc64` is CRC-64/XZ in decimal; `gaps` are the
     places of missing media. `lost_ms` of media in `lost_segments` segments were captured and are damaged or gone. `start_ms` and
     `end_ms` are the wall times (Unix ms) of the first and last packet, None if no segment has them. `anchors`, `error_ms` and
-    `live` say when the media was live. `unreadable`: codecs of
-    tracks that ffmpeg cannot read."""
+    `live` say when the media was live. `unreadable`: codecs of tracks that ffmpeg cannot read."""
 
     path: Path
     duration_ms: int
@@ -73,7 +84,7 @@ class Transcoder:
         part = output.with_name(output.name + ".part")
         try:
             failpoints.hit("transcode.start.before")
-            found = await file_threads.BULK.run(survey.survey, segments, mode)
+            found = await file_threads.BULK.run(lambda: bounds.bounded(survey.survey(segments, mode)))
             await file_threads.BULK.run(self._check, found, segments, output)
             log.info("transcode.surveyed", duration_ms=found.duration_ms, segments=len(segments), gaps=len(found.gaps))
             seen = await self._make(found, segments, mode, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,20 @@ def test_anchors_follow_the_joined_file(tmp_path: Path) -> None:
     found_all = survey.survey(files, "00")
     assert len(found_all.anchors) >= 6
     for at_ms, time_ms in found_all.anchors:
-        assert time_ms == BEGAN_MS + at_ms + (100_000 if at_ms > 1_500_000 else 0)
+        assert time_ms == BEGAN_MS + at_ms + (100_000 if at_ms >= 1_500_000 else 0)
     assert found_all.live == [(BEGAN_MS, BEGAN_MS + 1_500_000), (BEGAN_MS + 1_600_000, BEGAN_MS + 1_630_000)]
     assert found_all.error_ms <= 110
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_time_runs_evenly_between_two_anchors(tmp_path: Path, sampled: bool) -> None:
+    """A pause inside a segment and one between two segments lie between two neighbouring positions, not over minutes."""
+    first = _paused(tmp_path, 8_000, clock_ms=15_000, sampled=sampled)
+    second = _segment(tmp_path, 2, 20, from_s=60)
+    second = dataclasses.replace(second, first_packet_ms=BEGAN_MS + 60_000, last_packet_ms=BEGAN_MS + 79_980, media_ms=20_000)
+    found = survey.survey([first, second], "00")
+    pairs = [(b_ms - a_ms, b_time - a_time) for (a_ms, a_time), (b_ms, b_time) in itertools.pairwise(found.anchors)]
+    jumps = [(position_ms, time_ms - position_ms) for position_ms, time_ms in pairs if abs(time_ms - position_ms) > 300]
+    assert [position_ms for position_ms, _ in jumps] == [1] * len(jumps)
+    assert sum(jump_ms for _, jump_ms in jumps) == pytest.approx(40_000, abs=1_000)
+    assert len({at_ms for at_ms, _ in found.anchors}) == len(found.anchors)
