@@ -60,15 +60,6 @@ def record_of(found: dict[int, bytes], record: bytes | None) -> bytes:
     )
 
 
-def picture_size(payload: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels of an FLV tag's AVC sequence header, or None if it cannot be parsed."""
-    try:
-        found = parse(payload[5:]) if payload[0] & 0x8F == 0x07 else None
-    except (IndexError, ValueError):
-        return None
-    return None if found is None else (found.width, found.height)
-
-
 def parse(record: bytes) -> picture.Picture:
     """The picture of a record."""
     reader = bits.unit(sps(record))

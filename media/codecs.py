@@ -15,6 +15,10 @@ _FOURCC = {
     flv.VIDEO: frozenset((b"avc1", b"hvc1", b"av01", b"vp09", b"vp08", b"vvc1")),
 }
 _EXTENDED_SOUND = 9
+# What ffmpeg reads as one codec, although FLV has several ids for it.
+_SOUND_NAMES = {0: "pcm", 2: "mp3", 3: "pcm", 4: "nellymoser", 5: "nellymoser", 6: "nellymoser", 10: "aac", 14: "mp3"}
+_PICTURE_NAMES = {7: "avc"}
+_FOURCC_NAMES = {b"mp4a": "aac", b".mp3": "mp3", b"avc1": "avc", b"hvc1": "hevc"}
 
 
 def is_readable(kind: int, payload: bytes) -> bool:
@@ -23,6 +27,17 @@ def is_readable(kind: int, payload: bytes) -> bool:
     if kind == flv.AUDIO:
         return payload[1:5] in _FOURCC[kind] if first >> 4 == _EXTENDED_SOUND else first >> 4 in _SOUND
     return payload[1:5] in _FOURCC[kind] if first & 0x80 else first & 0x0F in _PICTURE
+
+
+def identity(kind: int, payload: bytes) -> str:
+    """Which stream ffmpeg reads a packet or a sequence header into."""
+    first = payload[0]
+    if first & 0x80 if kind == flv.VIDEO else first >> 4 == _EXTENDED_SOUND:
+        return _FOURCC_NAMES.get(payload[1:5]) or payload[1:5].decode("latin-1")
+    if kind == flv.VIDEO:
+        return _PICTURE_NAMES.get(first & 0x0F) or str(first & 0x0F)
+    known = _SOUND_NAMES.get(first >> 4) or str(first >> 4)
+    return f"pcm{first >> 1 & 1}" if known == "pcm" else known
 
 
 def name(kind: int, payload: bytes) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def encode(kind: int, timestamp_ms: int, payload: bytes) -> bytes:
             _LENGTH.pack(size + _TAG_HEADER_BYTES),
         )
     )
+
+
+def tags(data: bytes) -> Iterator[Tag]:
+    """The tags of bytes that hold whole tags alone."""
+    at = 0
+    while (after := _tag_end(data, at)) is not None and 0 < after <= len(data):
+        yield _tag(data, at, after, after_damage=False, offset=at)
+        at = after
 
 
 class TagReader:

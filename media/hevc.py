@@ -11,6 +11,8 @@ from media import bits, picture
 VPS, SPS, PPS = 32, 33, 34
 IDR = frozenset((16, 17, 18, 19, 20, 21))
 PARAMETER_SETS = frozenset((VPS, SPS, PPS))
+# The NAL unit that ends a sequence.
+END = b"\x48\x01"
 _LAST_SLICE = 31
 _FIXED_BYTES = 22
 _MOST_SETS, _MOST_PICTURES, _MOST_LONG = 64, 16, 32

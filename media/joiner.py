@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machine import alignment
-from media import file_threads, flv, layout, placement, silence, timeline, video_headers
+from media import codecs, file_threads, flv, layout, placement, silence, sound, timeline, video_headers
 
 FILL_EVERY_MS = 500
 CHUNK_BYTES = 1 << 20
@@ -29,6 +29,10 @@ _LEARN, _LEAST_SPACING, _MOST_SPACED_MS = 0.1, 0.98, 80
 # A segment's first packet may be this much older than its arrival: servers begin with the media since the last key frame.
 BURST_MS = 3_000
 _DRIFT = 1_000  # one in a thousand, more than any quartz drifts
+
+
+# The kind of a track and one of its codecs.
+_Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +58,11 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filling:
-    """Keeps the track `kind` alive in `spans_ms` (from, to) of the joined time; before its first packet with `header` and
-    `packet`."""
+    """Keeps one codec of the track `kind` alive in `spans_ms` (from, to) of the joined time; before its first packet with
+    `header` and `packet`."""
 
     kind: int
+    codec: str
     spans_ms: tuple[tuple[int, int], ...]
     header: bytes | None
     packet: bytes
@@ -79,6 +84,7 @@ class Walk:
         self._reader = flv.TagReader(path)
         self._kinds = kinds
         self._limit_ms = limit_ms
+        self._codec = ""
         self.timeline = timeline.Timeline(kinds)
         self.length_ms = 0
         self.superseded = False  # packets were dropped at the limit
@@ -112,9 +118,13 @@ class Walk:
         return found
 
     def _add(self, tag: flv.Tag, found: list[tuple[flv.Tag, int | None]]) -> None:
+        codec = codecs.identity(tag.kind, tag.payload) if tag.kind == flv.VIDEO and tag.payload else self._codec
+        if codec != self._codec and not tag.is_key:  # another codec shows nothing before its first key frame
+            return
         place = self.timeline.place(tag)
         if place is None:
             return
+        self._codec = codec
         if self._limit_ms is not None and place >= self._limit_ms:
             self.superseded = True
             return
@@ -163,16 +173,17 @@ class Joiner:
         self._segments = tuple(segments)
         self._kinds = kinds
         self._more = more
-        self._fillings = {filling.kind: filling for filling in fillings}
-        self._due = {filling.kind: _times(filling) for filling in fillings}
-        self._next_ms = {kind: next(times, None) for kind, times in self._due.items()}
-        self._headers: dict[int, bytes] = {}
-        self._latest: dict[int, tuple[bytes | None, bytes]] = {f.kind: (f.header, f.packet) for f in fillings}
-        self._written_ms: dict[int, int] = {}
+        keyed = {(filling.kind, filling.codec): filling for filling in fillings}
+        self._due = {key: _times(filling) for key, filling in keyed.items()}
+        self._next_ms = {key: next(times, None) for key, times in self._due.items()}
+        self._latest: dict[_Key, tuple[bytes | None, bytes]] = {key: (f.header, f.packet) for key, f in keyed.items()}
+        self._headers: dict[_Key, bytes] = {}
+        self._pending: dict[_Key, bytes] = {}
+        self._written_ms: dict[_Key, int] = {}
         self._limits = limits_ms(self._segments)
         self._placed = tuple(placed) or (None,) * len(self._segments)
         self._silences = silences
-        self._held: tuple[int, float, bytes] | None = None  # a picture: its tag, its place, its payload
+        self._held: tuple[_Key, int, float, bytes] | None = None  # a picture: its track, tag, place and payload
         self._picture_ms = 0
         self._spacing_ms = 0.0
         self.end_ms = 0
@@ -191,6 +202,12 @@ class Joiner:
                     grown = await self._more(segment)
         for rest in _chunks(itertools.chain(self._fill_until(self.end_ms), self._silent_rest())):
             yield rest
+
+    def chunks(self) -> Iterator[bytes]:
+        """The same bytes without the header of the file, read in this thread (blocking)."""
+        for segment, limit_ms, placed in zip(self._segments, self._limits, self._placed, strict=True):
+            steps = self._join(segment, limit_ms) if placed is None else self._join_placed(segment, placed)
+            yield from (chunk for chunk in steps if chunk)
 
     def _join(self, segment: SegmentFile, limit_ms: int | None) -> Generator[bytes, bool | None, None]:
         """The segment's bytes; an empty piece asks whether the file has grown."""
@@ -238,94 +255,104 @@ class Joiner:
         if live_ms is None:
             return
         at_ms, payload = file.at(live_ms), tag.payload
-        if (header := places.headers.get(tag.kind)) is not None and header != self._headers.get(tag.kind):
+        key = tag.kind, codecs.identity(tag.kind, payload)
+        header = places.headers.get(tag.kind)
+        if header is not None and header != self._headers.get(key) and codecs.identity(tag.kind, header) == key[1]:
             yield from self._release()
-            yield from self._header(tag.kind, header, max(round(at_ms), self._written_ms.get(tag.kind, 0)))
+            yield from self._header(key, header, round(at_ms))
         if tag.kind == flv.VIDEO:
             payload = video_headers.without_empty_units(payload, header)
         self.end_ms = max(self.end_ms, round(at_ms))
         yield from self._fill_until(round(at_ms))
-        if tag.kind in self._fillings and (tag.kind == flv.AUDIO or tag.is_key):
-            self._latest[tag.kind] = (self._headers.get(tag.kind), payload)
+        if key in self._latest and (tag.kind == flv.AUDIO or tag.is_key):
+            self._latest[key] = (self._headers.get(key), payload)
         if tag.kind == flv.VIDEO:
-            yield from self._picture(tag.timestamp_ms, at_ms, payload)
+            yield from self._picture(key, tag.timestamp_ms, at_ms, payload)
         elif self._silences is not None:
-            yield from self._sounds(self._silences.place(self._headers.get(flv.AUDIO), payload, at_ms))
+            yield from self._sounds(self._silences.place(self._headers.get(key), payload, at_ms))
         else:
-            yield self._packet(flv.AUDIO, round(at_ms), payload)
+            yield self._packet(key, round(at_ms), payload)
 
-    def _picture(self, tag_ms: int, at_ms: float, payload: bytes) -> Iterator[bytes]:
+    def _picture(self, key: _Key, tag_ms: int, at_ms: float, payload: bytes) -> Iterator[bytes]:
         """A picture, once the next one begins: some publishers send its NAL units in several tags of one time."""
-        if self._held is not None and self._held[0] == tag_ms:
-            whole = video_headers.merged(self._held[2], payload)
+        if self._held is not None and self._held[:2] == (key, tag_ms):
+            whole = video_headers.merged(self._held[3], payload)
             if whole is not None:
-                self._held = (tag_ms, self._held[1], whole)
+                self._held = (key, tag_ms, self._held[2], whole)
                 return
         yield from self._release()
-        if self._written_ms.get(flv.VIDEO, 0) - at_ms <= _REPEATED_MS:
-            self._held = (tag_ms, at_ms, payload)
+        if self._written_ms.get(key, 0) - at_ms <= _REPEATED_MS:
+            self._held = (key, tag_ms, at_ms, payload)
 
     def _release(self) -> Iterator[bytes]:
         if self._held is None:
             return
-        (_, at_ms, payload), self._held = self._held, None
+        (key, _, at_ms, payload), self._held = self._held, None
         if self._silences is not None:
             yield from self._sounds(self._silences.until(at_ms))
-        yield self._packet(flv.VIDEO, self._spaced(round(at_ms)), payload)
+        yield self._packet(key, self._spaced(key, round(at_ms)), payload)
 
-    def _spaced(self, at_ms: int) -> int:
+    def _spaced(self, key: _Key, at_ms: int) -> int:
         """The place of a picture, no closer to the one before than pictures usually are: their tags jitter."""
         distance_ms = at_ms - self._picture_ms
         self._picture_ms = at_ms
         if distance_ms <= 0:  # the order of a jitter
             return at_ms
         self._spacing_ms += _LEARN * (min(distance_ms, _MOST_SPACED_MS) - self._spacing_ms)
-        least_ms = self._written_ms.get(flv.VIDEO, at_ms) + round(_LEAST_SPACING * self._spacing_ms)
+        least_ms = self._written_ms.get(key, at_ms) + round(_LEAST_SPACING * self._spacing_ms)
         return least_ms if 0 < least_ms - at_ms <= _MOST_SPACED_MS else at_ms
 
     def _sounds(self, packets: Iterable[tuple[float, bytes]]) -> Iterator[bytes]:
         """Packets of sound and silence, after their configuration."""
         for at_ms, payload in packets:
-            if self._silences is not None and self._silences.header is not None and flv.AUDIO not in self._headers:
-                yield from self._header(flv.AUDIO, self._silences.header, round(at_ms))
-            yield self._packet(flv.AUDIO, round(at_ms), payload)
+            key = flv.AUDIO, codecs.identity(flv.AUDIO, payload)
+            if self._silences is not None and self._silences.header is not None and key not in self._headers:
+                yield from self._header(key, self._silences.header, round(at_ms))
+            yield self._packet(key, round(at_ms), payload)
 
     def _silent_rest(self) -> Iterator[bytes]:
         if self._silences is not None:
             yield from self._sounds(self._silences.rest(self.end_ms))
 
     def _pieces(self, tag: flv.Tag, place: int | None, start_ms: int) -> Iterator[bytes]:
+        key = tag.kind, codecs.identity(tag.kind, tag.payload)
         if place is None:
-            yield from self._header(tag.kind, tag.payload, max(start_ms, self._written_ms.get(tag.kind, 0)))
+            self._pending[key] = tag.payload  # without a packet it would announce a stream that never comes
             return
         joined_ms = start_ms + place
         yield from self._fill_until(joined_ms)
-        if tag.kind in self._fillings and (tag.kind == flv.AUDIO or tag.is_key):
-            self._latest[tag.kind] = (self._headers.get(tag.kind), tag.payload)
-        yield self._packet(tag.kind, joined_ms, tag.payload)
+        header = self._pending.get(key)
+        if header is None and tag.is_key:  # ffmpeg reads no H.264 without one
+            header = video_headers.inband_header(tag.payload, None)
+        yield from self._header(key, header, joined_ms)
+        if key in self._latest and (tag.kind == flv.AUDIO or tag.is_key):
+            self._latest[key] = (self._headers.get(key), tag.payload)
+        yield self._packet(key, joined_ms, tag.payload)
 
-    def _header(self, kind: int, payload: bytes, at_ms: int) -> Iterator[bytes]:
-        if self._headers.get(kind) != payload:  # a repeated one would start a second sample description in the output
-            self._headers[kind] = payload
-            yield flv.encode(kind, at_ms, payload)
+    def _header(self, key: _Key, header: bytes | None, at_ms: int) -> Iterator[bytes]:
+        known = self._headers.get(key)
+        if header is None or header == known:  # a repeated one would start a second sample description in the output
+            return
+        self._headers[key] = header
+        if known is None or key[0] == flv.VIDEO or not sound.same_sound(known, header):
+            yield flv.encode(key[0], max(at_ms, self._written_ms.get(key, 0)), header)
 
-    def _packet(self, kind: int, at_ms: int, payload: bytes) -> bytes:
-        written_ms = self._written_ms.get(kind)
+    def _packet(self, key: _Key, at_ms: int, payload: bytes) -> bytes:
+        written_ms = self._written_ms.get(key)
         if written_ms is not None and at_ms <= written_ms:
             at_ms = written_ms + 1
-        self._written_ms[kind] = at_ms
-        return flv.encode(kind, at_ms, payload)
+        self._written_ms[key] = at_ms
+        return flv.encode(key[0], at_ms, payload)
 
     def _fill_until(self, joined_ms: int) -> Iterator[bytes]:
-        for kind, times in self._due.items():
-            while (due_ms := self._next_ms[kind]) is not None and due_ms < joined_ms:
-                header, payload = self._latest[kind]
-                if header is not None:
-                    yield from self._header(kind, header, due_ms)
-                yield self._packet(kind, due_ms, payload)
+        for key, times in self._due.items():
+            while (due_ms := self._next_ms[key]) is not None and due_ms < joined_ms:
+                header, payload = self._latest[key]
+                yield from self._header(key, header, due_ms)
+                yield self._packet(key, due_ms, video_headers.restarting(payload, header))
                 # Repeat large packets less often: filling must not exceed the captured media.
                 again_ms = due_ms + FILL_EVERY_MS * (len(payload) // _FILL_BYTES)
-                self._next_ms[kind] = next((at_ms for at_ms in times if at_ms >= again_ms), None)
+                self._next_ms[key] = next((at_ms for at_ms in times if at_ms >= again_ms), None)
 
 
 def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:

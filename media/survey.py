@@ -10,22 +10,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from machine import alignment
-from media import avc, flv, joiner, layout, live_times, placement, silence, sound, timeline
+from media import (
+    codecs,
+    flv,
+    formats,
+    joiner,
+    layout,
+    live_times,
+    placement,
+    presence,
+    silence,
+    sound,
+    timeline,
+    video_headers,
+)
 
 _HOLE_MS = {flv.AUDIO: 1_000, flv.VIDEO: 3_000}
-_LONGEST_FRAME_MS = 1_000
 _STALE_MS = 1_000
 # Media that the capture noted and the file lacks: less is the rounding of packets.
 _LOST_MS = 100
 # Arrivals of so many packets give their envelope this exactly.
 _MANY_PACKETS, _INDEXED_ERROR_MS = 50, 40
-_SLOWEST, _FASTEST = 5, 60
-# Far more than a publisher's size changes and pauses; an untrusted stream may change with every packet.
-_MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
+# Far more than a publisher's pauses; an untrusted stream may pause with every packet.
 _MOST_HOLES = 20_000
-_LARGEST_SIDE = 4_096
-_AVC = 7
-_AAC = 10
+_BEYOND_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +56,13 @@ class Hole:
 
 
 @dataclass(kw_only=True)
-class Survey:
-    """The joined stream. `kinds`: the wanted tracks that have packets. `headers`: the different configurations of each track.
-    `anchors`, `live` and `error_ms`: when the media was live, as in live_times.LiveTimes. `placed`: the segments with an arrival
-    index. `lost_ms`: media that the captures noted and the files no longer have, in `lost_segments` segments."""
+class Survey(formats.Formats):
+    """The joined stream. `kinds`: the wanted tracks that have packets. `anchors`, `live` and `error_ms`: when the media was live,
+    as in live_times.LiveTimes. `placed`: the segments with an arrival index. `lost_ms`: media that the captures noted and the
+    files no longer have, in `lost_segments` segments."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
-    headers: dict[int, list[bytes]] = field(default_factory=dict)
-    codecs: dict[int, set[int]] = field(default_factory=dict)
     begins_ms: dict[int, int] = field(default_factory=dict)
     ends_ms: dict[int, int] = field(default_factory=dict)
     holes: list[Hole] = field(default_factory=list)
@@ -67,61 +73,24 @@ class Survey:
     unreadable: dict[int, str] = field(default_factory=dict)
     lost_ms: int = 0
     lost_segments: int = 0
-    first: dict[int, tuple[bytes | None, bytes]] = field(default_factory=dict)
-    frames: int = 0
-    frames_ms: int = 0
     start_ms: int | None = None
     end_ms: int | None = None
     placed: list[joiner.Placed | None] = field(default_factory=list)
 
     def agrees(self, kind: int) -> bool:
         """Whether a track can be copied: one configuration, a codec that MP4 players support, and no holes where it is needed."""
-        usual = {_AAC} if kind == flv.AUDIO else {_AVC}
         filled = kind == flv.AUDIO and self.silences is not None
         holes = [hole for hole in self.holes if hole.kind == kind and not filled and (hole.leading or kind == flv.AUDIO)]
-        return self.codecs.get(kind) == usual and len(self.headers.get(kind, ())) == 1 and not holes
+        return self.is_uniform(kind) and not holes
 
     def filled_end_ms(self, kind: int) -> int:
         """The end of a track after its holes are filled."""
         return max([self.ends_ms[kind], *(hole.to_ms for hole in self.holes if hole.kind == kind)])
 
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """The picture size with the largest area, in even pixels; 1280×720 if no size can be parsed.
-
-        Larger sizes are scaled down to 4096 a side: encoding must fit the encoder's memory limit.
-        """
-        sizes = [size for header in self.headers.get(flv.VIDEO, ()) if (size := avc.picture_size(header))]
-        width, height = max(sizes, key=lambda size: size[0] * size[1], default=(1280, 720))
-        if (side := max(width, height)) > _LARGEST_SIDE:
-            width, height = max(2, width * _LARGEST_SIDE // side), max(2, height * _LARGEST_SIDE // side)
-        return width + width % 2, height + height % 2
-
-    @property
-    def rate(self) -> int:
-        """Frames per second while there are frames, 5 to 60."""
-        measured = round(self.frames * 1000 / self.frames_ms) if self.frames_ms else 15
-        return min(max(measured, _SLOWEST), _FASTEST)
-
     def lose(self, lost_ms: int) -> None:
         """Count a segment that lost media."""
         self.lost_ms += lost_ms
         self.lost_segments += 1
-
-    def note_packet(self, tag: flv.Tag, header: bytes | None) -> None:
-        """Note the codec and configuration of a packet."""
-        kind = tag.kind
-        known = self.headers.setdefault(kind, [])
-        if header is not None and header[:_LONGEST_HEADER_BYTES] not in known and len(known) < _MOST_HEADERS:
-            known.append(header[:_LONGEST_HEADER_BYTES])
-        self.codecs.setdefault(kind, set()).add(tag.payload[0] & 0x8F if kind == flv.VIDEO else tag.payload[0] >> 4)
-        self.first.setdefault(kind, (header, tag.payload))
-
-    def note_frame(self, distance_ms: int) -> None:
-        """Count a frame at this distance from the one before."""
-        if 0 < distance_ms <= _LONGEST_FRAME_MS:
-            self.frames += 1
-            self.frames_ms += distance_ms
 
     def note_holes(self, kind: int, file: layout.SegmentLayout, spans: Sequence[placement.Span]) -> None:
         """Note where a track of a placed segment has media, and its holes."""
@@ -142,7 +111,9 @@ class Survey:
     def silences(self) -> silence.SilenceFiller | None:
         """What fills the audio sample by sample; None where only an encoder can."""
         headers = self.headers.get(flv.AUDIO, ())
-        if not headers or None in self.placed or not all(sound.silent_packet(header) for header in headers):
+        if not headers or self.changes(flv.AUDIO) or None in self.placed:
+            return None
+        if not all(sound.silent_packet(header) for header in headers):
             return None
         holes = [(float(hole.from_ms), float(hole.to_ms)) for hole in self.holes if hole.kind == flv.AUDIO]
         return silence.SilenceFiller(holes, self.first[flv.AUDIO][0])
@@ -156,16 +127,35 @@ class Survey:
             gap = Gap(at_s=gap.at_s, duration_s=(round(self.gaps.pop().duration_s * 1000) + missing_ms) / 1000)
         self.gaps.append(gap)
 
-    def filling(self, kind: int) -> joiner.Filling:
-        """How the joiner keeps a track alive in its holes; video only where its next packet is a key frame.
+    def hidden_ms(self, kind: int) -> list[list[tuple[int, int]]]:
+        """For each codec of a track, when it is not to be heard or seen: in holes, or while the track has another codec."""
+        if not self.changes(kind):
+            return [[(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind]]
+        hidden = [self._absent_ms(kind, codec) for codec in self.presence.of(kind)]
+        # The last packets of filling are hidden to their end.
+        return [[(a, b + _BEYOND_MS if b == self.duration_ms else b) for a, b in spans] for spans in hidden]
+
+    def _absent_ms(self, kind: int, codec: presence.Codec) -> list[tuple[int, int]]:
+        return self.presence.hidden_ms(kind, codec.name, self.duration_ms, _HOLE_MS[kind] if kind == flv.VIDEO else 0)
+
+    def fillings(self, kind: int) -> list[joiner.Filling]:
+        """How the joiner keeps each codec of a track alive while it has no packets; video only where its next packet is a key
+        frame.
 
         Video that begins a little later than audio is shown from the start, so that no file opens with a black frame.
         """
+        codecs_of = self.presence.of(kind) if self.changes(kind) else []
         spans = [(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
-        if kind == flv.VIDEO and self.begins_ms[kind] > 0 and not any(from_ms == 0 for from_ms, _ in spans):
-            spans.insert(0, (0, self.begins_ms[kind]))
-        header, packet = self.first[kind]
-        return joiner.Filling(kind=kind, spans_ms=tuple(spans), header=header, packet=packet)
+        made = [(codec.name, self._absent_ms(kind, codec), codec.header, codec.packet) for codec in codecs_of] or [
+            (next(iter(self.codecs[kind])), spans, *self.first[kind])
+        ]
+        begins_ms = self.begins_ms[kind]
+        if kind == flv.VIDEO and begins_ms > 0 and not any(from_ms == 0 for from_ms, _ in made[0][1]):
+            made[0][1].insert(0, (0, begins_ms))
+        return [
+            joiner.Filling(kind=kind, codec=codec, spans_ms=tuple(spans), header=header, packet=packet)
+            for codec, spans, header, packet in made
+        ]
 
 
 def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
@@ -205,6 +195,9 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     found.holes = [hole for hole in found.holes if hole.kind in found.kinds]
     if flv.AUDIO in found.kinds and found.silences is not None:
         found.ends_ms[flv.AUDIO] = found.duration_ms
+    if any(found.changes(kind) for kind in found.kinds):
+        for chunk in joiner.Joiner(segments, found.kinds, placed=found.placed).chunks():
+            found.presence.read(flv.tags(chunk))
     found.end_ms = last_ms
     return found
 
@@ -317,7 +310,7 @@ class _Pass:
         self._vanished_ms = vanished_ms
         self._start_ms = found.duration_ms
         self._track_ends_ms: dict[int, int] = {}
-        self._header: dict[int, bytes] = {}
+        self._header: dict[tuple[int, str], bytes] = {}
         self._frame_ms: int | None = None
 
     def run(self) -> int | None:
@@ -325,7 +318,7 @@ class _Pass:
         while (batch := self._walk.batch()) is not None:
             for tag, place in batch:
                 if place is None:
-                    self._header[tag.kind] = tag.payload
+                    self._header[tag.kind, codecs.identity(tag.kind, tag.payload)] = tag.payload
                 else:
                     self._packet(tag, place)
         if not self._walk.length_ms:
@@ -343,7 +336,10 @@ class _Pass:
         found, kind = self._found, tag.kind
         self._hole(kind, place)
         self._track_ends_ms[kind] = place + self._walk.timeline.packet_ms(kind)
-        found.note_packet(tag, self._header.get(kind))
+        key = kind, codecs.identity(kind, tag.payload)
+        if key not in self._header and tag.is_key and (inband := video_headers.inband_header(tag.payload, None)) is not None:
+            self._header[key] = inband
+        found.note_packet(tag, self._header.get(key))
         found.begins_ms.setdefault(kind, self._start_ms + place)
         if kind == flv.VIDEO:
             if self._frame_ms is not None:

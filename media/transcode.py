@@ -153,7 +153,8 @@ class Transcoder:
     ) -> None:
         argv = transcode_plan.transcode_args(self._ffmpeg, found, chosen, str(part))
         silences = found.silences
-        fillings = [found.filling(kind) for kind in chosen.encoded if kind != flv.AUDIO or silences is None]
+        filled = sorted(kind for kind in chosen.encoded if kind != flv.AUDIO or silences is None)
+        fillings = [filling for kind in filled for filling in found.fillings(kind)]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings, placed=found.placed, silences=silences)
         input_bytes = await file_threads.BULK.run(_size_in_all, segments)
         run = _Run(argv, resource_limits.transcode(input_bytes))

@@ -1,8 +1,9 @@
 """The transcode plan: which tracks are copied, which are encoded, and ffmpeg's arguments for it. Pure.
 
 Rules: a track is copied if it is complete and keeps one configuration; otherwise it alone is encoded. Pictures of another size
-are scaled into the largest one and centred on black of the exact length. The black also shows where a segment has no video;
-missing audio becomes silence. Both hide the packets that the joiner repeats to keep the track alive.
+are scaled into the largest one, in square pixels, and centred on black of the exact length. The black also shows where a segment
+has no video; missing audio becomes silence. Both hide the packets that the joiner repeats to keep the track alive. Of a track
+whose codec changes, ffmpeg reads each codec as one stream: pictures lie over each other, sounds are mixed, each in its own time.
 
 `-reinit_filter 0` keeps one filter graph over changes of the picture's size: scale and overlay take each frame as it is, while a
 rebuilt graph loses a frame at every change. For the same reason no filter that fixes the size, such as `pad` or `format`, may
@@ -22,7 +23,8 @@ from media import ffmpeg_command, flv, survey
 _ANALYSIS_US = 10_000_000
 _PROBE_BYTES = 50_000_000
 _QUEUED_PACKETS = 65_536
-_HIDE_MARGIN_S = 0.02
+_HIDE_MARGIN_S, _CHANGE_MARGIN_S = 0.02, 0.002
+_RATE = 48_000
 _KEY_EVERY_S = 2
 # The expression is one argument of a command, which Linux limits to 128 KiB.
 _MOST_SPANS = 2_000
@@ -81,26 +83,43 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
     }
     described = f"color=color=black:size={width}x{height}:rate={rate}:duration={_seconds(found.duration_ms)},format=yuv420p"
     black = ffmpeg_python.input(described, format="lavfi").video
-    picture = source["v:0"].filter("scale", width, height, force_original_aspect_ratio="decrease", force_divisible_by=2)
-    picture = picture.filter("setsar", 1)
-    hidden = _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.VIDEO)
-    enable = {"enable": f"not({hidden})"} if hidden else {}
-    joined = ffmpeg_python.overlay(black, picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)
+    # By default the first picture would decide for all: a later one of another shape would be stretched.
+    fitted = {"w": _fitted(width, f"{height}*dar"), "h": _fitted(height, f"{width}/dar"), "eval": "frame"}
+    margin_s = _CHANGE_MARGIN_S if found.changes(flv.VIDEO) else _HIDE_MARGIN_S
+    joined = black
+    for index, spans_ms in enumerate(found.hidden_ms(flv.VIDEO)):
+        picture = source[f"v:{index}"].filter("scale", **fitted).filter("setsar", 1)
+        hidden = _within(spans_ms, margin_s)
+        enable = {"enable": f"not({hidden})"} if hidden else {}
+        joined = ffmpeg_python.overlay(joined, picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)
     return joined.filter("setsar", 1)
+
+
+def _fitted(side: int, by_shape: str) -> str:
+    """One side of a picture that fits the canvas in square pixels, as an expression: `dar` is the shape as it is to be shown."""
+    return f"max(2,min({side},round({by_shape}/2)*2))"
 
 
 def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: Plan) -> Any:
     options |= {"c:a": "libmp3lame" if chosen.extension == "mp3" else "aac", "b:a": "128k"}
-    if len(found.headers.get(flv.AUDIO, ())) > 1:
-        options |= {"ar": 48_000, "ac": 2}
-    sound = source["a:0"]
-    hidden = _within((hole.from_ms, hole.to_ms) for hole in found.holes if hole.kind == flv.AUDIO)
-    if hidden and found.silences is None:
-        sound = sound.filter("volume", volume=0, enable=hidden)
-    return sound.filter("aresample", **{"async": 1})
+    changes = found.changes(flv.AUDIO)
+    if changes or len(found.headers.get(flv.AUDIO, ())) > 1:
+        options |= {"ar": _RATE, "ac": 2}
+    sounds = []
+    for index, spans_ms in enumerate(found.hidden_ms(flv.AUDIO)):
+        sound = source[f"a:{index}"]
+        hidden = _within(spans_ms)
+        if hidden and found.silences is None:
+            sound = sound.filter("volume", volume=0, enable=hidden)
+        if changes:  # mixed sample by sample, whatever their times: so all begin at 0
+            sound = sound.filter("aresample", _RATE, **{"async": 1, "first_pts": 0}).filter("aformat", channel_layouts="stereo")
+        else:
+            sound = sound.filter("aresample", **{"async": 1})
+        sounds.append(sound)
+    return ffmpeg_python.filter(sounds, "amix", inputs=len(sounds), normalize=0) if changes else sounds[0]
 
 
-def _within(spans_ms: Iterable[tuple[int, int]]) -> str:
+def _within(spans_ms: Iterable[tuple[int, int]], margin_s: float = _HIDE_MARGIN_S) -> str:
     """An expression that is true inside the spans. Adjacent spans are merged; of very many, the longest count. "" for none."""
     merged: list[tuple[int, int]] = []
     for from_ms, to_ms in sorted(spans_ms):
@@ -110,7 +129,7 @@ def _within(spans_ms: Iterable[tuple[int, int]]) -> str:
             merged.append((from_ms, to_ms))
     if len(merged) > _MOST_SPANS:
         merged = sorted(sorted(merged, key=lambda span: span[0] - span[1])[:_MOST_SPANS])
-    return "+".join(f"between(t,{_seconds(max(0, a - 1))},{b / 1000 - _HIDE_MARGIN_S:.3f})" for a, b in merged)
+    return "+".join(f"between(t,{_seconds(max(0, a - 1))},{b / 1000 - margin_s:.3f})" for a, b in merged)
 
 
 def _seconds(duration_ms: int) -> str:

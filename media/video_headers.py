@@ -88,6 +88,15 @@ def without_empty_units(payload: bytes, header: bytes | None) -> bytes:
     return payload[:begin] + b"".join(kept) if empty else payload
 
 
+def restarting(payload: bytes, header: bytes | None) -> bytes:
+    """A key frame that a decoder accepts again and again. HEVC takes it for a duplicate, unless it begins a new sequence."""
+    begin = _body_at(payload)
+    if begin is None or _codec(payload) != "hevc":
+        return payload
+    length = len(hevc.END).to_bytes(_length_bytes("hevc", header), "big")
+    return payload[:begin] + length + hevc.END + payload[begin:]
+
+
 def _length_bytes(name: str, header: bytes | None) -> int:
     """How many bytes state the length of a NAL unit: four, if no header tells."""
     try:

@@ -53,17 +53,26 @@ def configuration(kind: int, payload: bytes, timestamp_ms: int = 0) -> flv.Tag:
 
 @functools.cache
 def content(
-    size: str = "320x240", duration_s: int = 10, rate: int = 15, gop: int = 15, samples: int = 44100, bframes: int = 0
+    size: str = "320x240",
+    duration_s: int = 10,
+    rate: int = 15,
+    gop: int = 15,
+    samples: int = 44100,
+    bframes: int = 0,
+    *,
+    video: str = "libx264 -preset ultrafast -pix_fmt yuv420p",
+    audio: str = "aac -b:a 64k",
+    filters: str = "null",
 ) -> tuple[flv.Tag, ...]:
-    """The tags of a stream with both tracks: blue picture (to differ from black), flash and beep each second."""
+    """The tags of a stream with both tracks: blue picture (to differ from black), flash and beep each second. `video` and `audio`
+    are the encoders with their options, `filters` change the picture."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "source.flv"
-        picture = f"color=blue:s={size}:r={rate}:d={duration_s},{_FLASH}"
-        sound = f"sine=frequency=1000:r={samples}:d={duration_s},{_BEEP}"
-        video = f"-c:v libx264 -preset ultrafast -pix_fmt yuv420p -g {gop} -bf {bframes}".split()
-        audio = ["-c:a", "aac", "-b:a", "64k", "-ac", "1"]
+        picture = f"color=blue:s={size}:r={rate}:d={duration_s},{_FLASH},{filters}"
+        sound = f"sine=frequency=1000:r={samples}:d={duration_s}:samples_per_frame={samples // 100},{_BEEP}"
+        encoders = f"-c:v {video} -g {gop} -bf {bframes} -c:a {audio} -ac 1".split()
         inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
-        subprocess.run([FFMPEG, "-loglevel", "error", *inputs, *video, *audio, "-f", "flv", str(path)], check=True)
+        subprocess.run([FFMPEG, "-loglevel", "error", *inputs, *encoders, "-f", "flv", str(path)], check=True)
         return read(path)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from machine import errors
-from media import avc, flv, flv_tail, joiner, segment_scan, survey, timeline, transcode, transcode_plan
+from media import flv, flv_tail, joiner, segment_scan, survey, timeline, transcode, transcode_plan, video_headers
 from tests import flv_source, waiting
 
 SEED = 20_261_123
@@ -74,7 +74,8 @@ def read_everything(path: Path) -> survey.Survey:
         chosen = transcode_plan.plan(found, "02", copy=False)
         argv = transcode_plan.transcode_args("ffmpeg", found, chosen, "out.part")
         assert max(map(len, argv)) < EXPRESSION_BYTES
-        asyncio.run(drain(joiner.Joiner(parts, found.kinds, fillings=[found.filling(kind) for kind in chosen.encoded])))
+        fillings = [each for kind in chosen.encoded for each in found.fillings(kind)]
+        asyncio.run(drain(joiner.Joiner(parts, found.kinds, fillings=fillings)))
     return found
 
 
@@ -142,7 +143,7 @@ def test_filled_in_media_is_never_whole_in_memory(tmp_path: Path, again: int) ->
     path.write_bytes(flv.header(audio=True, video=True) + flv.encode(flv.VIDEO, 0, flv_source.AVC_HEADER) + large + frames)
     parts = [joiner.SegmentFile(path=path)]
     found = survey.survey(parts, "02")
-    filling = found.filling(flv.AUDIO)
+    filling = found.fillings(flv.AUDIO)[0]
     # With the frames, or without them, as if they were still to arrive.
     joined = joiner.Joiner(parts[again:], found.kinds, fillings=[filling])
     joined.end_ms = found.duration_ms * again
@@ -186,8 +187,8 @@ def test_no_parameter_set_takes_long() -> None:
     sizes = []
     for unit in units:
         header = head + min(len(unit), 65_535).to_bytes(2, "big") + unit
-        if size := avc.picture_size(header):
-            sizes.append(size)
+        if (picture := video_headers.picture_of(header)) is not None:
+            sizes.append((picture.width, picture.height))
             width, height = survey.Survey(headers={flv.VIDEO: [header]}).canvas
             assert 2 <= width <= 4_096
             assert 2 <= height <= 4_096

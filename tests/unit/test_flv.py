@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from media import avc, flv, segment_scan, timeline
+from media import flv, segment_scan, timeline
 from tests import flv_source
 
 TAGS = (
@@ -99,14 +99,6 @@ def test_configuration_and_end_markers_are_no_media() -> None:
     assert [tag.is_sequence_header for tag in (*TAGS[:3], hevc_start, script)] == [True, True, False, True, False]
     assert hevc_frame.is_key
     assert not flv_source.picture(0).is_key
-
-
-def test_picture_size_is_read_from_the_configuration() -> None:
-    """The parameter set gives the size, cropping included; any other text gives None."""
-    assert avc.picture_size(flv_source.AVC_HEADER) == (320, 240)
-    assert avc.picture_size(flv_source.LARGER_AVC_HEADER) == (1278, 718)
-    assert avc.picture_size(flv_source.AVC_HEADER[:20]) is None
-    assert avc.picture_size(b"") is None
 
 
 def test_media_time_counts_wanted_tracks_only() -> None:

@@ -122,7 +122,7 @@ async def test_a_missing_track_is_kept_alive_from_its_own_packets(tmp_path: Path
     files = [_segment(tmp_path / "a", [AUDIO_HEADER, *_sounds(0, 8_000)]), _segment(tmp_path / "b", _both(0, 1_000))]
     found = survey.survey(files, "02")
     assert found.holes == [survey.Hole(kind=flv.VIDEO, from_ms=0, to_ms=8_000, leading=True)]
-    tags = await _join(tmp_path, joiner.Joiner(files, BOTH, fillings=[found.filling(flv.VIDEO)]))
+    tags = await _join(tmp_path, joiner.Joiner(files, BOTH, fillings=found.fillings(flv.VIDEO)))
     assert next(tag for tag in tags if tag.kind == flv.VIDEO).is_sequence_header
     times = _times(tags, flv.VIDEO)
     assert times[:16] == list(range(0, 8_000, 500))

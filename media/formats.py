@@ -1,0 +1,81 @@
+"""Formats: the codecs and configurations of a recording's tracks, and the pictures in them. Memory is bounded for any input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from media import codecs, flv, presence, sound, video_headers
+
+_LONGEST_FRAME_MS = 1_000
+_SLOWEST, _FASTEST = 5, 60
+# Far more than a publisher's size changes; an untrusted stream may change with every packet.
+_MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
+_LARGEST_SIDE = 4_096
+_COPIED = {flv.AUDIO: "aac", flv.VIDEO: "avc"}
+
+
+@dataclass(kw_only=True)
+class Formats:
+    """`codecs`: those of each track. `headers`: the different configurations of each track, those inside key frames included.
+    `first`: each track's first packet with the header in force. `presence`: when a track has which codec, if it has several."""
+
+    codecs: dict[int, set[str]] = field(default_factory=dict)
+    headers: dict[int, list[bytes]] = field(default_factory=dict)
+    first: dict[int, tuple[bytes | None, bytes]] = field(default_factory=dict)
+    presence: presence.Presence = field(default_factory=presence.Presence)
+    frames: int = 0
+    frames_ms: int = 0
+
+    def is_uniform(self, kind: int) -> bool:
+        """Whether a track has one configuration, of a codec that every player supports."""
+        headers = self.headers.get(kind, ())
+        plays = kind == flv.AUDIO or all(video_headers.plays_in_browsers(header) for header in headers)
+        return self.codecs.get(kind) == {_COPIED[kind]} and len(headers) == 1 and plays
+
+    def changes(self, kind: int) -> bool:
+        """Whether a track has more than one codec."""
+        return len(self.codecs.get(kind, ())) > 1
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """The picture size with the largest area, in even square pixels; 1280×720 if no size can be parsed.
+
+        Larger sizes are scaled down to 4096 a side: encoding must fit the encoder's memory limit.
+        """
+        pictures = [video_headers.picture_of(header) for header in self.headers.get(flv.VIDEO, ())]
+        sizes = [found.display_size for found in pictures if found is not None]
+        width, height = max(sizes, key=lambda size: size[0] * size[1], default=(1280, 720))
+        if (side := max(width, height)) > _LARGEST_SIDE:
+            width, height = max(2, width * _LARGEST_SIDE // side), max(2, height * _LARGEST_SIDE // side)
+        return width + width % 2, height + height % 2
+
+    @property
+    def rate(self) -> int:
+        """Frames per second while there are frames, 5 to 60."""
+        measured = round(self.frames * 1000 / self.frames_ms) if self.frames_ms else 15
+        return min(max(measured, _SLOWEST), _FASTEST)
+
+    def note_packet(self, tag: flv.Tag, header: bytes | None) -> None:
+        """Note the codec and configuration of a packet."""
+        kind, codec = tag.kind, codecs.identity(tag.kind, tag.payload)
+        self.codecs.setdefault(kind, set()).add(codec)
+        if header is not None and codecs.identity(kind, header) != codec:
+            header = None  # of a codec that is no more
+        self._note_header(kind, header)
+        if tag.is_key:
+            self._note_header(kind, video_headers.inband_header(tag.payload, header))
+        self.first.setdefault(kind, (header, tag.payload))
+
+    def note_frame(self, distance_ms: int) -> None:
+        """Count a frame at this distance from the one before."""
+        if 0 < distance_ms <= _LONGEST_FRAME_MS:
+            self.frames += 1
+            self.frames_ms += distance_ms
+
+    def _note_header(self, kind: int, header: bytes | None) -> None:
+        known = self.headers.setdefault(kind, [])
+        if header is None or len(known) >= _MOST_HEADERS:
+            return
+        header = header[:_LONGEST_HEADER_BYTES]
+        if header not in known and not (kind == flv.AUDIO and any(sound.same_sound(header, each) for each in known)):
+            known.append(header)
