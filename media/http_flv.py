@@ -104,7 +104,9 @@ class HttpFlvPull:
                 return pull.unreachable(error.certificate_error)  # type: ignore[arg-type]
             except aiohttp.ClientConnectorError as error:
                 return pull.unreachable(error.os_error)
-            except (aiohttp.ClientError, OSError, ValueError) as error:
+            except OSError as error:  # a server that restarts resets the connection: no reason to change the client
+                return pull.unreachable(error)
+            except (aiohttp.ClientError, ValueError) as error:
                 return pull.End(f"The server's answer was not understood: {type(error).__name__}.", misunderstood=True)
             if isinstance(answer, pull.End):
                 return answer

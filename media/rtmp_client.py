@@ -13,7 +13,7 @@ import contextlib
 import os
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from media import amf0, pull, rtmp_chunks
@@ -123,10 +123,9 @@ class _Connection(_StreamProtocol):
         self._connected = self._with_media = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a connection, no datagrams
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # a connection; uvloop's is no instance of that class
         self._sent = bytes(8) + os.urandom(_HANDSHAKE_BYTES - 8)
-        transport.write(b"\x03" + self._sent)
+        self._transport.write(b"\x03" + self._sent)
 
     def data_received(self, data: bytes) -> None:
         try:

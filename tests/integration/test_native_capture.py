@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from machine import capture_progress
 from machine.reasons import Reason
-from media import arrival_index, capture, capture_engines, flv, native_capture, segment_scan, segment_writer
+from media import arrival_index, capture, capture_engines, flv, native_capture, rtmp_client, segment_scan, segment_writer
 from tests import flv_source, rtmp_server, waiting
 from tests.flv_source import LiveSource, Stream
 from tests.rtmp_server import Script
@@ -223,3 +225,37 @@ async def test_a_kill_loses_a_tenth_of_a_second(source: LiveSource, tmp_path: Pa
     assert segment_scan.scan(path, "02").media_ms >= (killed - stream.first_sent) * 1000 - 100 * waiting.patience()
     records = list(arrival_index.read(path))
     assert 0 <= len(flv_source.read(path)) - len(records) <= 10
+
+
+async def test_a_transport_of_another_event_loop_is_used() -> None:
+    """A transport needs no base class of asyncio, as uvloop's has none: the handshake is sent over it."""
+
+    class Transport:
+        sent = b""
+
+        def write(self, data: bytes) -> None:
+            self.sent += data
+
+    transport = Transport()
+    connection = rtmp_client._Connection(rtmp_client.target("rtmp://127.0.0.1/pull/42"), lambda *_: None)
+    connection.connection_made(cast(asyncio.BaseTransport, transport))
+    assert (len(transport.sent), transport.sent[:1]) == (1_537, b"\x03")
+
+
+async def test_a_reset_before_the_answer_keeps_the_native_reader(tmp_path: Path) -> None:
+    """A server that resets the connection before its HTTP answer, as in a restart, was reached but not misunderstood."""
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+
+    misunderstood: list[str] = []
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/a.flv"
+        spec = capture.CaptureSpec(address=address, path=tmp_path / "a.flv", mode="02")
+        running = native_capture.NativeCapture(spec, on_misunderstood=lambda: misunderstood.append("x"))
+        await running.start()
+        ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
+    assert (ended.reason, misunderstood) == (Reason.REFUSED, [])
