@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help quick demo test chaos soak fuzz bench-engine check format docs lock clean
+.PHONY: help quick demo test chaos soak fuzz bench-engine bench-capture check format docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fuzz: $(STAMP) ## send CASES fuzzed messages and as many made-up requests to a s
 bench-engine: $(STAMP) ## compare the engine with bare loops and with other engines; writes bench/results and bench/RESULTS.md
 	@sh deploy/test-servers.sh
 	@$(BIN)/python -m bench.engine --make-peers --write
+
+bench-capture: $(STAMP) ## compare 1 to 300 native captures with ffmpeg; writes bench/results/capture.json
+	@$(BIN)/python -m bench.capture_density --write
 
 check: $(STAMP) ## check style, types, import contracts and generated documents
 	@$(BIN)/ruff check .
