@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import audit, demo, doctor, keys, migrate, parked, serve, sessions, simulator
+from cli import align, audit, demo, doctor, keys, migrate, parked, serve, sessions, simulator
 
 HELP = "Records live TRTC rooms, one file per speaker. Most commands ask the service at RECORDER_URL with RECORDER_TOKEN."
 EPILOG = """\
@@ -42,6 +42,7 @@ app.command()(sessions.show)
 app.command()(sessions.results)
 app.command()(sessions.replay)
 app.command()(sessions.resend)
+app.command()(align.align)
 app.command()(serve.serve)
 app.command()(migrate.migrate)
 app.command()(doctor.doctor)

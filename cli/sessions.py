@@ -255,6 +255,13 @@ def _pages(service: client.ServiceClient, limit: int, filters: dict[str, str]) -
     return whole
 
 
+def newest_files(task_id: str) -> list[dict[str, Any]]:
+    """The files in the newest result of a session; none before it has one."""
+    results = _service().session(task_id)["Results"]
+    newest: dict[str, Any] = max(results, key=lambda result: result.get("Revision", 1), default={"Files": []})
+    return [file for file in newest["Files"] if file["RecordFile"]]
+
+
 def _whole_session(service: client.ServiceClient, task_id: str) -> dict[str, Any]:
     """Read all pages of a session's lists, and return them as one answer."""
     whole = service.session(task_id)
