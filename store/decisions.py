@@ -20,7 +20,7 @@ import structlog
 
 from events import codec, requests
 from machine import changes, encryption, errors, failpoints, internal_events, job_key, ports, supervised_task
-from store import connections, database_time, saving, schema, side_by_side, snapshot, statements, unsaved
+from store import connections, database_time, outages, saving, schema, side_by_side, snapshot, statements, unsaved
 from store.sql import Step, Steps
 
 log = structlog.get_logger()
@@ -194,7 +194,9 @@ class Decisions:
         again = []
         for work in batch:
             conflicts = isinstance(error, errors.Conflict) and work.attempts + 1 < MAX_DECISIONS
-            if isinstance(error, errors.DatabaseUnavailable) or (len(batch) == 1 and not conflicts):
+            # A damaged page of one session fails a batch; the other sessions need other pages.
+            away = isinstance(error, errors.DatabaseUnavailable) and not isinstance(error, outages.Damaged)
+            if away or (len(batch) == 1 and not conflicts):
                 _settle(work.done, error)
                 continue
             work.alone = True

@@ -41,6 +41,7 @@ _SQLITE = {
     sqlite3.SQLITE_NOMEM: "There is no memory left for the database ({name}): free memory on this machine.",
     sqlite3.SQLITE_PROTOCOL: "The locks of the database file do not work ({name}): DATA_DIR must be on a local disk.",
 }
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # A row of 16 KiB needs new pages, so a full disk refuses it. Random digits, because PostgreSQL compresses other text.
 _PROBE_BYTES = 8 * 1024
 _INSERT_PROBE = sql.Statement(insert(tables.inbox), "event_id", "at_ms", "answer")
@@ -52,6 +53,16 @@ class ReadOnly(errors.DatabaseUnavailable):
 
     def __init__(self) -> None:
         super().__init__(" ".join((type(self).__doc__ or "").split()), refused=True)
+
+
+class Damaged(errors.DatabaseUnavailable):
+    """Pages of SQLite's file are damaged. Work that needs none of them goes on: what failed is tried alone, and counted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The database file is damaged ({name}): stop the recorder, check the disk of DATA_DIR, and restore a backup"
+            " (docs/operate.md, Restart, upgrade, back up, restore)."
+        )
 
 
 def outage(error: Exception) -> errors.DatabaseUnavailable | None:
@@ -67,8 +78,10 @@ def outage(error: Exception) -> errors.DatabaseUnavailable | None:
     if state[:2] in _CLASSES:
         return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__} (SQLSTATE {state}).")
     code = (getattr(origin, "sqlite_errorcode", None) or 0) & 0xFF
+    name = getattr(origin, "sqlite_errorname", "")
+    if code in _DAMAGED:
+        return Damaged(name)
     if code in _SQLITE:
-        name = getattr(origin, "sqlite_errorname", "")
         return errors.DatabaseUnavailable(_SQLITE[code].format(name=name), refused=True)
     closed = type(origin).__name__ in ("InterfaceError", "InternalClientError") and not isinstance(origin, sqlite3.Error)
     if closed or isinstance(origin, OSError | exc.TimeoutError):
