@@ -89,7 +89,8 @@ class Node:
         await free.measure()
         space = start_checks.SpoolSpace(self.settings, free)
         workers = admission.Admission(self.store, clock=self._clock, alive_ms=2 * self._policy.lease_ms)
-        checks = start_checks.StartChecks(self.settings, work, chain, workers.check if self._distributed else space.check)
+        capacity = workers.check if self._distributed else space.check
+        checks = start_checks.StartChecks(self.settings, work, chain, capacity, self._clock)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
         for part in parts:

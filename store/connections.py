@@ -88,9 +88,10 @@ class Connections:
                 return value
             return await self._servers.run(steps)
         except Exception as error:
-            if outage := await self._noted(error):
-                raise outage from error
-            raise
+            outage = await self._noted(error)
+            if outage is None or outage is error:
+                raise
+            raise outage from error
 
     async def fetch(self, statement: sql.Statement, parameters: sql.Row) -> Sequence[sql.Row]:
         """Run one statement in a transaction of its own."""
@@ -169,9 +170,10 @@ class Connections:
         try:
             yield
         except Exception as error:
-            if outage := await self._noted(error):
-                raise outage from error
-            raise
+            outage = await self._noted(error)
+            if outage is None or outage is error:
+                raise
+            raise outage from error
 
     async def _noted(self, error: Exception) -> errors.DatabaseUnavailable | None:
         """Note the outage behind an error, if there is one. The connections to a read-only server are replaced."""

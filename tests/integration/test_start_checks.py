@@ -125,7 +125,7 @@ class Names(abc.AbstractResolver):
         ("8.8.4.4", ""),
         ("inner.example", "not public (private)"),
         ("typo.example", "no address"),
-        ("slow.example", "not found within"),
+        ("slow.example", "could not be looked up within"),
     ],
 )
 async def test_a_receiver_that_cannot_be_reached(
