@@ -18,6 +18,7 @@ OTHER_MEANING = {
     ("store", "ok"): "the outcome of an audited action",
     ("assembly", "ok"): "the outcome of an audited action",
     ("store", "timeout"): "an option of a database connection",
+    ("media", "error"): "the level of an RTMP status",
 }
 
 
