@@ -189,3 +189,22 @@ async def test_a_header_of_a_codec_that_is_no_more_costs_nothing(tmp_path: Path)
     made = await _transcode(tmp_path, (stale, *flv_source.between(_sound("alaw"), 0, 4_000)))
     _each_second(media_probe.beeps(made.path), 4)
     _each_second(media_probe.flashes(made.path), 4)
+
+
+@pytest.mark.parametrize("indexed", [False, True], ids=["plain", "indexed"])
+async def test_hevc_by_the_id_of_chinese_cdns_is_read(tmp_path: Path, indexed: bool) -> None:
+    """HEVC with the codec id 12 is a picture like HEVC by the enhanced header, in its own size and in step."""
+
+    def by_id(tag: flv.Tag) -> flv.Tag:
+        if tag.kind == flv.AUDIO:
+            return tag
+        frame, packet = tag.payload[0] & 0x70 | 12, tag.payload[0] & 0x0F
+        head = bytes((frame, 0, 0, 0, 0)) if packet == 0 else bytes((frame, 1)) + (b"" if packet == 1 else bytes(3))
+        return replace(tag, payload=head + tag.payload[5:])
+
+    tags = flv_source.content("180x320", 3, video=HEVC)
+    made = await _transcode(tmp_path, [by_id(tag) for tag in tags if tag.is_media or tag.is_sequence_header], indexed=indexed)
+    assert made.unreadable == ()
+    assert _picture(made.path)[3] == (180, 320)
+    _each_second(media_probe.flashes(made.path), 3)
+    _each_second(media_probe.beeps(made.path), 3)
