@@ -55,10 +55,11 @@ async def record(world: World, mode: str, name: int | str) -> tuple[dict[str, An
     return await world.service.finished(task_id), speaker.stream.last_ms / 1000
 
 
-async def test_all_modes_and_rooms(world: World) -> None:
-    """In each mode, in integer and string rooms, the file contains the live stream: beeps and flashes a second apart and
-    together."""
-    await world.serve()
+@pytest.mark.parametrize("capture", ["ffmpeg", "native"])
+async def test_all_modes_and_rooms(world: World, capture: str) -> None:
+    """In each mode, in integer and string rooms, with either capture, the file contains the live stream: beeps and flashes a
+    second apart and together."""
+    await world.serve(CAPTURE=capture)
     finished = await asyncio.gather(*(record(world, mode, name) for mode, name in ROOMS))
     await waiting.until(lambda: all(world.results(name) for _, name in ROOMS), 10, "the callbacks")
     for (mode, name), (session, sent_s) in zip(ROOMS, finished, strict=True):
