@@ -248,7 +248,11 @@ class Capture:
         assert self._tail is not None  # noqa: S101 - _run made it
         loop, grown_ms = asyncio.get_running_loop(), self._tail.grown_ms
         asked_s = loop.time()
-        self._reading = reading = self._reading or asyncio.create_task(file_threads.LIVE.run(self._tail.poll, self._clock()))
+        # In this order: if the process stands still between the two, the difference is too small.
+        machine_ms, now_ms = unix_ms(), self._clock()
+        self._reading = reading = self._reading or asyncio.create_task(
+            file_threads.LIVE.run(self._tail.poll, now_ms, machine_ms - now_ms)
+        )
         if not await self._answered(reading):
             return
         self._reading = None

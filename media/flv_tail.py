@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from machine import capture_progress
@@ -30,15 +29,12 @@ class Tail:
     """Reads the bytes added since the last poll. No packet can have arrived before `spawned_ms`; `behind` says that the last poll
     left bytes for the next one, `lost` that the file, once seen, was deleted, or that its folder is gone."""
 
-    def __init__(
-        self, path: Path, mode: str, *, spawned_ms: int, machine_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
-    ) -> None:
-        """`machine_ms`: the clock that modification times are of."""
+    def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
         self._path = path
         self._timeline = timeline.Timeline(timeline.wanted(mode))
         self._spawned_ms = spawned_ms
         self._looked_ms = spawned_ms
-        self._machine_ms = machine_ms
+        self._ahead_ms = 0
         self._reader: flv.TagReader | None = None
         self._envelope = envelope.Envelope()
         self.progress = capture_progress.CaptureProgress()
@@ -58,13 +54,15 @@ class Tail:
             finally:
                 self._polling.release()
 
-    def poll(self, now_ms: int) -> None:
-        """Read the bytes written so far (blocking). `grown_ms` becomes the wall time of the last growth of any track.
+    def poll(self, now_ms: int, ahead_ms: int = 0) -> None:
+        """Read the bytes written so far (blocking). `grown_ms` becomes the wall time of the last growth of any track. `ahead_ms`:
+        how far the clock of modification times is ahead of that of `now_ms`; too little makes a time late, and never early.
 
         Raises OSError if the file cannot be read.
         """
         with self._polling:
             if not self._closed:
+                self._ahead_ms = ahead_ms
                 self._poll(now_ms)
         if self._closed:
             self.close()
@@ -113,9 +111,8 @@ class Tail:
             self._envelope.add(self._timeline.position_ms, self._written_ms(stat, now_ms))
 
     def _written_ms(self, stat: os.stat_result, now_ms: int) -> int:
-        """When the file was written, on the clock of `now_ms`, from which this machine's clock may differ."""
-        ahead_ms = self._machine_ms() - now_ms
-        return min(max(stat.st_mtime_ns // 1_000_000 - ahead_ms, self._looked_ms), now_ms)
+        """When the file was written, on the clock of `now_ms`."""
+        return min(max(stat.st_mtime_ns // 1_000_000 - self._ahead_ms, self._looked_ms), now_ms)
 
     def _first_ms(self, written_ms: int) -> int:
         known = self.progress.first_packet_ms

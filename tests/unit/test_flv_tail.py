@@ -20,8 +20,8 @@ def test_times_do_not_depend_on_this_machines_clock(tmp_path: Path, ahead_ms: in
     path = flv_source.write(tmp_path / "1.flv", tags)
     written_ns = (NOW_MS + ahead_ms - 400) * 1_000_000
     os.utime(path, ns=(written_ns, written_ns))
-    tail = flv_tail.Tail(path, "00", spawned_ms=NOW_MS - 5_000, machine_ms=lambda: NOW_MS + ahead_ms)
-    tail.poll(NOW_MS)
+    tail = flv_tail.Tail(path, "00", spawned_ms=NOW_MS - 5_000)
+    tail.poll(NOW_MS, ahead_ms)
     tail.close()
     assert (tail.progress.last_packet_ms, tail.progress.first_packet_ms) == (NOW_MS - 400, NOW_MS - 400 - 980)
     at_ms, time_ms = tail.progress.anchors.points[-1]
