@@ -310,6 +310,8 @@ class Capture:
             return Reason.DISK_FULL, meanings[ffmpeg_log.Meaning.DISK_FULL]
         if _NEW_TRACK[self._spec.mode] & meanings.keys():
             return Reason.NEW_TRACK, "Another track began just before the stream ended."
+        if ffmpeg_log.Meaning.TIME_JUMP in meanings:
+            return Reason.ERROR, f"The source's timestamps jumped: {meanings[ffmpeg_log.Meaning.TIME_JUMP]}"
         if self._code < 0:
             return Reason.ERROR, f"ffmpeg was killed by signal {-self._code}."
         if self._tail.grown_ms is not None:
