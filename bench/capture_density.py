@@ -59,6 +59,7 @@ def main() -> None:
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    quiet = noise.Noise()
     source.encoded(given.folder)
     place = given.folder.absolute()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=place) as folder, serving(Path(folder), place) as url:
@@ -68,11 +69,11 @@ def main() -> None:
                 for way in given.ways
                 if count <= MOST_FFMPEGS or way.startswith("native")
             ]
-            print(json.dumps(rows[-len(given.ways) :]), flush=True)
     shown = [[f"{row['streams']} × {row['way']}", *(f"{row[name]:g}" for name in NAMES)] for row in rows]
     print(noise.table(["streams of 1.5 Mbit/s", *NAMES], shown))
+    print(quiet)
     if given.write:
-        RESULTS.write_text(json.dumps({"seconds": given.seconds, "rows": rows}, indent=1) + "\n", "utf-8")
+        RESULTS.write_text(json.dumps({"seconds": given.seconds, "load": str(quiet), "rows": rows}, indent=1) + "\n", "utf-8")
 
 
 NAMES = ("cpu_ms", "pss_mib", "lag_p99_ms", "lacking")
