@@ -94,9 +94,9 @@ def of_row(table: str, row_id: str) -> Attention:
     )
 
 
-def of_sessions(rule: str, count: int, *, more: bool = False) -> Attention:
-    """The finding that a rule of stuck sessions holds for `count` sessions, or more."""
-    number = f"{count} or more sessions" if more else "1 session" if count == 1 else f"{count} sessions"
+def of_sessions(rule: str, count: int) -> Attention:
+    """The finding that a rule of stuck sessions holds for `count` sessions."""
+    number = "1 session" if count == 1 else f"{count} sessions"
     return Attention(
         cause=rule, why=f"{number} cannot continue without you.", next="`recorder sessions --stuck` has the reasons."
     )

@@ -52,7 +52,6 @@ class NativeCapture:
         self._spawned = asyncio.Event()
         self._stopping = self._announced = self._paused = self._began = False
         self._base_s = self._alive_s = 0.0
-        self._end: pull.End | None = None
         self._verdict: tuple[Reason, str] | None = None
         self._writer: segment_writer.SegmentWriter | None = None
         self._pull: pull.Pull | None = None

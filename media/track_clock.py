@@ -31,6 +31,8 @@ _STOOD_MS = 200.0
 _LEARN, _MOST_LEARNT = 0.1, 3
 WINDOW_MS = 2_000.0
 _LOOK_MS = 30_000.0
+# A hostile stream begins a stretch with each packet: only so many are looked at for the next one.
+_MOST_LOOKED = 200
 # Arrivals of many packets give their envelope this exactly; those of a few packets less.
 _EXACT_MS, _ROUGH_MS, _FEW = 120.0, 300.0, 6
 # A claim that lies this close to the envelope needs no better one.
@@ -268,7 +270,7 @@ def _claimed_ms(stretch: Stretch, before: Stretch, shift_ms: float) -> float | N
 def _tail_ms(run: list[Stretch]) -> float:
     """The least delay of the run's latest half minute, on its axis."""
     least_ms, ends_ms = float("inf"), run[-1].ends_ms
-    for stretch in reversed(run):
+    for stretch in itertools.islice(reversed(run), _MOST_LOOKED):
         for at_ms, delay_ms in reversed(stretch.knots):
             if least_ms < float("inf") and ends_ms - stretch.at_ms - at_ms > _LOOK_MS:
                 return least_ms
@@ -280,7 +282,7 @@ def _least_ms(stretches: list[Stretch], number: int) -> float:
     """The least delay of a stretch, and of those behind it that begin only because packets came late: after an interruption of
     the network, media that was held back arrives for a while."""
     first, least_ms, ahead_ms = stretches[number], float("inf"), 0.0
-    for stretch in itertools.islice(stretches, number, None):
+    for stretch in stretches[number : number + _MOST_LOOKED]:
         if stretch is not first and (not stretch.late or stretch.begin_ms - first.begin_ms > _LOOK_MS):
             break
         for at_ms, delay_ms in stretch.knots:

@@ -6,6 +6,7 @@ Rule: the database is read at most once in `EVERY_S`, however often somebody ask
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,8 @@ from web import dependencies, stuck_sessions
 EVERY_S = 1.0
 # Rows that cannot be read and stuck sessions are searched less often, because many rows are read for it.
 ROWS_EVERY_S = 10.0
-STUCK = 20
+# A look reads so many times CANDIDATES sessions.
+ROUNDS = 5
 
 log = structlog.get_logger()
 
@@ -31,6 +33,8 @@ class AttentionWatch:
         self._found: Sequence[attention.Attention] = ()
         self._rows: Sequence[attention.Attention] = ()
         self._stuck: Sequence[attention.Attention] = ()
+        self._rules: collections.Counter[str] = collections.Counter()
+        self._before = ""
         self._until_s = self._rows_until_s = self._stuck_until_s = 0.0
         self._alive: frozenset[str] = frozenset()
 
@@ -48,18 +52,26 @@ class AttentionWatch:
         ]
 
     async def look_at_all(self) -> Sequence[attention.Attention]:
-        """`look`, and a finding for each rule that holds for some session, at most ROWS_EVERY_S old."""
+        """`look`, and a finding for each rule that holds for some session. Many sessions are read in several looks."""
         found, alive = await self.look(), await self.alive()
         async with self._turn:
             now_s = asyncio.get_running_loop().time()
             if now_s >= self._stuck_until_s:
-                listed, more = await stuck_sessions.page(self._api, alive, limit=STUCK)
-                rules = [reason.rule for _, reasons in listed for reason in {r.rule: r for r in reasons}.values()]
-                stuck = [attention.of_sessions(rule, rules.count(rule), more=bool(more)) for rule in sorted(set(rules))]
-                self._stuck = self._told(self._stuck, stuck)
-                # While there is one, its end is looked for at once.
-                self._stuck_until_s = now_s + (EVERY_S if stuck else ROWS_EVERY_S)
+                await self._read_sessions(alive)
+                done_and_none = not self._before and not self._stuck
+                self._stuck_until_s = now_s + (ROWS_EVERY_S if done_and_none else EVERY_S)
         return [*found, *self._stuck]
+
+    async def _read_sessions(self, alive: frozenset[str] | None) -> None:
+        """Read the next sessions. After the last ones, what was found since the first ones counts."""
+        limit = ROUNDS * stuck_sessions.CANDIDATES
+        listed, self._before = await stuck_sessions.page(self._api, alive, limit=limit, before=self._before, rounds=ROUNDS)
+        for _, reasons in listed:
+            self._rules.update({reason.rule for reason in reasons})
+        if not self._before:
+            stuck = [attention.of_sessions(rule, count) for rule, count in sorted(self._rules.items())]
+            self._stuck = self._told(self._stuck, stuck)
+            self._rules.clear()
 
     async def alive(self) -> frozenset[str] | None:
         """The nodes that send heartbeats; None where there are no others."""

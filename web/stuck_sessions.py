@@ -16,11 +16,18 @@ Found = list[tuple[model.Session, list[stuck.StuckFinding]]]
 
 
 async def page(
-    api: dependencies.Api, alive: Container[str] | None, *, limit: int, before: str = "", filters: Mapping[str, Any] | None = None
+    api: dependencies.Api,
+    alive: Container[str] | None,
+    *,
+    limit: int,
+    before: str = "",
+    filters: Mapping[str, Any] | None = None,
+    rounds: int = MAX_ROUNDS,
 ) -> tuple[Found, str]:
-    """At most `limit` of them, newest first, and the `before` of the page after it. `alive`: the nodes that send heartbeats."""
+    """At most `limit` of them, newest first, and the `before` of the page after it. `alive`: the nodes that send heartbeats;
+    `rounds`: how often CANDIDATES are read."""
     found: Found = []
-    for _ in range(MAX_ROUNDS):
+    for _ in range(rounds):
         candidates = await api.queries.sessions(**filters or {}, maybe_stuck=True, before=before, limit=CANDIDATES)
         for snapshot in await snapshots(api, candidates, alive):
             reasons = stuck.findings(snapshot)
