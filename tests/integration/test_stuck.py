@@ -14,7 +14,7 @@ from tests import engines, transactions, waiting
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
 from tests.integration.test_commands import run
-from web import attention_watch
+from web import attention_watch, stuck_sessions
 
 MINUTE_MS = 60_000
 
@@ -182,6 +182,20 @@ async def test_rules_of_stuck_sessions_are_warnings_too(service: Service, monkey
     async with service.store.connections.write() as connection:
         await connection.execute(sqlalchemy.text("UPDATE recordings SET files_removed = :yes"), {"yes": True})
     assert (await told(service))[2] == [f"tried-often: 2 sessions {why}"]
+
+
+async def test_many_sessions_are_read_in_several_looks(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stuck session behind healthy ones is found, although one look reads only two sessions."""
+    monkeypatch.setattr(attention_watch, "EVERY_S", 0.0)
+    monkeypatch.setattr(attention_watch, "ROUNDS", 1)
+    monkeypatch.setattr(stuck_sessions, "CANDIDATES", 2)
+    failed = await started(service)
+    await service.failed_recording(failed)
+    for room in range(2, 7):
+        await speaking(service, room)
+    seen = [(await told(service))[2] for _ in range(5)]
+    assert seen[0] == []
+    assert seen[-1] == ["failed-kept: 1 session cannot continue without you. `recorder sessions --stuck` has the reasons."]
 
 
 async def test_the_list_counts_each_session_by_itself(service: Service) -> None:
