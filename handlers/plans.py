@@ -95,7 +95,7 @@ def _room(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     there = [s.task_id for room in rooms for s in snapshot.sessions_in(room)]
     if event.type == "room-destroyed":
         yield [("recordings", (task_id,)) for task_id in there]
-    elif event.type in ("user-publishing", "user-unpublished", "user-left"):
+    elif event.type in ("user-publishing", "user-unpublished", "user-entered", "user-left"):
         yield [("recordings_of", (task_id, user)) for task_id in there]
 
 

@@ -45,8 +45,12 @@ def user_unpublished(uow: unit_of_work.UnitOfWork) -> None:
 
 
 def user_entered(uow: unit_of_work.UnitOfWork) -> None:
-    """An anchor entered: noted."""
-    room = _calling_room(uow)
+    """An anchor entered: noted. If the speaker was believed to publish already, a leaving was never reported."""
+    room, data = _calling_room(uow), uow.event.data
+    for current in uow.snapshot.sessions_in(room):
+        for value in uow.recordings_of(current.task_id, data["UserId"]):
+            if value.state in states.CAPTURING:
+                uow.note_published(value, value.published.entered(data["EventMs"]))
     _note_speaker(uow, room, "noted: an anchor entered")
 
 

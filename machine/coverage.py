@@ -50,8 +50,9 @@ def of(recording: model.Recording) -> Coverage:
     output = recording.output
     if output is None:
         return Coverage()
-    known = recording.published.known()
-    missing = _missing(known, list(output.live))
+    live = list(output.live)
+    known = recording.published.known(live)
+    missing = _missing(known, live)
     missing_ms = max(published.total_ms(missing), output.lost_ms)
     most_ms = max(MOST_MISSING_MS, published.total_ms(known) * MOST_MISSING_SHARE)
     return Coverage(

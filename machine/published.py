@@ -1,31 +1,35 @@
 """The time in which a speaker was known to publish: spans of Unix ms.
 
 Rules: TRTC's callbacks tell it. Where none came, the recorder knows it from its own pulls: while media arrived, and between two
-pulls if the first one did not end with the stream. Values only; callbacks may be late, repeated and out of order.
+pulls if the first one did not end with the stream. A speaker who enters was not in the room just before: if no callback told of
+the leaving, it was published for as long as media came. Values only; callbacks may be late, repeated and out of order.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 Span = tuple[int, int]
 # For a speaker who switches a track on and off more often than this, the shortest pauses count as published time.
 MOST_SPANS = 512
+# TRTC's clock and ours differ by less: media that begins so shortly before an entry came after it.
+_NEAR_MS = 2_000
 _STILL = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """`spans`: (from, to), in order; `to` is 0 while the speaker publishes. `first_ms` and `left_ms`: the first publishing and
-    the last leaving that callbacks reported; 0: none. `bridged`: the last pull ended through a fault. `until_ms`: when the
-    capture was to end; 0: not yet."""
+    the last leaving that callbacks reported; 0: none. `entries_ms`: when the speaker entered though believed to publish.
+    `bridged`: the last pull ended through a fault. `until_ms`: when the capture was to end; 0: not yet."""
 
     spans: tuple[Span, ...] = ()
     first_ms: int = 0
     left_ms: int = 0
+    entries_ms: tuple[int, ...] = ()
     bridged: bool = False
     until_ms: int = 0
 
@@ -62,6 +66,12 @@ class Published:
         """A callback reports that the speaker left."""
         return replace(self.switched_off(at_ms), left_ms=at_ms)
 
+    def entered(self, at_ms: int) -> Published:
+        """A callback reports that the speaker entered the room."""
+        if at_ms in self.entries_ms or not any(a < at_ms and (b == _STILL or at_ms < b) for a, b in self.spans):
+            return self
+        return replace(self, entries_ms=tuple(sorted((*self.entries_ms, at_ms))[-MOST_SPANS:]))
+
     def pulled(self, from_ms: int, to_ms: int, *, by_fault: bool) -> Published:
         """A pull brought media. `by_fault`: it did not end with the stream."""
         if self.first_ms:
@@ -77,16 +87,17 @@ class Published:
         """The capture is to end: nothing after this is missing."""
         return self if self.until_ms else replace(self, until_ms=at_ms)
 
-    def known(self) -> list[Span]:
-        """The spans, ended where the capture was to end."""
+    def known(self, live: Sequence[Span] = ()) -> list[Span]:
+        """The spans, ended where the capture was to end, without the time between `live` media and an entry after it."""
         until_ms = self.until_ms or max((max(span) for span in self.spans), default=0)
         ended = [(a, min(b or until_ms, until_ms)) for a, b in self.spans]
-        return [(a, b) for a, b in ended if b > a]
+        return without([(a, b) for a, b in ended if b > a], [_before(at_ms, live) for at_ms in self.entries_ms])
 
     def to_json(self) -> dict[str, Any]:
         """The form in the database."""
         times = {"FirstMs": self.first_ms, "LeftMs": self.left_ms, "UntilMs": self.until_ms}
-        return {"Spans": [list(span) for span in self.spans], "Bridged": self.bridged, **times}
+        entries = {"EntriesMs": list(self.entries_ms)}
+        return {"Spans": [list(span) for span in self.spans], "Bridged": self.bridged, **entries, **times}
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Published:
@@ -95,6 +106,7 @@ class Published:
             spans=tuple((int(a), int(b)) for a, b in body["Spans"]),
             first_ms=body["FirstMs"],
             left_ms=body["LeftMs"],
+            entries_ms=tuple(body.get("EntriesMs", ())),  # not in rows of the first release
             bridged=body["Bridged"],
             until_ms=body["UntilMs"],
         )
@@ -108,6 +120,13 @@ def _bounded(spans: tuple[Span, ...]) -> tuple[Span, ...]:
         return spans
     at = min(range(1, len(spans)), key=lambda i: spans[i][0] - spans[i - 1][1])
     return (*spans[: at - 1], (spans[at - 1][0], spans[at][1]), *spans[at + 1 :])
+
+
+def _before(entry_ms: int, live: Sequence[Span]) -> Span:
+    """From the last media before an entry to the entry, or to the media that followed it by another clock."""
+    last_ms = max((b for a, b in live if a < entry_ms - _NEAR_MS), default=0)
+    to_ms = min((a for a, _ in live if entry_ms - _NEAR_MS <= a < entry_ms), default=entry_ms)
+    return last_ms, max(last_ms, to_ms)
 
 
 def total_ms(spans: list[Span]) -> int:

@@ -157,6 +157,21 @@ async def test_what_is_only_noted_moves_nothing(harness: decider_harness.Harness
     assert "noted" in await harness.notes(task_id)
 
 
+async def test_an_entry_is_noted_where_the_speaker_was_believed_to_publish(harness: decider_harness.Harness) -> None:
+    """A lesson's end that was never reported: the next session believes the speaker to be there until she enters."""
+    await harness.publish()
+    harness.clock.advance(3_600_000)
+    task_id = await harness.start()
+    opened_ms = harness.clock()
+    harness.clock.advance(600_000)
+    await harness.trtc("user-entered", "al", Role=20)
+    await harness.publish()
+    harness.clock.advance(60_000)
+    await harness.say("stop", TaskId=task_id)
+    told = (await harness.recording(f"{task_id}/al/1")).published
+    assert told.known([(opened_ms + 600_500, opened_ms + 660_000)]) == [(opened_ms + 600_000, opened_ms + 660_000)]
+
+
 async def test_events_that_do_not_concern_anybody_are_harmless(harness: decider_harness.Harness) -> None:
     """Callbacks about rooms without a session, outcomes about unknown jobs, deadlines that are spent: nothing happens."""
     await harness.publish(RoomId=5)

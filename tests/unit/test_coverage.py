@@ -60,6 +60,30 @@ def test_the_time_before_the_session_is_nobody_s() -> None:
     assert results.file_entry(value)["PublishedTime"] == codec.iso(BEGAN_MS - 600_000)
 
 
+@pytest.mark.parametrize(
+    ("entered_s", "live", "missing_s", "partial"),
+    [
+        ([30], [(30.4, 60)], 0, False),  # believed there since an earlier lesson, whose end was never reported
+        ([30], [(28.9, 60)], 0, False),  # TRTC's clock is ahead of ours
+        ([30], [(37, 60)], 7, True),
+        ([40], [(0, 15), (40.2, 60)], 0, False),  # a leaving was never reported
+        ([20, 40], [(0, 15), (30, 35), (41, 60)], 11, True),
+        ([70], [(0, 15)], 0, False),  # back only after the recording was stopped
+        ([10], [(0, 60)], 0, False),  # only the connection was renewed
+        ([], [(30, 60)], 30, True),
+    ],
+)
+def test_an_entry_ends_what_was_believed_before(
+    entered_s: list[int], live: list[tuple[float, float]], missing_s: float, partial: bool
+) -> None:
+    """Who enters was away just before: since the last media, nothing that a stale callback told of is missing."""
+    told = CALLED
+    for second in entered_s:
+        told = told.entered(BEGAN_MS + second * 1000).switched_on(BEGAN_MS + second * 1000 + 50, BEGAN_MS)
+    found = coverage.of(_recording(told.stopped(BEGAN_MS + 60_000), *live))
+    assert (found.missing_ms / 1000, found.partial) == (missing_s, partial)
+
+
 def test_without_callbacks_the_pulls_tell() -> None:
     """A gap after a fault is missing; after the end of the stream nobody knows."""
     told = published.UNKNOWN
@@ -92,7 +116,7 @@ def test_published_time_is_media_or_told(seed: int) -> None:
         at_ms += chance.randint(1, 60_000)
         told = told.switched_on(at_ms, BEGAN_MS + 20_000)
         at_ms += chance.randint(1, 60_000)
-        told = chance.choice([told.switched_off, told.left, lambda _, told=told: told])(at_ms)
+        told = chance.choice([told.switched_off, told.left, told.entered, lambda _, told=told: told])(at_ms)
     told = told.stopped(at_ms + 30_000)
     live, moment_s = [], chance.uniform(0, 30)
     for _ in range(chance.randint(1, 10)):
@@ -100,8 +124,8 @@ def test_published_time_is_media_or_told(seed: int) -> None:
         live.append((moment_s, until_s))
         moment_s = until_s + chance.choice([0.3, 3, 30]) * chance.random()
     value = _recording(told, *live)
-    found, known = coverage.of(value), told.known()
     assert value.output is not None
+    found, known = coverage.of(value), told.known(value.output.live)
     media_ms = sum(max(0, min(b, d) - max(a, c)) for a, b in known for c, d in value.output.live)
     rest_ms = published.total_ms(known) - media_ms - found.missing_ms
     assert 0 <= rest_ms <= 500 * (len(known) + len(live))
@@ -113,8 +137,10 @@ def test_spans_survive_their_column(seed: int) -> None:
     """Also of a speaker who switches a track on and off for hours, in a bounded number of spans."""
     chance, told = random.Random(seed), published.UNKNOWN
     for step in range(chance.choice([3, 1_500])):
-        told = told.switched_on(BEGAN_MS + step * 2_000, BEGAN_MS).switched_off(BEGAN_MS + step * 2_000 + 1_000)
-    assert len(told.spans) <= published.MOST_SPANS
+        told = told.switched_on(BEGAN_MS + step * 2_000, BEGAN_MS)
+        told = told.entered(BEGAN_MS + step * 2_000 + 500).switched_off(BEGAN_MS + step * 2_000 + 1_000)
+    assert 0 < len(told.spans) <= published.MOST_SPANS
+    assert 0 < len(told.entries_ms) <= published.MOST_SPANS
     assert published.Published.from_json(told.to_json()) == told
 
 
