@@ -57,11 +57,18 @@ class Layout:
         self.live: list[tuple[int, int]] = []
 
     def add(self, sounds: Sequence[Sounding], spans: Iterable[placement.Span]) -> SegmentLayout:
-        """Append the spans of one segment, whose audio has these runs."""
+        """Append the spans of one segment, in their order, whose audio has these runs, in the order of their beginnings."""
         made = SegmentLayout(begin_ms=self.at_ms)
+        # A hostile stream has 100,000 of both: each span looks only at the runs that reach into it.
+        heard: list[Sounding] = []
+        following = 0
         for span in spans:
+            while following < len(sounds) and sounds[following][0] < span.to_ms:
+                heard.append(sounds[following])
+                following += 1
+            heard = [sounding for sounding in heard if sounding[1] > span.from_ms]
             self._skip_to(span.from_ms)
-            self._span(made, sounds, span)
+            self._span(made, heard, span)
         made.end_ms = self.at_ms
         return made
 
@@ -84,13 +91,12 @@ class Layout:
             begin_media_ms, begin_at_ms = _media_at(points, begin_ms), self.at_ms
             self._point(made, begin_ms, self.at_ms)
             until_ms = min(to_ms, span.to_ms)
-            for live_ms, media_ms in points:
-                if begin_ms < live_ms < until_ms:
-                    at_ms = begin_at_ms + media_ms - begin_media_ms
-                    self._point(made, live_ms, at_ms)
-                    if at_ms - anchored_ms >= ANCHOR_EVERY_MS:
-                        anchored_ms = at_ms
-                        self.anchors.append((round(at_ms), round(live_ms)))
+            for live_ms, media_ms in points[bisect.bisect_right(points, (begin_ms, float("inf"))) : _before(points, until_ms)]:
+                at_ms = begin_at_ms + media_ms - begin_media_ms
+                self._point(made, live_ms, at_ms)
+                if at_ms - anchored_ms >= ANCHOR_EVERY_MS:
+                    anchored_ms = at_ms
+                    self.anchors.append((round(at_ms), round(live_ms)))
             self.at_ms = begin_at_ms + max(0.0, _media_at(points, until_ms) - begin_media_ms)
             self._point(made, until_ms, self.at_ms)
             now_ms = until_ms
@@ -125,6 +131,11 @@ def union(tracks: Iterable[placement.Track]) -> list[placement.Span]:
         else:
             found.append(placement.Span(from_ms=span.from_ms, to_ms=span.to_ms))
     return found
+
+
+def _before(points: Sequence[tuple[float, float]], live_ms: float) -> int:
+    """How many of the points are live before this time."""
+    return bisect.bisect_left(points, (live_ms, float("-inf")))
 
 
 def _media_at(points: Sequence[tuple[float, float]], live_ms: float) -> float:
