@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests import run_folders
 
 ROOT = Path(__file__).parent.parent
 # The first migration after the release. The release is the commit before the one that added it.
@@ -37,9 +39,8 @@ def v010() -> Release:
     commit = _git("rev-parse", "--verify", "--quiet", f"{added[-1]}^") if added else ""
     if not commit:
         return Release(ROOT, sys.executable, f"the history does not reach back to 0.1.0, the commit before {NEXT_MIGRATION}")
-    folder = tempfile.TemporaryDirectory(prefix="recorder-0.1.0-")
-    atexit.register(folder.cleanup)
-    root = Path(folder.name)
+    root = run_folders.make("0.1.0")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     with subprocess.Popen(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE) as archive:
         subprocess.run(["tar", "x"], cwd=root, stdin=archive.stdout, check=True)
     if all((root / lock).read_bytes() == (ROOT / lock).read_bytes() for lock in LOCKS):

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import functools
 import itertools
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -25,7 +24,7 @@ import asyncpg
 from machine import encryption
 from store import connections, queries
 from store import store as stores
-from tests import postgres
+from tests import postgres, run_folders
 from tests.simulated import dictionary, dictionary_tables
 
 NAMES = ("sqlite", "postgresql")
@@ -117,9 +116,9 @@ def reader(store: Any) -> Any:
 
 def fast_folder() -> tempfile.TemporaryDirectory[str]:
     """A temporary folder in memory if the system has one: durable writes cost nothing there."""
-    memory = Path("/dev/shm")
-    where = str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None
-    return tempfile.TemporaryDirectory(prefix="recorder-test-", dir=where)
+    made = tempfile.TemporaryDirectory(prefix=f"{run_folders.PREFIX}test-", dir=run_folders.in_memory())
+    run_folders.mark(Path(made.name))
+    return made
 
 
 @functools.cache

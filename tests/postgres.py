@@ -13,12 +13,11 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests import certificates, ports, waiting
+from tests import certificates, ports, run_folders, waiting
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
 START_LIMIT_S = 30.0
@@ -33,7 +32,7 @@ class Server:
         if not BINARIES:
             raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
         self._bin = BINARIES[-1]
-        self._folder = Path(tempfile.mkdtemp(prefix="recorder-postgres-"))
+        self._folder = run_folders.make("postgres")
         self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)

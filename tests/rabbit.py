@@ -18,13 +18,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests import certificates, ports, process_freeze, waiting
+from tests import certificates, ports, process_freeze, run_folders, waiting
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_LIMIT_S = 90.0
@@ -57,7 +56,7 @@ class Broker:
         """`cluster`: the names of all nodes of its cluster; `beside`: the node whose port mapper it uses."""
         if not SCRIPT.exists():
             raise RuntimeError("RabbitMQ is not installed: apt-get install rabbitmq-server")
-        self._folder = Path(tempfile.mkdtemp(prefix="recorder-rabbit-"))
+        self._folder = run_folders.make("rabbit")
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
