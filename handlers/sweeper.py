@@ -62,7 +62,7 @@ class Sweeper:
         self._queued_ms = 0.0
         # The database's time of the last heartbeat.
         self._seen_ms = 0
-        self._told_ms = float("-inf")
+        self._told_ms, self._told_skew_ms = float("-inf"), 0
         self.sweep = supervised_task.SupervisedTask("sweeper", self._run)
         self.cleaning = supervised_task.SupervisedTask("cleaning", self._run_cleaning)
 
@@ -93,14 +93,17 @@ class Sweeper:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Sleep until the next deadline, at most IDLE_MS. A transaction of this process may arm an earlier one, which ends the
-        sleep after POLL_MS."""
-        rest_ms = max(
-            min(self._next_ms - self._clock.monotonic_ms(), supervised_task.jittered_s(IDLE_MS / 1000) * 1000), MIN_PAUSE_MS
-        )
+        """Sleep until the next round. A transaction of this process may arm an earlier deadline, which ends the sleep after
+        POLL_MS."""
+        rest_ms = self._rest_ms()
         await asyncio.sleep(min(rest_ms, POLL_MS) / 1000)
         if rest_ms > POLL_MS:
             await supervised_task.pause(self._store.armed, (rest_ms - POLL_MS) / 1000)
+
+    def _rest_ms(self) -> float:
+        """The time until the next deadline that is known, at most about IDLE_MS."""
+        idle_ms = supervised_task.jittered_s(IDLE_MS / 1000) * 1000
+        return max(min(self._next_ms - self._clock.monotonic_ms(), idle_ms), MIN_PAUSE_MS)
 
     async def run_once(self) -> None:
         """Run one round: a heartbeat if it is due, then the sweep."""
@@ -130,8 +133,10 @@ class Sweeper:
         self._tell_skew(skew_ms, began_ms)
 
     def _tell_skew(self, skew_ms: int, now_ms: float) -> None:
-        if abs(skew_ms) >= database_clock.OFF_MS and now_ms >= self._told_ms + TELL_SKEW_EVERY_MS:
-            self._told_ms = now_ms
+        """Tell that this machine's clock is off: when it is set, and now and then."""
+        was_set = abs(skew_ms - self._told_skew_ms) >= database_clock.OFF_MS
+        if abs(skew_ms) >= database_clock.OFF_MS and (was_set or now_ms >= self._told_ms + TELL_SKEW_EVERY_MS):
+            self._told_ms, self._told_skew_ms = now_ms, skew_ms
             log.warning("node.clock_off", node=self._node, skew_ms=skew_ms, hint="Set this machine's clock by NTP.")
 
     async def _sweep(self) -> None:

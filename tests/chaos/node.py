@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,17 @@ class Harness:
 
 
 def skew_clock(skews: list[list[float]]) -> None:
-    """Let this process see a machine whose clock is off, and is set at some moments: the time and the times of files."""
-    began_s, time_ns, stat, fstat = time.monotonic(), time.time_ns, os.stat, os.fstat
+    """Let this process see a machine whose clock is off, and is set at some moments."""
+    began_s = time.monotonic()
+    set_clock(lambda: [ms for after_s, ms in skews if after_s <= time.monotonic() - began_s][-1])
+
+
+def set_clock(ahead_ms: Callable[[], float]) -> None:
+    """Let this process see a machine whose clock is so far ahead at each moment: the time and the times of files."""
+    time_ns, stat, fstat = time.time_ns, os.stat, os.fstat
 
     def ahead_ns() -> int:
-        return [round(ms * 1_000_000) for after_s, ms in skews if after_s <= time.monotonic() - began_s][-1]
+        return round(ahead_ms() * 1_000_000)
 
     def moved(found: os.stat_result) -> os.stat_result:
         names = [name for name in dir(found) if name.startswith("st_")]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import structlog
 from sqlalchemy import insert
 
 from events import codec
@@ -22,6 +23,7 @@ SESSION = job_key.SessionKey(examples.TASK)
 SKEWS_MS = [-model.HOUR, -40_000, 1_000, model.HOUR]
 # Longer than any pause of a busy machine.
 LONG_MS = 10 * model.MINUTE
+TOLD_WITHIN_MS = 10_000
 
 
 @pytest.fixture(params=SKEWS_MS)
@@ -118,14 +120,14 @@ class Machines:
     def __init__(self, store: stores.Store, clock: engines.Clock) -> None:
         self.clock = clock
         self.passed = engines.Clock()
-        self.machine = engines.Clock()
+        self.machine, self.other = engines.Clock(), engines.Clock()
         node = database_clock.DatabaseClock(self.machine, self.passed)
-        other = database_clock.DatabaseClock(engines.Clock(), self.passed)
+        other = database_clock.DatabaseClock(self.other, self.passed)
         self.nodes = [sweeper.Sweeper(store, node=n, policy=POLICY, clock=c) for n, c in (("a", node), ("b", other))]
 
     def advance(self, ms: int) -> None:
         """Let `ms` pass on all clocks."""
-        for each in (self.clock, self.passed, self.machine):
+        for each in (self.clock, self.passed, self.machine, self.other):
             each.advance(ms)
 
     async def rounds(self, count: int) -> None:
@@ -154,11 +156,17 @@ async def _said(store: stores.Store) -> list[str]:
 async def test_a_machine_whose_clock_is_set(
     machines: Machines, store: stores.Store, database: engines.Database, step_ms: int
 ) -> None:
-    """Its heartbeats go on, nothing is moved, and what is due is published."""
+    """Its heartbeats go on, nothing is moved, and what is due is published. The log reports each step once, within ten seconds,
+    and so does the node's row."""
     async with transactions.opened(store) as tx:
         tx.arm(SESSION, "idle", machines.clock() + model.MINUTE)
-    machines.machine.advance(step_ms)
-    await machines.rounds(2)
+    for times in (1, 2):
+        machines.machine.advance(step_ms)
+        with structlog.testing.capture_logs() as lines:
+            await machines.rounds(TOLD_WITHIN_MS // sweeper.HEARTBEAT_MS)
+        told = [(line["node"], line["skew_ms"]) for line in lines if line["event"] == "node.clock_off"]
+        assert told == [("a", times * step_ms)]
+        assert dict(database.ask("SELECT node, skew_ms FROM nodes")) == {"a": times * step_ms, "b": 0}
     assert dict(database.ask("SELECT node, seen_ms FROM nodes"))["a"] == machines.clock()
     assert await _said(store) == []
     await machines.rounds(model.MINUTE // sweeper.HEARTBEAT_MS)

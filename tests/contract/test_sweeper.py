@@ -15,7 +15,7 @@ from handlers import sweeper
 from machine import database_clock, job_key, model
 from store import store as stores
 from store import tables
-from tests import engines, examples, transactions
+from tests import engines, examples, transactions, waiting
 
 POLICY = model.Policy(lease_ms=examples.LEASE_MS)
 AWAY_MS = model.HOUR
@@ -256,26 +256,83 @@ async def test_an_idle_sweeper_reads_once_a_second(
 ) -> None:
     """While nothing is due, its pauses are a second and more, and differ. A deadline that it knows ends a pause in time, and
     so does a transaction of this process."""
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    async def wait(event: asyncio.Event, seconds: float) -> None:
-        assert event is store.armed
-        pauses[-1] += seconds
-
-    monkeypatch.setattr(sweeper.asyncio, "sleep", sleep)
-    monkeypatch.setattr(sweeper.supervised_task, "pause", wait)
     made = _sweeper(store, clock)
+    pauses_ms = []
     for _ in range(8):
         await made.run_once()
-        await made._pause()
-    assert min(pauses) >= 1
-    assert len(set(pauses)) > 1
-    store.armed.clear()
-    await _arm(store, clock() + 400, OWNER)
-    assert store.armed.is_set()
+        pauses_ms.append(made._rest_ms())
+    assert 1_000 <= min(pauses_ms) <= max(pauses_ms) <= 2_000
+    assert len(set(pauses_ms)) > 1
+    monkeypatch.setattr(sweeper, "IDLE_MS", model.HOUR)
     await made.run_once()
-    await made._pause()
-    assert pauses[-1] == pytest.approx(0.4)
+    store.armed.clear()
+    pause = asyncio.create_task(made._pause())
+    await _arm(store, clock() + 400, OWNER)
+    async with waiting.at_most(20):
+        await pause
+    await made.run_once()
+    assert made._rest_ms() == 400
+
+
+async def test_a_failed_round_is_followed_by_the_next(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database fails in two rounds: the sweep goes on, and publishes what was due meanwhile. It judges leases only after it
+    has been connected for a lease again."""
+    monkeypatch.setattr(sweeper, "RETRY_MS", 10)
+    monkeypatch.setattr(sweeper, "IDLE_MS", 10)
+    made = _sweeper(store, clock)
+    await made.run_once()
+    clock.advance(sweeper.HEARTBEAT_MS)
+    await _live(store, clock)
+    await _arm(store, clock(), OWNER)
+    for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 1):
+        await made._beat()
+        clock.advance(sweeper.HEARTBEAT_MS)
+    failed = 0
+    real = store.deadlines.due
+
+    async def fails_twice(*args: Any, **more: Any) -> Any:
+        nonlocal failed
+        failed += 1
+        if failed <= 2:
+            raise OSError("the database restarts")
+        return await real(*args, **more)
+
+    monkeypatch.setattr(store.deadlines, "due", fails_twice)
+    await made.start()
+    ended = made.sweep.failed
+    assert ended is not None
+    try:
+        await waiting.until(lambda: failed > 3 or ended.done(), what="the rounds after the failed ones")
+        assert not ended.done()
+        assert await _types(store) == ["deadline-passed"]
+        for _ in range(examples.LEASE_MS // sweeper.HEARTBEAT_MS + 1):
+            clock.advance(sweeper.HEARTBEAT_MS)
+            await waiting.until(lambda: made._beat_ms == clock(), what="the next heartbeat")
+        await waiting.until(lambda: _said(store, "worker-lost"), what="the end of the lease")
+    finally:
+        await made.stop()
+
+
+async def _said(store: stores.Store, type_: str) -> bool:
+    return type_ in await _types(store)
+
+
+@pytest.mark.parametrize(("left", "at_once"), [(sweeper.BATCH, True), (1, True), (0, False)])
+async def test_a_full_batch_is_continued_at_once(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch, left: int, at_once: bool
+) -> None:
+    """Also if another node published a part of it meanwhile. If that node published all of it, its rounds continue."""
+    made, other = _sweeper(store, clock), _sweeper(store, clock, "other")
+    await _arm(store, clock(), *(job_key.RecordingKey(examples.TASK, f"s{n}", 1) for n in range(sweeper.BATCH)))
+    publish = store.deadlines.publish
+
+    async def late(messages: Any, **more: Any) -> int:
+        await publish([(item, other._message(item)) for item, _ in messages[left:]], **more)
+        return int(await publish(messages, **more))
+
+    monkeypatch.setattr(store.deadlines, "publish", late)
+    await made.run_once()
+    assert len(await _published(store)) == sweeper.BATCH
+    assert (made._rest_ms() == sweeper.MIN_PAUSE_MS) == at_once
