@@ -7,11 +7,12 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import fastcrc
 import pytest
 from aiohttp import web
 
 from machine import errors, failpoints
-from tencent import cos
+from tencent import cos, file_parts
 from tests import waiting
 from tests.integration import scripted_cos
 
@@ -224,3 +225,22 @@ def test_state_survives_json() -> None:
     assert cos.UploadState.from_json(state.to_json()) == state
     with pytest.raises((ValueError, KeyError, TypeError)):
         cos.UploadState.from_json("[]")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_file_that_is_damaged_after_it_was_stored_is_done(
+    server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path, data: bytes, gone: bool
+) -> None:
+    """COS completed the object, and the worker died before it heard. Now the file is damaged or gone: the object has the verified
+    bytes, so nothing is sent and nothing made again."""
+    verified = file_parts.VerifiedFile(size_bytes=len(data), crc64=str(fastcrc.crc64.xz(data)))
+    notes = scripted_cos.Notes()
+    await scripted_cos.upload(uploader, file, server, notes, verified=verified)
+    server.operations.clear()
+    if gone:
+        await asyncio.to_thread(file.unlink)
+    else:
+        await asyncio.to_thread(file.write_bytes, data[: len(data) // 2])
+    done = await scripted_cos.upload(uploader, file, server, notes, state=notes.last, verified=verified)
+    assert (done.size_bytes, done.crc64) == (verified.size_bytes, verified.crc64)
+    assert server.operations == ["parts", "head"]
