@@ -8,8 +8,9 @@ import pytest
 import structlog
 from sqlalchemy import text
 
+from events import codec
 from machine import model
-from tests import decider_harness
+from tests import buses, decider_harness, engines, rabbit, waiting
 
 
 async def _change(harness: decider_harness.Harness, statement: str, **values: str) -> None:
@@ -88,6 +89,40 @@ async def test_a_damaged_recording_stops_no_other(harness: decider_harness.Harne
     assert [[r.key.text for r in parts[id_].recordings] for id_ in (task_id, other)] == [[f"{task_id}/bo/1"], [f"{other}/al/1"]]
     assert [r.speaker for r in await harness.reading.recordings(task_id)] == ["bo"]
     assert [row.id for row in await harness.reading.unreadable()] == [f"{task_id}/al/1"]
+
+
+@pytest.mark.parametrize("bus", buses.NAMES)
+async def test_a_result_that_breaks_its_schema_stops_no_other(
+    harness: decider_harness.Harness, database: engines.Database, bus: str
+) -> None:
+    """The last uploads of three sessions end in one batch. The row of the second one has an end reason that no result may have:
+    its event becomes a dead letter with the reason, the others have their results, and after a repair it has its own."""
+    tasks = [await _captured(harness, room, "al") for room in (1, 2, 3)]
+    for task_id in tasks:
+        await harness.transcode(f"{task_id}/al/1")
+    ((before,),) = await _rows(harness, f"SELECT end_reason FROM sessions WHERE task_id = '{tasks[1]}'")
+    await _change(harness, "UPDATE sessions SET end_reason = 'ByHand' WHERE task_id = :id", id=tasks[1])
+    stored = {"SizeBytes": 11, "Crc64": "2", "Url": "https://cos/al"}
+    ended = [{"TaskId": t, "Speaker": "al", "N": 1, "Epoch": await harness.take(f"{t}/al/1"), **stored} for t in tasks]
+    await harness.store.outbox.mark_all_sent([message.seq for message in await harness.store.outbox.unsent(1_000)])
+    for data in ended:
+        said = codec.make("upload-finished", id=f"done-{data['TaskId']}", time_ms=harness.clock(), data=data)
+        await harness.store.outbox.send("event", said, data["TaskId"])
+    prefix = rabbit.shared().prefix() if bus == "rabbitmq" else ""
+    workshop, hands = buses.Workshop(bus, database, harness.store, harness.clock, prefix), buses.Hands()
+    running = workshop.make(harness.decider.decide_from_bus, hands.on_command)
+    await running.start()
+    try:
+        for task_id in (tasks[0], tasks[2]):
+            await waiting.until(lambda task_id=task_id: harness.reading.results(task_id), 30, "the result of another session")
+        (reason,) = await workshop.parked()
+        assert "EndReason" in reason
+    finally:
+        await running.stop()
+    assert (await harness.session(tasks[1])).state == "Closing"
+    await _change(harness, "UPDATE sessions SET end_reason = :before WHERE task_id = :id", before=before, id=tasks[1])
+    await harness.say("upload-finished", **ended[1])
+    assert [(await harness.session(task_id)).state for task_id in tasks] == ["Finished"] * 3
 
 
 async def test_a_damaged_secret_stops_no_other(harness: decider_harness.Harness) -> None:

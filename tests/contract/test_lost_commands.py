@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import aio_pika
@@ -12,7 +14,7 @@ from sqlalchemy import delete, insert, update
 from bus import topology as topologies
 from events import codec
 from handlers import sweeper
-from machine import database_clock, due_work, job_key, model
+from machine import database_clock, due_work, errors, job_key, model
 from store import store as stores
 from store import tables
 from tests import buses, engines, examples, rabbit, transactions, waiting, work_doubles
@@ -192,6 +194,26 @@ async def test_a_lost_stop(node: Node) -> None:
     await waiting.until(lambda: capture.stopped, what="the capture to end")
     await node.relayed("session-finished")
     assert (await node.recording()).state == "Done"
+
+
+async def test_a_lost_stop_beside_a_conflict(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress of captures loses a deadlock in every round: it waits, and the stop that was lost is seen all the same."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    await node.relayed("capture-started")
+    conflicts: list[int] = []
+
+    async def lost(growing: Mapping[Any, Any]) -> None:
+        conflicts.append(len(growing))
+        raise errors.Conflict("PostgreSQL rolled this transaction back in favor of a concurrent one")
+
+    monkeypatch.setattr(node.store.segments, "note_progress", lost)
+    node.clock.advance(1_000)
+    capture.progress = dataclasses.replace(capture.progress, media_ms=6_000, last_packet_ms=node.clock())
+    await node.say("stop", TaskId=node.task_id)
+    await lose_messages(node.store)
+    await waiting.until(lambda: capture.stopped, what="the capture to end")
+    assert conflicts
 
 
 async def test_a_stop_of_another_epoch(node: Node) -> None:

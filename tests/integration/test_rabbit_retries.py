@@ -9,7 +9,7 @@ import aio_pika
 import pytest
 import structlog
 
-from bus import attempts, dead_letter_envelope, delivery_policy, retries
+from bus import attempts, consumer, dead_letter_envelope, delivery_policy, retries
 from bus import rabbit as rabbit_bus
 from bus import topology as topologies
 from events import codec
@@ -161,3 +161,18 @@ async def test_a_retry_without_a_queue_is_parked_and_holds_no_other_up(prefix: s
         parked = await buses.taken(topology.parked, 40)
     assert [retries.returned(each, topology) for each in (returned[0], parked[0])] == [True, True]
     assert {each.routing_key for each in (*returned, *parked)} == {"event.stop"}
+
+
+async def test_a_retry_beside_an_older_node_is_held_for_a_moment(
+    store: stores.Store, clock: engines.Clock, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a node of 0.1.0 lives, a failing message is held in its slot for HOLD_S and requeued, however long its backoff is."""
+    monkeypatch.setattr(attempts, "BACKOFF_S", (3_600.0,))
+    monkeypatch.setattr(consumer, "HOLD_S", 0.1)
+    store.nodes.older_alive = True
+    handler = buses.FailingHandler(errors.Unavailable())
+    node = buses.node(store, clock, prefix, on_event=handler, on_command=handler, drain_s=0.2)
+    async with rabbit_nodes.running(node):
+        await say(prefix, "stop", ["bad"])
+        await waiting.until(lambda: len(handler.begun) >= 4, what="three retries")
+        assert set(handler.begun) == {"bad"}

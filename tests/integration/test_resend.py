@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
 import pytest
 
+from cli import client, sessions
 from machine import job_key
 from tests import engines, waiting
 from tests.integration import api_service
@@ -61,6 +63,15 @@ async def test_all_that_was_given_up(service: Service) -> None:
         assert (await run(service, "resend", *wrong)).exit_code == 2
     lines, _ = await service.audit.list()
     assert sorted(line.subject for line in lines if (line.action, line.outcome) == ("resend", "ok")) == sorted(tasks)
+
+
+async def test_more_than_one_page_was_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is read to its end, although sessions leave it meanwhile."""
+    monkeypatch.setattr(sessions, "PAGE", 2)
+    tasks = [await given_up(service, room) for room in range(1, 6)]
+    asking = client.ServiceClient(url=service.url, token=service.token)
+    answers, refused = await asyncio.to_thread(sessions._resend_all, asking)
+    assert (sorted(answer["TaskId"] for answer in answers), refused) == (sorted(tasks), [])
 
 
 async def test_a_resend_needs_the_scope_operate(service: Service) -> None:
