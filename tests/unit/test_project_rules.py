@@ -52,7 +52,16 @@ PROTOCOLS_WITH_A_REASON = {
 FORBIDDEN = {
     "an unfinished note": r"\b(?:TODO|FIXME|XXX|HACK)\b",
     "a path of some machine": r"(?<![\w.])/(?:root|Users|work|mnt)/[a-z]|/home/(?!op\b)[a-z]",
-    "a package registry": r"\b(?:pypi|pythonhosted|artifactory|nexus|devpi)\b[\w-]*\.|--(?:extra-)?index-url|\bmirrors?\.[a-z]",
+    "a package registry": r"\b(?:pypi|pythonhosted|artifactory|nexus|devpi)\b[\w-]*\.|(?i:index[-_]url)[\"'\s=:]+\w+://|\bmirrors?\.[a-z]",
+}
+# Texts that a rule must find, and those that only look like it.
+FOUND = {
+    "an unfinished note": (["# TODO: later"], ["TODOS"]),
+    "a path of some machine": (["/home/someone/x", "cd /root/y"], ["/home/op/recorder", "docs/work/x"]),
+    "a package registry": (
+        ["https://pypi.example.org", "--index-url=http://10.0.0.1/", "PIP_INDEX_URL: http://h/", "--extra-index-url https://h/"],
+        ["uv pip compile --no-emit-index-url --generate-hashes"],
+    ),
 }
 MARKDOWN_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
@@ -120,15 +129,25 @@ def test_no_file_holds(what: str) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_a_forbidden_text_is_noticed(what: str) -> None:
+    """The rule finds what it forbids, and nothing that only looks like it."""
+    bad, good = FOUND[what]
+    assert [text for text in bad if not re.search(FORBIDDEN[what], text)] == []
+    assert [text for text in good if re.search(FORBIDDEN[what], text)] == []
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_locked_package_has_a_version_and_a_hash(lock: str) -> None:
-    """Every locked package has a version and hashes, and the lock names no host to get it from."""
-    text = re.sub(r"(?m)^ *#.*\n", "", (ROOT / lock).read_text(encoding="utf-8"))
+    """Every locked package has a version and hashes, and the lock names no host to get it from, not in a comment either."""
+    whole = (ROOT / lock).read_text(encoding="utf-8")
+    assert not re.search(r"://|(?<!no-emit-)index-url|find-links|trusted-host", whole)
+    text = re.sub(r"(?m)^ *#.*\n", "", whole)
     packages = re.findall(r"^(\S+?)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)(?: \\)?$", text, re.M)
     assert len(packages) > 3
     assert [package for package, _ in packages if not re.fullmatch(r"[a-z0-9._-]+(?:\[[a-z,]+\])?==[\w.+!-]+", package)] == []
     assert [package for package, hashes in packages if not hashes] == []
-    assert not re.search(r"://|index-url|find-links|trusted-host|@ ", text)
+    assert "@ " not in text
 
 
 def locked(lock: str) -> dict[str, str]:
