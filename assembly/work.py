@@ -53,6 +53,7 @@ class NodeWork:
         ffmpeg_process.check_tools()
         self._ffmpeg = ffmpeg_command.find(settings.ffmpeg_binary)
         cos_requests.sign_by(self._clock)
+        usersig.mint_by(self._clock)
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()

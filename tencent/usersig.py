@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import types
 import zlib
+from collections.abc import Callable
 
 import TLSSigAPIv2
 
@@ -28,6 +30,12 @@ def mint(sdk_app_id: int, key: str, user_id: str, expire_s: int) -> str:
     if expire_s <= 0:
         raise errors.InvalidParameter("A UserSig must be valid for at least one second.", field="UserSig")
     return str(TLSSigAPIv2.TLSSigAPIv2(sdk_app_id, key).gen_sig(user_id, expire_s))
+
+
+def mint_by(clock: Callable[[], int]) -> None:
+    """Mint by this clock (Unix ms) and not by the machine's: TRTC refuses a UserSig whose lifetime is over, and a machine may be
+    days behind until its clock is set. The package has no parameter for it."""
+    TLSSigAPIv2.time = types.SimpleNamespace(time=lambda: clock() / 1000)
 
 
 def expires_s(user_sig: str) -> int | None:

@@ -12,7 +12,8 @@ import pytest
 from machine import model
 from tests import service_process, waiting
 from tests.e2e import scenes
-from tests.e2e.conftest import World, live_for
+from tests.e2e.conftest import APP, World, live_for
+from tests.e2e.test_streams import SIG_KEY
 
 LEASE_S = 4.0 * waiting.pace()
 TOLD_WITHIN_S = 10.0
@@ -54,18 +55,19 @@ class WrongClock:
 
 
 async def test_a_clock_that_is_set_while_a_room_is_live(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins 40 s behind, is set an hour ahead, then ten minutes behind. Log and /readyz report each within ten seconds; the
-    capture goes on under its lease, and the file has true times and no gap."""
+    """It begins two days behind, is set an hour ahead, then ten minutes behind. Log and /readyz report each within ten seconds.
+    The pull has a valid UserSig, the capture goes on under its lease, and the file has true times and no gap."""
     monkeypatch.setattr(service_process.ServiceProcess, "program", PROGRAM)
     clock = WrongClock(world)
-    clock.set(-40_000)
-    await world.serve(LEASE=f"{LEASE_S:.1f}s")
+    clock.set(-48 * model.HOUR)
+    await world.serve(LEASE=f"{LEASE_S:.1f}s", TRTC_KEYS=json.dumps({str(APP): SIG_KEY}))
+    world.simulator.configure_app(APP, user_sig_key=SIG_KEY)
     began_s = time.time()
     scene = scenes.Scene(world, "clock")
-    await scene.start()
+    await scene.start(UserSig="")
     await scene.join("alice")
     await scene.recordings("Recording")
-    await clock.told(-40_000)
+    await clock.told(-48 * model.HOUR)
     for ahead_ms in (model.HOUR, -10 * model.MINUTE):
         clock.set(ahead_ms)
         await clock.told(ahead_ms)

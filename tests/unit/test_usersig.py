@@ -10,6 +10,7 @@ import time
 import zlib
 
 import pytest
+import TLSSigAPIv2
 
 from machine import errors
 from tencent import usersig
@@ -48,6 +49,15 @@ def test_remaining_time_is_read_back() -> None:
     late = usersig.remaining_s(sig, now_s + 7200)
     assert late is not None
     assert late < 0
+
+
+@pytest.mark.parametrize("ahead_s", [-90_000, 0, 3_600])
+def test_the_clock_of_a_minted_sig(ahead_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is that of the given clock, and not of the machine."""
+    monkeypatch.setattr(TLSSigAPIv2, "time", TLSSigAPIv2.time)
+    now_s = int(time.time()) + ahead_s
+    usersig.mint_by(lambda: now_s * 1000 + 7)
+    assert claims_of(usersig.mint(APP, KEY, "recorder_1", 3600))["TLS.time"] == now_s
 
 
 @pytest.mark.parametrize(
