@@ -13,13 +13,17 @@ from tests import decider_harness
 SECOND = model.SECOND
 
 
-async def _result(harness: decider_harness.Harness, owner: str, *live: tuple[int, int], pulls: str = "") -> dict[str, Any]:
-    """Finish a recording whose file has media at these times (Unix ms); returns its entry in the result."""
+async def _result(
+    harness: decider_harness.Harness, owner: str, *live: tuple[int, int], pulls: str = "", refused: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Finish a recording whose file has media at these times (Unix ms), and whose pulls ended for this reason in between or
+    afterwards; returns its entry in the result."""
     span = {"StartMs": live[0][0], "EndMs": live[-1][1], "Live": [list(each) for each in live]}
     output: dict[str, Any] = decider_harness.OUTPUT | span | {"DurationMs": sum(b - a for a, b in live), "ErrorMs": 100}
     output["Anchors"] = [[0, live[0][0]]]
     if pulls:
-        output["Pulls"] = [{"FromMs": live[-1][1], "ToMs": harness.clock(), "Reason": pulls}]
+        from_ms, to_ms = refused or (live[-1][1], harness.clock())
+        output["Pulls"] = [{"FromMs": from_ms, "ToMs": to_ms, "Reason": pulls}]
     epoch = await harness.take(owner)
     await harness.outcome("ffmpeg-exit", owner, epoch, Job="transcode", Reason="ok", Output=output)
     await harness.upload(owner)
@@ -43,6 +47,27 @@ async def test_pulls_refused_to_the_end_make_a_partial_file(harness: decider_har
     assert entry["Detail"].startswith(f"The server refused the pulls from {codec.iso(began_ms + 13 * SECOND)}")
     assert (entry["PublishedTime"], entry["LeftTime"]) == (codec.iso(began_ms), "")
     assert (entry["Anchors"], entry["ErrorMs"]) == ([{"At": 0, "Time": codec.iso(began_ms)}], 100)
+
+
+async def test_pulls_refused_at_first_make_a_partial_file(harness: decider_harness.Harness) -> None:
+    """Refusals for 37 s of 93 s, then media: `Partial`, a gap at the beginning, and the cause."""
+    task_id = await harness.start()
+    await harness.publish()
+    owner, began_ms = f"{task_id}/al/1", harness.clock()
+    await harness.capture(owner, media_ms=0, reason="refused")
+    harness.clock.advance(37 * SECOND)
+    await harness.wait(0)
+    first_ms, last_ms = began_ms + 37 * SECOND, began_ms + 93 * SECOND
+    epoch = await harness.take(owner)
+    await harness.outcome("capture-started", owner, epoch, FirstPacketMs=first_ms)
+    harness.clock.advance(56 * SECOND)
+    await harness.say("stop", TaskId=task_id)
+    media: dict[str, Any] = {"MediaMs": 56 * SECOND, "SizeBytes": 9, "FirstPacketMs": first_ms, "LastPacketMs": last_ms}
+    await harness.outcome("ffmpeg-exit", owner, epoch, Job="capture", Reason="stopped", **media)
+    entry = await _result(harness, owner, (first_ms, last_ms), pulls="refused", refused=(began_ms, first_ms))
+    assert (entry["Code"], entry["Missing"], entry["Gaps"]) == ("Partial", 37, [{"At": 0, "Duration": 37}])
+    told = f"The server refused the pulls from {codec.iso(began_ms)} to {codec.iso(first_ms)}."
+    assert (entry["Detail"], entry["Duration"]) == (told, 56)
 
 
 @pytest.mark.parametrize("ended", ["user-left", "room-destroyed"])

@@ -52,6 +52,22 @@ async def test_one_result_is_posted_again(service: Service) -> None:
     assert (await run(service, "resend", task_id, "--revision", "9")).exit_code == 4
 
 
+async def test_a_post_that_is_retried_shows_the_next_try(service: Service) -> None:
+    """A delivery that waits for its retry: when it was tried, when it is tried next, and what the receiver answered."""
+    task_id = await service.open_session(RoomId=1, Callback=URL)
+    await service.ask("POST", f"/sessions/{task_id}/stop", json={})
+    await service.store.leases.take(job_key.DeliveryKey(task_id, 1), 1, "node", 30_000)
+    busy = {"Reason": "status", "Detail": "The callback URL answered 503.", "Retry": True}
+    await service.say("callback-failed", TaskId=task_id, Revision=1, Epoch=1, **busy)
+    _, body = await service.ask("GET", f"/sessions/{task_id}")
+    (row,) = body["Callbacks"]
+    assert (row["State"], row["Attempts"], row["Answer"]) == ("pending", 1, "The callback URL answered 503.")
+    assert row["LastTime"] < row["NextTime"]
+    shown = await run(service, "show", task_id)
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("1\thooks.example.com:8443\t")]
+    assert line.split("\t")[2:] == ["pending", "1", row["LastTime"], row["NextTime"], row["Answer"]]
+
+
 async def test_all_that_was_given_up(service: Service) -> None:
     """`--all-failed` posts each of them once, and then there is nothing left; options that contradict are wrong usage."""
     tasks = [await given_up(service, room) for room in range(1, 4)]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from machine import errors
+from assembly import work as node_work
+from config import settings
+from machine import due_work, errors, model
 from machine.reasons import Reason
 from media import capture, spool, transcode
-from tests import flv_source, spool_faults, waiting
+from tencent import credentials
+from tests import examples, flv_source, spool_faults, waiting
 from tests.flv_source import FFMPEG
 
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
@@ -94,3 +99,56 @@ def test_a_stale_mount_has_no_space(folder: spool.Spool, number: int) -> None:
         with pytest.raises(errors.Unavailable):
             folder.space()
     assert folder.space()[0] > 0
+
+
+@pytest.fixture
+async def work(folder: spool.Spool, tmp_path: Path) -> AsyncIterator[node_work.NodeWork]:
+    """The work of a node with that spool."""
+    chain = credentials.CredentialChain({}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none")
+    made = node_work.NodeWork(settings.load({"HOME": str(tmp_path)}), folder, chain)
+    await made.uploader.start()
+    yield made
+    await made.uploader.stop()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE])
+@pytest.mark.parametrize("operation", ["scandir", "mkdir", "unlink"])
+async def test_a_node_names_the_fault_before_a_transcode(
+    folder: spool.Spool, work: node_work.NodeWork, number: int, operation: str
+) -> None:
+    """Before it reads a segment, a transcode removes what an earlier one left, and makes its folder: a fault there is retryable,
+    and does not count as a defect."""
+    left = folder.output_path(TASK, "al", 1, "00", 1)
+    left.with_name(f"{left.name}.part").write_bytes(b"half")
+    if operation == "mkdir":
+        shutil.rmtree(left.parent.parent)
+    job = due_work.Assignment(session=examples.session(TASK), recording=examples.recording(TASK), secrets=examples.SECRETS)
+    with spool_faults.SpoolFaults(folder.root) as faults:
+        faults.fail(number, operation, "listdir") if operation == "scandir" else faults.fail(number, operation)
+        with pytest.raises(errors.TranscodeFailed) as failed:
+            await work.transcode(job, 2, [])
+        assert faults.seen
+    assert (failed.value.reason, failed.value.retry) == (expected(number), True)
+
+
+async def test_a_finished_file_on_a_lost_mount_is_not_made_again(
+    folder: spool.Spool, work: node_work.NodeWork, tmp_path: Path
+) -> None:
+    """While the mount is gone there is no file: the upload waits for the mount. Where the mount is there, the file is lost."""
+    output = model.Output(duration_ms=1, size_bytes=4, crc64="1", epoch=2)
+    done = examples.recording(TASK, mode="00", output=output)
+    job = due_work.Assignment(session=examples.session(TASK), recording=done, secrets=examples.SECRETS)
+
+    async def save(_: object) -> None:
+        raise AssertionError("nothing is uploaded")
+
+    for reason, retry in ((Reason.SPOOL_LOST, True), (Reason.FILE_MISSING, False)):
+        if reason == Reason.SPOOL_LOST:
+            folder.root.rename(tmp_path / "mounted")
+            folder.root.mkdir()
+        else:
+            folder.root.rmdir()
+            (tmp_path / "mounted").rename(folder.root)
+        with pytest.raises(errors.UploadFailed) as failed:
+            await work.upload(job, None, save)
+        assert (failed.value.reason, failed.value.retry) == (reason, retry)

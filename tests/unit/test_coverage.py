@@ -167,3 +167,30 @@ def test_too_many_pauses_lose_the_shortest() -> None:
         at_ms += 1_000 + (40_000 if step % 3 == 0 else 10)
     pauses = [later[0] - earlier[1] for earlier, later in itertools.pairwise(told.spans)]
     assert pauses.count(40_000) == len([step for step in range(2 * published.MOST_SPANS - 1) if step % 3 == 0])
+
+
+def test_pulls_without_media_are_one_pause() -> None:
+    """Refusals in a row are one pause, before the first media and after the last; a fault between two pieces of media is another.
+    Of many, the longest ones are kept."""
+    made = [
+        _segment(1, 0, None, "refused"),
+        _segment(2, 5, None, "refused"),
+        _segment(3, 37, 60, "eof"),
+        _segment(4, 61, 70, "stalled"),
+        _segment(5, 80, None, "refused"),
+        _segment(6, 90, None, "refused"),
+        _segment(7, 93, None, ""),
+    ]
+    found = [((p.from_ms - BEGAN_MS) / 1000, (p.to_ms - BEGAN_MS) / 1000, p.reason) for p in segments.pauses(made)]
+    assert found == [(0, 37, "refused"), (60, 61, "eof"), (70, 80, "stalled"), (80, 93, "refused")]
+    many = [_segment(n, 100 * n, 100 * n + n, "eof") for n in range(1, 2 * segments.MOST_PAUSES)]
+    assert [p.from_ms for p in segments.pauses(many)] == [BEGAN_MS + 101_000 * n for n in range(1, segments.MOST_PAUSES + 1)]
+
+
+def _segment(epoch: int, registered_s: int, last_s: int | None, reason: str) -> segments.Segment:
+    """A pull that began at `registered_s` and brought media up to `last_s`."""
+    at_ms = BEGAN_MS + registered_s * 1000
+    media = {"first_packet_ms": at_ms, "last_packet_ms": BEGAN_MS + last_s * 1000} if last_s is not None else {}
+    known = {"first_packet_ms": None, "last_packet_ms": None} | media
+    media_ms = 0 if last_s is None else (last_s - registered_s) * 1000
+    return segments.Segment(epoch=epoch, node="n", media_ms=media_ms, registered_ms=at_ms, reason=reason, **known)
