@@ -16,6 +16,7 @@ from tests import waiting
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = {
+    "alignment": ["--hours=0.01 --folder={folder}"],
     "capture": ["--streams=2 --rounds=1 --seconds=2 --settle=0.5 --length=30 --folder={folder}"],
     "capture_density": ["--counts 2 --seconds 1 --ways native bare --folder {folder}"],
     "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
