@@ -15,7 +15,7 @@ from typing import Any
 Span = tuple[int, int]
 # For a speaker who switches a track on and off more often than this, the shortest pauses count as published time.
 MOST_SPANS = 512
-# TRTC's clock and ours differ by less: media that begins so shortly before an entry came after it.
+# The clocks of TRTC and of the recorder differ by less: media that begins so shortly before an entry came after it.
 _NEAR_MS = 2_000
 _STILL = 0
 
