@@ -32,7 +32,7 @@ from machine import database_clock, job_key, model, supervised_task
 from media import free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
-from web import http_server
+from web import attention_watch, http_server
 from worker import capacity, command_handlers, cpu_usage, janitor, worker
 
 log = structlog.get_logger()
@@ -93,10 +93,15 @@ class Node:
         checks = start_checks.StartChecks(self.settings, work, chain, capacity, self._clock)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
+        api = self._api(decider, work, space)
+        watch = attention_watch.AttentionWatch(api)
+        if "api" in self.settings.roles:
+            parts.append(watch)
+            self._tasks.append(watch.task)
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
-        application = web_app.create(self._api(decider, work, space), public="api" in self.settings.roles)
+        application = web_app.create(api, watch=watch, public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)

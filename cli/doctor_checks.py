@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cli import client, doctor_probes
+from cli import doctor_attention, doctor_probes
 from cli.doctor_case import FAIL, OK, WARN, Case, fail, ok, warn
 from cli.doctor_case import Finding as Finding
 from config import consistency
@@ -327,21 +327,6 @@ def check_service(case: Case) -> Finding:
     return ok(f"{url} answers, version {version}")
 
 
-def check_attention(case: Case) -> Finding:
-    """Nothing needs attention: no session is stuck, a worker is alive, and the workers' disks have space."""
-    if case.service_fault:
-        return ok("not asked: see service")
-    try:
-        answer = case.service.sessions(stuck="true", limit="20")
-    except client.ClientError as error:
-        return warn(str(error), "What needs attention is not known.", "recorder sessions --stuck")
-    causes = [one["Cause"] for one in answer.get("Attention", [])]
-    causes += sorted({found["Rule"] for session in answer["Sessions"] for found in session["Stuck"]})
-    if not causes:
-        return ok("nothing is stuck")
-    return warn(", ".join(causes), "These do not go on, or lose media, without you.", "recorder sessions --stuck")
-
-
 def check_dead_letters(case: Case) -> Finding:
     """The broker answers, and its dead letter queue has space."""
     from assembly import inspection
@@ -377,7 +362,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "cos": check_cos,
     "dead-letters": check_dead_letters,
     "service": check_service,
-    "attention": check_attention,
+    "attention": doctor_attention.check_attention,
 }
 _NEED_NO_SETTINGS = ("settings", "api-tokens", "setpriv", "database-place", "service")
 CHECKS_WITHOUT_SETTINGS = {name: CHECKS[name] for name in _NEED_NO_SETTINGS}

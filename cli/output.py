@@ -124,17 +124,16 @@ def stuck(body: Json) -> None:
         return
     for one in needed:
         failure(f"{one['Cause']}{' ' + one['Subject'] if one['Subject'] else ''}: {one['Why']} {one['Next']}".rstrip())
-    if not body["Sessions"]:
-        return
     found = [(session, finding) for session in body["Sessions"] for finding in session["Stuck"]]
-    if not on_terminal():
+    if on_terminal():
+        for one in body["Sessions"]:
+            _section(f"{one['TaskId']}  {one['State']}, {_room(one)}")
+            _findings(one["Stuck"])
+    elif found:
         rows(("TaskId", "Of", "Why", "Next"), ([s["TaskId"], f["Of"], f["Why"], f["Next"]] for s, f in found))
-        return
-    for one in body["Sessions"]:
-        _section(f"{one['TaskId']}  {one['State']}, {_room(one)}")
-        _findings(one["Stuck"])
     if body["Next"]:
-        line(f"Older ones: recorder sessions --stuck --before {body['Next']}")
+        # On standard error in a pipe: whoever reads the list must not take a page for all of it.
+        (line if on_terminal() else failure)(f"Older ones: recorder sessions --stuck --before {body['Next']}")
 
 
 def session(body: Json) -> None:

@@ -43,9 +43,4 @@ class AttentionQueries:
 
     async def unreadable(self) -> list[attention.Attention]:
         """The findings about rows of unfinished sessions that cannot be read."""
-        found = await self._sessions.unreadable()
-        if found:
-            # Its statements see the database at different moments: a session may have been decided between them.
-            again = await self._sessions.unreadable()
-            found = [row for row in found if row in again]
-        return [attention.of_row(row.table, row.id) for row in found]
+        return [attention.of_row(row.table, row.id) for row in await self._sessions.unreadable()]

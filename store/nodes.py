@@ -1,15 +1,16 @@
 """Heartbeats of nodes, with the URL of their files and their spare capacity.
 
-Rules: a node writes its own row and no other's, and all times are the database's. The first heartbeat after a time without any
+Rules: a heartbeat writes the row of its own node, and all times are the database's. The first heartbeat after a time without any
 extends the join, idle and linger deadlines by that time, once. If the database's clock was set back, the first heartbeat moves
-everything that waits for a time back with it. A node that is older than the database allows sends none.
+everything that waits for a time back with it, and takes heartbeats of the future out of the rows of other nodes. A node that is
+older than the database allows sends none. Rows are locked in the order of `store/connections.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import and_, bindparam, exists, func, select, text, update
+from sqlalchemy import and_, bindparam, exists, func, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import model, states
@@ -26,12 +27,13 @@ _LAST_SEEN = select(
 _SAVE = statements.updating(tables.nodes, "node")
 _OLDER = and_(tables.nodes.c.revision < side_by_side.OLDEST, tables.nodes.c.seen_ms > bindparam("since_ms"))
 _SIDES = select(tables.schema_range.c.oldest, exists().where(_OLDER).label("older")).where(tables.schema_range.c.id == 1)
-# Everything that waits for a time, besides the deadlines that downtime extends.
+# What downtime extends, and what a clock that was set back moves: everything that waits for a time. In the order of the locks.
+_EXTENDED = ((tables.deadlines, tables.deadlines.c.at_ms, tables.deadlines.c.kind.in_(model.EXTENDED_BY_DOWNTIME)),)
 _WAITING = (
-    (tables.deadlines, tables.deadlines.c.at_ms, tables.deadlines.c.kind.not_in(model.EXTENDED_BY_DOWNTIME)),
-    (tables.deadlines, tables.deadlines.c.again_ms, tables.deadlines.c.again_ms.is_not(None)),
     (tables.jobs, tables.jobs.c.lease_until_ms, text(tables.LEASED)),
     (tables.jobs, tables.jobs.c.again_ms, tables.jobs.c.again_ms.is_not(None)),
+    (tables.deadlines, tables.deadlines.c.at_ms, true()),
+    (tables.deadlines, tables.deadlines.c.again_ms, tables.deadlines.c.again_ms.is_not(None)),
     (
         tables.outbox,
         tables.outbox.c.claimed_until_ms,
@@ -81,8 +83,10 @@ class Nodes:
                 moved_ms, now_ms = await self._moved(connection, over_ms)
             if moved_ms:
                 await _move_idleness(connection, moved_ms)
+                for table, column, where in _EXTENDED if moved_ms > 0 else _WAITING:
+                    await connection.execute(update(table).where(where).values({column: column + moved_ms}))
             if moved_ms < 0:
-                await _move_waiting(connection, moved_ms, now_ms)
+                await connection.execute(update(tables.nodes).where(tables.nodes.c.seen_ms > now_ms).values(seen_ms=now_ms))
             await _save(connection, node, now_ms, url, spare, skew_ms)
         return moved_ms
 
@@ -128,7 +132,7 @@ async def _save(
 
 
 async def _move_idleness(connection: AsyncConnection, moved_ms: int) -> None:
-    """Move join, idle and linger deadlines, and the times from which idleness counts."""
+    """Move the times from which idleness counts."""
     for rows, active in ((tables.sessions, tables.ACTIVE), (tables.recordings, tables.UNFINISHED)):
         live = and_(text(active), rows.c.state.in_((states.OPEN, *states.CAPTURING)))
         (key,) = rows.primary_key
@@ -136,16 +140,3 @@ async def _move_idleness(connection: AsyncConnection, moved_ms: int) -> None:
             # Nodes decide meanwhile: rows are locked in the order in which decisions lock them.
             await connection.execute(select(key).where(live).order_by(key).with_for_update())
         await connection.execute(update(rows).where(live).values(idle_from_ms=rows.c.idle_from_ms + moved_ms))
-    table = tables.deadlines
-    await connection.execute(
-        update(table).where(table.c.kind.in_(model.EXTENDED_BY_DOWNTIME)).values(at_ms=table.c.at_ms + moved_ms)
-    )
-
-
-async def _move_waiting(connection: AsyncConnection, moved_ms: int, now_ms: int) -> None:
-    """Move the other deadlines, leases and claims, so that nothing waits until the clock is where it was; and forget heartbeats
-    of the future."""
-    for table, column, where in _WAITING:
-        await connection.execute(update(table).where(where).values({column: column + moved_ms}))
-    nodes = tables.nodes
-    await connection.execute(update(nodes).where(nodes.c.seen_ms > now_ms).values(seen_ms=now_ms))

@@ -99,22 +99,21 @@ class SessionQueries:
         """Rows of unfinished sessions and of their recordings that cannot be read, and sessions that count other recordings than
         there are, because some were deleted."""
         sessions, recordings = tables.sessions, tables.recordings
-        active = select(sessions).where(text(tables.ACTIVE)).order_by(sessions.c.task_id.desc()).limit(limit)
-        read = await self._all(active)
+        unfinished = text(f"recordings.{tables.UNFINISHED}")
+        # In the statement that reads the sessions: a decision between two statements would look like a wrong count.
+        counted = select(func.count()).where(recordings.c.task_id == sessions.c.task_id, unfinished).scalar_subquery()
+        active = select(sessions, counted.label("counted")).where(text(tables.ACTIVE))
+        read = await self._all(active.order_by(sessions.c.task_id.desc()).limit(limit))
         ids = [row["task_id"] for row in read]
-        counted = select(recordings.c.task_id, func.count().label("live")).where(text(tables.UNFINISHED))
-        counted = counted.where(recordings.c.task_id.in_(ids)).group_by(recordings.c.task_id)
-        live = {row["task_id"]: row["live"] for row in await self._all(counted)}
-        query = jobs.recordings().where(recordings.c.task_id.in_(ids), text(f"recordings.{tables.UNFINISHED}")).limit(limit)
+        query = jobs.recordings().where(recordings.c.task_id.in_(ids), unfinished).limit(limit)
         made = [
             *(unreadable_rows.read("sessions", row, rows.session) for row in read),
             *(unreadable_rows.read("recordings", row, rows.recording) for row in await self._all(query)),
         ]
         found = [each for each in made if isinstance(each, unreadable_rows.UnreadableRow)]
         for row in read:
-            number = live.get(row["task_id"], 0)
-            if row["live"] != number:
-                reason = f"it counts {row['live']} unfinished recordings, and there are {number}"
+            if row["live"] != row["counted"]:
+                reason = f"it counts {row['live']} unfinished recordings, and there are {row['counted']}"
                 known = {"table": "sessions", "task_id": row["task_id"], "id": row["task_id"]}
                 found.append(unreadable_rows.UnreadableRow(**known, reason=reason))
         return found

@@ -26,9 +26,10 @@ Api = dependencies.Api
 DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses one."
 
 
-def create(api: dependencies.Api, *, public: bool = True) -> fastapi.FastAPI:
-    """The ASGI application of one service. A node without the role `api` is not `public`: it has only the probes and the route
-    between nodes. Raises RuntimeError for a route without a scope."""
+def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | None = None, public: bool = True) -> fastapi.FastAPI:
+    """The ASGI application of one service. Its caller starts `watch`, if it is to look without being asked. A node without the
+    role `api` is not `public`: it has only the probes and the route between nodes. Raises RuntimeError for a route without a
+    scope."""
     app = fastapi.FastAPI(
         title="recorder",
         version=api.version,
@@ -40,7 +41,7 @@ def create(api: dependencies.Api, *, public: bool = True) -> fastapi.FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     callbacks = trtc_callbacks.router(api)
-    watch = attention_watch.AttentionWatch(api)
+    watch = watch or attention_watch.AttentionWatch(api)
     public_routers = (sessions.router(api, watch), results.router(api), callbacks) if public else ()
     for router in (*public_routers, health.router(api, watch), segment_download.router(api)):
         app.include_router(router)

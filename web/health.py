@@ -1,6 +1,7 @@
 """Probes: `/healthz` (the process is alive) and `/readyz` (the node can take work).
 
-Rule: `/healthz` checks nothing, so that a slow database never gets the process killed; `/readyz` checks everything.
+Rule: `/healthz` checks nothing, so that a slow database never gets the process killed; `/readyz` checks everything. What needs
+attention makes no node unready, and neither does a fault in looking for it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def router(api: dependencies.Api, watch: attention_watch.AttentionWatch) -> fast
             raise errors.Unavailable(" ".join(reasons))
         answer = responses.ok(request, {"Status": "ready"})
         # Without the subjects: anyone may call a probe.
-        for each in await watch.look_at_all():
+        for each in await watch.look_for_probe():
             answer.headers.append(WARNING, each.text)
         return answer
 

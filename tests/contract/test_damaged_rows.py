@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import structlog
@@ -10,6 +11,7 @@ from sqlalchemy import text
 
 from events import codec
 from machine import model
+from store import queries
 from tests import buses, decider_harness, engines, rabbit, waiting
 
 
@@ -45,6 +47,23 @@ async def test_a_deleted_recording_holds_up_no_result(harness: decider_harness.H
     (result,) = await harness.reading.results(task_id)
     assert [f["Code"] for f in result["Files"]] == ["Success"]
     assert await harness.reading.unreadable() == []
+
+
+async def test_a_decision_during_the_search_is_no_damage(
+    harness: decider_harness.Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording that is opened between two statements of the search leaves no wrong count behind."""
+    await harness.start()
+    read, speakers = queries.SessionQueries._all, iter(("al", "bo", "cy"))
+
+    async def and_publish(reading: queries.SessionQueries, query: Any) -> list[dict[str, Any]]:
+        rows = await read(reading, query)
+        await harness.publish(next(speakers))
+        return rows
+
+    monkeypatch.setattr(queries.SessionQueries, "_all", and_publish)
+    assert await harness.reading.unreadable() == []
+    assert next(speakers, "") != "al"
 
 
 DAMAGES = ["UPDATE sessions SET request = '{' WHERE task_id = :id", "UPDATE sessions SET warnings = '7' WHERE task_id = :id"]

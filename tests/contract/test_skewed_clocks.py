@@ -3,12 +3,13 @@ moves what waits along."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import structlog
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from events import codec
 from handlers import sweeper
@@ -24,6 +25,8 @@ SKEWS_MS = [-model.HOUR, -40_000, 1_000, model.HOUR]
 # Longer than any pause of a busy machine.
 LONG_MS = 10 * model.MINUTE
 TOLD_WITHIN_MS = 10_000
+LOCK_ORDER = ("sessions", "recordings", "jobs", "deadlines")
+LOCKED = re.compile(r"^UPDATE (\w+)|^SELECT .*?FROM (\w+).*FOR UPDATE", re.DOTALL)
 
 
 @pytest.fixture(params=SKEWS_MS)
@@ -197,6 +200,21 @@ async def test_a_database_whose_clock_is_set_back(machines: Machines, store: sto
     assert "worker-lost" in await _said(store)
     await machines.rounds(model.MINUTE // sweeper.HEARTBEAT_MS)
     assert "deadline-passed" in await _said(store)
+
+
+async def test_a_clock_set_back_locks_rows_in_the_order_of_decisions(machines: Machines, store: stores.Store) -> None:
+    """What moves with the clock is locked table by table in the order that `store/connections.py` states, so that two of these
+    never wait for each other."""
+    await examples.opened(store, examples.recording())
+    statements: list[str] = []
+    engine = store.connections.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    machines.clock.advance(-model.HOUR)
+    assert await store.nodes.heartbeat("a", over_ms=sweeper.DOWNTIME_MS) < 0
+    locked = [match[1] or match[2] for match in map(LOCKED.match, statements) if match]
+    assert set(locked) == {*LOCK_ORDER, "outbox", "nodes"}
+    in_order = [table for table in locked if table in LOCK_ORDER]
+    assert in_order == sorted(in_order, key=LOCK_ORDER.index)
 
 
 async def _types(store: stores.Store) -> list[str]:

@@ -21,7 +21,7 @@ from store import api_keys as api_keys_module
 from store import attention, audit, queries, store
 from tencent import trtc_callbacks
 from tests import engines, transactions, waiting
-from web import app
+from web import app, attention_watch
 
 SDK_APP_ID = 1400000001
 CALLBACK_KEY = "callback-key"
@@ -49,7 +49,7 @@ def start_body(**more: Any) -> dict[str, Any]:
 @dataclass(kw_only=True)
 class Service:
     """A running API with its store and bus. Tests set `not_ready`, `warnings`, `failure`, `draining`, `progress` and
-    `clock_ahead_ms` (how far the API's clock is ahead)."""
+    `clock_ahead_ms` (how far the API's clock is ahead), and start `watch` if it is to look without being asked."""
 
     url: str
     decider: dispatch.Decider
@@ -67,6 +67,7 @@ class Service:
     document: dict[str, Any] = field(default_factory=dict)
     routes: list[Any] = field(default_factory=list)
     application: Any = None
+    watch: Any = None
     failure: Exception | None = None
     decided: list[codec.Event] = field(default_factory=list)
     taken: list[codec.Event] = field(default_factory=list)
@@ -151,7 +152,6 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             decide=service.decide,
             take_callback=service.take_callback,
             queries=queries.SessionQueries(opened.connections),
-            attention_queries=attention.AttentionQueries(opened.connections),
             ping=opened.connections.ping,
             ready=lambda: service.not_ready,
             new_id=new_id,
@@ -167,12 +167,14 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
-            **{"warnings": lambda: service.warnings} | more,
+            **{"warnings": lambda: service.warnings, "attention_queries": attention.AttentionQueries(opened.connections)} | more,
         )
-        application = app.create(api)
+        service.watch = attention_watch.AttentionWatch(api)
+        application = app.create(api, watch=service.watch)
         service.application, service.document, service.routes = application, application.openapi(), list(application.routes)
         async with _served(application, listening):
             yield service
+        await service.watch.stop()
     await opened.stop()
 
 

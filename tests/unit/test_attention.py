@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from machine import attention, database_clock
+from web import stuck
 
 NOW_MS, ALIVE_MS = 1_800_000_000_000, 60_000
 
@@ -60,3 +63,37 @@ def test_texts() -> None:
     assert attention.of_row("sessions", "01J").text.startswith("row-unreadable: A row of the table sessions cannot be read")
     assert "01J" not in attention.of_row("sessions", "01J").text
     assert attention.Attention(cause=attention.NODE_WARNING, why="A queue is full.").text == "A queue is full."
+
+
+RULES = {rule.name: rule for rule in (*stuck.DELIVERY_RULES, *stuck.RECORDING_RULES, *stuck.SESSION_RULES)}
+HEADINGS = {"operate.md": "### What needs attention", "operate.zh-CN.md": "### 需要处理的问题"}
+
+
+def tables(page: str) -> list[dict[str, tuple[str, str]]]:
+    """The tables of the section: cause → meaning and action."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    section = re.split(r"\n##+ ", text.split(HEADINGS[page], 1)[1], maxsplit=1)[0]
+    blocks = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    rows = [[line.strip("|").split(" | ") for line in block.splitlines()[2:]] for block in blocks]
+    return [{cells[0].strip(" `"): (cells[1].strip(), cells[2].strip()) for cells in table} for table in rows]
+
+
+@pytest.mark.parametrize("page", HEADINGS)
+def test_the_page_has_every_cause_and_its_command(page: str) -> None:
+    """The tables have the causes and rules of the code, and no others; the commands of a finding are in its action."""
+    beyond, rules = tables(page)
+    assert (set(beyond), set(rules)) == ({*attention.CAUSES}, {*RULES})
+    low, hung, off = node("w", free=5), node("w", free=None), replace(node("w"), skew_ms=9_000)
+    samples = [*attention.of_nodes([low, hung, off], NOW_MS, ALIVE_MS), *attention.of_nodes([], NOW_MS, ALIVE_MS)]
+    samples += [*attention.of_parked("database", 1), attention.of_row("sessions", "01J")]
+    assert {sample.cause for sample in samples} == {*attention.CAUSES} - {attention.NODE_WARNING}
+    for sample in samples:
+        commands = {" ".join(words.split()) for words in re.findall(r"`((?:recorder|timedatectl) [^`]+)`", sample.next)}
+        assert all(command in beyond[sample.cause][1] for command in commands), sample
+    assert all(action for _, action in (*beyond.values(), *rules.values()))
+
+
+def test_the_page_has_the_meaning_of_each_rule() -> None:
+    """The sentence of the code is that of the page."""
+    _, rules = tables("operate.md")
+    assert {name: meaning for name, (meaning, _) in rules.items()} == {name: rule.meaning for name, rule in RULES.items()}
