@@ -9,13 +9,11 @@ import weakref
 from collections.abc import Callable
 
 from machine import capture_progress
-from media import capture, native_capture
+from media import capture, ffmpeg_capture, native_capture
 
 NATIVE = "native"
 # Older recordings are forgotten, and the native reader tries their server again.
 _MOST_REMEMBERED = 10_000
-
-Capture = capture.Capture | native_capture.NativeCapture
 
 
 class CaptureEngines:
@@ -26,20 +24,20 @@ class CaptureEngines:
         self._native = engine == NATIVE
         self._ffmpeg = ffmpeg
         self._clock = clock
-        self._captures: weakref.WeakSet[Capture] = weakref.WeakSet()
+        self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
         self._misunderstood: dict[str, None] = {}
 
     def make(
         self, spec: capture.CaptureSpec, recording: str, on_media: Callable[[capture_progress.CaptureProgress], None]
-    ) -> Capture:
+    ) -> capture.Capture:
         """Make the capture of one segment of `recording`, not yet started."""
-        made: Capture
+        made: capture.Capture
         if self._native and recording not in self._misunderstood:
             made = native_capture.NativeCapture(
                 spec, on_media=on_media, on_misunderstood=lambda: self._remember(recording), clock=self._clock
             )
         else:
-            made = capture.Capture(spec, ffmpeg=self._ffmpeg, on_media=on_media, clock=self._clock)
+            made = ffmpeg_capture.FfmpegCapture(spec, ffmpeg=self._ffmpeg, on_media=on_media, clock=self._clock)
         self._captures.add(made)
         return made
 

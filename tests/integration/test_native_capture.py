@@ -18,7 +18,17 @@ import pytest
 
 from machine import capture_progress
 from machine.reasons import Reason
-from media import arrival_index, capture, capture_engines, flv, native_capture, rtmp_client, segment_scan, segment_writer
+from media import (
+    arrival_index,
+    capture,
+    capture_engines,
+    ffmpeg_capture,
+    flv,
+    native_capture,
+    rtmp_client,
+    segment_scan,
+    segment_writer,
+)
 from tests import flv_source, rtmp_server, waiting
 from tests.flv_source import LiveSource, Stream
 from tests.rtmp_server import Script
@@ -170,7 +180,7 @@ async def test_a_server_that_is_not_understood_gets_ffmpeg(script: Script, tmp_p
         await running.start()
         ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
     assert (ended.reason, ended.progress.media_ms) == (Reason.ERROR, 0)
-    assert isinstance(engines.make(spec, "t/anna/1", lambda _: None), capture.Capture)
+    assert isinstance(engines.make(spec, "t/anna/1", lambda _: None), ffmpeg_capture.FfmpegCapture)
     assert isinstance(engines.make(spec, "t/bob/1", lambda _: None), native_capture.NativeCapture)
 
 
