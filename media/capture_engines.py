@@ -1,6 +1,7 @@
 """Chooses the capture of each segment: native, or by ffmpeg.
 
-Rule: a server that the native reader does not understand gets ffmpeg for the next segments of that recording.
+Rule: a server that the native reader does not understand gets ffmpeg for the next segments of that recording. Where a restart of
+the server explains the same, only the second time in a row counts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class CaptureEngines:
         self._clock = clock
         self._captures: weakref.WeakSet[capture.Capture] = weakref.WeakSet()
         self._misunderstood: dict[str, None] = {}
+        self._doubted: dict[str, None] = {}
 
     def make(
         self, spec: capture.CaptureSpec, recording: str, on_media: Callable[[capture_progress.CaptureProgress], None]
@@ -33,9 +35,17 @@ class CaptureEngines:
         """Make the capture of one segment of `recording`, not yet started."""
         made: capture.Capture
         if self._native and recording not in self._misunderstood:
-            made = native_capture.NativeCapture(
-                spec, on_media=on_media, on_misunderstood=lambda: self._remember(recording), clock=self._clock
-            )
+
+            def understood(progress: capture_progress.CaptureProgress) -> None:
+                self._doubted.pop(recording, None)
+                on_media(progress)
+
+            def misunderstood(certain: bool) -> None:
+                certain = certain or recording in self._doubted
+                self._doubted.pop(recording, None)
+                _remember(self._misunderstood if certain else self._doubted, recording)
+
+            made = native_capture.NativeCapture(spec, on_media=understood, on_misunderstood=misunderstood, clock=self._clock)
         else:
             made = ffmpeg_capture.FfmpegCapture(spec, ffmpeg=self._ffmpeg, on_media=on_media, clock=self._clock)
         self._captures.add(made)
@@ -45,7 +55,8 @@ class CaptureEngines:
         """Process ids of the running ffmpegs. A native capture has none of its own."""
         return [each.pid for each in self._captures if each.pid and not each.ended]
 
-    def _remember(self, recording: str) -> None:
-        if len(self._misunderstood) >= _MOST_REMEMBERED:
-            self._misunderstood.pop(next(iter(self._misunderstood)))
-        self._misunderstood[recording] = None
+
+def _remember(among: dict[str, None], recording: str) -> None:
+    if len(among) >= _MOST_REMEMBERED:
+        among.pop(next(iter(among)))
+    among[recording] = None

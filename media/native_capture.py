@@ -29,8 +29,8 @@ _PAUSED_POLL_S = 0.1
 class NativeCapture(capture.Capture):
     """A capture in this process.
 
-    `on_misunderstood` is called when the server did not understand this client, or the other way round, before any media; it must
-    not block.
+    `on_misunderstood` is called before any media when the server and this client did not understand each other, with False if
+    only a repetition would show that; it must not block.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class NativeCapture(capture.Capture):
         spec: capture.CaptureSpec,
         *,
         on_media: capture.OnMedia | None = None,
-        on_misunderstood: Callable[[], None] = lambda: None,
+        on_misunderstood: Callable[[bool], None] = lambda _: None,
         clock: Callable[[], int] = capture.unix_ms,
     ) -> None:
         super().__init__(spec, on_media=on_media, clock=clock)
@@ -146,9 +146,10 @@ class NativeCapture(capture.Capture):
         """The reason why the pull ended on its own."""
         if self._began:
             return Reason.EOF, f"The stream ended. {end.detail}"
-        if end.misunderstood:
-            log.warning("capture.misunderstood", segment=self._spec.path.name, detail=self._redact(end.detail))
-            self._on_misunderstood()
+        if end.blame is not pull.Blame.NONE:
+            certain = end.blame is pull.Blame.CLIENT
+            log.warning("capture.misunderstood", segment=self._spec.path.name, certain=certain, detail=self._redact(end.detail))
+            self._on_misunderstood(certain)
         match end.meaning:
             case ffmpeg_log.Meaning.REFUSED_FOR_GOOD:
                 return Reason.REFUSED_FOR_GOOD, f"{capture.REFUSED_FOR_GOOD_DETAIL} It said: {end.detail}"
