@@ -93,12 +93,13 @@ class NativeCapture(capture.Capture):
         writer = self._writer
         assert writer is not None  # noqa: S101 - _capture made it
         now_s = time.monotonic()
+        writer.add(round((now_s - self._base_s) * 1000), kind, timestamp_ms, payload)
         if flv.is_media(kind, payload):
             self._alive_s = now_s
             if not self._began:
                 self._began = True
                 self._news.set()
-        writer.add(round((now_s - self._base_s) * 1000), kind, timestamp_ms, payload)
+                segment_writer.SHARED.hurry()  # the start of the recording does not wait for a tick
         if not self._paused and writer.waiting_bytes > MOST_WAITING_BYTES and self._pull is not None:
             self._paused = True
             self._pull.pause()

@@ -240,6 +240,22 @@ async def test_a_slow_disk_pauses_the_reading(tmp_path: Path, monkeypatch: pytes
     assert (ended.reason, _written(tmp_path / "a.flv")) == (Reason.EOF, _sent(script))
 
 
+async def test_the_first_media_is_written_at_once(source: LiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first packet of a segment is on disk, and reported, without waiting for the writer's next tick."""
+    monkeypatch.setattr(segment_writer, "TICK_S", 3_600.0)
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    seen: list[capture_progress.CaptureProgress] = []
+    spec = capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02")
+    running = native_capture.NativeCapture(spec, on_media=seen.append)
+    await running.start()
+    await waiting.until(lambda: seen, 20)
+    # Otherwise the end of the stream would have written all of it.
+    assert seen[0].media_ms < 5_000
+    assert segment_scan.scan(tmp_path / "a.flv", "02").media_ms > 0
+    running.stop()
+    await running.wait()
+
+
 @pytest.mark.alone
 async def test_a_kill_loses_a_tenth_of_a_second(source: LiveSource, tmp_path: Path) -> None:
     """After SIGKILL the segment has everything that arrived but the last 0.1 s, and the index agrees with it."""
