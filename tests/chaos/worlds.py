@@ -52,7 +52,7 @@ SETTINGS = {
     "LEASE": f"{LEASE_S:.1f}s",
     "LINGER": f"{LINGER_S:.1f}s",
     "JOIN_TIMEOUT": "60s",
-    "NODE_RETURN": "40s",
+    "NODE_RETURN": f"{40 * waiting.pace():.1f}s",
     "DRAIN": "3s",
     "CALLBACK_ALLOW": "127.0.0.1",
     "CALLBACK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0",
