@@ -4,6 +4,7 @@ Rules:
 - It behaves as the capture by ffmpeg: same reasons, limits and failpoints. A late track, another codec and a jump of the
   timestamps end nothing, because each tag is written as it came.
 - A disk that is slower than the stream pauses the reading. Meanwhile nothing is known about the stream, so it counts as no stall.
+  The same holds while the process stands still, frozen or on a machine that sleeps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 MOST_WAITING_BYTES = 4 << 20
 _RESUME_BYTES = 1 << 20
 _PAUSED_POLL_S = 0.1
+# An alarm that is later than this means that the process stood still.
+_STOOD_STILL_S = 1.0
 
 
 class NativeCapture(capture.Capture):
@@ -111,16 +114,18 @@ class NativeCapture(capture.Capture):
         spec = self._spec
         limit_s = spec.stall_after_s if self._began else spec.first_media_s
         left_s = _PAUSED_POLL_S if self._paused else max(0.0, self._alive_s + limit_s - time.monotonic()) + 0.01
+        alarm_s = time.monotonic() + left_s
         alarm = asyncio.get_running_loop().call_later(left_s, self._news.set)
         await self._news.wait()
         alarm.cancel()
         self._news.clear()
-        if self._paused:
+        if self._paused or time.monotonic() > alarm_s + _STOOD_STILL_S:
             self._alive_s = time.monotonic()
-            if self._writer is not None and self._pull is not None and self._writer.waiting_bytes < _RESUME_BYTES:
-                self._paused = False
-                self._pull.resume()
-                log.info("capture.resumed", segment=spec.path.name)
+        writer, pulled = self._writer, self._pull
+        if self._paused and writer is not None and pulled is not None and writer.waiting_bytes < _RESUME_BYTES:
+            self._paused = False
+            pulled.resume()
+            log.info("capture.resumed", segment=spec.path.name)
         if self.progress.media_ms:
             self._announce()
 
