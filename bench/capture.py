@@ -73,6 +73,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--capture", choices=("native", "ffmpeg"), default="native", help="the setting CAPTURE of the service")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each window")
     parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds before each window")
@@ -92,10 +93,10 @@ def measure(folder: Path, cache: Path, given: argparse.Namespace, say: Callable[
     window = Window(seconds=given.seconds, settle_s=given.settle)
     with source(cache, given.length) as address:
         quiet = noise.Noise()
-        idle = served(folder / "idle", address, 0, window)
+        idle = served(folder / "idle", address, 0, window, given.capture)
         for at in range(given.rounds):
             bare.append(bared(folder / f"bare-{at}", address, given.streams, window))
-            recorded.append(served(folder / f"served-{at}", address, given.streams, window))
+            recorded.append(served(folder / f"served-{at}", address, given.streams, window, given.capture))
     per = given.streams
     ratios = [(r.ffmpeg + r.service - idle.service) / b.ffmpeg for b, r in zip(bare, recorded, strict=True)]
     with_idle = statistics.median(r + idle.service / b.ffmpeg for r, b in zip(ratios, bare, strict=True))
@@ -108,7 +109,7 @@ def measure(folder: Path, cache: Path, given: argparse.Namespace, say: Callable[
         ["idle part of the service, once", f"{idle.service:.2f}"],
         [f"ratio with the idle part, {per} streams", f"{with_idle:.2f}"],
     ]
-    heading = f"{per} streams of 1.5 Mbit/s, {given.rounds} rounds of {given.seconds:g} s"
+    heading = f"{per} {given.capture} captures of 1.5 Mbit/s, {given.rounds} rounds of {given.seconds:g} s"
     say(noise.table([heading, "ms of CPU per second and stream"], lines))
     say(str(quiet))
 
@@ -142,8 +143,8 @@ def bared(folder: Path, address: str, streams: int, window: Window) -> Cost:
             process.wait()
 
 
-def served(folder: Path, address: str, streams: int, window: Window) -> Cost:
-    """The cost of the service and of its ffmpegs."""
+def served(folder: Path, address: str, streams: int, window: Window, capture: str) -> Cost:
+    """The cost of the service and of its ffmpegs; the native capture has none."""
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -151,6 +152,7 @@ def served(folder: Path, address: str, streams: int, window: Window) -> Cost:
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(folder), "PORT": str(port), "DATA_DIR": str(folder / "data"),
         "SPOOL_DIR": str(folder / "spool"), "MIN_FREE": "100MiB", "FFMPEG_BINARY": FFMPEG, "LOG_LEVEL": "info",
+        "CAPTURE": capture,
         "PULL_ADDRESS": f"{address}{{speaker}}",
         # No stream ends before the measurement does, so nothing is ever uploaded and the bucket need not be reachable.
         "COS_ENDPOINT": "http://127.0.0.1:9",

@@ -145,8 +145,8 @@ class Settings(pydantic_settings.BaseSettings):
         "Server in the place of COS, such as the simulator.",
         shown="COS itself",
     )
-    capture: Literal["ffmpeg", "native"] = _setting(
-        "CAPTURE", "ffmpeg", "ffmpeg or native", "What pulls the streams: ffmpeg processes, or a reader in the worker itself."
+    capture: Literal["native", "ffmpeg"] = _setting(
+        "CAPTURE", "native", "native or ffmpeg", "What pulls the streams: a reader in the worker itself, or an ffmpeg for each."
     )
     ffmpeg_binary: str = _setting(
         "FFMPEG_BINARY", "", "a path", "The ffmpeg binary.", shown="ffmpeg 7.1 or later on PATH, else the bundled one"

@@ -106,8 +106,10 @@ class HttpFlvPull:
                 return pull.unreachable(error.os_error)
             except OSError as error:  # a server that restarts resets the connection: no reason to change the client
                 return pull.unreachable(error)
+            except aiohttp.ServerDisconnectedError:
+                return pull.End("The server closed the connection before it answered.", ffmpeg_log.Meaning.REFUSED)
             except (aiohttp.ClientError, ValueError) as error:
-                return pull.End(f"The server's answer was not understood: {type(error).__name__}.", misunderstood=True)
+                return pull.End(f"The server's answer was not understood: {type(error).__name__}.", blame=pull.Blame.CLIENT)
             if isinstance(answer, pull.End):
                 return answer
             try:
@@ -125,7 +127,7 @@ class HttpFlvPull:
                 if not self._reading.is_set():
                     await self._reading.wait()
         except NotFlv as error:
-            return pull.End(f"The stream cannot be read: {error}.", ffmpeg_log.Meaning.NO_TRACK, misunderstood=True)
+            return pull.End(f"The stream cannot be read: {error}.", ffmpeg_log.Meaning.NO_TRACK, pull.Blame.CLIENT)
         except (aiohttp.ClientError, OSError):
             return pull.End("The connection broke off.", ffmpeg_log.Meaning.NO_TRACK)
         return pull.End("The server closed the connection.", ffmpeg_log.Meaning.NO_TRACK)

@@ -1,11 +1,10 @@
 """Native capture: pulls one speaker's stream over RTMP(S) or HTTP-FLV in this process and writes its segment.
 
 Rules:
-- It behaves as the capture by ffmpeg (media/capture.py): same interface, reasons, limits and failpoints. A late track, another
-  codec and a jump of the timestamps end nothing, because each tag is written as it came.
-- Every media packet shows that the stream is alive, also one of a track that is not recorded.
+- It behaves as the capture by ffmpeg: same reasons, limits and failpoints. A late track, another codec and a jump of the
+  timestamps end nothing, because each tag is written as it came.
 - A disk that is slower than the stream pauses the reading. Meanwhile nothing is known about the stream, so it counts as no stall.
-- The pull address is secret: every text that a server wrote is redacted before it leaves this module.
+  The same holds while the process stands still, frozen or on a machine that sleeps.
 """
 
 from __future__ import annotations
@@ -26,112 +25,44 @@ log = structlog.get_logger()
 MOST_WAITING_BYTES = 4 << 20
 _RESUME_BYTES = 1 << 20
 _PAUSED_POLL_S = 0.1
+# An alarm that is later than this means that the process stood still.
+_STOOD_STILL_S = 1.0
 
 
-class NativeCapture:
-    """A capture that starts once. `stop` and `kill` may be called at any time, any number of times.
+class NativeCapture(capture.Capture):
+    """A capture in this process.
 
-    `on_media` is called once, in the event loop, when the first packet of a wanted track is on disk. `on_misunderstood` is called
-    when the server did not understand this client, or the other way round, before any media; both must not block.
+    `on_misunderstood` is called before any media when the server and this client did not understand each other, with False if
+    only a repetition would show that; it must not block.
     """
 
     def __init__(
         self,
         spec: capture.CaptureSpec,
         *,
-        on_media: Callable[[capture_progress.CaptureProgress], None] | None = None,
-        on_misunderstood: Callable[[], None] = lambda: None,
+        on_media: capture.OnMedia | None = None,
+        on_misunderstood: Callable[[bool], None] = lambda _: None,
         clock: Callable[[], int] = capture.unix_ms,
     ) -> None:
-        self._spec = spec
-        self._on_media = on_media
+        super().__init__(spec, on_media=on_media, clock=clock)
         self._on_misunderstood = on_misunderstood
-        self._clock = clock
-        self._redact = ffmpeg_log.Redactor(spec.address)
-        self._news = asyncio.Event()
-        self._spawned = asyncio.Event()
-        self._stopping = self._announced = self._paused = self._began = False
+        self._paused = self._began = False
         self._base_s = self._alive_s = 0.0
-        self._verdict: tuple[Reason, str] | None = None
         self._writer: segment_writer.SegmentWriter | None = None
         self._pull: pull.Pull | None = None
-        self._task: asyncio.Task[capture_progress.CaptureExit] | None = None
 
     @property
     def progress(self) -> capture_progress.CaptureProgress:
         """Media on disk."""
         return self._writer.progress if self._writer else capture_progress.CaptureProgress()
 
-    @property
-    def ended(self) -> bool:
-        """Whether `wait()` would return immediately."""
-        return self._task is not None and self._task.done()
-
-    @property
-    def pid(self) -> int:
-        """0: there is no other process."""
-        return 0
-
-    async def start(self) -> None:
-        """Begin to connect; `wait()` reports failures. Safe to call twice; cancellation kills the capture."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"capture {self._spec.path.name}")
-        try:
-            await self._spawned.wait()
-        except asyncio.CancelledError:
-            self.kill()
-            raise
-
-    def stop(self) -> None:
-        """Request the end and return immediately; `wait()` then returns "stopped"."""
-        self._stopping = True
-        self._news.set()
-
-    def kill(self) -> None:
-        """As `stop`: there is no process to kill, and media that arrived is written."""
-        self.stop()
-
-    async def wait(self) -> capture_progress.CaptureExit:
-        """Wait for the end. Cancelling the wait stops the capture, which then ends in the background; `wait` may be called
-        again."""
-        if self._task is None:
-            return capture_progress.CaptureExit(
-                reason=Reason.STOPPED, detail="The capture was never started.", progress=self.progress
-            )
-        try:
-            return await asyncio.shield(self._task)
-        except asyncio.CancelledError:
-            self.kill()
-            raise
-
-    async def _run(self) -> capture_progress.CaptureExit:
-        try:
-            self._verdict = await self._obstacle()
-            if self._verdict is None:
-                failpoints.hit("capture.spawn.before")
-                await self._capture()
-        finally:
-            self._spawned.set()
-        reason, detail = self._verdict or (Reason.ERROR, "The capture ended without a reason.")
-        detail = self._redact(detail)
-        log.info("capture.ended", reason=reason, detail=detail, media_ms=self.progress.media_ms)
-        return capture_progress.CaptureExit(reason=reason, detail=detail, progress=self.progress)
-
-    async def _obstacle(self) -> tuple[Reason, str] | None:
-        """Why the capture does not begin; None if it does. A file system that hangs is not waited for after a stop."""
-        checking = asyncio.create_task(file_threads.LIVE.run(capture.obstacle, self._spec))
-        while not checking.done() and not self._stopping:
-            news = asyncio.create_task(self._news.wait())
-            await asyncio.wait((checking, news), return_when=asyncio.FIRST_COMPLETED)
-            news.cancel()
-        if not checking.done():
-            await asyncio.wait((checking,), timeout=file_threads.ANSWER_S)
-        found = checking.result() if checking.done() else None
-        if self._stopping and (found is None or found[0] != Reason.SPOOL_LOST):
-            return Reason.STOPPED, "Stopped before it began."
-        return found
-
     async def _capture(self) -> None:
+        self._verdict = await self._obstacle()
+        if self._verdict is None:
+            failpoints.hit("capture.spawn.before")
+            await self._pull_to_the_end()
+
+    async def _pull_to_the_end(self) -> None:
         loop = asyncio.get_running_loop()
         spec = self._spec
         self._base_s = self._alive_s = time.monotonic()
@@ -155,7 +86,7 @@ class NativeCapture:
             writer.close()
             segment_writer.SHARED.hurry()
             await self._written(writer)
-        if not self._announced and writer.progress.media_ms:
+        if writer.progress.media_ms:
             self._announce()
         if self._verdict[0] in (Reason.EOF, Reason.STOPPED) and writer.fault is not None:
             self._verdict = self._fault(writer.fault)
@@ -165,12 +96,13 @@ class NativeCapture:
         writer = self._writer
         assert writer is not None  # noqa: S101 - _capture made it
         now_s = time.monotonic()
+        writer.add(round((now_s - self._base_s) * 1000), kind, timestamp_ms, payload)
         if flv.is_media(kind, payload):
             self._alive_s = now_s
             if not self._began:
                 self._began = True
                 self._news.set()
-        writer.add(round((now_s - self._base_s) * 1000), kind, timestamp_ms, payload)
+                segment_writer.SHARED.hurry()  # the start of the recording does not wait for a tick
         if not self._paused and writer.waiting_bytes > MOST_WAITING_BYTES and self._pull is not None:
             self._paused = True
             self._pull.pause()
@@ -182,24 +114,20 @@ class NativeCapture:
         spec = self._spec
         limit_s = spec.stall_after_s if self._began else spec.first_media_s
         left_s = _PAUSED_POLL_S if self._paused else max(0.0, self._alive_s + limit_s - time.monotonic()) + 0.01
+        alarm_s = time.monotonic() + left_s
         alarm = asyncio.get_running_loop().call_later(left_s, self._news.set)
         await self._news.wait()
         alarm.cancel()
         self._news.clear()
-        if self._paused:
+        if self._paused or time.monotonic() > alarm_s + _STOOD_STILL_S:
             self._alive_s = time.monotonic()
-            if self._writer is not None and self._pull is not None and self._writer.waiting_bytes < _RESUME_BYTES:
-                self._paused = False
-                self._pull.resume()
-                log.info("capture.resumed", segment=spec.path.name)
-        if not self._announced and self.progress.media_ms:
+        writer, pulled = self._writer, self._pull
+        if self._paused and writer is not None and pulled is not None and writer.waiting_bytes < _RESUME_BYTES:
+            self._paused = False
+            pulled.resume()
+            log.info("capture.resumed", segment=spec.path.name)
+        if self.progress.media_ms:
             self._announce()
-
-    def _announce(self) -> None:
-        self._announced = True
-        failpoints.hit("capture.media.before")
-        if self._on_media is not None:
-            self._on_media(self.progress)
 
     def _decide(self, pulling: asyncio.Task[pull.End]) -> tuple[Reason, str] | None:
         """The reason to end the capture, or None."""
@@ -224,9 +152,10 @@ class NativeCapture:
         """The reason why the pull ended on its own."""
         if self._began:
             return Reason.EOF, f"The stream ended. {end.detail}"
-        if end.misunderstood:
-            log.warning("capture.misunderstood", segment=self._spec.path.name, detail=self._redact(end.detail))
-            self._on_misunderstood()
+        if end.blame is not pull.Blame.NONE:
+            certain = end.blame is pull.Blame.CLIENT
+            log.warning("capture.misunderstood", segment=self._spec.path.name, certain=certain, detail=self._redact(end.detail))
+            self._on_misunderstood(certain)
         match end.meaning:
             case ffmpeg_log.Meaning.REFUSED_FOR_GOOD:
                 return Reason.REFUSED_FOR_GOOD, f"{capture.REFUSED_FOR_GOOD_DETAIL} It said: {end.detail}"

@@ -6,6 +6,7 @@ ffmpeg. No text of an end contains the pull address; the capture redacts what a 
 
 from __future__ import annotations
 
+import enum
 import functools
 import socket
 import ssl
@@ -21,12 +22,20 @@ OnTag = Callable[[int, int, bytes], None]
 _LOOKUPS = daemon_threads.DaemonThreads("pull-dns", 8)
 
 
+class Blame(enum.Enum):
+    """Whether this client may be the cause of an end, because it and the server do not understand each other."""
+
+    NONE = enum.auto()
+    IF_REPEATED = enum.auto()
+    CLIENT = enum.auto()
+
+
 class End(NamedTuple):
-    """How a pull ended. `meaning` is that of ffmpeg's message for the same end; `misunderstood`: this client may be the cause."""
+    """How a pull ended. `meaning` is that of ffmpeg's message for the same end."""
 
     detail: str
     meaning: ffmpeg_log.Meaning = ffmpeg_log.Meaning.OTHER
-    misunderstood: bool = False
+    blame: Blame = Blame.NONE
 
 
 class Pull(Protocol):

@@ -1,7 +1,8 @@
 """RTMP and RTMPS client that plays one stream. Source: Adobe's RTMP specification 1.0.
 
 Rules:
-- The server's handshake must return this client's random bytes. A server that answers otherwise is not understood.
+- The server's handshake must return this client's random bytes. A server that answers otherwise is not understood. One that
+  closes the connection during the handshake may be restarting, so only a repetition counts.
 - `NetStream.Play.UnpublishNotify`, `Stop`, `Complete` and Stream EOF after media end the pull, as in ffmpeg.
 - Every size that the server chooses is bounded (rtmp_chunks.py). Of commands only the status and the stream's number are used.
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from media import amf0, pull, rtmp_chunks
+from media import amf0, ffmpeg_log, pull, rtmp_chunks
 
 _PORTS = {"rtmp": 1935, "rtmps": 443}
 _HANDSHAKE_BYTES = 1536
@@ -141,11 +142,18 @@ class _Connection(_StreamProtocol):
                 if self._received - self._acknowledged >= self._window_bytes // 2:
                     self._acknowledge()
         except ValueError as error:
-            self._end(pull.End(f"The server's answer was not understood: {error}.", misunderstood=True))
+            self._end(pull.End(f"The server's answer was not understood: {error}.", blame=pull.Blame.CLIENT))
 
     def connection_lost(self, error: Exception | None) -> None:
-        before = "while it was pulled" if self._with_media else "before the stream" if self._connected else "in the handshake"
-        self._end(pull.End(f"The server closed the connection {before}.", misunderstood=not self._connected))
+        if not self._received:
+            end = pull.End("The server closed the connection before it answered.", ffmpeg_log.Meaning.REFUSED)
+        elif not self._connected:
+            end = pull.End("The server closed the connection in the handshake.", blame=pull.Blame.IF_REPEATED)
+        else:
+            end = pull.End(
+                f"The server closed the connection {'while it was pulled' if self._with_media else 'before the stream'}."
+            )
+        self._end(end)
 
     def pause(self) -> None:
         """Stop reading."""

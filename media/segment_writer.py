@@ -24,7 +24,7 @@ from typing import NamedTuple
 import structlog
 
 from machine import capture_progress
-from media import arrival_index, envelope, flv, resource_limits, sei, timeline
+from media import arrival_index, flv, resource_limits, sei, timeline
 
 log = structlog.get_logger()
 
@@ -164,15 +164,11 @@ class SegmentWriter:
 
 
 class _Placing:
-    """The progress of a segment, from its tags."""
+    """The progress of a segment, from its tags. It has no anchors, because the arrival index tells more."""
 
     def __init__(self, kinds: frozenset[int], base_ms: int) -> None:
         self._timeline = timeline.Timeline(kinds)
         self._base_ms = base_ms
-        self._envelope = envelope.Envelope()
-        self._sample: tuple[int, int] | None = None
-        self._sampled_ms = 0
-        self._anchors = self._envelope.anchors
         self._first_ms: int | None = None
         self._last_ms: int | None = None
         self._looks_for_sei = _SEI_PACKETS
@@ -190,17 +186,11 @@ class _Placing:
             if self._first_ms is None or position_ms <= _SETTLING_MS:
                 began_ms = max(self._base_ms, arrived_ms - position_ms)
                 self._first_ms = began_ms if self._first_ms is None else min(self._first_ms, began_ms)
-            if self._sample is None or arrived_ms - position_ms <= self._sample[1] - self._sample[0]:
-                self._sample = position_ms, arrived_ms
-        if self._sample is not None and (self._sample[1] - self._sampled_ms >= 1_000 or not self._sampled_ms):
-            self._envelope.add(*self._sample)
-            self._sampled_ms, self._sample, self._anchors = self._sample[1], None, self._envelope.anchors
         return capture_progress.CaptureProgress(
             media_ms=self._timeline.end_ms,
             size_bytes=size_bytes,
             first_packet_ms=self._first_ms,
             last_packet_ms=self._last_ms,
-            anchors=self._anchors,
         )
 
     def _look_for_sei(self, payload: bytes) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import service
 
 BY_PATH = ("open", "stat", "lstat", "mkdir", "listdir", "scandir", "unlink", "replace", "rmdir", "statvfs", "utime")
-BY_NUMBER = ("fstat", "pread", "fsync")
+BY_NUMBER = ("fstat", "pread", "fsync", "write", "pwrite")
 STEP_S = 0.05
 
 

@@ -34,7 +34,7 @@ class Script:
     connect_refusal: str = ""
     ping: bool = False
     then: str = "NetStream.Play.UnpublishNotify"
-    handshake: bytes = b""
+    handshake: bytes | None = None
     raw: bytes = b""
     drop_at_play: bool = False
     heard: list[tuple[int, bytes]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class _Session:
 
     async def run(self) -> None:
         first = await self._reader.readexactly(1537)
-        if self._script.handshake:
+        if self._script.handshake is not None:
             self._writer.write(self._script.handshake)
             await self._writer.drain()
             return

@@ -14,6 +14,7 @@ import aiohttp
 import imageio_ffmpeg
 
 from tests import ports, waiting
+from tests.chaos import open_captures
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,6 +126,19 @@ class ServiceProcess:
             async with aiohttp.ClientSession() as http, http.get(f"{self.url}/readyz") as answer:
                 return answer.status == 200
         return False
+
+
+def work(pid: int) -> list[str]:
+    """The ffmpegs of a process that run, and the segments that it captures itself. A zombie of a frozen parent has ended."""
+    alive = [child for child in children(pid) if _state(child) not in ("", "Z")]
+    return [*map(str, alive), *sorted(open_captures.written(Path(f"/proc/{pid}")))]
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def children(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from machine import capture_progress, due_work, job_key, model, segments, upload
 
 
 class Capture(Protocol):
-    """One run of ffmpeg on one stream (media.capture.Capture)."""
+    """One run of a capture on one stream (media.capture.Capture)."""
 
     @property
     def progress(self) -> capture_progress.CaptureProgress: ...

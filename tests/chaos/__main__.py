@@ -48,7 +48,7 @@ def main() -> int:
     for outcome in failed:
         _print(report.failure(outcome))
     for engine in too_much:
-        _print(f"FAILED more media than {report.MEDIA_LIMIT_S:g} s lost to a kill at the 99th percentile: {engine}")
+        _print(f"FAILED too much media lost to a kill at the 99th percentile: {engine}")
     for what in short:
         _print(f"{'FAILED' if full else 'warning:'} {what}")
     _print(f"{len(outcomes)} runs, {len(failed)} failed; {folder / 'report.json'}")
@@ -71,7 +71,8 @@ def _print_outcome(outcome: worlds.Outcome) -> None:
     struck = plans.sentence(outcome.plan.strikes)
     missed = "" if len(outcome.struck) == len(outcome.plan.strikes) else f" ({len(outcome.struck)} struck)"
     end = "–" if outcome.seconds_to_end is None else f"{outcome.seconds_to_end:.1f} s"
-    _print(f"{'FAIL' if outcome.failed else 'ok  '} {outcome.plan.engine} {outcome.plan.seed}: {struck}{missed}, {end}")
+    run = f"{outcome.plan.engine} {outcome.plan.seed} {outcome.plan.capture}"
+    _print(f"{'FAIL' if outcome.failed else 'ok  '} {run}: {struck}{missed}, {end}")
 
 
 def _print(text: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import open_captures
 from tests.e2e import session_audit
 
 Row = Mapping[str, Any]
@@ -197,23 +198,22 @@ def _leaked(scope: Scope) -> list[str]:
 
 
 def strays(folder: str, nodes: set[int]) -> list[str]:
-    """Leftover captures while the room is live: no living node of the run is their parent, or two capture the same recording. A
-    capture is recognized by the FLV file below `folder` that it writes."""
+    """Leftover captures while the room is live: of no living node of the run, itself or as the parent, or a second one of the
+    same recording. A capture is recognized by the FLV file below `folder` that it writes."""
     processes = {int(entry.name): entry for entry in Path("/proc").glob("[0-9]*")}
-    parents, captures = dict[int, int](), dict[int, Path]()
+    parents, captures = dict[int, int](), list[tuple[int, Path]]()
     for pid, entry in processes.items():
         try:
             state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-            files = [word for word in os.fsdecode((entry / "cmdline").read_bytes()).split("\0") if word.endswith(".flv")]
+            files = open_captures.named(entry) | open_captures.written(entry)
         except OSError:
             continue
         if state != "Z":
             parents[pid] = int(parent)
-            captures.update((pid, Path(file)) for file in files if file.startswith(f"{folder}/"))
-    found = [
-        f"{pid} captures {file.name} for no node" for pid, file in captures.items() if parents[pid] not in nodes & {*parents}
-    ]
-    recorded = [(file.parent.parent.name, file.parent.name) for file in captures.values()]
+            captures += [(pid, Path(file)) for file in sorted(files) if file.startswith(f"{folder}/")]
+    living = nodes & {*parents}
+    found = [f"{pid} captures {file.name} for no node" for pid, file in captures if not {pid, parents[pid]} & living]
+    recorded = [(file.parent.parent.name, file.parent.name) for _, file in captures]
     return found + [
         f"{each} is captured {recorded.count(each)} times" for each in sorted(set(recorded)) if recorded.count(each) > 1
     ]

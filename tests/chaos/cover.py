@@ -1,20 +1,23 @@
 """Coverage: whether a speaker's files cover the time that was live, from the speaker's first frame to the end of the room.
 
 All times are counted in frames of the speaker's stream. A frame that was sent must be in a file or inside a reported gap, with
-two exceptions. A kill may lose up to LOST_S before it. After the last picture of a recording no gap can be reported where nobody
-pulled, so the time of a takeover may be missing there. A reported gap over existing pictures is a fault. So is time without a
-pull when nothing had happened.
+two exceptions. A kill may lose up to `Events.lost_s` before it. After the last picture of a recording no gap can be reported
+where nobody pulled, so the time of a takeover may be missing there. A reported gap over existing pictures is a fault. So is time
+without a pull when nothing had happened.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from tests.chaos import media
+from tests.chaos import media, plans
 
-LOST_S = 1.0
+LOST_S = {plans.NATIVE: 0.1, plans.FFMPEG: 1.0}
+"""What a kill may cost of the media that was sent before it, by the kind of capture."""
 # A busy simulator may notice this late that a kill ended a connection, even one that it had not answered yet.
 LATE_S = 2.0
 # Frames that may be missing at a seam. An undisturbed ffmpeg writes all that was sent: at a load of 12, at most two pictures were
@@ -55,13 +58,14 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """Events of a speaker's captures (monotonic s): the end of the room, the kills that took a capture along, all strikes, and
-    the time after a strike in which no node may pull."""
+    """Events of a speaker's captures (monotonic s): the end of the room, the kills that took a capture along, all strikes, the
+    time after a strike in which no node may pull, and what a kill may cost."""
 
     ended_s: float
     kills: Sequence[float] = ()
     strikes: Sequence[float] = ()
     take_over_s: float = 0.0
+    lost_s: float = LOST_S[plans.FFMPEG]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,7 @@ def judge(files: Sequence[File], speaker: media.Live, events: Events) -> Cover:
     shown = {picture.frame for file in files for picture in file.shown}
     first, last = (min(shown), max(shown)) if shown else (live.stop, live.stop)
     reported = [gap for file in files for gap in file.gap_frames()]
-    lost = _frames(speaker, [(moment_s - LOST_S, moment_s) for moment_s in events.kills])
+    lost = _frames(speaker, [(moment_s - events.lost_s, moment_s) for moment_s in events.kills])
     pulled = _frames(speaker, [(begun_s, _until_s(begun_s, ended_s, events)) for begun_s, ended_s in speaker.pulls])
     struck = _frames(speaker, [(moment_s, moment_s + events.take_over_s) for moment_s in events.strikes])
     # A capture may outlast the stop of its session, and may report a gap in that time.
@@ -113,6 +117,17 @@ def judge(files: Sequence[File], speaker: media.Live, events: Events) -> Cover:
         doubled_s=media.doubled_s([picture.frame for file in files for picture in file.shown]),
         unpulled_s=_seconds(missing - pulled - struck - set(range(first_pull))),
     )
+
+
+def kills(struck: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """When (monotonic s) a kill took a capture along, by recording: `speaker_n`, the name of its spool folder and of its object.
+    The other captures of the room went on. `struck`: the records of the strikes."""
+    found: dict[str, list[float]] = {}
+    for strike in struck:
+        if strike["Act"] == plans.KILL:
+            for file in strike["Captures"]:
+                found.setdefault(Path(file).parent.name, []).append(strike["MonotonicS"])
+    return found
 
 
 def _until_s(begun_s: float, ended_s: float, events: Events) -> float:

@@ -1,12 +1,14 @@
 """Media checks: which frames of a speaker's stream a file shows, by the bar code in its pictures.
 
 Frame numbers follow the clock: frame n was sent `n / 15` s after the stream began. The loss of a kill is the time between the
-last frame in the file before the kill and the last frame sent by then. It is measured only for captures that the kill took along.
+last frame in the file before the kill and the last frame that the simulator had really sent by then. It is measured only for
+captures that the kill took along.
 `cover.py` judges whether a file holds all that it should.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Sequence
@@ -33,15 +35,17 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The begin of a speaker's stream (monotonic s), the first frame of its loop, and its pulls as [from, to]."""
+    """The begin of a speaker's stream (monotonic s), the first frame of its loop, its pulls as [from, to], and (when, the last
+    frame sent by then), because a busy simulator is late."""
 
     began_s: float
     first_frame: int
     pulls: list[list[float]] = field(default_factory=list)
+    sent: list[tuple[float, int]] = field(default_factory=list)
 
     def watch(self, stream: live.Stream) -> None:
-        """From now on, note when pulls begin and end."""
-        join, leave, begun = stream.join, stream.leave, dict[live.Viewer, list[float]]()
+        """From now on, note when pulls begin and end and when frames are sent."""
+        join, leave, advance, begun = stream.join, stream.leave, stream.advance, dict[live.Viewer, list[float]]()
 
         def joined(viewer: live.Viewer) -> None:
             begun[viewer] = [time.monotonic(), math.inf]
@@ -52,11 +56,22 @@ class Live:
             begun[viewer][1] = time.monotonic()
             leave(viewer)
 
-        stream.join, stream.leave = joined, left  # type: ignore[method-assign]
+        def advanced(now_s: float) -> None:
+            advance(now_s)
+            frame = self.frame_at(now_s)
+            if not self.sent or self.sent[-1][1] != frame:
+                self.sent.append((time.monotonic(), frame))
+
+        stream.join, stream.leave, stream.advance = joined, left, advanced  # type: ignore[method-assign]
 
     def frame_at(self, moment_s: float) -> int:
         """The last frame that had been sent at a moment, counted from the beginning of the stream."""
         return int((moment_s - self.began_s) * RATE)
+
+    def sent_at(self, moment_s: float) -> int:
+        """The last frame that was really sent at a moment; the last due one if nothing is known."""
+        before = bisect.bisect_right(self.sent, moment_s, key=lambda each: each[0])
+        return self.sent[before - 1][1] if before else self.frame_at(moment_s)
 
 
 def pictures(path: Path) -> list[Picture]:
@@ -88,7 +103,7 @@ def lost_s(counted: Sequence[int], speaker: Live, moment_s: float) -> float | No
     pulling = [begun_s for begun_s, ended_s in speaker.pulls if begun_s <= moment_s < ended_s]
     if not pulling:
         return None
-    wanted = speaker.frame_at(moment_s)
+    wanted = speaker.sent_at(moment_s)
     last_in_file = max((frame for frame in counted if frame <= wanted), default=0)
     return max(0, wanted - max(last_in_file, speaker.frame_at(max(pulling)))) / RATE
 

@@ -7,7 +7,6 @@ captures that it runs: a kill takes along these and no others.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import service
+from tests.chaos import open_captures
 
 
 class Harness:
@@ -42,7 +42,7 @@ class Harness:
     def _claimed(self, number: int, strike: dict[str, Any]) -> bool:
         """Write the record of the strike; False if another process was first."""
         record = {**strike, "Pid": os.getpid(), "MonotonicS": time.monotonic(), "UnixMs": time.time_ns() // 1_000_000}
-        record["Captures"] = captures()
+        record["Captures"] = open_captures.own()
         try:
             with self._path(number).open("x", encoding="utf-8") as file:
                 file.write(json.dumps(record))
@@ -78,17 +78,6 @@ def set_clock(ahead_ms: Callable[[], float]) -> None:
     time.time = lambda: time.time_ns() / 1e9
     os.stat = lambda *args, **options: moved(stat(*args, **options))
     os.fstat = lambda *args, **options: moved(fstat(*args, **options))
-
-
-def captures() -> list[str]:
-    """The files that ffmpegs of this process are writing now."""
-    found = []
-    for listed in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in listed.read_text().split():
-                words = os.fsdecode(Path(f"/proc/{child}/cmdline").read_bytes()).split("\0")
-                found += [word for word in words if word.endswith(".flv")]
-    return found
 
 
 def _carry_out(act: str, point: str) -> None:

@@ -14,6 +14,7 @@ from machine import failpoints
 
 EMBEDDED, DISTRIBUTED = ENGINES = ("embedded", "distributed")
 KILL, FREEZE, RAISE = ACTS = ("kill", "freeze", "raise")
+NATIVE, FFMPEG = CAPTURES = ("native", "ffmpeg")
 DISMISS, STOP, LEAVE = ENDINGS = ("dismiss", "stop", "leave")
 """The endings of a room: it is dismissed, the session is stopped, or the speakers leave and then it is dismissed."""
 
@@ -62,7 +63,8 @@ class Strike:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One run. `away_s`: how long a killed worker stays away where others can take over; `shared`: one spool for all workers;
-    `part`: not 0 for a plan of `grouped`; `skews`: node → (s after its start, ms that its clock is ahead from then on)."""
+    `part`: not 0 for a plan of `grouped`; `skews`: node → (s after its start, ms that its clock is ahead from then on);
+    `capture`: the setting CAPTURE of all nodes."""
 
     engine: str
     seed: int
@@ -72,6 +74,7 @@ class Plan:
     shared: bool = True
     part: int = 0
     skews: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
+    capture: str = NATIVE
 
     @property
     def repeat(self) -> str:
@@ -108,6 +111,7 @@ def make(engine: str, seed: int) -> Plan:
         away_s=chance.choice((0.0, 6.0)),
         shared=chance.random() < 0.7,
         skews=_skews(chance) if engine == DISTRIBUTED and chance.random() < SKEWED else {},
+        capture=chance.choice(CAPTURES),
     )
 
 
@@ -134,7 +138,9 @@ def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
     for place in range(width):
         struck = [lane[place] for lane in lanes if place < len(lane)]
         strikes = tuple(Strike(point=name, hit=1, act=_act(chance, freezes=1)) for name in struck)
-        made.append(Plan(engine=engine, seed=seed, strikes=strikes, ending=_ending(strikes, DISMISS), part=part))
+        capture = CAPTURES[(seed + place) % len(CAPTURES)]
+        ending = _ending(strikes, DISMISS)
+        made.append(Plan(engine=engine, seed=seed, strikes=strikes, ending=ending, part=part, capture=capture))
     return made
 
 

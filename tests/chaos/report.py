@@ -1,10 +1,12 @@
 """Report of all runs: the printed table, and report.json.
 
-Rule: a run counts for every failpoint that was struck in it, and each fault of the run is charged to all of them.
+Rules: a run counts for every failpoint that was struck in it, and each fault of the run is charged to all of them. The media
+that kills cost is listed by engine and kind of capture, because the kinds promise different limits.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -12,22 +14,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import plans, worlds
+from tests import waiting
+from tests.chaos import cover, media, plans, worlds
 
 FAULTS = ("lost_recordings", "lost_results", "doubled_results", "doubled_objects", "leaked_uploads", "orphan_processes")
 OTHER = ("unfinished", "exit_codes", "media")
-MEDIA_LIMIT_S = 1.0
+# The loss is counted in whole frames of the stream.
+MEDIA_LIMIT_S = {capture: limit_s + 1 / media.RATE for capture, limit_s in cover.LOST_S.items()}
 HEADS = ("lost rec", "lost res", "dbl res", "dbl obj", "leaks", "orphans")
 
 
 def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
     """The whole report."""
     lost = {
-        engine: _distribution([s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s])
+        engine: {capture: _distribution(_lost_s(engine, capture, outcomes)) for capture in plans.CAPTURES}
         for engine in plans.ENGINES
     }
     return {
         "runs": len(outcomes),
+        "captures": {capture: sum(o.plan.capture == capture for o in outcomes) for capture in plans.CAPTURES},
         "points": [_point(engine, point, outcomes) for engine in plans.ENGINES for point in _struck_points(engine, outcomes)],
         "unstruck": {engine: _unstruck(engine, outcomes) for engine in plans.ENGINES},
         "repeated_posts": sum(o.repeated_posts for o in outcomes),
@@ -47,21 +52,28 @@ def shortfalls(engines: Sequence[str], outcomes: Sequence[worlds.Outcome]) -> li
         runs = [o for o in outcomes if o.plan.engine == engine]
         if not any(o.covers for o in runs):
             found.append(f"{engine}: no file was examined")
-        if not any(o.media_lost_s for o in runs):
-            found.append(f"{engine}: no kill hit a capture, so no loss was measured")
+        for capture in plans.CAPTURES:
+            if not _lost_s(engine, capture, outcomes):
+                found.append(f"{engine}: no kill hit a capture by {capture}, so no loss was measured")
         if unstruck := [point for point in plans.points(engine) if point not in _struck_points(engine, outcomes)]:
             found.append(f"{engine}: not struck: {', '.join(unstruck)}")
     return found
 
 
 def too_much_lost(outcomes: Sequence[worlds.Outcome]) -> list[str]:
-    """The engines on which more than MEDIA_LIMIT_S is lost at the 99th percentile."""
+    """The engines and captures with which more than MEDIA_LIMIT_S is lost at the 99th percentile; later on a busy machine, on
+    which what arrived waits for the processor."""
     found = []
-    for engine in plans.ENGINES:
-        lost = sorted(s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s)
-        if lost and _percentile(lost, 99) > MEDIA_LIMIT_S:
-            found.append(f"{engine}: {_percentile(lost, 99):.2f} s")
+    for engine, capture in itertools.product(plans.ENGINES, plans.CAPTURES):
+        lost, limit_s = sorted(_lost_s(engine, capture, outcomes)), waiting.limit_s(MEDIA_LIMIT_S[capture])
+        if lost and _percentile(lost, 99) > limit_s:
+            found.append(f"{engine}, {capture}: {_percentile(lost, 99):.2f} s, allowed {limit_s:.2f} s")
     return found
+
+
+def _lost_s(engine: str, capture: str, outcomes: Sequence[worlds.Outcome]) -> list[float]:
+    """The media that each capture of this kind lost to the kill that took it along."""
+    return [s for o in outcomes if (o.plan.engine, o.plan.capture) == (engine, capture) for s in o.media_lost_s]
 
 
 def write(path: Path, outcomes: Sequence[worlds.Outcome], about: dict[str, Any]) -> None:
@@ -85,8 +97,9 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
             faults = "".join(f"{row[name]:>9}" for name in FAULTS)
             end = f"{row['end_median_s']:>8} ({row['end_max_s']})" if row["end_max_s"] is not None else "       –"
             lines.append(f"{row['point']:25}{row['runs']:>5}{acts}{faults}{end}")
-        lost = _distribution([s for o in outcomes if o.plan.engine == engine for s in o.media_lost_s])
-        lines.append(f"media lost to a kill, by capture that it hit, s: {_values(lost)}")
+        for capture in plans.CAPTURES:
+            lost = _distribution(_lost_s(engine, capture, outcomes))
+            lines.append(f"media lost to a kill, by {capture} capture that it hit, s: {_values(lost)}")
         heard = [(o.heard, o.repeated_deliveries) for o in outcomes if o.plan.engine == engine]
         if engine == plans.DISTRIBUTED:
             lines.append(f"heard by a subscriber: {sum(n for n, _ in heard)} results, {sum(n for _, n in heard)} of them again")
@@ -98,12 +111,14 @@ def failure(outcome: worlds.Outcome) -> str:
     """A failed run as text, with the command that repeats it."""
     faults = [f"  {name}: {each}" for name, faults in outcome.faults.items() for each in faults]
     struck = plans.sentence(outcome.plan.strikes)
-    return "\n".join([f"FAILED {struck}", *faults, f"  again: {outcome.plan.repeat}", f"  logs:  {outcome.folder}"])
+    ends = [f"  again: {outcome.plan.repeat}", f"  logs:  {outcome.folder}"]
+    return "\n".join([f"FAILED {outcome.plan.capture} {struck}", *faults, *ends])
 
 
 def _failure(outcome: worlds.Outcome) -> dict[str, Any]:
     faults = {name: each for name, each in outcome.faults.items() if each}
-    return {"repeat": outcome.plan.repeat, "strikes": outcome.struck, "faults": faults, "folder": str(outcome.folder)}
+    plan = {"repeat": outcome.plan.repeat, "capture": outcome.plan.capture}
+    return plan | {"strikes": outcome.struck, "faults": faults, "folder": str(outcome.folder)}
 
 
 def _struck_points(engine: str, outcomes: Sequence[worlds.Outcome]) -> list[str]:

@@ -52,7 +52,7 @@ SETTINGS = {
     "LEASE": f"{LEASE_S:.1f}s",
     "LINGER": f"{LINGER_S:.1f}s",
     "JOIN_TIMEOUT": "60s",
-    "NODE_RETURN": "40s",
+    "NODE_RETURN": f"{40 * waiting.pace():.1f}s",
     "DRAIN": "3s",
     "CALLBACK_ALLOW": "127.0.0.1",
     "CALLBACK_SECRET": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0",
@@ -147,7 +147,7 @@ class Run:
     # --- the world --------------------------------------------------------------------------------------------------------
     async def _start_nodes(self) -> None:
         simulator = self.simulator
-        environment = SETTINGS | self.backend.settings
+        environment = SETTINGS | self.backend.settings | {"CAPTURE": self.plan.capture}
         environment |= {"PULL_ADDRESS": simulator.pull_template, "COS_ENDPOINT": simulator.url}
         environment |= {"TRTC_CALLBACK_KEYS": json.dumps({str(self.app): CALLBACK_KEY})}
         if self.plan.engine == plans.EMBEDDED:
@@ -192,7 +192,7 @@ class Run:
         while quiet_s < AFTER_S and time.monotonic() < self._patient_until_s():
             await nodes.pass_time(0.25)
             quiet_s = quiet_s + 0.25 if not self.struck() or await self._calm() else 0.0
-        # Checked now and not only at the end: an orphaned ffmpeg ends with its stream, after a recording that no node knows.
+        # Checked now and not only at the end: an orphaned capture ends with its stream, after a recording that no node knows.
         with contextlib.suppress(AssertionError):
             await waiting.until(self._no_strays, STRAY_LIMIT_S, every_s=0.5)
 
@@ -335,7 +335,7 @@ class Run:
 
     async def _judge_media(self, outcome: Outcome, bucket: Path) -> None:
         wrong = outcome.faults.setdefault("media", [])
-        killed = _hit(outcome.struck)
+        killed = cover.kills(outcome.struck)
         for speaker, live in self._lives.items():
             if not live.pulls:
                 wrong.append(f"{speaker} was never pulled")
@@ -357,7 +357,13 @@ class Run:
         self, files: Sequence[cover.File], live: media.Live, kills: Sequence[float], struck: Sequence[Mapping[str, Any]]
     ) -> cover.Cover:
         moments = [strike["MonotonicS"] for strike in struck]
-        events = cover.Events(ended_s=self.ended_s, kills=kills, strikes=moments, take_over_s=_take_over_s())
+        events = cover.Events(
+            ended_s=self.ended_s,
+            kills=kills,
+            strikes=moments,
+            take_over_s=_take_over_s(),
+            lost_s=cover.LOST_S[self.plan.capture],
+        )
         return cover.judge(files, live, events)
 
     def _entries(self, name: str) -> list[dict[str, Any]]:
@@ -374,17 +380,6 @@ class Run:
 
 def _take_over_s() -> float:
     return TAKE_OVER_S * waiting.patience()
-
-
-def _hit(struck: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """When (monotonic s) a kill took a capture along, by recording: `speaker_n`, the name of its spool folder and of its object.
-    The other captures of the room went on."""
-    found: dict[str, list[float]] = {}
-    for strike in struck:
-        if strike["Act"] == plans.KILL:
-            for file in strike["Captures"]:
-                found.setdefault(Path(file).parent.name, []).append(strike["MonotonicS"])
-    return found
 
 
 async def _audited(path: Path) -> dict[str, Any]:

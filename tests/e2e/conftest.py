@@ -1,6 +1,7 @@
 """A whole world on this machine: the simulator as Tencent, and the real service as a process of its own, on each engine.
 
-A module for one engine has `pytestmark = pytest.mark.parametrize("engine", [...])` and names the engine in its header.
+A module for one engine has `pytestmark = pytest.mark.parametrize("engine", [...])` and names the engine in its header. A test
+whose subject is the capture has `@by_captures` and passes `capture` on as the setting CAPTURE.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ APP = 1400000001
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 SECRET_ID, SECRET_KEY = "AKIDexample", "secret-key-example"
 CALLBACK_KEY = "callback-key"
+NATIVE, FFMPEG = "native", "ffmpeg"
+# The engines hardly differ in what they capture, so one of them shows the capture by ffmpeg.
+by_captures = pytest.mark.parametrize(
+    ("engine", "capture"), [(backends.EMBEDDED, NATIVE), (backends.EMBEDDED, FFMPEG), (backends.DISTRIBUTED, NATIVE)]
+)
 
 
 def receiver(room: int | str) -> str:

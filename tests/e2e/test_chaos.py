@@ -39,8 +39,8 @@ def planned(engine: str, part: int) -> set[str]:
 # Both together may take five minutes: two idle cores took 32 s and 33 s, the same under a load of 33 took 109 s and 87 s.
 @pytest.mark.timeout(160)
 async def test_every_failpoint_on_one_node(tmp_path: Path, loops: Path) -> None:
-    """On the embedded engine, a kill, freeze or failure at any failpoint loses, doubles and leaves nothing, and a kill costs at
-    most a second of media."""
+    """On the embedded engine, a kill, freeze or failure at any failpoint loses, doubles and leaves nothing, and a kill costs no
+    more media than the capture promises."""
     outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
     assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
 

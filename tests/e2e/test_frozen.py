@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -23,7 +24,7 @@ from simulator.cos import faults
 from tests import backends, postgres, process_freeze, service_process, waiting
 from tests.chaos import fault_figures
 from tests.e2e import cluster, scenes
-from tests.e2e.conftest import World, live_for
+from tests.e2e.conftest import FFMPEG, NATIVE, World, by_captures, live_for
 from tests.e2e.scenes import Scene
 
 LEASE_S = 4.0 * waiting.pace()
@@ -96,16 +97,17 @@ async def many(world: World) -> AsyncIterator[cluster.Cluster]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
-async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "capture"), [(backends.DISTRIBUTED, NATIVE), (backends.DISTRIBUTED, FFMPEG)])
+async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_path: Path, capture: str) -> None:
     """A worker frozen in six captures, two transcodes and an upload, woken after another worker has taken them over, writes
-    nothing more, ends its ffmpegs within two seconds, and doubles no recording or result; of a capture whose speaker left
-    meanwhile it may report the media on disk, because the media of a superseded capture counts."""
+    nothing more, ends its captures and ffmpegs within two seconds, and doubles no recording or result; of a capture whose speaker
+    left meanwhile it may report the media on disk, because the media of a superseded capture counts."""
     writes = Writes(many)
     await many.start(one="api,machine")
     await writes.watch()
     (tmp_path / "hold").touch()
-    frozen = await many.add("frozen", "worker", DATABASE_URL=writes.url, FFMPEG_BINARY=hesitant(tmp_path))
+    settings = {"CAPTURE": capture, "DATABASE_URL": writes.url, "FFMPEG_BINARY": hesitant(tmp_path)}
+    frozen = await many.add("frozen", "worker", **settings)
     live = [Scene(world, name) for name in ("frozen-a", "frozen-b", "frozen-c")]
     transcoded, uploaded = Scene(world, "frozen-transcode"), Scene(world, "frozen-upload")
     for scene in (*live, transcoded):
@@ -116,11 +118,11 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     await transcoded.room.dismiss()
     await transcoded.recordings("Transcoding", "Transcoding")
     leased = await _leased(many)
-    await waiting.until(lambda: len(_ffmpegs(frozen)) >= 8, 15, "six captures and two transcodes to run")
-    running = _ffmpegs(frozen)
+    await waiting.until(lambda: len(service_process.work(frozen.pid)) >= 8, 15, "six captures and two transcodes to run")
+    running = service_process.work(frozen.pid)
 
     process_freeze.freeze(frozen.pid)
-    await many.add("other", "worker")
+    await many.add("other", "worker", CAPTURE=capture)
     await asyncio.gather(transcoded.result("RoomDestroyed"), uploaded.result("RoomDestroyed"))
 
     async def taken_over() -> bool:
@@ -137,16 +139,18 @@ async def test_a_frozen_worker_wakes(world: World, many: cluster.Cluster, tmp_pa
     await waiting.until(tidied, 20, "the other worker to have deleted what is Done", every_s=0.3)
     await live[2].room.speakers["bob"].leave()
     left = f"{live[2].task_id}/bob/1"
-    await waiting.until(lambda: len(_alive(running)) == len(running) - 1, 20, "its ffmpeg of who left to have ended by itself")
+    if capture == FFMPEG:
+        alive = functools.partial(_of, frozen, running)
+        await waiting.until(lambda: len(alive()) == len(running) - 1, 20, "its ffmpeg of who left to have ended by itself")
     before = await writes.all()
     assert before, "the triggers note what the worker writes"
 
     os.kill(frozen.pid, signal.SIGCONT)
     woken_s = time.monotonic()
-    await waiting.until(lambda: not _alive(running), DEAD_WITHIN_S, "its ffmpegs to be dead")
+    await waiting.until(lambda: not _of(frozen, running), DEAD_WITHIN_S, "its captures and ffmpegs to have ended")
     dead_s = time.monotonic() - woken_s
     assert dead_s <= waiting.limit_s(DEAD_WITHIN_S)
-    fault_figures.note("frozen worker: ffmpegs dead after waking", f"{dead_s:.2f} s ({len(running)} of them)")
+    fault_figures.note(f"frozen worker, {capture}: ended after waking", f"{dead_s:.2f} s ({len(running)} of them)")
     stale = [job for job in leased if job[0] != left]
     refused = await waiting.until(lambda: _refused(frozen, stale), 10, "each of its jobs to be refused")
     await live_for(LEASE_S / 2)
@@ -191,21 +195,9 @@ async def _leased(many: cluster.Cluster) -> list[tuple[str, int, str]]:
     return [(row["owner"], row["epoch"], row["node"]) for row in rows]
 
 
-def _ffmpegs(node: service_process.ServiceProcess) -> list[int]:
-    """The child processes of a node."""
-    return service_process.children(node.pid)
-
-
-def _alive(pids: list[int]) -> list[int]:
-    """The processes among these that still run; a zombie of a frozen parent does not."""
-    return [pid for pid in pids if (stat := _stat(pid)) and stat.rpartition(")")[2].split()[0] != "Z"]
-
-
-def _stat(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+def _of(node: service_process.ServiceProcess, work: list[str]) -> set[str]:
+    """What a node still does of this work."""
+    return {*work} & {*service_process.work(node.pid)}
 
 
 def _refused(node: service_process.ServiceProcess, leased: list[tuple[str, int, str]]) -> list[str]:
@@ -216,22 +208,23 @@ def _refused(node: service_process.ServiceProcess, leased: list[tuple[str, int, 
 
 
 @pytest.mark.timeout(120)
-async def test_a_frozen_service_wakes(world: World, engine: str) -> None:
-    """When the only node freezes past its lease while its ffmpegs run on, no capture counts as lost, no idle time passes, and
-    every file is complete."""
-    service = await world.serve(LEASE=f"{LEASE_S:.1f}s", LINGER="3s", IDLE_TIMEOUT="8s")
+@by_captures
+async def test_a_frozen_service_wakes(world: World, engine: str, capture: str) -> None:
+    """When the only node freezes past its lease, no capture counts as lost, no idle time passes, and every file is complete:
+    ffmpegs run on, and for a native capture the kernel keeps what arrives."""
+    service = await world.serve(CAPTURE=capture, LEASE=f"{LEASE_S:.1f}s", LINGER="3s", IDLE_TIMEOUT="8s")
     scene = Scene(world, "asleep")
     await scene.start("02")
     await asyncio.gather(scene.join("alice"), scene.join("bob"))
     await scene.recordings("Recording", "Recording")
-    running = _ffmpegs(service)
+    running = service_process.work(service.pid)
     process_freeze.freeze(service.pid)
     try:
         await live_for(LEASE_S + 6)
     finally:
         os.kill(service.pid, signal.SIGCONT)
     await live_for(LEASE_S + 2)
-    assert _ffmpegs(service) == running
+    assert service_process.work(service.pid) == running
     await scene.room.dismiss()
     files = await scene.files("RoomDestroyed")
     assert [scenes.gaps(entry) for entries in files.values() for entry in entries] == [[], []], (engine, files)

@@ -133,13 +133,14 @@ async def worse(world: World) -> None:
 
 
 @pytest.mark.timeout(110)
-async def test_no_hostile_name_leaves_the_spool(world: World) -> None:
+@pytest.mark.parametrize("capture", ["native", "ffmpeg"])
+async def test_no_hostile_name_leaves_the_spool(world: World, capture: str) -> None:
     """Hostile rooms, users, speakers and folders that TRTC and COS allow are recorded under safe names, and the rest are refused
     by field; nothing appears outside the spool, no ffmpeg opens a file outside it, and no marked file is read."""
     for place in (world.folder, world.folder / "service"):
         place.mkdir(exist_ok=True)
         (place / "canary").write_bytes(MARK)
-    await world.serve(**scenes.SHORT)
+    await world.serve(CAPTURE=capture, **scenes.SHORT)
     spool = world.folder / "service" / "spool"
     inside = ("service/spool", "service/data", "tencent")
     before = listing(world.folder, without=inside)
@@ -167,7 +168,9 @@ async def test_no_hostile_name_leaves_the_spool(world: World) -> None:
     assert outside == []
     assert len([path for path in seen if path.endswith(".flv")]) == len(ACCEPTED)
     for path in seen:
-        assert re.fullmatch(r"[0-9A-Z]{26}(/[A-Za-z0-9_-]+(/(\d{8}\.flv|finished(\.\d{8})?\.mp3(\.part)?))?)?", path), path
+        assert re.fullmatch(
+            r"[0-9A-Z]{26}(/[A-Za-z0-9_-]+(/(\d{8}\.flv(\.arrivals)?|finished(\.\d{8})?\.mp3(\.part)?))?)?", path
+        ), path
     log = world.service.log.read_text()
     assert "Traceback" not in log
     stored = world.simulator.folder / "cos"

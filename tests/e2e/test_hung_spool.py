@@ -52,11 +52,12 @@ async def recording(world: World) -> tuple[str, rooms.Room]:
     return task_id, room
 
 
-async def test_a_spool_that_hangs_blocks_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("capture", ["native", "ffmpeg"])
+async def test_a_spool_that_hangs_blocks_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
     """While no file operation of the spool returns, the node answers its probes and requests and renews the lease. Afterwards the
     same capture goes on, and the recording ends in Done. Nothing ever touched the spool on the event loop."""
     monkeypatch.setattr(service_process, "ServiceProcess", HungService)
-    await world.serve(LEASE=f"{LEASE_S:g}s")
+    await world.serve(CAPTURE=capture, LEASE=f"{LEASE_S:g}s")
     service = world.service
     assert isinstance(service, HungService)
     service.flag("watch").touch()

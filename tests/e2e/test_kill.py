@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import stat
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
 
@@ -13,14 +12,15 @@ from simulator import speakers
 from simulator.cos import faults
 from tests import content, service_process, waiting
 from tests.e2e import scenes
-from tests.e2e.conftest import World, live_for
+from tests.e2e.conftest import World, by_captures, live_for
 from tests.e2e.scenes import Scene
 from tests.e2e.test_rooms_and_modes import check_audit
 
 STATES = ("Joining", "Recording", "Transcoding", "Uploading")
 SPEAKERS = ("alice", "bob")
-WORKING = 6
-"""The number of ffmpegs with all four states reached: two captures that wait for media, two that receive it, two transcodes."""
+WORKING = {"native": 4, "ffmpeg": 6}
+"""The work that is seen with all four states reached: two captures that receive media, two transcodes, and two ffmpegs that wait
+for media. A native capture has no file before the first packet."""
 
 
 def holding_transcoder(folder: Path) -> str:
@@ -81,18 +81,20 @@ async def check(scene: Scene, *, gap: bool) -> None:
         content.check_together(found)
 
 
-async def test_kill(world: World, tmp_path: Path) -> None:
+@by_captures
+async def test_kill(world: World, tmp_path: Path, capture: str) -> None:
     """After a kill in all working states and a restart, every recording ends Done with one delivered result, and no ffmpeg is
     left over."""
     await scenes.encode(world)
-    await world.serve(FFMPEG_BINARY=holding_transcoder(tmp_path), LEASE=f"{6 * waiting.pace():.1f}s")
+    await world.serve(CAPTURE=capture, FFMPEG_BINARY=holding_transcoder(tmp_path), LEASE=f"{6 * waiting.pace():.1f}s")
     by_state: dict[str, Scene] = {state: Scene(world, 5000 + n) for n, state in enumerate(STATES)}
     for scene in by_state.values():
         await scene.start()
     stalled = await reach_all(by_state, tmp_path)
-    orphans: list[Any] = await waiting.until(
-        lambda: (found := service_process.children(world.service.pid)) and len(found) >= WORKING and found, 10, "all the work"
-    )
+    await waiting.until(lambda: all(speaker.viewers for speaker in stalled), 10, "the pulls that get no media")
+    pid = world.service.pid
+    await waiting.until(lambda: len(service_process.work(pid)) >= WORKING[capture], 10, "all the work")
+    orphans = service_process.children(pid)
     await world.service.kill()
     await waiting.until(lambda: not [p for p in orphans if Path(f"/proc/{p}").exists()], 5, "ffmpeg to die with the service")
     (tmp_path / f"hold-{by_state['Transcoding'].task_id}").unlink()

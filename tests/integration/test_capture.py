@@ -19,7 +19,7 @@ import pytest
 
 from machine import capture_progress
 from machine.reasons import Reason
-from media import capture, flv, native_capture, segment_scan
+from media import capture, ffmpeg_capture, flv, native_capture, segment_scan
 from tests import flv_source, waiting
 from tests.flv_source import FFMPEG, LiveSource, Stream
 
@@ -32,7 +32,6 @@ async def source() -> AsyncIterator[LiveSource]:
     await live.stop()
 
 
-Capture = capture.Capture | native_capture.NativeCapture
 _engine = ""
 
 
@@ -43,13 +42,13 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def _of(spec: capture.CaptureSpec, on_media: Callable[[capture_progress.CaptureProgress], None] | None = None) -> Capture:
+def _of(spec: capture.CaptureSpec, on_media: Callable[[capture_progress.CaptureProgress], None] | None = None) -> capture.Capture:
     if _engine == "native":
         return native_capture.NativeCapture(spec, on_media=on_media)
-    return capture.Capture(spec, ffmpeg=FFMPEG, on_media=on_media)
+    return ffmpeg_capture.FfmpegCapture(spec, ffmpeg=FFMPEG, on_media=on_media)
 
 
-def _capture(address: str, path: Path, mode: str = "02", **limits: float) -> Capture:
+def _capture(address: str, path: Path, mode: str = "02", **limits: float) -> capture.Capture:
     return _of(capture.CaptureSpec(address=address, path=path, mode=mode, **limits))
 
 
@@ -304,7 +303,7 @@ async def test_rtmp_is_captured_until_it_ends(tmp_path: Path) -> None:
         assert "SECRET" not in repr(ended)
 
 
-async def _begun(running: Capture) -> bool:
+async def _begun(running: capture.Capture) -> bool:
     await running.start()
     await waiting.until(lambda: running.progress.media_ms > 0 or running.ended)
     return not running.ended

@@ -15,7 +15,7 @@ import pytest
 
 from machine import capture_progress
 from machine.reasons import Reason
-from media import capture, flv, segment_scan
+from media import capture, ffmpeg_capture, flv, segment_scan
 from tests import flv_source, waiting
 from tests.flv_source import FFMPEG, LiveSource, Stream
 
@@ -28,8 +28,8 @@ async def source() -> AsyncIterator[LiveSource]:
     await live.stop()
 
 
-def _capture(address: str, path: Path, mode: str = "02") -> capture.Capture:
-    return capture.Capture(capture.CaptureSpec(address=address, path=path, mode=mode), ffmpeg=FFMPEG)
+def _capture(address: str, path: Path, mode: str = "02") -> ffmpeg_capture.FfmpegCapture:
+    return ffmpeg_capture.FfmpegCapture(capture.CaptureSpec(address=address, path=path, mode=mode), ffmpeg=FFMPEG)
 
 
 async def _run(address: str, path: Path, mode: str = "02") -> capture_progress.CaptureExit:
@@ -89,10 +89,10 @@ async def test_ffmpeg_dies_with_the_service(source: LiveSource, tmp_path: Path) 
     """The ffmpeg of a service killed with -9 ends too, and the segment has everything but the last second."""
     stream = source.streams["anna"] = Stream(tags=flv_source.content())
     program = (
-        "import asyncio, sys; from pathlib import Path; from media import capture\n"
+        "import asyncio, sys; from pathlib import Path; from media import capture, ffmpeg_capture\n"
         "async def main():\n"
         "    spec = capture.CaptureSpec(address=sys.argv[1], path=Path(sys.argv[2]), mode='02')\n"
-        "    running = capture.Capture(spec, ffmpeg=sys.argv[3]); await running.start()\n"
+        "    running = ffmpeg_capture.FfmpegCapture(spec, ffmpeg=sys.argv[3]); await running.start()\n"
         "    print(running.pid, flush=True); await running.wait()\n"
         "asyncio.run(main())\n"
     )

@@ -18,7 +18,17 @@ import pytest
 
 from machine import capture_progress
 from machine.reasons import Reason
-from media import arrival_index, capture, capture_engines, flv, native_capture, rtmp_client, segment_scan, segment_writer
+from media import (
+    arrival_index,
+    capture,
+    capture_engines,
+    ffmpeg_capture,
+    flv,
+    native_capture,
+    rtmp_client,
+    segment_scan,
+    segment_writer,
+)
 from tests import flv_source, rtmp_server, waiting
 from tests.flv_source import LiveSource, Stream
 from tests.rtmp_server import Script
@@ -141,10 +151,10 @@ async def test_late_tracks_other_codecs_and_jumps_end_nothing(tmp_path: Path) ->
 )
 async def test_refusals_have_the_reasons_of_ffmpeg(script: Script, reason: Reason, tmp_path: Path) -> None:
     """A status decides whether a retry may help, no file is left, and ffmpeg is not tried in the native reader's place."""
-    misunderstood: list[str] = []
+    misunderstood: list[bool] = []
     async with rtmp_server.serving(script) as server:
         spec = capture.CaptureSpec(address=server.address(), path=tmp_path / "a.flv", mode="02")
-        running = native_capture.NativeCapture(spec, on_misunderstood=lambda: misunderstood.append("x"))
+        running = native_capture.NativeCapture(spec, on_misunderstood=misunderstood.append)
         await running.start()
         ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
     assert (ended.reason, misunderstood, os.listdir(tmp_path)) == (reason, [], [])
@@ -170,8 +180,38 @@ async def test_a_server_that_is_not_understood_gets_ffmpeg(script: Script, tmp_p
         await running.start()
         ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
     assert (ended.reason, ended.progress.media_ms) == (Reason.ERROR, 0)
-    assert isinstance(engines.make(spec, "t/anna/1", lambda _: None), capture.Capture)
+    assert isinstance(engines.make(spec, "t/anna/1", lambda _: None), ffmpeg_capture.FfmpegCapture)
     assert isinstance(engines.make(spec, "t/bob/1", lambda _: None), native_capture.NativeCapture)
+
+
+@pytest.mark.parametrize(
+    ("answers", "engines_after"),
+    [
+        ((b"", b"", b"", b""), "nnnn"),
+        ((b"\x03" + bytes(100), b"\x03" + bytes(100)), "nf"),
+        ((b"\x03" + bytes(100), None, b"\x03" + bytes(100)), "nnn"),
+    ],
+    ids=["before any byte", "twice in the handshake", "with media in between"],
+)
+async def test_a_server_that_closes_in_the_handshake(
+    answers: tuple[bytes | None, ...], engines_after: str, tmp_path: Path
+) -> None:
+    """A connection closed before any byte is an ordinary failed pull, however often; one closed in the handshake gets ffmpeg when
+    it repeats itself, and not when media came in between (None: a stream)."""
+    engines = capture_engines.CaptureEngines("native", ffmpeg=flv_source.FFMPEG, clock=capture.unix_ms)
+    kinds = ""
+    for number, answer in enumerate(answers):
+        script = Script(tags=TAGS) if answer is None else Script(handshake=answer)
+        async with rtmp_server.serving(script) as server:
+            spec = capture.CaptureSpec(address=server.address(), path=tmp_path / f"{number}.flv", mode="02")
+            running = engines.make(spec, "t/anna/1", lambda _: None)
+            await running.start()
+            ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
+        assert (ended.progress.media_ms > 0) == (answer is None), ended
+        assert ended.reason == (Reason.EOF if answer is None else Reason.ERROR if answer else Reason.REFUSED)
+        following = engines.make(spec, "t/anna/1", lambda _: None)
+        kinds += "n" if isinstance(following, native_capture.NativeCapture) else "f"
+    assert kinds == engines_after
 
 
 async def test_a_slow_disk_pauses_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +238,22 @@ async def test_a_slow_disk_pauses_the_reading(tmp_path: Path, monkeypatch: pytes
         gate.set()
         ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
     assert (ended.reason, _written(tmp_path / "a.flv")) == (Reason.EOF, _sent(script))
+
+
+async def test_the_first_media_is_written_at_once(source: LiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first packet of a segment is on disk, and reported, without waiting for the writer's next tick."""
+    monkeypatch.setattr(segment_writer, "TICK_S", 3_600.0)
+    source.streams["anna"] = Stream(tags=flv_source.content())
+    seen: list[capture_progress.CaptureProgress] = []
+    spec = capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02")
+    running = native_capture.NativeCapture(spec, on_media=seen.append)
+    await running.start()
+    await waiting.until(lambda: seen, 20)
+    # Otherwise the end of the stream would have written all of it.
+    assert seen[0].media_ms < 5_000
+    assert segment_scan.scan(tmp_path / "a.flv", "02").media_ms > 0
+    running.stop()
+    await running.wait()
 
 
 @pytest.mark.alone
@@ -242,20 +298,21 @@ async def test_a_transport_of_another_event_loop_is_used() -> None:
     assert (len(transport.sent), transport.sent[:1]) == (1_537, b"\x03")
 
 
-async def test_a_reset_before_the_answer_keeps_the_native_reader(tmp_path: Path) -> None:
-    """A server that resets the connection before its HTTP answer, as in a restart, was reached but not misunderstood."""
+@pytest.mark.parametrize("by_reset", [True, False])
+async def test_an_end_before_the_answer_keeps_the_native_reader(by_reset: bool, tmp_path: Path) -> None:
+    """A server that ends the connection before its HTTP answer, as in a restart, was reached but not misunderstood."""
 
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        linger = struct.pack("ii", 1, 0)
+        linger = struct.pack("ii", by_reset, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.close()
 
-    misunderstood: list[str] = []
+    misunderstood: list[bool] = []
     async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
         address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/a.flv"
         spec = capture.CaptureSpec(address=address, path=tmp_path / "a.flv", mode="02")
-        running = native_capture.NativeCapture(spec, on_misunderstood=lambda: misunderstood.append("x"))
+        running = native_capture.NativeCapture(spec, on_misunderstood=misunderstood.append)
         await running.start()
         ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
     assert (ended.reason, misunderstood) == (Reason.REFUSED, [])

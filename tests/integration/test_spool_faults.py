@@ -15,7 +15,7 @@ from assembly import work as node_work
 from config import settings
 from machine import due_work, errors, model
 from machine.reasons import Reason
-from media import capture, spool, transcode
+from media import capture, ffmpeg_capture, spool, transcode
 from tencent import credentials
 from tests import examples, flv_source, spool_faults, waiting
 from tests.flv_source import FFMPEG
@@ -41,7 +41,7 @@ async def test_a_capture_names_the_fault(folder: spool.Spool, number: int, opera
     """A folder or file that cannot be made or examined ends the capture before it begins, with a reason that is no stop."""
     make = functools.partial(folder.segment_path, TASK, "al", 1, 1)
     spec = capture.CaptureSpec(address="http://127.0.0.1:9/x", path=make(make=False), mode="00", make_folder=make)
-    running = capture.Capture(spec, ffmpeg=FFMPEG)
+    running = ffmpeg_capture.FfmpegCapture(spec, ffmpeg=FFMPEG)
     with spool_faults.SpoolFaults(folder.root) as faults:
         faults.fail(number, operation)
         await running.start()

@@ -14,7 +14,7 @@ import pytest
 
 from machine import errors
 from machine.reasons import Reason
-from media import capture, flv, transcode
+from media import capture, ffmpeg_capture, flv, transcode
 from media.transcode import SegmentFile, Transcoder
 from tests import flv_source, media_probe, waiting
 from tests.flv_source import FFMPEG
@@ -215,7 +215,7 @@ async def test_a_live_room_with_a_late_camera_is_recorded_completely(tmp_path: P
     ended = []
     for name in ("anna", "again"):
         spec = capture.CaptureSpec(address=live.address(name), path=tmp_path / f"{name}.flv", mode="02")
-        running = capture.Capture(spec, ffmpeg=FFMPEG)
+        running = ffmpeg_capture.FfmpegCapture(spec, ffmpeg=FFMPEG)
         await running.start()
         ended.append(await asyncio.wait_for(running.wait(), waiting.limit_s(20)))
     await live.stop()

@@ -11,7 +11,7 @@ import pytest
 
 from cli import doctor_probes
 from machine import errors
-from media import capture, ffmpeg_command, ffmpeg_process, resource_limits, transcode
+from media import capture, ffmpeg_capture, ffmpeg_command, ffmpeg_process, resource_limits, transcode
 from tests import flv_source, service_process, waiting
 from tests.flv_source import FFMPEG
 
@@ -41,7 +41,7 @@ async def test_a_capture_runs_under_its_limits(tmp_path: Path) -> None:
     source = flv_source.LiveSource()
     await source.start()
     source.streams["anna"] = flv_source.Stream(tags=flv_source.content())
-    running = capture.Capture(
+    running = ffmpeg_capture.FfmpegCapture(
         capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02"), ffmpeg=FFMPEG
     )
     await running.start()

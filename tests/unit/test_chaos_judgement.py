@@ -10,13 +10,14 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos import audit, cover, media, plans, report, worlds
+from tests import waiting
+from tests.chaos import audit, cover, media, open_captures, plans, report, worlds
 from tests.e2e import session_audit
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +198,38 @@ def test_a_capture_of_no_node_and_one_too_many_are_seen(tmp_path: Path) -> None:
         assert audit.strays(str(run), {second.pid}) == [f"{first.pid} captures 1.flv for no node"]
 
 
+def test_a_native_capture_is_an_open_segment(tmp_path: Path) -> None:
+    """A segment that a process writes counts for that process, and so does one that its child names; one that it reads does not.
+    Two at once of a recording are seen, and one of a process that is no node."""
+    folders = [tmp_path / node / "T" / "al_1" for node in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    written, other = (folder / "00000001.flv" for folder in folders)
+    other.touch()
+    holding = "import sys; file = open(sys.argv[1] + '.flv', 'wb'); print(flush=True); input()"
+    writes = [sys.executable, "-c", holding, str(other.with_suffix(""))]
+    names = [sys.executable, "-c", "print(flush=True); input()", str(other)]
+    with written.open("ab"), other.open("rb"):
+        assert open_captures.own() == [str(written)]
+        assert audit.strays(str(tmp_path), {os.getpid()}) == []
+        assert audit.strays(str(tmp_path), {1}) == [f"{os.getpid()} captures 00000001.flv for no node"]
+        with child(writes):
+            assert audit.strays(str(tmp_path), {os.getpid()}) == ["('T', 'al_1') is captured 2 times"]
+        with child(names):
+            assert open_captures.own() == sorted(map(str, (written, other)))
+    assert open_captures.own() == []
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str]) -> Iterator[None]:
+    """A process that has begun, until the end of the block."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.kill()
+
+
 def test_a_kill_costs_media_in_the_captures_that_it_hit() -> None:
     """The kill of one of two nodes ends one of two captures, and its loss counts once; a strike without a kill costs nothing."""
     struck = [
@@ -204,7 +237,7 @@ def test_a_kill_costs_media_in_the_captures_that_it_hit() -> None:
         {"Act": plans.KILL, "MonotonicS": 6.0, "Captures": []},
         {"Act": plans.FREEZE, "MonotonicS": 7.0, "Captures": ["/run/cfs/T/bo_1/00000001.flv"]},
     ]
-    assert worlds._hit(struck) == {"al_1": [5.0]}
+    assert cover.kills(struck) == {"al_1": [5.0]}
 
 
 def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> None:
@@ -235,9 +268,11 @@ def test_lost_media_is_the_time_between_the_last_frame_kept_and_the_last_one_sen
     assert media.lost_s(counted, live, 104.5) == pytest.approx(0.5, abs=0.07)
     assert media.lost_s(counted, live, 106.0) == pytest.approx(1.0, abs=0.07)
     assert media.doubled_s([1, 2, 2, 6]) == pytest.approx(1 / 15)
+    late = dataclasses.replace(live, sent=[(100.0, 0), (105.9, 80), (106.2, 92)])
+    assert media.lost_s(counted, late, 106.0) == pytest.approx(5 / 15)
 
 
-def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path) -> None:
+def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report has faults, acts and times by engine and point, and judges the 99th percentile of the cost of kills."""
     struck: list[dict[str, Any]] = [{"Point": p, "Act": plans.KILL} for p in ("lease.take.after", "upload.create.after")]
     plan = plans.make(plans.EMBEDDED, 3)
@@ -247,7 +282,22 @@ def test_the_report_charges_a_run_to_every_point_that_was_struck(tmp_path: Path)
     rows = {row["point"]: (row["runs"], row["leaked_uploads"], row["end_max_s"]) for row in found["points"]}
     assert rows == {"lease.take.after": (2, 1, 2.5), "upload.create.after": (1, 1, None)}
     assert found["failures"][0]["repeat"] == "python -m tests.chaos --engine embedded --seed 3"
-    assert report.too_much_lost([bad, good]) == ["embedded: 3.00 s"]
+    monkeypatch.setattr(waiting, "patience", lambda: 1.0)
+    (told,) = report.too_much_lost([bad, good])
+    assert told.startswith(f"embedded, {plan.capture}: 3.00 s")
+    assert found["media_lost_to_a_kill_s"][plans.EMBEDDED][plan.capture]["max"] == 3.0
+
+
+@pytest.mark.parametrize(("capture", "too_much"), [(plans.NATIVE, True), (plans.FFMPEG, False)])
+def test_a_native_capture_may_lose_less(capture: str, too_much: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second lost to a kill is within the promise of a capture by ffmpeg and beyond that of a native one; the table tells
+    them apart."""
+    plan = dataclasses.replace(plans.make(plans.EMBEDDED, 3), capture=capture)
+    struck: list[dict[str, Any]] = [{"Point": "lease.take.after", "Act": plans.KILL}]
+    monkeypatch.setattr(waiting, "patience", lambda: 1.0)
+    outcome = worlds.Outcome(plan=plan, folder=tmp_path, struck=struck, media_lost_s=[0.5])
+    assert bool(report.too_much_lost([outcome])) == too_much
+    assert f"by {capture} capture that it hit, s: count 1, min 0.5" in report.table([outcome])
 
 
 def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> None:
@@ -258,13 +308,16 @@ def test_a_full_run_in_which_little_happened_is_no_success(tmp_path: Path) -> No
 
     def short(**changed: Any) -> list[str]:
         made: dict[str, Any] = {"struck": struck, "covers": [whole], "media_lost_s": [0.0]} | changed
-        return report.shortfalls([plans.EMBEDDED], [worlds.Outcome(plan=plan, folder=tmp_path, **made)])
+        both = [dataclasses.replace(plan, capture=capture) for capture in plans.CAPTURES]
+        return report.shortfalls([plans.EMBEDDED], [worlds.Outcome(plan=each, folder=tmp_path, **made) for each in both])
 
     assert short() == []
     assert short(covers=[]) == ["embedded: no file was examined"]
-    assert short(media_lost_s=[]) == ["embedded: no kill hit a capture, so no loss was measured"]
+    assert short(media_lost_s=[]) == [
+        f"embedded: no kill hit a capture by {capture}, so no loss was measured" for capture in plans.CAPTURES
+    ]
     assert short(struck=struck[1:-1]) == ["embedded: not struck: inbox.claim.before, cleanup.remove.after"]
-    assert len(report.shortfalls(plans.ENGINES, [])) == 6
+    assert len(report.shortfalls(plans.ENGINES, [])) == 8
 
 
 @pytest.mark.parametrize("engine", plans.ENGINES)
