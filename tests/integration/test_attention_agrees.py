@@ -6,6 +6,7 @@ The embedded engine sees its own spool and clock, the distributed one those of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -259,8 +260,8 @@ async def told(world: World, lines: Sequence[Any]) -> Told:
     _, answer = await service.ask("GET", "/sessions?stuck=true")
     found = [reason for session in answer["Sessions"] for reason in session["Stuck"]]
     listed = await cli_runner.inside(environment(service), "sessions", "--stuck")
-    rules = {f"{reason['Of']}\t{reason['Why']}\t{reason['Next']}": reason["Rule"] for reason in found}
-    rows = [rules[line.partition("\t")[2]] for line in listed.out.splitlines()[1:]]
+    rules = {_without_ages(f"{reason['Of']}\t{reason['Why']}\t{reason['Next']}"): reason["Rule"] for reason in found}
+    rows = [rules[_without_ages(line.partition("\t")[2])] for line in listed.out.splitlines()[1:]]
     causes = [line.partition(":")[0].partition(" ")[0] for line in listed.err.splitlines() if line != "Nothing is stuck."]
     examined = await cli_runner.inside(environment(service), "doctor", "--json")
     (check,) = examined.json["Checks"]
@@ -276,6 +277,11 @@ async def told(world: World, lines: Sequence[Any]) -> Told:
         probe=[attention.NODE_WARNING if each in service.warnings else each for each in warned],
         codes=(listed.code, examined.code),
     )
+
+
+def _without_ages(text: str) -> str:
+    """The text without the ages in it: seconds pass between two answers."""
+    return re.sub(r"\b\d+ (?=s\b|min\b|h\b)", "", text)
 
 
 @pytest.mark.parametrize(
