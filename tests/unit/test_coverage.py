@@ -64,7 +64,7 @@ def test_the_time_before_the_session_is_nobody_s() -> None:
     ("entered_s", "live", "missing_s", "partial"),
     [
         ([30], [(30.4, 60)], 0, False),  # believed there since an earlier lesson, whose end was never reported
-        ([30], [(28.9, 60)], 0, False),  # TRTC's clock is ahead of ours
+        ([30], [(28.9, 60)], 0, False),  # TRTC's clock is ahead of the recorder's
         ([30], [(37, 60)], 7, True),
         ([40], [(0, 15), (40.2, 60)], 0, False),  # a leaving was never reported
         ([20, 40], [(0, 15), (30, 35), (41, 60)], 11, True),
