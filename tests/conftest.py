@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from store import store as stores
-from tests import decider_harness, engines, machine_probe, order, run_folders, selection
+from tests import decider_harness, engines, machine_probe, order, selection
 
 
 def _drop(_logger: object, _name: str, _event: object) -> structlog.types.EventDict:
@@ -33,13 +33,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 # Rooms of which there are as many as two cores bear.
 HEAVY = ("tests/e2e/test_cluster.py", "tests/e2e/test_cluster_faults.py::test_the_network_to_the_broker_breaks")
 COLLECTED = pytest.StashKey[list[str]]()
-
-
-def pytest_sessionstart() -> None:
-    """Remove the folders that killed runs left. Once per run: processes of pytest-xdist are part of one."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        for place in run_folders.places():
-            run_folders.remove_orphans(place)
 
 
 @pytest.hookimpl(tryfirst=True)

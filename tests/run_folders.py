@@ -1,7 +1,7 @@
 """Folders that a test run makes for its servers, databases and releases, outside of pytest's own.
 
-Rule: each has a mark of its owner, the process that made it. A run begins with the removal of those whose owner is gone: a killed
-run leaves hundreds of MB. A folder without a mark, or of another namespace of processes, is nobody's to judge.
+Rule: each has a mark of its owner, the process that made it. A run begins with the removal of those whose owner is gone
+(tests/run_guard.py): a killed run leaves hundreds of MB. A folder without a mark, or of another namespace of processes, stays.
 """
 
 from __future__ import annotations

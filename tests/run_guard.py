@@ -25,7 +25,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests import machine_probe
+from tests import machine_probe, run_folders
 
 VARIABLE = "RECORDER_TEST_RUN"
 """The id of the front: a run inside a run is guarded already."""
@@ -45,7 +45,8 @@ def pytest_load_initial_conftests() -> Generator[None, object, object]:
 
 
 def protect() -> None:
-    """Return in a guarded process; the caller's own process becomes the front. Call it before any thread is started."""
+    """Return in a guarded process, after the folders that killed runs left are removed; the caller's own process becomes the
+    front. Call it before any thread is started."""
     if VARIABLE in os.environ:
         return
     os.environ[VARIABLE] = str(os.getpid())
@@ -68,6 +69,8 @@ def protect() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    for place in run_folders.places():
+        run_folders.remove_orphans(place)
 
 
 def _front(watcher: int) -> NoReturn:

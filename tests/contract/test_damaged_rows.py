@@ -114,7 +114,7 @@ async def test_a_damaged_recording_stops_no_other(harness: decider_harness.Harne
 async def test_a_result_that_breaks_its_schema_stops_no_other(
     harness: decider_harness.Harness, database: engines.Database, bus: str
 ) -> None:
-    """The last uploads of three sessions end in one batch. The row of the second one has an end reason that no result may have:
+    """The last uploads of three sessions end at one moment. The row of the second one has an end reason that no result may have:
     its event becomes a dead letter with the reason, the others have their results, and after a repair it has its own."""
     tasks = [await _captured(harness, room, "al") for room in (1, 2, 3)]
     for task_id in tasks:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import engines, run_folders
+from tests import engines, run_folders, run_guard
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = (
@@ -51,6 +51,17 @@ def test_another_process_with_the_same_id_owns_nothing(tmp_path: Path) -> None:
     folder = run_folders.make("x", tmp_path)
     _change(folder, Started="1")
     assert run_folders.remove_orphans(tmp_path) == [folder]
+
+
+def test_a_run_begins_with_the_removal(tmp_path: Path) -> None:
+    """A run that its guard protects, as pytest's, chaos and soak are, removes the folders of the dead first."""
+    folder = run_folders.make("x", tmp_path)
+    _change(folder, Started="1")
+    program = "from tests import run_guard; run_guard.protect(); import os, sys; print(os.listdir(sys.argv[1]))"
+    environment = {name: value for name, value in os.environ.items() if name != run_guard.VARIABLE} | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_every_folder_of_a_run_has_its_mark() -> None:
