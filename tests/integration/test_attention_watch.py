@@ -62,11 +62,13 @@ async def service(database: engines.Database, faulty: Faulty) -> AsyncIterator[a
     async with api_service.running(database, attention_queries=faulty) as running:
         await running.watch.start()
         yield running
+        # A server stops only after its last answer.
+        faulty.flows.set()
 
 
 async def ready(service: api_service.Service) -> tuple[int, str, list[str]]:
     """Status, message and warnings of /readyz."""
-    async with service.http.get(f"{service.url}/readyz") as answer:
+    async with waiting.at_most(20), service.http.get(f"{service.url}/readyz") as answer:
         return answer.status, (await answer.json()).get("Message", ""), answer.headers.getall("Recorder-Warning", [])
 
 
