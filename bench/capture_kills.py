@@ -4,7 +4,7 @@
 
 Rules: the node is the real service, the simulator plays Tencent. A capture's loss is the time from the last packet in its segment
 to the last packet that the simulator had sent when the node was killed. The first byte is timed from the moment at which the
-speaker publishes: TRTC's callback, the decision, the pull and the first write come between. Speakers publish one after the
+speaker publishes: TRTC's callback, the decision, the pull and the first write come in between. Speakers publish one after the
 other, and the moment of a kill is random.
 """
 
