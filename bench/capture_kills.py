@@ -4,8 +4,8 @@
 
 Rules: the node is the real service, the simulator plays Tencent. A capture's loss is the time from the last packet in its segment
 to the last packet that the simulator had sent when the node was killed. The first byte is timed from the moment at which the
-speaker publishes: TRTC's callback, the decision, the pull and the first write come between. Speakers publish one after the
-other, and the moment of a kill is random.
+speaker publishes: TRTC's callback, the decision, the pull and the first write come in between. Speakers publish at
+random moments, one after the other, and the moment of a kill is random.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from bench import arrivals, noise
 from media import flv
 from simulator import rooms, server, speakers
 from simulator.cos import signature
-from tests import waiting
 from tests.e2e.conftest import APP, BUCKET, SECRET_ID, SECRET_KEY, World
 
 WAYS = ("native", "ffmpeg")
 RESULTS = Path(__file__).parent / "results" / "capture_kills.json"
 NAMES = ("p50", "p90", "p99", "most")
 POLL_S = 0.002
+APART_S = (0.3, 0.7)
 LIVE_S = (1.5, 2.5)
 LIMIT_S = 30.0
 
@@ -96,7 +96,7 @@ class Round:
     def __init__(self, world: World, room: rooms.Room) -> None:
         self._world = world
         self._room = room
-        self._spool = world.folder / "service" / "spool"
+        self._folder = world.folder / "service" / "spool"
         self.lost_ms: list[float] = []
         self.first_ms: list[float] = []
 
@@ -104,9 +104,10 @@ class Round:
         """Start the node, let the speakers publish, kill the node, and read its segments."""
         service = await self._world.serve(CAPTURE=way)
         try:
-            await service.post("/sessions", self._world.request(self._room.room, Mode="02"))
+            started = await service.post("/sessions", self._world.request(self._room.room, Mode="02"))
+            self._folder /= started["TaskId"]
             made = [await self._publish(f"speaker-{number}") for number in range(count)]
-            await waiting.passed(random.uniform(*LIVE_S))  # noqa: S311 - a moment, no secret
+            await asyncio.sleep(random.uniform(*LIVE_S))  # noqa: S311 - a moment, no secret
             sent_ms = [speaker.stream.last_ms for speaker in made]
         finally:
             await service.kill()
@@ -117,6 +118,7 @@ class Round:
         await self._room.dismiss()
 
     async def _publish(self, user_id: str) -> speakers.Speaker:
+        await asyncio.sleep(random.uniform(*APART_S))  # noqa: S311 - a moment, no secret
         speaker = await self._room.join(user_id, number=0, audio=False, video=False)
         begun_s = time.perf_counter()
         speaker.publish(audio=True, video=True)
@@ -128,7 +130,7 @@ class Round:
         return speaker
 
     def _segments(self, user_id: str) -> list[Path]:
-        return list(self._spool.glob(f"*/{user_id}_1/*.flv"))
+        return list((self._folder / f"{user_id}_1").glob("*.flv"))
 
 
 def _last_ms(segments: Sequence[Path]) -> int:

@@ -208,7 +208,7 @@ async def soak(plan: Plan) -> int:
     tally, faults = run.rooms.tally, [*run.rooms.tally.faults, *run.faults]
     risen = soak_samples.broken(run.samples, plan.captures)
     faults += risen if plan.minutes >= JUDGED_MINUTES else []
-    captures = [s.figures["ffmpegs"] for s in soak_samples.second_half(run.samples)]
+    captures = [s.figures["captures"] for s in soak_samples.second_half(run.samples)]
     summary = _summary(plan, tally, captures, str(quiet))
     table = noise.table(
         ["figure", "before", "mean", "most", "rise", "allowed", "after"], rows(run.samples, before, after, plan.captures)
@@ -231,7 +231,7 @@ def _summary(plan: Plan, tally: soak_rooms.Tally, captures: Sequence[float], qui
     return (
         f"{plan.engine}, {plan.minutes:g} minutes, seed {plan.seed}: {tally.finished} of {tally.started} sessions finished, "
         f"{tally.files} files with {tally.media_s / 3600:.1f} h of media, {tally.repeats} repeated posts; "
-        f"{statistics.fmean(captures):.0f} ffmpegs at once ({min(captures):.0f} … {max(captures):.0f})\n{quiet}"
+        f"{statistics.fmean(captures):.0f} captures at once ({min(captures):.0f} … {max(captures):.0f})\n{quiet}"
     )
 
 

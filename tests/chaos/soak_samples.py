@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos import open_captures
+
 TABLES = (
     "sessions", "recordings", "segments", "jobs", "deadlines", "inbox", "outbox", "journal", "results", "callbacks", "uploads",
     "secrets", "presence", "nodes", "attempts", "applications", "audit", "api_keys", "schema_range",
@@ -52,7 +54,7 @@ BOUNDS: Mapping[str, Bound] = {
 }
 """Rows and the spool go up and down with the ends of sessions, so their bounds are wider."""
 
-UNBOUNDED = ("proportional_mib", "ffmpegs")
+UNBOUNDED = ("proportional_mib", "captures", "ffmpegs")
 """Figures without a bound: shared pages count for more when other programs end, and the load is an input."""
 
 IDLE_BOUNDS: Mapping[str, float] = {"descriptors": 24, "tasks": 6, "threads": 14}
@@ -70,7 +72,7 @@ LEFT: Mapping[str, tuple[float, float]] = {
 itself, the one calling application and the range of programs. Presence stays for a day: three speakers, the recorder and the end
 of each room, which has two captures.
 """
-NOTHING_LEFT = ("ffmpegs", "spool_files", *(f"rows.{table}" for table in TABLES if f"rows.{table}" not in LEFT))
+NOTHING_LEFT = ("captures", "ffmpegs", "spool_files", *(f"rows.{table}" for table in TABLES if f"rows.{table}" not in LEFT))
 """Figures that must be 0 then."""
 
 
@@ -83,15 +85,20 @@ class Sample:
 
 
 def of_process(pid: int) -> dict[str, float]:
-    """Memory, descriptors and threads of a process, and the number of its ffmpegs."""
+    """Memory, descriptors and threads of a process, and the number of its captures and ffmpegs."""
     memory = _fields(Path(f"/proc/{pid}/smaps_rollup"))
     status = _fields(Path(f"/proc/{pid}/status"))
+    captured = open_captures.written(Path(f"/proc/{pid}"))
+    for child in _children(pid):
+        with contextlib.suppress(OSError):
+            captured |= open_captures.named(Path(f"/proc/{child}"))
     return {
         "memory_mib": memory["Rss"] / 1024,
         "proportional_mib": memory["Pss"] / 1024,
         "descriptors": float(len(os.listdir(f"/proc/{pid}/fd"))),
         "threads": status["Threads"],
-        "ffmpegs": float(sum(1 for child in _children(pid) if "ffmpeg" in child)),
+        "captures": float(len(captured)),
+        "ffmpegs": float(sum(1 for name in _children(pid).values() if "ffmpeg" in name)),
     }
 
 
@@ -117,7 +124,7 @@ def of_tasks(counts: Path) -> dict[str, float]:
 
 def rise(samples: Sequence[Sample], name: str) -> tuple[float, float]:
     """(mean, rise from the first to the last sample, without the share that the captures of each moment explain)."""
-    times, captures = [s.at_s for s in samples], [s.figures["ffmpegs"] for s in samples]
+    times, captures = [s.at_s for s in samples], [s.figures["captures"] for s in samples]
     values = [s.figures[name] for s in samples]
     # Two steps (Frisch and Waugh): the residuals of time and of the figure, both without the captures, are regressed on each
     # other.
@@ -175,12 +182,12 @@ def _fields(path: Path) -> dict[str, float]:
     return found
 
 
-def _children(pid: int) -> list[str]:
-    """The command names of a process's children."""
-    found = []
+def _children(pid: int) -> dict[int, str]:
+    """The command names of a process's children, by their process ids."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             before, after = stat.read_text("ascii", "replace").rsplit(")", 1)
             if int(after.split()[1]) == pid:
-                found.append(before.split("(", 1)[1])
+                found[int(stat.parent.name)] = before.split("(", 1)[1]
     return found

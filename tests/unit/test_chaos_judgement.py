@@ -329,6 +329,8 @@ def test_the_first_time_round_every_point_is_struck_where_it_is_sure_to_be_passe
     for plan in (*made, *plans.grouped(engine, 1)):
         stops = any(strike.point.startswith("capture.stop") for strike in plan.strikes)
         assert not stops or plan.ending == plans.STOP, plan.repeat
+    for chosen in (made[:10], plans.grouped(engine, 1)):
+        assert {plan.capture for plan in chosen} == set(plans.CAPTURES), "both kinds of capture take turns"
 
 
 def packages() -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 
 from store import tables
 from tests.chaos import soak_samples
@@ -21,7 +23,7 @@ def broken(begin: float, rise_per_minute: float, wobble: float = 0.0) -> list[st
     """The findings if `sessions` begins with this many rows and rises, with the noise of rooms that come and go."""
     wobbles = itertools.cycle((0.0, wobble, 0.0, -wobble))
     looks = [
-        sample(at_s, rows_sessions=begin + rise_per_minute * at_s / 60 + next(wobbles), ffmpegs=CAPTURES)
+        sample(at_s, rows_sessions=begin + rise_per_minute * at_s / 60 + next(wobbles), captures=CAPTURES)
         for at_s in range(0, SECONDS, 4)
     ]
     return [fault.split(" rose")[0] for fault in soak_samples.broken(looks, CAPTURES)]
@@ -43,8 +45,8 @@ def test_rows_of_the_installation_do_not_grow_at_all() -> None:
 
 
 def test_what_stays_behind_is_told() -> None:
-    """Leftovers are found: a row of any table but the few permanent ones, an ffmpeg, a file, and descriptors beyond those of
-    pools."""
+    """Leftovers are found: a row of any table but the few permanent ones, a capture, an ffmpeg, a file, and descriptors
+    beyond those of pools."""
     before = sample(rows_nodes=1)
     meant = {"rows_nodes": 1, "rows_applications": 1, "rows_schema_range": 1, "rows_presence": 50}
     assert soak_samples.left(before, sample(**meant), CAPTURES) == []
@@ -52,8 +54,16 @@ def test_what_stays_behind_is_told() -> None:
         one_more = meant | {f"rows_{table}": meant.get(f"rows_{table}", 0) + 1}
         found = soak_samples.left(before, sample(**one_more), CAPTURES)
         assert found == [f"rows.{table}: {one_more[f'rows_{table}']} are left"]
-    found = soak_samples.left(before, sample(**meant, ffmpegs=1, spool_files=1, descriptors=25), CAPTURES)
-    assert len(found) == 3
+    found = soak_samples.left(before, sample(**meant, captures=1, ffmpegs=1, spool_files=1, descriptors=25), CAPTURES)
+    assert len(found) == 4
+
+
+def test_a_native_capture_counts_as_a_capture(tmp_path: Path) -> None:
+    """A process captures the segments that it has open for writing; it needs no ffmpeg for them."""
+    before = soak_samples.of_process(os.getpid())["captures"]
+    with (tmp_path / "00000001.flv").open("wb"):
+        assert soak_samples.of_process(os.getpid())["captures"] == before + 1
+    assert soak_samples.of_process(os.getpid())["captures"] == before
 
 
 def test_every_table_is_looked_at() -> None:
