@@ -41,6 +41,7 @@ class FileConnections:
         # Connections whose last call has not returned, and when the first of them began to hang (monotonic).
         self._left: set[asyncio.Task[None]] = set()
         self._since_s = 0.0
+        self._ending = False
         # Connections that their threads close after the present call.
         self._stopping: dict[Any, asyncio.Future[Any]] = {}
         # SQLAlchemy waits for the end of the call when it discards a connection, even in a task that is being cancelled.
@@ -63,8 +64,9 @@ class FileConnections:
 
     async def close(self) -> None:
         """Close all connections, except those that hang. Safe to call twice."""
+        self._ending = True
         disposing = asyncio.create_task(self._engine.dispose())
-        await asyncio.wait((disposing,), timeout=group_commit.CLOSE_S)
+        await asyncio.wait((disposing, *self._left), timeout=group_commit.CLOSE_S)
         if self._left or not disposing.done():
             log.warning("database.connections_not_closed", connections=len(self._left))
 
@@ -112,6 +114,9 @@ class FileConnections:
         more, and whoever waited for the opening has its error."""
         try:
             connection = await opening
+            if self._ending:
+                # The pool closes no connection that comes back after its end.
+                await connection.invalidate()
             await connection.close()
         except Exception as error:  # noqa: BLE001 - not swallowed: logged, and the connection is not used again
             log.debug("database.connection_not_closed", reason=type(error).__name__)

@@ -1,9 +1,6 @@
-"""A disk that hangs under SQLite's file (embedded engine): captures go on, the process ends when asked, and all work continues."""
+"""A disk that hangs under SQLite's file (embedded engine): captures go on, the process ends when asked, all work continues."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -30,10 +27,10 @@ class FaultyService(service_process.ServiceProcess):
         """The faults of its database."""
         return database_faults.DatabaseFaults(self.folder / "data" / "recorder.db")
 
-    def segment(self) -> Path:
-        """The only segment."""
+    def size_bytes(self) -> int:
+        """The size of the only segment."""
         (found,) = (self.folder / "spool").rglob("*.flv")
-        return found
+        return found.stat().st_size
 
 
 async def served(world: World, monkeypatch: pytest.MonkeyPatch, capture: str) -> FaultyService:
@@ -66,8 +63,8 @@ async def test_captures_go_on(world: World, monkeypatch: pytest.MonkeyPatch, cap
     task_id, room = await recording(world)
     with service.faults.during(database_faults.HANG, *ALL):
         await refused(service, world)
-        size_bytes = os.path.getsize(service.segment())
-        await waiting.until(lambda: os.path.getsize(service.segment()) > size_bytes, what="the segment to grow")
+        before = service.size_bytes()
+        await waiting.until(lambda: service.size_bytes() > before, what="the segment to grow")
         await live_for(1.0)
     await service.ready()
     assert (await service.post("/sessions", world.request(2)))["TaskId"] != task_id
