@@ -155,14 +155,17 @@ class Spool:
         if reason := self.lost():
             return reason
         path, data = self.root / f".probe.{self.node_id}", os.urandom(_PROBE_BYTES)
+        part = path.with_name(f"{path.name}.part")
         try:
             try:
-                with path.open("wb", buffering=0) as file:
+                with part.open("wb", buffering=0) as file:
                     file.write(data)
                     os.fsync(file.fileno())
+                part.replace(path)
                 with path.open("rb", buffering=0) as file:
                     found = file.read(_PROBE_BYTES + 1)
             finally:
+                part.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
         except OSError as error:
             return f"The spool folder {self.root} cannot be written or read: {error.strerror or type(error).__name__}."
