@@ -63,6 +63,7 @@ class Node:
         self._draining = False
         self._clock = database_clock.DatabaseClock()
         self.node = ""
+        self._connections: store.connections.Connections | None = None
         self.store: store.store.Store
         self._keyring: machine.encryption.Keyring
         self.worker: worker.Worker | None = None
@@ -118,6 +119,11 @@ class Node:
         log.info("service.stopped", node=self.node)
 
     @property
+    def database_hangs(self) -> bool:
+        """Whether `stop` left calls on SQLite's file behind that do not return."""
+        return self._connections is not None and self._connections.hangs
+
+    @property
     def url(self) -> str:
         """URL of the API."""
         host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
@@ -152,6 +158,7 @@ class Node:
     async def _open_store(self) -> None:
         settings = self.settings
         opened = store.connections.open_database(settings.database, database.pool_size(settings))
+        self._connections = opened
         self._keyring = encryption_keys.keyring(settings)
         self.store = store.store.Store(opened, clock=self._clock, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)

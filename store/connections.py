@@ -193,6 +193,11 @@ class Connections:
                 await self._servers.drop_free()
         return outage
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a call on SQLite's file does not return, also after `close`."""
+        return self._file is not None and self._group is not None and (self._file.hangs or self._group.hangs)
+
     async def close(self) -> None:
         """Close them; safe to call twice."""
         if self._group is not None:

@@ -47,6 +47,11 @@ class FileConnections:
         # SQLAlchemy waits for the end of the call when it discards a connection, even in a task that is being cancelled.
         engine.sync_engine.dialect.do_terminate = self._terminate  # type: ignore[assignment, method-assign]
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a connection was left to itself, and its call has not returned."""
+        return bool(self._left)
+
     @asynccontextmanager
     async def read(self, *, limited: bool = True) -> AsyncIterator[AsyncConnection]:
         """A connection that only reads. `limited`: raise Hanging after SILENT_S."""

@@ -77,6 +77,7 @@ class GroupCommit:
             await asyncio.wait((self._task,), timeout=CLOSE_S)
         connection, self._connection = self._connection, None
         if connection is not None and not await self._thread.run_within(CLOSE_S, connection.close):
+            self._hangs = True
             log.warning("database.not_closed", silent_s=round(self.silent_s))
 
     async def _run(self) -> None:
