@@ -29,7 +29,7 @@ from assembly.identity import VERSION, new_id
 from config import settings as settings_module
 from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
 from machine import database_clock, job_key, model, supervised_task
-from media import free_space, spool
+from media import file_threads, free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
 from web import attention_watch, http_server
@@ -151,7 +151,8 @@ class Node:
         folder = spool.Spool(settings.spool, settings.data_dir if shared else None)
         if "worker" in settings.roles:
             folder.start()
-            self._stack.callback(folder.stop)
+            # A file system that hangs does not keep the process.
+            self._stack.push_async_callback(file_threads.LIVE.run_within, file_threads.ANSWER_S, folder.stop)
         self.node = folder.node_id or f"node-{new_id().lower()}"
         return folder
 

