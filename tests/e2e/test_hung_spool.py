@@ -112,7 +112,7 @@ async def test_a_slow_spool_is_only_slow(world: World, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("capture", ["native", "ffmpeg"])
 async def test_a_spool_that_hangs_does_not_keep_the_process(world: World, monkeypatch: pytest.MonkeyPatch, capture: str) -> None:
-    """SIGTERM ends the process while no file operation returns. The next process records on, and the file reports what is missing."""
+    """SIGTERM ends the process while no file operation returns. The next process records on, and the file reports its gap."""
     service = await served(world, monkeypatch, capture)
     task_id, room = await recording(world)
     service.faults.fail(spool_faults.HANG, *spool_faults.OPERATIONS)
