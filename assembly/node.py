@@ -29,7 +29,7 @@ from assembly.identity import VERSION, new_id
 from config import settings as settings_module
 from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
 from machine import database_clock, job_key, model, supervised_task
-from media import free_space, spool
+from media import file_threads, free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
 from web import attention_watch, http_server
@@ -63,6 +63,7 @@ class Node:
         self._draining = False
         self._clock = database_clock.DatabaseClock()
         self.node = ""
+        self._connections: store.connections.Connections | None = None
         self.store: store.store.Store
         self._keyring: machine.encryption.Keyring
         self.worker: worker.Worker | None = None
@@ -118,6 +119,11 @@ class Node:
         log.info("service.stopped", node=self.node)
 
     @property
+    def database_hangs(self) -> bool:
+        """Whether `stop` left calls on SQLite's file behind that do not return."""
+        return self._connections is not None and self._connections.hangs
+
+    @property
     def url(self) -> str:
         """URL of the API."""
         host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
@@ -145,13 +151,15 @@ class Node:
         folder = spool.Spool(settings.spool, settings.data_dir if shared else None)
         if "worker" in settings.roles:
             folder.start()
-            self._stack.callback(folder.stop)
+            # A file system that hangs does not keep the process.
+            self._stack.push_async_callback(file_threads.LIVE.run_within, file_threads.ANSWER_S, folder.stop)
         self.node = folder.node_id or f"node-{new_id().lower()}"
         return folder
 
     async def _open_store(self) -> None:
         settings = self.settings
         opened = store.connections.open_database(settings.database, database.pool_size(settings))
+        self._connections = opened
         self._keyring = encryption_keys.keyring(settings)
         self.store = store.store.Store(opened, clock=self._clock, keyring=self._keyring)
         self._stack.push_async_callback(self.store.stop)

@@ -26,6 +26,7 @@ from media import (
     segment_fetch,
     segment_scan,
     spool,
+    spool_probe,
     transcode,
 )
 from tencent import cos, cos_requests, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
@@ -48,6 +49,7 @@ class NodeWork:
     ) -> None:
         self._settings = settings
         self._spool = folder
+        self._probe = spool_probe.SpoolProbe(folder)
         self._chain = chain
         self._clock = clock or database_clock.DatabaseClock()
         ffmpeg_process.check_tools()
@@ -160,6 +162,10 @@ class NodeWork:
         """Post the result. Its id is the same in every retry."""
         webhook_id = f"{delivery.task_id}.{delivery.revision}"
         await self.webhook.send(delivery.url, delivery.body.encode(), webhook_id=webhook_id, now_s=self._clock() // 1000)
+
+    async def probe_spool(self) -> str:
+        """Why the spool cannot be written and read now; "" if it can."""
+        return await self._probe.run()
 
     async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording."""

@@ -56,12 +56,20 @@ def run_service(environment: Mapping[str, str]) -> int:
     raise_file_limit()
     service = node.Node(settings, environment, log_warnings=sink.warnings)
     wait_for_children_by_descriptor()
-    try:
-        asyncio.run(run_until_signal([service], [service.run]))
-    except errors.RecorderError as error:
-        sink.write(f"recorder: {error.message}\n")
-        return exits.REFUSED
-    return exits.OK
+
+    async def run() -> int:
+        code = exits.OK
+        try:
+            await run_until_signal([service], [service.run])
+        except errors.RecorderError as error:
+            sink.write(f"recorder: {error.message}\n")
+            code = exits.REFUSED
+        if service.database_hangs:
+            # The end of the event loop and of Python would wait for a call on SQLite's file that does not return.
+            os._exit(code)
+        return code
+
+    return asyncio.run(run())
 
 
 async def run_until_signal(parts: Sequence[Lifecycle], runs: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> None:

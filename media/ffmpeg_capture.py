@@ -154,6 +154,7 @@ class FfmpegCapture(capture.Capture):
         asked_s = loop.time()
         # In this order: if the process stands still between the two, the difference is too small.
         machine_ms, now_ms = capture.unix_ms(), self._clock()
+        self._tail.growing = not self._exited
         self._reading = reading = self._reading or asyncio.create_task(
             file_threads.LIVE.run(self._tail.poll, now_ms, machine_ms - now_ms)
         )

@@ -149,19 +149,20 @@ class TagReader:
         """The open file's size, modification time and link count (0: the file was deleted)."""
         return os.fstat(self._file)
 
-    def read(self, max_bytes: int = 1 << 20) -> list[Tag]:
-        """The next whole tags, from about `max_bytes` of the file at most. Empty if no whole tag follows yet."""
+    def read(self, max_bytes: int = 1 << 20, *, growing: bool = False) -> list[Tag]:
+        """The next whole tags, from about `max_bytes` of the file at most. Empty if no whole tag follows yet. `growing`: somebody
+        still writes the file, so an unfinished tag is awaited: whole tags inside it may be its payload."""
         tags: list[Tag] = []
         while not tags:
             chunk = os.pread(self._file, max_bytes, self.read_bytes)
             if not chunk:
-                return self._parse(self._rest, at_end=True) if self._started else []
-            tags = self._parse(self._rest + chunk)
+                return self._parse(self._rest, at_end=True) if self._started and not growing else []
+            tags = self._parse(self._rest + chunk, growing=growing)
         return tags
 
-    def _parse(self, data: bytes, *, at_end: bool = False) -> list[Tag]:
-        """The whole tags of `data`. `at_end`: no more bytes follow now, so whole tags behind an unfinished one show that its size
-        is damaged."""
+    def _parse(self, data: bytes, *, at_end: bool = False, growing: bool = False) -> list[Tag]:
+        """The whole tags of `data`. `at_end`: no more bytes follow, so whole tags behind an unfinished one show that its size is
+        damaged."""
         at = 0
         if not self._started:
             if len(data) < _HEADER_BYTES + 4:
@@ -174,7 +175,7 @@ class TagReader:
         tags: list[Tag] = []
         while True:
             if self.damaged:
-                found, rest = _find_tag(data, at)
+                found, rest = _find_tag(data, at, growing=growing)
                 at = rest if found is None else found
                 self.damaged, self._skipped = found is None, True
             after = None if self.damaged else _tag_end(data, at)
@@ -227,13 +228,16 @@ def _tag_end(data: bytes, at: int) -> int | None:
     return after + _LENGTH.size if _LENGTH.unpack_from(data, after)[0] == size + _TAG_HEADER_BYTES else _NO_TAG
 
 
-def _find_tag(data: bytes, at: int) -> tuple[int | None, int]:
-    """The first whole tag from `at` on; or None, and where the bytes begin that may still become one."""
+def _find_tag(data: bytes, at: int, *, growing: bool = False) -> tuple[int | None, int]:
+    """The first whole tag from `at` on; or None, and where the bytes begin that may still become one. If the data are `growing`,
+    no whole tag counts that may be part of an unfinished one."""
     unfinished: int | None = None
     for match in _TAG_BEGIN.finditer(data, at):
         after = _tag_end(data, match.start())
         if after is not None and 0 < after <= len(data):
             return match.start(), 0
+        if growing and after is not None and after > len(data):
+            return None, match.start()
         if unfinished is None and after is not None and after > len(data):
             unfinished = match.start()
     return None, max(at, len(data) - _TAG_HEADER_BYTES + 1) if unfinished is None else unfinished

@@ -2,7 +2,8 @@
 
 Rules: only media on disk counts, never ffmpeg's reports. A wall time is the file's modification time, corrected by what this
 machine's clock is off, and clamped between the previous poll and this one, so that a file server with a wrong clock cannot move
-it. Each poll reads a bounded amount, whatever an untrusted server sends; `behind` says that more is left for the next poll.
+it. Each poll reads a bounded amount, whatever an untrusted server sends; `behind` says that more is left for the next poll. An
+unfinished tag is awaited: what its payload holds may look like tags.
 
 The first packet reaches the disk late, because ffmpeg analyses for up to a second. Its wall time is therefore estimated: the
 earliest of (time of writing − media position) over the first seconds, but never before the spawn.
@@ -27,7 +28,8 @@ _LOOK_FOR_S = 0.1
 
 class Tail:
     """Reads the bytes added since the last poll. No packet can have arrived before `spawned_ms`; `behind` says that the last poll
-    left bytes for the next one, `lost` that the file, once seen, was deleted, or that its folder is gone."""
+    left bytes for the next one, `lost` that the file, once seen, was deleted, or that its folder is gone. The capture resets
+    `growing` when nobody writes any more: the next poll then reads on behind an unfinished tag whose size is damaged."""
 
     def __init__(self, path: Path, mode: str, *, spawned_ms: int) -> None:
         self._path = path
@@ -41,6 +43,7 @@ class Tail:
         self.grown_ms: int | None = None
         self.behind = False
         self.lost = False
+        self.growing = True
         self._polling = threading.Lock()
         self._closed = False
 
@@ -77,7 +80,7 @@ class Tail:
         behind, self.behind = self.behind, False
         stat = self._reader.stat()
         self.lost = stat.st_nlink == 0
-        if stat.st_size > self.progress.size_bytes or behind:
+        if stat.st_size > self.progress.size_bytes or behind or (self._reader.torn and not self.growing):
             written_ms = self._written_ms(stat, now_ms)
             self._take(stat.st_size, written_ms, now_ms)
         self._looked_ms = now_ms
@@ -87,7 +90,7 @@ class Tail:
         found = arrived = False
         began_s = time.monotonic()
         until_s = began_s + _LOOK_FOR_S
-        while not self.behind and (tags := self._reader.read()):
+        while not self.behind and (tags := self._reader.read(growing=self.growing)):
             self.behind = time.monotonic() > until_s
             for tag in tags:
                 arrived = arrived or tag.is_media

@@ -27,10 +27,11 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from machine import errors, states
+from machine import errors, states, storage_fault
 from machine.reasons import Reason
 
 SHARED = "shared"
+_PROBE_BYTES = 4096
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
 # A segment or a finished file, complete or not.
 _OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv(?:\.arrivals)?|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
@@ -47,8 +48,11 @@ def safe_name(text: str) -> str:
 
 
 def fault_of(error: OSError) -> Reason:
-    """The reason for the end of a job that this error of the spool ended: no space or quota is left, or the spool is lost."""
-    return Reason.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else Reason.SPOOL_LOST
+    """The reason for the end of a job that this error ended: no space or quota is left, the spool is lost, or another fault than
+    one of storage, which is retried on any node."""
+    if error.errno in storage_fault.NO_SPACE:
+        return Reason.DISK_FULL
+    return Reason.SPOOL_LOST if storage_fault.is_one(error) else Reason.ERROR
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int, bool]]:
@@ -145,6 +149,27 @@ class Spool:
         if found == (SHARED if self._shared else self.node_id):
             return ""
         return f"The spool folder {self.root} has no file {self._mark.name} of this node any more: check its mount."
+
+    def probe(self) -> str:
+        """Why the spool cannot be written and read now (blocking); "" if it can. Writes a small file and deletes it."""
+        if reason := self.lost():
+            return reason
+        path, data = self.root / f".probe.{self.node_id}", os.urandom(_PROBE_BYTES)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            try:
+                with part.open("wb", buffering=0) as file:
+                    file.write(data)
+                    os.fsync(file.fileno())
+                part.replace(path)
+                with path.open("rb", buffering=0) as file:
+                    found = file.read(_PROBE_BYTES + 1)
+            finally:
+                part.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            return f"The spool folder {self.root} cannot be written or read: {error.strerror or type(error).__name__}."
+        return "" if found == data else f"The spool folder {self.root} gives other bytes than were written to it."
 
     def segment_path(self, task_id: str, speaker: str, n: int, epoch: int, *, make: bool = True) -> Path:
         """The path of this epoch's segment. With `make` it creates its folder (blocking). If the spool is gone, the capture

@@ -283,6 +283,9 @@ def storage_errors() -> Iterator[None]:
 
 
 def storage_failed(error: OSError) -> errors.TranscodeFailed:
-    """The failure behind an error of the spool: no space, or a lost spool. Both are retryable."""
-    detail = f"The spool cannot be read or written: {error.strerror or error}."
-    return errors.TranscodeFailed(detail, reason=spool.fault_of(error), retry=True)
+    """The failure behind an error of the operating system: no space, a lost spool, or another one. All are retryable."""
+    reason, said = spool.fault_of(error), error.strerror or error
+    detail = (
+        f"The transcode could not run: {said}." if reason == Reason.ERROR else f"The spool cannot be read or written: {said}."
+    )
+    return errors.TranscodeFailed(detail, reason=reason, retry=True)

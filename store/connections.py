@@ -16,7 +16,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, event, exc, func, select, text
@@ -24,16 +24,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from events import requests
 from machine import errors
-from store import group_commit, outages, server_connections, side_by_side, sql
+from store import file_connections, group_commit, outages, server_connections, side_by_side, sql
 
 Value = TypeVar("Value")
 BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 8
+# Connections to SQLite's file that stay open.
+FILE_POOL_SIZE = 5
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
 # A process that freezes inside a transaction keeps its row locks until the server ends it. The recorder never idles in one.
 IDLE_IN_TRANSACTION_MS = 5_000
 PING_TIMEOUT_S = 2.0
+# A node whose SQLite file answers no write for this long is not ready. A commit on a slow disk is faster.
+NOT_READY_AFTER_S = 5.0
 # Pings that come sooner after a failed probe get its answer again.
 PROBE_EVERY_S = 0.4
 PRAGMAS = (
@@ -44,7 +48,6 @@ PRAGMAS = (
     f"busy_timeout={BUSY_TIMEOUT_MS}",
     "foreign_keys=ON",
 )
-_WRITE = "recorder_write"
 # Advisory locks: nodes migrate one after the other; downtime is added once; results are numbered in one order; one node deletes
 # old rows.
 MIGRATION = 0x7265636F
@@ -58,13 +61,12 @@ class Connections:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self._writing = engine.execution_options(**{_WRITE: True})
         # PostgreSQL orders its writers by row locks.
-        self._writer: AbstractAsyncContextManager[Any] = nullcontext()
+        self._file: file_connections.FileConnections | None = None
         self._group: group_commit.GroupCommit | None = None
         if engine.dialect.name == "sqlite":
-            self._writer = asyncio.Lock()
-            self._group = group_commit.GroupCommit(str(engine.url.database), PRAGMAS, self._writer)
+            self._file = file_connections.FileConnections(engine)
+            self._group = group_commit.GroupCommit(str(engine.url.database), PRAGMAS, self._file.writer)
         self._servers = server_connections.ServerConnections(engine)
         # The last outage, until a ping has written a row again; and when that may be tried (the loop's time).
         self._outage: errors.DatabaseUnavailable | None = None
@@ -115,17 +117,20 @@ class Connections:
         return await self.fetch(statement, parameters)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection that only reads; what it saw is released at the end of the block. Raises DatabaseUnavailable."""
-        async with self._noting(), self.engine.connect() as connection:
+    async def read(self, *, limited: bool = True) -> AsyncIterator[AsyncConnection]:
+        """A connection that only reads; what it saw is released at the end of the block. On SQLite a `limited` one ends after
+        group_commit.SILENT_S. Raises DatabaseUnavailable."""
+        opened = self._file.read(limited=limited) if self._file is not None else self.engine.connect()
+        async with self._noting(), opened as connection:
             yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: commits at the end of the block, rolls back on any error. Raises Conflict for a lost deadlock, and
-        DatabaseUnavailable."""
+    async def write(self, *, limited: bool = True) -> AsyncIterator[AsyncConnection]:
+        """One transaction: commits at the end of the block, rolls back on any error. `limited` as in `read`. Raises Conflict for
+        a lost deadlock, and DatabaseUnavailable."""
+        begun = self._file.write(limited=limited) if self._file is not None else self.engine.begin()
         try:
-            async with self._noting(), self._writer, self._writing.begin() as connection:
+            async with self._noting(), begun as connection:
                 yield connection
         except exc.DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) in sql.CONFLICTS:
@@ -147,12 +152,15 @@ class Connections:
             outage = last or errors.DatabaseUnavailable(f"The database does not answer within {PING_TIMEOUT_S:g} s.")
             self._outage, self._probe_s = outage, now_s + PING_TIMEOUT_S + PROBE_EVERY_S
             raise outage.with_traceback(None) from error
-        except errors.DatabaseUnavailable:
-            self._probe_s = now_s + PROBE_EVERY_S
+        except errors.DatabaseUnavailable as outage:
+            self._outage, self._probe_s = outage, now_s + PROBE_EVERY_S
             raise
         self._outage = None
 
     async def _check_writable(self) -> None:
+        group = self._group
+        if group is not None and (group.hangs or group.silent_s > NOT_READY_AFTER_S):
+            raise outages.Hanging(group.silent_s)
         async with self.read() as connection:
             if self._group is not None:
                 await connection.execute(text("SELECT 1"))
@@ -185,12 +193,17 @@ class Connections:
                 await self._servers.drop_free()
         return outage
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a call on SQLite's file does not return, also after `close`."""
+        return self._file is not None and self._group is not None and (self._file.hangs or self._group.hangs)
+
     async def close(self) -> None:
         """Close them; safe to call twice."""
         if self._group is not None:
             await self._group.close()
         await self._servers.close()
-        await self.engine.dispose()
+        await (self.engine.dispose() if self._file is None else self._file.close())
 
 
 def open_database(url: str, pool_size: int = POOL_SIZE) -> Connections:
@@ -198,7 +211,8 @@ def open_database(url: str, pool_size: int = POOL_SIZE) -> Connections:
     Connects on first use."""
     # Parameters may be secrets: a database error must not repeat them.
     if not url.startswith("postgresql"):
-        engine = create_async_engine(url, pool_size=5, hide_parameters=True)
+        more = file_connections.MOST - FILE_POOL_SIZE
+        engine = create_async_engine(url, pool_size=FILE_POOL_SIZE, max_overflow=more, hide_parameters=True)
         _configure_sqlite(engine)
         return Connections(engine)
     session = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
@@ -236,7 +250,7 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Connection) -> None:
-        write = connection.get_execution_options().get(_WRITE)
+        write = connection.get_execution_options().get(file_connections.WRITE)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 

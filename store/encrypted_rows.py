@@ -145,7 +145,7 @@ class EncryptedRows:
     async def _flush(self) -> None:
         """Empty SQLite's write-ahead log, which still holds the old text. Another connection may prevent that."""
         if self._database.engine.dialect.name == "sqlite":
-            async with self._database.read() as connection:
+            async with self._database.read(limited=False) as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
 

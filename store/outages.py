@@ -55,6 +55,17 @@ class ReadOnly(errors.DatabaseUnavailable):
         super().__init__(" ".join((type(self).__doc__ or "").split()), refused=True)
 
 
+class Hanging(errors.DatabaseUnavailable):
+    """A call on SQLite's file does not return. What waits for it is refused, and may be committed when the call returns."""
+
+    def __init__(self, silent_s: float) -> None:
+        super().__init__(
+            f"The database file has not answered for {silent_s:.0f} s: check the disk of DATA_DIR. Nothing must be repeated by"
+            " hand: all work goes on when it answers.",
+            refused=True,
+        )
+
+
 class Damaged(errors.DatabaseUnavailable):
     """Pages of SQLite's file are damaged. Work that needs none of them goes on: what failed is tried alone, and counted."""
 

@@ -73,7 +73,7 @@ async def _change(database: connections.Connections, change: Callable[[AsyncConn
     tries again."""
     for tries in range(1, TRIES + 1):
         try:
-            async with database.write() as connection:
+            async with database.write(limited=False) as connection:
                 await connections.hold_lock(connection, connections.MIGRATION)
                 if database.on_server:
                     await connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))

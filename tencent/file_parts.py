@@ -84,7 +84,7 @@ class PartReader:
                 crc64 = block.crc64
                 yield block
         finally:
-            file.close()
+            await self._in_thread(file.close)
 
     def compare(self, size_bytes: int, crc64: str) -> None:
         """Compare the bytes that were read with the verified ones. Raises errors.UploadFailed ("file-damaged")."""

@@ -72,6 +72,7 @@ class RecordedWork:
     fetched: list[tuple[int, str]] = field(default_factory=list)
     joined: list[list[int]] = field(default_factory=list)
     stuck: int = 0
+    spool_problem: str = ""
 
     def capture(self, job: due_work.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         self.captures.append(Capture(on_media))
@@ -111,6 +112,9 @@ class RecordedWork:
 
     async def remove_outputs(self, recording_id: str, before_epoch: int, except_epoch: int) -> int:
         raise AssertionError("nothing is left over")
+
+    async def probe_spool(self) -> str:
+        return self.spool_problem
 
     async def task_ids_on_spool(self) -> list[str]:
         return []

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
-from machine import api_keys, model
+from machine import api_keys, errors, model
 from web import dependencies
 
 REFRESH_S = 1.0
@@ -37,6 +37,8 @@ class Authenticator:
         self._tokens = tuple(api_keys.digest(token) for token in api.tokens)
         self._keys: dict[str, api_keys.ApiKey] = {}
         self._read_s = -REFRESH_S
+        self._failure: errors.RecorderError | None = None
+        self._failed_s = 0.0
         self._reading = asyncio.Lock()
 
     async def open_to_all(self) -> bool:
@@ -64,10 +66,18 @@ class Authenticator:
         return Identity(caller=caller, scopes=key.scopes)
 
     async def _table(self) -> dict[str, api_keys.ApiKey]:
+        asked_s = time.monotonic()
         async with self._reading:
+            # Each of the requests that waited would otherwise wait in turn for a database that does not answer.
+            if self._failure is not None and asked_s < self._failed_s:
+                raise self._failure.with_traceback(None)
             if time.monotonic() - self._read_s >= REFRESH_S:
-                self._keys = {key.id: key for key in await self._api.keys()}
-                self._read_s = time.monotonic()
+                try:
+                    self._keys = {key.id: key for key in await self._api.keys()}
+                except errors.RecorderError as error:
+                    self._failure, self._failed_s = error, time.monotonic()
+                    raise
+                self._read_s, self._failure = time.monotonic(), None
             return self._keys
 
     async def _note_used(self, key: api_keys.ApiKey) -> None:

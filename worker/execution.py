@@ -73,7 +73,7 @@ class Execution:
         await asyncio.gather(*job.publishing)
         failpoints.hit("segment.close.before")
         log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
-        self._note_fault(ended.reason, ended.detail)
+        await self._examine(ended.reason, ended.detail)
         handed_over = job.handed_over and not job.stop_requested and ended.reason == Reason.STOPPED
         reason = Reason.NODE_STOPPING if handed_over else ended.reason
         progress = await self._on_disk(job, assignment, ended) if ended.reason == Reason.ERROR else ended.progress
@@ -96,9 +96,10 @@ class Execution:
     async def _never_began(self, job: leased_job.RecordingJob, reason: Reason, detail: str) -> None:
         await self._publisher.ended(job, outcomes.capture_exit(job.epoch, reason, detail, capture_progress.CaptureProgress()))
 
-    def _note_fault(self, reason: str, detail: str) -> None:
+    async def _examine(self, reason: str, detail: str) -> None:
+        # Before the outcome is published: this worker might get the job again at once.
         if reason in spool_wait.FAULTS:
-            self._fault.note(detail)
+            await self._fault.examine(detail)
 
     async def transcode(self, job: leased_job.RecordingJob) -> None:
         """Make the finished file from the segments that can be reached."""
@@ -109,7 +110,7 @@ class Execution:
             made = await self._work.transcode(assignment, job.epoch, [s for s in parts if s.epoch not in missing])
         except errors.TranscodeFailed as error:
             log.warning("transcode.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
-            self._note_fault(error.reason, error.detail)
+            await self._examine(error.reason, error.detail)
             failure = outcomes.transcode_failure(job.epoch, error.reason, error.detail, retry=error.retry)
             await self._publisher.ended(job, failure)
             return
@@ -157,6 +158,7 @@ class Execution:
             done = await self._work.upload(assignment, state, save)
         except errors.UploadFailed as error:
             log.warning("upload.failed", owner=job.owner, epoch=job.epoch, reason=error.reason, detail=error.detail)
+            await self._examine(error.reason, error.detail)
             failure = internal_events.UploadFailure(epoch=job.epoch, reason=error.reason, detail=error.detail, retry=error.retry)
             await self._publisher.ended(job, failure)
             return

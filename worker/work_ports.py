@@ -57,6 +57,10 @@ class Work(Protocol):
         """Post a result to the callback URL. Raises DeliveryFailed."""
         ...
 
+    async def probe_spool(self) -> str:
+        """Why the spool cannot be written and read now, within moments; "" if it can."""
+        ...
+
     async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording; returns their number. Idempotent. Raises OSError for
         a file that cannot be deleted, after deleting the others."""

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from events import codec
-from machine import errors, failpoints, job_key, model, ports, states
+from machine import errors, failpoints, job_key, model, ports, states, storage_fault
 from worker import execution, leased_job, leases, outcomes, spool_fault, work_ports
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class Worker:
         place = "" if shared_spool else node
         self._running: Counter[str] = Counter()
         self.freed = asyncio.Event()
-        self.spool_fault = spool_fault.SpoolFault()
+        self.spool_fault = spool_fault.SpoolFault(work.probe_spool)
         self._publisher = outcomes.OutcomePublisher(store, node=node, clock=clock)
         self.leases = leases.HeldLeases(store, work, node=node, policy=policy, clock=clock)
         self._execution = execution.Execution(
@@ -159,5 +159,7 @@ class Worker:
         except Exception as error:
             # A bug, or a fault of the database. With an outcome the machine retries at once and need not wait for the lease.
             log.exception("job.raised", owner=job.owner, epoch=job.epoch, kind=job.kind)
+            if isinstance(error, OSError) and error.errno is not None and storage_fault.is_one(error):
+                await self.spool_fault.examine(f"{type(error).__name__}: {error.strerror}.")
             if not job.ended:
                 await self._publisher.fault(job, f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ async def test_the_whole_road(node: Node) -> None:
 @pytest.mark.parametrize("reason", ["disk-full", "spool-lost"])
 async def test_a_worker_remembers_a_fault_of_its_spool(node: Node, reason: str) -> None:
     """After a capture or a transcode that its disk ended, it takes no such job for a moment, and then tries again."""
+    node.work.spool_problem = "It does not answer."
     capture = await node.open()
     assert node.worker.spool_fault.reason() == ""
     capture.media(5_000, node.clock)
@@ -48,6 +50,36 @@ async def test_a_worker_remembers_a_fault_of_its_spool(node: Node, reason: str) 
     await node.relayed("ffmpeg-exit")
     assert "the disk" in node.worker.spool_fault.reason()
     assert (await node.recording()).state == "Transcoding"
+
+
+@pytest.mark.parametrize(
+    ("failure", "problem", "pauses"),
+    [
+        (errors.TranscodeFailed("the disk", reason=Reason.DISK_FULL, retry=True), "It is full.", True),
+        (errors.TranscodeFailed("the disk", reason=Reason.DISK_FULL, retry=True), "", False),
+        (errors.TranscodeFailed("the network", reason=Reason.ERROR, retry=True), "It is full.", False),
+        (OSError(errno.EIO, "Input/output error"), "It cannot be read.", True),
+        (OSError(errno.EIO, "Input/output error"), "", False),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "It cannot be read.", False),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "It cannot be read.", False),
+    ],
+)
+async def test_a_worker_pauses_only_if_its_spool_fails_a_probe(
+    node: Node, failure: Exception, problem: str, pauses: bool
+) -> None:
+    """An error of storage is followed by a probe, and its result decides. An error that no disk causes is none of the spool. In
+    each case the job has its outcome and is tried again."""
+    capture = await node.open()
+    capture.media(5_000, node.clock)
+    node.work.failure, node.work.spool_problem = failure, problem
+    await node.say("stop", TaskId=node.task_id)
+    await node.relayed("ffmpeg-exit")
+    await waiting.until(lambda: node.work.transcodes == 1)
+    await node.relayed("ffmpeg-exit")
+    reason = node.worker.spool_fault.reason()
+    assert (bool(reason), problem in reason) == (pauses, pauses or not problem)
+    recording = await node.recording()
+    assert (recording.state, recording.job and recording.job.state) == ("Transcoding", "waiting")
 
 
 async def test_a_stop_before_the_spawn_spawns_nothing(node: Node) -> None:

@@ -32,6 +32,8 @@ ONE_ENGINE = {
     "tests/e2e/test_hung_spool.py": "a hung file system; the worker's files know no engine",
     "tests/integration/test_open_files.py": "the process's limit of open files; it knows no engine",
     "tests/integration/test_database_lock.py": "the lock beside SQLite's file",
+    "tests/e2e/test_hung_database.py": "SQLite's file hangs; a server that is away: tests/e2e/test_servers_down.py",
+    "tests/integration/test_database_faults.py": "the disk of SQLite's file; a server that refuses: test_refused_writes.py",
     "tests/integration/test_damaged_database.py": "SQLite's file: its bytes and its writes",
     "tests/integration/test_attention_watch.py::test_the_server_of_the_database_is_away": "PostgreSQL, away; SQLite is a file",
     "tests/integration/test_refused_writes.py::test_the_relay_of_a_node_does_not_end": "the relay to RabbitMQ",

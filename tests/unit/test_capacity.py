@@ -67,6 +67,11 @@ class Machine:
             live.sample()
 
 
+async def probed() -> str:
+    """The probe of a spool that works."""
+    return ""
+
+
 def limited(
     bus: Bus,
     captures: Captures,
@@ -88,7 +93,7 @@ def limited(
         live=live or idle,
         measure=measured,
         free_bytes=lambda: free_bytes,
-        fault=(fault or spool_fault.SpoolFault()).reason,
+        fault=(fault or spool_fault.SpoolFault(probed)).reason,
         load=lambda: 3.0,
     )
 
@@ -138,7 +143,7 @@ async def test_a_worker_whose_spool_failed_leaves_the_job_to_another() -> None:
     """For a moment after a full disk or a lost mount it takes neither captures nor transcodes; uploads and deliveries go on. A
     single worker waits for nobody."""
     bus, captures, now_s = Bus(), Captures(), [0.0]
-    fault = spool_fault.SpoolFault(lambda: now_s[0])
+    fault = spool_fault.SpoolFault(probed, lambda: now_s[0])
     part = limited(bus, captures, fault=fault)
     fault.note("No space left on device")
     for command in ("start-capture", "start-transcode"):
