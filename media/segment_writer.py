@@ -176,7 +176,8 @@ class _Placing:
     def place(self, items: list[_Item], size_bytes: int) -> capture_progress.CaptureProgress:
         """Count these tags, and return the progress with them."""
         for item in items:
-            if self._timeline.place(flv.Tag(kind=item.kind, timestamp_ms=item.timestamp_ms, payload=item.payload)) is None:
+            payload = flv.usual_payload(item.kind, item.payload)
+            if self._timeline.place(flv.Tag(kind=item.kind, timestamp_ms=item.timestamp_ms, payload=payload)) is None:
                 continue
             if self._looks_for_sei and item.kind == flv.VIDEO:
                 self._look_for_sei(item.payload)
