@@ -121,9 +121,10 @@ class Span:
 
 @dataclass(slots=True, kw_only=True)
 class Track:
-    """One track of a segment: its runs, and the spans of live time that it covers."""
+    """One track of a segment: its runs, the spans of live time that it covers, and the usual distance of its pictures."""
 
     runs: list[track_clock.Run]
+    frame_ms: float
     spans: list[Span] = field(default_factory=list)
 
     @property
@@ -158,7 +159,7 @@ class Placement:
         for kind, clock in self._clocks.items():
             runs = clock.runs()
             if runs:
-                self.tracks[kind] = Track(runs=runs, spans=_spans(runs))
+                self.tracks[kind] = Track(runs=runs, frame_ms=clock.usual_ms, spans=_spans(runs))
         self._put_in_step()
 
     def _put_in_step(self) -> None:
@@ -200,25 +201,50 @@ class Places:
         self._until_ms = placement.until_ms
         self._packets = Packets(frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun)
         self.headers = self._packets.headers
-        self._tracks = {kind: _TrackPlaces(track.runs) for kind, track in placement.tracks.items()}
+        self._tracks = {kind: _TrackPlaces(track) for kind, track in placement.tracks.items()}
+        self._pictures = _Pictures()
 
     def place(self, tag: flv.Tag) -> float | None:
         """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""
         if not self._packets.is_packet(tag) or tag.kind not in self._tracks:
             return None
-        live_ms = self._tracks[tag.kind].next(tag.timestamp_ms, self._packets.duration_ms(tag))
+        stood = self._pictures.stood(tag, self.headers.get(tag.kind)) if tag.kind == flv.VIDEO else 0
+        live_ms = self._tracks[tag.kind].next(tag.timestamp_ms, self._packets.duration_ms(tag), stood)
         return live_ms if live_ms < self._until_ms else None
 
 
+class _Pictures:
+    """Counts pictures whose tags stand. Tags of one time may also be the parts of one picture."""
+
+    def __init__(self) -> None:
+        self._tag_ms: int | None = None
+        self._payload = b""
+        self._begun = False  # the packets of this time hold a slice of the present picture
+        self._stood = 0
+
+    def stood(self, tag: flv.Tag, header: bytes | None) -> int:
+        """How many pictures before the one of this packet have its tag's time."""
+        if tag.timestamp_ms != self._tag_ms:
+            self._tag_ms, self._payload, self._begun, self._stood = tag.timestamp_ms, tag.payload, False, 0
+            return 0
+        self._begun = self._begun or video_headers.holds_slice(self._payload, header)
+        if self._begun and not video_headers.continues_picture(tag.payload, header):
+            self._begun = False
+            self._stood += 1
+        self._payload = tag.payload
+        return self._stood
+
+
 class _TrackPlaces:
-    def __init__(self, runs: Sequence[track_clock.Run]) -> None:
-        self._left = iter([(run, stretch) for run in runs for stretch in run.stretches])
+    def __init__(self, track: Track) -> None:
+        self._frame_ms = track.frame_ms
+        self._left = iter([(run, stretch) for run in track.runs for stretch in run.stretches])
         self._run, self._stretch = next(self._left)
         self._taken = 0
         self._counted_ms = 0.0
         self._tag_ms = self._stretch.tag_ms
 
-    def next(self, tag_ms: int, packet_ms: float | None) -> float:
+    def next(self, tag_ms: int, packet_ms: float | None, stood: int) -> float:
         if self._taken == self._stretch.packets:
             following = next(self._left, None)
             if following is not None:
@@ -229,6 +255,8 @@ class _TrackPlaces:
         if self._stretch.counted and packet_ms is not None:
             at_ms = self._counted_ms
             self._counted_ms += packet_ms
+        elif not self._stretch.standing:  # there the arrival has placed it
+            at_ms += min(stood * self._frame_ms, track_clock.STOOD_MS)
         self._taken += 1
         return self._run.live_ms(self._stretch.at_ms + at_ms)
 

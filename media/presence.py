@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from media import codecs, flv
+from media import codecs, flv, video_headers
 
-_MOST_SPANS = 2_000
+_MOST_SPANS, _MOST_ASPECTS = 2_000, 500
 # A codec that pauses for longer begins again, if its next packet can be decoded on its own.
 _PAUSE_MS = 1_000
 _USUAL_MS = {flv.AUDIO: 23, flv.VIDEO: 40}
@@ -21,13 +21,15 @@ _Spans = list[tuple[int, int]]
 
 @dataclass(slots=True, kw_only=True)
 class Codec:
-    """One codec of a track: its first packet with the header in force, and when it has packets, in joined time."""
+    """One codec of a track: its first packet with the header in force, and when it has packets, in joined time. `aspects`: from
+    when on its pixels have which ratio of width to height."""
 
     name: str
     header: bytes | None
     packet: bytes
     packet_ms: int
     spans_ms: _Spans = field(default_factory=list)
+    aspects: list[tuple[int, float]] = field(default_factory=list)
 
 
 class Presence:
@@ -73,6 +75,8 @@ class Presence:
         if codec is None:
             header = self._headers.get((tag.kind, name))
             codec = known[name] = Codec(name=name, header=header, packet=tag.payload, packet_ms=_USUAL_MS[tag.kind])
+        if tag.kind == flv.VIDEO:
+            self._note_aspect(codec, tag)
         at_ms, spans = tag.timestamp_ms, codec.spans_ms
         if spans and 0 < (distance_ms := at_ms + codec.packet_ms - spans[-1][1]) <= _LONGEST_MS:
             codec.packet_ms = distance_ms
@@ -83,3 +87,9 @@ class Presence:
             self._spans += 1
         elif spans:
             spans[-1] = (spans[-1][0], max(end_ms, spans[-1][1]))
+
+    def _note_aspect(self, codec: Codec, tag: flv.Tag) -> None:
+        header = self._headers.get((tag.kind, codec.name))
+        ratio = 1.0 if header is None else video_headers.pixel_aspect(header)
+        if (not codec.aspects or codec.aspects[-1][1] != ratio) and len(codec.aspects) < _MOST_ASPECTS:
+            codec.aspects.append((tag.timestamp_ms + video_headers.composition_ms(tag.payload), ratio))

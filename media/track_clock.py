@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import collections
 import itertools
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,9 +27,12 @@ _FOLLOW = 0.002
 _FAR_MS = 150.0
 _FEW_FRAMES = 3
 _LATE_MS = 200.0
-_STOOD_MS = 200.0
+# Pictures whose tags stand for longer are placed by their arrivals.
+STOOD_MS = 200.0
 # The usual distance of pictures follows the present one, and a single pause moves it little.
 _LEARN, _MOST_LEARNT = 0.1, 3
+# The last picture is shown for as long as those before it were, but who knows when a still screen would have changed.
+_LAST_PICTURES, _LONGEST_LAST_MS = 9, 1_000
 WINDOW_MS = 2_000.0
 _LOOK_MS = 30_000.0
 # A hostile stream begins a stretch with each packet: only so many are looked at for the next one.
@@ -118,6 +122,7 @@ class TrackClock:
         self._stood_since_ms = 0.0  # the arrival of the first packet with the last tag's time
         self._base_ms = 0.0  # how far tags of counted packets are usually ahead of their place
         self._usual_ms = _USUAL_FRAME_MS
+        self._distances: collections.deque[int] = collections.deque(maxlen=_LAST_PICTURES)
         self._last_ms = 0.0  # the last packet's duration
 
     def add(self, tag_ms: int, arrived_ms: float, packet_ms: float | None, *, damaged: bool = False) -> None:
@@ -142,9 +147,15 @@ class TrackClock:
         self._note(self._stretches[-1], packet)
         if packet.tag_ms != self._tag_ms:
             self._stood_since_ms = packet.arrived_ms
+            self._distances.append(packet.tag_ms - self._tag_ms)
             self._usual_ms += _LEARN * (min(max(packet.tag_ms - self._tag_ms, 0), _MOST_LEARNT * self._usual_ms) - self._usual_ms)
         self._tag_ms, self._arrived_ms = packet.tag_ms, packet.arrived_ms
         self._packets += 1
+
+    @property
+    def usual_ms(self) -> float:
+        """The usual distance of pictures."""
+        return self._usual_ms
 
     @property
     def tags_ms(self) -> tuple[int, int]:
@@ -161,6 +172,9 @@ class TrackClock:
                 if following is not None and not following.late:
                     following.claimed_ms -= self._usual_ms - stretch.length_ms
                 stretch.length_ms = self._usual_ms
+        if self._stretches and not self._stretches[-1].counted:
+            usual_ms = min(statistics.median([*self._distances, self._usual_ms]), _LONGEST_LAST_MS)
+            self._stretches[-1].length_ms = max(self._stretches[-1].length_ms, self._media_ms + usual_ms)
         return [_timed(run) for run in _grouped(self._stretches)]
 
     def _place(self, stretch: Stretch, packet: _Packet) -> float:
@@ -180,9 +194,9 @@ class TrackClock:
         distance_ms = packet.tag_ms - self._tag_ms
         if distance_ms == 0:  # parts of one picture, unless they come for longer than any picture lasts
             stood_ms = packet.arrived_ms - self._stood_since_ms
-            return packet.arrived_ms - self._arrived_ms - self._usual_ms if stood_ms > _STOOD_MS else None
+            return packet.arrived_ms - self._arrived_ms - self._last_ms if stood_ms > STOOD_MS else None
         if distance_ms < self._usual_ms - _BACK_MS or distance_ms > max(_FAR_MS, _FEW_FRAMES * self._usual_ms):
-            return distance_ms - self._usual_ms
+            return distance_ms - self._last_ms  # the stretch before ends with this duration, whatever is usual by now
         return None
 
     def _ahead_ms(self, stretch: Stretch, packet: _Packet, place_ms: float) -> float:

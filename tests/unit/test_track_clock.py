@@ -182,3 +182,14 @@ def test_pictures_of_a_shared_screen() -> None:
     """A picture every six seconds, or one a second, has the time until the next one."""
     slides = stream("pictures", 60, there=lambda at: round(at / FRAME_MS) % 90 == 0)
     assert max(map(abs, errors_ms(slides))) < 150
+
+
+def test_one_picture_a_second() -> None:
+    """Each keeps its second, also while the clock still learns how far apart pictures are; the last is shown for a second."""
+    packets: list[Packet] = [(n * 1_000.0, n * 1_000, BEGAN_MS + n * 1_000.0 + n * 7 % 11, None) for n in range(16)]
+    assert max(map(abs, errors_ms(packets))) < 20
+    clock = track_clock.TrackClock()
+    for _, tag, arrived_ms, _ in packets:
+        clock.add(tag, arrived_ms, None)
+    (run,) = clock.runs()
+    assert run.live_ms(run.stretches[-1].ends_ms) - BEGAN_MS == pytest.approx(16_000, abs=20)
