@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,8 @@ _DAMAGE_MS = 100.0
 _NEVER = float("inf")
 _STEP_MS = 500.0
 _REMEMBERED = 4_096
+# A track without any configuration must not cost a reading of the whole segment: these are some minutes.
+_LATEST_HEADER_BYTES, _SCAN_BYTES = 16 << 20, 1 << 16
 _NAMES = {flv.AUDIO: "audio", flv.VIDEO: "video"}
 
 
@@ -29,8 +31,10 @@ class Packets:
     """Tells the packets of a segment from its other tags, in file order. `headers` are the configurations in force: those that
     the stream sends, and those inside its key frames."""
 
-    def __init__(self, kinds: frozenset[int]) -> None:
+    def __init__(self, kinds: frozenset[int], late_headers: Mapping[int, bytes]) -> None:
+        """`late_headers`: the first configuration of each track, for packets that come before it."""
         self._kinds = kinds
+        self._late_headers = late_headers
         self._after_damage = False
         self._undecodable: set[int] = set()
         self._newest_ms: dict[int, int] = {}
@@ -78,8 +82,11 @@ class Packets:
             if kind not in self.begun and not video_headers.begins_picture(payload, header):
                 return False
         if needed and header is None:
-            self._undecodable.add(kind)
-            return False
+            late = self._late_headers.get(kind)
+            if late is None or codecs.identity(kind, late) != codecs.identity(kind, payload):
+                self._undecodable.add(kind)
+                return False
+            self.headers[kind] = late
         return True
 
     def _is_repeated(self, tag: flv.Tag) -> bool:
@@ -139,7 +146,8 @@ class Placement:
     def __init__(self, path: Path, kinds: frozenset[int]) -> None:
         self._clocks = {kind: track_clock.TrackClock() for kind in kinds}
         self._arrivals = _Arrivals(path)
-        self.packets = Packets(kinds)
+        self.late_headers = _first_headers(path, kinds)
+        self.packets = Packets(kinds, self.late_headers)
         self.tracks: dict[int, Track] = {}
         # What follows the segment begins here, and replaces what this one has behind it.
         self.until_ms = _NEVER
@@ -199,7 +207,8 @@ class Places:
 
     def __init__(self, placement: Placement) -> None:
         self._until_ms = placement.until_ms
-        self._packets = Packets(frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun)
+        kinds = frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun
+        self._packets = Packets(kinds, placement.late_headers)
         self.headers = self._packets.headers
         self._tracks = {kind: _TrackPlaces(track) for kind, track in placement.tracks.items()}
         self._pictures = _Pictures()
@@ -291,6 +300,20 @@ class _Arrivals:
             return float(self._reader.base_ms or 0)
         arrived_ms, tag_ms = self._known
         return arrived_ms + max(0.0, float(track_clock.unwrapped(tag_ms, tag.timestamp_ms) - tag_ms))
+
+
+def _first_headers(path: Path, kinds: frozenset[int]) -> dict[int, bytes]:
+    """The first configuration of each track: some servers send it seconds after the first packets. Raises OSError."""
+    found: dict[int, bytes] = {}
+    reader = flv.TagReader(path)
+    try:
+        while len(found) < len(kinds) and reader.position_bytes < _LATEST_HEADER_BYTES and (tags := reader.read(_SCAN_BYTES)):
+            for tag in tags:
+                if tag.kind in kinds and tag.is_sequence_header:
+                    found.setdefault(tag.kind, tag.payload)
+    finally:
+        reader.close()
+    return found
 
 
 def has_index(path: Path) -> bool:

@@ -131,12 +131,14 @@ class Survey(formats.Formats):
         """For each codec of a track, when it is not to be heard or seen: in holes, or while the track has another codec."""
         if not self.changes(kind):
             return [[(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind]]
-        hidden = [self._absent_ms(kind, codec) for codec in self.presence.of(kind)]
+        bridge_ms = _HOLE_MS[kind] if kind == flv.VIDEO else 0
+        every = self.presence.of(kind)
+        hidden = [self.presence.hidden_ms(kind, codec.name, self.duration_ms, bridge_ms) for codec in every]
         # The last packets of filling are hidden to their end.
         return [[(a, b + _BEYOND_MS if b == self.duration_ms else b) for a, b in spans] for spans in hidden]
 
     def _absent_ms(self, kind: int, codec: presence.Codec) -> list[tuple[int, int]]:
-        return self.presence.hidden_ms(kind, codec.name, self.duration_ms, _HOLE_MS[kind] if kind == flv.VIDEO else 0)
+        return self.presence.absent_ms(kind, codec.name, self.duration_ms, _HOLE_MS[kind] if kind == flv.VIDEO else 0)
 
     def aspects(self, index: int) -> list[tuple[int, float]]:
         """From when on the pixels of the picture's codec with this number have which ratio of width to height; empty if the ratio

@@ -45,8 +45,8 @@ _DRIFT = 0.0003  # three in ten thousand; quartzes differ by a tenth of that
 _MOST_STRETCHES = 200_000
 _MOST_KNOTS = 200_000
 _USUAL_FRAME_MS = 40.0
-# A hole in audio moves all packets behind it; jitter moves one.
-_LOOK_AHEAD = 2
+# A hole in audio, or a step back, moves all packets behind it; jitter moves one, and that of pictures is larger.
+_LOOK_AHEAD, _LOOK_AHEAD_OF_AUDIO = 5, 2
 _WRAP = 1 << 32
 
 
@@ -148,9 +148,15 @@ class TrackClock:
         if packet.tag_ms != self._tag_ms:
             self._stood_since_ms = packet.arrived_ms
             self._distances.append(packet.tag_ms - self._tag_ms)
-            self._usual_ms += _LEARN * (min(max(packet.tag_ms - self._tag_ms, 0), _MOST_LEARNT * self._usual_ms) - self._usual_ms)
+            self._learn(packet.tag_ms - self._tag_ms)
         self._tag_ms, self._arrived_ms = packet.tag_ms, packet.arrived_ms
         self._packets += 1
+
+    def _learn(self, distance_ms: int) -> None:
+        """Let the usual distance follow. Jitter gives to one distance what it takes from another, so small steps back count."""
+        most_ms = _MOST_LEARNT * self._usual_ms
+        least_ms = 0.0 if distance_ms < -most_ms else -self._usual_ms
+        self._usual_ms += _LEARN * (min(max(distance_ms, least_ms), most_ms) - self._usual_ms)
 
     @property
     def usual_ms(self) -> float:
@@ -195,14 +201,23 @@ class TrackClock:
         if distance_ms == 0:  # parts of one picture, unless they come for longer than any picture lasts
             stood_ms = packet.arrived_ms - self._stood_since_ms
             return packet.arrived_ms - self._arrived_ms - self._last_ms if stood_ms > STOOD_MS else None
-        if distance_ms < self._usual_ms - _BACK_MS or distance_ms > max(_FAR_MS, _FEW_FRAMES * self._usual_ms):
+        if self._steps_back(packet) or distance_ms > max(_FAR_MS, _FEW_FRAMES * self._usual_ms):
             return distance_ms - self._last_ms  # the stretch before ends with this duration, whatever is usual by now
         return None
+
+    def _steps_back(self, packet: _Packet) -> bool:
+        """Whether this picture and those behind it have tags that are behind their places."""
+        expected_ms = self._tag_ms - _BACK_MS
+        for following in (packet, *self._waiting):
+            expected_ms += self._usual_ms
+            if following.tag_ms >= expected_ms:
+                return False
+        return True
 
     def _ahead_ms(self, stretch: Stretch, packet: _Packet, place_ms: float) -> float:
         """How far the tags of this packet and of those behind it are ahead of their places."""
         ahead_ms = packet.tag_ms - stretch.tag_ms - place_ms - self._base_ms
-        for following in self._waiting:
+        for following in itertools.islice(self._waiting, _LOOK_AHEAD_OF_AUDIO):
             place_ms += packet.packet_ms or 0.0
             if ahead_ms > 0:
                 ahead_ms = min(ahead_ms, following.tag_ms - stretch.tag_ms - place_ms - self._base_ms)

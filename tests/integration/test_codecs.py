@@ -140,15 +140,15 @@ async def test_start_codes_are_copied_as_lengths(tmp_path: Path) -> None:
     _each_second(media_probe.flashes(made.path), 3)
 
 
-async def test_a_codec_that_begins_with_an_open_group_of_pictures_is_seen_at_once(tmp_path: Path) -> None:
-    """After a reconnection the picture is HEVC, and its first key frame is no IDR picture: none of its groups is black."""
+async def test_a_codec_that_begins_with_an_open_group_of_pictures_is_seen(tmp_path: Path) -> None:
+    """After a reconnection the picture is HEVC, and its first key frame is no IDR picture: no more is black than the pictures
+    that need what came before the connection."""
     open_groups = f"{HEVC}:open-gop=1:keyint=15:min-keyint=15:bframes=2"
     later = flv_source.content("320x240", 6, video=open_groups)
     keys = [tag.timestamp_ms for tag in later if tag.is_key and tag.is_media]
     second = flv_source.shifted(flv_source.between(later, keys[2], 6_000), -keys[2])
     made = await _transcode(tmp_path, flv_source.content(duration_s=3), second, indexed=True)
-    assert all(frame.centre > 25 for frame in media_probe.frames(made.path))
-    assert len(media_probe.flashes(made.path)) >= 3 + 4
+    assert len([frame for frame in media_probe.frames(made.path) if frame.centre <= 25]) <= 3
 
 
 async def test_no_two_pictures_have_one_time(tmp_path: Path) -> None:

@@ -253,3 +253,19 @@ async def test_tags_that_jitter_out_of_order_lose_no_picture(tmp_path: Path) -> 
     assert [tag.payload for tag in tags] == [tag.payload for tag, _ in sent]
     apart = [b - a for a, b in itertools.pairwise(times(tags, flv.VIDEO))]
     assert min(apart) >= 15, apart
+
+
+async def test_a_configuration_that_comes_late_serves_the_packets_before_it(tmp_path: Path) -> None:
+    """A server sends both headers after four seconds: nothing before them is lost, and the file begins with them."""
+    early = [(tag, at) for tag, at in [*sounds(0, 8_000), *pictures(0, 8_000)]]
+    heads = [(head, 4_000.0) for head in (AUDIO_HEADER, VIDEO_HEADER)]
+    sent = sorted([*early, *heads], key=lambda each: each[1])
+    path = flv_source.write(tmp_path / "1.flv", [tag for tag, _ in sent])
+    records = (arrival_index.record(round(at), tag.kind, len(tag.payload)) for tag, at in sent)
+    arrival_index.path_of(path).write_bytes(arrival_index.header(BEGAN_MS) + b"".join(records))
+    segment = joiner.SegmentFile(path=path)
+    found = survey.survey([segment], "02")
+    assert (found.duration_ms, found.unreadable) == (pytest.approx(8_000, abs=60), {})
+    tags = await joined(found, [segment], tmp_path)
+    assert len(times(tags, flv.VIDEO)) == 80
+    assert len(times(tags, flv.AUDIO)) == pytest.approx(8_000 / SOUND_MS, abs=2)

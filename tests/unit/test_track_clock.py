@@ -161,6 +161,14 @@ def test_tags_that_jitter() -> None:
     assert max(b - a for a, b in itertools.pairwise(found)) < SOUND_MS + 25
 
 
+@pytest.mark.parametrize("most_ms", [20, 40])
+def test_tags_of_pictures_that_jitter_by_more_than_their_distance(most_ms: int) -> None:
+    """Tags out of order are no steps back: no picture is further off than its tag."""
+    chance = random.Random(5)
+    packets = stream("pictures", 60, tag=lambda at: max(0, at + chance.randrange(-most_ms, most_ms + 1)))
+    assert max(map(abs, errors_ms(packets))) < 2 * most_ms + 20
+
+
 @KINDS
 @pytest.mark.parametrize("ppm", [-100, 100])
 def test_a_clock_that_drifts_is_followed(kind: str, ppm: float) -> None:
