@@ -8,7 +8,8 @@ The content has a flash in each second, and a beep whose pitch tells the second.
 - The samples of the sound are as long as its track, within 0.1 s, because players play sample after sample.
 - Packets of a track have increasing times, and a decoder has no complaint. Its output counts in the file's own ticks: in ticks of
   the usual frame rate, pictures closer than that have one time.
-- The file and its gaps are as long as what was sent. The picture has one size, in H.264 with 8 bits 4:2:0.
+- The file and its gaps are as long as what was sent. The picture has one size, in H.264 with 8 bits 4:2:0, and inside black bars
+  one of the shapes that its headers state.
 - Where fewer flashes are seen than came, only those count that a decoder shows of the stream as it was sent.
 - Of a recipe that is `loose`, such as damaged media, only the form of the file is judged.
 """
@@ -37,6 +38,7 @@ _RATE, _WINDOW, _LOUD = 16_000, 160, 1_500
 _BEEP_WINDOWS, _APART_WINDOWS = 12, 50
 _BEEP_MS, _SHORTEST_BEEP_MS, _SHORTEST_HEARD_MS, _FEWEST_PICTURES = 100, 75, 60, 3
 _BRIGHT, _BAR, _CYCLE = 160, 32, 16
+_MISSHAPEN = 0.06
 _UNMOVED_MS, _LATEST_MS = 300, 150
 
 
@@ -138,8 +140,11 @@ def faults(made: transcode.TranscodeOutput, mode: str, recipe: Any, tags: Iterab
     found += _form(made.path)
     flashes, beeps = dict[int, float](), dict[int, float]()
     if flv.VIDEO in tracks:
-        seen, sizes = _flashes(made.path, content)
+        seen, sizes, boxes = _flashes(made.path, content)
         found += [f"sizes {sizes}"] if len(sizes) > 1 else []
+        known = _shapes(tags)
+        if known and (odd := [box for box in boxes if min(abs(box / shape - 1) for shape in known) > _MISSHAPEN]):
+            found.append(f"pictures of the shapes {odd[:3]}")
         if not recipe.loose and sent.step_ms(flv.VIDEO) * _FEWEST_PICTURES < 1_000:
             marks = [(at, live_s(made, at) - began_ms / 1000) for at in seen]
             wanted_flashes = sent.seconds(flv.VIDEO)
@@ -211,17 +216,21 @@ def _form(path: Path) -> list[str]:
     return found + ([f"decoder: {said[0][:120]}"] if said or done.returncode else [])
 
 
-def _flashes(path: Path, content: Content) -> tuple[list[float], list[tuple[int, int]]]:
-    found, sizes, was = list[float](), set[tuple[int, int]](), False
+def _flashes(path: Path, content: Content) -> tuple[list[float], list[tuple[int, int]], set[float]]:
+    """When a flash begins, the sizes of the frames, and the shapes (width by height) of the pictures inside black bars."""
+    found, sizes, shapes, was = list[float](), set[tuple[int, int]](), set[float](), False
     with av.open(str(path)) as container:
         for frame in _frames(container):
             sizes.add((frame.width, frame.height))
             plane = frame.reformat(format="gray").planes[0]
-            lit = _lit(bytes(plane), frame.width, frame.height, plane.line_size, content.flash_at)
+            luma = bytes(plane)
+            box = _box(luma, frame.width, frame.height, plane.line_size)
+            shapes |= set() if box is None else {round(box[2] / box[3], 2)}
+            lit = box is not None and _lit(luma, plane.line_size, box, content.flash_at)
             if lit and not was:
                 found.append(float(frame.time or 0))
             was = lit
-    return found, sorted(sizes)
+    return found, sorted(sizes), shapes
 
 
 def _frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
@@ -242,10 +251,28 @@ def _decodable(path: Path, tags: Iterable[Any], content: Content) -> frozenset[i
     return frozenset(round(at_s - _NEAR_S / 2) for at_s in _flashes(path, content)[0])
 
 
-def _lit(luma: bytes, width: int, height: int, line: int, at: float) -> bool:
-    """Whether the picture between black bars is bright there."""
+def _box(luma: bytes, width: int, height: int, line: int) -> tuple[int, int, int, int] | None:
+    """Left, top, width and height of the picture between black bars; None for black."""
     rows = [y for y in range(0, height, 2) if max(luma[y * line : y * line + width]) > _BAR]
-    return bool(rows) and luma[(rows[0] + int((rows[-1] - rows[0]) * at)) * line + width // 2] > _BRIGHT
+    if not rows:
+        return None
+    top, high = rows[0], rows[-1] + 2 - rows[0]
+    across = [(top + int(high * part)) * line for part in (0.4, 0.65)]
+    columns = [x for x in range(0, width, 2) if max(luma[row + x] for row in across) > _BAR]
+    return (columns[0], top, columns[-1] + 2 - columns[0], high) if columns else None
+
+
+def _lit(luma: bytes, line: int, box: tuple[int, int, int, int], at: float) -> bool:
+    left, top, wide, high = box
+    return luma[(top + int(high * at)) * line + left + wide // 2] > _BRIGHT
+
+
+def _shapes(tags: Iterable[Any]) -> list[float]:
+    """The shapes of the pictures that were sent, by their headers."""
+    payloads = [flv.usual_payload(tag.kind, tag.data) for tag in tags if tag.kind == flv.VIDEO and tag.data]
+    headers = {video_headers.inband_header(payload, None) or payload for payload in payloads if payload[0] >> 4 & 7 == 1}
+    pictures = [video_headers.picture_of(header) for header in headers]
+    return [picture.display_size[0] / picture.display_size[1] for picture in pictures if picture is not None]
 
 
 def _beeps(path: Path, content: Content) -> tuple[list[tuple[float, int]], float]:

@@ -1,4 +1,4 @@
-"""Content of untidy streams: every second can be told from every other one, in the picture and in the sound.
+"""Content of untidy streams: every second differs from every other one, in the picture and in the sound.
 
 Rule: a flash and a beep at every full second, 100 ms long. The beep's pitch and four boxes at the bottom of the picture are the
 number of the second modulo 16. So a finished file shows which second of the source it holds where.
