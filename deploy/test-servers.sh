@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs the Debian or Ubuntu packages that the tests need: servers that each test starts privately, and Node for its example.
+# Installs the Debian or Ubuntu packages that the tests need: servers that each test starts privately, Chromium, and Node.
 # Installs missing packages with root and apt-get; otherwise names them and exits 2. It starts and enables no system service.
 set -eu
-packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server"
+packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server chromium"
 
 missing=""
 for package in $packages; do

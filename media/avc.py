@@ -10,6 +10,8 @@ from media import bits, picture
 
 SPS, PPS = 7, 8
 IDR = frozenset((5,))
+# End of sequence, end of stream, filler.
+TRAILING = frozenset((10, 11, 12))
 PARAMETER_SETS = frozenset((SPS, PPS))
 _LAST_SLICE = 5
 _MOST_REFERENCES = 255
@@ -24,6 +26,11 @@ def kind(unit: bytes) -> int:
 def is_slice(unit: bytes) -> bool:
     """Whether a NAL unit holds a part of a picture: no parameter set follows in the same packet."""
     return 1 <= kind(unit) <= _LAST_SLICE
+
+
+def is_first_slice(unit: bytes) -> bool:
+    """Whether a slice begins a picture: first_mb_in_slice is 0."""
+    return len(unit) > 1 and unit[1] & 0x80 != 0
 
 
 def length_bytes(record: bytes) -> int:

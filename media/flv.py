@@ -28,7 +28,9 @@ _HEADER_BYTES = 9
 _TAG_HEADER_BYTES = 11
 _LENGTH = struct.Struct(">I")
 _NO_TAG = -1
-_HEVC_OF_CDNS, _HEVC_HEAD_BYTES = 12, 5
+_AVC, _HEVC_OF_CDNS, _VIDEO_HEAD_BYTES = 7, 12, 5
+_START_CODES = (b"\x00\x00\x01", b"\x00\x00\x00\x01")
+_START_CODE = re.compile(rb"\x00{2,}\x01")
 # The first bytes of a tag: kind, size, timestamp, and the stream id, which is always 0.
 _TAG_BEGIN = re.compile(rb"(?=[\x08\x09\x12][\x00-\xff]{7}\x00\x00\x00)")
 
@@ -175,7 +177,7 @@ class TagReader:
         tags: list[Tag] = []
         while True:
             if self.damaged:
-                found, rest = _find_tag(data, at, growing=growing)
+                found, rest = find_tag(data, at, growing=growing)
                 at = rest if found is None else found
                 self.damaged, self._skipped = found is None, True
             after = None if self.damaged else _tag_end(data, at)
@@ -197,19 +199,46 @@ class TagReader:
 
 def _tag(data: bytes, at: int, after: int, *, after_damage: bool, offset: int) -> Tag:
     word, time = struct.unpack_from(">II", data, at)
-    payload = data[at + _TAG_HEADER_BYTES : after - _LENGTH.size]
-    if word >> 24 & 0x1F == VIDEO and payload[:1] and payload[0] & 0x8F == _HEVC_OF_CDNS:
-        payload = _enhanced(payload)
+    payload = usual_payload(word >> 24 & 0x1F, data[at + _TAG_HEADER_BYTES : after - _LENGTH.size])
     timestamp = (time & 0xFF) << 24 | time >> 8
     return Tag(kind=word >> 24 & 0x1F, timestamp_ms=timestamp, payload=payload, after_damage=after_damage, offset=offset)
+
+
+def usual_payload(kind: int, payload: bytes) -> bytes:
+    """A payload in the usual form, which is the only one that ffmpeg reads or MP4 players know: HEVC by its FourCC, and NAL units
+    with their lengths in front."""
+    if kind != VIDEO or len(payload) < _VIDEO_HEAD_BYTES:
+        return payload
+    if payload[0] & 0x8F == _HEVC_OF_CDNS:
+        payload = _enhanced(payload)
+    begin = _VIDEO_HEAD_BYTES
+    if payload[0] & 0x80:
+        if payload[1:5] not in (b"avc1", b"hvc1") or payload[0] & 0x0F not in (1, 3):
+            return payload
+        begin += 3 if payload[0] & 0x0F == 1 else 0
+    elif payload[0] & 0x0F != _AVC or payload[1] != 1:
+        return payload
+    return _with_lengths(payload, begin) if payload.startswith(_START_CODES, begin) else payload
+
+
+def _with_lengths(payload: bytes, begin: int) -> bytes:
+    """A packet whose NAL units follow start codes (ITU-T H.264, annex B), with lengths instead. A length may look like a start
+    code: then the lengths lead exactly to the end."""
+    at = begin
+    while at + _LENGTH.size <= len(payload):
+        at += _LENGTH.size + int.from_bytes(payload[at : at + _LENGTH.size], "big")
+    if at == len(payload):
+        return payload
+    units = _START_CODE.split(payload[begin:])[1:]
+    return payload[:begin] + b"".join(_LENGTH.pack(len(unit)) + unit for unit in units if unit)
 
 
 def _enhanced(payload: bytes) -> bytes:
     """A video packet with the codec id 12, by which Chinese CDNs mean HEVC, as Enhanced RTMP has it: ffmpeg reads no other."""
     packet = payload[1:2]
-    if packet not in (b"\x00", b"\x01", b"\x02") or len(payload) < _HEVC_HEAD_BYTES:
+    if packet not in (b"\x00", b"\x01", b"\x02"):
         return payload
-    body = payload[2 if packet == b"\x01" else _HEVC_HEAD_BYTES :]  # a frame keeps its composition time
+    body = payload[2 if packet == b"\x01" else _VIDEO_HEAD_BYTES :]  # a frame keeps its composition time
     return bytes((0x80 | payload[0] & 0x70 | packet[0],)) + b"hvc1" + body
 
 
@@ -228,7 +257,7 @@ def _tag_end(data: bytes, at: int) -> int | None:
     return after + _LENGTH.size if _LENGTH.unpack_from(data, after)[0] == size + _TAG_HEADER_BYTES else _NO_TAG
 
 
-def _find_tag(data: bytes, at: int, *, growing: bool = False) -> tuple[int | None, int]:
+def find_tag(data: bytes, at: int, *, growing: bool = False) -> tuple[int | None, int]:
     """The first whole tag from `at` on; or None, and where the bytes begin that may still become one. If the data are `growing`,
     no whole tag counts that may be part of an unfinished one."""
     unfinished: int | None = None
@@ -245,7 +274,7 @@ def _find_tag(data: bytes, at: int, *, growing: bool = False) -> tuple[int | Non
 
 def _chain_behind(data: bytes, at: int) -> int | None:
     """The first of two whole tags, or the one that ends exactly with the data."""
-    while (found := _find_tag(data, at)[0]) is not None:
+    while (found := find_tag(data, at)[0]) is not None:
         after = _tag_end(data, found)
         following = None if after is None else _tag_end(data, after)
         if after == len(data) or (following is not None and 0 < following <= len(data)):

@@ -37,6 +37,11 @@ class Formats:
         return len(self.codecs.get(kind, ())) > 1
 
     @property
+    def reshapes(self) -> bool:
+        """Whether the shape of the picture's pixels changes."""
+        return len({video_headers.pixel_aspect(header) for header in self.headers.get(flv.VIDEO, ())}) > 1
+
+    @property
     def canvas(self) -> tuple[int, int]:
         """The picture size with the largest area, in even square pixels; 1280×720 if no size can be parsed.
 

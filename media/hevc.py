@@ -10,6 +10,8 @@ from media import bits, picture
 
 VPS, SPS, PPS = 32, 33, 34
 IDR = frozenset((16, 17, 18, 19, 20, 21))
+# End of sequence, end of stream, filler, SEI behind the slices.
+TRAILING = frozenset((36, 37, 38, 40))
 PARAMETER_SETS = frozenset((VPS, SPS, PPS))
 # The NAL unit that ends a sequence.
 END = b"\x48\x01"
@@ -26,6 +28,11 @@ def kind(unit: bytes) -> int:
 def is_slice(unit: bytes) -> bool:
     """Whether a NAL unit holds a part of a picture: no parameter set follows in the same packet."""
     return kind(unit) <= _LAST_SLICE
+
+
+def is_first_slice(unit: bytes) -> bool:
+    """Whether a slice begins a picture: first_slice_segment_in_pic_flag."""
+    return len(unit) > 2 and unit[2] & 0x80 != 0
 
 
 def length_bytes(record: bytes) -> int:

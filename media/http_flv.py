@@ -22,6 +22,10 @@ _MOST_REDIRECTS = 8
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADER_BYTES, _TAG_HEADER_BYTES, _TRAILER_BYTES = 9, 11, 4
 _LONGEST_HEADER_BYTES = 4_096
+# In all, so that a hostile stream costs little; a stream with more faults is continued by a new connection.
+_MOST_SKIPPED_BYTES = 1 << 20
+_NO_STREAM_ID = bytes(3)
+_NO_HEADER = "a packet of the stream has no FLV header"
 _LIMITS = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None)
 _HEADERS = {"User-Agent": "recorder", "Accept": "*/*", "Accept-Encoding": "identity"}
 
@@ -31,13 +35,17 @@ class NotFlv(ValueError):
 
 
 class TagSplitter:
-    """Splits a body into tags, in any pieces. Raises NotFlv where no tag begins."""
+    """Splits a body into tags, in any pieces. Bytes between two tags that are no tag are skipped: some servers lose or repeat a
+    part of their stream. Raises NotFlv where the body is no FLV, or where no tag follows for too long."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._held = 0
         self._needed = _HEADER_BYTES
+        self._skipping = False
+        self._stream_id: bytes | None = None  # of all tags: 0 in the standard
         self.begun = False
+        self.skipped_bytes = 0
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """The tags that `data` completes: kind, time in ms, payload."""
@@ -49,6 +57,11 @@ class TagSplitter:
         found: list[tuple[int, int, bytes]] = []
         at = 0
         while (after := self._end_of(data, at)) <= len(data):
+            if after < 0:
+                at, after = self._skip(data, at)
+                if self._skipping:
+                    break
+                continue
             if self.begun:
                 kind, size = data[at] & 0x1F, after - at - flv.TAG_OVERHEAD_BYTES
                 if kind in flv.KINDS:
@@ -59,7 +72,7 @@ class TagSplitter:
         return found
 
     def _end_of(self, data: bytes, at: int) -> int:
-        """The end of what begins at `at`, or the least end that it can have."""
+        """The end of what begins at `at`, or the least end that it can have; -1 where no tag begins."""
         if not self.begun:
             if len(data) < _HEADER_BYTES:
                 return _HEADER_BYTES
@@ -67,12 +80,30 @@ class TagSplitter:
             if data[:3] != b"FLV" or not _HEADER_BYTES <= offset <= _LONGEST_HEADER_BYTES:
                 raise NotFlv("the answer is not FLV")
             return offset + _TRAILER_BYTES
+        if self._skipping:
+            return -1
         if len(data) - at < _TAG_HEADER_BYTES:
             return at + _TAG_HEADER_BYTES
-        size = int.from_bytes(data[at + 1 : at + 4], "big")
+        size, stream_id = int.from_bytes(data[at + 1 : at + 4], "big"), data[at + 8 : at + 11]
         if data[at] & 0x1F not in flv.KINDS or size > rtmp_chunks.LARGEST_MESSAGE_BYTES:
-            raise NotFlv("a packet of the stream has no FLV header")
+            if self._stream_id is None:
+                raise NotFlv(_NO_HEADER)
+            return -1
+        if self._stream_id not in (None, stream_id):
+            return -1
+        self._stream_id = stream_id
         return at + size + flv.TAG_OVERHEAD_BYTES
+
+    def _skip(self, data: bytes, at: int) -> tuple[int, int]:
+        """Where the next whole tag begins, or the bytes that may still become one; and how many bytes are needed to go on."""
+        found, rest = flv.find_tag(data, at if self._skipping else at + 1)
+        self._skipping = found is None
+        self._stream_id = _NO_STREAM_ID
+        begin = rest if found is None else found
+        self.skipped_bytes += begin - at
+        if self.skipped_bytes > _MOST_SKIPPED_BYTES or (found is None and len(data) - begin > _MOST_SKIPPED_BYTES):
+            raise NotFlv(_NO_HEADER)
+        return begin, len(data) + 1
 
 
 class HttpFlvPull:

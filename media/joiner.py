@@ -180,6 +180,7 @@ class Joiner:
         self._headers: dict[_Key, bytes] = {}
         self._pending: dict[_Key, bytes] = {}
         self._written_ms: dict[_Key, int] = {}
+        self._filled: set[_Key] = set()
         self._limits = limits_ms(self._segments)
         self._placed = tuple(placed) or (None,) * len(self._segments)
         self._silences = silences
@@ -235,6 +236,8 @@ class Joiner:
         except FileNotFoundError:
             return
         places = placement.Places(placed.live)
+        if flv.VIDEO in placed.live.tracks:
+            self._spacing_ms = min(placed.live.tracks[flv.VIDEO].frame_ms, _MOST_SPACED_MS)
         try:
             while True:
                 tags = reader.read()
@@ -276,7 +279,7 @@ class Joiner:
     def _picture(self, key: _Key, tag_ms: int, at_ms: float, payload: bytes) -> Iterator[bytes]:
         """A picture, once the next one begins: some publishers send its NAL units in several tags of one time."""
         if self._held is not None and self._held[:2] == (key, tag_ms):
-            whole = video_headers.merged(self._held[3], payload)
+            whole = video_headers.merged(self._held[3], payload, self._headers.get(key))
             if whole is not None:
                 self._held = (key, tag_ms, self._held[2], whole)
                 return
@@ -290,16 +293,17 @@ class Joiner:
         (key, _, at_ms, payload), self._held = self._held, None
         if self._silences is not None:
             yield from self._sounds(self._silences.until(at_ms))
-        yield self._packet(key, self._spaced(key, round(at_ms)), payload)
+        yield self._packet(key, self._spaced(key, round(at_ms)), self._after_filling(key, payload))
 
     def _spaced(self, key: _Key, at_ms: int) -> int:
         """The place of a picture, no closer to the one before than pictures usually are: their tags jitter."""
         distance_ms = at_ms - self._picture_ms
         self._picture_ms = at_ms
-        if distance_ms <= 0:  # the order of a jitter
+        if abs(distance_ms) <= _MOST_SPACED_MS:  # also a step back: jitter takes from one distance what it gives to another
+            self._spacing_ms += _LEARN * (distance_ms - self._spacing_ms)
+        if key not in self._written_ms:
             return at_ms
-        self._spacing_ms += _LEARN * (min(distance_ms, _MOST_SPACED_MS) - self._spacing_ms)
-        least_ms = self._written_ms.get(key, at_ms) + round(_LEAST_SPACING * self._spacing_ms)
+        least_ms = self._written_ms[key] + round(_LEAST_SPACING * self._spacing_ms)
         return least_ms if 0 < least_ms - at_ms <= _MOST_SPACED_MS else at_ms
 
     def _sounds(self, packets: Iterable[tuple[float, bytes]]) -> Iterator[bytes]:
@@ -327,7 +331,7 @@ class Joiner:
         yield from self._header(key, header, joined_ms)
         if key in self._latest and (tag.kind == flv.AUDIO or tag.is_key):
             self._latest[key] = (self._headers.get(key), tag.payload)
-        yield self._packet(key, joined_ms, tag.payload)
+        yield self._packet(key, joined_ms, self._after_filling(key, tag.payload))
 
     def _header(self, key: _Key, header: bytes | None, at_ms: int) -> Iterator[bytes]:
         known = self._headers.get(key)
@@ -344,12 +348,20 @@ class Joiner:
         self._written_ms[key] = at_ms
         return flv.encode(key[0], at_ms, payload)
 
+    def _after_filling(self, key: _Key, payload: bytes) -> bytes:
+        """The first packet after filling: to the decoder, which has seen the repeats, it may be one more of them."""
+        if key not in self._filled:
+            return payload
+        self._filled.remove(key)
+        return video_headers.restarting(payload, self._headers.get(key)) if key[0] == flv.VIDEO else payload
+
     def _fill_until(self, joined_ms: int) -> Iterator[bytes]:
         for key, times in self._due.items():
             while (due_ms := self._next_ms[key]) is not None and due_ms < joined_ms:
                 header, payload = self._latest[key]
                 yield from self._header(key, header, due_ms)
                 yield self._packet(key, due_ms, video_headers.restarting(payload, header))
+                self._filled.add(key)
                 # Repeat large packets less often: filling must not exceed the captured media.
                 again_ms = due_ms + FILL_EVERY_MS * (len(payload) // _FILL_BYTES)
                 self._next_ms[key] = next((at_ms for at_ms in times if at_ms >= again_ms), None)

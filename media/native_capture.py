@@ -88,6 +88,9 @@ class NativeCapture(capture.Capture):
             await self._written(writer)
         if writer.progress.media_ms:
             self._announce()
+        else:
+            reason, detail = self._verdict
+            self._verdict = reason, detail + "".join(f" ffmpeg cannot read {codec}." for codec in writer.unreadable)
         if self._verdict[0] in (Reason.EOF, Reason.STOPPED) and writer.fault is not None:
             self._verdict = self._fault(writer.fault)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,8 @@ _DAMAGE_MS = 100.0
 _NEVER = float("inf")
 _STEP_MS = 500.0
 _REMEMBERED = 4_096
+# A track without any configuration must not cost a reading of the whole segment: these are some minutes.
+_LATEST_HEADER_BYTES, _SCAN_BYTES = 16 << 20, 1 << 16
 _NAMES = {flv.AUDIO: "audio", flv.VIDEO: "video"}
 
 
@@ -29,8 +31,10 @@ class Packets:
     """Tells the packets of a segment from its other tags, in file order. `headers` are the configurations in force: those that
     the stream sends, and those inside its key frames."""
 
-    def __init__(self, kinds: frozenset[int]) -> None:
+    def __init__(self, kinds: frozenset[int], late_headers: Mapping[int, bytes]) -> None:
+        """`late_headers`: the first configuration of each track, for packets that come before it."""
         self._kinds = kinds
+        self._late_headers = late_headers
         self._after_damage = False
         self._undecodable: set[int] = set()
         self._newest_ms: dict[int, int] = {}
@@ -78,8 +82,11 @@ class Packets:
             if kind not in self.begun and not video_headers.begins_picture(payload, header):
                 return False
         if needed and header is None:
-            self._undecodable.add(kind)
-            return False
+            late = self._late_headers.get(kind)
+            if late is None or codecs.identity(kind, late) != codecs.identity(kind, payload):
+                self._undecodable.add(kind)
+                return False
+            self.headers[kind] = late
         return True
 
     def _is_repeated(self, tag: flv.Tag) -> bool:
@@ -121,9 +128,10 @@ class Span:
 
 @dataclass(slots=True, kw_only=True)
 class Track:
-    """One track of a segment: its runs, and the spans of live time that it covers."""
+    """One track of a segment: its runs, the spans of live time that it covers, and the usual distance of its pictures."""
 
     runs: list[track_clock.Run]
+    frame_ms: float
     spans: list[Span] = field(default_factory=list)
 
     @property
@@ -138,7 +146,8 @@ class Placement:
     def __init__(self, path: Path, kinds: frozenset[int]) -> None:
         self._clocks = {kind: track_clock.TrackClock() for kind in kinds}
         self._arrivals = _Arrivals(path)
-        self.packets = Packets(kinds)
+        self.late_headers = _first_headers(path, kinds)
+        self.packets = Packets(kinds, self.late_headers)
         self.tracks: dict[int, Track] = {}
         # What follows the segment begins here, and replaces what this one has behind it.
         self.until_ms = _NEVER
@@ -158,7 +167,7 @@ class Placement:
         for kind, clock in self._clocks.items():
             runs = clock.runs()
             if runs:
-                self.tracks[kind] = Track(runs=runs, spans=_spans(runs))
+                self.tracks[kind] = Track(runs=runs, frame_ms=clock.usual_ms, spans=_spans(runs))
         self._put_in_step()
 
     def _put_in_step(self) -> None:
@@ -198,27 +207,53 @@ class Places:
 
     def __init__(self, placement: Placement) -> None:
         self._until_ms = placement.until_ms
-        self._packets = Packets(frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun)
+        kinds = frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun
+        self._packets = Packets(kinds, placement.late_headers)
         self.headers = self._packets.headers
-        self._tracks = {kind: _TrackPlaces(track.runs) for kind, track in placement.tracks.items()}
+        self._tracks = {kind: _TrackPlaces(track) for kind, track in placement.tracks.items()}
+        self._pictures = _Pictures()
 
     def place(self, tag: flv.Tag) -> float | None:
         """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""
         if not self._packets.is_packet(tag) or tag.kind not in self._tracks:
             return None
-        live_ms = self._tracks[tag.kind].next(tag.timestamp_ms, self._packets.duration_ms(tag))
+        stood = self._pictures.stood(tag, self.headers.get(tag.kind)) if tag.kind == flv.VIDEO else 0
+        live_ms = self._tracks[tag.kind].next(tag.timestamp_ms, self._packets.duration_ms(tag), stood)
         return live_ms if live_ms < self._until_ms else None
 
 
+class _Pictures:
+    """Counts pictures whose tags stand. Tags of one time may also be the parts of one picture."""
+
+    def __init__(self) -> None:
+        self._tag_ms: int | None = None
+        self._payload = b""
+        self._begun = False  # the packets of this time hold a slice of the present picture
+        self._stood = 0
+
+    def stood(self, tag: flv.Tag, header: bytes | None) -> int:
+        """How many pictures before the one of this packet have its tag's time."""
+        if tag.timestamp_ms != self._tag_ms:
+            self._tag_ms, self._payload, self._begun, self._stood = tag.timestamp_ms, tag.payload, False, 0
+            return 0
+        self._begun = self._begun or video_headers.holds_slice(self._payload, header)
+        if self._begun and not video_headers.continues_picture(tag.payload, header):
+            self._begun = False
+            self._stood += 1
+        self._payload = tag.payload
+        return self._stood
+
+
 class _TrackPlaces:
-    def __init__(self, runs: Sequence[track_clock.Run]) -> None:
-        self._left = iter([(run, stretch) for run in runs for stretch in run.stretches])
+    def __init__(self, track: Track) -> None:
+        self._frame_ms = track.frame_ms
+        self._left = iter([(run, stretch) for run in track.runs for stretch in run.stretches])
         self._run, self._stretch = next(self._left)
         self._taken = 0
         self._counted_ms = 0.0
         self._tag_ms = self._stretch.tag_ms
 
-    def next(self, tag_ms: int, packet_ms: float | None) -> float:
+    def next(self, tag_ms: int, packet_ms: float | None, stood: int) -> float:
         if self._taken == self._stretch.packets:
             following = next(self._left, None)
             if following is not None:
@@ -229,6 +264,8 @@ class _TrackPlaces:
         if self._stretch.counted and packet_ms is not None:
             at_ms = self._counted_ms
             self._counted_ms += packet_ms
+        elif not self._stretch.standing:  # there the arrival has placed it
+            at_ms += min(stood * self._frame_ms, track_clock.STOOD_MS)
         self._taken += 1
         return self._run.live_ms(self._stretch.at_ms + at_ms)
 
@@ -263,6 +300,20 @@ class _Arrivals:
             return float(self._reader.base_ms or 0)
         arrived_ms, tag_ms = self._known
         return arrived_ms + max(0.0, float(track_clock.unwrapped(tag_ms, tag.timestamp_ms) - tag_ms))
+
+
+def _first_headers(path: Path, kinds: frozenset[int]) -> dict[int, bytes]:
+    """The first configuration of each track: some servers send it seconds after the first packets. Raises OSError."""
+    found: dict[int, bytes] = {}
+    reader = flv.TagReader(path)
+    try:
+        while len(found) < len(kinds) and reader.position_bytes < _LATEST_HEADER_BYTES and (tags := reader.read(_SCAN_BYTES)):
+            for tag in tags:
+                if tag.kind in kinds and tag.is_sequence_header:
+                    found.setdefault(tag.kind, tag.payload)
+    finally:
+        reader.close()
+    return found
 
 
 def has_index(path: Path) -> bool:

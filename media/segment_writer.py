@@ -79,6 +79,11 @@ class SegmentWriter:
         """Bytes that are not on disk yet."""
         return self._added_bytes - self._done_bytes
 
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The codecs of wanted tracks that ffmpeg cannot read."""
+        return tuple(codec for _, codec in sorted(self._placing.unreadable.items()))
+
     def add(self, arrived_ms: int, kind: int, timestamp_ms: int, payload: bytes) -> None:
         """Take a tag that arrived `arrived_ms` after the base."""
         if kind in self._kinds and self.fault is None and not self._closing:
@@ -173,10 +178,16 @@ class _Placing:
         self._last_ms: int | None = None
         self._looks_for_sei = _SEI_PACKETS
 
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """The codec of each wanted track that ffmpeg cannot read."""
+        return self._timeline.unreadable
+
     def place(self, items: list[_Item], size_bytes: int) -> capture_progress.CaptureProgress:
         """Count these tags, and return the progress with them."""
         for item in items:
-            if self._timeline.place(flv.Tag(kind=item.kind, timestamp_ms=item.timestamp_ms, payload=item.payload)) is None:
+            payload = flv.usual_payload(item.kind, item.payload)
+            if self._timeline.place(flv.Tag(kind=item.kind, timestamp_ms=item.timestamp_ms, payload=payload)) is None:
                 continue
             if self._looks_for_sei and item.kind == flv.VIDEO:
                 self._look_for_sei(item.payload)

@@ -131,12 +131,19 @@ class Survey(formats.Formats):
         """For each codec of a track, when it is not to be heard or seen: in holes, or while the track has another codec."""
         if not self.changes(kind):
             return [[(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind]]
-        hidden = [self._absent_ms(kind, codec) for codec in self.presence.of(kind)]
+        bridge_ms = _HOLE_MS[kind] if kind == flv.VIDEO else 0
+        every = self.presence.of(kind)
+        hidden = [self.presence.hidden_ms(kind, codec.name, self.duration_ms, bridge_ms) for codec in every]
         # The last packets of filling are hidden to their end.
         return [[(a, b + _BEYOND_MS if b == self.duration_ms else b) for a, b in spans] for spans in hidden]
 
     def _absent_ms(self, kind: int, codec: presence.Codec) -> list[tuple[int, int]]:
-        return self.presence.hidden_ms(kind, codec.name, self.duration_ms, _HOLE_MS[kind] if kind == flv.VIDEO else 0)
+        return self.presence.absent_ms(kind, codec.name, self.duration_ms, _HOLE_MS[kind] if kind == flv.VIDEO else 0)
+
+    def aspects(self, index: int) -> list[tuple[int, float]]:
+        """From when on the pixels of the picture's codec with this number have which ratio of width to height; empty if the ratio
+        never changes."""
+        return self.presence.of(flv.VIDEO)[index].aspects if self.reshapes else []
 
     def fillings(self, kind: int) -> list[joiner.Filling]:
         """How the joiner keeps each codec of a track alive while it has no packets; video only where its next packet is a key
@@ -195,7 +202,7 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     found.holes = [hole for hole in found.holes if hole.kind in found.kinds]
     if flv.AUDIO in found.kinds and found.silences is not None:
         found.ends_ms[flv.AUDIO] = found.duration_ms
-    if any(found.changes(kind) for kind in found.kinds):
+    if any(found.changes(kind) for kind in found.kinds) or found.reshapes:
         for chunk in joiner.Joiner(segments, found.kinds, placed=found.placed).chunks():
             found.presence.read(flv.tags(chunk))
     found.end_ms = last_ms

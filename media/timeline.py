@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from media import codecs, flv
+from media import codecs, flv, video_headers
 
 JUMP_MS = 5_000
 _MOST_JUMPS = 1_000
@@ -85,7 +85,7 @@ class Timeline:
             self.unreadable.setdefault(kind, codecs.name(kind, tag.payload))
             return None
         last = self._last_ms.get(kind)
-        if last is None and kind == flv.VIDEO and not tag.is_key:
+        if last is None and kind == flv.VIDEO and not video_headers.begins_picture(tag.payload, None):
             return None
         place = self._continuous(tag.timestamp_ms)
         if last is not None and 0 < place - last <= _LONGEST_PACKET_MS:

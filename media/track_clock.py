@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import collections
 import itertools
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,9 +27,12 @@ _FOLLOW = 0.002
 _FAR_MS = 150.0
 _FEW_FRAMES = 3
 _LATE_MS = 200.0
-_STOOD_MS = 200.0
+# Pictures whose tags stand for longer are placed by their arrivals.
+STOOD_MS = 200.0
 # The usual distance of pictures follows the present one, and a single pause moves it little.
 _LEARN, _MOST_LEARNT = 0.1, 3
+# The last picture is shown for as long as those before it were, but who knows when a still screen would have changed.
+_LAST_PICTURES, _LONGEST_LAST_MS = 9, 1_000
 WINDOW_MS = 2_000.0
 _LOOK_MS = 30_000.0
 # A hostile stream begins a stretch with each packet: only so many are looked at for the next one.
@@ -41,8 +45,8 @@ _DRIFT = 0.0003  # three in ten thousand; quartzes differ by a tenth of that
 _MOST_STRETCHES = 200_000
 _MOST_KNOTS = 200_000
 _USUAL_FRAME_MS = 40.0
-# A hole in audio moves all packets behind it; jitter moves one.
-_LOOK_AHEAD = 2
+# A hole in audio, or a step back, moves all packets behind it; jitter moves one, and that of pictures is larger.
+_LOOK_AHEAD, _LOOK_AHEAD_OF_AUDIO = 5, 2
 _WRAP = 1 << 32
 
 
@@ -118,6 +122,7 @@ class TrackClock:
         self._stood_since_ms = 0.0  # the arrival of the first packet with the last tag's time
         self._base_ms = 0.0  # how far tags of counted packets are usually ahead of their place
         self._usual_ms = _USUAL_FRAME_MS
+        self._distances: collections.deque[int] = collections.deque(maxlen=_LAST_PICTURES)
         self._last_ms = 0.0  # the last packet's duration
 
     def add(self, tag_ms: int, arrived_ms: float, packet_ms: float | None, *, damaged: bool = False) -> None:
@@ -142,9 +147,21 @@ class TrackClock:
         self._note(self._stretches[-1], packet)
         if packet.tag_ms != self._tag_ms:
             self._stood_since_ms = packet.arrived_ms
-            self._usual_ms += _LEARN * (min(max(packet.tag_ms - self._tag_ms, 0), _MOST_LEARNT * self._usual_ms) - self._usual_ms)
+            self._distances.append(packet.tag_ms - self._tag_ms)
+            self._learn(packet.tag_ms - self._tag_ms)
         self._tag_ms, self._arrived_ms = packet.tag_ms, packet.arrived_ms
         self._packets += 1
+
+    def _learn(self, distance_ms: int) -> None:
+        """Let the usual distance follow. Jitter gives to one distance what it takes from another, so small steps back count."""
+        most_ms = _MOST_LEARNT * self._usual_ms
+        least_ms = 0.0 if distance_ms < -most_ms else -self._usual_ms
+        self._usual_ms += _LEARN * (min(max(distance_ms, least_ms), most_ms) - self._usual_ms)
+
+    @property
+    def usual_ms(self) -> float:
+        """The usual distance of pictures."""
+        return self._usual_ms
 
     @property
     def tags_ms(self) -> tuple[int, int]:
@@ -161,6 +178,9 @@ class TrackClock:
                 if following is not None and not following.late:
                     following.claimed_ms -= self._usual_ms - stretch.length_ms
                 stretch.length_ms = self._usual_ms
+        if self._stretches and not self._stretches[-1].counted:
+            usual_ms = min(statistics.median([*self._distances, self._usual_ms]), _LONGEST_LAST_MS)
+            self._stretches[-1].length_ms = max(self._stretches[-1].length_ms, self._media_ms + usual_ms)
         return [_timed(run) for run in _grouped(self._stretches)]
 
     def _place(self, stretch: Stretch, packet: _Packet) -> float:
@@ -180,15 +200,24 @@ class TrackClock:
         distance_ms = packet.tag_ms - self._tag_ms
         if distance_ms == 0:  # parts of one picture, unless they come for longer than any picture lasts
             stood_ms = packet.arrived_ms - self._stood_since_ms
-            return packet.arrived_ms - self._arrived_ms - self._usual_ms if stood_ms > _STOOD_MS else None
-        if distance_ms < self._usual_ms - _BACK_MS or distance_ms > max(_FAR_MS, _FEW_FRAMES * self._usual_ms):
-            return distance_ms - self._usual_ms
+            return packet.arrived_ms - self._arrived_ms - self._last_ms if stood_ms > STOOD_MS else None
+        if self._steps_back(packet) or distance_ms > max(_FAR_MS, _FEW_FRAMES * self._usual_ms):
+            return distance_ms - self._last_ms  # the stretch before ends with this duration, whatever is usual by now
         return None
+
+    def _steps_back(self, packet: _Packet) -> bool:
+        """Whether this picture and those behind it have tags that are behind their places."""
+        expected_ms = self._tag_ms - _BACK_MS
+        for following in (packet, *self._waiting):
+            expected_ms += self._usual_ms
+            if following.tag_ms >= expected_ms:
+                return False
+        return True
 
     def _ahead_ms(self, stretch: Stretch, packet: _Packet, place_ms: float) -> float:
         """How far the tags of this packet and of those behind it are ahead of their places."""
         ahead_ms = packet.tag_ms - stretch.tag_ms - place_ms - self._base_ms
-        for following in self._waiting:
+        for following in itertools.islice(self._waiting, _LOOK_AHEAD_OF_AUDIO):
             place_ms += packet.packet_ms or 0.0
             if ahead_ms > 0:
                 ahead_ms = min(ahead_ms, following.tag_ms - stretch.tag_ms - place_ms - self._base_ms)

@@ -12,7 +12,8 @@ come between the two (both measured with 9.0.2).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +81,19 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
         "pix_fmt": "yuv420p",
         "g": rate * _KEY_EVERY_S,
         "fps_mode": "passthrough",
+        "enc_time_base:v": "1:1000",
     }
-    described = f"color=color=black:size={width}x{height}:rate={rate}:duration={_seconds(found.duration_ms)},format=yuv420p"
+    # In ticks of the frame rate, pictures behind the last black one would have its time.
+    described = (
+        f"color=color=black:size={width}x{height}:rate={rate}:duration={_seconds(found.duration_ms)},format=yuv420p,settb=1/1000"
+    )
     black = ffmpeg_python.input(described, format="lavfi").video
-    # By default the first picture would decide for all: a later one of another shape would be stretched.
-    fitted = {"w": _fitted(width, f"{height}*dar"), "h": _fitted(height, f"{width}/dar"), "eval": "frame"}
     margin_s = _CHANGE_MARGIN_S if found.changes(flv.VIDEO) else _HIDE_MARGIN_S
     joined = black
     for index, spans_ms in enumerate(found.hidden_ms(flv.VIDEO)):
+        shape = _shape(found.aspects(index))
+        # By default the first picture would decide for all: a later one of another shape would be stretched.
+        fitted = {"w": _fitted(width, f"{height}*{shape}"), "h": _fitted(height, f"{width}/{shape}"), "eval": "frame"}
         picture = source[f"v:{index}"].filter("scale", **fitted).filter("setsar", 1)
         hidden = _within(spans_ms, margin_s)
         enable = {"enable": f"not({hidden})"} if hidden else {}
@@ -96,8 +102,18 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
 
 
 def _fitted(side: int, by_shape: str) -> str:
-    """One side of a picture that fits the canvas in square pixels, as an expression: `dar` is the shape as it is to be shown."""
+    """One side of a picture that fits the canvas in square pixels, as an expression."""
     return f"max(2,min({side},round({by_shape}/2)*2))"
+
+
+def _shape(aspects: Sequence[tuple[int, float]]) -> str:
+    """The shape of a picture as it is to be shown, as an expression. ffmpeg gives all frames the pixels of the first one."""
+    if not aspects:
+        return "dar"
+    changes = "".join(
+        f"+gte(t,{_seconds(from_ms - 1)})*{ratio - before:.6f}" for (_, before), (from_ms, ratio) in itertools.pairwise(aspects)
+    )
+    return f"(iw/ih*({aspects[0][1]:.6f}{changes}))"
 
 
 def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: Plan) -> Any:

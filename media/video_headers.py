@@ -61,6 +61,20 @@ def inband_header(payload: bytes, header: bytes | None) -> bytes | None:
     return payload[:1] + b"\x00\x00\x00\x00" + made if not payload[0] & 0x80 else bytes((0x90,)) + payload[1:5] + made
 
 
+def pixel_aspect(header: bytes) -> float:
+    """Width by height of a pixel; 1 if the header cannot be parsed."""
+    found = picture_of(header)
+    return 1.0 if found is None else found.pixel_aspect[0] / found.pixel_aspect[1]
+
+
+def composition_ms(payload: bytes) -> int:
+    """How much later than its tag says a picture is to be shown."""
+    begin = _body_at(payload)
+    if begin is None or (payload[0] & 0x80 and begin == _RECORD_AT):
+        return 0
+    return int.from_bytes(payload[begin - 3 : begin], "big", signed=True)
+
+
 def begins_picture(payload: bytes, header: bytes | None) -> bool:
     """Whether decoding can begin with a packet: it is flagged as a key frame, or holds an IDR picture that is not."""
     if _is_key(payload):
@@ -91,7 +105,7 @@ def without_empty_units(payload: bytes, header: bytes | None) -> bytes:
 def restarting(payload: bytes, header: bytes | None) -> bytes:
     """A key frame that a decoder accepts again and again. HEVC takes it for a duplicate, unless it begins a new sequence."""
     begin = _body_at(payload)
-    if begin is None or _codec(payload) != "hevc":
+    if begin is None or _codec(payload) != "hevc" or not _is_key(payload):
         return payload
     length = len(hevc.END).to_bytes(_length_bytes("hevc", header), "big")
     return payload[:begin] + length + hevc.END + payload[begin:]
@@ -105,10 +119,36 @@ def _length_bytes(name: str, header: bytes | None) -> int:
         return 4
 
 
-def merged(one: bytes, other: bytes) -> bytes | None:
-    """One packet with the NAL units of both, which belong to one picture; None for other codecs."""
+def continues_picture(payload: bytes, header: bytes | None) -> bool:
+    """Whether a packet belongs to the picture that an earlier packet began: further slices, or what follows the last slice.
+    Anything else, such as a delimiter, belongs to the next picture."""
+    name, begin = _codec(payload), _body_at(payload)
+    if name not in ("avc", "hevc") or begin is None:
+        return False
+    codec = _CODECS[name]
+    for unit in _units(payload, begin, _length_bytes(name, header)):
+        if codec.is_slice(unit):
+            return not codec.is_first_slice(unit)
+        if codec.kind(unit) in codec.TRAILING:
+            return True
+    return False
+
+
+def holds_slice(payload: bytes, header: bytes | None) -> bool:
+    """Whether a packet holds at least a part of a picture, and not only what precedes one."""
+    name, begin = _codec(payload), _body_at(payload)
+    if name not in ("avc", "hevc") or begin is None:
+        return True
+    return any(_CODECS[name].is_slice(unit) for unit in _units(payload, begin, _length_bytes(name, header)))
+
+
+def merged(one: bytes, other: bytes, header: bytes | None) -> bytes | None:
+    """One packet with the NAL units of both, if they belong to one picture; None if `other` begins the next one, and for other
+    codecs."""
     name, begin, other_begin = _codec(one), _body_at(one), _body_at(other)
     if name not in ("avc", "hevc") or _codec(other) != name or begin is None or begin != other_begin:
+        return None
+    if holds_slice(one, header) and not continues_picture(other, header):
         return None
     head = one if _is_key(one) else other
     return head[:begin] + one[begin:] + other[begin:]
@@ -171,6 +211,8 @@ def _is_key(payload: bytes) -> bool:
 
 def _body_at(payload: bytes) -> int | None:
     """Where the media of a packet begins; None for another kind of tag."""
+    if not payload:
+        return None
     if not payload[0] & 0x80:
         return 5 if payload[1:2] == b"\x01" else None
     kind = payload[0] & 0x0F

@@ -19,12 +19,13 @@ _LOUD = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One decoded picture: its time, its size, and the brightness (16 black … 235 white) of its centre and of its left edge."""
+    """One decoded picture: its time, its size, and the brightness (16 black … 235 white) of its centre and two of its edges."""
 
     time_s: float
     size: tuple[int, int]
     centre: int
     edge: int
+    top: int
 
 
 def frames(path: Path) -> list[Frame]:
@@ -73,8 +74,13 @@ def _frame(frame: av.VideoFrame) -> Frame:
     plane = frame.planes[0]
     luma = bytes(plane)
     row = (frame.height // 2) * plane.line_size
+    top = 4 * plane.line_size
     return Frame(
-        time_s=float(frame.time or 0), size=(frame.width, frame.height), centre=luma[row + frame.width // 2], edge=luma[row + 4]
+        time_s=float(frame.time or 0),
+        size=(frame.width, frame.height),
+        centre=luma[row + frame.width // 2],
+        edge=luma[row + 4],
+        top=luma[top + frame.width // 2],
     )
 
 

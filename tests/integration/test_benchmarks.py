@@ -24,7 +24,9 @@ SMALLEST = {
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "intake": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "mutated_streams": ["--cases=200"],
     "neighbors": [f"--seconds=0.5 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "recipes": ["--only plain --modes 02 --out={folder}"],
     "readability": ["--repetitions=1 --runs=1"],
 }
 RUN_BY = {"callback_burst": "intake", "call_tracer": "readability", "source": "capture"}

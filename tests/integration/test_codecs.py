@@ -108,6 +108,58 @@ async def test_the_shape_of_pixels_is_kept_in_a_copy_and_becomes_square_in_an_en
     _each_second(media_probe.flashes(made.path), 6)
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["wide-first", "square-first"])
+async def test_pixels_that_change_their_shape_fill_the_picture(tmp_path: Path, turned: bool) -> None:
+    """Pixels twice as wide, then square ones, in one stream: both are shown in their shape, without bars at any side."""
+    kinds = [flv_source.content("160x240", 3, filters="setsar=2"), flv_source.content("320x240", 3)]
+    one, other = reversed(kinds) if turned else kinds
+    made = await _transcode(tmp_path, one + flv_source.shifted(other, 3_000), indexed=True)
+    assert _picture(made.path)[2:] == ("yuv420p", (320, 240), 1.0)
+    frames = media_probe.frames(made.path)
+    assert all(min(frame.edge, frame.top) > 30 for frame in frames)
+    _each_second(media_probe.flashes(made.path), 6)
+
+
+async def test_start_codes_are_copied_as_lengths(tmp_path: Path) -> None:
+    """Pictures with start codes instead of lengths become a copy that players read: every unit has its length."""
+    tags = [
+        replace(tag, payload=tag.payload[:5] + b"".join(b"\x00\x00\x00\x01" + unit for unit in _units(tag.payload)))
+        if tag.kind == flv.VIDEO and tag.is_media
+        else tag
+        for tag in flv_source.content(duration_s=3)
+    ]
+    made = await _transcode(tmp_path, tags, indexed=True)
+    with av.open(str(made.path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.dts is not None]
+    assert len(packets) == 45
+    for packet in packets:
+        at = 0
+        while at < len(packet):
+            at += 4 + int.from_bytes(packet[at : at + 4], "big")
+        assert at == len(packet)
+    _each_second(media_probe.flashes(made.path), 3)
+
+
+async def test_a_codec_that_begins_with_an_open_group_of_pictures_is_seen(tmp_path: Path) -> None:
+    """After a reconnection the picture is HEVC, and its first key frame is no IDR picture: no more is black than the pictures
+    that need what came before the connection."""
+    open_groups = f"{HEVC}:open-gop=1:keyint=15:min-keyint=15:bframes=2"
+    later = flv_source.content("320x240", 6, video=open_groups)
+    keys = [tag.timestamp_ms for tag in later if tag.is_key and tag.is_media]
+    second = flv_source.shifted(flv_source.between(later, keys[2], 6_000), -keys[2])
+    made = await _transcode(tmp_path, flv_source.content(duration_s=3), second, indexed=True)
+    assert len([frame for frame in media_probe.frames(made.path) if frame.centre <= 25]) <= 3
+
+
+async def test_no_two_pictures_have_one_time(tmp_path: Path) -> None:
+    """The last pictures of a track that changes its codec are shown after their tags, behind the end of the file: each has a time
+    of its own."""
+    later = flv_source.shifted(flv_source.content("320x240", 3, video=f"{HEVC}:bframes=3"), 3_040)
+    made = await _transcode(tmp_path, flv_source.content(duration_s=3) + later, indexed=True)
+    times = [frame.time_s for frame in media_probe.frames(made.path)]
+    assert len(set(times)) == len(times)
+
+
 async def test_another_size_that_only_key_frames_tell_is_encoded(tmp_path: Path) -> None:
     """Parameter sets inside a key frame change the size as a header would: one size in the file, every flash seen."""
     whole = flv_source.content("320x240", 3)

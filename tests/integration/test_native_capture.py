@@ -139,6 +139,20 @@ async def test_late_tracks_other_codecs_and_jumps_end_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("mode", "payload", "codec"),
+    [("00", b"\xdf\x01\xfc\x01\x02", "audio codec 13"), ("01", b"\x1f\x01\x00\x00\x00\x01", "video codec 15")],
+)
+async def test_a_stream_that_no_one_can_read_names_its_codec(tmp_path: Path, mode: str, payload: bytes, codec: str) -> None:
+    """The recording fails for lack of media: its reason is the codec, and not only that the stream ended."""
+    kind = flv.AUDIO if mode == "00" else flv.VIDEO
+    tags = tuple(flv.Tag(kind=kind, timestamp_ms=at_ms, payload=payload) for at_ms in range(0, 200, 20))
+    async with rtmp_server.serving(Script(tags=tags)) as server:
+        ended = await _run(server.address(), tmp_path / "a.flv", mode)
+    assert (ended.reason, ended.progress.media_ms) == (Reason.EOF, 0)
+    assert codec in ended.detail
+
+
+@pytest.mark.parametrize(
     ("script", "reason"),
     [
         (Script(refusal="no such stream"), Reason.REFUSED),

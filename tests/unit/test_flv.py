@@ -160,3 +160,30 @@ def test_pictures_that_nothing_reads_are_no_media(payload: bytes) -> None:
     for number, codec in enumerate((b"hvc1", b"av01", b"vp09")):
         packet = flv.Tag(kind=flv.VIDEO, timestamp_ms=number * 40, payload=b"\x91" + codec + b"zz")
         assert line.place(packet) == number * 40
+
+
+UNITS = [b"\x09\xf0", b"\x67\x42\x00\x1e\x00\x03\x01", b"\x65\x88\x84"]
+LENGTHS = b"".join(len(unit).to_bytes(4, "big") + unit for unit in UNITS)
+
+
+@pytest.mark.parametrize("head", [b"\x17\x01\x00\x00\x00", b"\x91hvc1\x00\x00\x00", b"\x93hvc1"], ids=["avc", "hevc", "hevc-x"])
+@pytest.mark.parametrize("code", [b"\x00\x00\x01", b"\x00\x00\x00\x01"], ids=["3 bytes", "4 bytes"])
+def test_start_codes_become_lengths(tmp_path: Path, head: bytes, code: bytes) -> None:
+    """Some publishers write pictures with start codes, which no MP4 player reads."""
+    tag = flv.Tag(kind=flv.VIDEO, timestamp_ms=0, payload=head + b"".join(code + unit for unit in UNITS))
+    (found,) = flv_source.read(flv_source.write(tmp_path / "1.flv", [tag]))
+    assert found.payload == head + LENGTHS
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x17\x01\x00\x00\x00" + LENGTHS,
+        b"\x17\x01\x00\x00\x00" + b"\x00\x00\x00\x01\x0a" + LENGTHS,  # a length of 1 looks like a start code
+        b"\x17\x00\x00\x00\x00\x00\x00\x00\x01\x01",
+        b"\x90av01\x00\x00\x01",
+    ],
+)
+def test_other_pictures_stay_as_they_are(payload: bytes) -> None:
+    """Lengths that lead to the end are lengths; headers and other codecs have neither."""
+    assert flv.usual_payload(flv.VIDEO, payload) == payload

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,3 +224,48 @@ async def test_the_last_second_again_and_again(tmp_path: Path, mode: str) -> Non
     loops = [(tag, at + 1_000 * (n + 1)) for n in range(5) for tag, at in last]
     found = survey.survey([written(tmp_path / "1.flv", [*tags, *loops])], mode)
     assert found.duration_ms == pytest.approx(6_000, abs=100)
+
+
+def whole_pictures(count: int, tag_ms: Callable[[int], int], step_ms: float = 1000 / 15) -> list[Arrived]:
+    """Pictures of one slice each, the first a key frame, with these tags. Each has its own bytes."""
+    slices = (b"\x00\x00\x00\x06\x41\x9a" + n.to_bytes(4, "big") for n in range(count))
+    return [(flv_source.picture(tag_ms(n), key=n == 0, payload=payload), n * step_ms) for n, payload in enumerate(slices)]
+
+
+async def test_pictures_with_equal_tags_are_pictures_of_their_own(tmp_path: Path) -> None:
+    """The first two seconds all have the tag 0: no picture is lost, and each is about where it was live."""
+    sent = whole_pictures(90, lambda n: 0 if n < 30 else round(n * 1000 / 15))
+    segment = written(tmp_path / "1.flv", sent)
+    found = survey.survey([segment], "01")
+    tags = await joined(found, [segment], tmp_path)
+    assert [tag.payload for tag in tags] == [tag.payload for tag, _ in sent]
+    assert times(tags, flv.VIDEO) == pytest.approx([at for _, at in sent], abs=150)
+
+
+async def test_tags_that_jitter_out_of_order_lose_no_picture(tmp_path: Path) -> None:
+    """At 30 pictures a second tags jitter by 20 ms, and some are equal: the file has all pictures, in order and well apart."""
+    chance = random.Random(5)
+    jitter = [max(0, round(n * 1000 / 30) + chance.randrange(-20, 21)) for n in range(300)]
+    sent = whole_pictures(300, lambda n: jitter[n], 1000 / 30)
+    assert any(a == b for a, b in itertools.pairwise(jitter))
+    segment = written(tmp_path / "1.flv", sent)
+    tags = await joined(survey.survey([segment], "01"), [segment], tmp_path)
+    assert [tag.payload for tag in tags] == [tag.payload for tag, _ in sent]
+    apart = [b - a for a, b in itertools.pairwise(times(tags, flv.VIDEO))]
+    assert min(apart) >= 15, apart
+
+
+async def test_a_configuration_that_comes_late_serves_the_packets_before_it(tmp_path: Path) -> None:
+    """A server sends both headers after four seconds: nothing before them is lost, and the file begins with them."""
+    early = [(tag, at) for tag, at in [*sounds(0, 8_000), *pictures(0, 8_000)]]
+    heads = [(head, 4_000.0) for head in (AUDIO_HEADER, VIDEO_HEADER)]
+    sent = sorted([*early, *heads], key=lambda each: each[1])
+    path = flv_source.write(tmp_path / "1.flv", [tag for tag, _ in sent])
+    records = (arrival_index.record(round(at), tag.kind, len(tag.payload)) for tag, at in sent)
+    arrival_index.path_of(path).write_bytes(arrival_index.header(BEGAN_MS) + b"".join(records))
+    segment = joiner.SegmentFile(path=path)
+    found = survey.survey([segment], "02")
+    assert (found.duration_ms, found.unreadable) == (pytest.approx(8_000, abs=60), {})
+    tags = await joined(found, [segment], tmp_path)
+    assert len(times(tags, flv.VIDEO)) == 80
+    assert len(times(tags, flv.AUDIO)) == pytest.approx(8_000 / SOUND_MS, abs=2)

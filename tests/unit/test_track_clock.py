@@ -161,6 +161,14 @@ def test_tags_that_jitter() -> None:
     assert max(b - a for a, b in itertools.pairwise(found)) < SOUND_MS + 25
 
 
+@pytest.mark.parametrize("most_ms", [20, 40])
+def test_tags_of_pictures_that_jitter_by_more_than_their_distance(most_ms: int) -> None:
+    """Tags out of order are no steps back: no picture is further off than its tag."""
+    chance = random.Random(5)
+    packets = stream("pictures", 60, tag=lambda at: max(0, at + chance.randrange(-most_ms, most_ms + 1)))
+    assert max(map(abs, errors_ms(packets))) < 2 * most_ms + 20
+
+
 @KINDS
 @pytest.mark.parametrize("ppm", [-100, 100])
 def test_a_clock_that_drifts_is_followed(kind: str, ppm: float) -> None:
@@ -182,3 +190,14 @@ def test_pictures_of_a_shared_screen() -> None:
     """A picture every six seconds, or one a second, has the time until the next one."""
     slides = stream("pictures", 60, there=lambda at: round(at / FRAME_MS) % 90 == 0)
     assert max(map(abs, errors_ms(slides))) < 150
+
+
+def test_one_picture_a_second() -> None:
+    """Each keeps its second, also while the clock still learns how far apart pictures are; the last is shown for a second."""
+    packets: list[Packet] = [(n * 1_000.0, n * 1_000, BEGAN_MS + n * 1_000.0 + n * 7 % 11, None) for n in range(16)]
+    assert max(map(abs, errors_ms(packets))) < 20
+    clock = track_clock.TrackClock()
+    for _, tag, arrived_ms, _ in packets:
+        clock.add(tag, arrived_ms, None)
+    (run,) = clock.runs()
+    assert run.live_ms(run.stretches[-1].ends_ms) - BEGAN_MS == pytest.approx(16_000, abs=20)

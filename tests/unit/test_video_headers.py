@@ -105,6 +105,22 @@ def test_parameter_sets_in_a_key_frame_are_a_header_of_their_own() -> None:
     assert hevc.sps(found[5:]) == other
 
 
+def test_which_packets_belong_to_one_picture() -> None:
+    """Delimiters go with the picture that follows, further slices and end marks with the one before. A first slice begins the
+    next picture, also if its tag has the same time."""
+    head = b"\x27\x01\x00\x00\x00"
+    first, more = (head + b"\x00\x00\x00\x03\x41" + begin + b"\x00" for begin in (b"\x9a", b"\x5a"))
+    delimiter, end = head + b"\x00\x00\x00\x02\x09\xf0", head + b"\x00\x00\x00\x01\x0a"
+    assert video_headers.merged(delimiter, first, None) == delimiter + first[5:]
+    assert video_headers.merged(first, more, None) == first + more[5:]
+    assert video_headers.merged(first, end, None) == first + end[5:]
+    assert video_headers.merged(first, first, None) is None
+    assert video_headers.merged(first, delimiter, None) is None
+    hevc_first, hevc_more = (b"\xa3hvc1" + b"\x00\x00\x00\x04\x02\x01" + begin + b"\x00" for begin in (b"\xd0", b"\x50"))
+    assert video_headers.merged(hevc_first, hevc_more, None) == hevc_first + hevc_more[5:]
+    assert video_headers.merged(hevc_first, hevc_first, None) is None
+
+
 HEADERS = [bytes.fromhex(each) for each in (BASELINE, HIGH_444, HIGH_10, AV1)] + [_hevc(HEVC_SPS)]
 
 
@@ -126,3 +142,5 @@ def test_no_bytes_raise(header: bytes, payload: bytes) -> None:
     for given_header in (header, None):
         made = video_headers.inband_header(payload, given_header)
         assert made is None or video_headers.picture_of(made) is not None
+        video_headers.merged(payload, payload, given_header)
+    video_headers.composition_ms(payload)

@@ -1,0 +1,39 @@
+"""Finished files in a browser: headless Chromium shows and plays them as their timeline says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from media import arrival_index, flv
+from media.transcode import SegmentFile, Transcoder
+from tests import browser, untidy_streams
+from tests.flv_source import FFMPEG
+
+BEGAN_MS = 1_790_000_000_000
+NEAR_S = 0.1
+
+
+def _segment(path: Path, stream: untidy_streams.Untidy) -> SegmentFile:
+    """The segment that a native capture of the stream writes."""
+    path.write_bytes(flv.header(audio=True, video=True) + b"".join(stream.encode(tag) for _, tag in stream.sent))
+    records = (arrival_index.record(round(at), tag.kind, len(tag.payload)) for at, tag in stream.sent)
+    arrival_index.path_of(path).write_bytes(arrival_index.header(BEGAN_MS) + b"".join(records))
+    return SegmentFile(path=path)
+
+
+@pytest.mark.parametrize("name", ["holes-of-300ms", "avc-then-hevc", "another-shape"])
+async def test_chromium_shows_each_second_in_its_place(tmp_path: Path, name: str) -> None:
+    """A copied track whose sound had holes, another codec in the middle, and another shape: each flash is seen and each beep
+    heard at its second, and the sound is as long as the picture. Chromium plays AAC sample after sample."""
+    stream = untidy_streams.streams()[name]
+    made = await Transcoder(FFMPEG).transcode([_segment(tmp_path / "1.flv", stream)], "02", tmp_path / "finished.mp4")
+    positions = [second + off for second in range(8) for off in (0.1, 0.5, 0.94)]
+    shown = await browser.play(made.path, positions, tmp_path)
+    assert shown.size == stream.size
+    assert shown.duration_s == pytest.approx(made.duration_ms / 1000, abs=NEAR_S)
+    flashes = [round(at - NEAR_S, 2) for at, bright in shown.bright.items() if bright > 128]
+    assert flashes == list(range(8)), shown.bright
+    assert shown.beeps == pytest.approx(range(8), abs=NEAR_S)
+    assert shown.sound_s == pytest.approx(shown.duration_s, abs=NEAR_S)
