@@ -70,7 +70,8 @@ async def test_captures_go_on(world: World, monkeypatch: pytest.MonkeyPatch, cap
     assert (await service.post("/sessions", world.request(2)))["TaskId"] != task_id
     await room.dismiss()
     (file,) = (await service.finished(task_id))["Recordings"]
-    assert (file["State"], len(file["Segments"]), file["Gaps"]) == ("Done", 1, [])
+    # ffmpeg may begin late.
+    assert (file["State"], len(file["Segments"]), [gap for gap in file["Gaps"] if gap["At"]]) == ("Done", 1, [])
 
 
 async def test_a_hung_database_does_not_keep_the_process(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,3 +129,32 @@ async def test_a_start_names_the_damage(database: engines.Database, damage: str)
     with pytest.raises(errors.DatabaseUnavailable, match=DAMAGED):
         await store.start()
     await store.stop()
+
+
+LOG_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "zeroed page": lambda data: data[: len(data) // 2] + bytes(PAGE) + data[len(data) // 2 + PAGE :],
+    "flipped byte": lambda data: data[: len(data) // 2] + bytes((data[len(data) // 2] ^ 0x55,)) + data[len(data) // 2 + 1 :],
+    "truncated": lambda data: data[: len(data) // 2],
+    "zeroed header": lambda data: bytes(32) + data[32:],
+}
+
+
+@pytest.mark.parametrize("damage", LOG_DAMAGES)
+async def test_a_damaged_log_keeps_what_was_committed_before(database: engines.Database, tmp_path: Path, damage: str) -> None:
+    """The process crashed, and its write-ahead log was damaged: the sessions of the transactions before the damage are there, the
+    file is sound, and the service works."""
+    crashed = engines.Database("sqlite", f"sqlite+aiosqlite:///{tmp_path}/crashed.db", tmp_path / "crashed.db")
+    async with api_service.running(database) as service:
+        task_ids = [await service.open_session(RoomId=room) for room in range(1, 11)]
+        crashed.path.write_bytes(database.path.read_bytes())
+        log = database.path.with_name(database.path.name + "-wal").read_bytes()
+    crashed.path.with_name("crashed.db-wal").write_bytes(LOG_DAMAGES[damage](log))
+    async with api_service.running(crashed) as service:
+        assert (await service.ask("GET", "/readyz"))[0] == 200
+        states = [(await service.ask("GET", f"/sessions/{task_id}"))[0] for task_id in task_ids]
+        kept = states.count(200)
+        assert states == [200] * kept + [404] * (len(task_ids) - kept)
+        assert (kept > 0) == (damage != "zeroed header")
+        again = [await service.open_session(RoomId=room) for room in range(1, 11)]
+        assert again[:kept] == task_ids[:kept]
+    assert crashed.ask("PRAGMA integrity_check") == [("ok",)]
