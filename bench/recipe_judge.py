@@ -149,7 +149,7 @@ def faults(made: transcode.TranscodeOutput, mode: str, recipe: Any, tags: Iterab
             marks = [(at, live_s(made, at) - began_ms / 1000) for at in seen]
             wanted_flashes = sent.seconds(flv.VIDEO)
             if len(seen) < len(wanted_flashes):  # damaged pictures, or none that decoding can begin with
-                wanted_flashes &= _decodable(made.path.with_name("sent.flv"), tags, content)
+                wanted_flashes &= _decodable(made.path.with_name("sent.flv"), tags, content, wanted_flashes)
             found += _placed("flash", marks, wanted_flashes, sent.delay_s, flashes)
     if flv.AUDIO in tracks:
         heard, lacking_s = _beeps(made.path, content)
@@ -242,13 +242,17 @@ def _frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
             continue
 
 
-def _decodable(path: Path, tags: Iterable[Any], content: Content) -> frozenset[int]:
-    """The seconds whose flash a decoder shows of the pictures as they were sent."""
-    sent = [(tag.due, tag.data) for tag in tags if tag.kind == flv.VIDEO and tag.data]
-    path.write_bytes(
-        flv.header(audio=False, video=True) + b"".join(flv.encode(flv.VIDEO, max(0, round(at)), data) for at, data in sent)
-    )
-    return frozenset(round(at_s - _NEAR_S / 2) for at_s in _flashes(path, content)[0])
+def _decodable(path: Path, tags: Iterable[Any], content: Content, wanted: frozenset[int]) -> frozenset[int]:
+    """The seconds whose flash a decoder shows of the pictures as they were sent, the first header before them all; all that are
+    wanted if it does not read them."""
+    sent = [tag for tag in tags if tag.kind == flv.VIDEO and tag.data]
+    first = [flv.encode(flv.VIDEO, 0, tag.data) for tag in sent if tag.header][:1]
+    pictures = [flv.encode(flv.VIDEO, max(0, round(tag.due)), tag.data) for tag in sent]
+    path.write_bytes(flv.header(audio=False, video=True) + b"".join(first + pictures))
+    try:
+        return frozenset(round(at_s - _NEAR_S / 2) for at_s in _flashes(path, content)[0])
+    except (av.error.FFmpegError, IndexError):
+        return wanted
 
 
 def _box(luma: bytes, width: int, height: int, line: int) -> tuple[int, int, int, int] | None:

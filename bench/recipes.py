@@ -169,7 +169,7 @@ def main() -> None:
     quiet = noise.Noise()
     lines = asyncio.run(run(chosen(given.recipes, given.only), given.modes, given.out.absolute()))
     cells = [cell for line in lines for cell in line[1:4]]
-    print(noise.table(["recipe", "00", "01", "02"], [line[:4] for line in lines]))
+    print(noise.table(["recipe", "mode 00", "mode 01", "mode 02"], [line[:4] for line in lines]))
     print(", ".join(f"{cells.count(word)} {word}" for word in ("OK", "told", "FAIL")))
     for name, *_, why in lines:
         if why:
