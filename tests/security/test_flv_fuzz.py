@@ -62,8 +62,10 @@ def read_everything(path: Path) -> survey.Survey:
     """Every step of the service with a segment except ffmpeg: tail, scan, survey, plan, join."""
     watch = flv_tail.Tail(path, "02", spawned_ms=0)
     watch.poll(2_000_000_000_000)
+    watch.growing = False
     while watch.behind:
         watch.poll(2_000_000_000_000)
+    watch.poll(2_000_000_000_000)
     watch.close()
     scanned = segment_scan.scan(path, "02")
     assert 0 <= watch.progress.media_ms == scanned.media_ms
