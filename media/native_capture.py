@@ -25,8 +25,8 @@ log = structlog.get_logger()
 MOST_WAITING_BYTES = 4 << 20
 _RESUME_BYTES = 1 << 20
 _PAUSED_POLL_S = 0.1
-# An alarm that is later than this means that the process stood still.
-_STOOD_STILL_S = 1.0
+# How often a capture looks up within the limit for silence. If it looks up later than the next look, the process stood still.
+_LOOKS = 4
 
 
 class NativeCapture(capture.Capture):
@@ -116,13 +116,14 @@ class NativeCapture(capture.Capture):
         """Wait for news, or until the limit for silence."""
         spec = self._spec
         limit_s = spec.stall_after_s if self._began else spec.first_media_s
-        left_s = _PAUSED_POLL_S if self._paused else max(0.0, self._alive_s + limit_s - time.monotonic()) + 0.01
+        look_s = limit_s / _LOOKS
+        left_s = _PAUSED_POLL_S if self._paused else min(look_s, max(0.0, self._alive_s + limit_s - time.monotonic()) + 0.01)
         alarm_s = time.monotonic() + left_s
         alarm = asyncio.get_running_loop().call_later(left_s, self._news.set)
         await self._news.wait()
         alarm.cancel()
         self._news.clear()
-        if self._paused or time.monotonic() > alarm_s + _STOOD_STILL_S:
+        if self._paused or time.monotonic() > alarm_s + look_s:
             self._alive_s = time.monotonic()
         writer, pulled = self._writer, self._pull
         if self._paused and writer is not None and pulled is not None and writer.waiting_bytes < _RESUME_BYTES:

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -330,3 +331,20 @@ async def test_an_end_before_the_answer_keeps_the_native_reader(by_reset: bool, 
         await running.start()
         ended = await asyncio.wait_for(running.wait(), waiting.limit_s(20))
     assert (ended.reason, misunderstood) == (Reason.REFUSED, [])
+
+
+@pytest.mark.parametrize("stood_s", [1.05, 1.6, 4.0])
+async def test_a_process_that_stood_still_heard_no_silence(stood_s: float, tmp_path: Path, source: LiveSource) -> None:
+    """It stands still for as long as a stream may be silent, or longer: what came meanwhile is read before anything is judged."""
+    source.streams["anna"] = Stream(tags=flv_source.content(duration_s=20), then="hold")
+    began = asyncio.Event()
+    spec = capture.CaptureSpec(address=source.address("anna"), path=tmp_path / "a.flv", mode="02", stall_after_s=1)
+    running = native_capture.NativeCapture(spec, on_media=lambda _: began.set())
+    await running.start()
+    async with waiting.at_most(20):
+        await began.wait()
+    threading.Event().wait(stood_s)  # the event loop stands still, as in a frozen process
+    media_ms = running.progress.media_ms
+    await waiting.until(lambda: running.ended or running.progress.media_ms > media_ms + 300, 20, "media behind the pause")
+    running.stop()
+    assert (await running.wait()).reason == Reason.STOPPED
