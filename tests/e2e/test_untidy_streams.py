@@ -1,4 +1,6 @@
-"""Untidy streams through the whole service with the native capture: start request, pull, transcode, object in the bucket."""
+"""Untidy streams through the whole service with the native capture: start request, pull, transcode, object in the bucket. The
+service is one process, on the embedded engine.
+"""
 
 from __future__ import annotations
 
