@@ -36,7 +36,7 @@ _EMPTIED = {"body": "'{}'"}
 
 async def copy_session(store: stores.Store, task_id: str, last: int, first: int = 1) -> None:
     """Copy a session that has ended, as numbers `first` to `last`: one row of it in each table. Sent messages only."""
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         await connection.execute(text(f"UPDATE outbox SET sent_ms = created_ms WHERE task_id = '{task_id}'"))
         for table, owned in _OWNED.items():
             columns = {name: f"replace(one.{name}, '{task_id}', {_TASK_ID})" for name in owned}
@@ -51,7 +51,7 @@ async def copy_session(store: stores.Store, task_id: str, last: int, first: int 
 
 async def copy_open_session(store: stores.Store, task_id: str, last: int, first: int = 1) -> None:
     """Copy a session that has just begun, for other users of the same room, with its deadlines."""
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         which = f"task_id = '{task_id}'"
         numbered = {"task_id": _TASK_ID, "user_id": "one.user_id || '-' || CAST(n.i AS VARCHAR)"}
         await _multiply(connection, tables.sessions, which, numbered, first, last)
@@ -68,13 +68,13 @@ async def add_users(
     row = {name: f"'{value}'" for name, value in (("room_kind", "integer"), ("room", room))}
     row |= {"sdk_app_id": "1400000001", "user_id": "'user' || substr(CAST(10000000 + n.i AS VARCHAR), 2)", "audio": there}
     row |= {"video": "FALSE"} | dict.fromkeys(("audio_ms", "video_ms", "updated_ms"), str(at_ms)) | {"left_ms": "0"}
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         await _insert(connection, tables.presence, row, "n", first, last)
 
 
 async def add_pulls(store: stores.Store, key: job_key.RecordingKey, count: int, *, media_ms: int) -> None:
     """Earlier pulls of a live recording that capture has just begun, a minute apart, with their jobs and journal lines."""
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         owner = {"owner": key.text}
         for table, column in ((tables.recordings, "id"), (tables.jobs, "owner"), (tables.segments, "recording_id")):
             # The present epoch is the newest.
@@ -90,7 +90,7 @@ async def add_pulls(store: stores.Store, key: job_key.RecordingKey, count: int, 
 
 async def analyze(store: stores.Store) -> None:
     """Let the planner know the sizes, as autovacuum does."""
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         await connection.execute(text("ANALYZE"))
 
 

@@ -86,7 +86,7 @@ def _rows() -> dict[Any, list[dict[str, Any]]]:
 async def _fill(store: stores.Store) -> None:
     """A finished session with many speakers, a long timeline and many jobs, and as many rows that belong to no session."""
     await examples.opened(store, *(examples.recording(speaker=speaker, job=None, files_removed=True) for speaker in SPEAKERS))
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         for table, rows in _rows().items():
             await connection.execute(insert(table), rows)
         await connection.execute(text(f"UPDATE sessions SET state = 'Finished', finished_ms = {OLD_MS}"))
@@ -157,7 +157,7 @@ async def test_one_node_deletes_at_a_time(store: stores.Store, database: engines
         assert database.ask("SELECT count(*) FROM inbox") == [(0,)]
         await store.attempts.add("late")
         if database.engine == "postgresql":
-            async with other.connections.write() as connection:
+            async with other.connections.write(limited=False) as connection:
                 await connections.hold_lock(connection, connections.RETENTION)
                 assert not await store.retention.delete_messages(clock() + 1)
                 assert await store.attempts.count("late") == 1

@@ -84,7 +84,7 @@ async def test_a_session_ends_while_the_poison_waits(
     prefix = rabbit.shared().prefix() if database.engine == "postgresql" else ""
     bus = buses.Workshop(BUS_OF[database.engine], database, store, clock, prefix).make(handler.on_event, handler.on_command)
     await examples.opened(store, examples.recording(), of=examples.session(request=examples.request(user_id="poisoned")))
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         await connection.execute(text("UPDATE recordings SET output = '{'"))
     async with transactions.opened(store) as tx:
         for number in range(POISON):

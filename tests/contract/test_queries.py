@@ -155,7 +155,7 @@ async def test_no_result_is_passed_over(store: stores.Store, views: queries.Sess
     written, commit = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
-        async with store.connections.write() as connection:
+        async with store.connections.write(limited=False) as connection:
             row = saving.message_row(changes.OutgoingMessage("result", said(1)), 0)
             await connection.execute(insert(tables.outbox).values(**row))
             written.set()
@@ -224,7 +224,7 @@ async def test_a_cursor_of_a_later_database_is_refused(
         await store.outbox.send("result", said(number))
     found, ahead = await views.results_after("")
     kept = found[2].cursor
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         last = [int(row[0]) for row in await connection.execute(text("SELECT seq FROM outbox ORDER BY seq"))][2]
         await connection.execute(text("DELETE FROM outbox WHERE seq > :last"), {"last": last})
         if store.connections.on_server:

@@ -32,7 +32,7 @@ async def capturing(store: stores.Store, speakers: int, task_id: str = examples.
     job = model.Job(kind=states.CAPTURE, state=states.LEASED, node="n1")
     values = [examples.recording(task_id, f"s{n}", job=job, present=True, state=states.RECORDING) for n in range(speakers)]
     await examples.opened(store, *values, of=examples.session(task_id, request=examples.request(user_id=user, subscribe=())))
-    async with store.connections.write() as connection:
+    async with store.connections.write(limited=False) as connection:
         columns = "recording_id, epoch, node, registered_ms, media_ms, size_bytes, reason, task_id"
         made = f"SELECT id, 1, 'n1', {engines.START_MS}, 0, 0, '', task_id FROM recordings WHERE task_id = '{task_id}'"
         await connection.execute(text(f"INSERT INTO segments ({columns}) {made}"))

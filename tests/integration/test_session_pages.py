@@ -32,7 +32,7 @@ async def service(database: engines.Database) -> AsyncIterator[Service]:
 
 
 async def _insert(service: Service, table: Any, rows: list[dict[str, Any]]) -> None:
-    async with service.store.connections.write() as connection:
+    async with service.store.connections.write(limited=False) as connection:
         await connection.execute(insert(table), rows)
 
 
@@ -189,7 +189,7 @@ async def test_what_needs_attention_is_found_among_many(service: Service) -> Non
     )
     async with transactions.opened(service.store) as tx:
         tx.add_recording(failed)
-    async with service.store.connections.write() as connection:
+    async with service.store.connections.write(limited=False) as connection:
         await connection.execute(text("UPDATE recordings SET files_removed = (state = 'Done')"))
     _, answer = await service.ask("GET", "/sessions?stuck=true")
     (session,) = answer["Sessions"]
