@@ -3,7 +3,7 @@
 Rules:
 - One writer of this process at a time: `writer` is held until the connection of the last one is closed.
 - Nobody waits for a file that hangs. After `group_commit.SILENT_S`, or a cancellation, the connection is left to itself, and is
-  closed when its call returns. Until then every further use is refused at once.
+  closed when its call returns. If that takes longer than `SILENT_S`, every further use is refused at once until then.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class FileConnections:
         self._slots = asyncio.Semaphore(MOST)
         self._engine = engine
         self._writing = engine.execution_options(**{WRITE: True})
-        # Connections whose last call has not returned, and when the first of them began to hang (monotonic).
-        self._left: set[asyncio.Task[None]] = set()
-        self._since_s = 0.0
+        # Connections that are left to themselves, and when they were opened (monotonic).
+        self._left: dict[asyncio.Task[None], float] = {}
         self._ending = False
         # Connections that their threads close after the present call.
         self._stopping: dict[Any, asyncio.Future[Any]] = {}
@@ -51,6 +50,11 @@ class FileConnections:
     def hangs(self) -> bool:
         """Whether a connection was left to itself, and its call has not returned."""
         return bool(self._left)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the file has not answered; 0 if no connection is left to itself."""
+        return time.monotonic() - min(self._left.values(), default=time.monotonic())
 
     @asynccontextmanager
     async def read(self, *, limited: bool = True) -> AsyncIterator[AsyncConnection]:
@@ -79,8 +83,8 @@ class FileConnections:
     async def _opened(
         self, engine: AsyncEngine, *, limited: bool, lock: asyncio.Lock | None = None
     ) -> AsyncIterator[AsyncConnection]:
-        if self._left:
-            raise outages.Hanging(time.monotonic() - self._since_s)
+        if self.silent_s >= group_commit.SILENT_S:
+            raise outages.Hanging(self.silent_s)
         began_s = time.monotonic()
         limit = asyncio.timeout(group_commit.SILENT_S if limited else None)
         opening: asyncio.Task[AsyncConnection] | None = None
@@ -91,6 +95,7 @@ class FileConnections:
                     if needed is not None:
                         await needed.acquire()
                         held.append(needed)
+                opened_s = time.monotonic()
                 opening = asyncio.create_task(_start(engine.connect()))
                 yield await asyncio.shield(opening)
         except TimeoutError as error:
@@ -99,20 +104,19 @@ class FileConnections:
             raise outages.Hanging(time.monotonic() - began_s) from error
         finally:
             if opening is not None:
-                await self._leave(asyncio.create_task(self._close(opening)), began_s, held)
+                await self._leave(asyncio.create_task(self._close(opening)), opened_s, held)
             else:
                 _release(held)
 
-    async def _leave(self, closing: asyncio.Task[None], began_s: float, held: list[asyncio.Lock | asyncio.Semaphore]) -> None:
+    async def _leave(self, closing: asyncio.Task[None], opened_s: float, held: list[asyncio.Lock | asyncio.Semaphore]) -> None:
         """Wait a moment until the connection is closed; its place and its lock are released then."""
         closing.add_done_callback(lambda _: _release(held))
         try:
             await asyncio.wait((closing,), timeout=CLOSE_S)
         finally:  # also if this wait is cancelled
             if not closing.done():
-                self._since_s = self._since_s if self._left else began_s
-                self._left.add(closing)
-                closing.add_done_callback(self._left.discard)
+                self._left[closing] = opened_s
+                closing.add_done_callback(lambda _: self._left.pop(closing))
 
     async def _close(self, opening: asyncio.Task[AsyncConnection]) -> None:
         """Close a connection when its call returns, which rolls back what is not committed. Logs its errors: nobody waits any

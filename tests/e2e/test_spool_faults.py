@@ -74,6 +74,6 @@ async def test_another_worker_goes_on(world: World, many: cluster.Cluster, numbe
 async def _most_media(many: cluster.Cluster, name: str) -> bool:
     """Whether the node has most of the media by far, in time and so in bytes."""
     rows = await many.ask("SELECT node, sum(media_ms) AS media_ms FROM segments GROUP BY node")
-    media_ms = {row["node"]: row["media_ms"] for row in rows}
+    media_ms = {row["node"]: int(row["media_ms"]) for row in rows}
     own_ms = media_ms.pop(many.node_id(name), 0)
     return bool(own_ms > 1.5 * sum(media_ms.values()))

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from machine import errors
-from store import group_commit
+from store import file_connections, group_commit
 from tests import database_faults, engines, waiting
 from tests.database_faults import EIO, ENOSPC, HANG, SLOW
 from tests.integration import api_service
@@ -143,6 +143,29 @@ async def test_a_slow_file_is_only_slow(database: engines.Database, faults: data
             assert not starting.done()
             task_id = await starting
         assert await service.open_session(RoomId=1) == task_id
+
+
+async def test_a_query_that_was_given_up_refuses_no_other(
+    database: engines.Database, faults: database_faults.DatabaseFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is not closed at once is no proof that the file hangs."""
+    monkeypatch.setattr(file_connections, "CLOSE_S", 0.0)
+    async with api_service.running(database) as service:
+        connections = service.store.connections
+        await connections.engine.dispose()
+
+        async def sessions() -> int:
+            async with connections.read() as connection:
+                return (await connection.execute(text("SELECT count(*) FROM sessions"))).scalar_one()
+
+        with faults.during(SLOW, "open", "read", "lock", ms=100):
+            given_up = asyncio.create_task(sessions())
+            await waiting.until(lambda: connections.engine.sync_engine.pool.checkedout() > 0, what="the query")
+            given_up.cancel()
+            assert isinstance((await asyncio.gather(given_up, return_exceptions=True))[0], asyncio.CancelledError)
+            assert connections.hangs  # left to itself
+            assert await sessions() == 0
+        await waiting.until(lambda: not connections.hangs, what="the end of the first call")
 
 
 async def test_a_write_that_hangs_is_left_alone(
