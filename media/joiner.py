@@ -39,7 +39,7 @@ _Key = tuple[int, str]
 class SegmentFile:
     """One segment with the arrival of its first and last packet (Unix ms; None: estimate from the file) and its media up to that
     last packet (None: unknown). The file may hold more by now. `registered_ms` is when its capture was about to start, `anchors`
-    say when its media was live."""
+    say when its media was live, `ahead_ms` how far the clock of the file's times is ahead."""
 
     path: Path
     first_packet_ms: int | None = None
@@ -47,6 +47,7 @@ class SegmentFile:
     media_ms: int | None = None
     registered_ms: int | None = None
     anchors: alignment.Anchors = alignment.NO_ANCHORS
+    ahead_ms: int = 0
 
     @property
     def burst_ms(self) -> int:

@@ -363,7 +363,7 @@ class _Pass:
     def _times(self) -> int:
         """Wall times of the segment, and from them the gap before it and the gaps inside it."""
         found, segment, walk = self._found, self._segment, self._walk
-        last_ms = segment.last_packet_ms or walk.written_ms()
+        last_ms = segment.last_packet_ms or walk.written_ms() - segment.ahead_ms
         first_ms = segment.first_packet_ms or last_ms - walk.timeline.position_ms
         reached_ms = first_ms + walk.length_ms - segment.burst_ms
         if reached_ms > last_ms + _STALE_MS + joiner.tolerance_ms(walk.length_ms):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,19 @@ def test_a_segment_that_its_successor_covers_loses_nothing(tmp_path: Path) -> No
     late = dataclasses.replace(late, media_ms=4_980)
     found = survey.survey([late, whole], "00")
     assert (found.lost_ms, found.lost_segments, found.gaps) == (0, 0, [])
+
+
+@pytest.mark.parametrize("ahead_ms", [0, -5_000, 61_000])
+def test_a_segment_that_nobody_reported_is_timed_by_the_true_clock(tmp_path: Path, ahead_ms: int) -> None:
+    """Its capture was killed before it noted anything. Its file's times are those of a machine whose clock is off."""
+    killed, follower = _segment(tmp_path, 1, 5), _segment(tmp_path, 2, 10, from_s=12)
+    written_ns = (BEGAN_MS + 4_980 + ahead_ms) * 1_000_000
+    os.utime(killed.path, ns=(written_ns, written_ns))
+    killed = joiner.SegmentFile(path=killed.path, registered_ms=BEGAN_MS - 100, ahead_ms=ahead_ms)
+    found = survey.survey([killed, follower], "00")
+    ((at_s, duration_s),) = _gaps(found)
+    assert (at_s, duration_s) == (pytest.approx(5.0, abs=0.05), pytest.approx(7.0, abs=0.05))
+    assert found.live[0][0] == pytest.approx(BEGAN_MS, abs=50)
 
 
 def _paused(folder: Path, pause_ms: int, *, clock_ms: int, sampled: bool) -> joiner.SegmentFile:
