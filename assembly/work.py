@@ -98,7 +98,6 @@ class NodeWork:
     async def transcode(self, job: due_work.Assignment, epoch: int, parts: Sequence[segments.Segment]) -> model.Output:
         """Make the finished file from its segments."""
         value = job.recording
-        ahead_ms = capture.unix_ms() - self._clock()
         files = [
             transcode.SegmentFile(
                 path=self._segment_path(job, s.epoch),
@@ -107,7 +106,7 @@ class NodeWork:
                 media_ms=s.media_ms or None,
                 registered_ms=s.registered_ms,
                 anchors=s.anchors,
-                ahead_ms=ahead_ms,
+                ahead_ms=self._clock.skew_ms,
             )
             for s in parts
         ]

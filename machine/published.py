@@ -7,6 +7,7 @@ the leaving, it was published for as long as media came. Values only; callbacks 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +92,8 @@ class Published:
         """The spans, ended where the capture was to end, without the time between `live` media and an entry after it."""
         until_ms = self.until_ms or max((max(span) for span in self.spans), default=0)
         ended = [(a, min(b or until_ms, until_ms)) for a, b in self.spans]
-        return without([(a, b) for a, b in ended if b > a], [_before(at_ms, live) for at_ms in self.entries_ms])
+        known = [(a, b) for a, b in ended if b > a]
+        return without(known, _unknown(self.entries_ms, sorted(live))) if self.entries_ms else known
 
     def to_json(self) -> dict[str, Any]:
         """The form in the database."""
@@ -122,11 +124,17 @@ def _bounded(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     return (*spans[: at - 1], (spans[at - 1][0], spans[at][1]), *spans[at + 1 :])
 
 
-def _before(entry_ms: int, live: Sequence[Span]) -> Span:
-    """From the last media before an entry to the entry, or to the media that followed it by another clock."""
-    last_ms = max((b for a, b in live if a < entry_ms - _NEAR_MS), default=0)
-    to_ms = min((a for a, _ in live if entry_ms - _NEAR_MS <= a < entry_ms), default=entry_ms)
-    return last_ms, max(last_ms, to_ms)
+def _unknown(entries_ms: Sequence[int], live: Sequence[Span]) -> list[Span]:
+    """For each entry: from the last media before it to the entry, or to the media that followed it by another clock."""
+    begins_ms = [a for a, _ in live]
+    ends_ms = [0, *itertools.accumulate((b for _, b in live), max)]
+    found = []
+    for entry_ms in entries_ms:
+        following = bisect.bisect_left(begins_ms, entry_ms - _NEAR_MS)
+        last_ms = ends_ms[following]
+        to_ms = min(entry_ms, begins_ms[following]) if following < len(begins_ms) else entry_ms
+        found.append((last_ms, max(last_ms, to_ms)))
+    return found
 
 
 def total_ms(spans: list[Span]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import imageio_ffmpeg
 from aiohttp import web
 
-from media import flv
+from media import avc, flv
 
 FFMPEG: str = imageio_ffmpeg.get_ffmpeg_exe()
 _FLASH = "drawbox=color=white:t=fill:enable='lt(mod(t,1),0.1)'"
@@ -104,6 +104,30 @@ def shifted(tags: Iterable[flv.Tag], by_ms: int) -> tuple[flv.Tag, ...]:
 def merged(*streams: Iterable[flv.Tag]) -> tuple[flv.Tag, ...]:
     """Several tag streams as one, in the order of time; configuration keeps its place before the media of its time."""
     return tuple(sorted((tag for stream in streams for tag in stream), key=lambda tag: tag.timestamp_ms))
+
+
+def units(payload: bytes) -> list[bytes]:
+    """The NAL units of an H.264 packet."""
+    at, found = 5, []
+    while at + 4 <= len(payload):
+        length = int.from_bytes(payload[at : at + 4], "big")
+        found.append(payload[at + 4 : at + 4 + length])
+        at += 4 + length
+    return found
+
+
+def inband(tags: Iterable[flv.Tag]) -> tuple[flv.Tag, ...]:
+    """The same H.264 stream with its parameter sets before each key frame, and no header."""
+    tags = tuple(tags)
+    header = next(tag.payload for tag in tags if tag.kind == flv.VIDEO and tag.is_sequence_header)
+    sets = [avc.sps(header[5:]), avc.pps(header[5:])]
+    found = []
+    for tag in tags:
+        if tag.kind == flv.VIDEO and tag.is_sequence_header:
+            continue
+        body = b"".join(len(unit).to_bytes(4, "big") + unit for unit in (*sets, *units(tag.payload)))
+        found.append(replace(tag, payload=tag.payload[:5] + body) if tag.is_key else tag)
+    return tuple(found)
 
 
 def write(path: Path, tags: Iterable[flv.Tag], *, audio: bool = True, video: bool = True) -> Path:

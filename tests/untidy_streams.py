@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from media import avc, flv
+from media import flv
 from tests import flv_source, untidy_content
 
 EVERY = frozenset(range(8))
@@ -183,7 +183,9 @@ def _pictures(plain: tuple[flv.Tag, ...]) -> dict[str, Untidy]:
     """Sparse pictures, other formats, and changes of size and shape."""
     larger = untidy_content.tags("240x180", 4, start=4)
     sizes = together(
-        only(_inband(plain), flv.VIDEO, 0, 4_000), later(only(_inband(larger), flv.VIDEO), 4_000), only(plain, flv.AUDIO)
+        only(flv_source.inband(plain), flv.VIDEO, 0, 4_000),
+        later(only(flv_source.inband(larger), flv.VIDEO), 4_000),
+        only(plain, flv.AUDIO),
     )
     wide = untidy_content.tags("80x120", filters="setsar=2")
     square = later(only(untidy_content.tags(duration_s=4, start=4), flv.VIDEO), 4_000)
@@ -230,7 +232,7 @@ def _wire(plain: tuple[flv.Tag, ...]) -> dict[str, Untidy]:
     def started(tag: flv.Tag) -> flv.Tag:
         if is_sound(tag) or not tag.is_media:
             return tag
-        units = b"".join(b"\x00\x00\x00\x01" + unit for unit in _units(tag.payload))
+        units = b"".join(b"\x00\x00\x00\x01" + unit for unit in flv_source.units(tag.payload))
         return replace(tag, payload=tag.payload[:5] + units)
 
     return {
@@ -243,32 +245,6 @@ def _wire(plain: tuple[flv.Tag, ...]) -> dict[str, Untidy]:
 def _size(text: str) -> tuple[int, int]:
     width, height = map(int, text.split("x"))
     return width, height
-
-
-def _units(payload: bytes) -> list[bytes]:
-    at, found = 5, []
-    while at + 4 <= len(payload):
-        length = int.from_bytes(payload[at : at + 4], "big")
-        found.append(payload[at + 4 : at + 4 + length])
-        at += 4 + length
-    return found
-
-
-def _inband(tags: Iterable[flv.Tag]) -> list[flv.Tag]:
-    """The same H.264 stream with its parameter sets before each key frame, and no header."""
-    tags = list(tags)
-    header = next(tag.payload for tag in tags if tag.kind == flv.VIDEO and tag.is_sequence_header)
-    found = []
-    for tag in tags:
-        if tag.kind == flv.VIDEO and tag.is_sequence_header:
-            continue
-        if tag.is_key:
-            units = [avc.sps(header[5:]), avc.pps(header[5:]), *_units(tag.payload)]
-            body = b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
-            found.append(replace(tag, payload=tag.payload[:5] + body))
-        else:
-            found.append(tag)
-    return found
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
-from media import arrival_index, avc, flv, transcode
+from media import arrival_index, flv, transcode
 from media.transcode import SegmentFile, Transcoder
 from tests import flv_source, media_probe
 from tests.flv_source import FFMPEG
@@ -45,32 +45,6 @@ def _picture(path: Path) -> tuple[str, str, str, tuple[int, int], float]:
         context = stream.codec_context
         aspect = float(stream.sample_aspect_ratio or 1)
         return context.name, str(context.profile), str(context.pix_fmt), (context.width, context.height), aspect
-
-
-def _units(payload: bytes) -> list[bytes]:
-    at, found = 5, []
-    while at + 4 <= len(payload):
-        length = int.from_bytes(payload[at : at + 4], "big")
-        found.append(payload[at + 4 : at + 4 + length])
-        at += 4 + length
-    return found
-
-
-def _inband(tags: Iterable[flv.Tag]) -> tuple[flv.Tag, ...]:
-    """The same H.264 stream with its parameter sets before each key frame, and no header."""
-    tags = tuple(tags)
-    header = next(tag.payload for tag in tags if tag.kind == flv.VIDEO and tag.is_sequence_header)
-    sets = [avc.sps(header[5:]), avc.pps(header[5:])]
-    return tuple(
-        replace(
-            tag,
-            payload=tag.payload[:5] + b"".join(len(unit).to_bytes(4, "big") + unit for unit in sets + _units(tag.payload)),
-        )
-        if tag.is_key
-        else tag
-        for tag in tags
-        if not (tag.kind == flv.VIDEO and tag.is_sequence_header)
-    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +97,7 @@ async def test_pixels_that_change_their_shape_fill_the_picture(tmp_path: Path, t
 async def test_start_codes_are_copied_as_lengths(tmp_path: Path) -> None:
     """Pictures with start codes instead of lengths become a copy that players read: every unit has its length."""
     tags = [
-        replace(tag, payload=tag.payload[:5] + b"".join(b"\x00\x00\x00\x01" + unit for unit in _units(tag.payload)))
+        replace(tag, payload=tag.payload[:5] + b"".join(b"\x00\x00\x00\x01" + unit for unit in flv_source.units(tag.payload)))
         if tag.kind == flv.VIDEO and tag.is_media
         else tag
         for tag in flv_source.content(duration_s=3)
@@ -163,7 +137,7 @@ async def test_no_two_pictures_have_one_time(tmp_path: Path) -> None:
 async def test_another_size_that_only_key_frames_tell_is_encoded(tmp_path: Path) -> None:
     """Parameter sets inside a key frame change the size as a header would: one size in the file, every flash seen."""
     whole = flv_source.content("320x240", 3)
-    larger = flv_source.shifted(_inband(flv_source.only(flv_source.content("480x360", 3), flv.VIDEO)), 3_000)
+    larger = flv_source.shifted(flv_source.inband(flv_source.only(flv_source.content("480x360", 3), flv.VIDEO)), 3_000)
     sound = flv_source.only(flv_source.content(duration_s=6), flv.AUDIO)
     made = await _transcode(tmp_path, flv_source.merged(flv_source.only(whole, flv.VIDEO), larger, sound))
     assert {frame.size for frame in media_probe.frames(made.path)} == {(480, 360)}
@@ -173,7 +147,7 @@ async def test_another_size_that_only_key_frames_tell_is_encoded(tmp_path: Path)
 
 async def test_h264_without_a_header_brings_its_own(tmp_path: Path) -> None:
     """A stream that tells its parameter sets inside key frames alone is copied as if it had a header."""
-    made = await _transcode(tmp_path, _inband(flv_source.content(duration_s=3)))
+    made = await _transcode(tmp_path, flv_source.inband(flv_source.content(duration_s=3)))
     assert media_probe.tracks(made.path) == {"audio", "video"}
     assert len(media_probe.frames(made.path)) == 45
     _each_second(media_probe.flashes(made.path), 3)
