@@ -1,8 +1,9 @@
 #!/bin/sh
-# Installs the Debian or Ubuntu packages that the tests need: servers that each test starts privately, Chromium, and Node.
+# Installs the Debian or Ubuntu packages that the tests need: servers that each test starts privately, Chromium with Chinese
+# fonts, Prometheus for promtool, and Node.
 # Installs missing packages with root and apt-get; otherwise names them and exits 2. It starts and enables no system service.
 set -eu
-packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server chromium"
+packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server chromium fonts-noto-cjk prometheus"
 
 missing=""
 for package in $packages; do
