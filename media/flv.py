@@ -27,6 +27,8 @@ TAG_OVERHEAD_BYTES = 15
 _HEADER_BYTES = 9
 _TAG_HEADER_BYTES = 11
 _LENGTH = struct.Struct(">I")
+# Kind and size, then the low 24 bits of the timestamp and its highest 8, then the stream id, which is always 0.
+_BEGIN = struct.Struct(">II3x")
 _NO_TAG = -1
 _AVC, _HEVC_OF_CDNS, _VIDEO_HEAD_BYTES = 7, 12, 5
 _START_CODES = (b"\x00\x00\x01", b"\x00\x00\x00\x01")
@@ -95,17 +97,14 @@ def header(*, audio: bool, video: bool) -> bytes:
 
 def encode(kind: int, timestamp_ms: int, payload: bytes) -> bytes:
     """Encode one tag, including its trailing size. `timestamp_ms` wraps after 49 days, as the format requires."""
+    return b"".join(pieces(kind, timestamp_ms, payload))
+
+
+def pieces(kind: int, timestamp_ms: int, payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """A tag as `encode` makes it, in three pieces for one join of many tags."""
     size = len(payload)
-    low = timestamp_ms & 0xFFFFFF
-    return b"".join(
-        (
-            _LENGTH.pack(kind << 24 | size),
-            _LENGTH.pack(low << 8 | timestamp_ms >> 24 & 0xFF),
-            b"\x00\x00\x00",
-            payload,
-            _LENGTH.pack(size + _TAG_HEADER_BYTES),
-        )
-    )
+    begin = _BEGIN.pack(kind << 24 | size, (timestamp_ms & 0xFFFFFF) << 8 | timestamp_ms >> 24 & 0xFF)
+    return begin, payload, _LENGTH.pack(size + _TAG_HEADER_BYTES)
 
 
 def tags(data: bytes) -> Iterator[Tag]:

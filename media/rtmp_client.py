@@ -135,10 +135,12 @@ class _Connection(_StreamProtocol):
                 data = self._shake(data)
             if self._chunks is not None and data:
                 for message in self._chunks.feed(data):
-                    if message.kind in _MEDIA:
-                        self._media(message)
-                    else:
+                    kind, timestamp_ms, payload = message
+                    if kind not in _MEDIA:
                         self._on_message(message)
+                    elif payload and not self.ended.done():
+                        self._with_media = self._with_media or kind != rtmp_chunks.DATA
+                        self._on_tag(kind, timestamp_ms, payload)
                 if self._received - self._acknowledged >= self._window_bytes // 2:
                     self._acknowledge()
         except ValueError as error:
@@ -174,11 +176,6 @@ class _Connection(_StreamProtocol):
         if not self.ended.done():
             self.ended.set_result(end)
         self.close()
-
-    def _media(self, message: rtmp_chunks.Message) -> None:
-        if message.payload and not self.ended.done():
-            self._with_media = self._with_media or message.kind != rtmp_chunks.DATA
-            self._on_tag(message.kind, message.timestamp_ms, message.payload)
 
     def _shake(self, data: bytes) -> bytes:
         """Read S0, S1 and S2; returns what follows them. Raises ValueError."""

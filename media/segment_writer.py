@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 
@@ -28,7 +27,7 @@ from media import arrival_index, flv, resource_limits, sei, timeline
 
 log = structlog.get_logger()
 
-TICK_S = 0.04
+TICK_S = 0.05
 _LOOK_EVERY_S = 1.0
 _SETTLING_MS = 5_000
 _SEI_PACKETS = 500
@@ -40,11 +39,9 @@ class SegmentFull(Exception):
     """The segment reached its largest size."""
 
 
-class _Item(NamedTuple):
-    arrived_ms: int  # since the base
-    kind: int
-    timestamp_ms: int
-    payload: bytes
+# A tag: when it arrived, in ms since the base; its kind; its timestamp in ms; its payload. A plain tuple, because there are 70 a
+# second for each capture.
+_Item = tuple[int, int, int, bytes]
 
 
 class SegmentWriter:
@@ -88,7 +85,7 @@ class SegmentWriter:
         """Take a tag that arrived `arrived_ms` after the base."""
         if kind in self._kinds and self.fault is None and not self._closing:
             self._added_bytes += len(payload)
-            self._items.append(_Item(arrived_ms, kind, timestamp_ms, payload))
+            self._items.append((arrived_ms, kind, timestamp_ms, payload))
 
     def close(self) -> None:
         """Write the rest and close the files, in the thread."""
@@ -111,7 +108,7 @@ class SegmentWriter:
             # The thread serves other captures as well.
             log.exception("segment.not_written", segment=self._path.name)
             self.fault = self.fault or error
-        self._done_bytes += sum(len(item.payload) for item in items)
+        self._done_bytes += sum(len(payload) for _, _, _, payload in items)
         if closing:
             self._close()
         if closing or before != (self.progress.media_ms > 0, self.fault):
@@ -122,20 +119,19 @@ class SegmentWriter:
             self._loop.call_soon_threadsafe(self._on_change)
 
     def _write(self, items: list[_Item]) -> None:
-        tags, records, room = [], [], resource_limits.CAPTURE.file_bytes - self._size_bytes
-        for number, item in enumerate(items):
-            room -= flv.TAG_OVERHEAD_BYTES + len(item.payload)
+        tags: list[bytes] = []
+        records, room, flags = [], resource_limits.CAPTURE.file_bytes - self._size_bytes, self._flags
+        for number, (arrived_ms, kind, timestamp_ms, payload) in enumerate(items):
+            room -= flv.TAG_OVERHEAD_BYTES + len(payload)
             if room < flv.FIRST_TAG_BYTES:
                 self.fault = SegmentFull("the segment reached its largest size")
                 del items[number:]
                 break
-            tags.append(flv.encode(item.kind, item.timestamp_ms, item.payload))
-            records.append(arrival_index.record(item.arrived_ms, item.kind, len(item.payload)))
+            tags += flv.pieces(kind, timestamp_ms, payload)
+            records.append(arrival_index.record(arrived_ms, kind, len(payload)))
+            flags |= _FLAG[kind]
         if not tags:
             return
-        flags = self._flags
-        for item in items:
-            flags |= _FLAG[item.kind]
         if self._file < 0:
             self._open()
             tags.insert(0, flv.header(audio=bool(flags & 4), video=bool(flags & 1)))
@@ -185,14 +181,14 @@ class _Placing:
 
     def place(self, items: list[_Item], size_bytes: int) -> capture_progress.CaptureProgress:
         """Count these tags, and return the progress with them."""
-        for item in items:
-            payload = flv.usual_payload(item.kind, item.payload)
-            if self._timeline.place(flv.Tag(kind=item.kind, timestamp_ms=item.timestamp_ms, payload=payload)) is None:
+        line = self._timeline
+        for since_base_ms, kind, timestamp_ms, payload in items:
+            if line.place_packet(kind, timestamp_ms, flv.usual_payload(kind, payload)) is None:
                 continue
-            if self._looks_for_sei and item.kind == flv.VIDEO:
-                self._look_for_sei(item.payload)
-            position_ms = self._timeline.position_ms
-            arrived_ms = self._base_ms + item.arrived_ms
+            if self._looks_for_sei and kind == flv.VIDEO:
+                self._look_for_sei(payload)
+            position_ms = line.position_ms
+            arrived_ms = self._base_ms + since_base_ms
             self._last_ms = arrived_ms
             if self._first_ms is None or position_ms <= _SETTLING_MS:
                 began_ms = max(self._base_ms, arrived_ms - position_ms)

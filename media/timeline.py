@@ -76,18 +76,21 @@ class Timeline:
     def place(self, tag: flv.Tag) -> int | None:
         """The position of a packet in media time, or None for an unwanted tag, a tag without media, an unreadable codec, or video
         before the first key frame."""
-        kind = tag.kind
         if tag.after_damage:
             self.note_damage()
-        if kind not in self._kinds or not flv.is_media(kind, tag.payload):
+        return self.place_packet(tag.kind, tag.timestamp_ms, tag.payload)
+
+    def place_packet(self, kind: int, timestamp_ms: int, payload: bytes) -> int | None:
+        """As `place`, for a tag that is not read from a file."""
+        if kind not in self._kinds or not flv.is_media(kind, payload):
             return None
-        if not codecs.is_readable(kind, tag.payload):
-            self.unreadable.setdefault(kind, codecs.name(kind, tag.payload))
+        if not codecs.is_readable(kind, payload):
+            self.unreadable.setdefault(kind, codecs.name(kind, payload))
             return None
         last = self._last_ms.get(kind)
-        if last is None and kind == flv.VIDEO and not video_headers.begins_picture(tag.payload, None):
+        if last is None and kind == flv.VIDEO and not video_headers.begins_picture(payload, None):
             return None
-        place = self._continuous(tag.timestamp_ms)
+        place = self._continuous(timestamp_ms)
         if last is not None and 0 < place - last <= _LONGEST_PACKET_MS:
             self._packet_ms[kind] = place - last
         self._last_ms[kind] = place
