@@ -15,17 +15,8 @@ class SessionQueries(Protocol):
     """Reads of the database. A Protocol, because `store` implements it and `web` may not import `store`."""
 
     async def sessions(
-        self,
-        *,
-        state: str = "",
-        sdk_app_id: int = 0,
-        room: str = "",
-        since_ms: int = 0,
-        maybe_stuck: bool = False,
-        undelivered: bool = False,
-        before: str = "",
-        limit: int = 50,
-    ) -> list[model.Session]: ...
+        self, wanted: session_view.SessionFilter = ..., *, before: str = "", limit: int = 50
+    ) -> tuple[Sequence[model.Session], str]: ...
     async def session(self, task_id: str) -> model.Session | None: ...
     async def counts(self, task_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]: ...
     async def parts(self, task_ids: Sequence[str]) -> Mapping[str, session_view.SessionParts]: ...
