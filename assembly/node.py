@@ -18,6 +18,7 @@ import bus.local
 import machine.encryption
 import store.api_keys
 import store.attention
+import store.audit
 import store.connections
 import store.database_lock
 import store.queries
@@ -304,6 +305,7 @@ class Node:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
         api_keys = store.api_keys.Keys(self.store.connections, clock=self._clock)
+        audit = store.audit.Audit(self.store.connections, clock=self._clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -326,6 +328,8 @@ class Node:
             tokens=tuple(t.get_secret_value() for t in settings.api_tokens),
             keys=api_keys.all,
             note_key_used=api_keys.note_used,
+            keyring=self._keyring,
+            audit=audit.add,
             requests_per_minute=settings.api_rate,
             quota=settings.api_sessions,
             verify_callback=verify,

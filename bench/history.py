@@ -115,7 +115,7 @@ async def lengthen(url: str, sessions: int) -> None:
     connections.COMMAND_TIMEOUT_S = before
     await filling.start()
     await filling.recording()
-    (finished,) = await queries.SessionQueries(filling.store.connections).sessions()
+    (finished,), _ = await queries.SessionQueries(filling.store.connections).sessions()
     await history.copy_session(filling.store, finished.task_id, sessions)
     await filling.stop()
 

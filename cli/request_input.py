@@ -72,7 +72,7 @@ def replay(fields: Mapping[str, Any], cos: Mapping[str, str], environ: Mapping[s
     return {**whole, "CosConfig": config} if config else whole
 
 
-def since(text: str, now_s: float) -> str:
+def since(text: str, now_s: float, option: str = "--since") -> str:
     """ISO 8601 in UTC of `2h` or `7d` ago, or of a time; "" for "". A time without an offset is local. Raises UsageError."""
     if not text:
         return ""
@@ -82,7 +82,7 @@ def since(text: str, now_s: float) -> str:
         try:
             time = datetime.fromisoformat(text).astimezone(UTC)
         except (ValueError, OverflowError) as error:
-            raise UsageError("--since takes a time span such as 2h or 7d, or a time such as 2026-11-02T08:00.") from error
+            raise UsageError(f"{option} takes a time span such as 2h or 7d, or a time such as 2026-11-02T08:00.") from error
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

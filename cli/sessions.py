@@ -39,6 +39,16 @@ class State(enum.StrEnum):
     FINISHED = "Finished"
 
 
+class Code(enum.StrEnum):
+    """Codes of recordings that have ended."""
+
+    SUCCESS = "Success"
+    PARTIAL = "Partial"
+    FAILED_RECORDING = "FailedRecording"
+    FAILED_TRANSCODE = "FailedTranscode"
+    FAILED_COS_WRITE = "FailedCosWrite"
+
+
 class Mode(enum.StrEnum):
     """Recorded tracks."""
 
@@ -109,7 +119,12 @@ def sessions(
     ] = False,
     room: Annotated[str, typer.Option(help="Only sessions in this room, integer or string.")] = "",
     sdk_app_id: Annotated[int, typer.Option("--app", min=0, help="Only sessions of this TRTC application.")] = 0,
+    user: Annotated[str, typer.Option(help="Only sessions of this recording user.")] = "",
+    speaker: Annotated[str, typer.Option(help="Only sessions with this speaker.")] = "",
+    node: Annotated[str, typer.Option(help="Only sessions of which this node holds a job now.")] = "",
+    code: Annotated[Code | None, typer.Option(help="Only sessions with a recording of this Code.", case_sensitive=False)] = None,
     since: Annotated[str, typer.Option(help="Only sessions opened since: 2h, 7d or a time such as 2026-11-02T08:00.")] = "",
+    until: Annotated[str, typer.Option(help="Only sessions opened before: 2h, 7d or a time such as 2026-11-02T08:00.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Number of sessions.")] = 50,
     before: Annotated[str, typer.Option(help="Only sessions older than this TaskId.")] = "",
     as_json: output.AsJson = False,
@@ -118,6 +133,8 @@ def sessions(
     with exits.handled(as_json=as_json):
         filters = {"state": state.value if state else "", "stuck": "true" if stuck else "", "room": room, "before": before}
         filters |= {"app": str(sdk_app_id) if sdk_app_id else "", "since": request_input.since(since, time.time())}
+        filters |= {"user": user, "speaker": speaker, "node": node, "code": code.value if code else ""}
+        filters["until"] = request_input.since(until, time.time(), "--until")
         answer = _pages(_service(), limit, filters)
         if as_json:
             output.as_json(answer)

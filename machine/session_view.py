@@ -12,6 +12,28 @@ from machine import job_key, model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFilter:
+    """The sessions of a list; a field that is "" or 0 selects all. `speaker` and `code` are of one recording, `node` holds a job
+    of the session now. `since_ms` and `until_ms` (Unix ms) bound the opening. `maybe_stuck` leaves out sessions that surely
+    need no attention, `undelivered` those whose newest result was not given up."""
+
+    state: str = ""
+    sdk_app_id: int = 0
+    room: str = ""
+    user_id: str = ""
+    speaker: str = ""
+    node: str = ""
+    code: str = ""
+    since_ms: int = 0
+    until_ms: int = 0
+    maybe_stuck: bool = False
+    undelivered: bool = False
+
+
+EVERY_SESSION = SessionFilter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimelineEntry:
     """One entry of a session's journal; `seq` orders the entries of a session."""
 

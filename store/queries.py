@@ -17,7 +17,6 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
-    and_,
     bindparam,
     case,
     cast,
@@ -25,14 +24,13 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
-    union,
     union_all,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import delivery, errors, job_key, model, session_view, states
-from store import connections, jobs, rows, tables, unreadable_rows
+from machine import errors, job_key, model, session_view, states
+from store import connections, jobs, rows, session_list, tables, unreadable_rows
 
 NOW = "now"
 # The text of a result's cursor: "s" and the outbox's sequence, or "p" and the result's place; then when the result was made,
@@ -59,41 +57,11 @@ class SessionQueries:
         self._letter = "p" if self._places else "s"
 
     async def sessions(
-        self,
-        *,
-        state: str = "",
-        sdk_app_id: int = 0,
-        room: str = "",
-        since_ms: int = 0,
-        maybe_stuck: bool = False,
-        undelivered: bool = False,
-        before: str = "",
-        limit: int = 50,
-    ) -> list[model.Session]:
-        """Sessions, newest first: in a state, of an application, in a room (integer or string), opened at or after `since_ms`
-        (Unix ms), older than the TaskId `before`. `maybe_stuck` leaves out sessions that surely need no attention.
-        `undelivered` selects those whose newest result was given up."""
-        table = tables.sessions
-        wanted = (
-            (state, table.c.state == state),
-            (state in (states.OPEN, states.CLOSING), text(tables.ACTIVE)),
-            (sdk_app_id, table.c.sdk_app_id == sdk_app_id),
-            (room, table.c.room == room),
-            (since_ms, table.c.opened_ms >= since_ms),
-            (before, table.c.task_id < before),
-            (maybe_stuck, _maybe_stuck()),
-            (undelivered, _undelivered()),
-        )
-        query = select(table).where(*(condition for given, condition in wanted if given)).order_by(table.c.task_id.desc())
-        found: list[model.Session] = []
-        while True:
-            asked = limit - len(found)
-            read = await self._all(query.limit(asked))
-            found += unreadable_rows.readable("sessions", read, rows.session)
-            # A row that cannot be read must not look like the end of the list.
-            if len(found) == limit or len(read) < asked:
-                return found
-            query = query.where(table.c.task_id < read[-1]["task_id"])
+        self, wanted: session_view.SessionFilter = session_view.EVERY_SESSION, *, before: str = "", limit: int = 50
+    ) -> tuple[list[model.Session], str]:
+        """Sessions, newest first, older than the TaskId `before`, and the `before` of the next page ("": there is none). A page
+        may be short although there is a next one."""
+        return await session_list.page(self._database, wanted, before=before, limit=limit)
 
     async def unreadable(self, limit: int = 100) -> list[unreadable_rows.UnreadableRow]:
         """Rows of unfinished sessions and of their recordings that cannot be read, and sessions that count other recordings than
@@ -305,27 +273,6 @@ class SessionQueries:
     async def _all(self, query: Select[Any]) -> list[dict[str, Any]]:
         async with self._database.read() as connection:
             return [dict(r) for r in (await connection.execute(query)).mappings()]
-
-
-def _maybe_stuck() -> Any:
-    """A superset of the sessions that need attention (web/stuck.py): sessions and recordings that have not ended, failed
-    recordings that keep files, results that were not delivered. Each part has an index of its own."""
-    sessions, recordings, callbacks = tables.sessions.alias(), tables.recordings, tables.callbacks
-    kept = and_(recordings.c.state == states.FAILED, recordings.c.files_removed.is_(False))
-    parts = (
-        select(sessions.c.task_id).where(text(tables.ACTIVE)),
-        select(recordings.c.task_id).where(text(tables.UNFINISHED)),
-        select(recordings.c.task_id).where(kept),
-        select(callbacks.c.task_id).where(text(tables.UNDELIVERED)),
-    )
-    return tables.sessions.c.task_id.in_(union(*parts))
-
-
-def _undelivered() -> Any:
-    """Sessions whose newest result was given up."""
-    callbacks = tables.callbacks
-    given_up = select(callbacks.c.task_id).where(text(tables.UNDELIVERED), callbacks.c.state == delivery.FAILED)
-    return tables.sessions.c.task_id.in_(given_up.where(callbacks.c.revision == tables.sessions.c.revision))
 
 
 def _first(limit: int, table: Table, task_ids: Sequence[str], *order: Any) -> Any:

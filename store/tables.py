@@ -88,6 +88,10 @@ Index(
 )
 Index("ix_sessions_open_of_key", sessions.c.key_id, sqlite_where=_OPEN, postgresql_where=_OPEN)
 Index("ix_sessions_room", sessions.c.sdk_app_id, sessions.c.room, sessions.c.task_id)
+# The list of sessions by one field, newest first.
+Index("ix_sessions_opened", sessions.c.opened_ms)
+for _name, _column in (("app", sessions.c.sdk_app_id), ("room", sessions.c.room), ("user", sessions.c.user_id)):
+    Index(f"ix_sessions_of_{_name}", _column, sessions.c.task_id)
 # Almost every session that ever was is Finished: lists read the others, retention reads by the time of the end.
 FINISHED = "state = 'Finished'"
 ACTIVE = "state <> 'Finished'"
@@ -149,6 +153,10 @@ recordings = Table(
     CheckConstraint(_one_of("state", states.RECORDING_STATES), name="state"),
 )
 
+# The list of sessions by a field of their recordings. Almost every recording succeeds.
+Index("ix_recordings_of_speaker", recordings.c.speaker, recordings.c.task_id)
+NOT_SUCCESS = "code NOT IN ('', 'Success')"
+_partial("ix_recordings_of_code", recordings.c.code, recordings.c.task_id, which=NOT_SUCCESS)
 # The janitor polls for these: few of all recordings still have files.
 Index(
     "ix_recordings_kept",
@@ -159,8 +167,7 @@ Index(
 )
 UNFINISHED = "state NOT IN ('Done', 'Failed')"
 _partial("ix_recordings_active", recordings.c.task_id, which=UNFINISHED)
-_ON_A_NODE = text("output_node <> ''")
-Index("ix_recordings_output_node", recordings.c.output_node, sqlite_where=_ON_A_NODE, postgresql_where=_ON_A_NODE)
+_partial("ix_recordings_output_node", recordings.c.output_node, which="output_node <> ''")
 
 jobs = Table(
     "jobs",
@@ -284,8 +291,7 @@ _DUE = (outbox.c.seq, outbox.c.claimed_until_ms, outbox.c.type, outbox.c.task_id
 Index("ix_outbox_unsent", *_DUE, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
 # Retention deletes the messages of a session by its id.
 Index("ix_outbox_task_id", outbox.c.task_id)
-_UNPLACED = text("channel = 'result' AND place IS NULL")
-Index("ix_outbox_unplaced", outbox.c.seq, sqlite_where=_UNPLACED, postgresql_where=_UNPLACED)
+_partial("ix_outbox_unplaced", outbox.c.seq, which="channel = 'result' AND place IS NULL")
 Index("uq_outbox_place", outbox.c.place, unique=True)
 PARKED = "parked <> ''"
 Index("ix_outbox_parked", outbox.c.seq, sqlite_where=text(PARKED), postgresql_where=text(PARKED))

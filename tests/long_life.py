@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from events import codec
-from machine import capture_progress, due_work, job_key, model
+from machine import capture_progress, due_work, job_key, model, session_view
 from tests import decider_harness, engines, history, statement_meter
 
 Value = TypeVar("Value")
@@ -182,10 +182,14 @@ class Life:
     async def _look(self) -> None:
         """The first pages that an operator sees."""
         reading = self.harness.reading
+        in_room = session_view.SessionFilter(sdk_app_id=decider_harness.APP, room="88")
         await self._measure("sessions", reading.sessions(limit=10))
-        await self._measure("open sessions", reading.sessions(state="Open", limit=10))
-        await self._measure("stuck sessions", reading.sessions(maybe_stuck=True, limit=10))
-        await self._measure("sessions in a room", reading.sessions(sdk_app_id=decider_harness.APP, room="88", limit=10))
+        await self._measure("open sessions", reading.sessions(session_view.SessionFilter(state="Open"), limit=10))
+        await self._measure("stuck sessions", reading.sessions(session_view.SessionFilter(maybe_stuck=True), limit=10))
+        await self._measure(
+            "sessions in a room",
+            reading.sessions(in_room, limit=10),
+        )
         await self._measure("session", reading.session(self.task_id))
         await self._measure("counts", reading.counts([self.task_id]))
         await self._measure("parts", reading.parts([self.task_id]))

@@ -1,4 +1,4 @@
-"""The HTTP application: sessions, results, TRTC callbacks, probes, and the OpenAPI document.
+"""The HTTP application: sessions, results, TRTC callbacks, probes, the console, and the OpenAPI document.
 
 Rule: one `Api` value is its whole input. It opens no connection or file and does not read the environment.
 """
@@ -9,6 +9,7 @@ import fastapi
 
 from web import (
     attention_watch,
+    authentication,
     dependencies,
     health,
     middleware,
@@ -20,6 +21,8 @@ from web import (
     sessions,
     trtc_callbacks,
 )
+from web.console import frame as console_frame
+from web.console import router as console_router
 
 Api = dependencies.Api
 
@@ -42,14 +45,18 @@ def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | Non
     )
     callbacks = trtc_callbacks.router(api)
     watch = watch or attention_watch.AttentionWatch(api)
+    authenticator = authentication.Authenticator(api)
+    console = console_frame.Frame(api) if public else None
     public_routers = (sessions.router(api, watch), results.router(api), callbacks) if public else ()
     for router in (*public_routers, health.router(api, watch), segment_download.router(api)):
         app.include_router(router)
+    if console is not None:
+        app.include_router(console_router.router(api, watch, console, authenticator))
     responses.install(app)
     openapi.install(app)
     missing = scopes.missing(app.routes)
     if missing:
         raise RuntimeError(f"web/scopes.py has no scope for: {', '.join(missing)}")
     direct = middleware.direct_routes(callbacks.routes, app.exception_handlers) if public else {}
-    app.add_middleware(middleware.RequestGate, api=api, direct=direct)
+    app.add_middleware(middleware.RequestGate, api=api, direct=direct, authenticator=authenticator, console=console)
     return app

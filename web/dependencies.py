@@ -8,24 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from events import codec
-from machine import api_keys, attention, job_key, model, session_view, trtc_callback
+from machine import api_keys, attention, encryption, job_key, model, session_view, trtc_callback
 
 
 class SessionQueries(Protocol):
     """Reads of the database. A Protocol, because `store` implements it and `web` may not import `store`."""
 
     async def sessions(
-        self,
-        *,
-        state: str = "",
-        sdk_app_id: int = 0,
-        room: str = "",
-        since_ms: int = 0,
-        maybe_stuck: bool = False,
-        undelivered: bool = False,
-        before: str = "",
-        limit: int = 50,
-    ) -> list[model.Session]: ...
+        self, wanted: session_view.SessionFilter = ..., *, before: str = "", limit: int = 50
+    ) -> tuple[Sequence[model.Session], str]: ...
     async def session(self, task_id: str) -> model.Session | None: ...
     async def counts(self, task_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]: ...
     async def parts(self, task_ids: Sequence[str]) -> Mapping[str, session_view.SessionParts]: ...
@@ -52,6 +43,9 @@ async def _no_keys() -> Sequence[api_keys.ApiKey]:
 
 
 async def _note_nothing(key_id: str) -> None: ...
+
+
+async def _audit_nothing(by: model.Caller, action: str, subject: str, outcome: str) -> None: ...
 
 
 async def _no_segment(recording: str, epoch: int, suffix: str) -> None: ...
@@ -81,6 +75,10 @@ class Api:
     # The API keys, and how to note that one was used.
     keys: Callable[[], Awaitable[Sequence[api_keys.ApiKey]]] = _no_keys
     note_key_used: Callable[[str], Awaitable[None]] = _note_nothing
+    # Encrypts the console's cookies; the same on every node.
+    keyring: encryption.Keyring = field(default_factory=lambda: encryption.Keyring([encryption.new_key()]), repr=False)
+    # (caller, action, subject, outcome): writes a line of the audit.
+    audit: Callable[[model.Caller, str, str, str], Awaitable[None]] = _audit_nothing
     # Requests a minute of one caller; 0: no limit.
     requests_per_minute: int = 0
     # Open sessions of a key without a quota of its own; 0: no limit.

@@ -26,6 +26,7 @@ from starlette.middleware import exceptions
 
 from machine import errors
 from web import authentication, dependencies, rate_limit, responses, scopes
+from web.console import frame as console_frame
 
 # Their successes are logged at level debug only, because there are so many.
 QUIET = ("/healthz", "/readyz", "/trtc/callbacks")
@@ -94,15 +95,31 @@ class AccessRefusal:
     message: str
     headers: dict[str, str] | None = None
 
+    def answer(self, request_id: str) -> types.ASGIApp:
+        """The answer to a program."""
+        return responses.failed(request_id, self.status, self.code, self.message, self.headers)
+
+    def page(self, scope: types.Scope, console: console_frame.Frame) -> types.ASGIApp:
+        """The answer to a browser."""
+        return console.refused(scope, self.status, self.message, self.headers)
+
 
 class RequestGate:
     """The outermost ASGI layer around the routes."""
 
-    def __init__(self, app: types.ASGIApp, api: dependencies.Api, direct: DirectRoutes) -> None:
+    def __init__(
+        self,
+        app: types.ASGIApp,
+        api: dependencies.Api,
+        direct: DirectRoutes,
+        authenticator: authentication.Authenticator,
+        console: console_frame.Frame | None,
+    ) -> None:
         self._app = app
         self._direct = direct
         self._new_id = api.new_id
-        self._authenticator = authentication.Authenticator(api)
+        self._authenticator = authenticator
+        self._console = console
         self._rate_limiter = rate_limit.RateLimiter(api.requests_per_minute)
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
@@ -118,14 +135,12 @@ class RequestGate:
 
     async def _serve(self, scope: types.Scope, receive: types.Receive, response: _Response, request_id: str) -> None:
         started_s = time.perf_counter()
+        console = self._console if scope["path"].startswith(console_frame.PREFIX) else None
         try:
-            refusal = await self._refusal(scope)
-            if refusal is None:
-                app = self._direct.get((scope["method"], scope["path"]), self._app)
-                await app(scope, receive, response)
-            else:
-                answer = responses.failed(request_id, refusal.status, refusal.code, refusal.message, refusal.headers)
-                await answer(scope, receive, response)
+            app: types.ASGIApp | None = console.again(scope) if console is not None else None
+            if app is None and (refusal := await self._refusal(scope, console)) is not None:
+                app = refusal.page(scope, console) if console is not None else refusal.answer(request_id)
+            await (app or self._direct.get((scope["method"], scope["path"]), self._app))(scope, receive, response)
         except requests.ClientDisconnect:
             response.status = CLIENT_GONE
         except errors.Unavailable as error:
@@ -142,20 +157,22 @@ class RequestGate:
         finally:
             _log_request(scope, response.status, time.perf_counter() - started_s)
 
-    async def _refusal(self, scope: types.Scope) -> AccessRefusal | None:
+    async def _refusal(self, scope: types.Scope, console: console_frame.Frame | None) -> AccessRefusal | None:
         needed = scopes.required(scope["method"], scope["path"])
+        headers = datastructures.Headers(scope=scope)
+        authorization = console.authorization(scope) if console is not None else headers.get("authorization", "")
         if needed in scopes.UNGUARDED:
             return None
-        headers = datastructures.Headers(scope=scope)
         if await self._authenticator.open_to_all():
-            scope["state"]["caller"] = authentication.LOCAL.caller
-            return _refuse_browser(scope["method"], scope["scheme"], headers)
-        identity = await self._authenticator.identify(headers.get("authorization", ""))
+            scope["state"]["caller"], scope["state"]["scopes"] = authentication.LOCAL.caller, authentication.LOCAL.scopes
+            # A form of the console carries a token, which no other page knows.
+            return _refuse_browser(scope["method"], scope["scheme"], headers, forms=console is not None)
+        identity = await self._authenticator.identify(authorization)
         if identity is None:
             error = errors.Unauthorized()
             challenge = {"WWW-Authenticate": "Bearer"}
             return AccessRefusal(status=error.http_status, code=error.code, message=error.message, headers=challenge)
-        scope["state"]["caller"] = identity.caller
+        scope["state"]["caller"], scope["state"]["scopes"] = identity.caller, identity.scopes
         structlog.contextvars.bind_contextvars(caller=identity.caller.name)
         wait_s = self._rate_limiter.wait_s(identity.caller.name)
         if wait_s:
@@ -194,8 +211,8 @@ def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
     write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
 
 
-def _refuse_browser(method: str, scheme: str, headers: datastructures.Headers) -> AccessRefusal | None:
-    """The refusal of a request that a web page could have made a browser send; else None."""
+def _refuse_browser(method: str, scheme: str, headers: datastructures.Headers, *, forms: bool) -> AccessRefusal | None:
+    """The refusal of a request that a web page could have made a browser send; else None. `forms`: a body may be a form."""
     host = headers.get("host", "")
     if not _is_loopback(host):
         return AccessRefusal(status=403, code="Forbidden", message=FOREIGN_HOST)
@@ -203,7 +220,7 @@ def _refuse_browser(method: str, scheme: str, headers: datastructures.Headers) -
         return AccessRefusal(status=403, code="Forbidden", message=FOREIGN_PAGE)
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if method == "POST" and has_body and kind != "application/json" and not kind.endswith("+json"):
+    if method == "POST" and has_body and not forms and kind != "application/json" and not kind.endswith("+json"):
         return AccessRefusal(status=415, code="UnsupportedMediaType", message=NOT_JSON)
     return None
 

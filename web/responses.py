@@ -98,10 +98,16 @@ async def _invalid_event(request: fastapi.Request, error: Exception) -> fastapi.
 
 
 async def _invalid_query(request: fastapi.Request, error: Exception) -> fastapi.Response:
-    assert isinstance(error, exceptions.RequestValidationError)  # noqa: S101 - as above
+    return failed(request_id(request), 400, CODES[400], reason(error))
+
+
+def reason(error: Exception) -> str:
+    """Why a request is invalid, in one line: the field and the reason."""
+    if not isinstance(error, exceptions.RequestValidationError):
+        return str(error)
     first = error.errors()[0]
-    reason = "is not a known parameter" if first["type"] == "extra_forbidden" else str(first["msg"])
-    return failed(request_id(request), 400, CODES[400], f"{str(first['loc'][-1])[:64]}: {reason}")
+    why = "is not a known parameter" if first["type"] == "extra_forbidden" else str(first["msg"])
+    return f"{str(first['loc'][-1])[:64]}: {why}"
 
 
 async def _http_error(request: fastapi.Request, error: Exception) -> fastapi.Response:

@@ -1,11 +1,12 @@
-"""Scopes of the routes, as one literal table.
+"""Scopes of the routes, as literal tables.
 
-Rule: every route of the application is in the table, or the application is not built. The scope of a request is found before
+Rule: every route of the application is in a table, or the application is not built. The scope of a request is found before
 routing, with the same patterns.
 """
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Iterable
 
@@ -34,20 +35,31 @@ TABLE: dict[tuple[str, str], str] = {
     ("POST", "/sessions/{TaskId}/replay"): api_keys.OPERATE,
     ("POST", "/sessions/{TaskId}/resend"): api_keys.OPERATE,
 }
+# The pages of the console. Its cookie stands for a key; a page that needs none shows nothing of the service.
+CONSOLE: dict[tuple[str, str], str] = {
+    ("GET", "/console/static/{name}"): OPEN,
+    ("GET", "/console/signin"): OPEN,
+    ("POST", "/console/signin"): OPEN,
+    ("POST", "/console/preferences"): OPEN,
+    ("POST", "/console/signout"): api_keys.READ,
+    ("GET", "/console"): api_keys.READ,
+    ("GET", "/console/sessions"): api_keys.READ,
+}
+ALL = collections.ChainMap(TABLE, CONSOLE)
 
 
 def _pattern(path: str) -> re.Pattern[str]:
     return routing.compile_path(path)[0]
 
 
-_PATTERNS = [(_pattern(path), method, scope) for (method, path), scope in TABLE.items()]
+_PATTERNS = [(_pattern(path), method, scope) for (method, path), scope in ALL.items()]
 
 
 def required(method: str, path: str) -> str:
     """The scope that a request needs, or one of `UNGUARDED`; "" without a route, because a 404 needs no more than a valid key."""
     method = "GET" if method == "HEAD" else method
-    if (method, path) in TABLE:
-        return TABLE[method, path]
+    if (method, path) in ALL:
+        return ALL[method, path]
     for pattern, route_method, scope in _PATTERNS:
         if pattern.match(path) and (route_method == method or scope in UNGUARDED):
             return scope
@@ -57,7 +69,7 @@ def required(method: str, path: str) -> str:
 def missing(routes: Iterable[object]) -> list[str]:
     """The routes of an application that the table does not have, as `METHOD path`."""
     found = [(method, path) for route in routes for path, methods in leaves(route) for method in methods - {"HEAD"}]
-    return sorted(f"{method} {path}" for method, path in found if (method, path) not in TABLE)
+    return sorted(f"{method} {path}" for method, path in found if (method, path) not in ALL)
 
 
 def leaves(route: object) -> list[tuple[str, set[str]]]:

@@ -6,8 +6,7 @@ Rule: a POST becomes one event, which this process decides. The response is sent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import fastapi
 import pydantic
@@ -24,12 +23,12 @@ from web import (
     openapi,
     request_body,
     responses,
+    session_filter,
     session_models,
     stuck_sessions,
     views,
 )
 
-MAX_SDK_APP_ID = 2**32 - 1
 # The types of the columns: PostgreSQL refuses larger numbers.
 MAX_NUMBER = 2**31 - 1
 MAX_CURSOR = 2**63 - 1
@@ -38,31 +37,8 @@ TIMELINE = 1_000
 CONFLICT = {"model": models.ConflictBody, "description": "Another session records this room under this UserId."}
 DRY_RUN = {"model": session_models.ReplayedBody, "description": "A dry run: the effect that a replay would have."}
 
+Filter = Annotated[session_filter.SessionFilter, fastapi.Query()]
 TaskId = Annotated[str, fastapi.Path(alias="TaskId", description="Id of the session, a ULID.")]
-
-
-class SessionFilter(pydantic.BaseModel):
-    """Query parameters of GET /sessions; any other parameter is an error."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-
-    state: Literal["", "Open", "Closing", "Finished"] = pydantic.Field("", description="Only sessions in this state.")
-    stuck: bool = pydantic.Field(False, description="Only sessions that need attention; `Stuck` has the reasons.")
-    undelivered: bool = pydantic.Field(False, description="Only sessions whose newest result was given up, not delivered.")
-    app: int = pydantic.Field(
-        0, ge=0, le=MAX_SDK_APP_ID, description="Only sessions of this TRTC application; 0: of every application."
-    )
-    room: str = pydantic.Field(
-        "", max_length=64, pattern=request_body.TEXT, description="Only sessions in this room, integer or string."
-    )
-    since: str = pydantic.Field("", max_length=40, description="Only sessions opened at or after this ISO 8601 time.")
-    limit: int = pydantic.Field(50, ge=1, le=100, description="The largest number of sessions.")
-    before: str = pydantic.Field(
-        "",
-        max_length=26,
-        pattern=request_body.TEXT,
-        description="A TaskId: only older sessions. Use `Next` of the previous page.",
-    )
 
 
 class SessionPage(pydantic.BaseModel):
@@ -173,7 +149,7 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api, watch: attent
         response_description="A page of sessions; `Next` is the `before` of the next page, which a short page may have.",
         responses=openapi.failures(400),
     )
-    async def listing(request: fastapi.Request, query: Annotated[SessionFilter, fastapi.Query()]) -> fastapi.Response:
+    async def listing(request: fastapi.Request, query: Filter) -> fastapi.Response:
         found, next_page = await (_stuck(api, query, watch) if query.stuck else _page(api, query))
         counts = await api.queries.counts([session.task_id for session, _ in found])
         lines = [views.summary(session, counts[session.task_id], reasons) for session, reasons in found]
@@ -216,33 +192,18 @@ async def _pages(
     )
 
 
-async def _page(api: dependencies.Api, query: SessionFilter) -> tuple[stuck_sessions.Found, str]:
+async def _page(api: dependencies.Api, query: session_filter.SessionFilter) -> tuple[stuck_sessions.Found, str]:
     """One page of the list, and the `before` of the page after it."""
-    found = await api.queries.sessions(**_filters(query), before=query.before, limit=query.limit)
-    return [(session, []) for session in found], found[-1].task_id if len(found) == query.limit else ""
+    found, next_page = await api.queries.sessions(query.wanted(), before=query.before, limit=query.limit)
+    return [(session, []) for session in found], next_page
 
 
 async def _stuck(
-    api: dependencies.Api, query: SessionFilter, watch: attention_watch.AttentionWatch
+    api: dependencies.Api, query: session_filter.SessionFilter, watch: attention_watch.AttentionWatch
 ) -> tuple[stuck_sessions.Found, str]:
     """Like `_page`, for sessions that need attention."""
     alive = await watch.alive()
-    return await stuck_sessions.page(api, alive, limit=query.limit, before=query.before, filters=_filters(query))
-
-
-def _filters(query: SessionFilter) -> dict[str, Any]:
-    since_ms = _since_ms(query.since) if query.since else 0
-    chosen = {"state": query.state, "sdk_app_id": query.app, "room": query.room, "since_ms": since_ms}
-    return chosen | {"undelivered": query.undelivered}
-
-
-def _since_ms(text: str) -> int:
-    """An ISO 8601 time as Unix ms; one without an offset is UTC. Raises InvalidEvent."""
-    try:
-        time = datetime.fromisoformat(text)
-        return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
-    except (ValueError, OverflowError):
-        raise event_errors.InvalidEvent("since", "must be an ISO 8601 time such as 2026-11-02T08:00:00Z") from None
+    return await stuck_sessions.page(api, alive, limit=query.limit, before=query.before, wanted=query.wanted())
 
 
 def _check_task_id(task_id: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
-from machine import model
+from machine import model, session_view
 from web import dependencies, stuck
 
 # Candidates in one query.
@@ -21,23 +22,23 @@ async def page(
     *,
     limit: int,
     before: str = "",
-    filters: Mapping[str, Any] | None = None,
+    wanted: session_view.SessionFilter = session_view.EVERY_SESSION,
     rounds: int = MAX_ROUNDS,
 ) -> tuple[Found, str]:
     """At most `limit` of them, newest first, and the `before` of the page after it. `alive`: the nodes that send heartbeats;
     `rounds`: how often CANDIDATES are read."""
     found: Found = []
     for _ in range(rounds):
-        candidates = await api.queries.sessions(**filters or {}, maybe_stuck=True, before=before, limit=CANDIDATES)
+        candidates, after = await api.queries.sessions(replace(wanted, maybe_stuck=True), before=before, limit=CANDIDATES)
         for snapshot in await snapshots(api, candidates, alive):
             reasons = stuck.findings(snapshot)
             if reasons:
                 found.append((snapshot.session, reasons))
             if len(found) == limit:
                 return found, snapshot.session.task_id
-        if len(candidates) < CANDIDATES:
+        if not after:
             return found, ""
-        before = candidates[-1].task_id
+        before = after
     # Many candidates and few of them stuck: the caller goes on, and one request does not read the whole database.
     return found, before
 

@@ -79,8 +79,8 @@ async def test_a_damaged_session_stops_no_other(harness: decider_harness.Harness
     await _change(harness, damage, id=damaged)
     with structlog.testing.capture_logs() as lines:
         await harness.publish()
-        assert [s.task_id for s in await harness.reading.sessions()] == [last, first]
-        assert [s.task_id for s in await harness.reading.sessions(limit=1, before=last)] == [first]
+        assert [s.task_id for s in (await harness.reading.sessions())[0]] == [last, first]
+        assert [s.task_id for s in (await harness.reading.sessions(limit=1, before=last))[0]] == [first]
         assert [(row.table, row.id) for row in await harness.reading.unreadable()] == [("sessions", damaged)]
     assert {line["row_id"] for line in lines if line["event"] == "row.unreadable"} == {damaged}
     for task_id in (first, last):

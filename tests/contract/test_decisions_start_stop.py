@@ -126,7 +126,7 @@ async def test_a_refused_start_names_the_field_and_leaves_nothing(
         await harness.start(**changes)
     assert refused.value.field == where
     assert "MARK" not in refused.value.message
-    assert await harness.reading.sessions() == []
+    assert await harness.reading.sessions() == ([], "")
     assert await harness.messages() == []
 
 
@@ -231,7 +231,7 @@ async def test_the_inspection_comes_before_the_decision(harness: decider_harness
     harness.decider = dispatch.Decider(harness.store, unit_of_work.Context(policy=model.Policy(), new_id=engines.ids()), inspect)
     with pytest.raises(errors.InsufficientSpace):
         await harness.start(RoomId=1)
-    assert await harness.reading.sessions() == []
+    assert await harness.reading.sessions() == ([], "")
     assert "the bucket is far away" in (await harness.session(await harness.start())).warnings
 
 

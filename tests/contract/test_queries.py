@@ -11,10 +11,11 @@ from sqlalchemy import insert, select, text
 
 from events import codec, requests
 from machine import changes, delivery, errors, job_key, model, session_view, states
-from store import connections, inspection, queries, saving, sql, tables
+from store import connections, inspection, queries, saving, session_list, sql, tables
 from store import store as stores
 from tests import engines, transactions, waiting
 
+MAYBE_STUCK = session_view.SessionFilter(maybe_stuck=True)
 IDS = tuple(f"01JBX5Q9V7T3M8K2C4D6F8H0Z{letter}" for letter in "ABCD")
 
 
@@ -51,6 +52,7 @@ async def test_sessions_are_filtered(store: stores.Store, views: queries.Session
     """Each filter works alone and together with all others; newest first."""
     for index in range(4):
         await add(store, session(index, state=states.OPEN if index else states.FINISHED))
+    filters: dict[str, Any]
     for filters, found in (
         ({}, (3, 2, 1, 0)),
         ({"state": states.OPEN}, (3, 2, 1)),
@@ -61,8 +63,47 @@ async def test_sessions_are_filtered(store: stores.Store, views: queries.Session
         ({"limit": 1}, (3,)),
         ({"maybe_stuck": True}, (3, 2, 1)),
         ({"state": states.OPEN, "sdk_app_id": 2, "before": IDS[3], "maybe_stuck": True}, (1,)),
+        ({"user_id": "rec", "sdk_app_id": 1}, (2, 0)),
+        ({"user_id": "nobody"}, ()),
+        ({"until_ms": engines.START_MS + 2}, (1, 0)),
+        ({"since_ms": engines.START_MS + 1, "until_ms": engines.START_MS + 3}, (2, 1)),
     ):
-        assert [s.task_id for s in await views.sessions(**filters)] == [IDS[i] for i in found], filters  # type: ignore[arg-type]
+        page = {name: filters.pop(name) for name in ("before", "limit") if name in filters}
+        wanted = session_view.SessionFilter(**filters)
+        listed, _ = await views.sessions(wanted, **page)
+        assert [s.task_id for s in listed] == [IDS[i] for i in found], (filters, page)
+
+
+async def test_sessions_are_found_by_their_recordings(
+    store: stores.Store, views: queries.SessionQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The speaker and the code are those of one recording, the node holds a job now. Filters of both kinds work together, and a
+    page that looked at its candidates for too long is short and goes on."""
+    job = model.Job(kind=states.UPLOAD, state=states.QUEUED)
+    for index in range(4):
+        code = states.FAILED_COS_WRITE if index % 2 else states.SUCCESS
+        await add(store, session(index), recording(index, epoch=1, job=job, code=code), recording(index, 2))
+    assert await store.leases.take(job_key.RecordingKey(IDS[2], "a/b", 1), 1, "node-1", 30_000)
+    of = session_view.SessionFilter
+    for wanted, found in (
+        (of(speaker="a/b"), (3, 2, 1, 0)),
+        (of(speaker="a"), ()),
+        (of(code=states.FAILED_COS_WRITE), (3, 1)),
+        (of(code=states.SUCCESS, speaker="a/b"), (2, 0)),
+        (of(node="node-1"), (2,)),
+        (of(node="node-1", code=states.FAILED_COS_WRITE), ()),
+        (of(node="node-2"), ()),
+        (of(speaker="a/b", sdk_app_id=2), (3, 1)),
+        (of(speaker="a/b", room="100"), (0,)),
+    ):
+        listed, after = await views.sessions(wanted)
+        assert ([s.task_id for s in listed], after) == ([IDS[i] for i in found], ""), wanted
+    monkeypatch.setattr(session_list, "CANDIDATES", 1)
+    monkeypatch.setattr(session_list, "ROUNDS", 2)
+    assert await views.sessions(of(speaker="a/b", room="100")) == ([], IDS[2])
+    (last,), after = await views.sessions(of(speaker="a/b", room="100"), before=IDS[2])
+    assert (last.task_id, after) == (IDS[0], IDS[0])
+    assert await views.sessions(of(speaker="a/b"), before=after) == ([], "")
 
 
 async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.SessionQueries) -> None:
@@ -75,9 +116,9 @@ async def test_the_net_for_what_is_stuck(store: stores.Store, views: queries.Ses
     async with transactions.opened(store) as tx:
         for index, state in ((0, delivery.DELIVERED), (3, delivery.FAILED)):
             tx.add_delivery(model.Delivery(task_id=IDS[index], revision=1, url="u", body="{}", state=state))
-    assert [s.task_id for s in await views.sessions(maybe_stuck=True)] == [IDS[3], IDS[2], IDS[1]]
+    assert [s.task_id for s in (await views.sessions(MAYBE_STUCK))[0]] == [IDS[3], IDS[2], IDS[1]]
     assert await store.spool_files.give_up(job_key.RecordingKey(IDS[1], "a/b", 1), failed_before_ms=2)
-    assert [s.task_id for s in await views.sessions(maybe_stuck=True)] == [IDS[3], IDS[2]]
+    assert [s.task_id for s in (await views.sessions(MAYBE_STUCK))[0]] == [IDS[3], IDS[2]]
 
 
 async def test_counts_and_evidence(store: stores.Store, views: queries.SessionQueries, clock: engines.Clock) -> None:

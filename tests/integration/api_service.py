@@ -162,6 +162,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             tokens=tokens,
             keys=service.keys.all,
             note_key_used=service.keys.note_used,
+            audit=service.audit.add,
             knows_callbacks=lambda sdk_app_id: sdk_app_id == SDK_APP_ID,
             callback_window_ms=CALLBACK_WINDOW_MS,
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),

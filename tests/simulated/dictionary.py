@@ -55,9 +55,9 @@ class Store:
         """A session's journal, oldest first."""
         return [line for line in self.tables.journal.values() if line.task_id == task_id]
 
-    async def sessions(self) -> list[model.Session]:
-        """All sessions, newest first."""
-        return sorted(self.tables.sessions.values(), key=lambda s: s.task_id, reverse=True)
+    async def sessions(self) -> tuple[list[model.Session], str]:
+        """All sessions, newest first, as one page."""
+        return sorted(self.tables.sessions.values(), key=lambda s: s.task_id, reverse=True), ""
 
     async def results(self, task_id: str) -> list[dict[str, Any]]:
         """The results of a session, oldest revision first."""

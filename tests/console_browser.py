@@ -1,0 +1,112 @@
+"""A visitor of the console: headless Chromium with one page, the addresses that it asked for, and the errors that it reported.
+
+Rule: at the end of a visit no request has left the host of the service, and the page has reported no error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import urllib.parse
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from playwright.async_api import Page, async_playwright
+
+from tests import waiting
+
+DESKTOP, PHONE = (1360, 860), (390, 844)
+_WORDS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--mute-audio",
+    "--autoplay-policy=no-user-gesture-required",
+)
+
+
+@dataclass(kw_only=True)
+class Visitor:
+    """One browser on a service's console. `expected` are parts of the errors that a test provokes."""
+
+    url: str
+    page: Page
+    asked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+
+    async def open(self, path: str = "/console") -> int:
+        """Open a page of the console, and return its status."""
+        answer = await self.page.goto(self.url + path)
+        return answer.status if answer is not None else 0
+
+    async def sign_in(self, key: str) -> None:
+        """Sign in on the page that asks for a key."""
+        await self.page.fill("#key", key)
+        await self.page.click("button.primary")
+
+    async def text(self, selector: str = "main") -> str:
+        """The visible text of an element, in one line."""
+        return " ".join((await self.page.inner_text(selector)).split())
+
+    async def until(self, selector: str, text: str) -> None:
+        """Wait until an element, which the page updates by itself, contains a text."""
+
+        async def shown() -> bool:
+            found = self.page.locator(selector)
+            return await found.count() > 0 and text in " ".join([await each.inner_text() for each in await found.all()])
+
+        await waiting.until(shown, 20, f"{selector} shows {text!r}")
+
+    async def fetch(self, method: str, path: str, form: dict[str, Any]) -> int:
+        """Send a form as a script of the page could; returns the status."""
+        answer = await self.page.context.request.fetch(self.url + path, method=method, form=form, max_redirects=0)
+        return answer.status
+
+    @property
+    def strangers(self) -> list[str]:
+        """The requests to other hosts."""
+        here = urllib.parse.urlsplit(self.url).netloc
+        return [one for one in self.asked if urllib.parse.urlsplit(one).netloc not in (here, "")]
+
+
+@asynccontextmanager
+async def visiting(
+    url: str,
+    *,
+    key: str = "",
+    path: str = "/console",
+    language: str = "en-US",
+    theme: str = "light",
+    size: tuple[int, int] = DESKTOP,
+    words: Sequence[str] = (),
+) -> AsyncIterator[Visitor]:
+    """A browser that has opened a page of the console, signed in with `key` if there is one."""
+    binary = shutil.which("chromium")
+    assert binary, "Chromium is not installed: sh deploy/test-servers.sh"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=binary, args=[*_WORDS, *words], timeout=waiting.limit_s(30) * 1000
+        )
+        try:
+            width, height = size
+            context = await browser.new_context(
+                locale=language,
+                color_scheme="dark" if theme == "dark" else "light",
+                viewport={"width": width, "height": height},
+                timezone_id="Asia/Shanghai",
+            )
+            context.set_default_timeout(waiting.limit_s(15) * 1000)
+            visitor = Visitor(url=url, page=await context.new_page())
+            visitor.page.on("request", lambda request: visitor.asked.append(request.url))
+            visitor.page.on("pageerror", lambda error: visitor.problems.append(str(error)))
+            visitor.page.on("console", lambda said: visitor.problems.append(said.text) if said.type == "error" else None)
+            await visitor.open(path)
+            if key:
+                await visitor.sign_in(key)
+            yield visitor
+            assert visitor.strangers == []
+            assert [each for each in visitor.problems if not any(part in each for part in visitor.expected)] == []
+        finally:
+            await browser.close()

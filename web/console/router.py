@@ -1,0 +1,24 @@
+"""The routes of the console: every page registers its own here."""
+
+from __future__ import annotations
+
+import fastapi
+
+from web import attention_watch, authentication, dependencies
+from web.console import frame as frames
+from web.console import overview, sessions, signin
+
+
+def router(
+    api: dependencies.Api,
+    watch: attention_watch.AttentionWatch,
+    frame: frames.Frame,
+    authenticator: authentication.Authenticator,
+) -> fastapi.APIRouter:
+    """The routes of one service's console."""
+    routes = fastapi.APIRouter(prefix=frames.PREFIX, route_class=frame.route_class(), include_in_schema=False)
+    frames.install(routes, frame)
+    signin.add(routes, frame, api, authenticator)
+    overview.add(routes, frame, api, watch)
+    sessions.add(routes, frame, api, watch)
+    return routes
