@@ -23,6 +23,7 @@ from events import errors, reader
 CONTENT_TYPE = "application/cloudevents+json"
 SOURCE = "recorder"
 MAX_DEPTH = 16
+FREE_FIELDS = ("UserData",)  # JSON of the publisher's own, in which an integer may have a decimal point
 MAX_DETAIL = 4096  # characters of a Detail that the schemas allow
 # A message with more values than this gets only its first fault reported.
 MAX_VALUES = 2_000
@@ -108,9 +109,9 @@ def check(type_: str, data: object, *, tolerant: bool = False) -> Data:
     if not validator.is_valid(data):
         _, where, why = min((_fault(e) for e in _faults(validator, data)), key=lambda f: f[0])
         raise errors.InvalidEvent(where, why)
-    if inside and not plain:
-        _check_integers(data, "")
     assert isinstance(data, dict)  # noqa: S101 - every schema is of type object; for the type checker
+    if inside and not plain:
+        _check_integers({name: value for name, value in data.items() if name not in FREE_FIELDS}, "")
     return data
 
 
@@ -177,7 +178,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise errors.InvalidEvent("", "the body must be a JSON object")
     # Fewer brackets cannot nest deeper.
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _nests_deeper(body, MAX_DEPTH):
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and nests_deeper(body, MAX_DEPTH):
         raise errors.InvalidEvent("", f"the body nests deeper than {MAX_DEPTH} levels")
     return body
 
@@ -251,11 +252,12 @@ _READING = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_obje
 _WRITING = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def _nests_deeper(value: object, levels: int) -> bool:
+def nests_deeper(value: object, levels: int) -> bool:
+    """Whether objects and arrays nest deeper than so many levels."""
     if not isinstance(value, dict | list):
         return False
     children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_nests_deeper(child, levels - 1) for child in children)
+    return levels == 0 or any(nests_deeper(child, levels - 1) for child in children)
 
 
 def _faults(validator: Any, data: object) -> Iterable[Any]:

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from events import errors, secret_names
+from events import codec, errors, secret_names
 
 TYPES = ("start", "stop", "replay", "resend")
 """The types of the messages that users send."""
 STR_ROOM_MAX_BYTES = 64
+USER_DATA_MAX_BYTES = 1024
+# Less than codec.MAX_DEPTH, because a result has it two levels deeper.
+USER_DATA_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class StartRequest:
     callback: str = ""
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
+    user_data: str = ""  # UserData as JSON text; "": not given
 
 
 def fingerprint(type_: str, id_: str, data: Mapping[str, Any]) -> str:
@@ -120,6 +124,7 @@ _SETTINGS: dict[str, Callable[[StartRequest], object]] = {
     "Callback": lambda request: request.callback,
     "SubscribeUserIds": lambda request: set(request.subscribe),
     "UnSubscribeUserIds": lambda request: set(request.unsubscribe),
+    "UserData": lambda request: _canonical(request.user_data),
 }
 
 
@@ -152,6 +157,7 @@ def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
         callback=data.get("Callback", ""),
         subscribe=tuple(data.get("SubscribeUserIds", ())),
         unsubscribe=tuple(data.get("UnSubscribeUserIds", ())),
+        user_data=_user_data(data),
     )
     return request, secrets(data)
 
@@ -174,6 +180,25 @@ def origin(url: str) -> str:
     except ValueError:  # such as an open bracket: no part of it is safe to show
         return "…"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if parts.netloc else "…"
+
+
+def _user_data(data: Mapping[str, Any]) -> str:
+    if "UserData" not in data:
+        return ""
+    try:
+        text = json.dumps(data["UserData"], ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise errors.InvalidEvent("UserData", "has a number that is too large") from None
+    if len(text.encode()) > USER_DATA_MAX_BYTES:
+        raise errors.InvalidEvent("UserData", f"is longer than {USER_DATA_MAX_BYTES} bytes as JSON without spaces")
+    if codec.nests_deeper(data["UserData"], USER_DATA_MAX_DEPTH):
+        raise errors.InvalidEvent("UserData", f"nests deeper than {USER_DATA_MAX_DEPTH} levels")
+    return text
+
+
+def _canonical(text: str) -> str:
+    """JSON text in which the order of fields has no meaning."""
+    return json.dumps(json.loads(text), sort_keys=True) if text else ""
 
 
 def _path(text: str) -> str:

@@ -5,6 +5,7 @@ Rules: pure. The fields and their meaning are contract. Equal facts give the sam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def recording_result(session: model.Session, recording: model.Recording) -> tupl
     """(event type, data) of a recording that has just become final."""
     type_ = states.OUTCOMES[recording.code][0]
     outcome = {"Speaker": recording.speaker, "N": recording.n, "Attempt": recording.attempt, "File": file_entry(recording)}
-    return type_, {"TaskId": session.task_id, **_key(session), **outcome}
+    return type_, {"TaskId": session.task_id, **_key(session), **outcome, **user_data(session)}
 
 
 def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
@@ -68,7 +69,12 @@ def session_result(session: model.Session, recordings: Sequence[model.Recording]
     seen = sorted((r for r in recordings if not r.never_seen), key=lambda r: (r.opened_ms, r.speaker, r.n))
     files = [entry for r in seen for entry in file_entries(r)]
     extensions = {"TaskId": session.task_id, "Revision": session.revision, "EndReason": session.end_reason}
-    return {**_key(session), "Files": files, **extensions}
+    return {**_key(session), "Files": files, **extensions, **user_data(session)}
+
+
+def user_data(session: model.Session) -> dict[str, Any]:
+    """The UserData of the start, under its name; nothing if it had none."""
+    return {"UserData": json.loads(session.request.user_data)} if session.request.user_data else {}
 
 
 def _key(session: model.Session) -> dict[str, str]:

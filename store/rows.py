@@ -84,24 +84,26 @@ def recording(row: Mapping[str, Any]) -> model.Recording:
 def session_row(session: model.Session) -> dict[str, Any]:
     """All columns of a session; of the callback URL only the origin."""
     request = dataclasses.replace(session.request, callback=requests.origin(session.request.callback))
+    body = dataclasses.asdict(request)
     return session_columns(session) | {
         "task_id": session.task_id,
         "sdk_app_id": request.room.sdk_app_id,
         "room_kind": request.room.kind,
         "room": request.room.name,
         "user_id": request.user_id,
-        "request": dumps(dataclasses.asdict(request)),
+        "user_data": body.pop("user_data"),
+        "request": dumps(body),
         "warnings": dumps(session.warnings),
     }
 
 
 @functools.lru_cache(maxsize=1024)
-def _request(text: str) -> requests.StartRequest:
-    """A request from its column. A session's never changes, and each of its events reads it."""
+def _request(text: str, user_data: str) -> requests.StartRequest:
+    """A request from its columns. A session's never changes, and each of its events reads it."""
     body = json.loads(text)
     room = requests.Room(**body.pop("room"))
     subscribe, unsubscribe = (tuple(body.pop(name)) for name in ("subscribe", "unsubscribe"))
-    return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **body)
+    return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, user_data=user_data, **body)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -113,7 +115,7 @@ def session(row: Mapping[str, Any]) -> model.Session:
     """A session from its row."""
     return model.Session(
         task_id=row["task_id"],
-        request=_request(row["request"]),
+        request=_request(row["request"], row["user_data"]),
         version=row["version"],
         warnings=_warnings(row["warnings"]),
         **{name: row[name] for name in SESSION_FIELDS},

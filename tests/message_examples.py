@@ -40,6 +40,7 @@ VALID: dict[str, list[dict[str, Any]]] = {
         {"SdkAppId": 4294967295, "RoomId": "", "StrRoomId": "r .%|~", "UserId": "rec", "CosConfig": COS, "Mode": "02"},
         {"SdkAppId": 1, "RoomId": 0, "StrRoomId": "r", "UserId": "r", "CosConfig": COS | {"SecretId": "i", "SecretKey": "k"}},
         {"SdkAppId": 1, "RoomId": 8, "UserId": "rec", "CosConfig": COS, "Callback": "https://x/y?z=1", "SubscribeUserIds": ["a"]},
+        {"SdkAppId": 1, "RoomId": 8, "UserId": "rec", "CosConfig": COS, "UserData": {"lesson": [1.5, None, "é"]}},
     ],
     "stop": [{"TaskId": TASK}, {"SdkAppId": 1, "RoomId": 8, "UserId": "rec"}],
     "replay": [
@@ -78,11 +79,11 @@ VALID: dict[str, list[dict[str, Any]]] = {
         {"Code": "InvalidParameter", "Message": "m", "RequestId": "e"},
         {"Code": "AlreadyRecording", "Message": "m", "RequestId": "e", "Fields": ["Mode"], "TaskId": TASK},
     ],
-    "recording-done": [RESULT],
+    "recording-done": [RESULT, RESULT | {"UserData": 1.5}],
     "failed-recording": [RESULT],
     "failed-transcode": [RESULT],
     "failed-cos-write": [RESULT],
-    "session-finished": [KEY | {"Files": [FILE], "TaskId": TASK, "Revision": 1, "EndReason": "Idle"}],
+    "session-finished": [KEY | {"Files": [FILE], "TaskId": TASK, "Revision": 1, "EndReason": "Idle", "UserData": ["lesson 7"]}],
 }
 # (type, change to its first valid example, field, word of the reason)
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [

@@ -68,6 +68,7 @@ class SessionHead(models.Body):
     ClosingTime: models.Time
     FinishedTime: models.Time
     Revision: models.Count = pydantic.Field(description="Revision of the newest result; 0 before the first.")
+    UserData: Any = pydantic.Field(description="The UserData of the start; null if it had none.")
     Stuck: list[FindingBody] = pydantic.Field(
         description="The reasons why the session needs attention. In the list they are filled in only with `stuck=true`."
     )

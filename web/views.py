@@ -183,6 +183,7 @@ def _head(session: model.Session) -> Json:
         "ClosingTime": _iso(session.closing_ms),
         "FinishedTime": _iso(session.finished_ms),
         "Revision": session.revision,
+        "UserData": results.user_data(session).get("UserData"),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from typing import Any
 
@@ -24,6 +25,7 @@ OTHER_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"Callback": "https://y.example/a?key=MARK"}, ["Callback"]),
     ({"Callback": None}, ["Callback"]),
     ({"SubscribeUserIds": ["al"]}, ["SubscribeUserIds"]),
+    ({"UserData": {"lesson": 7}}, ["UserData"]),
     ({"SubscribeUserIds": None, "UnSubscribeUserIds": ["al"]}, ["SubscribeUserIds", "UnSubscribeUserIds"]),
 ]
 
@@ -136,3 +138,33 @@ async def test_a_start_whose_callback_url_was_forgotten_is_repeated(
     assert await harness.start(**FIRST | {"UserSig": "fresh"}) == task_id
     with pytest.raises(errors.AlreadyRecording):
         await harness.start(**FIRST | {"Callback": "https://y.example/a?key=MARK"})
+
+
+@pytest.mark.parametrize("given", [{"lesson": 7, "of": [1.5, None, "ü"]}, 0, False, "x" * 1022])
+async def test_user_data_comes_back_in_every_result(harness: decider_harness.Harness, given: object) -> None:
+    """UserData of any kind is in the result of each recording, in both revisions of the session's result, and in the body that is
+    posted; a repeated start with the same one is the same start, whatever the order of its fields."""
+    task_id = await harness.start(UserData=given, Callback="https://x.example/a")
+    again = dict(reversed(given.items())) if isinstance(given, dict) else given
+    assert await harness.start(UserData=again, Callback="https://x.example/a") == task_id
+    await harness.publish()
+    owner = f"{task_id}/al/1"
+    await harness.capture(owner)
+    await harness.say("stop", TaskId=task_id)
+    await harness.transcode(owner)
+    await harness.upload(owner, good=False)
+    await harness.say("replay", TaskId=task_id)
+    await harness.upload(owner)
+    found = {m.type: m.data.get("UserData") for m in await harness.messages("result") if m.type != "session-accepted"}
+    assert found == {"failed-cos-write": given, "recording-done": given, "session-finished": given}
+    assert [body["UserData"] for body in await harness.reading.results(task_id)] == [given, given]
+    assert json.loads((await harness.deliveries(task_id))[-1].body)["UserData"] == given
+
+
+async def test_a_start_without_user_data_has_results_without_it(harness: decider_harness.Harness) -> None:
+    """Nothing is added to the result of a start that gave none; "" and null count as not given."""
+    for given in (None, ""):
+        task_id = await harness.start(UserData=given)
+        await harness.say("stop", TaskId=task_id)
+        (body,) = await harness.reading.results(task_id)
+        assert "UserData" not in body

@@ -50,6 +50,20 @@ class TestStart:
         status, _ = await service.ask("POST", f"/sessions/{answer['TaskId']}/stop", data=stopped, headers=JSON_TYPE)
         assert status == 202
 
+    async def test_user_data_is_shown(self, service: Service) -> None:
+        """UserData is shown with the session, alone and in the list; null where the start gave none. One that is too long is
+        refused by its name."""
+        given = {"lesson": 7.5, "of": ["a", None]}
+        task_id = await service.open_session(UserData=given)
+        bare = await service.open_session(RoomId=77)
+        _, listed = await service.ask("GET", "/sessions")
+        assert {s["TaskId"]: s["UserData"] for s in listed["Sessions"]} == {task_id: given, bare: None}
+        _, shown = await service.ask("GET", f"/sessions/{task_id}")
+        assert shown["UserData"] == given
+        status, answer = await service.ask("POST", "/sessions", json=start_body(RoomId=78, UserData="x" * 1100))
+        assert (status, answer["Code"]) == (400, "InvalidParameter")
+        assert answer["Message"].startswith("UserData")
+
     async def test_a_second_start_of_the_same_room_is_the_same_session(self, service: Service) -> None:
         """A repeated start returns the first TaskId, marked as Repeated."""
         task_id = await service.open_session()

@@ -51,10 +51,15 @@ def test_a_room_is_one_of_two_kinds(room_id: Any, str_room_id: Any, kind: str, n
         ({"CosConfig": COS | {"Path": "a/../b"}}, "CosConfig.Path"),
         ({"CosConfig": COS | {"Path": "a//b"}}, "CosConfig.Path"),
         ({"CosConfig": COS | {"Path": "/./"}}, "CosConfig.Path"),
+        ({"UserData": "x" * 1023}, "UserData"),
+        ({"UserData": "房" * 341}, "UserData"),
+        ({"UserData": [[[[[[[[[]]]]]]]]]}, "UserData"),
+        ({"UserData": {"large": 1e308 * 10}}, "UserData"),
     ],
 )
 def test_what_no_schema_can_say_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
-    """No room, two lists of speakers, a name of too many bytes, a path that climbs: refused, naming the field."""
+    """No room, two lists of speakers, a name of too many bytes, a path that climbs, UserData that is too
+    long, too deep or no JSON: refused, naming the field."""
     with pytest.raises(errors.InvalidEvent) as refused:
         _start(**changes)
     assert refused.value.field == field
