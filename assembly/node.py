@@ -350,6 +350,7 @@ class Node:
 def _policy(settings: settings_module.Settings) -> model.Policy:
     names = (
         "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed",
-        "keep_messages", "keep_sessions", "lease", "node_return",
+        "keep_messages", "keep_sessions", "lease", "node_return", "progress_every",
     )  # fmt: skip
-    return model.Policy(**{f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names})
+    times = {f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names}
+    return model.Policy(**times, progress_events=settings.progress_events)

@@ -298,6 +298,8 @@ def _summary(data: Json) -> str:
         return data["File"]["RecordFile"] or f"{data['File']['Message']} {data['File']['Detail']}"
     if "Code" in data:
         return f"{data['Code']}: {data['Message']}"
+    if "MediaSeconds" in data:
+        return f"{data['MediaSeconds']:g} s of media. {data.get('Detail', '')}".rstrip()
     return "; ".join(data.get("Warnings", ()))
 
 

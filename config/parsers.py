@@ -136,3 +136,13 @@ def role(text: str) -> str:
     if text not in ROLES:
         raise ValueError("not a role")
     return text
+
+
+PROGRESS_EVENTS = ("recording-started", "recording-interrupted", "recording-resumed", "recording-progress")
+
+
+def progress_event(text: str) -> str:
+    """One of the events that report how a recording goes on."""
+    if text not in PROGRESS_EVENTS:
+        raise ValueError("not an event of progress")
+    return text

@@ -6,7 +6,6 @@ as unset. Secrets are `SecretStr`, so that no log and no dump shows them. This m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ import pydantic
 import pydantic_settings
 from pydantic import SecretStr
 
-from config import consistency, fields, parsers
+from config import consistency, fields, folders, parsers
 
 SQLITE, POSTGRESQL = consistency.SQLITE, consistency.POSTGRESQL
 DATABASE_NAME = "recorder.db"
@@ -181,6 +180,10 @@ class Settings(pydantic_settings.BaseSettings):
     cluster_token: SecretStr = _setting(
         "CLUSTER_TOKEN", SecretStr(""), "any text", "Token by which nodes fetch each other's segments.", shown="none"
     )
+    progress_events: Annotated[tuple[str, ...], _list_of(parsers.progress_event)] = _setting(
+        "PROGRESS_EVENTS", (), f"a list of {', '.join(parsers.PROGRESS_EVENTS)}", "Progress of recordings to publish as results."
+    )
+    progress_every_s: Seconds = _setting("PROGRESS_EVERY", 60.0, DURATION, "Time between two recording-progress.", ge=1)
     node_return_s: Seconds = _setting(
         "NODE_RETURN", 1800.0, DURATION, "Time for which a transcode waits for an absent node with segments."
     )
@@ -314,11 +317,11 @@ class Settings(pydantic_settings.BaseSettings):
 def load(environ: Mapping[str, str]) -> Settings:
     """Build the settings from `environ`. Raises SettingsError with every fault."""
     given = {name: environ[name].strip() for name in _fields() if environ.get(name, "").strip()}
-    for name, folder in _default_folders(environ).items():
+    for name, folder in folders.defaults(environ).items():
         given[name] = given.get(name) or folder
     for name in ("DATA_DIR", "SPOOL_DIR", "CFS_PATH", "FFMPEG_BINARY"):
         if given.get(name):
-            given[name] = _expanded(given[name], environ)
+            given[name] = folders.expanded(given[name], environ)
     settings, faults = _checked(given)
     faults.update({name: fault for name, fault in consistency.found(settings) if name not in faults})
     if faults:
@@ -350,18 +353,6 @@ def reference() -> str:
 def _fields() -> dict[str, str]:
     """Field name by variable, in order."""
     return {str(info.validation_alias): field for field, info in Settings.model_fields.items()}
-
-
-def _default_folders(environ: Mapping[str, str]) -> dict[str, str]:
-    """Folders of this machine, by variable, for those that are unset."""
-    data = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
-    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the spool checks the owner of its folder below it
-    return {"DATA_DIR": f"{data}/recorder" if data else "", "SPOOL_DIR": f"{temporary}/recorder-{os.getuid()}"}
-
-
-def _expanded(path: str, environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME", "")
-    return home + path[1:] if home and (path == "~" or path.startswith("~/")) else path
 
 
 def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from events import codec, requests
 from events import errors as event_errors
 from handlers import trtc_events
-from machine import internal_events, job_key, ports, states
+from machine import internal_events, job_key, ports, progress, states
 from machine.reasons import Reason
 
 Stages = Iterator[Sequence[ports.Need]]
@@ -49,7 +49,8 @@ def _delivery(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
 def _deadline(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     passed = codec.to_payload(internal_events.DeadlinePassed, event.data)
     owner = passed.owner
-    yield [("session", (owner.task_id,)), ("deadline", (owner, passed.kind)), *_owned(owner)]
+    files: list[ports.Need] = [("segment_nodes", (owner,))] if passed.kind == progress.DEADLINE else []
+    yield [("session", (owner.task_id,)), ("deadline", (owner, passed.kind)), *_owned(owner), *files]
 
 
 def _lost(event: codec.Event, snapshot: ports.Snapshot) -> Stages:

@@ -11,7 +11,7 @@ import structlog
 
 from events import codec
 from handlers import unit_of_work, worker_events
-from machine import internal_events, job_key, model, states
+from machine import internal_events, job_key, model, progress, results, states
 from machine.reasons import Reason
 
 log = structlog.get_logger()
@@ -63,12 +63,24 @@ def deadline_passed(uow: unit_of_work.UnitOfWork) -> None:
     if isinstance(owner, job_key.RecordingKey):
         if kind == "keep":
             _expire_files(uow, current, owner)
+        elif kind == progress.DEADLINE:
+            _publish_progress(uow, owner)
         else:
             worker_events.advance_recording(uow, owner, RECORDING_TRIGGERS[kind])
     elif isinstance(owner, job_key.DeliveryKey):
         worker_events.advance_delivery(uow, owner, "retry-due")
     elif current is not None:
         uow.advance_session(current.task_id, SESSION_TRIGGERS[kind])
+
+
+def _publish_progress(uow: unit_of_work.UnitOfWork, owner: job_key.RecordingKey) -> None:
+    """PROGRESS_EVERY passed: publish the media on disk, as long as the recording captures."""
+    value = uow.find_recording(owner)
+    if value is not None and value.state == states.RECORDING:
+        media_ms = sum(uow.snapshot.segment_nodes(owner).values())
+        data = results.recording_progress(uow.held(owner.task_id), value, uow.now_ms, media_ms)
+        uow.send("result", progress.PROGRESS, data, owner)
+        uow.arm(owner, progress.DEADLINE, uow.now_ms + uow.context.policy.progress_every_ms)
 
 
 def _expire_files(uow: unit_of_work.UnitOfWork, current: model.Session | None, owner: job_key.RecordingKey) -> None:

@@ -23,6 +23,7 @@ from machine import (
     job_key,
     model,
     ports,
+    progress,
     published,
     recording,
     results,
@@ -112,14 +113,16 @@ class UnitOfWork:
         self, value: model.Recording, trigger: str, outcome: internal_events.RecordingOutcome | None = None
     ) -> recording.RecordingDecision:
         """Trigger a recording and note the decision."""
-        decision = recording.decide(value, trigger, self.facts(value, outcome))
+        facts = self.facts(value, outcome)
+        decision = recording.decide(value, trigger, facts)
         if decision.ignored:
             self.journal(value.key, value.state, value.state, f"ignored: {decision.ignored}")
             return decision
+        events = progress.noted(self.held(value.task_id), value, decision, trigger, facts)
         saved = decision.recording
         self._save_recording(value, saved)
         self._journal_moves(value.key, decision.moves or ((value.state, value.state),), _note(value, saved))
-        self._apply(saved, decision.effects)
+        self._apply(saved, (*events, *decision.effects))
         return decision
 
     def facts(
@@ -326,6 +329,8 @@ class UnitOfWork:
                     self.send("command", type_, data, value.key, value.job.node if value.job else "")
                 case effects.Report():
                     self._report(value)
+                case effects.Publish(type_, data):
+                    self.send("result", type_, data, value.key)
                 case _:
                     self._apply_deadline(value.key, effect)
 

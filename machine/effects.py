@@ -5,7 +5,9 @@ Rule: values only. The unit of work makes changes of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,14 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish this message to subscribers."""
+
+    type: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class StopRecordings:
     """Stop every recording of the session, which closes for `reason` (the contract's EndReason)."""
 
@@ -48,4 +58,4 @@ class Finish:
     """Publish the session's result under its current revision, and cancel pending deliveries of older ones."""
 
 
-Effect = Command | Arm | Disarm | Report | StopRecordings | Finish
+Effect = Command | Arm | Disarm | Report | Publish | StopRecordings | Finish

@@ -80,6 +80,9 @@ class Policy:
     node_away_backoff_ms: int = 5_000
     # Time between two revisions of a result while uploads are pending.
     revise_every_ms: int = 5 * SECOND
+    # The types of machine/progress.py that are published, and the time between two `recording-progress`.
+    progress_events: tuple[str, ...] = ()
+    progress_every_ms: int = MINUTE
     # Workers that may end in a row without an outcome before a transcode fails.
     lost_limit: int = 5
 
@@ -224,6 +227,7 @@ class Recording:
     files_removed: bool = False  # KEEP_FAILED is over: the janitor deletes its files, and no replay uses them
     evicted: int = 0  # runs that ended just as a pull for another speaker of the session began
     published: published.Published = published.UNKNOWN  # when the speaker was known to publish
+    interrupted: bool = False  # in Recording: the last run ended, and no media came since
     object_n: int = 0  # the number in the object key, if it is not `n` because that object was delivered
     delivered: tuple[DeliveredFile, ...] = ()  # the files that were delivered before a replay began
 

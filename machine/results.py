@@ -64,6 +64,12 @@ def recording_result(session: model.Session, recording: model.Recording) -> tupl
     return type_, {"TaskId": session.task_id, **_key(session), **outcome, **user_data(session)}
 
 
+def recording_progress(session: model.Session, recording: model.Recording, at_ms: int, media_ms: int) -> dict[str, Any]:
+    """The data of an event of machine/progress.py: at that time (Unix ms), with so much media on disk."""
+    known = {"TaskId": session.task_id, **_key(session), "Speaker": recording.speaker, "N": recording.n}
+    return {**known, "Time": codec.iso(at_ms), "MediaSeconds": media_ms / 1000, **user_data(session)}
+
+
 def session_result(session: model.Session, recordings: Sequence[model.Recording]) -> dict[str, Any]:
     """The body of `session-finished` and of its delivery. A subscribed speaker who was never seen leaves no entry."""
     seen = sorted((r for r in recordings if not r.never_seen), key=lambda r: (r.opened_ms, r.speaker, r.n))

@@ -146,6 +146,7 @@ recordings = Table(
     Column("url", Text, nullable=False),
     Column("files_removed", Boolean, nullable=False),
     Column("evicted", Integer, nullable=False, server_default="0"),
+    Column("interrupted", Boolean, nullable=False, server_default=false()),
     # When the speaker was known to publish, as JSON; "" if unknown.
     Column("published", Text, nullable=False, server_default=""),
     # The number in the object key if it is not `n`, and the files that were delivered before a replay began.

@@ -171,9 +171,17 @@ def _object_url(_: requests.StartRequest, recording: model.Recording) -> str:
     return f"https://cos/{recording.task_id}/{recording.speaker}_{recording.object_number}"
 
 
-def connect(store: stores.Store, clock: engines.Clock, inspect: dispatch.Inspect | None = None, *, prefix: str = "01") -> Harness:
-    """A harness with the default policy. `prefix` distinguishes its ids from those of another one on the same database."""
-    context = unit_of_work.Context(policy=model.Policy(), new_id=engines.ids(prefix), object_url=_object_url)
+def connect(
+    store: stores.Store,
+    clock: engines.Clock,
+    inspect: dispatch.Inspect | None = None,
+    *,
+    prefix: str = "01",
+    policy: model.Policy | None = None,
+) -> Harness:
+    """A harness with the default policy, unless one is given. `prefix` distinguishes its ids from those of another one on the
+    same database."""
+    context = unit_of_work.Context(policy=policy or model.Policy(), new_id=engines.ids(prefix), object_url=_object_url)
     decider, reading = dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections)
     return Harness(store, clock, decider, reading, engines.ids(f"e{prefix}"))
 

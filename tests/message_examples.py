@@ -34,6 +34,7 @@ FILE = {
 }
 KEY = {"SdkAppId": "1", "RoomId": "8", "StrRoomId": "", "UserId": "rec"}
 RESULT = {"TaskId": TASK, **KEY, "Speaker": "al", "N": 1, "Attempt": 1, "File": FILE}
+PROGRESS = {"TaskId": TASK, **KEY, "Speaker": "al", "N": 1, "Time": "2026-11-30T10:00:00.000Z", "MediaSeconds": 1.5}
 VALID: dict[str, list[dict[str, Any]]] = {
     "start": [
         {"SdkAppId": 1, "RoomId": 8, "UserId": "rec", "UserSig": "s", "CosConfig": COS},
@@ -79,6 +80,10 @@ VALID: dict[str, list[dict[str, Any]]] = {
         {"Code": "InvalidParameter", "Message": "m", "RequestId": "e"},
         {"Code": "AlreadyRecording", "Message": "m", "RequestId": "e", "Fields": ["Mode"], "TaskId": TASK},
     ],
+    "recording-started": [PROGRESS, PROGRESS | {"UserData": {}}],
+    "recording-interrupted": [PROGRESS | {"Reason": "eof", "Detail": ""}],
+    "recording-resumed": [PROGRESS],
+    "recording-progress": [PROGRESS],
     "recording-done": [RESULT, RESULT | {"UserData": 1.5}],
     "failed-recording": [RESULT],
     "failed-transcode": [RESULT],
@@ -172,6 +177,10 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("send-callback", {"Revision": None}, "Revision", "required"),
     ("session-accepted", {"Warnings": "w"}, "Warnings", ""),
     ("session-refused", {"RequestId": None}, "RequestId", "required"),
+    ("recording-started", {"Time": None}, "Time", "required"),
+    ("recording-interrupted", {"Reason": None}, "Reason", "required"),
+    ("recording-resumed", {"MediaSeconds": -1}, "MediaSeconds", "minimum"),
+    ("recording-progress", {"Reason": "eof"}, "Reason", "known"),
     ("recording-done", {"Attempt": 0}, "Attempt", ""),
     ("failed-recording", {"File": FILE | {"Status": 2}}, "File.Status", ""),
     ("failed-transcode", {"File": FILE | {"Message": "oops"}}, "File.Message", ""),
