@@ -34,12 +34,15 @@ from media import file_threads, free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
 from web import attention_watch, http_server
+from webhook import forwarder, sender
 from worker import capacity, command_handlers, cpu_usage, janitor, worker
 
 log = structlog.get_logger()
 
 # Deliveries that may wait for their receivers' turns, under leases. Behind them, other receivers' results wait in the queue.
 MAX_LINE = 10_000
+# As long as TRTC itself waits for an answer.
+FORWARD_TIMEOUT_S = 5.0
 
 
 class Node:
@@ -70,6 +73,7 @@ class Node:
         self.worker: worker.Worker | None = None
         self.capacity: capacity.Capacity | None = None
         self.bus: Any
+        self.forwarder: forwarder.CallbackForwarder
         self._http: http_server.HttpServer
 
     async def start(self) -> None:
@@ -95,7 +99,10 @@ class Node:
         checks = start_checks.StartChecks(self.settings, work, chain, capacity, self._clock)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
-        api = self._api(decider, work, space)
+        intake = callback_intake.CallbackIntake(self.store.presence, decider.decide)
+        self.forwarder = self._forwarder(lambda: intake.busy)
+        parts.append(self.forwarder)
+        api = self._api(decider, intake, work, space)
         watch = attention_watch.AttentionWatch(api)
         if "api" in self.settings.roles:
             parts.append(watch)
@@ -301,7 +308,20 @@ class Node:
             return ""
         return self.settings.node_url or (self.url if self._ready else "")
 
-    def _api(self, decider: dispatch.Decider, work: node_work.NodeWork, space: start_checks.SpoolSpace) -> web_app.Api:
+    def _forwarder(self, busy: Callable[[], bool]) -> forwarder.CallbackForwarder:
+        receivers = {app: url.get_secret_value() for app, url in self.settings.trtc_callback_forward.items()}
+        webhooks = sender.WebhookSender(allow=self.settings.callback_allow, timeout_s=FORWARD_TIMEOUT_S)
+        made = forwarder.CallbackForwarder(webhooks, receivers, busy=busy)
+        self._tasks += made.tasks
+        return made
+
+    def _api(
+        self,
+        decider: dispatch.Decider,
+        intake: callback_intake.CallbackIntake,
+        work: node_work.NodeWork,
+        space: start_checks.SpoolSpace,
+    ) -> web_app.Api:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
         api_keys = store.api_keys.Keys(self.store.connections, clock=self._clock)
@@ -315,7 +335,8 @@ class Node:
 
         return web_app.Api(
             decide=decider.decide,
-            take_callback=callback_intake.CallbackIntake(self.store.presence, decider.decide).take,
+            take_callback=intake.take,
+            forward_callback=self.forwarder.take,
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,

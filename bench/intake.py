@@ -2,10 +2,13 @@
 
     .venv/bin/python -m bench.intake
     .venv/bin/python -m bench.intake --engine embedded --quick
+    .venv/bin/python -m bench.intake --forward --callbacks 10000
 
 Rule: the burst has half the rate that a bare endpoint (`bench/bare_endpoint.py`) has just sustained on the same server, database
 and machine. The sender has a process of its own (`bench/callback_burst.py`). Every commit is synced to disk, and the log is
 written as by the service. At the end the database is read: each user's presence, each recorded speaker, each decided callback.
+With `--forward` a second burst of the same rate follows, whose callbacks are also forwarded to a receiver that is down at first
+(`bench/down_receiver.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any
 from ulid import ULID
 
 from assembly import logs
-from bench import bare_endpoint, callback_burst, noise
+from bench import bare_endpoint, callback_burst, down_receiver, noise
 from events import codec
 from handlers import callback_intake, dispatch, unit_of_work
 from machine import encryption, model
@@ -35,6 +38,7 @@ from store import store as stores
 from tencent import trtc_callbacks
 from tests import postgres
 from web import app, http_server
+from webhook import forwarder, sender
 
 KEY = "callback-key"
 USERS = 20
@@ -47,7 +51,8 @@ ENGINES = ("embedded", "distributed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One run. `missing` counts expected rows that the database does not have."""
+    """One run. `missing` counts expected rows that the database does not have. `forwarded` and `dropped` count callbacks for the
+    application's own receiver, and `received` those that it took."""
 
     bare_per_s: float
     rate: float
@@ -59,6 +64,9 @@ class Figures:
     cpu_ms: float
     bare_cpu_ms: float
     missing: int
+    forwarded: int = 0
+    dropped: int = 0
+    received: int = 0
 
 
 def now_ms() -> int:
@@ -90,16 +98,22 @@ async def send(order: callback_burst.Order) -> callback_burst.Met:
 
 
 class Intake:
-    """The service's route for callbacks, on a database; a session is Open in every `RECORDED_EVERY`th room."""
+    """The service's route for callbacks, on a database; a session is Open in every `RECORDED_EVERY`th room. `receiver` is where
+    callbacks are forwarded to; "": nowhere."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, receiver: str = "") -> None:
         database = connections.open_database(url)
         self.store = stores.Store(database, clock=now_ms, keyring=encryption.Keyring([encryption.new_key()]))
         self._decider = dispatch.Decider(self.store, unit_of_work.Context(policy=model.Policy(), new_id=new_id))
+        intake = callback_intake.CallbackIntake(self.store.presence, self._decider.decide)
+        webhooks = sender.WebhookSender(allow=["127.0.0.1"])
+        receivers = {callback_burst.APP: receiver} if receiver else {}
+        self.forwarder = forwarder.CallbackForwarder(webhooks, receivers, busy=lambda: intake.busy)
         self.application = app.create(
             app.Api(
                 decide=self._decider.decide,
-                take_callback=callback_intake.CallbackIntake(self.store.presence, self._decider.decide).take,
+                take_callback=intake.take,
+                forward_callback=self.forwarder.take,
                 queries=queries.SessionQueries(database),
                 ping=database.ping,
                 ready=list,
@@ -114,6 +128,7 @@ class Intake:
     async def start(self, rooms: Sequence[int]) -> None:
         """Migrate the database, and open a session in these rooms."""
         await self.store.start()
+        await self.forwarder.start()
         for room in rooms:
             data = {
                 "SdkAppId": callback_burst.APP,
@@ -148,8 +163,8 @@ class Intake:
         return sum(abs(expected[name] - found[name]) for name in expected)
 
 
-async def measure(log: bare_endpoint.Log, url: str, count: int, seconds: float) -> Figures:
-    """One run on one engine."""
+async def measure(log: bare_endpoint.Log, urls: Sequence[str], count: int, seconds: float) -> list[Figures]:
+    """A run on one engine, and another one with forwarding on the second database."""
     endpoint = bare_endpoint.BareEndpoint(KEY, log)
     async with serving(endpoint) as port:
         used_s = time.process_time()
@@ -158,9 +173,19 @@ async def measure(log: bare_endpoint.Log, url: str, count: int, seconds: float) 
     await log.close()
     bare_done = sum(bare.statuses.values())
     rate = bare_done / bare.took_s / 2
+    found = []
+    for number, url in enumerate(urls):
+        # The receiver is down for half of the burst.
+        with contextlib.nullcontext(None) if number == 0 else down_receiver.running(count / rate / 2) as receiver:
+            measured = await _burst(Intake(url, receiver.url if receiver else ""), count, rate)
+        bare_figures = {"bare_per_s": bare_done / bare.took_s, "bare_cpu_ms": bare_cpu_s / bare_done * 1000}
+        found.append(dataclasses.replace(measured, **bare_figures, received=receiver.took if receiver else 0))
+    return found
+
+
+async def _burst(intake: Intake, count: int, rate: float) -> Figures:
     sent = callback_burst.callbacks(count, USERS)
     recorded = [room for room in sorted({room for room, _ in sent}) if room % RECORDED_EVERY == 1]
-    intake = Intake(url)
     await intake.start(recorded)
     try:
         async with serving(intake.application) as port:
@@ -168,10 +193,12 @@ async def measure(log: bare_endpoint.Log, url: str, count: int, seconds: float) 
             met = await send(callback_burst.Order(port=port, key=KEY, count=count, users=USERS, rate=rate))
             cpu_s = time.process_time() - used_s
         missing = await intake.missing(sent, recorded)
+        await intake.forwarder.idle()
     finally:
+        await intake.forwarder.stop()
         await intake.store.stop()
     return Figures(
-        bare_per_s=bare_done / bare.took_s,
+        bare_per_s=0.0,
         rate=rate,
         sent=len(sent),
         answered=met.statuses.get("200", 0),
@@ -179,38 +206,42 @@ async def measure(log: bare_endpoint.Log, url: str, count: int, seconds: float) 
         p99_ms=met.p99_ms,
         longest_ms=met.longest_ms,
         cpu_ms=cpu_s / len(sent) * 1000,
-        bare_cpu_ms=bare_cpu_s / bare_done * 1000,
+        bare_cpu_ms=0.0,
         missing=missing,
+        forwarded=intake.forwarder.forwarded,
+        dropped=intake.forwarder.dropped,
     )
 
 
-async def embedded(folder: Path, count: int, seconds: float) -> Figures:
+async def embedded(folder: Path, count: int, seconds: float, *, forward: bool) -> list[Figures]:
     """On SQLite."""
     log = bare_endpoint.LogFile(folder / "bare.db")
-    return await measure(log, f"sqlite+aiosqlite:///{folder / 'recorder.db'}", count, seconds)
+    return await measure(log, [f"sqlite+aiosqlite:///{folder / f'{n}.db'}" for n in range(1 + forward)], count, seconds)
 
 
-async def distributed(folder: Path, count: int, seconds: float) -> Figures:
+async def distributed(folder: Path, count: int, seconds: float, *, forward: bool) -> list[Figures]:
     """On PostgreSQL."""
     server = postgres.Server(durable=True)
     try:
         server.start()
-        return await measure(await bare_endpoint.LogServer.open(server.create()), server.create(), count, seconds)
+        log = await bare_endpoint.LogServer.open(server.create())
+        return await measure(log, [server.create() for _ in range(1 + forward)], count, seconds)
     finally:
         server.remove()
 
 
-RUNS: dict[str, Callable[[Path, int, float], Any]] = {"embedded": embedded, "distributed": distributed}
+RUNS: dict[str, Callable[..., Any]] = {"embedded": embedded, "distributed": distributed}
 
 
 def table(found: dict[str, list[Figures]]) -> str:
     """The figures of all runs."""
     heads = ["engine", "bare/s", "sent/s", "answered", "missing", "p50 ms", "p99 ms", "longest ms", "CPU ms", "bare CPU ms"]
+    heads += ["forwarded", "dropped", "received"]
     lines = [
         [
             engine, f"{each.bare_per_s:,.0f}", f"{each.rate:,.0f}", f"{each.answered:,} of {each.sent:,}", f"{each.missing}",
             f"{each.p50_ms:,.1f}", f"{each.p99_ms:,.1f}", f"{each.longest_ms:,.0f}", f"{each.cpu_ms:.2f}",
-            f"{each.bare_cpu_ms:.2f}",
+            f"{each.bare_cpu_ms:.2f}", f"{each.forwarded:,}", f"{each.dropped:,}", f"{each.received:,}",
         ]
         for engine, runs in found.items() for each in runs
     ]  # fmt: skip
@@ -225,6 +256,7 @@ def main() -> None:
     parser.add_argument("--callbacks", type=int, default=FULL)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long the bare endpoint is measured")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
+    parser.add_argument("--forward", action="store_true", help="a second burst whose callbacks are also forwarded")
     parser.add_argument("--quick", action="store_true", help="a run of few callbacks, to see that everything works")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +268,7 @@ def main() -> None:
             found[engine] = []
             for number in range(given.rounds):
                 (within := Path(made) / f"{engine}-{number}").mkdir()
-                found[engine].append(asyncio.run(RUNS[engine](within, count, seconds)))
+                found[engine] += asyncio.run(RUNS[engine](within, count, seconds, forward=given.forward))
     print(table(found))
     print(quiet)
 

@@ -51,6 +51,8 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
     elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
         name = "DATABASE_URL" if url else "DATA_DIR"
         yield name, ON_CFS_PATH
+    if set(settings.trtc_callback_forward) - set(settings.trtc_callback_keys):
+        yield "TRTC_CALLBACK_FORWARD", "must name only applications that have a key in TRTC_CALLBACK_KEYS"
     if not _is_signing_secret(settings.callback_secret.get_secret_value()):
         yield "CALLBACK_SECRET", "must be base64 after whsec_"
 

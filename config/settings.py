@@ -117,6 +117,12 @@ class Settings(pydantic_settings.BaseSettings):
         "SdkAppId=key pairs, or a JSON object",
         "Callback keys of TRTC applications, as set in the TRTC console. Callbacks of other applications are refused.",
     )
+    trtc_callback_forward: Keys = _setting(
+        "TRTC_CALLBACK_FORWARD",
+        {},
+        "SdkAppId=URL pairs, or a JSON object, of applications in TRTC_CALLBACK_KEYS",
+        "Receivers of the applications' own to which each TRTC callback is passed on; private ones need CALLBACK_ALLOW.",
+    )
     trtc_callback_window_s: Seconds = _setting(
         "TRTC_CALLBACK_WINDOW",
         300.0,

@@ -35,6 +35,11 @@ class CallbackIntake:
         self._batches = batches.Batches("callback-intake", self._note, at_most=MAX_BATCH)
         self._taken = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether callbacks are being taken at this moment."""
+        return self._taken > 0
+
     async def take(self, event: codec.Event) -> None:
         """Take one callback; returns after the commit. Raises Unavailable if too many wait, or after `ANSWER_S`."""
         if self._taken >= MAX_WAITING:

@@ -80,8 +80,9 @@ class Policy:
     node_away_backoff_ms: int = 5_000
     # Time between two revisions of a result while uploads are pending.
     revise_every_ms: int = 5 * SECOND
-    # The types of machine/progress.py that are published, and the time between two `recording-progress`.
+    # The types of machine/progress.py that are published.
     progress_events: tuple[str, ...] = ()
+    # Time between two `recording-progress` of a recording.
     progress_every_ms: int = MINUTE
     # Workers that may end in a row without an outcome before a transcode fails.
     lost_limit: int = 5

@@ -70,6 +70,8 @@ class Api:
     verify_callback: Callable[[int, bytes, str], bool]
     # (SdkAppId, body) → the callback's event, or why it has none. Raises InvalidParameter.
     map_callback: Callable[[int, dict[str, Any]], trtc_callback.CallbackEvent | trtc_callback.IgnoredCallback]
+    # (SdkAppId, raw body, Sign): passes a verified callback on to the application's own receiver; it neither waits nor raises.
+    forward_callback: Callable[[int, bytes, str], None] = lambda sdk_app_id, body, sign: None
     # Recording → media (ms) of its capture in this process.
     progress: Callable[[], Mapping[job_key.RecordingKey, int]] = dict
     # The API keys, and how to note that one was used.

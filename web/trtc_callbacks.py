@@ -58,6 +58,8 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         structlog.contextvars.bind_contextvars(sdk_app_id=sdk_app_id)
         fields = request_body.parse(body)
         _check_age(api, fields)
+        # First, because it needs no database; TRTC repeats the callbacks that the recorder cannot take, to the receiver too.
+        api.forward_callback(sdk_app_id, body, sign.strip())
         mapped = api.map_callback(sdk_app_id, fields)
         if isinstance(mapped, trtc_callback.IgnoredCallback):
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)

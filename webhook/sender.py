@@ -97,17 +97,23 @@ class WebhookSender:
         Only a 2xx is success. Raises errors.DeliveryFailed with reason "status", "redirect", "timeout" or "network" (retry),
         "gone" (410), "private-address" or "bad-url" (no retry).
         """
+        failpoints.hit("callback.send.before")
+        status = await self.post(url, body, self._headers(webhook_id, now_s, body))
+        failpoints.hit("callback.send.after")
+        _check_status(status)
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
+        """POST `body` with these headers alone; returns the status. Raises errors.DeliveryFailed as `send`, if there is none."""
         try:
             target = target_url.parse(url)
         except errors.InvalidParameter as error:
             raise errors.DeliveryFailed(error.message, reason=Reason.BAD_URL, retry=False) from error
         guard = _Guard(target.raw_host or "", self._allowed)
         guard.check_literal()
-        failpoints.hit("callback.send.before")
         waiting: list[str] = []
         dns.waiting.set(waiting)
         try:
-            status = await self._post(target, body, self._headers(webhook_id, now_s, body), guard)
+            return await self._post(target, body, headers, guard)
         except TimeoutError as error:
             detail = f"The callback URL did not answer within {self._timeout_s:g} s."
             if waiting:
@@ -121,8 +127,6 @@ class WebhookSender:
             # Only the type: the text of these errors has addresses, and may have text of the server.
             detail = f"The callback URL could not be reached ({type(error).__name__})."
             raise errors.DeliveryFailed(detail, reason=Reason.NETWORK, retry=True) from error
-        failpoints.hit("callback.send.after")
-        _check_status(status)
 
     async def _post(self, target: yarl.URL, body: bytes, headers: dict[str, str], guard: _Guard) -> int:
         line = status_line.StatusLine()

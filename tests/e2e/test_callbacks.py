@@ -207,7 +207,7 @@ async def post(world: World, body: bytes, headers: dict[str, str]) -> tuple[int,
 async def test_untidy_callbacks(world: World) -> None:
     """Sessions and recordings in a dozen rooms of one service end correctly, whatever happens to callbacks on their way."""
     await scenes.encode(world)
-    await world.serve(**scenes.SHORT)
+    await world.serve(**scenes.SHORT, TRTC_CALLBACK_FORWARD=f"{APP}={world.simulator.receiver_url('application')}")
     world.simulator.callbacks.set_faults(*FAULTS)
     await asyncio.gather(
         recorded(Scene(world, 9001), "late", live_s=4),
@@ -224,6 +224,18 @@ async def test_untidy_callbacks(world: World) -> None:
         forged(Scene(world, 9011)),
     )
     check_audit(world)
+    await forwarded(world)
+
+
+async def forwarded(world: World) -> None:
+    """Every callback that the service took reaches the application's own receiver, with its body and its signature."""
+    taken = {m.attempts[-1].body for m in world.simulator.callbacks.messages if m.outcome == callbacks.DELIVERED}
+
+    def signed() -> set[bytes]:
+        got = world.simulator.receiver.received["application"]
+        return {each.body for each in got if each.headers["Sign"] == callbacks.sign(CALLBACK_KEY, each.body)}
+
+    await waiting.until(lambda: taken and taken <= signed(), 20, "every callback is forwarded")
 
 
 async def test_a_restart_between_two_of_a_kind(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from handlers import callback_intake
+from machine import errors
 from tests import engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
@@ -51,6 +52,23 @@ class TestCallbacks:
         event["EventInfo"] = {name: value for name, value in event["EventInfo"].items() if value is not None}
         assert (await deliver(service, event))[0] == 200
         assert (len(service.taken), service.decided) == (1, [])
+
+    async def test_every_genuine_callback_is_forwarded(self, database: engines.Database) -> None:
+        """The raw body and its signature go on, of ignored types too, and before the recorder's own decision can fail; a forged
+        callback and a stale one do not."""
+        forwarded: list[tuple[int, bytes, str]] = []
+        async with api_service.running(database, forward_callback=lambda *given: forwarded.append(given)) as service:
+            raw = [json.dumps(trtc(type_), indent=type_ % 5).encode() for type_ in (203, 205, 999)]
+            for each in raw:
+                await service.ask("POST", "/trtc/callbacks", data=each, headers=signed(each))
+            await service.open_session()
+            service.failure = errors.Unavailable("away")
+            failing = json.dumps(trtc(104)).encode()
+            status, _ = await service.ask("POST", "/trtc/callbacks", data=failing, headers=signed(failing))
+            assert status == 503
+            await deliver(service, trtc(203), key="forged")
+            await deliver(service, trtc(203) | {"CallbackTs": 1})
+        assert forwarded == [(api_service.SDK_APP_ID, each, signed(each)["Sign"]) for each in (*raw, failing)]
 
     async def test_an_ignored_callback_is_acknowledged(self, service: Service) -> None:
         """A callback without an event is acknowledged, and decides nothing."""

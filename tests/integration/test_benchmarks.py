@@ -23,13 +23,13 @@ SMALLEST = {
     "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
-    "intake": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "intake": [f"--quick --forward --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "mutated_streams": ["--cases=200"],
     "neighbors": [f"--seconds=0.5 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "recipes": ["--only plain --modes 02 --out={folder}"],
     "readability": ["--repetitions=1 --runs=1"],
 }
-RUN_BY = {"callback_burst": "intake", "call_tracer": "readability", "source": "capture"}
+RUN_BY = {"callback_burst": "intake", "down_receiver": "intake", "call_tracer": "readability", "source": "capture"}
 LIMIT_S = 60
 
 

@@ -31,6 +31,24 @@ def test_nothing_is_required_on_loopback() -> None:
     assert found.spool.name.startswith("recorder-")
 
 
+def test_receivers_of_callbacks() -> None:
+    """A receiver needs the callback key of its application: without one, none of its callbacks is genuine."""
+    forward = "1400000001=https://x.example/trtc?a=b"
+    found = settings.load({**HOME, "TRTC_CALLBACK_KEYS": "1400000001=k", "TRTC_CALLBACK_FORWARD": forward})
+    assert found.trtc_callback_forward[1400000001].get_secret_value() == "https://x.example/trtc?a=b"
+    assert "TRTC_CALLBACK_KEYS" in faults(TRTC_CALLBACK_FORWARD=forward)["TRTC_CALLBACK_FORWARD"]
+
+
+def test_events_of_progress() -> None:
+    """None is published by default; a name that is none is refused with those that are."""
+    assert settings.load(HOME).progress_events == ()
+    assert settings.load({**HOME, "PROGRESS_EVENTS": "recording-started, recording-progress"}).progress_events == (
+        "recording-started",
+        "recording-progress",
+    )
+    assert "recording-resumed" in faults(PROGRESS_EVENTS="recording-ended")["PROGRESS_EVENTS"]
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("72h", 259_200), ("7d", 604_800), ("500ms", 0.5), (" 3 s ", 3)]
 )
