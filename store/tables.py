@@ -70,8 +70,7 @@ sessions = Table(
     Column("live", Integer, nullable=False, server_default="0"),
     Column("uploading", Integer, nullable=False, server_default="0"),
     Column("present", Integer, nullable=False, server_default="0"),
-    # The start's UserData as JSON; "" if it had none. Not in `request`, which release 0.1.0 reads too.
-    Column("user_data", Text, nullable=False, server_default=""),
+    Column("user_data", Text, nullable=False, server_default=""),  # JSON; not in `request`, which release 0.1.0 reads too
     # The API key that started it, for its quota; "" for any other caller.
     Column("key_id", String(16), nullable=False, server_default=""),
     CheckConstraint(_one_of("state", states.SESSION_STATES), name="state"),
