@@ -45,12 +45,19 @@ def run_service(environment: Mapping[str, str]) -> int:
     """Run the service until SIGTERM or SIGINT. Returns 0, or 1 after an expected error."""
     # Modules stay loaded until the end: collecting garbage among them again and again costs a fifth of the start.
     gc.disable()
+    import structlog
+
     from assembly import logs, node
+    from config import environment as variables
+    from config import settings as settings_module
 
     gc.freeze()
     gc.enable()
     settings = exits.load_settings(environment)
+    environment = variables.cleaned(environment)
     sink = logs.configure(level=settings.log_level, form=settings.log_format)
+    for found in settings_module.misspelled(environment):
+        structlog.get_logger().warning("settings.unknown", detail=found)
     # No core dumps: they would hold customers' keys, those of child processes as well.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_file_limit()

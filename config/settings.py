@@ -6,7 +6,6 @@ as unset. Secrets are `SecretStr`, so that no log and no dump shows them. This m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,9 +15,8 @@ import pydantic
 import pydantic_settings
 from pydantic import SecretStr
 
-from config import consistency, fields, parsers
+from config import addresses, consistency, environment, fields, parsers
 
-SQLITE, POSTGRESQL = consistency.SQLITE, consistency.POSTGRESQL
 DATABASE_NAME = "recorder.db"
 DURATION = fields.DURATION
 
@@ -43,13 +41,8 @@ class Settings(pydantic_settings.BaseSettings):
         frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
     )
 
-    host: str = _setting(
-        "HOST",
-        "127.0.0.1",
-        "a host name or address",
-        "Address on which the API listens.",
-        min_length=1,
-        pattern=r"^[\w.:\[\]-]+$",
+    host: Annotated[str, fields.read(addresses.host)] = _setting(
+        "HOST", "127.0.0.1", "a host name or address, without a port", "Address on which the API listens."
     )
     port: int = _setting("PORT", 8080, "a number from 0 to 65535", "Port of the API; 0 takes a free one.", ge=0, le=65535)
     api_tokens: Annotated[tuple[SecretStr, ...], _list_of(parsers.token)] = _setting(
@@ -67,10 +60,10 @@ class Settings(pydantic_settings.BaseSettings):
     data_dir: Path = _setting(
         "DATA_DIR", Path(), "a path", "Folder of the database.", shown="`$XDG_DATA_HOME/recorder`, or `~/.local/share/recorder`"
     )
-    database_url: SecretStr = _setting(
+    database_url: Annotated[SecretStr, fields.read(addresses.database)] = _setting(
         "DATABASE_URL",
         SecretStr(""),
-        f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
+        "sqlite:///path of a file; with AMQP_URL postgresql://user:password@host/name, also with several hosts and sslmode",
         "The database, unless it is the SQLite file `recorder.db` in DATA_DIR.",
     )
     database_connections: int = _setting(
@@ -158,10 +151,10 @@ class Settings(pydantic_settings.BaseSettings):
         "Roles of this process; all three without AMQP_URL.",
         shown="api,machine,worker",
     )
-    amqp_url: SecretStr = _setting(
+    amqp_url: Annotated[SecretStr, fields.read(addresses.broker)] = _setting(
         "AMQP_URL",
         SecretStr(""),
-        "an address such as amqp://user:password@host/",
+        "an address such as amqp://user:password@host/ or amqps://user:password@host1:5671,host2:5671/, tried in their order",
         "RabbitMQ; with a PostgreSQL DATABASE_URL it selects the distributed engine. Unset: everything runs in this process.",
         shown="none",
     )
@@ -171,7 +164,7 @@ class Settings(pydantic_settings.BaseSettings):
     spool_shared: bool = _setting(
         "SPOOL_SHARED", False, "true or false", "All workers share CFS_PATH as one folder, so any of them can finish a recording."
     )
-    node_url: str = _setting(
+    node_url: Annotated[str, fields.read(addresses.node)] = _setting(
         "NODE_URL",
         "",
         "an address such as http://10.0.0.7:8080",
@@ -295,12 +288,12 @@ class Settings(pydantic_settings.BaseSettings):
     @property
     def database(self) -> str:
         """URL of the database: DATABASE_URL, or the file in DATA_DIR. It may contain a password."""
-        return self.database_url.get_secret_value() or f"{SQLITE}{self.data_dir / DATABASE_NAME}"
+        return self.database_url.get_secret_value() or f"{addresses.SQLITE}{self.data_dir / DATABASE_NAME}"
 
     @property
     def database_file(self) -> Path:
         """The SQLite file."""
-        return Path(self.database.removeprefix(SQLITE).partition("?")[0])
+        return Path(self.database.removeprefix(addresses.SQLITE))
 
     @property
     def cos_server(self) -> tuple[str, str, int] | None:
@@ -313,17 +306,26 @@ class Settings(pydantic_settings.BaseSettings):
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Build the settings from `environ`. Raises SettingsError with every fault."""
-    given = {name: environ[name].strip() for name in _fields() if environ.get(name, "").strip()}
-    for name, folder in _default_folders(environ).items():
+    clean = environment.cleaned(environ)
+    given = {name: clean[name] for name in _fields() if clean.get(name)}
+    for name, folder in environment.default_folders(clean).items():
         given[name] = given.get(name) or folder
     for name in ("DATA_DIR", "SPOOL_DIR", "CFS_PATH", "FFMPEG_BINARY"):
         if given.get(name):
-            given[name] = _expanded(given[name], environ)
+            given[name] = environment.expanded(given[name], clean)
     settings, faults = _checked(given)
     faults.update({name: fault for name, fault in consistency.found(settings) if name not in faults})
     if faults:
         raise SettingsError(tuple(f"{name}: {fault}" for name, fault in sorted(faults.items())))
     return settings
+
+
+def misspelled(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence for each variable that is no setting but looks like one."""
+    return tuple(
+        f"{name} is no setting: {meant} was probably meant, and has its default unless it is set too"
+        for name, meant in environment.misspelled(environ, tuple(_fields()))
+    )
 
 
 def describe(settings: Settings) -> dict[str, str]:
@@ -352,28 +354,20 @@ def _fields() -> dict[str, str]:
     return {str(info.validation_alias): field for field, info in Settings.model_fields.items()}
 
 
-def _default_folders(environ: Mapping[str, str]) -> dict[str, str]:
-    """Folders of this machine, by variable, for those that are unset."""
-    data = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
-    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the spool checks the owner of its folder below it
-    return {"DATA_DIR": f"{data}/recorder" if data else "", "SPOOL_DIR": f"{temporary}/recorder-{os.getuid()}"}
-
-
-def _expanded(path: str, environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME", "")
-    return home + path[1:] if home and (path == "~" or path.startswith("~/")) else path
-
-
 def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:
     """Settings without the wrong variables, and the fault of each of those."""
     try:
         return Settings.model_validate(given), {}
     except pydantic.ValidationError as error:
-        wrong = {str(fault["loc"][0]) for fault in error.errors(include_input=False, include_context=False)}
-    names = _fields()
-    allowed: dict[str, Any] = {name: Settings.model_fields[names[name]].json_schema_extra for name in wrong}
-    right = Settings.model_validate({name: text for name, text in given.items() if name not in wrong})
-    return right, {name: f"must be {extra['allowed']}" for name, extra in allowed.items()}
+        causes = {str(fault["loc"][0]): fault.get("ctx", {}).get("error") for fault in error.errors(include_input=False)}
+    right = Settings.model_validate({name: text for name, text in given.items() if name not in causes})
+    return right, {name: _fault(name, cause) for name, cause in causes.items()}
+
+
+def _fault(name: str, cause: object) -> str:
+    """What is wrong with a variable: its parser's words if they can be shown, else the allowed values."""
+    extra: Any = Settings.model_fields[_fields()[name]].json_schema_extra
+    return str(cause) if isinstance(cause, addresses.Fault) else f"must be {extra['allowed']}"
 
 
 def _shown(value: object) -> str:
