@@ -17,7 +17,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from cli import exits
+from cli import exits, systemd
 from machine import errors
 
 # An infinite limit is more than the kernel grants.
@@ -67,7 +67,7 @@ def run_service(environment: Mapping[str, str]) -> int:
     async def run() -> int:
         code = exits.OK
         try:
-            await run_until_signal([service], [service.run])
+            await run_until_signal([service, systemd.Systemd(environment)], [service.run])
         except errors.RecorderError as error:
             sink.write(f"recorder: {error.message}\n")
             code = exits.REFUSED
