@@ -60,6 +60,7 @@ class Node:
         self._log_warnings = log_warnings
         self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
+        self._host = settings.host.strip("[]")
         self._policy = _policy(settings)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[supervised_task.SupervisedTask] = []
@@ -111,7 +112,7 @@ class Node:
             await part.start()
             self._stack.push_async_callback(part.stop)
         application = web_app.create(api, watch=watch, public="api" in self.settings.roles)
-        self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
+        self._http = http_server.HttpServer(application, host=self._host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)
         self._ready = True
@@ -134,8 +135,8 @@ class Node:
     @property
     def url(self) -> str:
         """URL of the API."""
-        host = "127.0.0.1" if self.settings.host in ("", "0.0.0.0") else self.settings.host  # noqa: S104 - compared, not bound
-        return f"http://{host}:{self._http.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self._http.port}" if ":" in host else f"http://{host}:{self._http.port}"
 
     def progress(self) -> Mapping[job_key.RecordingKey, int]:
         """Media captured so far by running captures: recording → ms."""

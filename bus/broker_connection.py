@@ -64,11 +64,23 @@ def translate_errors(action: str) -> Iterator[None]:
         raise errors.Unavailable(f"RabbitMQ: {type(error).__name__}: {str(error)[:500]} ({action}).") from error
 
 
-async def connect(url: str, name: str) -> abc.AbstractConnection:
-    """Open a connection that the broker shows under `name`, with heartbeats that detect a dead peer within seconds."""
+async def connect(urls: str, name: str, limit_s: float = CONNECT_TIMEOUT_S) -> aio_pika.Connection:
+    """Open a connection that the broker shows under `name`, with heartbeats that detect a dead peer within seconds. `urls` are
+    separated by commas and tried in their order, within `limit_s` together."""
+    *others, last = urls.split(",")
+    for url in others:
+        try:
+            return await _connect(url, name, limit_s / (len(others) + 1))
+        except (*amqp_errors.CONNECTION_EXCEPTIONS, TimeoutError) as error:
+            log.info("bus.host_failed", host=URL(url).host, reason=type(error).__name__)
+    return await _connect(last, name, limit_s / (len(others) + 1))
+
+
+async def _connect(url: str, name: str, limit_s: float) -> aio_pika.Connection:
     connection = aio_pika.Connection(URL(url).update_query({"heartbeat": HEARTBEAT_S, "name": name}))
     try:
-        await connection.connect()
+        async with asyncio.timeout(limit_s):
+            await connection.connect()
     except BaseException:
         # Otherwise the garbage collector closes it, in the event loop that runs then.
         await connection.close()
@@ -164,8 +176,9 @@ OnSession = Callable[[BrokerSession], Awaitable[None]]
 class BrokerConnection:
     """Keeps a session open. `on_session` prepares each new session, such as its consumers, before any other user gets it."""
 
-    def __init__(self, url: str, topology: topologies.Topology, *, name: str, on_session: OnSession) -> None:
-        self._url = URL(url)
+    def __init__(self, urls: str, topology: topologies.Topology, *, name: str, on_session: OnSession) -> None:
+        """`urls` as in `connect`."""
+        self._urls = urls
         self._name = name
         self.topology = topology
         self._on_session = on_session
@@ -204,8 +217,7 @@ class BrokerConnection:
     async def _run_session(self) -> str:
         """Open a session and wait for its end; returns the reason. Raises Unavailable when it cannot be opened."""
         with translate_errors("connecting"):
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection = await connect(str(self._url), self._name)
+            connection = await connect(self._urls, self._name)
         session = BrokerSession(connection, self.topology)
         try:
             with translate_errors("declaring"):
@@ -215,7 +227,7 @@ class BrokerConnection:
             self._session, self.problem = session, ""
             self.dead_letters.limited = session.parked_limited
             self._connected.set()
-            log.info("bus.connected", host=self._url.host, port=self._url.port)
+            log.info("bus.connected", host=connection.url.host, port=connection.url.port)
             return await asyncio.shield(session.ended)
         finally:
             self._session = None
@@ -223,5 +235,7 @@ class BrokerConnection:
             await session.close()
 
     def _without_password(self, text: str) -> str:
-        password = self._url.password
-        return text.replace(password, "***") if password else text
+        for url in self._urls.split(","):
+            if password := URL(url).password:
+                text = text.replace(password, "***")
+        return text

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 MAX_READ = 1_000
 MAX_READ_BYTES = 256 * 1024 * 1024
 TIMEOUT_S = 30.0
+# For `level`: a person waits for the answer.
+CONNECT_S = 2.0
 # Headers added by the recorder's consumers.
 ADDED = ("x-reason", "x-routing-key", "x-queue", "x-parked-ms", dead_letter_envelope.BYPASS, topologies.RETRY_QUEUE)
 
@@ -144,7 +146,7 @@ async def level(url: str, prefix: str = "recorder") -> dead_letter_level.DeadLet
     """How full the queue is, without a change on the broker. Without the queue, the level of an empty one."""
     with broker_connection.translate_errors("counting parked messages"):
         async with asyncio.timeout(TIMEOUT_S):
-            connection = await broker_connection.connect(url, "recorder parked")
+            connection = await broker_connection.connect(url, "recorder parked", CONNECT_S)
             try:
                 return await _level(connection, topologies.Topology(prefix))
             finally:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cli import client
-from config import settings
+from config import addresses, environment, settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -43,7 +43,8 @@ class Case:
     """One examination: the environment, its settings, and answers that several checks share."""
 
     def __init__(self, environ: Mapping[str, str], mounts: Path) -> None:
-        self.environ = environ
+        self.environ = environment.cleaned(environ)
+        self.misspelled = settings.misspelled(environ)
         self.mounts = mounts
         self.faults: tuple[str, ...] = ()
         self.settings = settings.Settings()
@@ -55,7 +56,7 @@ class Case:
     @property
     def is_file(self) -> bool:
         """Whether the database is a SQLite file."""
-        return self.settings.database.startswith(settings.SQLITE)
+        return self.settings.database.startswith(addresses.SQLITE)
 
     @functools.cached_property
     def service(self) -> client.ServiceClient:

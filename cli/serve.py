@@ -17,7 +17,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from cli import exits
+from cli import exits, systemd
 from machine import errors
 
 # An infinite limit is more than the kernel grants.
@@ -45,12 +45,19 @@ def run_service(environment: Mapping[str, str]) -> int:
     """Run the service until SIGTERM or SIGINT. Returns 0, or 1 after an expected error."""
     # Modules stay loaded until the end: collecting garbage among them again and again costs a fifth of the start.
     gc.disable()
+    import structlog
+
     from assembly import logs, node
+    from config import environment as variables
+    from config import settings as settings_module
 
     gc.freeze()
     gc.enable()
     settings = exits.load_settings(environment)
+    environment = variables.cleaned(environment)
     sink = logs.configure(level=settings.log_level, form=settings.log_format)
+    for found in settings_module.misspelled(environment):
+        structlog.get_logger().warning("settings.unknown", detail=found)
     # No core dumps: they would hold customers' keys, those of child processes as well.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     raise_file_limit()
@@ -60,7 +67,7 @@ def run_service(environment: Mapping[str, str]) -> int:
     async def run() -> int:
         code = exits.OK
         try:
-            await run_until_signal([service], [service.run])
+            await run_until_signal([service, systemd.Systemd(environment)], [service.run])
         except errors.RecorderError as error:
             sink.write(f"recorder: {error.message}\n")
             code = exits.REFUSED

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import parsers
+from config import addresses, parsers
 
 if TYPE_CHECKING:
     from config import settings as settings_module
 
-SQLITE = "sqlite+aiosqlite:///"
-POSTGRESQL = "postgresql+asyncpg://"
 ON_CFS_PATH = "must not be on CFS_PATH: SQLite loses data on a network file system"
-ALL_ADDRESSES = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
+ALL_ADDRESSES = ("0.0.0.0", "::", "[::]")  # noqa: S104 - compared, not bound
 
 
 def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
@@ -30,11 +28,10 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
         yield "DATA_DIR", "is required, because neither HOME nor XDG_DATA_HOME is set"
     url = settings.database_url.get_secret_value()
     distributed = bool(settings.amqp_url.get_secret_value())
-    if distributed != url.startswith(POSTGRESQL):
-        yield (
-            "DATABASE_URL",
-            f"AMQP_URL and a DATABASE_URL that begins with {POSTGRESQL} are set together: the distributed engine",
-        )
+    if distributed and not url.startswith(addresses.POSTGRESQL):
+        yield "DATABASE_URL", "must name a PostgreSQL database, because AMQP_URL is set: postgresql://user:password@host/name"
+    elif url.startswith(addresses.POSTGRESQL) and not distributed:
+        yield "AMQP_URL", "is required with a PostgreSQL DATABASE_URL; without a broker the database is a file, sqlite:///path"
     elif distributed:
         if not settings.secret_keys:
             yield "SECRET_KEYS", "is required with AMQP_URL, the same on every node: openssl rand -base64 32 generates a key"
@@ -46,8 +43,8 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
             yield "NODE_URL", "is required if workers share no spool and HOST is no address that other nodes can reach"
     elif set(settings.roles) != set(parsers.ROLES):
         yield "ROLES", "must be all three without AMQP_URL: everything runs in this process"
-    elif url and (not url.startswith(SQLITE) or settings.database_file.name in ("", ":memory:")):
-        yield "DATABASE_URL", f"must be an address that begins with {SQLITE} and names a file"
+    elif url and settings.database_file.name in ("", ":memory:"):
+        yield "DATABASE_URL", "must name a file after sqlite:///"
     elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
         name = "DATABASE_URL" if url else "DATA_DIR"
         yield name, ON_CFS_PATH

@@ -10,7 +10,7 @@ from pydantic.config import JsonDict
 
 from config import parsers
 
-DURATION = "a duration such as 30, 30s, 15m, 72h or 7d"
+DURATION = "a duration such as 30, 30s, 15m, 72h or 7d, at most a century"
 
 
 def read(reader: Callable[[str], Any]) -> BeforeValidator:

@@ -16,8 +16,9 @@ import structlog
 
 from config import log_sink, redaction
 
-# The COS SDK logs keys at DEBUG and addresses at INFO, and raises its errors as well; urllib3 logs addresses.
-SILENCED = ("qcloud_cos", "urllib3", "uvicorn.access")
+# The COS SDK logs keys at DEBUG and addresses at INFO, and raises its errors as well; urllib3 logs addresses. aiormq
+# raises what it logs about a connection that fails.
+SILENCED = ("qcloud_cos", "urllib3", "uvicorn.access", "aiormq.connection")
 _NAME = re.compile(r"[a-z_.]{1,64}")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 

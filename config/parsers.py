@@ -25,15 +25,17 @@ BYTES = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+# A century: a time in milliseconds that far ahead still fits the database's columns.
+MAX_SECONDS = 36_525 * 86_400.0
 MAX_SDK_APP_ID = 2**32 - 1
 
 _NUMBER = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", re.ASCII)
 
 
 def seconds(text: str) -> float:
-    """`90`, `90s`, `1.5m`, `72h`, `7d` or `500ms`, in seconds."""
+    """`90`, `90s`, `1.5m`, `72h`, `7d` or `500ms`, in seconds; at most MAX_SECONDS."""
     number, unit = _number(text)
-    if unit not in SECONDS:
+    if unit not in SECONDS or number * SECONDS[unit] > MAX_SECONDS:
         raise ValueError("not a duration")
     return number * SECONDS[unit]
 

@@ -15,9 +15,8 @@ import pydantic
 import pydantic_settings
 from pydantic import SecretStr
 
-from config import consistency, fields, folders, parsers
+from config import addresses, consistency, environment, fields, parsers
 
-SQLITE, POSTGRESQL = consistency.SQLITE, consistency.POSTGRESQL
 DATABASE_NAME = "recorder.db"
 DURATION = fields.DURATION
 
@@ -42,13 +41,8 @@ class Settings(pydantic_settings.BaseSettings):
         frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
     )
 
-    host: str = _setting(
-        "HOST",
-        "127.0.0.1",
-        "a host name or address",
-        "Address on which the API listens.",
-        min_length=1,
-        pattern=r"^[\w.:\[\]-]+$",
+    host: Annotated[str, fields.read(addresses.host)] = _setting(
+        "HOST", "127.0.0.1", "a host name or address, without a port", "Address on which the API listens."
     )
     port: int = _setting("PORT", 8080, "a number from 0 to 65535", "Port of the API; 0 takes a free one.", ge=0, le=65535)
     api_tokens: Annotated[tuple[SecretStr, ...], _list_of(parsers.token)] = _setting(
@@ -66,10 +60,10 @@ class Settings(pydantic_settings.BaseSettings):
     data_dir: Path = _setting(
         "DATA_DIR", Path(), "a path", "Folder of the database.", shown="`$XDG_DATA_HOME/recorder`, or `~/.local/share/recorder`"
     )
-    database_url: SecretStr = _setting(
+    database_url: Annotated[SecretStr, fields.read(addresses.database)] = _setting(
         "DATABASE_URL",
         SecretStr(""),
-        f"an address that begins with {SQLITE} and names a file; with AMQP_URL one such as {POSTGRESQL}user@host/name",
+        "sqlite:///path of a file; with AMQP_URL postgresql://user:password@host/name, also with several hosts and sslmode",
         "The database, unless it is the SQLite file `recorder.db` in DATA_DIR.",
     )
     database_connections: int = _setting(
@@ -163,10 +157,10 @@ class Settings(pydantic_settings.BaseSettings):
         "Roles of this process; all three without AMQP_URL.",
         shown="api,machine,worker",
     )
-    amqp_url: SecretStr = _setting(
+    amqp_url: Annotated[SecretStr, fields.read(addresses.broker)] = _setting(
         "AMQP_URL",
         SecretStr(""),
-        "an address such as amqp://user:password@host/",
+        "an address such as amqp://user:password@host/ or amqps://user:password@host1:5671,host2:5671/, tried in their order",
         "RabbitMQ; with a PostgreSQL DATABASE_URL it selects the distributed engine. Unset: everything runs in this process.",
         shown="none",
     )
@@ -176,7 +170,7 @@ class Settings(pydantic_settings.BaseSettings):
     spool_shared: bool = _setting(
         "SPOOL_SHARED", False, "true or false", "All workers share CFS_PATH as one folder, so any of them can finish a recording."
     )
-    node_url: str = _setting(
+    node_url: Annotated[str, fields.read(addresses.node)] = _setting(
         "NODE_URL",
         "",
         "an address such as http://10.0.0.7:8080",
@@ -304,12 +298,12 @@ class Settings(pydantic_settings.BaseSettings):
     @property
     def database(self) -> str:
         """URL of the database: DATABASE_URL, or the file in DATA_DIR. It may contain a password."""
-        return self.database_url.get_secret_value() or f"{SQLITE}{self.data_dir / DATABASE_NAME}"
+        return self.database_url.get_secret_value() or f"{addresses.SQLITE}{self.data_dir / DATABASE_NAME}"
 
     @property
     def database_file(self) -> Path:
         """The SQLite file."""
-        return Path(self.database.removeprefix(SQLITE).partition("?")[0])
+        return Path(self.database.removeprefix(addresses.SQLITE))
 
     @property
     def cos_server(self) -> tuple[str, str, int] | None:
@@ -322,12 +316,13 @@ class Settings(pydantic_settings.BaseSettings):
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Build the settings from `environ`. Raises SettingsError with every fault."""
-    given = {name: environ[name].strip() for name in _fields() if environ.get(name, "").strip()}
-    for name, folder in folders.defaults(environ).items():
+    clean = environment.cleaned(environ)
+    given = {name: clean[name] for name in variables() if clean.get(name)}
+    for name, folder in environment.default_folders(clean).items():
         given[name] = given.get(name) or folder
     for name in ("DATA_DIR", "SPOOL_DIR", "CFS_PATH", "FFMPEG_BINARY"):
         if given.get(name):
-            given[name] = folders.expanded(given[name], environ)
+            given[name] = environment.expanded(given[name], clean)
     settings, faults = _checked(given)
     faults.update({name: fault for name, fault in consistency.found(settings) if name not in faults})
     if faults:
@@ -335,28 +330,20 @@ def load(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def describe(settings: Settings) -> dict[str, str]:
-    """Every setting as text, by variable; secrets only as set or unset."""
-    return {name: _shown(getattr(settings, field)) for name, field in _fields().items()}
+def misspelled(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence for each variable that is no setting but looks like one."""
+    return tuple(
+        f"{name} is no setting: {meant} was probably meant, and has its default unless it is set too"
+        for name, meant in environment.misspelled(environ, tuple(variables()))
+    )
 
 
 def secret_names() -> list[str]:
     """The variables that hold secrets."""
-    return [name for name, field in _fields().items() if "SecretStr" in str(Settings.model_fields[field].annotation)]
+    return [name for name, field in variables().items() if "SecretStr" in str(Settings.model_fields[field].annotation)]
 
 
-def reference() -> str:
-    """The table of all settings, in Markdown."""
-    lines = ["| name | default | meaning |", "|---|---|---|"]
-    for name, field in _fields().items():
-        info = Settings.model_fields[field]
-        extra: Any = info.json_schema_extra
-        shown = extra["shown"] or _default(info.default)
-        lines.append(f"| `{name}` | {shown} | {info.description} Allowed: {extra['allowed']}. |".replace("  ", " "))
-    return "\n".join(lines) + "\n"
-
-
-def _fields() -> dict[str, str]:
+def variables() -> dict[str, str]:
     """Field name by variable, in order."""
     return {str(info.validation_alias): field for field, info in Settings.model_fields.items()}
 
@@ -366,29 +353,12 @@ def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:
     try:
         return Settings.model_validate(given), {}
     except pydantic.ValidationError as error:
-        wrong = {str(fault["loc"][0]) for fault in error.errors(include_input=False, include_context=False)}
-    names = _fields()
-    allowed: dict[str, Any] = {name: Settings.model_fields[names[name]].json_schema_extra for name in wrong}
-    right = Settings.model_validate({name: text for name, text in given.items() if name not in wrong})
-    return right, {name: f"must be {extra['allowed']}" for name, extra in allowed.items()}
+        causes = {str(fault["loc"][0]): fault.get("ctx", {}).get("error") for fault in error.errors(include_input=False)}
+    right = Settings.model_validate({name: text for name, text in given.items() if name not in causes})
+    return right, {name: _fault(name, cause) for name, cause in causes.items()}
 
 
-def _shown(value: object) -> str:
-    match value:
-        case SecretStr():
-            return "(set)" if value.get_secret_value() else ""
-        case tuple():
-            return f"({len(value)} set)" if any(isinstance(v, SecretStr) for v in value) else ", ".join(value)
-        case dict():
-            return ", ".join(f"{key}=(set)" for key in value)
-        case None:
-            return ""
-        case bool():
-            return str(value).lower()
-        case _:
-            return str(value)
-
-
-def _default(value: object) -> str:
-    text = f"{value:g}s" if isinstance(value, float) else _shown(value)
-    return f"`{text}`" if text else ""
+def _fault(name: str, cause: object) -> str:
+    """What is wrong with a variable: its parser's words if they can be shown, else the allowed values."""
+    extra: Any = Settings.model_fields[variables()[name]].json_schema_extra
+    return str(cause) if isinstance(cause, addresses.Fault) else f"must be {extra['allowed']}"

@@ -3,7 +3,7 @@
 # fonts, Prometheus for promtool, and Node.
 # Installs missing packages with root and apt-get; otherwise names them and exits 2. It starts and enables no system service.
 set -eu
-packages="nginx libnginx-mod-rtmp postgresql rabbitmq-server chromium fonts-noto-cjk prometheus"
+packages="nginx libnginx-mod-rtmp postgresql pgbouncer rabbitmq-server chromium fonts-noto-cjk prometheus"
 
 missing=""
 for package in $packages; do

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from config import settings
+from config import settings_table
 from docs import asyncapi
 from events import codec
 from machine import decision_table, failpoints, recording, session, states
@@ -168,7 +168,7 @@ def documents() -> dict[str, str]:
         "state-machine.md": state_machine(),
         "failpoints.md": failpoint_table(),
         "events.md": events(),
-        "settings.md": f"# Settings\n\n{NOTICE}\n{read}\n\n{settings.reference()}\n",
+        "settings.md": f"# Settings\n\n{NOTICE}\n{read}\n\n{settings_table.reference()}\n",
         "asyncapi.yaml": asyncapi.document(),
     }
 

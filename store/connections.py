@@ -14,17 +14,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event, exc, func, select, text
+import aiosqlite
+from sqlalchemy import URL, Connection, event, exc, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from events import requests
 from machine import errors
-from store import file_connections, group_commit, outages, server_connections, side_by_side, sql
+from store import file_connections, group_commit, outages, server_access, server_connections, side_by_side, sql
 
 Value = TypeVar("Value")
 BUSY_TIMEOUT_MS = 10_000
@@ -33,8 +36,6 @@ POOL_SIZE = 8
 FILE_POOL_SIZE = 5
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
-# A process that freezes inside a transaction keeps its row locks until the server ends it. The recorder never idles in one.
-IDLE_IN_TRANSACTION_MS = 5_000
 PING_TIMEOUT_S = 2.0
 # A node whose SQLite file answers no write for this long is not ready. A commit on a slow disk is faster.
 NOT_READY_AFTER_S = 5.0
@@ -137,6 +138,12 @@ class Connections:
                 raise errors.Conflict("PostgreSQL rolled this transaction back in favor of a concurrent one") from error
             raise
 
+    async def check_server(self) -> None:
+        """Raise Unavailable for a PostgreSQL that cannot serve the recorder."""
+        if self.on_server:
+            async with self.read() as connection:
+                await server_access.check(connection)
+
     async def ping(self) -> None:
         """Check that the database does what the work needs: it answers, and it accepts writes. After an outage one row is
         written, because a full disk refuses only what needs space. Raises DatabaseUnavailable."""
@@ -206,21 +213,38 @@ class Connections:
         await (self.engine.dispose() if self._file is None else self._file.close())
 
 
-def open_database(url: str, pool_size: int = POOL_SIZE) -> Connections:
-    """Connections for `url`: `sqlite+aiosqlite:///path`, or at most `pool_size` for `postgresql+asyncpg://user@host/name`.
-    Connects on first use."""
+def file_of(url: str) -> Path | None:
+    """The file of a SQLite database, whatever characters its path has; None for a server."""
+    scheme, slashes, path = url.partition(":///")
+    return Path(path) if slashes and scheme.startswith("sqlite") else None
+
+
+def open_database(url: str, pool_size: int = POOL_SIZE, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Connections:
+    """Connections for `url`: `sqlite+aiosqlite:///path`, or at most `pool_size` for `postgresql+asyncpg://user@host/name`, with
+    several hosts and the parameters of libpq that asyncpg knows. Connects on first use."""
+    file = file_of(url)
     # Parameters may be secrets: a database error must not repeat them.
-    if not url.startswith("postgresql"):
+    if file is not None:
         more = file_connections.MOST - FILE_POOL_SIZE
-        engine = create_async_engine(url, pool_size=FILE_POOL_SIZE, max_overflow=more, hide_parameters=True)
+        place = URL.create("sqlite+aiosqlite", database=str(file))
+        engine = create_async_engine(
+            place,
+            pool_size=FILE_POOL_SIZE, max_overflow=more, hide_parameters=True, connect_args={"async_creator_fn": _open_file},
+        )  # fmt: skip
         _configure_sqlite(engine)
         return Connections(engine)
-    session = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
-    session |= {"application_name": side_by_side.APPLICATION_NAME}
-    limits = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S, "server_settings": session}
+    dialect, _, place_on_server = url.partition("://")
+    arguments = {
+        "async_creator_fn": server_access.connect,
+        # The driver reads the address: SQLAlchemy does not know libpq's parameters.
+        "dsn": f"postgresql://{place_on_server}",
+        "timeout": connect_timeout_s,
+        "command_timeout": COMMAND_TIMEOUT_S,
+        "server_settings": {"application_name": side_by_side.APPLICATION_NAME},
+    }
     return Connections(
         create_async_engine(
-            url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=limits
+            f"{dialect}://", pool_size=pool_size, max_overflow=0, pool_pre_ping=True, hide_parameters=True, connect_args=arguments
         )
     )
 
@@ -236,6 +260,17 @@ def _replacing(engine: AsyncEngine, before_s: Callable[[], float]) -> None:
     def checked_out(_: Any, record: Any, __: Any) -> None:
         if record.info["made_s"] <= before_s():
             raise exc.DisconnectionError("the server refused writes; a new connection may lead to another one")
+
+
+async def _open_file(*arguments: Any, **named: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **named)
+    connection._thread.daemon = True  # as SQLAlchemy's own connections
+    try:
+        return await connection
+    except sqlite3.Error:
+        # Its thread still answers once: to a closed event loop, if the program ends with this error.
+        await asyncio.to_thread(connection._thread.join, BUSY_TIMEOUT_MS / 1000)
+        raise
 
 
 def _configure_sqlite(engine: AsyncEngine) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sqlalchemy import exc, select, text
-from sqlalchemy.engine import make_url
 
 from machine import database_clock, errors
-from store import connections, database_time, encrypted_rows, nodes, schema, side_by_side, tables
+from store import connections, database_time, encrypted_rows, nodes, schema, server_access, side_by_side, tables
 
+# A person waits for the answer.
+CONNECT_S = 2.0
 # This connection ends, so it counts as free.
 _FREE = text(
     "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int + 1"
@@ -38,21 +38,19 @@ class SchemaState:
 
 def schema_state(url: str) -> SchemaState:
     """The schema of the database at `url`. Takes SQLite's write lock for a moment. Raises errors.Unavailable. Blocking."""
-    place = make_url(url)
-    if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
+    if _missing(url):
         return SchemaState(current="", newest=schema.HEAD)
     try:
         return asyncio.run(_state(url))
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
-        raise errors.Unavailable(f"The database {place.database} cannot be used: {reason}.") from error
+        raise errors.Unavailable(f"The database cannot be used: {reason}.") from error
 
 
 def key_ids(url: str) -> set[str]:
     """The ids of the keys that encrypt secrets of the database at `url`. Empty without a database, or if it cannot be read:
     `schema_state` reports that. Blocking."""
-    place = make_url(url)
-    if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
+    if _missing(url):
         return set()
     try:
         return asyncio.run(_key_ids(url)) - {encrypted_rows.PLAIN}
@@ -60,8 +58,13 @@ def key_ids(url: str) -> set[str]:
         return set()
 
 
+def _missing(url: str) -> bool:
+    file = connections.file_of(url)
+    return file is not None and not file.exists()
+
+
 async def _key_ids(url: str) -> set[str]:
-    database = connections.open_database(url)
+    database = connections.open_database(url, connect_timeout_s=CONNECT_S)
     try:
         async with database.read() as connection:
             return set((await connection.execute(select(tables.secrets.c.key_id).distinct())).scalars())
@@ -70,14 +73,17 @@ async def _key_ids(url: str) -> set[str]:
 
 
 async def _state(url: str) -> SchemaState:
-    database, clock = connections.open_database(url), database_clock.DatabaseClock()
+    database, clock = connections.open_database(url, connect_timeout_s=CONNECT_S), database_clock.DatabaseClock()
     try:
+        await database.check_server()
         # A write transaction, rolled back: it shows whether the database can be written.
         async with database.write() as connection:
             current = await connection.run_sync(schema.current)
             known = not current or await connection.run_sync(schema.allowed, current)
             due = known and current >= side_by_side.OLDEST and not await connection.run_sync(side_by_side.contracted)
             postgresql = connection.dialect.name == "postgresql"
+            if postgresql and current < schema.HEAD:
+                await server_access.check_migratable(connection)
             free = int((await connection.execute(_FREE)).scalar_one()) if postgresql else None
             await connection.rollback()
         # Twice: the first answer may wait for a connection.

@@ -8,6 +8,7 @@ Source: PostgreSQL, appendix A (SQLSTATE); SQLite, result codes.
 from __future__ import annotations
 
 import secrets
+import socket
 import sqlite3
 import ssl
 
@@ -17,7 +18,32 @@ from machine import errors
 from store import sql, statements, tables
 
 _READ_ONLY = "25006"
-_REFUSALS = {
+POOLED = (
+    "A pooler before PostgreSQL gives each transaction another server, which loses locks and prepared statements: set its"
+    " pool_mode to session, or let DATABASE_URL name the server itself."
+)
+# A prepared statement is missing, or is there already: another client's.
+UNPREPARED = ("26000", "42P05")
+_LOGIN = (
+    "PostgreSQL does not let the user of DATABASE_URL in (SQLSTATE {state}): correct user and password, create the role, or add"
+    " it to pg_hba.conf."
+)
+REFUSALS = {
+    **dict.fromkeys(UNPREPARED, POOLED),
+    **{state: _LOGIN.format(state=state) for state in ("28000", "28P01")},
+    "3D000": (
+        "The database of DATABASE_URL does not exist (SQLSTATE 3D000): create it with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE"
+        " template0, or correct the name."
+    ),
+    "3F000": "The schema for the tables does not exist (SQLSTATE 3F000): create it, or correct search_path in DATABASE_URL.",
+    "42501": (
+        "The role of DATABASE_URL lacks a right (SQLSTATE 42501): make it the owner of the database and of its tables, or GRANT"
+        " CREATE and USAGE ON SCHEMA public to it."
+    ),
+    "08P01": (
+        "PostgreSQL, or a pooler before it, refuses what the recorder needs (SQLSTATE 08P01): set the pooler's pool_mode to"
+        " session, and remove parameters that it does not know from DATABASE_URL."
+    ),
     "53100": "The disk of the PostgreSQL server is full (SQLSTATE 53100): free space on it.",
     "53200": "The PostgreSQL server is out of memory (SQLSTATE 53200): free memory on it.",
     "53300": (
@@ -84,8 +110,8 @@ def outage(error: Exception) -> errors.DatabaseUnavailable | None:
     state = getattr(origin, "sqlstate", None) or ""
     if state == _READ_ONLY:
         return ReadOnly()
-    if state in _REFUSALS:
-        return errors.DatabaseUnavailable(_REFUSALS[state], refused=True)
+    if state in REFUSALS:
+        return errors.DatabaseUnavailable(REFUSALS[state], refused=True)
     if state[:2] in _CLASSES:
         return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__} (SQLSTATE {state}).")
     code = (getattr(origin, "sqlite_errorcode", None) or 0) & 0xFF
@@ -98,8 +124,17 @@ def outage(error: Exception) -> errors.DatabaseUnavailable | None:
     if closed or isinstance(origin, OSError | exc.TimeoutError):
         # Of an OSError the text may hold addresses, which an answer must not.
         why = f" ({origin.verify_message})" if isinstance(origin, ssl.SSLCertVerificationError) else ""
-        return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__}{why}.")
+        return errors.DatabaseUnavailable(f"The database does not answer: {type(origin).__name__}{why}.{_hint(origin)}")
     return None
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return " Correct the host name in DATABASE_URL, or repair the name service."
+    # The driver's own error, of no subclass: the server refuses TLS.
+    if isinstance(error, ssl.SSLError) or type(error) is ConnectionError:
+        return " Check sslmode and sslrootcert in DATABASE_URL, and the server's TLS."
+    return " Start PostgreSQL, or correct host and port in DATABASE_URL." if isinstance(error, OSError) else ""
 
 
 def insert_probe(id_: str) -> sql.Steps[None]:

@@ -45,6 +45,7 @@ async def migrate(database: connections.Connections) -> str:
             await connection.run_sync(side_by_side.contract)
         return max(found, HEAD)
 
+    await database.check_server()
     return await _change(database, change)
 
 
@@ -89,6 +90,7 @@ async def _change(database: connections.Connections, change: Callable[[AsyncConn
 
 async def check(database: connections.Connections) -> None:
     """Raise Unavailable, with the remedy, unless this program may use the schema: its own, or a newer one that allows it."""
+    await database.check_server()
     async with database.read() as connection:
         found = await connection.run_sync(_known)
     if found < HEAD:

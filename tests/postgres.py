@@ -52,6 +52,11 @@ class Server:
         return self._process.pid
 
     @property
+    def socket_folder(self) -> Path:
+        """The folder of its Unix socket."""
+        return self._folder
+
+    @property
     def _data(self) -> Path:
         return self._folder / "data"
 

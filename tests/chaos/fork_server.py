@@ -121,6 +121,9 @@ def _write(**event: int) -> None:
 def main() -> None:
     """Fork until standard input ends."""
     # The modules loaded here are there for every forked node.
+    from assembly import node as service_node  # noqa: F401 - loaded, not used
+    from bus import rabbit  # noqa: F401 - loaded, not used
+    from cli import doctor_checks  # noqa: F401 - loaded, not used
     from tests.chaos import node as node
 
     os.write(1, b"ready\n")

@@ -115,7 +115,7 @@ def test_workers_share_the_spool_and_nothing_else(services: Any) -> None:
 @pytest.mark.parametrize("given", [PRODUCTION, DEV], ids=["production", "dev"])
 def test_the_service_accepts_the_settings(given: dict[str, str]) -> None:
     """The recorder starts with every service's environment and knows every variable in it."""
-    known = {*settings.describe(settings.load({"HOME": "/nowhere"})), "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"}
+    known = {*settings.variables(), "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"}
     for name in ("migrate", "api", "machine", "worker"):
         environment = compose.read(given)["services"][name]["environment"]
         assert {*environment} <= known

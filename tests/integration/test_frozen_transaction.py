@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, update
 
 from machine import errors
-from store import connections, tables
+from store import server_access, tables
 from store import store as stores
 from tests import engines, examples, transactions, waiting
 
@@ -19,7 +19,7 @@ IDLE_MS = 400
 @pytest.fixture
 async def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[stores.Store]]:
     """Two stores on one database with a short limit for idle transactions."""
-    monkeypatch.setattr(connections, "IDLE_IN_TRANSACTION_MS", IDLE_MS)
+    monkeypatch.setattr(server_access, "IDLE_IN_TRANSACTION_MS", IDLE_MS)
     database = engines.fresh("postgresql", tmp_path)
     opened = [database.open(engines.Clock()) for _ in range(2)]
     yield opened

@@ -60,7 +60,7 @@ async def test_a_broker_with_another_certificate_gets_no_password(broker: rabbit
 async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the store's connection is encrypted. Raises the error of the connection."""
     monkeypatch.setenv("PGSSLROOTCERT", str(trusted))
-    database = connections.open_database(url.replace("127.0.0.1", host) + "?ssl=verify-full")
+    database = connections.open_database(url.replace("127.0.0.1", host) + "?sslmode=verify-full")
     try:
         async with database.read() as connection:
             query = sqlalchemy.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
@@ -70,7 +70,7 @@ async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyP
 
 
 async def test_the_database_is_reached_by_tls(broker: rabbit.Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`?ssl=verify-full` and PGSSLROOTCERT encrypt the connection to the right server; another authority, another name or a
+    """`?sslmode=verify-full` and PGSSLROOTCERT encrypt the connection to the right server; another authority, another name or a
     server without TLS gives no connection."""
     server, made = postgres.shared(), broker.certificates
     url = server.create()
