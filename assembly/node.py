@@ -21,6 +21,7 @@ import store.attention
 import store.audit
 import store.connections
 import store.database_lock
+import store.overview
 import store.queries
 import store.schema
 import store.store
@@ -343,6 +344,7 @@ class Node:
             ready=self._problems,
             warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
             attention_queries=store.attention.AttentionQueries(self.store.connections),
+            overview_queries=store.overview.OverviewQueries(self.store.connections),
             findings=self.bus.findings,
             own_node=None if self._distributed else lambda: space.view(self._clock(), self._clock.skew_ms),
             new_id=new_id,

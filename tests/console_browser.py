@@ -5,17 +5,22 @@ Rule: at the end of a visit no request has left the host of the service, and the
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shutil
 import urllib.parse
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, async_playwright
 
 from tests import waiting
 
+AXE = Path(__file__).parent / "data" / "axe"
 DESKTOP, PHONE = (1360, 860), (390, 844)
 _WORDS = (
     "--no-sandbox",
@@ -55,7 +60,9 @@ class Visitor:
 
         async def shown() -> bool:
             found = self.page.locator(selector)
-            return await found.count() > 0 and text in " ".join([await each.inner_text() for each in await found.all()])
+            return await found.count() > 0 and text in " ".join(
+                " ".join([await each.inner_text() for each in await found.all()]).split()
+            )
 
         await waiting.until(shown, 20, f"{selector} shows {text!r}")
 
@@ -110,3 +117,31 @@ async def visiting(
             assert [each for each in visitor.problems if not any(part in each for part in visitor.expected)] == []
         finally:
             await browser.close()
+
+
+async def axe(folder: Path) -> str:
+    """The source of axe-core, from its lock. Skips the test, with npm's own message, if npm's registry is unreachable."""
+    assert shutil.which("npm"), "npm is not installed: apt-get install nodejs npm"
+    shutil.copytree(AXE, folder / "axe")
+    process = await asyncio.create_subprocess_exec(
+        "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", str(folder / "cache"),
+        cwd=folder / "axe", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with waiting.at_most(60):
+        output, _ = await process.communicate()
+    if process.returncode and re.search(rb"ENOTFOUND|ECONN|ETIMEDOUT|EAI_AGAIN|network|E40[13]", output):
+        pytest.skip(f"npm ci could not fetch axe-core: {output.decode(errors='replace')[-300:]}")
+    assert process.returncode == 0, output.decode(errors="replace")
+    return (folder / "axe" / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+async def obstacles(visitor: Visitor, script: str) -> list[str]:
+    """The serious and critical findings of axe-core on the open page: rule, element, and why."""
+    await visitor.page.evaluate(script)
+    found = await visitor.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]

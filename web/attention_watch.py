@@ -22,6 +22,8 @@ EVERY_S = 1.0
 ROWS_EVERY_S = 10.0
 # A look reads so many times CANDIDATES sessions.
 ROUNDS = 5
+# Sessions that the overview of the console lists.
+LISTED = 50
 # A probe waits so long for a look. Whoever probes has a time limit too, and the database answered already.
 PATIENCE_S = 5.0
 SLOW = "What needs attention may be out of date: reading it takes longer than a probe can wait."
@@ -43,6 +45,10 @@ class AttentionWatch:
         self._stuck: Sequence[attention.Attention] = ()
         self._rules: collections.Counter[str] = collections.Counter()
         self._before = ""
+        # The first sessions that the last search found, with their reasons; and the nodes as they were last read.
+        self.listed: stuck_sessions.Found = []
+        self._listing: stuck_sessions.Found = []
+        self.nodes: Sequence[attention.NodeView] = ()
         self._until_s = self._rows_until_s = self._stuck_until_s = 0.0
         self._alive: frozenset[str] = frozenset()
         self._outage = ""
@@ -122,11 +128,13 @@ class AttentionWatch:
         """Read the next sessions. After the last ones, what was found since the first ones counts."""
         limit = ROUNDS * stuck_sessions.CANDIDATES
         listed, self._before = await stuck_sessions.page(self._api, alive, limit=limit, before=self._before, rounds=ROUNDS)
+        self._listing = [*self._listing, *listed][:LISTED]
         for _, reasons in listed:
             self._rules.update({reason.rule for reason in reasons})
         if not self._before:
             stuck = [attention.of_sessions(rule, count) for rule, count in sorted(self._rules.items())]
             self._stuck = self._told(self._stuck, stuck)
+            self.listed, self._listing = self._listing, []
             self._rules.clear()
 
     async def alive(self) -> frozenset[str] | None:
@@ -143,6 +151,7 @@ class AttentionWatch:
             return []
         now_ms, alive_ms = api.clock(), 2 * api.policy.lease_ms
         nodes = await asked.nodes() if api.distributed else [await api.own_node()] if api.own_node else []
+        self.nodes = nodes
         self._alive = frozenset(node.node for node in nodes if node.is_alive(now_ms, alive_ms))
         found = attention.of_nodes(nodes, now_ms, alive_ms) if nodes or api.distributed else []
         if now_s >= self._rows_until_s:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from events import codec
-from machine import api_keys, attention, encryption, job_key, model, session_view, trtc_callback
+from machine import api_keys, attention, encryption, job_key, model, overview, session_view, trtc_callback
 
 
 class SessionQueries(Protocol):
@@ -36,6 +36,16 @@ class AttentionQueries(Protocol):
     async def nodes(self) -> Sequence[attention.NodeView]: ...
     async def parked(self) -> Sequence[attention.Attention]: ...
     async def unreadable(self) -> Sequence[attention.Attention]: ...
+
+
+class OverviewQueries(Protocol):
+    """Figures of the whole installation, and what changed lately."""
+
+    async def backlog(self) -> overview.Backlog: ...
+    async def hours(self, begins_ms: Sequence[int], length_ms: int = ...) -> Sequence[overview.Hour]: ...
+    async def newest_line(self) -> int: ...
+    async def lines_after(self, after: int) -> Sequence[tuple[int, str]]: ...
+    async def sessions_of(self, task_ids: Sequence[str]) -> Sequence[model.Session]: ...
 
 
 async def _no_keys() -> Sequence[api_keys.ApiKey]:
@@ -99,6 +109,8 @@ class Api:
     # Whether there can be other nodes. Where there are none, `own_node` is this one as it is now.
     distributed: bool = False
     own_node: Callable[[], Awaitable[attention.NodeView]] | None = None
+    # What the overview of the console shows.
+    overview_queries: OverviewQueries | None = None
     # What needs attention: as the database knows, and as this process knows.
     attention_queries: AttentionQueries | None = None
     findings: Callable[[], Sequence[attention.Attention]] = tuple

@@ -44,6 +44,7 @@ CONSOLE: dict[tuple[str, str], str] = {
     ("POST", "/console/signout"): api_keys.READ,
     ("GET", "/console"): api_keys.READ,
     ("GET", "/console/sessions"): api_keys.READ,
+    ("GET", "/console/live"): api_keys.READ,
 }
 ALL = collections.ChainMap(TABLE, CONSOLE)
 

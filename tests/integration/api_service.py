@@ -18,7 +18,7 @@ from events import codec
 from handlers import callback_intake, dispatch, unit_of_work
 from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
-from store import attention, audit, queries, store
+from store import attention, audit, overview, queries, store
 from tencent import trtc_callbacks
 from tests import engines, transactions, waiting
 from web import app, attention_watch
@@ -168,6 +168,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
+            overview_queries=overview.OverviewQueries(opened.connections),
             **{"warnings": lambda: service.warnings, "attention_queries": attention.AttentionQueries(opened.connections)} | more,
         )
         service.watch = attention_watch.AttentionWatch(api)

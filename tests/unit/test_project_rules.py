@@ -47,6 +47,7 @@ VAGUE_NAMES = {
 PROTOCOLS_WITH_A_REASON = {
     "web/dependencies.py SessionQueries": "web may not import store; queries are behavior, not a value that both could share",
     "web/dependencies.py AttentionQueries": "the same",
+    "web/dependencies.py OverviewQueries": "the same",
     "machine/ports.py Snapshot": "the store finds its readings by name, in one method; the dictionary store has one for each",
 }
 FORBIDDEN = {

@@ -72,7 +72,7 @@ class Frame:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.globals.update(navigation=NAVIGATION, version=api.version, code=code)
+        self._templates.globals.update(navigation=NAVIGATION, version=api.version, code=code, hour_text=times.hour)
         self.static = {path.name: path.read_bytes() for path in sorted((FOLDER / "static").iterdir())}
         # In the addresses of the files, so that a browser keeps them until they change.
         self._templates.globals["assets"] = hashlib.sha256(b"".join(self.static.values())).hexdigest()[:12]
@@ -136,6 +136,15 @@ class Frame:
             "notice": "",
         }
         return self._templates.get_template(template).render(known | values)
+
+    async def live(self, address: str = PREFIX) -> str:
+        """The address of the live updates of a page that is read now; `address` is that of a list. "" if there are none. Raises
+        DatabaseUnavailable."""
+        queries = self._api.overview_queries
+        if queries is None:
+            return ""
+        query = urllib.parse.urlsplit(address).query
+        return f"{PREFIX}/live?{query}{'&' if query else ''}after={await queries.newest_line()}"
 
     def error(
         self, request: requests.Request, status: int, message: str, headers: Mapping[str, str] | None = None

@@ -6,7 +6,7 @@ import fastapi
 
 from web import attention_watch, authentication, dependencies
 from web.console import frame as frames
-from web.console import overview, sessions, signin
+from web.console import live, overview, sessions, signin
 
 
 def router(
@@ -19,6 +19,8 @@ def router(
     routes = fastapi.APIRouter(prefix=frames.PREFIX, route_class=frame.route_class(), include_in_schema=False)
     frames.install(routes, frame)
     signin.add(routes, frame, api, authenticator)
+    feed = live.Feed(api, watch)
+    live.add(routes, frame, api, feed, authenticator)
     overview.add(routes, frame, api, watch)
     sessions.add(routes, frame, api, watch)
     return routes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from web.console import frame as frames
 from web.console import times
 
 PAGE = 50
+CODES = typing.get_args(session_filter.SessionFilter.model_fields["code"].annotation)
 NAMES = ("state", "app", "room", "user", "speaker", "node", "code", "since", "until", "stuck")
 
 
@@ -61,7 +63,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, w
 
     @routes.get("/sessions")
     async def listing(request: fastapi.Request, query: Annotated[View, fastapi.Query()]) -> fastapi.Response:
-        wanted = query.wanted()
+        wanted, updates = query.wanted(), await frame.live(query.address())
         found: stuck_sessions.Found
         if query.stuck:
             alive = await watch.alive()
@@ -75,6 +77,9 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, w
             request,
             "sessions.html",
             active="sessions",
+            live=updates,
+            codes=CODES,
+            page_size=PAGE,
             query=query,
             lines=[line(session, counts[session.task_id], now_ms, reasons) for session, reasons in found],
             newest=query.address() if query.before else "",

@@ -22,3 +22,8 @@ def duration(span_ms: int) -> str:
     seconds = max(0, span_ms) // 1000
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+
+
+def hour(at_ms: int) -> str:
+    """The beginning of an hour (Unix ms), in UTC."""
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M}"
