@@ -25,7 +25,7 @@ import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, slots, start_checks
+from assembly import database, encryption_keys, live_views, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -335,11 +335,21 @@ class Node:
         async def segment_file(recording_id: str, epoch: int, suffix: str) -> tuple[Path, int] | None:
             return await work.segment_file(recording_id, epoch, suffix) if "worker" in settings.roles else None
 
+        queries = store.queries.SessionQueries(self.store.connections)
+        views = live_views.LiveViews(
+            settings,
+            work,
+            self.store,
+            queries,
+            node=self.node,
+            shared_spool=self._shared,
+            alive_since_ms=lambda: self._clock() - 2 * self._policy.lease_ms,
+        )
         return web_app.Api(
             decide=decider.decide,
             take_callback=intake.take,
             forward_callback=self.forwarder.take,
-            queries=store.queries.SessionQueries(self.store.connections),
+            queries=queries,
             ping=self.store.connections.ping,
             ready=self._problems,
             warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
@@ -367,6 +377,8 @@ class Node:
             distributed=self._distributed,
             cluster_token=settings.cluster_token.get_secret_value(),
             segment_file=segment_file,
+            live_view=views.view,
+            live_segment=views.segment,
             version=VERSION,
         )
 

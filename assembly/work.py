@@ -70,6 +70,11 @@ class NodeWork:
         )
         return self._captures.make(spec, job.recording.key.text, on_media)
 
+    @property
+    def ffmpeg(self) -> str:
+        """The ffmpeg binary."""
+        return self._ffmpeg
+
     def live_pids(self) -> list[int]:
         """Process ids of the running captures' ffmpegs."""
         return self._captures.live_pids()

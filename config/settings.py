@@ -223,6 +223,7 @@ class Settings(pydantic_settings.BaseSettings):
         "Posts of results at once on this worker, an eighth of them to one receiver; 0 is 32 for each CPU, and at least 64.",
         ge=0,
     )
+    live_views: int = _setting("LIVE_VIEWS", 8, "a number from 0", "Live views at once on this node; 0: none.", ge=0)
     linger_s: Seconds = _setting("LINGER", 30.0, DURATION, "Time in which a returning speaker continues the recording.", ge=0)
     idle_timeout_s: Seconds = _setting(
         "IDLE_TIMEOUT",

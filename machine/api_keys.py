@@ -15,7 +15,8 @@ from dataclasses import dataclass
 READ = "read"
 START = "start"
 OPERATE = "operate"
-SCOPES = (READ, START, OPERATE)
+WATCH = "watch"
+SCOPES = (READ, START, OPERATE, WATCH)
 
 _ID_CHARS = "abcdefghijkmnpqrstuvwxyz23456789"  # no two of them look alike
 _ID_LENGTH = 8

@@ -15,7 +15,10 @@ Rules:
 from __future__ import annotations
 
 import os
+import re
 import struct
+import sys
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +33,7 @@ _HEADER = struct.Struct(">4sIQ")
 _RECORD = struct.Struct(">II")
 _MOST_RECORDS = 1 << 16
 _LATEST_MS = (1 << 32) - 1
+SMALL_BYTES = 255
 
 
 class Arrival(NamedTuple):
@@ -119,3 +123,31 @@ def read(segment: Path) -> Iterator[Arrival]:
             yield from found
     finally:
         reader.close()
+
+
+def small_tags(segment: Path, kind: int, before: int) -> Iterator[int]:
+    """The offsets of the tags of one kind that have at most SMALL_BYTES and begin before an offset, the newest first. Sequence
+    headers are among them. None without an index. A day's index is searched in a fraction of a second. Raises OSError."""
+    try:
+        data = path_of(segment).read_bytes()
+    except FileNotFoundError:
+        return
+    if data[: _HEADER.size - 8] != _HEADER.pack(_MAGIC, VERSION, 0)[:-8]:
+        return
+    records = data[_HEADER.size : len(data) - (len(data) - _HEADER.size) % RECORD_BYTES]
+    words = array("I", records)
+    if sys.byteorder == "little":
+        words.byteswap()
+    sizes, kinds = words[1::2], records[4::RECORD_BYTES]
+    found = [at.start() // RECORD_BYTES for at in re.finditer(bytes((kind, 0, 0)), records) if at.start() % RECORD_BYTES == 4]
+    offset, end = flv.FIRST_TAG_BYTES + _span(sizes, kinds), len(kinds)
+    for number in reversed(found):
+        offset -= _span(sizes[number:end], kinds[number:end])
+        end = number
+        if offset < before:
+            yield offset
+
+
+def _span(sizes: array[int], kinds: bytes) -> int:
+    """The bytes of these tags in the segment. A record has the kind in the same word as the size."""
+    return sum(sizes) - (sum(kinds) << 24) + len(sizes) * flv.TAG_OVERHEAD_BYTES

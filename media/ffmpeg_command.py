@@ -29,6 +29,9 @@ _ANALYSIS_US = 1_000_000
 # While one track is muted, ffmpeg holds back the other for this long. The default is 10 s: a crash would lose that much, and the
 # watch would take it for a stall (measured).
 _INTERLEAVE_US = 250_000
+# A view begins with media that is on disk already, so its analysis takes no time.
+_VIEW_ANALYSIS_US = 300_000
+_FRAGMENT_US = 250_000
 _LONGEST_ADDRESS_BYTES = 16_384
 _PROTOCOLS = {"http": "http,tcp", "https": "https,http,tls,tcp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}
 # Used where Python finds no CA file (SSL_CERT_FILE names one).
@@ -128,6 +131,24 @@ def capture_args(binary: str, script_fd: int, path: Path, mode: str) -> list[str
         max_interleave_delta=_INTERLEAVE_US,
         flvflags="no_duration_filesize+no_sequence_end",
         **heartbeat,
+    )
+    return compiled(output, binary)
+
+
+def view_args(binary: str, output_fd: int) -> list[str]:
+    """The arguments of a live view: FLV on stdin, fragmented MP4 to `output_fd`, in fragments of _FRAGMENT_US at most. It copies
+    the packets."""
+    source = ffmpeg.input("pipe:0", format="flv", protocol_whitelist="pipe", analyzeduration=_VIEW_ANALYSIS_US)
+    output = ffmpeg.output(
+        source["v?"],
+        source["a?"],
+        f"pipe:{output_fd}",
+        format="mp4",
+        codec="copy",
+        movflags="frag_keyframe+empty_moov+default_base_moof",
+        frag_duration=_FRAGMENT_US,
+        flush_packets=1,
+        max_interleave_delta=_INTERLEAVE_US,
     )
     return compiled(output, binary)
 

@@ -116,19 +116,19 @@ def tags(data: bytes) -> Iterator[Tag]:
 
 
 class TagReader:
-    """Reads the whole tags of a file, from the beginning up to the bytes written so far.
+    """Reads the whole tags of a file, from the beginning or `begin_bytes` up to the bytes written so far.
 
     Call `read()` again after the file has grown. `torn`: bytes of an unfinished or damaged tag follow the last returned one.
     `damaged`: the bytes that follow are not FLV, and no whole tag was found behind them yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`. Raises OSError."""
+    def __init__(self, path: Path, begin_bytes: int = 0) -> None:
+        """Open `path`. `begin_bytes` may be inside a tag: the reader looks for the next whole one. Raises OSError."""
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._rest = b""
-        self._started = self._skipped = False
-        self.position_bytes = 0
-        self.damaged = False
+        self._skipped = False
+        self._started = self.damaged = begin_bytes > 0
+        self.position_bytes = begin_bytes
 
     def close(self) -> None:
         """Close the file; safe to call twice."""

@@ -12,6 +12,7 @@ from web import (
     authentication,
     dependencies,
     health,
+    live,
     middleware,
     openapi,
     responses,
@@ -47,8 +48,8 @@ def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | Non
     watch = watch or attention_watch.AttentionWatch(api)
     authenticator = authentication.Authenticator(api)
     console = console_frame.Frame(api) if public else None
-    public_routers = (sessions.router(api, watch), results.router(api), callbacks) if public else ()
-    for router in (*public_routers, health.router(api, watch), segment_download.router(api)):
+    public_routers = (sessions.router(api, watch), live.router(api), results.router(api), callbacks) if public else ()
+    for router in (*public_routers, health.router(api, watch), segment_download.router(api), live.internal_router(api)):
         app.include_router(router)
     if console is not None:
         app.include_router(console_router.router(api, watch, console, authenticator))

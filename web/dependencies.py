@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from events import codec
-from machine import api_keys, attention, encryption, job_key, model, overview, session_view, trtc_callback
+from machine import api_keys, attention, encryption, errors, job_key, model, overview, session_view, trtc_callback
 
 
 class SessionQueries(Protocol):
@@ -59,6 +60,20 @@ async def _audit_nothing(by: model.Caller, action: str, subject: str, outcome: s
 
 
 async def _no_segment(recording: str, epoch: int, suffix: str) -> None: ...
+
+
+class LiveView(Protocol):
+    """One viewer's MP4. A Protocol, because `media` implements it and `web` may not import `media`."""
+
+    async def read(self) -> bytes: ...
+
+
+def _no_view(key: job_key.RecordingKey) -> AbstractAsyncContextManager[LiveView]:
+    raise errors.NotFound("This service has no live views.")
+
+
+def _no_live_segment(recording: str, epoch: int, mode: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    raise errors.NotFound("This node has no such segment.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,4 +136,8 @@ class Api:
     # (recording id, epoch, suffix) → the file on this node's spool that is named as the segment and this suffix, and when it was
     # last written (Unix ms); or None.
     segment_file: Callable[[str, int, str], Awaitable[tuple[Path, int] | None]] = _no_segment
+    # The live view of a recording. Raises NotFound, Refused if it cannot be watched now, and Unavailable.
+    live_view: Callable[[job_key.RecordingKey], AbstractAsyncContextManager[LiveView]] = _no_view
+    # (recording id, epoch, mode) → the end of that segment on this node's spool, as FLV. Raises NotFound and Unavailable.
+    live_segment: Callable[[str, int, str], AbstractAsyncContextManager[AsyncIterator[bytes]]] = _no_live_segment
     version: str = ""

@@ -34,12 +34,17 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
 
 async def _file(api: dependencies.Api, recording: str, epoch: int, suffix: str, authorization: str) -> fastapi.Response:
     """The segment, or the file of the same name and this suffix. Raises Unauthorized and NotFound."""
-    # Header bytes arrive as latin-1; nodes send the token as UTF-8.
-    known = hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {api.cluster_token}".encode())
-    if not api.cluster_token or not known:
-        raise errors.Unauthorized("CLUSTER_TOKEN is missing, or differs from this node's.")
+    check_token(api, authorization)
     found = await api.segment_file(recording, epoch, suffix)
     if found is None:
         raise errors.NotFound("This node has no such segment.")
     path, written_ms = found
     return responses.FileResponse(path, media_type="application/octet-stream", headers={segments.WRITTEN_HEADER: str(written_ms)})
+
+
+def check_token(api: dependencies.Api, authorization: str) -> None:
+    """Raise Unauthorized unless the header Authorization has this node's CLUSTER_TOKEN."""
+    # Header bytes arrive as latin-1; nodes send the token as UTF-8.
+    known = hmac.compare_digest(authorization.encode("latin-1"), f"Bearer {api.cluster_token}".encode())
+    if not api.cluster_token or not known:
+        raise errors.Unauthorized("CLUSTER_TOKEN is missing, or differs from this node's.")

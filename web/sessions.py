@@ -124,7 +124,7 @@ def _add_requests(routes: fastapi.APIRouter, api: dependencies.Api) -> None:
 
 async def _body(request: fastapi.Request, task_id: str) -> dict[str, Any]:
     """The body of a request about one session, with its TaskId."""
-    _check_task_id(task_id)
+    check_task_id(task_id)
     body = await request_body.json_object(request, optional=True)
     if not reader.is_absent(named := body.get("TaskId")) and named != task_id:
         raise event_errors.InvalidEvent("TaskId", "is not the one in the path")
@@ -165,7 +165,7 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api, watch: attent
         responses=openapi.failures(400, 404),
     )
     async def show(request: fastapi.Request, task_id: TaskId, query: Annotated[SessionPage, fastapi.Query()]) -> fastapi.Response:
-        _check_task_id(task_id)
+        check_task_id(task_id)
         session = await api.queries.session(task_id)
         if session is None:
             raise _not_found(task_id)
@@ -206,7 +206,7 @@ async def _stuck(
     return await stuck_sessions.page(api, alive, limit=query.limit, before=query.before, wanted=query.wanted())
 
 
-def _check_task_id(task_id: str) -> None:
+def check_task_id(task_id: str) -> None:
     """Raise NotFound for a text that cannot be a TaskId."""
     try:
         codec.check("stop", {"TaskId": task_id})
