@@ -48,6 +48,8 @@ class LiveTail:
     def read(self) -> bytes:
         """The whole tags that were written since the last call; the first ones begin with the header of FLV. Empty while nothing
         new is there, or no key frame yet. Raises OSError."""
+        if self.over:
+            return b""
         tags, self._waiting = self._waiting or self._reader.read(growing=True), []
         if self._begun:
             return self._encoded(tags)
