@@ -8,12 +8,12 @@ from pathlib import Path
 
 from assembly import work as node_work
 from config import settings as settings_module
-from machine import errors, job_key, session_view
+from machine import errors, job_key, session_view, states
 from media import live_view
 from store import queries as store_queries
 from store import store as store_module
 
-NOT_NOW = "This recording is not being captured at this moment. Its state tells whether it is going to be."
+NOT_NOW = "No media of this recording is being captured at this moment; its state tells whether it will be."
 TOO_MANY = "This node serves as many live views as LIVE_VIEWS allows; close one, or raise the setting."
 
 
@@ -49,9 +49,11 @@ class LiveViews:
             session = await self._queries.session(key.task_id)
             if session is None:
                 raise errors.NotFound
+            if session.state == states.FINISHED:
+                raise errors.Refused("The session has finished: nothing is being captured any more.")
             growing = await self._growing(key)
             if growing is None:
-                raise errors.Refused(NOT_NOW)
+                raise errors.Unavailable(NOT_NOW)
             made = live_view.LiveView(self._work.ffmpeg, await self._source(growing, session.request.mode))
             try:
                 await made.start()
@@ -76,7 +78,7 @@ class LiveViews:
         if self._shared_spool or growing.node == self._node:
             found = await self._work.segment_file(key.text, epoch)
             if found is None:
-                raise errors.Refused(NOT_NOW)
+                raise errors.Unavailable(NOT_NOW)
             return self._local(key, epoch, found[0], mode)
         url = await self._store.nodes.url(growing.node, self._alive_since_ms())
         if not url:

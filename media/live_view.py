@@ -87,13 +87,13 @@ class LiveView:
         self._first = b""
 
     async def start(self) -> None:
-        """Wait for the first media, and spawn ffmpeg. Raises Refused if no browser plays it or nothing arrives, Unavailable, and
-        OSError."""
+        """Wait for the first media, and spawn ffmpeg. Raises Refused if browsers do not play it, Unavailable if
+        nothing arrives, and OSError."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 head = await self._head()
         except TimeoutError as error:
-            raise errors.Refused("No picture and no sound arrives from this speaker now.") from error
+            raise errors.Unavailable("No picture and no sound arrives from this speaker now.") from error
         ends = os.pipe()
         try:
             argv = ffmpeg_command.view_args(self._ffmpeg, ends[1])
@@ -136,7 +136,7 @@ class LiveView:
                 for tag in tags:
                     _check(tag)
                 return head
-        raise errors.Refused("The recording has just stopped, or begins its next segment. Open the view again.")
+        raise errors.Unavailable("The segment has just ended; the next one, if any, begins in a moment.")
 
     async def _feed(self, child: ffmpeg_process.Child, head: bytes) -> None:
         try:
