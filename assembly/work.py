@@ -35,6 +35,12 @@ from worker import work_ports
 
 USER_SIG_FOR_S = 24 * 3600
 TASK_ID_CHARS = 26
+# A browser asks for more of a file while it plays it.
+FILE_URL_S = 900
+NO_CREDENTIALS = (
+    "The session's credentials were deleted when it no longer needed them, and this node has none of its own that could sign a"
+    " link. Set TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, or give the node a role."
+)
 
 
 class NodeWork:
@@ -163,6 +169,20 @@ class NodeWork:
             if error.reason == Reason.FILE_MISSING and (lost := await file_threads.BULK.run(self._spool.lost)):
                 raise errors.UploadFailed(lost, reason=Reason.SPOOL_LOST, retry=True) from error
             raise
+
+    async def file_url(self, job: due_work.Assignment) -> str:
+        """A URL by which a browser plays the uploaded file for FILE_URL_S. Raises Refused without credentials for it."""
+        try:
+            keys = await self._chain.resolve(job.secrets.to_json())
+        except credentials.NoCredentials as error:
+            raise errors.Refused(NO_CREDENTIALS) from error
+        return cos_requests.presigned(self._target(job), keys, FILE_URL_S)
+
+    def file_origin(self, request: requests.StartRequest) -> str:
+        """The origin of these URLs."""
+        endpoint = self._settings.cos_server
+        target = cos_target.CosTarget(region=request.region, bucket=request.bucket, key="any", endpoint=endpoint)
+        return cos_target.origin(target)
 
     async def deliver(self, delivery: model.Delivery) -> None:
         """Post the result. Its id is the same in every retry."""

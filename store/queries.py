@@ -125,12 +125,12 @@ class SessionQueries:
             )
         return found
 
-    async def next_posts(self, deliveries: Sequence[job_key.DeliveryKey]) -> dict[int, int]:
-        """When the pending ones of these deliveries of one session are tried again: revision → Unix ms."""
+    async def next_tries(self, owners: Sequence[job_key.JobKey]) -> dict[str, int]:
+        """When the jobs of these owners that wait for a retry are due: owner → Unix ms."""
         table = tables.deadlines
-        revisions = {key.text: key.revision for key in deliveries}
-        found = select(table.c.owner, table.c.at_ms).where(table.c.owner.in_(list(revisions)), table.c.kind == "retry")
-        return {revisions[row["owner"]]: row["at_ms"] for row in await self._all(found)}
+        names = [owner.text for owner in owners]
+        found = select(table.c.owner, table.c.at_ms).where(table.c.owner.in_(names), table.c.kind == "retry")
+        return {row["owner"]: row["at_ms"] for row in await self._all(found)}
 
     async def recordings(self, task_id: str, *, first: int = 0, limit: int = RECORDINGS) -> list[model.Recording]:
         """The recordings of a session in the order of their opening, from number `first` on."""

@@ -244,6 +244,16 @@ class _Bounded(requests.adapters.HTTPAdapter):
         return answer
 
 
+def presigned(target: cos_target.CosTarget, credentials: credentials_module.Credentials, valid_s: int) -> str:
+    """A URL by which anybody can GET the object for `valid_s` seconds, made without a request. At an endpoint in the place of COS
+    the path has the bucket, because a browser sends the endpoint's own name as Host."""
+    key = target.key if target.endpoint is None else f"cos/{target.bucket}/{target.key}"
+    about = {"x-cos-security-token": credentials.token} if credentials.token else {}
+    sdk = _sdk(target, credentials, None, CONNECT_TIMEOUT_S)
+    signs_host = target.endpoint is None
+    return str(sdk.get_presigned_url(target.bucket, key, "GET", Expired=valid_s, Params=about, SignHost=signs_host))
+
+
 def silence_sdk() -> None:
     """Switch off the SDK's log: at DEBUG it prints keys, at INFO URLs; our errors carry its ERROR texts."""
     logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
@@ -256,7 +266,7 @@ def sign_by(clock: Callable[[], int]) -> None:
 
 
 def _sdk(
-    target: cos_target.CosTarget, credentials: credentials_module.Credentials, pool: requests.Session, timeout_s: float
+    target: cos_target.CosTarget, credentials: credentials_module.Credentials, pool: requests.Session | None, timeout_s: float
 ) -> Any:
     scheme, ip, port = target.endpoint or ("https", None, None)
     config = qcloud_cos.CosConfig(

@@ -123,6 +123,14 @@ def url(target: CosTarget) -> str:
     return f"https://{host(target)}/{quote(target.key, safe='/-_.~')}"
 
 
+def origin(target: CosTarget) -> str:
+    """Scheme, host and port of the object's URL, or of the server in the place of COS."""
+    if target.endpoint is None:
+        return f"https://{host(target)}"
+    scheme, ip, port = target.endpoint
+    return f"{scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}"
+
+
 def _is_text(value: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in value)
 

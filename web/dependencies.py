@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from events import codec
+from events import codec, requests
 from machine import api_keys, attention, encryption, errors, job_key, model, overview, session_view, trtc_callback
 
 
@@ -21,7 +21,7 @@ class SessionQueries(Protocol):
     async def session(self, task_id: str) -> model.Session | None: ...
     async def counts(self, task_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]: ...
     async def parts(self, task_ids: Sequence[str]) -> Mapping[str, session_view.SessionParts]: ...
-    async def next_posts(self, deliveries: Sequence[job_key.DeliveryKey]) -> Mapping[int, int]: ...
+    async def next_tries(self, owners: Sequence[job_key.JobKey]) -> Mapping[str, int]: ...
     async def recordings(self, task_id: str, *, first: int, limit: int) -> Sequence[model.Recording]: ...
     async def segments(self, task_id: str, *, only: Sequence[str]) -> Sequence[session_view.SegmentView]: ...
     async def timeline(self, task_id: str, *, before: int, limit: int) -> Sequence[session_view.TimelineEntry]: ...
@@ -57,6 +57,10 @@ async def _note_nothing(key_id: str) -> None: ...
 
 
 async def _audit_nothing(by: model.Caller, action: str, subject: str, outcome: str) -> None: ...
+
+
+async def _no_file(key: job_key.RecordingKey) -> str:
+    raise errors.Refused("This service does not give links to its files.")
 
 
 async def _no_segment(recording: str, epoch: int, suffix: str) -> None: ...
@@ -140,4 +144,8 @@ class Api:
     live_view: Callable[[job_key.RecordingKey], AbstractAsyncContextManager[LiveView]] = _no_view
     # (recording id, epoch, mode) → the end of that segment on this node's spool, as FLV. Raises NotFound and Unavailable.
     live_segment: Callable[[str, int, str], AbstractAsyncContextManager[AsyncIterator[bytes]]] = _no_live_segment
+    # A short-lived URL of a recording's uploaded file. Raises NotFound, Refused, Unavailable.
+    file_url: Callable[[job_key.RecordingKey], Awaitable[str]] = _no_file
+    # The origin of these URLs.
+    file_origin: Callable[[requests.StartRequest], str] = lambda request: ""
     version: str = ""

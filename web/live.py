@@ -35,8 +35,10 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         response_class=responses.StreamingResponse,
         responses={200: MP4, **openapi.failures(400, 404, 409)},
     )
-    async def live(task_id: sessions.TaskId, speaker: Speaker, n: Number = 1) -> fastapi.Response:
-        return await view(api, task_id, speaker, n)
+    async def live(
+        request: fastapi.Request, task_id: sessions.TaskId, speaker: Speaker, n: Number = 1
+    ) -> fastapi.Response:
+        return await view(api, request, task_id, speaker, n)
 
     return routes
 
@@ -55,11 +57,17 @@ def internal_router(api: dependencies.Api) -> fastapi.APIRouter:
     return routes
 
 
-async def view(api: dependencies.Api, task_id: str, speaker: str, n: int) -> fastapi.Response:
+async def view(api: dependencies.Api, request: fastapi.Request, task_id: str, speaker: str, n: int) -> fastapi.Response:
     """The response with one recording's live view. Raises NotFound, Refused and Unavailable."""
     sessions.check_task_id(task_id)
     opened = contextlib.AsyncExitStack()
-    made = await opened.enter_async_context(api.live_view(job_key.RecordingKey(task_id, speaker, n)))
+    key = job_key.RecordingKey(task_id, speaker, n)
+    made = await opened.enter_async_context(api.live_view(key))
+    try:
+        await api.audit(request.state.caller, "watch", key.text, "ok")
+    except BaseException:
+        await opened.aclose()
+        raise
     return _LiveResponse(api, opened, made.read, "video/mp4")
 
 

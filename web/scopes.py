@@ -47,6 +47,12 @@ CONSOLE: dict[tuple[str, str], str] = {
     ("GET", "/console"): api_keys.READ,
     ("GET", "/console/sessions"): api_keys.READ,
     ("GET", "/console/live"): api_keys.READ,
+    ("GET", "/console/sessions/{TaskId}"): api_keys.READ,
+    ("GET", "/console/sessions/{TaskId}/live"): api_keys.WATCH,
+    ("GET", "/console/sessions/{TaskId}/file"): api_keys.WATCH,
+    ("POST", "/console/sessions/{TaskId}/stop"): api_keys.OPERATE,
+    ("POST", "/console/sessions/{TaskId}/replay"): api_keys.OPERATE,
+    ("POST", "/console/sessions/{TaskId}/resend"): api_keys.OPERATE,
 }
 ALL = collections.ChainMap(TABLE, CONSOLE)
 

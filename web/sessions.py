@@ -25,6 +25,7 @@ from web import (
     responses,
     session_filter,
     session_models,
+    stuck,
     stuck_sessions,
     views,
 )
@@ -165,19 +166,32 @@ def _add_queries(routes: fastapi.APIRouter, api: dependencies.Api, watch: attent
         responses=openapi.failures(400, 404),
     )
     async def show(request: fastapi.Request, task_id: TaskId, query: Annotated[SessionPage, fastapi.Query()]) -> fastapi.Response:
-        check_task_id(task_id)
-        session = await api.queries.session(task_id)
-        if session is None:
-            raise _not_found(task_id)
-        (snapshot,) = await stuck_sessions.snapshots(api, [session], await watch.alive())
-        pages = await _pages(api, task_id, query, [d.key for d in snapshot.parts.deliveries])
+        snapshot, pages = await read(api, watch, task_id, query)
         return await responses.large(request, lambda: views.details(snapshot, pages, api.progress()))
 
 
+async def read(
+    api: dependencies.Api,
+    watch: attention_watch.AttentionWatch,
+    task_id: str,
+    query: SessionPage,
+    *,
+    recordings: int = RECORDINGS,
+) -> tuple[stuck.Snapshot, views.SessionPages]:
+    """One session with a page of each of its lists; `recordings` is the size of that page. Raises NotFound."""
+    check_task_id(task_id)
+    session = await api.queries.session(task_id)
+    if session is None:
+        raise _not_found(task_id)
+    (snapshot,) = await stuck_sessions.snapshots(api, [session], await watch.alive())
+    pages = await _pages(api, task_id, query, [d.key for d in snapshot.parts.deliveries], recordings)
+    return snapshot, pages
+
+
 async def _pages(
-    api: dependencies.Api, task_id: str, query: SessionPage, deliveries: Sequence[job_key.DeliveryKey]
+    api: dependencies.Api, task_id: str, query: SessionPage, deliveries: Sequence[job_key.DeliveryKey], size: int
 ) -> views.SessionPages:
-    recordings = await api.queries.recordings(task_id, first=query.recordings, limit=RECORDINGS)
+    recordings = await api.queries.recordings(task_id, first=query.recordings, limit=size)
     timeline = await api.queries.timeline(task_id, before=query.timeline, limit=query.limit)
     results = await api.queries.results(task_id, before=query.results)
     return views.SessionPages(
@@ -185,8 +199,8 @@ async def _pages(
         segments=await api.queries.segments(task_id, only=[r.key.text for r in recordings]),
         timeline=timeline,
         results=results,
-        next_posts=await api.queries.next_posts(deliveries),
-        recordings_next=str(query.recordings + RECORDINGS) if len(recordings) == RECORDINGS else "",
+        next_tries=await api.queries.next_tries([*deliveries, *(r.key for r in recordings)]),
+        recordings_next=str(query.recordings + size) if len(recordings) == size else "",
         timeline_next=str(timeline[0].seq) if len(timeline) == query.limit else "",
         results_next=str(results[0]["Revision"]) if results and results[0].get("Revision", 1) > 1 else "",
     )

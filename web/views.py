@@ -35,7 +35,7 @@ class SessionPages:
     segments: Sequence[session_view.SegmentView]
     timeline: Sequence[session_view.TimelineEntry]
     results: Sequence[Json]
-    next_posts: Mapping[int, int] = field(default_factory=dict)
+    next_tries: Mapping[str, int] = field(default_factory=dict)
     recordings_next: str = ""
     timeline_next: str = ""
     results_next: str = ""
@@ -59,7 +59,7 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
         "Recordings": [recording(session, r, by_recording[r.key], progress.get(r.key, 0)) for r in pages.recordings],
         "RecordingsNext": pages.recordings_next,
-        "Callbacks": [_delivery(d, pages.next_posts.get(d.revision)) for d in snapshot.parts.deliveries],
+        "Callbacks": [_delivery(d, pages.next_tries.get(d.key.text)) for d in snapshot.parts.deliveries],
         "Timeline": timeline(pages.timeline),
         "TimelineNext": pages.timeline_next,
         "Results": list(pages.results),

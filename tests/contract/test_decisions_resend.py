@@ -121,6 +121,6 @@ async def test_what_was_given_up_is_listed(harness: decider_harness.Harness) -> 
     await _post(harness, waits, retry=True)
     assert [s.task_id for s in (await harness.reading.sessions(UNDELIVERED))[0]] == [given_up]
     (delivery,) = await harness.deliveries(waits)
-    assert await harness.reading.next_posts([delivery.key]) == {1: harness.clock() + 5_000}
+    assert await harness.reading.next_tries([delivery.key]) == {delivery.key.text: harness.clock() + 5_000}
     await harness.say("resend", TaskId=given_up)
     assert await harness.reading.sessions(UNDELIVERED) == ([], "")

@@ -6,7 +6,7 @@ import fastapi
 
 from web import attention_watch, authentication, dependencies
 from web.console import frame as frames
-from web.console import live, overview, sessions, signin
+from web.console import live, overview, session, sessions, signin
 
 
 def router(
@@ -23,4 +23,5 @@ def router(
     live.add(routes, frame, api, feed, authenticator)
     overview.add(routes, frame, api, watch)
     sessions.add(routes, frame, api, watch)
+    session.add(routes, frame, api, watch)
     return routes
