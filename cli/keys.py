@@ -25,7 +25,8 @@ runs or not.
 HEADINGS = ("Id", "Name", "Scopes", "Quota", "Created", "Used", "Revoked")
 SCOPES = (
     "Comma-separated. read: sessions and results; start: start sessions; operate: stop and replay them, and post results"
-    " again. An application that reads and stops as well needs read,start,operate."
+    " again; watch: see and hear speakers, live and in finished files. An application that reads and stops as well needs"
+    " read,start,operate."
 )
 FORGET_LOST = (
     "A key is lost: delete the secrets that no key decrypts. Their sessions need fresh credentials, by a replay. Their results"

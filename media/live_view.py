@@ -80,7 +80,7 @@ class LiveView:
         """`source` is FLV; the view closes it."""
         self._ffmpeg = ffmpeg
         self._source = source
-        self._child: ffmpeg_process.Child | None = None
+        self.child: ffmpeg_process.Child | None = None
         self._output: asyncio.StreamReader | None = None
         self._pipe: asyncio.ReadTransport | None = None
         self._feeding: asyncio.Task[None] | None = None
@@ -98,8 +98,8 @@ class LiveView:
         try:
             argv = ffmpeg_command.view_args(self._ffmpeg, ends[1])
             polite = [resource_limits.tool("nice"), "-n", "19", *argv]
-            self._child = ffmpeg_process.Child(polite, redact=str, on_error_line=lambda line: log.debug("view.ffmpeg", said=line))
-            await self._child.start(inherit=(ends[1],))
+            self.child = ffmpeg_process.Child(polite, redact=str, on_error_line=lambda line: log.debug("view.ffmpeg", said=line))
+            await self.child.start(inherit=(ends[1],))
             self._output = asyncio.StreamReader(limit=_CHUNK_BYTES)
             protocol = asyncio.StreamReaderProtocol(self._output)
             file = os.fdopen(os.dup(ends[0]), "rb", buffering=0)
@@ -107,7 +107,7 @@ class LiveView:
         finally:
             for end in ends:
                 os.close(end)
-        self._feeding = asyncio.create_task(self._feed(self._child, head))
+        self._feeding = asyncio.create_task(self._feed(self.child, head))
 
     async def read(self) -> bytes:
         """The next bytes of the MP4; empty at its end."""
@@ -119,9 +119,9 @@ class LiveView:
         if self._feeding is not None:
             self._feeding.cancel()
             await asyncio.gather(self._feeding, return_exceptions=True)
-        if self._child is not None and self._child.pid:
-            self._child.kill()
-            await self._child.wait()
+        if self.child is not None and self.child.pid:
+            self.child.kill()
+            await self.child.wait()
         if self._pipe is not None:
             self._pipe.close()
         await self._source.aclose()

@@ -35,9 +35,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
         response_class=responses.StreamingResponse,
         responses={200: MP4, **openapi.failures(400, 404, 409)},
     )
-    async def live(
-        request: fastapi.Request, task_id: sessions.TaskId, speaker: Speaker, n: Number = 1
-    ) -> fastapi.Response:
+    async def live(request: fastapi.Request, task_id: sessions.TaskId, speaker: Speaker, n: Number = 1) -> fastapi.Response:
         return await view(api, request, task_id, speaker, n)
 
     return routes

@@ -100,7 +100,9 @@ def _document(app: fastapi.FastAPI) -> Json:
 def _add_examples(answers: Json) -> None:
     """After FastAPI has written the document: it leaves out every null, also in examples."""
     for status, answer in answers.items():
-        content = answer["content"]["application/json"]
+        content = answer["content"].get("application/json")
+        if content is None:
+            continue  # media: an example would be a film
         name = content["schema"]["$ref"].removeprefix(REFERENCE)
         content["example"] = _failure(int(status)) if name == "Error" else examples.ANSWERS[name]
 

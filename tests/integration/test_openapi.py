@@ -11,6 +11,7 @@ import jsonschema_rs
 import pytest
 from fastapi import routing
 
+from machine import api_keys
 from tests import engines, openapi_shape
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
@@ -269,5 +270,5 @@ async def test_the_required_scope_is_described(database: engines.Database) -> No
     security = {p: o["security"] for p, operations in document["paths"].items() for o in operations.values()}
     assert security["/sessions/{TaskId}/stop"] == [{"bearer": ["operate"]}]
     free = {p for p, scopes in security.items() if not scopes}
-    assert all(s in ([], [{"bearer": ["read"]}], [{"bearer": ["start"]}], [{"bearer": ["operate"]}]) for s in security.values())
+    assert all(s in ([], *([{"bearer": [scope]}] for scope in api_keys.SCOPES)) for s in security.values())
     assert free == {"/healthz", "/readyz", "/trtc/callbacks"}

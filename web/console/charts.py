@@ -5,6 +5,7 @@ Rule: pure geometry in the units of an SVG. The template draws it, and translate
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A part of a clock: a segment (media, or live while it grows) or a gap. `height` is that of its bitrate, `kbps` in kbit/s."""
+    """A part of a clock: a segment (media, or live while it grows) or a gap, with its bitrate in kbit/s and that one's height."""
 
     kind: str
     x: float
@@ -83,7 +84,7 @@ def of_session(value: model.Session) -> Machine:
     places = {name: (column, 0) for column, name in enumerate(states.SESSION_STATES)}
     at = states.SESSION_STATES.index(value.state)
     path = states.SESSION_STATES[: at + 1]
-    return _machine(session.ROWS, places, value.state, set(zip(path, path[1:], strict=False)))
+    return _machine(session.ROWS, places, value.state, set(itertools.pairwise(path)))
 
 
 def clock(segments: Sequence[session_view.SegmentView], begin_ms: int, end_ms: int, now_ms: int, most_kbps: int) -> list[Bar]:
@@ -132,7 +133,7 @@ def _machine(
         Edge(line=_line(*at[source], *at[to]), events=", ".join(dict.fromkeys(events)), past=(source, to) in path)
         for (source, to), events in moves.items()
     ]
-    # The path lies on top.
+    # The path is drawn on top.
     edges.sort(key=lambda edge: edge.past)
     columns, levels = max(c for c, _ in places.values()), max(r for _, r in places.values())
     width, height = 2 * 4 + _NODE_WIDTH + columns * _STEP, _TOP + levels * _BELOW + _NODE_HEIGHT // 2 + 6

@@ -1,4 +1,4 @@
-"""The page of one session: its machines, timeline, recordings, results and deliveries; live views and files; stop, replay, resend.
+"""The page of one session: machines, timeline, recordings, results and deliveries; live views and files; stop, replay, resend.
 
 Rules: an action is the event that the API would make of it, so the same handler decides and audits it. A replay is previewed by a
 dry run before it is confirmed. What is played needs the scope `watch`.
@@ -43,7 +43,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, w
     async def show(
         request: fastapi.Request, task_id: sessions.TaskId, query: Annotated[View, fastapi.Query()]
     ) -> fastapi.Response:
-        wanted = sessions.SessionPage(recordings=query.recordings, timeline=query.timeline, limit=TIMELINE)
+        wanted = sessions.SessionPage(recordings=query.recordings, timeline=query.timeline, limit=TIMELINE, results=0)
         snapshot, pages = await sessions.read(api, watch, task_id, wanted, recordings=RECORDINGS)
 
         def made() -> responses.Response:
