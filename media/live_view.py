@@ -27,9 +27,17 @@ ASK_EVERY_S = 2.0
 PATIENCE_S = 10.0
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
 _CHUNK_BYTES = 1 << 16
-# What the browsers of the day play in MP4. H.265 depends on the machine: few play it.
+# What browsers play in MP4, with the usual name there (RFC 6381). H.265 depends on the machine: few play it.
+_PLAYABLE = {
+    "avc": "avc1.42e01e",
+    "av01": "av01.0.08M.08",
+    "vp09": "vp09.00.41.08",
+    "aac": "mp4a.40.2",
+    "mp3": "mp4a.6b",
+    "Opus": "opus",
+    "fLaC": "flac",
+}
 MODES = ("00", "01", "02")
-_PLAYABLE = frozenset(("aac", "mp3", "Opus", "fLaC", "avc", "av01", "vp09"))
 _NAMES = {"hevc": "H.265", "vvc1": "H.266"}
 
 
@@ -84,7 +92,13 @@ class LiveView:
         self._output: asyncio.StreamReader | None = None
         self._pipe: asyncio.ReadTransport | None = None
         self._feeding: asyncio.Task[None] | None = None
-        self._first = b""
+        self._codecs: dict[int, str] = {}
+
+    @property
+    def media_type(self) -> str:
+        """The content type with the codecs of its tracks, as players of byte streams need it; only after `start`."""
+        kind = "video" if flv.VIDEO in self._codecs else "audio"
+        return f'{kind}/mp4; codecs="{", ".join(self._codecs[each] for each in sorted(self._codecs, reverse=True))}"'
 
     async def start(self) -> None:
         """Wait for the first media, and spawn ffmpeg. Raises Refused if browsers do not play it, Unavailable if
@@ -133,8 +147,7 @@ class LiveView:
             head += data
             tags = list(flv.tags(head[flv.FIRST_TAG_BYTES :]))
             if any(tag.is_media for tag in tags):
-                for tag in tags:
-                    _check(tag)
+                self._codecs = {tag.kind: _codec(tag) for tag in reversed(tags)}
                 return head
         raise errors.Unavailable("The segment has just ended; the next one, if any, begins in a moment.")
 
@@ -153,9 +166,8 @@ class LiveView:
             child.kill()
 
 
-def _check(tag: flv.Tag) -> None:
-    if tag.kind == flv.SCRIPT:
-        return
+def _codec(tag: flv.Tag) -> str:
+    """The codec of a track, from its first tag, in the words of RFC 6381. Raises Refused if browsers do not play it."""
     name = codecs.identity(tag.kind, tag.payload)
     if name not in _PLAYABLE:
         track = "sound" if tag.kind == flv.AUDIO else "picture"
@@ -163,3 +175,8 @@ def _check(tag: flv.Tag) -> None:
             f"This speaker sends the {track} as {_NAMES.get(name, name)}, which browsers do not play live. It is recorded all the"
             " same: the finished file has it."
         )
+    if name == "avc" and tag.is_sequence_header:
+        return f"avc1.{tag.payload[6:9].hex()}"
+    if name == "aac" and tag.is_sequence_header:
+        return f"mp4a.40.{tag.payload[5 if tag.payload[0] >> 4 == 9 else 2] >> 3}"
+    return _PLAYABLE[name]

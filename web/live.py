@@ -22,7 +22,10 @@ Speaker = Annotated[
     str, fastapi.Query(min_length=1, max_length=64, pattern=request_body.TEXT, description="Id of the speaker, as in `Speaker`.")
 ]
 Number = Annotated[int, fastapi.Query(ge=1, le=sessions.MAX_NUMBER, description="Number of the speaker's recording, as in `N`.")]
-MP4: dict[str, Any] = {"content": {"video/mp4": {}}, "description": "Fragmented MP4, for as long as the segment grows."}
+MP4: dict[str, Any] = {
+    "content": {"video/mp4": {}},
+    "description": "Fragmented MP4, for as long as the segment grows; audio/mp4 without a picture.",
+}
 
 
 def router(api: dependencies.Api) -> fastapi.APIRouter:
@@ -66,7 +69,7 @@ async def view(api: dependencies.Api, request: fastapi.Request, task_id: str, sp
     except BaseException:
         await opened.aclose()
         raise
-    return _LiveResponse(api, opened, made.read, "video/mp4")
+    return _LiveResponse(api, opened, made.read, made.media_type)
 
 
 class _LiveResponse(responses.StreamingResponse):

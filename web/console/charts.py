@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from machine import decision_table, model, recording, session, session_view, states
 
@@ -53,17 +54,23 @@ class Machine:
     node_height: int = _NODE_HEIGHT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """A part of a clock: a segment (media, or live while it grows) or a gap, with its bitrate in kbit/s and that one's height."""
+class Span(NamedTuple):
+    """A part of a clock: media, live (while its segment grows) or a gap, with its mean bitrate in kbit/s."""
 
     kind: str
-    x: float
-    width: float
     from_ms: int
     to_ms: int
-    kbps: int = 0
-    height: float = 0.0
+    kbps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A span as it is drawn. `height` is that of its bitrate."""
+
+    span: Span
+    x: float
+    width: float
+    height: float
 
 
 def of_recording(value: model.Recording, moves: Collection[Move]) -> Machine:
@@ -87,33 +94,41 @@ def of_session(value: model.Session) -> Machine:
     return _machine(session.ROWS, places, value.state, set(itertools.pairwise(path)))
 
 
-def clock(segments: Sequence[session_view.SegmentView], begin_ms: int, end_ms: int, now_ms: int, most_kbps: int) -> list[Bar]:
-    """One recording on the clock from `begin_ms` to `end_ms`: its segments in their order, and the gaps between them. A growing
-    segment reaches to `now_ms`. Bitrates are drawn as shares of `most_kbps`."""
+def spans_of(segments: Sequence[session_view.SegmentView], now_ms: int) -> list[Span]:
+    """The segments of a recording in their order. A growing one reaches to `now_ms`."""
+    return [
+        Span("media", s.first_packet_ms, max(s.first_packet_ms, s.last_packet_ms or 0), kbps(s.size_bytes, s.media_ms))
+        if s.reason
+        else Span("live", s.first_packet_ms, max(s.first_packet_ms, now_ms), kbps(s.size_bytes, s.media_ms))
+        for s in segments
+        if s.first_packet_ms is not None
+    ]
+
+
+def spans_of_file(output: model.Output) -> list[Span]:
+    """When the media of a finished file was live: its segments are deleted. The bitrate is that of the whole file."""
+    return [Span("media", from_ms, to_ms, kbps(output.size_bytes, output.duration_ms)) for from_ms, to_ms in output.live]
+
+
+def clock(spans: Sequence[Span], begin_ms: int, end_ms: int, most_kbps: int) -> list[Bar]:
+    """One recording on the clock from `begin_ms` to `end_ms`, with the gaps between its spans. Bitrates are drawn as shares of
+    `most_kbps`."""
     scale = WIDTH / max(1, end_ms - begin_ms)
     bars: list[Bar] = []
     last_ms = 0
-
-    def bar(kind: str, from_ms: int, to_ms: int, kbps: int = 0) -> Bar:
-        width = max(_LEAST_WIDTH, (to_ms - from_ms) * scale)
-        height = round(RATE_HEIGHT * kbps / max(1, most_kbps), 1)
-        x = round((from_ms - begin_ms) * scale, 1)
-        return Bar(kind=kind, x=x, width=round(width, 1), from_ms=from_ms, to_ms=to_ms, kbps=kbps, height=height)
-
-    for segment in segments:
-        if segment.first_packet_ms is None:
-            continue
-        first_ms = max(segment.first_packet_ms, begin_ms)
-        if last_ms and first_ms - last_ms > _LEAST_GAP_MS:
-            bars.append(bar("gap", last_ms, first_ms))
-        last_ms = max(first_ms, segment.last_packet_ms or first_ms) if segment.reason else max(first_ms, now_ms)
-        bars.append(bar("media" if segment.reason else "live", first_ms, last_ms, kbps_of(segment)))
+    for span in spans:
+        gap = [Span("gap", last_ms, span.from_ms, 0)] if last_ms and span.from_ms - last_ms > _LEAST_GAP_MS else []
+        for each in (*gap, span):
+            x, width = max(0.0, (each.from_ms - begin_ms) * scale), (each.to_ms - each.from_ms) * scale
+            height = round(RATE_HEIGHT * each.kbps / max(1, most_kbps), 1)
+            bars.append(Bar(span=each, x=round(x, 1), width=round(max(_LEAST_WIDTH, width), 1), height=height))
+        last_ms = max(last_ms, span.to_ms)
     return bars
 
 
-def kbps_of(segment: session_view.SegmentView) -> int:
-    """The mean bitrate of a segment, in kbit/s; 0 before its size is known."""
-    return round(segment.size_bytes * 8 / segment.media_ms) if segment.media_ms else 0
+def kbps(size_bytes: int, media_ms: int) -> int:
+    """The mean bitrate in kbit/s; 0 before it is known."""
+    return round(size_bytes * 8 / media_ms) if media_ms else 0
 
 
 def _machine(

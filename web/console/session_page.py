@@ -70,10 +70,14 @@ def page(snapshot: stuck.Snapshot, pages: views.SessionPages, progress: Mapping[
     value = views.details(snapshot, pages, progress)
     lines = [_line(each) for each in reversed(value["Timeline"])]
     begin_ms, end_ms = session.opened_ms, _end_ms(snapshot, pages)
-    most_kbps = max((charts.kbps_of(segment) for segment in pages.segments), default=0)
     segments: dict[job_key.RecordingKey, list[session_view.SegmentView]] = defaultdict(list)
     for segment in pages.segments:
         segments[segment.recording].append(segment)
+    spans = {
+        each.key: charts.spans_of(segments[each.key], now_ms) or (charts.spans_of_file(each.output) if each.output else [])
+        for each in pages.recordings
+    }
+    most_kbps = max((span.kbps for of in spans.values() for span in of), default=0)
     moves: dict[str, set[charts.Move]] = defaultdict(set)
     for entry in pages.timeline:
         if entry.to_state and entry.from_state != entry.to_state:
@@ -83,7 +87,7 @@ def page(snapshot: stuck.Snapshot, pages: views.SessionPages, progress: Mapping[
             key=each.key,
             value=shown,
             machine=charts.of_recording(each, moves[each.key.text]),
-            bars=charts.clock(segments[each.key], begin_ms, end_ms, now_ms, most_kbps),
+            bars=charts.clock(spans[each.key], begin_ms, end_ms, most_kbps),
             failures=[line for line in lines if line.failed and line.value["Of"] == f"{each.speaker}/{each.n}"],
             next_ms=pages.next_tries.get(each.key.text),
             watchable=each.state in states.CAPTURING and each.capture == states.LEASED,
