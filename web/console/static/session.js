@@ -66,7 +66,7 @@
     URL.revokeObjectURL(player.src);
     const buffer = source.addSourceBuffer(type);
     player.classList.toggle("sound-only", silent);
-    says.textContent = silent && player.localName === "video" ? words.sound : words.live;
+    says.textContent = silent && player.localName === "video" ? words.sound : words.playing;
     player.play().catch(() => {});
     for (;;) {
       const {done, value} = await bytes.read();
