@@ -49,13 +49,14 @@ def references(value: Any) -> Iterator[str]:
 
 
 def contents(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every body and answer, with its operation and status."""
+    """Every body and answer in JSON, with its operation and status."""
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if "requestBody" in operation:
                 yield f"{method} {path}", operation["requestBody"]["content"]["application/json"]
             for status, answer in operation["responses"].items():
-                yield f"{method} {path} {status}", answer["content"]["application/json"]
+                if "application/json" in answer["content"]:
+                    yield f"{method} {path} {status}", answer["content"]["application/json"]
 
 
 def schema_of(document: dict[str, Any], method: str, path: str, status: int) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, w
         wanted = sessions.SessionPage(recordings=query.recordings, timeline=query.timeline, limit=TIMELINE, results=0)
         snapshot, pages = await sessions.read(api, watch, task_id, wanted, recordings=RECORDINGS)
 
+        updates = await frame.live()
+
         def made() -> responses.Response:
             page = session_page.page(snapshot, pages, api.progress())
             plays = api_keys.WATCH in request.state.scopes and any(card.playable for card in page.cards)
@@ -53,13 +55,13 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, w
                 request,
                 "session.html",
                 active="sessions",
+                live=updates,
                 media=[api.file_origin(page.session.request)] if plays else [],
                 page=page,
                 path=_path(task_id),
                 ms=session_page.ms,
                 utc=session_page.utc,
                 as_json=session_page.as_json,
-                new_id=api.new_id,
                 duration=times.duration,
             )
 
@@ -103,13 +105,13 @@ def _add_actions(routes: fastapi.APIRouter, frame: frames.Frame, api: dependenci
     @routes.post("/sessions/{TaskId}/stop")
     async def stop(request: fastapi.Request, task_id: sessions.TaskId) -> fastapi.Response:
         sessions.check_task_id(task_id)
-        await decide(request, "stop", {"TaskId": task_id}, _event_id(request))
+        await decide(request, "stop", {"TaskId": task_id}, _event_id(request, task_id))
         return frame.back(request, _path(task_id), notice="session.stopped")
 
     @routes.post("/sessions/{TaskId}/resend")
     async def resend(request: fastapi.Request, task_id: sessions.TaskId) -> fastapi.Response:
         sessions.check_task_id(task_id)
-        answer = await decide(request, "resend", {"TaskId": task_id} | _given(request, "Revision"), _event_id(request))
+        answer = await decide(request, "resend", {"TaskId": task_id} | _given(request, "Revision"), _event_id(request, task_id))
         return frame.back(request, _path(task_id), notice="session.resent", revision=answer["Revision"])
 
     @routes.post("/sessions/{TaskId}/replay")
@@ -117,7 +119,7 @@ def _add_actions(routes: fastapi.APIRouter, frame: frames.Frame, api: dependenci
         sessions.check_task_id(task_id)
         data = {"TaskId": task_id} | _given(request, "Speaker", "N", "From")
         if "confirmed" in request.state.form:
-            answer = await decide(request, "replay", data | _fresh(request), _event_id(request))
+            answer = await decide(request, "replay", data | _fresh(request), _event_id(request, task_id))
             return frame.back(request, _path(task_id), notice="session.replayed", number=len(answer["Recordings"]))
         # Under the id of the form, the answer of the dry run would become that of the replay.
         preview = await decide(request, "replay", data | {"DryRun": True}, api_responses.request_id(request))
@@ -141,12 +143,12 @@ def _refused(request: fastapi.Request, error: errors.RecorderError) -> fastapi.R
     return api_responses.failed(api_responses.request_id(request), error.http_status, error.code, error.message)
 
 
-def _event_id(request: fastapi.Request) -> str:
+def _event_id(request: fastapi.Request, task_id: str) -> str:
     """The id of the form's event: a form that is sent twice acts once. Raises InvalidEvent."""
     id_ = request.state.form.get("id", "")
     if not _CONFIRMED.fullmatch(id_):
         raise event_errors.InvalidEvent("id", "is not that of a form of this page")
-    return f"console-{request.state.caller.key_id}-{id_}"
+    return f"console-{task_id}-{request.state.caller.key_id}-{id_}"
 
 
 def _given(request: fastapi.Request, *names: str) -> dict[str, Any]:

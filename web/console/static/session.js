@@ -1,6 +1,19 @@
 // The player on the page of one session: a live view that stays at the live edge, or a finished file.
 "use strict";
 (() => {
+  // What is folded open stays so when a part of the page is fetched again.
+  const folds = new Map();
+  addEventListener("click", (event) => {
+    const fold = event.target.closest && event.target.closest("summary");
+    if (fold && fold.parentElement.id) folds.set(fold.parentElement.id, !fold.parentElement.open);
+  });
+  new MutationObserver(() => {
+    for (const [id, open] of folds) {
+      const fold = document.getElementById(id);
+      if (fold) fold.open = open;
+    }
+  }).observe(document.getElementById("content"), {childList: true});
+
   const panel = document.getElementById("player");
   if (!panel) return;
   const heading = panel.querySelector("h2"), says = panel.querySelector(".player-says"), words = panel.dataset;
