@@ -23,7 +23,7 @@ Speaker = Annotated[
 ]
 Number = Annotated[int, fastapi.Query(ge=1, le=sessions.MAX_NUMBER, description="Number of the speaker's recording, as in `N`.")]
 MP4: dict[str, Any] = {
-    "content": {"video/mp4": {}},
+    "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
     "description": "Fragmented MP4, for as long as the segment grows; audio/mp4 without a picture.",
 }
 
