@@ -48,6 +48,7 @@ PROTOCOLS_WITH_A_REASON = {
     "web/dependencies.py SessionQueries": "web may not import store; queries are behavior, not a value that both could share",
     "web/dependencies.py AttentionQueries": "the same",
     "web/dependencies.py OverviewQueries": "the same",
+    "web/dependencies.py LiveView": "web may not import media; a view is a process with its pipes, not a value",
     "machine/ports.py Snapshot": "the store finds its readings by name, in one method; the dictionary store has one for each",
 }
 FORBIDDEN = {
