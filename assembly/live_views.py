@@ -1,4 +1,7 @@
-"""The live views of a node: finds the growing segment of a recording, here or on another node, and bounds their number."""
+"""What the console plays: the growing segment of a recording, here or on another node, and links to finished files.
+
+Rule: the number of live views of a node is bounded.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,20 @@ class LiveViews:
         settings: settings_module.Settings,
         work: node_work.NodeWork,
         store: store_module.Store,
-        queries: store_queries.SessionQueries,
         *,
         node: str,
         shared_spool: bool,
-        alive_since_ms: Callable[[], int],
+        clock: Callable[[], int],
     ) -> None:
-        """`alive_since_ms`: a node without a heartbeat since then counts as away (Unix ms)."""
         self._most = settings.live_views
         self._token = settings.cluster_token.get_secret_value()
         self._work = work
         self._store = store
-        self._queries = queries
+        self._queries = store_queries.SessionQueries(store.connections)
         self._node = node
         self._shared_spool = shared_spool
-        self._alive_since_ms = alive_since_ms
+        self._clock = clock
+        self._away_after_ms = round(2 * settings.lease_s * 1000)
         self._open = 0
 
     @contextlib.asynccontextmanager
@@ -73,6 +75,13 @@ class LiveViews:
             async with contextlib.aclosing(self._local(job_key.parse_recording(recording_id), epoch, found[0], mode)) as source:
                 yield source
 
+    async def file_url(self, key: job_key.RecordingKey) -> str:
+        """A URL by which a browser plays the finished file of a recording. Raises NotFound, Refused and Unavailable."""
+        found = await self._store.assignments.recording(key)
+        if found is None or not found.recording.url:
+            raise errors.NotFound("This recording has no file in the bucket.")
+        return await self._work.file_url(found)
+
     async def _source(self, growing: session_view.SegmentView, mode: str) -> AsyncGenerator[bytes, None]:
         key, epoch = growing.recording, growing.epoch
         if self._shared_spool or growing.node == self._node:
@@ -80,7 +89,7 @@ class LiveViews:
             if found is None:
                 raise errors.Unavailable(NOT_NOW)
             return self._local(key, epoch, found[0], mode)
-        url = await self._store.nodes.url(growing.node, self._alive_since_ms())
+        url = await self._store.nodes.url(growing.node, self._clock() - self._away_after_ms)
         if not url:
             raise errors.Unavailable(f"The segment is on {growing.node}, which sends no heartbeat or has no address for others.")
         return live_view.fetched(url, self._token, {"recording": key.text, "epoch": str(epoch), "mode": mode})

@@ -30,7 +30,7 @@ from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
 from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
-from machine import database_clock, errors, job_key, model, supervised_task
+from machine import database_clock, job_key, model, supervised_task
 from media import file_threads, free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
@@ -335,27 +335,12 @@ class Node:
         async def segment_file(recording_id: str, epoch: int, suffix: str) -> tuple[Path, int] | None:
             return await work.segment_file(recording_id, epoch, suffix) if "worker" in settings.roles else None
 
-        async def file_url(key: job_key.RecordingKey) -> str:
-            found = await self.store.assignments.recording(key)
-            if found is None or not found.recording.url:
-                raise errors.NotFound("This recording has no file in the bucket.")
-            return await work.file_url(found)
-
-        queries = store.queries.SessionQueries(self.store.connections)
-        views = live_views.LiveViews(
-            settings,
-            work,
-            self.store,
-            queries,
-            node=self.node,
-            shared_spool=self._shared,
-            alive_since_ms=lambda: self._clock() - 2 * self._policy.lease_ms,
-        )
+        views = live_views.LiveViews(settings, work, self.store, node=self.node, shared_spool=self._shared, clock=self._clock)
         return web_app.Api(
             decide=decider.decide,
             take_callback=intake.take,
             forward_callback=self.forwarder.take,
-            queries=queries,
+            queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
             warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
@@ -385,7 +370,7 @@ class Node:
             segment_file=segment_file,
             live_view=views.view,
             live_segment=views.segment,
-            file_url=file_url,
+            file_url=views.file_url,
             file_origin=work.file_origin,
             version=VERSION,
         )
