@@ -1,4 +1,4 @@
-"""Dead letters of RabbitMQ's queue and of the outbox, as the operator's commands need them.
+"""Dead letters of RabbitMQ's queue and of the outbox, as the operator's commands and the API need them.
 
 Rule: secrets are redacted in everything that this module returns, reasons included.
 """
@@ -17,7 +17,7 @@ from assembly import database, encryption_keys
 from assembly.identity import clock, operator
 from bus import redaction
 from config import settings as settings_module
-from machine import errors
+from machine import errors, model
 
 # Prefix of the ids of outbox rows; the queue's ids are hexadecimal.
 ROW = "row-"
@@ -65,22 +65,24 @@ class DeadLetters:
         shown = await self._messages().show(id_)
         return _of_message(shown.dead_letter) | {"Headers": dict(shown.headers), "Body": shown.body}
 
-    async def requeue(self, id_: str) -> Json:
-        """Publish it again. Raises NotFound."""
+    async def requeue(self, id_: str, by: model.Caller | None = None) -> Json:
+        """Publish it again; `by` is the caller for the audit, by default who typed the command. Raises NotFound, Refused."""
+        by = by or operator()
         if id_.startswith(ROW):
-            return _of_row(await self._rows.requeue(_seq(id_), operator(), clock()))
-        return await self._audited("parked-requeue", await self._messages().requeue(id_))
+            return _of_row(await self._rows.requeue(_seq(id_), by, clock()))
+        return await self._audited(by, "parked-requeue", await self._messages().requeue(id_))
 
-    async def drop(self, id_: str) -> Json:
-        """Delete it. Raises NotFound."""
+    async def drop(self, id_: str, by: model.Caller | None = None) -> Json:
+        """Delete it; `by` as for `requeue`. Raises NotFound."""
+        by = by or operator()
         if id_.startswith(ROW):
-            return _of_row(await self._rows.drop(_seq(id_), operator(), clock()))
-        return await self._audited("parked-drop", await self._messages().drop(id_))
+            return _of_row(await self._rows.drop(_seq(id_), by, clock()))
+        return await self._audited(by, "parked-drop", await self._messages().drop(id_))
 
-    async def _audited(self, action: str, message: Any) -> Json:
+    async def _audited(self, by: model.Caller, action: str, message: Any) -> Json:
         """Add an entry to the audit, after the fact: broker and database share no transaction."""
         done = _of_message(message)
-        await store.audit.Audit(self._connections, clock=clock).add(operator(), action, f"{done['Id']} {done['Key']}")
+        await store.audit.Audit(self._connections, clock=clock).add(by, action, f"{done['Id']} {done['Key']}")
         return done
 
     def _messages(self) -> Any:

@@ -25,12 +25,12 @@ import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, live_views, slots, start_checks
+from assembly import database, encryption_keys, live_views, node_report, operations, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
 from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
-from machine import database_clock, job_key, model, supervised_task
+from machine import database_clock, job_key, model, nodes, supervised_task
 from media import file_threads, free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
@@ -68,6 +68,7 @@ class Node:
         self._ready = False
         self._draining = False
         self._clock = database_clock.DatabaseClock()
+        self._started_ms = 0
         self.node = ""
         self._connections: store.connections.Connections | None = None
         self.store: store.store.Store
@@ -88,6 +89,7 @@ class Node:
         await self._open_store()
         for _ in range(3):  # the first answer waits for a connection
             await self._clock.measure(self.store.nodes.now_ms)
+        self._started_ms = self._clock()
         chain = credentials.CredentialChain(self._environment, clock=self._clock)
         work = node_work.NodeWork(self.settings, folder, chain, self._clock)
         await work.uploader.start()
@@ -220,6 +222,7 @@ class Node:
             clock=self._clock,
             url=self._advertised,
             spare=self._spare,
+            report=self._report,
             sweeps="machine" in self.settings.roles,
         )
         self._tasks += [sweep.sweep, sweep.cleaning]
@@ -279,6 +282,8 @@ class Node:
             measure=free.measure,
             free_bytes=free.free_bytes,
             fault=made.spool_fault.reason,
+            cordon=lambda: self.store.nodes.cordon,
+            hand_over=made.hand_over,
         )
         self._tasks.append(self.capacity.task)
         return [self.capacity]
@@ -298,11 +303,21 @@ class Node:
         """Reasons why this node is not ready."""
         return list(self.bus.problems()) if self._ready else ["The service is starting or stopping."]
 
+    def _warnings(self) -> list[str]:
+        """What an operator must know although this node is ready."""
+        cordoned = node_report.cordoned(self.node, self.store.nodes.cordon)
+        return [*self.bus.warnings(), *self._log_warnings(), *cordoned]
+
     def _spare(self) -> model.SpareCapacity | None:
         """Capacity that this node advertises for admission; None if it takes no captures."""
         if self.capacity is None or not self._distributed or self._draining:
             return None
         return self.capacity.spare()
+
+    def _report(self) -> nodes.NodeReport:
+        """What operators see of this node. Its first heartbeat comes before its HTTP server has a port."""
+        port = self._http.port if self._ready else self.settings.port
+        return node_report.of(self.settings, self.worker, port=port, started_ms=self._started_ms)
 
     def _advertised(self) -> str:
         """URL at which other nodes fetch this node's segments; "" if they need none."""
@@ -343,7 +358,10 @@ class Node:
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
-            warnings=lambda: [*self.bus.warnings(), *self._log_warnings()],
+            warnings=self._warnings,
+            operations=operations.Operations(
+                settings, self.store.connections, alone=not self._distributed, alive_ms=2 * self._policy.lease_ms
+            ),
             attention_queries=store.attention.AttentionQueries(self.store.connections),
             overview_queries=store.overview.OverviewQueries(self.store.connections),
             findings=self.bus.findings,

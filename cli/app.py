@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import align, audit, demo, doctor, keys, migrate, parked, serve, sessions, simulator
+from cli import align, audit, demo, doctor, keys, migrate, nodes, parked, serve, sessions, simulator
 
 HELP = "Records live TRTC rooms, one file per speaker. Most commands ask the service at RECORDER_URL with RECORDER_TOKEN."
 EPILOG = """\
@@ -18,7 +18,7 @@ Exit codes:
   1    refused or failed, or `doctor` found a failure
   2    wrong usage or settings
   3    the service cannot be reached or is not ready
-  4    no such session, recording, key or message
+  4    no such session, recording, key, node or message
   130  interrupted (Ctrl-C)
 
 \b
@@ -48,6 +48,7 @@ app.command()(migrate.migrate)
 app.command()(doctor.doctor)
 app.add_typer(keys.group)
 app.command()(audit.audit)
+app.add_typer(nodes.group)
 app.add_typer(parked.group)
 app.command()(demo.demo)
 app.command()(simulator.simulator)

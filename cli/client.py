@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,18 @@ class ServiceClient:
         pairs = [("after", after), ("limit", str(limit)), ("wait", f"{wait_s:g}"), *(("type", name) for name in types)]
         return self._request("GET", "/results" + _query(pairs))
 
+    def nodes(self) -> Json:
+        """GET /nodes."""
+        return self._request("GET", "/nodes")
+
+    def act_on_node(self, node: str, action: str) -> Json:
+        """POST /nodes/{Node}/cordon, drain or uncordon."""
+        return self._request("POST", f"/nodes/{quote(node, safe='')}/{action}", body={})
+
+    def bulk(self, action: str, task_ids: Sequence[str], *, key: str) -> Json:
+        """POST /bulk/replay, stop or resend; `key` is the Idempotency-Key."""
+        return self._request("POST", f"/bulk/{action}", body={"TaskIds": list(task_ids)}, key=key)
+
     def version(self) -> str:
         """The service's version, from GET /healthz."""
         return str(self._request("GET", "/healthz").get("Version", ""))
@@ -107,6 +120,11 @@ class ServiceClient:
             raise ClientError(wrong, exits.USAGE)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         return kind(host, port, timeout=self.timeout_s), parts.path.rstrip("/")
+
+
+def of_environment() -> ServiceClient:
+    """The service that RECORDER_URL and RECORDER_TOKEN name."""
+    return ServiceClient(url=os.environ.get("RECORDER_URL") or DEFAULT_URL, token=os.environ.get("RECORDER_TOKEN", ""))
 
 
 def _query(pairs: Iterable[tuple[str, str]]) -> str:

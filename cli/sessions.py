@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import client, exits, live_screen, output, polling, request_input
+from cli import bulk, client, exits, live_screen, output, polling, request_input
 from machine import errors
 
 PAGE = 100
@@ -58,6 +58,13 @@ class Mode(enum.StrEnum):
 
 
 TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="Id of the session.")]
+OneTaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="Id of the session.", show_default=False)]
+# The filters of a bulk action, which takes the place of a TASK_ID.
+RoomOf = Annotated[str, typer.Option("--room", help="All sessions in this room, integer or string.")]
+AppOf = Annotated[int, typer.Option("--app", min=0, help="All sessions of this TRTC application.")]
+SinceOf = Annotated[str, typer.Option("--since", help="All sessions opened since: 2h, 7d or a time such as 2026-11-02T08:00.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Act on all sessions that match, without asking.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, or the sessions that match.")]
 UserSig = Annotated[str, typer.Option(help=f"UserSig of the recording user; better in {request_input.USER_SIG}.")]
 SecretId = Annotated[str, typer.Option(help=f"COS secret id; better in {request_input.SECRET_ID}.")]
 SecretKey = Annotated[str, typer.Option(help=f"COS secret key; better in {request_input.SECRET_KEY}.")]
@@ -102,12 +109,23 @@ def start(
             output.failure(f"warning: {warning}")
 
 
-def stop(task_id: TaskId, as_json: output.AsJson = False) -> None:
-    """Stop a session.
+def stop(
+    task_id: OneTaskId = "",
+    room: RoomOf = "",
+    sdk_app_id: AppOf = 0,
+    since: SinceOf = "",
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: output.AsJson = False,
+) -> None:
+    """Stop a session, or all Open ones that match filters.
 
-    Its files are then finished and uploaded.
+    Their files are then finished and uploaded.
     """
     with exits.handled(as_json=as_json):
+        if filters := _bulk(task_id, {}, room, sdk_app_id, since, yes=yes or dry_run):
+            bulk.run("stop", filters | {"state": "Open"}, yes=yes, dry_run=dry_run, as_json=as_json)
+            return
         answer = _service().stop(task_id)
         output.as_json(answer) if as_json else output.line(f"{answer['TaskId']} {answer['State']}")
 
@@ -172,24 +190,38 @@ def results(
 
 
 def replay(
-    task_id: TaskId,
+    task_id: OneTaskId = "",
+    stuck: Annotated[bool, typer.Option("--stuck", help="All sessions that need attention.")] = False,
+    code: Annotated[
+        Code | None, typer.Option(help="All that need attention with a recording of this Code.", case_sensitive=False)
+    ] = None,
+    room: RoomOf = "",
+    sdk_app_id: AppOf = 0,
+    since: SinceOf = "",
+    yes: Yes = False,
     speaker: Annotated[str, typer.Option(help="Only this speaker's recordings.")] = "",
     n: Annotated[int | None, typer.Option("--n", help="Only this recording of the speaker.")] = None,
     stage: Annotated[Stage | None, typer.Option("--from", help="Start here, not at the latest stage whose files exist.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what a replay would do.")] = False,
+    dry_run: DryRun = False,
     user_sig: UserSig = "",
     secret_id: SecretId = "",
     secret_key: SecretKey = "",
     token: Token = "",
     as_json: output.AsJson = False,
 ) -> None:
-    """Retry failed or stuck recordings.
+    """Retry failed or stuck recordings of one session, or of many.
 
     Credentials that are given replace those of the session.
     """
     fields = {"Speaker": speaker, "N": n, "From": stage.value if stage else None, "DryRun": dry_run, "UserSig": user_sig}
     cos = {"SecretId": secret_id, "SecretKey": secret_key, "Token": token}
     with exits.handled(as_json=as_json):
+        wanted = ({"stuck": "true"} if stuck else {}) | ({"code": code.value} if code else {})
+        if filters := _bulk(task_id, wanted, room, sdk_app_id, since, yes=yes):
+            if any((speaker, n, stage, user_sig, secret_id, secret_key, token)):
+                raise request_input.UsageError("--speaker, --n, --from and credentials are for one session: give its TASK_ID.")
+            bulk.run("replay", filters | {"stuck": "true"}, yes=yes, dry_run=dry_run, as_json=as_json)
+            return
         answer = _service().replay(task_id, request_input.replay(fields, cos, os.environ))
         output.as_json(answer) if as_json else output.replay(answer, dry_run=dry_run)
 
@@ -253,6 +285,21 @@ def _resend_when_allowed(service: client.ServiceClient, task_id: str) -> dict[st
                 raise
             time.sleep(RATE_LIMIT_PAUSE_S)
     return service.resend(task_id, {})
+
+
+def _bulk(task_id: str, wanted: dict[str, str], room: str, sdk_app_id: int, since: str, *, yes: bool) -> dict[str, str]:
+    """The filters of a bulk action; none for one session. Raises UsageError for both, or neither."""
+    given = wanted | {
+        "room": room,
+        "app": str(sdk_app_id) if sdk_app_id else "",
+        "since": request_input.since(since, time.time()),
+    }
+    filters = {name: value for name, value in given.items() if value}
+    if bool(task_id) == bool(filters):
+        raise request_input.UsageError("Give TASK_ID, or filters for all sessions that match; `--help` lists them.")
+    if task_id and yes:
+        raise request_input.UsageError("Only a bulk action is confirmed: it takes filters in place of TASK_ID.")
+    return filters
 
 
 def _service() -> client.ServiceClient:

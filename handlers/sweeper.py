@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from events import codec
-from machine import database_clock, due_work, errors, internal_events, model, ports, states, supervised_task
+from machine import database_clock, due_work, errors, internal_events, model, nodes, ports, states, supervised_task
 
 log = structlog.get_logger()
 
@@ -45,14 +45,16 @@ class Sweeper:
         clock: database_clock.DatabaseClock,
         url: Callable[[], str] = str,
         spare: Callable[[], model.SpareCapacity | None] = lambda: None,
+        report: Callable[[], nodes.NodeReport | None] = lambda: None,
         sweeps: bool = True,
     ) -> None:
         """`url` is the address at which other nodes fetch this node's files, "" for none; `spare` its capacity for captures, None
-        for a node that takes none. Without `sweeps` it only sends heartbeats."""
+        for a node that takes none; `report` what operators see of it. Without `sweeps` it only sends heartbeats."""
         self._store = store
         self._node = node
         self._url = url
         self._spare = spare
+        self._report = report
         self._sweeps = sweeps
         self._policy = policy
         self._clock = clock
@@ -119,7 +121,9 @@ class Sweeper:
         began_ms = self._clock.monotonic_ms()
         seen_ms = await self._clock.measure(self._store.nodes.now_ms)
         skew_ms = self._clock.skew_ms
-        moved_ms = await self._store.nodes.heartbeat(self._node, self._url(), self._spare(), over_ms=DOWNTIME_MS, skew_ms=skew_ms)
+        moved_ms = await self._store.nodes.heartbeat(
+            self._node, self._url(), self._spare(), over_ms=DOWNTIME_MS, skew_ms=skew_ms, report=self._report()
+        )
         if moved_ms > 0:
             log.info("sweeper.deadlines_extended", downtime_ms=moved_ms)
         elif moved_ms:

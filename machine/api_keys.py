@@ -16,7 +16,8 @@ READ = "read"
 START = "start"
 OPERATE = "operate"
 WATCH = "watch"
-SCOPES = (READ, START, OPERATE, WATCH)
+ADMIN = "admin"
+SCOPES = (READ, START, OPERATE, WATCH, ADMIN)
 
 _ID_CHARS = "abcdefghijkmnpqrstuvwxyz23456789"  # no two of them look alike
 _ID_LENGTH = 8

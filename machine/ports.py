@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, S
 from typing import Any, Protocol, TypeVar
 
 from events import codec, requests
-from machine import capture_progress, changes, due_work, job_key, model, presence, segments
+from machine import capture_progress, changes, due_work, job_key, model, nodes, presence, segments
 from machine.presence import Kinds
 
 
@@ -231,6 +231,7 @@ class Nodes(Protocol):
         *,
         over_ms: int | None = None,
         skew_ms: int | None = None,
+        report: nodes.NodeReport | None = None,
     ) -> int: ...
     async def now_ms(self) -> int: ...
     async def url(self, node: str, alive_since_ms: int) -> str: ...

@@ -6,7 +6,7 @@ Rows are kept as long as sessions (KEEP_SESSIONS).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,9 @@ START = "start"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One action. `outcome` is ok, or the Code of the refusal."""
+    """One action. `outcome` is ok, or the Code of the refusal. `seq` is its place."""
 
+    seq: int
     at_ms: int
     who: str
     action: str
@@ -43,6 +44,14 @@ class Audit:
         async with self._database.write() as connection:
             await write(connection, self._clock(), by, action, subject, outcome)
 
+    async def page(self, before: int, limit: int) -> Sequence[AuditEntry]:
+        """The newest `limit` entries, newest first, with a place less than `before`; 0: of all. Nothing is counted."""
+        table = tables.audit
+        newest = select(table).order_by(table.c.seq.desc()).limit(limit)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(newest.where(table.c.seq < before) if before else newest)).all()
+        return [_entry(row) for row in rows]
+
     async def list(self, limit: int = 100) -> tuple[list[AuditEntry], int]:
         """The newest `limit` entries, newest first, and the total count."""
         table = tables.audit
@@ -61,4 +70,4 @@ async def write(
 
 
 def _entry(row: Any) -> AuditEntry:
-    return AuditEntry(at_ms=row.at_ms, who=row.who, action=row.action, subject=row.subject, outcome=row.outcome)
+    return AuditEntry(seq=row.seq, at_ms=row.at_ms, who=row.who, action=row.action, subject=row.subject, outcome=row.outcome)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, exists, func, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from machine import model, states
+from machine import model, nodes, states
 from store import connections, database_time, schema, side_by_side, statements, tables
 
 _SPARE_COLUMNS = ("free_bytes", "needed_bytes", "busy")
@@ -24,7 +24,7 @@ _LAST_SEEN = select(
     select(func.max(_SEEN_MS)).where(tables.nodes.c.skew_ms.is_not(None)).scalar_subquery().label("told_ms"),
     database_time.NOW_MS.label("now_ms"),
 )
-_SAVE = statements.updating(tables.nodes, "node")
+_SAVE = statements.updating(tables.nodes, "node").returning(tables.nodes.c.cordon)
 _OLDER = and_(tables.nodes.c.revision < side_by_side.OLDEST, tables.nodes.c.seen_ms > bindparam("since_ms"))
 _SIDES = select(tables.schema_range.c.oldest, exists().where(_OLDER).label("older")).where(tables.schema_range.c.id == 1)
 # What downtime extends, and what a clock that was set back moves: everything that waits for a time. In the order of the locks.
@@ -50,6 +50,8 @@ class Nodes:
         self._time = time
         self.older_alive = False
         """Whether nodes of release 0.1.0 are alive too, by the last heartbeat."""
+        self.cordon = nodes.ACTIVE
+        """What an operator asked of the node, by the last heartbeat."""
 
     async def now_ms(self) -> int:
         """The database's time."""
@@ -64,9 +66,10 @@ class Nodes:
         *,
         over_ms: int | None = None,
         skew_ms: int | None = None,
+        report: nodes.NodeReport | None = None,
     ) -> int:
-        """Record that this node is alive, where other nodes fetch its files ("": nowhere), a worker's spare capacity, and how far
-        its clock is ahead of the database's (None: unknown).
+        """Record that this node is alive, where other nodes fetch its files ("": nowhere), a worker's spare capacity, how far
+        its clock is ahead of the database's (None: unknown), and its report to operators.
 
         If no node sent a heartbeat for longer than `over_ms` (None: no limit), that downtime extends deadlines, once, however
         many nodes come back. If the last heartbeat is so far in the future, the database's clock was set back: whatever waits
@@ -87,7 +90,9 @@ class Nodes:
                     await connection.execute(update(table).where(where).values({column: column + moved_ms}))
             if moved_ms < 0:
                 await connection.execute(update(tables.nodes).where(tables.nodes.c.seen_ms > now_ms).values(seen_ms=now_ms))
-            await _save(connection, node, now_ms, url, spare, skew_ms)
+            capacity: dict[str, Any] = {name: getattr(spare, name) if spare is not None else None for name in _SPARE_COLUMNS}
+            values = {"seen_ms": now_ms, "url": url, "revision": schema.HEAD, "skew_ms": skew_ms} | capacity
+            self.cordon = await _save(connection, node, values | {"report": report.to_json() if report is not None else ""})
         return moved_ms
 
     async def _moved(self, connection: AsyncConnection, over_ms: int | None) -> tuple[int, int]:
@@ -122,13 +127,12 @@ async def older(connection: AsyncConnection, now_ms: int) -> list[str]:
     return list((await connection.execute(found, {"since_ms": now_ms - side_by_side.ALIVE_MS})).scalars())
 
 
-async def _save(
-    connection: AsyncConnection, node: str, now_ms: int, url: str, spare: model.SpareCapacity | None, skew_ms: int | None
-) -> None:
-    capacity: dict[str, Any] = {name: getattr(spare, name) if spare is not None else None for name in _SPARE_COLUMNS}
-    values = {"seen_ms": now_ms, "url": url, "revision": schema.HEAD, "skew_ms": skew_ms} | capacity
-    if not (await connection.execute(_SAVE, {"at_node": node} | values)).rowcount:
+async def _save(connection: AsyncConnection, node: str, values: dict[str, Any]) -> str:
+    """Write a node's row; returns its cordon."""
+    cordon = (await connection.execute(_SAVE, {"at_node": node} | values)).scalar()
+    if cordon is None:
         await connection.execute(statements.INSERT[tables.nodes], {"node": node} | values)
+    return cordon or nodes.ACTIVE
 
 
 async def _move_idleness(connection: AsyncConnection, moved_ms: int) -> None:

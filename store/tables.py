@@ -290,7 +290,7 @@ outbox = Table(
 )
 # A reader skips messages that wait for a retry or whose type is paused, in any number, without reading their rows.
 _DUE = (outbox.c.seq, outbox.c.claimed_until_ms, outbox.c.type, outbox.c.task_id)
-Index("ix_outbox_unsent", *_DUE, sqlite_where=text("sent_ms IS NULL"), postgresql_where=text("sent_ms IS NULL"))
+_partial("ix_outbox_unsent", *_DUE, which="sent_ms IS NULL")
 # Retention deletes the messages of a session by its id.
 Index("ix_outbox_task_id", outbox.c.task_id)
 _partial("ix_outbox_unplaced", outbox.c.seq, which="channel = 'result' AND place IS NULL")
@@ -354,14 +354,14 @@ nodes = Table(
     Column("revision", String(8), nullable=False, server_default=""),
     # How far the node's clock is ahead of the database's; NULL: unknown.
     Column("skew_ms", BigInteger),
+    # What it reports to operators (JSON; "": an earlier version), and what one asked of it, which no heartbeat writes.
+    Column("report", Text, nullable=False, server_default=""),
+    Column("cordon", String(16), nullable=False, server_default=""),
 )
 
 # One row: the oldest revision of a program that may write (side_by_side.py).
 schema_range = Table(
-    "schema_range",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("oldest", String(8), nullable=False),
+    "schema_range", metadata, Column("id", Integer, primary_key=True), Column("oldest", String(8), nullable=False)
 )
 
 attempts = Table(

@@ -10,11 +10,15 @@ import fastapi
 from web import (
     attention_watch,
     authentication,
+    bulk,
     dependencies,
     health,
+    keys,
     live,
     middleware,
+    nodes,
     openapi,
+    parked,
     responses,
     results,
     scopes,
@@ -48,7 +52,12 @@ def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | Non
     watch = watch or attention_watch.AttentionWatch(api)
     authenticator = authentication.Authenticator(api)
     console = console_frame.Frame(api) if public else None
-    public_routers = (sessions.router(api, watch), live.router(api), results.router(api), callbacks) if public else ()
+    public_routers = (
+        [sessions.router(api, watch), bulk.router(api, watch), live.router(api), results.router(api), callbacks] if public else []
+    )
+    if public and api.operations is not None:
+        operations = api.operations
+        public_routers += [nodes.router(api, operations), parked.router(operations), keys.router(operations)]
     for router in (*public_routers, health.router(api, watch), segment_download.router(api), live.internal_router(api)):
         app.include_router(router)
     if console is not None:

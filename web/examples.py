@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from machine import errors
-from web import middleware, responses
+from web import middleware, operator_examples, responses
 
 Json = dict[str, Any]
 
@@ -217,6 +217,7 @@ ANSWERS: dict[str, Json] = {
     "Taken": TAKEN,
     "Alive": ALIVE,
     "Ready": READY,
+    **operator_examples.ANSWERS,
 }
 # Status → its meaning, and the Code and Message of an example.
 FAILURES: dict[int, tuple[str, str, str]] = {

@@ -38,6 +38,7 @@ FOREIGN_HOST = (
     " of these names, or set API_TOKENS."
 )
 WRONG_SCOPE = "This needs the scope {needed}, which the key does not have; `recorder keys create` makes a key with it."
+FIRST_KEY = "This needs a key of the scope {needed}; `recorder keys create` on the service's machine makes the first one."
 TOO_OFTEN = "Too many requests: retry after the seconds of the header Retry-After."
 FOREIGN_PAGE = (
     "Without API_TOKENS a web page of another site may change nothing here; Sec-Fetch-Site or Origin names one. Send the request"
@@ -165,6 +166,8 @@ class RequestGate:
             return None
         if await self._authenticator.open_to_all():
             scope["state"]["caller"], scope["state"]["scopes"] = authentication.LOCAL.caller, authentication.LOCAL.scopes
+            if needed and needed not in authentication.LOCAL.scopes:
+                return AccessRefusal(status=403, code="Forbidden", message=FIRST_KEY.format(needed=needed))
             # A form of the console carries a token, which no other page knows.
             return _refuse_browser(scope["method"], scope["scheme"], headers, forms=console is not None)
         identity = await self._authenticator.identify(authorization)

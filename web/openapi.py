@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 import fastapi
+import pydantic
 from fastapi.openapi import utils
 
 from events import codec
@@ -59,6 +60,13 @@ def failures(*statuses: int, anywhere: tuple[int, ...] = ANYWHERE) -> dict[int |
 def request_body(schema: str, example: Json, *, required: bool = True) -> Json:
     """`openapi_extra` of a route that takes a body and an Idempotency-Key."""
     return {"requestBody": _request(schema, example, required=required), "parameters": [IDEMPOTENCY_KEY]}
+
+
+def body_of(kind: type[pydantic.BaseModel], example: Json, *, idempotent: bool = False) -> Json:
+    """`openapi_extra` of a route whose body is a model of its own; `idempotent`: it also takes an Idempotency-Key."""
+    content = {"application/json": {"schema": kind.model_json_schema(), "example": example}}
+    body: Json = {"requestBody": {"required": True, "content": content}}
+    return body | ({"parameters": [IDEMPOTENCY_KEY]} if idempotent else {})
 
 
 def trtc_callback() -> Json:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import fastapi
+import pydantic
 import structlog
 from starlette import exceptions, requests
 
@@ -20,6 +21,8 @@ MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 30.0
 # Text of a query parameter: PostgreSQL's text has no NUL.
 TEXT = r"^[^\x00]*$"
+
+Body = TypeVar("Body", bound=pydantic.BaseModel)
 
 _KEY = re.compile(r"[\x20-\x7e]{1,128}")
 _TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES // 1024} KB."
@@ -83,3 +86,17 @@ def event_id(request: fastapi.Request, scope: str) -> str:
         raise errors.InvalidEvent("Idempotency-Key", "must be 1 to 128 printable ASCII characters")
     key_id = request.state.caller.key_id
     return f"http-{scope}-{key_id}-{key}" if key_id else f"http-{scope}-{key}"
+
+
+async def model(request: fastapi.Request, kind: type[Body]) -> Body:
+    """The body as a value of the model. Raises InvalidEvent, which names the field."""
+    data = await json_object(request)
+    try:
+        return kind.model_validate(data)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise errors.InvalidEvent(".".join(map(str, first["loc"])), _reason(first["type"], first["msg"])) from None
+
+
+def _reason(kind: str, message: str) -> str:
+    return {"missing": "is required", "extra_forbidden": "is not a known field"}.get(kind, message)

@@ -36,6 +36,21 @@ TABLE: dict[tuple[str, str], str] = {
     ("POST", "/sessions/{TaskId}/stop"): api_keys.OPERATE,
     ("POST", "/sessions/{TaskId}/replay"): api_keys.OPERATE,
     ("POST", "/sessions/{TaskId}/resend"): api_keys.OPERATE,
+    ("POST", "/bulk/replay"): api_keys.OPERATE,
+    ("POST", "/bulk/stop"): api_keys.OPERATE,
+    ("POST", "/bulk/resend"): api_keys.OPERATE,
+    ("GET", "/parked"): api_keys.OPERATE,
+    ("GET", "/parked/{Id}"): api_keys.OPERATE,
+    ("POST", "/parked/requeue"): api_keys.OPERATE,
+    ("POST", "/parked/drop"): api_keys.OPERATE,
+    ("GET", "/audit"): api_keys.OPERATE,
+    ("GET", "/keys"): api_keys.ADMIN,
+    ("POST", "/keys"): api_keys.ADMIN,
+    ("POST", "/keys/{Id}/revoke"): api_keys.ADMIN,
+    ("GET", "/nodes"): api_keys.READ,
+    ("POST", "/nodes/{Node}/cordon"): api_keys.OPERATE,
+    ("POST", "/nodes/{Node}/drain"): api_keys.OPERATE,
+    ("POST", "/nodes/{Node}/uncordon"): api_keys.OPERATE,
 }
 # The pages of the console. Its cookie stands for a key; a page that needs none shows nothing of the service.
 CONSOLE: dict[tuple[str, str], str] = {
@@ -53,6 +68,17 @@ CONSOLE: dict[tuple[str, str], str] = {
     ("POST", "/console/sessions/{TaskId}/stop"): api_keys.OPERATE,
     ("POST", "/console/sessions/{TaskId}/replay"): api_keys.OPERATE,
     ("POST", "/console/sessions/{TaskId}/resend"): api_keys.OPERATE,
+    ("GET", "/console/bulk/{Action}"): api_keys.OPERATE,
+    ("POST", "/console/bulk/{Action}"): api_keys.OPERATE,
+    ("GET", "/console/nodes"): api_keys.READ,
+    ("POST", "/console/nodes/{Node}/{Action}"): api_keys.OPERATE,
+    ("GET", "/console/parked"): api_keys.OPERATE,
+    ("GET", "/console/parked/{Id}"): api_keys.OPERATE,
+    ("POST", "/console/parked/{Action}"): api_keys.OPERATE,
+    ("GET", "/console/audit"): api_keys.OPERATE,
+    ("GET", "/console/keys"): api_keys.ADMIN,
+    ("POST", "/console/keys"): api_keys.ADMIN,
+    ("POST", "/console/keys/{Id}/revoke"): api_keys.ADMIN,
 }
 ALL = collections.ChainMap(TABLE, CONSOLE)
 

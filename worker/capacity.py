@@ -3,6 +3,7 @@
 Rules:
 - A worker takes a job only when it has a free slot for it: a lease that waits keeps the job from an idle worker.
 - A limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
+- A cordon is a limit on captures only: transcodes and uploads finish the files on this node's disk. A drain ends its captures.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from machine import errors, model, states, supervised_task
+from machine import errors, model, nodes, states, supervised_task
 from worker import cpu_usage
 
 log = structlog.get_logger()
@@ -44,8 +45,9 @@ class Capacity:
     """Pauses and resumes the commands of a worker, by their type. `pause` and `resume` act on the bus and are idempotent.
 
     `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind. `freed` is set whenever a job
-    ends. `measure` measures the spool, and `free_bytes` returns the last figure. `fault` is why the spool takes no job. Without
-    `limits` captures are not limited and no fault counts: there is no other worker."""
+    ends. `measure` measures the spool, and `free_bytes` returns the last figure. `fault` is why the spool takes no job. `cordon`
+    is what an operator asked of the node, and `hand_over` gives its captures to other nodes. Without `limits` captures are not
+    limited, and no fault and no cordon counts: there is no other worker."""
 
     def __init__(
         self,
@@ -60,6 +62,8 @@ class Capacity:
         measure: Callable[[], Awaitable[None]],
         free_bytes: Callable[[], int],
         fault: Callable[[], str] = lambda: "",
+        cordon: Callable[[], str] = lambda: nodes.ACTIVE,
+        hand_over: Callable[[], object] = lambda: None,
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
     ) -> None:
         self._limits = limits
@@ -72,6 +76,8 @@ class Capacity:
         self._measure = measure
         self._free_bytes = free_bytes
         self._fault = fault
+        self._cordon = cordon
+        self._hand_over = hand_over
         self._load = load
         self._reasons = dict.fromkeys((*slots, *((START_CAPTURE,) if limits else ())), "")
         self._locks = {type_: asyncio.Lock() for type_ in self._reasons}
@@ -92,6 +98,8 @@ class Capacity:
             return ""
         if fault := self._fault():
             return fault
+        if self._cordon() != nodes.ACTIVE:
+            return "it is cordoned"
         if limits.captures and running >= limits.captures:
             return f"{running} captures run, MAX_CAPTURES is {limits.captures}"
         if limits.cpu and share > limits.cpu:
@@ -150,9 +158,11 @@ class Capacity:
             await supervised_task.pause(self._freed, CHECK_EVERY_S)
 
     async def check(self) -> None:
-        """Compare once with all limits, and pause or resume."""
+        """Compare once with all limits, and pause or resume. A node that drains hands over its captures once none can come."""
         for type_ in self._reasons:
             await self._check(type_)
+        if self._limits is not None and self._cordon() == nodes.DRAINING:
+            self._hand_over()
 
     async def _check(self, type_: str) -> None:
         reason = self.full(type_)

@@ -62,15 +62,21 @@ class Worker:
         """Void the leases of an earlier process of this node, then begin to renew leases."""
         await self.leases.start()
 
-    async def drain(self) -> None:
-        """Hand the captures over: end each one, so that the next segment is another node's. Returns when all outcomes are
-        published. The caller must have cancelled the consumers of commands."""
+    def hand_over(self) -> list[leased_job.AnyJob]:
+        """End each capture, so that the next segment is another node's; returns their jobs. A capture that was handed over before
+        is not stopped again."""
         running = [j for j in self.leases.jobs.values() if j.kind == states.CAPTURE and not j.ended]
         for job in running:
             # A job whose ffmpeg is not started yet checks this before it starts one.
-            job.handed_over = True
-            if job.capture is not None:
+            if not job.handed_over and job.capture is not None:
                 job.capture.stop()
+            job.handed_over = True
+        return running
+
+    async def drain(self) -> None:
+        """Hand the captures over. Returns when all outcomes are published. The caller must have cancelled the consumers of
+        commands."""
+        running = self.hand_over()
         await asyncio.gather(*(j.task for j in running if j.task is not None), return_exceptions=True)
 
     async def stop(self) -> None:

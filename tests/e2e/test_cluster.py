@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests import backends, waiting
@@ -268,4 +269,43 @@ async def test_a_drained_worker_hands_over(world: World, clusters: Callable[...,
     files = check_results(world, load, await load.results())
     gaps = [g["Duration"] for entry in files for g in scenes.gaps(entry)]
     # A server that begins a pull with the media of the last second leaves none.
+    assert max(gaps, default=0.0) < waiting.limit_s(6)
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_is_drained_by_an_operator(world: World, clusters: Callable[..., Awaitable[cluster.Cluster]]) -> None:
+    """A drain hands the captures of a running worker over with a short gap at most. The worker takes none until it is uncordoned,
+    also after its restart, and its probe tells so."""
+    many = await clusters(shared=True)
+    load = Load(world, 2)
+    await load.begin()
+    name = many.node_id("worker1")
+    await world.service.post(f"/nodes/{name}/drain", {})
+    await all_held_by(many, "worker2", 4)
+
+    async def drained() -> bool:
+        found = {node["Node"]: node for node in (await world.service.get("/nodes"))["Nodes"]}
+        return bool(found[name]["State"] == "drained")
+
+    await waiting.until(drained, 20, "the worker to be drained", every_s=0.2)
+    assert await many.nodes["worker1"].stop() == 0
+    await many.add("worker1", "worker")
+    assert many.node_id("worker1") == name
+    await world.simulator.create_room(APP, load.names[0]).join("carol")
+
+    async def recorded() -> bool:
+        return await world.service.states(load.tasks[load.names[0]]) == ["Recording"] * 3
+
+    await waiting.until(recorded, 30, "the new speaker to be recorded", every_s=0.2)
+    assert not await captures_of(many, "worker1")
+    async with aiohttp.ClientSession() as http, http.get(many.nodes["worker1"].url + "/readyz") as probed:
+        warnings = probed.headers.getall("Recorder-Warning", [])
+    assert any(f"recorder nodes uncordon {name}" in warning for warning in warnings), warnings
+    answer = await world.service.post(f"/nodes/{name}/uncordon", {})
+    assert answer["Cordon"] == ""
+    await load.end()
+    results = await load.results()
+    files = [entry for result in results for entry in result["Files"]]
+    assert [entry["Status"] for entry in files] == [1] * 5
+    gaps = [gap["Duration"] for entry in files for gap in scenes.gaps(entry)]
     assert max(gaps, default=0.0) < waiting.limit_s(6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ import aiohttp
 import uvicorn
 from ulid import ULID
 
+from assembly import operations
+from config import settings
 from events import codec
 from handlers import callback_intake, dispatch, unit_of_work
 from machine import api_keys, job_key, model
@@ -169,6 +172,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
             overview_queries=overview.OverviewQueries(opened.connections),
+            operations=more.pop("operations", None) or _operations(opened),
             **{"warnings": lambda: service.warnings, "attention_queries": attention.AttentionQueries(opened.connections)} | more,
         )
         service.watch = attention_watch.AttentionWatch(api)
@@ -178,6 +182,11 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             yield service
         await service.watch.stop()
     await opened.stop()
+
+
+def _operations(opened: store.Store) -> operations.Operations:
+    """The operations of a node among others: what a single node refuses is in its own test."""
+    return operations.Operations(settings.load({"HOME": tempfile.gettempdir()}), opened.connections, alone=False, alive_ms=60_000)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from events import codec, requests
-from machine import due_work, job_key, model, states
+from machine import due_work, job_key, model, nodes, states
 from store import deadlines
 from tests.simulated import dictionary_connections, dictionary_tables
 
@@ -179,6 +179,7 @@ class Nodes(dictionary_connections.Concern):
         *,
         over_ms: int | None = None,
         skew_ms: int | None = None,
+        report: nodes.NodeReport | None = None,
     ) -> int:
         """Record that this node is alive, where other nodes fetch its files ("": nowhere), and a worker's spare capacity."""
         now_ms, downtime_ms = self._connections.now_ms(), 0

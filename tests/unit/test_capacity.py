@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from machine import errors
+from machine import errors, nodes
 from tests import waiting
 from tests.work_doubles import measured
 from worker import capacity, cpu_usage, spool_fault
@@ -79,6 +80,8 @@ def limited(
     free_bytes: int = 100,
     live: cpu_usage.LiveCpu | None = None,
     fault: spool_fault.SpoolFault | None = None,
+    cordon: list[str] | None = None,
+    hand_over: Callable[[], object] = lambda: None,
 ) -> capacity.Capacity:
     """A capacity of two captures, half of the CPUs, and 10 bytes, on a machine with a load of 3 per core."""
     limits = capacity.CaptureLimits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
@@ -94,6 +97,8 @@ def limited(
         measure=measured,
         free_bytes=lambda: free_bytes,
         fault=(fault or spool_fault.SpoolFault(probed)).reason,
+        cordon=lambda: cordon[-1] if cordon else nodes.ACTIVE,
+        hand_over=hand_over,
         load=lambda: 3.0,
     )
 
@@ -111,6 +116,24 @@ async def test_a_burst_does_not_pass_the_limit() -> None:
     assert bus.wanted
     await part.admit("start-capture", captures.begin)
     assert (captures.running, bus.wanted) == (2, False)
+
+
+async def test_a_cordon_takes_no_captures_and_leaves_the_rest() -> None:
+    """A cordoned worker takes no capture and goes on with the others and with transcodes. One that drains also hands its captures
+    over, once no more can come. Without a cordon it takes captures again."""
+    bus, captures, cordon, paused = Bus(), Captures(), [nodes.CORDONED], list[set[str]]()
+    part = limited(bus, captures, cordon=cordon, hand_over=lambda: paused.append(set(bus.paused)))
+    with pytest.raises(errors.WorkerFull, match="it is cordoned"):
+        await part.admit("start-capture", captures.begin)
+    await part.admit("start-transcode", captures.begin)
+    await part.check()
+    assert (captures.running, bus.paused, paused, part.spare().busy) == (1, {"start-capture"}, [], "it is cordoned")
+    cordon.append(nodes.DRAINING)
+    await part.check()
+    assert paused == [{"start-capture"}]
+    cordon.append(nodes.ACTIVE)
+    await part.check()
+    assert (bus.paused, len(paused)) == (set(), 1)
 
 
 async def test_each_kind_of_job_has_slots_of_its_own() -> None:

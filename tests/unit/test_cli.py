@@ -165,7 +165,8 @@ class TestHelp:
 
     def test_every_command_has_a_line_of_help(self) -> None:
         """`--help` of the program and of each group lists every command with a complete sentence."""
-        for words, names in (([], commands_of()), (["keys"], commands_of("keys")), (["parked"], commands_of("parked"))):
+        for words in ([], ["keys"], ["parked"], ["nodes"]):
+            names = commands_of(*words)
             listed = run(*words, "--help", COLUMNS="80").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
             assert [line.split()[0] for line in listed] == names
             assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []

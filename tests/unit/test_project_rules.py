@@ -49,6 +49,7 @@ PROTOCOLS_WITH_A_REASON = {
     "web/dependencies.py AttentionQueries": "the same",
     "web/dependencies.py OverviewQueries": "the same",
     "web/dependencies.py LiveView": "web may not import media; a view is a process with its pipes, not a value",
+    "web/dependencies.py Operations": "the same",
     "machine/ports.py Snapshot": "the store finds its readings by name, in one method; the dictionary store has one for each",
 }
 FORBIDDEN = {
