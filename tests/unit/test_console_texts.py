@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from machine import attention, states
-from web import stuck
+from machine import api_keys, attention, states
+from web import bulk, nodes, operator_models, stuck
 from web.console import frame, texts
 
 FOLDER = Path(frame.__file__).parent
@@ -24,6 +24,15 @@ MADE_OF = {
     "cause.": {*RULES, *attention.CAUSES},
     "todo.": {*RULES, *attention.CAUSES},
     "nav.": {name for name, _ in frame.NAVIGATION},
+    "nodes.state.": set(operator_models.NODE_STATES),
+    "nodes.kind.": {states.TRANSCODE, states.UPLOAD, states.DELIVERY},
+    **{f"nodes.{part}.": set(nodes.ACTIONS) for part in ("do", "about", "did")},
+    **{f"parked.{part}.": {"requeue", "drop"} for part in ("do", "did")},
+    "parked.in.": {"queue", "outbox"},
+    "parked.drop.": {"title", "what", "yes"},
+    "keys.revoke.": {"title", "what", "yes", "do"},
+    "keys.scope.": set(api_keys.SCOPES),
+    **{f"bulk.{part}.": set(bulk.SUMMARIES) for part in ("link", "title", "what", "none", "do")},
 }
 
 

@@ -30,12 +30,19 @@ from starlette import requests, responses, types
 
 from events import errors as event_errors
 from machine import api_keys, errors
-from web import dependencies, request_body
+from web import dependencies, request_body, scopes
 from web import responses as api_responses
 from web.console import cookies, texts, times
 
 PREFIX = "/console"
-NAVIGATION: list[tuple[str, str]] = [("overview", "/console"), ("sessions", "/console/sessions")]
+NAVIGATION: list[tuple[str, str]] = [
+    ("overview", "/console"),
+    ("sessions", "/console/sessions"),
+    ("nodes", "/console/nodes"),
+    ("parked", "/console/parked"),
+    ("audit", "/console/audit"),
+    ("keys", "/console/keys"),
+]
 POLICY = "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'none'; media-src {media}"
 THEMES = ("", "light", "dark")
 KEPT_S = 365 * 86_400
@@ -72,7 +79,7 @@ class Frame:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.globals.update(navigation=NAVIGATION, version=api.version, code=code, hour_text=times.hour)
+        self._templates.globals.update(version=api.version, code=code, hour_text=times.hour)
         self.static = {path.name: path.read_bytes() for path in sorted((FOLDER / "static").iterdir())}
         # In the addresses of the files, so that a browser keeps them until they change.
         self._templates.globals["assets"] = hashlib.sha256(b"".join(self.static.values())).hexdigest()[:12]
@@ -128,9 +135,11 @@ class Frame:
             "theme": _theme(request),
             "here": own_path(_here(request)),
             "visitor": visitor,
+            "navigation": [(name, path) for name, path in NAVIGATION if _may_open(visitor, path)],
             "can": lambda scope: visitor is not None and scope in visitor.scopes,
             "csrf": lambda: _csrf(request.state.visit.csrf),
             "time": functools.partial(times.element, now_ms=self._api.clock()),
+            "iso": functools.partial(times.of_iso, now_ms=self._api.clock()),
             "active": "",
             "live": "",
             "notice": "",
@@ -257,6 +266,10 @@ def _visitor(request: requests.Request) -> Visitor | None:
         return None
     scopes: tuple[str, ...] = getattr(request.state, "scopes", api_keys.SCOPES)
     return Visitor(name=caller.name, key=bool(request.state.visit.key), scopes=scopes)
+
+
+def _may_open(visitor: Visitor | None, path: str) -> bool:
+    return visitor is not None and scopes.required("GET", path) in visitor.scopes
 
 
 def _theme(request: requests.Request) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fastapi
 
 from web import attention_watch, authentication, dependencies
+from web.console import bulk, keys, live, nodes, overview, parked, session, sessions, signin
 from web.console import frame as frames
-from web.console import live, overview, session, sessions, signin
 
 
 def router(
@@ -24,4 +24,9 @@ def router(
     overview.add(routes, frame, api, watch)
     sessions.add(routes, frame, api, watch)
     session.add(routes, frame, api, watch)
+    if (operations := api.operations) is not None:
+        bulk.add(routes, frame, api, watch)
+        nodes.add(routes, frame, api, operations)
+        parked.add(routes, frame, operations)
+        keys.add(routes, frame, operations)
     return routes

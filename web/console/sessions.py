@@ -39,11 +39,11 @@ class View(session_filter.SessionFilter):
     def _without_empty(cls, given: Any) -> Any:
         return {name: value for name, value in given.items() if value != ""} if isinstance(given, Mapping) else given
 
-    def address(self, before: str = "") -> str:
-        """The address of this view, from the TaskId `before` on."""
+    def address(self, before: str = "", page: str = "sessions") -> str:
+        """The address of this view, from the TaskId `before` on, or of another page about it."""
         values = {name: getattr(self, name) for name in NAMES} | {"before": before}
         chosen = {name: str(value).lower() if value is True else str(value) for name, value in values.items() if value}
-        return "/console/sessions" + (f"?{urllib.parse.urlencode(chosen)}" if chosen else "")
+        return f"/console/{page}" + (f"?{urllib.parse.urlencode(chosen)}" if chosen else "")
 
     @property
     def chosen(self) -> list[str]:
@@ -81,6 +81,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, w
             codes=CODES,
             page_size=PAGE,
             query=query,
+            bulk=lambda action: query.address(page=f"bulk/{action}"),
             lines=[line(session, counts[session.task_id], now_ms, reasons) for session, reasons in found],
             newest=query.address() if query.before else "",
             older=query.address(after) if after else "",

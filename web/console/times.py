@@ -17,6 +17,12 @@ def element(at_ms: int | None, *, now_ms: int, kind: str = "relative") -> markup
     return markupsafe.Markup('<time datetime="{}" data-time="{}">{}</time>').format(iso, kind, shown)
 
 
+def of_iso(text: str, kind: str = "relative", *, now_ms: int) -> markupsafe.Markup:
+    """As `element`, for a time of the API; a dash for ""."""
+    at_ms = round(datetime.fromisoformat(text).timestamp() * 1000) if text else None
+    return element(at_ms, now_ms=now_ms, kind=kind)
+
+
 def duration(span_ms: int) -> str:
     """A time span as `1:02:03` or `2:03`, the same in every language."""
     seconds = max(0, span_ms) // 1000
