@@ -303,11 +303,6 @@ class Node:
         """Reasons why this node is not ready."""
         return list(self.bus.problems()) if self._ready else ["The service is starting or stopping."]
 
-    def _warnings(self) -> list[str]:
-        """What an operator must know although this node is ready."""
-        cordoned = node_report.cordoned(self.node, self.store.nodes.cordon)
-        return [*self.bus.warnings(), *self._log_warnings(), *cordoned]
-
     def _spare(self) -> model.SpareCapacity | None:
         """Capacity that this node advertises for admission; None if it takes no captures."""
         if self.capacity is None or not self._distributed or self._draining:
@@ -358,7 +353,7 @@ class Node:
             queries=store.queries.SessionQueries(self.store.connections),
             ping=self.store.connections.ping,
             ready=self._problems,
-            warnings=self._warnings,
+            warnings=lambda: [*self.bus.warnings(), *self._log_warnings(), *node_report.cordoned(self.node, self.store.nodes)],
             operations=operations.Operations(
                 settings, self.store.connections, alone=not self._distributed, alive_ms=2 * self._policy.lease_ms
             ),

@@ -8,6 +8,7 @@ from assembly import slots
 from assembly.identity import VERSION
 from config import settings as settings_module
 from machine import nodes, states
+from store import nodes as node_rows
 from worker import capacity, worker
 
 
@@ -28,8 +29,8 @@ def of(settings: settings_module.Settings, made: worker.Worker | None, *, port: 
     )
 
 
-def cordoned(node: str, cordon: str) -> list[str]:
+def cordoned(node: str, rows: node_rows.Nodes) -> list[str]:
     """What an operator must know of a cordon of this node."""
-    if cordon == nodes.ACTIVE:
+    if rows.cordon == nodes.ACTIVE:
         return []
-    return [f"This node is {cordon}: it takes no new captures. `recorder nodes uncordon {node}` ends that."]
+    return [f"This node is {rows.cordon}: it takes no new captures. `recorder nodes uncordon {node}` ends that."]

@@ -24,9 +24,9 @@ runs or not.
 """
 HEADINGS = ("Id", "Name", "Scopes", "Quota", "Created", "Used", "Revoked")
 SCOPES = (
-    "Comma-separated. read: sessions and results; start: start sessions; operate: stop and replay them, and post results"
-    " again; watch: see and hear speakers, live and in finished files. An application that reads and stops as well needs"
-    " read,start,operate."
+    "Comma-separated. read: sessions and results; start: start sessions; operate: stop and replay them, post results again,"
+    " nodes and parked messages; watch: see and hear speakers, live and in finished files; admin: keys, over HTTP. An application"
+    " that reads and stops as well needs read,start,operate."
 )
 FORGET_LOST = (
     "A key is lost: delete the secrets that no key decrypts. Their sessions need fresh credentials, by a replay. Their results"

@@ -15,7 +15,8 @@ from machine import api_keys
 from web import dependencies, openapi, operator_examples, operator_models, request_body, responses
 
 MAX_QUOTA = 10**6
-Id = Annotated[str, fastapi.Path(alias="Id", max_length=16, description="Id of the key, as the list has it.")]
+ID = r"^[0-9a-z]{1,16}$"
+Id = Annotated[str, fastapi.Path(alias="Id", pattern=ID, description="Id of the key, as the list has it.")]
 
 
 class NewKeyBody(pydantic.BaseModel):
@@ -87,7 +88,7 @@ def _add_keys(routes: fastapi.APIRouter, operations: dependencies.Operations) ->
         summary="Revoke an API key for good",
         response_model=operator_models.KeyBody,
         response_description="The key; the service refuses it within a second.",
-        responses=openapi.failures(404),
+        responses=openapi.failures(400, 404),
     )
     async def revoke(request: fastapi.Request, id_: Id) -> fastapi.Response:
         return responses.ok(request, view(await operations.revoke_key(id_, request.state.caller)))

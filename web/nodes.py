@@ -12,9 +12,9 @@ import fastapi
 
 from events import codec
 from machine import nodes, states
-from web import dependencies, openapi, operator_models, responses
+from web import dependencies, openapi, operator_models, request_body, responses
 
-Node = Annotated[str, fastapi.Path(alias="Node", max_length=64, description="Name of the node.")]
+Node = Annotated[str, fastapi.Path(alias="Node", max_length=64, pattern=request_body.TEXT, description="Name of the node.")]
 ACTIONS = {
     "cordon": (
         nodes.CORDONED,
@@ -54,7 +54,7 @@ def _add_action(routes: fastapi.APIRouter, operations: dependencies.Operations, 
         summary=summary,
         response_model=operator_models.NodeBody,
         response_description=description,
-        responses=openapi.failures(404, 409),
+        responses=openapi.failures(400, 404, 409),
     )
     async def act(request: fastapi.Request, node: Node) -> fastapi.Response:
         return responses.ok(request, view(await operations.cordon(node, cordon, request.state.caller)))

@@ -16,7 +16,8 @@ from machine import errors, model
 from web import dependencies, openapi, operator_examples, operator_models, request_body, responses
 
 MOST = 100
-Id = Annotated[str, fastapi.Path(alias="Id", max_length=64, description="Id of the message, as the list has it.")]
+ID = r"^[0-9a-z-]{1,64}$"
+Id = Annotated[str, fastapi.Path(alias="Id", pattern=ID, description="Id of the message, as the list has it.")]
 
 
 class ParkedPage(pydantic.BaseModel):
@@ -32,7 +33,7 @@ class ParkedIdsBody(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    Ids: list[Annotated[str, pydantic.Field(min_length=1, max_length=64)]] = pydantic.Field(min_length=1, max_length=MOST)
+    Ids: list[Annotated[str, pydantic.Field(pattern=ID)]] = pydantic.Field(min_length=1, max_length=MOST)
 
 
 def router(operations: dependencies.Operations) -> fastapi.APIRouter:
@@ -54,7 +55,7 @@ def router(operations: dependencies.Operations) -> fastapi.APIRouter:
         summary="Show one parked message",
         response_model=operator_models.ParkedMessageBody,
         response_description="The message with its headers and its body, secrets masked.",
-        responses=openapi.failures(404),
+        responses=openapi.failures(400, 404),
     )
     async def show(request: fastapi.Request, id_: Id) -> fastapi.Response:
         found = await operations.show_parked(id_)

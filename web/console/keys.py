@@ -14,7 +14,6 @@ from web.console import frame as frames
 
 PATH = "/console/keys"
 PAGE = 100
-Id = Annotated[str, fastapi.Path(alias="Id", max_length=16)]
 Before = Annotated[int, fastapi.Query(ge=0, le=2**63 - 1)]
 
 
@@ -43,7 +42,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, operations: dependencies
         return await page(request, made=made)
 
     @routes.post("/keys/{Id}/revoke")
-    async def revoke(request: fastapi.Request, id_: Id) -> fastapi.Response:
+    async def revoke(request: fastapi.Request, id_: keys.Id) -> fastapi.Response:
         if not request.state.form.get("confirmed"):
             kept = {"confirmed": "yes"}
             return frame.page(

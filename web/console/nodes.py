@@ -12,7 +12,6 @@ from web import nodes as node_routes
 from web.console import frame as frames
 
 PATH = "/console/nodes"
-Node = Annotated[str, fastapi.Path(alias="Node", max_length=64)]
 Action = Annotated[Literal["cordon", "drain", "uncordon"], fastapi.Path(alias="Action")]
 
 
@@ -35,7 +34,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, o
         )
 
     @routes.post("/nodes/{Node}/{Action}")
-    async def act(request: fastapi.Request, node: Node, action: Action) -> fastapi.Response:
+    async def act(request: fastapi.Request, node: node_routes.Node, action: Action) -> fastapi.Response:
         done = await operations.cordon(node, node_routes.ACTIONS[action][0], request.state.caller)
         return frame.back(request, PATH, notice=f"nodes.did.{action}", node=done.node)
 

@@ -13,7 +13,6 @@ PATH = "/console/parked"
 LISTED = parked.MOST
 # A form names each chosen message by a field of its own: PICK and its id.
 PICK = "pick:"
-Id = Annotated[str, fastapi.Path(alias="Id", max_length=64)]
 Action = Annotated[Literal["requeue", "drop"], fastapi.Path(alias="Action")]
 
 
@@ -27,7 +26,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, operations: dependencies
         return frame.page(request, "parked.html", active="parked", messages=found["Messages"], count=found["Count"], pick=PICK)
 
     @routes.get("/parked/{Id}")
-    async def show(request: fastapi.Request, id_: Id) -> fastapi.Response:
+    async def show(request: fastapi.Request, id_: parked.Id) -> fastapi.Response:
         message = await operations.show_parked(id_)
         return frame.page(request, "parked_message.html", active="parked", message=message, pick=PICK)
 
