@@ -93,7 +93,6 @@ def session_row(session: model.Session) -> dict[str, Any]:
         "user_id": request.user_id,
         "user_data": body.pop("user_data"),
         "request": dumps(body),
-        "warnings": dumps(session.warnings),
     }
 
 
@@ -124,7 +123,8 @@ def session(row: Mapping[str, Any]) -> model.Session:
 
 def session_columns(session: model.Session) -> dict[str, Any]:
     """The columns of a session that change."""
-    return {"version": session.version} | {name: getattr(session, name) for name in SESSION_FIELDS}
+    warnings = dumps(session.warnings) if session.warnings else "[]"
+    return {"version": session.version, "warnings": warnings} | {name: getattr(session, name) for name in SESSION_FIELDS}
 
 
 def delivery(row: Mapping[str, Any]) -> model.Delivery:
