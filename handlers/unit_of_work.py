@@ -45,6 +45,7 @@ class Context:
     # The address of a recording's object.
     object_url: Callable[[requests.StartRequest, model.Recording], str] = lambda request, recording: ""
     mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service can generate UserSigs for the application
+    user_per_speaker: bool = False  # PULL_USER
 
 
 class UnitOfWork:
@@ -129,7 +130,6 @@ class UnitOfWork:
         self, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
     ) -> snapshot_facts.SnapshotFacts:
         """The facts for a decision about a recording."""
-        stage = self.event.data.get("From", "") if self.event.type == "replay" else ""
         return snapshot_facts.SnapshotFacts(
             snapshot=self.snapshot,
             value=value,
@@ -137,7 +137,7 @@ class UnitOfWork:
             shared_spool=self.context.shared_spool,
             sdk_app_id=self.held(value.task_id).request.room.sdk_app_id,
             outcome=outcome,
-            from_stage=stage,
+            from_stage=self.event.data.get("From", "") if self.event.type == "replay" else "",
             next_n=lambda: self.next_n(value.task_id, value.speaker),
         )
 

@@ -276,6 +276,7 @@ class Session:
     published: bool = False  # some speaker has published
     warnings: tuple[str, ...] = ()  # the warnings of its start
     key_id: str = ""  # the API key that started it; "": another caller
+    user_pulls: str = ""  # PULL_USER=per-speaker: the recording that the UserId itself pulls, as text; "": none
     live: int = 0  # recordings that are not final
     uploading: int = 0  # those of them in Uploading
     present: int = 0  # those of them whose speaker callbacks report as present

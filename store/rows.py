@@ -37,6 +37,7 @@ SESSION_FIELDS = (
     "uploading",
     "present",
     "key_id",
+    "user_pulls",
 )
 
 
