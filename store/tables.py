@@ -66,10 +66,9 @@ sessions = Table(
     Column("idle_from_ms", BigInteger, nullable=False),
     Column("published", Boolean, nullable=False),
     Column("warnings", Text, nullable=False),
-    # Counts of its recordings: not final, in Uploading, and with a speaker whom callbacks report as present.
-    Column("live", Integer, nullable=False, server_default="0"),
-    Column("uploading", Integer, nullable=False, server_default="0"),
-    Column("present", Integer, nullable=False, server_default="0"),
+    # Counts of its recordings: not final, in Uploading, with a speaker whom callbacks report as present; and of posted events.
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("live", "uploading", "present", "events_posted")),
+    Column("callback_events", Text, nullable=False, server_default="[]"),
     Column("user_data", Text, nullable=False, server_default=""),  # JSON; not in `request`, which release 0.1.0 reads too
     Column("user_pulls", String(128), nullable=False, server_default=""),  # the id of a recording
     # The API key that started it, for its quota; "" for any other caller.

@@ -200,6 +200,7 @@ class SessionBody(SessionHead, models.AnswerBody):
     Callback: str = pydantic.Field(description="Scheme and host of the callback URL; the remainder can be a secret.")
     SubscribeUserIds: list[str]
     UnSubscribeUserIds: list[str]
+    CallbackEvents: list[str]
     Warnings: Warnings
     Next: NextStep
     Recordings: list[RecordingBody]

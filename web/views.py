@@ -54,6 +54,7 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
         "Callback": requests.origin(request.callback),
         "SubscribeUserIds": list(request.subscribe),
         "UnSubscribeUserIds": list(request.unsubscribe),
+        "CallbackEvents": list(request.callback_events),
         "Warnings": start_warnings.holding(session, pages.recordings, snapshot.parts.deliveries),
         "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],

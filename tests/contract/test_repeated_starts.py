@@ -27,6 +27,7 @@ OTHER_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"Callback": None}, ["Callback"]),
     ({"SubscribeUserIds": ["al"]}, ["SubscribeUserIds"]),
     ({"UserData": {"lesson": 7}}, ["UserData"]),
+    ({"CallbackEvents": ["recording-started"]}, ["CallbackEvents"]),
     ({"SubscribeUserIds": None, "UnSubscribeUserIds": ["al"]}, ["SubscribeUserIds", "UnSubscribeUserIds"]),
 ]
 
