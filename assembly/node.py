@@ -189,6 +189,7 @@ class Node:
             shared_spool=self._shared,
             object_url=node_work.object_url,
             mints=lambda sdk_app_id: sdk_app_id in keys,
+            user_per_speaker=self.settings.pull_user == "per-speaker",
         )
 
     @property

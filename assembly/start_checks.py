@@ -14,7 +14,7 @@ from assembly import identity
 from assembly import work as node_work
 from config import settings as settings_module
 from events import codec
-from machine import attention, errors
+from machine import attention, errors, start_warnings
 from media import free_space
 from tencent import cos_target, credentials, usersig
 
@@ -88,7 +88,9 @@ class StartChecks:
         warnings = [*await self._check_capacity()]
         left_s = usersig.remaining_s(data.get("UserSig", ""), self._clock() // 1000)
         if left_s is not None and left_s <= 0:
-            warnings.append("The UserSig has expired: pulls will be refused until a repeated start brings a fresh one.")
+            warnings.append(
+                f"{start_warnings.EXPIRED_USER_SIG}: pulls will be refused until a repeated start brings a fresh one."
+            )
         url = data.get("Callback", "")
         if url:
             self._work.webhook.check(url)
@@ -100,7 +102,7 @@ class StartChecks:
             async with asyncio.timeout_at(until):
                 warnings.append(await self._check_bucket(data["CosConfig"]))
         except TimeoutError:
-            warnings.append(f"The bucket could not be checked within {LIMIT_S:g} s; the recording starts all the same.")
+            warnings.append(f"{start_warnings.BUCKET_UNCHECKED} within {LIMIT_S:g} s; the recording starts all the same.")
         except BaseException:
             receiver.cancel()
             raise
@@ -115,8 +117,13 @@ class StartChecks:
             async with asyncio.timeout_at(until):
                 reason = await self._work.webhook.unreachable(url)
         except TimeoutError:  # a slow lookup says nothing about the host
-            return f"Callback: its host could not be looked up within {LIMIT_S:g} s; the result is posted all the same."
-        return f"Callback: {reason}. As it is, the result cannot be posted there; GET /results has it too." if reason else ""
+            late = f"its host could not be looked up within {LIMIT_S:g} s; the result is posted all the same."
+            return f"{start_warnings.CALLBACK} {late}"
+        return (
+            f"{start_warnings.CALLBACK} {reason}. As it is, the result cannot be posted there; GET /results has it too."
+            if reason
+            else ""
+        )
 
     async def _check_bucket(self, config: codec.Data) -> str:
         """A warning about the bucket, or "". Raises InvalidParameter without credentials, or for a bucket that refuses them, and
@@ -136,4 +143,4 @@ class StartChecks:
         except errors.UploadFailed as error:
             if not error.retry:
                 raise errors.InvalidParameter(f"CosConfig.Bucket: {error.detail}", field="CosConfig.Bucket") from error
-            return f"The bucket could not be checked: {error.detail}"
+            return f"{start_warnings.BUCKET_UNCHECKED}: {error.detail}"

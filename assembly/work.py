@@ -15,7 +15,7 @@ from typing import Any
 from assembly import slots
 from config import settings as settings_module
 from events import requests
-from machine import capture_progress, database_clock, due_work, errors, job_key, model, segments, uploaded_object
+from machine import capture_progress, database_clock, due_work, errors, job_key, model, pull_users, segments, uploaded_object
 from machine.reasons import Reason
 from media import (
     capture,
@@ -236,7 +236,7 @@ class NodeWork:
         key = self._settings.trtc_keys.get(room.sdk_app_id)
         if key is not None and (not sig or self._settings.pull_user == "per-speaker"):
             if self._settings.pull_user == "per-speaker":
-                user = pull_url.user_per_speaker(user, job.recording.speaker)
+                user = pull_users.of(job.session, job.recording)
             sig = usersig.mint(room.sdk_app_id, key.get_secret_value(), user, USER_SIG_FOR_S)
         return pull_url.pull_address(
             self._settings.pull_address or pull_url.DEFAULT_TEMPLATE,

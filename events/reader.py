@@ -1,8 +1,8 @@
 """Tolerant reader: what the sender of a message means, before its schema decides.
 
 Rules: reads a body by its schema. A string of digits in place of an integer is that integer. `null` or `""` in an optional field
-means that it was not given. White space around a secret is dropped. Everything else stays as it came, so that the schema's error
-names the field. Reading a second time changes nothing.
+means that it was not given. White space around a secret is dropped. An alias is read as the field's name. Everything else stays
+as it came, so that the schema's error names the field. Reading a second time changes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Shape(NamedTuple):
     integers: frozenset[str]
     secrets: frozenset[str]
     objects: Mapping[str, Shape]
+    aliases: Mapping[str, str]
 
 
 def shape(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Shape:
@@ -32,6 +33,7 @@ def shape(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Shape:
         integers=frozenset(name for name, about in fields.items() if _is_integer(about)),
         secrets=frozenset(name for name, about in fields.items() if about.get("x-secret")),
         objects={name: shape(about, definitions) for name, about in fields.items() if about.get("type") == "object"},
+        aliases=schema.get("x-aliases", {}),
     )
 
 
@@ -39,7 +41,10 @@ def read(data: Any, known: Shape) -> Any:
     """The body as its sender means it; a copy. What is no object stays as it came."""
     if not isinstance(data, dict):
         return data
-    meant = {name: _meant(name, value, known) for name, value in data.items()}
+    # An alias next to its field stays, and is refused as unknown.
+    aliased = {name for name in data if name in known.aliases and known.aliases[name] not in data}
+    named = {known.aliases[name] if name in aliased else name: value for name, value in data.items()}
+    meant = {name: _meant(name, value, known) for name, value in named.items()}
     return {name: value for name, value in meant.items() if not (name in known.optional and is_absent(value))}
 
 

@@ -91,6 +91,7 @@ class StartRequest:
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
     user_data: str = ""  # UserData as JSON text; "": not given
+    callback_events: tuple[str, ...] = ()
 
 
 def fingerprint(type_: str, id_: str, data: Mapping[str, Any]) -> str:
@@ -124,6 +125,7 @@ _SETTINGS: dict[str, Callable[[StartRequest], object]] = {
     "Callback": lambda request: request.callback,
     "SubscribeUserIds": lambda request: set(request.subscribe),
     "UnSubscribeUserIds": lambda request: set(request.unsubscribe),
+    "CallbackEvents": lambda request: set(request.callback_events),
     "UserData": lambda request: _canonical(request.user_data),
 }
 
@@ -146,6 +148,8 @@ def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
         raise errors.InvalidEvent("RoomId", "one of RoomId and StrRoomId is required")
     if data.get("SubscribeUserIds") and data.get("UnSubscribeUserIds"):
         raise errors.InvalidEvent("UnSubscribeUserIds", "give SubscribeUserIds or UnSubscribeUserIds, not both")
+    if data.get("CallbackEvents") and not data.get("Callback"):
+        raise errors.InvalidEvent("CallbackEvents", "needs a Callback that receives them")
     cos = data["CosConfig"]
     request = StartRequest(
         room=where,
@@ -158,6 +162,7 @@ def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
         subscribe=tuple(data.get("SubscribeUserIds", ())),
         unsubscribe=tuple(data.get("UnSubscribeUserIds", ())),
         user_data=_user_data(data),
+        callback_events=tuple(data.get("CallbackEvents", ())),
     )
     return request, secrets(data)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from events import requests
 from handlers import unit_of_work
-from machine import model, published, states
+from machine import job_key, model, published, states
 
 
 def is_recorded(request: requests.StartRequest, speaker: str) -> bool:
@@ -43,9 +43,19 @@ def open_recording(
         published=known,
     )
     uow.open_recording(value)
+    _let_user_pull(uow, value)
     if present:
         mark_published(uow, current.task_id)
     return value
+
+
+def _let_user_pull(uow: unit_of_work.UnitOfWork, value: model.Recording) -> None:
+    """With a user per speaker, let the session's UserId itself pull this one, unless it pulls another."""
+    current = uow.held(value.task_id)
+    if uow.context.user_per_speaker and uow.context.mints(current.request.room.sdk_app_id):
+        pulled = current.user_pulls and uow.find_recording(job_key.parse_recording(current.user_pulls))
+        if not pulled or pulled.state not in states.CAPTURING:
+            uow.save_session(model.changed(current, user_pulls=value.key.text))
 
 
 def mark_published(uow: unit_of_work.UnitOfWork, task_id: str) -> None:

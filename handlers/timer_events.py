@@ -79,7 +79,7 @@ def _publish_progress(uow: unit_of_work.UnitOfWork, owner: job_key.RecordingKey)
     if value is not None and value.state == states.RECORDING:
         media_ms = sum(uow.snapshot.segment_nodes(owner).values())
         data = results.recording_progress(uow.held(owner.task_id), value, uow.now_ms, media_ms)
-        uow.send("result", progress.PROGRESS, data, owner)
+        uow.publish(progress.PROGRESS, data, owner)
         uow.arm(owner, progress.DEADLINE, uow.now_ms + uow.context.policy.progress_every_ms)
 
 

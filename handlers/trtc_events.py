@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from events import codec, requests
 from handlers import speakers, unit_of_work
-from machine import model, presence, states
+from machine import model, presence, pull_users, states
 
 NOTE_CALLBACK_EVERY_MS = model.MINUTE
 OWN_PULL_MS = 5 * model.SECOND
@@ -62,7 +62,7 @@ def user_left(uow: unit_of_work.UnitOfWork) -> None:
     stale = data["EventMs"] < max(known["audio_ms"], known["video_ms"], known["left_ms"])
     _note_presence(uow, room)
     for current in uow.snapshot.sessions_in(room):
-        if current.request.user_id == data["UserId"]:
+        if _pulls(uow, current, data["UserId"]):
             _recording_user_left(uow, current)
         elif stale:
             _absent_in(uow, current, known)
@@ -75,7 +75,7 @@ def user_removed(uow: unit_of_work.UnitOfWork) -> None:
     """The recording user was removed: close its session."""
     room = _room(uow)
     for current in uow.snapshot.sessions_in(room):
-        if current.request.user_id == uow.event.data["UserId"]:
+        if _pulls(uow, current, uow.event.data["UserId"]):
             _recording_user_left(uow, current)
 
 
@@ -92,6 +92,13 @@ def room_destroyed(uow: unit_of_work.UnitOfWork) -> None:
                 uow.note_published(value, value.published.left(data["EventMs"]))
         uow.advance_session(current.task_id, "room-destroyed")
     _note_presence(uow, room)
+
+
+def _pulls(uow: unit_of_work.UnitOfWork, current: model.Session, user: str) -> bool:
+    """Whether this is the recording user, or the user that pulls one of the speakers in its place."""
+    if user == current.request.user_id or not pull_users.may_be(current, user):
+        return user == current.request.user_id
+    return any(pull_users.per_speaker(current.request.user_id, r.speaker) == user for r in uow.recordings(current.task_id))
 
 
 def _recording_user_left(uow: unit_of_work.UnitOfWork, current: model.Session) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from events import codec, requests
-from handlers import snapshot_facts
+from handlers import journal_notes, snapshot_facts
 from machine import (
     changes,
     delivery,
@@ -45,6 +45,7 @@ class Context:
     # The address of a recording's object.
     object_url: Callable[[requests.StartRequest, model.Recording], str] = lambda request, recording: ""
     mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service can generate UserSigs for the application
+    user_per_speaker: bool = False  # PULL_USER
 
 
 class UnitOfWork:
@@ -121,7 +122,7 @@ class UnitOfWork:
         events = progress.noted(self.held(value.task_id), value, decision, trigger, facts)
         saved = decision.recording
         self._save_recording(value, saved)
-        self._journal_moves(value.key, decision.moves or ((value.state, value.state),), _note(value, saved))
+        self._journal_moves(value.key, decision.moves or ((value.state, value.state),), journal_notes.of_recording(value, saved))
         self._apply(saved, (*events, *decision.effects))
         return decision
 
@@ -129,7 +130,6 @@ class UnitOfWork:
         self, value: model.Recording, outcome: internal_events.RecordingOutcome | None = None
     ) -> snapshot_facts.SnapshotFacts:
         """The facts for a decision about a recording."""
-        stage = self.event.data.get("From", "") if self.event.type == "replay" else ""
         return snapshot_facts.SnapshotFacts(
             snapshot=self.snapshot,
             value=value,
@@ -137,7 +137,7 @@ class UnitOfWork:
             shared_spool=self.context.shared_spool,
             sdk_app_id=self.held(value.task_id).request.room.sdk_app_id,
             outcome=outcome,
-            from_stage=stage,
+            from_stage=self.event.data.get("From", "") if self.event.type == "replay" else "",
             next_n=lambda: self.next_n(value.task_id, value.speaker),
         )
 
@@ -204,7 +204,7 @@ class UnitOfWork:
             return decision
         self.save_session(decision.session)
         moves = decision.moves or ((value.state, value.state),)
-        self._journal_moves(value.key, moves, _session_note(value, decision.session, trigger))
+        self._journal_moves(value.key, moves, journal_notes.of_session(value, decision.session, trigger))
         for effect in decision.effects:
             match effect:
                 case effects.StopRecordings():
@@ -266,6 +266,18 @@ class UnitOfWork:
         self._save_delivery(value, decision)
         self.journal(value.key, value.state, decision.delivery.state, decision.delivery.detail)
         return decision
+
+    def publish(self, type_: str, data: Mapping[str, Any], owner: job_key.RecordingKey) -> None:
+        """Publish an event of a recording's progress, and post it to the callback that asked for it."""
+        self.send("result", type_, data, owner)
+        current = self.held(owner.task_id)
+        if type_ in current.request.callback_events:
+            self._deliver(current, model.EVENTS_FROM + current.events_posted + 1, _json({"Type": type_, **data}))
+            self.save_session(model.changed(current, events_posted=current.events_posted + 1))
+
+    def _deliver(self, current: model.Session, number: int, body: str) -> None:
+        new = model.Delivery(task_id=current.task_id, revision=number, url=current.request.callback, body=body)
+        self._save_delivery(None, delivery.decide(new, "send", now_ms=self.now_ms, policy=self.context.policy))
 
     def _save_delivery(self, old: model.Delivery | None, decision: delivery.DeliveryDecision) -> None:
         new = decision.delivery
@@ -330,7 +342,7 @@ class UnitOfWork:
                 case effects.Report():
                     self._report(value)
                 case effects.Publish(type_, data):
-                    self.send("result", type_, data, value.key)
+                    self.publish(type_, data, value.key)
                 case _:
                     self._apply_deadline(value.key, effect)
 
@@ -357,14 +369,14 @@ class UnitOfWork:
             subject=task_id,
             correlation_id=self.event.id,
         )
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        text = _json(body)
         self.changes.results.append((task_id, current.revision, text))
         self.changes.send("result", event, task_id)
-        for older in self.snapshot.pending_deliveries(task_id) if current.revision > 1 else ():
+        # The result replaces events that the receiver has not accepted.
+        for older in self.snapshot.pending_deliveries(task_id) if current.revision > 1 or current.events_posted else ():
             self.advance_delivery(older, "cancel")
         if current.request.callback:
-            new = model.Delivery(task_id=task_id, revision=current.revision, url=current.request.callback, body=text)
-            self._save_delivery(None, delivery.decide(new, "send", now_ms=self.now_ms, policy=self.context.policy))
+            self._deliver(current, current.revision, text)
         if not self.needs_secrets(recordings):
             self.changes.secrets[task_id] = None
 
@@ -374,27 +386,5 @@ class UnitOfWork:
         self.journal(owner, *moves[-1], note)
 
 
-def _note(old: model.Recording, new: model.Recording) -> str:
-    """The journal's note on what changed."""
-    parts = []
-    if new.stop_requested and not old.stop_requested and new.state == old.state:
-        parts.append("asked to stop")
-    if new.job != old.job:
-        parts.append(f"{new.job.kind} {new.job.state}" if new.job else "no job left")
-    if new.epoch != old.epoch:
-        parts.append(f"epoch {new.epoch}")
-    if new.replays != old.replays:
-        parts.append(f"attempt {new.attempt}")
-    if new.present is not old.present:
-        parts.append({True: "speaker present", False: "speaker left", None: "presence unknown"}[new.present])
-    if new.publish_pending and not old.publish_pending:
-        parts.append("a pull is active; if it brings no media, the next one starts immediately")
-    if new.detail and new.detail != old.detail:
-        parts.append(new.detail)
-    return "; ".join(parts)
-
-
-def _session_note(old: model.Session, new: model.Session, trigger: str) -> str:
-    if new.revision != old.revision:
-        return f"revision {new.revision}"
-    return new.end_reason if new.end_reason != old.end_reason else trigger
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))

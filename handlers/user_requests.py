@@ -12,7 +12,7 @@ from typing import Any
 from events import errors as event_errors
 from events import requests
 from handlers import bus_replies, speakers, unit_of_work
-from machine import errors, model, presence, states
+from machine import errors, model, presence, start_warnings, states
 
 # Speakers that a warning names.
 MAX_NAMED = 5
@@ -36,7 +36,6 @@ def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
     by = uow.by
     if by is not None and by.quota and uow.snapshot.open_sessions_of(by.key_id) >= by.quota:
         raise errors.QuotaReached
-    callbacks_come = uow.callbacks_come(request.room.sdk_app_id)
     expired = _expired(uow, request)
     opened = model.Session(
         task_id=uow.context.new_id(),
@@ -44,7 +43,7 @@ def start(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
         opened_ms=uow.now_ms,
         idle_from_ms=uow.now_ms,
         key_id=by.key_id if by is not None else "",
-        warnings=(*_warnings(request, callbacks_come), *_left_out(uow, request, expired), *uow.warnings),
+        warnings=_warnings(uow, request, expired),
     )
     uow.open_session(opened, secrets)
     _open_known(uow, opened, expired)
@@ -77,12 +76,16 @@ def _repeat(
     known = dataclasses.replace(current.request, callback=url)
     if fields := requests.differing(known, request):
         raise errors.AlreadyRecording(current.task_id, fields)
+    if uow.no_capacity is None:  # else the checks ended before the others
+        warned = model.changed(current, warnings=_warnings(uow, request, _expired(uow, request)))
+        if warned.warnings != current.warnings:
+            uow.save_session(warned)
     before = uow.snapshot.secrets(current.task_id)
     uow.changes.secrets[current.task_id] = before.renewed_by(secrets)
     uow.journal(current.key, current.state, current.state, "a repeated start: fresh secrets taken")
     if secrets.user_sig not in ("", before.user_sig):
         speakers.retry_failed(uow, current)
-    return _accepted(uow, current, repeated=True)
+    return _accepted(uow, uow.held(current.task_id), repeated=True)
 
 
 def _accepted(uow: unit_of_work.UnitOfWork, current: model.Session, *, repeated: bool) -> dict[str, Any]:
@@ -124,12 +127,18 @@ def _left_out(uow: unit_of_work.UnitOfWork, request: requests.StartRequest, expi
         )
 
 
-def _warnings(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:
+def _warnings(uow: unit_of_work.UnitOfWork, request: requests.StartRequest, expired: Mapping[str, int]) -> tuple[str, ...]:
+    """The warnings of a start: of its speakers, and of the checks before it."""
+    callbacks_come = uow.callbacks_come(request.room.sdk_app_id)
+    return (*_no_callbacks(request, callbacks_come), *_left_out(uow, request, expired), *uow.warnings)
+
+
+def _no_callbacks(request: requests.StartRequest, callbacks_come: bool) -> Iterable[str]:
     if not callbacks_come and not request.subscribe:
         yield (
-            f"No callback of application {request.room.sdk_app_id} was ever seen, and SubscribeUserIds is not given: no speaker"
-            " can be known. In the TRTC console set the callback address to this service's /trtc/callbacks, with the key in"
-            " TRTC_CALLBACK_KEYS, or name the speakers in SubscribeUserIds."
+            f"{start_warnings.NO_CALLBACKS} {request.room.sdk_app_id} was ever seen, and SubscribeUserIds is not given: no"
+            " speaker can be known. In the TRTC console set the callback address to this service's /trtc/callbacks, with the key"
+            " in TRTC_CALLBACK_KEYS, or name the speakers in SubscribeUserIds."
         )
 
 

@@ -12,6 +12,8 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 
+EVENTS_FROM = 1_000_000
+"""Deliveries of events are numbered above this, and those of results by their Revision."""
 EXTENDED_BY_DOWNTIME = ("join", "idle", "linger")
 """Deadlines that downtime extends: while no node sent a heartbeat, no node could have tried."""
 
@@ -276,6 +278,8 @@ class Session:
     published: bool = False  # some speaker has published
     warnings: tuple[str, ...] = ()  # the warnings of its start
     key_id: str = ""  # the API key that started it; "": another caller
+    user_pulls: str = ""  # PULL_USER=per-speaker: the recording that the UserId itself pulls, as text; "": none
+    events_posted: int = 0  # events of progress that were handed to its callback
     live: int = 0  # recordings that are not final
     uploading: int = 0  # those of them in Uploading
     present: int = 0  # those of them whose speaker callbacks report as present
@@ -288,12 +292,12 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """The delivery of one revision of a session's result to its callback URL."""
+    """The delivery of one revision of a session's result, or of one event of progress, to its callback URL."""
 
     task_id: str  # the session
-    revision: int  # the result's Revision
+    revision: int  # the result's Revision; above EVENTS_FROM an event's number
     url: str = field(repr=False)  # the callback URL, which may hold secrets
-    body: str = field(repr=False)  # the result as JSON, posted byte for byte
+    body: str = field(repr=False)  # the result or event as JSON, posted byte for byte
     state: str = "pending"  # pending, delivered, failed or cancelled
     version: int = 1  # raised by each write; guards against concurrent updates
     epoch: int = 0  # the number of the current job; outcomes of older epochs are stale

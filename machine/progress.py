@@ -24,7 +24,8 @@ def noted(
     facts: recording_facts.Facts,
 ) -> list[effects.Effect]:
     """The events of a decision about a recording. Notes on its new version, a fresh copy, whether it is interrupted."""
-    after, outcome, wanted = decision.recording, facts.outcome, facts.policy.progress_events
+    after, outcome = decision.recording, facts.outcome
+    wanted = {*facts.policy.progress_events, *session.request.callback_events}
     interrupted = after.state == states.RECORDING and _is_interrupted(before, trigger, outcome)
     model.put(after, interrupted=interrupted)
     found: list[effects.Effect] = []

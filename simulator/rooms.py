@@ -79,7 +79,11 @@ class Room:
         return speaker
 
     async def remove(self, user_id: str) -> None:
-        """Remove a user like RemoveUser, a speaker or a viewer: their streams end, 104 with Reason 3."""
+        """Remove a user like RemoveUser, a speaker or a viewer: their streams end, 104 with Reason 3. Of a user who is
+        not in the room, nothing is reported."""
+        if not self.holds(user_id):
+            log.info("user.not_here", room=self.handle, user_id=user_id)
+            return
         known = self.speakers.get(user_id)
         role = known.role if known else speakers.AUDIENCE
         if known:

@@ -275,11 +275,11 @@ class SessionQueries:
             return [dict(r) for r in (await connection.execute(query)).mappings()]
 
 
-def _first(limit: int, table: Table, task_ids: Sequence[str], *order: Any) -> Any:
-    """The keys of the first `limit` rows of each session, in this order."""
+def _first(limit: int, table: Table, task_ids: Sequence[str], *order: Any, only: tuple[Any, ...] = ()) -> Any:
+    """The keys of the first `limit` rows of each session, in this order; `only` are conditions."""
     place = func.row_number().over(partition_by=table.c.task_id, order_by=order).label("place")
     keys = list(table.primary_key)
-    placed = select(*keys, place).where(table.c.task_id.in_(task_ids)).subquery()
+    placed = select(*keys, place).where(table.c.task_id.in_(task_ids), *only).subquery()
     return tuple_(*keys).in_(select(*(placed.c[key.name] for key in keys)).where(placed.c.place <= limit))
 
 
@@ -293,7 +293,7 @@ async def _recordings_and_jobs(connection: AsyncConnection, task_ids: Sequence[s
 
 async def _deliveries_and_jobs(connection: AsyncConnection, task_ids: Sequence[str], *, bodies: bool) -> list[dict[str, Any]]:
     table = tables.callbacks
-    chosen = _first(DELIVERIES, table, task_ids, table.c.revision.desc())
+    chosen = _first(DELIVERIES, table, task_ids, table.c.revision.desc(), only=(table.c.revision < model.EVENTS_FROM,))
     found = (jobs.deliveries() if bodies else jobs.bodiless_deliveries()).where(chosen).order_by(table.c.revision)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 

@@ -37,6 +37,8 @@ SESSION_FIELDS = (
     "uploading",
     "present",
     "key_id",
+    "user_pulls",
+    "events_posted",
 )
 
 
@@ -92,18 +94,19 @@ def session_row(session: model.Session) -> dict[str, Any]:
         "room": request.room.name,
         "user_id": request.user_id,
         "user_data": body.pop("user_data"),
+        "callback_events": dumps(body.pop("callback_events")),
         "request": dumps(body),
-        "warnings": dumps(session.warnings),
     }
 
 
 @functools.lru_cache(maxsize=1024)
-def _request(text: str, user_data: str) -> requests.StartRequest:
+def _request(text: str, user_data: str, callback_events: str) -> requests.StartRequest:
     """A request from its columns. A session's never changes, and each of its events reads it."""
     body = json.loads(text)
     room = requests.Room(**body.pop("room"))
     subscribe, unsubscribe = (tuple(body.pop(name)) for name in ("subscribe", "unsubscribe"))
-    return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, user_data=user_data, **body)
+    later: dict[str, Any] = {"user_data": user_data, "callback_events": tuple(json.loads(callback_events))}
+    return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **later, **body)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -115,7 +118,7 @@ def session(row: Mapping[str, Any]) -> model.Session:
     """A session from its row."""
     return model.Session(
         task_id=row["task_id"],
-        request=_request(row["request"], row["user_data"]),
+        request=_request(row["request"], row["user_data"], row["callback_events"]),
         version=row["version"],
         warnings=_warnings(row["warnings"]),
         **{name: row[name] for name in SESSION_FIELDS},
@@ -124,7 +127,8 @@ def session(row: Mapping[str, Any]) -> model.Session:
 
 def session_columns(session: model.Session) -> dict[str, Any]:
     """The columns of a session that change."""
-    return {"version": session.version} | {name: getattr(session, name) for name in SESSION_FIELDS}
+    warnings = dumps(session.warnings) if session.warnings else "[]"
+    return {"version": session.version, "warnings": warnings} | {name: getattr(session, name) for name in SESSION_FIELDS}
 
 
 def delivery(row: Mapping[str, Any]) -> model.Delivery:

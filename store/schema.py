@@ -20,7 +20,7 @@ from store import connections, database_time, side_by_side, sql
 
 log = structlog.get_logger()
 
-REVISIONS = tuple(f"{number:04}" for number in range(1, 22 + 1))
+REVISIONS = tuple(f"{number:04}" for number in range(1, 24 + 1))
 """Every revision in `migrations/versions`, oldest first."""
 HEAD = REVISIONS[-1]
 _TABLE = "alembic_version"

@@ -135,6 +135,7 @@ SESSIONS_IN = Statement(
 _SESSION_KEY = ("task_id", "state", "version")
 _SESSION_COLUMNS = (
     "version", "closing_ms", "finished_ms", "end_reason", "revision", "idle_from_ms", "published", "live", "uploading", "present",
+    "warnings", "user_pulls", "events_posted",
 )  # fmt: skip
 SAVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS)
 MOVE_SESSION = _saving(tables.sessions, _SESSION_KEY, *_SESSION_COLUMNS, "state")

@@ -66,11 +66,11 @@ sessions = Table(
     Column("idle_from_ms", BigInteger, nullable=False),
     Column("published", Boolean, nullable=False),
     Column("warnings", Text, nullable=False),
-    # Counts of its recordings: not final, in Uploading, and with a speaker whom callbacks report as present.
-    Column("live", Integer, nullable=False, server_default="0"),
-    Column("uploading", Integer, nullable=False, server_default="0"),
-    Column("present", Integer, nullable=False, server_default="0"),
+    # Counts of its recordings: not final, in Uploading, with a speaker whom callbacks report as present; and of posted events.
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("live", "uploading", "present", "events_posted")),
+    Column("callback_events", Text, nullable=False, server_default="[]"),
     Column("user_data", Text, nullable=False, server_default=""),  # JSON; not in `request`, which release 0.1.0 reads too
+    Column("user_pulls", String(128), nullable=False, server_default=""),  # the id of a recording
     # The API key that started it, for its quota; "" for any other caller.
     Column("key_id", String(16), nullable=False, server_default=""),
     CheckConstraint(_one_of("state", states.SESSION_STATES), name="state"),
@@ -98,8 +98,7 @@ FINISHED = "state = 'Finished'"
 ACTIVE = "state <> 'Finished'"
 _partial("ix_sessions_finished", sessions.c.finished_ms, which=FINISHED)
 _partial("ix_sessions_active", sessions.c.task_id, which=ACTIVE)
-# A room may have had any number of sessions.
-_partial("ix_sessions_active_room", sessions.c.sdk_app_id, sessions.c.room, which=ACTIVE)
+_partial("ix_sessions_active_room", sessions.c.sdk_app_id, sessions.c.room, which=ACTIVE)  # a room has any number of others
 
 secrets = Table(
     "secrets",

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import structlog
 
-from machine import uploaded_object
+from machine import start_warnings, uploaded_object
 from tencent import cos_requests, cos_target, cos_upload, file_parts, request_threads
 from tencent import credentials as credentials_module
 
@@ -109,8 +109,8 @@ class CosUploader:
             await self._checks.run_at_most(CHECKS_PER_BUCKET, target.bucket, client.head_bucket)
         except cos_requests.RequestFailed as failed:
             if failed.code == "AccessDenied":
-                return f"The key may not look at the bucket {target.bucket}; whether it may upload there is not known yet."
-            raise failed.as_upload_failed("looking at the bucket") from failed
+                return f"{start_warnings.BUCKET_HIDDEN} {target.bucket}; whether it may upload there is not known yet."
+            raise failed.as_upload_failed("looking at the bucket", cos_requests.START_ADVICE) from failed
         return ""
 
     async def _ask(self, request: Callable[[], T]) -> T:

@@ -56,6 +56,14 @@ ADVICE = {
     "RequestTimeTooSkewed": "Set the clock of the database's machine right; the upload goes on by itself.",
     "FileAlreadyExists": "Another object has this key already and overwriting is forbidden.",
 }
+# Nothing was recorded yet, so there is nothing to replay.
+START_ADVICE = {
+    "NoSuchBucket": "Create the bucket, or correct CosConfig.Bucket and CosConfig.Region, then start again.",
+    "InvalidAccessKeyId": "Correct CosConfig.SecretId, or the service's own key if the start has none, then start again.",
+    "SignatureDoesNotMatch": "Correct CosConfig.SecretKey, or the service's own key if the start has none, then start again.",
+    "ExpiredToken": "Start again with fresh credentials, before or while it records.",
+    "RequestTimeTooSkewed": "Set the clock of the database's machine right.",
+}
 
 
 class RequestFailed(Exception):
@@ -74,12 +82,13 @@ class RequestFailed(Exception):
         """Whether a retry with the same credentials may succeed soon."""
         return self.reason in (Reason.THROTTLED, Reason.SERVER, Reason.NETWORK)
 
-    def as_upload_failed(self, what: str) -> errors.UploadFailed:
-        """Convert to the package's public error; `what` names the action ("sending part 3")."""
+    def as_upload_failed(self, what: str, advice: Mapping[str, str] = ADVICE) -> errors.UploadFailed:
+        """Convert to the package's public error; `what` names the action ("sending part 3"), `advice` the next
+        step by COS's code."""
         pieces = [f"COS {self.status} {self.code or 'without a code'} while {what}" if self.status else f"No answer while {what}"]
         pieces += [self.message] if self.message else []
         pieces += [f"Request {self.request_id}"] if self.request_id else []
-        pieces += [ADVICE[self.code].rstrip(".")] if self.code in ADVICE else []
+        pieces += [advice[self.code].rstrip(".")] if self.code in advice else []
         detail = ". ".join(piece.rstrip(". ") for piece in pieces) + "."
         return errors.UploadFailed(detail, reason=self.reason, retry=self.reason != Reason.REFUSED)
 

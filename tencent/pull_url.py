@@ -7,7 +7,6 @@ name a string room.
 
 from __future__ import annotations
 
-import hashlib
 import string
 from urllib.parse import quote
 
@@ -28,13 +27,6 @@ _PLAIN = "*"
 def check_template(template: str) -> None:
     """Raise errors.InvalidParameter(field="PULL_ADDRESS") unless `template` has a known scheme and only known placeholders."""
     _pieces(template)
-
-
-def user_per_speaker(user_id: str, speaker: str) -> str:
-    """A user id of its own for the pull of each speaker. TRTC allows user ids of up to 32 bytes, so a digest separates speakers
-    with a common prefix."""
-    digest = hashlib.sha256(speaker.encode()).hexdigest()[:12]
-    return f"{user_id.encode()[:19].decode(errors='ignore')}-{digest}"
 
 
 def pull_address(

@@ -177,11 +177,12 @@ def connect(
     inspect: dispatch.Inspect | None = None,
     *,
     prefix: str = "01",
-    policy: model.Policy | None = None,
+    **given: Any,
 ) -> Harness:
-    """A harness with the default policy, unless one is given. `prefix` distinguishes its ids from those of another one on the
-    same database."""
-    context = unit_of_work.Context(policy=policy or model.Policy(), new_id=engines.ids(prefix), object_url=_object_url)
+    """A harness with the default policy; `given` are other fields of the handlers' context. `prefix` distinguishes its ids from
+    those of another one on the same database."""
+    defaults = {"policy": model.Policy(), "new_id": engines.ids(prefix), "object_url": _object_url}
+    context = unit_of_work.Context(**(defaults | given))
     decider, reading = dispatch.Decider(store, context, inspect), queries.SessionQueries(store.connections)
     return Harness(store, clock, decider, reading, engines.ids(f"e{prefix}"))
 

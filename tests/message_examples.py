@@ -42,6 +42,14 @@ VALID: dict[str, list[dict[str, Any]]] = {
         {"SdkAppId": 1, "RoomId": 0, "StrRoomId": "r", "UserId": "r", "CosConfig": COS | {"SecretId": "i", "SecretKey": "k"}},
         {"SdkAppId": 1, "RoomId": 8, "UserId": "rec", "CosConfig": COS, "Callback": "https://x/y?z=1", "SubscribeUserIds": ["a"]},
         {"SdkAppId": 1, "RoomId": 8, "UserId": "rec", "CosConfig": COS, "UserData": {"lesson": [1.5, None, "é"]}},
+        {
+            "SdkAppId": 1,
+            "RoomId": 8,
+            "UserId": "rec",
+            "CosConfig": COS,
+            "Callback": "https://x",
+            "CallbackEvents": ["recording-started"],
+        },
     ],
     "stop": [{"TaskId": TASK}, {"SdkAppId": 1, "RoomId": 8, "UserId": "rec"}],
     "replay": [
@@ -134,6 +142,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("start", {"SubscribeUserIds": ["a"] * 2}, "SubscribeUserIds", ""),
     ("start", {"SubscribeUserIds": [str(n) for n in range(33)]}, "SubscribeUserIds", "32"),
     ("start", {"SubscribeUserIds": ["ok", ""]}, "SubscribeUserIds.1", ""),
+    ("start", {"CallbackEvents": ["recording-done"]}, "CallbackEvents.0", ""),
     ("start", {"userSig": MARK}, "userSig", "known"),
     ("stop", {"TaskId": None}, "", "TaskId"),
     ("stop", {"TaskId": "01"}, "TaskId", ""),

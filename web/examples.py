@@ -76,6 +76,7 @@ _HEAD: Json = {
     "ClosingTime": TIMES[1],
     "FinishedTime": TIMES[2],
     "Revision": 1,
+    "UserData": {"Lesson": 4711},
     "Stuck": [_FINDING],
 }
 SESSIONS: Json = {
@@ -152,6 +153,7 @@ SESSION: Json = {
     "Callback": "https://example.com/…",
     "SubscribeUserIds": [],
     "UnSubscribeUserIds": [],
+    "CallbackEvents": [],
     "Warnings": [],
     "Next": "",
     "Recordings": [_RECORDING],

@@ -18,7 +18,10 @@ RecordingState = Annotated[str, models.one_of(*states.RECORDING_STATES)]
 NextStep = Annotated[
     str, pydantic.Field(description='The next step of the operator, one sentence with its command; "" if none is needed.')
 ]
-Warnings = Annotated[list[str], pydantic.Field(description="Missing configuration that affects this session.")]
+Warnings = Annotated[
+    list[str],
+    pydantic.Field(description="Missing configuration that affects this session, as far as nothing has disproved it since."),
+]
 RecordingCounts = Annotated[
     dict[str, int],
     pydantic.WithJsonSchema(
@@ -197,6 +200,7 @@ class SessionBody(SessionHead, models.AnswerBody):
     Callback: str = pydantic.Field(description="Scheme and host of the callback URL; the remainder can be a secret.")
     SubscribeUserIds: list[str]
     UnSubscribeUserIds: list[str]
+    CallbackEvents: list[str]
     Warnings: Warnings
     Next: NextStep
     Recordings: list[RecordingBody]

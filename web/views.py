@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from events import codec, requests
-from machine import attention, coverage, delivery, job_key, model, results, session_view, states
+from machine import attention, coverage, delivery, job_key, model, results, session_view, start_warnings, states
 from web import next_steps, stuck
 
 Json = dict[str, Any]
@@ -54,7 +54,8 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
         "Callback": requests.origin(request.callback),
         "SubscribeUserIds": list(request.subscribe),
         "UnSubscribeUserIds": list(request.unsubscribe),
-        "Warnings": list(session.warnings),
+        "CallbackEvents": list(request.callback_events),
+        "Warnings": start_warnings.holding(session, pages.recordings, snapshot.parts.deliveries),
         "Next": next_steps.for_session(session),
         "Stuck": [_finding(f) for f in stuck.findings(snapshot)],
         "Recordings": [recording(session, r, by_recording[r.key], progress.get(r.key, 0)) for r in pages.recordings],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from config import parsers
 from events import codec
 from machine import job_key, model, progress
 from store import store as stores
-from tests import decider_harness, engines
+from tests import decider_harness, engines, transactions
 
 SECOND = model.SECOND
 
@@ -131,3 +132,58 @@ async def test_nothing_is_published_unasked(store: stores.Store, clock: engines.
     async with harness.store.connections.read() as connection:
         kinds = (await connection.exec_driver_sql("SELECT kind FROM deadlines")).scalars().all()
     assert progress.DEADLINE not in kinds
+
+
+ASKS = {"Callback": "https://x.example/a?key=MARK", "CallbackEvents": ["recording-interrupted", "recording-progress"]}
+
+
+async def _posts(harness: decider_harness.Harness, task_id: str) -> list[model.Delivery]:
+    """The deliveries whose commands were issued, each once, in order."""
+    found = []
+    for message in await harness.messages("command"):
+        if message.type == "send-callback" and message.data["TaskId"] == task_id:
+            async with transactions.opened(harness.store) as tx:
+                found.append(await tx.read("delivery", job_key.DeliveryKey.of(message.data)))
+    return found
+
+
+async def test_a_callback_gets_the_events_that_its_start_named(store: stores.Store, clock: engines.Clock) -> None:
+    """A start may ask for events that the service does not publish otherwise: they are published and posted, each under a number
+    of its own with its type. The others are not; a session that did not ask gets none."""
+    harness = decider_harness.connect(store, clock)
+    other = await harness.start(UserId="rec2", Callback="https://x.example/b")
+    task_id = await harness.start(**ASKS)
+    await harness.publish()
+    owner = f"{task_id}/al/1"
+    await harness.capture(owner, reason="eof")
+    await harness.wait(61 * SECOND)
+    assert set(await _types(harness)) == {"interrupted", "progress"}
+    assert {m.subject for m in await harness.messages("result") if m.type in parsers.PROGRESS_EVENTS} == {owner}
+    keys = [each.key.text for each in await _posts(harness, task_id)]
+    assert keys == [f"{task_id}#{model.EVENTS_FROM + n}" for n in range(1, len(keys) + 1)]
+    async with store.connections.read() as connection:
+        rows = (await connection.exec_driver_sql("SELECT body FROM callbacks ORDER BY revision")).scalars().all()
+    told = await _told(harness)
+    assert [json.loads(row) for row in rows] == [{"Type": type_, **data} for type_, data in told]
+    assert await _posts(harness, other) == []
+
+
+async def test_the_result_replaces_events_that_were_not_accepted(store: stores.Store, clock: engines.Clock) -> None:
+    """An event is retried as a result is. When the result comes, the receiver need not see the events before it any more; they
+    are no deliveries of the result."""
+    harness = decider_harness.connect(store, clock)
+    task_id = await harness.start(**ASKS)
+    await harness.publish()
+    owner = f"{task_id}/al/1"
+    await harness.capture(owner, reason="eof")
+    first = job_key.DeliveryKey(task_id, model.EVENTS_FROM + 1)
+    assert await store.leases.take(first, 1, "n1", 30_000)
+    await harness.say("callback-failed", **first.fields(), Epoch=1, Reason="status", Retry=True)
+    await harness.wait(6 * SECOND)
+    assert [(each.key, each.epoch) for each in await _posts(harness, task_id)][-1] == (first, 2)
+    await harness.say("stop", TaskId=task_id)
+    await harness.recorded(owner)
+    async with transactions.opened(store) as tx:
+        event = await tx.read("delivery", first)
+    assert event.state == "cancelled"
+    assert [(each.revision, each.state) for each in await harness.deliveries(task_id)] == [(1, "pending")]

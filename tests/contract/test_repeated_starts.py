@@ -13,6 +13,7 @@ from sqlalchemy import text
 from events import codec
 from events import errors as event_errors
 from machine import errors
+from store import store as stores
 from tests import decider_harness, engines, transactions
 
 FIRST = {"Mode": "02", "Callback": "https://x.example/a?key=MARK", "SubscribeUserIds": ["al", "bo"]}
@@ -26,6 +27,7 @@ OTHER_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"Callback": None}, ["Callback"]),
     ({"SubscribeUserIds": ["al"]}, ["SubscribeUserIds"]),
     ({"UserData": {"lesson": 7}}, ["UserData"]),
+    ({"CallbackEvents": ["recording-started"]}, ["CallbackEvents"]),
     ({"SubscribeUserIds": None, "UnSubscribeUserIds": ["al"]}, ["SubscribeUserIds", "UnSubscribeUserIds"]),
 ]
 
@@ -168,3 +170,24 @@ async def test_a_start_without_user_data_has_results_without_it(harness: decider
         await harness.say("stop", TaskId=task_id)
         (body,) = await harness.reading.results(task_id)
         assert "UserData" not in body
+
+
+async def test_a_repeated_start_renews_the_warnings(store: stores.Store, clock: engines.Clock) -> None:
+    """The checks of a repeated start replace the warnings of the first one, in its answer and with the session; checks that ended
+    early, because the disk is full, replace nothing."""
+    found: list[Any] = [("The UserSig has expired: …",), errors.InsufficientSpace("full"), ()]
+
+    async def inspect(_: codec.Data) -> tuple[str, ...]:
+        each = found.pop(0)
+        if isinstance(each, Exception):
+            raise each
+        return tuple(each)
+
+    harness = decider_harness.connect(store, clock, inspect)
+    data = decider_harness.START | {"SubscribeUserIds": ["al"]}
+    first = await harness.say("start", **data)
+    assert first["Warnings"] == ["The UserSig has expired: …"]
+    assert (await harness.say("start", **data))["Warnings"] == first["Warnings"]
+    assert (await harness.session(first["TaskId"])).warnings == tuple(first["Warnings"])
+    assert (await harness.say("start", **data))["Warnings"] == []
+    assert (await harness.session(first["TaskId"])).warnings == ()

@@ -143,6 +143,23 @@ async def test_a_receiver_that_cannot_be_reached(
     assert "slow" in host or len(warnings) == len(about)
 
 
+@pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "NoSuchBucket"])
+async def test_credentials_that_fail(work: node_work.NodeWork, server: scripted_cos.Cos, code: str) -> None:
+    """A start whose key or bucket COS refuses is refused with the next step for a start, and nothing about a replay: nothing was
+    recorded. Credentials that have expired are a warning, as an expired UserSig is."""
+    refused = {"bucket": [scripted_cos.refuse(403, "")], "listing": [scripted_cos.refuse(403, code)]}
+    server.script |= {"bucket": [scripted_cos.refuse(404, "")]} if code == "NoSuchBucket" else refused
+    if code == "ExpiredToken":
+        (said,) = await checks(work).check(start(**KEYS))
+    else:
+        with pytest.raises(errors.InvalidParameter) as caught:
+            await checks(work).check(start(**KEYS))
+        said = caught.value.message
+    assert code in said
+    assert "tart again" in said
+    assert "replay" not in said
+
+
 async def test_starts_wait_for_no_upload(work: node_work.NodeWork, server: scripted_cos.Cos, tmp_path: Path) -> None:
     """While more uploads hang than there are threads, buckets are checked as usual: one is there, the other is not."""
     path = tmp_path / "file.mp4"

@@ -35,10 +35,13 @@ def made(type_: str, **data: Any) -> codec.Data:
         {"UserSig": "\ufeffsig\n"},
         {"CosConfig": COS | {"SecretId": None, "SecretKey": None, "Token": None}},
         {"CosConfig": COS | {"SecretId": "", "SecretKey": " \n", "Token": "\t"}},
+        {"CosConfig": {"region": "ap-shanghai", "bucket": "b-12345", "path": "p"}},
+        {"CosConfig": {"Region": "ap-shanghai", "bucket": "b-12345", "Path": "p"}},
     ],
 )
 def test_a_start_means_the_same(changes: dict[str, Any]) -> None:
-    """Digits in a string, fields that are not given, and white space around a UserSig change nothing."""
+    """Digits in a string, fields that are not given, white space around a UserSig, and names of CosConfig in lower case change
+    nothing."""
     assert made("start", **(START | changes)) == START
 
 

@@ -51,6 +51,7 @@ def test_a_room_is_one_of_two_kinds(room_id: Any, str_room_id: Any, kind: str, n
         ({"CosConfig": COS | {"Path": "a/../b"}}, "CosConfig.Path"),
         ({"CosConfig": COS | {"Path": "a//b"}}, "CosConfig.Path"),
         ({"CosConfig": COS | {"Path": "/./"}}, "CosConfig.Path"),
+        ({"CallbackEvents": ["recording-started"]}, "CallbackEvents"),
         ({"UserData": "x" * 1023}, "UserData"),
         ({"UserData": "房" * 341}, "UserData"),
         ({"UserData": [[[[[[[[[]]]]]]]]]}, "UserData"),
