@@ -60,6 +60,7 @@ class Service:
     http: aiohttp.ClientSession
     keys: api_keys_module.Keys
     audit: audit.Audit
+    queries: overview.OverviewQueries
     token: str = ""
     not_ready: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -149,6 +150,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         options = {
             "keys": api_keys_module.Keys(opened.connections, clock=now_ms),
             "audit": audit.Audit(opened.connections, clock=now_ms),
+            "queries": overview.OverviewQueries(opened.connections),
         }
         service = Service(url=url, decider=decider, store=opened, http=http, token=tokens[0] if tokens else "", **options)
         api = app.Api(
@@ -171,7 +173,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             verify_callback=lambda app_id, raw, sign: app_id == SDK_APP_ID and trtc_callbacks.verify(CALLBACK_KEY, raw, sign),
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
-            overview_queries=overview.OverviewQueries(opened.connections),
+            overview_queries=service.queries,
             operations=more.pop("operations", None) or _operations(opened),
             **{"warnings": lambda: service.warnings, "attention_queries": attention.AttentionQueries(opened.connections)} | more,
         )

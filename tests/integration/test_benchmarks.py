@@ -20,6 +20,7 @@ SMALLEST = {
     "capture": ["--streams=2 --rounds=1 --seconds=2 --settle=0.5 --length=30 --folder={folder}"],
     "capture_density": ["--counts 2 --seconds 1 --ways native bare --folder {folder}"],
     "capture_kills": ["--kills 1 --speakers 2 --ways native --folder {folder}"],
+    "console": ["--quick --folder={folder} --engine=embedded"],
     "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],

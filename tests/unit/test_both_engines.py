@@ -38,6 +38,7 @@ ONE_ENGINE = {
     "tests/integration/test_damaged_database.py": "SQLite's file: its bytes and its writes",
     "tests/integration/test_attention_watch.py::test_the_server_of_the_database_is_away": "PostgreSQL, away; SQLite is a file",
     "tests/integration/test_refused_writes.py::test_the_relay_of_a_node_does_not_end": "the relay to RabbitMQ",
+    "tests/integration/test_console.py::test_no_page_has_an_obstacle": "how pages look; they know no engine",
     "tests/integration/test_wrong_settings.py": "SQLite's files, and the servers of the other engine",
     "tests/integration/test_frozen_transaction.py": "locks that PostgreSQL holds for a process that stands still",
     "tests/e2e/test_database_file.py": "SQLite's file: its lock and its disk",
