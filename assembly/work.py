@@ -258,4 +258,6 @@ def _object(
     request: requests.StartRequest, recording: model.Recording, endpoint: tuple[str, str, int] | None = None
 ) -> cos_target.CosTarget:
     key = cos_target.object_key(request.path, recording.task_id, recording.speaker, recording.object_number, recording.mode)
-    return cos_target.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=endpoint)
+    return cos_target.CosTarget(
+        region=request.region, bucket=request.bucket, key=key, endpoint=endpoint, attributes=request.attributes
+    )

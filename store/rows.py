@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from events import requests
+from events import object_attributes, requests
 from machine import alignment, model, published, states
 
 # Fields of a recording whose columns kept an older name. The column `attempt` counts from 1, the field `replays` from 0.
@@ -85,6 +85,8 @@ def session_row(session: model.Session) -> dict[str, Any]:
     """All columns of a session; of the callback URL only the origin."""
     request = dataclasses.replace(session.request, callback=requests.origin(session.request.callback))
     body = dataclasses.asdict(request)
+    if request.attributes == object_attributes.NONE:
+        del body["attributes"]  # nodes of 0.1.0 read none
     return session_columns(session) | {
         "task_id": session.task_id,
         "sdk_app_id": request.room.sdk_app_id,
@@ -103,7 +105,10 @@ def _request(text: str, user_data: str) -> requests.StartRequest:
     body = json.loads(text)
     room = requests.Room(**body.pop("room"))
     subscribe, unsubscribe = (tuple(body.pop(name)) for name in ("subscribe", "unsubscribe"))
-    return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, user_data=user_data, **body)
+    attributes = object_attributes.ObjectAttributes(**body.pop("attributes", {}))
+    return requests.StartRequest(
+        room=room, subscribe=subscribe, unsubscribe=unsubscribe, attributes=attributes, user_data=user_data, **body
+    )
 
 
 @functools.lru_cache(maxsize=1024)
