@@ -27,6 +27,7 @@ from media import (
     file_threads,
     flv,
     joiner,
+    mp4_index,
     resource_limits,
     spool,
     survey,
@@ -137,6 +138,8 @@ class Transcoder:
         while True:
             try:
                 await self._run(found, segments, chosen, part)
+                if chosen.extension == "mp4":
+                    await file_threads.BULK.run(mp4_index.to_front, part)
                 return await verify.verify(self._ffmpeg, part, found, chosen)
             except errors.TranscodeFailed as error:
                 if not chosen.copied or error.reason not in (Reason.FFMPEG_FAILED, Reason.VERIFY_FAILED):
