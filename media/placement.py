@@ -166,6 +166,11 @@ class Placement:
         """Whether the arrival of the next tag is known already."""
         return self._arrivals.covers(tag)
 
+    @property
+    def arrived_ms(self) -> float | None:
+        """When the latest packet arrived (Unix ms)."""
+        return self._arrivals.latest_ms
+
     def close(self) -> None:
         """Close the arrival index; safe to call twice."""
         self._arrivals.close()
@@ -310,6 +315,10 @@ class _Arrivals:
 
     def close(self) -> None:
         self._reader.close()
+
+    @property
+    def latest_ms(self) -> float | None:
+        return float(self._known[0]) if self._known is not None else None
 
     def covers(self, tag: flv.Tag) -> bool:
         while self._at == len(self._read) or self._read[-1].offset < tag.offset:

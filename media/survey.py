@@ -61,7 +61,7 @@ class Hole:
 class Survey(formats.Formats):
     """The joined stream. `kinds`: the wanted tracks that have packets. `anchors`, `live` and `error_ms`: when the media was live,
     as in live_times.LiveTimes. `placed`: the segments with an arrival index. `lost_ms`: media that the captures noted and the
-    files no longer have, in `lost_segments` segments."""
+    files no longer have, in `lost_segments` segments. `unindexed`: some segment is joined without an arrival index."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
@@ -78,6 +78,7 @@ class Survey(formats.Formats):
     start_ms: int | None = None
     end_ms: int | None = None
     placed: list[joiner.Placed | None] = field(default_factory=list)
+    unindexed: bool = False
 
     def agrees(self, kind: int) -> bool:
         """Whether a track can be copied: one configuration, a codec that MP4 players support, and no holes where it is needed."""
@@ -113,7 +114,7 @@ class Survey(formats.Formats):
     def silences(self) -> silence.SilenceFiller | None:
         """What fills the audio sample by sample; None where only an encoder can."""
         headers = self.headers.get(flv.AUDIO, ())
-        if not headers or self.changes(flv.AUDIO) or None in self.placed:
+        if not headers or self.changes(flv.AUDIO) or self.unindexed:
             return None
         if not all(sound.silent_packet(header) for header in headers):
             return None
@@ -193,7 +194,9 @@ def assembled(
             if placed.placement.tracks:
                 last_ms = _lay_out(found, placed, segment, last_ms, vanished_ms)
                 vanished_ms = 0
-            elif not placed.superseded:
+                continue
+            found.unindexed = True
+            if not placed.superseded:
                 vanished_ms += _vanished(found, segment)
             continue
         try:
@@ -201,6 +204,7 @@ def assembled(
         except FileNotFoundError:
             vanished_ms += _vanished(found, segment)
             continue
+        found.unindexed = True
         try:
             last_ms = _Pass(found, walk, segment, last_ms, vanished_ms).run()
             found.unreadable |= walk.timeline.unreadable
