@@ -23,6 +23,7 @@ from media import (
     ffmpeg_command,
     ffmpeg_process,
     file_threads,
+    followers,
     segment_fetch,
     segment_scan,
     spool,
@@ -65,6 +66,7 @@ class NodeWork:
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
+        self.followers = followers.Followers(self._ffmpeg)
         self._captures = capture_engines.CaptureEngines(settings.capture, ffmpeg=self._ffmpeg, clock=self._clock)
         self.webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
 
@@ -74,12 +76,26 @@ class NodeWork:
         spec = capture.CaptureSpec(
             address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode, make_folder=make_folder
         )
+        if self._settings.follow:
+            self.followers.capturing(self._followed(job, epoch), spec.path)
         return self._captures.make(spec, job.recording.key.text, on_media)
 
     @property
     def ffmpeg(self) -> str:
         """The ffmpeg binary."""
         return self._ffmpeg
+
+    def _followed(self, job: due_work.Assignment, epoch: int) -> followers.Followed:
+        value = job.recording
+        names = (value.task_id, value.speaker, value.n)
+        # Named by the capture's epoch: a transcode, whose epoch is later, removes what a follower has left.
+        output = self._spool.output_path(*names, value.mode, epoch, make=False)
+        return followers.Followed(
+            recording=value.key.text,
+            mode=value.mode,
+            part=output.with_name(f"{output.name}.part"),
+            earlier=functools.partial(self._spool.segments, *names),
+        )
 
     def live_pids(self) -> list[int]:
         """Process ids of the running captures' ffmpegs."""
@@ -123,9 +139,12 @@ class NodeWork:
         ]
         names = (value.task_id, value.speaker, value.n)
         with transcode.storage_errors():
-            await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
             output = await file_threads.BULK.run(self._spool.output_path, *names, value.mode, epoch)
-        made = await self._transcoder.transcode(files, value.mode, output)
+        made = await self.followers.finish(value.key.text, files, output)
+        with transcode.storage_errors():
+            await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
+        if made is None:
+            made = await self._transcoder.transcode(files, value.mode, output)
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return model.Output(
             duration_ms=made.duration_ms,
@@ -195,6 +214,7 @@ class NodeWork:
 
     async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording."""
+        await self.followers.drop(recording.text)
         names = (recording.task_id, recording.speaker, recording.n)
         return await file_threads.BULK.run(self._spool.remove_files, *names, until_epoch)
 

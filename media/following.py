@@ -3,7 +3,7 @@
 Rules:
 - A packet is joined once nothing that may still arrive can move it: LAG_MS after its arrival.
 - Each look places all packets again. Where the places of joined packets or the plan have changed, the file begins again; after
-  MOST_RESTARTS, and for a recording that has to be encoded anew at its end, `GaveUp` is raised. The transcode from the segments
+  MOST_RESTARTS, and for a recording that has to be encoded as a whole, `GaveUp` is raised. The transcode from the segments
   then makes the file.
 - Its output has the same bytes as that of the transcode from the segments, and is verified in the same way.
 
@@ -21,8 +21,10 @@ from pathlib import Path
 
 from media import (
     bounds,
+    digest,
     flv,
     joiner,
+    layout,
     mp4_index,
     placed_pass,
     placement,
@@ -65,21 +67,24 @@ class Following:
         self._expected: list[Path] = []
         self._segments: list[_Segment] = []
         self._writing: _Writing | None = None
-        self._restarts = 0
-        self._placed_ms = 0.0
+        self.restarts = 0
+        self._placed_ms = self._newest_ms = 0.0
 
     def add(self, path: Path) -> None:
         """Follow this segment too; its file may appear later."""
         self._expected.append(path)
 
-    async def look(self) -> None:
-        """Read what was written since the last look, and join what can no longer move. Raises GaveUp and OSError."""
+    async def look(self) -> bool:
+        """Read what was written since the last look, and join what can no longer move. Returns whether anything was. Raises
+        GaveUp, errors.TranscodeFailed and OSError."""
         self._read(growing=True)
         newest_ms = max((segment.arrived_ms for segment in self._segments), default=0.0)
+        grown, self._newest_ms = newest_ms > self._newest_ms, newest_ms
         if self._segments and newest_ms - self._segments[0].begun_ms > LAG_MS and newest_ms - self._placed_ms >= PLACE_EVERY_MS:
             self._placed_ms = newest_ms
             found, placed = self._survey([joiner.SegmentFile(path=segment.path) for segment in self._segments])
             await self._write(found, placed, newest_ms - LAG_MS)
+        return grown
 
     async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> transcode.TranscodeOutput:
         """Join the rest, verify the file and give it its name. Raises GaveUp, errors.TranscodeFailed and OSError."""
@@ -91,10 +96,9 @@ class Following:
         found, placed = self._survey(segments)
         writing = await self._write(found, placed, float("inf"))
         await writing.end()
-        if writing.chosen.extension == "mp4":
-            mp4_index.to_front(self._part)
-        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen)
-        size_bytes, crc64 = verify.settle(self._part)
+        moved_bytes = mp4_index.to_front(self._part) if writing.chosen.extension == "mp4" else 0
+        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=bool(moved_bytes))
+        size_bytes, crc64 = writing.digest.settle(moved_bytes)
         transcode.give_name(self._part, output)
         return transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
 
@@ -136,12 +140,13 @@ class Following:
         if self._writing is not None and not self._writing.renew(found, placed, chosen):
             await self._writing.stop()
             self._writing = None
-            self._restarts += 1
-            if self._restarts > MOST_RESTARTS:
+            self.restarts += 1
+            if self.restarts > MOST_RESTARTS:
                 raise GaveUp("its plan changed too often")
         if self._writing is None:
             self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen)
         await self._writing.join([(segment, segment.until(until_ms)) for segment in self._segments])
+        self._writing.digest.look()
         return self._writing
 
 
@@ -198,6 +203,7 @@ class _Writing:
 
     def __init__(self, ffmpeg: str, part: Path, found: survey.Survey, placed: _Placed, chosen: transcode_plan.Plan) -> None:
         self.chosen = chosen
+        self.digest = digest.GrowingDigest(part)
         self._headers = found.headers
         self._placed = placed
         self._silences = found.silences
@@ -307,24 +313,42 @@ class _Writing:
 
 def _agree(one: joiner.Placed, other: joiner.Placed, at_ms: float, *, whole: bool) -> bool:
     """Whether two placements of one segment have the same places up to this position, or throughout."""
-    if one.live.tracks.keys() != other.live.tracks.keys():
-        return False
     points, others = one.file.points, other.file.points
     if whole:
         return points == others and one.file.end_ms == other.file.end_ms
-    cut = bisect.bisect_right(points, at_ms, key=lambda point: point[1]) + 1
-    if points[:cut] != others[:cut]:
+    live_ms = _live_at(points, at_ms)
+    if _known(points, live_ms) != _known(others, live_ms):
         return False
-    live_ms = points[min(cut, len(points)) - 1][0]
-    return all(_track(one, kind, live_ms) == _track(other, kind, live_ms) for kind in one.live.tracks)
+    kinds = one.live.tracks.keys() | other.live.tracks.keys()
+    return all(_track(one, kind, live_ms) == _track(other, kind, live_ms) for kind in kinds)
+
+
+def _live_at(points: Sequence[tuple[float, float]], at_ms: float) -> float:
+    """A live time that is not before any that has this position."""
+    after = bisect.bisect_right(points, at_ms, key=lambda point: point[1])
+    if not 0 < after < len(points):
+        return points[min(after, len(points) - 1)][0]
+    (from_ms, from_at_ms), (to_ms, to_at_ms) = points[after - 1], points[after]
+    return from_ms + (at_ms - from_at_ms) * max(1.0, (to_ms - from_ms) / (to_at_ms - from_at_ms))
+
+
+def _known(points: Sequence[tuple[float, float]], live_ms: float) -> list[object]:
+    """The points that decide the positions until a live time. The end of an even piece decides nothing."""
+    after = bisect.bisect_right(points, live_ms, key=lambda point: point[0])
+    found: list[object] = [*points[:after]]
+    if 0 < after < len(points):
+        found.append("even" if layout.is_even(points[after - 1], points[after]) else points[after])
+    return found
 
 
 def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
     """What decides the places of a track's packets until a live time."""
-    track = placed.live.tracks[kind]
+    track = placed.live.tracks.get(kind)
+    if track is None or track.spans[0].from_ms > live_ms:
+        return None
     if sum(len(run.stretches) for run in track.runs) > _MOST_STRETCHES:
         raise GaveUp("a track has too many pauses")
-    found: list[object] = [track.frame_ms]
+    found: list[object] = [track.frame_ms if kind == flv.VIDEO else None]
     for run in track.runs:
         if run.points[0][1] <= live_ms:
             cut = bisect.bisect_right(run.points, live_ms, key=lambda point: point[1]) + 1

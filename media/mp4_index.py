@@ -36,8 +36,9 @@ class _Box(NamedTuple):
     size: int
 
 
-def to_front(path: Path) -> None:
-    """Move the index of a finished MP4 to its front (blocking). A file whose index is there already stays as it is.
+def to_front(path: Path) -> int:
+    """Move the index of a finished MP4 to its front (blocking); returns how many bytes farther back the media is now. A file
+    whose index is in front already stays as it is.
 
     Raises OSError, and errors.TranscodeFailed ("verify-failed") for a file that is no MP4 with one index.
     """
@@ -45,7 +46,7 @@ def to_front(path: Path) -> None:
         boxes = list(_boxes(file.fileno()))
         kinds = [box.kind for box in boxes]
         if kinds[:2] == [b"ftyp", b"moov"]:
-            return
+            return 0
         if kinds[:1] != [b"ftyp"] or kinds.count(b"mdat") != 1 or kinds[-1:] != [b"moov"]:
             raise errors.TranscodeFailed(
                 "The finished file is no whole MP4: its index is missing.", reason=Reason.VERIFY_FAILED, retry=True
@@ -61,6 +62,7 @@ def to_front(path: Path) -> None:
         os.ftruncate(file.fileno(), index.at)
         _insert(file.fileno(), inserted, index.at)
         _write(file.fileno(), head, 0)
+        return inserted
 
 
 def _boxes(file: int) -> Iterator[_Box]:

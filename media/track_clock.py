@@ -33,12 +33,12 @@ _LATE_MS = 200.0
 STOOD_MS = 200.0
 # The usual distance of pictures follows the present one, and a single pause moves it little.
 _LEARN, _MOST_LEARNT = 0.1, 3
-# After so many packets it is known; later ones must not change the places of the first.
-_SETTLED_PACKETS = 500
+# After this time it is known: later pictures must not move the first ones.
+SETTLED_MS = 60_000
 # The last picture is shown for as long as those before it were, but who knows when a still screen would have changed.
 _LAST_PICTURES, _LONGEST_LAST_MS = 9, 1_000
 WINDOW_MS = 2_000.0
-ENVELOPE_MS = 300_000.0
+ENVELOPE_MS = 120_000.0
 _LOOK_MS = 30_000.0
 # A hostile stream begins a stretch with each packet: only so many are looked at for the next one.
 _MOST_LOOKED = 200
@@ -162,7 +162,7 @@ class TrackClock:
         most_ms = _MOST_LEARNT * self._usual_ms
         least_ms = 0.0 if distance_ms < -most_ms else -self._usual_ms
         self._usual_ms += _LEARN * (min(max(distance_ms, least_ms), most_ms) - self._usual_ms)
-        if self._packets <= _SETTLED_PACKETS:
+        if self._tag_ms - self._stretches[0].tag_ms <= SETTLED_MS:
             self._settled_ms = self._usual_ms
 
     @property

@@ -145,7 +145,7 @@ class Transcoder:
         filled = sorted(kind for kind in chosen.encoded if kind != flv.AUDIO or silences is None)
         fillings = [filling for kind in filled for filling in found.fillings(kind)]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings, placed=found.placed, silences=silences)
-        input_bytes = await file_threads.BULK.run(_size_in_all, segments)
+        input_bytes = await file_threads.BULK.run(size_in_all, segments)
         run = FfmpegRun(argv, resource_limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
@@ -237,7 +237,8 @@ class FfmpegRun:
             self._out_ms = block.out_ms
 
 
-def _size_in_all(segments: Sequence[SegmentFile]) -> int:
+def size_in_all(segments: Sequence[SegmentFile]) -> int:
+    """The size of all segments in bytes (blocking)."""
     found = 0
     for segment in segments:
         with contextlib.suppress(FileNotFoundError):  # a missing file is empty, as in the survey
