@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import errors
-from media import following, joiner, transcode
+from media import following, joiner
 
 LENGTH = struct.Struct(">I")
 NICENESS = 10
@@ -56,7 +56,7 @@ class Finish:
 class Answer:
     """The answer, after which the process ends: the finished file, or why there is none."""
 
-    made: transcode.TranscodeOutput | None = None
+    finished: following.Finished | None = None
     why: str = ""
 
 
@@ -119,7 +119,7 @@ async def _follow(recording: following.Following, stream: asyncio.StreamReader) 
         if message is None:
             return None
         if isinstance(message, Finish):
-            return Answer(made=await recording.finish(message.segments, message.output))
+            return Answer(finished=await recording.finish(message.segments, message.output))
         recording.add(message.path)
         asked = asyncio.create_task(read(stream))
     asked.cancel()

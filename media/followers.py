@@ -54,9 +54,7 @@ class Followers:
             found.start()
         found.add(segment)
 
-    async def finish(
-        self, recording: str, segments: Sequence[joiner.SegmentFile], output: Path
-    ) -> transcode.TranscodeOutput | None:
+    async def finish(self, recording: str, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         """The finished file of a recording that was followed, under its name; None if there is none."""
         found = self._followers.pop(recording, None)
         if found is None:
@@ -100,7 +98,7 @@ class _Follower:
         self._segments.append(segment)
         self._tell(follower_process.Segment(path=segment))
 
-    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> transcode.TranscodeOutput | None:
+    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         if self._answer is None or self.ended:
             return None
         size_bytes = await file_threads.BULK.run(transcode.size_in_all, segments)
@@ -108,10 +106,10 @@ class _Follower:
         answer = None
         with contextlib.suppress(TimeoutError):
             answer = await asyncio.wait_for(asyncio.shield(self._answer), _FINISH_S + size_bytes / _FINISH_BYTES_PER_S)
-        made = answer.made if answer is not None else None
+        finished = answer.finished if answer is not None else None
         why = answer.why if answer is not None else "the process died or stood still"
-        log.info("transcode.followed", recording=self._followed.recording, done=made is not None, why=why)
-        return made
+        log.info("transcode.followed", recording=self._followed.recording, done=finished is not None, why=why)
+        return finished
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -17,6 +17,7 @@ import bisect
 import collections
 import copy
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from media import (
@@ -55,6 +56,14 @@ class GaveUp(Exception):
     """Following ended; the transcode from the segments makes the file."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The finished file. Behind its first bytes it is what was written before, `moved_bytes` farther back."""
+
+    made: transcode.TranscodeOutput
+    moved_bytes: int
+
+
 class Following:
     """Follows one recording. `add` its segments in their order, `look` again and again, then `finish` or `stop`."""
 
@@ -86,7 +95,7 @@ class Following:
             await self._write(found, placed, newest_ms - LAG_MS)
         return grown
 
-    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> transcode.TranscodeOutput:
+    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> Finished:
         """Join the rest, verify the file and give it its name. Raises GaveUp, errors.TranscodeFailed and OSError."""
         self._read(growing=False)
         if [each.path for each in segments if each.path.exists()] != [segment.path for segment in self._segments]:
@@ -100,7 +109,8 @@ class Following:
         seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=bool(moved_bytes))
         size_bytes, crc64 = writing.digest.settle(moved_bytes)
         transcode.give_name(self._part, output)
-        return transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
+        made = transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
+        return Finished(made=made, moved_bytes=moved_bytes)
 
     async def stop(self) -> None:
         """End ffmpeg and remove the unfinished file."""
@@ -139,6 +149,7 @@ class Following:
             raise GaveUp("a track has to be encoded as a whole")
         if self._writing is not None and not self._writing.renew(found, placed, chosen):
             await self._writing.stop()
+            self._part.unlink()  # another file, so that nobody takes it for the one before
             self._writing = None
             self.restarts += 1
             if self.restarts > MOST_RESTARTS:

@@ -6,26 +6,28 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import structlog
 
+from assembly import live_uploads
 from assembly import work as node_work
 from config import settings
 from machine import due_work, segments
 from media import arrival_index, flv, followers, following, joiner, spool, timeline, track_clock, transcode
-from tencent import credentials
+from tencent import cos, credentials, file_parts
 from tests import examples, flv_source, waiting
+from tests.integration import scripted_cos
 
 TASK = "01" + "F" * 24
 BEGAN_MS = 1_790_000_000_000
 Sent = list[tuple[flv.Tag, float]]
 
 
-def stream(seconds: int, *, begin_ms: int = 0, size: str = "320x240", seed: int = 1) -> Sent:
+def stream(seconds: int, *, begin_ms: int = 0, size: str = "320x240", seed: int = 1, filters: str = "null") -> Sent:
     """A stream with both tracks, whose packets arrive up to 0.9 s late now and then, in the order of their arrival."""
     noise = random.Random(seed)
-    tags = flv_source.content(size)
+    tags = flv_source.content(size, filters=filters)
     sent = [(replace(tag, timestamp_ms=begin_ms), float(begin_ms)) for tag in tags if tag.is_sequence_header]
     late_ms, last_ms = 0.0, 0.0
     for repeat in range(-(-seconds // 10)):
@@ -95,10 +97,10 @@ async def followed(growing: Sequence[Growing], mode: str, folder: Path) -> tuple
             for second in range(round(segment.ends_ms / 1000) + 2):
                 segment.until(second * 1_000)
                 await recording.look()
-        made = await recording.finish([segment.whole for segment in growing], folder / f"followed.{extension}")
+        finished = await recording.finish([segment.whole for segment in growing], folder / f"followed.{extension}")
     finally:
         await recording.stop()
-    return made, recording
+    return finished.made, recording
 
 
 async def check_same(made: transcode.TranscodeOutput, growing: Iterable[Growing], mode: str, folder: Path) -> None:
@@ -154,36 +156,58 @@ async def test_another_size_ends_following(tmp_path: Path, soon: None) -> None:
     assert _parts(tmp_path) == []
 
 
-async def test_the_process_of_a_follower(tmp_path: Path) -> None:
-    """A node with FOLLOW begins the file in a process of its own while the recording runs. The transcode of the recording takes
-    it over, and gives what it would have made. A follower that is dropped leaves nothing behind."""
+async def test_a_node_writes_and_uploads_while_the_recording_runs(tmp_path: Path) -> None:
+    """A node with FOLLOW writes the file in a process of its own, and sends its parts, while the recording runs. The transcode
+    takes the file over and gives what it would have made. The upload sends the rest, and the object is the file. A follower that
+    is dropped leaves nothing behind, in the bucket neither."""
     folder = spool.Spool(tmp_path / "spool")
     folder.start()
-    chain = credentials.CredentialChain({}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none")
-    work = node_work.NodeWork(settings.load({"HOME": str(tmp_path), "FOLLOW": "true"}), folder, chain)
-    work.followers = followers.Followers(flv_source.FFMPEG, after_s=0)
+    async with scripted_cos.serving() as server:
+        environ = {"HOME": str(tmp_path), "FOLLOW": "true", "COS_ENDPOINT": f"http://127.0.0.1:{server.port}"}
+        chain = credentials.CredentialChain({}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none")
+        work = node_work.NodeWork(settings.load(environ), folder, chain)
+        work.followers = followers.Followers(flv_source.FFMPEG, after_s=0)
+        work.live_uploads = live_uploads.LiveUploads(look_every_s=0.05)
+        work.uploader = cos.CosUploader(2, first_part_bytes=scripted_cos.MIB)
+        await work.uploader.start()
+        try:
+            await _record(work, folder, server)
+        finally:
+            await work.live_uploads.stop()
+            await work.followers.stop()
+            await work.uploader.stop()
+            folder.stop()
+
+
+async def _record(work: node_work.NodeWork, folder: spool.Spool, server: scripted_cos.Cos) -> None:
     recording = examples.recording(TASK, mode="02")
     job = due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
-    growing = Growing(folder.segment_path(TASK, "al", 1, 1), stream(190))
+    growing = Growing(folder.segment_path(TASK, "al", 1, 1), stream(190, filters="noise=alls=8:allf=t"))
     part = folder.output_path(TASK, "al", 1, "02", 1).with_suffix(".mp4.part")
     growing.until(185_000)
-    for transcoded in (True, False):
-        work.capture(job, 1, lambda _: None)
-        await waiting.until(part.exists, 30)
-        if transcoded:
-            growing.until(190_000 + 1_000)
-            known = growing.whole
-            told = segments.Segment(
-                epoch=1, node="n1", first_packet_ms=known.first_packet_ms, last_packet_ms=known.last_packet_ms,
-                media_ms=known.media_ms or 0, registered_ms=BEGAN_MS, reason="eof",
-            )  # fmt: skip
-            with structlog.testing.capture_logs() as logs:
-                made = await work.transcode(job, 2, [told])
-            assert [log["done"] for log in logs if log["event"] == "transcode.followed"] == [True]
-            again = await work.transcode(job, 3, [told])
-            assert replace(made, epoch=3) == again
-        else:
-            await work.remove(recording.key, 9)
-        assert not part.exists()
-    await work.followers.stop()
-    folder.stop()
+    work.capture(job, 1, lambda _: None)
+    await waiting.until(lambda: server.operations.count("part") >= 2, 30)
+    growing.until(190_000 + 1_000)
+    known = growing.whole
+    told = segments.Segment(
+        epoch=1, node="n1", first_packet_ms=known.first_packet_ms, last_packet_ms=known.last_packet_ms,
+        media_ms=known.media_ms or 0, registered_ms=BEGAN_MS, reason="eof",
+    )  # fmt: skip
+    made = await work.transcode(job, 2, [told])
+    assert not part.exists()
+
+    async def save(_: dict[str, Any]) -> None:
+        return
+
+    done = await work.upload(replace(job, recording=replace(recording, output=made)), None, save)
+    data = folder.output_path(TASK, "al", 1, "02", 2).read_bytes()
+    assert (server.objects.popitem()[1], done.crc64) == (data, made.crc64)
+    # The first part holds the index too, and no part is sent twice.
+    assert server.operations.count("part") == len(list(file_parts.layout(scripted_cos.MIB, data.index(b"mdat") - 44, len(data))))
+
+    assert replace(made, epoch=3) == await work.transcode(job, 3, [told])
+    work.capture(job, 1, lambda _: None)
+    await waiting.until(lambda: server.operations.count("create") == 2, 30)
+    await work.remove(recording.key, 9)
+    assert not part.exists()
+    assert server.uploads == {}
