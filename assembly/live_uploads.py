@@ -43,6 +43,10 @@ class LiveUploads:
             live = self._uploads[recording] = _Live(upload=upload, target=target, connect=connect)
             live.task = asyncio.create_task(self._run(recording, live), name="live-upload")
 
+    def sent_parts(self) -> int:
+        """How many parts of unfinished files are in COS."""
+        return sum(len(live.upload.state.parts) for live in self._uploads.values())
+
     async def pause(self, recording: str) -> None:
         """Read the file no longer: its end is being written."""
         live = self._uploads.get(recording)

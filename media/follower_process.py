@@ -23,7 +23,7 @@ from machine import errors
 from media import following, joiner
 
 LENGTH = struct.Struct(">I")
-NICENESS = 10
+NICENESS = 5
 LOOK_EVERY_S = 5.0
 IDLE_S = 3_600.0
 
@@ -119,6 +119,8 @@ async def _follow(recording: following.Following, stream: asyncio.StreamReader) 
         if message is None:
             return None
         if isinstance(message, Finish):
+            with contextlib.suppress(PermissionError):  # only a privileged process may raise its priority again
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
             return Answer(finished=await recording.finish(message.segments, message.output))
         recording.add(message.path)
         asked = asyncio.create_task(read(stream))

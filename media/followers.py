@@ -43,16 +43,20 @@ class Followers:
     def __init__(self, ffmpeg: str, *, after_s: float = AFTER_S) -> None:
         """A recording is followed when it has lasted `after_s`."""
         self._ffmpeg = ffmpeg
-        self._after_s = after_s
+        self.after_s = after_s
         self._followers: dict[str, _Follower] = {}
 
     def capturing(self, followed: Followed, segment: Path) -> None:
         """A capture of the recording begins to write this segment."""
         found = self._followers.get(followed.recording)
         if found is None:
-            found = self._followers[followed.recording] = _Follower(self._ffmpeg, followed, self._after_s)
+            found = self._followers[followed.recording] = _Follower(self._ffmpeg, followed, self.after_s)
             found.start()
         found.add(segment)
+
+    def pids(self) -> list[int]:
+        """Process ids of the running followers."""
+        return [pid for each in self._followers.values() if (pid := each.pid)]
 
     async def finish(self, recording: str, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         """The finished file of a recording that was followed, under its name; None if there is none."""
@@ -90,6 +94,10 @@ class _Follower:
     @property
     def ended(self) -> bool:
         return self._task is not None and self._task.done()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="follower")
@@ -144,7 +152,7 @@ class _Follower:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         guard = [resource_limits.tool("setpriv"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
-        idle = [resource_limits.tool("ionice"), "--class", "idle", "--ignore"]
+        idle = [resource_limits.tool("ionice"), "--class", "best-effort", "--classdata", "7", "--ignore"]
         return await asyncio.create_subprocess_exec(
             *(*guard, *idle, sys.executable, "-m", _MODULE),
             stdin=asyncio.subprocess.PIPE,

@@ -38,7 +38,8 @@ from media import (
     verify,
 )
 
-LAG_MS = track_clock.ENVELOPE_MS + 30_000
+# Whether a stretch of packets belongs to the clock before it is known about half a minute of media later.
+LAG_MS = track_clock.ENVELOPE_MS + 60_000
 PLACE_EVERY_MS = 30_000
 MOST_RESTARTS = 3
 _MOST_SEGMENTS = 100
