@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 18
 
 @dataclass
 class Part:
-    """What is known of a part."""
+    """The digests of a part."""
 
     size: int
     etag: str

@@ -40,8 +40,8 @@ RESULTS = Path(__file__).parent / "results" / "finish.json"
 NAMES = ("transcode_s", "upload_s", "total_s", "cpu_ms", "mb")
 BEGAN_MS = 1_790_000_000_000
 FED_MS, LAST_MS = 30_000, 5_000
-# Longer than a look of the follower, and one of its upload behind it.
-_IDLE_S, _CAUGHT_UP_S = 12.0, 900.0
+# Each longer than a look of the follower or of its upload.
+_LOOK_S, _IDLE_LOOKS, _IDLE_CPU, _CAUGHT_UP_S = 6.0, 2, 0.05, 1_800.0
 TASK = "0" * 26
 
 
@@ -119,7 +119,7 @@ async def _record(
             break
     pids = work.followers.pids()
     if pids:
-        await _caught_up(segment.parent, work)
+        await _caught_up(pids, work)
     cpu_s = sum(processes.tree_cpu_s(pid) for pid in pids)
     for _ in written:
         pass
@@ -140,18 +140,14 @@ async def _unsaved(_: dict[str, Any]) -> None:
     return
 
 
-async def _caught_up(folder: Path, work: node_work.NodeWork) -> None:
-    """Wait until the growing file and its upload stand still."""
-    until_s, since_s, before = time.monotonic() + _CAUGHT_UP_S, time.monotonic(), None
-    while time.monotonic() < until_s and time.monotonic() - since_s < _IDLE_S:
-        now = _part_bytes(folder), work.live_uploads.sent_parts()
-        if now != before:
-            since_s, before = time.monotonic(), now
-        await asyncio.sleep(0.5)
-
-
-def _part_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.part"))
+async def _caught_up(pids: list[int], work: node_work.NodeWork) -> None:
+    """Wait until the follower works no more, and its upload sends nothing."""
+    until_s, idle_looks, before = time.monotonic() + _CAUGHT_UP_S, 0, (0.0, 0)
+    while time.monotonic() < until_s and idle_looks < _IDLE_LOOKS:
+        await asyncio.sleep(_LOOK_S)
+        now = sum(processes.tree_cpu_s(pid) for pid in pids), work.live_uploads.sent_parts()
+        idle_looks = idle_looks + 1 if now[0] - before[0] < _IDLE_CPU * _LOOK_S and now[1] == before[1] else 0
+        before = now
 
 
 def _write(path: Path, tags: list[flv.Tag], ends_ms: int) -> Iterator[int]:

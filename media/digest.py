@@ -26,11 +26,11 @@ class GrowingDigest:
         self._crc = 0
 
     def look(self) -> None:
-        """Read what was written since the last look, and flush it to disk (blocking). Raises OSError."""
+        """Read the bytes since the last look, and flush the file to disk (blocking). Raises OSError."""
         if self._path.exists():
             with self._path.open("rb") as file:
                 self._read(file.fileno(), 0)
-                os.fdatasync(file.fileno())
+                os.fsync(file.fileno())
 
     def settle(self, moved_bytes: int) -> tuple[int, str]:
         """Flush the finished file to disk (fsync); returns its size in bytes and its CRC-64/XZ in decimal. All bytes behind the

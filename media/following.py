@@ -59,7 +59,7 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The finished file. Behind its first bytes it is what was written before, `moved_bytes` farther back."""
+    """The finished file. All bytes of the unfinished one but its first are in it, `moved_bytes` farther back."""
 
     made: transcode.TranscodeOutput
     moved_bytes: int
@@ -85,7 +85,7 @@ class Following:
         self._expected.append(path)
 
     async def look(self) -> bool:
-        """Read what was written since the last look, and join what can no longer move. Returns whether anything was. Raises
+        """Read the tags since the last look, and join those that can no longer move. Returns whether there were any. Raises
         GaveUp, errors.TranscodeFailed and OSError."""
         self._read(growing=True)
         newest_ms = max((segment.arrived_ms for segment in self._segments), default=0.0)
@@ -150,7 +150,7 @@ class Following:
             raise GaveUp("a track has to be encoded as a whole")
         if self._writing is not None and not self._writing.renew(found, placed, chosen):
             await self._writing.stop()
-            self._part.unlink()  # another file, so that nobody takes it for the one before
+            self._part.unlink(missing_ok=True)  # another file, so that nobody takes it for the one before
             self._writing = None
             self.restarts += 1
             if self.restarts > MOST_RESTARTS:

@@ -41,6 +41,7 @@ async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcod
     gone."""
     stat = await file_threads.BULK.run(part.stat)
     limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
+    by_index = by_index and found.duration_ms > _DEMUXED_S * 1000
     duration_ms = 0
     for kind in sorted(found.kinds):
         name = "a" if kind == flv.AUDIO else "v"

@@ -139,8 +139,8 @@ class Upload:
     async def _rest(
         self, state: UploadState, known: dict[int, Part], verified: file_parts.VerifiedFile
     ) -> uploaded_object.UploadedObject:
-        """Send what was not sent while the file grew, the first part above all. What is in COS is not read again: the CRC-64 of
-        the object proves it."""
+        """Send the parts that did not leave while the file grew, the first one above all. The others are not read again: the
+        CRC-64 of the object proves them."""
         await self._reader.check()
         noted = {part.number: part for part in state.parts}
         sent: list[Part] = []

@@ -30,7 +30,13 @@ SMALLEST = {
     "recipes": ["--only plain --modes 02 --out={folder}"],
     "readability": ["--repetitions=1 --runs=1"],
 }
-RUN_BY = {"callback_burst": "intake", "down_receiver": "intake", "call_tracer": "readability", "cos_sink": "finish", "source": "capture"}
+RUN_BY = {
+    "callback_burst": "intake",
+    "down_receiver": "intake",
+    "call_tracer": "readability",
+    "cos_sink": "finish",
+    "source": "capture",
+}
 LIMIT_S = 60
 
 
