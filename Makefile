@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help quick demo test chaos soak fuzz bench-engine bench-capture check format docs lock clean
+.PHONY: help quick demo test chaos soak fuzz bench-engine bench-capture bench-finish check format docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-engine: $(STAMP) ## compare the engine with bare loops and with other engi
 
 bench-capture: $(STAMP) ## compare 1 to 300 native captures with ffmpeg; writes bench/results/capture.json
 	@$(BIN)/python -m bench.capture_density --write
+
+bench-finish: $(STAMP) ## measure the time from a room's end to its object; writes bench/results/finish.json
+	@$(BIN)/python -m bench.finish --write
 
 check: $(STAMP) ## check style, types, import contracts and generated documents
 	@$(BIN)/ruff check .

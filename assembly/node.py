@@ -94,6 +94,8 @@ class Node:
         work = node_work.NodeWork(self.settings, folder, chain, self._clock)
         await work.uploader.start()
         self._stack.push_async_callback(work.uploader.stop)
+        self._stack.push_async_callback(work.live_uploads.stop)
+        self._stack.push_async_callback(work.followers.stop)
         free = free_space.FreeSpace(folder)
         self._stack.push_async_callback(free.stop)
         await free.measure()

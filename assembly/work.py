@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from assembly import slots
+from assembly import live_uploads, slots
 from config import settings as settings_module
 from events import requests
 from machine import capture_progress, database_clock, due_work, errors, job_key, model, pull_users, segments, uploaded_object
@@ -23,6 +23,7 @@ from media import (
     ffmpeg_command,
     ffmpeg_process,
     file_threads,
+    followers,
     segment_fetch,
     segment_scan,
     spool,
@@ -65,6 +66,8 @@ class NodeWork:
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         secret = settings.callback_secret.get_secret_value()
+        self.followers = followers.Followers(self._ffmpeg)
+        self.live_uploads = live_uploads.LiveUploads()
         self._captures = capture_engines.CaptureEngines(settings.capture, ffmpeg=self._ffmpeg, clock=self._clock)
         self.webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
 
@@ -74,12 +77,46 @@ class NodeWork:
         spec = capture.CaptureSpec(
             address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode, make_folder=make_folder
         )
+        if self._settings.follow:
+            self._follow(job, epoch, spec.path)
         return self._captures.make(spec, job.recording.key.text, on_media)
 
     @property
     def ffmpeg(self) -> str:
         """The ffmpeg binary."""
         return self._ffmpeg
+
+    def _follow(self, job: due_work.Assignment, epoch: int, segment: Path) -> None:
+        """Write and upload the file of a recording while it runs."""
+        value = job.recording
+        names = (value.task_id, value.speaker, value.n)
+        # Named by the capture's epoch: a transcode, whose epoch is later, removes what a follower has left.
+        output = self._spool.output_path(*names, value.mode, epoch, make=False)
+        followed = followers.Followed(
+            recording=value.key.text,
+            mode=value.mode,
+            part=output.with_name(f"{output.name}.part"),
+            earlier=functools.partial(self._spool.segments, *names),
+        )
+        self.followers.capturing(followed, segment)
+        target = self._target(job)
+
+        async def connect() -> cos_requests.Client:
+            return self.uploader.connect(target, await self._chain.resolve(job.secrets.to_json()))
+
+        self.live_uploads.begin(value.key.text, self.uploader.live(followed.part), target, connect)
+
+    async def _finish_followed(
+        self, recording: str, epoch: int, files: Sequence[transcode.SegmentFile], output: Path
+    ) -> transcode.TranscodeOutput | None:
+        """The file of a recording that was followed; None if its segments have to be transcoded."""
+        await self.live_uploads.pause(recording)
+        finished = await self.followers.finish(recording, files, output)
+        if finished is None:
+            await self.live_uploads.drop(recording)
+            return None
+        self.live_uploads.finished(recording, epoch, finished.moved_bytes)
+        return finished.made
 
     def live_pids(self) -> list[int]:
         """Process ids of the running captures' ffmpegs."""
@@ -123,9 +160,12 @@ class NodeWork:
         ]
         names = (value.task_id, value.speaker, value.n)
         with transcode.storage_errors():
-            await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
             output = await file_threads.BULK.run(self._spool.output_path, *names, value.mode, epoch)
-        made = await self._transcoder.transcode(files, value.mode, output)
+        made = await self._finish_followed(value.key.text, epoch, files, output)
+        with transcode.storage_errors():
+            await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
+        if made is None:
+            made = await self._transcoder.transcode(files, value.mode, output)
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return model.Output(
             duration_ms=made.duration_ms,
@@ -160,7 +200,10 @@ class NodeWork:
 
         try:
             target, keys = self._target(job), await self._chain.resolve(job.secrets.to_json())
-            return await self.uploader.upload(path, target, keys, state=known, save=keep, verified=verified)
+            known = known or self.live_uploads.state(value.key.text, epoch, target)
+            done = await self.uploader.upload(path, target, keys, state=known, save=keep, verified=verified)
+            await self.live_uploads.drop(value.key.text, abort=False)
+            return done
         except errors.InvalidParameter as error:
             raise errors.UploadFailed(error.message, reason=Reason.REFUSED, retry=error.retry) from error
         except errors.UploadFailed as error:
@@ -195,6 +238,8 @@ class NodeWork:
 
     async def remove(self, recording: job_key.RecordingKey, until_epoch: int) -> int:
         """Delete the files that epochs up to this one wrote for a recording."""
+        await self.followers.drop(recording.text)
+        await self.live_uploads.drop(recording.text)
         names = (recording.task_id, recording.speaker, recording.n)
         return await file_threads.BULK.run(self._spool.remove_files, *names, until_epoch)
 
@@ -258,4 +303,6 @@ def _object(
     request: requests.StartRequest, recording: model.Recording, endpoint: tuple[str, str, int] | None = None
 ) -> cos_target.CosTarget:
     key = cos_target.object_key(request.path, recording.task_id, recording.speaker, recording.object_number, recording.mode)
-    return cos_target.CosTarget(region=request.region, bucket=request.bucket, key=key, endpoint=endpoint)
+    return cos_target.CosTarget(
+        region=request.region, bucket=request.bucket, key=key, endpoint=endpoint, attributes=request.attributes
+    )

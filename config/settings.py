@@ -210,6 +210,7 @@ class Settings(pydantic_settings.BaseSettings):
         ge=0,
         shown="0",
     )
+    follow: bool = _setting("FOLLOW", False, "true or false", "Write and upload the file of a recording while it runs.")
     transcodes: int = _setting(
         "TRANSCODES", 0, "a number from 0", "Transcodes at once on this worker; 0 is one for each CPU that it may use.", ge=0
     )

@@ -9,10 +9,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from events import codec, errors, secret_names
+from events import codec, errors, object_attributes, secret_names
 
 TYPES = ("start", "stop", "replay", "resend")
 """The types of the messages that users send."""
@@ -92,6 +93,7 @@ class StartRequest:
     unsubscribe: tuple[str, ...] = ()
     user_data: str = ""  # UserData as JSON text; "": not given
     callback_events: tuple[str, ...] = ()
+    attributes: object_attributes.ObjectAttributes = object_attributes.NONE
 
 
 def fingerprint(type_: str, id_: str, data: Mapping[str, Any]) -> str:
@@ -116,12 +118,17 @@ def differing(one: StartRequest, other: StartRequest) -> tuple[str, ...]:
     return tuple(name for name, value in _SETTINGS.items() if value(one) != value(other))
 
 
+def _attribute(name: str, request: StartRequest) -> object:
+    return getattr(request.attributes, name)
+
+
 # The settings of a start under the names of its fields. The order of a list has no meaning.
 _SETTINGS: dict[str, Callable[[StartRequest], object]] = {
     "Mode": lambda request: request.mode,
     "CosConfig.Region": lambda request: request.region,
     "CosConfig.Bucket": lambda request: request.bucket,
     "CosConfig.Path": lambda request: request.path,
+    **{f"CosConfig.{field}": partial(_attribute, name) for name, field in object_attributes.FIELDS.items()},
     "Callback": lambda request: request.callback,
     "SubscribeUserIds": lambda request: set(request.subscribe),
     "UnSubscribeUserIds": lambda request: set(request.unsubscribe),
@@ -163,6 +170,7 @@ def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
         unsubscribe=tuple(data.get("UnSubscribeUserIds", ())),
         user_data=_user_data(data),
         callback_events=tuple(data.get("CallbackEvents", ())),
+        attributes=object_attributes.read(cos),
     )
     return request, secrets(data)
 

@@ -3,25 +3,22 @@
 Rules: a segment begins where the media of the previous one ended, so gaps are cut. Inside a segment audio and video keep their
 distance. Unwanted tracks are dropped. A segment ends at its last whole tag. Only one chunk is in memory.
 
-A missing track is kept alive where the reader asks for it (`Filling`): its nearest packet is repeated every half second. The
+A missing track is kept alive where the reader asks for it (filling.py): its nearest packet is repeated every half second. The
 encoder hides these packets under black or silence. Without them ffmpeg would not know the track yet, or would buffer the other
 track for as long as this one is silent.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from machine import alignment
-from media import codecs, file_threads, flv, layout, placement, silence, sound, timeline, video_headers
+from media import codecs, file_threads, filling, flv, layout, placement, silence, sound, timeline, video_headers
 
-FILL_EVERY_MS = 500
 CHUNK_BYTES = 1 << 20
 _FILL_BYTES = 512 << 10
-_FILL_MARGIN_MS = 50
 _OVERLAP_MS = 300
 # A packet this much behind the one before is one that was sent again, and no jitter of its tag.
 _REPEATED_MS = 100
@@ -55,18 +52,6 @@ class SegmentFile:
         if self.first_packet_ms is None or self.last_packet_ms is None or self.media_ms is None:
             return BURST_MS
         return min(max(0, self.media_ms - (self.last_packet_ms - self.first_packet_ms)), BURST_MS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filling:
-    """Keeps one codec of the track `kind` alive in `spans_ms` (from, to) of the joined time; before its first packet with
-    `header` and `packet`."""
-
-    kind: int
-    codec: str
-    spans_ms: tuple[tuple[int, int], ...]
-    header: bytes | None
-    packet: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +151,7 @@ class Joiner:
         segments: Sequence[SegmentFile],
         kinds: frozenset[int],
         *,
-        fillings: Sequence[Filling] = (),
+        fillings: Sequence[filling.Filling] = (),
         placed: Sequence[Placed | None] = (),
         silences: silence.SilenceFiller | None = None,
         more: Callable[[SegmentFile], Awaitable[bool]] | None = None,
@@ -174,8 +159,8 @@ class Joiner:
         self._segments = tuple(segments)
         self._kinds = kinds
         self._more = more
-        keyed = {(filling.kind, filling.codec): filling for filling in fillings}
-        self._due = {key: _times(filling) for key, filling in keyed.items()}
+        keyed = {(each.kind, each.codec): each for each in fillings}
+        self._due = {key: each.times() for key, each in keyed.items()}
         self._next_ms = {key: next(times, None) for key, times in self._due.items()}
         self._latest: dict[_Key, tuple[bytes | None, bytes]] = {key: (f.header, f.packet) for key, f in keyed.items()}
         self._headers: dict[_Key, bytes] = {}
@@ -202,8 +187,14 @@ class Joiner:
                     yield chunk
                 elif self._more is not None:
                     grown = await self._more(segment)
-        for rest in _chunks(itertools.chain(self._fill_until(self.end_ms), self._silent_rest())):
+        for rest in _chunks(self.rest()):
             yield rest
+
+    def rest(self) -> Iterator[bytes]:
+        """The bytes behind the last segment."""
+        yield from self._fill_until(self.end_ms)
+        if self._silences is not None:
+            yield from self._sounds(self._silences.rest(self.end_ms))
 
     def chunks(self) -> Iterator[bytes]:
         """The same bytes without the header of the file, read in this thread (blocking)."""
@@ -236,9 +227,7 @@ class Joiner:
             reader = flv.TagReader(segment.path)
         except FileNotFoundError:
             return
-        places = placement.Places(placed.live)
-        if flv.VIDEO in placed.live.tracks:
-            self._spacing_ms = min(placed.live.tracks[flv.VIDEO].frame_ms, _MOST_SPACED_MS)
+        places = self.enter(placed)
         try:
             while True:
                 tags = reader.read()
@@ -246,13 +235,24 @@ class Joiner:
                     if not (yield b""):
                         break
                     continue
-                yield from _chunks(piece for tag in tags for piece in self._placed_pieces(tag, places, placed.file))
+                yield from _chunks(piece for tag in tags for piece in self.placed_pieces(tag, places, placed.file))
         finally:
             reader.close()
-        yield from _chunks(self._release())
+        yield from _chunks(self.leave(placed))
+
+    def enter(self, placed: Placed) -> placement.Places:
+        """Begin a segment with an arrival index; returns the places of its packets."""
+        if flv.VIDEO in placed.live.tracks:
+            self._spacing_ms = min(placed.live.tracks[flv.VIDEO].frame_ms, _MOST_SPACED_MS)
+        return placement.Places(placed.live)
+
+    def leave(self, placed: Placed) -> Iterator[bytes]:
+        """End the segment."""
+        yield from self._release()
         self.end_ms = round(placed.file.end_ms)
 
-    def _placed_pieces(self, tag: flv.Tag, places: placement.Places, file: layout.SegmentLayout) -> Iterator[bytes]:
+    def placed_pieces(self, tag: flv.Tag, places: placement.Places, file: layout.SegmentLayout) -> Iterator[bytes]:
+        """The bytes that the next tag of the segment adds."""
         live_ms = places.place(tag)
         if tag.kind not in self._kinds:
             return
@@ -315,10 +315,6 @@ class Joiner:
                 yield from self._header(key, self._silences.header, round(at_ms))
             yield self._packet(key, round(at_ms), payload)
 
-    def _silent_rest(self) -> Iterator[bytes]:
-        if self._silences is not None:
-            yield from self._sounds(self._silences.rest(self.end_ms))
-
     def _pieces(self, tag: flv.Tag, place: int | None, start_ms: int) -> Iterator[bytes]:
         key = tag.kind, codecs.identity(tag.kind, tag.payload)
         if place is None:
@@ -364,7 +360,7 @@ class Joiner:
                 yield self._packet(key, due_ms, video_headers.restarting(payload, header))
                 self._filled.add(key)
                 # Repeat large packets less often: filling must not exceed the captured media.
-                again_ms = due_ms + FILL_EVERY_MS * (len(payload) // _FILL_BYTES)
+                again_ms = due_ms + filling.EVERY_MS * (len(payload) // _FILL_BYTES)
                 self._next_ms[key] = next((at_ms for at_ms in times if at_ms >= again_ms), None)
 
 
@@ -379,14 +375,6 @@ def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
             waiting, size_bytes = [], 0
     if waiting:
         yield b"".join(waiting)
-
-
-def _times(filling: Filling) -> Iterator[int]:
-    for from_ms, to_ms in filling.spans_ms:
-        yield from_ms
-        yield from range(from_ms + FILL_EVERY_MS, to_ms - 2 * _FILL_MARGIN_MS, FILL_EVERY_MS)
-        if to_ms - from_ms > 2 * _FILL_MARGIN_MS:
-            yield to_ms - _FILL_MARGIN_MS
 
 
 def _step(steps: Generator[bytes, bool | None, None], answer: bool | None) -> bytes | None:

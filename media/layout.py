@@ -19,6 +19,7 @@ from media import placement
 SEAM_MS = 60.0
 ANCHOR_EVERY_MS = 600_000.0
 _LEAST_STEP_MS = 1.0
+_EVEN_MS = 0.01
 # A run of audio: from, to, and its (live time, media time) pairs.
 Sounding = tuple[float, float, Sequence[tuple[float, float]]]
 
@@ -42,7 +43,14 @@ class SegmentLayout:
         (from_ms, at_ms), (to_ms, to_at_ms) = points[after - 1], points[after]
         if to_at_ms == at_ms or to_ms - from_ms < _LEAST_STEP_MS:
             return at_ms
+        if is_even(points[after - 1], points[after]):  # and the end of the piece, which may be still to come, decides nothing
+            return at_ms + live_ms - from_ms
         return at_ms + (live_ms - from_ms) * (to_at_ms - at_ms) / (to_ms - from_ms)
+
+
+def is_even(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether the file runs as fast as the live time between two points."""
+    return abs(other[0] - one[0] - other[1] + one[1]) < _EVEN_MS
 
 
 class Layout:

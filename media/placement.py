@@ -8,6 +8,7 @@ its first key frame on.
 from __future__ import annotations
 
 import collections
+import copy
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,13 +162,37 @@ class Placement:
         self._clocks[tag.kind].add(tag.timestamp_ms, arrived_ms, self.packets.duration_ms(tag), damaged=damaged)
         return True
 
+    def covers(self, tag: flv.Tag) -> bool:
+        """Whether the arrival of the next tag is known already."""
+        return self._arrivals.covers(tag)
+
+    @property
+    def arrived_ms(self) -> float | None:
+        """When the latest packet arrived (Unix ms)."""
+        return self._arrivals.latest_ms
+
+    def close(self) -> None:
+        """Close the arrival index; safe to call twice."""
+        self._arrivals.close()
+
     def finish(self) -> None:
         """Place the tracks, after the last tag."""
-        self._arrivals.close()
+        self.close()
+        self._place()
+
+    def placed(self) -> Placement:
+        """The tracks placed by the tags so far, as a value of its own: more tags may follow here."""
+        found = copy.copy(self)
+        found._clocks = copy.deepcopy(self._clocks)
+        found.tracks = {}
+        found._place()
+        return found
+
+    def _place(self) -> None:
         for kind, clock in self._clocks.items():
             runs = clock.runs()
             if runs:
-                self.tracks[kind] = Track(runs=runs, frame_ms=clock.usual_ms, spans=_spans(runs))
+                self.tracks[kind] = Track(runs=runs, frame_ms=clock.settled_ms, spans=_spans(runs))
         self._put_in_step()
 
     def _put_in_step(self) -> None:
@@ -206,12 +231,18 @@ class Places:
     """The second reading: the live time of each packet."""
 
     def __init__(self, placement: Placement) -> None:
-        self._until_ms = placement.until_ms
         kinds = frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun
         self._packets = Packets(kinds, placement.late_headers)
         self.headers = self._packets.headers
         self._tracks = {kind: _TrackPlaces(track) for kind, track in placement.tracks.items()}
         self._pictures = _Pictures()
+        self._until_ms = placement.until_ms
+
+    def renew(self, placement: Placement) -> None:
+        """Continue with a later placement of the same segment, whose tracks agree with the one before as far as this has come."""
+        self._until_ms = placement.until_ms
+        for kind, track in placement.tracks.items():
+            self._tracks[kind].renew(track)
 
     def place(self, tag: flv.Tag) -> float | None:
         """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""
@@ -246,19 +277,22 @@ class _Pictures:
 
 class _TrackPlaces:
     def __init__(self, track: Track) -> None:
-        self._frame_ms = track.frame_ms
-        self._left = iter([(run, stretch) for run in track.runs for stretch in run.stretches])
-        self._run, self._stretch = next(self._left)
+        self._index = 0
+        self.renew(track)
         self._taken = 0
         self._counted_ms = 0.0
         self._tag_ms = self._stretch.tag_ms
 
+    def renew(self, track: Track) -> None:
+        self._frame_ms = track.frame_ms
+        self._stretches = [(run, stretch) for run in track.runs for stretch in run.stretches]
+        self._run, self._stretch = self._stretches[self._index]
+
     def next(self, tag_ms: int, packet_ms: float | None, stood: int) -> float:
-        if self._taken == self._stretch.packets:
-            following = next(self._left, None)
-            if following is not None:
-                self._run, self._stretch = following
-                self._taken, self._counted_ms, self._tag_ms = 0, 0.0, self._stretch.tag_ms
+        if self._taken == self._stretch.packets and self._index + 1 < len(self._stretches):
+            self._index += 1
+            self._run, self._stretch = self._stretches[self._index]
+            self._taken, self._counted_ms, self._tag_ms = 0, 0.0, self._stretch.tag_ms
         self._tag_ms = track_clock.unwrapped(self._tag_ms, tag_ms)
         at_ms = float(self._tag_ms - self._stretch.tag_ms)
         if self._stretch.counted and packet_ms is not None:
@@ -281,6 +315,17 @@ class _Arrivals:
 
     def close(self) -> None:
         self._reader.close()
+
+    @property
+    def latest_ms(self) -> float | None:
+        return float(self._known[0]) if self._known is not None else None
+
+    def covers(self, tag: flv.Tag) -> bool:
+        while self._at == len(self._read) or self._read[-1].offset < tag.offset:
+            self._read, self._at = self._reader.read(), 0
+            if not self._read:
+                return False
+        return True
 
     def of(self, tag: flv.Tag) -> float:
         """A tag without a record arrived with the one before, as far as its time tells."""

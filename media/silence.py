@@ -25,6 +25,10 @@ class SilenceFiller:
         self._header = header
         self._end_ms = 0.0
 
+    def renew(self, other: SilenceFiller) -> None:
+        """Take the holes of a filler that knows more of the same track."""
+        self._holes = deque(other._holes)
+
     def place(self, header: bytes | None, payload: bytes, at_ms: float) -> Iterator[tuple[float, bytes]]:
         """The packet at its position, after the silence before it; nothing for a packet that is dropped."""
         self._header = header or self._header

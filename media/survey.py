@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from machine import alignment
 from media import (
     codecs,
+    filling,
     flv,
     formats,
     joiner,
     layout,
     live_times,
+    placed_pass,
     placement,
     presence,
     silence,
@@ -59,7 +61,7 @@ class Hole:
 class Survey(formats.Formats):
     """The joined stream. `kinds`: the wanted tracks that have packets. `anchors`, `live` and `error_ms`: when the media was live,
     as in live_times.LiveTimes. `placed`: the segments with an arrival index. `lost_ms`: media that the captures noted and the
-    files no longer have, in `lost_segments` segments."""
+    files no longer have, in `lost_segments` segments. `unindexed`: some segment is joined without an arrival index."""
 
     duration_ms: int = 0
     kinds: frozenset[int] = frozenset()
@@ -76,6 +78,7 @@ class Survey(formats.Formats):
     start_ms: int | None = None
     end_ms: int | None = None
     placed: list[joiner.Placed | None] = field(default_factory=list)
+    unindexed: bool = False
 
     def agrees(self, kind: int) -> bool:
         """Whether a track can be copied: one configuration, a codec that MP4 players support, and no holes where it is needed."""
@@ -111,7 +114,7 @@ class Survey(formats.Formats):
     def silences(self) -> silence.SilenceFiller | None:
         """What fills the audio sample by sample; None where only an encoder can."""
         headers = self.headers.get(flv.AUDIO, ())
-        if not headers or self.changes(flv.AUDIO) or None in self.placed:
+        if not headers or self.changes(flv.AUDIO) or self.unindexed:
             return None
         if not all(sound.silent_packet(header) for header in headers):
             return None
@@ -145,7 +148,7 @@ class Survey(formats.Formats):
         never changes."""
         return self.presence.of(flv.VIDEO)[index].aspects if self.reshapes else []
 
-    def fillings(self, kind: int) -> list[joiner.Filling]:
+    def fillings(self, kind: int) -> list[filling.Filling]:
         """How the joiner keeps each codec of a track alive while it has no packets; video only where its next packet is a key
         frame.
 
@@ -160,7 +163,7 @@ class Survey(formats.Formats):
         if kind == flv.VIDEO and begins_ms > 0 and not any(from_ms == 0 for from_ms, _ in made[0][1]):
             made[0][1].insert(0, (0, begins_ms))
         return [
-            joiner.Filling(kind=kind, codec=codec, spans_ms=tuple(spans), header=header, packet=packet)
+            filling.Filling(kind=kind, codec=codec, spans_ms=tuple(spans), header=header, packet=packet)
             for codec, spans, header, packet in made
         ]
 
@@ -168,19 +171,32 @@ class Survey(formats.Formats):
 def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     """Read all segments (blocking: some seconds per hour of video). A missing file is empty, and lost if its capture noted media.
     Raises OSError if one cannot be read."""
-    found = Survey()
-    kinds = timeline.wanted(mode)
-    placements = _placements(found, segments, kinds)
+    found, kinds = Survey(), timeline.wanted(mode)
+    passes = [placed_pass.read(found, segment.path, kinds) for segment in segments]
+    return assembled(found, segments, kinds, passes)
+
+
+def assembled(
+    found: Survey,
+    segments: Sequence[joiner.SegmentFile],
+    kinds: frozenset[int],
+    passes: Sequence[placed_pass.PlacedPass | None],
+) -> Survey:
+    """Complete a survey that has the formats of `passes`, the first readings of the segments with an arrival index."""
+    _cut(segments, passes)
     last_ms: int | None = None
     # Media of segments that have none left. Between two others the time between these tells of it.
     vanished_ms = 0
-    for segment, limit_ms, placed in zip(segments, joiner.limits_ms(segments), placements, strict=True):
+    for segment, limit_ms, placed in zip(segments, joiner.limits_ms(segments), passes, strict=True):
         found.placed.append(None)
         if placed is not None:
+            found.unreadable |= placed.placement.packets.unreadable
             if placed.placement.tracks:
-                last_ms = _lay_out(found, placed, last_ms, vanished_ms)
+                last_ms = _lay_out(found, placed, segment, last_ms, vanished_ms)
                 vanished_ms = 0
-            elif not placed.superseded:
+                continue
+            found.unindexed = True
+            if not placed.superseded:
                 vanished_ms += _vanished(found, segment)
             continue
         try:
@@ -188,6 +204,7 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
         except FileNotFoundError:
             vanished_ms += _vanished(found, segment)
             continue
+        found.unindexed = True
         try:
             last_ms = _Pass(found, walk, segment, last_ms, vanished_ms).run()
             found.unreadable |= walk.timeline.unreadable
@@ -209,45 +226,8 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     return found
 
 
-class _PlacedPass:
-    """The first reading of one segment with an arrival index."""
-
-    def __init__(self, found: Survey, segment: joiner.SegmentFile, kinds: frozenset[int]) -> None:
-        self.segment = segment
-        self.line = timeline.Timeline(kinds)
-        self.placement = placement.Placement(segment.path, kinds)
-        self._frame_ms: int | None = None
-        reader = flv.TagReader(segment.path)
-        try:
-            while tags := reader.read():
-                for tag in tags:
-                    self.line.place(tag)
-                    if self.placement.add(tag):
-                        self._packet(found, tag)
-        finally:
-            reader.close()
-        self.placement.finish()
-        found.unreadable |= self.placement.packets.unreadable
-
-    @property
-    def superseded(self) -> bool:
-        """Whether its successor replaces all of it."""
-        return bool(self.line.tracks)
-
-    def _packet(self, found: Survey, tag: flv.Tag) -> None:
-        found.note_packet(tag, self.placement.packets.headers.get(tag.kind))
-        if tag.kind == flv.VIDEO:
-            if self._frame_ms is not None:
-                found.note_frame(tag.timestamp_ms - self._frame_ms)
-            self._frame_ms = tag.timestamp_ms
-
-
-def _placements(found: Survey, segments: Sequence[joiner.SegmentFile], kinds: frozenset[int]) -> list[_PlacedPass | None]:
-    """The first readings of segments with an arrival index. Each ends where one behind it begins."""
-    passes: list[_PlacedPass | None] = []
-    for segment in segments:
-        indexed = placement.has_index(segment.path) and segment.path.exists()
-        passes.append(_PlacedPass(found, segment, kinds) if indexed else None)
+def _cut(segments: Sequence[joiner.SegmentFile], passes: Sequence[placed_pass.PlacedPass | None]) -> None:
+    """End each segment with an arrival index where one behind it begins."""
     begins_ms = float("inf")
     for each, segment in zip(reversed(passes), reversed(segments), strict=True):
         if each is not None:
@@ -256,10 +236,11 @@ def _placements(found: Survey, segments: Sequence[joiner.SegmentFile], kinds: fr
             begins_ms = min(begins_ms, own_ms)
         elif segment.first_packet_ms is not None:
             begins_ms = min(begins_ms, float(segment.first_packet_ms))
-    return passes
 
 
-def _lay_out(found: Survey, placed: _PlacedPass, last_ms: int | None, vanished_ms: int) -> int:
+def _lay_out(
+    found: Survey, placed: placed_pass.PlacedPass, segment: joiner.SegmentFile, last_ms: int | None, vanished_ms: int
+) -> int:
     """Append a segment with an arrival index to the file; returns when its last media was live."""
     tracks = placed.placement.tracks
     made = layout.Layout(at_ms=float(found.duration_ms), last_live_ms=last_ms)
@@ -278,7 +259,7 @@ def _lay_out(found: Survey, placed: _PlacedPass, last_ms: int | None, vanished_m
         found.note_holes(kind, file, tracks[kind].spans if kind in tracks else ())
     found.duration_ms = round(file.end_ms)
     damage_ms = sum(jump.missing_ms for jump in placed.line.jumps if jump.damaged)
-    at_end_ms = _lost_at_end_ms(placed.line, placed.segment)
+    at_end_ms = _lost_at_end_ms(placed.line, segment)
     found.add_gap(found.duration_ms, at_end_ms)
     if damage_ms or at_end_ms:
         found.lose(damage_ms + at_end_ms)

@@ -3,6 +3,8 @@
 Rules:
 - A packet arrives late and never early. So (arrival - media time) has a lower envelope, and that envelope is the clock. It may
   drift as far as quartzes drift.
+- A packet decides about media up to ENVELOPE_MS before it. So a recording is placed for good while it still grows
+  (media/following.py).
 - Inside a stretch, the media itself gives the distances: the samples of audio packets, the tags of video.
 - Where tags claim a hole, a step back or a jump, or packets stop arriving, a new stretch begins. The tags place it if the
   arrivals agree. Otherwise it follows the stretch before (nothing is missing) if they agree with that, else they place it.
@@ -16,7 +18,7 @@ import bisect
 import collections
 import itertools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 # Audio tags count whole milliseconds and jitter a little; less than this part of a packet is no hole.
@@ -31,9 +33,12 @@ _LATE_MS = 200.0
 STOOD_MS = 200.0
 # The usual distance of pictures follows the present one, and a single pause moves it little.
 _LEARN, _MOST_LEARNT = 0.1, 3
+# After this time it is known: later pictures must not move the first ones.
+SETTLED_MS = 60_000
 # The last picture is shown for as long as those before it were, but who knows when a still screen would have changed.
 _LAST_PICTURES, _LONGEST_LAST_MS = 9, 1_000
 WINDOW_MS = 2_000.0
+ENVELOPE_MS = 120_000.0
 _LOOK_MS = 30_000.0
 # A hostile stream begins a stretch with each packet: only so many are looked at for the next one.
 _MOST_LOOKED = 200
@@ -121,7 +126,7 @@ class TrackClock:
         self._media_ms = 0.0  # the last packet's place in its stretch
         self._stood_since_ms = 0.0  # the arrival of the first packet with the last tag's time
         self._base_ms = 0.0  # how far tags of counted packets are usually ahead of their place
-        self._usual_ms = _USUAL_FRAME_MS
+        self._usual_ms = self._settled_ms = _USUAL_FRAME_MS
         self._distances: collections.deque[int] = collections.deque(maxlen=_LAST_PICTURES)
         self._last_ms = 0.0  # the last packet's duration
 
@@ -157,11 +162,13 @@ class TrackClock:
         most_ms = _MOST_LEARNT * self._usual_ms
         least_ms = 0.0 if distance_ms < -most_ms else -self._usual_ms
         self._usual_ms += _LEARN * (min(max(distance_ms, least_ms), most_ms) - self._usual_ms)
+        if self._tag_ms - self._stretches[0].tag_ms <= SETTLED_MS:
+            self._settled_ms = self._usual_ms
 
     @property
-    def usual_ms(self) -> float:
-        """The usual distance of pictures."""
-        return self._usual_ms
+    def settled_ms(self) -> float:
+        """The usual distance of the first pictures."""
+        return self._settled_ms
 
     @property
     def tags_ms(self) -> tuple[int, int]:
@@ -323,16 +330,31 @@ def _least_ms(stretches: list[Stretch], number: int) -> float:
 
 
 def _timed(stretches: list[Stretch]) -> Run:
-    """The run with its clock: the lower envelope of all its knots, which rises and falls no faster than a quartz drifts."""
+    """The run with its clock: the lower envelope of its knots, which rises and falls no faster than a quartz drifts."""
     found = sorted((s.at_ms + at_ms, delay_ms - s.at_ms) for s in stretches for at_ms, delay_ms in s.knots)
-    levels = [delay_ms for _, delay_ms in found]
-    for steps in (range(1, len(found)), range(len(found) - 2, -1, -1)):
-        for at in steps:
-            beside = at - 1 if steps.step > 0 else at + 1
-            distance_ms = abs(found[at][0] - found[beside][0])
-            levels[at] = min(levels[at], levels[beside] + _DRIFT * distance_ms)
+    before = _levels(found, float("inf"))
+    behind = _levels([(-at_ms, delay_ms) for at_ms, delay_ms in reversed(found)], ENVELOPE_MS)
     points: list[tuple[float, float]] = []
-    for (at_ms, _), level_ms in zip(found, levels, strict=True):
-        if not points or at_ms > points[-1][0]:
-            points.append((at_ms, at_ms + level_ms))
+    for (at_ms, _), *levels in zip(found, before, reversed(behind), strict=True):
+        live_ms = at_ms + min(levels)
+        if not points:
+            points.append((at_ms, live_ms))
+        elif at_ms > points[-1][0]:
+            points.append((at_ms, max(live_ms, points[-1][1])))
     return Run(stretches=stretches, points=points)
+
+
+def _levels(knots: Sequence[tuple[float, float]], reach_ms: float) -> list[float]:
+    """The delay at each knot by itself and by those before it, within `reach_ms`. A knot tells less the farther it is away: a
+    quartz may have drifted since."""
+    found = []
+    lowest: collections.deque[tuple[float, float]] = collections.deque()  # position, and the delay that it means for position 0
+    for at_ms, delay_ms in knots:
+        at_zero_ms = delay_ms - _DRIFT * at_ms
+        while lowest and lowest[-1][1] >= at_zero_ms:
+            lowest.pop()
+        lowest.append((at_ms, at_zero_ms))
+        while at_ms - lowest[0][0] > reach_ms:
+            lowest.popleft()
+        found.append(lowest[0][1] + _DRIFT * at_ms)
+    return found

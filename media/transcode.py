@@ -27,6 +27,7 @@ from media import (
     file_threads,
     flv,
     joiner,
+    mp4_index,
     resource_limits,
     spool,
     survey,
@@ -90,28 +91,14 @@ class Transcoder:
             seen = await self._make(found, segments, mode, part)
             size_bytes, crc64 = await file_threads.BULK.run(verify.settle, part)
             failpoints.hit("transcode.rename.before")
-            await file_threads.BULK.run(_give_name, part, output)
+            await file_threads.BULK.run(give_name, part, output)
             failpoints.hit("transcode.rename.after")
         except OSError as error:
             raise storage_failed(error) from error
         finally:
             with contextlib.suppress(OSError):
                 await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))
-        return TranscodeOutput(
-            path=output,
-            duration_ms=seen.duration_ms,
-            size_bytes=size_bytes,
-            crc64=crc64,
-            gaps=tuple(found.gaps),
-            anchors=alignment.Anchors(tuple(found.anchors)),
-            error_ms=found.error_ms,
-            live=tuple(found.live),
-            unreadable=tuple(codec for _, codec in sorted(found.unreadable.items())),
-            lost_ms=found.lost_ms,
-            lost_segments=found.lost_segments,
-            start_ms=found.start_ms,
-            end_ms=found.end_ms,
-        )
+        return output_of(found, seen, output, size_bytes, crc64)
 
     def _check(self, found: survey.Survey, segments: Sequence[SegmentFile], output: Path) -> None:
         folders = {segment.path.parent for segment in segments} | {output.parent}
@@ -137,6 +124,8 @@ class Transcoder:
         while True:
             try:
                 await self._run(found, segments, chosen, part)
+                if chosen.extension == "mp4":
+                    await file_threads.BULK.run(mp4_index.to_front, part)
                 return await verify.verify(self._ffmpeg, part, found, chosen)
             except errors.TranscodeFailed as error:
                 if not chosen.copied or error.reason not in (Reason.FFMPEG_FAILED, Reason.VERIFY_FAILED):
@@ -156,8 +145,8 @@ class Transcoder:
         filled = sorted(kind for kind in chosen.encoded if kind != flv.AUDIO or silences is None)
         fillings = [filling for kind in filled for filling in found.fillings(kind)]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings, placed=found.placed, silences=silences)
-        input_bytes = await file_threads.BULK.run(_size_in_all, segments)
-        run = _Run(argv, resource_limits.transcode(input_bytes))
+        input_bytes = await file_threads.BULK.run(size_in_all, segments)
+        run = FfmpegRun(argv, resource_limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
         )
@@ -166,7 +155,7 @@ class Transcoder:
             raise run.failure(code)
 
 
-class _Run:
+class FfmpegRun:
     """One ffmpeg: fed, drained, and watched for stalls."""
 
     def __init__(self, argv: Sequence[str], allowed: resource_limits.Limits) -> None:
@@ -248,7 +237,8 @@ class _Run:
             self._out_ms = block.out_ms
 
 
-def _size_in_all(segments: Sequence[SegmentFile]) -> int:
+def size_in_all(segments: Sequence[SegmentFile]) -> int:
+    """The size of all segments in bytes (blocking)."""
     found = 0
     for segment in segments:
         with contextlib.suppress(FileNotFoundError):  # a missing file is empty, as in the survey
@@ -264,7 +254,27 @@ def _size_bytes(part: Path) -> int:
     return stat.st_size ^ stat.st_mtime_ns
 
 
-def _give_name(part: Path, output: Path) -> None:
+def output_of(found: survey.Survey, seen: verify.Seen, path: Path, size_bytes: int, crc64: str) -> TranscodeOutput:
+    """The finished file of a bounded survey."""
+    return TranscodeOutput(
+        path=path,
+        duration_ms=seen.duration_ms,
+        size_bytes=size_bytes,
+        crc64=crc64,
+        gaps=tuple(found.gaps),
+        anchors=alignment.Anchors(tuple(found.anchors)),
+        error_ms=found.error_ms,
+        live=tuple(found.live),
+        unreadable=tuple(codec for _, codec in sorted(found.unreadable.items())),
+        lost_ms=found.lost_ms,
+        lost_segments=found.lost_segments,
+        start_ms=found.start_ms,
+        end_ms=found.end_ms,
+    )
+
+
+def give_name(part: Path, output: Path) -> None:
+    """Rename a finished part, so that the name survives a power cut (blocking). Raises OSError."""
     part.replace(output)
     folder = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

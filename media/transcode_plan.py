@@ -65,8 +65,6 @@ def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -
     if flv.AUDIO in found.kinds:
         streams.append(_audio(source, found, options, chosen) if flv.AUDIO in chosen.encoded else source["a:0"])
         options.setdefault("c:a", "copy")
-    if chosen.extension == "mp4":
-        options["movflags"] = "+faststart"
     output = ffmpeg_python.output(*streams, part, format=chosen.extension, **options)
     return ffmpeg_command.compiled(output, binary, "-nostdin", "-progress", "pipe:1")
 

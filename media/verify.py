@@ -22,6 +22,7 @@ from media import ffmpeg_log, ffmpeg_process, file_threads, flv, resource_limits
 _TOLERANCE_MS = 500
 _TOLERANCE = 0.005
 _DECODED_S = 5
+_DEMUXED_S = 30
 _READ_BYTES = 1 << 20
 _LIMIT_S = 60.0
 _LIMIT_BYTES_PER_S = 5_000_000
@@ -34,17 +35,21 @@ class Seen:
     duration_ms: int
 
 
-async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan) -> Seen:
-    """Compare `part` with the joined stream. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and
-    OSError if the file is gone."""
+async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan, *, by_index: bool = False) -> Seen:
+    """Compare `part` with the joined stream. `by_index`: an MP4 is demuxed from its last seconds on, which its index finds, and
+    not from the beginning. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and OSError if the file is
+    gone."""
     stat = await file_threads.BULK.run(part.stat)
     limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
+    by_index = by_index and found.duration_ms > _DEMUXED_S * 1000
     duration_ms = 0
     for kind in sorted(found.kinds):
         name = "a" if kind == flv.AUDIO else "v"
         look = _Look()
-        await look.run(_args(ffmpeg, part, chosen, map_=f"0:{name}:0", before=(), decode=False), limit_s)
-        _same(f"track {name}", look.out_ms, _expected_ms(kind, found, chosen))
+        last = ("-sseof", f"-{_DEMUXED_S}") if by_index else ()
+        await look.run(_args(ffmpeg, part, chosen, map_=f"0:{name}:0", before=last, decode=False), limit_s)
+        skipped_ms = look.duration_ms - _DEMUXED_S * 1000 if by_index else 0
+        _same(f"track {name}", skipped_ms + look.out_ms, _expected_ms(kind, found, chosen))
         duration_ms = look.duration_ms
     _same("the file", duration_ms, found.duration_ms)
     for before in ((), ("-sseof", f"-{_DECODED_S}")):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from events import requests
+from events import object_attributes, requests
 from machine import alignment, model, published, states
 
 # Fields of a recording whose columns kept an older name. The column `attempt` counts from 1, the field `replays` from 0.
@@ -87,6 +87,8 @@ def session_row(session: model.Session) -> dict[str, Any]:
     """All columns of a session; of the callback URL only the origin."""
     request = dataclasses.replace(session.request, callback=requests.origin(session.request.callback))
     body = dataclasses.asdict(request)
+    if request.attributes == object_attributes.NONE:
+        del body["attributes"]  # nodes of 0.1.0 read none
     return session_columns(session) | {
         "task_id": session.task_id,
         "sdk_app_id": request.room.sdk_app_id,
@@ -106,6 +108,7 @@ def _request(text: str, user_data: str, callback_events: str) -> requests.StartR
     room = requests.Room(**body.pop("room"))
     subscribe, unsubscribe = (tuple(body.pop(name)) for name in ("subscribe", "unsubscribe"))
     later: dict[str, Any] = {"user_data": user_data, "callback_events": tuple(json.loads(callback_events))}
+    later["attributes"] = object_attributes.ObjectAttributes(**body.pop("attributes", {}))
     return requests.StartRequest(room=room, subscribe=subscribe, unsubscribe=unsubscribe, **later, **body)
 
 

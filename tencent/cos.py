@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 
 from machine import start_warnings, uploaded_object
-from tencent import cos_requests, cos_target, cos_upload, file_parts, request_threads
+from tencent import cos_requests, cos_target, cos_upload, file_parts, live_upload, request_threads
 from tencent import credentials as credentials_module
 
 log = structlog.get_logger()
@@ -90,6 +90,14 @@ class CosUploader:
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
         job = cos_upload.Upload(self._ask, self._read, client, path, target, save, verified)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
+
+    def live(self, path: Path) -> live_upload.LiveUpload:
+        """An upload of the file at `path`, which still grows and may not exist yet; its parts are as long as in `upload`."""
+        return live_upload.LiveUpload(self._uploads.run, self._read, path, self._first_part_bytes)
+
+    def connect(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> cos_requests.Client:
+        """A client for the looks of a live upload. Raises errors.UploadFailed after `stop`."""
+        return self._client(self._uploads, target, credentials, self._silence_timeout_s)
 
     async def abort(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials, upload_id: str) -> None:
         """Abort an upload and delete its parts; an unknown upload counts as aborted. Raises errors.UploadFailed."""

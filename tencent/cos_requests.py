@@ -127,9 +127,12 @@ class Client:
         self._patient_sdk = _sdk(target, credentials, session, max(COMPLETE_TIMEOUT_S, silence_timeout_s))
 
     def create(self) -> str:
-        """Create a multipart upload; returns its UploadId."""
-        kind = cos_target.content_type(self._target.key)
-        return _ask(lambda: _text(self._sdk.create_multipart_upload(**self._at, ContentType=kind), "UploadId"))
+        """Create a multipart upload for an object with the target's attributes; returns its UploadId."""
+        described = self._target.attributes.given() | {
+            "ContentType": cos_target.content_type(self._target.key),
+            "ContentDisposition": cos_target.content_disposition(self._target.key),
+        }
+        return _ask(lambda: _text(self._sdk.create_multipart_upload(**self._at, **described), "UploadId"))
 
     def put_part(self, upload_id: str, number: int, data: bytes, md5_base64: str) -> str:
         """Send one part with its Content-MD5; returns its ETag without quotes."""

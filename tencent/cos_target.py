@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from events import object_attributes
 from machine import errors, states
 
 MAX_KEY_BYTES = 850
@@ -32,13 +33,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CosTarget:
-    """One object in one bucket. `endpoint` (scheme, IP address, port) sends the requests to another server, such as the
-    simulator, while host name, bucket and signature stay real. Raises errors.InvalidParameter for an unusable name."""
+    """One object in one bucket, with its attributes. `endpoint` (scheme, IP address, port) sends the requests to another server,
+    such as the simulator, while host name, bucket and signature stay real. Raises errors.InvalidParameter for an unusable
+    name."""
 
     region: str
     bucket: str
     key: str
     endpoint: tuple[str, str, int] | None = None
+    attributes: object_attributes.ObjectAttributes = object_attributes.NONE
 
     def __post_init__(self) -> None:
         check_names(self.region, self.bucket)
@@ -111,6 +114,11 @@ def safe_speaker(speaker: str) -> str:
 def content_type(key: str) -> str:
     """The object's Content-Type for browsers and players."""
     return {"mp3": "audio/mpeg", "mp4": "video/mp4"}.get(key.rpartition(".")[2], "application/octet-stream")
+
+
+def content_disposition(key: str) -> str:
+    """The object's Content-Disposition: browsers play it, and save it under the last part of its key, which is ASCII."""
+    return f'inline; filename="{key.rpartition("/")[2]}"'
 
 
 def host(target: CosTarget) -> str:

@@ -38,23 +38,30 @@ _PARTS_DISAGREE = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadState:
     """An upload in COS as the caller stores it: the parts sent so far, and the size of the first ones in bytes (later ones grow:
-    see `file_parts`)."""
+    see `file_parts`). `head_bytes`: by how much the first part of an upload that began while its file grew is longer; None for
+    another upload."""
 
     upload_id: str
     parts: tuple[Part, ...] = ()
     part_size_bytes: int = file_parts.FIRST_PART_BYTES
+    head_bytes: int | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
         sent = [[part.number, part.size, part.etag] for part in self.parts]
-        return json.dumps({"upload_id": self.upload_id, "part_size_bytes": self.part_size_bytes, "parts": sent})
+        body: dict[str, object] = {"upload_id": self.upload_id, "part_size_bytes": self.part_size_bytes, "parts": sent}
+        if self.head_bytes is not None:
+            body["head_bytes"] = self.head_bytes
+        return json.dumps(body)
 
     @classmethod
     def from_json(cls, text: str) -> UploadState:
         """The inverse of to_json. Raises ValueError, KeyError or TypeError for any other text."""
         read = json.loads(text)
         sent = tuple(Part(number=int(number), size=int(size), etag=str(etag)) for number, size, etag in read["parts"])
-        return cls(upload_id=str(read["upload_id"]), parts=sent, part_size_bytes=int(read["part_size_bytes"]))
+        head_bytes = int(read["head_bytes"]) if "head_bytes" in read else None
+        part_size_bytes = int(read["part_size_bytes"])
+        return cls(upload_id=str(read["upload_id"]), parts=sent, part_size_bytes=part_size_bytes, head_bytes=head_bytes)
 
 
 Ask = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -87,6 +94,7 @@ class Upload:
         self._client = client
         self._path = path
         self._reader = file_parts.PartReader(path, in_thread, verified)
+        self._verified = verified
         self._target = target
         self._save = save
 
@@ -98,7 +106,7 @@ class Upload:
             except _RestartUpload as restart:
                 log.warning("upload.afresh", detail=restart.failure.detail, start=start)
                 failure = restart.failure
-                state = replace(state, upload_id="", parts=())
+                state = replace(state, upload_id="", parts=(), head_bytes=None)
                 if restart.leftover:
                     await self._give_up_ours(restart.leftover, state)
         # Whatever COS answered last, it is retryable: a later try restarts the upload.
@@ -113,6 +121,8 @@ class Upload:
             state = await self._create(state)
         if known is None:
             return await self._settled(*await self._reader.measure(state.part_size_bytes), _gone("resuming the upload"))
+        if state.head_bytes is not None and self._verified is not None:
+            return await self._rest(state, known, self._verified)
         sent: list[Part] = []
         size_bytes = crc64 = 0
         async with contextlib.aclosing(self._reader.blocks(state.part_size_bytes)) as blocks:
@@ -125,6 +135,25 @@ class Upload:
                 size_bytes, crc64 = size_bytes + part.size, block.crc64
         self._reader.compare(size_bytes, str(crc64))
         return await self._complete(state.upload_id, sent, size_bytes, str(crc64))
+
+    async def _rest(
+        self, state: UploadState, known: dict[int, Part], verified: file_parts.VerifiedFile
+    ) -> uploaded_object.UploadedObject:
+        """Send the parts that did not leave while the file grew, the first one above all. The others are not read again: the
+        CRC-64 of the object proves them."""
+        await self._reader.check()
+        noted = {part.number: part for part in state.parts}
+        sent: list[Part] = []
+        layout = file_parts.layout(state.part_size_bytes, state.head_bytes or 0, verified.size_bytes)
+        for number, offset, size_bytes in layout:
+            part = known.get(number)
+            if part is None or part != noted.get(number) or part.size != size_bytes:
+                part = await self._put(state.upload_id, await self._reader.block(number, offset, size_bytes))
+                noted[number] = part
+                state = replace(state, parts=tuple(each for _, each in sorted(noted.items())))
+                await self._save(state)
+            sent.append(part)
+        return await self._complete(state.upload_id, sent, verified.size_bytes, verified.crc64)
 
     async def _create(self, state: UploadState) -> UploadState:
         await self._reader.check()

@@ -1,7 +1,6 @@
 """The parts of a file for a multipart upload: in order, each with its MD5 and the CRC-64 up to its end.
 
 Rules: the length need not be known at the start, so parts grow with their number. Reading blocks, so it runs through `in_thread`.
-Uploading a file that still grows needs a change only here.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +51,17 @@ def part_size_bytes(first: int, number: int) -> int:
     return int(first * 2 ** ((number - 1) // PARTS_PER_SIZE))
 
 
+def layout(first: int, head_bytes: int, file_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """The parts of a file whose first part is longer by `head_bytes`: number, offset and size in bytes of each."""
+    offset = 0
+    for number in itertools.count(1):
+        if offset >= file_bytes:
+            return
+        size_bytes = min(part_size_bytes(first, number) + (head_bytes if number == 1 else 0), file_bytes - offset)
+        yield number, offset, size_bytes
+        offset += size_bytes
+
+
 class PartReader:
     """Reads one file; every method raises errors.UploadFailed(reason=Reason.FILE_MISSING) if it cannot be read."""
 
@@ -85,6 +95,20 @@ class PartReader:
                 yield block
         finally:
             await self._in_thread(file.close)
+
+    async def block(self, number: int, offset: int, size_bytes: int) -> Block:
+        """One part; its CRC-64 is that of its bytes alone."""
+
+        def read() -> Block | None:
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                return _read(file, number, size_bytes, 0)
+
+        block: Block | None = await self._ask(read)
+        if block is None or len(block.data) != size_bytes:
+            self.compare(offset + (len(block.data) if block else 0), "")
+            raise errors.UploadFailed(f"The file {self._path.name} is too short.", reason=Reason.FILE_DAMAGED, retry=False)
+        return block
 
     def compare(self, size_bytes: int, crc64: str) -> None:
         """Compare the bytes that were read with the verified ones. Raises errors.UploadFailed ("file-damaged")."""

@@ -191,6 +191,10 @@ class CosConfigBody(models.Body):
     Region: str
     Bucket: str
     Path: str
+    StorageClass: str = pydantic.Field(default="", description="Present if the start gave it, like the fields below.")
+    ServerSideEncryption: str = ""
+    SSEKMSKeyId: str = ""
+    Tagging: str = ""
 
 
 class SessionBody(SessionHead, models.AnswerBody):

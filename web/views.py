@@ -50,7 +50,7 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
         by_recording[segment.recording].append(segment)
     return {
         **_head(session),
-        "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path},
+        "CosConfig": {"Region": request.region, "Bucket": request.bucket, "Path": request.path} | request.attributes.given(),
         "Callback": requests.origin(request.callback),
         "SubscribeUserIds": list(request.subscribe),
         "UnSubscribeUserIds": list(request.unsubscribe),

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from simulator.cos import objects, responses
+from simulator.cos import attributes, objects, responses
 
 CRC64 = "x-cos-hash-crc64ecma"
 XML = "application/xml"
@@ -48,8 +48,11 @@ def document(name: str, fields: dict[str, Any], headers: dict[str, str] | None =
 
 
 def described(request: web.Request) -> dict[str, Any]:
-    """The request's statements about the new object: content type and `x-cos-meta-*`."""
-    metadata = {name.lower(): value for name, value in request.headers.items() if name.lower().startswith("x-cos-meta-")}
+    """The request's statements about the new object: content type, `x-cos-meta-*`, disposition, storage class, encryption, tags.
+    Raises answers.Refused (400 InvalidArgument, InvalidStorageClass, InvalidTag) for those that COS does not take."""
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    metadata = {name: value for name, value in headers.items() if name.startswith("x-cos-meta-") or name in attributes.HEADERS}
+    attributes.check(metadata)
     return {"content_type": request.headers.get("Content-Type", "application/octet-stream"), "metadata": metadata}
 
 
@@ -62,7 +65,7 @@ def object_headers(stored: objects.Stored) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         CRC64: stored.crc64,
         "x-cos-request-id": _request_id(),
-    } | stored.metadata
+    } | {name: value for name, value in stored.metadata.items() if name != attributes.TAGGING}
 
 
 def byte_range(request: web.Request, size: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from events import requests
+from events import object_attributes, requests
 from machine import errors, job_key, model, ports
 from store import store as stores
 from tests import engines, examples, transactions
@@ -131,8 +131,9 @@ async def test_what_is_saved_comes_back(store: stores.Store) -> None:
     """Every field of a recording, session and delivery survives the database."""
     output = model.Output(duration_ms=5, size_bytes=6, crc64="7", start_ms=8, end_ms=None, gaps=((1, 2), (3, 4)))
     request = examples.request(
-        room=requests.Room(sdk_app_id=4294967295, str_room_id="房间 ../%2F|~"), callback="https://x/…", mode="02"
-    )
+        room=requests.Room(sdk_app_id=4294967295, str_room_id="房间 ../%2F|~"), callback="https://x/…", mode="02",
+        attributes=object_attributes.ObjectAttributes(storage_class="ARCHIVE", tagging="a=1"),
+    )  # fmt: skip
     session = examples.session(
         request=request, warnings=("w1", "w2"), state="Closing", closing_ms=5, end_reason="Stopped", revision=3
     )

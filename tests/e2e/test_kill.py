@@ -28,7 +28,7 @@ def holding_transcoder(folder: Path) -> str:
     script = folder / "holding-ffmpeg"
     script.write_text(
         "#!/bin/sh\n"
-        f'case "$*" in *faststart*) for hold in {folder}/hold-*; do\n'
+        f'case "$*" in *max_muxing_queue_size*) for hold in {folder}/hold-*; do\n'
         '  case "$*" in *"${hold##*/hold-}"*) while [ -e "$hold" ]; do sleep 0.1; done ;; esac\n'
         "done ;; esac\n"
         f'exec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'

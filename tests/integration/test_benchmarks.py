@@ -23,6 +23,7 @@ SMALLEST = {
     "console": ["--quick --folder={folder} --engine=embedded"],
     "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "finish": ["--minutes 0.2 --modes 02 --folder {folder}"],
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "intake": [f"--quick --forward --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "mutated_streams": ["--cases=200"],
@@ -30,7 +31,13 @@ SMALLEST = {
     "recipes": ["--only plain --modes 02 --out={folder}"],
     "readability": ["--repetitions=1 --runs=1"],
 }
-RUN_BY = {"callback_burst": "intake", "down_receiver": "intake", "call_tracer": "readability", "source": "capture"}
+RUN_BY = {
+    "callback_burst": "intake",
+    "down_receiver": "intake",
+    "call_tracer": "readability",
+    "cos_sink": "finish",
+    "source": "capture",
+}
 LIMIT_S = 60
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 import structlog
 from aiohttp import web
 
+from events import object_attributes
 from machine import errors, uploaded_object
 from tencent import cos, cos_requests, file_parts
 from tests import waiting
@@ -63,7 +65,27 @@ async def test_host_token_and_type_are_sent(server: scripted_cos.Cos, uploader: 
     assert {head["Host"] for head in server.heads} == {scripted_cos.HOST}
     assert {head["x-cos-security-token"] for head in server.heads} == {scripted_cos.KEYS.token}
     assert all("q-signature=" in head["Authorization"] for head in server.heads)
-    assert server.heads[server.operations.index("create")]["Content-Type"] == "video/mp4"
+    created = server.heads[server.operations.index("create")]
+    assert "x-cos-storage-class" not in created
+    assert (created["Content-Type"], created["Content-Disposition"]) == ("video/mp4", 'inline; filename="alice_1.mp4"')
+
+
+async def test_attributes_are_sent_with_the_upload(server: scripted_cos.Cos, uploader: cos.CosUploader, file: Path) -> None:
+    """The upload is created with the storage class, the encryption and the tags of its target."""
+    given = object_attributes.ObjectAttributes(
+        storage_class="STANDARD_IA", encryption="cos/kms", kms_key_id="k-1", tagging="course=%E6%95%B0&b="
+    )
+    target = dataclasses.replace(scripted_cos.target(server), attributes=given)
+    await uploader.upload(file, target, scripted_cos.KEYS, state=None, save=scripted_cos.Notes().save)
+    created = server.heads[server.operations.index("create")]
+    sent = {name.lower(): value for name, value in created.items() if name.lower().startswith("x-cos-")}
+    assert sent.pop("x-cos-security-token") == scripted_cos.KEYS.token
+    assert sent == {
+        "x-cos-storage-class": "STANDARD_IA",
+        "x-cos-server-side-encryption": "cos/kms",
+        "x-cos-server-side-encryption-cos-kms-key-id": "k-1",
+        "x-cos-tagging": "course=%E6%95%B0&b=",
+    }
 
 
 @pytest.mark.parametrize(

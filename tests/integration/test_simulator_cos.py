@@ -126,6 +126,30 @@ async def test_multipart_in_any_order(simulator: server.Simulator, client: Clien
     assert simulator.cos.uploads.all() == []
 
 
+async def test_attributes_of_an_object(client: Client) -> None:
+    """A multipart upload gives its object a disposition, a storage class and encryption; unusable attributes are refused."""
+    cos = client()
+    given = {"ContentDisposition": "inline", "StorageClass": "STANDARD_IA", "Tagging": "a=1&b="}
+    given |= {"ServerSideEncryption": "cos/kms", "SSEKMSKeyId": "k-1"}
+    begun = await asyncio.to_thread(cos.create_multipart_upload, Bucket=BUCKET, Key="k", **given)
+    part = await asyncio.to_thread(cos.upload_part, Bucket=BUCKET, Key="k", Body=b"x", PartNumber=1, UploadId=begun["UploadId"])
+    parts = {"Part": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    await asyncio.to_thread(
+        cos.complete_multipart_upload, Bucket=BUCKET, Key="k", UploadId=begun["UploadId"], MultipartUpload=parts
+    )
+    head = await asyncio.to_thread(cos.head_object, Bucket=BUCKET, Key="k")
+    assert (head["content-disposition"], head["x-cos-storage-class"]) == ("inline", "STANDARD_IA")
+    assert head["x-cos-server-side-encryption"] == "cos/kms"
+    assert head["x-cos-server-side-encryption-cos-kms-key-id"] == "k-1"
+    assert "x-cos-tagging" not in head
+    for wrong, code in (
+        ({"StorageClass": "COLD"}, "InvalidStorageClass"),
+        ({"SSEKMSKeyId": "k-1"}, "InvalidArgument"),
+        ({"Tagging": "a=1&a=2"}, "InvalidTag"),
+    ):
+        assert (await refused(cos.create_multipart_upload, Bucket=BUCKET, Key="k", **wrong)).get_error_code() == code
+
+
 async def test_the_sdks_own_upload_file(client: Client, tmp_path: Path) -> None:
     """The SDK's parallel `upload_file` works."""
     cos, path = client(), tmp_path / "recording.mp4"

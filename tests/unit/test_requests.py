@@ -56,11 +56,18 @@ def test_a_room_is_one_of_two_kinds(room_id: Any, str_room_id: Any, kind: str, n
         ({"UserData": "房" * 341}, "UserData"),
         ({"UserData": [[[[[[[[[]]]]]]]]]}, "UserData"),
         ({"UserData": {"large": 1e308 * 10}}, "UserData"),
+        ({"CosConfig": COS | {"SSEKMSKeyId": "k-1"}}, "CosConfig.SSEKMSKeyId"),
+        ({"CosConfig": COS | {"SSEKMSKeyId": "k-1", "ServerSideEncryption": "AES256"}}, "CosConfig.SSEKMSKeyId"),
+        ({"CosConfig": COS | {"Tagging": "a=1&a=2"}}, "CosConfig.Tagging"),
+        ({"CosConfig": COS | {"Tagging": "=1"}}, "CosConfig.Tagging"),
+        ({"CosConfig": COS | {"Tagging": "a=1&"}}, "CosConfig.Tagging"),
+        ({"CosConfig": COS | {"Tagging": "a=" + "%61" * 256}}, "CosConfig.Tagging"),
+        ({"CosConfig": COS | {"Tagging": "&".join(f"k{n}=1" for n in range(11))}}, "CosConfig.Tagging"),
     ],
 )
 def test_what_no_schema_can_say_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     """No room, two lists of speakers, a name of too many bytes, a path that climbs, UserData that is too
-    long, too deep or no JSON: refused, naming the field."""
+    long, too deep or no JSON, attributes that COS does not take: refused, naming the field."""
     with pytest.raises(errors.InvalidEvent) as refused:
         _start(**changes)
     assert refused.value.field == field
@@ -71,6 +78,16 @@ def test_what_no_schema_can_say_is_refused_by_name(changes: dict[str, Any], fiel
 def test_the_path_loses_its_outer_slashes(path: str, kept: str) -> None:
     """Every spelling of a folder in the bucket becomes one."""
     assert _start(CosConfig=COS | {"Path": path})[0].path == kept
+
+
+def test_attributes_of_the_objects() -> None:
+    """The attributes are read as given, a repeat with others differs in them, and none is the default."""
+    given = {"StorageClass": "MAZ_STANDARD", "ServerSideEncryption": "cos/kms", "SSEKMSKeyId": "k-1", "Tagging": "a=%E6%95%B0&b="}
+    request = _start(CosConfig=COS | given)[0]
+    assert request.attributes.given() == given
+    plain = _start()[0]
+    assert plain.attributes.given() == {}
+    assert requests.differing(request, plain) == tuple(f"CosConfig.{field}" for field in given)
 
 
 def test_defaults() -> None:

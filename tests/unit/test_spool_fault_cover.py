@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 # The packages whose files are on the spool, and the modules of others.
 SOURCES = (
     *("media", "worker", "handlers"),
-    *("assembly/work.py", "tencent/file_parts.py", "tencent/cos_upload.py", "web/segment_download.py"),
+    *("assembly/work.py", "tencent/file_parts.py", "tencent/live_upload.py", "tencent/cos_upload.py", "web/segment_download.py"),
 )
 # Functions of `os` that reach no file of the spool.
 NO_FILES = frozenset(
     (
-        *("cpu_count", "getloadavg", "sched_getaffinity", "sysconf", "urandom", "geteuid"),
-        *("pipe", "set_blocking", "fdopen", "killpg"),  # pipes and processes
+        *("cpu_count", "getloadavg", "sched_getaffinity", "sysconf", "urandom", "geteuid", "strerror"),
+        *("pipe", "set_blocking", "fdopen", "killpg", "dup", "dup2", "nice", "setpriority"),  # pipes and processes
     )
 )
 # What methods of Path and functions of other modules call in the end.

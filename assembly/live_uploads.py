@@ -1,0 +1,104 @@
+"""The live uploads of a node: one for each recording that is followed, while its file grows.
+
+Rules: a live upload never fails a recording, and no capture waits for it. What it has sent is in memory only: after a crash the
+next upload of the same key aborts it. The upload of the finished file resumes from it on this node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from machine import errors
+from tencent import cos, cos_requests, cos_target, cos_upload, live_upload
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S = 5.0
+Connect = Callable[[], Awaitable[cos_requests.Client]]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Live:
+    upload: live_upload.LiveUpload
+    target: cos_target.CosTarget
+    connect: Connect
+    task: asyncio.Task[None] | None = None
+    epoch: int = 0  # of the transcode whose file it is, once that is finished
+
+
+class LiveUploads:
+    """The live uploads by recording."""
+
+    def __init__(self, *, look_every_s: float = LOOK_EVERY_S) -> None:
+        self._look_every_s = look_every_s
+        self._uploads: dict[str, _Live] = {}
+
+    def begin(self, recording: str, upload: live_upload.LiveUpload, target: cos.CosTarget, connect: Connect) -> None:
+        """Begin to upload the file of a recording, unless it is uploaded already. `connect` makes a client with fresh keys."""
+        if recording not in self._uploads:
+            live = self._uploads[recording] = _Live(upload=upload, target=target, connect=connect)
+            live.task = asyncio.create_task(self._run(recording, live), name="live-upload")
+
+    def sent_parts(self) -> int:
+        """How many parts of unfinished files are in COS."""
+        return sum(len(live.upload.state.parts) for live in self._uploads.values())
+
+    async def pause(self, recording: str) -> None:
+        """Read the file no longer: its end is being written."""
+        live = self._uploads.get(recording)
+        if live is not None:
+            await _ended(live)
+
+    def finished(self, recording: str, epoch: int, head_bytes: int) -> None:
+        """The uploaded file has become that of the transcode `epoch`; its first part is longer by `head_bytes`."""
+        live = self._uploads.get(recording)
+        if live is not None:
+            live.epoch = epoch
+            live.upload.state = replace(live.upload.state, head_bytes=head_bytes)
+
+    def state(self, recording: str, epoch: int, target: cos.CosTarget) -> cos_upload.UploadState | None:
+        """Where the upload of the file of the transcode `epoch` resumes; None if nothing of it was sent."""
+        live = self._uploads.get(recording)
+        if live is None or not live.upload.state.upload_id or (live.epoch, live.target) != (epoch, target):
+            return None
+        return live.upload.state
+
+    async def drop(self, recording: str, *, abort: bool = True) -> None:
+        """Forget a live upload, and abort it unless its object is complete."""
+        live = self._uploads.pop(recording, None)
+        if live is None:
+            return
+        await _ended(live)
+        if abort and live.upload.state.upload_id:
+            try:
+                await live.upload.give_up(await live.connect())
+            except errors.RecorderError as error:
+                log.warning("upload.parts-left", recording=recording, reason=str(error))
+
+    async def stop(self) -> None:
+        """End all, and leave what they have sent to the next upload of each key."""
+        await asyncio.gather(*(self.drop(recording, abort=False) for recording in list(self._uploads)))
+
+    async def _run(self, recording: str, live: _Live) -> None:
+        """Look at the file until its end, or until COS refuses it for good."""
+        while True:
+            await asyncio.sleep(self._look_every_s)
+            try:
+                await live.upload.look(await live.connect())
+            except errors.UploadFailed as error:
+                log.info("upload.live_failed", recording=recording, reason=error.reason, detail=error.detail)
+                if not error.retry:
+                    return
+            except (OSError, errors.RecorderError) as error:
+                log.info("upload.live_failed", recording=recording, reason=type(error).__name__, detail=str(error))
+
+
+async def _ended(live: _Live) -> None:
+    if live.task is not None:
+        live.task.cancel()
+        await asyncio.gather(live.task, return_exceptions=True)
+    await live.upload.close()

@@ -1,0 +1,178 @@
+"""From the end of a room to its object in COS: files written and sent while the recording runs, next to those made afterwards.
+
+    make bench-finish
+
+Rule: both ways take turns with the same stream and the same COS, which takes 50 MB/s. The time begins with the last byte of the
+segment and ends with the verified object; decisions and messages are not in it. A recording is fed faster than real time. Its
+last seconds come when the follower and its upload have nothing left to do, as in real time. `cpu_ms` is the CPU of the follower
+and its ffmpeg per second of media, while the recording runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from assembly import work as node_work
+from bench import cos_sink, noise, processes, source
+from config import settings
+from machine import due_work, segments
+from media import arrival_index, flv, spool
+from tencent import credentials
+from tests import examples
+
+MINUTES = (1, 10, 60, 180)
+MODES = {"02": "MP4", "00": "MP3"}
+WAYS = ("following", "afterwards")
+RESULTS = Path(__file__).parent / "results" / "finish.json"
+NAMES = ("transcode_s", "upload_s", "total_s", "cpu_ms", "mb")
+BEGAN_MS = 1_790_000_000_000
+FED_MS, LAST_MS = 30_000, 5_000
+# Each longer than a look of the follower or of its upload.
+_LOOK_S, _IDLE_LOOKS, _IDLE_CPU, _CAUGHT_UP_S = 6.0, 2, 0.05, 1_800.0
+TASK = "0" * 26
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, nargs="+", default=list(MINUTES))
+    parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
+    parser.add_argument("--folder", type=Path, default=Path("var"))
+    parser.add_argument("--write", action="store_true", help="write bench/results/finish.json")
+    given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    given.folder.mkdir(parents=True, exist_ok=True)
+    quiet = noise.Noise()
+    tags = source.encoded(given.folder)
+    rows: list[dict[str, Any]] = []
+    with cos() as port:
+        for mode in given.modes:
+            for minutes in given.minutes:
+                for way in given.ways:
+                    with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as folder:
+                        row = asyncio.run(measure(tags, minutes, mode, way, Path(folder), port))
+                    rows.append(row)
+                    print(json.dumps(row), file=sys.stderr, flush=True)
+    shown = [[f"{row['minutes']:g} min, {row['file']}, {row['way']}", *(f"{row[name]:g}" for name in NAMES)] for row in rows]
+    print(noise.table(["recording of 1.5 Mbit/s", *NAMES], shown))
+    print(quiet)
+    if given.write:
+        RESULTS.write_text(json.dumps({"load": str(quiet), "rows": rows}, indent=1) + "\n", "utf-8")
+
+
+@contextlib.contextmanager
+def cos() -> Iterator[int]:
+    """A COS of its own; yields its port."""
+    command = [sys.executable, "-m", "bench.cos_sink", str(cos_sink.MB_PER_S)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+async def measure(tags: list[flv.Tag], minutes: float, mode: str, way: str, folder: Path, port: int) -> dict[str, Any]:
+    """One row."""
+    environ = {"HOME": str(folder), "FOLLOW": str(way == "following"), "COS_ENDPOINT": f"http://127.0.0.1:{port}"}
+    place = spool.Spool(folder / "spool")
+    place.start()
+    chain = credentials.CredentialChain({}, clock=lambda: 0, home=folder, system_profile=folder / "none")
+    work = node_work.NodeWork(settings.load(environ), place, chain)
+    work.followers.after_s = 0
+    await work.uploader.start()
+    try:
+        return {"minutes": minutes, "file": MODES[mode], "way": way} | await _record(work, place, tags, minutes, mode)
+    finally:
+        await work.live_uploads.stop()
+        await work.followers.stop()
+        await work.uploader.stop()
+        place.stop()
+
+
+async def _record(
+    work: node_work.NodeWork, place: spool.Spool, tags: list[flv.Tag], minutes: float, mode: str
+) -> dict[str, float]:
+    recording = examples.recording(TASK, mode=mode)
+    job = due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
+    segment = place.segment_path(TASK, "al", 1, 1)
+    work.capture(job, 1, lambda _: None)
+    ends_ms = round(minutes * 60_000)
+    written = _write(segment, tags, ends_ms)
+    for at_ms in written:
+        await asyncio.sleep(0.01)
+        if at_ms >= ends_ms - LAST_MS:
+            break
+    pids = work.followers.pids()
+    if pids:
+        await _caught_up(pids, work)
+    cpu_s = sum(processes.tree_cpu_s(pid) for pid in pids)
+    for _ in written:
+        pass
+    told = segments.Segment(
+        epoch=1, node="n1", first_packet_ms=BEGAN_MS, last_packet_ms=BEGAN_MS + ends_ms, media_ms=ends_ms,
+        registered_ms=BEGAN_MS, reason="eof",
+    )  # fmt: skip
+    begun_s = time.monotonic()
+    made = await work.transcode(job, 2, [told])
+    made_s = time.monotonic()
+    await work.upload(replace(job, recording=replace(recording, output=made)), None, _unsaved)
+    done_s = time.monotonic()
+    figures = (made_s - begun_s, done_s - made_s, done_s - begun_s, cpu_s * 1000 / (ends_ms / 1000), made.size_bytes / 1e6)
+    return {name: round(value, 2) for name, value in zip(NAMES, figures, strict=True)}
+
+
+async def _unsaved(_: dict[str, Any]) -> None:
+    return
+
+
+async def _caught_up(pids: list[int], work: node_work.NodeWork) -> None:
+    """Wait until the follower works no more, and its upload sends nothing."""
+    until_s, idle_looks, before = time.monotonic() + _CAUGHT_UP_S, 0, (0.0, 0)
+    while time.monotonic() < until_s and idle_looks < _IDLE_LOOKS:
+        await asyncio.sleep(_LOOK_S)
+        now = sum(processes.tree_cpu_s(pid) for pid in pids), work.live_uploads.sent_parts()
+        idle_looks = idle_looks + 1 if now[0] - before[0] < _IDLE_CPU * _LOOK_S and now[1] == before[1] else 0
+        before = now
+
+
+def _write(path: Path, tags: list[flv.Tag], ends_ms: int) -> Iterator[int]:
+    """Write a segment of the repeated stream, each packet arriving at its time; yields how far it has come."""
+    sent_ms, ahead_ms, length_ms = 0, 0, source.LENGTH_S * 1000
+    with path.open("ab") as file, arrival_index.path_of(path).open("ab") as index:
+        file.write(flv.header(audio=True, video=True))
+        index.write(arrival_index.header(BEGAN_MS))
+        while True:
+            for tag in tags:
+                at_ms = tag.timestamp_ms + ahead_ms
+                if at_ms >= ends_ms:
+                    return
+                if ahead_ms and tag.is_sequence_header:
+                    continue
+                step_ms = FED_MS if at_ms < ends_ms - LAST_MS - FED_MS else LAST_MS
+                if at_ms - sent_ms >= step_ms:
+                    file.flush()
+                    index.flush()
+                    sent_ms = at_ms
+                    yield at_ms
+                file.write(flv.encode(tag.kind, at_ms, tag.payload))
+                index.write(arrival_index.record(at_ms, tag.kind, len(tag.payload)))
+            ahead_ms += length_ms
+
+
+if __name__ == "__main__":
+    main()

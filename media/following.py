@@ -1,0 +1,370 @@
+"""The following transcode: writes the finished file of one recording while its segments still grow.
+
+Rules:
+- A packet is joined once nothing that may still arrive can move it: LAG_MS after its arrival.
+- Each look places all packets again. Where the places of joined packets or the plan have changed, the file begins again; after
+  MOST_RESTARTS, and for a recording that has to be encoded as a whole, `GaveUp` is raised. The transcode from the segments
+  then makes the file.
+- Its output has the same bytes as that of the transcode from the segments, and is verified in the same way.
+
+It runs in a process of its own (follower_process.py) and blocks its event loop while it reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import collections
+import copy
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from media import (
+    bounds,
+    digest,
+    flv,
+    joiner,
+    layout,
+    mp4_index,
+    placed_pass,
+    placement,
+    resource_limits,
+    survey,
+    timeline,
+    track_clock,
+    transcode,
+    transcode_plan,
+    verify,
+)
+
+# Whether a stretch of packets belongs to the clock before it is known about half a minute of media later.
+LAG_MS = track_clock.ENVELOPE_MS + 60_000
+PLACE_EVERY_MS = 30_000
+MOST_RESTARTS = 3
+_MOST_SEGMENTS = 100
+_MOST_STRETCHES = 5_000
+_READ_BYTES = 1 << 16
+_JOINED_BYTES = 1 << 20
+_INPUT_BYTES = 1 << 36  # how long the recording becomes is not known
+_NEVER_STUCK_S = 1e6  # a live stream may pause; the node limits the end
+_QUEUED_CHUNKS = 4
+# The places in each segment; None for one that has no media yet.
+_Placed = Sequence[joiner.Placed | None]
+
+
+class GaveUp(Exception):
+    """Following ended; the transcode from the segments makes the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The finished file. All bytes of the unfinished one but its first are in it, `moved_bytes` farther back."""
+
+    made: transcode.TranscodeOutput
+    moved_bytes: int
+
+
+class Following:
+    """Follows one recording. `add` its segments in their order, `look` again and again, then `finish` or `stop`."""
+
+    def __init__(self, ffmpeg: str, mode: str, part: Path) -> None:
+        self._ffmpeg = ffmpeg
+        self._mode = mode
+        self._part = part
+        self._kinds = timeline.wanted(mode)
+        self._formats = survey.Survey()
+        self._expected: list[Path] = []
+        self._segments: list[_Segment] = []
+        self._writing: _Writing | None = None
+        self.restarts = 0
+        self._placed_ms = self._newest_ms = 0.0
+
+    def add(self, path: Path) -> None:
+        """Follow this segment too; its file may appear later."""
+        self._expected.append(path)
+
+    async def look(self) -> bool:
+        """Read the tags since the last look, and join those that can no longer move. Returns whether there were any. Raises
+        GaveUp, errors.TranscodeFailed and OSError."""
+        self._read(growing=True)
+        newest_ms = max((segment.arrived_ms for segment in self._segments), default=0.0)
+        grown, self._newest_ms = newest_ms > self._newest_ms, newest_ms
+        if self._segments and newest_ms - self._segments[0].begun_ms > LAG_MS and newest_ms - self._placed_ms >= PLACE_EVERY_MS:
+            self._placed_ms = newest_ms
+            found, placed = self._survey([joiner.SegmentFile(path=segment.path) for segment in self._segments])
+            await self._write(found, placed, newest_ms - LAG_MS)
+        return grown
+
+    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> Finished:
+        """Join the rest, verify the file and give it its name. Raises GaveUp, errors.TranscodeFailed and OSError."""
+        self._read(growing=False)
+        if [each.path for each in segments if each.path.exists()] != [segment.path for segment in self._segments]:
+            raise GaveUp("the recording has other segments")
+        if self._writing is None:
+            raise GaveUp("the recording is short")
+        found, placed = self._survey(segments)
+        writing = await self._write(found, placed, float("inf"))
+        await writing.end()
+        moved_bytes = mp4_index.to_front(self._part) if writing.chosen.extension == "mp4" else 0
+        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=bool(moved_bytes))
+        size_bytes, crc64 = writing.digest.settle(moved_bytes)
+        transcode.give_name(self._part, output)
+        made = transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
+        return Finished(made=made, moved_bytes=moved_bytes)
+
+    async def stop(self) -> None:
+        """End ffmpeg and remove the unfinished file."""
+        if self._writing is not None:
+            await self._writing.stop()
+        for segment in self._segments:
+            segment.close()
+        self._part.unlink(missing_ok=True)
+
+    def _read(self, *, growing: bool) -> None:
+        """Take the tags that were written since. A segment is complete once the next one has begun."""
+        while True:
+            begun = next((path for path in self._expected if placement.has_index(path) and path.exists()), None)
+            if self._segments:
+                self._segments[-1].read(self._formats, growing=growing and begun is None)
+            if begun is None:
+                break
+            del self._expected[: self._expected.index(begun) + 1]
+            self._segments.append(_Segment(begun, self._kinds))
+        if len(self._segments) > _MOST_SEGMENTS:
+            raise GaveUp("the recording has too many segments")
+        if any(self._formats.changes(kind) for kind in self._kinds) or self._formats.reshapes:
+            raise GaveUp("a track changes its format")
+
+    def _survey(self, files: Sequence[joiner.SegmentFile]) -> tuple[survey.Survey, _Placed]:
+        """The survey by the tags so far, and from it the places in the followed segments."""
+        known = {segment.path: segment for segment in self._segments}
+        passes = [known[each.path].first.placed() if each.path in known else None for each in files]
+        found = survey.assembled(copy.deepcopy(self._formats), files, self._kinds, passes)
+        return found, [placed for each, placed in zip(files, found.placed, strict=True) if each.path in known]
+
+    async def _write(self, found: survey.Survey, placed: _Placed, until_ms: float) -> _Writing:
+        """Join the packets that arrived until then."""
+        chosen = transcode_plan.plan(found, self._mode)
+        if flv.VIDEO in chosen.encoded or (flv.AUDIO in found.kinds and found.silences is None):
+            raise GaveUp("a track has to be encoded as a whole")
+        if self._writing is not None and not self._writing.renew(found, placed, chosen):
+            await self._writing.stop()
+            self._part.unlink(missing_ok=True)  # another file, so that nobody takes it for the one before
+            self._writing = None
+            self.restarts += 1
+            if self.restarts > MOST_RESTARTS:
+                raise GaveUp("its plan changed too often")
+        if self._writing is None:
+            self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen)
+        await self._writing.join([(segment, segment.until(until_ms)) for segment in self._segments])
+        self._writing.digest.look()
+        return self._writing
+
+
+class _Segment:
+    """The two readings of one segment that may still grow."""
+
+    def __init__(self, path: Path, kinds: frozenset[int]) -> None:
+        self.path = path
+        self.first = placed_pass.PlacedPass(path, kinds)
+        self.begun_ms = self.arrived_ms = 0.0
+        self._reader = flv.TagReader(path)
+        self._unknown: list[flv.Tag] = []  # read, and their arrival is still to be written
+        # By when the bytes before an offset had arrived.
+        self._marks: list[tuple[float, int]] = []
+
+    def read(self, found: survey.Survey, *, growing: bool) -> None:
+        """Take the tags that were written since. Raises GaveUp for a damaged segment."""
+        while tags := self._unknown or self._reader.read(_READ_BYTES, growing=growing):
+            taken = len(tags)
+            if growing:
+                taken = next((index for index, tag in enumerate(tags) if not self.first.placement.covers(tag)), taken)
+            if self._reader.damaged or any(tag.after_damage for tag in tags):
+                raise GaveUp("a segment is damaged")
+            self.first.add(found, tags[:taken])
+            if tags[:taken]:
+                self._note(tags[taken].offset if taken < len(tags) else self._reader.position_bytes)
+            self._unknown = tags[taken:]
+            if self._unknown:
+                return
+        if not growing:
+            self.close()
+
+    def close(self) -> None:
+        """Close the files; safe to call twice."""
+        self._reader.close()
+        self.first.placement.close()
+
+    def until(self, arrived_ms: float) -> int:
+        """The offset before which all bytes had arrived by then."""
+        index = bisect.bisect_right(self._marks, (arrived_ms, 1 << 62))
+        return self._marks[index - 1][1] if index else 0
+
+    def _note(self, offset: int) -> None:
+        arrived_ms = self.first.placement.arrived_ms
+        if arrived_ms is None:
+            return
+        self.begun_ms = self.begun_ms or arrived_ms
+        self.arrived_ms = max(self.arrived_ms, arrived_ms)
+        self._marks.append((self.arrived_ms, offset))
+
+
+class _Writing:
+    """One run of ffmpeg, and the joiner that feeds it."""
+
+    def __init__(self, ffmpeg: str, part: Path, found: survey.Survey, placed: _Placed, chosen: transcode_plan.Plan) -> None:
+        self.chosen = chosen
+        self.digest = digest.GrowingDigest(part)
+        self._headers = found.headers
+        self._placed = placed
+        self._silences = found.silences
+        self._joined = joiner.Joiner((), found.kinds, silences=self._silences)
+        self._kinds = found.kinds
+        self._at = -1  # the segment that is being joined
+        self._places: placement.Places | None = None
+        self._reader: flv.TagReader | None = None
+        self._tags: collections.deque[flv.Tag] = collections.deque()
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_CHUNKS)
+        argv = transcode_plan.transcode_args(ffmpeg, found, chosen, str(part))
+        self._run = transcode.FfmpegRun(argv, resource_limits.transcode(_INPUT_BYTES))
+        self._ended = asyncio.create_task(self._run.to_end(self._stream(), part, _NEVER_STUCK_S))
+
+    def renew(self, found: survey.Survey, placed: _Placed, chosen: transcode_plan.Plan) -> bool:
+        """Continue with a later survey; False if it disagrees with what was joined."""
+        if chosen != self.chosen or found.headers != self._headers or found.kinds != self._kinds:
+            return False
+        for index in range(self._at + 1):
+            one, other = self._placed[index], placed[index]
+            if one is None or other is None or not _agree(one, other, self._joined.end_ms + 1, whole=index < self._at):
+                return False
+            if index == self._at and self._places is not None:
+                self._places.renew(other.live)
+        self._placed = placed
+        if self._silences is not None and found.silences is not None:
+            self._silences.renew(found.silences)
+        return True
+
+    async def join(self, segments: Sequence[tuple[_Segment, int]]) -> None:
+        """Feed the bytes of the segments before these offsets."""
+        waiting: list[bytes] = []
+        size_bytes = 0
+        for pieces in self._pieces(segments):
+            waiting += pieces
+            size_bytes += sum(map(len, pieces))
+            if size_bytes >= _JOINED_BYTES:
+                await self._put(b"".join(waiting))
+                waiting, size_bytes = [], 0
+        if waiting:
+            await self._put(b"".join(waiting))
+
+    async def end(self) -> None:
+        """Feed the end, and wait for ffmpeg. Raises errors.TranscodeFailed."""
+        await self._put(b"".join((*self._leave(), *self._joined.rest())))
+        await self._put(None)
+        code = await self._ended
+        if code != 0:
+            raise self._run.failure(code)
+
+    async def stop(self) -> None:
+        """Kill ffmpeg."""
+        self._ended.cancel()
+        await asyncio.gather(self._ended, return_exceptions=True)
+        if self._reader is not None:
+            self._reader.close()
+
+    def _pieces(self, segments: Sequence[tuple[_Segment, int]]) -> Iterator[Iterable[bytes]]:
+        for index, (segment, until) in enumerate(segments):
+            if index < self._at or not until:
+                continue
+            if index > self._at:
+                yield self._enter(index, segment.path)
+            placed, places = self._placed[index], self._places
+            assert placed is not None and places is not None  # noqa: S101, PT018 - _enter has checked and set them
+            for tag in self._tags_until(until):
+                yield list(self._joined.placed_pieces(tag, places, placed.file))
+
+    def _enter(self, index: int, path: Path) -> list[bytes]:
+        left = list(self._leave())
+        placed = self._placed[index]
+        if placed is None:
+            raise GaveUp("a segment has no media")
+        self._at = index
+        self._places = self._joined.enter(placed)
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = flv.TagReader(path)
+        return left
+
+    def _leave(self) -> Iterable[bytes]:
+        placed = self._placed[self._at] if self._at >= 0 else None
+        return self._joined.leave(placed) if placed is not None else ()
+
+    def _tags_until(self, offset: int) -> Iterator[flv.Tag]:
+        assert self._reader is not None  # noqa: S101 - _enter has opened it
+        while True:
+            if not self._tags and self._reader.read_bytes < offset:
+                self._tags.extend(self._reader.read(min(offset - self._reader.read_bytes, _JOINED_BYTES)))
+            if not self._tags or self._tags[0].offset >= offset:
+                return
+            yield self._tags.popleft()
+
+    async def _put(self, chunk: bytes | None) -> None:
+        """Feed a chunk when ffmpeg takes it. Raises errors.TranscodeFailed if it has ended."""
+        putting = asyncio.create_task(self._queue.put(chunk))
+        await asyncio.wait((putting, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        if not putting.done():
+            putting.cancel()
+            raise self._run.failure(await self._ended)
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        yield flv.header(audio=flv.AUDIO in self._kinds, video=flv.VIDEO in self._kinds)
+        while (chunk := await self._queue.get()) is not None:
+            yield chunk
+
+
+def _agree(one: joiner.Placed, other: joiner.Placed, at_ms: float, *, whole: bool) -> bool:
+    """Whether two placements of one segment have the same places up to this position, or throughout."""
+    points, others = one.file.points, other.file.points
+    if whole:
+        return points == others and one.file.end_ms == other.file.end_ms
+    live_ms = _live_at(points, at_ms)
+    if _known(points, live_ms) != _known(others, live_ms):
+        return False
+    kinds = one.live.tracks.keys() | other.live.tracks.keys()
+    return all(_track(one, kind, live_ms) == _track(other, kind, live_ms) for kind in kinds)
+
+
+def _live_at(points: Sequence[tuple[float, float]], at_ms: float) -> float:
+    """A live time that is not before any that has this position."""
+    after = bisect.bisect_right(points, at_ms, key=lambda point: point[1])
+    if not 0 < after < len(points):
+        return points[min(after, len(points) - 1)][0]
+    (from_ms, from_at_ms), (to_ms, to_at_ms) = points[after - 1], points[after]
+    return from_ms + (at_ms - from_at_ms) * max(1.0, (to_ms - from_ms) / (to_at_ms - from_at_ms))
+
+
+def _known(points: Sequence[tuple[float, float]], live_ms: float) -> list[object]:
+    """The points that decide the positions until a live time. The end of an even piece decides nothing."""
+    after = bisect.bisect_right(points, live_ms, key=lambda point: point[0])
+    found: list[object] = [*points[:after]]
+    if 0 < after < len(points):
+        found.append("even" if layout.is_even(points[after - 1], points[after]) else points[after])
+    return found
+
+
+def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
+    """What decides the places of a track's packets until a live time."""
+    track = placed.live.tracks.get(kind)
+    if track is None or track.spans[0].from_ms > live_ms:
+        return None
+    if sum(len(run.stretches) for run in track.runs) > _MOST_STRETCHES:
+        raise GaveUp("a track has too many pauses")
+    found: list[object] = [track.frame_ms if kind == flv.VIDEO else None]
+    for run in track.runs:
+        if run.points[0][1] <= live_ms:
+            cut = bisect.bisect_right(run.points, live_ms, key=lambda point: point[1]) + 1
+            begun = [stretch for stretch in run.stretches if run.live_ms(stretch.at_ms) <= live_ms]
+            found.append(run.points[:cut])
+            found += [(each.first, each.tag_ms, each.at_ms, each.counted, each.standing) for each in begun]
+    return found

@@ -1,0 +1,99 @@
+"""The upload of a file that still grows: its parts leave as soon as they are whole, all but the first.
+
+Rules:
+- The first part stays back, because its beginning changes when the file ends: the index of an MP4, the first frame of an MP3. The
+  upload of the finished file (cos_upload.py) resumes from `state` and sends it.
+- A file that begins again has other bytes: the upload is aborted and begins again too.
+- A failed request is repeated at a later look. Parts wait on the disk meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from tencent import cos_requests, cos_upload, file_parts
+
+log = structlog.get_logger()
+
+
+class LiveUpload:
+    """One file's upload. Call `look` again and again; `state` is where the upload of the finished file resumes."""
+
+    def __init__(self, ask: cos_upload.Ask, in_thread: file_parts.InThread, path: Path, first_part_bytes: int) -> None:
+        self._ask = ask
+        self._in_thread = in_thread
+        self._path = path
+        self._file = -1
+        self._offset = self._first_part_bytes = first_part_bytes
+        self.state = cos_upload.UploadState(upload_id="", part_size_bytes=first_part_bytes, head_bytes=0)
+
+    async def look(self, client: cos_requests.Client) -> None:
+        """Send the parts that are whole by now. Raises errors.UploadFailed, after which a later look goes on, and OSError."""
+        try:
+            while (data := await self._in_thread(self._next)) is not None:
+                if data:
+                    await self._send(client, data)
+                else:
+                    await self._abort(client)
+        except cos_requests.RequestFailed as failed:
+            if failed.code == cos_upload.GONE:
+                self._forget()
+            raise failed.as_upload_failed("sending a part of a growing file") from failed
+
+    async def give_up(self, client: cos_requests.Client) -> None:
+        """Abort the upload, whose file is not wanted. Parts that stay behind are removed with the next upload of the key."""
+        try:
+            await self._abort(client)
+        except cos_requests.RequestFailed as failed:
+            log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
+
+    async def close(self) -> None:
+        """Close the file; safe to call twice."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            await self._in_thread(lambda: os.close(file))
+
+    def _next(self) -> bytes | None:
+        """The next part (blocking); b"" if the file has begun again, None if no whole part follows yet."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        if self._file >= 0 and not os.path.samestat(found, os.fstat(self._file)):
+            os.close(self._file)
+            self._file = -1
+            return b""
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        size_bytes = file_parts.part_size_bytes(self._first_part_bytes, self._number)
+        return os.pread(self._file, size_bytes, self._offset) if found.st_size >= self._offset + size_bytes else None
+
+    @property
+    def _number(self) -> int:
+        return len(self.state.parts) + 2
+
+    async def _send(self, client: cos_requests.Client, data: bytes) -> None:
+        if not self.state.upload_id:
+            self.state = replace(self.state, upload_id=await self._ask(client.create))
+        number, upload_id = self._number, self.state.upload_id
+        digest = hashlib.md5(data, usedforsecurity=False).digest()
+        etag = await self._ask(lambda: client.put_part(upload_id, number, data, base64.b64encode(digest).decode("ascii")))
+        part = cos_requests.Part(number=number, size=len(data), etag=etag)
+        self.state = replace(self.state, parts=(*self.state.parts, part))
+        self._offset += len(data)
+
+    async def _abort(self, client: cos_requests.Client) -> None:
+        upload_id = self.state.upload_id
+        self._forget()
+        if upload_id:
+            await self._ask(lambda: client.abort(upload_id))
+
+    def _forget(self) -> None:
+        self.state = replace(self.state, upload_id="", parts=())
+        self._offset = self._first_part_bytes

@@ -1,0 +1,227 @@
+"""Following transcodes: the file that is written while its segments grow has the bytes of the one from the finished segments."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assembly import live_uploads
+from assembly import work as node_work
+from config import settings
+from machine import due_work, segments
+from media import arrival_index, flv, followers, following, joiner, spool, timeline, track_clock, transcode
+from tencent import cos, credentials, file_parts
+from tests import examples, flv_source, waiting
+from tests.integration import scripted_cos
+
+TASK = "01" + "F" * 24
+BEGAN_MS = 1_790_000_000_000
+Sent = list[tuple[flv.Tag, float]]
+
+
+def stream(seconds: int, *, begin_ms: int = 0, size: str = "320x240", seed: int = 1, filters: str = "null") -> Sent:
+    """A stream with both tracks, whose packets arrive up to 0.9 s late now and then, in the order of their arrival."""
+    noise = random.Random(seed)
+    tags = flv_source.content(size, filters=filters)
+    sent = [(replace(tag, timestamp_ms=begin_ms), float(begin_ms)) for tag in tags if tag.is_sequence_header]
+    late_ms, last_ms = 0.0, 0.0
+    for repeat in range(-(-seconds // 10)):
+        for tag in (tag for tag in tags if tag.is_media):
+            at_ms = begin_ms + tag.timestamp_ms + repeat * 10_000
+            late_ms = noise.uniform(0, 900) if noise.random() < 0.002 else max(0.0, late_ms * 0.98 + noise.uniform(0, 4))
+            last_ms = max(last_ms, at_ms + late_ms)
+            if at_ms < begin_ms + seconds * 1000:
+                sent.append((replace(tag, timestamp_ms=at_ms), last_ms))
+    return sent
+
+
+class Growing:
+    """A segment that a native capture writes, up to a time."""
+
+    def __init__(self, path: Path, sent: Sent) -> None:
+        self.path = path
+        self._sent = sent
+        self._written = 0
+
+    def until(self, at_ms: float) -> None:
+        """Write what arrived by then: the tags first, then their records."""
+        arrived = sum(arrival_ms <= at_ms for _, arrival_ms in self._sent)
+        fresh = self._sent[self._written : arrived]
+        if not fresh:
+            return
+        head = self._written == 0
+        self._written = arrived
+        with self.path.open("ab") as file:
+            file.write(flv.header(audio=True, video=True) * head)
+            file.write(b"".join(flv.encode(tag.kind, tag.timestamp_ms, tag.payload) for tag, _ in fresh))
+        with arrival_index.path_of(self.path).open("ab") as file:
+            file.write(arrival_index.header(BEGAN_MS) * head)
+            file.write(b"".join(arrival_index.record(round(at), tag.kind, len(tag.payload)) for tag, at in fresh))
+
+    @property
+    def ends_ms(self) -> float:
+        """The last arrival."""
+        return self._sent[-1][1]
+
+    @property
+    def whole(self) -> joiner.SegmentFile:
+        """The segment with what its capture noted."""
+        line = timeline.Timeline(timeline.wanted("02"))
+        for tag, _ in self._sent:
+            line.place(tag)
+        first_ms, last_ms = (BEGAN_MS + round(self._sent[at][1]) for at in (0, -1))
+        return joiner.SegmentFile(path=self.path, first_packet_ms=first_ms, last_packet_ms=last_ms, media_ms=line.end_ms)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets are joined some seconds after their arrival, and not minutes."""
+    monkeypatch.setattr(track_clock, "ENVELOPE_MS", 2_000.0)
+    monkeypatch.setattr(track_clock, "SETTLED_MS", 2_000)
+    monkeypatch.setattr(following, "LAG_MS", 5_000)
+    monkeypatch.setattr(following, "PLACE_EVERY_MS", 1_000)
+
+
+async def followed(growing: Sequence[Growing], mode: str, folder: Path) -> tuple[transcode.TranscodeOutput, following.Following]:
+    """Follow the segments, which grow one after the other, in steps of a second."""
+    extension = "mp3" if mode == "00" else "mp4"
+    recording = following.Following(flv_source.FFMPEG, mode, folder / f"finished.{extension}.part")
+    try:
+        for segment in growing:
+            recording.add(segment.path)
+            for second in range(round(segment.ends_ms / 1000) + 2):
+                segment.until(second * 1_000)
+                await recording.look()
+        finished = await recording.finish([segment.whole for segment in growing], folder / f"followed.{extension}")
+    finally:
+        await recording.stop()
+    return finished.made, recording
+
+
+async def check_same(made: transcode.TranscodeOutput, growing: Iterable[Growing], mode: str, folder: Path) -> None:
+    """The file and all that is reported about it equal those of the transcode from the segments."""
+    output = folder / f"afterwards{made.path.suffix}"
+    again = await transcode.Transcoder(flv_source.FFMPEG).transcode([segment.whole for segment in growing], mode, output)
+    assert replace(made, path=output) == again
+    assert made.path.read_bytes() == output.read_bytes()
+
+
+def _parts(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob("*.part")]
+
+
+@pytest.mark.parametrize("mode", ["00", "01", "02"])
+async def test_a_followed_file_has_the_same_bytes(tmp_path: Path, soon: None, mode: str) -> None:
+    """Two segments with a pause between them, of packets that jitter: the file is the same in every mode."""
+    growing = [
+        Growing(tmp_path / "00000001.flv", stream(20)),
+        Growing(tmp_path / "00000002.flv", stream(12, begin_ms=26_000, seed=2)),
+    ]
+    made, recording = await followed(growing, mode, tmp_path)
+    assert recording.restarts == 0
+    assert made.duration_ms == pytest.approx(32_000, abs=1_000)
+    await check_same(made, growing, mode, tmp_path)
+
+
+async def test_a_late_track_begins_the_file_again(tmp_path: Path, soon: None) -> None:
+    """Sound that begins after the file has begun changes its plan: the file begins again with both tracks, once."""
+    sent = [(tag, at) for tag, at in stream(30) if tag.kind == flv.VIDEO or at > 14_901]
+    heads = [(tag, 14_901.0) for tag, _ in stream(1) if tag.kind == flv.AUDIO and tag.is_sequence_header]
+    growing = [Growing(tmp_path / "00000001.flv", sorted((*sent, *heads), key=lambda each: each[1]))]
+    made, recording = await followed(growing, "02", tmp_path)
+    assert recording.restarts == 1
+    await check_same(made, growing, "02", tmp_path)
+
+
+async def test_pictures_that_turn_out_to_be_late_begin_the_file_again(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If arrivals say later that joined packets were live at another time, the file begins again with the right times."""
+    monkeypatch.setattr(track_clock, "ENVELOPE_MS", 20_000.0)
+    monkeypatch.setattr(following, "MOST_RESTARTS", 30)
+    sent = [(tag, at + 400 if tag.kind == flv.VIDEO and at < 10_000 else at) for tag, at in stream(20)]
+    growing = [Growing(tmp_path / "00000001.flv", sorted(sent, key=lambda each: each[1]))]
+    made, recording = await followed(growing, "02", tmp_path)
+    assert recording.restarts > 0
+    await check_same(made, growing, "02", tmp_path)
+
+
+async def test_a_muted_track_changes_nothing(tmp_path: Path, soon: None) -> None:
+    """Sound that is missing for seconds becomes silence, as in the transcode from the segments."""
+    sent = [(tag, at) for tag, at in stream(30) if tag.kind == flv.VIDEO or tag.is_sequence_header or not 9_000 < at < 16_000]
+    growing = [Growing(tmp_path / "00000001.flv", sent)]
+    made, _ = await followed(growing, "02", tmp_path)
+    await check_same(made, growing, "02", tmp_path)
+
+
+async def test_another_size_ends_following(tmp_path: Path, soon: None) -> None:
+    """A second configuration needs an encoder for the whole file: following gives up, and leaves no file."""
+    growing = [
+        Growing(tmp_path / "00000001.flv", stream(12)),
+        Growing(tmp_path / "00000002.flv", stream(12, begin_ms=14_000, size="160x120")),
+    ]
+    with pytest.raises(following.GaveUp, match="encoded"):
+        await followed(growing, "02", tmp_path)
+    assert _parts(tmp_path) == []
+
+
+async def test_a_node_writes_and_uploads_while_the_recording_runs(tmp_path: Path) -> None:
+    """A node with FOLLOW writes the file in a process of its own, and sends its parts, while the recording runs. The transcode
+    takes the file over and gives what it would have made. The upload sends the rest, and the object is the file. A follower that
+    is dropped leaves nothing behind, in the bucket neither."""
+    folder = spool.Spool(tmp_path / "spool")
+    folder.start()
+    async with scripted_cos.serving() as server:
+        environ = {"HOME": str(tmp_path), "FOLLOW": "true", "COS_ENDPOINT": f"http://127.0.0.1:{server.port}"}
+        chain = credentials.CredentialChain({}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none")
+        work = node_work.NodeWork(settings.load(environ), folder, chain)
+        work.followers = followers.Followers(flv_source.FFMPEG, after_s=0)
+        work.live_uploads = live_uploads.LiveUploads(look_every_s=0.05)
+        work.uploader = cos.CosUploader(2, first_part_bytes=scripted_cos.MIB)
+        await work.uploader.start()
+        try:
+            await _record(work, folder, server)
+        finally:
+            await work.live_uploads.stop()
+            await work.followers.stop()
+            await work.uploader.stop()
+            folder.stop()
+
+
+async def _record(work: node_work.NodeWork, folder: spool.Spool, server: scripted_cos.Cos) -> None:
+    recording = examples.recording(TASK, mode="02")
+    job = due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
+    growing = Growing(folder.segment_path(TASK, "al", 1, 1), stream(220, filters="noise=alls=8:allf=t"))
+    part = folder.output_path(TASK, "al", 1, "02", 1).with_suffix(".mp4.part")
+    growing.until(215_000)
+    work.capture(job, 1, lambda _: None)
+    await waiting.until(lambda: server.operations.count("part") >= 2, 30)
+    growing.until(220_000 + 1_000)
+    known = growing.whole
+    told = segments.Segment(
+        epoch=1, node="n1", first_packet_ms=known.first_packet_ms, last_packet_ms=known.last_packet_ms,
+        media_ms=known.media_ms or 0, registered_ms=BEGAN_MS, reason="eof",
+    )  # fmt: skip
+    made = await work.transcode(job, 2, [told])
+    assert not part.exists()
+
+    async def save(_: dict[str, Any]) -> None:
+        return
+
+    done = await work.upload(replace(job, recording=replace(recording, output=made)), None, save)
+    data = folder.output_path(TASK, "al", 1, "02", 2).read_bytes()
+    assert (server.objects.popitem()[1], done.crc64) == (data, made.crc64)
+    # The first part holds the index too. None is sent twice, except one that was on its way when the end began.
+    parts = len(list(file_parts.layout(scripted_cos.MIB, data.index(b"mdat") - 44, len(data))))
+    assert parts <= server.operations.count("part") <= parts + 1
+    assert replace(made, epoch=3) == await work.transcode(job, 3, [told])
+    work.capture(job, 1, lambda _: None)
+    await waiting.until(lambda: server.operations.count("create") == 2, 30)
+    await work.remove(recording.key, 9)
+    assert not part.exists()
+    assert server.uploads == {}

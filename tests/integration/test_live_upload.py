@@ -1,0 +1,139 @@
+"""Live uploads: the parts of a growing file leave before its end, and the object equals the finished file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import fastcrc
+import pytest
+
+from machine import errors
+from tencent import cos, cos_upload, file_parts, live_upload
+from tests.integration import scripted_cos
+
+MIB = scripted_cos.MIB
+HEAD = 8192
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[scripted_cos.Cos]:
+    async with scripted_cos.serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def uploader() -> AsyncIterator[cos.CosUploader]:
+    one = cos.CosUploader(threads=2, first_part_bytes=MIB, pauses_s=(0, 0, 0), silence_timeout_s=5)
+    await one.start()
+    yield one
+    await one.stop()
+
+
+class Growing:
+    """A file that grows, and its live upload."""
+
+    def __init__(self, path: Path, server: scripted_cos.Cos, uploader: cos.CosUploader) -> None:
+        self.path = path
+        self.data = b""
+        self._server = server
+        self._uploader = uploader
+        self.live: live_upload.LiveUpload = uploader.live(path)
+
+    async def grow(self, size_bytes: int) -> None:
+        """Append random bytes, and look."""
+        fresh = os.urandom(size_bytes)
+        self.data += fresh
+        with self.path.open("ab") as file:
+            file.write(fresh)
+        await self.look()
+
+    async def look(self) -> None:
+        """Look once at the file."""
+        await self.live.look(self._uploader.connect(scripted_cos.target(self._server), scripted_cos.KEYS))
+
+    async def finish(self, notes: scripted_cos.Notes | None = None) -> None:
+        """Put a head before the file, change its first bytes, and upload the rest."""
+        self.data = os.urandom(HEAD + 100) + self.data[100:]
+        self.path.write_bytes(self.data)
+        state = self.live.state
+        await self.live.close()
+        verified = file_parts.VerifiedFile(size_bytes=len(self.data), crc64=str(fastcrc.crc64.xz(self.data)))
+        resumed = cos_upload.UploadState(
+            upload_id=state.upload_id, parts=state.parts, part_size_bytes=state.part_size_bytes, head_bytes=HEAD
+        )
+        resumed = cos_upload.UploadState.from_json(resumed.to_json())
+        known = resumed if state.upload_id else None
+        await scripted_cos.upload(self._uploader, self.path, self._server, notes, state=known, verified=verified)
+
+
+@pytest.fixture
+def growing(tmp_path: Path, server: scripted_cos.Cos, uploader: cos.CosUploader) -> Growing:
+    return Growing(tmp_path / "a.part", server, uploader)
+
+
+async def test_parts_leave_while_the_file_grows(growing: Growing, server: scripted_cos.Cos) -> None:
+    """Whole parts but the first are sent before the end; afterwards only the first and the last follow, and the object is the
+    file."""
+    await growing.look()
+    await growing.grow(MIB + MIB // 2)
+    assert server.operations == []
+    await growing.grow(MIB)
+    await growing.grow(2 * MIB)
+    assert server.operations == ["create", "part", "part", "part"]
+    await growing.finish()
+    assert server.objects[scripted_cos.KEY] == growing.data
+    assert server.operations[4:] == ["parts", "part", "part", "complete", "head"]
+
+
+async def test_a_file_that_begins_again(growing: Growing, server: scripted_cos.Cos) -> None:
+    """Another file under the name aborts the upload and begins a new one: no byte of the old one is in the object."""
+    await growing.grow(3 * MIB)
+    growing.path.unlink()
+    growing.data = b""
+    await growing.grow(3 * MIB + 5)
+    assert server.operations == ["create", "part", "part", "abort", "create", "part", "part"]
+    await growing.finish()
+    assert server.objects[scripted_cos.KEY] == growing.data
+    assert server.uploads == {}
+
+
+async def test_cos_is_away_for_a_while(growing: Growing, server: scripted_cos.Cos) -> None:
+    """A look that fails says so and loses nothing: a later one sends the same part and those behind it."""
+    server.script["part"] = [scripted_cos.refuse(503, "ServiceUnavailable")]
+    with pytest.raises(errors.UploadFailed) as failed:
+        await growing.grow(3 * MIB)
+    assert failed.value.retry
+    await growing.look()
+    await growing.finish()
+    assert server.objects[scripted_cos.KEY] == growing.data
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_an_upload_that_cos_has_dropped(growing: Growing, server: scripted_cos.Cos, gone: bool) -> None:
+    """If COS has dropped the upload, or holds other bytes than were sent, the finished file is uploaded from its beginning."""
+    await growing.grow(4 * MIB)
+    (upload_id,) = server.uploads
+    if gone:
+        del server.uploads[upload_id]
+    else:
+        server.uploads[upload_id][2] = bytes(MIB)
+    await growing.finish()
+    assert server.objects[scripted_cos.KEY] == growing.data
+
+
+async def test_the_saved_state_resumes(growing: Growing, server: scripted_cos.Cos) -> None:
+    """Each part of the end is saved together with those that were sent live, so that a restart sends none of them again."""
+    await growing.grow(4 * MIB)
+    notes = scripted_cos.Notes()
+    server.script["complete"] = [scripted_cos.refuse(403, "AccessDenied")]
+    with pytest.raises(errors.UploadFailed):
+        await growing.finish(notes)
+    assert [part.number for part in notes.states[-1].parts] == [1, 2, 3, 4]
+    server.operations.clear()
+    verified = file_parts.VerifiedFile(size_bytes=len(growing.data), crc64=str(fastcrc.crc64.xz(growing.data)))
+    uploader = growing._uploader
+    await scripted_cos.upload(uploader, growing.path, server, state=notes.states[-1], verified=verified)
+    assert server.operations == ["parts", "complete", "head"]
+    assert server.objects[scripted_cos.KEY] == growing.data

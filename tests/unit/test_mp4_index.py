@@ -1,0 +1,86 @@
+"""The index of an MP4 at its front: the same bytes on every file system, the same media, and offsets of 64 bits where needed."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from machine import errors
+from media import flv, mp4_index
+from tests import flv_source
+
+OFFSETS = 40
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def _file(path: Path, media: bytes, offset: int = OFFSETS + 8) -> Path:
+    """A file as ffmpeg leaves it: one chunk of media, and the index behind it."""
+    table = _box(b"stco", struct.pack(">III", 0, 1, offset))
+    index = _box(b"moov", _box(b"trak", _box(b"mdia", _box(b"minf", _box(b"stbl", table)))))
+    path.write_bytes(_box(b"ftyp", bytes(24)) + _box(b"free", b"") + _box(b"mdat", media) + index)
+    return path
+
+
+def _hashes(path: Path) -> bytes:
+    """The decoded pictures and sounds, each with its time."""
+    argv = [flv_source.FFMPEG, "-loglevel", "error", "-i", str(path), "-f", "framehash", "-"]
+    return subprocess.run(argv, check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize("inserts", [True, False])
+def test_the_index_moves_and_the_media_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, inserts: bool) -> None:
+    """The offset finds the same media behind the index, whether the file system can insert space or not, and a second call
+    changes nothing."""
+    media = bytes(range(256)) * 40_000
+    monkeypatch.setattr(mp4_index, "_MOVED_BYTES", 1 << 20)
+    path = _file(tmp_path / "a.mp4", media)
+    if not inserts:
+        monkeypatch.setattr(mp4_index, "_INSERT_RANGE", 1 << 30)
+    mp4_index.to_front(path)
+    found = path.read_bytes()
+    at = found.index(b"stco") + 12
+    assert found.index(b"moov") < found.index(b"mdat")
+    begin = struct.unpack_from(">I", found, at)[0]
+    assert found[begin:] == media
+    assert begin % 4096 == OFFSETS + 8
+    mp4_index.to_front(path)
+    assert path.read_bytes() == found
+
+
+def test_offsets_beyond_four_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose offsets may exceed 32 bits behind its index gets offsets of 64 bits."""
+    monkeypatch.setattr(mp4_index, "_NARROW_MOST", 10_000)
+    path = _file(tmp_path / "a.mp4", b"media" * 1_000)
+    mp4_index.to_front(path)
+    found = path.read_bytes()
+    at = found.index(b"co64") + 12
+    assert found[struct.unpack_from(">Q", found, at)[0] :] == b"media" * 1_000
+
+
+def test_a_real_file_keeps_its_content(tmp_path: Path) -> None:
+    """A file by ffmpeg has the same pictures and sounds at the same times afterwards, and its index is in front."""
+    source = flv_source.write(tmp_path / "a.flv", flv_source.content(duration_s=4))
+    path = tmp_path / "a.mp4"
+    argv = [flv_source.FFMPEG, "-loglevel", "error", "-i", str(source), "-c", "copy", str(path)]
+    subprocess.run(argv, check=True)
+    before = _hashes(path)
+    mp4_index.to_front(path)
+    assert _hashes(path) == before
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.parametrize("content", [b"", flv.header(audio=True, video=True), _box(b"ftyp", b"") + _box(b"mdat", b"")])
+def test_a_file_without_an_index(tmp_path: Path, content: bytes) -> None:
+    """A file that is no whole MP4 is refused."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(errors.TranscodeFailed) as refused:
+        mp4_index.to_front(path)
+    assert refused.value.reason == "verify-failed"
