@@ -25,7 +25,7 @@ import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, live_views, node_report, operations, slots, start_checks
+from assembly import database, encryption_keys, live_views, node_report, operations, policies, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -62,7 +62,7 @@ class Node:
         self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
         self._host = settings.host.strip("[]")
-        self._policy = _policy(settings)
+        self._policy = policies.of(settings)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[supervised_task.SupervisedTask] = []
         self._ready = False
@@ -390,12 +390,3 @@ class Node:
             file_origin=work.file_origin,
             version=VERSION,
         )
-
-
-def _policy(settings: settings_module.Settings) -> model.Policy:
-    names = (
-        "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed",
-        "keep_messages", "keep_sessions", "lease", "node_return", "progress_every",
-    )  # fmt: skip
-    times = {f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names}
-    return model.Policy(**times, progress_events=settings.progress_events)

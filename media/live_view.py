@@ -56,7 +56,7 @@ async def segment(path: Path, mode: str, is_over: Callable[[], Awaitable[bool]])
             elif over:
                 return
             elif asyncio.get_running_loop().time() - asked_s > ASK_EVERY_S:
-                # What was written before the end is read once more.
+                # Bytes written before the end are read once more.
                 over = await is_over()
                 asked_s = asyncio.get_running_loop().time()
             await asyncio.sleep(TICK_S)

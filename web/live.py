@@ -73,7 +73,7 @@ async def view(api: dependencies.Api, request: fastapi.Request, task_id: str, sp
 
 
 class _LiveResponse(responses.StreamingResponse):
-    """Sends what `read` returns until it is empty; then, or if the client leaves, closes what was opened for it."""
+    """Sends what `read` returns until it is empty; then, or if the client leaves, closes its sources."""
 
     def __init__(
         self, api: dependencies.Api, opened: contextlib.AsyncExitStack, read: Callable[[], Awaitable[bytes]], media_type: str

@@ -189,7 +189,7 @@ class CallbackForwarder:
         self._log(receiver, reason)
 
     def _log(self, receiver: _Receiver, reason: str, *, at_once: bool = False) -> None:
-        """Log what was dropped since the last line, every `LOG_EVERY_S` at most."""
+        """Log the callbacks dropped since the last line, every `LOG_EVERY_S` at most."""
         now_s = self._clock_s()
         if receiver.unlogged and (at_once or now_s >= receiver.next_log_s):
             log.warning("trtc.forward_dropped", sdk_app_id=receiver.sdk_app_id, callbacks=receiver.unlogged, reason=reason)

@@ -1,4 +1,5 @@
-"""Live view of a speaker while being recorded, in a browser and over HTTP, from its own spool and from another node's."""
+"""Live view of a speaker while being recorded, in a browser and over HTTP, from its own spool and, on the
+distributed engine, from another node's. What a view shows knows no engine: it is seen on the embedded one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The requests that the cloud function documents, through the recipe of docs/migrate.md: its fields come back."""
+"""The requests that the cloud function documents, through the recipe of docs/migrate.md: its fields come back.
+
+The page installs the embedded engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The operators' pages in a browser: nodes, parked messages, keys, the audit, and bulk actions on the list of sessions."""
+"""The operators' pages in a browser: nodes, parked messages, keys, the audit, and bulk actions on the list of sessions.
+
+Pages know no engine: those that are only drawn have the embedded one."""
 
 from __future__ import annotations
 

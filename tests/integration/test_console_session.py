@@ -1,4 +1,6 @@
-"""The page of one session in a browser: what needs attention and its button, replay, resend, hostile names, scopes, cost."""
+"""The page of one session in a browser: what needs attention and its button, replay, resend, hostile names, scopes, cost.
+
+Pages know no engine: those that are only drawn have the embedded one."""
 
 from __future__ import annotations
 

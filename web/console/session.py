@@ -1,7 +1,7 @@
 """The page of one session: machines, timeline, recordings, results and deliveries; live views and files; stop, replay, resend.
 
 Rules: an action is the event that the API would make of it, so the same handler decides and audits it. A replay is previewed by a
-dry run before it is confirmed. What is played needs the scope `watch`.
+dry run before it is confirmed. Playing needs the scope `watch`.
 """
 
 from __future__ import annotations
