@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import machine.encryption
 import store.api_keys
 import store.attention
 import store.audit
+import store.backlog
 import store.connections
 import store.database_lock
 import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, live_views, node_report, operations, slots, start_checks
+from assembly import database, encryption_keys, live_views, node_metrics, node_report, operations, slots, start_checks
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -101,8 +103,8 @@ class Node:
         await free.measure()
         space = start_checks.SpoolSpace(self.settings, free)
         workers = admission.Admission(self.store, clock=self._clock, alive_ms=2 * self._policy.lease_ms)
-        capacity = workers.check if self._distributed else space.check
-        checks = start_checks.StartChecks(self.settings, work, chain, capacity, self._clock)
+        check_capacity = workers.check if self._distributed else space.check
+        checks = start_checks.StartChecks(self.settings, work, chain, check_capacity, self._clock)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
         intake = callback_intake.CallbackIntake(self.store.presence, decider.decide)
@@ -110,12 +112,16 @@ class Node:
         parts.append(self.forwarder)
         api = self._api(decider, intake, work, space)
         watch = attention_watch.AttentionWatch(api)
+        gauges = self._gauges(check_capacity, space, watch)
+        parts.append(gauges)
+        self._tasks.append(gauges.task)
         if "api" in self.settings.roles:
             parts.append(watch)
             self._tasks.append(watch.task)
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
+        api = dataclasses.replace(api, gauges=gauges.gauges)
         application = web_app.create(api, watch=watch, public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self._host, port=self.settings.port)
         await self._http.start()
@@ -291,6 +297,28 @@ class Node:
         self._tasks.append(self.capacity.task)
         return [self.capacity]
 
+    def _gauges(
+        self,
+        check_capacity: Callable[[], Awaitable[Sequence[str]]],
+        space: start_checks.SpoolSpace,
+        watch: attention_watch.AttentionWatch,
+    ) -> node_metrics.NodeMetrics:
+        alive_ms, roles = 2 * self._policy.lease_ms, self.settings.roles
+        return node_metrics.NodeMetrics(
+            node_metrics.Parts(
+                settings=self.settings,
+                clock=self._clock,
+                read=store.backlog.BacklogQuery(self.store.connections, clock=self._clock, alive_ms=alive_ms).read,
+                check_capacity=check_capacity,
+                ready=self._problems,
+                parked=self.bus.findings,
+                view=(lambda: space.view(self._clock(), self._clock.skew_ms)) if "worker" in roles else None,
+                causes=watch.counts if "api" in roles else None,
+                worker=self.worker,
+                capacity=self.capacity,
+            )
+        )
+
     async def _drain(self, made: worker.Worker) -> None:
         """Stop consuming and close the captures' segments. Their outcomes are in the outbox, which every node relays."""
         self._draining = True
@@ -383,6 +411,7 @@ class Node:
             policy=self._policy,
             distributed=self._distributed,
             cluster_token=settings.cluster_token.get_secret_value(),
+            metrics_token=settings.metrics_token.get_secret_value(),
             segment_file=segment_file,
             live_view=views.view,
             live_segment=views.segment,

@@ -17,7 +17,7 @@ import structlog
 from bus import attempts, database_probe
 from events import codec
 from events import errors as event_errors
-from machine import errors
+from machine import errors, metrics
 
 log = structlog.get_logger()
 
@@ -27,6 +27,9 @@ HANDLER_TIMEOUT_S = 300.0
 FULL_BACKOFF_S = 1.0
 # A message that must be handled alone comes back so often, until it finds its turn.
 ISOLATED_BACKOFF_S = 1.0
+
+# Prefixes of routing keys; anything else is a publisher's mistake.
+CHANNELS = ("event", "command", "result")
 
 Handler = Callable[[codec.Event], Awaitable[None]]
 
@@ -86,6 +89,12 @@ class DeliveryPolicy:
 
     async def handle(self, message: Incoming) -> Disposition:
         """Handle one delivery. Raises nothing but cancellation."""
+        disposition = await self._handle(message)
+        channel = message.key.partition(".")[0]
+        metrics.MESSAGES.labels(channel if channel in CHANNELS else "other", disposition.kind).inc()
+        return disposition
+
+    async def _handle(self, message: Incoming) -> Disposition:
         try:
             async with self._tracker.attempt(message.attempt_key, redelivered=message.redelivered) as counted:
                 return await self._attempt(message, counted)

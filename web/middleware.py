@@ -24,13 +24,14 @@ import structlog
 from starlette import datastructures, requests, routing, types
 from starlette.middleware import exceptions
 
-from machine import errors
-from web import authentication, dependencies, rate_limit, responses, scopes
+from machine import errors, metrics
+from web import authentication, dependencies, metrics_page, rate_limit, responses, scopes
 from web.console import frame as console_frame
 
 # Their successes are logged at level debug only, because there are so many.
-QUIET = ("/healthz", "/readyz", "/trtc/callbacks")
+QUIET = ("/healthz", "/readyz", "/metrics", "/trtc/callbacks")
 SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing here
+METHODS = (*SAFE, "POST", "PUT", "PATCH", "DELETE")
 CLIENT_GONE = 499  # nginx's status for a client that disconnects before the answer
 
 FOREIGN_HOST = (
@@ -164,6 +165,8 @@ class RequestGate:
         authorization = console.authorization(scope) if console is not None else headers.get("authorization", "")
         if needed in scopes.UNGUARDED:
             return None
+        if scope["path"] == metrics_page.PATH and self._authenticator.may_scrape(authorization):
+            return None
         if await self._authenticator.open_to_all():
             scope["state"]["caller"], scope["state"]["scopes"] = authentication.LOCAL.caller, authentication.LOCAL.scopes
             if needed and needed not in authentication.LOCAL.scopes:
@@ -211,6 +214,8 @@ def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
     """Log the request with the route's template, not with its path, which can be any text."""
     template = getattr(scope.get("route"), "path", "")
     write = log.debug if template in QUIET and status < HTTPStatus.BAD_REQUEST else log.info
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    metrics.HTTP_SECONDS.labels(template, method, str(status)).observe(duration_s)
     write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
 
 

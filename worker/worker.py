@@ -17,7 +17,7 @@ import structlog
 
 from events import codec
 from machine import errors, failpoints, job_key, model, ports, states, storage_fault
-from worker import execution, leased_job, leases, outcomes, spool_fault, work_ports
+from worker import execution, job_metrics, leased_job, leases, outcomes, spool_fault, work_ports
 
 log = structlog.get_logger()
 
@@ -44,6 +44,7 @@ class Worker:
         self._running: Counter[str] = Counter()
         self.freed = asyncio.Event()
         self.spool_fault = spool_fault.SpoolFault(work.probe_spool)
+        self._clock = clock
         self._publisher = outcomes.OutcomePublisher(store, node=node, clock=clock)
         self.leases = leases.HeldLeases(store, work, node=node, policy=policy, clock=clock)
         self._execution = execution.Execution(
@@ -137,6 +138,7 @@ class Worker:
         """Take the job's lease and execute the job in a task of its own."""
         job = await self.leases.take(owner, command.data["Epoch"], kind)
         if job is not None:
+            job_metrics.began(job, self._clock() - command.time_ms)
             self._running[kind] += 1
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
             job.task.add_done_callback(lambda _: self._over(kind))
