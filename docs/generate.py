@@ -112,8 +112,9 @@ def metric_list() -> str:
     parts = [
         "# Metrics\n",
         NOTICE,
-        "`GET /metrics` of every node, in Prometheus' text format. [operate.md](operate.md#metrics-and-alerts) describes how to scrape"
-        " it, and has the alerts. A histogram has the series `_bucket`, `_count` and `_sum`. The process itself is in `process_*`.\n",
+        "`GET /metrics` of every node, in Prometheus' text format. [operate.md](operate.md#metrics-and-alerts) describes how to"
+        " scrape it, and has the alerts. A histogram has the series `_bucket`, `_count` and `_sum`. The process itself is in"
+        " `process_*`.\n",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
         *(

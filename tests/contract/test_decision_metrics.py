@@ -118,7 +118,7 @@ def statements(harness: decider_harness.Harness) -> Iterator[list[tuple[str, obj
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_the_backlog_reads_no_finished_rows(harness: decider_harness.Harness, statements: list[tuple[str, object]]) -> None:
-    """Each count of the backlog reads an index of unfinished rows, or a small table."""
+    """By SQLite's plans, each count of the backlog reads an index of unfinished rows, or a small table."""
     await query(harness.store, harness.clock).read()
     selects = [(words, values) for words, values in statements if words.startswith("SELECT")]
     assert len(selects) == 8

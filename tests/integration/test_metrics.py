@@ -56,7 +56,6 @@ async def test_the_token_of_the_metrics_reads_nothing_else(service: api_service.
         assert (await scrape(service, SCRAPER, path))[0] == 401, path
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_a_scrape_needs_no_database(service: api_service.Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """METRICS_TOKEN is checked without the database, so that an outage can be seen."""
 
@@ -70,7 +69,6 @@ async def test_a_scrape_needs_no_database(service: api_service.Service, monkeypa
     assert (await scrape(service, reader))[0] >= 500
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_no_label_holds_a_text_from_outside(service: api_service.Service) -> None:
     """Requests for made-up routes with made-up methods add series with fixed labels only."""
     async with service.http.request("BREW", f"{service.url}/sessions/PLANTED?x=PLANTED") as response:
