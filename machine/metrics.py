@@ -56,11 +56,8 @@ def _gauge(name: str, meaning: str, *labels: str) -> str:
 
 
 # --- requests, events, messages -------------------------------------------------------------------------------------------
-HTTP_SECONDS = _histogram(
-    "recorder_http_request_duration_seconds",
-    "Time of an HTTP request, by the route's template.",
-    "route", "method", "status", buckets=_FAST_S,
-)  # fmt: skip
+HTTP_REQUESTS = _counter("recorder_http_requests_total", "HTTP requests, by the route's template.", "route", "method", "status")
+HTTP_SECONDS = _histogram("recorder_http_request_duration_seconds", "Time of an HTTP request.", "route", buckets=_FAST_S)
 EVENTS = _counter("recorder_events_total", "Events that were decided, refused, or failed and are retried.", "type", "outcome")
 EVENT_SECONDS = _histogram("recorder_event_duration_seconds", "From taking an event to its commit.", "type", buckets=_FAST_S)
 EVENT_AGE_SECONDS = _histogram(

@@ -215,7 +215,8 @@ def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
     template = getattr(scope.get("route"), "path", "")
     write = log.debug if template in QUIET and status < HTTPStatus.BAD_REQUEST else log.info
     method = scope["method"] if scope["method"] in METHODS else "other"
-    metrics.HTTP_SECONDS.labels(template, method, str(status)).observe(duration_s)
+    metrics.HTTP_REQUESTS.labels(template, method, str(status)).inc()
+    metrics.HTTP_SECONDS.labels(template).observe(duration_s)
     write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
 
 

@@ -46,8 +46,8 @@ HEALTHY = {
     'recorder_recordings_ended_total{code="Partial"}': f"0x{MINUTES}",
     'recorder_recordings{state="Uploading"}': f"3x{MINUTES}",
     'recorder_deliveries_ended_total{outcome="failed"}': f"0x{MINUTES}",
-    'recorder_http_request_duration_seconds_count{status="200", route="/sessions"}': f"0+100x{MINUTES}",
-    'recorder_http_request_duration_seconds_count{status="503", route="/sessions"}': f"0x{MINUTES}",
+    'recorder_http_requests_total{status="200", route="/sessions"}': f"0+100x{MINUTES}",
+    'recorder_http_requests_total{status="503", route="/sessions"}': f"0x{MINUTES}",
     **steady(recorder_can_accept=1, recorder_figures_age_seconds=4),
     "recorder_upload_bytes_total": f"0+1000x{MINUTES}",
     **age_buckets(0, 100),
@@ -70,7 +70,7 @@ FIRING: dict[str, dict[str, str]] = {
     "RecorderFilesLackMedia": {'recorder_recordings_ended_total{code="Partial"}': f"0+1x{MINUTES}"},
     "RecorderUploadsStand": {"recorder_upload_bytes_total": f"1000x{MINUTES}"},
     "RecorderResultsUndelivered": {'recorder_deliveries_ended_total{outcome="failed"}': f"0x{MINUTES - 10} 1x10"},
-    "RecorderRequestsFail": {'recorder_http_request_duration_seconds_count{status="503", route="/sessions"}': f"0+10x{MINUTES}"},
+    "RecorderRequestsFail": {'recorder_http_requests_total{status="503", route="/sessions"}': f"0+10x{MINUTES}"},
 }
 
 
