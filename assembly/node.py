@@ -27,7 +27,7 @@ import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, live_views, node_metrics, node_report, operations, slots, start_checks
+from assembly import database, encryption_keys, live_views, node_metrics, node_report, operations, slots, start_checks, tracing
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -118,6 +118,8 @@ class Node:
         if "api" in self.settings.roles:
             parts.append(watch)
             self._tasks.append(watch.task)
+        if end_tracing := tracing.start(self._environment, self.node):
+            self._stack.push_async_callback(file_threads.BULK.run, end_tracing)
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)

@@ -18,7 +18,7 @@ Owner = TypeVar("Owner", bound=job_key.JobKey)
 class LeasedJob(Generic[Owner]):
     """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on.
     `renewals`: how often it was renewed since. `noted`: the capture's progress that its rows have. `leased_s`: when it got its
-    lease (monotonic)."""
+    lease (monotonic). `traceparent`: the span that its outcomes follow from."""
 
     owner: Owner
     epoch: int
@@ -32,6 +32,7 @@ class LeasedJob(Generic[Owner]):
     publishing: set[asyncio.Task[None]] = field(default_factory=set)
     noted: capture_progress.CaptureProgress | None = None
     leased_s: float = field(default_factory=time.monotonic)
+    traceparent: str = ""
 
     @property
     def key(self) -> tuple[Owner, int]:

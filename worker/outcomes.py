@@ -90,6 +90,7 @@ class OutcomePublisher:
             time_ms=self._clock(),
             data=job.owner.fields() | codec.from_payload(outcome),
             subject=job.owner.text,
+            traceparent=job.traceparent,
         )
         while True:
             try:

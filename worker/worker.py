@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from events import codec
-from machine import errors, failpoints, job_key, model, ports, states, storage_fault
+from machine import errors, failpoints, job_key, model, ports, states, storage_fault, tracing
 from worker import execution, job_metrics, leased_job, leases, outcomes, spool_fault, work_ports
 
 log = structlog.get_logger()
@@ -140,6 +140,7 @@ class Worker:
         if job is not None:
             job_metrics.began(job, self._clock() - command.time_ms)
             self._running[kind] += 1
+            job.traceparent = command.traceparent
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
             job.task.add_done_callback(lambda _: self._over(kind))
 
@@ -149,7 +150,9 @@ class Worker:
 
     async def _run(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:
         try:
-            await self._execute(job, execute)
+            with tracing.span(f"execute {job.kind}", parent=job.traceparent, owner=job.owner.text, epoch=job.epoch) as here:
+                job.traceparent = here
+                await self._execute(job, execute)
         except errors.LeaseRefused:
             log.warning("job.superseded", owner=job.owner, epoch=job.epoch, kind=job.kind)
         except Exception:
