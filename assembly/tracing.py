@@ -24,7 +24,7 @@ log = structlog.get_logger()
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
-INSTALL = "Install the packages: pip install 'recorder[tracing]'. Or unset the variables OTEL_…"
+INSTALL = f"Install opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http next to the service, or unset {ENDPOINTS[0]}."
 
 
 def configured(environment: Mapping[str, str]) -> bool:
