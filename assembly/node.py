@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import machine.encryption
 import store.api_keys
 import store.attention
 import store.audit
-import store.backlog
 import store.connections
 import store.database_lock
 import store.overview
@@ -112,7 +111,9 @@ class Node:
         parts.append(self.forwarder)
         api = self._api(decider, intake, work, space)
         watch = attention_watch.AttentionWatch(api)
-        gauges = self._gauges(check_capacity, space, watch)
+        gauges = node_metrics.of(
+            self.settings, api, watch, space, self.store, self._clock, check_capacity, self.worker, self.capacity
+        )
         parts.append(gauges)
         self._tasks.append(gauges.task)
         if "api" in self.settings.roles:
@@ -298,28 +299,6 @@ class Node:
         )
         self._tasks.append(self.capacity.task)
         return [self.capacity]
-
-    def _gauges(
-        self,
-        check_capacity: Callable[[], Awaitable[Sequence[str]]],
-        space: start_checks.SpoolSpace,
-        watch: attention_watch.AttentionWatch,
-    ) -> node_metrics.NodeMetrics:
-        alive_ms, roles = 2 * self._policy.lease_ms, self.settings.roles
-        return node_metrics.NodeMetrics(
-            node_metrics.Parts(
-                settings=self.settings,
-                clock=self._clock,
-                read=store.backlog.BacklogQuery(self.store.connections, clock=self._clock, alive_ms=alive_ms).read,
-                check_capacity=check_capacity,
-                ready=self._problems,
-                parked=self.bus.findings,
-                view=(lambda: space.view(self._clock(), self._clock.skew_ms)) if "worker" in roles else None,
-                causes=watch.counts if "api" in roles else None,
-                worker=self.worker,
-                capacity=self.capacity,
-            )
-        )
 
     async def _drain(self, made: worker.Worker) -> None:
         """Stop consuming and close the captures' segments. Their outcomes are in the outbox, which every node relays."""

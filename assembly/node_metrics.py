@@ -15,11 +15,13 @@ from typing import Any
 
 import structlog
 
-from assembly import slots
+from assembly import slots, start_checks
 from assembly.identity import VERSION
 from config import settings as settings_module
 from machine import attention, backlog, database_clock, errors, metrics, states, supervised_task
-from web import stuck
+from store import backlog as stored_backlog
+from store import store as store_module
+from web import app, attention_watch, stuck
 from worker import capacity as capacity_module
 from worker import worker as worker_module
 
@@ -183,6 +185,34 @@ class NodeMetrics:
             metrics.UNDELIVERED: _all(("pending", "failed"), found.deliveries),
             metrics.CAN_ACCEPT: {(): float(figures.can_accept)},
         }
+
+
+def of(
+    settings: settings_module.Settings,
+    api: app.Api,
+    watch: attention_watch.AttentionWatch,
+    space: start_checks.SpoolSpace,
+    store: store_module.Store,
+    clock: database_clock.DatabaseClock,
+    check_capacity: Callable[[], Awaitable[Sequence[str]]],
+    worker: worker_module.Worker | None,
+    capacity: capacity_module.Capacity | None,
+) -> NodeMetrics:
+    """The gauges of the node that has these parts."""
+    query = stored_backlog.BacklogQuery(store.connections, clock=clock, alive_ms=2 * api.policy.lease_ms)
+    parts = Parts(
+        settings=settings,
+        clock=clock,
+        read=query.read,
+        check_capacity=check_capacity,
+        ready=api.ready,
+        parked=api.findings,
+        view=(lambda: space.view(clock(), clock.skew_ms)) if "worker" in settings.roles else None,
+        causes=watch.counts if "api" in settings.roles else None,
+        worker=worker,
+        capacity=capacity,
+    )
+    return NodeMetrics(parts)
 
 
 def _of_worker(parts: Parts) -> dict[str, Gauge]:
