@@ -1,4 +1,4 @@
-"""Backlog of an installation: counts of what is unfinished in its database. A value; the store reads it."""
+"""Backlog of an installation: counts of unfinished rows in its database. A value; the store reads it."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def case(name: str, series: dict[str, str], firing: list[str]) -> dict[str, Any]
 
 
 async def test_each_alert_fires_alone(tmp_path: Path) -> None:
-    """promtool accepts the rules; what is wrong fires its own alert and no other, and a healthy system fires none."""
+    """promtool accepts the rules; each fault fires its own alert and no other, and a healthy system fires none."""
     assert (await scrapes.promtool("check", "rules", str(RULES)))[0] == 0
     cases = [case("healthy", HEALTHY, []), *(case(alert, HEALTHY | series, [alert]) for alert, series in FIRING.items())]
     file = tmp_path / "cases.yml"
