@@ -26,7 +26,7 @@ import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, live_views, node_metrics, node_report, operations, slots, start_checks, tracing
+from assembly import database, encryption_keys, gauges, live_views, node_report, operations, policy, slots, start_checks, tracing
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -63,7 +63,7 @@ class Node:
         self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
         self._host = settings.host.strip("[]")
-        self._policy = _policy(settings)
+        self._policy = policy.of(settings)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[supervised_task.SupervisedTask] = []
         self._ready = False
@@ -111,11 +111,9 @@ class Node:
         parts.append(self.forwarder)
         api = self._api(decider, intake, work, space)
         watch = attention_watch.AttentionWatch(api)
-        gauges = node_metrics.of(
-            self.settings, api, watch, space, self.store, self._clock, check_capacity, self.worker, self.capacity
-        )
-        parts.append(gauges)
-        self._tasks.append(gauges.task)
+        own = gauges.of(self.settings, api, watch, space, self.store, self._clock, check_capacity, self.worker, self.capacity)
+        parts.append(own)
+        self._tasks.append(own.task)
         if "api" in self.settings.roles:
             parts.append(watch)
             self._tasks.append(watch.task)
@@ -124,7 +122,7 @@ class Node:
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
-        api = dataclasses.replace(api, gauges=gauges.gauges)
+        api = dataclasses.replace(api, gauges=own.gauges)
         application = web_app.create(api, watch=watch, public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self._host, port=self.settings.port)
         await self._http.start()
@@ -247,14 +245,9 @@ class Node:
             do = functools.partial(command_handlers.handle, self.worker, command)
             await self.capacity.admit(command.type, do)
 
+        handlers: Any = {"on_event": decider.decide_from_bus, "on_command": on_command, "on_invalid": decider.refuse_invalid}
         if not self._distributed:
-            self.bus = bus.local.LocalBus(
-                self.store,
-                clock=self._clock,
-                on_event=decider.decide_from_bus,
-                on_command=on_command,
-                on_invalid=decider.refuse_invalid,
-            )
+            self.bus = bus.local.LocalBus(self.store, clock=self._clock, **handlers)
         else:
             from bus import rabbit  # the embedded engine loads no AMQP
 
@@ -264,9 +257,7 @@ class Node:
                 node=self.node,
                 roles=self.settings.roles,
                 clock=self._clock,
-                on_event=decider.decide_from_bus,
-                on_command=on_command,
-                on_invalid=decider.refuse_invalid,
+                **handlers,
                 keyring=self._keyring,
                 prefix=self.settings.amqp_prefix,
             )
@@ -400,12 +391,3 @@ class Node:
             file_origin=work.file_origin,
             version=VERSION,
         )
-
-
-def _policy(settings: settings_module.Settings) -> model.Policy:
-    names = (
-        "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed",
-        "keep_messages", "keep_sessions", "lease", "node_return", "progress_every",
-    )  # fmt: skip
-    times = {f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names}
-    return model.Policy(**times, progress_events=settings.progress_events)

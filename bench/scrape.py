@@ -18,7 +18,7 @@ from pathlib import Path
 
 import aiohttp
 
-from assembly import logs, node_metrics
+from assembly import gauges, logs
 from assembly import node as nodes
 from bench import noise
 from config import settings
@@ -59,7 +59,7 @@ def fill() -> None:
             metrics.EVENTS.labels(type_, outcome).inc()
         metrics.EVENT_SECONDS.labels(type_).observe(0.01)
         metrics.EVENT_AGE_SECONDS.labels(type_).observe(0.01)
-    for kind in node_metrics.KINDS:
+    for kind in gauges.KINDS:
         for reason in Reason:
             metrics.JOBS_ENDED.labels(kind, reason).inc()
         metrics.JOB_WAIT_SECONDS.labels(kind).observe(0.01)

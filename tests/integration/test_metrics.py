@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from assembly import gauges
 from assembly import node as nodes
-from assembly import node_metrics
 from config import settings
 from machine import attention, capture_progress, errors, job_key, metrics, states
 from tests import engines, scrapes, waiting
@@ -183,11 +183,11 @@ class FailingDatabase:
 async def test_an_outage_ends_no_scrape(node: nodes.Node) -> None:
     """Without figures of the database a scrape has the others, and the task goes on."""
     failing = FailingDatabase(node)
-    parts = node_metrics.Parts(
+    parts = gauges.Parts(
         settings=node.settings, clock=node._clock, read=failing.read, check_capacity=failing.check_capacity, ready=list,
         parked=tuple, view=None, causes=lambda: {attention.NO_WORKER: 1}, worker=node.worker, capacity=node.capacity,
     )  # fmt: skip
-    made = node_metrics.NodeMetrics(parts)
+    made = gauges.NodeMetrics(parts)
     await made.start()
     found = scrapes.series(metrics.text(await made.gauges()).decode())
     await made.stop()
