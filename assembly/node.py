@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ import store.overview
 import store.queries
 import store.schema
 import store.store
-from assembly import database, encryption_keys, live_views, node_report, operations, policies, slots, start_checks
+from assembly import database, encryption_keys, gauges, live_views, node_report, operations, policy, slots, start_checks, tracing
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -62,7 +63,7 @@ class Node:
         self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
         self._host = settings.host.strip("[]")
-        self._policy = policies.of(settings)
+        self._policy = policy.of(settings)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[supervised_task.SupervisedTask] = []
         self._ready = False
@@ -101,8 +102,8 @@ class Node:
         await free.measure()
         space = start_checks.SpoolSpace(self.settings, free)
         workers = admission.Admission(self.store, clock=self._clock, alive_ms=2 * self._policy.lease_ms)
-        capacity = workers.check if self._distributed else space.check
-        checks = start_checks.StartChecks(self.settings, work, chain, capacity, self._clock)
+        check_capacity = workers.check if self._distributed else space.check
+        checks = start_checks.StartChecks(self.settings, work, chain, check_capacity, self._clock)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
         parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
         intake = callback_intake.CallbackIntake(self.store.presence, decider.decide)
@@ -110,12 +111,18 @@ class Node:
         parts.append(self.forwarder)
         api = self._api(decider, intake, work, space)
         watch = attention_watch.AttentionWatch(api)
+        own = gauges.of(self.settings, api, watch, space, self.store, self._clock, check_capacity, self.worker, self.capacity)
+        parts.append(own)
+        self._tasks.append(own.task)
         if "api" in self.settings.roles:
             parts.append(watch)
             self._tasks.append(watch.task)
+        if end_tracing := tracing.start(self._environment, self.node):
+            self._stack.push_async_callback(file_threads.BULK.run, end_tracing)
         for part in parts:
             await part.start()
             self._stack.push_async_callback(part.stop)
+        api = dataclasses.replace(api, gauges=own.gauges)
         application = web_app.create(api, watch=watch, public="api" in self.settings.roles)
         self._http = http_server.HttpServer(application, host=self._host, port=self.settings.port)
         await self._http.start()
@@ -238,14 +245,9 @@ class Node:
             do = functools.partial(command_handlers.handle, self.worker, command)
             await self.capacity.admit(command.type, do)
 
+        handlers: Any = {"on_event": decider.decide_from_bus, "on_command": on_command, "on_invalid": decider.refuse_invalid}
         if not self._distributed:
-            self.bus = bus.local.LocalBus(
-                self.store,
-                clock=self._clock,
-                on_event=decider.decide_from_bus,
-                on_command=on_command,
-                on_invalid=decider.refuse_invalid,
-            )
+            self.bus = bus.local.LocalBus(self.store, clock=self._clock, **handlers)
         else:
             from bus import rabbit  # the embedded engine loads no AMQP
 
@@ -255,9 +257,7 @@ class Node:
                 node=self.node,
                 roles=self.settings.roles,
                 clock=self._clock,
-                on_event=decider.decide_from_bus,
-                on_command=on_command,
-                on_invalid=decider.refuse_invalid,
+                **handlers,
                 keyring=self._keyring,
                 prefix=self.settings.amqp_prefix,
             )
@@ -383,6 +383,7 @@ class Node:
             policy=self._policy,
             distributed=self._distributed,
             cluster_token=settings.cluster_token.get_secret_value(),
+            metrics_token=settings.metrics_token.get_secret_value(),
             segment_file=segment_file,
             live_view=views.view,
             live_segment=views.segment,

@@ -23,6 +23,7 @@ from aio_pika import abc
 
 from bus import attempts, broker_connection, dead_letter_envelope, delivery_policy, publisher, redaction, retries
 from bus import topology as topologies
+from events import codec
 from machine import encryption, errors, failpoints, supervised_task
 
 log = structlog.get_logger()
@@ -163,6 +164,7 @@ class Consumer:
                 message_id=message_id,
                 attempt_key=attempts.key(self._kind, key, named),
                 redelivered=bool(message.redelivered) or retries.returned(message, self._connection.topology),
+                traceparent=codec.traceparent(message.headers),
             )
         )
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from bus import attempts, database_probe
 from events import codec
 from events import errors as event_errors
-from machine import errors
+from machine import errors, metrics, tracing
 
 log = structlog.get_logger()
 
@@ -28,18 +28,23 @@ FULL_BACKOFF_S = 1.0
 # A message that must be handled alone comes back so often, until it finds its turn.
 ISOLATED_BACKOFF_S = 1.0
 
+# Prefixes of routing keys; anything else is a publisher's mistake.
+CHANNELS = ("event", "command", "result")
+
 Handler = Callable[[codec.Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """One delivery of a message. `key` is its routing key, `attempt_key` its name in the table of counts."""
+    """One delivery of a message. `key` is its routing key, `attempt_key` its name in the table of counts, `traceparent`
+    the span that published it, if its headers name one."""
 
     key: str
     body: bytes
     message_id: str
     attempt_key: str
     redelivered: bool = False
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,12 @@ class DeliveryPolicy:
 
     async def handle(self, message: Incoming) -> Disposition:
         """Handle one delivery. Raises nothing but cancellation."""
+        disposition = await self._handle(message)
+        channel = message.key.partition(".")[0]
+        metrics.MESSAGES.labels(channel if channel in CHANNELS else "other", disposition.kind).inc()
+        return disposition
+
+    async def _handle(self, message: Incoming) -> Disposition:
         try:
             async with self._tracker.attempt(message.attempt_key, redelivered=message.redelivered) as counted:
                 return await self._attempt(message, counted)
@@ -128,7 +139,13 @@ class DeliveryPolicy:
             if self._refuse is None or not await self._refuse(message, error):
                 raise
             return
-        await self._handler(event)
+        if message.traceparent:
+            event = replace(event, traceparent=message.traceparent)
+        if not event.traceparent:
+            await self._handler(event)
+            return
+        with tracing.span(f"process {message.key}", "consumer", event.traceparent):
+            await self._handler(event)
 
     async def _finish(self, message: Incoming, counted: int, disposition: Disposition) -> Disposition:
         """Forget the count of a message that is handled or parked."""

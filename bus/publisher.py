@@ -77,7 +77,9 @@ def outgoing(channel: str, type_: str, node: str, body: bytes) -> Outgoing:
         properties["correlation_id"] = head["correlationid"]
     named = node if channel == "command" else ""
     key = ".".join(part for part in (channel, type_, named) if part)
-    return Outgoing(key=key, body=body, properties=properties, mandatory=channel != "result", node=named)
+    traced = codec.traceparent(head)
+    headers = {"traceparent": traced} if traced else {}
+    return Outgoing(key=key, body=body, properties=properties, headers=headers, mandatory=channel != "result", node=named)
 
 
 def _short(id_: str) -> str:

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from bus import broker_connection, database_probe, publisher
 from events import errors as event_errors
-from machine import due_work, errors, failpoints, ports, supervised_task
+from machine import due_work, errors, failpoints, ports, supervised_task, tracing
 
 log = structlog.get_logger()
 
@@ -144,7 +144,7 @@ class Relay:
             await self._store.outbox.mark_sent(message.seq, parked=str(error))
             return True
         try:
-            await publisher.publish(self._connection, outgoing)
+            await self._publish_traced(outgoing)
         except broker_connection.Unroutable as error:
             hint = "Was the queue of that node, or of that kind of work, deleted? Any node that starts declares it again."
             log.error("bus.unroutable", seq=message.seq, key=outgoing.key, reason=error.message, hint=hint)
@@ -155,3 +155,14 @@ class Relay:
             self._reason = error.message
             return False
         return True
+
+    async def _publish_traced(self, outgoing: publisher.Outgoing) -> None:
+        """Publish in a span of its own, if the message follows from one."""
+        parent = str(outgoing.headers.get("traceparent", ""))
+        if not parent:
+            await publisher.publish(self._connection, outgoing)
+            return
+        with tracing.span(
+            f"publish {outgoing.key.partition('.')[0]}", "producer", parent, type=outgoing.properties["type"]
+        ) as here:
+            await publisher.publish(self._connection, replace(outgoing, headers={"traceparent": here}))

@@ -57,6 +57,9 @@ class Settings(pydantic_settings.BaseSettings):
     api_sessions: int = _setting(
         "API_SESSIONS", 1000, "a number from 0", "Open sessions for a key without its own quota; 0 is no limit.", ge=0
     )
+    metrics_token: Annotated[SecretStr, fields.read(parsers.token)] = _setting(
+        "METRICS_TOKEN", SecretStr(""), "one printable word", "Token that reads `/metrics` and nothing else.", shown="none"
+    )
     data_dir: Path = _setting(
         "DATA_DIR", Path(), "a path", "Folder of the database.", shown="`$XDG_DATA_HOME/recorder`, or `~/.local/share/recorder`"
     )

@@ -145,6 +145,10 @@ def _cloud_event() -> Object:
             "subject": {"type": "string", "description": "TaskId, or TaskId/speaker/n."},
             "datacontenttype": {"type": "string"},
             "correlationid": {"type": "string", "description": "Id of the answered event."},
+            "traceparent": {
+                "type": "string",
+                "description": "W3C Trace Context, if the sender traces; anything else is ignored.",
+            },
             "data": {"type": "object"},
         },
         "required": ["specversion", "id", "source", "type", "data"],

@@ -1,4 +1,4 @@
-"""Generator of state-machine.md, failpoints.md, events.md, settings.md and asyncapi.yaml. `--check` compares instead of writing.
+"""Generator of the generated pages: state machine, failpoints, events, settings, metrics and AsyncAPI. `--check` only compares.
 
 Rule: every fact has one source. The wording of a row is the docstring of the condition or action that it names.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from config import settings_table
 from docs import asyncapi
 from events import codec
-from machine import decision_table, failpoints, recording, session, states
+from machine import decision_table, failpoints, metrics, recording, session, states
 
 FOLDER = Path(__file__).parent
 # Limits of database columns: they apply to every number and help no reader.
@@ -107,6 +107,24 @@ def failpoint_table() -> str:
     return "\n".join(parts) + "\n"
 
 
+def metric_list() -> str:
+    """docs/metrics.md."""
+    parts = [
+        "# Metrics\n",
+        NOTICE,
+        "`GET /metrics` of every node, in Prometheus' text format. [operate.md](operate.md#metrics-and-alerts) describes how to"
+        " scrape it, and has the alerts. A histogram has the series `_bucket`, `_count` and `_sum`. The process itself is in"
+        " `process_*`.\n",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+        *(
+            f"| `{name}` | {each.type} | {', '.join(f'`{label}`' for label in each.labels)} | {each.meaning} |"
+            for name, each in metrics.CATALOG.items()
+        ),
+    ]
+    return "\n".join(parts) + "\n"
+
+
 def events() -> str:
     """docs/events.md."""
     parts = [
@@ -169,6 +187,7 @@ def documents() -> dict[str, str]:
         "failpoints.md": failpoint_table(),
         "events.md": events(),
         "settings.md": f"# Settings\n\n{NOTICE}\n{read}\n\n{settings_table.reference()}\n",
+        "metrics.md": metric_list(),
         "asyncapi.yaml": asyncapi.document(),
     }
 

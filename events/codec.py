@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ MAX_DETAIL = 4096  # characters of a Detail that the schemas allow
 MAX_VALUES = 2_000
 MAX_TIME_MS = 253_402_214_400_000  # the last day of the year 9999; ISO 8601 has no later time
 
+# Version 00, a trace, a span, flags: https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
 Data = Mapping[str, Any]
 Payload = TypeVar("Payload")
 
@@ -36,7 +40,8 @@ Payload = TypeVar("Payload")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One message. `time_ms` is the Unix time of its publication, `subject` a TaskId or TaskId/speaker/n. `claim` is its id in
-    the inbox where that differs from `id`, so that an id chosen by a publisher cannot equal a derived one."""
+    the inbox where that differs from `id`, so that an id chosen by a publisher cannot equal a derived one. `traceparent` is the
+    span that it follows from (W3C Trace Context), "" if nothing is traced."""
 
     id: str
     type: str
@@ -46,6 +51,7 @@ class Event:
     source: str = SOURCE
     correlation_id: str = field(default="")
     claim: str = ""
+    traceparent: str = ""
 
     @property
     def inbox_id(self) -> str:
@@ -115,9 +121,12 @@ def check(type_: str, data: object, *, tolerant: bool = False) -> Data:
     return data
 
 
-def make(type_: str, *, id: str, time_ms: int, data: Data, subject: str = "", correlation_id: str = "") -> Event:
+def make(
+    type_: str, *, id: str, time_ms: int, data: Data, subject: str = "", correlation_id: str = "", traceparent: str = ""
+) -> Event:
     """Build an event, read and checked by its schema. Raises InvalidEvent."""
-    return Event(id=id, type=type_, time_ms=time_ms, data=read(type_, dict(data)), subject=subject, correlation_id=correlation_id)
+    about = {"subject": subject, "correlation_id": correlation_id, "traceparent": traceparent}
+    return Event(id=id, type=type_, time_ms=time_ms, data=read(type_, dict(data)), **about)
 
 
 def encode(event: Event) -> bytes:
@@ -134,6 +143,8 @@ def encode(event: Event) -> bytes:
         body["subject"] = event.subject
     if event.correlation_id:
         body["correlationid"] = event.correlation_id
+    if event.traceparent:
+        body["traceparent"] = event.traceparent
     body["data"] = event.data
     return _WRITING.encode(body).encode()
 
@@ -162,7 +173,15 @@ def decode(raw: bytes, *, bare_type: str = "", bare_id: str = "", now_ms: int) -
         subject=str(body.get("subject") or ""),
         source=body["source"],
         correlation_id=str(body.get("correlationid") or ""),
+        traceparent=traceparent(body),
     )
+
+
+def traceparent(attributes: Mapping[str, Any]) -> str:
+    """The traceparent among a message's attributes or headers: CloudEvents' extension "Distributed Tracing". "" for none, and for
+    anything else."""
+    found = attributes.get("traceparent")
+    return found if isinstance(found, str) and _TRACEPARENT.fullmatch(found) else ""
 
 
 def parse(raw: bytes) -> dict[str, Any]:

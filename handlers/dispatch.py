@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from events import codec
 from events import errors as event_errors
 from handlers import bus_replies, plans, replays, timer_events, trtc_events, unit_of_work, user_requests, worker_events
-from machine import changes, errors, model, ports
+from machine import changes, decision_metrics, errors, model, ports, tracing
 
 log = structlog.get_logger()
 
@@ -51,6 +52,11 @@ class Decider:
     async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
         """Decide one event and return its answer, which user requests have. `by` is the caller, for the audit.
         Raises the handler's errors, all of `machine.errors`; then nothing is written except the audit."""
+        with tracing.span(f"decide {event.type}", parent=event.traceparent) as traceparent:
+            return await self._decide(replace(event, traceparent=traceparent) if traceparent else event, by)
+
+    async def _decide(self, event: codec.Event, by: model.Caller | None) -> dict[str, Any]:
+        tally = decision_metrics.Tally(event)
         warnings, refused = await self._inspected(event)
         no_capacity = refused if isinstance(refused, errors.InsufficientSpace | errors.Unavailable) else None
         handler = EVENT_HANDLERS[event.type]
@@ -65,15 +71,19 @@ class Decider:
                 # A repeated start opens nothing, so it does not count for the key.
                 again = "-again" if answer.get("Repeated") else ""
                 uow.changes.audit.append(changes.AuditNote(by, event.type + again, answer["TaskId"]))
+            uow.changes.trace(event.traceparent)
+            tally.note(uow.changes, uow.now_ms)
             return answer, uow.changes
 
         try:
             answer = await self._store.decisions.decide(event, plans.of(event), decide)
         except errors.RecorderError as error:
+            tally.refused(error)
             if by is not None and not error.retry:
                 note = changes.AuditNote(by, event.type, str(event.data.get("TaskId", "")), error.code)
                 await self._store.decisions.write(changes.Changes(audit=[note]))
             raise
+        tally.committed()
         log.info("event.decided", event_id=event.id, event_type=event.type, subject=event.subject)
         return answer
 

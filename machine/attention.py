@@ -44,13 +44,15 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """One finding. `subject` is a node, a row or a place, or "" for all; `since_ms` (Unix ms) is 0 if unknown."""
+    """One finding. `subject` is a node, a row or a place, or "" for all; `since_ms` (Unix ms) is 0 if unknown; `count` is
+    the number of sessions or dead letters, else 1."""
 
     cause: str
     subject: str = ""
     since_ms: int = 0
     why: str
     next: str = ""
+    count: int = 1
 
     @property
     def text(self) -> str:
@@ -81,7 +83,7 @@ def of_parked(place: str, count: int, since_ms: int = 0, *, more: bool = False) 
     number = f"More than {count} messages are" if more else "1 message is" if count == 1 else f"{count} messages are"
     why = f"{number} parked ({place}): handling failed for good, and it is not retried."
     next_step = "`recorder parked list` shows them with the reason; `recorder parked requeue` and `drop` remove them."
-    return [Attention(cause=PARKED, subject=place, since_ms=since_ms, why=why, next=next_step)]
+    return [Attention(cause=PARKED, subject=place, since_ms=since_ms, why=why, next=next_step, count=count)]
 
 
 def of_row(table: str, row_id: str) -> Attention:
@@ -98,7 +100,10 @@ def of_sessions(rule: str, count: int) -> Attention:
     """The finding that a rule of stuck sessions holds for `count` sessions."""
     number = "1 session" if count == 1 else f"{count} sessions"
     return Attention(
-        cause=rule, why=f"{number} cannot continue without you.", next="`recorder sessions --stuck` has the reasons."
+        cause=rule,
+        why=f"{number} cannot continue without you.",
+        next="`recorder sessions --stuck` has the reasons.",
+        count=count,
     )
 
 

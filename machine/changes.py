@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from events import codec, requests
@@ -82,6 +82,11 @@ class Changes:
     def send(self, channel: str, event: codec.Event, task_id: str = "", node: str = "") -> None:
         """Put a message into the outbox; it is delivered after the commit."""
         self.messages.append(OutgoingMessage(channel, event, task_id, node))
+
+    def trace(self, traceparent: str) -> None:
+        """Let all messages follow from a span; "" for none."""
+        if traceparent:
+            self.messages = [m._replace(event=replace(m.event, traceparent=traceparent)) for m in self.messages]
 
     def add(self, later: Changes) -> None:
         """Add the changes of a later decision, made after these. Written at once, both leave the same as one after the other."""

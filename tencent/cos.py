@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import structlog
 
-from machine import start_warnings, uploaded_object
+from machine import metrics, start_warnings, uploaded_object
 from tencent import cos_requests, cos_target, cos_upload, file_parts, live_upload, request_threads
 from tencent import credentials as credentials_module
 
@@ -129,6 +129,7 @@ class CosUploader:
             except cos_requests.RequestFailed as failed:
                 if not failed.temporary:
                     raise
+                metrics.UPLOAD_RETRIES.labels(failed.reason).inc()
                 log.info("upload.request-retried", reason=failed.reason, status=failed.status, code=failed.code)
             await asyncio.sleep(pause_s)
         return await self._uploads.run(request)

@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from machine import errors, failpoints, uploaded_object
+from machine import errors, failpoints, metrics, uploaded_object
 from machine.reasons import Reason
 from tencent import cos_requests, cos_target, file_parts
 
@@ -218,6 +218,7 @@ class Upload:
         except cos_requests.RequestFailed as failed:
             failure = failed.as_upload_failed(f"sending part {block.number}")
             raise (_RestartUpload(failure) if failed.code == GONE else failure) from failed
+        metrics.UPLOAD_BYTES.inc(len(block.data))
         failpoints.hit("upload.part.after")
         return Part(number=block.number, size=len(block.data), etag=etag)
 

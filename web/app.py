@@ -1,4 +1,4 @@
-"""The HTTP application: sessions, results, TRTC callbacks, probes, the console, and the OpenAPI document.
+"""The HTTP application: sessions, results, TRTC callbacks, probes, metrics, the console, and the OpenAPI document.
 
 Rule: one `Api` value is its whole input. It opens no connection or file and does not read the environment.
 """
@@ -15,6 +15,7 @@ from web import (
     health,
     keys,
     live,
+    metrics_page,
     middleware,
     nodes,
     openapi,
@@ -36,8 +37,8 @@ DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses on
 
 def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | None = None, public: bool = True) -> fastapi.FastAPI:
     """The ASGI application of one service. Its caller starts `watch`, if it is to look without being asked. A node without the
-    role `api` is not `public`: it has only the probes and the route between nodes. Raises RuntimeError for a route without a
-    scope."""
+    role `api` is not `public`: it has only the probes, the metrics and the route between nodes. Raises RuntimeError for a route
+    without a scope."""
     app = fastapi.FastAPI(
         title="recorder",
         version=api.version,
@@ -58,7 +59,8 @@ def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | Non
     if public and api.operations is not None:
         operations = api.operations
         public_routers += [nodes.router(api, operations), parked.router(operations), keys.router(operations)]
-    for router in (*public_routers, health.router(api, watch), segment_download.router(api), live.internal_router(api)):
+    probes = (health.router(api, watch), metrics_page.router(api))
+    for router in (*public_routers, *probes, segment_download.router(api), live.internal_router(api)):
         app.include_router(router)
     if console is not None:
         app.include_router(console_router.router(api, watch, console, authenticator))

@@ -101,6 +101,13 @@ class AttentionWatch:
             why = UNKNOWN
         return [attention.Attention(cause=attention.NODE_WARNING, why=why), *self._warned, *self._found, *self._stuck]
 
+    def counts(self) -> dict[str, int]:
+        """The last findings without another look: their number by cause, of sessions by rule."""
+        counted: collections.Counter[str] = collections.Counter()
+        for each in (*self._warned, *self._found, *self._stuck):
+            counted[each.cause] += each.count
+        return dict(counted)
+
     async def look(self) -> Sequence[attention.Attention]:
         """The findings, at most EVERY_S old; those about rows, ROWS_EVERY_S. Raises DatabaseUnavailable."""
         # What this node itself warns of is known without the database, and never old.

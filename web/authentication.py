@@ -1,4 +1,5 @@
 """Authentication of requests: the tokens of API_TOKENS, the API keys of the database, or local access if neither exists.
+METRICS_TOKEN reads the metrics alone.
 
 Rules: digests are compared in constant time. A text that cannot be a key costs no database query, because the table of keys is
 read whole, at most once a second. After the first key was made, revoked or not, every request needs a key or token.
@@ -36,6 +37,7 @@ class Authenticator:
     def __init__(self, api: dependencies.Api) -> None:
         self._api = api
         self._tokens = tuple(api_keys.digest(token) for token in api.tokens)
+        self._metrics_token = api_keys.digest(api.metrics_token) if api.metrics_token else ""
         self._keys: dict[str, api_keys.ApiKey] = {}
         self._read_s = -REFRESH_S
         self._failure: errors.RecorderError | None = None
@@ -46,17 +48,22 @@ class Authenticator:
         """Whether requests need no key: no token is set, and no key was ever made. Raises Unavailable."""
         return not self._tokens and not await self._table()
 
+    def may_scrape(self, authorization: str) -> bool:
+        """Whether an Authorization header has METRICS_TOKEN. It needs no database, so that an outage can be seen."""
+        token = _bearer(authorization)
+        return bool(self._metrics_token and token) and api_keys.same(api_keys.digest(token), self._metrics_token)
+
     async def identify(self, authorization: str) -> Identity | None:
         """The caller behind an Authorization header, or None. Raises Unavailable."""
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer":
+        token = _bearer(authorization)
+        if not token:
             return None
-        digest = api_keys.digest(token.strip())
+        digest = api_keys.digest(token)
         # All tokens are compared, so that the duration does not depend on which one matches.
         matches = [api_keys.same(digest, known) for known in self._tokens]
         if any(matches):
             return Identity(caller=model.Caller(name=f"token {matches.index(True) + 1}"), scopes=api_keys.SCOPES)
-        id_ = api_keys.id_of(token.strip())
+        id_ = api_keys.id_of(token)
         key = (await self._table()).get(id_) if id_ else None
         if key is None or not api_keys.same(digest, key.digest) or key.revoked_ms is not None:
             return None
@@ -87,3 +94,9 @@ class Authenticator:
         if key.used_ms is None or now_ms - key.used_ms >= USED_EVERY_MS:
             self._keys[key.id] = dataclasses.replace(key, used_ms=now_ms)
             await self._api.note_key_used(key.id)
+
+
+def _bearer(authorization: str) -> str:
+    """The token of an Authorization header; "" for another scheme."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from events import codec, requests
-from machine import api_keys, attention, encryption, errors, job_key, model, nodes, overview, session_view, trtc_callback
+from machine import (
+    api_keys,
+    attention,
+    encryption,
+    errors,
+    job_key,
+    metrics,
+    model,
+    nodes,
+    overview,
+    session_view,
+    trtc_callback,
+)
 
 
 class SessionQueries(Protocol):
@@ -77,6 +89,10 @@ async def _audit_nothing(by: model.Caller, action: str, subject: str, outcome: s
 
 async def _no_file(key: job_key.RecordingKey) -> str:
     raise errors.Refused("This service does not give links to its files.")
+
+
+async def _no_gauges() -> metrics.Samples:
+    return {}
 
 
 async def _no_segment(recording: str, epoch: int, suffix: str) -> None: ...
@@ -155,6 +171,9 @@ class Api:
     operations: Operations | None = None
     # Bearer tokens of API_TOKENS. Without tokens and keys no request needs one, which only loopback allows.
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    # The gauges of a scrape, and the token that reads nothing but metrics; "": none.
+    gauges: Callable[[], Awaitable[metrics.Samples]] = _no_gauges
+    metrics_token: str = field(default="", repr=False)
     # The token with which other nodes fetch segments.
     cluster_token: str = field(default="", repr=False)
     # (recording id, epoch, suffix) → the file on this node's spool that is named as the segment and this suffix, and when it was

@@ -24,13 +24,16 @@ import structlog
 from starlette import datastructures, requests, routing, types
 from starlette.middleware import exceptions
 
-from machine import errors
-from web import authentication, dependencies, rate_limit, responses, scopes
+from events import codec
+from machine import errors, metrics, tracing
+from web import authentication, dependencies, metrics_page, rate_limit, responses, scopes
 from web.console import frame as console_frame
 
 # Their successes are logged at level debug only, because there are so many.
-QUIET = ("/healthz", "/readyz", "/trtc/callbacks")
+PROBES = ("/healthz", "/readyz", "/metrics")
+QUIET = (*PROBES, "/trtc/callbacks")
 SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing here
+METHODS = (*SAFE, "POST", "PUT", "PATCH", "DELETE")
 CLIENT_GONE = 499  # nginx's status for a client that disconnects before the answer
 
 FOREIGN_HOST = (
@@ -132,7 +135,13 @@ class RequestGate:
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        await self._serve(scope, receive, _Response(send, request_id), request_id)
+        response = _Response(send, request_id)
+        if scope["path"] in PROBES:
+            await self._serve(scope, receive, response, request_id)
+            return
+        with tracing.span(_method(scope), "server", codec.traceparent(datastructures.Headers(scope=scope))):
+            await self._serve(scope, receive, response, request_id)
+            tracing.note({"http.route": _template(scope), "http.response.status_code": response.status})
 
     async def _serve(self, scope: types.Scope, receive: types.Receive, response: _Response, request_id: str) -> None:
         started_s = time.perf_counter()
@@ -163,6 +172,8 @@ class RequestGate:
         headers = datastructures.Headers(scope=scope)
         authorization = console.authorization(scope) if console is not None else headers.get("authorization", "")
         if needed in scopes.UNGUARDED:
+            return None
+        if scope["path"] == metrics_page.PATH and self._authenticator.may_scrape(authorization):
             return None
         if await self._authenticator.open_to_all():
             scope["state"]["caller"], scope["state"]["scopes"] = authentication.LOCAL.caller, authentication.LOCAL.scopes
@@ -209,9 +220,21 @@ class _Response:
 
 def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
     """Log the request with the route's template, not with its path, which can be any text."""
-    template = getattr(scope.get("route"), "path", "")
+    template = _template(scope)
     write = log.debug if template in QUIET and status < HTTPStatus.BAD_REQUEST else log.info
+    metrics.HTTP_REQUESTS.labels(template, _method(scope), str(status)).inc()
+    metrics.HTTP_SECONDS.labels(template).observe(duration_s)
     write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
+
+
+def _template(scope: types.Scope) -> str:
+    """The path of the route, "" for none."""
+    return str(getattr(scope.get("route"), "path", ""))
+
+
+def _method(scope: types.Scope) -> str:
+    """The method, which can be any text, as one of a few."""
+    return str(scope["method"]) if scope["method"] in METHODS else "other"
 
 
 def _refuse_browser(method: str, scheme: str, headers: datastructures.Headers, *, forms: bool) -> AccessRefusal | None:

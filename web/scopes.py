@@ -27,6 +27,7 @@ TABLE: dict[tuple[str, str], str] = {
     ("GET", "/internal/segments"): CLUSTER,
     ("GET", "/internal/arrivals"): CLUSTER,
     ("GET", "/internal/live"): CLUSTER,
+    ("GET", "/metrics"): api_keys.READ,  # or METRICS_TOKEN
     ("GET", "/openapi.json"): api_keys.READ,
     ("GET", "/sessions"): api_keys.READ,
     ("GET", "/sessions/{TaskId}"): api_keys.READ,

@@ -109,6 +109,11 @@ class Capacity:
             return f"the load per core is {load:.1f}, MAX_LOAD is {limits.load:g}"
         return ""
 
+    @property
+    def live_share(self) -> float:
+        """Share of this worker's CPUs that live work takes, from 0 to 1."""
+        return self._live.share
+
     def spare(self) -> model.SpareCapacity:
         """The spare capacity for captures that this worker publishes with its heartbeat."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,8 @@ Owner = TypeVar("Owner", bound=job_key.JobKey)
 @dataclass(slots=True, kw_only=True, eq=False)
 class LeasedJob(Generic[Owner]):
     """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on.
-    `renewals`: how often it was renewed since. `noted`: the capture's progress that its rows have."""
+    `renewals`: how often it was renewed since. `noted`: the capture's progress that its rows have. `leased_s`: when it got its
+    lease (monotonic). `traceparent`: the span that its outcomes follow from."""
 
     owner: Owner
     epoch: int
@@ -29,6 +31,8 @@ class LeasedJob(Generic[Owner]):
     renewals: int = 0
     publishing: set[asyncio.Task[None]] = field(default_factory=set)
     noted: capture_progress.CaptureProgress | None = None
+    leased_s: float = field(default_factory=time.monotonic)
+    traceparent: str = ""
 
     @property
     def key(self) -> tuple[Owner, int]:

@@ -19,8 +19,8 @@ from typing import Any
 import structlog
 
 from events import codec
-from machine import due_work, errors, failpoints, internal_events, job_key, model, ports, states, supervised_task
-from worker import leased_job, outcomes, work_ports
+from machine import due_work, errors, failpoints, internal_events, job_key, metrics, model, ports, states, supervised_task
+from worker import job_metrics, leased_job, outcomes, work_ports
 
 log = structlog.get_logger()
 
@@ -128,6 +128,7 @@ class HeldLeases:
         if grown:
             await self._store.segments.note_progress({job.key: progress for job, progress in grown})
         for job, progress in grown:
+            job_metrics.captured(job, progress.size_bytes)
             job.noted = progress
 
     async def _see_stops(self) -> None:
@@ -147,6 +148,7 @@ class HeldLeases:
         self.release(job)
         if not job.ended:
             log.warning("lease.refused", owner=job.owner, epoch=job.epoch, kind=job.kind)
+            metrics.LEASES_REFUSED.inc()
             ending = asyncio.gather(*_abandon(job), return_exceptions=True)
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)

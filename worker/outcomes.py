@@ -14,7 +14,7 @@ import structlog
 from events import codec
 from machine import capture_progress, errors, failpoints, internal_events, ports, states, supervised_task
 from machine.reasons import Reason
-from worker import leased_job
+from worker import job_metrics, leased_job
 
 log = structlog.get_logger()
 
@@ -33,6 +33,7 @@ class OutcomePublisher:
 
     def capture_started(self, job: leased_job.RecordingJob, progress: capture_progress.CaptureProgress) -> None:
         """Publish that media is on disk, in a task of its own."""
+        job_metrics.first_packet(job)
         task = asyncio.create_task(self._capture_started(job, progress.first_packet_ms or self._clock()))
         job.publishing.add(task)
 
@@ -49,6 +50,7 @@ class OutcomePublisher:
         """Publish the outcome of a job, and retry until it is in the outbox. Raises LeaseRefused."""
         await self._publish(job, outcome)
         job.ended = True
+        job_metrics.ended(job, outcome)
 
     async def fault(self, job: leased_job.AnyJob, detail: str) -> None:
         """Publish that a job ended through an unexpected fault, which a retry may pass."""
@@ -88,6 +90,7 @@ class OutcomePublisher:
             time_ms=self._clock(),
             data=job.owner.fields() | codec.from_payload(outcome),
             subject=job.owner.text,
+            traceparent=job.traceparent,
         )
         while True:
             try:

@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from events import codec
-from machine import errors, failpoints, job_key, model, ports, states, storage_fault
-from worker import execution, leased_job, leases, outcomes, spool_fault, work_ports
+from machine import errors, failpoints, job_key, model, ports, states, storage_fault, tracing
+from worker import execution, job_metrics, leased_job, leases, outcomes, spool_fault, work_ports
 
 log = structlog.get_logger()
 
@@ -44,6 +44,7 @@ class Worker:
         self._running: Counter[str] = Counter()
         self.freed = asyncio.Event()
         self.spool_fault = spool_fault.SpoolFault(work.probe_spool)
+        self._clock = clock
         self._publisher = outcomes.OutcomePublisher(store, node=node, clock=clock)
         self.leases = leases.HeldLeases(store, work, node=node, policy=policy, clock=clock)
         self._execution = execution.Execution(
@@ -137,7 +138,9 @@ class Worker:
         """Take the job's lease and execute the job in a task of its own."""
         job = await self.leases.take(owner, command.data["Epoch"], kind)
         if job is not None:
+            job_metrics.began(job, self._clock() - command.time_ms)
             self._running[kind] += 1
+            job.traceparent = command.traceparent
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
             job.task.add_done_callback(lambda _: self._over(kind))
 
@@ -147,7 +150,9 @@ class Worker:
 
     async def _run(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:
         try:
-            await self._execute(job, execute)
+            with tracing.span(f"execute {job.kind}", parent=job.traceparent, owner=job.owner.text, epoch=job.epoch) as here:
+                job.traceparent = here
+                await self._execute(job, execute)
         except errors.LeaseRefused:
             log.warning("job.superseded", owner=job.owner, epoch=job.epoch, kind=job.kind)
         except Exception:

@@ -30,6 +30,7 @@ SMALLEST = {
     "neighbors": [f"--seconds=0.5 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "recipes": ["--only plain --modes 02 --out={folder}"],
     "readability": ["--repetitions=1 --runs=1"],
+    "scrape": ["--scrapes=2 --folder={folder}"],
 }
 RUN_BY = {
     "callback_burst": "intake",

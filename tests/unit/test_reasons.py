@@ -15,6 +15,8 @@ PACKAGES = ("machine", "handlers", "worker", "store", "bus", "media", "tencent",
 OTHER_MEANING = {
     ("handlers", "refused"): "the suffix of a reply's id",
     ("machine", "ok"): "the outcome of an audited action",
+    ("machine", "refused"): "the outcome of an event, in a metric",
+    ("machine", "status"): "a label of metrics",
     ("store", "ok"): "the outcome of an audited action",
     ("assembly", "ok"): "the outcome of an audited action",
     ("store", "timeout"): "an option of a database connection",

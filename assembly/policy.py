@@ -1,4 +1,4 @@
-"""The policy of decisions, from the settings."""
+"""Policy of the decisions: the durations of the settings, in ms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from machine import model
 
 
 def of(settings: settings_module.Settings) -> model.Policy:
-    """The times and choices that handlers know."""
+    """The policy that these settings ask for."""
     names = (
         "linger", "idle_timeout", "join_timeout", "max_duration", "result_wait", "upload_retry_for", "keep_failed",
         "keep_messages", "keep_sessions", "lease", "node_return", "progress_every",

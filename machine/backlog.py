@@ -1,0 +1,29 @@
+"""Backlog of an installation: counts of unfinished rows in its database. A value; the store reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Rows that wait: how many, and when the oldest was written (Unix ms; None: unknown)."""
+
+    count: int
+    since_ms: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """Unfinished sessions and recordings by state, jobs by kind, unsent messages by channel, open deliveries by state, dead
+    letters of the outbox, and living workers."""
+
+    sessions: Mapping[str, int]
+    recordings: Mapping[str, int]
+    queued: Mapping[str, Waiting]
+    leased: Mapping[str, int]
+    outbox: Mapping[str, Waiting]
+    deliveries: Mapping[str, int]
+    parked: int
+    workers: int
