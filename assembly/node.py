@@ -340,7 +340,6 @@ class Node:
         settings = self.settings
         keys = {app: key.get_secret_value() for app, key in settings.trtc_callback_keys.items()}
         api_keys = store.api_keys.Keys(self.store.connections, clock=self._clock)
-        audit = store.audit.Audit(self.store.connections, clock=self._clock)
 
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
@@ -370,7 +369,7 @@ class Node:
             keys=api_keys.all,
             note_key_used=api_keys.note_used,
             keyring=self._keyring,
-            audit=audit.add,
+            audit=store.audit.Audit(self.store.connections, clock=self._clock).add,
             requests_per_minute=settings.api_rate,
             quota=settings.api_sessions,
             verify_callback=verify,

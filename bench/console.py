@@ -49,7 +49,7 @@ ENGINES = {"embedded": "sqlite", "distributed": "postgresql"}
 
 
 async def measure(engine: str, folder: Path, *, sessions: int, rounds: int) -> dict[str, Any]:
-    """p95 of each view in ms, on the short and on the long history, and their ratio."""
+    """p95 of each view in ms, on the short and on the long history, their ratio, and the median of this process's CPU time."""
     async with history.ENGINES[engine](folder) as urls, contextlib.AsyncExitStack() as stack:
         services = []
         for url, count in zip(urls, (FEW, sessions), strict=True):
@@ -57,7 +57,7 @@ async def measure(engine: str, folder: Path, *, sessions: int, rounds: int) -> d
             await history.settle(url)
             database = engines.Database(engine=ENGINES[engine], url=url)
             services.append(await stack.enter_async_context(api_service.running(database)))
-        times: list[dict[str, list[float]]] = [defaultdict(list), defaultdict(list)]
+        times: list[dict[str, list[tuple[float, float]]]] = [defaultdict(list), defaultdict(list)]
         views = []
         for service in services:
             _, page = await service.ask("GET", "/sessions?limit=1")
@@ -66,17 +66,26 @@ async def measure(engine: str, folder: Path, *, sessions: int, rounds: int) -> d
             for name in views[0]:
                 for service, known, spent in zip(services, views, times, strict=True):
                     spent[name].append(await _timed(service, known[name]))
-    few, many = ({name: _p95(found[WARM:]) for name, found in spent.items()} for spent in times)
-    return {name: {"few_ms": few[name], "many_ms": many[name], "ratio": round(many[name] / few[name], 2)} for name in few}
+    few, many = ({name: _p95([s for s, _ in found[WARM:]]) for name, found in spent.items()} for spent in times)
+    cpu = [{name: _median([cpu_s for _, cpu_s in found[WARM:]]) for name, found in spent.items()} for spent in times]
+    return {
+        name: {"few_ms": few[name], "many_ms": many[name], "ratio": round(many[name] / few[name], 2)}
+        | {"few_cpu_ms": cpu[0][name], "many_cpu_ms": cpu[1][name]}
+        for name in few
+    }
 
 
-async def _timed(service: api_service.Service, path: str) -> float:
-    begun_s = time.perf_counter()
+async def _timed(service: api_service.Service, path: str) -> tuple[float, float]:
+    begun_s, used_s = time.perf_counter(), time.process_time()
     async with service.http.get(service.url + path, headers={"accept": "text/html"}) as answer:
         await answer.read()
     if answer.status != 200:
         raise RuntimeError(f"{path}: {answer.status}")
-    return time.perf_counter() - begun_s
+    return time.perf_counter() - begun_s, time.process_time() - used_s
+
+
+def _median(spent_s: list[float]) -> float:
+    return round(statistics.median(spent_s) * 1000, 1)
 
 
 def _p95(spent_s: list[float]) -> float:
@@ -85,8 +94,9 @@ def _p95(spent_s: list[float]) -> float:
 
 def table(about: str, found: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = [[name, f"{each['few_ms']:.1f}", f"{each['many_ms']:.1f}", f"{each['ratio']:.2f}"] for name, each in found.items()]
-    return noise.table([about, "few, ms", "many, ms", "ratio"], lines)
+    names = ("few_ms", "many_ms", "ratio", "few_cpu_ms", "many_cpu_ms")
+    lines = [[view, *(f"{each[name]:.{2 if name == 'ratio' else 1}f}" for name in names)] for view, each in found.items()]
+    return noise.table([about, "few, ms", "many, ms", "ratio", "CPU few", "CPU many"], lines)
 
 
 def main() -> None:

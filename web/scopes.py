@@ -80,6 +80,8 @@ CONSOLE: dict[tuple[str, str], str] = {
     ("GET", "/console/keys"): api_keys.ADMIN,
     ("POST", "/console/keys"): api_keys.ADMIN,
     ("POST", "/console/keys/{Id}/revoke"): api_keys.ADMIN,
+    # Last: the addresses of no page.
+    ("GET", "/console/{rest:path}"): api_keys.READ,
 }
 ALL = collections.ChainMap(TABLE, CONSOLE)
 

@@ -72,7 +72,10 @@ async def test_a_key_without_operate_can_act_on_nothing(service: Service, monkey
         await visitor.until("footer", "Read-only")
         token = await visitor.page.locator("input[name=csrf]").first.get_attribute("value")
         assert await visitor.fetch("POST", "/console/signout", {"csrf": token}) == 403
-        assert await visitor.open("/console") == 200
+        visitor.expected.append("404")
+        assert await visitor.open("/console/nothing") == 404
+        await visitor.until("h1", "no such page")
+        assert await visitor.open("/console/") == 200
         assert "signin" not in visitor.page.url
 
 

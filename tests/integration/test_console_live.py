@@ -104,6 +104,41 @@ async def test_a_stream_goes_on_where_its_page_was_read(database: engines.Databa
             assert (await event(seen, "row"))["id"] == later
 
 
+@pytest.mark.parametrize("after", ["0", f"{10**12}"])
+async def test_no_browser_leads_the_others_astray(
+    database: engines.Database, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """A browser that names a line long ago, or one that does not exist, neither makes the node read its history nor keeps changes
+    from others."""
+    monkeypatch.setattr(live, "OVERLAP", 1)
+    monkeypatch.setattr(live, "TICK_S", live.EVERY_S)
+    async with api_service.running(database) as service:
+        for room in (1, 2, 3):
+            await service.open_session(RoomId=room)
+        newest = await service.queries.newest_line()
+        async with watching(service, f"after={after}") as wrong, watching(service, f"after={newest}") as right:
+            # The node has read once, before the change.
+            await event(wrong, "reload" if after == "0" else "tick")
+            later = await service.open_session(RoomId=4)
+            assert (await event(right, "row"))["id"] == later
+
+
+async def test_a_node_that_is_far_behind_reads_no_backlog(database: engines.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more changes than a browser can follow, its page is read again, and it goes on from there."""
+    monkeypatch.setattr(live, "TICK_S", live.EVERY_S)
+    monkeypatch.setattr(live, "OVERLAP", 1)
+    async with api_service.running(database) as service:
+        await service.open_session(RoomId=1)
+        async with watching(service, f"after={await service.queries.newest_line()}") as seen:
+            await event(seen, "tick")
+            with monkeypatch.context() as patch:
+                patch.setattr(live, "BEHIND", 0)
+                await service.open_session(RoomId=2)
+                await event(seen, "reload")
+            later = await service.open_session(RoomId=3)
+            assert (await event(seen, "row"))["id"] == later
+
+
 async def test_a_stream_ends_with_its_key_and_with_the_service(database: engines.Database) -> None:
     """Without a visit there is no stream. Revoking the key ends its stream, and so does the end of the service."""
     async with api_service.running(database, ("master",)) as service:

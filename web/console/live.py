@@ -30,6 +30,8 @@ WATCHERS = 100
 AT_ONCE = 50
 # Turns that are kept for browsers that were away for a moment.
 KEPT = 60
+# With more new lines than this, browsers read their pages again.
+BEHIND = 1_000
 # Lines of the journal that may be committed after one with a higher number.
 OVERLAP = 500
 FULL = "Too many browsers watch this node: this page is not updated by itself."
@@ -98,13 +100,13 @@ class Feed:
         async with self._lock:
             now_s = asyncio.get_running_loop().time()
             if now_s >= self._until_s:
-                if now_s >= self._until_s + KEPT * EVERY_S or not self._seq:
-                    self._turns.clear()
-                    self._seq, self._known = seq, frozenset()
-                    self._turns.append(Turn(seq=seq, changes=()))
+                if now_s >= self._until_s + KEPT * EVERY_S or not self._turns:
+                    newest = await self._queries.newest_line()
+                    # A browser may name any line, and all others share what is read.
+                    self._begin(seq if newest - OVERLAP <= seq <= newest else newest)
                 await self._read()
                 self._until_s = asyncio.get_running_loop().time() + EVERY_S
-        if not self._turns or self._turns[0].seq > seq:
+        if self._turns[0].seq > seq:
             return None
         return [turn for turn in self._turns if turn.seq > seq]
 
@@ -114,8 +116,16 @@ class Feed:
             raise errors.Unavailable("This service has no live updates.")
         return self._api.overview_queries
 
+    def _begin(self, seq: int) -> None:
+        self._seq, self._known = seq, frozenset()
+        self._turns.clear()
+        self._turns.append(Turn(seq=seq, changes=()))
+
     async def _read(self) -> None:
         lines = await self._queries.lines_after(max(0, self._seq - OVERLAP))
+        if len(lines) > OVERLAP and lines[-1][0] > self._seq + BEHIND:
+            self._begin(await self._queries.newest_line())
+            return
         task_ids: dict[str, None] = {}
         seen = set[int]()
         for seq, task_id in lines:
@@ -127,10 +137,11 @@ class Feed:
                 seen.add(seq)
             else:
                 break
+        changes = await self._changes(list(task_ids)) if task_ids else ()
         self._known = frozenset(seen)
-        if task_ids:
+        if changes:
             self._seq = max(self._seq + 1, *seen)
-            self._turns.append(Turn(seq=self._seq, changes=await self._changes(list(task_ids))))
+            self._turns.append(Turn(seq=self._seq, changes=changes))
 
     async def _changes(self, task_ids: Sequence[str]) -> list[Change]:
         found = await self._queries.sessions_of(task_ids)

@@ -29,4 +29,10 @@ def router(
         nodes.add(routes, frame, api, operations)
         parked.add(routes, frame, operations)
         keys.add(routes, frame, operations)
+
+    # Last, because it has every address that no page has.
+    @routes.get("/{rest:path}")
+    async def missing(request: fastapi.Request, rest: str) -> fastapi.Response:
+        return frame.error(request, 404, "") if rest else frame.back(request, frames.PREFIX)
+
     return routes
