@@ -52,7 +52,7 @@ class LiveViews:
             if session is None:
                 raise errors.NotFound
             if session.state == states.FINISHED:
-                raise errors.Refused("The session has finished: nothing is being captured any more.")
+                raise errors.Refused("The recording has ended: its session is Finished.")
             growing = await self._growing(key)
             if growing is None:
                 raise errors.Unavailable(NOT_NOW)
