@@ -35,6 +35,7 @@ class LiveViews:
     ) -> None:
         self._most = settings.live_views
         self._token = settings.cluster_token.get_secret_value()
+        self._has_spool = "worker" in settings.roles
         self._work = work
         self._store = store
         self._queries = store_queries.SessionQueries(store.connections)
@@ -52,7 +53,7 @@ class LiveViews:
             if session is None:
                 raise errors.NotFound
             if session.state == states.FINISHED:
-                raise errors.Refused("The session has finished: nothing is being captured any more.")
+                raise errors.Refused("The recording has ended: its session is Finished.")
             growing = await self._growing(key)
             if growing is None:
                 raise errors.Unavailable(NOT_NOW)
@@ -74,6 +75,10 @@ class LiveViews:
                 raise errors.NotFound("This node has no such segment.")
             async with contextlib.aclosing(self._local(job_key.parse_recording(recording_id), epoch, found[0], mode)) as source:
                 yield source
+
+    async def segment_file(self, recording_id: str, epoch: int, suffix: str) -> tuple[Path, int] | None:
+        """As `NodeWork.segment_file`, for other nodes; None without the role worker, whose spool is nobody's."""
+        return await self._work.segment_file(recording_id, epoch, suffix) if self._has_spool else None
 
     async def file_url(self, key: job_key.RecordingKey) -> str:
         """A URL by which a browser plays the finished file of a recording. Raises NotFound, Refused and Unavailable."""

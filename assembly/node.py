@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -344,9 +343,6 @@ class Node:
         def verify(sdk_app_id: int, raw: bytes, sign: str) -> bool:
             return sdk_app_id in keys and trtc_callbacks.verify(keys[sdk_app_id], raw, sign)
 
-        async def segment_file(recording_id: str, epoch: int, suffix: str) -> tuple[Path, int] | None:
-            return await work.segment_file(recording_id, epoch, suffix) if "worker" in settings.roles else None
-
         views = live_views.LiveViews(settings, work, self.store, node=self.node, shared_spool=self._shared, clock=self._clock)
         return web_app.Api(
             decide=decider.decide,
@@ -383,7 +379,7 @@ class Node:
             distributed=self._distributed,
             cluster_token=settings.cluster_token.get_secret_value(),
             metrics_token=settings.metrics_token.get_secret_value(),
-            segment_file=segment_file,
+            segment_file=views.segment_file,
             live_view=views.view,
             live_segment=views.segment,
             file_url=views.file_url,

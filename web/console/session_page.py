@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -47,6 +47,7 @@ class Card:
     next_ms: int | None
     watchable: bool
     playable: bool
+    replayable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Page:
     cards: Sequence[Card]
     lines: Sequence[Line]
     failures: Sequence[Line]
+    replayable: bool
     begin_ms: int
     end_ms: int
     most_kbps: int
@@ -73,6 +75,7 @@ def page(snapshot: stuck.Snapshot, pages: views.SessionPages, progress: Mapping[
     segments: dict[job_key.RecordingKey, list[session_view.SegmentView]] = defaultdict(list)
     for segment in pages.segments:
         segments[segment.recording].append(segment)
+    stuck_ones = {finding["Of"] for finding in value["Stuck"]}
     spans = {
         each.key: charts.spans_of(segments[each.key], now_ms) or (charts.spans_of_file(each.output) if each.output else [])
         for each in pages.recordings
@@ -92,6 +95,7 @@ def page(snapshot: stuck.Snapshot, pages: views.SessionPages, progress: Mapping[
             next_ms=pages.next_tries.get(each.key.text),
             watchable=each.state in states.CAPTURING and each.capture == states.LEASED,
             playable=each.state == states.DONE and bool(each.url),
+            replayable=_may_be_replayed(each, stuck_ones),
         )
         for each, shown in zip(pages.recordings, value["Recordings"], strict=True)
     ]
@@ -102,10 +106,16 @@ def page(snapshot: stuck.Snapshot, pages: views.SessionPages, progress: Mapping[
         cards=cards,
         lines=lines,
         failures=[line for line in lines if line.failed],
+        replayable="" in stuck_ones or any(_may_be_replayed(each, stuck_ones) for each in snapshot.parts.recordings),
         begin_ms=begin_ms,
         end_ms=end_ms,
         most_kbps=most_kbps,
     )
+
+
+def _may_be_replayed(value: model.Recording, stuck_ones: Container[str]) -> bool:
+    """Whether the page offers a replay: a recording that makes progress needs none."""
+    return (value.state == states.FAILED and not value.files_removed) or f"{value.speaker}/{value.n}" in stuck_ones
 
 
 def ms(time: str) -> int | None:
