@@ -1,7 +1,7 @@
 """Nodes as operators see them: the list of the nodes with their leases, and the cordon of a node.
 
 Rules: a cordon and its audit entry are one transaction. A node reads its cordon with its next heartbeat. The list is bounded, and
-leaves out what was no worker and sends no heartbeat: no file can be on it, and it never comes back under its name.
+leaves out nodes that were no worker and send no heartbeat: no file can be on it, and it never comes back under its name.
 """
 
 from __future__ import annotations

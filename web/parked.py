@@ -1,7 +1,7 @@
 """Routes of dead letters: list, show, requeue, drop.
 
-Rule: what is shown has its secrets masked. An action takes the messages one after the other; one that is gone, or that may not be
-requeued, has its reason in the answer and stops no other.
+Rule: a shown message has its secrets masked. An action takes the messages one after the other; one that is gone, or that may not
+be requeued, has its reason in the answer and stops no other.
 """
 
 from __future__ import annotations

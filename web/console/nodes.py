@@ -21,7 +21,7 @@ def add(routes: fastapi.APIRouter, frame: frames.Frame, api: dependencies.Api, o
     @routes.get("/nodes")
     async def listing(request: fastapi.Request) -> fastapi.Response:
         found = await node_routes.found(api, operations)
-        # Away nodes last: what lives is what can be acted on.
+        # Away nodes last: nobody can act on them.
         found.sort(key=lambda node: (not node.alive, node.node))
         return frame.page(
             request,
