@@ -352,9 +352,7 @@ class Node:
             ping=self.store.connections.ping,
             ready=self._problems,
             warnings=lambda: [*self.bus.warnings(), *self._log_warnings(), *node_report.cordoned(self.node, self.store.nodes)],
-            operations=operations.Operations(
-                settings, self.store.connections, alone=not self._distributed, alive_ms=2 * self._policy.lease_ms
-            ),
+            operations=operations.of(settings, self.store.connections, self._clock, 2 * self._policy.lease_ms),
             attention_queries=store.attention.AttentionQueries(self.store.connections),
             overview_queries=store.overview.OverviewQueries(self.store.connections),
             findings=self.bus.findings,

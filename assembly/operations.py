@@ -5,7 +5,7 @@ Rule: the objects behind it are those of the commands `recorder parked`, `keys` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import store.connections
@@ -23,9 +23,15 @@ class Operations:
     """Implements web.dependencies.Operations. Every method raises Unavailable if the database or the broker does not answer."""
 
     def __init__(
-        self, settings: settings_module.Settings, connections: store.connections.Connections, *, alone: bool, alive_ms: int
+        self,
+        settings: settings_module.Settings,
+        connections: store.connections.Connections,
+        *,
+        alone: bool,
+        alive_ms: int,
+        clock: Callable[[], int] = clock,
     ) -> None:
-        """`alone`: there can be no other node. A node is alive for `alive_ms` after its last heartbeat."""
+        """`alone`: there can be no other node. A node is alive for `alive_ms` after its last heartbeat, by `clock`."""
         self._alone = alone
         self._cordons = store.cordons.Cordons(connections, clock=clock, alive_ms=alive_ms)
         self._parked = dead_letters.DeadLetters(settings, connections)
@@ -73,3 +79,11 @@ class Operations:
     async def audit(self, before: int, limit: int) -> tuple[Sequence[Json], int]:
         """A page of the audit, newest first, and the `before` of the next one; 0: none."""
         return await self._keys.audit_page(before, limit)
+
+
+def of(
+    settings: settings_module.Settings, connections: store.connections.Connections, clock: Callable[[], int], alive_ms: int
+) -> Operations:
+    """The operations of a node with these settings. `clock` is the database's."""
+    alone = not settings.amqp_url.get_secret_value()
+    return Operations(settings, connections, alone=alone, alive_ms=alive_ms, clock=clock)

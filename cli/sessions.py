@@ -232,6 +232,11 @@ def resend(
     all_failed: Annotated[
         bool, typer.Option("--all-failed", help="The newest result of every session whose receiver did not accept it.")
     ] = False,
+    room: RoomOf = "",
+    sdk_app_id: AppOf = 0,
+    since: SinceOf = "",
+    yes: Yes = False,
+    dry_run: DryRun = False,
     as_json: output.AsJson = False,
 ) -> None:
     """Post a result to its callback URL again.
@@ -240,7 +245,11 @@ def resend(
     """
     with exits.handled(as_json=as_json):
         if bool(task_id) == all_failed or (all_failed and revision):
-            raise request_input.UsageError("Give TASK_ID, with --revision or without, or --all-failed alone.")
+            raise request_input.UsageError("Give TASK_ID, with --revision or without, or --all-failed.")
+        if room or sdk_app_id or since or yes or dry_run:
+            filters = _bulk(task_id, {"undelivered": "true"}, room, sdk_app_id, since, yes=yes or dry_run)
+            bulk.run("resend", filters, yes=yes, dry_run=dry_run, as_json=as_json)
+            return
         if all_failed:
             answers, refused = _resend_all(_service())
         else:

@@ -49,10 +49,11 @@ PRAGMAS = (
     f"busy_timeout={BUSY_TIMEOUT_MS}",
     "foreign_keys=ON",
 )
-# Advisory locks: nodes migrate one after the other; downtime is added once; results are numbered in one order; one node deletes
-# old rows.
+# Advisory locks: nodes migrate one after the other; downtime is added once; nodes are cordoned one after the other; results are
+# numbered in one order; one node deletes old rows.
 MIGRATION = 0x7265636F
 RESUME = 0x61776179
+CORDON = 0x6E6F6465
 PLACES = 0x706C6163
 RETENTION = 0x72657465
 

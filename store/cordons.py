@@ -6,9 +6,11 @@ leaves out nodes without the role worker that send no heartbeat: they hold no fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from machine import errors, model, nodes
 from store import audit, connections, tables
@@ -27,16 +29,33 @@ class Cordons:
         self._clock = clock
         self._alive_ms = alive_ms
 
-    async def list(self) -> list[nodes.NodeRow]:
+    async def list(self) -> Sequence[nodes.NodeRow]:
         """The living nodes and the workers that are away, by their names. Raises Unavailable."""
-        now_ms, table = self._clock(), tables.nodes
-        newest = select(table).order_by(table.c.seen_ms.desc()).limit(LISTED)
-        leased = _LEASES.group_by(tables.jobs.c.node, tables.jobs.c.kind)
         async with self._database.read() as connection:
-            rows = (await connection.execute(newest)).all()
-            leases: dict[str, dict[str, int]] = {}
-            for lease in await connection.execute(leased):
-                leases.setdefault(lease.node, {})[lease.kind] = lease.number
+            return await self._rows(connection)
+
+    async def set(self, name: str, cordon: str, by: model.Caller) -> nodes.NodeRow:
+        """Ask a worker for one of the keys of ACTIONS; returns its row. Idempotent.
+
+        Raises NotFound, Refused for a node that takes no captures or knows no cordon, and for a drain without another worker."""
+        async with self._database.write() as connection:
+            # Of two drains at a time, the second one sees the first.
+            await connections.hold_lock(connection, connections.CORDON)
+            found = {node.node: node for node in await self._rows(connection)}
+            if name not in found:
+                raise errors.NotFound("There is no such node; `recorder nodes list` shows them.")
+            _check(found[name], cordon, [node for node in found.values() if node.node != name])
+            if found[name].cordon != cordon:
+                await connection.execute(update(tables.nodes).where(tables.nodes.c.node == name).values(cordon=cordon))
+                await audit.write(connection, self._clock(), by, ACTIONS[cordon], name)
+        return replace(found[name], cordon=cordon)
+
+    async def _rows(self, connection: AsyncConnection) -> Sequence[nodes.NodeRow]:
+        now_ms, table = self._clock(), tables.nodes
+        rows = (await connection.execute(select(table).order_by(table.c.seen_ms.desc()).limit(LISTED))).all()
+        leases: dict[str, dict[str, int]] = {}
+        for lease in await connection.execute(_LEASES.group_by(tables.jobs.c.node, tables.jobs.c.kind)):
+            leases.setdefault(lease.node, {})[lease.kind] = lease.number
         found = [
             nodes.NodeRow(
                 node=row.node,
@@ -53,21 +72,6 @@ class Cordons:
             for row in rows
         ]
         return sorted((node for node in found if node.alive or node.is_worker), key=lambda node: node.node)
-
-    async def set(self, name: str, cordon: str, by: model.Caller) -> nodes.NodeRow:
-        """Ask a worker for one of the keys of ACTIONS; returns its row. Idempotent.
-
-        Raises NotFound, Refused for a node that takes no captures or knows no cordon, and for a drain without another worker."""
-        found = {node.node: node for node in await self.list()}
-        if name not in found:
-            raise errors.NotFound("There is no such node; `recorder nodes list` shows them.")
-        _check(found[name], cordon, [node for node in found.values() if node.node != name])
-        async with self._database.write() as connection:
-            changed = update(tables.nodes).where(tables.nodes.c.node == name, tables.nodes.c.cordon != cordon)
-            if (await connection.execute(changed.values(cordon=cordon))).rowcount:
-                await audit.write(connection, self._clock(), by, ACTIONS[cordon], name)
-        (row,) = [node for node in await self.list() if node.node == name]
-        return row
 
 
 def _check(node: nodes.NodeRow, cordon: str, others: list[nodes.NodeRow]) -> None:

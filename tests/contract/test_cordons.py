@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -111,3 +112,12 @@ async def test_a_cordon_that_would_do_harm_or_nothing_is_refused(
         await listed.set("w1", nodes.DRAINING, BY)
     lines, count = await audit.Audit(store.connections, clock=clock).list()
     assert (count, lines[0].subject) == (1, "w2")
+
+
+async def test_two_drains_at_a_time_leave_a_worker(store: stores.Store, listed: cordons.Cordons) -> None:
+    """Of two workers that are drained at the same moment one is refused: it would be the last one."""
+    for name in ("w1", "w2"):
+        await store.nodes.heartbeat(name, spare=SPARE, report=report("worker"))
+    asked = (listed.set(name, nodes.DRAINING, BY) for name in ("w1", "w2"))
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sorted(isinstance(answer, errors.Refused) for answer in answers) == [False, True]

@@ -13,6 +13,7 @@ from machine import errors, model
 from tests import cli_runner, engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
+from tests.integration.test_resend import given_up
 
 MASTER = "master-token"
 UNKNOWN = "01JBX5Q9V7T3M8K2C4D6F8H0ZW"
@@ -136,6 +137,18 @@ async def test_the_command_replays_all_that_match(service: Service) -> None:
     assert done.err.splitlines()[-1] == "25 of 25 done, 0 needed nothing any more, 0 refused."
     assert (await run("replay", "--stuck", "--yes")).err == "No session matches.\n"
     assert set(await replays(service, ids)) == {1}
+
+
+async def test_the_command_posts_results_again(service: Service) -> None:
+    """`resend --all-failed` with a filter lists what it would post with --dry-run, and posts it with --yes: of the room only."""
+    mine, other = [await given_up(service, room) for room in (1, 2)]
+    environment = {"RECORDER_URL": service.url, "RECORDER_TOKEN": MASTER}
+    listed = await cli_runner.inside(environment, "resend", "--all-failed", "--room", "1", "--dry-run")
+    assert (listed.code, listed.out) == (0, f"{mine}\n")
+    done = await cli_runner.inside(environment, "resend", "--all-failed", "--room", "1", "--yes")
+    assert (done.code, done.out) == (0, f"{mine}\tok\trevision 1 is posted again\n")
+    left = (await service.ask("GET", "/sessions", params={"undelivered": "true"}))[1]
+    assert [session["TaskId"] for session in left["Sessions"]] == [other]
 
 
 async def test_the_command_stops_a_room(service: Service) -> None:

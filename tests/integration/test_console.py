@@ -144,6 +144,7 @@ async def test_no_page_has_an_obstacle(service: Service, tmp_path: Path) -> None
     await service.failed_recording(task_id)
     await service.open_session(RoomId=7)
     pages = ("/console", "/console/sessions?user=rec", "/console/sessions?room=nowhere", f"/console/sessions/{task_id}")
+    pages += ("/console/nodes", "/console/parked", "/console/keys", "/console/audit", "/console/bulk/replay")
     found = {}
     for theme, language in (("light", "en-US"), ("dark", "zh-CN")):
         async with console_browser.visiting(service.url, key=MASTER, theme=theme, language=language) as visitor:

@@ -12,6 +12,8 @@ from machine import api_keys
 from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service
+from tests.integration.test_nodes_api import beat
+from tests.integration.test_openapi import fault, schema_of
 from web import scopes
 
 MASTER = "master-token"
@@ -126,3 +128,33 @@ async def test_the_audit_is_read_in_pages(service: Service) -> None:
         if not before:
             break
     assert found == whole["Audit"]
+
+
+async def test_answers_to_operators_are_as_described(service: Service) -> None:
+    """Real answers have every described field and no other, with all that nodes, keys, messages and entries can have."""
+    await beat(service.store, "w1", "w2")
+    await park(service, "one", "two")
+    _, listed = await service.ask("GET", "/parked")
+    first, second = (message["Id"] for message in listed["Messages"])
+    _, made = await service.ask("POST", "/keys", json={"Name": "lessons", "Scopes": ["read"]})
+    task_id = await service.open_session()
+    asked = [
+        ("get", "/nodes", 200, "/nodes", None),
+        ("post", "/nodes/{Node}/drain", 200, "/nodes/w1/drain", None),
+        ("post", "/nodes/{Node}/drain", 409, "/nodes/w2/drain", None),
+        ("get", "/parked", 200, "/parked", None),
+        ("get", "/parked/{Id}", 200, f"/parked/{first}", None),
+        ("post", "/parked/requeue", 200, "/parked/requeue", {"Ids": [first]}),
+        ("post", "/parked/drop", 200, "/parked/drop", {"Ids": [second, first]}),
+        ("post", "/keys", 201, "/keys", {"Name": "more", "Scopes": ["start", "operate"]}),
+        ("post", "/keys/{Id}/revoke", 200, f"/keys/{made['Id']}/revoke", None),
+        ("get", "/keys", 200, "/keys", None),
+        ("post", "/bulk/replay", 200, "/bulk/replay", {"TaskIds": [task_id]}),
+        ("post", "/bulk/stop", 200, "/bulk/stop", {"TaskIds": [task_id]}),
+        ("post", "/bulk/resend", 200, "/bulk/resend", {"TaskIds": [task_id]}),
+        ("get", "/audit", 200, "/audit", None),
+    ]
+    for method, path, status, real, body in asked:
+        got, answer = await service.ask(method.upper(), real, **({"json": body} if body is not None else {}))
+        assert got == status, (real, answer)
+        assert fault(service.document, schema_of(service.document, method, path, status), answer) == "", real

@@ -1,7 +1,7 @@
 """The pages of a bulk action: preview of the sessions that match a view, and its progress.
 
-Rules: the preview names the sessions, and only these are acted on. The browser holds the rest and sends it part by part,
-under one key: a part that is sent twice is done once, and the service remembers nothing. Without a script a button
+Rules: the preview names the sessions, and only these are acted on. The browser holds the rest of them and sends it part by
+part, under one key: a part that is sent twice is done once, and the service remembers nothing. Without a script a button
 continues.
 """
 

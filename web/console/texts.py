@@ -1,6 +1,6 @@
 """Texts of the console in both languages: `texts/<page>.json` has key → [English, Chinese].
 
-Rule: a text is data. The template escapes it and its values.
+Rule: a text is data. The template escapes it and the values in it.
 """
 
 from __future__ import annotations
