@@ -90,7 +90,7 @@ class ServiceClient:
             headers["Idempotency-Key"] = key
         payload = None
         if body is not None:
-            # As UTF-8 and not escaped, which would let through what is no text.
+            # As UTF-8 and not escaped: an escape would carry lone surrogates, which are no text.
             payload = json.dumps(body, ensure_ascii=False).encode()
             headers["Content-Type"] = "application/json"
         return _parsed(*self._exchange(method, path, payload, headers))

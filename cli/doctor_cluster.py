@@ -102,7 +102,7 @@ def check_receivers(case: Case) -> Finding:
     if isinstance(found, Finding):
         return found
     if found.receivers:
-        named = ", ".join(f"{origin} ({count} results wait)" for origin, count in found.receivers[:3])
+        named = ", ".join(f"{origin.removesuffix('/…')} ({count} waiting)" for origin, count in found.receivers[:3])
         rest = f" and {len(found.receivers) - 3} more" if len(found.receivers) > 3 else ""
         meaning = "They failed 5 times in a row or more; results are posted to them after pauses only."
         return warn(named + rest, meaning, "recorder sessions --stuck  # names the sessions and the reasons")

@@ -1,4 +1,4 @@
-"""Checks of `recorder doctor` about what is outside: TRTC's callbacks, the receivers' secret, COS, the server of the streams."""
+"""Checks of `recorder doctor` about the outside: TRTC's callbacks, the receivers' secret, COS, the server of the streams."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def as_json_line(body: Any) -> None:
 
 def _json(body: Any, **form: Any) -> str:
     """JSON that a program can read: outside a terminal it is UTF-8, or ASCII where the locale has another character set. A
-    terminal gets what it can show."""
+    terminal gets the characters that it can show."""
     text = json.dumps(body, ensure_ascii=False, **form)
     encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
     if encoding == "utf-8" or (on_terminal() and text.encode(encoding, "replace").decode(encoding) == text):

@@ -1,7 +1,8 @@
 """Standard streams of the command line, for any locale: also closed, on a full disk, or a pipe whose reader ends early.
 
-Rules: what a character set lacks is escaped. A command whose output is lost ends with REFUSED and one sentence, or silently with
-BROKEN_PIPE if the reader of its output has gone. A message that standard error cannot take is dropped and changes no exit code.
+Rules: characters that the character set lacks are escaped. A command whose output is lost ends with REFUSED and one sentence, or
+silently with BROKEN_PIPE if the reader of its output has gone. A message that standard error cannot take is dropped, without a
+change of the exit code.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """Standard error; drops what it cannot write."""
+    """Standard error; drops text that cannot be written."""
 
     def write(self, data: object, /) -> int:
         try:

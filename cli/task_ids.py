@@ -17,7 +17,7 @@ _BEGINNING = re.compile(rf"[0-7][0-9A-HJKMNP-TV-Z]{{{SHORTEST - 1},{LENGTH - 2}}
 
 
 def resolve(service: client.ServiceClient, typed: str) -> str:
-    """The TaskId that `typed` stands for. What cannot be a beginning of one is returned as it is. Raises ClientError."""
+    """The TaskId that `typed` stands for. A text that cannot be a beginning of one is returned unchanged. Raises ClientError."""
     beginning = typed.strip().upper()
     if not _BEGINNING.fullmatch(beginning):
         return beginning if len(beginning) == LENGTH else typed

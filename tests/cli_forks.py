@@ -33,7 +33,7 @@ TERMINAL, PIPE, CLOSED, FULL, BROKEN = "terminal", "pipe", "closed", "full", "br
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The end of a command, and what it wrote."""
+    """The exit code and the output of a command."""
 
     code: int
     out: bytes
@@ -86,7 +86,7 @@ class Forks:
 
 
 class _Reading:
-    """One stream of a command, and what is read from it."""
+    """One stream of a command, and the bytes read from it."""
 
     def __init__(self, kind: str, columns: int) -> None:
         self._read = bytearray()
@@ -119,7 +119,7 @@ class _Reading:
         return bytes(self._read)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open ends."""
         os.close(self.read)
         if self.written >= 0:
             self.end_writing()

@@ -1,5 +1,4 @@
-"""What `recorder doctor` finds about the things that nodes share, and about what does not answer: broker, workers, dead letters,
-receivers, limits, time."""
+"""Checks of `recorder doctor` on things that nodes share: broker, workers, dead letters, receivers; and on limits and time."""
 
 from __future__ import annotations
 
@@ -95,7 +94,7 @@ async def test_receivers(world: World, database: engines.Database) -> None:
         await _fail_deliveries(database, task_id, tries)
     found = (await world.examine())["receivers"]
     assert (before.status, before.found, found.status) == ("ok", "none fails", "warn")
-    assert found.found == "https://r0.example.com (1 results wait), https://r1.example.com (1 results wait)"
+    assert found.found == "https://r0.example.com (1 waiting), https://r1.example.com (1 waiting)"
 
 
 async def _fail_deliveries(database: engines.Database, task_id: str, tries: int) -> None:

@@ -25,7 +25,7 @@ from tests.integration import api_service
 
 ROOT = Path(__file__).parents[2]
 CHINESE, ACCENTED = "小明→课堂", "élève"
-# What a user of each character set can type.
+# A text that a user of each character set can type.
 TYPED = {"utf-8": CHINESE, "ascii": "pupil", "gb18030": CHINESE, "latin-1": ACCENTED}
 ENCODINGS = tuple(TYPED)
 KINDS = (TERMINAL, PIPE, CLOSED, FULL)
@@ -33,7 +33,7 @@ KINDS = (TERMINAL, PIPE, CLOSED, FULL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A service and a database whose texts are Chinese, and what runs commands against them."""
+    """A service and a database whose texts are Chinese, and a runner of commands."""
 
     forks: cli_forks.Forks
     environment: dict[str, str]
@@ -129,7 +129,7 @@ async def test_every_character_set(world: World, encoding: str) -> None:
 
 @pytest.mark.parametrize("columns", [80, 100])
 async def test_every_command_fits(world: World, columns: int) -> None:
-    """No line is wider than the terminal, but for what is to be copied whole, and none of a table is torn. Nothing is cut."""
+    """No line is wider than the terminal, but for texts to copy whole, and none of a table is torn. Nothing is cut."""
     more = {"parked show": ["parked", "show", "row-1"], "several": ["show", world.task_id[:6]], "refused": ["start"]}
     named = {name: words for name, (words, _) in commands(world, "utf-8").items()} | more
     for name, words in named.items():
@@ -184,7 +184,7 @@ async def test_a_request_on_standard_input(world: World, encoding: str) -> None:
 
 @pytest.mark.parametrize("name", ["C", "zh_CN.GB2312", "en_US.ISO-8859-1"])
 async def test_real_locales(world: World, tmp_path: Path, name: str) -> None:
-    """A new process in a real locale does what the forks do."""
+    """A new process in a real locale behaves as the forks do."""
     chosen = {"LC_ALL": name, "LOCPATH": str(tmp_path)}
     if name == "C":
         chosen |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -158,7 +158,7 @@ class TestTaskIds:
 
     @pytest.mark.parametrize("typed", [TASK_ID, TASK_ID.lower(), "01JBX", "X", "../sessions", "a b?c", "", "01JBX5ILOU"])
     def test_others_are_left_to_the_service(self, typed: str) -> None:
-        """Whole ids, and what cannot be a beginning, cost no request."""
+        """Whole ids, and texts that cannot be a beginning, cost no request."""
         asks_nothing = cast(client.ServiceClient, object())
         assert task_ids.resolve(asks_nothing, typed) == (typed.upper() if len(typed) == 26 else typed)
 
