@@ -21,6 +21,7 @@ from cli import exits, output
 # Signs of our own texts that many character sets lack.
 _ASCII = {"→": "->", "…": "...", "·": "-"}
 _ESCAPE = "recorder-escape"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 _leaves_threads = False
@@ -36,7 +37,7 @@ class OutputLost(Exception):
 
 
 def run(program: Callable[[], object]) -> None:
-    """Run the command line and exit. Errors of the system and of the output end it with one sentence, never with a traceback."""
+    """Run the command line and exit. Errors of files, disk and output end it with one sentence, without a traceback."""
     prepare()
     try:
         try:
@@ -54,6 +55,9 @@ def run(program: Callable[[], object]) -> None:
             output.failure(f"recorder: The output could not be written: {error.reason}.")
         sys.exit(error.exit_code)
     except OSError as error:
+        # Others are defects, whose traceback is needed.
+        if not error.filename and error.errno not in FULL:
+            raise
         about = f" ({error.filename})" if error.filename else ""
         output.failure(f"recorder: {error.strerror or type(error).__name__}{about}.")
         sys.exit(exits.REFUSED)

@@ -170,6 +170,12 @@ async def test_arguments_that_are_no_text(world: World) -> None:
         assert (answer.code, b"character set" in answer.err) == (exits.USAGE, True), answer
 
 
+async def test_a_file_that_cannot_be_written(world: World) -> None:
+    """One sentence with its name, from any command."""
+    answer = await world.run(["demo", "--folder", "/dev/full/demo"], "utf-8", PIPE)
+    assert (answer.code, answer.err) == (exits.REFUSED, b"recorder: Not a directory (/dev/full/demo).\n")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
 async def test_a_request_on_standard_input(world: World, encoding: str) -> None:
     """JSON is read in the encodings of JSON and in that of the locale."""
