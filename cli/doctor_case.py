@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OK, WARN, FAIL = "ok", "warn", "fail"
 # All checks together, side by side; with the start of the program it stays below 3 s.
 LIMIT_S = 2.0
+MARGIN_S = 0.3
 SETTINGS_PAGE = "docs/settings.md lists what each setting may be."
 
 Answer = TypeVar("Answer")
@@ -68,12 +69,17 @@ class Case:
         except settings.SettingsError as error:
             self.faults = error.faults
         token, url = self.environ.get("RECORDER_TOKEN", ""), self.environ.get("RECORDER_URL") or client.DEFAULT_URL
-        self.service = client.ServiceClient(url=url, token=token, timeout_s=limit_s)
+        self.service = client.ServiceClient(url=url, token=token, timeout_s=self.left_s)
+
+    @property
+    def rest_s(self) -> float:
+        """The rest of the time, in seconds; never 0, which means no limit to some functions."""
+        return max(0.01, self._until_s - time.monotonic())
 
     @property
     def left_s(self) -> float:
-        """The time that is left to the checks, in seconds; never 0, which means no limit to some functions."""
-        return max(0.01, self._until_s - time.monotonic())
+        """The time that is left to a probe, so that its check can still say what did not answer."""
+        return max(0.01, self.rest_s - MARGIN_S)
 
     @property
     def is_file(self) -> bool:
@@ -103,6 +109,13 @@ class Case:
         from assembly import inspection
 
         return self._once("overview", lambda: inspection.overview(self.settings))
+
+    @property
+    def queues(self) -> list[tuple[str, int | None, int | None]]:
+        """Name, waiting messages and consumers of each queue of the broker. Raises RecorderError."""
+        from assembly import inspection
+
+        return self._once("queues", lambda: inspection.queues(self.settings, self.left_s))
 
     def _ask_service(self) -> str:
         try:

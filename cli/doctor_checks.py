@@ -44,6 +44,9 @@ def examine(
 ) -> list[Finding]:
     """Run all checks side by side, for `limit_s`; with unusable settings only those that need none. The findings have the order
     of CHECKS. `mounts`: the system's table of mounts."""
+    # Loading takes the time of the program's start and not of the checks.
+    from assembly import database, encryption_keys, inspection  # noqa: F401 - loaded here, used by the checks
+
     case = Case(environ, mounts, limit_s)
     checks = CHECKS_WITHOUT_SETTINGS if case.faults else CHECKS
     found: dict[str, Finding] = {}
@@ -52,7 +55,7 @@ def examine(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(case.left_s)
+        thread.join(case.rest_s)
     return [found.get(name) or _late(name, limit_s) for name in checks]
 
 

@@ -24,8 +24,8 @@ from store import (
     tables,
 )
 
-# A person waits for the answer.
-CONNECT_S = 2.0
+# A person waits for the answer, and doctor for 2 s.
+CONNECT_S = 1.5
 # This connection ends, so it counts as free.
 _FREE = text(
     "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int + 1"
