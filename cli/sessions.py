@@ -247,9 +247,7 @@ def replay(
 
 
 def resend(
-    task_id: Annotated[
-        str, typer.Argument(metavar="[TASK_ID]", help="Id of the session, or its first 6 characters or more.", show_default=False)
-    ] = "",
+    task_id: Annotated[str, typer.Argument(metavar="[TASK_ID]", help=ID, show_default=False)] = "",
     revision: Annotated[int | None, typer.Option(min=1, help="This revision of the result; the newest by default.")] = None,
     all_failed: Annotated[
         bool, typer.Option("--all-failed", help="The newest result of every session whose receiver did not accept it.")
