@@ -15,6 +15,8 @@ from config import settings as settings_module
 from media import ffmpeg_command, spool
 from tencent import credentials, pull_url
 
+SchemaState = store.inspection.SchemaState
+Overview = store.inspection.Overview
 PORTS = {"rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 
 
@@ -32,7 +34,7 @@ def pull_endpoint(settings: settings_module.Settings) -> tuple[str, int]:
     return parts.hostname or "", parts.port or PORTS[parts.scheme]
 
 
-def schema(settings: settings_module.Settings) -> store.inspection.SchemaState:
+def schema(settings: settings_module.Settings) -> SchemaState:
     """Revision of the database's schema."""
     return store.inspection.schema_state(settings.database)
 
@@ -43,6 +45,19 @@ def dead_letters(settings: settings_module.Settings) -> tuple[int, list[str]]:
 
     level = asyncio.run(queue.level(settings.amqp_url.get_secret_value(), settings.amqp_prefix))
     return level.count or 0, level.warnings(refused=False)
+
+
+def overview(settings: settings_module.Settings) -> Overview | None:
+    """What runs on the database; None if it has no tables yet."""
+    return store.inspection.overview(settings.database)
+
+
+def queues(settings: settings_module.Settings, timeout_s: float) -> list[tuple[str, int | None, int | None]]:
+    """Name, waiting messages and consumers of each queue of the broker; None for a missing one."""
+    from bus import queue_levels  # the embedded engine loads no AMQP
+
+    found = asyncio.run(queue_levels.read(settings.amqp_url.get_secret_value(), settings.amqp_prefix, timeout_s))
+    return [(queue.name, queue.messages, queue.consumers) for queue in found]
 
 
 def check_spool_owner(settings: settings_module.Settings) -> None:

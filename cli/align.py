@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cli import output, sessions
+from cli import output, sessions, times
 from cli.exits import handled
 
 Json = dict[str, Any]
 HEADINGS = ("File", "Offset", "Begins", "Ends", "ErrorMs")
 
 
-def align(task_id: sessions.TaskId, as_json: output.AsJson = False) -> None:
+def align(task_id: sessions.TaskId, utc: times.Utc = False, as_json: output.AsJson = False) -> None:
     """Print when the files of a session begin on one timeline.
 
     Offset is the time in seconds after the beginning of the first file.
@@ -30,7 +30,12 @@ def align(task_id: sessions.TaskId, as_json: output.AsJson = False) -> None:
         if not found:
             output.failure("The session has no file with anchors yet.")
             return
-        output.rows(HEADINGS, ([str(each[name]) for name in HEADINGS] for each in found))
+        output.rows(HEADINGS, (_cells(each) for each in found))
+
+
+def _cells(found: Json) -> list[str]:
+    between = (times.shown(found[name], precise=True) for name in ("Begins", "Ends"))
+    return [found["File"], f"{found['Offset']:.3f}", *between, str(found["ErrorMs"])]
 
 
 def offsets(files: Sequence[Json]) -> list[Json]:

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from cli import direct, output
+from cli import direct, output, times
 
 HEADINGS = ("Time", "Who", "Action", "Subject", "Outcome")
 
 
 def audit(
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of entries.")] = 100, as_json: output.AsJson = False
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of entries.")] = 100,
+    utc: times.Utc = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Show who did what, newest first.
 
@@ -24,8 +26,8 @@ def audit(
     found = direct.run_opened(api_keys.opened, lambda keys: keys.audit(limit))
     if as_json:
         output.as_json(found)
-        return
-    output.rows(HEADINGS, ([entry[name] for name in HEADINGS] for entry in found["Audit"]))
+    else:
+        output.rows(HEADINGS, ([times.shown(e["Time"]), *(e[name] for name in HEADINGS[1:])] for e in found["Audit"]))
     more = found["Count"] - len(found["Audit"])
     if more > 0:
-        output.failure(f"… and {more} older: --limit shows more.")
+        output.failure(f"{more} older entries are not listed: recorder audit --limit {found['Count']}")

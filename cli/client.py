@@ -90,7 +90,8 @@ class ServiceClient:
             headers["Idempotency-Key"] = key
         payload = None
         if body is not None:
-            payload = json.dumps(body).encode()
+            # As UTF-8 and not escaped: an escape would carry lone surrogates, which are no text.
+            payload = json.dumps(body, ensure_ascii=False).encode()
             headers["Content-Type"] = "application/json"
         return _parsed(*self._exchange(method, path, payload, headers))
 
@@ -105,7 +106,8 @@ class ServiceClient:
         except (OSError, http.client.HTTPException) as error:
             raise ClientError(_unreachable(self.url, error), exits.UNREACHABLE) from error
         except ValueError as error:  # a token or key with characters that a header forbids
-            raise ClientError("RECORDER_TOKEN has characters that an HTTP header cannot carry.", exits.USAGE) from error
+            names = "RECORDER_TOKEN or --key has" if "Idempotency-Key" in headers else "RECORDER_TOKEN has"
+            raise ClientError(f"{names} characters that an HTTP header cannot carry.", exits.USAGE) from error
         finally:
             connection.close()
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -44,15 +45,18 @@ def demo(
 
 async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) -> int:
     """Record one room that is live for `live_s`. Returns 0 if the result is as expected, else 1."""
-    from rich import console
+    from rich import console, markup
 
     from assembly import node
     from config import settings
     from simulator import demo as script
     from simulator import server
 
-    screen = console.Console(highlight=False)
-    screen.print(f"A simulator of Tencent and a recorder start on this machine; they write only under {folder}.")
+    on_terminal = sys.stdout.isatty()
+    screen = console.Console(highlight=False, force_terminal=on_terminal, soft_wrap=not on_terminal)
+    screen.print(
+        f"A simulator of Tencent and a recorder start on this machine; they write only under {markup.escape(str(folder))}."
+    )
     simulator = server.Simulator(folder=folder / "tencent", accounts=[script.ACCOUNT], buckets=[script.BUCKET])
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(simulator.stop)
@@ -72,7 +76,8 @@ async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) 
         try:
             await run.run()
         except script.WrongResult as error:
-            screen.print(f"[bold red]The demo failed:[/] {error} The log is {folder / 'service.log'}.", soft_wrap=True)
+            told = markup.escape(f"{error} The log is {folder / 'service.log'}.")
+            screen.print(f"[bold red]The demo failed:[/] {told}", soft_wrap=True)
             return exits.REFUSED
     screen.print("\n[bold green]Two speakers live, two files in the bucket, one result delivered.[/]")
     return exits.OK

@@ -1,18 +1,20 @@
-"""Checks of `recorder doctor`: settings, ffmpeg, disk, database, network and the running service.
+"""Checks of `recorder doctor`: settings, ffmpeg, disk, limits, database, network and the running service.
 
-Rules: a check changes nothing, leaves nothing behind and ends within seconds. `fail`: the service cannot work. `warn`: it works,
-with a limit.
+Rules: a check changes nothing and leaves nothing behind. All run side by side, within seconds. `fail`: the service cannot
+work. `warn`: it works, with a limit.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
-from concurrent import futures
 from pathlib import Path
 
-from cli import doctor_attention, doctor_probes
-from cli.doctor_case import FAIL, OK, WARN, Case, fail, ok, warn
+from cli import doctor_attention, doctor_case, doctor_cluster, doctor_outside, doctor_probes
+from cli.doctor_case import FAIL, OK, SETTINGS_PAGE, WARN, Case, fail, ok, warn
 from cli.doctor_case import Finding as Finding
 from config import consistency
 from machine import errors
@@ -25,33 +27,55 @@ ABILITIES = {
     "muxers": ("flv", "mp4", "mp3"),
     "encoders": ("libx264", "libmp3lame", "aac"),
 }
-# Answers for every region; a bucket's own host is known only at a start.
-COS_HOST = "service.cos.myqcloud.com"
 SHORT_TOKEN = 16
 # A capture has a segment, two pipes, a process descriptor, and for a moment the pipe of its address.
 FILES_PER_CAPTURE = 6
 FILES_OF_SERVICE = 512
 EXPECTED_CAPTURES = 500
-SETTINGS_PAGE = "docs/settings.md lists what each setting may be."
+# Threads and processes, which the kernel counts alike.
+TASKS_OF_SERVICE = 256
+TASKS_PER_FFMPEG = 16
+# Checks without whose answer the service cannot work.
+_NEEDED = ("ffmpeg", "spool", "database")
 
 
-def examine(environ: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> list[Finding]:
-    """Run all checks in order; with unusable settings only those that need none. `mounts`: the system's table of mounts."""
-    case = Case(environ, mounts)
+def examine(
+    environ: Mapping[str, str], mounts: Path = Path("/proc/mounts"), limit_s: float = doctor_case.LIMIT_S
+) -> list[Finding]:
+    """Run all checks side by side, for `limit_s`; with unusable settings only those that need none. The findings have the order
+    of CHECKS. `mounts`: the system's table of mounts."""
+    # Loading takes the time of the program's start and not of the checks.
+    from assembly import database, encryption_keys, inspection  # noqa: F401 - loaded here, used by the checks
+
+    case = Case(environ, mounts, limit_s)
     checks = CHECKS_WITHOUT_SETTINGS if case.faults else CHECKS
-    # Together: a host that does not answer costs its time limit once.
-    with futures.ThreadPoolExecutor(len(checks)) as threads:
-        return list(threads.map(lambda name: _finding(name, checks[name], case), checks))
+    found: dict[str, Finding] = {}
+    # Daemons: a check that hangs does not hold the end of the program.
+    threads = [threading.Thread(target=_run, args=(name, check, case, found), daemon=True) for name, check in checks.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(case.rest_s)
+    return [found.get(name) or _late(name, limit_s) for name in checks]
 
 
-def _finding(name: str, check: Callable[[Case], Finding], case: Case) -> Finding:
-    """Run a check. An error of the operating system is a finding and does not end the examination."""
+def _run(name: str, check: Callable[[Case], Finding], case: Case, found: dict[str, Finding]) -> None:
+    """Run a check. An error is a finding and does not end the examination."""
     try:
-        return dataclasses.replace(check(case), check=name)
-    except OSError as error:
+        finding = check(case)
+    except Exception as error:  # noqa: BLE001 - the others are still of use, whatever is wrong with this one
         meaning = "This check could not run; the service may meet the same error."
-        remedy = "recorder doctor  # again, once this is repaired"
-        return dataclasses.replace(fail(f"{type(error).__name__}: {error}", meaning, remedy), check=name)
+        finding = fail(f"{type(error).__name__}: {error}", meaning, "recorder doctor  # again, once this is repaired")
+    found[name] = dataclasses.replace(finding, check=name)
+
+
+def _late(name: str, limit_s: float) -> Finding:
+    """The finding about a check that did not end."""
+    judged = fail if name in _NEEDED else warn
+    remedy = "recorder doctor --within 30  # waits longer"
+    return dataclasses.replace(
+        judged(f"no answer within {limit_s:g} s", "What it examines is slow, or hangs.", remedy), check=name
+    )
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -111,7 +135,7 @@ def check_abilities(case: Case) -> Finding:
         binary, _ = inspection.ffmpeg(case.settings)
     except errors.RecorderError:
         return fail("there is no ffmpeg", "See above.", "recorder doctor")
-    missing = doctor_probes.ffmpeg_lacks(binary, ABILITIES)
+    missing = doctor_probes.ffmpeg_lacks(binary, ABILITIES, case.left_s)
     if missing:
         remedy = "Unset FFMPEG_BINARY to use the bundled ffmpeg, which has all of them."
         return fail("it lacks " + ", ".join(missing), "Captures or transcodes will fail.", remedy)
@@ -120,7 +144,7 @@ def check_abilities(case: Case) -> Finding:
 
 def check_setpriv(case: Case) -> Finding:
     """An ffmpeg ends with the service and has limits."""
-    fault = doctor_probes.setpriv_fault(case.environ.get("PATH", ""))
+    fault = doctor_probes.setpriv_fault(case.environ.get("PATH", ""), case.left_s)
     if fault:
         meaning = "The service does not start: without these an ffmpeg has no limits and outlives a kill -9 of the service."
         return fail(fault, meaning, "apt-get install util-linux")
@@ -156,11 +180,11 @@ def check_space(case: Case) -> Finding:
 
 def check_lock(case: Case) -> Finding:
     """The locks of the spool and of SQLite's file are free, or held by the service that answers."""
-    distributed = bool(case.settings.amqp_url.get_secret_value())
-    spool = (case.settings.data_dir if case.settings.spool_shared and distributed else case.settings.spool) / ".lock"
+    shared = case.settings.spool_shared and case.distributed
+    spool = (case.settings.data_dir if shared else case.settings.spool) / ".lock"
     file = case.settings.database_file.resolve()
     database = file.with_name(f"{file.name}.lock")
-    held = [lock for lock in (spool, *([] if distributed else [database])) if doctor_probes.is_locked(lock)]
+    held = [lock for lock in (spool, *([] if case.distributed else [database])) if doctor_probes.is_locked(lock)]
     if not held:
         return ok("free")
     if not case.service_fault:
@@ -181,10 +205,22 @@ def check_open_files(case: Case) -> Finding:
     return ok(f"at most {limit} open files")
 
 
+def check_processes(case: Case) -> Finding:
+    """The limit of processes and threads is enough for the service and its ffmpegs."""
+    captures = (case.settings.max_captures or EXPECTED_CAPTURES) if case.settings.capture == "ffmpeg" else 0
+    ffmpegs = captures + (case.settings.transcodes or os.cpu_count() or 1)
+    limit, needed = doctor_probes.most_tasks(), TASKS_OF_SERVICE + TASKS_PER_FFMPEG * ffmpegs
+    if limit < needed:
+        meaning = f"The service and {ffmpegs} ffmpegs need about {needed}. Above the limit nothing new begins."
+        remedy = f"ulimit -u {needed}  # or TasksMax={needed} in the unit of systemd, or the container's limit of pids"
+        return warn(f"at most {limit} processes and threads", meaning, remedy)
+    return ok("no limit" if limit == sys.maxsize else f"at most {limit} processes and threads")
+
+
 # --- database -------------------------------------------------------------------------------------------------------------
 def check_database(case: Case) -> Finding:
     """The database is writable and has this program's schema."""
-    from assembly import database, inspection
+    from assembly import database
 
     file = case.settings.database_file
     fault = doctor_probes.folder_fault(file.parent) if case.is_file else ""
@@ -192,7 +228,7 @@ def check_database(case: Case) -> Finding:
     if case.is_file:
         remedy = "Set DATA_DIR to a folder that this user can write, or change its owner."
     try:
-        schema = None if fault else inspection.schema(case.settings)
+        schema = None if fault else case.schema
     except errors.RecorderError as error:
         fault = str(error)
     if fault or schema is None:
@@ -223,9 +259,6 @@ def check_database(case: Case) -> Finding:
         meaning = f"This node opens up to {needed}; without them its requests fail and its leases may end."
         remedy = "Raise max_connections of PostgreSQL, or set DATABASE_CONNECTIONS (docs/operate.md, Database connections)."
         return warn(f"the server has {schema.free} connections left", meaning, remedy)
-    if schema.clock_warnings:
-        meaning = "Nothing is lost; times in the log and in other programs differ."
-        return warn(" ".join(schema.clock_warnings), meaning, "timedatectl set-ntp true")
     return ok(f"can be written, schema {current}")
 
 
@@ -259,62 +292,6 @@ def check_place(case: Case) -> Finding:
     return ok(kind or "unknown on this system")
 
 
-# --- TRTC, COS, receivers ---------------------------------------------------------------------------------------------------
-def check_callback_keys(case: Case) -> Finding:
-    """TRTC callbacks can be verified."""
-    keys = case.settings.trtc_callback_keys
-    if keys:
-        return ok("applications " + ", ".join(str(app) for app in keys))
-    meaning = "Every TRTC callback is refused: only speakers named in SubscribeUserIds are recorded."
-    remedy = "export TRTC_CALLBACK_KEYS=1400000001=…  # SdkAppId=key, as set in the TRTC console under Callbacks"
-    return warn("none", meaning, remedy)
-
-
-def check_callback_secret(case: Case) -> Finding:
-    """Receivers can verify results."""
-    if case.settings.callback_secret.get_secret_value():
-        return ok("set")
-    meaning = "Results are posted unsigned: a receiver cannot tell them from forged ones."
-    remedy = "export CALLBACK_SECRET=whsec_$(openssl rand -base64 24)  # and give it to the receivers"
-    return warn("not set", meaning, remedy)
-
-
-def check_credentials(case: Case) -> Finding:
-    """COS credentials exist for starts that bring none."""
-    from assembly import inspection
-
-    try:
-        return ok(f"from {inspection.credentials_source(case.environ)}")
-    except errors.RecorderError as error:
-        remedy = "export TENCENTCLOUD_SECRET_ID=… TENCENTCLOUD_SECRET_KEY=…  # or bind a role to this machine"
-        return warn(str(error), "Each start must bring its own SecretId and SecretKey.", remedy)
-
-
-def check_pull(case: Case) -> Finding:
-    """The server of PULL_ADDRESS can be reached."""
-    from assembly import inspection
-
-    try:
-        host, port = inspection.pull_endpoint(case.settings)
-    except (errors.RecorderError, ValueError, KeyError) as error:
-        return fail(str(error), "No stream can be pulled.", SETTINGS_PAGE)
-    return _connection(host, port, "Streams are pulled from there: nothing is recorded while it is unreachable.")
-
-
-def check_cos(case: Case) -> Finding:
-    """COS can be reached."""
-    _, host, port = case.settings.cos_server or ("https", COS_HOST, 443)
-    return _connection(host, port, "Files are uploaded there: uploads are retried while it is unreachable.")
-
-
-def _connection(host: str, port: int, meaning: str) -> Finding:
-    fault = doctor_probes.connect_fault(host, port)
-    if fault:
-        remedy = f"nc -vz {host} {port}  # from this machine; check DNS, firewall and security group"
-        return warn(f"{host}:{port}: {fault}", meaning, remedy)
-    return ok(f"{host}:{port} answers")
-
-
 # --- the service ------------------------------------------------------------------------------------------------------------
 def check_service(case: Case) -> Finding:
     """The service runs, answers the commands and has this program's version."""
@@ -332,21 +309,6 @@ def check_service(case: Case) -> Finding:
     return ok(f"{url} answers, version {version}")
 
 
-def check_dead_letters(case: Case) -> Finding:
-    """The broker answers, and its dead letter queue has space."""
-    from assembly import inspection
-
-    if not case.settings.amqp_url.get_secret_value():
-        return ok("no broker")
-    try:
-        count, warnings = inspection.dead_letters(case.settings)
-    except errors.RecorderError as error:
-        return warn(str(error), "Messages wait in the database.", "Start RabbitMQ, or correct AMQP_URL.")
-    if warnings:
-        return warn(f"{count} messages", "The broker refuses more at a limit; those then take slots.", " ".join(warnings))
-    return ok(f"{count} messages")
-
-
 CHECKS: dict[str, Callable[[Case], Finding]] = {
     "settings": check_settings,
     "api-tokens": check_tokens,
@@ -357,15 +319,20 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "spool-space": check_space,
     "spool-lock": check_lock,
     "open-files": check_open_files,
+    "processes": check_processes,
     "database": check_database,
     "secret-keys": check_secret_keys,
     "database-place": check_place,
-    "callback-keys": check_callback_keys,
-    "callback-secret": check_callback_secret,
-    "credentials": check_credentials,
-    "pull": check_pull,
-    "cos": check_cos,
-    "dead-letters": check_dead_letters,
+    "callback-keys": doctor_outside.check_callback_keys,
+    "callback-secret": doctor_outside.check_callback_secret,
+    "credentials": doctor_outside.check_credentials,
+    "pull": doctor_outside.check_pull,
+    "cos": doctor_outside.check_cos,
+    "clock": doctor_cluster.check_clock,
+    "broker": doctor_cluster.check_broker,
+    "workers": doctor_cluster.check_workers,
+    "dead-letters": doctor_cluster.check_dead_letters,
+    "receivers": doctor_cluster.check_receivers,
     "service": check_service,
     "attention": doctor_attention.check_attention,
 }

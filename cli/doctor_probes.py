@@ -5,6 +5,7 @@ Rule: a probe leaves nothing behind. A fact that cannot be determined is an answ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -15,10 +16,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent import futures
 from pathlib import Path
-
-CONNECT_S = 2.0
-RUN_S = 20.0
 
 # Network file systems, by their names in /proc/mounts.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs")
@@ -29,27 +28,29 @@ _CLEAN_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8
 _ESCAPED = re.compile(r"\\(\d{3})")
 
 
-def ffmpeg_lacks(binary: str, wanted: Mapping[str, tuple[str, ...]]) -> list[str]:
+def ffmpeg_lacks(binary: str, wanted: Mapping[str, tuple[str, ...]], timeout_s: float) -> list[str]:
     """The names of `wanted` (by list of ffmpeg, such as encoders → aac) that this ffmpeg lacks."""
+    with futures.ThreadPoolExecutor(len(wanted)) as pool:
+        lists = dict(zip(wanted, pool.map(lambda kind: _ffmpeg_list(binary, kind, timeout_s), wanted), strict=True))
     missing = []
     for kind, names in wanted.items():
-        listed = _ffmpeg_list(binary, kind)
+        listed = lists[kind]
         missing += [f"{name} ({kind})" for name in names if name not in listed]
     return missing
 
 
-def _ffmpeg_list(binary: str, kind: str) -> set[str]:
+def _ffmpeg_list(binary: str, kind: str, timeout_s: float) -> set[str]:
     """The names that `ffmpeg -<kind>` lists: the only word of a line for protocols, else the word after the flags."""
     try:
         words = [binary, "-hide_banner", f"-{kind}"]
-        done = subprocess.run(words, capture_output=True, timeout=RUN_S, check=False, env=_CLEAN_ENVIRONMENT)
+        done = subprocess.run(words, capture_output=True, timeout=timeout_s, check=False, env=_CLEAN_ENVIRONMENT)
     except (OSError, subprocess.SubprocessError):
         return set()
     lines = [line.split() for line in done.stdout.decode("utf-8", "replace").splitlines()]
     return {name for line in lines if line for name in (line[0] if len(line) == 1 else line[1]).split(",")}
 
 
-def setpriv_fault(path: str) -> str:
+def setpriv_fault(path: str, timeout_s: float) -> str:
     """Why `setpriv --pdeathsig` or `prlimit` of this PATH does not work; "" if both do."""
     true = shutil.which("true", path=path) or "/bin/true"
     for name, options in (("setpriv", ["--pdeathsig", "KILL", "--no-new-privs"]), ("prlimit", ["--core=0"])):
@@ -57,7 +58,7 @@ def setpriv_fault(path: str) -> str:
         if binary is None:
             return f"{name} is not on PATH"
         try:
-            done = subprocess.run([binary, *options, "--", true], capture_output=True, timeout=RUN_S, check=False)
+            done = subprocess.run([binary, *options, "--", true], capture_output=True, timeout=timeout_s, check=False)
         except (OSError, subprocess.SubprocessError) as error:
             return f"{binary} does not run ({type(error).__name__})"
         if done.returncode:
@@ -91,6 +92,21 @@ def most_files() -> int:
     """The number of files that a service begun from here may open: it raises its soft limit to the hard one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def most_tasks(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """The number of processes and threads that this user, container or unit may have; sys.maxsize without a limit. The limit of
+    a user does not bind root."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    limits = [] if soft == resource.RLIM_INFINITY or os.geteuid() == 0 else [soft]
+    try:
+        group = Path(own.read_text().strip().rpartition("::/")[2])
+    except OSError:
+        group = Path()
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError):  # no limit here: no such file, or the word max
+            limits.append(int((groups / folder / "pids.max").read_text()))
+    return min(limits, default=sys.maxsize)
 
 
 def is_locked(path: Path) -> bool:
@@ -133,13 +149,13 @@ def distance(kind: str) -> str:
     return "doubtful" if kind in DOUBTFUL or kind.startswith("fuse.") else "local"
 
 
-def connect_fault(host: str, port: int, timeout_s: float = CONNECT_S) -> str:
+def connect_fault(host: str, port: int, timeout_s: float) -> str:
     """Why no TCP connection is established within `timeout_s`; "" if one is."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s):
             return ""
     except TimeoutError:
-        return f"no answer within {timeout_s:g} s"
+        return f"no answer within {timeout_s:.1f} s"
     except OSError as error:
         return error.strerror or type(error).__name__
 

@@ -6,9 +6,11 @@ Rule: an expected error is one sentence on standard error; with --json the servi
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,12 +21,15 @@ from machine import errors
 if TYPE_CHECKING:
     from config.settings import Settings
 
+_NAME = re.compile(r"[A-Za-z][A-Za-z-]*(?:\.[A-Z][A-Za-z]*)?")
+
 OK = 0
 REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
 NOT_FOUND = 4
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 class CommandError(Exception):
@@ -37,21 +42,32 @@ class CommandError(Exception):
 
 
 @contextmanager
-def handled(*, as_json: bool = False) -> Iterator[None]:
-    """Run a command. Expected errors are printed and raise typer.Exit with their code; all others propagate."""
+def handled(*, as_json: bool = False, words: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Run a command. Expected errors are printed and raise typer.Exit with their code; all others propagate. `words` are the
+    command's names for fields of the API."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
+    except UnicodeEncodeError as error:
+        # An argument or a variable that this locale could not decode; JSON can hold the like.
+        output.failure("A value is no text in the character set of this locale: see LC_ALL, and the encoding of the terminal.")
+        raise typer.Exit(USAGE) from error
     except CommandError as error:
         if as_json and error.body:
             output.as_json(error.body)
         else:
-            output.failure(str(error))
+            for line in translated(str(error), words).splitlines():
+                output.failure(line)
         raise typer.Exit(error.exit_code) from error
     except errors.RecorderError as error:
         output.failure(str(error))
         raise typer.Exit(exit_code(error)) from error
+
+
+def translated(message: str, words: Mapping[str, str]) -> str:
+    """The message with the command's names in place of the API's."""
+    return _NAME.sub(lambda found: words.get(found[0], found[0]), message) if words else message
 
 
 def exit_code(error: errors.RecorderError) -> int:

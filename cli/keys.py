@@ -6,11 +6,12 @@ text of an API key is printed once, at its creation; an encryption key is never 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import direct, output
+from cli import direct, output, times
 
 if TYPE_CHECKING:
     from assembly.api_keys import ApiKeys
@@ -23,6 +24,11 @@ SECRET_KEYS, or of the key file in DATA_DIR. These commands need the service's s
 runs or not.
 """
 HEADINGS = ("Id", "Name", "Scopes", "Quota", "Created", "Used", "Revoked")
+TIMES = ("Created", "Used", "Revoked")
+FIRST = (
+    "It is the first key: from now on every request to the API needs one, also on this machine, and even after every key is"
+    " revoked. Commands read theirs from RECORDER_TOKEN. Callbacks of TRTC go on as before."
+)
 SCOPES = (
     "Comma-separated. read: sessions and results; start: start sessions; operate: stop and replay them, post results again,"
     " nodes and parked messages; watch: see and hear speakers, live and in finished files; admin: keys, over HTTP. An application"
@@ -45,13 +51,19 @@ def create(
 ) -> None:
     """Create an API key and print it, once.
 
-    It works immediately. Only its SHA-256 is stored.
+    It works immediately. Only its SHA-256 is stored. From the first key on, every request needs a key or a token.
     """
     from assembly import api_keys
 
     chosen = [part.strip() for part in scopes.split(",") if part.strip()]
+    known: list[object] = []
+
+    async def add(keys: ApiKeys) -> dict[str, Any]:
+        known.extend((await keys.list())["Keys"])
+        return await keys.create(name, chosen, quota)
+
     try:
-        made = direct.run_opened(api_keys.opened, lambda keys: keys.create(name, chosen, quota))
+        made = direct.run_opened(api_keys.opened, add)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
@@ -59,10 +71,12 @@ def create(
         return
     output.line(made["Key"])
     output.failure(f"This is key {made['Id']} with scopes {made['Scopes']}. It is not shown again.")
+    if not known and not os.environ.get("API_TOKENS"):
+        output.failure(FIRST)
 
 
 @group.command("list")
-def list_(as_json: output.AsJson = False) -> None:
+def list_(utc: times.Utc = False, as_json: output.AsJson = False) -> None:
     """List the API keys, revoked ones included.
 
     `Used` is accurate to a minute.
@@ -73,9 +87,13 @@ def list_(as_json: output.AsJson = False) -> None:
     if as_json:
         output.as_json(found)
     elif found["Keys"]:
-        output.rows(HEADINGS, ([str(key[name]) for name in HEADINGS] for key in found["Keys"]))
+        output.rows(HEADINGS, (_cells(key) for key in found["Keys"]))
     else:
         output.failure("There is no key. Create one with `recorder keys create --name=… --scopes=…`.")
+
+
+def _cells(key: dict[str, Any]) -> list[str]:
+    return [times.shown(key[name]) if name in TIMES else str(key[name]) for name in HEADINGS]
 
 
 @group.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import client, exits, output
+from cli import client, exits, output, times
 
 HELP = """\
 List the nodes; cordon and drain workers.
@@ -24,7 +24,7 @@ group = typer.Typer(name="nodes", help=HELP, no_args_is_help=True)
 
 
 @group.command("list")
-def list_(as_json: output.AsJson = False) -> None:
+def list_(utc: times.Utc = False, as_json: output.AsJson = False) -> None:
     """List the living nodes, and the workers that are away."""
     with exits.handled(as_json=as_json):
         found = client.of_environment().nodes()
@@ -64,4 +64,4 @@ def _cells(node: Json) -> list[str]:
     ahead = "" if node["ClockAheadMs"] is None else str(node["ClockAheadMs"])
     captures = f"{node['Captures']} of {limit}" if limit else str(node["Captures"])
     cells = [node["Node"], node["State"], node["Host"], ",".join(node["Roles"]), captures, free_mib, ahead]
-    return [*cells, node["LastHeartbeat"], node["Busy"]]
+    return [*cells, times.shown(node["LastHeartbeat"]), node["Busy"]]

@@ -6,35 +6,22 @@ draw.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from cli import layout, times
+
 if TYPE_CHECKING:
-    from rich import console, table
+    from rich import console
 
 Json = dict[str, Any]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-STYLES = {
-    "Done": "green",
-    "Finished": "green",
-    "Failed": "red",
-    "Open": "cyan",
-    "Recording": "cyan",
-    "Joining": "yellow",
-    "Transcoding": "yellow",
-    "Uploading": "yellow",
-    "Closing": "yellow",
-    "ok": "green",
-    "warn": "yellow",
-    "fail": "bold red",
-}
-# Columns that are never folded, with their widths.
-WHOLE = {"TaskId": 26}
 RESULT_HEADINGS = ("Cursor", "Time", "Type", "Subject", "What")
 
 
@@ -45,26 +32,41 @@ def out() -> console.Console:
     return console.Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def line(words: str) -> None:
-    """One line on standard output."""
-    sys.stdout.write(f"{safe(words)}\n")
+def line(words: str, *, whole: bool = False) -> None:
+    """One line on standard output. A terminal gets it wrapped between words, unless it is to stay `whole`."""
+    sys.stdout.write(safe(words) + "\n" if whole else _wrapped(words, sys.stdout))
     sys.stdout.flush()
 
 
 def failure(words: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"{safe(words)}\n")
+    """One line on standard error, wrapped on a terminal."""
+    sys.stderr.write(_wrapped(words, sys.stderr))
+
+
+def _wrapped(words: str, stream: TextIO) -> str:
+    lines = layout.wrapped(safe(words), layout.columns()) if stream.isatty() else [safe(words)]
+    return "\n".join(lines) + "\n"
 
 
 def as_json(body: Any) -> None:
     """The value as indented JSON."""
-    sys.stdout.write(json.dumps(body, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(_json(body, indent=2) + "\n")
 
 
 def as_json_line(body: Any) -> None:
     """The value as JSON on one line, flushed."""
-    sys.stdout.write(json.dumps(body, ensure_ascii=False, separators=(",", ":")) + "\n")
+    sys.stdout.write(_json(body, separators=(",", ":")) + "\n")
     sys.stdout.flush()
+
+
+def _json(body: Any, **form: Any) -> str:
+    """JSON that a program can read: outside a terminal it is UTF-8, or ASCII where the locale has another character set. A
+    terminal gets the characters that it can show."""
+    text = json.dumps(body, ensure_ascii=False, **form)
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    if encoding == "utf-8" or (on_terminal() and text.encode(encoding, "replace").decode(encoding) == text):
+        return text
+    return json.dumps(body, **form)
 
 
 def on_terminal() -> bool:
@@ -79,7 +81,7 @@ def plain(cells: Iterable[str]) -> None:
 
 
 def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; tab-separated lines in a pipe, the headings first."""
+    """A table or cards on a terminal; tab-separated lines in a pipe, the headings first."""
     if on_terminal():
         out().print(drawn(headings, lines))
         return
@@ -87,16 +89,9 @@ def rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
         plain(cells)
 
 
-def drawn(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> table.Table:
-    """A table for a terminal. A narrow one folds cells, but never ids, so that they can be copied."""
-    from rich import box, table, text
-
-    made = table.Table(box=box.SIMPLE, pad_edge=False)
-    for heading in headings:
-        made.add_column(heading, overflow="fold", no_wrap=heading in WHOLE, min_width=WHOLE.get(heading))
-    for cells in lines:
-        made.add_row(*(text.Text(safe(cell), style=STYLES.get(cell, "")) for cell in cells))
-    return made
+def drawn(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> console.RenderableType:
+    """Rows for a terminal."""
+    return layout.drawn(headings, [[safe(cell) for cell in cells] for cells in lines], layout.columns())
 
 
 def safe(words: str) -> str:
@@ -107,21 +102,18 @@ def safe(words: str) -> str:
 def sessions(body: Json) -> None:
     """The answer of GET /sessions."""
     found = body["Sessions"]
-    if not found:
+    if not found and not body["Next"]:
         failure("There is no such session. See `recorder start --help` to start one.")
-        return
-    headings = ("TaskId", "State", "Room", "User", "Mode", "Opened", "Recordings", "End")
-    rows(headings, (_session_cells(s) for s in found))
-    if body["Next"] and on_terminal():
-        line(f"Older ones: recorder sessions --before {body['Next']}")
+    if found:
+        headings = ("TaskId", "State", "Room", "User", "Mode", "Opened", "Recordings", "End")
+        rows(headings, (_session_cells(s) for s in found))
 
 
 def stuck(body: Json) -> None:
     """The answer of GET /sessions?stuck=true: a row for each reason."""
     needed = body.get("Attention", [])  # a service of an earlier version has none
     if not body["Sessions"] and not needed:
-        failure("Nothing is stuck." if not body["Next"] else f"None so far; older ones: --before {body['Next']}")
-        return
+        failure("Nothing is stuck." if not body["Next"] else "None so far.")
     for one in needed:
         failure(f"{one['Cause']}{' ' + one['Subject'] if one['Subject'] else ''}: {one['Why']} {one['Next']}".rstrip())
     found = [(session, finding) for session in body["Sessions"] for finding in session["Stuck"]]
@@ -131,9 +123,6 @@ def stuck(body: Json) -> None:
             _findings(one["Stuck"])
     elif found:
         rows(("TaskId", "Of", "Why", "Next"), ([s["TaskId"], f["Of"], f["Why"], f["Next"]] for s, f in found))
-    if body["Next"]:
-        # On standard error in a pipe: whoever reads the list must not take a page for all of it.
-        (line if on_terminal() else failure)(f"Older ones: recorder sessions --stuck --before {body['Next']}")
 
 
 def session(body: Json) -> None:
@@ -141,8 +130,8 @@ def session(body: Json) -> None:
     ended = f", {body['EndReason']}" if body["EndReason"] else ""
     line(f"Session {body['TaskId']}: {body['State']}{ended}")
     line(f"  application {body['SdkAppId']}, {_room(body)}, recording user {body['UserId']}, mode {body['Mode']}")
-    times = (("opened", "OpenedTime"), ("closing", "ClosingTime"), ("finished", "FinishedTime"))
-    line("  " + ", ".join(f"{word} {body[name]}" for word, name in times if body[name]))
+    passed = (("opened", "OpenedTime"), ("closing", "ClosingTime"), ("finished", "FinishedTime"))
+    line("  " + ", ".join(f"{word} {times.shown(body[name])}" for word, name in passed if body[name]))
     for warning in body["Warnings"]:
         line(f"  warning: {warning}")
     if body["Stuck"]:
@@ -172,9 +161,9 @@ def result(body: Json, *, as_json: bool, first: bool) -> None:
     if as_json:
         as_json_line(body)
         return
-    cells = [body["Cursor"], body["Time"], body["Type"], body["Subject"], _summary(body["Data"])]
+    cells = [body["Cursor"], times.shown(body["Time"]), body["Type"], body["Subject"], _summary(body["Data"])]
     if on_terminal():
-        line(f"{cells[1][:19].replace('T', ' ')}  {cells[2]:<17} {cells[3]:<28} {cells[4]}")
+        out().print(layout.card(("", "", "", "What"), [safe(cell) for cell in cells[1:]], layout.columns()))
         return
     if first:
         plain(RESULT_HEADINGS)
@@ -215,7 +204,7 @@ def findings(found: Sequence[Json], *, verdict: str) -> None:
     for one in (f for f in found if f["Status"] != "ok"):
         _section(f"{one['Check']}: {one['Status']}")
         line(f"  {one['Meaning']}")
-        line(f"  {one['Type']}")
+        line(f"  {one['Type']}", whole=True)  # to be copied
     line({"ok": "Everything works.", "warn": "It works, with limits.", "fail": "Something does not work."}[verdict])
 
 
@@ -226,13 +215,13 @@ def _section(title: str) -> None:
         return
     from rich import text
 
-    out().print(text.Text(f"\n{title}", style="bold"))
+    out().print(text.Text(f"\n{safe(title)}", style="bold"))
 
 
 def _session_cells(body: Json) -> list[str]:
     counted = ", ".join(f"{n} {state}" for state, n in body["Recordings"].items()) or "none"
-    opened = body["OpenedTime"][:19].replace("T", " ")
-    return [body["TaskId"], body["State"], _room(body), body["UserId"], body["Mode"], opened, counted, body["EndReason"]]
+    cells = [body["TaskId"], body["State"], _room(body), body["UserId"], body["Mode"], times.shown(body["OpenedTime"])]
+    return [*cells, counted, body["EndReason"]]
 
 
 def _recording_cells(body: Json) -> list[str]:
@@ -243,8 +232,8 @@ def _recording_cells(body: Json) -> list[str]:
 def _timeline_cells(entry: Json) -> list[str]:
     moved = entry["From"] != entry["To"]
     move = f"{entry['From'] or '·'} → {entry['To']}" if moved and entry["To"] else entry["To"]
-    repeats = f"({entry['Count']} times since {entry['FirstTime']})" if entry.get("Count", 1) > 1 else ""
-    return [entry["Time"], entry["Of"], entry["Event"], move, f"{entry['Note']} {repeats}".strip()]
+    repeats = f"({entry['Count']} times since {times.shown(entry['FirstTime'])})" if entry.get("Count", 1) > 1 else ""
+    return [times.shown(entry["Time"]), entry["Of"], entry["Event"], move, f"{entry['Note']} {repeats}".strip()]
 
 
 def _file(entry: Json) -> None:
@@ -254,9 +243,13 @@ def _file(entry: Json) -> None:
 
 
 def _deliveries(found: Sequence[Json]) -> None:
-    names = ("Revision", "Host", "State", "Attempts", "LastTime", "NextTime", "Answer")
     headings = ("Revision", "Host", "State", "Attempts", "Last try", "Next try", "Answer")
-    rows(headings, ([str(one[name]) for name in names] for one in found))
+    rows(headings, (_delivery_cells(one) for one in found))
+
+
+def _delivery_cells(body: Json) -> list[str]:
+    tries = (times.shown(body["LastTime"]), times.shown(body["NextTime"]))
+    return [str(body["Revision"]), body["Host"], body["State"], str(body["Attempts"]), *tries, body["Answer"]]
 
 
 def _segments(recordings: Sequence[Json]) -> None:
@@ -265,14 +258,15 @@ def _segments(recordings: Sequence[Json]) -> None:
         return
     _section("Segments")
     rows(("Of", "Epoch", "Begin", "End", "Media s", "Bytes", "Ended by", "Node"), (_segment_cells(r, s) for r, s in found))
-    for recording in (r for r in recordings if r.get("SegmentsOmitted") and on_terminal()):
-        line(f"  {_of(recording)}: {recording['SegmentsOmitted']} older ones are not shown")
+    for recording in (r for r in recordings if r.get("SegmentsOmitted")):
+        failure(f"{_of(recording)}: {recording['SegmentsOmitted']} older segments are not listed; the gaps between them are.")
 
 
 def _segment_cells(recording: Json, segment: Json) -> list[str]:
     ended = "(live)" if segment["Live"] else segment["EndedBy"]
     figures = [f"{segment['MediaSeconds']:.1f}", str(segment["Size"]), ended, segment["Node"]]
-    return [_of(recording), str(segment["Epoch"]), segment["StartTime"], segment["EndTime"], *figures]
+    between = [times.shown(segment[name], precise=True) for name in ("StartTime", "EndTime")]
+    return [_of(recording), str(segment["Epoch"]), *between, *figures]
 
 
 def _gaps(recordings: Sequence[Json]) -> None:

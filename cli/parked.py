@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import direct, output
+from cli import direct, output, times
 
 if TYPE_CHECKING:
     from assembly.dead_letters import DeadLetters
@@ -25,6 +25,9 @@ Secrets are masked on the screen; a requeued message is complete.
 """
 HEADINGS = ("Id", "In", "Time", "Size", "Key", "MessageId", "Reason")
 
+# More are not read from the broker at once.
+MOST = 1000
+
 Json = dict[str, Any]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as shown by `recorder parked list`.")]
 
@@ -33,7 +36,9 @@ group = typer.Typer(name="parked", help=HELP, no_args_is_help=True)
 
 @group.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of messages.")] = 100, as_json: output.AsJson = False
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Number of messages.")] = 100,
+    utc: times.Utc = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """List dead letters with their reasons, oldest first."""
     from assembly import dead_letters
@@ -41,18 +46,24 @@ def list_(
     found = direct.run_opened(dead_letters.opened, lambda letters: letters.list(limit))
     if as_json:
         output.as_json(found)
-        return
-    if not found["Messages"]:
+    elif found["Messages"]:
+        output.rows(HEADINGS, (list(_cells(message).values()) for message in found["Messages"]))
+    else:
         output.failure("Nothing is parked.")
-        return
-    output.rows(HEADINGS, ([str(message[name]) for name in HEADINGS] for message in found["Messages"]))
     more = found["Count"] - len(found["Messages"])
     if more > 0:
-        output.failure(f"… and {more} more: --limit shows up to 1000.")
+        rest = (
+            f"recorder parked list --limit {min(found['Count'], MOST)}" if limit < MOST else "requeue or drop some of these first"
+        )
+        output.failure(f"{more} newer messages are not listed: {rest}")
+
+
+def _cells(message: Json) -> dict[str, str]:
+    return {name: times.shown(message[name]) if name == "Time" else str(message[name]) for name in HEADINGS}
 
 
 @group.command()
-def show(id_: Annotated[str, typer.Argument(metavar="ID")], as_json: output.AsJson = False) -> None:
+def show(id_: Annotated[str, typer.Argument(metavar="ID")], utc: times.Utc = False, as_json: output.AsJson = False) -> None:
     """Show the headers and body of a dead letter, secrets masked."""
     from assembly import dead_letters
 
@@ -60,12 +71,12 @@ def show(id_: Annotated[str, typer.Argument(metavar="ID")], as_json: output.AsJs
     if as_json:
         output.as_json(message)
         return
-    for name in HEADINGS:
-        output.line(f"{name}: {message[name]}")
+    for name, cell in _cells(message).items():
+        output.line(f"{name}: {cell}")
     for name, value in message["Headers"].items():
         output.line(f"  {name}: {value}")
     for line in message["Body"].splitlines():
-        output.line(line)
+        output.line(line, whole=True)
 
 
 @group.command()

@@ -23,6 +23,29 @@ SECRET_ID = "COS_SECRET_ID"  # noqa: S105 - the variable's name
 SECRET_KEY = "COS_SECRET_KEY"  # noqa: S105 - the variable's name
 TOKEN = "COS_TOKEN"  # noqa: S105 - the variable's name
 
+# The options in place of the fields that they give.
+OPTIONS = {
+    "SdkAppId": "--sdk-app-id",
+    "RoomId": "--room",
+    "StrRoomId": "--str-room",
+    "UserId": "--user",
+    "UserSig": USER_SIG,
+    "CosConfig.Region": "--region",
+    "CosConfig.Bucket": "--bucket",
+    "CosConfig.Path": "--path",
+    "CosConfig.SecretId": SECRET_ID,
+    "CosConfig.SecretKey": SECRET_KEY,
+    "CosConfig.Token": TOKEN,
+    "Mode": "--mode",
+    "Callback": "--callback",
+    "SubscribeUserIds": "--subscribe",
+    "UnSubscribeUserIds": "--unsubscribe",
+    "Idempotency-Key": "--key",
+    "Speaker": "--speaker",
+    "N": "--n",
+    "From": "--from",
+}
+
 
 class UsageError(exits.CommandError):
     """An option, a file or a variable is wrong."""
@@ -37,13 +60,13 @@ def body(text: str, file: Path | None) -> Json:
         raise UsageError("Give --body or --file, not both.")
     if file:
         try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            text = _decoded(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{file} cannot be read: {type(error).__name__}.") from error
     if not text:
         return {}
     try:
-        parsed = json.loads(text.removeprefix("\ufeff"))  # a byte-order mark
+        parsed = json.loads(text)
     except ValueError as error:
         raise UsageError("The body is not JSON.") from error
     if not isinstance(parsed, dict):
@@ -84,6 +107,15 @@ def since(text: str, now_s: float, option: str = "--since") -> str:
         except (ValueError, OverflowError) as error:
             raise UsageError(f"{option} takes a time span such as 2h or 7d, or a time such as 2026-11-02T08:00.") from error
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _decoded(raw: bytes) -> str:
+    """The text of a JSON file: UTF-8, UTF-16 or UTF-32 as JSON has it, with a byte-order mark or without, else the locale's
+    character set. Raises UnicodeDecodeError."""
+    try:
+        return raw.decode(json.detect_encoding(raw)).removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        return raw.decode(sys.stdin.encoding)
 
 
 def _credentials(environ: Mapping[str, str], config: Mapping[str, Any]) -> Json:

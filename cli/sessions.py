@@ -5,15 +5,17 @@ Rule: RECORDER_URL and RECORDER_TOKEN name the service; the exit codes are those
 
 from __future__ import annotations
 
+import collections
 import enum
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli import bulk, client, exits, live_screen, output, polling, request_input
+from cli import bulk, client, exits, live_screen, output, polling, request_input, task_ids, times
 from machine import errors
 
 PAGE = 100
@@ -57,8 +59,9 @@ class Mode(enum.StrEnum):
     BOTH = "02"
 
 
-TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="Id of the session.")]
-OneTaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help="Id of the session.", show_default=False)]
+ID = "Id of the session, or its first 6 characters or more."
+TaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help=ID)]
+OneTaskId = Annotated[str, typer.Argument(metavar="TASK_ID", help=ID, show_default=False)]
 # The filters of a bulk action, which takes the place of a TASK_ID.
 RoomOf = Annotated[str, typer.Option("--room", help="All sessions in this room, integer or string.")]
 AppOf = Annotated[int, typer.Option("--app", min=0, help="All sessions of this TRTC application.")]
@@ -97,7 +100,9 @@ def start(
     fields |= {"Mode": mode.value if mode else None, "Callback": callback}
     fields |= {"SubscribeUserIds": subscribe, "UnSubscribeUserIds": unsubscribe}
     cos = {"Region": region, "Bucket": bucket, "Path": path, "SecretId": secret_id, "SecretKey": secret_key, "Token": token}
-    with exits.handled(as_json=as_json):
+    # Whoever gives a body thinks in its fields.
+    words = {} if body or file else request_input.OPTIONS
+    with exits.handled(as_json=as_json, words=words):
         answer = _service().start(request_input.start(request_input.body(body, file), fields, cos, os.environ), key=key)
         if as_json:
             output.as_json(answer)
@@ -106,7 +111,7 @@ def start(
         if answer["Repeated"]:
             output.failure("This room is being recorded already; its session now has the new secrets.")
         for warning in answer["Warnings"]:
-            output.failure(f"warning: {warning}")
+            output.failure(f"warning: {exits.translated(warning, words)}")
 
 
 def stop(
@@ -126,7 +131,8 @@ def stop(
         if filters := _bulk(task_id, {}, room, sdk_app_id, since, yes=yes or dry_run):
             bulk.run("stop", filters | {"state": "Open"}, yes=yes, dry_run=dry_run, as_json=as_json)
             return
-        answer = _service().stop(task_id)
+        service = _service()
+        answer = service.stop(task_ids.resolve(service, task_id))
         output.as_json(answer) if as_json else output.line(f"{answer['TaskId']} {answer['State']}")
 
 
@@ -145,6 +151,7 @@ def sessions(
     until: Annotated[str, typer.Option(help="Only sessions opened before: 2h, 7d or a time such as 2026-11-02T08:00.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Number of sessions.")] = 50,
     before: Annotated[str, typer.Option(help="Only sessions older than this TaskId.")] = "",
+    utc: times.Utc = False,
     as_json: output.AsJson = False,
 ) -> None:
     """List sessions, newest first."""
@@ -160,20 +167,31 @@ def sessions(
             output.stuck(answer)
         else:
             output.sessions(answer)
+        if answer["Next"]:
+            output.failure(f"Older ones: recorder sessions{_options(filters | {'before': answer['Next']})}")
+
+
+def _options(filters: dict[str, str]) -> str:
+    """The options of `recorder sessions` with these filters."""
+    given = ((name, "" if text == "true" else f" {shlex.quote(text)}") for name, text in filters.items() if text)
+    return "".join(f" --{name}{text}" for name, text in given)
 
 
 def show(
     task_id: TaskId,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show progress until the session is Finished.")] = False,
     every_s: Annotated[float, typer.Option("--every", min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
+    utc: times.Utc = False,
     as_json: output.AsJson = False,
 ) -> None:
-    """Show a session: recordings, gaps, timeline and the next command."""
+    """Show a session: recordings, gaps, timeline and next command."""
     with exits.handled(as_json=as_json):
+        service = _service()
+        task_id = task_ids.resolve(service, task_id)
         if watch:
-            _watch(_service(), task_id, every_s, as_json=as_json)
+            _watch(service, task_id, every_s, as_json=as_json)
             return
-        answer = _whole_session(_service(), task_id)
+        answer = _whole_session(service, task_id)
         output.as_json(answer) if as_json else output.session(answer)
 
 
@@ -181,6 +199,7 @@ def results(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new results until interrupted.")] = False,
     after: Annotated[str, typer.Option(help="Only results after this cursor; `now`: only new ones.")] = "",
     types: Annotated[list[str] | None, typer.Option("--type", help="Only results of this type; may be repeated.")] = None,
+    utc: times.Utc = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each result as JSON on a line of its own.")] = False,
 ) -> None:
     """Print the results of all sessions, oldest first."""
@@ -215,19 +234,20 @@ def replay(
     """
     fields = {"Speaker": speaker, "N": n, "From": stage.value if stage else None, "DryRun": dry_run, "UserSig": user_sig}
     cos = {"SecretId": secret_id, "SecretKey": secret_key, "Token": token}
-    with exits.handled(as_json=as_json):
+    with exits.handled(as_json=as_json, words=request_input.OPTIONS):
         wanted = ({"stuck": "true"} if stuck else {}) | ({"code": code.value} if code else {})
         if filters := _bulk(task_id, wanted, room, sdk_app_id, since, yes=yes):
             if any((speaker, n, stage, user_sig, secret_id, secret_key, token)):
                 raise request_input.UsageError("--speaker, --n, --from and credentials are for one session: give its TASK_ID.")
             bulk.run("replay", filters | {"stuck": "true"}, yes=yes, dry_run=dry_run, as_json=as_json)
             return
-        answer = _service().replay(task_id, request_input.replay(fields, cos, os.environ))
+        service = _service()
+        answer = service.replay(task_ids.resolve(service, task_id), request_input.replay(fields, cos, os.environ))
         output.as_json(answer) if as_json else output.replay(answer, dry_run=dry_run)
 
 
 def resend(
-    task_id: Annotated[str, typer.Argument(metavar="[TASK_ID]", help="Id of the session.", show_default=False)] = "",
+    task_id: Annotated[str, typer.Argument(metavar="[TASK_ID]", help=ID, show_default=False)] = "",
     revision: Annotated[int | None, typer.Option(min=1, help="This revision of the result; the newest by default.")] = None,
     all_failed: Annotated[
         bool, typer.Option("--all-failed", help="The newest result of every session whose receiver did not accept it.")
@@ -250,10 +270,12 @@ def resend(
             filters = _bulk(task_id, {"undelivered": "true"}, room, sdk_app_id, since, yes=yes or dry_run)
             bulk.run("resend", filters, yes=yes, dry_run=dry_run, as_json=as_json)
             return
+        service = _service()
         if all_failed:
-            answers, refused = _resend_all(_service())
+            answers, refused = _resend_all(service)
         else:
-            answers, refused = [_service().resend(task_id, {"Revision": revision} if revision else {})], []
+            task_id = task_ids.resolve(service, task_id)
+            answers, refused = [service.resend(task_id, {"Revision": revision} if revision else {})], []
         output.as_json({"Resent": answers, "Refused": refused} if all_failed else answers[0]) if as_json else output.resent(
             answers, refused
         )
@@ -330,7 +352,8 @@ def _pages(service: client.ServiceClient, limit: int, filters: dict[str, str]) -
 
 def newest_files(task_id: str) -> list[dict[str, Any]]:
     """The files in the newest result of a session; none before it has one."""
-    results = _service().session(task_id)["Results"]
+    service = _service()
+    results = service.session(task_ids.resolve(service, task_id))["Results"]
     newest: dict[str, Any] = max(results, key=lambda result: result.get("Revision", 1), default={"Files": []})
     return [file for file in newest["Files"] if file["RecordFile"]]
 
@@ -344,7 +367,21 @@ def _whole_session(service: client.ServiceClient, task_id: str) -> dict[str, Any
             # Recordings continue forwards, the others backwards.
             both = (whole[name], page[name]) if name == "Recordings" else (page[name], whole[name])
             whole = {**whole, name: [*both[0], *both[1]], f"{name}Next": page[f"{name}Next"]}
-    return whole
+    return {**whole, "Timeline": _folded(whole["Timeline"])}
+
+
+def _folded(timeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The service folds the repeats of one page; this folds those of several, in the place of the last one."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    moves: collections.Counter[str] = collections.Counter()
+    for entry in timeline:
+        if entry["To"] and entry["From"] != entry["To"]:
+            moves[entry["Of"]] += 1
+        key = (moves[entry["Of"]], *(entry[name] for name in ("Of", "Event", "From", "To", "Note")))
+        before = found.pop(key, None)
+        more = {"Count": before["Count"] + entry["Count"], "FirstTime": before["FirstTime"]} if before else {}
+        found[key] = {**entry, **more}
+    return list(found.values())
 
 
 def _watch(service: client.ServiceClient, task_id: str, every_s: float, *, as_json: bool) -> None:

@@ -83,7 +83,7 @@ class Demo:
         self.screen.print("\nThe objects:")
         for entry in result["Files"]:
             path = self._check_file(entry)
-            self.screen.print(f"  {path}  {entry['Size']} bytes, {entry['Duration']:.1f} s", soft_wrap=True)
+            self.screen.print(f"  {path}  {entry['Size']} bytes, {entry['Duration']:.1f} s", soft_wrap=True, markup=False)
         # In the order in which they were heard of, and callbacks overtake each other.
         if sorted(entry["UserId"] for entry in result["Files"]) != sorted(SPEAKERS):
             raise WrongResult(f"Files should name {', '.join(SPEAKERS)}, each once.")

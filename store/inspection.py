@@ -8,17 +8,38 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-from sqlalchemy import exc, select, text
+from sqlalchemy import exc, func, select, text
 
+from machine import attention as attentions
 from machine import database_clock, errors
-from store import connections, database_time, encrypted_rows, nodes, schema, server_access, side_by_side, tables
+from store import (
+    attention,
+    connections,
+    database_time,
+    encrypted_rows,
+    nodes,
+    schema,
+    server_access,
+    side_by_side,
+    tables,
+)
 
-# A person waits for the answer.
-CONNECT_S = 2.0
+# A person waits for the answer, and doctor for 2 s.
+CONNECT_S = 1.5
 # This connection ends, so it counts as free.
 _FREE = text(
     "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int + 1"
     " - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+)
+
+_CALLBACKS = tables.callbacks.c
+# As many failures as open the circuit of a receiver; a literal condition, so that the partial index fits.
+_FAILING = (
+    select(_CALLBACKS.url, func.count())
+    .where(text(tables.UNDELIVERED), _CALLBACKS.state == "pending", _CALLBACKS.tries >= 5)
+    .group_by(_CALLBACKS.url)
+    .order_by(func.count().desc(), _CALLBACKS.url)
+    .limit(100)
 )
 
 
@@ -45,6 +66,45 @@ def schema_state(url: str) -> SchemaState:
     except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise errors.Unavailable(f"The database cannot be used: {reason}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What runs on a database: its nodes, the database's time (Unix ms), the finding about dead letters of the outbox, and the
+    receivers whose newest posts failed, each with the number of its waiting results."""
+
+    nodes: tuple[attentions.NodeView, ...]
+    now_ms: int
+    parked: tuple[attentions.Attention, ...]
+    receivers: tuple[tuple[str, int], ...]
+
+
+def overview(url: str) -> Overview | None:
+    """What runs on the database at `url`; None without a database or tables. Raises errors.Unavailable. Blocking."""
+    if _missing(url):
+        return None
+    try:
+        return asyncio.run(_overview(url))
+    except (exc.SQLAlchemyError, OSError, TimeoutError) as error:
+        raise errors.Unavailable("The database cannot be read.") from error
+
+
+async def _overview(url: str) -> Overview | None:
+    database = connections.open_database(url, connect_timeout_s=CONNECT_S)
+    try:
+        async with database.read() as connection:
+            if not await connection.run_sync(schema.current):
+                return None
+            failing = (await connection.execute(_FAILING)).all()
+        asked = attention.AttentionQueries(database)
+        return Overview(
+            nodes=tuple(await asked.nodes()),
+            now_ms=await nodes.Nodes(database, time=database_time.DatabaseTime(None)).now_ms(),
+            parked=tuple(await asked.parked()),
+            receivers=tuple((origin, count) for origin, count in failing),
+        )
+    finally:
+        await database.close()
 
 
 def key_ids(url: str) -> set[str]:

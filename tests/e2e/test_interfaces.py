@@ -48,7 +48,7 @@ async def test_doctor_next_to_the_running_service(world: World) -> None:
     """`doctor`, with the settings of the running service on the same machine, reports no failure and names the service as holder
     of the lock."""
     await world.serve()
-    code, report = await recorder(world, "doctor")
+    code, report = await recorder(world, "doctor", "--within=60")
     found = {c["Check"]: (c["Status"], c["Found"]) for c in report["Checks"]}
     assert (code, found["spool-lock"]) == (0, ("ok", "held by the running service"))
     assert {name for name, (status, _) in found.items() if status != "ok"} == set()

@@ -244,9 +244,10 @@ def test_the_shell_of_going_live(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 async def test_the_demo(terminals: pages.Terminals) -> None:
-    """The command of `make demo` ends with the output on the README."""
+    """The command of `make demo` ends with the output on the README, in a pipe without colors, whatever the environment asks."""
     (shown,) = [block.shows for block in pages.blocks(README) if "make demo" in block.lines]
-    output = await terminals.type("PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
+    output = await terminals.type("FORCE_COLOR=1 PATH=$PWD/.venv/bin:$PATH recorder demo --seconds 3")
+    assert "\x1b" not in output
     assert output.strip().endswith(shown.strip())
     assert "@$(BIN)/recorder demo\n" in (ROOT / "Makefile").read_text()
 

@@ -214,7 +214,7 @@ async def commands(secrets: secret_world.SecretWorld, task_ids: list[str]) -> No
         await secrets.ask("GET", path)
     given = secrets.world.service._environment
     given = given | {"RECORDER_URL": secrets.world.service.url, "RECORDER_TOKEN": secrets.token}
-    calls = [("show", *task_ids[-1:]), ("doctor",), ("parked", "list"), ("keys", "rotate")]
+    calls = [("show", *task_ids[-1:]), ("doctor", "--within=60"), ("parked", "list"), ("keys", "rotate")]
 
     async def run(*words: str) -> None:
         process = await asyncio.create_subprocess_exec(

@@ -263,7 +263,7 @@ async def told(world: World, lines: Sequence[Any]) -> Told:
     rules = {_without_ages(f"{reason['Of']}\t{reason['Why']}\t{reason['Next']}"): reason["Rule"] for reason in found}
     rows = [rules[_without_ages(line.partition("\t")[2])] for line in listed.out.splitlines()[1:]]
     causes = [line.partition(":")[0].partition(" ")[0] for line in listed.err.splitlines() if line != "Nothing is stuck."]
-    examined = await cli_runner.inside(environment(service), "doctor", "--json")
+    examined = await cli_runner.inside(environment(service), "doctor", "--within=60", "--json")
     (check,) = examined.json["Checks"]
     assert examined.json["Status"] == check["Status"] == ("warn" if listed.out or causes else "ok")
     async with service.http.get(f"{service.url}/readyz") as ready:
@@ -318,7 +318,7 @@ async def test_doctor_reads_every_page(world: World, monkeypatch: pytest.MonkeyP
     oldest, _ = [await test_stuck.uploading(world.service, room, failures=stuck.MANY_FAILURES) for room in (2, 3)]
 
     async def found() -> str:
-        examined = await cli_runner.inside(environment(world.service), "doctor", "--json")
+        examined = await cli_runner.inside(environment(world.service), "doctor", "--within=60", "--json")
         (check,) = examined.json["Checks"]
         assert (examined.code, check["Status"], check["Type"]) == (0, "warn", "recorder sessions --stuck")
         return str(check["Found"])

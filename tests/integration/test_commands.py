@@ -94,10 +94,11 @@ async def test_start_takes_a_body(service: Service, tmp_path: Path) -> None:
 
 
 async def test_a_refusal_names_the_field(service: Service) -> None:
-    """1, and the service's sentence; with --json its whole answer."""
+    """1, and the service's sentence, which names the option, or the field of a given body; with --json its whole answer."""
     result = await run(service, "start", *ROOM)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("CosConfig.")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "--region: is required\n")
+    result = await run(service, "start", *ROOM, "--body", "{}")
+    assert result.stderr == "CosConfig.Region: is required\n"
     result = await run(service, "start", *ROOM, "--json")
     assert (result.exit_code, json.loads(result.stdout)["Code"]) == (1, "InvalidParameter")
 

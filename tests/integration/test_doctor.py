@@ -11,9 +11,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import imageio_ffmpeg
@@ -23,87 +21,21 @@ from assembly import encryption_keys, identity
 from assembly import inspection as surroundings
 from cli import doctor_checks as doctor
 from events import requests
-from machine import errors
 from store import inspection
-from tests import engines, rabbit, transactions, waiting
-from tests.integration import api_service
-from tests.integration.api_service import Service
+from tests import engines, transactions, waiting
+from tests.integration import doctor_world
 
 ROOT = Path(__file__).parents[2]
-SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-WHSEC = "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0"
 REAL_SCHEMA = surroundings.schema
-TOKEN = "a-token-that-is-long-enough"
-
-
-@dataclass(kw_only=True)
-class World:
-    """A machine on which every check passes, for tests to break. doctor gets `environ` and `mounts`."""
-
-    folder: Path
-    service: Service
-    mounts: Path
-    patches: pytest.MonkeyPatch
-    environ: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def spool(self) -> Path:
-        """SPOOL_DIR, which does not exist yet."""
-        return Path(self.environ["SPOOL_DIR"])
-
-    async def examine(self) -> dict[str, doctor.Finding]:
-        """The findings, by check."""
-        found = await asyncio.to_thread(doctor.examine, self.environ, self.mounts)
-        return {f.check: f for f in found}
-
-    async def broken(self) -> list[tuple[str, str]]:
-        """(check, status) of all findings that are not ok; each has a meaning and a remedy."""
-        found = (await self.examine()).values()
-        bad = [f for f in found if f.status != "ok"]
-        assert all(f.found and f.meaning and f.type for f in bad)
-        assert all(f.found and not f.meaning and not f.type for f in found if f.status == "ok")
-        return [(f.check, f.status) for f in bad]
-
-    def change(self, **facts: Any) -> None:
-        """Other facts about this machine: functions of assembly.inspection, by name."""
-        for name, fact in facts.items():
-            self.patches.setattr(surroundings, name, fact)
-
-
-def no_credentials(_: object) -> str:
-    raise errors.InvalidParameter("No credentials for Tencent Cloud were found.")
+SQLITE, POSTGRESQL = doctor_world.SQLITE, doctor_world.POSTGRESQL
+WHSEC, TOKEN = doctor_world.WHSEC, doctor_world.TOKEN
+World = doctor_world.World
 
 
 @pytest.fixture
 async def world(tmp_path: Path, database: engines.Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    data = tmp_path / "data"
-    data.mkdir()
-    if database.engine == "sqlite":  # a copy to break, apart from the service's own
-        shutil.copyfile(database.path, data / "recorder.db")
-    mounts = tmp_path / "mounts"
-    mounts.write_text("/dev/sda1 / ext4 rw 0 0\n")
-    async with api_service.running(database, (TOKEN,)) as service:
-        monkeypatch.setattr(surroundings, "credentials_source", lambda environment: "explicit")
-        monkeypatch.setattr(identity, "VERSION", "1.2.3")
-        environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "DATA_DIR": str(data),
-            "SPOOL_DIR": str(tmp_path / "spool"),
-            "MIN_FREE": "1MiB",
-            "FFMPEG_BINARY": imageio_ffmpeg.get_ffmpeg_exe(),
-            "TRTC_CALLBACK_KEYS": "1400000001=key",
-            "CALLBACK_SECRET": WHSEC,
-            "PULL_ADDRESS": f"{service.url}/pull/{{room}}",
-            "COS_ENDPOINT": service.url,
-            "RECORDER_URL": service.url,
-            "RECORDER_TOKEN": TOKEN,
-        }
-        if database.engine == "postgresql":
-            environ |= {"DATABASE_URL": database.url, "AMQP_URL": rabbit.shared().url, "CLUSTER_TOKEN": TOKEN}
-            environ |= {"SECRET_KEYS": engines.SECRET_KEYS, "AMQP_PREFIX": rabbit.shared().prefix()}
-        yield World(folder=tmp_path, service=service, mounts=mounts, patches=monkeypatch, environ=environ)
+    async with doctor_world.prepared(tmp_path, database, monkeypatch) as made:
+        yield made
 
 
 def script(path: Path, text: str) -> str:
@@ -118,7 +50,7 @@ async def test_every_check_passes(world: World) -> None:
     before = sorted(p.name for p in world.folder.iterdir())
     found = await world.examine()
     assert [f for f in found.values() if f.status != "ok"] == []
-    assert len(found) == len(doctor.CHECKS) == 20
+    assert len(found) == len(doctor.CHECKS) == 25
     assert sorted(p.name for p in world.folder.iterdir()) == before
     assert doctor.verdict(list(found.values())) == "ok"
 
@@ -270,9 +202,9 @@ async def test_database_server(world: World) -> None:
     world.change(schema=lambda settings: inspection.SchemaState(current="0001", newest="0002"))
     assert await world.broken() == [("database", "fail")]
     assert "recorder migrate" in (await world.examine())["database"].type
-    for warned in ({"clock_warnings": ("behind",)}, {"free": 2}):
+    for check, warned in (("clock", {"clock_warnings": ("behind",)}), ("database", {"free": 2})):
         world.change(schema=lambda _, about=warned: inspection.SchemaState(current="0001", newest="0001", **about))
-        assert await world.broken() == [("database", "warn")]
+        assert await world.broken() == [(check, "warn")]
     assert "DATABASE_CONNECTIONS" in (await world.examine())["database"].type
     world.change(schema=REAL_SCHEMA)
     for away in (real + "_none", "postgresql+asyncpg://recorder:PLANTED@127.0.0.1:9/recorder"):
@@ -340,7 +272,7 @@ async def test_callback_secret(world: World) -> None:
 
 async def test_credentials(world: World) -> None:
     """No credentials: every start must bring its own."""
-    world.change(credentials_source=no_credentials)
+    world.change(credentials_source=doctor_world.no_credentials)
     assert await world.broken() == [("credentials", "warn")]
 
 
@@ -375,8 +307,9 @@ async def test_service(world: World) -> None:
 
 async def run(world: World, *words: str) -> tuple[int, str]:
     """Run `recorder doctor` in a process."""
+    await world.beat()
     environ = world.environ | {"PYTHONPATH": str(ROOT), "TENCENTCLOUD_SECRETID": "id", "TENCENTCLOUD_SECRETKEY": "key"}
-    program = (sys.executable, "-c", "import service; service.main()", "doctor", *words)
+    program = (sys.executable, "-c", "import service; service.main()", "doctor", "--within=60", *words)
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*program, stdout=pipe, stderr=pipe, env=environ)
     stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(60))

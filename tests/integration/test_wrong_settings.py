@@ -66,7 +66,7 @@ class Commands:
 
     async def doctor(self, environment: dict[str, str]) -> dict[str, dict[str, str]]:
         """The findings of doctor, by check."""
-        _, printed = await self.run(environment, "doctor", "--json")
+        _, printed = await self.run(environment, "doctor", f"--within={waiting.limit_s(2.0)}", "--json")
         assert "Traceback" not in printed, printed
         return {check["Check"]: check for check in json.loads(printed[printed.index("{\n") :])["Checks"]}
 

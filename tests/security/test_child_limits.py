@@ -108,7 +108,7 @@ def test_probes_of_ffmpeg_get_an_empty_environment(tmp_path: Path, monkeypatch: 
     curious.chmod(0o755)
     for ask in (
         lambda: ffmpeg_command.version(str(curious)),
-        lambda: doctor_probes.ffmpeg_lacks(str(curious), {"encoders": ("aac",)}) == [],
+        lambda: doctor_probes.ffmpeg_lacks(str(curious), {"encoders": ("aac",)}, 20.0) == [],
     ):
         assert ask()
         seen = (tmp_path / "seen").read_text().splitlines()

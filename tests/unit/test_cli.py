@@ -254,16 +254,17 @@ class TestTerminal:
         output.line("x" * 300)
         assert capsys.readouterr().out == f"TaskId\n{self.TASK_ID}\n" + "x" * 300 + "\n"
 
-    def test_a_page_of_stuck_sessions_in_a_pipe_is_not_taken_for_all(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Where there are more, standard error says how to go on; standard output has only rows."""
+    def test_a_page_of_stuck_sessions_in_a_pipe_is_not_taken_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where there are more, standard error has the command that goes on, with the same filters; standard output has only
+        rows."""
         finding = {"Rule": "failed-kept", "Of": "alice/1", "Why": "Refused.", "Next": "Replay it."}
         cause = {"Cause": "disk-low", "Subject": "w1", "Why": "It is full.", "Next": ""}
-        for found in ([{"TaskId": self.TASK_ID, "Stuck": [finding]}], []):
-            output.stuck({"Sessions": found, "Next": self.TASK_ID, "Attention": [cause]})
-            written = capsys.readouterr()
-            older = f"Older ones: recorder sessions --stuck --before {self.TASK_ID}"
-            assert written.err.splitlines() == ["disk-low w1: It is full.", older]
-            assert written.out.splitlines()[1:] == [f"{self.TASK_ID}\talice/1\tRefused.\tReplay it."] * len(found)
+        page = {"Sessions": [{"TaskId": self.TASK_ID, "Stuck": [finding]}], "Next": self.TASK_ID, "Attention": [cause]}
+        monkeypatch.setattr(client.ServiceClient, "sessions", lambda *_, **__: page)
+        written = run("sessions", "--stuck", "--room", "a b", "--limit", "1")
+        older = f"Older ones: recorder sessions --stuck --room 'a b' --before {self.TASK_ID}"
+        assert written.stderr.splitlines() == ["disk-low w1: It is full.", older]
+        assert written.stdout.splitlines()[1:] == [f"{self.TASK_ID}\talice/1\tRefused.\tReplay it."]
 
     def test_stuck_sessions_are_described_in_sentences(self, terminal: _Terminal) -> None:
         """Each session has its reason and its command; the command is on one line, to be copied."""
