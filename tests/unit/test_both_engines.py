@@ -40,6 +40,7 @@ ONE_ENGINE = {
     "tests/integration/test_refused_writes.py::test_the_relay_of_a_node_does_not_end": "the relay to RabbitMQ",
     "tests/integration/test_console.py::test_no_page_has_an_obstacle": "how pages look; they know no engine",
     "tests/integration/test_wrong_settings.py": "SQLite's files, and the servers of the other engine",
+    "tests/e2e/test_cluster_page.py": "a page about many nodes; the other engine is one process",
     "tests/integration/test_frozen_transaction.py": "locks that PostgreSQL holds for a process that stands still",
     "tests/e2e/test_database_file.py": "SQLite's file: its lock and its disk",
     "tests/e2e/test_servers_down.py": "RabbitMQ and PostgreSQL, away",
