@@ -61,7 +61,6 @@ class Node:
         self._log_warnings = log_warnings
         self._distributed = bool(settings.amqp_url.get_secret_value())
         self._environment = environment
-        self._host = settings.host.strip("[]")
         self._policy = policy.of(settings)
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[supervised_task.SupervisedTask] = []
@@ -123,7 +122,7 @@ class Node:
             self._stack.push_async_callback(part.stop)
         api = dataclasses.replace(api, gauges=own.gauges)
         application = web_app.create(api, watch=watch, public="api" in self.settings.roles)
-        self._http = http_server.HttpServer(application, host=self._host, port=self.settings.port)
+        self._http = http_server.HttpServer(application, host=self.settings.host, port=self.settings.port)
         await self._http.start()
         self._stack.push_async_callback(self._http.stop)
         self._ready = True
@@ -146,7 +145,7 @@ class Node:
     @property
     def url(self) -> str:
         """URL of the API."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 - compared, not bound
+        host = self.settings.host.strip("[]").replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - replaced, not bound
         return f"http://[{host}]:{self._http.port}" if ":" in host else f"http://{host}:{self._http.port}"
 
     def progress(self) -> Mapping[job_key.RecordingKey, int]:

@@ -19,6 +19,7 @@ import typer
 from cli import exits
 
 MARKER = ".recorder-demo"
+NEXT = 'Next: "Record a room" in README.md, with a simulator and a service of your own; docs/go-live.md leads to a TRTC account.'
 
 
 def demo(
@@ -80,4 +81,5 @@ async def run_demo(folder: Path, live_s: float, environment: Mapping[str, str]) 
             screen.print(f"[bold red]The demo failed:[/] {told}", soft_wrap=True)
             return exits.REFUSED
     screen.print("\n[bold green]Two speakers live, two files in the bucket, one result delivered.[/]")
+    screen.print(NEXT, soft_wrap=True)
     return exits.OK

@@ -364,6 +364,6 @@ def _checked(given: dict[str, str]) -> tuple[Settings, dict[str, str]]:
 
 
 def _fault(name: str, cause: object) -> str:
-    """What is wrong with a variable: its parser's words if they can be shown, else the allowed values."""
+    """The fault of a variable: the words of its parser if they can be shown, else the allowed values."""
     extra: Any = Settings.model_fields[variables()[name]].json_schema_extra
     return str(cause) if isinstance(cause, addresses.Fault) else f"must be {extra['allowed']}"

@@ -203,7 +203,7 @@ def test_the_policy_of_going_live() -> None:
 def test_the_unit_of_going_live(tmp_path: Path) -> None:
     """systemd accepts the unit."""
     unit = tmp_path / "recorder.service"
-    unit.write_text(machine_file("recorder.service").replace("/opt/recorder/.venv/bin/recorder", "/bin/true"))
+    unit.write_text((ROOT / "deploy" / "recorder.service").read_text().replace("/opt/recorder/.venv/bin/recorder", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
     assert [line for line in done.stderr.splitlines() if "recorder" in line] == []
 
@@ -252,7 +252,7 @@ async def test_the_demo(terminals: pages.Terminals) -> None:
     assert "@$(BIN)/recorder demo\n" in (ROOT / "Makefile").read_text()
 
 
-PAIRS = ("README", "docs/publish", "docs/subscribe", "docs/operate", "docs/go-live", "docs/migrate", "docs/bus")
+PAIRS = ("README", "docs/publish", "docs/subscribe", "docs/operate", "docs/go-live", "docs/cluster", "docs/migrate", "docs/bus")
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -1,17 +1,19 @@
 """The wheel, built from this tree and installed into a clean environment, contains everything it needs at run time.
 
 Rules: a separate process examines the installed copy; the tests import no package of the project. No network: the environment
-uses the locked packages of the one that runs the tests, and not the source tree.
+has links to the packages of runtime.lock in the one that runs the tests, to no others, and not to the source tree.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import zipfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -90,11 +92,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = Path(sys.executable).with_name("uv")
     done = run([uv, "pip", "install", "--offline", "--no-deps", "--python", commands / "python", wheel], folder)
     assert done.returncode == 0, done.stderr
-    # A .pth file adds a folder to the path but does not read that folder's .pth files: the locked packages are importable, the
-    # editable installation of the source tree is not.
     paths = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     packages = Path(sysconfig.get_path("purelib", "venv", vars=paths))
-    (packages / "locked.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    # The packages of runtime.lock, as a production install has them; the environment of the tests has more.
+    for name in re.findall(r"^([a-z0-9._-]+)==", (ROOT / "runtime.lock").read_text(), re.MULTILINE):
+        files = metadata.distribution(name).files or ()
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(sysconfig.get_path("purelib")) / top)
     return commands
 
 
@@ -108,7 +113,7 @@ def test_the_wheel_contains_the_program_and_nothing_else(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"service.py", *PACKAGES}
     for needed in ("events/schemas.json", "store/migrations/env.py", "store/migrations/versions/0001_the_first_schema.py"):
         assert needed in names
-    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     assert [name for name in names if name.endswith((".pyc", ".md", ".db")) or "__pycache__" in name] == []
 
 
@@ -129,3 +134,18 @@ def test_the_command_works_from_the_wheel(installed: Path, tmp_path: Path) -> No
     done = run([installed / "recorder", "serve"], tmp_path, PORT="none")
     assert done.returncode == 2
     assert "PORT" in done.stderr
+
+
+def test_the_demo_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """`uvx recorder demo` needs nothing but the wheel and its packages: simulator, ffmpeg and messages are in them."""
+    done = run([installed / "recorder", "demo", "--seconds", "3", "--folder", tmp_path / "demo"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "one result delivered" in done.stdout
+
+
+def test_the_notice_names_every_package() -> None:
+    """NOTICE has each package of runtime.lock once, and no other."""
+    listed = (ROOT / "NOTICE").read_text("utf-8").split("By license")[1].split(":", 1)[1]
+    named = re.findall(r"[a-z0-9][a-z0-9._-]+(?=[,\n])", re.sub(r"^[\w.-]+( (AND|OR) [\w.-]+)*:", "", listed, flags=re.MULTILINE))
+    locked = re.findall(r"^([a-z0-9._-]+)==", (ROOT / "runtime.lock").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(locked)

@@ -80,7 +80,7 @@ async def commands(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Co
 
 
 async def faults(commands: Commands, case: wrong_settings.Case) -> list[str]:
-    """What is wrong with the answers to one case."""
+    """The faults of the answers to one case."""
     environment = commands.environment(case.engine) | case.environ
     found = []
     if case.code is not None:

@@ -37,10 +37,15 @@ class Copy:
             archive.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             archive.writestr("small-1.0.dist-info/RECORD", "")
         self.hash = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        self._tool("python", f'exec {sys.executable} "$@" --target {self.installed / "pip"}')
+        into = f'case "$*" in *" install "*) set -- "$@" --target {self.installed / "pip"};; esac'
+        self._tool("python", f'{into}\nexec {sys.executable} "$@"')
         uv = Path(sys.executable).with_name("uv")
         self._tool("uv", f'case "$*" in *--editable*) exit 0 ;; esac\nexec {uv} "$@" --target {self.installed / "uv"}')
-        for lock in ("bootstrap.lock", "requirements.lock"):
+        # A production install makes its environments itself: each gets these tools.
+        self._tool("hatchling", "exit 0")
+        made = f'for last; do :; done; mkdir -p "$last/bin"; cp {folder / "venv" / "bin"}/* "$last/bin/"; exit'
+        self._tool("python3", f'case "$2" in venv) {made};; esac\nexec {sys.executable} "$@"')
+        for lock in ("bootstrap.lock", "requirements.lock", "runtime.lock"):
             self.lock(lock, f"small==1.0 --hash=sha256:{self.hash}")
 
     def _tool(self, name: str, script: str) -> None:
@@ -52,13 +57,15 @@ class Copy:
         """Write one of the locks."""
         (self.folder / name).write_text(f"{text}\n", encoding="utf-8")
 
-    def run(self) -> subprocess.CompletedProcess[str]:
-        """Run the script as `make` does, with the folder as the only source of packages."""
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the script as `make` does, or for `production`, with the folder as the only source of packages."""
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.registry), "PIP_CONFIG_FILE": "/dev/null"}
         offline |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(self.registry), "UV_OFFLINE": "1", "UV_NO_CONFIG": "1"}
         offline |= {"UV_CACHE_DIR": str(self.folder / "cache"), "PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
+        if words:
+            offline["PYTHON"] = str(self.folder / "venv" / "bin" / "python3")
         return subprocess.run(
-            ["/bin/sh", "deploy/bootstrap.sh", "venv"],
+            ["/bin/sh", "deploy/bootstrap.sh", "other" if words else "venv", *words],
             cwd=self.folder, env=offline, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
@@ -89,6 +96,21 @@ def test_a_changed_hash_is_refused(copy: Copy, lock: str, tool: str) -> None:
         assert done.returncode != 0
         assert "hash" in done.stderr.lower()
         assert not copy.has(tool)
+
+
+def test_a_production_install(copy: Copy) -> None:
+    """It has the packages of runtime.lock, byte-compiled, and refuses one with other bytes."""
+    copy.lock("requirements.lock", "none==1.0")
+    done = copy.run("production")
+    assert done.returncode == 0, done.stderr
+    assert copy.has("uv")
+    assert list((copy.installed / "uv" / "__pycache__").glob("small.*.pyc"))
+    shutil.rmtree(copy.installed)
+    copy.lock("runtime.lock", f"small==1.0 --hash=sha256:{'0' * 64}")
+    done = copy.run("production")
+    assert done.returncode != 0
+    assert "hash" in done.stderr.lower()
+    assert not copy.has("uv")
 
 
 def test_nothing_is_installed_without_hashes() -> None:

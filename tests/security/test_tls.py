@@ -1,4 +1,4 @@
-"""TLS to RabbitMQ and PostgreSQL with real certificates: a server without the right certificate gets no password.
+"""TLS to RabbitMQ and PostgreSQL with real certificates: a server without the right one gets no password. And several hosts.
 
 The tests concern the distributed engine; the embedded one has no connections.
 """
@@ -15,7 +15,7 @@ from bus import broker_connection
 from bus import topology as topologies
 from machine import errors
 from store import connections
-from tests import postgres, rabbit, waiting
+from tests import ports, postgres, rabbit, waiting
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,16 @@ async def test_a_broker_with_another_certificate_gets_no_password(broker: rabbit
         problem = await outcome(url, broker.prefix())
         assert "certificate" in problem.lower(), problem
         assert "recorder:recorder" not in problem
+
+
+async def test_the_second_host_of_the_broker_is_used(broker: rabbit.Broker) -> None:
+    """A host that is away, and one whose name does not resolve, are passed over; without any other the last one is the reason,
+    and no password is shown."""
+    away = f"amqp://recorder:PLANTED@127.0.0.1:{ports.free()}/"
+    assert await outcome(f"{away},amqp://none.invalid/,{broker.url}", broker.prefix()) == ""
+    problem = await outcome(f"amqp://none.invalid/,{away}", broker.prefix())
+    assert "Connect call failed" in problem
+    assert "PLANTED" not in problem
 
 
 async def secure(url: str, host: str, trusted: Path, monkeypatch: pytest.MonkeyPatch) -> bool:

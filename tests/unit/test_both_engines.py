@@ -50,6 +50,7 @@ ONE_ENGINE = {
     "tests/e2e/test_live_view.py": "what a view shows knows no engine; another node's segments need many nodes",
     "tests/e2e/test_migration.py": "the page installs the embedded engine",
     "tests/integration/test_wrong_settings.py": "SQLite's files, and the servers of the other engine",
+    "tests/e2e/test_cluster_page.py": "a page about many nodes; the other engine is one process",
     "tests/integration/test_frozen_transaction.py": "locks that PostgreSQL holds for a process that stands still",
     "tests/e2e/test_database_file.py": "SQLite's file: its lock and its disk",
     "tests/e2e/test_servers_down.py": "RabbitMQ and PostgreSQL, away",

@@ -18,7 +18,7 @@ import pytest
 
 from bench import source_text
 from docs import generate
-from tests import ast_helpers
+from tests import ast_helpers, pages
 
 ROOT = Path(__file__).parent.parent.parent
 ROOMS = (
@@ -94,6 +94,15 @@ def name(path: Path) -> str:
 def test_generated_documents_are_up_to_date(document: str) -> None:
     """The committed document equals the generated one; `make docs` writes it."""
     assert (ROOT / "docs" / document).read_text(encoding="utf-8") == generate.documents()[document]
+
+
+def test_files_that_the_pages_have_saved_are_no_part_of_the_project() -> None:
+    """git ignores each example that a page tells the reader to save here, so `make check` does not judge it."""
+    documents = [path for path in files(".md") if path.parent in (ROOT, ROOT / "docs")]
+    saved = {block.file for path in documents for block in pages.blocks(path) if block.file and not block.file.startswith("/")}
+    assert len(saved) > 3
+    done = subprocess.run(["git", "check-ignore", *saved], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == saved
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple
 
 
 def heard(listening: socket.socket) -> list[str]:
-    """What was sent since the last time."""
+    """The notifications since the last time."""
     found = []
     while True:
         try:
