@@ -7,25 +7,23 @@ next upload of the same key aborts it. The upload of the finished file resumes f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import structlog
 
 from machine import errors
-from tencent import cos, cos_requests, cos_target, cos_upload, live_upload
+from tencent import cos, cos_target, cos_upload, live_upload
 
 log = structlog.get_logger()
 
 LOOK_EVERY_S = 5.0
-Connect = Callable[[], Awaitable[cos_requests.Client]]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Live:
     upload: live_upload.LiveUpload
     target: cos_target.CosTarget
-    connect: Connect
+    connect: live_upload.Connect
     task: asyncio.Task[None] | None = None
     epoch: int = 0  # of the transcode whose file it is, once that is finished
 
@@ -37,8 +35,8 @@ class LiveUploads:
         self._look_every_s = look_every_s
         self._uploads: dict[str, _Live] = {}
 
-    def begin(self, recording: str, upload: live_upload.LiveUpload, target: cos.CosTarget, connect: Connect) -> None:
-        """Begin to upload the file of a recording, unless it is uploaded already. `connect` makes a client with fresh keys."""
+    def begin(self, recording: str, upload: live_upload.LiveUpload, target: cos.CosTarget, connect: live_upload.Connect) -> None:
+        """Begin to upload the file of a recording, unless it is uploaded already."""
         if recording not in self._uploads:
             live = self._uploads[recording] = _Live(upload=upload, target=target, connect=connect)
             live.task = asyncio.create_task(self._run(recording, live), name="live-upload")
@@ -73,9 +71,9 @@ class LiveUploads:
         if live is None:
             return
         await _ended(live)
-        if abort and live.upload.state.upload_id:
+        if abort:
             try:
-                await live.upload.give_up(await live.connect())
+                await live.upload.give_up(live.connect)
             except errors.RecorderError as error:
                 log.warning("upload.parts-left", recording=recording, reason=str(error))
 
@@ -88,7 +86,7 @@ class LiveUploads:
         while True:
             await asyncio.sleep(self._look_every_s)
             try:
-                await live.upload.look(await live.connect())
+                await live.upload.look(live.connect)
             except errors.UploadFailed as error:
                 log.info("upload.live_failed", recording=recording, reason=error.reason, detail=error.detail)
                 if not error.retry:

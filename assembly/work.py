@@ -113,7 +113,6 @@ class NodeWork:
         await self.live_uploads.pause(recording)
         finished = await self.followers.finish(recording, files, output)
         if finished is None:
-            await self.live_uploads.drop(recording)
             return None
         self.live_uploads.finished(recording, epoch, finished.moved_bytes)
         return finished.made
@@ -166,6 +165,7 @@ class NodeWork:
             await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
         if made is None:
             made = await self._transcoder.transcode(files, value.mode, output)
+            await self.live_uploads.drop(value.key.text)  # only now: COS may be slow
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return model.Output(
             duration_ms=made.duration_ms,

@@ -101,6 +101,8 @@ async def _run() -> Answer | None:
         return Answer(why=error.detail)
     except OSError as error:
         return Answer(why=f"a file could not be read or written: {error.strerror}")
+    except Exception as error:  # noqa: BLE001 - not swallowed: the node logs it
+        return Answer(why=f"it failed: {error!r}")
     finally:
         await recording.stop()
 

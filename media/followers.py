@@ -126,7 +126,9 @@ class _Follower:
         if self._task is not None:
             if self._process is None:
                 self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            (result,) = await asyncio.gather(self._task, return_exceptions=True)
+            if isinstance(result, Exception):
+                log.error("follower.failed", recording=self._followed.recording, error=repr(result))
 
     async def _run(self) -> None:
         """Spawn the process, wait for its end, and remove what it left."""

@@ -5,7 +5,7 @@ Rules:
 - Each look places all packets again. Where the places of joined packets or the plan have changed, the file begins again; after
   MOST_RESTARTS, and for a recording that has to be encoded as a whole, `GaveUp` is raised. The transcode from the segments
   then makes the file.
-- Its output has the same bytes as that of the transcode from the segments, and is verified in the same way.
+- Its output has the same bytes as that of the transcode from the segments. It is verified too; an MP4 of minutes by its index.
 
 It runs in a process of its own (follower_process.py) and blocks its event loop while it reads.
 """
@@ -41,7 +41,8 @@ from media import (
 # Whether a stretch of packets belongs to the clock before it is known about half a minute of media later.
 LAG_MS = track_clock.ENVELOPE_MS + 60_000
 PLACE_EVERY_MS = 30_000
-MOST_RESTARTS = 3
+# So many restarts at once, and another one now and then: a long recording has more of everything.
+MOST_RESTARTS, RESTART_EVERY_MS = 3, 3_600_000
 _MOST_SEGMENTS = 100
 _MOST_STRETCHES = 5_000
 _READ_BYTES = 1 << 16
@@ -153,7 +154,8 @@ class Following:
             self._part.unlink(missing_ok=True)  # another file, so that nobody takes it for the one before
             self._writing = None
             self.restarts += 1
-            if self.restarts > MOST_RESTARTS:
+            lasted_ms = self._newest_ms - self._segments[0].begun_ms
+            if self.restarts > MOST_RESTARTS + lasted_ms // RESTART_EVERY_MS:
                 raise GaveUp("its plan changed too often")
         if self._writing is None:
             self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen)

@@ -99,7 +99,7 @@ def _shifted_offsets(box: bytes, by: int, *, wide: bool) -> bytes:
     offsets = array.array("I" if box[4:8] == b"stco" else "Q", box[16:])
     if sys.byteorder == "little":
         offsets.byteswap()
-    moved = array.array("Q" if wide else "I", [offset + by for offset in offsets])
+    moved = array.array("Q" if wide else "I", (offset + by for offset in offsets))
     if sys.byteorder == "little":
         moved.byteswap()
     content = box[8:16] + moved.tobytes()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import structlog
 from tencent import cos_requests, cos_upload, file_parts
 
 log = structlog.get_logger()
+
+Connect = Callable[[], Awaitable[cos_requests.Client]]
+"""Makes a client with fresh keys."""
 
 
 class LiveUpload:
@@ -33,10 +37,13 @@ class LiveUpload:
         self._offset = self._first_part_bytes = first_part_bytes
         self.state = cos_upload.UploadState(upload_id="", part_size_bytes=first_part_bytes, head_bytes=0)
 
-    async def look(self, client: cos_requests.Client) -> None:
-        """Send the parts that are whole by now. Raises errors.UploadFailed, after which a later look goes on, and OSError."""
+    async def look(self, connect: Connect) -> None:
+        """Send the parts that are whole by now, with a client of `connect`. Raises its errors, errors.UploadFailed, after which a
+        later look goes on, and OSError."""
+        client: cos_requests.Client | None = None
         try:
             while (data := await self._in_thread(self._next)) is not None:
+                client = client or await connect()
                 if data:
                     await self._send(client, data)
                 else:
@@ -46,10 +53,13 @@ class LiveUpload:
                 self._forget()
             raise failed.as_upload_failed("sending a part of a growing file") from failed
 
-    async def give_up(self, client: cos_requests.Client) -> None:
-        """Abort the upload, whose file is not wanted. Parts that stay behind are removed with the next upload of the key."""
+    async def give_up(self, connect: Connect) -> None:
+        """Abort the upload, whose file is not wanted. Parts that stay behind are removed with the next upload of the key. Raises
+        the errors of `connect`."""
+        if not self.state.upload_id:
+            return
         try:
-            await self._abort(client)
+            await self._abort(await connect())
         except cos_requests.RequestFailed as failed:
             log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
 

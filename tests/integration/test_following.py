@@ -13,8 +13,21 @@ import pytest
 from assembly import live_uploads
 from assembly import work as node_work
 from config import settings
-from machine import due_work, segments
-from media import arrival_index, flv, followers, following, joiner, spool, timeline, track_clock, transcode
+from machine import due_work, errors, segments
+from media import (
+    arrival_index,
+    flv,
+    followers,
+    following,
+    joiner,
+    spool,
+    survey,
+    timeline,
+    track_clock,
+    transcode,
+    transcode_plan,
+    verify,
+)
 from tencent import cos, credentials, file_parts
 from tests import examples, flv_source, waiting
 from tests.integration import scripted_cos
@@ -168,6 +181,23 @@ async def test_another_size_ends_following(tmp_path: Path, soon: None) -> None:
     with pytest.raises(following.GaveUp, match="encoded"):
         await followed(growing, "02", tmp_path)
     assert _parts(tmp_path) == []
+
+
+@pytest.mark.parametrize("by_index", [True, False])
+async def test_a_track_that_ends_too_early_fails_the_verification(tmp_path: Path, by_index: bool) -> None:
+    """Each track's length is compared, also where only the last seconds are demuxed."""
+    growing = Growing(tmp_path / "00000001.flv", stream(40))
+    growing.until(41_000)
+    found = survey.survey([growing.whole], "02")
+    chosen = transcode_plan.plan(found, "02")
+    made = await transcode.Transcoder(flv_source.FFMPEG).transcode([growing.whole], "02", tmp_path / "a.mp4")
+    seen = await verify.verify(flv_source.FFMPEG, made.path, found, chosen, by_index=by_index)
+    assert seen.duration_ms == made.duration_ms
+    for kind, name in ((flv.AUDIO, "a"), (flv.VIDEO, "v")):
+        found.ends_ms[kind] += 1_000
+        with pytest.raises(errors.TranscodeFailed, match=f"track {name}"):
+            await verify.verify(flv_source.FFMPEG, made.path, found, chosen, by_index=by_index)
+        found.ends_ms[kind] -= 1_000
 
 
 async def test_a_node_writes_and_uploads_while_the_recording_runs(tmp_path: Path) -> None:

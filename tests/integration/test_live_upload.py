@@ -10,7 +10,7 @@ import fastcrc
 import pytest
 
 from machine import errors
-from tencent import cos, cos_upload, file_parts, live_upload
+from tencent import cos, cos_requests, cos_upload, file_parts, live_upload
 from tests.integration import scripted_cos
 
 MIB = scripted_cos.MIB
@@ -51,7 +51,10 @@ class Growing:
 
     async def look(self) -> None:
         """Look once at the file."""
-        await self.live.look(self._uploader.connect(scripted_cos.target(self._server), scripted_cos.KEYS))
+        await self.live.look(self._connect)
+
+    async def _connect(self) -> cos_requests.Client:
+        return self._uploader.connect(scripted_cos.target(self._server), scripted_cos.KEYS)
 
     async def finish(self, notes: scripted_cos.Notes | None = None) -> None:
         """Put a head before the file, change its first bytes, and upload the rest."""
