@@ -78,7 +78,7 @@ class Case:
 
     @property
     def left_s(self) -> float:
-        """The time that is left to a probe, so that its check can still say what did not answer."""
+        """The time that is left to a probe, so that its check can still name the server without an answer."""
         return max(0.01, self.rest_s - MARGIN_S)
 
     @property
