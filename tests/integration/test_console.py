@@ -1,4 +1,7 @@
-"""The console in a browser: sign-in, forged requests, hostile names, languages, themes, and pages that update themselves."""
+"""The console in a browser: sign-in, forged requests, hostile names, languages, themes, and pages that update themselves.
+
+What depends on no engine runs on SQLite alone.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,7 @@ async def test_only_a_valid_key_opens_the_console(service: Service) -> None:
     assert signed == [(f"key {id_} school", "ok"), ("console", "Unauthorized")]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_a_form_without_the_token_of_the_visit_changes_nothing(service: Service) -> None:
     """A POST without the CSRF token, or with that of another visit, gets 403; the page's own form is accepted."""
     _, key = await service.key("read")
@@ -63,6 +67,7 @@ async def test_a_form_without_the_token_of_the_visit_changes_nothing(service: Se
         assert await visitor.page.get_attribute("html", "data-theme") == "dark"
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_a_key_without_operate_can_act_on_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page of a read-only key shows it, and a forged action with its right token gets 403 and changes nothing."""
     _, key = await service.key("read")
