@@ -49,6 +49,8 @@ ONE_ENGINE = {
     "tests/integration/test_console_session.py::test_each_cause_is_reached_in_two_clicks": "where the links of pages lead",
     "tests/e2e/test_live_view.py": "what a view shows knows no engine; another node's segments need many nodes",
     "tests/e2e/test_migration.py": "the page installs the embedded engine",
+    "tests/integration/test_console.py::test_a_form_without_the_token_of_the_visit_changes_nothing": "the frame of the pages",
+    "tests/integration/test_console.py::test_a_key_without_operate_can_act_on_nothing": "the frame of the pages",
     "tests/integration/test_wrong_settings.py": "SQLite's files, and the servers of the other engine",
     "tests/e2e/test_cluster_page.py": "a page about many nodes; the other engine is one process",
     "tests/integration/test_frozen_transaction.py": "locks that PostgreSQL holds for a process that stands still",
