@@ -85,9 +85,9 @@ async def newest_frame(world: World, spool: Path) -> int:
             tags += [tag for tag in found if tag.kind == flv.VIDEO and tag.is_media]
     finally:
         reader.close()
-    (speaker,) = world.simulator.create_room(APP, 4001).speakers.values()
-    frames = (await world.simulator.house.content.picture(content.SIZES[0], speaker.number)).frames
-    return frames.index(tags[-1].payload)
+    room = world.simulator.create_room(APP, 4001)
+    picture = await room.house.content.picture(content.SIZES[0], room.speakers[SPEAKER].number)
+    return picture.frames.index(tags[-1].payload)
 
 
 @embedded

@@ -89,7 +89,8 @@ async def test_results_are_sent_again_and_sessions_stopped(service: Service) -> 
         await visitor.page.click("summary.danger")
         await visitor.page.click("button.danger")
         await visitor.until(".notice", "The session closes")
-    assert [line[1:] for line in await _audited(service)][:2] == [("stop", "ok"), ("resend", "ok")]
+    done = [("stop", "ok"), ("replay", "NotFound"), ("resend", "ok")]
+    assert [line[1:] for line in await _audited(service)][:3] == done
 
 
 async def test_hostile_names_and_details_do_nothing(service: Service) -> None:
@@ -141,6 +142,7 @@ async def test_each_cause_is_reached_in_two_clicks(tmp_path: Path) -> None:
             options: dict[str, Any] = {"own_node": world.own_node, "policy": model.Policy(lease_ms=model.HOUR)}
             async with api_service.running(engines.fresh("sqlite", folder), **options) as service:
                 world.service, service.clock_ahead_ms = service, test_attention_agrees.CALM_MS
+                await world.worker()
                 await case.make(world)
                 visitor.url = service.url
                 visitor.asked.clear()
@@ -151,6 +153,8 @@ async def test_each_cause_is_reached_in_two_clicks(tmp_path: Path) -> None:
                 (reason,) = [each for each in session["Stuck"] if each["Rule"] == case.cause]
                 await visitor.until("#next", reason["Why"][:20])
                 reached.append(case.cause)
+                # The service ends when the page has closed its live updates.
+                await visitor.page.goto("about:blank")
     assert reached == [case.cause for case in STUCK]
 
 
