@@ -42,8 +42,6 @@ log = structlog.get_logger()
 
 # Deliveries that may wait for their receivers' turns, under leases. Behind them, other receivers' results wait in the queue.
 MAX_LINE = 10_000
-# As long as TRTC itself waits for an answer.
-FORWARD_TIMEOUT_S = 5.0
 
 
 class Node:
@@ -323,7 +321,7 @@ class Node:
 
     def _forwarder(self, busy: Callable[[], bool]) -> forwarder.CallbackForwarder:
         receivers = {app: url.get_secret_value() for app, url in self.settings.trtc_callback_forward.items()}
-        webhooks = sender.WebhookSender(allow=self.settings.callback_allow, timeout_s=FORWARD_TIMEOUT_S)
+        webhooks = sender.WebhookSender(allow=self.settings.callback_allow, timeout_s=forwarder.TIMEOUT_S)
         made = forwarder.CallbackForwarder(webhooks, receivers, busy=busy)
         self._tasks += made.tasks
         return made

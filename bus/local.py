@@ -140,7 +140,7 @@ class LocalBus:
         return min(poll_s, max(self._due_s[0][0] - time.monotonic(), 0.0)) if self._due_s else poll_s
 
     async def _round(self) -> bool:
-        """Mark what was delivered and take what is due; returns whether anything was taken. Raises the errors of the store."""
+        """Mark the delivered messages and take the due ones; returns whether any was. Raises the errors of the store."""
         await self._mark()
         while self._due_s and self._due_s[0][0] <= time.monotonic():
             seq = heapq.heappop(self._due_s)[1]

@@ -132,6 +132,8 @@ def session(body: Json) -> None:
     line(f"  application {body['SdkAppId']}, {_room(body)}, recording user {body['UserId']}, mode {body['Mode']}")
     passed = (("opened", "OpenedTime"), ("closing", "ClosingTime"), ("finished", "FinishedTime"))
     line("  " + ", ".join(f"{word} {times.shown(body[name])}" for word, name in passed if body[name]))
+    if body.get("UserData") is not None:  # a service of an earlier version has none
+        line(f"  user data {json.dumps(body['UserData'], ensure_ascii=False)}")
     for warning in body["Warnings"]:
         line(f"  warning: {warning}")
     if body["Stuck"]:

@@ -38,7 +38,7 @@ def shape(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Shape:
 
 
 def read(data: Any, known: Shape) -> Any:
-    """The body as its sender means it; a copy. What is no object stays as it came."""
+    """The body as its sender means it; a copy. Anything but an object stays as it came."""
     if not isinstance(data, dict):
         return data
     # An alias next to its field stays, and is refused as unknown.

@@ -144,7 +144,7 @@ class Sweeper:
             log.warning("node.clock_off", node=self._node, skew_ms=skew_ms, hint="Set this machine's clock by NTP.")
 
     async def _sweep(self) -> None:
-        """Publish what is overdue: at most one batch of each kind, and the rest at once in the next round. If the node stood
+        """Publish overdue work: at most one batch of each kind, and the rest at once in the next round. If the node stood
         still since its heartbeat, the next one may extend some deadlines, and no lease is judged before."""
         fresh_until_ms = self._seen_ms + DOWNTIME_MS
         armed = await self._store.deadlines.due(BATCH, ahead_ms=2 * IDLE_MS)

@@ -271,7 +271,7 @@ class UnitOfWork:
         """Publish an event of a recording's progress, and post it to the callback that asked for it."""
         self.send("result", type_, data, owner)
         current = self.held(owner.task_id)
-        if type_ in current.request.callback_events:
+        if type_ in current.request.callback_events and current.events_posted < model.MOST_EVENTS:
             self._deliver(current, model.EVENTS_FROM + current.events_posted + 1, _json({"Type": type_, **data}))
             self.save_session(model.changed(current, events_posted=current.events_posted + 1))
 

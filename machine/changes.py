@@ -98,7 +98,7 @@ class Changes:
         self.results += later.results
         for place, armed in later.deadlines.items():
             kept = armed is not None and armed.once and place in self.deadlines
-            # What is armed here stays. What is disarmed here must not stay in the database either.
+            # A deadline that is armed here stays. One that is disarmed here must not stay in the database either.
             self.deadlines[place] = (self.deadlines[place] or armed._replace(once=False)) if armed and kept else armed
         self.journal += later.journal
         self.messages += later.messages

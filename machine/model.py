@@ -14,6 +14,7 @@ HOUR = 60 * MINUTE
 
 EVENTS_FROM = 1_000_000
 """Deliveries of events are numbered above this, and those of results by their Revision."""
+MOST_EVENTS = 8_999_999  # a delivery's number has seven digits at most
 EXTENDED_BY_DOWNTIME = ("join", "idle", "linger")
 """Deadlines that downtime extends: while no node sent a heartbeat, no node could have tried."""
 

@@ -44,7 +44,7 @@ def file_entry(recording: model.Recording) -> dict[str, Any]:
 
 
 def file_entries(recording: model.Recording) -> list[dict[str, Any]]:
-    """All entries of a recording. What was delivered is never withdrawn: a replay adds an entry if it delivers another file."""
+    """All entries of a recording. A delivered file is never withdrawn: a replay adds an entry if it delivers another file."""
     if not recording.delivered:
         return [file_entry(recording)]
     before = [

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 16 * 2**20
 KEEP_S = 600.0
+TIMEOUT_S = 5.0  # as long as TRTC itself waits for an answer
 AT_ONCE = 8
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 # Forwarding gives way so often at most, or a steady stream of callbacks would stop it.

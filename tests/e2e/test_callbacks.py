@@ -223,8 +223,8 @@ async def test_untidy_callbacks(world: World) -> None:
         became_audience(Scene(world, 9010)),
         forged(Scene(world, 9011)),
     )
-    check_audit(world)
     await forwarded(world)
+    check_audit(world)
 
 
 async def forwarded(world: World) -> None:
@@ -236,6 +236,7 @@ async def forwarded(world: World) -> None:
         return {each.body for each in got if each.headers["Sign"] == callbacks.sign(CALLBACK_KEY, each.body)}
 
     await waiting.until(lambda: taken and taken <= signed(), 20, "every callback is forwarded")
+    del world.simulator.receiver.received["application"]  # the audit counts results
 
 
 async def test_a_restart_between_two_of_a_kind(world: World) -> None:
