@@ -39,7 +39,7 @@ from media import (
 )
 
 # Whether a stretch of packets belongs to the clock before it is known about half a minute of media later.
-LAG_MS = track_clock.ENVELOPE_MS + 60_000
+LAG_MS = track_clock.ENVELOPE_MS + 90_000
 PLACE_EVERY_MS = 30_000
 # So many restarts at once, and another one now and then: a long recording has more of everything.
 MOST_RESTARTS, RESTART_EVERY_MS = 3, 3_600_000

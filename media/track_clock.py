@@ -74,6 +74,7 @@ class Stretch:
     packets: int = 0
     knots: list[tuple[float, float]] = field(default_factory=list)
     at_ms: float = 0.0
+    single_ms: float = 0.0  # of a single picture: the usual distance SETTLED_MS later
 
     @property
     def ends_ms(self) -> float:
@@ -129,6 +130,7 @@ class TrackClock:
         self._usual_ms = self._settled_ms = _USUAL_FRAME_MS
         self._distances: collections.deque[int] = collections.deque(maxlen=_LAST_PICTURES)
         self._last_ms = 0.0  # the last packet's duration
+        self._singles: collections.deque[Stretch] = collections.deque()  # those whose length is not known yet
 
     def add(self, tag_ms: int, arrived_ms: float, packet_ms: float | None, *, damaged: bool = False) -> None:
         """Add a packet: its tag's 32-bit time, its arrival (Unix ms), and its duration if its payload tells."""
@@ -155,6 +157,8 @@ class TrackClock:
             self._distances.append(packet.tag_ms - self._tag_ms)
             self._learn(packet.tag_ms - self._tag_ms)
         self._tag_ms, self._arrived_ms = packet.tag_ms, packet.arrived_ms
+        while self._singles and packet.arrived_ms - self._singles[0].begin_ms > SETTLED_MS:
+            self._singles.popleft().single_ms = self._usual_ms
         self._packets += 1
 
     def _learn(self, distance_ms: int) -> None:
@@ -182,9 +186,10 @@ class TrackClock:
         for stretch, following in itertools.pairwise([*self._stretches, None]):
             if stretch is not None and not stretch.counted and stretch.packets == 1:
                 # A single picture: now its duration is known better. Its successor begins where its tag says.
+                usual_ms = stretch.single_ms or self._usual_ms
                 if following is not None and not following.late:
-                    following.claimed_ms -= self._usual_ms - stretch.length_ms
-                stretch.length_ms = self._usual_ms
+                    following.claimed_ms -= usual_ms - stretch.length_ms
+                stretch.length_ms = usual_ms
         if self._stretches and not self._stretches[-1].counted:
             usual_ms = min(statistics.median([*self._distances, self._usual_ms]), _LONGEST_LAST_MS)
             self._stretches[-1].length_ms = max(self._stretches[-1].length_ms, self._media_ms + usual_ms)
@@ -242,6 +247,8 @@ class TrackClock:
             begin_ms=packet.arrived_ms,
             standing=packet.packet_ms is None and bool(self._stretches) and not late and packet.tag_ms == self._tag_ms,
         )
+        if self._stretches and self._stretches[-1].packets == 1:
+            self._singles.append(self._stretches[-1])
         self._stretches.append(stretch)
 
     def _continue(self, stretch: Stretch, packet: _Packet, place_ms: float) -> None:

@@ -226,12 +226,12 @@ async def test_a_node_writes_and_uploads_while_the_recording_runs(tmp_path: Path
 async def _record(work: node_work.NodeWork, folder: spool.Spool, server: scripted_cos.Cos) -> None:
     recording = examples.recording(TASK, mode="02")
     job = due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
-    growing = Growing(folder.segment_path(TASK, "al", 1, 1), stream(220, filters="noise=alls=8:allf=t"))
+    growing = Growing(folder.segment_path(TASK, "al", 1, 1), stream(250, filters="noise=alls=8:allf=t"))
     part = folder.output_path(TASK, "al", 1, "02", 1).with_suffix(".mp4.part")
-    growing.until(215_000)
+    growing.until(245_000)
     work.capture(job, 1, lambda _: None)
     await waiting.until(lambda: server.operations.count("part") >= 2, 30)
-    growing.until(220_000 + 1_000)
+    growing.until(250_000 + 1_000)
     known = growing.whole
     told = segments.Segment(
         epoch=1, node="n1", first_packet_ms=known.first_packet_ms, last_packet_ms=known.last_packet_ms,

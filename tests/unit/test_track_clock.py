@@ -201,3 +201,20 @@ def test_one_picture_a_second() -> None:
         clock.add(tag, arrived_ms, None)
     (run,) = clock.runs()
     assert run.live_ms(run.stretches[-1].ends_ms) - BEGAN_MS == pytest.approx(16_000, abs=20)
+
+
+def test_later_pictures_move_no_earlier_ones() -> None:
+    """Positions are final some minutes later: neither pictures at another distance nor a better clock change them then. Between
+    two interruptions lies a single picture, whose duration only its neighbors tell."""
+
+    def positions(seconds: int) -> list[float]:
+        clock = track_clock.TrackClock()
+        times = [*range(0, 100_000, 40), *range(100_000, 300_000, 60)]
+        for at_ms in (at_ms for at_ms in times if at_ms < seconds * 1_000):
+            held_ms = 300 * ((at_ms >= 10_000) + (at_ms >= 10_040)) if at_ms < 11_000 else 0
+            clock.add(at_ms, BEGAN_MS + at_ms + held_ms + (400 if at_ms < 200_000 else 0), None)
+        (run,) = clock.runs()
+        assert run.stretches[1].packets == 1
+        return [value for stretch in run.stretches[:3] for value in (stretch.at_ms, run.live_ms(stretch.at_ms))]
+
+    assert positions(90) == positions(180) == positions(290)
