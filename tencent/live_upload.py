@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from machine import metrics
 from tencent import cos_requests, cos_upload, file_parts
 
 log = structlog.get_logger()
@@ -94,6 +95,7 @@ class LiveUpload:
         number, upload_id = self._number, self.state.upload_id
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         etag = await self._ask(lambda: client.put_part(upload_id, number, data, base64.b64encode(digest).decode("ascii")))
+        metrics.UPLOAD_BYTES.inc(len(data))
         part = cos_requests.Part(number=number, size=len(data), etag=etag)
         self.state = replace(self.state, parts=(*self.state.parts, part))
         self._offset += len(data)

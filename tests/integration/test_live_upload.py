@@ -11,6 +11,7 @@ import pytest
 
 from machine import errors
 from tencent import cos, cos_requests, cos_upload, file_parts, live_upload
+from tests import scrapes
 from tests.integration import scripted_cos
 
 MIB = scripted_cos.MIB
@@ -78,7 +79,8 @@ def growing(tmp_path: Path, server: scripted_cos.Cos, uploader: cos.CosUploader)
 
 async def test_parts_leave_while_the_file_grows(growing: Growing, server: scripted_cos.Cos) -> None:
     """Whole parts but the first are sent before the end; afterwards only the first and the last follow, and the object is the
-    file."""
+    file. The metrics count each byte once."""
+    before = scrapes.of_this_process()
     await growing.look()
     await growing.grow(MIB + MIB // 2)
     assert server.operations == []
@@ -88,6 +90,7 @@ async def test_parts_leave_while_the_file_grows(growing: Growing, server: script
     await growing.finish()
     assert server.objects[scripted_cos.KEY] == growing.data
     assert server.operations[4:] == ["parts", "part", "part", "complete", "head"]
+    assert scrapes.grown(before)["recorder_upload_bytes_total"] == len(growing.data)
 
 
 async def test_a_file_that_begins_again(growing: Growing, server: scripted_cos.Cos) -> None:
