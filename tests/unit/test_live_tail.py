@@ -89,8 +89,8 @@ def test_a_view_of_a_long_segment(path: Path, index: bool, monkeypatch: pytest.M
     """It reads the end only, and finds the headers that hold there: with an index those of the last change, else the first."""
     monkeypatch.setattr(live_tail, "WINDOW_BYTES", 100_000)
     monkeypatch.setattr(live_tail, "LARGEST_WINDOW_BYTES", 200_000)
-    changed = [LARGER, *both(6_000, 60_000, picture_bytes=400)] if index else both(6_000, 60_000, picture_bytes=400)
-    Segment(path, [AAC, AVC, *both(0, 6_000), *changed], index=index)
+    before, after = both(0, 30_000, picture_bytes=400), both(30_000, 60_000, picture_bytes=400)
+    Segment(path, [AAC, AVC, *before, *([LARGER] if index else []), *after], index=index)
     assert path.stat().st_size > 300_000
     tail = live_tail.LiveTail(path, "02")
     _, tags = first(tail.read())
