@@ -140,7 +140,7 @@ class LocalBus:
         return min(poll_s, max(self._due_s[0][0] - time.monotonic(), 0.0)) if self._due_s else poll_s
 
     async def _round(self) -> bool:
-        """Mark what was delivered and take what is due; returns whether anything was taken. Raises the errors of the store."""
+        """Mark delivered messages and take due ones; returns whether anything was taken. Raises the errors of the store."""
         await self._mark()
         while self._due_s and self._due_s[0][0] <= time.monotonic():
             seq = heapq.heappop(self._due_s)[1]
@@ -162,7 +162,7 @@ class LocalBus:
         return bool(taken)
 
     async def _mark(self) -> None:
-        """Write what became of messages. Raises the errors of the store; what was not written is written in the next round."""
+        """Write what became of messages. Raises the errors of the store; the rest is written in the next round."""
         if not (self._sent or self._parked or self._retries):
             return
         failpoints.hit("outbox.mark.before")
