@@ -1,4 +1,4 @@
-"""Judge of finished files: whether a file shows and plays what was sent, by rules alone.
+"""Judge of finished files: whether a file shows and plays the sent stream, by rules alone.
 
 The content has a flash in each second, and a beep whose pitch tells the second. The rules:
 - The tags that were sent tell which seconds must be seen and heard: those with a picture after the first key frame, and those
@@ -8,7 +8,7 @@ The content has a flash in each second, and a beep whose pitch tells the second.
 - The samples of the sound are as long as its track, within 0.1 s, because players play sample after sample.
 - Packets of a track have increasing times, and a decoder has no complaint. Its output counts in the file's own ticks: in ticks of
   the usual frame rate, pictures closer than that have one time.
-- The file and its gaps are as long as what was sent. The picture has one size, in H.264 with 8 bits 4:2:0, and inside black bars
+- The file and its gaps are as long as the stream. The picture has one size, in H.264 with 8 bits 4:2:0, and inside black bars
   one of the shapes that its headers state.
 - Where fewer flashes are seen than came, only those count that a decoder shows of the stream as it was sent.
 - Of a recipe that is `loose`, such as damaged media, only the form of the file is judged.
@@ -123,7 +123,7 @@ def _delay_ms(payload: bytes) -> int:
 
 
 def faults(made: transcode.TranscodeOutput, mode: str, recipe: Any, tags: Iterable[Any], began_ms: int) -> list[str]:
-    """What is wrong with a finished file. `began_ms`: when the recipe began (Unix ms)."""
+    """The faults of a finished file. `began_ms`: when the recipe began (Unix ms)."""
     sent = Expected(tags, recipe.hold_s, made.unreadable)
     content = getattr(recipe, "content", RECIPES)
     wanted = {kind for kind in KINDS[mode] if sent.came(kind)}

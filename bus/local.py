@@ -162,7 +162,7 @@ class LocalBus:
         return bool(taken)
 
     async def _mark(self) -> None:
-        """Write what became of messages. Raises the errors of the store; what was not written is written in the next round."""
+        """Write what became of messages. Raises the errors of the store; the rest is written in the next round."""
         if not (self._sent or self._parked or self._retries):
             return
         failpoints.hit("outbox.mark.before")
