@@ -300,6 +300,6 @@ async def test_bursts_and_decisions_leave_connections_for_reads(database: engine
             await asyncio.gather(*starts, take_all(intake, [published(f"u{number}", room=9_000) for number in range(20)]))
         async with waiting.at_most(5):
             await store.connections.ping()
-            assert len(await harness.reading.sessions(limit=300))[0] == 240
+            assert len((await harness.reading.sessions(limit=300))[0]) == 240
     finally:
         await store.stop()

@@ -204,7 +204,7 @@ async def test_two_starts_at_once_open_one_session(store: stores.Store) -> None:
 
     answers = await asyncio.gather(*(transactions.decide(store, examples.event(f"e{n}", "start"), handler) for n in range(5)))
     assert len({a["TaskId"] for a in answers}) == 1
-    assert len(await engines.reader(store).sessions())[0] == 1
+    assert len((await engines.reader(store).sessions())[0]) == 1
 
 
 async def test_a_closing_session_frees_its_key(store: stores.Store) -> None:
