@@ -89,6 +89,7 @@ ADDED_FIELDS = {
     "ReplayedRecording": ("Action", "Object"),
     "Callback": ("Host", "Attempts", "LastTime", "NextTime", "Answer"),
 }
+ADDED_TO_COS_CONFIG = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 ADDED_OPERATIONS = {
     "post /sessions/{TaskId}/resend",
     "get /sessions/{TaskId}/live",
@@ -124,6 +125,12 @@ def _without_additions(document: dict[str, Any]) -> dict[str, Any]:
         for name in fields:
             del schema["properties"][name]
             schema["required"] = [each for each in schema["required"] if each != name]
+    for schema in copy["components"]["schemas"].values():
+        target = schema.get("properties", {}).get("CosConfig", {})
+        for name in ADDED_TO_COS_CONFIG:
+            target.get("properties", {}).pop(name, None)
+        if "required" in target:
+            target["required"] = [name for name in target["required"] if name not in ADDED_TO_COS_CONFIG]
     for (method, path), (parameters, statuses) in ADDED_TO_OPERATIONS.items():
         operation = copy["paths"][path][method]
         operation["parameters"] = [p for p in operation["parameters"] if p["name"] not in parameters]
