@@ -214,7 +214,7 @@ class Follower:
         self,
         terminals: Terminals,
         *,
-        aside: Collection[str] = ("ini", "json", "mermaid"),
+        aside: Collection[str] = ("ini", "json", "mermaid", "yaml"),
         by_hand: Mapping[str, Callable[[list[str]], None]] | None = None,
         skip: Collection[str] = (),
     ) -> None:
