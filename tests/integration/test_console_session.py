@@ -129,6 +129,17 @@ async def test_a_key_sees_and_does_what_its_scopes_allow(service: Service) -> No
     assert await _audited(service) == []
 
 
+@only_sqlite
+async def test_forms_work_without_keys(database: engines.Database) -> None:
+    """Where no request needs a key, the page's own forms are not taken for those of another site."""
+    async with api_service.running(database) as service:
+        task_id = await service.open_session()
+        await service.failed_recording(task_id)
+        async with console_browser.visiting(service.url, path=f"/console/sessions/{task_id}") as visitor:
+            await visitor.page.click("#next button.primary")
+            await visitor.until("h1", "Preview")
+
+
 async def test_each_cause_is_reached_in_two_clicks(tmp_path: Path) -> None:
     """From a page that shows only the list of sessions: one click opens the page, which begins with the cause. So it is for every
     rule of the sessions that need attention."""

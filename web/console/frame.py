@@ -119,7 +119,8 @@ class Frame:
         notice = self._notice(request)
         body = self.render(request, template, notice=notice, **values)
         policy = POLICY.format(media=" ".join(("'self'", "blob:", *media)))
-        answer = responses.HTMLResponse(body, status, {"content-security-policy": policy})
+        # Under the default, no-referrer, a browser would send `Origin: null` with a form, as a page of another site does.
+        answer = responses.HTMLResponse(body, status, {"content-security-policy": policy, "referrer-policy": "same-origin"})
         if notice:
             answer.delete_cookie(NOTICE, path=PREFIX)
         return self._finished(request, answer)

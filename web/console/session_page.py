@@ -144,7 +144,11 @@ def _end_ms(snapshot: stuck.Snapshot, pages: views.SessionPages) -> int:
 
 def _line(value: Json) -> Line:
     note, moved = value["Note"], value["From"] != value["To"]
-    failed = (moved and value["To"] == states.FAILED) or value["Event"] in _FAILURES or any(each in note for each in _RETRIES)
+    failed = (
+        (moved and value["To"] == states.FAILED)
+        or (value["Event"] in _FAILURES and value["Of"] != "")
+        or any(each in note for each in _RETRIES)
+    )
     return Line(
         value=value,
         at_ms=ms(value["Time"]) or 0,
