@@ -74,6 +74,7 @@ async def test_every_route_is_described_and_nothing_else(service: Service) -> No
     assert len(real) == 26
 
 
+ADDED_TO_COS_CONFIG = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 # Additions since the release: fields of answers, and parameters (which clients may leave out) and statuses of operations.
 ADDED_FIELDS = {
     "Sessions": ("Attention",),
@@ -83,13 +84,13 @@ ADDED_FIELDS = {
     **dict.fromkeys(
         ("recording-done", "failed-recording", "failed-transcode", "failed-cos-write", "session-finished"), ("UserData",)
     ),
+    "CosConfig": ADDED_TO_COS_CONFIG,
     "Recording": ("SegmentsOmitted",),
     "TimelineLine": ("Count", "FirstTime"),
     "Replayed": ("Skipped", "Result"),
     "ReplayedRecording": ("Action", "Object"),
     "Callback": ("Host", "Attempts", "LastTime", "NextTime", "Answer"),
 }
-ADDED_TO_COS_CONFIG = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "Tagging")
 ADDED_OPERATIONS = {
     "post /sessions/{TaskId}/resend",
     "get /sessions/{TaskId}/live",
@@ -125,12 +126,8 @@ def _without_additions(document: dict[str, Any]) -> dict[str, Any]:
         for name in fields:
             del schema["properties"][name]
             schema["required"] = [each for each in schema["required"] if each != name]
-    for schema in copy["components"]["schemas"].values():
-        target = schema.get("properties", {}).get("CosConfig", {})
-        for name in ADDED_TO_COS_CONFIG:
-            target.get("properties", {}).pop(name, None)
-        if "required" in target:
-            target["required"] = [name for name in target["required"] if name not in ADDED_TO_COS_CONFIG]
+    for name in ADDED_TO_COS_CONFIG:
+        del copy["components"]["schemas"]["start"]["properties"]["CosConfig"]["properties"][name]
     for (method, path), (parameters, statuses) in ADDED_TO_OPERATIONS.items():
         operation = copy["paths"][path][method]
         operation["parameters"] = [p for p in operation["parameters"] if p["name"] not in parameters]
