@@ -46,6 +46,7 @@ ONE_ENGINE = {
     "tests/integration/test_console_operate.py::test_parked_messages_are_handled_from_the_page": "a page over tested routes",
     "tests/integration/test_console_session.py::test_a_key_sees_and_does_what_its_scopes_allow": "a page; it knows no engine",
     "tests/integration/test_console_session.py::test_a_page_with_a_long_timeline_is_quick": "the time to draw a page",
+    "tests/integration/test_console_session.py::test_forms_work_without_keys": "what a browser sends with a form",
     "tests/integration/test_console_session.py::test_each_cause_is_reached_in_two_clicks": "where the links of pages lead",
     "tests/e2e/test_live_view.py": "what a view shows knows no engine; another node's segments need many nodes",
     "tests/e2e/test_migration.py": "the page installs the embedded engine",
