@@ -47,11 +47,11 @@ def to_front(path: Path) -> int:
         kinds = [box.kind for box in boxes]
         if kinds[:2] == [b"ftyp", b"moov"]:
             return 0
-        if kinds[:1] != [b"ftyp"] or kinds.count(b"mdat") != 1 or kinds[-1:] != [b"moov"]:
+        if kinds[:1] != [b"ftyp"] or [kind for kind in kinds if kind in (b"mdat", b"moov")] != [b"mdat", b"moov"]:
             raise errors.TranscodeFailed(
                 "The finished file is no whole MP4: its index is missing.", reason=Reason.VERIFY_FAILED, retry=True
             )
-        first, index, media = boxes[0], boxes[-1], boxes[kinds.index(b"mdat")]
+        first, index, media = boxes[0], boxes[kinds.index(b"moov")], boxes[kinds.index(b"mdat")]
         found = os.pread(file.fileno(), index.size, index.at)
         wide = index.at + 2 * index.size + 2 * _BLOCK_BYTES > _NARROW_MOST
         needed = first.size + len(_shifted(found, 0, wide=wide)) + _HEAD.size
@@ -59,8 +59,13 @@ def to_front(path: Path) -> int:
         head = os.pread(file.fileno(), first.size, 0) + _shifted(found, inserted, wide=wide)
         free = inserted + media.at - len(head)
         head += _HEAD.pack(free, b"free") + bytes(free - _HEAD.size)
-        os.ftruncate(file.fileno(), index.at)
-        _insert(file.fileno(), inserted, index.at)
+        if boxes[-1] == index:
+            end = index.at
+            os.ftruncate(file.fileno(), end)
+        else:  # boxes that no player needs follow; the old index becomes one of them
+            end = boxes[-1].at + boxes[-1].size
+            _write(file.fileno(), b"free", index.at + _HEAD.size - len(b"free"))
+        _insert(file.fileno(), inserted, end)
         _write(file.fileno(), head, 0)
         return inserted
 

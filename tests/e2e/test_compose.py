@@ -154,7 +154,7 @@ def test_the_build_context_has_only_the_wheels_sources() -> None:
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packed = {*project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]}
-    assert allowed == packed | {"bootstrap.lock", "runtime.lock", "pyproject.toml", "README.md", "LICENSE"}
+    assert allowed == packed | {"bootstrap.lock", "runtime.lock", "pyproject.toml", "README.md", "LICENSE", "NOTICE"}
     assert not any(fnmatch.fnmatch(name, rule) for rule in allowed for name in (".env", "deploy", "tests", ".git"))
 
 

@@ -48,6 +48,7 @@ ONE_ENGINE = {
     "tests/integration/test_console_session.py::test_a_page_with_a_long_timeline_is_quick": "the time to draw a page",
     "tests/integration/test_console_session.py::test_forms_work_without_keys": "what a browser sends with a form",
     "tests/integration/test_console_session.py::test_each_cause_is_reached_in_two_clicks": "where the links of pages lead",
+    "tests/e2e/test_console_pictures.py": "how pages look; they know no engine",
     "tests/e2e/test_live_view.py": "what a view shows knows no engine; another node's segments need many nodes",
     "tests/e2e/test_migration.py": "the page installs the embedded engine",
     "tests/integration/test_console.py::test_a_form_without_the_token_of_the_visit_changes_nothing": "the frame of the pages",

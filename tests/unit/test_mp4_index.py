@@ -53,6 +53,17 @@ def test_the_index_moves_and_the_media_stays(tmp_path: Path, monkeypatch: pytest
     assert path.read_bytes() == found
 
 
+def test_boxes_behind_the_index_stay(tmp_path: Path) -> None:
+    """A box that follows the index is still at the end, the media is found, and there is one index."""
+    path = _file(tmp_path / "a.mp4", b"media" * 1_000)
+    more = _box(b"free", b"x" * 5_000)
+    path.write_bytes(path.read_bytes() + more)
+    mp4_index.to_front(path)
+    found = path.read_bytes()
+    assert (found.count(b"moov"), found.endswith(more)) == (1, True)
+    assert found[struct.unpack_from(">I", found, found.index(b"stco") + 12)[0] :].startswith(b"media" * 1_000)
+
+
 def test_offsets_beyond_four_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose offsets may exceed 32 bits behind its index gets offsets of 64 bits."""
     monkeypatch.setattr(mp4_index, "_NARROW_MOST", 10_000)
