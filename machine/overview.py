@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+# The largest number that is counted in the outbox and in an hour.
+COUNTED = 10_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
     """What goes on now. `jobs` is (kind, state) → number for queued and leased jobs. `unsent` messages wait in the outbox, the

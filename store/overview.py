@@ -14,8 +14,6 @@ from sqlalchemy import func, select, text, true
 from machine import model, overview
 from store import connections, rows, tables, unreadable_rows
 
-# The largest number that is counted in the outbox and in an hour.
-COUNTED = 50_000
 LINES = 2_000
 
 
@@ -35,7 +33,7 @@ class OverviewQueries:
             state: select(jobs.c.kind, number).where(text(condition)).group_by(jobs.c.kind)
             for state, condition in (("queued", tables.QUEUED), ("leased", tables.LEASED))
         }
-        waiting = select(outbox.c.seq).where(outbox.c.sent_ms.is_(None)).limit(COUNTED).subquery()
+        waiting = select(outbox.c.seq).where(outbox.c.sent_ms.is_(None)).limit(overview.COUNTED).subquery()
         oldest = select(outbox.c.created_ms).where(outbox.c.sent_ms.is_(None)).order_by(outbox.c.seq).limit(1)
         async with self._database.read() as connection:
             by_state = [(await connection.execute(q)).all() for q in (active, unfinished.group_by(recordings.c.state))]
@@ -51,7 +49,7 @@ class OverviewQueries:
         )
 
     async def hours(self, begins_ms: Sequence[int], length_ms: int = model.HOUR) -> list[overview.Hour]:
-        """The numbers of the time spans that begin then, each counted up to COUNTED."""
+        """The numbers of the time spans that begin then, each counted up to `overview.COUNTED`."""
         sessions, recordings = tables.sessions, tables.recordings
         # Word for word the condition of the index of recordings that keep files, as those that failed lately do.
         kept = recordings.c.files_removed.is_(False)
@@ -66,7 +64,7 @@ class OverviewQueries:
                 counts = []
                 for name, table, column, condition in sources:
                     within = select(column).where(condition, column >= begin_ms, column < begin_ms + length_ms)
-                    one = select(func.count()).select_from(within.select_from(table).limit(COUNTED).subquery())
+                    one = select(func.count()).select_from(within.select_from(table).limit(overview.COUNTED).subquery())
                     counts.append(one.scalar_subquery().label(name))
                 row = (await connection.execute(select(*counts))).one()
                 found.append(overview.Hour(from_ms=begin_ms, opened=row.opened, finished=row.finished, failed=row.failed))

@@ -98,4 +98,5 @@ def add(
             alive_ms=2 * api.policy.lease_ms,
             now_ms=api.clock(),
             shown=SHOWN_SESSIONS,
+            counted=overview.COUNTED,
         )
