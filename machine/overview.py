@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
 # The largest number that is counted in the outbox and in an hour.
 COUNTED = 10_000
 
