@@ -12,7 +12,7 @@ from tests.e2e import session_audit
 from tests.e2e.conftest import World
 from tests.fuzz import api, tally
 
-IN_TEST = 220
+IN_TEST = 540
 TOKEN = "fuzz-token"
 NOWHERE = "rtmp://127.0.0.1:9/pull/{room}?u={userid}&s={speaker}"
 

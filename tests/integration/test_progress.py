@@ -66,7 +66,7 @@ async def test_show_prints_segments_and_gaps(service: Service) -> None:
     lines = (await run(service, "show", task_id)).stdout.splitlines()
     assert "alice/1\t5\t3" in lines
     (segment,) = [line.split("\t") for line in lines if line.startswith("alice/1\t1\t")]
-    assert segment[2:7] == ["2027-01-15T08:00:00.000Z", "2027-01-15T08:00:05.000Z", "5.0", "400", "eof"]
+    assert segment[2:7] == ["2027-01-15 08:00:00.000+00:00", "2027-01-15 08:00:05.000+00:00", "5.0", "400", "eof"]
     assert any(line.startswith("alice/1\t") and "(live)" in line for line in lines)
 
 
