@@ -41,8 +41,8 @@ MOST_WAIT_S = 0.02
 TIMEOUT_S = 30.0
 OPEN_AT_ONCE = 8
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-# A full disk, and a service that is not ready: the only 5xx that the service may give.
-ALLOWED = {("POST", "/sessions", 507), ("GET", "/readyz", 503)}
+# A full disk, a service that is not ready, a speaker without media yet: the only 5xx that the service may give.
+ALLOWED = {("POST", "/sessions", 507), ("GET", "/readyz", 503), ("GET", "/sessions/{TaskId}/live", 503)}
 CALLBACKS, REPLAY = "/trtc/callbacks", "/sessions/{TaskId}/replay"
 # Operations whose success needs what these requests cannot make: a speaker who is live, further nodes, dead letters, a first key.
 # tests/e2e/test_live_view.py, tests/integration/test_nodes_api.py and test_operators_api.py see them succeed.
@@ -169,7 +169,18 @@ class Run:
                 if self.dice.random() < USUAL:
                     case.body.pop(name, None)
         if (case.method, case.path) == ("POST", "/sessions") and isinstance(case.body, dict):
-            case.body |= {"CosConfig": COS, "SubscribeUserIds": []}
+            self._fill_start(case)
+
+    def _fill_start(self, case: Any) -> None:
+        """Replace most parts of a start by values that the service accepts; some parts stay as Schemathesis made them."""
+        usual = {"SdkAppId": worlds.APP, "StrRoomId": self.dice.choice(("1", "fuzz", "房间")), "UserId": self.dice.choice(USERS)}
+        usual |= {"UserSig": "any", "CosConfig": COS, "SubscribeUserIds": [], "Callback": "https://receiver.invalid/result"}
+        case.body |= {name: value for name, value in usual.items() if self.dice.random() < USUAL}
+        for name in ("RoomId", "CallbackEvents", "UserData", "UnSubscribeUserIds"):
+            if self.dice.random() < USUAL:
+                case.body.pop(name, None)
+        if case.headers is not None and self.dice.random() < USUAL:
+            case.headers.pop("Idempotency-Key", None)
 
     def _open_lasting(self) -> None:
         """Open a session that stays open, with a recording that waits for its stream: replays need one."""

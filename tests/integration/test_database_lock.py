@@ -92,16 +92,16 @@ async def test_a_lock_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         await database_lock.DatabaseLock(tmp_path / "recorder.db", wait_s=0).start()
 
 
-async def test_doctor_examines_the_lock(tmp_path: Path) -> None:
+async def test_doctor_examines_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A held lock of SQLite's file is ok if the service answers; else doctor fails and names DATA_DIR."""
     environment = {"HOME": str(tmp_path), "DATA_DIR": str(tmp_path), "SPOOL_DIR": str(tmp_path / "spool")}
     case = doctor_case.Case(environment, Path("/proc/mounts"))
     assert doctor_checks.check_lock(case).found == "free"
     held = database_lock.DatabaseLock(tmp_path / "recorder.db", wait_s=0)
     await held.start()
-    case.service_fault = ""
+    monkeypatch.setattr(doctor_case.Case, "service_fault", "")
     assert doctor_checks.check_lock(case).found == "held by the running service"
-    case.service_fault = "It does not answer."
+    monkeypatch.setattr(doctor_case.Case, "service_fault", "It does not answer.")
     found = doctor_checks.check_lock(case)
     await held.stop()
     assert (found.status, "DATA_DIR" in found.type) == ("fail", True)

@@ -65,7 +65,8 @@ async def test_a_post_that_is_retried_shows_the_next_try(service: Service) -> No
     assert row["LastTime"] < row["NextTime"]
     shown = await run(service, "show", task_id)
     (line,) = [line for line in shown.stdout.splitlines() if line.startswith("1\thooks.example.com:8443\t")]
-    assert line.split("\t")[2:] == ["pending", "1", row["LastTime"], row["NextTime"], row["Answer"]]
+    last, next_ = (f"{row[name][:10]} {row[name][11:19]}+00:00" for name in ("LastTime", "NextTime"))
+    assert line.split("\t")[2:] == ["pending", "1", last, next_, row["Answer"]]
 
 
 async def test_all_that_was_given_up(service: Service) -> None:
