@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -163,8 +164,8 @@ class Intake:
         return sum(abs(expected[name] - found[name]) for name in expected)
 
 
-async def measure(log: bare_endpoint.Log, urls: Sequence[str], count: int, seconds: float) -> list[Figures]:
-    """A run on one engine, and another one with forwarding on the second database."""
+async def measure(log: bare_endpoint.Log, urls: Sequence[str], count: int, seconds: float, *, turned: bool) -> list[Figures]:
+    """A run on one engine, and another one with forwarding on the second database; `turned`: that one first."""
     endpoint = bare_endpoint.BareEndpoint(KEY, log)
     async with serving(endpoint) as port:
         used_s = time.process_time()
@@ -174,13 +175,13 @@ async def measure(log: bare_endpoint.Log, urls: Sequence[str], count: int, secon
     bare_done = sum(bare.statuses.values())
     rate = bare_done / bare.took_s / 2
     found = []
-    for number, url in enumerate(urls):
+    for number, url in sorted(enumerate(urls), reverse=turned):
         # The receiver is down for half of the burst.
         with contextlib.nullcontext(None) if number == 0 else down_receiver.running(count / rate / 2) as receiver:
             measured = await _burst(Intake(url, receiver.url if receiver else ""), count, rate)
         bare_figures = {"bare_per_s": bare_done / bare.took_s, "bare_cpu_ms": bare_cpu_s / bare_done * 1000}
         found.append(dataclasses.replace(measured, **bare_figures, received=receiver.took if receiver else 0))
-    return found
+    return found[::-1] if turned else found
 
 
 async def _burst(intake: Intake, count: int, rate: float) -> Figures:
@@ -213,19 +214,21 @@ async def _burst(intake: Intake, count: int, rate: float) -> Figures:
     )
 
 
-async def embedded(folder: Path, count: int, seconds: float, *, forward: bool) -> list[Figures]:
+async def embedded(folder: Path, count: int, seconds: float, *, forward: bool, turned: bool) -> list[Figures]:
     """On SQLite."""
     log = bare_endpoint.LogFile(folder / "bare.db")
-    return await measure(log, [f"sqlite+aiosqlite:///{folder / f'{n}.db'}" for n in range(1 + forward)], count, seconds)
+    return await measure(
+        log, [f"sqlite+aiosqlite:///{folder / f'{n}.db'}" for n in range(1 + forward)], count, seconds, turned=turned
+    )
 
 
-async def distributed(folder: Path, count: int, seconds: float, *, forward: bool) -> list[Figures]:
+async def distributed(folder: Path, count: int, seconds: float, *, forward: bool, turned: bool) -> list[Figures]:
     """On PostgreSQL."""
     server = postgres.Server(durable=True)
     try:
         server.start()
         log = await bare_endpoint.LogServer.open(server.create())
-        return await measure(log, [server.create() for _ in range(1 + forward)], count, seconds)
+        return await measure(log, [server.create() for _ in range(1 + forward)], count, seconds, turned=turned)
     finally:
         server.remove()
 
@@ -268,8 +271,14 @@ def main() -> None:
             found[engine] = []
             for number in range(given.rounds):
                 (within := Path(made) / f"{engine}-{number}").mkdir()
-                found[engine] += asyncio.run(RUNS[engine](within, count, seconds, forward=given.forward))
+                # The second burst of a process is the slower one, so both kinds take turns.
+                turned = number % 2 == 1
+                found[engine] += asyncio.run(RUNS[engine](within, count, seconds, forward=given.forward, turned=turned))
     print(table(found))
+    if given.forward:
+        for engine, runs in found.items():
+            plain, forwarded = (statistics.median(each.p99_ms for each in runs[kind::2]) for kind in (0, 1))
+            print(f"{engine}: median p99 {forwarded:.1f} ms with forwarding, {plain:.1f} ms without: {forwarded / plain:.2f}")
     print(quiet)
 
 
