@@ -19,8 +19,6 @@ from assembly import slots, start_checks
 from assembly.identity import VERSION
 from config import settings as settings_module
 from machine import attention, backlog, database_clock, errors, metrics, states, supervised_task
-from store import backlog as stored_backlog
-from store import store as store_module
 from web import app, attention_watch, stuck
 from worker import capacity as capacity_module
 from worker import worker as worker_module
@@ -192,18 +190,16 @@ def of(
     api: app.Api,
     watch: attention_watch.AttentionWatch,
     space: start_checks.SpoolSpace,
-    store: store_module.Store,
     clock: database_clock.DatabaseClock,
     check_capacity: Callable[[], Awaitable[Sequence[str]]],
     worker: worker_module.Worker | None,
     capacity: capacity_module.Capacity | None,
 ) -> NodeMetrics:
     """The gauges of the node that has these parts."""
-    query = stored_backlog.BacklogQuery(store.connections, clock=clock, alive_ms=2 * api.policy.lease_ms)
     parts = Parts(
         settings=settings,
         clock=clock,
-        read=query.read,
+        read=api.backlog,
         check_capacity=check_capacity,
         ready=api.ready,
         parked=api.findings,

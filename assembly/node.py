@@ -19,6 +19,7 @@ import machine.encryption
 import store.api_keys
 import store.attention
 import store.audit
+import store.backlog
 import store.connections
 import store.database_lock
 import store.overview
@@ -107,7 +108,7 @@ class Node:
         parts.append(self.forwarder)
         api = self._api(decider, intake, work, space)
         watch = attention_watch.AttentionWatch(api)
-        own = gauges.of(self.settings, api, watch, space, self.store, self._clock, check_capacity, self.worker, self.capacity)
+        own = gauges.of(self.settings, api, watch, space, self._clock, check_capacity, self.worker, self.capacity)
         parts.append(own)
         self._tasks.append(own.task)
         if "api" in self.settings.roles:
@@ -352,6 +353,9 @@ class Node:
             operations=operations.of(settings, self.store.connections, self._clock, 2 * self._policy.lease_ms),
             attention_queries=store.attention.AttentionQueries(self.store.connections),
             overview_queries=store.overview.OverviewQueries(self.store.connections),
+            backlog=store.backlog.BacklogQuery(
+                self.store.connections, clock=self._clock, alive_ms=2 * self._policy.lease_ms
+            ).read,
             findings=self.bus.findings,
             own_node=None if self._distributed else lambda: space.view(self._clock(), self._clock.skew_ms),
             new_id=new_id,

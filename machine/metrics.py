@@ -78,6 +78,11 @@ MISSING_SECONDS = _counter("recorder_missing_seconds_total", "Published time tha
 STOP_TO_DONE_SECONDS = _histogram(
     "recorder_stop_to_done_seconds", "From the close of a session to Done, for recordings that were live then.", buckets=_SLOW_S
 )
+CALLBACKS_FORWARDED = _counter(
+    "recorder_callbacks_forwarded_total",
+    "TRTC callbacks for TRTC_CALLBACK_FORWARD: accepted by the receiver, or dropped.",
+    "outcome",
+)
 DELIVERIES_ENDED = _counter("recorder_deliveries_ended_total", "Deliveries that were delivered, failed or cancelled.", "outcome")
 
 # --- jobs of this worker --------------------------------------------------------------------------------------------------

@@ -23,31 +23,6 @@ class OverviewQueries:
     def __init__(self, database: connections.Connections) -> None:
         self._database = database
 
-    async def backlog(self) -> overview.Backlog:
-        """Counts of the rows that have not ended."""
-        sessions, recordings, jobs, outbox = tables.sessions, tables.recordings, tables.jobs, tables.outbox
-        number = func.count().label("number")
-        active = select(sessions.c.state, number).where(text(tables.ACTIVE)).group_by(sessions.c.state)
-        unfinished = select(recordings.c.state, number).where(text(tables.UNFINISHED), recordings.c.awaited.is_(False))
-        counted = {
-            state: select(jobs.c.kind, number).where(text(condition)).group_by(jobs.c.kind)
-            for state, condition in (("queued", tables.QUEUED), ("leased", tables.LEASED))
-        }
-        waiting = select(outbox.c.seq).where(outbox.c.sent_ms.is_(None)).limit(overview.COUNTED).subquery()
-        oldest = select(outbox.c.created_ms).where(outbox.c.sent_ms.is_(None)).order_by(outbox.c.seq).limit(1)
-        async with self._database.read() as connection:
-            by_state = [(await connection.execute(q)).all() for q in (active, unfinished.group_by(recordings.c.state))]
-            by_kind = {state: (await connection.execute(query)).all() for state, query in counted.items()}
-            unsent = (await connection.execute(select(func.count()).select_from(waiting))).scalar_one()
-            unsent_ms = (await connection.execute(oldest)).scalar()
-        return overview.Backlog(
-            sessions={state: int(count) for state, count in by_state[0]},
-            recordings={state: int(count) for state, count in by_state[1]},
-            jobs={(kind, state): int(count) for state, found in by_kind.items() for kind, count in found},
-            unsent=int(unsent),
-            unsent_ms=unsent_ms,
-        )
-
     async def hours(self, begins_ms: Sequence[int], length_ms: int = model.HOUR) -> list[overview.Hour]:
         """The numbers of the time spans that begin then, each counted up to `overview.COUNTED`."""
         sessions, recordings = tables.sessions, tables.recordings

@@ -12,6 +12,7 @@ from events import codec, requests
 from machine import (
     api_keys,
     attention,
+    backlog,
     encryption,
     errors,
     job_key,
@@ -54,7 +55,6 @@ class AttentionQueries(Protocol):
 class OverviewQueries(Protocol):
     """Figures of the whole installation, and what changed lately."""
 
-    async def backlog(self) -> overview.Backlog: ...
     async def hours(self, begins_ms: Sequence[int], length_ms: int = ...) -> Sequence[overview.Hour]: ...
     async def newest_line(self) -> int: ...
     async def lines_after(self, after: int) -> Sequence[tuple[int, str]]: ...
@@ -93,6 +93,10 @@ async def _no_file(key: job_key.RecordingKey) -> str:
 
 async def _no_gauges() -> metrics.Samples:
     return {}
+
+
+async def _no_backlog() -> backlog.Backlog:
+    return backlog.NONE
 
 
 async def _no_segment(recording: str, epoch: int, suffix: str) -> None: ...
@@ -164,6 +168,7 @@ class Api:
     own_node: Callable[[], Awaitable[attention.NodeView]] | None = None
     # What the overview of the console shows.
     overview_queries: OverviewQueries | None = None
+    backlog: Callable[[], Awaitable[backlog.Backlog]] = _no_backlog
     # What needs attention: as the database knows, and as this process knows.
     attention_queries: AttentionQueries | None = None
     findings: Callable[[], Sequence[attention.Attention]] = tuple

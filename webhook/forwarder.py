@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from machine import errors, supervised_task
+from machine import errors, metrics, supervised_task
 from webhook import sender
 
 log = structlog.get_logger()
@@ -175,6 +175,7 @@ class CallbackForwarder:
                 self._log(receiver, "before the receiver answered again", at_once=True)
             receiver.failures = 0
             self.forwarded += 1
+            metrics.CALLBACKS_FORWARDED.labels("accepted").inc()
             return True
         if for_good:
             self._drop(receiver, 1, failure)
@@ -186,6 +187,7 @@ class CallbackForwarder:
 
     def _drop(self, receiver: _Receiver, callbacks: int, reason: str) -> None:
         self.dropped += callbacks
+        metrics.CALLBACKS_FORWARDED.labels("dropped").inc(callbacks)
         receiver.unlogged += callbacks
         self._log(receiver, reason)
 

@@ -100,6 +100,8 @@ async def test_the_backlog_counts_what_is_unfinished(harness: decider_harness.Ha
     assert (found.queued, found.leased) == ({"capture": backlog.Waiting(count=1, since_ms=queued_ms)}, {"capture": 1})
     assert (found.deliveries, found.parked, found.workers) == ({}, 0, 0)
     assert found.outbox["command"].count == len(await harness.messages("command"))
+    assert found.unsent.count == sum(each.count for each in found.outbox.values()) > found.outbox["command"].count
+    assert found.unsent.since_ms == min(each.since_ms or 0 for each in found.outbox.values())
 
 
 @pytest.fixture

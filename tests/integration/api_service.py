@@ -21,7 +21,7 @@ from events import codec
 from handlers import callback_intake, dispatch, unit_of_work
 from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
-from store import attention, audit, overview, queries, store
+from store import attention, audit, backlog, overview, queries, store
 from tencent import trtc_callbacks
 from tests import engines, transactions, waiting
 from web import app, attention_watch
@@ -174,6 +174,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
             map_callback=trtc_callbacks.to_event,
             version="1.2.3",
             overview_queries=service.queries,
+            backlog=backlog.BacklogQuery(opened.connections, clock=now_ms, alive_ms=60_000).read,
             operations=more.pop("operations", None) or _operations(opened),
             **{"warnings": lambda: service.warnings, "attention_queries": attention.AttentionQueries(opened.connections)} | more,
         )

@@ -5,6 +5,7 @@ What depends on no engine runs on SQLite alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -110,6 +111,7 @@ async def test_a_session_is_followed_without_a_reload(service: Service) -> None:
         assert await page.locator("main img, main script, main b").count() == 0
         await visitor.open("/console")
         await visitor.until("#counts", "1 Open")
+        assert re.search(r"Capture 0 0 .*Unsent messages [1-9]", await visitor.text("#backlog"))
         await page.evaluate("window.kept = 1")
         await service.open_session(RoomId=2)
         await visitor.until("#counts", "2 Open")

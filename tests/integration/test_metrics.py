@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -14,8 +13,9 @@ import pytest
 
 from assembly import gauges
 from assembly import node as nodes
+from bench import scrape as scrape_bench
 from config import settings
-from machine import attention, capture_progress, errors, job_key, metrics, states
+from machine import attention, errors, job_key, metrics, states
 from tests import engines, scrapes, waiting
 from tests.integration import api_service
 from worker import leased_job
@@ -85,26 +85,6 @@ def test_labels_have_few_values() -> None:
     assert {label for described in metrics.CATALOG.values() for label in described.labels} == LABELS
 
 
-class GrowingCapture:
-    """A capture that wrote some bytes."""
-
-    progress = capture_progress.CaptureProgress(media_ms=5_000, size_bytes=1_000_000, last_packet_ms=1)
-
-    async def start(self) -> None:
-        """Nothing to start."""
-
-    def stop(self) -> None:
-        """Nothing to stop."""
-
-    def kill(self) -> None:
-        """Nothing to kill."""
-
-    async def wait(self) -> capture_progress.CaptureExit:
-        """It goes on."""
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[nodes.Node]:
     """A node of the embedded engine."""
@@ -129,7 +109,7 @@ async def test_a_scrape_shows_the_captures_of_a_node(node: nodes.Node) -> None:
     assert node.worker is not None
     for number in range(CAPTURES):
         key = job_key.recording("01JBX5Q9V7T3M8K2C4D6F8H0ZW", f"speaker{number}", 1)
-        job = leased_job.LeasedJob(owner=key, epoch=1, kind=states.CAPTURE, capture=GrowingCapture())
+        job = leased_job.LeasedJob(owner=key, epoch=1, kind=states.CAPTURE, capture=scrape_bench.StandInCapture())
         node.worker.leases.jobs[job.key] = job
         node.worker._running[states.CAPTURE] += 1
     await node.worker.leases._note_progress()

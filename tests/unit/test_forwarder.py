@@ -12,7 +12,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from machine import errors
-from tests import waiting
+from tests import scrapes, waiting
 from tests.unit.test_webhook import Resolver
 from webhook import forwarder as forwarder_module
 from webhook import sender
@@ -109,7 +109,7 @@ async def test_ten_thousand_callbacks_and_a_receiver_that_is_down(receiver: Rece
 async def test_a_refused_callback_holds_up_no_other(receiver: Receiver) -> None:
     """An answer such as 400 drops that callback; 503 and 429 do not, and the callback is posted again."""
     receiver.statuses = [503, 429, 400]
-    bodies = _bodies(2)
+    bodies, before = _bodies(2), scrapes.of_this_process()
     async with receiver.up(), forwarding(receiver) as made:
         made.take(APP, bodies[0], SIGN)
         await _ended(made, 1)
@@ -117,6 +117,8 @@ async def test_a_refused_callback_holds_up_no_other(receiver: Receiver) -> None:
         await _ended(made, 2)
     assert receiver.bodies == [bodies[0]] * 3 + [bodies[1]]
     assert (made.forwarded, made.dropped) == (1, 1)
+    counted = {f'recorder_callbacks_forwarded_total{{outcome="{outcome}"}}': 1 for outcome in ("accepted", "dropped")}
+    assert scrapes.grown(before) == counted
 
 
 async def test_an_old_callback_is_dropped(receiver: Receiver) -> None:

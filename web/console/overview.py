@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import fastapi
 
 from machine import attention as findings
-from machine import model, overview, states
+from machine import backlog, model, overview, states
 from web import attention_watch, dependencies, stuck_sessions
 from web.console import frame as frames
 
@@ -30,7 +30,7 @@ class Figures:
     attention: Sequence[findings.Attention]
     stuck: stuck_sessions.Found
     nodes: Sequence[findings.NodeView]
-    backlog: overview.Backlog
+    backlog: backlog.Backlog
     hours: Sequence[overview.Hour]
 
 
@@ -61,7 +61,7 @@ class Overview:
             attention=[each for each in found if each.cause not in rules],
             stuck=self._watch.listed,
             nodes=self._watch.nodes,
-            backlog=await queries.backlog() if queries else overview.Backlog(),
+            backlog=await self._api.backlog(),
             hours=await self._last_hours(queries) if queries else (),
         )
 
@@ -99,4 +99,5 @@ def add(
             now_ms=api.clock(),
             shown=SHOWN_SESSIONS,
             counted=overview.COUNTED,
+            most_messages=backlog.MOST_MESSAGES,
         )
