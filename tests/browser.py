@@ -27,13 +27,19 @@ const once = (name) => new Promise((done, failed) => {
   player.addEventListener(name, done, {once: true});
   player.addEventListener("error", () => failed(new Error("player: " + player.error.message)), {once: true});
 });
+// "seeked" may come before the picture of the new position is there, so that the last one would be looked at once more.
+const shown = () => new Promise((done) => player.requestVideoFrameCallback(done));
 async function seen(positions) {
+  const first = shown();
   player.src = "/file";
   await once("loadeddata");
+  await first;
   const found = [];
   for (const position of positions) {
+    const next = shown();
     player.currentTime = position;
     await once("seeked");
+    await next;
     pen.drawImage(player, 0, 0, 32, 32);
     const [red, green, blue] = pen.getImageData(16, 8, 1, 1).data;
     found.push({position, time: player.currentTime, bright: (red + green + blue) / 3});
