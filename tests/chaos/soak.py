@@ -32,7 +32,8 @@ from tests.e2e.conftest import BUCKET, SECRET_ID, SECRET_KEY, World
 
 ROOT = Path(__file__).parents[2]
 SPEAKERS = 2
-LIVE_S = (40.0, 90.0)
+# How long a room lasts. With more than so many captures it is longer, so that the same number ends in a minute.
+LIVE_S, ENDING_CAPTURES = (40.0, 90.0), 50
 FORGOTTEN_S = 90.0
 # In a shorter run, the ends of single sessions decide whether a figure rises or falls.
 JUDGED_MINUTES = 10.0
@@ -80,11 +81,12 @@ class Soak:
         self._from_s = time.monotonic()
         self.samples: list[soak_samples.Sample] = []
         self.faults: list[str] = []
-        live = min(LIVE_S[1], plan.minutes * 60 / 4)
+        longer = max(1.0, plan.captures / ENDING_CAPTURES)
+        live = min(longer * LIVE_S[1], plan.minutes * 60 / 4)
         until_s = self._from_s + plan.minutes * 60
         count = max(1, plan.captures // SPEAKERS)
         self.rooms = soak_rooms.Rooms(
-            world, count=count, until_s=until_s, live_s=(min(LIVE_S[0], live / 3), live), seed=plan.seed
+            world, count=count, until_s=until_s, live_s=(min(longer * LIVE_S[0], live / 3), live), seed=plan.seed
         )
 
     async def serve(self) -> None:
