@@ -8,7 +8,7 @@ Rules:
   then makes the file.
 - Its output has the same bytes as that of the transcode from the segments. It is verified too, by its index.
 
-It runs in a process of its own (follower_process.py) and blocks its event loop while it reads.
+It runs in a process without captures (follower_process.py), because it blocks the event loop while it reads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from media import (
     agreement,
     bounds,
     digest,
+    file_threads,
     flv,
     joiner,
     mp4_index,
@@ -101,6 +102,7 @@ class Following:
         GaveUp, errors.TranscodeFailed and OSError."""
         before_ms = self._newest_ms
         while self._read(growing=True):
+            await asyncio.sleep(0)  # others read too
             lasted_ms = self._newest_ms - self._segments[0].begun_ms
             if lasted_ms > LAG_MS / 2 and self._newest_ms - self._placed_ms >= max(PLACE_EVERY_MS, lasted_ms / _PLACES):
                 self._placed_ms = self._newest_ms
@@ -121,10 +123,12 @@ class Following:
         found, placed = self._survey(segments)
         writing = await self._write(found, placed, float("inf"))
         await writing.end()
-        moved_bytes = mp4_index.to_front(self._part) if writing.chosen.extension == "mp4" else 0
+        moved_bytes = 0
+        if writing.chosen.extension == "mp4":
+            moved_bytes = await file_threads.BULK.run(mp4_index.to_front, self._part)
         seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=True)
-        size_bytes, crc64 = writing.digest.settle(moved_bytes)
-        transcode.give_name(self._part, output)
+        size_bytes, crc64 = await file_threads.BULK.run(writing.digest.settle, moved_bytes)
+        await file_threads.BULK.run(transcode.give_name, self._part, output)
         made = transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
         return Finished(made=made, moved_bytes=moved_bytes)
 
@@ -181,7 +185,7 @@ class Following:
         if self._writing is None:
             self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen)
         await self._writing.join([(segment, segment.until(until_ms)) for segment in self._segments])
-        self._writing.digest.look()
+        await file_threads.BULK.run(self._writing.digest.look)
         return self._writing
 
 
