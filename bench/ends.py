@@ -3,7 +3,7 @@
     .venv/bin/python -m bench.ends --recordings 200 --minutes 10
     .venv/bin/python -m bench.ends --recordings 220 --minutes 5 --big 200      # one session with 200 speakers, 20 with one
 
-The node is one of the embedded engine in this process: decisions, worker, followers, uploads. COS is a process beside it.
+The node is one of the embedded engine in this process: decisions, worker, followers, uploads. COS is another process.
 Captures are stand-ins: all recordings share one stream of 1.5 Mbit/s, which is written once and faster than real time, and each
 makes and sends its own file of it. Its last seconds come when the followers and their uploads have nothing left to do, as in
 real time. `pss_mib` and `cpu_ms` are the memory of a follower and its ffmpeg, and their CPU per second of media until then.
