@@ -240,7 +240,7 @@ class Node:
             if self.worker is None or self.capacity is None:
                 return
             do = functools.partial(command_handlers.handle, self.worker, command)
-            await self.capacity.admit(command.type, do)
+            await self.capacity.admit(command.type, do, command.data["TaskId"])
 
         handlers: Any = {"on_event": decider.decide_from_bus, "on_command": on_command, "on_invalid": decider.refuse_invalid}
         if not self._distributed:
@@ -277,6 +277,7 @@ class Node:
             pause=self.bus.pause,
             resume=self.bus.resume,
             running=made.running,
+            running_of=made.running_of,
             freed=made.freed,
             live=live,
             measure=free.measure,

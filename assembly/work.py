@@ -5,8 +5,10 @@ Rule: addresses and credentials stay inside these calls.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,7 @@ from media import (
 )
 from tencent import cos, cos_requests, cos_target, cos_upload, credentials, file_parts, pull_url, usersig
 from webhook import sender
-from worker import work_ports
+from worker import cpu_usage, work_ports
 
 USER_SIG_FOR_S = 24 * 3600
 TASK_ID_CHARS = 26
@@ -65,8 +67,9 @@ class NodeWork:
         usersig.mint_by(self._clock)
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
+        self._whole = asyncio.Semaphore(slots.whole(settings))
         secret = settings.callback_secret.get_secret_value()
-        self.followers = followers.Followers(self._ffmpeg)
+        self.followers = followers.Followers(self._ffmpeg, processes=math.ceil(cpu_usage.usable()))
         self.live_uploads = live_uploads.LiveUploads()
         self._captures = capture_engines.CaptureEngines(settings.capture, ffmpeg=self._ffmpeg, clock=self._clock)
         self.webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
@@ -164,7 +167,8 @@ class NodeWork:
         with transcode.storage_errors():
             await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
         if made is None:
-            made = await self._transcoder.transcode(files, value.mode, output)
+            async with self._whole:
+                made = await self._transcoder.transcode(files, value.mode, output)
             await self.live_uploads.drop(value.key.text)  # only now: COS may be slow
         gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
         return model.Output(

@@ -118,7 +118,7 @@ def measure(way: str, count: int, url: str, folder: Path, seconds: float) -> dic
     time.sleep(seconds)
     used_s = sum(processes.tree_cpu_s(process.pid) for process in running) - before_s
     took_s = time.monotonic() - begun_s
-    memory = sum(_pss_mib(pid) for process in running for pid in processes.tree(process.pid))
+    memory = sum(processes.pss_mib(pid) for process in running for pid in processes.tree(process.pid))
     lag_ms = 0.0
     for process in running:
         if way != "bare":
@@ -151,11 +151,6 @@ async def pull(way: str, url: str, count: int, folder: Path) -> None:
         each.stop()
     await asyncio.gather(*(each.wait() for each in captures))
     print(round(sorted(lags)[int(len(lags) * 0.99)] * 1000, 2))
-
-
-def _pss_mib(pid: int) -> float:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
-    return int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]) / 1024
 
 
 def _lacking(path: Path) -> int:

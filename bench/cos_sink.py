@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
@@ -39,6 +41,7 @@ class Sink:
     bytes_per_s: float
     uploads: dict[str, dict[int, Part]] = field(default_factory=dict)
     objects: dict[str, tuple[int, int]] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     free_s: float = 0.0
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -46,7 +49,7 @@ class Sink:
         upload_id, key = request.query.get("uploadId", ""), request.path
         match request.method:
             case "POST" if not upload_id:
-                upload_id = f"u{len(self.uploads) + 1}"
+                upload_id = f"u{next(self.numbers)}"
                 self.uploads[upload_id] = {}
                 return _xml(f"<InitiateMultipartUploadResult><UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>")
             case "PUT":
@@ -57,6 +60,8 @@ class Sink:
                 found = ElementTree.fromstring(await request.read()).iter("PartNumber")  # noqa: S314 - from this program
                 self._complete(key, [self.uploads[upload_id][int(each.text or "")] for each in found])
                 return _xml("<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
+            case "HEAD" if key == "/":
+                return web.Response()
             case "HEAD" if key in self.objects:
                 size, crc = self.objects[key]
                 return web.Response(headers={"Content-Length": str(size), "x-cos-hash-crc64ecma": str(crc)})

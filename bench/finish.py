@@ -75,9 +75,9 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def cos() -> Iterator[int]:
+def cos(mb_per_s: float = cos_sink.MB_PER_S) -> Iterator[int]:
     """A COS of its own; yields its port."""
-    command = [sys.executable, "-m", "bench.cos_sink", str(cos_sink.MB_PER_S)]
+    command = [sys.executable, "-m", "bench.cos_sink", str(mb_per_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
@@ -112,7 +112,7 @@ async def _record(
     segment = place.segment_path(TASK, "al", 1, 1)
     work.capture(job, 1, lambda _: None)
     ends_ms = round(minutes * 60_000)
-    written = _write(segment, tags, ends_ms)
+    written = write(segment, tags, ends_ms, BEGAN_MS)
     for at_ms in written:
         await asyncio.sleep(0.01)
         if at_ms >= ends_ms - LAST_MS:
@@ -150,28 +150,22 @@ async def _caught_up(pids: list[int], work: node_work.NodeWork) -> None:
         before = now
 
 
-def _write(path: Path, tags: list[flv.Tag], ends_ms: int) -> Iterator[int]:
-    """Write a segment of the repeated stream, each packet arriving at its time; yields how far it has come."""
-    sent_ms, ahead_ms, length_ms = 0, 0, source.LENGTH_S * 1000
+def write(path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int) -> Iterator[int]:
+    """Write a segment of the repeated stream that began at `began_ms` (Unix ms), each packet arriving at its time; yields how far
+    it has come."""
+    sent_ms = 0
     with path.open("ab") as file, arrival_index.path_of(path).open("ab") as index:
         file.write(flv.header(audio=True, video=True))
-        index.write(arrival_index.header(BEGAN_MS))
-        while True:
-            for tag in tags:
-                at_ms = tag.timestamp_ms + ahead_ms
-                if at_ms >= ends_ms:
-                    return
-                if ahead_ms and tag.is_sequence_header:
-                    continue
-                step_ms = FED_MS if at_ms < ends_ms - LAST_MS - FED_MS else LAST_MS
-                if at_ms - sent_ms >= step_ms:
-                    file.flush()
-                    index.flush()
-                    sent_ms = at_ms
-                    yield at_ms
-                file.write(flv.encode(tag.kind, at_ms, tag.payload))
-                index.write(arrival_index.record(at_ms, tag.kind, len(tag.payload)))
-            ahead_ms += length_ms
+        index.write(arrival_index.header(began_ms))
+        for at_ms, tag in source.repeated(tags, ends_ms):
+            step_ms = FED_MS if at_ms < ends_ms - LAST_MS - FED_MS else LAST_MS
+            if at_ms - sent_ms >= step_ms:
+                file.flush()
+                index.flush()
+                sent_ms = at_ms
+                yield at_ms
+            file.write(flv.encode(tag.kind, at_ms, tag.payload))
+            index.write(arrival_index.record(at_ms, tag.kind, len(tag.payload)))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,14 @@ class Noise:
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
-        fields = [int(n) for n in Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]]
-        busy_s = (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
         times = os.times()
-        return time.monotonic(), busy_s, times.user + times.system + times.children_user + times.children_system
+        return time.monotonic(), busy_s(), times.user + times.system + times.children_user + times.children_system
+
+
+def busy_s() -> float:
+    """How long all cores together have been busy since the machine started."""
+    fields = [int(n) for n in Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]]
+    return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,17 +31,36 @@ def tree_cpu_s(pid: int) -> float:
 
 def children(pid: int) -> set[int]:
     """The living children of a process."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(_fields(int(stat.parent.name))[1]) == pid:
-                found.add(int(stat.parent.name))
+    return {child for child, parent in _parents().items() if parent == pid}
+
+
+def trees(pids: Iterable[int]) -> set[int]:
+    """Processes and their living descendants."""
+    parents, found, fresh = _parents(), set[int](), set(pids)
+    while fresh:
+        found |= fresh
+        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
     return found
 
 
 def tree(pid: int) -> set[int]:
     """A process and its living descendants."""
-    return {pid}.union(*(tree(child) for child in children(pid)))
+    return trees((pid,))
+
+
+def pss_mib(pid: int) -> float:
+    """The memory of a process, shared pages in equal parts."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+    return int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]) / 1024
+
+
+def _parents() -> dict[int, int]:
+    """The parent of each living process."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found[int(stat.parent.name)] = int(_fields(int(stat.parent.name))[1])
+    return found
 
 
 def _fields(pid: int) -> list[str]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -21,6 +24,7 @@ from media import flv
 
 KBITS = 1500
 LENGTH_S = 120
+SAMPLES, RATE = 1024, 44_100  # of a packet of sound, and a second
 
 
 def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
@@ -44,6 +48,22 @@ def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
         tags += more
     reader.close()
     return [tag for tag in tags if tag.kind != flv.SCRIPT]
+
+
+def repeated(tags: list[flv.Tag], ends_ms: int) -> Iterator[tuple[int, flv.Tag]]:
+    """The stream again and again until `ends_ms`: the time of each packet, and its tag. Sound goes on sample by sample, as a
+    publisher sends it, so it has a length of its own."""
+    packets = sum(tag.kind == flv.AUDIO and tag.is_media for tag in tags)
+    lengths_ms = {flv.AUDIO: packets * SAMPLES * 1000 / RATE, flv.VIDEO: LENGTH_S * 1000}
+
+    def of(kind: int) -> Iterator[tuple[int, flv.Tag]]:
+        for ahead in itertools.count():
+            for tag in tags:
+                if tag.kind == kind and not (ahead and tag.is_sequence_header):
+                    yield round(tag.timestamp_ms + ahead * lengths_ms[kind]), tag
+
+    both = heapq.merge(of(flv.AUDIO), of(flv.VIDEO), key=lambda each: each[0])
+    return itertools.takewhile(lambda each: each[0] < ends_ms, both)
 
 
 async def serve(tags: list[flv.Tag]) -> None:

@@ -29,6 +29,8 @@ POLL_S = 1.0
 BATCH = 100
 ROUND_BACKOFF_S = 1.0
 LAST_ROUND_S = 3.0
+# So many commands are retried at once when a slot becomes free, each of another session.
+RESUMED = 4
 CHANNELS = {
     **dict.fromkeys((*codec.types("in"), *codec.types("inside")), "event"),
     **dict.fromkeys(codec.types("command"), "command"),
@@ -67,6 +69,8 @@ class LocalBus:
         # When retries are due (monotonic), and those that are. The database knows too, but by a clock that can be set back.
         self._due_s: list[tuple[float, int]] = []
         self._ripe: set[int] = set()
+        # Those that are not due yet; the one that has waited longest first.
+        self._backing_off: dict[int, due_work.OutboxMessage] = {}
         self._paused: set[str] = set()
         self.relay = supervised_task.SupervisedTask("bus.relay", self._run)
         self.tasks = [self.relay]
@@ -108,8 +112,14 @@ class LocalBus:
         self._paused.add(message_types.pausable(command_type))
 
     async def resume(self, command_type: str) -> None:
-        """Deliver commands of this type again. Idempotent."""
+        """Deliver commands of this type again: one of each session first, of those that found no slot. Idempotent."""
         self._paused.discard(message_types.pausable(command_type))
+        waiting: dict[str, int] = {}
+        for seq, message in self._backing_off.items():
+            if message.type == command_type:
+                waiting.setdefault(message.task_id, seq)
+        for seq in list(waiting.values())[:RESUMED]:
+            self._retry(seq)
         self._store.changed.set()
 
     async def stop_consuming(self) -> None:
@@ -143,9 +153,7 @@ class LocalBus:
         """Mark the delivered messages and take the due ones; returns whether any was. Raises the errors of the store."""
         await self._mark()
         while self._due_s and self._due_s[0][0] <= time.monotonic():
-            seq = heapq.heappop(self._due_s)[1]
-            if len(self._ripe) < BATCH:
-                self._ripe.add(seq)
+            self._retry(heapq.heappop(self._due_s)[1])
         failpoints.hit("outbox.claim.before")
         found = await self._store.outbox.due(
             BATCH,
@@ -159,7 +167,13 @@ class LocalBus:
         # A type can be paused while its messages are read.
         taken = {message.seq for message in found if message.type not in self._paused and self._lanes.put(message)}
         self._ripe -= taken
+        for seq in taken:
+            self._backing_off.pop(seq, None)
         return bool(taken)
+
+    def _retry(self, seq: int) -> None:
+        if self._backing_off.pop(seq, None) is not None and len(self._ripe) < BATCH:
+            self._ripe.add(seq)
 
     async def _mark(self) -> None:
         """Write what became of messages. Raises the errors of the store; the rest is written in the next round."""
@@ -202,6 +216,7 @@ class LocalBus:
             pause_s = supervised_task.jittered_s(disposition.backoff_s)
             self._retries[message.seq] = round(pause_s * 1000)
             heapq.heappush(self._due_s, (time.monotonic() + pause_s, message.seq))
+            self._backing_off[message.seq] = message
         elif disposition.kind == "park":
             log.error("bus.parked", seq=message.seq, channel=message.channel, reason=disposition.reason)
             self._parked[message.seq] = disposition.reason

@@ -1,8 +1,8 @@
-"""The process of a follower: follows one recording by the messages on its stdin, and answers on its stdout.
+"""A process of followers: follows many recordings by the messages on its stdin, and answers on its stdout.
 
-Rules: it has a lower priority than captures, for the processor and the disk. It ends with its node, whose end closes its stdin,
-and when its recording has not grown for IDLE_S. A message is a pickled value behind its length in four bytes; both ends are this
-program.
+Rules: it has a lower priority than captures, for the processor and the disk. It ends with its node, whose end closes its stdin. A
+recording is followed in a task of its own, and its end, an error too, touches no other one. It ends when it has not grown for
+IDLE_S. A message is a pickled value behind its length in four bytes; both ends are this program.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import os
 import pickle
+import random
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from machine import errors
 from media import following, joiner
@@ -26,12 +27,15 @@ LENGTH = struct.Struct(">I")
 NICENESS = 5
 LOOK_EVERY_S = 5.0
 IDLE_S = 3_600.0
+# Others wait while a recording reads hours again, but not all of them if its ffmpeg stands still. Ends do not wait.
+_LOOKS, _LATER_S = 4, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """The first message: what to follow, and where to write."""
+    """Follow a recording: under which number it is meant, and where to write."""
 
+    number: int
     ffmpeg: str
     mode: str
     part: Path
@@ -41,6 +45,7 @@ class Begin:
 class Segment:
     """A further segment of the recording."""
 
+    number: int
     path: Path
 
 
@@ -48,14 +53,24 @@ class Segment:
 class Finish:
     """The recording has ended with these segments; asks for the finished file."""
 
+    number: int
     segments: Sequence[joiner.SegmentFile]
     output: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The answer, after which the process ends: the finished file, or why there is none."""
+class Drop:
+    """The recording is not wanted any more."""
 
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The only answer about a recording, which is followed no more: the finished file, or why there is none. Its unfinished file
+    is gone."""
+
+    number: int
     finished: following.Finished | None = None
     why: str = ""
 
@@ -76,57 +91,83 @@ async def read(stream: asyncio.StreamReader) -> Any:
 
 
 def main() -> None:
-    """Follow until the recording ends."""
+    """Follow until the node ends."""
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # log lines must not mix with answers
     os.nice(NICENESS)
-    answer = asyncio.run(_run())
-    if answer is not None:
-        with contextlib.suppress(BrokenPipeError), os.fdopen(answers, "wb") as file:
-            file.write(pack(answer))
+    with os.fdopen(answers, "wb", buffering=0) as file:
+        asyncio.run(_run(file))
 
 
-async def _run() -> Answer | None:
+async def _run(answers: BinaryIO) -> None:
     stream = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), sys.stdin)
-    begin = await read(stream)
-    if begin is None:
-        return None
+    looks = asyncio.Semaphore(_LOOKS)
+    told: dict[int, asyncio.Queue[Any]] = {}
+    tasks: set[asyncio.Task[None]] = set()
+
+    def answer(given: Answer) -> None:
+        del told[given.number]
+        with contextlib.suppress(BrokenPipeError):
+            answers.write(pack(given))
+
+    while (message := await read(stream)) is not None:
+        if isinstance(message, Begin):
+            told[message.number] = asyncio.Queue()
+            task = asyncio.create_task(_follow(message, told[message.number], looks, answer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        elif message.number in told:
+            told[message.number].put_nowait(message)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _follow(begin: Begin, told: asyncio.Queue[Any], looks: asyncio.Semaphore, answer: Callable[[Answer], None]) -> None:
+    """Follow one recording, and answer."""
     recording = following.Following(begin.ffmpeg, begin.mode, begin.part)
+    finished, why = None, ""
     try:
-        return await _follow(recording, stream)
+        finished = await _finished(recording, told, looks)
     except following.GaveUp as error:
-        return Answer(why=str(error))
+        why = str(error)
     except errors.TranscodeFailed as error:
-        return Answer(why=error.detail)
+        why = error.detail
     except OSError as error:
-        return Answer(why=f"a file could not be read or written: {error.strerror}")
+        why = f"a file could not be read or written: {error.strerror}"
     except Exception as error:  # noqa: BLE001 - not swallowed: the node logs it
-        return Answer(why=f"it failed: {error!r}")
+        why = f"it failed: {error!r}"
     finally:
         await recording.stop()
+    answer(Answer(number=begin.number, finished=finished, why=why))
 
 
-async def _follow(recording: following.Following, stream: asyncio.StreamReader) -> Answer | None:
+async def _finished(
+    recording: following.Following, told: asyncio.Queue[Any], looks: asyncio.Semaphore
+) -> following.Finished | None:
     """Look at the recording every few seconds until it ends; None if nobody wants its file any more."""
-    asked = asyncio.create_task(read(stream))
     grown_s = time.monotonic()
+    look_s = grown_s + random.uniform(0, LOOK_EVERY_S)  # noqa: S311 - no secret: recordings that begin together do not stay so
     while time.monotonic() - grown_s < IDLE_S:
-        done, _ = await asyncio.wait((asked,), timeout=LOOK_EVERY_S)
-        if not done:
-            if await recording.look():
-                grown_s = time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, look_s - time.monotonic())):
+                message = await told.get()
+        except TimeoutError:
+            if looks.locked():  # and look later, so that an end is heard meanwhile
+                look_s = time.monotonic() + _LATER_S
+                continue
+            async with looks:
+                grown = await recording.look()
+            look_s = time.monotonic() + LOOK_EVERY_S
+            if grown:
+                grown_s = look_s
             continue
-        message = asked.result()
-        if message is None:
-            return None
         if isinstance(message, Finish):
-            with contextlib.suppress(PermissionError):  # only a privileged process may raise its priority again
-                os.setpriority(os.PRIO_PROCESS, 0, 0)
-            return Answer(finished=await recording.finish(message.segments, message.output))
+            return await recording.finish(message.segments, message.output)
+        if isinstance(message, Drop):
+            return None
         recording.add(message.path)
-        asked = asyncio.create_task(read(stream))
-    asked.cancel()
     return None
 
 

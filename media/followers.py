@@ -1,13 +1,15 @@
-"""The followers of a node: one process for each recording that lasts, which writes the finished file while the recording runs.
+"""The followers of a node: each recording that lasts is followed, and its finished file written while it runs.
 
 Rules: following never fails a recording. Without a follower, or if it gave up, the transcode from the segments makes the file. A
-short recording gets none, because its transcode takes no time.
+short recording gets none, because its transcode takes no time. As many processes as CPUs share the recordings. One that dies, or
+does not answer in time, costs its recordings their followers; later ones get a new process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ AFTER_S = following.LAG_MS / 1000
 _FINISH_S = 60.0
 _FINISH_BYTES_PER_S = 5_000_000
 _MODULE = "media.follower_process"
+_NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,23 +43,29 @@ class Followed:
 class Followers:
     """All followers of a node. `stop` is safe to call twice."""
 
-    def __init__(self, ffmpeg: str, *, after_s: float = AFTER_S) -> None:
-        """A recording is followed when it has lasted `after_s`."""
+    def __init__(self, ffmpeg: str, *, processes: int = 1, after_s: float = AFTER_S) -> None:
+        """A recording is followed when it has lasted `after_s`, by one of so many processes."""
         self._ffmpeg = ffmpeg
         self.after_s = after_s
+        self._processes = [_Process() for _ in range(processes)]
         self._followers: dict[str, _Follower] = {}
 
     def capturing(self, followed: Followed, segment: Path) -> None:
         """A capture of the recording begins to write this segment."""
         found = self._followers.get(followed.recording)
         if found is None:
-            found = self._followers[followed.recording] = _Follower(self._ffmpeg, followed, self.after_s)
+            found = self._followers[followed.recording] = _Follower(self._ffmpeg, followed, self.after_s, self._processes)
             found.start()
         found.add(segment)
 
     def pids(self) -> list[int]:
-        """Process ids of the running followers."""
-        return [pid for each in self._followers.values() if (pid := each.pid)]
+        """Process ids of the running processes."""
+        return [pid for each in self._processes if (pid := each.pid)]
+
+    @property
+    def count(self) -> int:
+        """How many recordings are followed now."""
+        return sum(len(each.answers) for each in self._processes)
 
     async def finish(self, recording: str, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         """The finished file of a recording that was followed, under its name; None if there is none."""
@@ -76,81 +85,67 @@ class Followers:
 
     async def stop(self) -> None:
         """End all followers."""
+        await asyncio.gather(*(each.stop() for each in self._processes))
         await asyncio.gather(*(self.drop(recording) for recording in list(self._followers)))
 
 
-class _Follower:
-    """One process, spawned after a while."""
+class _Process:
+    """One process, spawned when it is needed. `answers`: those that are still to come, by number."""
 
-    def __init__(self, ffmpeg: str, followed: Followed, after_s: float) -> None:
-        self._ffmpeg = ffmpeg
-        self._followed = followed
-        self._after_s = after_s
-        self._segments: list[Path] = []
+    def __init__(self) -> None:
+        self.answers: dict[int, asyncio.Future[follower_process.Answer | None]] = {}
         self._process: asyncio.subprocess.Process | None = None
-        self._answer: asyncio.Task[follower_process.Answer | None] | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self._task is not None and self._task.done()
+        self._reading: asyncio.Task[None] | None = None
+        self._spawning = asyncio.Lock()
 
     @property
     def pid(self) -> int:
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="follower")
+    async def begin(self, message: follower_process.Begin) -> asyncio.Future[follower_process.Answer | None]:
+        """Follow one more recording; its answer is None if the process dies. Raises OSError if none can be spawned."""
+        self.answers[message.number] = answer = asyncio.get_running_loop().create_future()
+        try:
+            async with self._spawning:
+                if self._reading is None or self._reading.done():
+                    self._process = await self._spawn()
+                    self._reading = asyncio.create_task(self._read(self._process), name="followers")
+        except BaseException:
+            del self.answers[message.number]
+            raise
+        self.tell(message)
+        return answer
 
-    def add(self, segment: Path) -> None:
-        self._segments.append(segment)
-        self._tell(follower_process.Segment(path=segment))
+    def tell(self, message: object) -> None:
+        """Send a message, if the process runs: it is small enough for the pipe."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._process.stdin.write(follower_process.pack(message))
 
-    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
-        if self._answer is None or self.ended:
-            return None
-        size_bytes = await file_threads.BULK.run(transcode.size_in_all, segments)
-        self._tell(follower_process.Finish(segments=segments, output=output))
-        answer = None
-        with contextlib.suppress(TimeoutError):
-            answer = await asyncio.wait_for(asyncio.shield(self._answer), _FINISH_S + size_bytes / _FINISH_BYTES_PER_S)
-        finished = answer.finished if answer is not None else None
-        why = answer.why if answer is not None else "the process died or stood still"
-        log.info("transcode.followed", recording=self._followed.recording, done=finished is not None, why=why)
-        return finished
-
-    async def stop(self) -> None:
-        if self._process is not None and self._process.returncode is None:
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        if self.pid and self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        if self._task is not None:
-            if self._process is None:
-                self._task.cancel()
-            (result,) = await asyncio.gather(self._task, return_exceptions=True)
-            if isinstance(result, Exception):
-                log.error("follower.failed", recording=self._followed.recording, error=repr(result))
 
-    async def _run(self) -> None:
-        """Spawn the process, wait for its end, and remove what it left."""
-        await asyncio.sleep(supervised_task.jittered_s(self._after_s))
-        part = self._followed.part
-        try:
-            earlier = await file_threads.BULK.run(self._followed.earlier)
-            self._process = process = await self._spawn()
-        except OSError as error:
-            log.warning("follower.not_started", recording=self._followed.recording, error=str(error))
-            return
+    async def stop(self) -> None:
+        """End the process, and wait for its end."""
+        self.kill()
+        if self._reading is not None:
+            await self._reading
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Take the answers until the process ends."""
         assert process.stdout is not None  # noqa: S101 - asked for
-        self._answer = asyncio.create_task(follower_process.read(process.stdout))
-        self._tell(follower_process.Begin(ffmpeg=self._ffmpeg, mode=self._followed.mode, part=part))
-        for segment in dict.fromkeys((*earlier, *self._segments)):
-            self._tell(follower_process.Segment(path=segment))
-        answer = await self._answer
-        await process.wait()
-        if answer is not None and answer.why:
-            log.info("follower.gave_up", recording=self._followed.recording, why=answer.why)
-        with contextlib.suppress(OSError):
-            await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))
+        while (answer := await follower_process.read(process.stdout)) is not None:
+            if answer.number in self.answers:
+                self.answers.pop(answer.number).set_result(answer)
+        self.kill()
+        code = await process.wait()
+        if self.answers:
+            log.warning("follower.process_ended", recordings=len(self.answers), code=code)
+        for number in list(self.answers):
+            self.answers.pop(number).set_result(None)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         guard = [resource_limits.tool("setpriv"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
@@ -165,8 +160,76 @@ class _Follower:
             cwd="/",
         )
 
-    def _tell(self, message: object) -> None:
-        """Send a message, if the process runs: it is small enough for the pipe."""
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._process.stdin.write(follower_process.pack(message))
+
+class _Follower:
+    """One recording, followed after a while by the process that follows the fewest."""
+
+    def __init__(self, ffmpeg: str, followed: Followed, after_s: float, processes: Sequence[_Process]) -> None:
+        self._ffmpeg = ffmpeg
+        self._followed = followed
+        self._after_s = after_s
+        self._processes = processes
+        self._number = next(_NUMBERS)
+        self._segments: list[Path] = []
+        self._process: _Process | None = None
+        self._answer: asyncio.Future[follower_process.Answer | None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="follower")
+
+    def add(self, segment: Path) -> None:
+        self._segments.append(segment)
+        if self._answer is not None and self._process is not None:
+            self._process.tell(follower_process.Segment(number=self._number, path=segment))
+
+    async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
+        if self._answer is None or self._answer.done():
+            return None
+        size_bytes = await file_threads.BULK.run(transcode.size_in_all, segments)
+        message = follower_process.Finish(number=self._number, segments=segments, output=output)
+        answer = await self._answered(message, _FINISH_S + size_bytes / _FINISH_BYTES_PER_S)
+        finished = answer.finished if answer is not None else None
+        why = answer.why if answer is not None else "the process died or stood still"
+        log.info("transcode.followed", recording=self._followed.recording, done=finished is not None, why=why)
+        return finished
+
+    async def stop(self) -> None:
+        if self._answer is None and self._task is not None:
+            self._task.cancel()
+        elif self._answer is not None and not self._answer.done():
+            await self._answered(follower_process.Drop(number=self._number), _FINISH_S)
+        if self._task is not None:
+            (result,) = await asyncio.gather(self._task, return_exceptions=True)
+            if isinstance(result, Exception):
+                log.error("follower.failed", recording=self._followed.recording, error=repr(result))
+
+    async def _answered(self, message: object, limit_s: float) -> follower_process.Answer | None:
+        """The answer to the last message about the recording. A process that does not give it in time is killed."""
+        assert self._process is not None  # noqa: S101 - the caller has looked
+        assert self._answer is not None  # noqa: S101 - the same
+        self._process.tell(message)
+        _, late = await asyncio.wait((self._answer,), timeout=limit_s)
+        if late:
+            self._process.kill()
+        return await self._answer
+
+    async def _run(self) -> None:
+        """Let a process follow the recording, wait for the answer, and remove what a process that died has left."""
+        await asyncio.sleep(supervised_task.jittered_s(self._after_s))
+        part = self._followed.part
+        self._process = process = min(self._processes, key=lambda each: len(each.answers))
+        begin = follower_process.Begin(number=self._number, ffmpeg=self._ffmpeg, mode=self._followed.mode, part=part)
+        try:
+            earlier = await file_threads.BULK.run(self._followed.earlier)
+            self._answer = await process.begin(begin)
+        except OSError as error:
+            log.warning("follower.not_started", recording=self._followed.recording, error=str(error))
+            return
+        for segment in dict.fromkeys((*earlier, *self._segments)):
+            process.tell(follower_process.Segment(number=self._number, path=segment))
+        answer = await self._answer
+        if answer is not None and answer.why:
+            log.info("follower.gave_up", recording=self._followed.recording, why=answer.why)
+        with contextlib.suppress(OSError):
+            await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))

@@ -1,13 +1,14 @@
 """The following transcode: writes the finished file of one recording while its segments still grow.
 
 Rules:
-- A packet is joined once nothing that may still arrive can move it: LAG_MS after its arrival.
-- Each look places all packets again. Where the places of joined packets or the plan have changed, the file begins again; after
+- A packet is joined once nothing that may still arrive can move it: LAG_MS after its arrival, and earlier in a recording whose
+  packets have not moved for as long.
+- A look places all packets again. Where the places of joined packets or the plan have changed, the file begins again; after
   MOST_RESTARTS, and for a recording that has to be encoded as a whole, `GaveUp` is raised. The transcode from the segments
   then makes the file.
-- Its output has the same bytes as that of the transcode from the segments. It is verified too; an MP4 of minutes by its index.
+- Its output has the same bytes as that of the transcode from the segments. It is verified too, by its index.
 
-It runs in a process of its own (follower_process.py) and blocks its event loop while it reads.
+It runs in a process without captures (follower_process.py), because it blocks the event loop while it reads.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from media import (
+    agreement,
     bounds,
     digest,
+    file_threads,
     flv,
     joiner,
-    layout,
     mp4_index,
     placed_pass,
     placement,
@@ -40,7 +42,11 @@ from media import (
 
 # Whether a stretch of packets belongs to the clock before it is known about half a minute of media later.
 LAG_MS = track_clock.ENVELOPE_MS + 90_000
-PLACE_EVERY_MS = 30_000
+# Packets of most recordings move by no more than some seconds. Each look shows how soon those of the look before could have been
+# joined; after so many looks that counts, with the next longer part of LAG_MS.
+_LAG_PARTS, _LEARNING_LOOKS = (0.025, 0.05, 0.1, 0.2, 0.5, 1.0), 10
+# A placement takes as long as the recording, a hundredth of a second per hour and track.
+PLACE_EVERY_MS, _PLACES = 10_000, 400
 # So many restarts at once, and another one now and then: a long recording has more of everything.
 MOST_RESTARTS, RESTART_EVERY_MS = 3, 3_600_000
 _MOST_SEGMENTS = 100
@@ -79,7 +85,13 @@ class Following:
         self._segments: list[_Segment] = []
         self._writing: _Writing | None = None
         self.restarts = 0
+        self._lag = _Lag()
         self._placed_ms = self._newest_ms = 0.0
+
+    @property
+    def lag_ms(self) -> float:
+        """Packets are joined so long after their arrival."""
+        return self._lag.ms
 
     def add(self, path: Path) -> None:
         """Follow this segment too; its file may appear later."""
@@ -88,18 +100,22 @@ class Following:
     async def look(self) -> bool:
         """Read the tags since the last look, and join those that can no longer move. Returns whether there were any. Raises
         GaveUp, errors.TranscodeFailed and OSError."""
-        self._read(growing=True)
-        newest_ms = max((segment.arrived_ms for segment in self._segments), default=0.0)
-        grown, self._newest_ms = newest_ms > self._newest_ms, newest_ms
-        if self._segments and newest_ms - self._segments[0].begun_ms > LAG_MS and newest_ms - self._placed_ms >= PLACE_EVERY_MS:
-            self._placed_ms = newest_ms
-            found, placed = self._survey([joiner.SegmentFile(path=segment.path) for segment in self._segments])
-            await self._write(found, placed, newest_ms - LAG_MS)
-        return grown
+        before_ms = self._newest_ms
+        while self._read(growing=True):
+            await asyncio.sleep(0)  # others read too
+            lasted_ms = self._newest_ms - self._segments[0].begun_ms
+            if lasted_ms > LAG_MS / 2 and self._newest_ms - self._placed_ms >= max(PLACE_EVERY_MS, lasted_ms / _PLACES):
+                self._placed_ms = self._newest_ms
+                found, placed = self._survey([joiner.SegmentFile(path=segment.path) for segment in self._segments])
+                self._lag.learn(placed, self._newest_ms)
+                if lasted_ms > LAG_MS:
+                    await self._write(found, placed, self._newest_ms - self.lag_ms)
+        return self._newest_ms > before_ms
 
     async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> Finished:
         """Join the rest, verify the file and give it its name. Raises GaveUp, errors.TranscodeFailed and OSError."""
-        self._read(growing=False)
+        while self._read(growing=False):
+            pass
         if [each.path for each in segments if each.path.exists()] != [segment.path for segment in self._segments]:
             raise GaveUp("the recording has other segments")
         if self._writing is None:
@@ -107,10 +123,12 @@ class Following:
         found, placed = self._survey(segments)
         writing = await self._write(found, placed, float("inf"))
         await writing.end()
-        moved_bytes = mp4_index.to_front(self._part) if writing.chosen.extension == "mp4" else 0
-        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=bool(moved_bytes))
-        size_bytes, crc64 = writing.digest.settle(moved_bytes)
-        transcode.give_name(self._part, output)
+        moved_bytes = 0
+        if writing.chosen.extension == "mp4":
+            moved_bytes = await file_threads.BULK.run(mp4_index.to_front, self._part)
+        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=True)
+        size_bytes, crc64 = await file_threads.BULK.run(writing.digest.settle, moved_bytes)
+        await file_threads.BULK.run(transcode.give_name, self._part, output)
         made = transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
         return Finished(made=made, moved_bytes=moved_bytes)
 
@@ -122,27 +140,33 @@ class Following:
             segment.close()
         self._part.unlink(missing_ok=True)
 
-    def _read(self, *, growing: bool) -> None:
-        """Take the tags that were written since. A segment is complete once the next one has begun."""
-        while True:
-            begun = next((path for path in self._expected if placement.has_index(path) and path.exists()), None)
-            if self._segments:
-                self._segments[-1].read(self._formats, growing=growing and begun is None)
-            if begun is None:
-                break
+    def _read(self, *, growing: bool) -> bool:
+        """Take some of the tags that were written since; returns whether more may follow at once. A segment is complete once the
+        next one has begun."""
+        begun = next((path for path in self._expected if placement.has_index(path) and path.exists()), None)
+        more = bool(self._segments) and self._segments[-1].read(self._formats, growing=growing and begun is None)
+        if not more and begun is not None:
             del self._expected[: self._expected.index(begun) + 1]
             self._segments.append(_Segment(begun, self._kinds))
+            more = True
         if len(self._segments) > _MOST_SEGMENTS:
             raise GaveUp("the recording has too many segments")
         if any(self._formats.changes(kind) for kind in self._kinds) or self._formats.reshapes:
             raise GaveUp("a track changes its format")
+        if self._segments:
+            self._newest_ms = max(self._newest_ms, self._segments[-1].arrived_ms)
+        return more
 
     def _survey(self, files: Sequence[joiner.SegmentFile]) -> tuple[survey.Survey, _Placed]:
         """The survey by the tags so far, and from it the places in the followed segments."""
         known = {segment.path: segment for segment in self._segments}
         passes = [known[each.path].first.placed() if each.path in known else None for each in files]
         found = survey.assembled(copy.deepcopy(self._formats), files, self._kinds, passes)
-        return found, [placed for each, placed in zip(files, found.placed, strict=True) if each.path in known]
+        placed = [placed for each, placed in zip(files, found.placed, strict=True) if each.path in known]
+        tracks = [track for each in placed if each is not None for track in each.live.tracks.values()]
+        if any(sum(len(run.stretches) for run in track.runs) > _MOST_STRETCHES for track in tracks):
+            raise GaveUp("a track has too many pauses")
+        return found, placed
 
     async def _write(self, found: survey.Survey, placed: _Placed, until_ms: float) -> _Writing:
         """Join the packets that arrived until then."""
@@ -153,6 +177,7 @@ class Following:
             await self._writing.stop()
             self._part.unlink(missing_ok=True)  # another file, so that nobody takes it for the one before
             self._writing = None
+            self._lag.longest()
             self.restarts += 1
             lasted_ms = self._newest_ms - self._segments[0].begun_ms
             if self.restarts > MOST_RESTARTS + lasted_ms // RESTART_EVERY_MS:
@@ -160,8 +185,37 @@ class Following:
         if self._writing is None:
             self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen)
         await self._writing.join([(segment, segment.until(until_ms)) for segment in self._segments])
-        self._writing.digest.look()
+        await file_threads.BULK.run(self._writing.digest.look)
         return self._writing
+
+
+class _Lag:
+    """How long packets of one recording may still move after their arrival."""
+
+    def __init__(self) -> None:
+        self._part = self._looks = 0
+        self._before: tuple[_Placed, float] = (), 0.0
+
+    @property
+    def ms(self) -> float:
+        """Join no packet that arrived later ago than this."""
+        learnt = min(self._part + 1, len(_LAG_PARTS) - 1)
+        return LAG_MS * _LAG_PARTS[learnt if self._looks > _LEARNING_LOOKS else -1]
+
+    def learn(self, placed: _Placed, newest_ms: float) -> None:
+        """Compare the places with those of the look before, whose latest packet arrived at `newest_ms` (Unix ms) of then."""
+        (known, then_ms), self._before = self._before, (placed, newest_ms)
+        self._looks += 1
+        both = [*zip(known, placed, strict=False)]
+        while self._part < len(_LAG_PARTS) - 1:
+            until_ms = then_ms - LAG_MS * _LAG_PARTS[self._part]
+            if all(one is not None and other is not None and agreement.until(one, other, until_ms) for one, other in both):
+                break
+            self._part += 1
+
+    def longest(self) -> None:
+        """Packets have moved that were joined."""
+        self._part = len(_LAG_PARTS) - 1
 
 
 class _Segment:
@@ -176,22 +230,24 @@ class _Segment:
         # By when the bytes before an offset had arrived.
         self._marks: list[tuple[float, int]] = []
 
-    def read(self, found: survey.Survey, *, growing: bool) -> None:
-        """Take the tags that were written since. Raises GaveUp for a damaged segment."""
-        while tags := self._unknown or self._reader.read(_READ_BYTES, growing=growing):
-            taken = len(tags)
-            if growing:
-                taken = next((index for index, tag in enumerate(tags) if not self.first.placement.covers(tag)), taken)
-            if self._reader.damaged or any(tag.after_damage for tag in tags):
-                raise GaveUp("a segment is damaged")
-            self.first.add(found, tags[:taken])
-            if tags[:taken]:
-                self._note(tags[taken].offset if taken < len(tags) else self._reader.position_bytes)
-            self._unknown = tags[taken:]
-            if self._unknown:
-                return
-        if not growing:
-            self.close()
+    def read(self, found: survey.Survey, *, growing: bool) -> bool:
+        """Take some of the tags that were written since; returns whether more may follow at once. Raises GaveUp for a damaged
+        segment."""
+        tags = self._unknown or self._reader.read(_READ_BYTES, growing=growing)
+        if not tags:
+            if not growing:
+                self.close()
+            return False
+        taken = len(tags)
+        if growing:
+            taken = next((index for index, tag in enumerate(tags) if not self.first.placement.covers(tag)), taken)
+        if self._reader.damaged or any(tag.after_damage for tag in tags):
+            raise GaveUp("a segment is damaged")
+        self.first.add(found, tags[:taken])
+        if tags[:taken]:
+            self._note(tags[taken].offset if taken < len(tags) else self._reader.position_bytes)
+        self._unknown = tags[taken:]
+        return not self._unknown
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
@@ -238,7 +294,11 @@ class _Writing:
             return False
         for index in range(self._at + 1):
             one, other = self._placed[index], placed[index]
-            if one is None or other is None or not _agree(one, other, self._joined.end_ms + 1, whole=index < self._at):
+            if one is None or other is None:
+                return False
+            if index < self._at and not agreement.whole(one, other):
+                return False
+            if index == self._at and not agreement.until_position(one, other, self._joined.end_ms + 1):
                 return False
             if index == self._at and self._places is not None:
                 self._places.renew(other.live)
@@ -323,50 +383,3 @@ class _Writing:
         yield flv.header(audio=flv.AUDIO in self._kinds, video=flv.VIDEO in self._kinds)
         while (chunk := await self._queue.get()) is not None:
             yield chunk
-
-
-def _agree(one: joiner.Placed, other: joiner.Placed, at_ms: float, *, whole: bool) -> bool:
-    """Whether two placements of one segment have the same places up to this position, or throughout."""
-    points, others = one.file.points, other.file.points
-    if whole:
-        return points == others and one.file.end_ms == other.file.end_ms
-    live_ms = _live_at(points, at_ms)
-    if _known(points, live_ms) != _known(others, live_ms):
-        return False
-    kinds = one.live.tracks.keys() | other.live.tracks.keys()
-    return all(_track(one, kind, live_ms) == _track(other, kind, live_ms) for kind in kinds)
-
-
-def _live_at(points: Sequence[tuple[float, float]], at_ms: float) -> float:
-    """A live time that is not before any that has this position."""
-    after = bisect.bisect_right(points, at_ms, key=lambda point: point[1])
-    if not 0 < after < len(points):
-        return points[min(after, len(points) - 1)][0]
-    (from_ms, from_at_ms), (to_ms, to_at_ms) = points[after - 1], points[after]
-    return from_ms + (at_ms - from_at_ms) * max(1.0, (to_ms - from_ms) / (to_at_ms - from_at_ms))
-
-
-def _known(points: Sequence[tuple[float, float]], live_ms: float) -> list[object]:
-    """The points that decide the positions until a live time. The end of an even piece decides nothing."""
-    after = bisect.bisect_right(points, live_ms, key=lambda point: point[0])
-    found: list[object] = [*points[:after]]
-    if 0 < after < len(points):
-        found.append("even" if layout.is_even(points[after - 1], points[after]) else points[after])
-    return found
-
-
-def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
-    """What decides the places of a track's packets until a live time."""
-    track = placed.live.tracks.get(kind)
-    if track is None or track.spans[0].from_ms > live_ms:
-        return None
-    if sum(len(run.stretches) for run in track.runs) > _MOST_STRETCHES:
-        raise GaveUp("a track has too many pauses")
-    found: list[object] = [track.frame_ms if kind == flv.VIDEO else None]
-    for run in track.runs:
-        if run.points[0][1] <= live_ms:
-            cut = bisect.bisect_right(run.points, live_ms, key=lambda point: point[1]) + 1
-            begun = [stretch for stretch in run.stretches if run.live_ms(stretch.at_ms) <= live_ms]
-            found.append(run.points[:cut])
-            found += [(each.first, each.tag_ms, each.at_ms, each.counted, each.standing) for each in begun]
-    return found

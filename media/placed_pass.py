@@ -38,7 +38,7 @@ class PlacedPass:
     def placed(self) -> PlacedPass:
         """This reading with its tracks placed, as a value of its own: more tags may follow here."""
         found = copy.copy(self)
-        found.line = copy.deepcopy(self.line)
+        found.line = self.line.copied()
         found.placement = self.placement.placed()
         return found
 

@@ -183,7 +183,7 @@ class Placement:
     def placed(self) -> Placement:
         """The tracks placed by the tags so far, as a value of its own: more tags may follow here."""
         found = copy.copy(self)
-        found._clocks = copy.deepcopy(self._clocks)
+        found._clocks = {kind: clock.copied() for kind, clock in self._clocks.items()}
         found.tracks = {}
         found._place()
         return found

@@ -89,7 +89,7 @@ def packet_samples(payload: bytes, header: bytes | None) -> tuple[int, int] | No
     if codec == _AAC:
         return _aac(payload[2:], header) if payload[1] == 1 else None
     if codec in _MP3:
-        return _mp3(payload[1:])
+        return mp3_samples(payload[1:])
     if codec in _G711:
         return (len(payload) - 1) // (1 + (payload[0] & 1)), 8_000
     if codec in _PCM:
@@ -130,7 +130,7 @@ def _extended(payload: bytes, header: bytes | None) -> tuple[int, int] | None:
         return _aac(body, header)
     if codec == b"Opus":
         return _opus(body)
-    return _mp3(body) if codec == b".mp3" else None
+    return mp3_samples(body) if codec == b".mp3" else None
 
 
 def _aac(body: bytes, header: bytes | None) -> tuple[int, int] | None:
@@ -195,7 +195,8 @@ def _rate(reader: bits.Bits) -> int:
     return rate
 
 
-def _mp3(body: bytes) -> tuple[int, int] | None:
+def mp3_samples(body: bytes) -> tuple[int, int] | None:
+    """Samples per channel of the MP3 frames, and their rate; None if no frame begins here."""
     at = samples = rate = 0
     while at + 4 <= len(body):
         word = int.from_bytes(body[at : at + 4], "big")

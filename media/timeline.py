@@ -7,6 +7,7 @@ cut and recorded as a cut, and so is media that was lost to damaged bytes. Memor
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from media import codecs, flv, video_headers
@@ -68,6 +69,13 @@ class Timeline:
     def packet_ms(self, kind: int) -> int:
         """The duration of a track's packet: the distance of its latest two."""
         return self._packet_ms[kind]
+
+    def copied(self) -> Timeline:
+        """A timeline of its own that knows the same packets."""
+        found = copy.copy(self)
+        found._last_ms, found._packet_ms = self._last_ms.copy(), self._packet_ms.copy()
+        found.jumps, found.unreadable = [*self.jumps], self.unreadable.copy()
+        return found
 
     def note_damage(self) -> None:
         """Unreadable bytes precede the next packet."""

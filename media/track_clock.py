@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import bisect
 import collections
+import copy
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # Audio tags count whole milliseconds and jitter a little; less than this part of a packet is no hole.
 _HOLE_PART, _LEAST_HOLE_MS = 0.75, 12.0
@@ -178,6 +179,15 @@ class TrackClock:
     def tags_ms(self) -> tuple[int, int]:
         """The times of the first and the last tag, unwrapped."""
         return (self._stretches[0].tag_ms, self._tag_ms) if self._stretches else (0, 0)
+
+    def copied(self) -> TrackClock:
+        """A clock of its own that knows the same packets. A day has tens of thousands of knots, so these are shared."""
+        found = copy.copy(self)
+        stretches = {id(each): replace(each, knots=[*each.knots]) for each in self._stretches}
+        found._stretches = [*stretches.values()]
+        found._singles = collections.deque(stretches[id(each)] for each in self._singles)
+        found._waiting, found._distances = self._waiting.copy(), self._distances.copy()
+        return found
 
     def runs(self) -> list[Run]:
         """The runs of all packets, each with its clock. Call it once, after the last packet."""

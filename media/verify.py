@@ -1,8 +1,8 @@
 """Verification of a finished file before it gets its name.
 
-Rules: the whole file is demuxed, track by track, and each track must reach its end within max(0.5 s, 0.5 %). Its first and last
-seconds must decode without an error (decoding three hours would take minutes). Then the file is flushed to disk (fsync) and its
-CRC-64 computed.
+Rules: each track must reach its end within max(0.5 s, 0.5 %). The whole file is demuxed for that, track by track; of a file that
+was watched while it was written, the index counts. Its first and last seconds must decode without an error (decoding three hours
+would take minutes). Then the file is flushed to disk (fsync) and its CRC-64 computed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ import fastcrc
 
 from machine import errors
 from machine.reasons import Reason
-from media import ffmpeg_log, ffmpeg_process, file_threads, flv, resource_limits, survey, transcode_plan
+from media import (
+    ffmpeg_log,
+    ffmpeg_process,
+    file_threads,
+    flv,
+    mp3_index,
+    mp4_index,
+    resource_limits,
+    survey,
+    transcode_plan,
+)
 
 _TOLERANCE_MS = 500
 _TOLERANCE = 0.005
 _DECODED_S = 5
-_DEMUXED_S = 30
+_NOWHERE = ("-f", "null", "-")
 _READ_BYTES = 1 << 20
 _LIMIT_S = 60.0
 _LIMIT_BYTES_PER_S = 5_000_000
@@ -36,26 +46,36 @@ class Seen:
 
 
 async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan, *, by_index: bool = False) -> Seen:
-    """Compare `part` with the joined stream. `by_index`: an MP4 is demuxed from its last seconds on, which its index finds, and
-    not from the beginning. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and OSError if the file is
-    gone."""
+    """Compare `part` with the joined stream. `by_index`: the file was watched while it was written, so its index tells where the
+    tracks end, and it is not read again. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and OSError
+    if the file is gone."""
     stat = await file_threads.BULK.run(part.stat)
     limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
-    by_index = by_index and found.duration_ms > _DEMUXED_S * 1000
+    ends_ms = await file_threads.BULK.run(_indexed_ms, part, chosen) if by_index else None
     duration_ms = 0
     for kind in sorted(found.kinds):
         name = "a" if kind == flv.AUDIO else "v"
-        look = _Look()
-        last = ("-sseof", f"-{_DEMUXED_S}") if by_index else ()
-        await look.run(_args(ffmpeg, part, chosen, map_=f"0:{name}:0", before=last, decode=False), limit_s)
-        skipped_ms = look.duration_ms - _DEMUXED_S * 1000 if by_index else 0
-        _same(f"track {name}", skipped_ms + look.out_ms, _expected_ms(kind, found, chosen))
-        duration_ms = look.duration_ms
+        if ends_ms is None:
+            look = _Look()
+            await look.run(_args(ffmpeg, _input(part, chosen), ("-map", f"0:{name}:0", "-c", "copy", *_NOWHERE)), limit_s)
+            out_ms, duration_ms = look.out_ms, look.duration_ms
+        else:
+            out_ms = round(ends_ms.get(kind, 0))
+        _same(f"track {name}", out_ms, _expected_ms(kind, found, chosen))
+    look = _Look()
+    first, last = (_input(part, chosen, *before, "-t", str(_DECODED_S)) for before in ((), ("-sseof", f"-{_DECODED_S}")))
+    await look.run(_args(ffmpeg, (*first, *last), ("-xerror", "-map", "0", *_NOWHERE, "-map", "1", *_NOWHERE)), limit_s)
+    duration_ms = duration_ms or look.duration_ms
     _same("the file", duration_ms, found.duration_ms)
-    for before in ((), ("-sseof", f"-{_DECODED_S}")):
-        look = _Look()
-        await look.run(_args(ffmpeg, part, chosen, map_="0", before=before, decode=True), limit_s)
     return Seen(duration_ms=duration_ms)
+
+
+def _indexed_ms(part: Path, chosen: transcode_plan.Plan) -> dict[int, float] | None:
+    """Where each track ends by the file's index (blocking); None without one."""
+    if chosen.extension == "mp4":
+        return mp4_index.track_ends_ms(part)
+    length_ms = mp3_index.length_ms(part)
+    return None if length_ms is None else {flv.AUDIO: length_ms}
 
 
 def _expected_ms(kind: int, found: survey.Survey, chosen: transcode_plan.Plan) -> int:
@@ -119,14 +139,13 @@ class _Look:
             self.out_ms = max(self.out_ms, block.out_ms)
 
 
-def _args(ffmpeg: str, part: Path, chosen: transcode_plan.Plan, *, map_: str, before: Sequence[str], decode: bool) -> list[str]:
-    reading = ["-t", str(_DECODED_S)] if decode else []
-    doing = ["-xerror"] if decode else ["-c", "copy"]
-    return [
-        *(ffmpeg, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info", "-progress", "pipe:1"),
-        *(*before, *reading, "-protocol_whitelist", "file", "-f", chosen.extension, "-i", str(part)),
-        *("-map", map_, *doing, "-f", "null", "-"),
-    ]
+def _input(part: Path, chosen: transcode_plan.Plan, *options: str) -> tuple[str, ...]:
+    return (*options, "-protocol_whitelist", "file", "-f", chosen.extension, "-i", str(part))
+
+
+def _args(ffmpeg: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    shown = ("-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info", "-progress", "pipe:1")
+    return [ffmpeg, *shown, *inputs, *outputs]
 
 
 def _same(what: str, measured_ms: int, expected_ms: int) -> None:

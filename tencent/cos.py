@@ -92,8 +92,9 @@ class CosUploader:
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     def live(self, path: Path) -> live_upload.LiveUpload:
-        """An upload of the file at `path`, which still grows and may not exist yet; its parts are as long as in `upload`."""
-        return live_upload.LiveUpload(self._uploads.run, self._read, path, self._first_part_bytes)
+        """An upload of the file at `path`, which still grows and may not exist yet; its parts are no longer than in `upload`."""
+        first_part_bytes = min(self._first_part_bytes, live_upload.PART_BYTES)
+        return live_upload.LiveUpload(self._uploads.run, self._read, path, first_part_bytes)
 
     def connect(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> cos_requests.Client:
         """A client for the looks of a live upload. Raises errors.UploadFailed after `stop`."""

@@ -23,6 +23,9 @@ from tencent import cos_requests, cos_upload, file_parts
 
 log = structlog.get_logger()
 
+# Smaller ones leave less to send when the file ends: the first part, and the rest behind the last one.
+PART_BYTES = 2 * file_parts.MIN_PART_BYTES
+
 Connect = Callable[[], Awaitable[cos_requests.Client]]
 """Makes a client with fresh keys."""
 
@@ -30,7 +33,9 @@ Connect = Callable[[], Awaitable[cos_requests.Client]]
 class LiveUpload:
     """One file's upload. Call `look` again and again; `state` is where the upload of the finished file resumes."""
 
-    def __init__(self, ask: cos_upload.Ask, in_thread: file_parts.InThread, path: Path, first_part_bytes: int) -> None:
+    def __init__(
+        self, ask: cos_upload.Ask, in_thread: file_parts.InThread, path: Path, first_part_bytes: int = PART_BYTES
+    ) -> None:
         self._ask = ask
         self._in_thread = in_thread
         self._path = path

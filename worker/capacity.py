@@ -2,6 +2,7 @@
 
 Rules:
 - A worker takes a job only when it has a free slot for it: a lease that waits keeps the job from an idle worker.
+- While other sessions wait for a slot, one session takes half of the slots at most.
 - A limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
 - A cordon is a limit on captures only: transcodes and uploads finish the files on this node's disk. A drain ends its captures.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +23,8 @@ from worker import cpu_usage
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 1.0
+# A command that found no slot comes again after a second.
+WAITS_S = 3.0
 START_CAPTURE, START_TRANSCODE = "start-capture", "start-transcode"
 KINDS = {
     START_CAPTURE: states.CAPTURE,
@@ -44,7 +48,8 @@ class CaptureLimits:
 class Capacity:
     """Pauses and resumes the commands of a worker, by their type. `pause` and `resume` act on the bus and are idempotent.
 
-    `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind. `freed` is set whenever a job
+    `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind, `running_of` those of a session.
+    `freed` is set whenever a job
     ends. `measure` measures the spool, and `free_bytes` returns the last figure. `fault` is why the spool takes no job. `cordon`
     is what an operator asked of the node, and `hand_over` gives its captures to other nodes. Without `limits` captures are not
     limited, and no fault and no cordon counts: there is no other worker."""
@@ -57,6 +62,7 @@ class Capacity:
         pause: Callable[[str], Awaitable[None]],
         resume: Callable[[str], Awaitable[None]],
         running: Callable[[str], int],
+        running_of: Callable[[str, str], int] = lambda kind, session: 0,
         freed: asyncio.Event,
         live: cpu_usage.LiveCpu,
         measure: Callable[[], Awaitable[None]],
@@ -71,6 +77,7 @@ class Capacity:
         self._pause = pause
         self._resume = resume
         self._running = running
+        self._running_of = running_of
         self._freed = freed
         self._live = live
         self._measure = measure
@@ -81,6 +88,8 @@ class Capacity:
         self._load = load
         self._reasons = dict.fromkeys((*slots, *((START_CAPTURE,) if limits else ())), "")
         self._locks = {type_: asyncio.Lock() for type_ in self._reasons}
+        # When a session's command found no slot, by command type (monotonic).
+        self._waiting: dict[str, dict[str, float]] = {type_: {} for type_ in slots}
         self.task = supervised_task.SupervisedTask("capacity", self._run)
 
     async def start(self) -> None:
@@ -135,9 +144,9 @@ class Capacity:
             return spare.busy
         return f"the spool has {spare.free_bytes >> 20} MiB free, {spare.needed_bytes >> 20} MiB are needed"
 
-    async def admit(self, type_: str, begin: Callable[[], Awaitable[None]]) -> None:
-        """Begin one more job, or handle a command that needs no slot. Raises WorkerFull if no slot is free; the bus then requeues
-        the command for any worker.
+    async def admit(self, type_: str, begin: Callable[[], Awaitable[None]], session: str = "") -> None:
+        """Begin one more job of a session, or handle a command that needs no slot. Raises WorkerFull if no slot is free; the bus
+        then requeues the command for any worker.
 
         One of a kind at a time: commands that were delivered before the consumer was paused arrive here too, and together they
         would exceed the limit."""
@@ -147,12 +156,31 @@ class Capacity:
         async with self._locks[type_]:
             if type_ == START_CAPTURE:
                 await self._measure()
-            reason = self.full(type_)
+            reason = self.full(type_) or self._unfair(type_, session)
             if not reason:
                 await begin()
+            self._note_waiting(type_, session, waits=bool(reason))
             await self._check(type_)
         if reason:
             raise errors.WorkerFull(f"This worker is full: {reason}.")
+
+    def _unfair(self, type_: str, session: str) -> str:
+        """Why the session has to leave a free slot to another one; "" if it need not."""
+        if type_ not in self._slots:
+            return ""
+        running, most = self._running_of(KINDS[type_], session), max(1, self._slots[type_] // 2)
+        unfair = running >= most and self._others_wait(type_, session)
+        return f"{running} jobs of its session run, and other sessions wait" if unfair else ""
+
+    def _others_wait(self, type_: str, session: str = "") -> bool:
+        since_s = time.monotonic() - WAITS_S
+        return any(at_s > since_s for other, at_s in self._waiting.get(type_, {}).items() if other != session)
+
+    def _note_waiting(self, type_: str, session: str, *, waits: bool) -> None:
+        if type_ in self._slots:
+            since_s = time.monotonic() - WAITS_S
+            still = {other: at_s for other, at_s in self._waiting[type_].items() if at_s > since_s and other != session}
+            self._waiting[type_] = still | ({session: time.monotonic()} if waits else {})
 
     async def _run(self) -> None:
         while True:
@@ -171,6 +199,8 @@ class Capacity:
 
     async def _check(self, type_: str) -> None:
         reason = self.full(type_)
+        if not reason and not self._reasons[type_] and self._others_wait(type_):
+            await self._resume(type_)  # a slot that a session left to others is free for them now
         if bool(reason) == bool(self._reasons[type_]):
             return
         level = log.info if type_ == START_CAPTURE else log.debug

@@ -42,6 +42,7 @@ class Worker:
         """`deliveries` is the number of posts at a time. The other kinds have their limits in capacity.Capacity."""
         place = "" if shared_spool else node
         self._running: Counter[str] = Counter()
+        self._running_of: Counter[tuple[str, str]] = Counter()
         self.freed = asyncio.Event()
         self.spool_fault = spool_fault.SpoolFault(work.probe_spool)
         self._clock = clock
@@ -95,6 +96,10 @@ class Worker:
         """The number of jobs of a kind that this node executes, including those that have only just begun."""
         return self._running[kind]
 
+    def running_of(self, kind: str, session: str) -> int:
+        """How many of them are of one session."""
+        return self._running_of[kind, session]
+
     def expected_bytes(self, reserve_bytes: int) -> int:
         """Bytes of the spool that the running captures still need: for each a reserve, plus a finished file of the size captured
         so far."""
@@ -140,12 +145,16 @@ class Worker:
         if job is not None:
             job_metrics.began(job, self._clock() - command.time_ms)
             self._running[kind] += 1
+            self._running_of[kind, job.owner.task_id] += 1
             job.traceparent = command.traceparent
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
-            job.task.add_done_callback(lambda _: self._over(kind))
+            job.task.add_done_callback(lambda _: self._over(kind, owner.task_id))
 
-    def _over(self, kind: str) -> None:
+    def _over(self, kind: str, session: str) -> None:
         self._running[kind] -= 1
+        self._running_of[kind, session] -= 1
+        if not self._running_of[kind, session]:
+            del self._running_of[kind, session]
         self.freed.set()
 
     async def _run(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:

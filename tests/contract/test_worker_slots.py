@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
+
+import pytest
 
 from bus import local
 from events import codec
-from machine import errors, job_key, model, states
+from machine import due_work, errors, job_key, model, states
 from machine.reasons import Reason
 from store import store as stores
 from tests import engines, examples, transactions, waiting
@@ -27,6 +30,42 @@ async def queued_delivery(node: Node, task_id: str, revision: int, url: str, fai
         tx.add_delivery(value)
     data = {**value.key.fields(), "Epoch": 1}
     await command_handlers.handle(node.worker, codec.make("send-callback", id=f"c{value.key}", time_ms=node.clock(), data=data))
+
+
+async def queued_transcodes(node: Node, task_id: str, speakers: Sequence[str]) -> None:
+    """Open a session whose recordings wait for their transcodes, and queue their commands."""
+    job = model.Job(kind=states.TRANSCODE, state=states.QUEUED)
+    values = [examples.recording(task_id, speaker=s, job=job, state=states.TRANSCODING, stop_requested=True) for s in speakers]
+    await examples.opened(node.store, *values, of=examples.session(task_id, request=examples.request(user_id=task_id)))
+    async with transactions.opened(node.store) as tx:
+        for value in values:
+            data = {**value.key.fields(), "Epoch": 1}
+            tx.send("command", codec.make("start-transcode", id=value.key.text, time_ms=node.clock(), data=data), task_id)
+
+
+def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capacity]:
+    """A bus for the node, and what pauses its commands while so many transcodes run."""
+
+    async def on_command(command: codec.Event) -> None:
+        await part.admit(command.type, lambda: command_handlers.handle(node.worker, command), command.data["TaskId"])
+
+    async def no_event(_: codec.Event) -> None:
+        return None
+
+    bus = local.LocalBus(node.store, clock=node.clock, on_event=no_event, on_command=on_command)
+    part = capacity.Capacity(
+        None,
+        slots={"start-transcode": transcodes},
+        pause=bus.pause,
+        resume=bus.resume,
+        running=node.worker.running,
+        running_of=node.worker.running_of,
+        freed=node.worker.freed,
+        live=cpu_usage.LiveCpu(dict, cpus=1),
+        measure=measured,
+        free_bytes=lambda: 0,
+    )
+    return bus, part
 
 
 async def test_many_deliveries_to_a_slow_receiver_delay_no_other_result(node: Node) -> None:
@@ -84,33 +123,8 @@ async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, cl
         return model.Output(duration_ms=1000, size_bytes=10)
 
     node.work.transcode = transcode  # type: ignore[method-assign, assignment]
-    job = model.Job(kind=states.TRANSCODE, state=states.QUEUED)
-    speakers = [f"s{n}" for n in range(5)]
-    values = [examples.recording(speaker=s, job=job, state=states.TRANSCODING, stop_requested=True) for s in speakers]
-    await examples.opened(store, *values)
-    async with transactions.opened(store) as tx:
-        for value in values:
-            data = {**value.key.fields(), "Epoch": 1}
-            tx.send("command", codec.make("start-transcode", id=value.key.text, time_ms=clock(), data=data), examples.TASK)
-
-    async def on_command(command: codec.Event) -> None:
-        await part.admit(command.type, lambda: command_handlers.handle(node.worker, command))
-
-    async def no_event(_: codec.Event) -> None:
-        return None
-
-    bus = local.LocalBus(store, clock=clock, on_event=no_event, on_command=on_command)
-    part = capacity.Capacity(
-        None,
-        slots={"start-transcode": 2},
-        pause=bus.pause,
-        resume=bus.resume,
-        running=node.worker.running,
-        freed=node.worker.freed,
-        live=cpu_usage.LiveCpu(dict, cpus=1),
-        measure=measured,
-        free_bytes=lambda: 0,
-    )
+    await queued_transcodes(node, examples.TASK, [f"s{n}" for n in range(5)])
+    bus, part = slots_of(node, 2)
 
     async def held() -> set[job_key.JobKey]:
         return {lease.owner for lease in await store.leases.of_node("node-1")}
@@ -130,3 +144,34 @@ async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, cl
     finally:
         for each in (part, bus, node.worker):
             await each.stop()
+
+
+async def test_a_session_with_many_speakers_leaves_slots_to_others(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transcodes of 30 speakers of one session wait in front of those of three other sessions. These do not wait for them."""
+    monkeypatch.setattr(capacity, "WAITS_S", capacity.WAITS_S * waiting.pace())
+    node = Node(store, clock)
+    begun: list[tuple[str, asyncio.Event]] = []
+
+    async def transcode(assignment: due_work.Assignment, *_: object) -> model.Output:
+        begun.append((assignment.recording.task_id, asyncio.Event()))
+        await begun[-1][1].wait()
+        return model.Output(duration_ms=1000, size_bytes=10)
+
+    node.work.transcode = transcode  # type: ignore[method-assign, assignment]
+    others = [examples.OTHER[:-1] + letter for letter in "ABC"]
+    for task_id, count in ((examples.TASK, 30), *((other, 1) for other in others)):
+        await queued_transcodes(node, task_id, [f"s{n}" for n in range(count)])
+    bus, part = slots_of(node, 2)
+    for each in (node.worker, bus, part):
+        await each.start()
+    try:
+        for number in range(33):
+            await waiting.until(lambda n=number: len(begun) > n, 20, what="the next transcode")  # type: ignore[misc]
+            begun[number][1].set()
+    finally:
+        for each in (part, bus, node.worker):
+            await each.stop()
+    order = [task_id for task_id, _ in begun]
+    assert max(map(order.index, others)) < 10

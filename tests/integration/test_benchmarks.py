@@ -23,6 +23,7 @@ SMALLEST = {
     "console": ["--quick --folder={folder} --engine=embedded"],
     "decisions": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "engine": [f"--rounds=1 --seconds=0.2 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "ends": ["--recordings 2 --minutes 3.6 --folder {folder}"],
     "finish": ["--minutes 0.2 --modes 02 --folder {folder}"],
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "intake": [f"--quick --forward --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],

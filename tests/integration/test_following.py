@@ -141,6 +141,17 @@ async def test_a_followed_file_has_the_same_bytes(tmp_path: Path, soon: None, mo
     await check_same(made, growing, mode, tmp_path)
 
 
+async def test_packets_that_do_not_move_are_joined_soon(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If packets arrive as their tags say, the file is soon a part of LAG_MS behind them only, and it is the same."""
+    monkeypatch.setattr(following, "LAG_MS", 20_000)
+    sent = [(tag, float(tag.timestamp_ms)) for tag in flv_source.content(duration_s=40)]
+    growing = [Growing(tmp_path / "00000001.flv", sent)]
+    made, recording = await followed(growing, "02", tmp_path)
+    assert recording.lag_ms <= following.LAG_MS / 2
+    assert recording.restarts == 0
+    await check_same(made, growing, "02", tmp_path)
+
+
 async def test_a_late_track_begins_the_file_again(tmp_path: Path, soon: None) -> None:
     """Sound that begins after the file has begun changes its plan: the file begins again with both tracks, once."""
     sent = [(tag, at) for tag, at in stream(30) if tag.kind == flv.VIDEO or at > 14_901]
@@ -161,6 +172,7 @@ async def test_pictures_that_turn_out_to_be_late_begin_the_file_again(
     growing = [Growing(tmp_path / "00000001.flv", sorted(sent, key=lambda each: each[1]))]
     made, recording = await followed(growing, "02", tmp_path)
     assert recording.restarts > 0
+    assert recording.lag_ms == following.LAG_MS
     await check_same(made, growing, "02", tmp_path)
 
 

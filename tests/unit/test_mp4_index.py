@@ -87,6 +87,36 @@ def test_a_real_file_keeps_its_content(tmp_path: Path) -> None:
     assert data.index(b"moov") < data.index(b"mdat")
 
 
+def _made(path: Path, *options: str) -> Path:
+    """A file of 4 s by ffmpeg from a source with B-frames, its index in front."""
+    source = flv_source.write(path.with_suffix(".flv"), flv_source.content(duration_s=4, bframes=2))
+    argv = [flv_source.FFMPEG, "-loglevel", "error", "-i", str(source), *options, "-c", "copy", str(path)]
+    subprocess.run(argv, check=True)
+    mp4_index.to_front(path)
+    return path
+
+
+def test_the_index_tells_where_tracks_end(tmp_path: Path) -> None:
+    """Each track ends after its last sample, also one that begins later."""
+    ends_ms = mp4_index.track_ends_ms(_made(tmp_path / "a.mp4"))
+    assert ends_ms == {flv.AUDIO: pytest.approx(4_000, abs=60), flv.VIDEO: pytest.approx(4_000, abs=40)}
+    late = ("-itsoffset", "1.5", "-i", str(tmp_path / "a.flv"), "-map", "0:v", "-map", "1:a")
+    ends_ms = mp4_index.track_ends_ms(_made(tmp_path / "b.mp4", *late))
+    assert ends_ms == {flv.AUDIO: pytest.approx(5_500, abs=60), flv.VIDEO: pytest.approx(4_000, abs=40)}
+
+
+@pytest.mark.parametrize(("kind", "at"), [(b"stsz", 16), (b"mdat", -4), (b"hdlr", 12), (b"moov", 0)])
+def test_an_index_that_is_damaged(tmp_path: Path, kind: bytes, at: int) -> None:
+    """A file whose index does not describe its media to the last byte fails, as one whose index cannot be read."""
+    path = _made(tmp_path / "a.mp4")
+    data = bytearray(path.read_bytes())
+    data[data.index(kind) + at + 3] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(errors.TranscodeFailed) as refused:
+        mp4_index.track_ends_ms(path)
+    assert refused.value.reason == "verify-failed"
+
+
 @pytest.mark.parametrize("content", [b"", flv.header(audio=True, video=True), _box(b"ftyp", b"") + _box(b"mdat", b"")])
 def test_a_file_without_an_index(tmp_path: Path, content: bytes) -> None:
     """A file that is no whole MP4 is refused."""

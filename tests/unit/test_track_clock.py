@@ -218,3 +218,15 @@ def test_later_pictures_move_no_earlier_ones() -> None:
         return [value for stretch in run.stretches[:3] for value in (stretch.at_ms, run.live_ms(stretch.at_ms))]
 
     assert positions(90) == positions(180) == positions(290)
+
+
+def test_a_copy_leaves_the_clock_as_it_is() -> None:
+    """A clock that is placed again and again while its packets come places them as one that is placed once."""
+    packets = stream("pictures", 90, tag=lambda at: at + (7_000 if at > 40_000 else 0), there=lambda at: not 30_000 < at < 36_000)
+    clock, once = track_clock.TrackClock(), track_clock.TrackClock()
+    for number, (_, tag, arrived_ms, packet_ms) in enumerate(packets):
+        clock.add(tag, arrived_ms, packet_ms)
+        once.add(tag, arrived_ms, packet_ms)
+        if number % 40 == 0:
+            clock.copied().runs()
+    assert clock.copied().runs() == once.runs()

@@ -1,0 +1,83 @@
+"""The processes of followers: recordings share them, and what happens to one recording touches no other one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from media import arrival_index, flv, followers
+from tests import flv_source, waiting
+from tests.integration import test_following
+
+LASTS_S = 230
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[followers.Followers]:
+    """The followers of a node with one CPU."""
+    made = followers.Followers(flv_source.FFMPEG, after_s=0)
+    yield made
+    await made.stop()
+
+
+def follow(node: followers.Followers, name: str, segment: Path) -> Path:
+    """Follow a recording of this segment; returns its unfinished file."""
+    part = segment.with_name(f"{name}.mp4.part")
+    node.capturing(followers.Followed(recording=name, mode="02", part=part, earlier=list), segment)
+    return part
+
+
+def growing(folder: Path, name: str) -> test_following.Growing:
+    """A segment that is long enough to be followed, and whole."""
+    made = test_following.Growing(folder / f"{name}.flv", test_following.stream(LASTS_S))
+    made.until(LASTS_S * 1_000 + 1_000)
+    return made
+
+
+def _left(folder: Path) -> list[str]:
+    """Unfinished files."""
+    return [path.name for path in folder.glob("*.part")]
+
+
+async def test_what_one_recording_ends_with_touches_no_other(tmp_path: Path, node: followers.Followers) -> None:
+    """Of four recordings in one process one has a damaged segment, one cannot be read, and one is dropped. The fourth gets its
+    file, and nothing of the others is left."""
+    good = growing(tmp_path, "good")
+    damaged, unreadable = tmp_path / "damaged.flv", tmp_path / "unreadable.flv"
+    damaged.write_bytes(flv.header(audio=True, video=True) + b"\xff" * 100 + flv.encode(flv.AUDIO, 0, b"\xaf\x01\x21") * 2)
+    unreadable.mkdir()
+    for path in (damaged, unreadable):
+        arrival_index.path_of(path).write_bytes(arrival_index.header(0) + arrival_index.record(0, flv.AUDIO, 10))
+    parts = [follow(node, path.stem, path) for path in (good.path, damaged, unreadable)]
+    dropped = follow(node, "dropped", good.path)
+    await waiting.until(lambda: node.count == 2, 30, "the end of two followers")
+    await waiting.until(lambda: dropped.exists() and parts[0].exists(), 30, "the files of the others")
+    await node.drop("dropped")
+    assert not dropped.exists()
+    (pid,) = node.pids()
+    finished = await node.finish("good", [good.whole], tmp_path / "good.mp4")
+    assert finished is not None
+    assert finished.made.duration_ms == pytest.approx(LASTS_S * 1_000, abs=1_000)
+    for name in ("damaged", "unreadable", "dropped", "unknown"):
+        assert await node.finish(name, [], tmp_path / f"{name}.mp4") is None
+    assert node.pids() == [pid]
+    assert _left(tmp_path) == []
+
+
+async def test_a_process_that_dies_costs_its_recordings_their_followers(tmp_path: Path, node: followers.Followers) -> None:
+    """No file comes of them, nothing is left of them, and a later recording is followed by a new process."""
+    segment = growing(tmp_path, "a")
+    parts = [follow(node, name, segment.path) for name in ("a", "b")]
+    await waiting.until(lambda: all(part.exists() for part in parts), 30, "the files")
+    (pid,) = node.pids()
+    os.kill(pid, signal.SIGKILL)
+    for name in ("a", "b"):
+        assert await node.finish(name, [segment.whole], tmp_path / f"{name}.mp4") is None
+    assert _left(tmp_path) == []
+    await waiting.until(follow(node, "c", segment.path).exists, 30, "the file of the follower")
+    assert node.pids() not in ([], [pid])
+    assert await node.finish("c", [segment.whole], tmp_path / "c.mp4") is not None
