@@ -19,7 +19,7 @@ DISMISS, STOP, LEAVE = ENDINGS = ("dismiss", "stop", "leave")
 """The endings of a room: it is dismissed, the session is stopped, or the speakers leave and then it is dismissed."""
 
 HITS = {
-    "inbox": 14, "decision": 14, "bus": 10, "outbox": 14, "lease.take": 6, "lease.renew": 8, "callback": 1,
+    "inbox": 14, "decision": 14, "bus": 10, "outbox": 14, "lease.take": 6, "lease.renew": 8, "callback": 1, "manifest": 1,
 }  # fmt: skip
 """How often a room with two speakers reaches the failpoints of these names, at least; the others at least twice."""
 SKEWS_MS = (1_000, 1_500, 5_000, 61_000, 600_000, 3_600_000)
@@ -30,7 +30,7 @@ IN_CAPTURE = 0.4
 NODES = ("control", "worker1", "worker2")
 """The nodes of the distributed engine."""
 CONTROL_ONLY = ("inbox", "decision")
-WORKER_ONLY = ("lease", "capture", "segment", "transcode", "upload", "callback", "cleanup")
+WORKER_ONLY = ("lease", "capture", "segment", "transcode", "upload", "callback", "manifest", "cleanup")
 # Phases are far apart in the life of a recording, so the strikes of one run do not prevent each other.
 PHASES = (
     ("inbox", "decision", "lease.take"),
@@ -40,7 +40,7 @@ PHASES = (
     ("transcode",),
     ("upload.create", "upload.part", "upload.complete"),
     ("upload.head", "upload.done"),
-    ("callback", "cleanup"),
+    ("callback", "cleanup", "manifest"),
 )
 
 

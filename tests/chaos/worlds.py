@@ -284,6 +284,7 @@ class Run:
             "UserId": "recorder",
             "UserSig": "any",
             "Mode": "02",
+            "Manifest": True,
             "CosConfig": {"Region": REGION, "Bucket": BUCKET, "Path": self.prefix} | keys,
             "Callback": self.simulator.receiver_url(self.prefix),
         }
@@ -323,6 +324,7 @@ class Run:
             folder=str(self.folder),
             pids=[pid for node in self.nodes.values() for pid in node.pids],
             heard=self._subscriber.path if self._subscriber else None,
+            manifests=True,
             strays=self._strays,
         )
         path = self.folder / "scope.json"
