@@ -27,6 +27,8 @@ SKEWED = 0.5
 """The share of runs on many nodes in which clocks are off."""
 IN_CAPTURE = 0.4
 """The share of runs with one more kill in the middle of a capture, which measures the lost media."""
+FOLLOWED = 0.7
+"""The share of runs with native captures in which these are followed."""
 NODES = ("control", "worker1", "worker2")
 """The nodes of the distributed engine."""
 CONTROL_ONLY = ("inbox", "decision")
@@ -64,7 +66,7 @@ class Strike:
 class Plan:
     """One run. `away_s`: how long a killed worker stays away where others can take over; `shared`: one spool for all workers;
     `part`: not 0 for a plan of `grouped`; `skews`: node → (s after its start, ms that its clock is ahead from then on);
-    `capture`: the setting CAPTURE of all nodes."""
+    `capture`: the setting CAPTURE of all nodes; `follow`: the setting FOLLOW, within seconds."""
 
     engine: str
     seed: int
@@ -75,6 +77,7 @@ class Plan:
     part: int = 0
     skews: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
     capture: str = NATIVE
+    follow: bool = False
 
     @property
     def repeat(self) -> str:
@@ -103,7 +106,7 @@ def make(engine: str, seed: int) -> Plan:
         strikes = (replace(strikes[0], hit=1), *strikes[1:])
     if chance.random() < IN_CAPTURE:
         strikes = (*strikes, Strike(point="lease.renew.after", hit=chance.randint(2, 8), act=KILL))
-    return Plan(
+    made = Plan(
         engine=engine,
         seed=seed,
         strikes=strikes,
@@ -113,6 +116,12 @@ def make(engine: str, seed: int) -> Plan:
         skews=_skews(chance) if engine == DISTRIBUTED and chance.random() < SKEWED else {},
         capture=chance.choice(CAPTURES),
     )
+    return replace(made, follow=chance.random() < FOLLOWED and may_follow(made))
+
+
+def may_follow(plan: Plan) -> bool:
+    """Whether a plan is as good with FOLLOW: ffmpeg's segments cannot be followed, and a follower's transcode is not struck."""
+    return plan.capture == NATIVE and not any(strike.point.startswith("transcode") for strike in plan.strikes)
 
 
 def _skews(chance: random.Random) -> dict[str, list[tuple[float, int]]]:
@@ -140,7 +149,8 @@ def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
         strikes = tuple(Strike(point=name, hit=1, act=_act(chance, freezes=1)) for name in struck)
         capture = CAPTURES[(seed + place) % len(CAPTURES)]
         ending = _ending(strikes, DISMISS)
-        made.append(Plan(engine=engine, seed=seed, strikes=strikes, ending=ending, part=part, capture=capture))
+        plan = Plan(engine=engine, seed=seed, strikes=strikes, ending=ending, part=part, capture=capture)
+        made.append(replace(plan, follow=may_follow(plan)))
     return made
 
 

@@ -147,7 +147,7 @@ class Run:
     # --- the world --------------------------------------------------------------------------------------------------------
     async def _start_nodes(self) -> None:
         simulator = self.simulator
-        environment = SETTINGS | self.backend.settings | {"CAPTURE": self.plan.capture}
+        environment = SETTINGS | self.backend.settings | {"CAPTURE": self.plan.capture, "FOLLOW": str(self.plan.follow)}
         environment |= {"PULL_ADDRESS": simulator.pull_template, "COS_ENDPOINT": simulator.url}
         environment |= {"TRTC_CALLBACK_KEYS": json.dumps({str(self.app): CALLBACK_KEY})}
         if self.plan.engine == plans.EMBEDDED:

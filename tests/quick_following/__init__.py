@@ -1,0 +1,44 @@
+"""Following within seconds: packets are joined some seconds after their arrival, and not minutes. So short streams cross the same
+code as recordings of hours.
+
+`shorten` changes this process, and `install` a service with its followers and live uploads. Followers are processes of their own:
+they import `sitecustomize.py` of this folder when they start.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from media import ffmpeg_process, follower_process, followers, following, track_clock
+
+ENVELOPE_MS, SETTLED_MS, LAG_MS, PLACE_EVERY_MS = 1_000.0, 1_000, 2_500, 500
+LOOK_EVERY_S = 0.5
+PART_BYTES = 32 * 1024
+PROGRAM = "from tests import quick_following; quick_following.install(); import service; service.main()"
+"""What a service process with quick following runs."""
+
+
+def shorten() -> None:
+    """Let this process follow within seconds."""
+    track_clock.ENVELOPE_MS, track_clock.SETTLED_MS = ENVELOPE_MS, SETTLED_MS
+    following.LAG_MS, following.PLACE_EVERY_MS = LAG_MS, PLACE_EVERY_MS
+    follower_process.LOOK_EVERY_S = LOOK_EVERY_S
+
+
+def install() -> None:
+    """Let this service follow every recording from its begin, and send small parts; its COS must take them."""
+    from assembly import live_uploads
+    from tencent import cos, file_parts
+
+    shorten()
+    ffmpeg_process.ENVIRONMENT["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    file_parts.MIN_PART_BYTES = PART_BYTES
+    _preset(followers, "Followers", after_s=0.0)
+    _preset(live_uploads, "LiveUploads", look_every_s=LOOK_EVERY_S)
+    _preset(cos, "CosUploader", first_part_bytes=PART_BYTES)
+
+
+def _preset(module: Any, name: str, **given: Any) -> None:
+    setattr(module, name, functools.partial(getattr(module, name), **given))
