@@ -96,9 +96,8 @@ async def test_followed_recordings_survive_kills_and_restarts(world: World, room
         if entry["RecordFile"]:
             assert len(entry["Gaps"]) >= 2, entry
             await scene.inspect(entry)
-    assert {
-        line["recording"].split("/")[0]: line["why"] for line in logged(world, "transcode.followed") if not line["done"]
-    } == {}
+    followed = {line["recording"]: (line["done"], line["why"]) for line in logged(world, "transcode.followed")}
+    assert followed == {f"{scene.task_id}/alice/1": (True, "") for scene in rooms.values()}
     await replayed(world, rooms["refused"])
     await waiting.until(lambda: not service_process.work(world.service.pid), 10, "all processes to end")
     left = [*world.folder.glob("service/spool/**/*.part"), *world.simulator.folder.glob("cos-uploads/*/upload.json")]

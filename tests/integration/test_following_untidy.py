@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import growth, recipe_source, recipes
-from media import following, track_clock, transcode
+from media import transcode
 from tests import flv_source, quick_following
 
 ENCODED = "a track has to be encoded as a whole"
@@ -21,10 +21,9 @@ GIVEN_UP = {
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packets are joined some seconds after their arrival."""
-    for module in (track_clock, following):
-        for name in ("ENVELOPE_MS", "SETTLED_MS", "LAG_MS", "PLACE_EVERY_MS"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, getattr(quick_following, name))
+    for module, figures in quick_following.FIGURES.items():
+        for name, value in figures.items():
+            monkeypatch.setattr(module, name, value)
 
 
 async def outcome(name: str, folder: Path) -> str:
