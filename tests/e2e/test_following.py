@@ -70,8 +70,9 @@ def output(world: World, scene: Scene) -> dict[str, Any]:
 
 
 async def test_followed_recordings_survive_kills_and_restarts(world: World, rooms: dict[str, Scene]) -> None:
-    """After kill -9 and SIGTERM in the middle, files of one, two and changing tracks are finished by their followers, delivered
-    once, and nothing is left: no process, no unfinished file, no upload. A replay of the transcode makes the same bytes."""
+    """After kill -9 and SIGTERM in the middle, followers finish the files of one and two tracks; one with a late picture is made
+    afterwards. All are delivered once, and nothing is left: no process, no unfinished file, no upload. A replay of the transcode
+    makes the same bytes."""
     speakers = {name: await scene.join("alice", video=name != "late") for name, scene in rooms.items()}
     await recording(rooms, 1)
     followers = service_process.children(world.service.pid)
@@ -96,6 +97,10 @@ async def test_followed_recordings_survive_kills_and_restarts(world: World, room
         if entry["RecordFile"]:
             assert len(entry["Gaps"]) >= 2, entry
             await scene.inspect(entry)
+    # The late picture is filled with black, which has to be encoded: its follower gives up when it comes.
+    late = rooms.pop("late")
+    gave_up = [(line["recording"], line["why"]) for line in logged(world, "follower.gave_up")]
+    assert gave_up == [(f"{late.task_id}/alice/1", "a track has to be encoded as a whole")]
     followed = {line["recording"]: (line["done"], line["why"]) for line in logged(world, "transcode.followed")}
     assert followed == {f"{scene.task_id}/alice/1": (True, "") for scene in rooms.values()}
     await replayed(world, rooms["refused"])
