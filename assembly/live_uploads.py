@@ -93,6 +93,8 @@ class LiveUploads:
                     return
             except (OSError, errors.RecorderError) as error:
                 log.info("upload.live_failed", recording=recording, reason=type(error).__name__, detail=str(error))
+            except Exception:
+                log.exception("upload.live_failed", recording=recording)
 
 
 async def _ended(live: _Live) -> None:

@@ -194,6 +194,7 @@ class Node:
             new_id=new_id,
             shared_spool=self._shared,
             object_url=node_work.object_url,
+            manifest_url=node_work.manifest_url,
             mints=lambda sdk_app_id: sdk_app_id in keys,
             user_per_speaker=self.settings.pull_user == "per-speaker",
         )

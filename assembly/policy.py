@@ -13,4 +13,4 @@ def of(settings: settings_module.Settings) -> model.Policy:
         "keep_messages", "keep_sessions", "lease", "node_return", "progress_every",
     )  # fmt: skip
     times = {f"{name}_ms": round(getattr(settings, f"{name}_s") * 1000) for name in names}
-    return model.Policy(**times, progress_events=settings.progress_events)
+    return model.Policy(**times, progress_events=settings.progress_events, manifest=settings.manifest)

@@ -236,6 +236,20 @@ class NodeWork:
         webhook_id = f"{delivery.task_id}.{delivery.revision}"
         await self.webhook.send(delivery.url, delivery.body.encode(), webhook_id=webhook_id, now_s=self._clock() // 1000)
 
+    async def write_manifest(self, manifest: due_work.ManifestAssignment) -> None:
+        """Write a manifest to the bucket, in the place of an older one."""
+        request, task_id = manifest.session.request, manifest.session.task_id
+        try:
+            target = _in_bucket(request, cos_target.manifest_key(request.path, task_id), self._settings.cos_server)
+            keys = await self._chain.resolve(manifest.secrets.to_json())
+            await self.uploader.put(manifest.body, target, keys)
+        except errors.InvalidParameter as error:
+            raise errors.DeliveryFailed(error.message, reason=Reason.REFUSED, retry=error.retry) from error
+        except errors.UploadFailed as error:
+            if error.reason == Reason.EXPIRED_TOKEN:
+                self._chain.forget()
+            raise errors.DeliveryFailed(error.detail, reason=error.reason, retry=error.retry) from error
+
     async def probe_spool(self) -> str:
         """Why the spool cannot be written and read now; "" if it can."""
         return await self._probe.run()
@@ -303,10 +317,19 @@ def object_url(request: requests.StartRequest, recording: model.Recording) -> st
     return cos_target.url(_object(request, recording))
 
 
+def manifest_url(request: requests.StartRequest, task_id: str) -> str:
+    """The address of a session's manifest."""
+    return cos_target.url(_in_bucket(request, cos_target.manifest_key(request.path, task_id)))
+
+
 def _object(
     request: requests.StartRequest, recording: model.Recording, endpoint: tuple[str, str, int] | None = None
 ) -> cos_target.CosTarget:
     key = cos_target.object_key(request.path, recording.task_id, recording.speaker, recording.object_number, recording.mode)
+    return _in_bucket(request, key, endpoint)
+
+
+def _in_bucket(request: requests.StartRequest, key: str, endpoint: tuple[str, str, int] | None = None) -> cos_target.CosTarget:
     return cos_target.CosTarget(
         region=request.region, bucket=request.bucket, key=key, endpoint=endpoint, attributes=request.attributes
     )

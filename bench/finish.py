@@ -5,7 +5,8 @@
 Rule: both ways take turns with the same stream and the same COS, which takes 50 MB/s. The time begins with the last byte of the
 segment and ends with the verified object; decisions and messages are not in it. A recording is fed faster than real time. Its
 last seconds come when the follower and its upload have nothing left to do, as in real time. `cpu_ms` is the CPU of the follower
-and its ffmpeg per second of media, while the recording runs.
+and its ffmpeg per second of media, while the recording runs. With `--compare` the files of both ways are also decoded and
+compared, and the followed one is played (`bench/whole_file.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import structlog
 
 from assembly import work as node_work
-from bench import cos_sink, noise, processes, source
+from bench import cos_sink, noise, processes, source, whole_file
 from config import settings
 from machine import due_work, segments
 from media import arrival_index, flv, spool
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
     parser.add_argument("--folder", type=Path, default=Path("var"))
+    parser.add_argument("--compare", action="store_true", help="compare the files of both ways, and play one")
     parser.add_argument("--write", action="store_true", help="write bench/results/finish.json")
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
@@ -59,19 +61,37 @@ def main() -> None:
     quiet = noise.Noise()
     tags = source.encoded(given.folder)
     rows: list[dict[str, Any]] = []
+    wrong: list[str] = []
     with cos() as port:
         for mode in given.modes:
             for minutes in given.minutes:
                 for way in given.ways:
                     with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as folder:
-                        row = asyncio.run(measure(tags, minutes, mode, way, Path(folder), port))
+                        kept = given.folder / f"{way}.{MODES[mode].lower()}" if given.compare else None
+                        row = asyncio.run(measure(tags, minutes, mode, way, Path(folder), port, kept))
                     rows.append(row)
                     print(json.dumps(row), file=sys.stderr, flush=True)
+                if given.compare:
+                    wrong += _compared(given.folder, f"{minutes:g} min, {MODES[mode]}", MODES[mode].lower())
     shown = [[f"{row['minutes']:g} min, {row['file']}, {row['way']}", *(f"{row[name]:g}" for name in NAMES)] for row in rows]
     print(noise.table(["recording of 1.5 Mbit/s", *NAMES], shown))
     print(quiet)
     if given.write:
         RESULTS.write_text(json.dumps({"load": str(quiet), "rows": rows}, indent=1) + "\n", "utf-8")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def _compared(folder: Path, name: str, extension: str) -> list[str]:
+    """The faults of the followed file; both are removed."""
+    files = [folder / f"{way}.{extension}" for way in WAYS]
+    with tempfile.TemporaryDirectory() as profile:
+        found = whole_file.faults(*files, Path(profile))
+    size_bytes = files[0].stat().st_size
+    for file in files:
+        file.unlink()
+    print(f"{name}: {'; '.join(found) or 'the same frames and samples, whole and playable'} ({size_bytes} bytes)", flush=True)
+    return [f"{name}: {each}" for each in found]
 
 
 @contextlib.contextmanager
@@ -86,8 +106,10 @@ def cos(mb_per_s: float = cos_sink.MB_PER_S) -> Iterator[int]:
             process.terminate()
 
 
-async def measure(tags: list[flv.Tag], minutes: float, mode: str, way: str, folder: Path, port: int) -> dict[str, Any]:
-    """One row."""
+async def measure(
+    tags: list[flv.Tag], minutes: float, mode: str, way: str, folder: Path, port: int, kept: Path | None = None
+) -> dict[str, Any]:
+    """One row. The finished file is moved to `kept`."""
     environ = {"HOME": str(folder), "FOLLOW": str(way == "following"), "COS_ENDPOINT": f"http://127.0.0.1:{port}"}
     place = spool.Spool(folder / "spool")
     place.start()
@@ -96,7 +118,10 @@ async def measure(tags: list[flv.Tag], minutes: float, mode: str, way: str, fold
     work.followers.after_s = 0
     await work.uploader.start()
     try:
-        return {"minutes": minutes, "file": MODES[mode], "way": way} | await _record(work, place, tags, minutes, mode)
+        row = {"minutes": minutes, "file": MODES[mode], "way": way} | await _record(work, place, tags, minutes, mode)
+        if kept is not None:
+            place.output_path(TASK, "al", 1, mode, 2).replace(kept)
+        return row
     finally:
         await work.live_uploads.stop()
         await work.followers.stop()

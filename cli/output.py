@@ -149,6 +149,9 @@ def session(body: Json) -> None:
     if body["Callbacks"]:
         _section("Callbacks")
         _deliveries(body["Callbacks"])
+    if manifest := body.get("Manifest"):  # a service of an earlier version has none
+        _section("Manifest")
+        rows(("Revision", "State", "Attempts", "Last try", "Next try", "Detail"), [_manifest_cells(manifest)])
     _section("Timeline")
     rows(("Time", "Of", "Event", "Move", "Note"), (_timeline_cells(entry) for entry in body["Timeline"]))
     steps = [s for s in (body["Next"], *(_next(r) for r in body["Recordings"])) if s]
@@ -252,6 +255,11 @@ def _deliveries(found: Sequence[Json]) -> None:
 def _delivery_cells(body: Json) -> list[str]:
     tries = (times.shown(body["LastTime"]), times.shown(body["NextTime"]))
     return [str(body["Revision"]), body["Host"], body["State"], str(body["Attempts"]), *tries, body["Answer"]]
+
+
+def _manifest_cells(body: Json) -> list[str]:
+    tries = (times.shown(body["LastTime"]), times.shown(body["NextTime"]))
+    return [str(body["Revision"]), body["State"], str(body["Attempts"]), *tries, body["Detail"]]
 
 
 def _segments(recordings: Sequence[Json]) -> None:

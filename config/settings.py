@@ -187,6 +187,12 @@ class Settings(pydantic_settings.BaseSettings):
         "PROGRESS_EVENTS", (), f"a list of {', '.join(parsers.PROGRESS_EVENTS)}", "Progress of recordings to publish as results."
     )
     progress_every_s: Seconds = _setting("PROGRESS_EVERY", 60.0, DURATION, "Time between two recording-progress.", ge=1)
+    manifest: bool = _setting(
+        "MANIFEST",
+        False,
+        "true or false",
+        "Write manifest.json beside the files of every session, not only on request.",
+    )
     node_return_s: Seconds = _setting(
         "NODE_RETURN", 1800.0, DURATION, "Time for which a transcode waits for an absent node with segments."
     )

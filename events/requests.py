@@ -94,6 +94,7 @@ class StartRequest:
     user_data: str = ""  # UserData as JSON text; "": not given
     callback_events: tuple[str, ...] = ()
     attributes: object_attributes.ObjectAttributes = object_attributes.NONE
+    manifest: bool = False
 
 
 def fingerprint(type_: str, id_: str, data: Mapping[str, Any]) -> str:
@@ -134,6 +135,7 @@ _SETTINGS: dict[str, Callable[[StartRequest], object]] = {
     "UnSubscribeUserIds": lambda request: set(request.unsubscribe),
     "CallbackEvents": lambda request: set(request.callback_events),
     "UserData": lambda request: _canonical(request.user_data),
+    "Manifest": lambda request: request.manifest,
 }
 
 
@@ -171,6 +173,7 @@ def start(data: Mapping[str, Any]) -> tuple[StartRequest, Secrets]:
         user_data=_user_data(data),
         callback_events=tuple(data.get("CallbackEvents", ())),
         attributes=object_attributes.read(cos),
+        manifest=data.get("Manifest", False),
     )
     return request, secrets(data)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from events import codec, requests
 from events import errors as event_errors
 from handlers import trtc_events
-from machine import internal_events, job_key, ports, progress, states
+from machine import internal_events, job_key, model, ports, progress, states
 from machine.reasons import Reason
 
 Stages = Iterator[Sequence[ports.Need]]
@@ -43,7 +43,10 @@ def _recording(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
 
 def _delivery(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     key = job_key.DeliveryKey.of(event.data)
-    yield [("session", (key.task_id,)), ("delivery", (key,))]
+    needs: list[ports.Need] = [("session", (key.task_id,)), ("delivery", (key,))]
+    if key.revision > model.MANIFESTS_FROM:
+        needs += [("pending_deliveries", (key.task_id,)), ("recordings", (key.task_id,))]
+    yield needs
 
 
 def _deadline(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
@@ -73,7 +76,8 @@ def _resend(event: codec.Event, snapshot: ports.Snapshot) -> Stages:
     task_id = event.data["TaskId"]
     yield [("session", (task_id,))]
     if current := snapshot.session(task_id):
-        yield [("delivery", (job_key.DeliveryKey(task_id, event.data.get("Revision", current.revision)),))]
+        numbers = (event.data.get("Revision", current.revision), model.MANIFESTS_FROM + current.revision)
+        yield [("delivery", (job_key.DeliveryKey(task_id, number),)) for number in numbers]
 
 
 def _start(event: codec.Event, snapshot: ports.Snapshot) -> Stages:

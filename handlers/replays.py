@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from events import requests
-from handlers import speakers, unit_of_work, user_requests
-from machine import changes, errors, job_key, model, recording, results, states
+from handlers import deliveries, speakers, unit_of_work, user_requests
+from machine import changes, delivery, errors, job_key, model, recording, results, states
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +68,26 @@ def _succeeded(uow: unit_of_work.UnitOfWork, current: model.Session, value: mode
 
 
 def resend(uow: unit_of_work.UnitOfWork) -> dict[str, Any]:
-    """Post a revision of the result again, the newest unless one is named. Returns TaskId, Revision and State.
+    """Post a revision of the result again, the newest unless one is named, and write a manifest again that was given up. Returns
+    TaskId, Revision and State.
 
     Raises NotFound, Refused."""
     data = uow.event.data
     current = user_requests.named(uow, data["TaskId"])
     if not current.revision:
         raise errors.Refused("The session has no result yet; it is posted when the session finishes.")
+    revision = data.get("Revision", current.revision)
+    manifest = uow.snapshot.delivery(job_key.DeliveryKey(current.task_id, model.MANIFESTS_FROM + current.revision))
+    if manifest is not None and manifest.state == delivery.FAILED:
+        manifest = deliveries.advance(uow, manifest, "resend").delivery
+    if not current.request.callback and manifest is not None:
+        return {"TaskId": current.task_id, "Revision": current.revision, "State": manifest.state}
     if not current.request.callback:
         raise errors.Refused("The start named no Callback, so no result is posted; `recorder results` has them.")
-    revision = data.get("Revision", current.revision)
     value = uow.snapshot.delivery(job_key.DeliveryKey(current.task_id, revision))
     if value is None:
         raise errors.NotFound(f"The result has no revision {revision}; the newest is {current.revision}.")
-    decided = uow.advance_delivery(value, "resend")
+    decided = deliveries.advance(uow, value, "resend")
     if decided.ignored:
         raise errors.Refused(f"Revision {revision} is not posted again: {decided.ignored}.")
     return {"TaskId": current.task_id, "Revision": revision, "State": decided.delivery.state}

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from events import codec, requests
-from handlers import journal_notes, snapshot_facts
+from handlers import deliveries, journal_notes, snapshot_facts
 from machine import (
     changes,
-    delivery,
     effects,
     errors,
     internal_events,
@@ -44,6 +43,8 @@ class Context:
     shared_spool: bool = True  # any node can reach any segment
     # The address of a recording's object.
     object_url: Callable[[requests.StartRequest, model.Recording], str] = lambda request, recording: ""
+    # The address of a session's manifest.
+    manifest_url: Callable[[requests.StartRequest, str], str] = lambda request, task_id: ""
     mints: Callable[[int], bool] = lambda sdk_app_id: False  # whether the service can generate UserSigs for the application
     user_per_speaker: bool = False  # PULL_USER
 
@@ -212,7 +213,7 @@ class UnitOfWork:
                 case effects.Finish():
                     self._finish(task_id)
                 case _:
-                    self._apply_deadline(value.key, effect)
+                    self.apply_deadline(value.key, effect)
         return decision
 
     def _recounted(self, task_id: str) -> model.Session:
@@ -252,43 +253,15 @@ class UnitOfWork:
         self.changes.secrets[opened.task_id] = secrets
         self.journal(opened.key, "", states.OPEN, f"mode {opened.request.mode}")
         for effect in session.opening(session.SessionFacts(now_ms=self.now_ms, policy=self.context.policy)):
-            self._apply_deadline(opened.key, effect)
-
-    # --- deliveries -------------------------------------------------------------------------------------------------------
-    def advance_delivery(
-        self, value: model.Delivery, trigger: str, outcome: internal_events.DeliveryOutcome | None = None
-    ) -> delivery.DeliveryDecision:
-        """Trigger the delivery of a result and note the decision."""
-        decision = delivery.decide(value, trigger, now_ms=self.now_ms, policy=self.context.policy, outcome=outcome)
-        if decision.ignored:
-            self.journal(value.key, value.state, value.state, f"ignored: {trigger}: {decision.ignored}")
-            return decision
-        self._save_delivery(value, decision)
-        self.journal(value.key, value.state, decision.delivery.state, decision.delivery.detail)
-        return decision
+            self.apply_deadline(opened.key, effect)
 
     def publish(self, type_: str, data: Mapping[str, Any], owner: job_key.RecordingKey) -> None:
         """Publish an event of a recording's progress, and post it to the callback that asked for it."""
         self.send("result", type_, data, owner)
         current = self.held(owner.task_id)
         if type_ in current.request.callback_events and current.events_posted < model.MOST_EVENTS:
-            self._deliver(current, model.EVENTS_FROM + current.events_posted + 1, _json({"Type": type_, **data}))
+            deliveries.begin(self, current, model.EVENTS_FROM + current.events_posted + 1, _json({"Type": type_, **data}))
             self.save_session(model.changed(current, events_posted=current.events_posted + 1))
-
-    def _deliver(self, current: model.Session, number: int, body: str) -> None:
-        new = model.Delivery(task_id=current.task_id, revision=number, url=current.request.callback, body=body)
-        self._save_delivery(None, delivery.decide(new, "send", now_ms=self.now_ms, policy=self.context.policy))
-
-    def _save_delivery(self, old: model.Delivery | None, decision: delivery.DeliveryDecision) -> None:
-        new = decision.delivery
-        self.changes.deliveries[new.key] = (old, model.changed(new, version=old.version + 1) if old else new)
-        for effect in decision.effects:
-            match effect:
-                case effects.Command(type_):
-                    data = {"TaskId": new.task_id, "Revision": new.revision, "Epoch": new.epoch}
-                    self.send("command", type_, data, new.key)
-                case _:
-                    self._apply_deadline(new.key, effect)
 
     # --- journal, messages, deadlines -------------------------------------------------------------------------------------
     def journal(self, owner: job_key.OwnerKey, source: str, target: str, note: str) -> None:
@@ -309,7 +282,8 @@ class UnitOfWork:
         serial = hashlib.blake2b(arming, digest_size=16).hexdigest()
         self.changes.deadlines[owner, kind] = changes.Armed(at_ms, serial, once)
 
-    def _apply_deadline(self, owner: job_key.OwnerKey, effect: effects.Effect) -> None:
+    def apply_deadline(self, owner: job_key.OwnerKey, effect: effects.Effect) -> None:
+        """Apply an effect that arms or disarms a deadline."""
         match effect:
             case effects.Arm(kind, at_ms, once):
                 self.arm(owner, kind, at_ms, once=once)
@@ -325,6 +299,11 @@ class UnitOfWork:
             not r.final or (r.state == states.FAILED and not r.never_seen and (r.ended_ms or 0) > kept_from_ms)
             for r in recordings
         )
+
+    def wipe_secrets(self, task_id: str) -> None:
+        """Wipe the secrets, unless a recording still needs them."""
+        if not self.needs_secrets(self.recordings(task_id)):
+            self.changes.secrets[task_id] = None
 
     # --- shared by the methods above --------------------------------------------------------------------------------------
     def _current(self, loaded: Sequence[model.Recording], task_id: str) -> list[model.Recording]:
@@ -344,7 +323,7 @@ class UnitOfWork:
                 case effects.Publish(type_, data):
                     self.publish(type_, data, value.key)
                 case _:
-                    self._apply_deadline(value.key, effect)
+                    self.apply_deadline(value.key, effect)
 
     def _report(self, value: model.Recording) -> None:
         if value.never_seen:
@@ -372,13 +351,7 @@ class UnitOfWork:
         text = _json(body)
         self.changes.results.append((task_id, current.revision, text))
         self.changes.send("result", event, task_id)
-        # The result replaces events that the receiver has not accepted.
-        for older in self.snapshot.pending_deliveries(task_id) if current.revision > 1 or current.events_posted else ():
-            self.advance_delivery(older, "cancel")
-        if current.request.callback:
-            self._deliver(current, current.revision, text)
-        if not self.needs_secrets(recordings):
-            self.changes.secrets[task_id] = None
+        deliveries.replace(self, current, text)
 
     def _journal_moves(self, owner: job_key.OwnerKey, moves: tuple[tuple[str, str], ...], note: str) -> None:
         for source, target in moves[:-1]:

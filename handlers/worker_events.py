@@ -8,7 +8,7 @@ from __future__ import annotations
 import structlog
 
 from events import codec
-from handlers import speakers, unit_of_work
+from handlers import deliveries, speakers, unit_of_work
 from machine import internal_events, job_key, model, presence, recording, states
 from machine.reasons import Reason
 
@@ -86,7 +86,7 @@ def advance_delivery(
     if uow.find_session(key.task_id) is None or value is None:
         log.warning("outcome.unknown_delivery", owner=key, event_type=uow.event.type)
         return
-    uow.advance_delivery(value, trigger, outcome)
+    deliveries.advance(uow, value, trigger, outcome)
 
 
 def note_pull(

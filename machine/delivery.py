@@ -1,8 +1,9 @@
 """The delivery's state machine: one result to one URL, pending until delivered, failed, or cancelled by a newer
-revision. A user may have any of them posted again.
+revision. A user may have any of them posted again. A manifest is delivered to the bucket by the same machine.
 
 Rules: pure and total. The backoff follows Standard Webhooks. Only a 2xx response is success; a refusal that no retry cures, such
-as 410, ends the delivery.
+as 410, ends the delivery. All manifests of a session are one object: a newer one is written when no worker writes an older one,
+so that the newest is written last.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def decide(
     if event == "send":
         return _queue(delivery)
     if event == "cancel":
+        if delivery.is_manifest and delivery.is_leased:
+            return DeliveryDecision(delivery=delivery, ignored="a worker writes it; the newer one follows")
         return _end(delivery, CANCELLED, "a newer revision took its place")
     if event == "retry-due":
         waits = delivery.job is not None and delivery.job.state == states.WAITING
@@ -67,7 +70,7 @@ def _queue(delivery: model.Delivery) -> DeliveryDecision:
 
 def _resend(delivery: model.Delivery) -> DeliveryDecision:
     """Post again from the beginning of the schedule: one that has ended, or one that waits for a retry."""
-    if delivery.job is not None and delivery.job.state == states.LEASED:
+    if delivery.is_leased:
         return DeliveryDecision(delivery=delivery, ignored="it is being posted at this moment")
     return _queue(model.changed(delivery, state=PENDING, failures=0, detail=""))
 

@@ -66,6 +66,15 @@ Overdue = Deadline | Lease | QueuedJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestAssignment:
+    """The data that a worker needs for the job of a manifest: `body` is the object's content."""
+
+    session: model.Session
+    secrets: requests.Secrets
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The data that a worker needs for a job of a recording."""
 

@@ -51,6 +51,8 @@ POINTS: Mapping[str, str] = {
     "callback.send.after": "posted, but the outcome is not written: posted again, the same body under the same `webhook-id`",
     "callback.mark.before": "as after the POST",
     "callback.mark.after": "`callback-finished` is in the outbox; nothing is pending",
+    "manifest.put.before": "the manifest is a delivery's job: the retry writes it",
+    "manifest.put.after": "written, but the outcome is not: written again, with the same bytes",
     "cleanup.remove.before": "the row has released the files and still lists them: the next round deletes them",
     "cleanup.remove.after": "the files are gone but still listed: the next round finds nothing to delete",
 }

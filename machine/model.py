@@ -14,7 +14,9 @@ HOUR = 60 * MINUTE
 
 EVENTS_FROM = 1_000_000
 """Deliveries of events are numbered above this, and those of results by their Revision."""
-MOST_EVENTS = 8_999_999  # a delivery's number has seven digits at most
+MOST_EVENTS = 7_999_999
+MANIFESTS_FROM = 9_000_000
+"""Deliveries of manifests to the bucket are numbered by their Revision above this. A number has seven digits at most."""
 EXTENDED_BY_DOWNTIME = ("join", "idle", "linger")
 """Deadlines that downtime extends: while no node sent a heartbeat, no node could have tried."""
 
@@ -89,6 +91,8 @@ class Policy:
     progress_every_ms: int = MINUTE
     # Workers that may end in a row without an outcome before a transcode fails.
     lost_limit: int = 5
+    # Every session has a manifest, not only those whose start asks for one.
+    manifest: bool = False
 
     @property
     def presence_kept_ms(self) -> int:
@@ -293,12 +297,13 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """The delivery of one revision of a session's result, or of one event of progress, to its callback URL."""
+    """The delivery of one revision of a session's result, or of one event of progress, to its callback URL; or that of the
+    manifest of one revision to the bucket."""
 
     task_id: str  # the session
-    revision: int  # the result's Revision; above EVENTS_FROM an event's number
-    url: str = field(repr=False)  # the callback URL, which may hold secrets
-    body: str = field(repr=False)  # the result or event as JSON, posted byte for byte
+    revision: int  # the result's Revision; above EVENTS_FROM an event's number, above MANIFESTS_FROM that of a manifest
+    url: str = field(repr=False)  # the callback URL, which may hold secrets; of a manifest the object's
+    body: str = field(repr=False)  # the result or event as JSON, posted byte for byte; "" for a manifest, which the worker makes
     state: str = "pending"  # pending, delivered, failed or cancelled
     version: int = 1  # raised by each write; guards against concurrent updates
     epoch: int = 0  # the number of the current job; outcomes of older epochs are stale
@@ -312,6 +317,16 @@ class Delivery:
     def key(self) -> job_key.DeliveryKey:
         """The owner of its jobs, deadlines and messages."""
         return job_key.DeliveryKey(self.task_id, self.revision)
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it writes a manifest."""
+        return self.revision > MANIFESTS_FROM
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether a worker delivers it at this moment."""
+        return self.job is not None and self.job.state == states.LEASED
 
 
 COUNTS = ("live", "uploading", "present")

@@ -76,10 +76,12 @@ class JobView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionParts:
-    """The recordings of a session, the deliveries of its results, and their queued or leased jobs by owner."""
+    """The recordings of a session, the deliveries of its results, and their queued or leased jobs by owner. `manifests` has the
+    newest one, if there is any."""
 
     recordings: list[model.Recording] = field(default_factory=list)
     deliveries: list[model.Delivery] = field(default_factory=list)
+    manifests: list[model.Delivery] = field(default_factory=list)
     jobs: dict[job_key.JobKey, JobView] = field(default_factory=dict)
 
 

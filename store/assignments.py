@@ -7,10 +7,14 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import select
 
-from machine import due_work, encryption, job_key, model
+from machine import due_work, encryption, job_key, manifest, model, segments
 from store import connections, encrypted_rows, rows, snapshot, statements, tables
 from store.sql import Statement, Step, Steps
 
+_RESULT = Statement(select(tables.results.c.body).where(statements.matching(tables.results, "task_id", "revision")))
+_SEGMENTS = Statement(
+    select(tables.segments).where(statements.matching(tables.segments, "task_id")).order_by(tables.segments.c.epoch)
+)
 _ORIGIN = Statement(select(tables.callbacks.c.url).where(statements.matching(tables.callbacks, "task_id", "revision")))
 
 
@@ -46,6 +50,26 @@ class Assignments:
                 return None
             whole = [encrypted_rows.decrypt_row(self._keyring, row) for row in urls]
             return replace(rows.delivery(found[0]), url=whole[0] if whole else "")
+
+        return await self._database.run(steps)
+
+    async def manifest(self, key: job_key.DeliveryKey) -> due_work.ManifestAssignment | None:
+        """The assignment of a manifest's job; None if there is no such result. Raises DecryptionFailed."""
+
+        def steps() -> Steps[due_work.ManifestAssignment | None]:
+            seen = snapshot.LoadedSnapshot(now_ms=0)
+            needs = [(name, (key.task_id,)) for name in ("session", "secrets", "recordings")]
+            yield from snapshot.Loader(self._keyring, seen.now_ms, locks=False).load((seen, need) for need in needs)
+            revision = key.revision - model.MANIFESTS_FROM
+            found = yield Step(_RESULT, [{"at_task_id": key.task_id, "at_revision": revision}])
+            session = seen.session(key.task_id)
+            if session is None or not found:
+                return None
+            parts: dict[str, list[segments.Segment]] = {}
+            for row in (yield Step(_SEGMENTS, [{"at_task_id": key.task_id}])):
+                parts.setdefault(row["recording_id"], []).append(rows.segment(row))
+            body = manifest.body(found[0]["body"], seen.recordings(key.task_id), parts)
+            return due_work.ManifestAssignment(session=session, secrets=seen.secrets(key.task_id), body=body)
 
         return await self._database.run(steps)
 

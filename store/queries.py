@@ -21,6 +21,7 @@ from sqlalchemy import (
     case,
     cast,
     func,
+    or_,
     select,
     text,
     tuple_,
@@ -112,7 +113,8 @@ class SessionQueries:
                 found[recording.task_id].recordings.append(recording)
             delivery_rows = await _deliveries_and_jobs(connection, task_ids, bodies=bodies)
             for row in delivery_rows:
-                found[row["task_id"]].deliveries.append(rows.delivery(row))
+                parts, value = found[row["task_id"]], rows.delivery(row)
+                (parts.manifests if value.is_manifest else parts.deliveries).append(value)
             busy = [r for r in (*job_rows, *delivery_rows) if r["job_state"] in (states.QUEUED, states.LEASED)]
             since = await _queued_since(connection, [r for r in busy if r["job_state"] == states.QUEUED])
         for row in busy:
@@ -293,8 +295,11 @@ async def _recordings_and_jobs(connection: AsyncConnection, task_ids: Sequence[s
 
 async def _deliveries_and_jobs(connection: AsyncConnection, task_ids: Sequence[str], *, bodies: bool) -> list[dict[str, Any]]:
     table = tables.callbacks
-    chosen = _first(DELIVERIES, table, task_ids, table.c.revision.desc(), only=(table.c.revision < model.EVENTS_FROM,))
-    found = (jobs.deliveries() if bodies else jobs.bodiless_deliveries()).where(chosen).order_by(table.c.revision)
+    newest = table.c.revision.desc()
+    results = _first(DELIVERIES, table, task_ids, newest, only=(table.c.revision < model.EVENTS_FROM,))
+    manifest = _first(1, table, task_ids, newest, only=(table.c.revision > model.MANIFESTS_FROM,))
+    found = jobs.deliveries() if bodies else jobs.bodiless_deliveries()
+    found = found.where(or_(results, manifest)).order_by(table.c.revision)
     return [dict(r) for r in (await connection.execute(found)).mappings()]
 
 

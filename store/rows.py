@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from events import object_attributes, requests
-from machine import alignment, model, published, states
+from machine import alignment, model, published, segments, states
 
 # Fields of a recording whose columns kept an older name. The column `attempt` counts from 1, the field `replays` from 0.
 RENAMED = {
@@ -40,6 +40,8 @@ SESSION_FIELDS = (
     "user_pulls",
     "events_posted",
 )
+
+SEGMENT_FIELDS = tuple(f.name for f in dataclasses.fields(segments.Segment))
 
 
 def anchors_text(value: alignment.Anchors) -> str:
@@ -89,6 +91,8 @@ def session_row(session: model.Session) -> dict[str, Any]:
     body = dataclasses.asdict(request)
     if request.attributes == object_attributes.NONE:
         del body["attributes"]  # nodes of 0.1.0 read none
+    if not request.manifest:
+        del body["manifest"]  # nor this
     return session_columns(session) | {
         "task_id": session.task_id,
         "sdk_app_id": request.room.sdk_app_id,
@@ -132,6 +136,12 @@ def session_columns(session: model.Session) -> dict[str, Any]:
     """The columns of a session that change."""
     warnings = dumps(session.warnings) if session.warnings else "[]"
     return {"version": session.version, "warnings": warnings} | {name: getattr(session, name) for name in SESSION_FIELDS}
+
+
+def segment(row: Mapping[str, Any]) -> segments.Segment:
+    """A segment from its row."""
+    values = {name: row[name] for name in SEGMENT_FIELDS}
+    return segments.Segment(**{**values, "anchors": anchors(row["anchors"])})
 
 
 def delivery(row: Mapping[str, Any]) -> model.Delivery:

@@ -45,10 +45,9 @@ def _active(table: Any, *key: str) -> sql.Statement:
 
 _SESSION_ACTIVE = _active(tables.sessions, "task_id")
 _RECORDING_ACTIVE = _active(tables.recordings, "id", "epoch")
-_FIELDS = ("epoch", "node", "first_packet_ms", "last_packet_ms", "media_ms", "registered_ms", "reason", "anchors")
 _PROGRESS = tuple(sorted(f.name for f in dataclasses.fields(capture_progress.CaptureProgress)))
 _OF_RECORDING = (
-    select(*(tables.segments.c[name] for name in _FIELDS))
+    select(*(tables.segments.c[name] for name in rows.SEGMENT_FIELDS))
     .where(statements.matching(tables.segments, "recording_id"))
     .order_by(tables.segments.c.epoch)
 )
@@ -106,4 +105,4 @@ class Segments:
         """The segments of a recording in the order of their epochs."""
         async with self._database.read() as connection:
             found = (await connection.execute(_OF_RECORDING, {"at_recording_id": recording.text})).mappings().all()
-        return [segments.Segment(**{**row, "anchors": rows.anchors(row["anchors"])}) for row in found]
+        return [rows.segment(row) for row in map(dict, found)]

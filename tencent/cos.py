@@ -7,13 +7,17 @@ retries are off, because this module decides how often and how long to retry. CO
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import fastcrc
 import structlog
 
-from machine import metrics, start_warnings, uploaded_object
+from machine import errors, metrics, start_warnings, uploaded_object
+from machine.reasons import Reason
 from tencent import cos_requests, cos_target, cos_upload, file_parts, live_upload, request_threads
 from tencent import credentials as credentials_module
 
@@ -90,6 +94,17 @@ class CosUploader:
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
         job = cos_upload.Upload(self._ask, self._read, client, path, target, save, verified)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
+
+    async def put(self, data: bytes, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> None:
+        """Write a small object, in the place of an older one, and compare it by its CRC-64. Raises errors.UploadFailed."""
+        client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode("ascii")
+        try:
+            told = await self._ask(lambda: client.put(data, md5))
+        except cos_requests.RequestFailed as failed:
+            raise failed.as_upload_failed("writing an object") from failed
+        if told not in ("", str(fastcrc.crc64.xz(data))):
+            raise errors.UploadFailed("COS has other bytes than were sent.", reason=Reason.MISMATCH, retry=True)
 
     def live(self, path: Path) -> live_upload.LiveUpload:
         """An upload of the file at `path`, which still grows and may not exist yet; its parts are no longer than in `upload`."""

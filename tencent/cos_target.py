@@ -102,6 +102,13 @@ def object_key(path: str, task_id: str, speaker: str, n: int, mode: str) -> str:
     return key
 
 
+def manifest_key(path: str, task_id: str) -> str:
+    """`{Path without outer "/"}/{TaskId}/manifest.json`. Raises errors.InvalidParameter (CosConfig.Path)."""
+    key = f"{path.strip('/')}/{task_id}/manifest.json".lstrip("/")
+    check_key(key)
+    return key
+
+
 def safe_speaker(speaker: str) -> str:
     """The speaker's id as part of a name: unchanged if it has only `[A-Za-z0-9_-]` and does not begin with `b64-`, else `b64-` +
     base64url of its UTF-8 without padding, so that no two ids share a name."""
@@ -113,7 +120,8 @@ def safe_speaker(speaker: str) -> str:
 
 def content_type(key: str) -> str:
     """The object's Content-Type for browsers and players."""
-    return {"mp3": "audio/mpeg", "mp4": "video/mp4"}.get(key.rpartition(".")[2], "application/octet-stream")
+    types = {"mp3": "audio/mpeg", "mp4": "video/mp4", "json": "application/json"}
+    return types.get(key.rpartition(".")[2], "application/octet-stream")
 
 
 def content_disposition(key: str) -> str:

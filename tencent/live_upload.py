@@ -14,11 +14,12 @@ import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
 
-from machine import metrics
+from machine import failpoints, metrics
 from tencent import cos_requests, cos_upload, file_parts
 
 log = structlog.get_logger()
@@ -96,14 +97,29 @@ class LiveUpload:
 
     async def _send(self, client: cos_requests.Client, data: bytes) -> None:
         if not self.state.upload_id:
+            await self._clear(client)
+            failpoints.hit("upload.create.before")
             self.state = replace(self.state, upload_id=await self._ask(client.create))
+            failpoints.hit("upload.create.after")
         number, upload_id = self._number, self.state.upload_id
+        failpoints.hit("upload.part.before")
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         etag = await self._ask(lambda: client.put_part(upload_id, number, data, base64.b64encode(digest).decode("ascii")))
         metrics.UPLOAD_BYTES.inc(len(data))
+        failpoints.hit("upload.part.after")
         part = cos_requests.Part(number=number, size=len(data), etag=etag)
         self.state = replace(self.state, parts=(*self.state.parts, part))
         self._offset += len(data)
+
+    async def _clear(self, client: cos_requests.Client) -> None:
+        """Abort the uploads under this key: only its one capture uploads to it, so they are of processes that died."""
+        try:
+            for upload_id in await self._ask(client.list_uploads):
+                log.info("upload.leftover")
+                await self._ask(partial(client.abort, upload_id))
+        except cos_requests.RequestFailed as failed:
+            # Cleanup never fails an upload.
+            log.info("upload.leftovers_unknown", code=failed.code)
 
     async def _abort(self, client: cos_requests.Client) -> None:
         upload_id = self.state.upload_id

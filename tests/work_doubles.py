@@ -71,6 +71,7 @@ class RecordedWork:
     removed: list[str] = field(default_factory=list)
     fetched: list[tuple[int, str]] = field(default_factory=list)
     joined: list[list[int]] = field(default_factory=list)
+    manifests: list[due_work.ManifestAssignment] = field(default_factory=list)
     stuck: int = 0
     spool_problem: str = ""
 
@@ -102,6 +103,11 @@ class RecordedWork:
 
     async def deliver(self, delivery: model.Delivery) -> None:
         return None
+
+    async def write_manifest(self, manifest: due_work.ManifestAssignment) -> None:
+        if self.failure:
+            raise self.failure
+        self.manifests.append(manifest)
 
     async def remove(self, recording_id: str, until_epoch: int) -> int:
         if self.stuck:

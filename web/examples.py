@@ -171,6 +171,7 @@ SESSION: Json = {
             "Answer": "It accepted the result.",
         }
     ],
+    "Manifest": None,
     "Timeline": [
         _line(TIMES[0], "", "start", "", "Open", "mode 02"),
         _line(TIMES[2], "alice/1", "upload-failed", "Uploading", "Failed", _REFUSED),

@@ -64,6 +64,14 @@ def for_failed_delivery(task_id: str) -> str:
     )
 
 
+def for_failed_manifest(task_id: str) -> str:
+    """For a manifest that was given up."""
+    return (
+        f"When the cause is fixed, `recorder resend {task_id}` writes it again, with the node's own credentials if those of the"
+        f" session were wiped; `recorder show {task_id} --json` has the result and the segments."
+    )
+
+
 def for_refused_delivery(task_id: str) -> str:
     """For a result that is refused and retried."""
     return f"It is retried automatically. Fix the receiver; until then `recorder show {task_id} --json` has the result."

@@ -172,6 +172,17 @@ class CallbackBody(models.Body):
     Answer: str = pydantic.Field(description="The answer of the receiver, in words.")
 
 
+class ManifestBody(models.Body):
+    """The newest manifest of a session, manifest.json beside its files."""
+
+    Revision: models.Count = pydantic.Field(description="Revision of the result in it.")
+    State: DeliveryState
+    Detail: str = pydantic.Field(description="Why the last attempt failed.")
+    Attempts: models.Count
+    LastTime: models.Time = pydantic.Field(description='When the last attempt ended; "" before the first.')
+    NextTime: models.Time = pydantic.Field(description='When it is tried again; "" if no retry waits.')
+
+
 class TimelineLineBody(models.Body):
     """One event and its effect. Repeats without a change of state in between are one line."""
 
@@ -210,6 +221,7 @@ class SessionBody(SessionHead, models.AnswerBody):
     Recordings: list[RecordingBody]
     RecordingsNext: str = pydantic.Field(description='The `recordings` of the next page; "" on the last page.')
     Callbacks: list[CallbackBody]
+    Manifest: ManifestBody | None = pydantic.Field(description="null if the session has none.")
     Timeline: list[TimelineLineBody] = pydantic.Field(description="The newest lines, oldest first.")
     TimelineNext: str = pydantic.Field(description='The `timeline` of the page with older lines; "" if there are none.')
     Results: list[Annotated[dict[str, Any], models.event_schema("session-finished")]] = pydantic.Field(

@@ -184,7 +184,8 @@ async def read(
     if session is None:
         raise _not_found(task_id)
     (snapshot,) = await stuck_sessions.snapshots(api, [session], await watch.alive())
-    pages = await _pages(api, task_id, query, [d.key for d in snapshot.parts.deliveries], recordings)
+    deliveries = [d.key for d in (*snapshot.parts.deliveries, *snapshot.parts.manifests)]
+    pages = await _pages(api, task_id, query, deliveries, recordings)
     return snapshot, pages
 
 

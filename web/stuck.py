@@ -69,9 +69,9 @@ def _of_recordings(snapshot: Snapshot) -> Iterator[StuckFinding]:
 
 
 def _of_deliveries(snapshot: Snapshot) -> Iterator[StuckFinding]:
-    """Only for the newest revision, which contains all older ones."""
-    for value in snapshot.parts.deliveries[-1:]:
-        yield from _matches(snapshot, DELIVERY_RULES, value, f"#{value.revision}")
+    """Only for the newest revision, which contains all older ones, and for its manifest."""
+    for value in (*snapshot.parts.deliveries[-1:], *snapshot.parts.manifests):
+        yield from _matches(snapshot, DELIVERY_RULES, value, f"#{snapshot.session.revision}")
 
 
 def _matches(snapshot: Snapshot, rules: tuple[StuckRule, ...], value: Any, of: str) -> Iterator[StuckFinding]:
@@ -153,14 +153,25 @@ def _lease_over(snapshot: Snapshot, value: model.Recording | model.Delivery) -> 
 
 # --- the deliveries of its results ----------------------------------------------------------------------------------------
 def _not_delivered(snapshot: Snapshot, value: model.Delivery) -> str:
-    finished_ms = snapshot.session.finished_ms or snapshot.now_ms
-    if value.state != delivery.FAILED or snapshot.now_ms - finished_ms > snapshot.policy.keep_failed_ms:
+    if value.is_manifest or not _given_up(snapshot, value):
         return ""
     return f"The receiver did not accept the result, and it is not sent again. {value.detail}".strip()
 
 
+def _given_up(snapshot: Snapshot, value: model.Delivery) -> bool:
+    finished_ms = snapshot.session.finished_ms or snapshot.now_ms
+    return value.state == delivery.FAILED and snapshot.now_ms - finished_ms <= snapshot.policy.keep_failed_ms
+
+
+def _no_manifest(snapshot: Snapshot, value: model.Delivery) -> str:
+    retried = value.state == delivery.PENDING and value.failures >= MANY_FAILURES
+    if not value.is_manifest or not (retried or _given_up(snapshot, value)):
+        return ""
+    return f"The manifest was not written{', and is tried again' if retried else ' and is given up'}. {value.detail}".strip()
+
+
 def _refused_often(_: Snapshot, value: model.Delivery) -> str:
-    if value.state != delivery.PENDING or value.failures < MANY_FAILURES:
+    if value.is_manifest or value.state != delivery.PENDING or value.failures < MANY_FAILURES:
         return ""
     return f"The receiver refused the result {value.failures} times. {value.detail}".strip()
 
@@ -218,6 +229,12 @@ RECORDING_RULES = (
     ),
 )
 DELIVERY_RULES = (
+    StuckRule(
+        name="no-manifest",
+        meaning=f"The newest manifest failed {MANY_FAILURES} or more times, or is given up (listed until KEEP_FAILED ends).",
+        why=_no_manifest,
+        next=lambda snapshot, _: next_steps.for_failed_manifest(snapshot.session.task_id),
+    ),
     StuckRule(
         name="not-delivered",
         meaning="The callback URL did not accept the newest result, and it is not retried (listed until KEEP_FAILED ends).",

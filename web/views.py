@@ -61,6 +61,7 @@ def details(snapshot: stuck.Snapshot, pages: SessionPages, progress: Mapping[job
         "Recordings": [recording(session, r, by_recording[r.key], progress.get(r.key, 0)) for r in pages.recordings],
         "RecordingsNext": pages.recordings_next,
         "Callbacks": [_delivery(d, pages.next_tries.get(d.key.text)) for d in snapshot.parts.deliveries],
+        "Manifest": next((_manifest(m, pages.next_tries.get(m.key.text)) for m in snapshot.parts.manifests), None),
         "Timeline": timeline(pages.timeline),
         "TimelineNext": pages.timeline_next,
         "Results": list(pages.results),
@@ -200,6 +201,18 @@ def _delivery(value: model.Delivery, next_ms: int | None) -> Json:
         "LastTime": _iso(value.tried_ms),
         "NextTime": _iso(next_ms),
         "Answer": _answer(value),
+    }
+
+
+def _manifest(value: model.Delivery, next_ms: int | None) -> Json:
+    """The newest manifest. `next_ms` is the time of its next attempt."""
+    return {
+        "Revision": value.revision - model.MANIFESTS_FROM,
+        "State": value.state,
+        "Detail": value.detail,
+        "Attempts": max(value.posts, value.failures),
+        "LastTime": _iso(value.tried_ms),
+        "NextTime": _iso(next_ms),
     }
 
 

@@ -5,7 +5,7 @@ The contract of a job (precondition · effect · outcome):
 1. capture     job queued · lease, segment registered, ffmpeg · capture-started, ffmpeg-exit
 2. transcode   job queued · lease, partial file, verified, renamed · ffmpeg-exit
 3. upload      job queued · lease, upload resumed or begun, compared · upload-finished or upload-failed
-4. delivery    job queued · lease, one POST · callback-finished or callback-failed
+4. delivery    job queued · lease, one POST (a manifest: one PUT) · callback-finished or callback-failed
 """
 
 from __future__ import annotations
@@ -199,12 +199,23 @@ class Execution:
             detail = "The receiver did not answer several times in a row. It is tried again after a pause."
             raise errors.DeliveryFailed(detail, reason=Reason.NETWORK, retry=True)
         try:
-            await self._work.deliver(delivery)
+            if delivery.is_manifest:
+                await self._write_manifest(job)
+            else:
+                await self._work.deliver(delivery)
             turn.answered = True
         except errors.DeliveryFailed as error:
             if error.tried and error.reason not in (Reason.BAD_URL, Reason.PRIVATE_ADDRESS):
                 turn.answered = error.reason not in (Reason.TIMEOUT, Reason.NETWORK)
             raise
+
+    async def _write_manifest(self, job: leased_job.DeliveryJob) -> None:
+        manifest = await self._store.assignments.manifest(job.owner)
+        if manifest is None:
+            raise errors.NotFound(f"There is no result for {job.owner}.")
+        failpoints.hit("manifest.put.before")
+        await self._work.write_manifest(manifest)
+        failpoints.hit("manifest.put.after")
 
     async def _assignment(self, job: leased_job.RecordingJob) -> due_work.Assignment:
         found = await self._store.assignments.recording(job.owner)

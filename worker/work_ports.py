@@ -57,6 +57,10 @@ class Work(Protocol):
         """Post a result to the callback URL. Raises DeliveryFailed."""
         ...
 
+    async def write_manifest(self, manifest: due_work.ManifestAssignment) -> None:
+        """Write a manifest to the bucket. Raises DeliveryFailed."""
+        ...
+
     async def probe_spool(self) -> str:
         """Why the spool cannot be written and read now, within moments; "" if it can."""
         ...

@@ -19,6 +19,7 @@ from tests.chaos import open_captures
 from tests.e2e import session_audit
 
 Row = Mapping[str, Any]
+MANIFEST = "manifest.json"
 QUERIES = {
     "sessions": "SELECT task_id, state, revision FROM sessions",
     "recordings": "SELECT id, task_id, speaker, state, code, detail, url, output FROM recordings WHERE NOT awaited",
@@ -41,6 +42,7 @@ class Scope:
     pids: this run's nodes
     living: processes that may still run
     heard: the file of a bus subscriber, None without a bus
+    manifests: every session was asked to write one
     strays: leftover captures that were found while the room was live
     """
 
@@ -54,6 +56,7 @@ class Scope:
     pids: list[int]
     living: list[int] = field(default_factory=list)
     heard: Path | None = None
+    manifests: bool = False
     strays: list[str] = field(default_factory=list)
 
 
@@ -105,7 +108,7 @@ def settled(database: str, tasks: Sequence[str]) -> str:
     waiting += [f"{row['kind']} of {row['owner']} is {row['state']}" for row in found["jobs"]]
     waiting += [f"{row['type']} is not sent" for row in found["messages"] if row["sent_ms"] is None]
     waiting += [
-        f"{row['task_id']}#{row['revision']} is {row['state']}" for row in found["deliveries"] if row["state"] == "Pending"
+        f"{row['task_id']}#{row['revision']} is {row['state']}" for row in found["deliveries"] if row["state"] == "pending"
     ]
     return "; ".join(waiting)
 
@@ -149,6 +152,8 @@ def _lost_results(scope: Scope, found: Mapping[str, Sequence[Row]], posts: Seque
             lost.append(f"{task} has no result")
         elif newest[task] not in bodies:
             lost.append(f"{task}: its newest result was not delivered")
+        elif scope.manifests and _manifest(scope, task) != newest[task]:
+            lost.append(f"{task}: its newest result is not in the manifest")
     announced = [json.loads(row["body"]).get("subject") for row in found["messages"] if row["type"] == "recording-done"]
     lost += [
         f"{row['id']} is Done and no message reports it"
@@ -157,6 +162,14 @@ def _lost_results(scope: Scope, found: Mapping[str, Sequence[Row]], posts: Seque
     ]
     lost += [f"message {row['seq']} {row['type']} was never sent" for row in found["messages"] if row["sent_ms"] is None]
     return lost + [f"message {row['seq']} {row['type']} is parked: {row['parked']}" for row in found["messages"] if row["parked"]]
+
+
+def _manifest(scope: Scope, task: str) -> dict[str, Any]:
+    """The result in a session's manifest; empty without one."""
+    path = scope.bucket / scope.prefix / task / MANIFEST
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found.pop("Recordings", None)
+    return found
 
 
 def _doubled_results(found: Mapping[str, Sequence[Row]], posts: Sequence[tuple[str, str]]) -> list[str]:
@@ -188,7 +201,7 @@ def _doubled_objects(scope: Scope, recordings: Sequence[Row]) -> list[str]:
     """Objects that belong to no recording, and keys that two recordings share."""
     keys = [_key(row) for row in recordings if row["url"]]
     there = [path.relative_to(scope.bucket).as_posix() for path in scope.bucket.glob(f"{scope.prefix}/**/*") if path.is_file()]
-    doubled = [f"{key} belongs to no recording" for key in there if key not in keys]
+    doubled = [f"{key} belongs to no recording" for key in there if key not in keys and not key.endswith(MANIFEST)]
     return doubled + [f"{key} belongs to {keys.count(key)} recordings" for key in set(keys) if keys.count(key) > 1]
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import service
+from media import ffmpeg_process
+from tests import quick_following
 from tests.chaos import open_captures
 
 
@@ -96,6 +98,9 @@ def main() -> None:
     plan = json.loads(Path(sys.argv.pop(1)).read_text(encoding="utf-8"))
     if plan["Skews"]:
         skew_clock(plan["Skews"])
+    if os.environ.get("FOLLOW") == "True":
+        quick_following.install()
+        ffmpeg_process.ENVIRONMENT["RUN"] = plan["Folder"]  # the audit knows the run's processes by it
     service.main(Harness(Path(plan["Folder"]), plan["Strikes"]))
 
 

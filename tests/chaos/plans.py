@@ -19,7 +19,7 @@ DISMISS, STOP, LEAVE = ENDINGS = ("dismiss", "stop", "leave")
 """The endings of a room: it is dismissed, the session is stopped, or the speakers leave and then it is dismissed."""
 
 HITS = {
-    "inbox": 14, "decision": 14, "bus": 10, "outbox": 14, "lease.take": 6, "lease.renew": 8, "callback": 1,
+    "inbox": 14, "decision": 14, "bus": 10, "outbox": 14, "lease.take": 6, "lease.renew": 8, "callback": 1, "manifest": 1,
 }  # fmt: skip
 """How often a room with two speakers reaches the failpoints of these names, at least; the others at least twice."""
 SKEWS_MS = (1_000, 1_500, 5_000, 61_000, 600_000, 3_600_000)
@@ -27,10 +27,12 @@ SKEWED = 0.5
 """The share of runs on many nodes in which clocks are off."""
 IN_CAPTURE = 0.4
 """The share of runs with one more kill in the middle of a capture, which measures the lost media."""
+FOLLOWED = 0.7
+"""The share of runs with native captures in which these are followed."""
 NODES = ("control", "worker1", "worker2")
 """The nodes of the distributed engine."""
 CONTROL_ONLY = ("inbox", "decision")
-WORKER_ONLY = ("lease", "capture", "segment", "transcode", "upload", "callback", "cleanup")
+WORKER_ONLY = ("lease", "capture", "segment", "transcode", "upload", "callback", "manifest", "cleanup")
 # Phases are far apart in the life of a recording, so the strikes of one run do not prevent each other.
 PHASES = (
     ("inbox", "decision", "lease.take"),
@@ -40,7 +42,7 @@ PHASES = (
     ("transcode",),
     ("upload.create", "upload.part", "upload.complete"),
     ("upload.head", "upload.done"),
-    ("callback", "cleanup"),
+    ("callback", "cleanup", "manifest"),
 )
 
 
@@ -64,7 +66,7 @@ class Strike:
 class Plan:
     """One run. `away_s`: how long a killed worker stays away where others can take over; `shared`: one spool for all workers;
     `part`: not 0 for a plan of `grouped`; `skews`: node → (s after its start, ms that its clock is ahead from then on);
-    `capture`: the setting CAPTURE of all nodes."""
+    `capture`: the setting CAPTURE of all nodes; `follow`: the setting FOLLOW, within seconds."""
 
     engine: str
     seed: int
@@ -75,6 +77,7 @@ class Plan:
     part: int = 0
     skews: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
     capture: str = NATIVE
+    follow: bool = False
 
     @property
     def repeat(self) -> str:
@@ -103,7 +106,7 @@ def make(engine: str, seed: int) -> Plan:
         strikes = (replace(strikes[0], hit=1), *strikes[1:])
     if chance.random() < IN_CAPTURE:
         strikes = (*strikes, Strike(point="lease.renew.after", hit=chance.randint(2, 8), act=KILL))
-    return Plan(
+    made = Plan(
         engine=engine,
         seed=seed,
         strikes=strikes,
@@ -113,6 +116,12 @@ def make(engine: str, seed: int) -> Plan:
         skews=_skews(chance) if engine == DISTRIBUTED and chance.random() < SKEWED else {},
         capture=chance.choice(CAPTURES),
     )
+    return replace(made, follow=chance.random() < FOLLOWED and may_follow(made))
+
+
+def may_follow(plan: Plan) -> bool:
+    """Whether a plan is as good with FOLLOW: ffmpeg's segments cannot be followed, and a follower's transcode is not struck."""
+    return plan.capture == NATIVE and not any(strike.point.startswith("transcode") for strike in plan.strikes)
 
 
 def _skews(chance: random.Random) -> dict[str, list[tuple[float, int]]]:
@@ -140,7 +149,8 @@ def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
         strikes = tuple(Strike(point=name, hit=1, act=_act(chance, freezes=1)) for name in struck)
         capture = CAPTURES[(seed + place) % len(CAPTURES)]
         ending = _ending(strikes, DISMISS)
-        made.append(Plan(engine=engine, seed=seed, strikes=strikes, ending=ending, part=part, capture=capture))
+        plan = Plan(engine=engine, seed=seed, strikes=strikes, ending=ending, part=part, capture=capture)
+        made.append(replace(plan, follow=may_follow(plan)))
     return made
 
 

@@ -117,7 +117,7 @@ def failure(outcome: worlds.Outcome) -> str:
 
 def _failure(outcome: worlds.Outcome) -> dict[str, Any]:
     faults = {name: each for name, each in outcome.faults.items() if each}
-    plan = {"repeat": outcome.plan.repeat, "capture": outcome.plan.capture}
+    plan = {"repeat": outcome.plan.repeat, "capture": outcome.plan.capture, "follow": outcome.plan.follow}
     return plan | {"strikes": outcome.struck, "faults": faults, "folder": str(outcome.folder)}
 
 

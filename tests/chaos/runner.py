@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from simulator import callbacks, server
+from simulator.cos import uploads
+from tests import quick_following
 from tests.chaos import fork_server, plans, worlds
 
 AT_ONCE_PER_CORE = 3
@@ -26,8 +28,10 @@ Done = Callable[[worlds.Outcome], None]
 
 @asynccontextmanager
 async def tencent(folder: Path, content: Path) -> AsyncIterator[server.Simulator]:
-    """The simulator of all runs. It repeats callbacks every second, so that a run need not wait for Tencent's ten."""
+    """The simulator of all runs. It repeats callbacks every second, so that a run need not wait for Tencent's ten, and takes the
+    small parts of quick following."""
     rule = callbacks.RetryRule(pause_s=1.0)
+    uploads.MIN_PART_BYTES = quick_following.PART_BYTES
     simulator = server.Simulator(
         folder=folder,
         content_folder=content,

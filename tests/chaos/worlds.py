@@ -147,7 +147,7 @@ class Run:
     # --- the world --------------------------------------------------------------------------------------------------------
     async def _start_nodes(self) -> None:
         simulator = self.simulator
-        environment = SETTINGS | self.backend.settings | {"CAPTURE": self.plan.capture}
+        environment = SETTINGS | self.backend.settings | {"CAPTURE": self.plan.capture, "FOLLOW": str(self.plan.follow)}
         environment |= {"PULL_ADDRESS": simulator.pull_template, "COS_ENDPOINT": simulator.url}
         environment |= {"TRTC_CALLBACK_KEYS": json.dumps({str(self.app): CALLBACK_KEY})}
         if self.plan.engine == plans.EMBEDDED:
@@ -284,6 +284,7 @@ class Run:
             "UserId": "recorder",
             "UserSig": "any",
             "Mode": "02",
+            "Manifest": True,
             "CosConfig": {"Region": REGION, "Bucket": BUCKET, "Path": self.prefix} | keys,
             "Callback": self.simulator.receiver_url(self.prefix),
         }
@@ -323,6 +324,7 @@ class Run:
             folder=str(self.folder),
             pids=[pid for node in self.nodes.values() for pid in node.pids],
             heard=self._subscriber.path if self._subscriber else None,
+            manifests=True,
             strays=self._strays,
         )
         path = self.folder / "scope.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from simulator.cos import faults
 from tests import content, waiting
 from tests.e2e import scenes
-from tests.e2e.conftest import APP, World, live_for
+from tests.e2e.conftest import APP, BUCKET, World, live_for
 from tests.e2e.test_rooms_and_modes import check_audit
 
 SPOOL_KIB = 4096
@@ -40,9 +41,9 @@ def failing_transcoder(folder: Path) -> str:
     return str(script)
 
 
-async def record(world: World, name: int | str, *strikes: faults.Fault, mode: str = "00") -> str:
+async def record(world: World, name: int | str, *strikes: faults.Fault, mode: str = "00", **more: Any) -> str:
     """Record one room with one speaker for some seconds, with faults of its own in COS; returns the TaskId."""
-    started = await world.service.post("/sessions", world.request(name, Mode=mode))
+    started = await world.service.post("/sessions", world.request(name, Mode=mode, **more))
     task_id: str = started["TaskId"]
     if mine := [dataclasses.replace(strike, key=f"*{task_id}*", times=0) for strike in strikes]:
         world.simulator.cos.faults.set(*world.simulator.cos.faults.rules, *mine)
@@ -73,6 +74,21 @@ async def result(world: World, name: int | str, revision: int, timeout_s: float 
     body = await waiting.until(came, timeout_s, f"revision {revision} of {name!r}; see {world.service.log}")
     (entry,) = body["Files"]
     return entry
+
+
+async def check_manifest(world: World, task_id: str, entry: Any, revision: int) -> None:
+    """Wait until the manifest has this revision, whose only file is `entry`."""
+    path = world.simulator.folder / "cos" / BUCKET / "lessons" / task_id / "manifest.json"
+
+    def written() -> Any:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found if found.get("Revision") == revision else None
+
+    found = await waiting.until(written, 15, f"the manifest of revision {revision}")
+    assert found["Files"] == [entry]
+    (recording,) = found["Recordings"]
+    assert recording["RecordFile"] == entry["RecordFile"]
+    assert len(recording["Segments"]) >= 1
 
 
 def segments(world: World, task_id: str) -> list[Path]:
@@ -135,12 +151,17 @@ async def wrong_credentials(world: World) -> str:
 
 
 async def upload_pending(world: World) -> str:
-    """While COS is unavailable the result goes out as UploadPending after RESULT_WAIT; the end of the upload is Revision 2."""
-    task_id = await record(world, 6004, faults.Fault(action=faults.STATUS, operation="initiate"), mode="02")
+    """While COS is unavailable the result goes out as UploadPending after RESULT_WAIT; the end of the upload is Revision 2. The
+    manifest has each of them in turn, with the segments."""
+    broken = faults.Fault(action=faults.STATUS, operation="initiate")
+    task_id = await record(world, 6004, broken, mode="02", Manifest=True)
     entry = await result(world, 6004, 1)
     assert (entry["Status"], entry["Message"], entry["Code"]) == (0, "写cos失败", "UploadPending")
+    await check_manifest(world, task_id, entry, 1)
     heal(world, task_id)
-    assert (await result(world, 6004, 2))["Code"] in scenes.DONE
+    entry = await result(world, 6004, 2)
+    assert entry["Code"] in scenes.DONE
+    await check_manifest(world, task_id, entry, 2)
     return task_id
 
 

@@ -86,10 +86,10 @@ async def test_parts_leave_while_the_file_grows(growing: Growing, server: script
     assert server.operations == []
     await growing.grow(MIB)
     await growing.grow(2 * MIB)
-    assert server.operations == ["create", "part", "part", "part"]
+    assert server.operations == ["begun", "create", "part", "part", "part"]
     await growing.finish()
     assert server.objects[scripted_cos.KEY] == growing.data
-    assert server.operations[4:] == ["parts", "part", "part", "complete", "head"]
+    assert server.operations[5:] == ["parts", "part", "part", "complete", "head"]
     assert scrapes.grown(before)["recorder_upload_bytes_total"] == len(growing.data)
 
 
@@ -99,10 +99,27 @@ async def test_a_file_that_begins_again(growing: Growing, server: scripted_cos.C
     growing.path.unlink()
     growing.data = b""
     await growing.grow(3 * MIB + 5)
-    assert server.operations == ["create", "part", "part", "abort", "create", "part", "part"]
+    assert server.operations == ["begun", "create", "part", "part", "abort", "begun", "create", "part", "part"]
     await growing.finish()
     assert server.objects[scripted_cos.KEY] == growing.data
     assert server.uploads == {}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_the_upload_of_a_process_that_died(
+    growing: Growing, server: scripted_cos.Cos, uploader: cos.CosUploader, listed: bool
+) -> None:
+    """The next process aborts it before it begins its own, or leaves it if the key may not list uploads."""
+    await growing.grow(3 * MIB)
+    (left,) = server.uploads
+    await growing.live.close()
+    growing.live = uploader.live(growing.path)
+    server.script["begun"] = [] if listed else [scripted_cos.refuse(403, "AccessDenied")]
+    await growing.look()
+    assert (left in server.uploads) == (not listed)
+    await growing.finish()
+    assert server.objects[scripted_cos.KEY] == growing.data
+    assert server.uploads.keys() == (set() if listed else {left})
 
 
 async def test_cos_is_away_for_a_while(growing: Growing, server: scripted_cos.Cos) -> None:

@@ -86,6 +86,10 @@ class Assignments(dictionary_connections.Concern):
         found = self._tables.callbacks.get(str(key))
         return model.changed(found, url=self._tables.callback_urls.get(found.task_id, "")) if found is not None else None
 
+    async def manifest(self, key: job_key.DeliveryKey) -> due_work.ManifestAssignment | None:
+        """The assignment of a manifest's job; the simulated nodes need none."""
+        raise AssertionError(f"nobody asks for {key}")
+
     async def receiver(self, key: job_key.DeliveryKey) -> str:
         """The host and port of a delivery's URL; "" if there is no such delivery."""
         found = self._tables.callbacks.get(str(key))

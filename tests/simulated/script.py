@@ -53,6 +53,7 @@ class Script:
     subscribe: tuple[str, ...] = ()
     unsubscribe: tuple[str, ...] = ()
     callback: str = ""
+    manifest: bool = False
     ends_by: str = "stop"
     end_ms: int = 0
     bad: dict[str, bool] = field(default_factory=dict)
@@ -76,7 +77,8 @@ class Script:
             "Mode": self.mode,
         }
         lists = {"SubscribeUserIds": list(self.subscribe), "UnSubscribeUserIds": list(self.unsubscribe)}
-        return body | {name: ids for name, ids in lists.items() if ids} | ({"Callback": self.callback} if self.callback else {})
+        more = {"Callback": self.callback} if self.callback else {}
+        return body | {name: ids for name, ids in lists.items() if ids} | more | ({"Manifest": True} if self.manifest else {})
 
     def records(self, speaker: str) -> bool:
         """Whether the session takes this speaker."""
@@ -100,6 +102,7 @@ def write(seed: int, *, roomy: bool) -> Script:
         made.unsubscribe = ("bo",)
     made.callback = "https://example.com/done" if chance.random() < 0.4 else ""
     made.bad = {speaker: chance.random() < 0.5 for speaker in made.speakers if chance.random() < 0.06}
+    made.manifest = random.Random(f"manifest {seed}").random() < 0.3
     made.acts.append(Act(START_MS, "start"))
     stays = [_stays(chance, made) for _ in made.speakers]
     _end(chance, made, stays, [of for speaker, of in zip(made.speakers, stays, strict=True) if made.records(speaker)])

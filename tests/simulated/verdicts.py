@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from machine import model
 from tests import engines, state_chart
 from tests.simulated import nodes, script
 from tests.simulated.world import World
@@ -133,8 +134,14 @@ def _results(world: World) -> None:
 def _callbacks(world: World) -> None:
     tables = world.store.tables
     asked = {s.task_id for s in tables.sessions.values() if s.request.callback}
-    assert {(c.task_id, c.revision) for c in tables.callbacks.values()} == {key for key in tables.results if key[0] in asked}
-    for callback in tables.callbacks.values():
+    manifests = [c for c in tables.callbacks.values() if c.is_manifest]
+    callbacks = [c for c in tables.callbacks.values() if not c.is_manifest]
+    assert {(c.task_id, c.revision) for c in callbacks} == {key for key in tables.results if key[0] in asked}
+    assert {c.task_id for c in manifests} == {s.task_id for s in tables.sessions.values() if s.request.manifest}
+    for manifest in manifests:
+        last = manifest.revision == model.MANIFESTS_FROM + tables.sessions[manifest.task_id].revision
+        assert manifest.state in (("delivered",) if last else ("delivered", "cancelled")), f"{manifest.key} is {manifest.state}"
+    for callback in callbacks:
         last = tables.sessions[callback.task_id].revision == callback.revision
         assert callback.state == "delivered" or not last, f"{callback.key} is {callback.state}, although the receiver answers"
         assert world.received.get(callback.key, {callback.body}) == {callback.body}, "two bodies under one id"

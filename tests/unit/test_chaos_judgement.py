@@ -43,6 +43,7 @@ class Remains:
         output = json.dumps({"SizeBytes": len(CONTENT), "Crc64": str(session_audit.crc64(CONTENT)), "DurationMs": 5})
         done = json.dumps({"id": "d1", "type": "recording-done", "subject": "T/al/1", "data": {"Attempt": 1}})
         self.put("run/T/al_1.mp4", CONTENT)
+        self.put("run/T/manifest.json", json.dumps(BODY | {"Recordings": []}).encode())
         self.say(TABLES)
         self.say("INSERT INTO sessions VALUES ('T', 'Finished', 1)")
         self.say(
@@ -74,6 +75,7 @@ class Remains:
             pids=[],
             living=list(living),
             heard=self._written(),
+            manifests=True,
         )
 
     def audited(self, living: Sequence[int] = ()) -> dict[str, int]:
@@ -143,6 +145,14 @@ def test_a_fault_outside_of_the_database_is_seen(remains: Remains) -> None:
     with subprocess.Popen(["cat"], cwd=here, stdin=subprocess.PIPE):
         found = remains.audited()
     assert found == {"doubled_results": 1, "doubled_objects": 1, "leaked_uploads": 1, "orphan_processes": 1}
+
+
+def test_a_manifest_that_is_old_or_absent_is_seen(remains: Remains) -> None:
+    """The manifest holds the newest result."""
+    remains.put("run/T/manifest.json", json.dumps(BODY | {"Revision": 0, "Recordings": []}).encode())
+    assert remains.audited() == {"lost_results": 1}
+    (remains.bucket / "run/T/manifest.json").unlink()
+    assert remains.audited() == {"lost_results": 1}
 
 
 def test_what_a_node_that_goes_on_has_left_running_is_seen(remains: Remains) -> None:
@@ -252,6 +262,7 @@ def test_an_object_that_changed_after_its_delivery_is_seen(remains: Remains) -> 
     for wrong, faults in (({}, {}), ({"Size": 3}, {"lost_recordings": 1}), ({"Crc64": "9"}, {"lost_recordings": 1})):
         remains.posts = [("T.1", json.dumps(BODY | {"Files": [entry | wrong]}))]
         remains.say(f"UPDATE results SET body = '{remains.posts[0][1]}'")
+        remains.put("run/T/manifest.json", remains.posts[0][1].encode())
         assert remains.audited() == faults
 
 

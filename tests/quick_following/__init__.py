@@ -1,0 +1,50 @@
+"""Following within seconds: packets are joined some seconds after their arrival, and not minutes. So short streams cross the same
+code as recordings of hours.
+
+`shorten` changes this process, and `install` a service with its followers and live uploads. Followers are processes of their own:
+they import `sitecustomize.py` of this folder when they start.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from media import ffmpeg_process, follower_process, followers, following, track_clock
+
+FIGURES: dict[Any, dict[str, float]] = {
+    track_clock: {"ENVELOPE_MS": 2_000.0, "SETTLED_MS": 1_000, "_LOOK_MS": 1_500.0},
+    # A busy machine has more late packets in a second than a network in a minute.
+    following: {"LAG_MS": 4_500, "PLACE_EVERY_MS": 1_000, "MOST_RESTARTS": 1_000},
+    follower_process: {"LOOK_EVERY_S": 0.5},
+}
+"""What is shortened, by module; LAG_MS is longer than all that it depends on."""
+LOOK_EVERY_S = 0.5
+PART_BYTES = 32 * 1024
+PROGRAM = "from tests import quick_following; quick_following.install(); import service; service.main()"
+"""What a service process with quick following runs."""
+
+
+def shorten() -> None:
+    """Let this process follow within seconds."""
+    for module, figures in FIGURES.items():
+        for name, value in figures.items():
+            setattr(module, name, value)
+
+
+def install() -> None:
+    """Let this service follow every recording from its begin, and send small parts; its COS must take them."""
+    from assembly import live_uploads
+    from tencent import cos, file_parts
+
+    shorten()
+    ffmpeg_process.ENVIRONMENT["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    file_parts.MIN_PART_BYTES = PART_BYTES
+    _preset(followers, "Followers", after_s=0.0)
+    _preset(live_uploads, "LiveUploads", look_every_s=LOOK_EVERY_S)
+    _preset(cos, "CosUploader", first_part_bytes=PART_BYTES)
+
+
+def _preset(module: Any, name: str, **given: Any) -> None:
+    setattr(module, name, functools.partial(getattr(module, name), **given))
